@@ -1,0 +1,1 @@
+"""Where hours come from: EIA API v2, CAISO OASIS, EIA bulk files, behind one seam."""

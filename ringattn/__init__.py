@@ -1,0 +1,1 @@
+"""Ring attention for MLX: exact attention over a sequence that is spread across hosts."""

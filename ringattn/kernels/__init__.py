@@ -1,0 +1,1 @@
+"""Block-attention kernels behind one seam."""
