@@ -1,0 +1,49 @@
+"""Errors of ingest, drawn as a tree.
+
+IngestError
+├── UsageError            the request can't be right: unknown respondent, wrong period            (exit 2)
+├── AuthenticationError   the server refuses the key, and it is not a throttle                     (exit 4)
+├── Throttled             429, 403 suspension or HTML notice: wait, then ask again                 (never final)
+├── SourceError           the source's answer can't be used (5xx, truncated, short, wrong total)   (retried, then quarantine)
+├── StorageError          the disk refused: full, read-only                                        (exit 75, resumable)
+└── ProofError            what lies on disk is not what its manifest says
+"""
+
+from __future__ import annotations
+
+
+class IngestError(Exception):
+    """Base. The message names the subject, the cause and the next command; never a key."""
+
+
+class UsageError(IngestError):
+    pass
+
+
+class AuthenticationError(IngestError):
+    pass
+
+
+class Throttled(IngestError):
+    """The server asked for a pause. `kind`: "429", "403", "html"; `retry_after`: seconds, when the server said so."""
+
+    def __init__(self, message: str, kind: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.retry_after = retry_after
+
+
+class SourceError(IngestError):
+    """`kind` counts it in `ShardProof.faults`: "5xx", "reset", "timeout", "json", "html", "short", "repeated", "total", "zip"…"""
+
+    def __init__(self, message: str, kind: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class StorageError(IngestError):
+    pass
+
+
+class ProofError(IngestError):
+    pass
