@@ -1,0 +1,79 @@
+"""Workers on this host: started over loopback, watched, started again when one dies, ended with the coordinator."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+RESTARTS = 100  # a worker that dies more often than this is left dead: something is wrong that a restart does not mend
+BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@dataclass
+class LocalWorkers:
+    """`count` worker processes of this coordinator. Each holds a pipe to it, so none outlives it, not even a kill -9."""
+
+    endpoint: str
+    data_dir: Path
+    count: int
+    connections: int
+    key: Path | None = None
+    restarts: int = 0
+    _processes: list[subprocess.Popen[bytes] | None] = field(default_factory=list)
+
+    def start(self) -> None:
+        (self.data_dir / "logs").mkdir(parents=True, exist_ok=True)
+        self._processes = [self._spawn(index) for index in range(self.count)]
+
+    def _spawn(self, index: int) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "worker", "--coordinator", self.endpoint, "--data", str(self.data_dir)]
+        command += ["--connections", str(self.connections), "--stop-with-parent"]
+        if self.key is not None:
+            command += ["--key", str(self.key)]
+        with (self.data_dir / "logs" / f"worker-{index}.log").open("ab") as log:
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **dict.fromkeys(BLAS_THREADS, "1")},
+                start_new_session=True,  # Ctrl-C reaches the coordinator alone; it decides what the workers do
+            )
+
+    def supervise(self) -> list[str]:
+        """Start dead workers again; one line for each thing that happened. Call it a few times a second."""
+        said = []
+        for index, process in enumerate(self._processes):
+            if process is None or process.poll() is None:
+                continue
+            how = f"signal {-process.returncode}" if process.returncode < 0 else f"exit code {process.returncode}"
+            if self.restarts < RESTARTS:
+                self.restarts += 1
+                self._processes[index] = self._spawn(index)
+                said.append(f"worker {index} (pid {process.pid}) ended with {how}: started again")
+            else:
+                self._processes[index] = None
+                said.append(f"worker {index} ended with {how}; {RESTARTS} restarts are used up: see logs/worker-{index}.log")
+        return said
+
+    @property
+    def alive(self) -> int:
+        return sum(process is not None and process.poll() is None for process in self._processes)
+
+    def stop(self, patience: float = 5.0) -> None:
+        """End all: terminate, wait `patience` seconds in all, kill what is left."""
+        running = [process for process in self._processes if process is not None and process.poll() is None]
+        for process in running:
+            process.terminate()
+        deadline = time.monotonic() + patience
+        for process in running:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._processes = []

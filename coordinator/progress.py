@@ -1,0 +1,196 @@
+"""How a run is seen: a rich table on a terminal, plain lines elsewhere, JSON lines for machines. Narration goes to stderr.
+
+`View` is a pure summary of the server's snapshot; the three displays only format it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+PLAIN_EVERY_S = 2.0  # seconds between lines when there is no terminal
+
+
+@dataclass(frozen=True)
+class WorkerView:
+    """A line a worker."""
+
+    name: str
+    executing: tuple[str, ...]
+    rows: int
+    requests: int
+    megabytes: float
+    silent_s: float
+
+
+@dataclass(frozen=True)
+class View:
+    """What is shown: tasks by state, verified rows, requests against the budget, ETA, workers."""
+
+    total: int
+    done: int
+    leased: int
+    quarantined: int
+    rows: int
+    rows_per_s: float
+    requests: int
+    requests_per_s: float
+    ceiling: float | None  # requests per second that the source's policy allows; None = no limit
+    eta_s: float | None
+    elapsed_s: float
+    workers: tuple[WorkerView, ...] = field(default=())
+
+
+def view_of(snapshot: Mapping[str, Any], elapsed_s: float, already_done: int, ceiling: float | None) -> View:
+    """Server snapshot → view. Rows and requests are what workers of this run verified and sent; the ETA goes by tasks."""
+    states: Mapping[str, int] = snapshot["tasks"]
+    total = sum(states.values())
+    done = states.get("done", 0)
+    fresh = done - already_done
+    rows = sum(worker["rows"] for worker in snapshot["workers"]) + snapshot.get("departed_rows", 0)
+    requests = sum(worker["requests"] for worker in snapshot["workers"]) + snapshot.get("departed_requests", 0)
+    return View(
+        total=total,
+        done=done,
+        leased=states.get("leased", 0),
+        quarantined=states.get("quarantined", 0),
+        rows=rows,
+        rows_per_s=rows / elapsed_s if elapsed_s > 0 else 0.0,
+        requests=requests,
+        requests_per_s=requests / elapsed_s if elapsed_s > 0 else 0.0,
+        ceiling=ceiling,
+        eta_s=elapsed_s / fresh * (total - done) if fresh > 0 else None,
+        elapsed_s=elapsed_s,
+        workers=tuple(
+            WorkerView(
+                name=f"{worker['host']}:{worker['pid']}",
+                executing=tuple(worker["executing"]),
+                rows=worker["rows"],
+                requests=worker["requests"],
+                megabytes=worker["rss"] / 1e6,
+                silent_s=worker["silent_s"],
+            )
+            for worker in snapshot["workers"]
+        ),
+    )
+
+
+def clock(seconds: float | None) -> str:
+    """Seconds → `m:ss`, or `-:--` when unknown."""
+    return "-:--" if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def headline(view: View) -> str:
+    """One line that says it all, for logs and for the top of the table."""
+    budget = f" of {view.ceiling:g} allowed" if view.ceiling is not None else ""
+    parts = [
+        f"{view.done}/{view.total} tasks",
+        f"{view.rows:,} rows verified",
+        f"{view.rows_per_s:,.0f} rows/s",
+        f"{view.requests_per_s:.1f} requests/s{budget}",
+        f"elapsed {clock(view.elapsed_s)}",
+        f"ETA {clock(view.eta_s)}",
+    ]
+    if view.quarantined:
+        parts.insert(1, f"{view.quarantined} QUARANTINED")
+    return " · ".join(parts)
+
+
+class Display(Protocol):
+    """Where narration goes."""
+
+    def update(self, view: View) -> None: ...
+    def say(self, line: str) -> None: ...
+    def close(self) -> None: ...
+
+
+class TerminalDisplay:
+    """rich: a bar, the headline, a line a worker."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._live = Live(console=self._console, refresh_per_second=4, transient=True)
+        self._live.start()
+
+    def update(self, view: View) -> None:
+        table = Table(box=None, pad_edge=False, show_edge=False)
+        for title, justify in (("worker", "left"), ("doing", "left"), ("rows", "right"), ("requests", "right"), ("MB", "right")):
+            table.add_column(title, justify=justify, overflow="ellipsis", no_wrap=True)  # type: ignore[arg-type]
+        for worker in view.workers:
+            doing = ", ".join(worker.executing) or "idle"
+            if worker.silent_s > 5:
+                doing = f"silent for {worker.silent_s:.0f} s; {doing}"
+            table.add_row(worker.name, doing, f"{worker.rows:,}", f"{worker.requests:,}", f"{worker.megabytes:.0f}")
+        parts: list[RenderableType] = [ProgressBar(total=max(view.total, 1), completed=view.done), Text(headline(view)), table]
+        self._live.update(Group(*parts))
+
+    def say(self, line: str) -> None:
+        self._console.print(line, highlight=False, markup=False)
+
+    def close(self) -> None:
+        self._live.stop()
+
+
+class PlainDisplay:
+    """A line every few seconds, for logs and CI."""
+
+    def __init__(self, write: Callable[[str], None] | None = None) -> None:
+        self._write = write or (lambda line: print(line, file=sys.stderr, flush=True))
+        self._next = 0.0
+
+    def update(self, view: View) -> None:
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + PLAIN_EVERY_S
+            self._write(headline(view))
+
+    def say(self, line: str) -> None:
+        self._write(line)
+
+    def close(self) -> None:
+        pass
+
+
+class JsonDisplay(PlainDisplay):
+    """The same, as JSON lines on stderr."""
+
+    def update(self, view: View) -> None:
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + PLAIN_EVERY_S
+            self._write(json.dumps({"event": "progress", **asdict(view)}))
+
+    def say(self, line: str) -> None:
+        self._write(json.dumps({"event": "note", "text": line}))
+
+
+class QuietDisplay:
+    """Nothing but errors."""
+
+    def update(self, view: View) -> None:
+        pass
+
+    def say(self, line: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def choose_display(*, as_json: bool, quiet: bool) -> Display:
+    """JSON when asked for, nothing when quiet, a table on a terminal, plain lines otherwise."""
+    if quiet:
+        return QuietDisplay()
+    if as_json:
+        return JsonDisplay()
+    return TerminalDisplay() if sys.stderr.isatty() else PlainDisplay()
