@@ -6,10 +6,12 @@ import difflib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
+from ingest.catalog import REGION, RESPONDENTS
+from ingest.columns import hour_number, hour_text
 from ingest.errors import UsageError
-from ingest.shards import BuildJob, Piece, Shard, ShardProof, format_hour, parse_hour
+from ingest.shards import BuildJob, Piece, Shard, ShardProof
 
 DEFAULT_RESPONDENTS = ("PACW", "ERCO", "CAL", "TEX", "MISO")
 DEFAULT_YEARS = (2019, 2020, 2021, 2022, 2023, 2024, 2025)
@@ -20,7 +22,6 @@ ROUTES: dict[str, tuple[str, ...]] = {
 }
 # EIA's regions are sums over balancing authorities; the bulk files hold the latter alone.
 REGION_INSTEAD = {"CAL": "CISO", "TEX": "ERCO"}
-REGIONS = frozenset({"CAL", "CAR", "CENT", "FLA", "MIDA", "MIDW", "NE", "NW", "NY", "SE", "SW", "TEN", "TEX", "US48"})
 
 PAGE_ROWS = 5000  # EIA's limit for one JSON answer
 SERIES_EXPECTED = {
@@ -152,19 +153,10 @@ def plan_update(
         revisable = [(horizon - revise_days * 24, horizon)]
         needed = _merge([*missing, *_clip(asked, revisable), *_clip(_open_gaps(own), asked)], JOIN)
         for start, end in _cut(source, needed):
-            period = _text(start), _text(end - 1)
+            period = hour_text(start), hour_text(end - 1)
             generation = max((p.shard.generation + 1 for p in own if _meet(_span(p.shard), (start, end))), default=0)
             fresh.append(Shard(source, route, respondent, *period, generation))
     return tuple(dict.fromkeys(fresh))
-
-
-def hour_number(text: str) -> int:
-    """`YYYY-MM-DDTHH` → whole hours since 1970-01-01T00 UTC."""
-    return int(parse_hour(text).timestamp()) // 3600
-
-
-def _text(hour: int) -> str:
-    return format_hour(datetime.fromtimestamp(hour * 3600, UTC))
 
 
 def _span(shard: Shard) -> Span:
@@ -176,7 +168,7 @@ def _touched(shard: Shard) -> range:
     if shard.source != "bulk":
         return range(int(shard.start[:4]), int(shard.end[:4]) + 1)
     start, end = _span(shard)
-    return range(int(_text(start)[:4]), int(_text(end - 1 + BULK_SPILL)[:4]) + 1)
+    return range(int(hour_text(start)[:4]), int(hour_text(end - 1 + BULK_SPILL)[:4]) + 1)
 
 
 def _years(period: Period) -> list[tuple[str, str]]:
@@ -191,7 +183,7 @@ def _years(period: Period) -> list[tuple[str, str]]:
             raise UsageError(f"period {start} to {end} is not of the form YYYY-MM-DDTHH: {error}") from error
         if first > last:
             raise UsageError(f"period {start} to {end} ends before it starts: swap the two")
-        return [(_text(a), _text(b - 1)) for a, b in _cut("eia", [(first, last + 1)])]
+        return [(hour_text(a), hour_text(b - 1)) for a, b in _cut("eia", [(first, last + 1)])]
     return [(f"{year}-01-01T00", f"{year}-12-31T23") for year in sorted({int(year) for year in period})]
 
 
@@ -203,7 +195,7 @@ def _halves(start: str, end: str) -> list[tuple[str, str]]:
 
 
 def _check_bulk(codes: Sequence[str]) -> None:
-    if regions := [code for code in codes if code in REGIONS]:
+    if regions := [code for code in codes if RESPONDENTS[code].kind == REGION]:
         hints = "; ".join(
             f"for {code} ask for {REGION_INSTEAD.get(code, 'its balancing authorities')}" for code in regions
         )
@@ -270,7 +262,7 @@ def _cut(source: str, spans: Iterable[Span]) -> list[Span]:
     """Cut at the turns of the year; for bulk, widen to whole six-month files."""
     parts: list[Span] = []
     for first, last in spans:
-        for year in range(int(_text(first)[:4]), int(_text(last - 1)[:4]) + 1):
+        for year in range(int(hour_text(first)[:4]), int(hour_text(last - 1)[:4]) + 1):
             start, middle, end = (
                 hour_number(f"{text}T00") for text in (f"{year}-01-01", f"{year}-07-01", f"{year + 1}-01-01")
             )

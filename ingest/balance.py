@@ -1,0 +1,62 @@
+"""Does the grid add up: demand against generation less exports, and generation against its fuels, month by month. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+ROUNDING = 0.5  # MWh: every term is reported as a whole number
+SHARE = 0.01  # of the quantity checked
+
+
+@dataclass(frozen=True)
+class MonthBalance:
+    """One check over one month, MWh. An hour is checked where every term has a valid value."""
+
+    check: str  # "D-(NG-TI)" | "NG-fuels"
+    month: int  # 1…12
+    hours: int  # checked
+    over: int  # hours beyond tolerance: 0.5 MWh a term for rounding, and 1 % of the quantity
+    mean_abs: float
+    max_abs: float
+
+
+def balances(values: Mapping[str, Floats], months: NDArray[np.int8]) -> tuple[MonthBalance, ...]:
+    """Checks whose terms the respondent has, of the months with any checked hour.
+
+    `values`: variable → float64 `[hours]` MWh, NaN where masked; `months`: int8 `[hours]`, 1…12.
+    A fuel with no value at all in a month was not reported then and counts as nothing; otherwise an hour needs all fuels.
+    """
+    found: list[MonthBalance] = []
+    if {"D", "NG", "TI"} <= values.keys():
+        error = values["D"] - (values["NG"] - values["TI"])
+        found += _by_month("D-(NG-TI)", error, values["D"], np.full(13, 3 * ROUNDING), months)
+    fuels = [column for variable, column in values.items() if variable.startswith("NG.")]
+    if "NG" in values and fuels:
+        total = np.zeros_like(values["NG"])
+        terms = np.full(13, ROUNDING)
+        for column in fuels:
+            reported = np.bincount(months[~np.isnan(column)], minlength=13) > 0
+            terms += ROUNDING * reported
+            total += np.where(reported[months], column, 0.0)
+        found += _by_month("NG-fuels", values["NG"] - total, values["NG"], terms, months)
+    return tuple(found)
+
+
+def _by_month(check: str, error: Floats, size: Floats, floor: Floats, months: NDArray[np.int8]) -> list[MonthBalance]:
+    off = np.abs(error)
+    with np.errstate(invalid="ignore"):
+        over = off > np.maximum(floor[months], SHARE * np.abs(size))
+    rows = []
+    for month in range(1, 13):
+        checked = (months == month) & ~np.isnan(off)
+        if checked.any():
+            part = off[checked]
+            mean, largest = round(float(part.mean()), 3), float(part.max())
+            rows.append(MonthBalance(check, month, int(part.size), int(over[checked].sum()), mean, largest))
+    return rows
