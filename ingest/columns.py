@@ -1,0 +1,169 @@
+"""Rows as columns (hour, series, value): merge and sort, duplicates, gaps, and the digest that names equal data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ingest.shards import HOUR, Gap, format_hour, parse_hour
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+EVERYTHING = "*"  # variable of the gap that stands for a respondent of whom nothing came
+
+Series = tuple[str, str]  # (respondent, variable)
+
+
+def hour_number(period: str) -> int:
+    """`YYYY-MM-DDTHH` → hours since 1970-01-01T00 UTC."""
+    return (parse_hour(period) - EPOCH) // HOUR
+
+
+def hour_text(number: int) -> str:
+    """Hours since 1970-01-01T00 UTC → `YYYY-MM-DDTHH`."""
+    return format_hour(EPOCH + int(number) * HOUR)
+
+
+@lru_cache(maxsize=16)
+def hour_table(start: str, end: str) -> dict[str, int]:
+    """Every period of `start`…`end` (both inclusive) → its hour number: parsing a period is one look-up."""
+    first = hour_number(start)
+    return {hour_text(hour): hour for hour in range(first, hour_number(end) + 1)}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Rows in any order. `series[index[i]]` is row i's (respondent, variable); NaN in `value` is the source's null."""
+
+    series: tuple[Series, ...]
+    hour: npt.NDArray[np.int32]  # hours since 1970-01-01T00 UTC, hour-ending
+    index: npt.NDArray[np.int32]
+    value: npt.NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.hour)
+
+    def keys(self) -> npt.NDArray[np.int64]:
+        """One integer a row, equal where (hour, series) is equal, ordered by hour and then by series."""
+        return self.hour.astype(np.int64) * max(len(self.series), 1) + self.index
+
+    def null_keys(self) -> set[tuple[int, str, str]]:
+        """(hour, respondent, variable) of the null rows."""
+        rows = np.flatnonzero(np.isnan(self.value))
+        return {(int(self.hour[row]), *self.series[self.index[row]]) for row in rows}
+
+    def nulls(self) -> int:
+        return int(np.isnan(self.value).sum())
+
+
+EMPTY = Columns((), np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.float64))
+
+
+def has_duplicates(columns: Columns) -> bool:
+    """Whether any (hour, series) comes twice."""
+    if len(columns) < 2:
+        return False
+    keys = columns.keys()
+    return bool(np.bincount(keys - keys.min()).max() > 1)
+
+
+def merge(parts: Sequence[Columns]) -> tuple[Columns, npt.NDArray[np.int64]]:
+    """Parts → one canonical `Columns` (series sorted, rows sorted by hour, respondent, variable), and the part of each row."""
+    used = {
+        part.series[i] for part in parts for i in np.flatnonzero(np.bincount(part.index, minlength=len(part.series)))
+    }
+    series = tuple(sorted(used))
+    position = {one: i for i, one in enumerate(series)}
+    indexes = [np.array([position.get(one, -1) for one in part.series] or [0], np.int32)[part.index] for part in parts]
+    whole = Columns(
+        series,
+        np.concatenate([part.hour for part in parts] or [EMPTY.hour]),
+        np.concatenate(indexes or [EMPTY.index]),
+        np.concatenate([part.value for part in parts] or [EMPTY.value]),
+    )
+    owner = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    order = np.argsort(whole.keys(), kind="stable")
+    return Columns(series, whole.hour[order], whole.index[order], whole.value[order]), owner[order]
+
+
+def duplicate_owners(merged: Columns, owner: npt.NDArray[np.int64]) -> set[int]:
+    """Parts (as numbered by `merge`) that share a (hour, series) with another row."""
+    keys = merged.keys()
+    same = np.flatnonzero(keys[1:] == keys[:-1])
+    return {int(part) for part in np.concatenate([owner[same], owner[same + 1]])}
+
+
+def find_gaps(columns: Columns, spans: dict[str, tuple[int, int]]) -> tuple[Gap, ...]:
+    """Runs of hours that a series seen in `columns` does not have, by series, then time.
+
+    `spans`: respondent → first and last hour number (inclusive) that it should have; a respondent of whom nothing came
+    is one gap of the variable `EVERYTHING`.
+    """
+    gaps: list[Gap] = []
+    for respondent, (first, last) in sorted(spans.items()):
+        series = [i for i, (name, _) in enumerate(columns.series) if name == respondent]
+        if not series:
+            gaps.append(Gap(respondent, EVERYTHING, hour_text(first), hour_text(last), last - first + 1))
+        for i in series:
+            present = np.zeros(last - first + 3, np.int8)
+            present[[0, -1]] = 1  # sentinels, so that a gap at either end has two edges
+            present[columns.hour[columns.index == i] - first + 1] = 1
+            edges = np.diff(present)
+            for start, stop in zip(np.flatnonzero(edges == -1), np.flatnonzero(edges == 1), strict=True):
+                first_hour, last_hour = hour_text(first + int(start)), hour_text(first + int(stop) - 1)
+                gaps.append(Gap(respondent, columns.series[i][1], first_hour, last_hour, int(stop - start)))
+    return tuple(gaps)
+
+
+def digest(columns: Columns) -> str:
+    """sha256 of canonical rows (`merge`'s order): series names as JSON, then hours, indexes and values, little-endian.
+
+    Every null is the same NaN and every zero the same zero, so that equal digests mean equal data.
+    """
+    value = np.where(np.isnan(columns.value), np.nan, columns.value) + 0.0
+    hashed = hashlib.sha256(json.dumps(columns.series, separators=(",", ":")).encode() + b"\n")
+    hashed.update(columns.hour.astype("<i4").tobytes())
+    hashed.update(columns.index.astype("<i4").tobytes())
+    hashed.update(value.astype("<f8").tobytes())
+    return hashed.hexdigest()
+
+
+def to_table(columns: Columns) -> pa.Table:
+    """Canonical columns → hour int32, respondent and variable (dictionary of string), value float64 with nulls."""
+
+    def labels(names: list[str]) -> pa.DictionaryArray:
+        distinct = sorted(set(names))
+        lookup = np.array([distinct.index(name) for name in names] or [0], np.int32)
+        return pa.DictionaryArray.from_arrays(pa.array(lookup[columns.index]), pa.array(distinct, pa.string()))
+
+    return pa.table(
+        {
+            "hour": pa.array(columns.hour, pa.int32()),
+            "respondent": labels([respondent for respondent, _ in columns.series]),
+            "variable": labels([variable for _, variable in columns.series]),
+            "value": pa.array(columns.value, pa.float64(), from_pandas=True),
+        }
+    )
+
+
+def from_table(table: pa.Table) -> Columns:
+    """A piece's table → canonical columns."""
+    respondent = table.column("respondent").cast(pa.string()).to_pylist()
+    variable = table.column("variable").cast(pa.string()).to_pylist()
+    pairs = list(zip(respondent, variable, strict=True))
+    series = tuple(sorted(set(pairs)))
+    position = {one: i for i, one in enumerate(series)}
+    rows = Columns(
+        series,
+        table.column("hour").to_numpy().astype(np.int32),
+        np.array([position[pair] for pair in pairs], np.int32),
+        table.column("value").to_numpy().astype(np.float64),
+    )
+    return merge([rows])[0]

@@ -1,0 +1,1 @@
+"""EIA's key-less six-month CSV files."""

@@ -1,0 +1,157 @@
+"""EIA Open Data API v2, `electricity/rto/{region-data,fuel-type-data}`: pages of 5,000 rows in a total order.
+
+https://www.eia.gov/opendata/documentation.php. `period` is UTC and hour-ending, `start` and `end` are inclusive, and
+`request.params` of a body echoes the query: the key travels in a header, and a body that holds it all the same is
+rewritten before it is stored.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Sequence
+from typing import Annotated, Generic, TypeVar
+from urllib.parse import quote, urlencode
+
+import msgspec
+import numpy as np
+
+from ingest.columns import EMPTY, Columns, has_duplicates, hour_number, hour_table
+from ingest.errors import AuthenticationError, SourceError
+from ingest.http import Answer, excerpt, inflate, refuse
+from ingest.shards import FetchJob, variable_of
+from ingest.sources import Page
+
+PAGE_ROWS = 5000  # the API's limit for a JSON answer
+FACET = {"region-data": "type", "fuel-type-data": "fueltype"}  # the facet beside `respondent`
+
+
+class _RegionRow(msgspec.Struct, gc=False):
+    period: str
+    respondent: str
+    value: float | None
+    code: str = msgspec.field(name="type")
+
+
+class _FuelRow(msgspec.Struct, gc=False):
+    period: str
+    respondent: str
+    value: float | None
+    code: str = msgspec.field(name="fueltype")
+
+
+Row = TypeVar("Row", _RegionRow, _FuelRow)
+
+
+class _Response(msgspec.Struct, Generic[Row]):
+    total: Annotated[int, msgspec.Meta(ge=0)]
+    data: list[Row]
+
+
+class _Body(msgspec.Struct, Generic[Row]):
+    response: _Response[Row]
+    version: str = msgspec.field(name="apiVersion", default="")
+
+
+# Lax: `total` and `value` are strings since 2.1.8 and numbers before.
+_REGION = msgspec.json.Decoder(_Body[_RegionRow], strict=False)
+_FUEL = msgspec.json.Decoder(_Body[_FuelRow], strict=False)
+
+
+class Eia:
+    suffix = ".json.gz"
+    accept_encoding = "gzip"
+    sends_key = True
+    packs = False
+    paged = True
+    deadline_s = 120.0
+    floor_s = 0.0
+
+    def offsets(self, job: FetchJob, total: int | None) -> tuple[int, ...]:
+        return tuple(range(0, max(total or 0, 1), PAGE_ROWS))
+
+    def request(self, job: FetchJob, offset: int) -> str:
+        shard = job.shard
+        query = [
+            ("frequency", "hourly"),
+            ("data[0]", "value"),
+            ("facets[respondent][]", shard.respondent),
+            ("start", shard.start),
+            ("end", shard.end),
+        ]
+        for i, column in enumerate(("period", "respondent", FACET[shard.route])):
+            query += [(f"sort[{i}][column]", column), (f"sort[{i}][direction]", "asc")]
+        query += [("offset", str(offset)), ("length", str(PAGE_ROWS))]
+        return f"/v2/electricity/rto/{shard.route}/data/?{urlencode(query)}"
+
+    def rows_due(self, offset: int, total: int) -> int | None:
+        return max(0, min(PAGE_ROWS, total - offset))
+
+    def receive(self, job: FetchJob, answer: Answer, key: str | None) -> tuple[bytes, Page]:
+        plain = inflate(answer.body) if answer.gzipped else answer.body
+        if answer.status in (401, 403) and (refusal := _key_refusal(plain)):
+            raise AuthenticationError(f"{answer.host} refuses the API key: {refusal}. Set EIA_API_KEY to a valid key")
+        refuse(answer, plain)
+        clean = scrub(plain, key)
+        stored = answer.body if answer.gzipped and clean is plain else gzip.compress(clean, 1, mtime=0)
+        return stored, _page(job, clean)
+
+    def parse(self, job: FetchJob, stored: bytes) -> Page:
+        return _page(job, inflate(stored))
+
+    def spans(self, job: FetchJob, columns: Columns) -> dict[str, tuple[int, int]]:
+        return {job.shard.respondent: (hour_number(job.shard.start), hour_number(job.shard.end))}
+
+
+def _key_refusal(plain: bytes) -> str | None:
+    """ "API_KEY_INVALID" or "API_KEY_MISSING" when that is what the body says."""
+    for code in ("API_KEY_INVALID", "API_KEY_MISSING"):
+        if code.encode() in plain:
+            return code
+    return None
+
+
+def scrub(plain: bytes, key: str | None) -> bytes:
+    """The same object where `key` is not in it, else a copy with every spelling of the key replaced."""
+    if not key:
+        return plain
+    in_json = json.dumps(key)[1:-1]
+    for spelling in dict.fromkeys((key, in_json, in_json.replace("/", r"\/"), quote(key, safe=""))):
+        if spelling.encode() in plain:
+            plain = plain.replace(spelling.encode(), b"REDACTED")
+    return plain
+
+
+def _page(job: FetchJob, plain: bytes) -> Page:
+    """A body → its rows. SourceError kinds: "json", "foreign" (a row that was not asked for), "repeated"."""
+    shard = job.shard
+    try:
+        body: _Body[_RegionRow] | _Body[_FuelRow] = (
+            _FUEL.decode(plain) if shard.route == "fuel-type-data" else _REGION.decode(plain)
+        )
+    except msgspec.DecodeError as error:
+        raise SourceError(f"not a page of {shard.route} ({error}): {excerpt(plain)}", "json") from error
+    rows: Sequence[_RegionRow | _FuelRow] = body.response.data
+    total = body.response.total
+    if not rows:
+        return Page(EMPTY, 0, total, body.version)
+    # Names that differ only by case are the same: EIA has sent both.
+    if strangers := sorted({name for name in {row.respondent for row in rows} if name.upper() != shard.respondent}):
+        raise SourceError(f"rows of {', '.join(strangers[:3])} were not asked for", "foreign")
+    raw_codes = [row.code for row in rows]
+    spelt = {code: variable_of(shard.route, code.upper()) for code in set(raw_codes)}
+    variables = sorted(set(spelt.values()))
+    position = {code: variables.index(variable) for code, variable in spelt.items()}
+    hours = hour_table(shard.start, shard.end)
+    try:
+        hour = np.array([hours[row.period] for row in rows], np.int32)
+    except KeyError as error:
+        raise SourceError(f"period {str(error)[:40]} is outside {shard.start}…{shard.end}", "foreign") from error
+    value = np.array([row.value for row in rows], np.float64)
+    if not np.isfinite(value).all() and [row for row in rows if row.value is not None and not np.isfinite(row.value)]:
+        raise SourceError("a value is not a finite number", "json")
+    index = np.array([position[code] for code in raw_codes], np.int32)
+    columns = Columns(tuple((shard.respondent, variable) for variable in variables), hour, index, value)
+    if has_duplicates(columns):
+        raise SourceError("an hour of one variable comes twice in one page", "repeated")
+    return Page(columns, len(rows), total, body.version)

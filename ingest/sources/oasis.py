@@ -1,0 +1,1 @@
+"""CAISO OASIS `SingleZip`."""

@@ -1,0 +1,173 @@
+"""The raw store and the pieces: files named by content, written to a temporary name, fsynced, renamed into place.
+
+A final name is a promise: the page was proved before it was written. `sync_names` makes the names themselves
+durable, once a shard, before its proof leaves the process.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ingest.columns import Columns, to_table
+from ingest.errors import ProofError, StorageError
+from ingest.shards import FileProof, Shard
+
+LEFTOVER_S = 3600.0  # a temporary file older than this belongs to nobody: a write takes seconds
+_REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "raise the quota or free some space",
+    errno.EROFS: "make the folder writable or choose another with --data",
+    errno.EACCES: "make the folder writable or choose another with --data",
+    errno.EPERM: "make the folder writable or choose another with --data",
+}
+
+
+@contextmanager
+def storage(path: Path) -> Iterator[None]:
+    """Whatever the disk refuses becomes a StorageError with the path and the next command."""
+    try:
+        yield
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno or 0, "check the disk")
+        raise StorageError(
+            f"can't write {path}: {error.strerror or error}; {remedy}, then run `coordinator start --extract` again: "
+            "it resumes where it stopped"
+        ) from error
+
+
+def atomic_write(path: Path, content: bytes) -> None:
+    """All of `content` under `path`, or nothing: temporary name in the same folder, fsync, rename. StorageError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    with storage(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb", buffering=0) as file:
+                view = memoryview(content)
+                while view:
+                    view = view[file.write(view) :]
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def sync_names(data_dir: Path, *folders: Path) -> None:
+    """Make the names in `folders`, and those of the folders themselves up to `data_dir`, durable. StorageError."""
+    for folder in dict.fromkeys(
+        one for leaf in folders for one in (leaf, *leaf.parents) if one.is_relative_to(data_dir)
+    ):
+        with storage(folder):
+            handle = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
+
+def file_proof(data_dir: Path, path: Path, content: bytes) -> FileProof:
+    return FileProof(path.relative_to(data_dir).as_posix(), len(content), hashlib.sha256(content).hexdigest())
+
+
+# -- raw pages ---------------------------------------------------------------------------------------------------------
+
+
+class StoredPage(NamedTuple):
+    offset: int
+    path: Path
+
+
+def page_folder(data_dir: Path, shard: Shard) -> Path:
+    return data_dir / "raw" / shard.key
+
+
+def write_page(data_dir: Path, shard: Shard, offset: int, content: bytes, suffix: str) -> FileProof:
+    """Store one proved page as received, under `<offset>-<sha256[:16]><suffix>`. StorageError."""
+    name = f"{offset:08d}-{hashlib.sha256(content).hexdigest()[:16]}{suffix}"
+    path = page_folder(data_dir, shard) / name
+    atomic_write(path, content)
+    return file_proof(data_dir, path, content)
+
+
+def scan_pages(data_dir: Path, shard: Shard, suffix: str) -> list[StoredPage]:
+    """Pages under their final names, by offset. Temporary files that a killed process left behind are removed."""
+    folder = page_folder(data_dir, shard)
+    pages = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.name.endswith(".tmp"):
+            with storage(path):
+                if time.time() - path.stat().st_mtime > LEFTOVER_S:
+                    path.unlink(missing_ok=True)
+        elif path.name.endswith(suffix) and path.name[:8].isdigit():
+            pages.append(StoredPage(int(path.name[:8]), path))
+    return pages
+
+
+def read_page(path: Path) -> bytes:
+    """A stored page's bytes. ProofError when they are not those that its name was made of."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ProofError(
+            f"can't read {path}: {error.strerror}; `coordinator verify` lists what else is amiss"
+        ) from error
+    if hashlib.sha256(content).hexdigest()[:16] != path.name[9:25]:
+        raise ProofError(f"{path} is not what was stored; `coordinator start --extract` fetches it again")
+    return content
+
+
+def set_aside(path: Path) -> None:
+    """Take a page out of use but keep it: `<name>.stale`."""
+    with storage(path):
+        if path.exists():
+            path.replace(path.with_name(f"{path.name}.stale"))
+
+
+def read_origin(data_dir: Path, shard: Shard) -> str | None:
+    """Where the stored pages of `shard` came from, or None before the first."""
+    path = page_folder(data_dir, shard) / "origin"
+    return path.read_text() if path.exists() else None
+
+
+def write_origin(data_dir: Path, shard: Shard, origin: str) -> None:
+    atomic_write(page_folder(data_dir, shard) / "origin", origin.encode())
+
+
+# -- pieces ------------------------------------------------------------------------------------------------------------
+
+
+def write_piece(data_dir: Path, shard: Shard, columns: Columns) -> FileProof:
+    """Canonical columns of one shard → one Parquet file, deterministic bytes, named by content. StorageError."""
+    sink = io.BytesIO()
+    pq.write_table(
+        to_table(columns), sink, compression="zstd", compression_level=1, use_dictionary=["respondent", "variable"]
+    )
+    content = sink.getvalue()
+    name = f"{shard.key.replace('/', '__')}-{hashlib.sha256(content).hexdigest()[:16]}.parquet"
+    path = data_dir / "pieces" / name
+    atomic_write(path, content)
+    return file_proof(data_dir, path, content)
+
+
+def read_piece(data_dir: Path, proof: FileProof) -> pa.Table:
+    """A piece as a table (hour, respondent, variable, value). ProofError when its bytes are not those proved."""
+    path = data_dir / proof.path
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ProofError(f"can't read {path}: {error.strerror}; run `coordinator start --extract` again") from error
+    if hashlib.sha256(content).hexdigest() != proof.sha256:
+        raise ProofError(f"{path} is not what its manifest says; run `coordinator verify`")
+    return pq.read_table(io.BytesIO(content))
