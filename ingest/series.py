@@ -20,7 +20,7 @@ from ingest.columns import hour_number, hour_text
 from ingest.plan import piece_order
 from ingest.quality import MISSING, NULL, OK, OUTLIER, REASONS, outliers
 from ingest.shards import REGION_TYPES, BuildJob, BuildProof, FileProof, Shard
-from ingest.store import atomic_write, file_proof, read_piece, sync_folders
+from ingest.store import atomic_write, file_proof, read_piece, sync_names
 
 FORMAT = 1  # of the files: raised when a reader of the earlier ones would be wrong
 MASKS = ("missing", "null", "outlier")
@@ -100,7 +100,7 @@ def build(job: BuildJob, data_dir: Path) -> BuildProof:
         masked={name: int((reason == REASONS.index(name)).sum()) for name in MASKS},
         revised=len({(revision.variable, revision.period) for revision in cells.revisions}),
     )
-    sync_folders(folder, folder.parent, folder.parent.parent)
+    sync_names(data_dir, folder)
     return proof
 
 
