@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from ingest.catalog import REGION, RESPONDENTS
 from ingest.columns import hour_number, hour_text
 from ingest.errors import UsageError
-from ingest.shards import BuildJob, Piece, Shard, ShardProof
+from ingest.shards import BuildJob, Gap, Piece, Shard, ShardProof
 
 DEFAULT_RESPONDENTS = ("PACW", "ERCO", "CAL", "TEX", "MISO")
 DEFAULT_YEARS = (2019, 2020, 2021, 2022, 2023, 2024, 2025)
@@ -33,6 +33,7 @@ BULK_SPILL = 12  # hours: a six-month file is cut in local time, so its rows rea
 JOIN = 744  # hours: asking for a month between two holes costs no request more than two requests would
 
 Period = Sequence[int] | tuple[str, str]
+Line = tuple[str, str, str]  # source, route, respondent
 Span = tuple[int, int]  # hours since 1970-01-01T00 UTC, half open
 
 
@@ -135,10 +136,8 @@ def plan_update(
     of theirs, so its value replaces the earlier one in the series and the earlier one stays in its own piece.
     """
     horizon = int(now.timestamp()) // 3600 + 1
-    lines: dict[tuple[str, str, str], list[ShardProof]] = defaultdict(list)
-    for proof in proofs:
-        lines[proof.shard.source, proof.shard.route, proof.shard.respondent].append(proof)
-    wishes: dict[tuple[str, str, str], list[Span]] = defaultdict(list)
+    lines = _lines(proofs)
+    wishes: dict[Line, list[Span]] = defaultdict(list)
     if wanted is None:
         for line, own in lines.items():
             wishes[line] = [(min(_span(proof.shard)[0] for proof in own), horizon)]
@@ -148,15 +147,35 @@ def plan_update(
     fresh: list[Shard] = []
     for (source, route, respondent), spans in wishes.items():
         asked = _clip(_merge(spans), [(0, horizon)])
-        own = lines[source, route, respondent]
-        missing = _subtract(asked, _merge([_span(proof.shard) for proof in own]))
+        own = lines.get((source, route, respondent), [])
+        missing = _subtract(asked, _merge(_span(proof.shard) for proof in own))
         revisable = [(horizon - revise_days * 24, horizon)]
-        needed = _merge([*missing, *_clip(asked, revisable), *_clip(_open_gaps(own), asked)], JOIN)
+        gaps = _merge((hour_number(gap.start), hour_number(gap.end) + 1) for gap in open_gaps(own))
+        needed = _merge([*missing, *_clip(asked, revisable), *_clip(gaps, asked)], JOIN)
         for start, end in _cut(source, needed):
             period = hour_text(start), hour_text(end - 1)
             generation = max((p.shard.generation + 1 for p in own if _meet(_span(p.shard), (start, end))), default=0)
             fresh.append(Shard(source, route, respondent, *period, generation))
     return tuple(dict.fromkeys(fresh))
+
+
+def open_gaps(proofs: Iterable[ShardProof]) -> tuple[Gap, ...]:
+    """Named gaps, or what is left of them, over hours that no later generation of the same line has asked for again."""
+    found: list[Gap] = []
+    for own in _lines(proofs).values():
+        for proof in own:
+            later = _merge(_span(p.shard) for p in own if p.shard.generation > proof.shard.generation)
+            for gap in proof.gaps:
+                for start, end in _subtract([(hour_number(gap.start), hour_number(gap.end) + 1)], later):
+                    found.append(Gap(gap.respondent, gap.variable, hour_text(start), hour_text(end - 1), end - start))
+    return tuple(found)
+
+
+def _lines(proofs: Iterable[ShardProof]) -> dict[Line, list[ShardProof]]:
+    lines: dict[Line, list[ShardProof]] = defaultdict(list)
+    for proof in proofs:
+        lines[proof.shard.source, proof.shard.route, proof.shard.respondent].append(proof)
+    return lines
 
 
 def _span(shard: Shard) -> Span:
@@ -246,16 +265,6 @@ def _clip(spans: Iterable[Span], frames: Iterable[Span]) -> list[Span]:
 
 def _meet(a: Span, b: Span) -> bool:
     return a[0] < b[1] and b[0] < a[1]
-
-
-def _open_gaps(proofs: Sequence[ShardProof]) -> list[Span]:
-    """Hours of named gaps that no later generation has covered."""
-    spans: list[Span] = []
-    for proof in proofs:
-        gaps = _merge([(hour_number(gap.start), hour_number(gap.end) + 1) for gap in proof.gaps])
-        later = _merge([_span(p.shard) for p in proofs if p.shard.generation > proof.shard.generation])
-        spans += _subtract(gaps, later)
-    return _merge(spans)
 
 
 def _cut(source: str, spans: Iterable[Span]) -> list[Span]:

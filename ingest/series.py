@@ -60,6 +60,7 @@ class Cells:
     source: NDArray[np.int8]  # index into `sources`; -1 where nothing was given
     sources: tuple[str, ...]
     revisions: tuple[Revision, ...]
+    duplicates: int  # rows of a piece beyond the first of their cell
 
 
 def build(job: BuildJob, data_dir: Path) -> BuildProof:
@@ -99,6 +100,7 @@ def build(job: BuildJob, data_dir: Path) -> BuildProof:
         valid=int((reason == OK).sum()),
         masked={name: int((reason == REASONS.index(name)).sum()) for name in MASKS},
         revised=len({(revision.variable, revision.period) for revision in cells.revisions}),
+        duplicates=cells.duplicates,
     )
     sync_names(data_dir, folder)
     return proof
@@ -136,9 +138,13 @@ def merge(pieces: Sequence[Rows], year: int) -> Cells:
     raw, given = np.full(shape, np.nan), np.zeros(shape, np.bool_)
     vintage, source = np.full(shape, -1, np.int16), np.full(shape, -1, np.int8)
     revisions: list[Revision] = []
+    duplicates = 0
     for rows, keep in inside:
         places = np.array([variables.index(name) if name in names else -1 for name in rows.variables] or [0])
         at = places[rows.code[keep]], rows.hour[keep] - first
+        seen = np.zeros(shape, np.bool_)
+        seen[at] = True
+        duplicates += at[0].size - int(np.count_nonzero(seen))
         value, before, known = rows.value[keep], raw[at], given[at]
         differs = ~known | ~((value == before) | (np.isnan(value) & np.isnan(before)))
         for i in np.flatnonzero(differs & known):
@@ -147,7 +153,7 @@ def merge(pieces: Sequence[Rows], year: int) -> Cells:
         changed = at[0][differs], at[1][differs]
         raw[changed], given[changed] = value[differs], True
         vintage[changed], source[changed] = rows.shard.generation, sources.index(rows.shard.source)
-    return Cells(variables, first, raw, given, vintage, source, sources, tuple(revisions))
+    return Cells(variables, first, raw, given, vintage, source, sources, tuple(revisions), duplicates)
 
 
 def judge(cells: Cells) -> NDArray[np.int8]:

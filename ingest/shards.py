@@ -145,6 +145,11 @@ class BuildProof:
     valid: int  # hour × variable cells with a value that passed
     masked: dict[str, int]  # reason → cells: missing, null, outlier
     revised: int  # cells whose value changed in a later generation
+    duplicates: int = 0  # rows of a piece beyond the first of their (hour, variable): counted again from the pieces
+
+    @property
+    def key(self) -> str:
+        return f"build/{self.respondent}/{self.year}"
 
 
 REGION_TYPES = ("D", "DF", "NG", "TI")  # demand, day-ahead demand forecast, net generation, total interchange
