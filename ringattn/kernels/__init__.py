@@ -1,1 +1,63 @@
-"""Block-attention kernels behind one seam."""
+"""Block-attention kernels behind one seam: `(q, k, v, block) -> (o, lse)` and its backward.
+
+Four kernels share it. `reference` is plain softmax and the oracle; `mlx` is tiled MLX, portable to GPUs and CPUs;
+`native` is fused C for CPUs; `metal` is Metal source for Apple GPUs. `select()` picks one, `available()` says which can run.
+"""
+
+import os
+from collections.abc import Callable
+
+import mlx.core as mx
+
+from ringattn._errors import KernelError
+from ringattn.kernels._seam import Block, Kernel
+from ringattn.kernels.mlx_tiled import MlxKernel
+from ringattn.kernels.native import NativeKernel
+from ringattn.kernels.reference import ReferenceKernel
+
+__all__ = ["Block", "Kernel", "available", "select"]
+
+_KERNELS: dict[str, Callable[[], Kernel]] = {
+    "native": NativeKernel,
+    "mlx": MlxKernel,
+    "reference": ReferenceKernel,
+}
+_made: dict[str, Kernel] = {}
+
+
+def _make(name: str) -> Kernel:
+    if name not in _made:
+        _made[name] = _KERNELS[name]()
+    return _made[name]
+
+
+def _why_not(name: str) -> str | None:
+    try:
+        _make(name)
+    except KernelError as error:
+        return str(error)
+    return None
+
+
+def available() -> dict[str, str | None]:
+    """Every kernel's name -> None if it can run in this process, else the reason why not and what would help."""
+    return {name: _why_not(name) for name in _KERNELS}
+
+
+def select(name: str | None = None, device: mx.Device | None = None) -> Kernel:
+    """The kernel to use on `device` (default: MLX's default device).
+
+    `name`, else the environment variable RINGATTN_KERNEL, else the best one available: native on a CPU, else mlx.
+    Raises `KernelError`, which lists what can run and why the rest cannot.
+    """
+    wanted = name or os.environ.get("RINGATTN_KERNEL")
+    if wanted is None:
+        on_cpu = (device or mx.default_device()).type == mx.cpu
+        wanted = "native" if on_cpu and _why_not("native") is None else "mlx"
+    reason = _why_not(wanted) if wanted in _KERNELS else "no kernel has this name"
+    if reason is not None:
+        listing = "; ".join(f"{n}: {why or 'usable'}" for n, why in available().items())
+        raise KernelError(
+            f"kernel {wanted!r} cannot be used: {reason}. Set RINGATTN_KERNEL to one that can ({listing})"
+        )
+    return _make(wanted)

@@ -1,0 +1,218 @@
+"""The native kernel: fused C for CPUs (csrc/), called through ctypes on zero-copy views of evaluated arrays.
+
+Forward is online softmax with log-sum-exp, backward is FlashAttention-2 (Dao 2023). Any D to 256, any lengths, fp32,
+bf16 and fp16 (converted to fp32 tile by tile; arithmetic is fp32), any number of threads with the same bits. The same
+C template is compiled for AVX-512, AVX2 + FMA, NEON and plain vectors; the first that this CPU runs, and that agrees
+with the plain one on a small problem, is used. AVX-512 and NEON have not run on hardware yet: their template has, with
+AVX-512's vector and tile sizes lowered to plain vectors (`lowered16`). AVX512_BF16 dot products are not used.
+"""
+
+import ctypes
+import importlib.util
+import os
+import warnings
+from functools import cache
+
+import mlx.core as mx
+import numpy as np
+
+from ringattn._errors import DTypeError, KernelError, ShapeError
+from ringattn.kernels._seam import Block, check
+
+MAX_DIM = 256
+_DTYPE_CODES = {mx.float32: 0, mx.bfloat16: 1, mx.float16: 2}
+_I32 = ctypes.POINTER(ctypes.c_int32)
+
+
+class _Problem(ctypes.Structure):
+    """`ra_problem` of csrc/ringattn.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("B", "Hq", "Hkv", "Tq", "Tk", "D")),
+        *((name, ctypes.c_int32) for name in ("dtype", "do_dtype", "causal", "threads")),
+        ("window", ctypes.c_int64),
+        ("scale", ctypes.c_float),
+        *((name, ctypes.c_void_p) for name in ("q_pos", "k_pos", "q_seg", "k_seg")),
+        *((name, ctypes.c_int64) for name in ("q_seg_stride", "k_seg_stride")),
+        *((name, ctypes.c_void_p) for name in ("q", "k", "v", "dout", "o", "lse", "delta", "dq", "dk", "dv")),
+    ]
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The compiled C library. Raises `KernelError` with the way to build it."""
+    spec = importlib.util.find_spec("ringattn.kernels._native")
+    if spec is None or spec.origin is None:
+        raise KernelError(
+            "the C library was not built at install (no working C compiler then); install gcc or clang, then run "
+            "`uv sync --reinstall-package ring-attention-energy` (or `pip install --force-reinstall --no-deps .`)"
+        )
+    try:
+        lib = ctypes.CDLL(spec.origin)
+    except OSError as error:
+        raise KernelError(f"the C library does not load ({error}); build it again on this machine") from error
+    lib.ringattn_isa_name.restype = ctypes.c_char_p
+    lib.ringattn_fma_peak.restype = ctypes.c_double
+    lib.ringattn_fma_peak.argtypes = [ctypes.c_double, ctypes.c_int, ctypes.c_int]
+    return lib
+
+
+def isas() -> dict[str, int]:
+    """Names of the instruction sets compiled in that this CPU runs, best first -> their index in the library.
+
+    The last one, lowered16, is for tests.
+    """
+    lib = library()
+    names = {lib.ringattn_isa_name(i).decode(): i for i in range(lib.ringattn_isa_count())}
+    return {name: i for name, i in names.items() if lib.ringattn_isa_runs(i)}
+
+
+@cache
+def best_isa() -> str:
+    """The first instruction set that agrees with the portable one on a small problem; a mismatch is warned about."""
+    for name in isas():
+        error = _parity_error(name) if name != "portable" else 0.0
+        if error < 1e-4:
+            return name
+        warnings.warn(
+            f"ringattn: the native kernel's {name} code differs from portable code by {error:.2g} on this CPU and is "
+            "not used; please report it with the CPU's model and the compiler's version",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    raise KernelError("no instruction set of the C library runs on this CPU")
+
+
+def fma_peak(threads: int | None = None, seconds: float = 0.2) -> float:
+    """FLOP/s that independent fused multiply-adds reach on `threads` threads, measured for `seconds`."""
+    return library().ringattn_fma_peak(seconds, threads or default_threads(), isas()[best_isa()])
+
+
+def default_threads() -> int:
+    """RINGATTN_THREADS, else the cores that this process may use."""
+    wanted = os.environ.get("RINGATTN_THREADS")
+    if wanted:
+        return max(1, int(wanted))
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class NativeKernel:
+    """Fused CPU kernel. Raises `KernelError` where the library was not built or does not load.
+
+    `threads` None means `default_threads()` at each call; `isa` None means `best_isa()`. Results have the same bits for
+    any number of threads. Scratch is O(tile) a thread, plus packed K and V of some heads (32 MB, or one kv head).
+    """
+
+    name = "native"
+
+    def __init__(self, threads: int | None = None, isa: str | None = None) -> None:
+        if isa is not None and isa not in isas():
+            raise KernelError(f"instruction set {isa!r} is not compiled in or this CPU lacks it: {list(isas())}")
+        self.threads = threads
+        self.isa = isa or best_isa()
+        self._isa_index = isas()[self.isa]
+
+    def forward(
+        self, q: mx.array, k: mx.array, v: mx.array, block: Block, *, scale: float
+    ) -> tuple[mx.array, mx.array]:
+        """See `Kernel.forward`."""
+        check(q, k, v, block)
+        o, lse = _empty(q.shape), _empty(q.shape[:3])
+        self._call("ringattn_forward", q, k, v, block, scale, o=o, lse=lse)
+        return o, lse
+
+    def backward(
+        self,
+        q: mx.array,
+        k: mx.array,
+        v: mx.array,
+        do: mx.array,
+        lse: mx.array,
+        delta: mx.array,
+        block: Block,
+        *,
+        scale: float,
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """See `Kernel.backward`."""
+        check(q, k, v, block)
+        if do.shape != q.shape or do.dtype not in _DTYPE_CODES:
+            raise ShapeError(f"do has q's shape and a float dtype: got {do.shape} {do.dtype}, q is {q.shape}")
+        for what, x in (("lse", lse), ("delta", delta)):
+            if x.shape != q.shape[:3] or x.dtype != mx.float32:
+                raise ShapeError(f"{what} is float32 {q.shape[:3]}: got {x.dtype} {x.shape}")
+        dq, dk, dv = _empty(q.shape), _empty(k.shape), _empty(v.shape)
+        self._call("ringattn_backward", q, k, v, block, scale, dout=do, lse=lse, delta=delta, dq=dq, dk=dk, dv=dv)
+        return dq, dk, dv
+
+    def _call(
+        self, function: str, q: mx.array, k: mx.array, v: mx.array, block: Block, scale: float, **arrays: mx.array
+    ) -> None:
+        if q.shape[3] > MAX_DIM:
+            raise ShapeError(f"the native kernel takes D up to {MAX_DIM}: got {q.shape[3]}; use the mlx kernel")
+        if k.dtype != q.dtype or v.dtype != q.dtype:
+            dtype = mx.float32
+            q, k, v = q.astype(dtype), k.astype(dtype), v.astype(dtype)
+        views = {name: _view(x) for name, x in {"q": q, "k": k, "v": v, **arrays}.items()}
+        host = {
+            name: np.ascontiguousarray(x)
+            for name in ("q_pos", "k_pos", "q_seg", "k_seg")
+            if (x := getattr(block, name)) is not None
+        }
+        problem = _Problem(
+            B=q.shape[0],
+            Hq=q.shape[1],
+            Hkv=k.shape[1],
+            Tq=q.shape[2],
+            Tk=k.shape[2],
+            D=q.shape[3],
+            dtype=_DTYPE_CODES[q.dtype],
+            do_dtype=_DTYPE_CODES[arrays["dout"].dtype] if "dout" in arrays else 0,
+            causal=block.causal,
+            threads=self.threads or default_threads(),
+            window=block.window or 0,
+            scale=scale,
+            q_seg_stride=_batch_stride(block.q_seg),
+            k_seg_stride=_batch_stride(block.k_seg),
+            **{name: x.ctypes.data for name, x in {**host, **views}.items()},
+        )
+        rc = getattr(library(), function)(ctypes.byref(problem), self._isa_index)
+        if rc:
+            raise MemoryError(
+                f"{function}: no memory for scratch (q {q.shape}, k {k.shape}, {problem.threads} threads)"
+            )
+
+
+def _empty(shape: tuple[int, ...]) -> mx.array:
+    """A zeroed fp32 array of its own memory, for the library to write into."""
+    x = mx.zeros(shape, dtype=mx.float32)
+    mx.eval(x)
+    return x
+
+
+def _view(x: mx.array) -> np.ndarray:
+    """The evaluated array's own memory, C-contiguous, with 16-bit floats as uint16."""
+    x = mx.contiguous(x)
+    if x.dtype != mx.float32:
+        x = x.view(mx.uint16)
+    mx.eval(x)
+    return np.array(x, copy=False)
+
+
+def _batch_stride(seg: np.ndarray | None) -> int:
+    return seg.shape[1] if seg is not None and seg.ndim == 2 else 0
+
+
+def _parity_error(isa: str) -> float:
+    """Largest difference from portable code over outputs and gradients of a small problem with every kind of tile."""
+    rng = np.random.default_rng(0)
+    q, do = (mx.array(rng.standard_normal((1, 2, 131, 40)), dtype=mx.float32) for _ in range(2))
+    k, v = (mx.array(rng.standard_normal((1, 1, 203, 40)), dtype=mx.float32) for _ in range(2))
+    block = Block(np.arange(131, dtype=np.int32) + 72, np.arange(203, dtype=np.int32), causal=True, window=100)
+    results = []
+    for name in (isa, "portable"):
+        kernel = NativeKernel(threads=1, isa=name)
+        o, lse = kernel.forward(q, k, v, block, scale=0.2)
+        grads = kernel.backward(q, k, v, do, lse, (do * o).sum(axis=-1), block, scale=0.2)
+        results.append([o, lse, *grads])
+    errors = [float(np.abs(np.array(a) - np.array(b)).max()) for a, b in zip(*results, strict=True)]
+    return max(errors) if np.isfinite(errors).all() else float("inf")
