@@ -54,12 +54,14 @@ def _outliers(variable: str, values: Floats, peak: float, level: float) -> Bools
     if variable in LOADS:
         bad |= values < 0
         left = np.where(bad, np.nan, values)
-        middle, _ = _same_hours(left, np.arange(left.size))
+        middle = _median(_same_hours(left, np.arange(left.size)))
         bad |= (np.abs(left - middle) > SPIKE_FLOOR) & ((left < LEVEL_LOW * middle) | (left > LEVEL_HIGH * middle))
         left = np.where(bad, np.nan, values)
         excess = _excess(left)
         lone = np.flatnonzero(excess > SPIKE_FLOOR)
-        middle, spread = _same_hours(left, lone)
+        near = _same_hours(left, lone)
+        middle = _median(near)
+        spread = 1.4826 * _median(np.abs(near - middle[:, None]))
         bad[lone] |= excess[lone] > np.maximum(SPIKE_SHARE * middle, SPIKE_MADS * spread)
         return bad
     bad |= np.abs(values) > max(PEAK_BOUND * peak, PEAK_BOUND_SHARE * level, PEAK_FLOOR)
@@ -75,23 +77,19 @@ def _peak(values: Floats) -> float:
     return float(np.partition(valid, rank)[rank]) if valid.size else 0.0
 
 
-def _same_hours(values: Floats, at: NDArray[np.int64]) -> tuple[Floats, Floats]:
-    """Median, and 1.4826 × MAD, of the same hour of day within `DAYS` of each hour `at`; NaN with fewer than `LEAST` values."""
+def _same_hours(values: Floats, at: NDArray[np.int64]) -> Floats:
+    """Values of the same hour of day within `DAYS` of each hour `at`: `[at, 2 DAYS + 1]`, NaN where there is none."""
     reach = 24 * DAYS
-    near = np.pad(values, reach, constant_values=np.nan)[at[:, None] + np.arange(0, 2 * reach + 1, 24)]
-    near.sort(axis=-1)
-    counts = np.count_nonzero(~np.isnan(near), axis=-1)
-    middle = _middle(near, counts)
-    near = np.abs(near - middle[:, None])
-    near.sort(axis=-1)
-    return middle, 1.4826 * _middle(near, counts)
+    return np.pad(values, reach, constant_values=np.nan)[at[:, None] + np.arange(0, 2 * reach + 1, 24)]
 
 
-def _middle(ordered: Floats, counts: NDArray[np.int64]) -> Floats:
-    """Median along the last axis of values sorted with NaN last, of which `counts` are valid."""
-    low = np.take_along_axis(ordered, np.maximum(counts - 1, 0)[..., None] // 2, -1)[..., 0]
-    high = np.take_along_axis(ordered, np.minimum(counts, ordered.shape[-1] - 1)[..., None] // 2, -1)[..., 0]
-    return np.where(counts >= LEAST, (low + high) / 2, np.nan)
+def _median(near: Floats) -> Floats:
+    """Median of each row's valid values; NaN with fewer than `LEAST` of them."""
+    ordered = np.sort(near, axis=-1)  # NaN last
+    counts = np.count_nonzero(~np.isnan(ordered), axis=-1)[:, None]
+    low = np.take_along_axis(ordered, np.maximum(counts - 1, 0) // 2, -1)
+    high = np.take_along_axis(ordered, np.minimum(counts, ordered.shape[-1] - 1) // 2, -1)
+    return np.where(counts >= LEAST, (low + high) / 2, np.nan)[:, 0]
 
 
 def _excess(values: Floats) -> Floats:

@@ -100,6 +100,7 @@ def build(job: BuildJob, data_dir: Path) -> BuildProof:
         valid=int((reason == OK).sum()),
         masked={name: int((reason == REASONS.index(name)).sum()) for name in MASKS},
         revised=len({(revision.variable, revision.period) for revision in cells.revisions}),
+        pieces=tuple(piece.file.sha256 for piece in pieces),
         duplicates=cells.duplicates,
     )
     sync_names(data_dir, folder)
@@ -130,8 +131,8 @@ def merge(pieces: Sequence[Rows], year: int) -> Cells:
     A later null is the source's word as well and replaces a value; an hour that a later piece does not have keeps its own.
     """
     first, hours = year_hours(year)
-    inside = [(rows, (rows.hour >= first) & (rows.hour < first + hours)) for rows in pieces]
-    names = {rows.variables[code] for rows, keep in inside for code in np.unique(rows.code[keep])}
+    inside = [(rows, np.flatnonzero((rows.hour >= first) & (rows.hour < first + hours))) for rows in pieces]
+    names = {rows.variables[code] for rows, keep in inside for code in np.flatnonzero(np.bincount(rows.code[keep]))}
     variables = tuple(sorted(names, key=_rank))
     sources = tuple(sorted({rows.shard.source for rows in pieces}))
     shape = len(variables), hours
@@ -141,18 +142,22 @@ def merge(pieces: Sequence[Rows], year: int) -> Cells:
     duplicates = 0
     for rows, keep in inside:
         places = np.array([variables.index(name) if name in names else -1 for name in rows.variables] or [0])
-        at = places[rows.code[keep]], rows.hour[keep] - first
-        seen = np.zeros(shape, np.bool_)
+        at = (places[rows.code] * hours + (rows.hour - first))[keep]
+        value, before, known = rows.value[keep], raw.take(at), given.take(at)
+        seen = np.zeros(raw.size, np.bool_)
         seen[at] = True
-        duplicates += at[0].size - int(np.count_nonzero(seen))
-        value, before, known = rows.value[keep], raw[at], given[at]
-        differs = ~known | ~((value == before) | (np.isnan(value) & np.isnan(before)))
+        duplicates += at.size - int(np.count_nonzero(seen))
+        differs = ~known
+        if known.any():
+            differs |= ~((value == before) | (np.isnan(value) & np.isnan(before)))
         for i in np.flatnonzero(differs & known):
-            name, period = variables[at[0][i]], hour_text(first + int(at[1][i]))
+            name, period = variables[at[i] // hours], hour_text(first + int(at[i] % hours))
             revisions.append(Revision(name, period, rows.shard.generation, _plain(before[i]), _plain(value[i])))
-        changed = at[0][differs], at[1][differs]
-        raw[changed], given[changed] = value[differs], True
-        vintage[changed], source[changed] = rows.shard.generation, sources.index(rows.shard.source)
+        changed = at[differs]
+        raw.put(changed, value[differs])
+        given.put(changed, True)
+        vintage.put(changed, rows.shard.generation)
+        source.put(changed, sources.index(rows.shard.source))
     return Cells(variables, first, raw, given, vintage, source, sources, tuple(revisions), duplicates)
 
 
