@@ -148,7 +148,7 @@ def to_table(columns: Columns) -> pa.Table:
             "hour": pa.array(columns.hour, pa.int32()),
             "respondent": labels([respondent for respondent, _ in columns.series]),
             "variable": labels([variable for _, variable in columns.series]),
-            "value": pa.array(columns.value, pa.float64(), from_pandas=True),
+            "value": pa.array(columns.value, pa.float64(), mask=np.isnan(columns.value)),
         }
     )
 

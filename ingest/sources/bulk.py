@@ -1,1 +1,254 @@
-"""EIA's key-less six-month CSV files."""
+"""EIA's key-less six-month files `EIA930_BALANCE_<year>_{Jan_Jun,Jul_Dec}.csv`: every balancing authority, no region.
+
+https://www.eia.gov/electricity/gridmonitor/about. A file covers half a year of *local* dates, so its last UTC hours
+fall on the first day of the next half: they stay in this shard's piece. Columns are found by name, since they drift
+from year to year; of each variable the plain reported column is taken, never "(Imputed)" or "(Adjusted)". Hydro is
+"Hydropower and Pumped Storage" in older files and "Hydropower Excluding Pumped Storage" in newer ones; both are WAT.
+A variable that is empty in every hour of a balancing authority is one that it does not report.
+"""
+
+from __future__ import annotations
+
+import csv as text_csv
+import gzip
+import io
+import re
+import zlib
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import csv
+
+from ingest.columns import EMPTY, EPOCH, Columns, has_duplicates, hour_number
+from ingest.errors import SourceError, UsageError
+from ingest.http import Answer, inflate, refuse
+from ingest.shards import HOUR, FetchJob, variable_of
+from ingest.sources import Page
+
+Result = TypeVar("Result")
+IntArray = npt.NDArray[np.int32]
+
+BLOCK = 4 << 20  # bytes of CSV parsed at a time
+LOCAL_LAG_HOURS = 24  # the latest local midnight is well under a day behind UTC
+_RESPONDENT, _UTC = "Balancing Authority", "UTC Time at End of Hour"
+_TYPES = {
+    "Demand Forecast (MW)": "DF",
+    "Demand (MW)": "D",
+    "Net Generation (MW)": "NG",
+    "Total Interchange (MW)": "TI",
+}
+_FUELS = {
+    "Coal": "COL",
+    "Natural Gas": "NG",
+    "Nuclear": "NUC",
+    "All Petroleum Products": "OIL",
+    "Hydropower and Pumped Storage": "WAT",
+    "Hydropower Excluding Pumped Storage": "WAT",
+    "Hydropower": "WAT",
+    "Pumped Storage": "PS",
+    "Solar": "SUN",
+    "Solar without Integrated Battery Storage": "SUN",
+    "Solar with Integrated Battery Storage": "SNB",
+    "Wind": "WND",
+    "Wind without Integrated Battery Storage": "WND",
+    "Wind with Integrated Battery Storage": "WNB",
+    "Battery Storage": "BAT",
+    "Other Energy Storage": "OES",
+    "Unknown Energy Storage": "UES",
+    "Geothermal": "GEO",
+    "Other Fuel Sources": "OTH",
+    "Unknown Fuel Sources": "UNK",
+}
+_FUEL_COLUMN = re.compile(r"Net Generation \(MW\) from (.+?)(?: \((?:Imputed|Adjusted)\))?$")
+_FORMATS = ("%m/%d/%Y %I:%M:%S %p", "%m/%d/%Y %H:%M:%S", "%m/%d/%Y %H:%M", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S")
+
+
+def variables_of(header: list[str]) -> dict[str, str]:
+    """Column → variable, for the plain columns of a file's header.
+
+    A fuel that is not known yet keeps its name (`Net Generation (MW) from Green Tea` → `NG.GREEN_TEA`), so that nothing
+    a new vintage adds is lost. Of two columns of one variable the first counts.
+    """
+    found: dict[str, str] = {}
+    for column in header:
+        match = _FUEL_COLUMN.fullmatch(column)
+        if column in _TYPES:
+            variable = _TYPES[column]
+        elif match and not column.endswith(("(Imputed)", "(Adjusted)")):
+            code = _FUELS.get(match[1]) or re.sub(r"\W+", "_", match[1]).upper().strip("_")
+            variable = variable_of("fuel-type-data", code)
+        else:
+            continue
+        if variable not in found.values():
+            found[column] = variable
+    return found
+
+
+class Bulk:
+    suffix = ".csv.gz"
+    accept_encoding = "gzip"
+    sends_key = False
+    packs = True
+    paged = False
+    deadline_s = 1800.0
+    floor_s = 0.0
+
+    def offsets(self, job: FetchJob, total: int | None) -> tuple[int, ...]:
+        return (0,)
+
+    def request(self, job: FetchJob, offset: int) -> str:
+        """The file whose local dates the shard covers. UsageError when its period is not half a year."""
+        year, start, end = job.shard.start[:4], job.shard.start[4:], job.shard.end[4:]
+        halves = {("-01-01T00", "-06-30T23"): "Jan_Jun", ("-07-01T00", "-12-31T23"): "Jul_Dec"}
+        half = halves.get((start, end))
+        if half is None or job.shard.end[:4] != year:
+            raise UsageError(f"{job.shard.key}: a bulk file covers January to June or July to December of one year")
+        return f"/electricity/gridmonitor/sixMonthFiles/EIA930_{job.shard.route}_{year}_{half}.csv"
+
+    def rows_due(self, offset: int, total: int) -> int | None:
+        return total
+
+    def receive(self, job: FetchJob, answer: Answer, key: str | None) -> tuple[bytes, Page]:
+        if answer.status != 200:
+            refuse(answer, inflate(answer.body) if answer.gzipped else answer.body)
+        with gzip.GzipFile(fileobj=io.BytesIO(answer.body)) as file:
+            refuse(answer, _safely(lambda: file.read(256)))
+        return answer.body, self.parse(job, answer.body)
+
+    def parse(self, job: FetchJob, stored: bytes) -> Page:
+        return _safely(lambda: _parse(job, stored))
+
+    def spans(self, job: FetchJob, columns: Columns) -> dict[str, tuple[int, int]]:
+        """From the first to the last hour that the file lists; the shard's period for a respondent it does not know."""
+        spans = {name: (hour_number(job.shard.start), hour_number(job.shard.end)) for name in job.respondents}
+        respondents = np.array([respondent for respondent, _ in columns.series])
+        for name in set(respondents.tolist()):
+            hours = columns.hour[np.flatnonzero(respondents == name)[0] == columns.index]
+            spans[name] = (int(hours.min()), int(hours.max()))
+        return spans
+
+
+def _safely(read: Callable[[], Result]) -> Result:
+    """`read()`, with the ways in which a gzip stream breaks as a SourceError."""
+    try:
+        return read()
+    except (EOFError, gzip.BadGzipFile, zlib.error, pa.ArrowInvalid) as error:
+        raise SourceError(f"the file is cut short or damaged: {error}", "csv") from error
+
+
+class _Counting(io.RawIOBase):
+    """A stream that counts the lines which pass through it."""
+
+    def __init__(self, inner: gzip.GzipFile) -> None:
+        self.inner = inner
+        self.newlines = 0
+        self.last = b"\n"
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        chunk = self.inner.read(len(buffer))
+        buffer[: len(chunk)] = chunk
+        self.newlines += chunk.count(b"\n")
+        self.last = chunk[-1:] or self.last
+        return len(chunk)
+
+    @property
+    def lines(self) -> int:
+        """Lines of data read so far: the header isn't one, a last line without its newline is."""
+        return self.newlines - 1 + (self.last != b"\n")
+
+
+def _parse(job: FetchJob, stored: bytes) -> Page:
+    """One pass over the file, a block at a time; only the rows of `job.respondents` are held."""
+    with gzip.GzipFile(fileobj=io.BytesIO(stored)) as file:
+        header = next(text_csv.reader([file.readline().decode("utf-8-sig")]), [])
+    variables = variables_of(header)
+    if missing := {_RESPONDENT, _UTC, *_TYPES} - set(header):
+        raise SourceError(f"the file has no column {', '.join(sorted(missing))}", "csv")
+    texts = dict.fromkeys((_RESPONDENT, _UTC), pa.dictionary(pa.int32(), pa.string()))
+    convert = csv.ConvertOptions(
+        include_columns=[*texts, *variables],
+        column_types=texts | dict.fromkeys(variables, pa.string()),
+        strings_can_be_null=True,
+        null_values=[""],
+    )
+    counting = _Counting(gzip.GzipFile(fileobj=io.BytesIO(stored)))
+    rows = 0
+    hours: list[IntArray] = [EMPTY.hour]
+    respondents: list[npt.NDArray[np.object_]] = [np.empty(0, object)]
+    values: list[npt.NDArray[np.float64]] = [np.empty((0, len(variables)))]
+    wanted = pa.array(job.respondents, pa.string())
+    with csv.open_csv(
+        pa.PythonFile(counting, "r"),
+        read_options=csv.ReadOptions(block_size=BLOCK, column_names=header, skip_rows=1),
+        convert_options=convert,
+    ) as reader:
+        for batch in reader:
+            rows += batch.num_rows
+            if job.respondents:
+                batch = batch.filter(pc.is_in(batch.column(_RESPONDENT).cast(pa.string()), wanted))
+            hours.append(_hours(batch.column(_UTC)))
+            respondents.append(batch.column(_RESPONDENT).to_numpy(zero_copy_only=False))
+            values.append(np.column_stack([_numbers(batch.column(name)) for name in variables]))
+    columns = _melt(
+        np.concatenate(hours), np.concatenate(respondents), np.concatenate(values), tuple(variables.values())
+    )
+    first, last = hour_number(job.shard.start), hour_number(job.shard.end) + LOCAL_LAG_HOURS
+    if len(columns) and (columns.hour.min() < first or columns.hour.max() > last):
+        raise SourceError(f"the file holds hours outside {job.shard.start}…{job.shard.end}", "foreign")
+    if has_duplicates(columns):
+        raise SourceError("an hour of one balancing authority comes twice", "repeated")
+    return Page(columns, rows, counting.lines)
+
+
+def _melt(
+    hours: IntArray,
+    respondents: npt.NDArray[np.object_],
+    values: npt.NDArray[np.float64],
+    variables: tuple[str, ...],
+) -> Columns:
+    """Wide rows (`values` [row, variable]) → columns, without the variables that a respondent never reports."""
+    series: list[tuple[str, str]] = []
+    hour, index, value = [EMPTY.hour], [EMPTY.index], [EMPTY.value]
+    for respondent in sorted(set(respondents.tolist())):
+        rows = np.flatnonzero(respondents == respondent)
+        block = values[rows]
+        for i in np.flatnonzero(~np.isnan(block).all(axis=0)):
+            hour.append(hours[rows])
+            index.append(np.full(len(rows), len(series), np.int32))
+            value.append(block[:, i])
+            series.append((respondent, variables[i]))
+    return Columns(tuple(series), np.concatenate(hour), np.concatenate(index), np.concatenate(value))
+
+
+def _hours(column: pa.DictionaryArray) -> IntArray:
+    """UTC times at the end of an hour, as text → hour numbers, one parse a distinct text."""
+    numbers = np.array([_hour(text) for text in column.dictionary.to_pylist()] or [0], np.int32)
+    if column.null_count:
+        raise SourceError("a line has no UTC time", "csv")
+    return numbers[column.indices.to_numpy()]
+
+
+def _hour(text: str) -> int:
+    for form in _FORMATS:
+        try:
+            since = datetime.strptime(text, form).replace(tzinfo=UTC) - EPOCH
+        except ValueError:
+            continue
+        if since % HOUR:
+            break
+        return since // HOUR
+    raise SourceError(f"{text!r} is not the UTC end of an hour", "csv")
+
+
+def _numbers(column: pa.StringArray) -> npt.NDArray[np.float64]:
+    """`"1,060"` → 1060.0, empty → NaN."""
+    plain = pc.replace_substring(column, ",", "")
+    return np.asarray(pc.cast(plain, pa.float64()).to_numpy(zero_copy_only=False))

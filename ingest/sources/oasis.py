@@ -1,1 +1,184 @@
-"""CAISO OASIS `SingleZip`."""
+"""CAISO OASIS `SingleZip`: load forecast, renewable forecast and schedules of CISO, in windows of at most 31 days.
+
+https://oasis.caiso.com (Interface Specification for OASIS). An answer is a zip of CSV, or, still under 200, a zip of
+`INVALID_REQUEST.xml`. Rows carry their interval in GMT columns and come in no order. Variables are
+`<query>.<XML_DATA_ITEM>.<area>[.<renewable type>]`, e.g. `ENE_SLRS.ISO_TOT_GEN_MW.Caiso_Totals`; values are MW averaged
+over an hour, which equals MWh. An hour of which an interval is missing is left out, so that it becomes a gap.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+from datetime import datetime
+from urllib.parse import urlencode
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import csv
+
+from ingest.columns import EMPTY, EPOCH, Columns, hour_number
+from ingest.errors import SourceError, Throttled
+from ingest.http import Answer, excerpt, inflate, refuse
+from ingest.shards import HOUR, FetchJob
+from ingest.sources import Page
+
+WINDOW_HOURS = 31 * 24  # OASIS refuses longer periods
+PLAIN_LIMIT = 512 << 20  # bytes: 31 days of five-minute schedules are about 70 MB of CSV
+MARKET_RUN = {"SLD_FCST": "DAM", "SLD_REN_FCST": "DAM", "ENE_SLRS": "RTM"}
+NAMING = ("XML_DATA_ITEM", "TAC_AREA_NAME", "TAC_ZONE_NAME", "TRADING_HUB", "RENEWABLE_TYPE")
+_START, _END, _VALUE = "INTERVALSTARTTIME_GMT", "INTERVALENDTIME_GMT", "MW"
+_NO_DATA = "1000"  # "No data returned for the specified selection"
+
+
+class Oasis:
+    suffix = ".zip"
+    accept_encoding = "identity"
+    sends_key = False
+    packs = False
+    paged = False
+    deadline_s = 600.0
+    floor_s = 5.0  # the acceptable use policy: one request every 5 seconds
+
+    def offsets(self, job: FetchJob, total: int | None) -> tuple[int, ...]:
+        """Hours from the shard's start to each window's."""
+        return tuple(range(0, job.shard.hours, WINDOW_HOURS))
+
+    def request(self, job: FetchJob, offset: int) -> str:
+        first = hour_number(job.shard.start) - 1 + offset  # intervals start an hour before the hour that they end
+        last = min(first + WINDOW_HOURS, hour_number(job.shard.end))
+        query = {
+            "queryname": job.shard.route,
+            "market_run_id": MARKET_RUN[job.shard.route],
+            "resultformat": "6",
+            "version": "1",
+            "startdatetime": f"{EPOCH + first * HOUR:%Y%m%dT%H:%M}-0000",
+            "enddatetime": f"{EPOCH + last * HOUR:%Y%m%dT%H:%M}-0000",
+        }
+        return f"/oasisapi/SingleZip?{urlencode(query)}"
+
+    def rows_due(self, offset: int, total: int) -> int | None:
+        return None
+
+    def receive(self, job: FetchJob, answer: Answer, key: str | None) -> tuple[bytes, Page]:
+        stored = inflate(answer.body) if answer.gzipped else answer.body
+        refuse(answer, stored)
+        if b"Acceptable Use Policy" in stored[:1000]:
+            raise Throttled(f"{answer.host}: {excerpt(stored)}", "html")
+        return stored, self.parse(job, stored)
+
+    def parse(self, job: FetchJob, stored: bytes) -> Page:
+        try:
+            with zipfile.ZipFile(io.BytesIO(stored)) as archive:
+                members = archive.infolist()
+                if sum(member.file_size for member in members) > PLAIN_LIMIT:
+                    raise SourceError(f"the zip unpacks to more than {PLAIN_LIMIT >> 20} MiB", "zip")
+                if errors := [member for member in members if member.filename.upper().startswith("INVALID_REQUEST")]:
+                    return _refusal(archive.read(errors[0]).decode("utf-8", "replace"))
+                tables = [_read(archive, member) for member in members if member.filename.lower().endswith(".csv")]
+        except (zipfile.BadZipFile, EOFError, zipfile.LargeZipFile, NotImplementedError) as error:
+            raise SourceError(f"not a whole zip ({error}): {excerpt(stored, 60)}", "zip") from error
+        if not tables:
+            raise SourceError(f"the zip holds no CSV but {[member.filename for member in members][:3]}", "zip")
+        table = pa.concat_tables(tables, promote_options="default")
+        return Page(_hourly(job, table), table.num_rows, table.num_rows)
+
+    def spans(self, job: FetchJob, columns: Columns) -> dict[str, tuple[int, int]]:
+        return {job.shard.respondent: (hour_number(job.shard.start), hour_number(job.shard.end))}
+
+
+def _refusal(xml: str) -> Page:
+    """`INVALID_REQUEST.xml` → an empty page where it only means that there is no data, else SourceError."""
+    code = re.search(r"ERR_CODE>\s*([^<\s]+)", xml)
+    text = re.search(r"ERR_DESC>\s*([^<]+)", xml)
+    if code and code[1] == _NO_DATA:
+        return Page(EMPTY, 0, 0)
+    # 1001 parameters, 1002 datetime: "refused" ends as a UsageError, once the source has said so often enough.
+    kind = "refused" if code and code[1] in ("1001", "1002") else "zip"
+    raise SourceError(f"OASIS error {code[1] if code else '?'}: {text[1].strip() if text else 'no description'}", kind)
+
+
+def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> pa.Table:
+    """The columns of one CSV that name and date a value, texts as dictionaries."""
+    with archive.open(member) as file:
+        header = file.readline().decode("utf-8-sig").strip().split(",")
+    if missing := {_START, _END, _VALUE, "XML_DATA_ITEM"} - set(header):
+        raise SourceError(f"{member.filename} has no column {', '.join(sorted(missing))}", "csv")
+    texts = [name for name in (_START, _END, *NAMING) if name in header]
+    types = {name: pa.dictionary(pa.int32(), pa.string()) for name in texts} | {_VALUE: pa.float64()}
+    options = csv.ConvertOptions(include_columns=[*texts, _VALUE], column_types=types)
+    try:
+        with archive.open(member) as file:
+            return csv.read_csv(file, convert_options=options).unify_dictionaries()
+    except pa.ArrowInvalid as error:
+        raise SourceError(f"{member.filename} is not whole: {error}", "csv") from error
+
+
+def _hourly(job: FetchJob, table: pa.Table) -> Columns:
+    """Rows of any interval → one value an hour: the mean over the hours whose intervals add up to 60 minutes."""
+    if not table.num_rows:
+        return EMPTY
+    start, end = _minutes(table, _START), _minutes(table, _END)
+    naming = [name for name in NAMING if name in table.column_names]
+    names, series = _label(table, naming)
+    hour = -(-end // 60)
+    first, last = hour_number(job.shard.start), hour_number(job.shard.end)
+    if hour.min() < first or hour.max() > last:
+        raise SourceError(f"rows outside {job.shard.start}…{job.shard.end}", "foreign")
+    if len(np.unique(start * len(names) + series)) < len(start):
+        raise SourceError("an interval of one variable comes twice", "repeated")
+    minutes = end - start
+    cell = (hour - first) * len(names) + series
+    value = table.column(_VALUE).to_numpy()
+    covered = np.bincount(cell, minutes)
+    energy = np.bincount(cell, minutes * value)
+    whole = np.flatnonzero(covered == 60)
+    return Columns(
+        tuple((job.shard.respondent, ".".join((job.shard.route, *name))) for name in names),
+        (first + whole // len(names)).astype(np.int32),
+        (whole % len(names)).astype(np.int32),
+        energy[whole] / 60.0,
+    )
+
+
+def _minutes(table: pa.Table, column: str) -> np.ndarray:
+    """`2023-01-01T00:15:00-00:00` → minutes since 1970-01-01T00:00 UTC, one parse a distinct text."""
+    texts, codes = _codes(table, column)
+    try:
+        moments = [datetime.fromisoformat(text) for text in texts]
+        return np.array([int((moment - EPOCH).total_seconds()) // 60 for moment in moments], np.int64)[codes]
+    except (ValueError, TypeError) as error:
+        raise SourceError(f"a time in {column} can't be read: {error}", "csv") from error
+
+
+def _label(table: pa.Table, columns: list[str]) -> tuple[list[tuple[str, ...]], np.ndarray]:
+    """Distinct combinations of `columns`, sorted, and each row's number among them."""
+    combined = np.zeros(table.num_rows, np.int64)
+    texts = []
+    for column in columns:
+        names, codes = _codes(table, column)
+        texts.append(names)
+        combined = combined * len(names) + codes
+    distinct, rows = np.unique(combined, return_inverse=True)
+    labels = []
+    for number in distinct:
+        label: list[str] = []
+        for names in reversed(texts):
+            number, code = divmod(int(number), len(names))
+            label.insert(0, names[code])
+        labels.append(tuple(label))
+    order = sorted(range(len(labels)), key=labels.__getitem__)
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    return [labels[i] for i in order], rank[rows]
+
+
+def _codes(table: pa.Table, column: str) -> tuple[list[str], np.ndarray]:
+    array = table.column(column).combine_chunks()
+    if isinstance(array, pa.ChunkedArray):
+        array = array.chunk(0)
+    if array.null_count:
+        raise SourceError(f"column {column} has empty cells", "csv")
+    return array.dictionary.to_pylist(), pc.cast(array.indices, pa.int64()).to_numpy(zero_copy_only=False)
