@@ -23,7 +23,7 @@ def _moment(value: Any, last: bool) -> str:
     text = str(value).strip()
     day, _, hour = text.partition("T")
     numbers = [int(part) for part in day.split("-")]
-    year, month, date = (numbers + [0, 0])[:3] if len(numbers) <= 3 else (0, 0, 0)
+    year, month, date = [*numbers, 0, 0][:3] if len(numbers) <= 3 else (0, 0, 0)
     if not 2000 <= year <= 2100:
         raise ValueError("expected YYYY, YYYY-MM, YYYY-MM-DD or YYYY-MM-DDTHH")
     month = month or (12 if last else 1)
@@ -84,12 +84,17 @@ SETTINGS = (
         "synthetic | recordings:PATH[,PATH…] | eia | bulk | oasis | [eia+|bulk+|oasis+]URL",
     ),
     Setting("respondents", "PACW,ERCO,CAL,TEX,MISO", _codes, "EIA-930 codes of balancing authorities and regions"),
-    Setting("start", "2019", lambda v: _moment(v, last=False), "first hour, UTC: YYYY, YYYY-MM, YYYY-MM-DD or YYYY-MM-DDTHH"),
+    Setting(
+        "start", "2019", lambda v: _moment(v, last=False), "first hour, UTC: YYYY, YYYY-MM, YYYY-MM-DD or YYYY-MM-DDTHH"
+    ),
     Setting("end", "2025", lambda v: _moment(v, last=True), "last hour, inclusive: YYYY is all of that year"),
     Setting("workers", 2, _count, "workers to start on this host; 0 = only remote ones"),
     Setting("connections", 5, _positive, "connections (threads) of each worker to the source"),
     Setting("bind", "tcp://127.0.0.1:0", str, "where workers connect; off loopback only with CURVE keys"),
-    Setting("rate", "policy", _rate, "requests per second over all workers; policy = the source's ceiling; none = no limit"),
+    Setting("keys", "~/.ring-attention-energy/keys", lambda v: Path(str(v)).expanduser(), "folder of the CURVE keys"),
+    Setting(
+        "rate", "policy", _rate, "requests per second over all workers; policy = the source's ceiling; none = no limit"
+    ),
     Setting("retries", 5, _positive, "failures of one task before it is quarantined"),
     Setting("revise-days", 14, _count, "days that --update asks for again, since operators still revise them"),
 )

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,20 +45,26 @@ class LocalWorkers:
                 start_new_session=True,  # Ctrl-C reaches the coordinator alone; it decides what the workers do
             )
 
-    def supervise(self) -> list[str]:
-        """Start dead workers again; one line for each thing that happened. Call it a few times a second."""
+    def supervise(self, lost: Callable[[int, str], None]) -> list[str]:
+        """Start dead workers again; one line for each thing that happened. Call it a few times a second.
+
+        `lost(pid, reason)` is told of each death, so that its leases go out again without waiting for silence.
+        """
         said = []
         for index, process in enumerate(self._processes):
             if process is None or process.poll() is None:
                 continue
             how = f"signal {-process.returncode}" if process.returncode < 0 else f"exit code {process.returncode}"
+            lost(process.pid, f"ended with {how}")
             if self.restarts < RESTARTS:
                 self.restarts += 1
                 self._processes[index] = self._spawn(index)
                 said.append(f"worker {index} (pid {process.pid}) ended with {how}: started again")
             else:
                 self._processes[index] = None
-                said.append(f"worker {index} ended with {how}; {RESTARTS} restarts are used up: see logs/worker-{index}.log")
+                said.append(
+                    f"worker {index} ended with {how}; {RESTARTS} restarts are used up: see logs/worker-{index}.log"
+                )
         return said
 
     @property

@@ -124,14 +124,24 @@ class TerminalDisplay:
 
     def update(self, view: View) -> None:
         table = Table(box=None, pad_edge=False, show_edge=False)
-        for title, justify in (("worker", "left"), ("doing", "left"), ("rows", "right"), ("requests", "right"), ("MB", "right")):
+        for title, justify in (
+            ("worker", "left"),
+            ("doing", "left"),
+            ("rows", "right"),
+            ("requests", "right"),
+            ("MB", "right"),
+        ):
             table.add_column(title, justify=justify, overflow="ellipsis", no_wrap=True)  # type: ignore[arg-type]
         for worker in view.workers:
             doing = ", ".join(worker.executing) or "idle"
             if worker.silent_s > 5:
                 doing = f"silent for {worker.silent_s:.0f} s; {doing}"
             table.add_row(worker.name, doing, f"{worker.rows:,}", f"{worker.requests:,}", f"{worker.megabytes:.0f}")
-        parts: list[RenderableType] = [ProgressBar(total=max(view.total, 1), completed=view.done), Text(headline(view)), table]
+        parts: list[RenderableType] = [
+            ProgressBar(total=max(view.total, 1), completed=view.done),
+            Text(headline(view)),
+            table,
+        ]
         self._live.update(Group(*parts))
 
     def say(self, line: str) -> None:

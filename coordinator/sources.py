@@ -21,7 +21,9 @@ class Ceiling:
 
 
 # EIA: under 9,000 requests an hour sustained and 5 a second in a burst; OASIS: one request every 5 seconds.
-CEILINGS = {"eia": Ceiling(9000 / 3600, 5), "oasis": Ceiling(1 / 5, 1), "bulk": None}
+EIA_POLICY = Ceiling(9000 / 3600, 5)
+OASIS_POLICY = Ceiling(1 / 5, 1)
+KINDS = ("eia", "bulk", "oasis")
 
 
 @dataclass(frozen=True)
@@ -50,16 +52,16 @@ def parse_source(text: str) -> SourceChoice:
             raise UsageError("--source recordings: names no file. Give a folder or files: recordings:PATH[,PATH…].")
         return SourceChoice(text, "eia", None, world="recordings", recordings=paths)
     if text == "eia":
-        return SourceChoice(text, "eia", EIA_URL, ceiling=CEILINGS["eia"], needs_key=True)
+        return SourceChoice(text, "eia", EIA_URL, ceiling=EIA_POLICY, needs_key=True)
     if text == "bulk":
         return SourceChoice(text, "bulk", BULK_URL)
     if text == "oasis":
-        return SourceChoice(text, "oasis", OASIS_URL, ceiling=CEILINGS["oasis"])
+        return SourceChoice(text, "oasis", OASIS_URL, ceiling=OASIS_POLICY)
     kind, plus, url = text.partition("+")
     if not plus:
         kind, url = "eia", text
     address = urlsplit(url)
-    if kind in CEILINGS and address.scheme in ("http", "https") and address.hostname:
+    if kind in KINDS and address.scheme in ("http", "https") and address.hostname:
         return SourceChoice(text, kind, url.rstrip("/"))
     raise UsageError(
         f"--source {text!r} is unknown. Use synthetic, recordings:PATH, eia, bulk, oasis, or a URL such as "

@@ -145,6 +145,7 @@ class BuildProof:
     valid: int  # hour × variable cells with a value that passed
     masked: dict[str, int]  # reason → cells: missing, null, outlier
     revised: int  # cells whose value changed in a later generation
+    pieces: tuple[str, ...] = ()  # sha256 of each piece it was built from, in order: another list is another build
     duplicates: int = 0  # rows of a piece beyond the first of their (hour, variable): counted again from the pieces
 
     @property

@@ -1,0 +1,185 @@
+"""`coordinator`: start a run, look at it, verify what it wrote. Try `coordinator start --extract`.
+
+Results go to stdout, narration to stderr. Exit codes: 0 done, 1 failed, 2 usage, 4 authentication, 75 incomplete but
+resumable, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from coordinator import curve
+from coordinator.config import SETTINGS, Resolved, resolve
+from ingest.errors import AuthenticationError, IngestError, StorageError, UsageError
+
+EXIT_FAILED, EXIT_USAGE, EXIT_AUTHENTICATION, EXIT_INCOMPLETE, EXIT_INTERRUPTED = 1, 2, 4, 75, 130
+
+app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__)
+keys_app = typer.Typer(no_args_is_help=True, help="CURVE keys for workers on other hosts.")
+config_app = typer.Typer(no_args_is_help=True, help="Settings and where each came from.")
+app.add_typer(keys_app, name="keys")
+app.add_typer(config_app, name="config")
+
+
+def _option(name: str, *extra: str) -> Any:
+    setting = next(s for s in SETTINGS if s.name == name)
+    return typer.Option(f"--{name}", *extra, help=f"{setting.help} [default: {setting.default}]", show_default=False)
+
+
+Data = Annotated[str | None, _option("data")]
+Keys = Annotated[str | None, _option("keys")]
+AsJson = Annotated[bool, typer.Option("--json", help="one JSON document on stdout, JSON lines on stderr")]
+
+
+def _settings(**flags: Any) -> dict[str, Resolved]:
+    return resolve({name.replace("_", "-"): value for name, value in flags.items()}, os.environ, Path.cwd())
+
+
+@app.command("start")
+def start_(
+    extract: Annotated[bool, typer.Option("--extract", help="fetch, prove and build the hourly series")] = False,
+    update: Annotated[
+        bool, typer.Option("--update", help="ask only for what is missing or may still be revised")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print the plan and its number of requests; fetch nothing")
+    ] = False,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="make the journal again from the manifests on disk")
+    ] = False,
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="say nothing but errors and the result")] = False,
+    data: Data = None,
+    source: Annotated[str | None, _option("source")] = None,
+    respondents: Annotated[str | None, _option("respondents")] = None,
+    start: Annotated[str | None, _option("start")] = None,
+    end: Annotated[str | None, _option("end")] = None,
+    workers: Annotated[str | None, _option("workers")] = None,
+    connections: Annotated[str | None, _option("connections")] = None,
+    bind: Annotated[str | None, _option("bind")] = None,
+    keys: Keys = None,
+    rate: Annotated[str | None, _option("rate")] = None,
+    retries: Annotated[str | None, _option("retries")] = None,
+    revise_days: Annotated[str | None, _option("revise-days")] = None,
+) -> None:
+    """Run the stages asked for, e.g. `coordinator start --extract --respondents ERCO --start 2024 --end 2024`."""
+    from coordinator import extract as stage
+
+    if not (extract or update):
+        raise UsageError("start: no stage was named. Try `coordinator start --extract`.")
+    settings = _settings(
+        data=data,
+        source=source,
+        respondents=respondents,
+        start=start,
+        end=end,
+        workers=workers,
+        connections=connections,
+        bind=bind,
+        keys=keys,
+        rate=rate,
+        retries=retries,
+        revise_days=revise_days,
+    )
+    options = stage.options_from(
+        {name: entry.value for name, entry in settings.items()}, update=update, rebuild=rebuild
+    )
+    if dry_run:
+        plan = stage.dry_run(options)
+        print(json.dumps(plan) if as_json else stage.describe_plan(plan))
+        return
+    summary = stage.run(options, as_json=as_json, quiet=quiet)
+    print(json.dumps(summary) if as_json else stage.describe_summary(summary))
+    if summary["exit_code"]:
+        raise typer.Exit(summary["exit_code"])
+
+
+@app.command()
+def status(data: Data = None, keys: Keys = None, as_json: AsJson = False) -> None:
+    """What a running coordinator is doing, asked from another terminal; else what its journal says."""
+    from coordinator import look
+
+    settings = _settings(data=data, keys=keys)
+    snapshot = look.status(settings["data"].value, settings["keys"].value)
+    print(json.dumps(snapshot) if as_json else look.describe(snapshot))
+
+
+@app.command()
+def verify(data: Data = None, as_json: AsJson = False) -> None:
+    """Prove everything on disk again: every hash, row, key and hour. Exit code 1 when anything differs."""
+    from ingest.verify import verify as prove
+
+    report = prove(_settings(data=data)["data"].value)
+    print(json.dumps(report.to_json()) if as_json else report.to_text())
+    if not report.whole:
+        raise typer.Exit(EXIT_FAILED)
+
+
+@keys_app.command("init")
+def keys_init(keys: Keys = None) -> None:
+    """Make the coordinator's own key pair, once."""
+    print(curve.make_coordinator_key(_settings(keys=keys)["keys"].value))
+
+
+@keys_app.command("add")
+def keys_add(name: str, keys: Keys = None) -> None:
+    """Make a key file for the worker NAME and put it on the allow-list. Copy the file to its host: `worker --key FILE`."""
+    print(curve.add_worker(_settings(keys=keys)["keys"].value, name))
+
+
+@keys_app.command("remove")
+def keys_remove(name: str, keys: Keys = None) -> None:
+    """Take the worker NAME off the allow-list and delete its key file; in force from the coordinator's next start on."""
+    curve.remove_worker(_settings(keys=keys)["keys"].value, name)
+
+
+@keys_app.command("list")
+def keys_list(keys: Keys = None) -> None:
+    """The workers that may connect, with their public keys."""
+    for name, public in sorted(curve.read_allowed(_settings(keys=keys)["keys"].value).items()):
+        print(f"{name}\t{public}")
+
+
+@config_app.command("show")
+def config_show(as_json: AsJson = False) -> None:
+    """Every setting, its value, and where it came from (flag, environment, cluster.toml, default)."""
+    settings = _settings()
+    if as_json:
+        print(
+            json.dumps({name: {"value": str(entry.value), "origin": entry.origin} for name, entry in settings.items()})
+        )
+        return
+    table = Table("setting", "value", "from", "variable", box=None)
+    for setting in SETTINGS:
+        entry = settings[setting.name]
+        value = ",".join(map(str, entry.value)) if isinstance(entry.value, tuple) else str(entry.value)
+        table.add_row(setting.name, "policy" if entry.value is None else value, entry.origin, setting.variable)
+    Console().print(table)
+
+
+def main() -> None:
+    """Entry point: our own errors become one line on stderr and an exit code; typer answers usage errors itself."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except (IngestError, curve.CurveError) as error:
+        print(f"coordinator: {error}", file=sys.stderr)
+        sys.exit(exit_code_of(error))
+
+
+def exit_code_of(error: Exception) -> int:
+    """Exit code of an error of ingest's tree."""
+    if isinstance(error, AuthenticationError):
+        return EXIT_AUTHENTICATION
+    if isinstance(error, UsageError | curve.CurveError):
+        return EXIT_USAGE
+    return EXIT_INCOMPLETE if isinstance(error, StorageError) else EXIT_FAILED

@@ -1,0 +1,332 @@
+"""The extract stage: plan shards, lease them, write a manifest for each proof, build the series, sum up.
+
+`coordinator start --extract` runs it. What is on disk decides what is left to do: manifests are the truth, the journal
+is only how far the scheduling had come.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from math import isinf
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from coordinator.budget import Budget
+from coordinator.curve import is_loopback, load_coordinator, local_worker_key
+from coordinator.events import Outcome, TaskDone
+from coordinator.fleet import Ended, Fleet, run_tasks
+from coordinator.lock import FolderLock
+from coordinator.progress import choose_display, clock
+from coordinator.scheduler import TaskSpec
+from coordinator.sources import EIA_POLICY, SourceChoice, parse_source
+from ingest import manifest
+from ingest.catalog import check_respondents
+from ingest.coverage import write_coverage
+from ingest.emulator.process import Emulator
+from ingest.errors import AuthenticationError, UsageError
+from ingest.plan import Build, build_job, expected_requests, plan_builds, plan_shards, plan_update
+from ingest.shards import BuildJob, BuildProof, FetchJob, Shard, ShardProof
+
+BUCKET = "source"  # the one request budget: one key, one source a run
+
+
+@dataclass(frozen=True)
+class Options:
+    """All that a run is told."""
+
+    data_dir: Path
+    source: SourceChoice
+    respondents: tuple[str, ...]
+    start: str  # first hour, YYYY-MM-DDTHH
+    end: str  # last hour, inclusive
+    workers: int
+    connections: int
+    bind: str
+    keys: Path
+    rate: float | None  # requests per second; None = the source's policy
+    retries: int
+    revise_days: int
+    update: bool
+    rebuild: bool
+
+
+def options_from(settings: Mapping[str, Any], *, update: bool, rebuild: bool) -> Options:
+    """Resolved settings → Options. UsageError for an unknown source or respondent (near matches are named)."""
+    check_respondents(settings["respondents"])
+    return Options(
+        data_dir=settings["data"],
+        source=parse_source(settings["source"]),
+        respondents=settings["respondents"],
+        start=settings["start"],
+        end=settings["end"],
+        workers=settings["workers"],
+        connections=settings["connections"],
+        bind=settings["bind"],
+        keys=settings["keys"],
+        rate=settings["rate"],
+        retries=settings["retries"],
+        revise_days=settings["revise-days"],
+        update=update,
+        rebuild=rebuild,
+    )
+
+
+class Extraction:
+    """Which tasks there are, decided from the options and from the manifests on disk; and what a finished one leads to."""
+
+    def __init__(self, options: Options, base_url: str) -> None:
+        self._options = options
+        self._base_url = base_url
+        self._proofs = {proof.shard.key: proof for proof in manifest.read_shards(options.data_dir)}
+        self._built = {proof.key: proof.pieces for proof in manifest.read_builds(options.data_dir)}
+        planned = plan_shards(options.source.kind, options.respondents, (options.start, options.end))
+        self.shards = (
+            plan_update(self._proofs.values(), datetime.now(UTC), options.revise_days, planned)
+            if options.update
+            else planned
+        )
+        self._builds = plan_builds(self.shards, options.respondents)
+        self._world = options.source.world or ""
+        self.fresh: list[ShardProof] = []  # proved in this run
+        self.new_files = 0  # written in this run: pages, pieces, series
+        for proof in self._proofs.values():
+            self._check_world(proof)
+
+    @property
+    def fetched(self) -> int:
+        """Planned shards that are proved."""
+        return sum(shard.key in self._proofs for shard in self.shards)
+
+    def open_tasks(self) -> list[TaskSpec]:
+        """Fetches without a manifest, and builds whose fetches are all proved but whose series is not made of them."""
+        fetches = [self._fetch(shard) for shard in self.shards if shard.key not in self._proofs]
+        return [*fetches, *self._due(self._builds)]
+
+    def done(self, done: TaskDone) -> list[TaskSpec]:
+        """Commit a proof: its manifest, atomic and idempotent. Returns the builds that it makes possible."""
+        committed = datetime.now(UTC).isoformat(timespec="seconds")
+        if done.task.kind == "build":
+            built = msgspec.convert(done.proof, BuildProof)
+            manifest.write_build(
+                self._options.data_dir, manifest.BuildManifest(built, done.attempt, done.worker, committed)
+            )
+            self._built[built.key] = built.pieces
+            self.new_files += 3
+            return []
+        proof = msgspec.convert(done.proof, ShardProof)
+        self._check_world(proof)
+        manifest.write_shard(
+            self._options.data_dir, manifest.ShardManifest(proof, done.attempt, done.worker, committed)
+        )
+        self._proofs[proof.shard.key] = proof
+        self.fresh.append(proof)
+        self.new_files += len(proof.pages) + 1
+        return self._due(build for build in self._builds if proof.shard.key in build.shards)
+
+    def _fetch(self, shard: Shard) -> TaskSpec:
+        kept = self._options.respondents if shard.respondent == "ALL" else ()
+        bucket = BUCKET if budget_of(self._options) is not None else ""
+        job = FetchJob(shard, self._base_url, respondents=kept, bucket=bucket)
+        return TaskSpec(shard.key, "fetch", msgspec.to_builtins(job))
+
+    def _job(self, build: Build) -> BuildJob | None:
+        """The build's job; None while one of its fetches is not proved."""
+        if any(key not in self._proofs for key in build.shards):
+            return None
+        origin = self._proofs[build.shards[0]].origin
+        return build_job(build.respondent, build.year, origin, self._proofs.values())
+
+    def _is_due(self, build: Build) -> bool:
+        job = self._job(build)
+        return (
+            job is not None
+            and bool(job.pieces)
+            and self._built.get(job.key) != tuple(p.file.sha256 for p in job.pieces)
+        )
+
+    def _due(self, builds: Iterable[Build]) -> list[TaskSpec]:
+        jobs = [job for build in builds if self._is_due(build) and (job := self._job(build)) is not None]
+        return [TaskSpec(job.key, "build", msgspec.to_builtins(job), local=True) for job in jobs]
+
+    def _check_world(self, proof: ShardProof) -> None:
+        """Synthetic, recorded and real hours never share a data folder."""
+        world = world_of(proof.origin)
+        self._world = self._world or world
+        if world != self._world:
+            raise UsageError(
+                f"{self._options.data_dir} and this run don't mix: {self._world} hours on one side, {world} hours on the other "
+                f"({proof.shard.key} from {proof.origin}). Name another folder with --data."
+            )
+
+
+def world_of(origin: str) -> str:
+    """ "synthetic", "recordings", or "real" for any server that does not say that it is an emulator."""
+    return origin if origin in ("synthetic", "recordings") else "real"
+
+
+def budget_of(options: Options) -> Budget | None:
+    """The request budget of this run: `--rate`, else the source's policy, else none."""
+    if options.rate is not None:
+        return None if isinf(options.rate) else Budget(options.rate, burst=max(1, int(options.rate * 2)))
+    ceiling = options.source.ceiling
+    return None if ceiling is None else Budget(ceiling.rate, burst=ceiling.burst)
+
+
+def dry_run(options: Options) -> dict[str, Any]:
+    """The plan and what it costs, without a request: shards, requests, the least time that EIA's policy allows."""
+    extraction = Extraction(options, "")
+    open_shards = [
+        shard for shard in extraction.shards if not manifest.shard_path(options.data_dir, shard.key).exists()
+    ]
+    requests = expected_requests(open_shards)
+    return {
+        "source": options.source.name,
+        "data": str(options.data_dir),
+        "start": options.start,
+        "end": options.end,
+        "respondents": list(options.respondents),
+        "shards": [shard.key for shard in open_shards],
+        "proved": len(extraction.shards) - len(open_shards),
+        "requests": requests,
+        "policy_seconds": requests / EIA_POLICY.rate,
+    }
+
+
+def describe_plan(plan: Mapping[str, Any]) -> str:
+    """A dry run as text."""
+    lines = [
+        f"source {plan['source']}, {plan['start']} to {plan['end']} (UTC, hour-ending), data folder {plan['data']}",
+        *(f"  {key}" for key in plan["shards"]),
+        f"{len(plan['shards'])} shards to fetch, {plan['proved']} proved already; about {plan['requests']} requests",
+        f"at EIA's policy ceiling of {EIA_POLICY.rate:g} requests/s: at least {clock(plan['policy_seconds'])}",
+    ]
+    return "\n".join(lines)
+
+
+def run(options: Options, *, as_json: bool = False, quiet: bool = False) -> dict[str, Any]:
+    """Run the stage to its end; the summary, whose `exit_code` says how it ended. The data folder is locked meanwhile."""
+    if options.source.needs_key and not os.environ.get("EIA_API_KEY", "").strip():
+        raise AuthenticationError(
+            "EIA_API_KEY is not set. Get a free key at https://www.eia.gov/opendata/register.php and export it, "
+            "or use --source bulk (real hours, no key) or --source synthetic."
+        )
+    began = time.monotonic()
+    with ExitStack() as stack:
+        stack.enter_context(FolderLock(options.data_dir))
+        base_url = options.source.base_url or stack.enter_context(_emulator(options.source)).url
+        if options.rebuild:
+            set_journal_aside(options.data_dir)
+        extraction = Extraction(options, base_url)
+        tasks = extraction.open_tasks()
+        ended = Ended(Outcome("done"))
+        if tasks:
+            display = stack.enter_context(closing(choose_display(as_json=as_json, quiet=quiet)))
+            budget = budget_of(options)
+            budgets = {} if budget is None else {BUCKET: budget}
+            ended = run_tasks(_fleet(options), tasks, budgets, display, extraction.done)
+        summary = manifest.write_summary(options.data_dir)
+        seconds = time.monotonic() - began
+        if tasks:
+            write_coverage(options.data_dir)
+    return _summary(options, extraction, ended, summary, seconds)
+
+
+def _emulator(source: SourceChoice) -> Emulator:
+    return Emulator(world=source.world or "synthetic", recordings=[Path(path) for path in source.recordings])
+
+
+def _fleet(options: Options) -> Fleet:
+    """Workers of this host go over loopback in clear, or with a key of their own where the bind is off loopback."""
+    curve, key = None, None
+    if not is_loopback(options.bind):
+        key = local_worker_key(options.keys)
+        curve = load_coordinator(options.keys)
+    return Fleet(options.data_dir, options.bind, options.workers, options.connections, options.retries, curve, key)
+
+
+def set_journal_aside(data_dir: Path) -> None:
+    """Move a journal out of the way, as `journal.sqlite*.aside`: the manifests on disk say what is left to do."""
+    for path in data_dir.glob("journal.sqlite*"):
+        if path.suffix != ".aside":
+            path.replace(path.with_name(path.name + ".aside"))
+
+
+def _summary(
+    options: Options, extraction: Extraction, ended: Ended, summary: manifest.Summary, seconds: float
+) -> dict[str, Any]:
+    fresh = extraction.fresh
+    snapshot = ended.snapshot or {}
+    rows = sum(proof.rows for proof in fresh)
+    return {
+        "exit_code": ended.outcome.exit_code,
+        "status": ended.outcome.status,
+        "message": ended.outcome.message,
+        "source": options.source.name,
+        "origins": list(summary.origins),
+        "data": str(options.data_dir),
+        "shards": len(extraction.shards),
+        "proved": extraction.fetched,
+        "series": summary.builds,
+        "rows": summary.rows,
+        "total": summary.total,
+        "duplicates": summary.duplicates,
+        "nulls": summary.nulls,
+        "gap_hours": summary.gap_hours,
+        "gaps": [msgspec.to_builtins(gap) for gap in summary.gaps],
+        "masked": summary.masked,
+        "revised": summary.revised,
+        "new_shards": len(fresh),
+        "new_rows": rows,
+        "new_files": extraction.new_files,
+        "requests": sum(proof.requests for proof in fresh),
+        "reused_pages": sum(proof.reused for proof in fresh),
+        "faults": dict(sum((Counter(proof.faults) for proof in fresh), Counter())),
+        "quarantined": snapshot.get("quarantined", []),
+        "budgets": snapshot.get("budgets", {}),
+        "worker_restarts": ended.restarts,
+        "peak_worker_mb": ended.peak_rss / 1e6,
+        "seconds": seconds,
+        "rows_per_s": rows / seconds,
+    }
+
+
+def describe_summary(summary: Mapping[str, Any], most_gaps: int = 12) -> str:
+    """A summary as text: what is proved, what is missing by name, what this run did."""
+    label = ", ".join(summary["origins"]) or "no data"
+    lines = [
+        f"{summary['proved']} of {summary['shards']} shards proved, {summary['series']} series, in {summary['data']} ({label})",
+        f"rows {summary['rows']:,} = Σ total {summary['total']:,} · duplicates {summary['duplicates']} · "
+        f"nulls {summary['nulls']:,} · missing at the source {summary['gap_hours']:,} hours",
+    ]
+    lines += [
+        f"  gap {gap['respondent']} {gap['variable']} {gap['start']} to {gap['end']} ({gap['hours']} h)"
+        for gap in summary["gaps"][:most_gaps]
+    ]
+    if len(summary["gaps"]) > most_gaps:
+        lines.append(f"  … {len(summary['gaps']) - most_gaps} more: all are in {summary['data']}/manifest.json")
+    if summary["masked"]:
+        masked = ", ".join(f"{reason} {cells:,}" for reason, cells in summary["masked"].items())
+        lines.append(f"masked hours by reason: {masked}")
+    if summary["new_shards"]:
+        lines.append(
+            f"this run: {summary['new_shards']} shards, {summary['new_rows']:,} rows in {summary['seconds']:.1f} s "
+            f"({summary['rows_per_s']:,.0f} rows/s), {summary['requests']} requests, {summary['reused_pages']} pages reused"
+        )
+    elif summary["status"] == "done":
+        lines.append("nothing was left to do")
+    if summary["faults"]:
+        lines.append(
+            "faults met and mended: " + ", ".join(f"{kind} {n}" for kind, n in sorted(summary["faults"].items()))
+        )
+    lines += [f"QUARANTINED {task}: {error}: {message}" for task, error, message in summary["quarantined"]]
+    if summary["exit_code"]:
+        lines.append(f"not complete ({summary['status']}): {summary['message']}")
+    return "\n".join(lines)

@@ -1,0 +1,128 @@
+"""One run of tasks over the fleet: journal, server, workers of this host, signals, display. Every stage goes through it."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from coordinator.budget import Budget
+from coordinator.curve import Curve
+from coordinator.events import Outcome, TaskDone, TaskQuarantined
+from coordinator.journal import Journal
+from coordinator.local import LocalWorkers
+from coordinator.progress import Display, view_of
+from coordinator.protocol import data_id
+from coordinator.scheduler import Limits, Scheduler, TaskSpec
+from coordinator.server import Server
+
+ENDPOINT_FILE = ".endpoint"  # in the data folder while a coordinator runs: where `coordinator status` asks
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """Where the tasks run."""
+
+    data_dir: Path
+    bind: str
+    workers: int  # to start on this host
+    connections: int  # of each of them to the source
+    retries: int  # failures until quarantine
+    curve: Curve | None = None
+    worker_key: Path | None = None  # key file of this host's workers, where CURVE is on
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How the run ended, and what was seen on the way."""
+
+    outcome: Outcome
+    seconds: float = 0.0
+    peak_rss: int = 0  # bytes: the largest worker
+    restarts: int = 0  # workers of this host that died and were started again
+    snapshot: dict[str, Any] | None = None  # the server's last
+
+
+def run_tasks(
+    fleet: Fleet,
+    tasks: Iterable[TaskSpec],
+    budgets: dict[str, Budget],
+    display: Display,
+    on_done: Callable[[TaskDone], Iterable[TaskSpec]],
+) -> Ended:
+    """Lease `tasks`, and those that `on_done` opens, until all have ended or the run was interrupted.
+
+    The first Ctrl-C (or SIGTERM) finishes what is leased, the second stops at once; both leave a run that can be resumed.
+    """
+    journal = Journal(fleet.data_dir / "journal.sqlite")
+    scheduler = Scheduler(data_id(fleet.data_dir), Limits(max_failures=fleet.retries))
+    for record in journal.load():
+        scheduler.apply(record)
+    ceiling = next((budget.rate for budget in budgets.values()), None)
+    began = time.monotonic()
+    peak_rss, already_done = 0, None
+
+    def tick() -> None:
+        nonlocal peak_rss, already_done
+        for line in workers.supervise(server.lost):
+            display.say(line)
+        snapshot = server.snapshot()
+        peak_rss = max([peak_rss, *(worker["rss"] for worker in snapshot["workers"])])
+        if already_done is None:
+            already_done = snapshot["tasks"].get("done", 0)
+        display.update(view_of(snapshot, time.monotonic() - began, already_done, ceiling))
+
+    def quarantined(what: TaskQuarantined) -> None:
+        display.say(f"quarantined {what.task.id}: {what.error}: {what.message}")
+
+    server = Server(
+        scheduler,
+        journal,
+        budgets,
+        data_dir=fleet.data_dir,
+        bind=fleet.bind,
+        curve=fleet.curve,
+        on_done=on_done,
+        on_quarantined=quarantined,
+        on_tick=tick,
+    )
+    workers = LocalWorkers(server.endpoint, fleet.data_dir, fleet.workers, fleet.connections, fleet.worker_key)
+    endpoint = fleet.data_dir / ENDPOINT_FILE
+    endpoint.write_text(server.endpoint)
+    try:
+        server.add_tasks(tasks, whole=True)
+        workers.start()
+        with interrupts(server, display):
+            outcome = server.run()
+    finally:
+        endpoint.unlink(missing_ok=True)
+        workers.stop()
+        journal.close()
+    return Ended(outcome, time.monotonic() - began, peak_rss, workers.restarts, server.snapshot())
+
+
+@contextmanager
+def interrupts(server: Server, display: Display) -> Iterator[None]:
+    """Ctrl-C and SIGTERM, while inside: first drain, then stop."""
+    asked = 0
+
+    def ask(signum: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            display.say("finishing what is leased; once more stops at once (either way, start again to resume)")
+            server.drain()
+        else:
+            server.stop_now()
+
+    before = {which: signal.signal(which, ask) for which in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for which, handler in before.items():
+            signal.signal(which, handler)
