@@ -193,7 +193,7 @@ def _touched(shard: Shard) -> range:
 def _years(period: Period) -> list[tuple[str, str]]:
     """Whole years, or the pieces of `(start, end)` between the turns of the year."""
     if not period:
-        raise UsageError("no year given: name at least one, for example --years 2019-2025")
+        raise UsageError("no year given: name at least one, for example --start 2019 --end 2025")
     if isinstance(period[0], str):
         start, end = str(period[0]), str(period[1])
         try:

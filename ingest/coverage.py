@@ -1,0 +1,129 @@
+"""The coverage picture: respondent × month, the share of hours with a valid value, one row a group of variables."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import BoundaryNorm, ListedColormap
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from ingest.errors import ProofError, UsageError
+from ingest.store import atomic_write
+
+GROUPS: tuple[tuple[str, Callable[[str], bool]], ...] = (
+    ("demand", lambda variable: variable == "D"),
+    ("forecast", lambda variable: variable == "DF"),
+    ("generation", lambda variable: variable == "NG"),
+    ("interchange", lambda variable: variable == "TI"),
+    ("fuels", lambda variable: variable.startswith("NG.")),
+    ("other", lambda variable: variable not in ("D", "DF", "NG", "TI") and not variable.startswith("NG.")),
+)
+# Steps, not a ramp: one hour missing in a month is 99.87 % and must be seen.
+STEPS = (0.0, 1e-9, 0.5, 0.9, 0.99, 0.9999, 1.0)
+LABELS = ("none", "under 50 %", "50–90 %", "90–99 %", "99–99.99 %", "every hour")
+COLOURS = ("#b2182b", "#ef8a62", "#fddbc7", "#d1e5f0", "#67a9cf", "#2166ac")
+
+
+class SeriesSummary(msgspec.Struct):
+    """What the picture needs of a series.json: cells by variable, reason and month."""
+
+    respondent: str
+    year: int
+    origin: str
+    month_hours: list[int]
+    variables: dict[str, dict[str, list[int]]]
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """`share[row, month]` in 0…1; NaN where the respondent-year has no such variable, or no series at all."""
+
+    rows: tuple[tuple[str, str], ...]  # respondent, group
+    months: tuple[str, ...]  # "2019-01", …
+    share: NDArray[np.float64]
+    origins: tuple[str, ...]
+
+
+def coverage(summaries: Iterable[SeriesSummary]) -> Coverage:
+    """Summaries of respondent-years → shares of valid cells, by respondent, group and month. Pure."""
+    summaries = tuple(summaries)
+    respondents = sorted({one.respondent for one in summaries})
+    years = range(min(one.year for one in summaries), max(one.year for one in summaries) + 1)
+    seen = {(one.respondent, group) for one in summaries for group, has in GROUPS if any(map(has, one.variables))}
+    rows = tuple((name, group) for name in respondents for group, _ in GROUPS if (name, group) in seen)
+    share = np.full((len(rows), 12 * len(years)), np.nan)
+    has_of = dict(GROUPS)
+    by_key = {(one.respondent, one.year): one for one in summaries}
+    for i, (respondent, group) in enumerate(rows):
+        for k, year in enumerate(years):
+            one = by_key.get((respondent, year))
+            valid = [counts["ok"] for name, counts in one.variables.items() if has_of[group](name)] if one else []
+            if one and valid:
+                cells = np.array(one.month_hours) * len(valid)
+                share[i, 12 * k : 12 * k + 12] = np.sum(valid, axis=0) / cells
+    months = tuple(f"{year}-{month:02d}" for year in years for month in range(1, 13))
+    return Coverage(rows, months, share, tuple(sorted({one.origin for one in summaries})))
+
+
+def draw(picture: Coverage) -> bytes:
+    """Coverage → PNG. The title says where the data came from."""
+    count, width = picture.share.shape
+    figure = Figure(figsize=(max(8.0, 2.6 + 0.13 * width), 1.9 + 0.24 * count), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    colours = ListedColormap(COLOURS)
+    colours.set_bad("#e6e6e6")
+    norm = BoundaryNorm(np.array(STEPS[:-1] + (1.1,)), len(COLOURS))
+    axes.pcolormesh(
+        np.arange(width + 1),
+        np.arange(count + 1),
+        np.ma.masked_invalid(picture.share),
+        cmap=colours,
+        norm=norm,
+        edgecolors="white",
+        linewidth=0.4,
+    )
+    axes.set_facecolor("#e6e6e6")
+    axes.invert_yaxis()
+    axes.set_yticks(np.arange(count) + 0.5, [f"{name}  {group}" for name, group in picture.rows], fontsize=8)
+    axes.set_xticks(np.arange(0, width + 1, 12), [month[:4] for month in picture.months[::12]] + [""], fontsize=9)
+    for tick in axes.get_xticklabels():
+        tick.set_horizontalalignment("left")
+    for i in range(1, count):
+        if picture.rows[i][0] != picture.rows[i - 1][0]:
+            axes.axhline(i, color="black", linewidth=1.0)
+    for x in range(12, width, 12):
+        axes.axvline(x, color="black", linewidth=0.6)
+    axes.tick_params(length=0)
+    origin = ", ".join(picture.origins)
+    axes.set_title(f"Hours with a valid value, by month (data: {origin})", fontsize=11, loc="left")
+    boxes = [axes.fill_between([], [], color=colour) for colour in (*reversed(COLOURS), "#e6e6e6")]
+    labels = (*reversed(LABELS), "no such variable")
+    figure.legend(boxes, labels, loc="outside lower center", ncols=len(labels), fontsize=8, frameon=False)
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    return png.getvalue()
+
+
+def write_coverage(data_dir: Path | str) -> Path:
+    """Draw coverage.png beside the data, from every series.json. UsageError when there is none; ProofError for a damaged one."""
+    folder = Path(data_dir)
+    paths = sorted((folder / "series").glob("*/*/series.json"))
+    if not paths:
+        raise UsageError(f"no series in {folder} to draw: `coordinator start --extract` makes some")
+    summaries = []
+    for path in paths:
+        try:
+            summaries.append(msgspec.json.decode(path.read_bytes(), type=SeriesSummary))
+        except (OSError, ValueError) as error:
+            raise ProofError(f"{path} can't be read: {error}; run `coordinator verify`") from error
+    target = folder / "coverage.png"
+    atomic_write(target, draw(coverage(summaries)))
+    return target
