@@ -1,13 +1,17 @@
 """The messages between coordinator and workers: types, frames, bounds. Imports nothing of ours.
 
-A message on the wire is one msgpack frame `[tag, fields…]`-like map with its tag, bounded at `MAX_MESSAGE`; `FileChunk` has a
+A message on the wire is one msgpack frame, a map with the type's name under "t", bounded at `MAX_MESSAGE`; `FileChunk` has a
 second, raw frame bounded at `MAX_CHUNK`. Every message is validated by type before anyone sees it; what does not
-validate is `BadMessage`, counted and dropped. No pickle.
+validate is `BadMessage`, counted and dropped. No pickle. A worker's ROUTER identity is the `worker` field of its messages.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
 
 import msgpack
 import msgspec
@@ -16,6 +20,15 @@ VERSION = 1
 MAX_MESSAGE = 4 << 20  # bytes: a shard's proof with thousands of pages and gaps stays under 2 MiB
 MAX_CHUNK = 1 << 20  # bytes: the raw frame of a FileChunk
 MAX_NAME = 256  # characters of an id, a path, a kind
+MAX_FILE = 1 << 30  # bytes of one file on its way to the coordinator
+MAX_PERMITS = 64  # permits in one request
+MAX_CAPACITY = 1024  # leases a worker may hold
+MAX_PAUSE = 86_400.0  # seconds
+
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
+Text = Annotated[str, msgspec.Meta(max_length=16_384)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
+Attempt = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
 
 
 class BadMessage(Exception):
@@ -32,33 +45,35 @@ class Message(msgspec.Struct, tag_field="t", forbid_unknown_fields=True, frozen=
 class Hello(Message, frozen=True):
     """First word of a worker, and its answer to `RegisterAgain`."""
 
-    worker: str  # stable for the life of the process
-    host: str
-    pid: int
-    kinds: tuple[str, ...]  # task kinds it can execute: "fetch", "build", …
-    capacity: int  # leases it will hold at once
-    data_id: str  # random id found in its data folder: equal to the coordinator's = same file system
-    version: str  # of the package
-    python: str
+    worker: Name  # stable for the life of the process
+    host: Name
+    pid: Count
+    kinds: Annotated[tuple[Name, ...], msgspec.Meta(max_length=64)]  # task kinds it can execute: "fetch", "build", …
+    capacity: Annotated[int, msgspec.Meta(ge=1, le=MAX_CAPACITY)]  # leases it will hold at once
+    data_id: Name  # random id found in its data folder: equal to the coordinator's = same file system
+    version: Name  # of the package
+    python: Name
     protocol: int = VERSION
 
 
 class Heartbeat(Message, frozen=True):
     """From a thread of its own, so that a busy GIL does not look like a dead worker."""
 
-    worker: str
-    executing: tuple[tuple[str, int], ...]  # (task, attempt) being executed now: a death blames only these
-    rows: int = 0  # rows verified so far by this process
-    requests: int = 0
-    rss: int = 0  # bytes
+    worker: Name
+    executing: Annotated[
+        tuple[tuple[Name, Attempt], ...], msgspec.Meta(max_length=MAX_CAPACITY)
+    ]  # (task, attempt) being executed now: a death blames only these
+    rows: Count = 0  # rows verified so far by this process
+    requests: Count = 0
+    rss: Count = 0  # bytes
 
 
 class Result(Message, frozen=True):
     """A lease done: its proof."""
 
-    worker: str
-    task: str
-    attempt: int
+    worker: Name
+    task: Name
+    attempt: Attempt
     proof: dict[str, Any]
     seconds: float
 
@@ -66,11 +81,11 @@ class Result(Message, frozen=True):
 class Failure(Message, frozen=True):
     """A lease that could not be done. `error` is the error's class, one of ingest's tree or "Crash"."""
 
-    worker: str
-    task: str
-    attempt: int
-    error: str
-    message: str
+    worker: Name
+    task: Name
+    attempt: Attempt
+    error: Name
+    message: Text
     final: bool = False  # no retry can mend it (authentication, usage)
     blame: bool = True  # counts towards quarantine; False for a full disk or a shutdown
 
@@ -78,36 +93,39 @@ class Failure(Message, frozen=True):
 class PermitRequest(Message, frozen=True):
     """Ask for `count` request permits of a budget."""
 
-    worker: str
-    bucket: str
-    count: int
+    worker: Name
+    bucket: Name
+    count: Annotated[int, msgspec.Meta(ge=1, le=MAX_PERMITS)]
 
 
 class ThrottleReport(Message, frozen=True):
     """A server throttled this worker: the budget slows down for everyone."""
 
-    worker: str
-    bucket: str
-    kind: str  # "429" | "403" | "html"
-    retry_after: float | None = None  # seconds
+    worker: Name
+    bucket: Name
+    kind: Name  # "429" | "403" | "html"
+    retry_after: Annotated[float, msgspec.Meta(ge=0, le=MAX_PAUSE)] | None = None  # seconds
 
 
 class FileChunk(Message, frozen=True):
-    """A piece of a file, for a coordinator that does not share the worker's file system. The bytes are the second frame."""
+    """A piece of a file, for a coordinator that does not share the worker's file system. The bytes are the second frame.
 
-    worker: str
-    task: str
-    attempt: int
-    path: str
-    offset: int
-    size: int  # of the whole file
-    sha256: str  # of the whole file
+    An empty frame at offset 0 asks how much is held: the `Ack` says where to go on.
+    """
+
+    worker: Name
+    task: Name
+    attempt: Attempt
+    path: Name
+    offset: Count
+    size: Annotated[int, msgspec.Meta(ge=0, le=MAX_FILE)]  # of the whole file
+    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]  # of the whole file
 
 
 class Goodbye(Message, frozen=True):
     """The worker leaves; what it held goes back without blame."""
 
-    worker: str
+    worker: Name
 
 
 # -- coordinator → worker ------------------------------------------------------------------------------------------
@@ -148,10 +166,19 @@ class Ack(Message, frozen=True):
 
 
 class PermitGrant(Message, frozen=True):
-    """One delay a permit, in seconds from receipt: send no request of this grant before its delay is over."""
+    """One delay a permit, in seconds from receipt: send no request of this grant before its delay is over.
+
+    No delays at all: the coordinator has no such budget.
+    """
 
     bucket: str
     delays: tuple[float, ...]
+
+
+class PermitsVoid(Message, frozen=True):
+    """The server throttled somebody: permits of this bucket that were not used yet are void; ask again."""
+
+    bucket: str
 
 
 class Cancel(Message, frozen=True):
@@ -181,8 +208,9 @@ class Status(Message, frozen=True):
     snapshot: dict[str, Any]
 
 
-ToCoordinator = Hello | Heartbeat | Result | Failure | PermitRequest | ThrottleReport | FileChunk | Goodbye | StatusRequest
-ToWorker = Welcome | RegisterAgain | HeartbeatAck | Lease | Ack | PermitGrant | Cancel | Stop | Status
+FromWorker = Hello | Heartbeat | Result | Failure | PermitRequest | ThrottleReport | FileChunk | Goodbye
+ToCoordinator = FromWorker | StatusRequest
+ToWorker = Welcome | RegisterAgain | HeartbeatAck | Lease | Ack | PermitGrant | PermitsVoid | Cancel | Stop | Status
 
 
 def encode(message: Message) -> bytes:
@@ -200,5 +228,34 @@ def decode(frame: bytes, kind: Any) -> Any:
     try:
         plain = msgpack.unpackb(frame, raw=False, strict_map_key=True, max_bin_len=0, max_ext_len=0)
         return msgspec.convert(plain, type=kind)
-    except (msgspec.ValidationError, ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException) as error:
         raise BadMessage(str(error) or type(error).__name__) from error
+
+
+def files_in(proof: Any) -> Iterator[tuple[str, int, str]]:
+    """(path, bytes, sha256) of every file that a proof names, however deep: each map of just these three."""
+    if isinstance(proof, dict):
+        if proof.keys() == {"path", "bytes", "sha256"}:
+            yield str(proof["path"]), int(proof["bytes"]), str(proof["sha256"])
+        else:
+            for value in proof.values():
+                yield from files_in(value)
+    elif isinstance(proof, list | tuple):
+        for value in proof:
+            yield from files_in(value)
+
+
+def data_id(data_dir: Path) -> str:
+    """The random id of a data folder, made on first use: two processes that read the same id share the file system."""
+    path = data_dir / "id"
+    if not path.exists():
+        data_dir.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_name(f"id.{secrets.token_hex(8)}.part")
+        fresh.write_text(secrets.token_hex(16) + "\n")
+        try:
+            os.link(fresh, path)  # fails where another process was first
+        except FileExistsError:
+            pass
+        finally:
+            fresh.unlink()
+    return path.read_text().strip()

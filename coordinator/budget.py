@@ -1,0 +1,97 @@
+"""The request budget of one API key: permits by GCRA (the virtual scheduling form of a leaky bucket), pace by AIMD. Pure.
+
+GCRA: ITU-T I.371, annex A. With rate r and burst b, no more than r·t + b permits fall into any window of t seconds.
+The pace halves when the server throttles, climbs back quickly to just under the pace at which that happened, and from there
+only feels its way up: it settles under a limit that is lower than the ceiling, as when someone else spends the same key.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Budget:
+    """Times are seconds of one clock that never goes back; rates are requests a second."""
+
+    rate: float  # the ceiling: never exceeded
+    burst: int = 1  # requests at once after a rest
+    decrease: float = 0.5  # factor of the pace at a throttle
+    margin: float = 0.95  # the settled pace is this share of the pace that was throttled
+    climb_s: float = 10.0  # from nothing to the settled pace
+    probe_s: float = 600.0  # from nothing to the ceiling, above the settled pace
+    pause_s: float = 5.0  # after a throttle without Retry-After; doubles while throttles follow one another
+    pause_max_s: float = 300.0
+    granted: int = 0
+    throttles: int = 0
+    _pace: float = field(default=0.0, init=False)
+    _settled: float = field(default=0.0, init=False)  # no quick climb above this
+    _arrival: float | None = field(default=None, init=False)  # GCRA's theoretical arrival time
+    _updated: float = field(default=0.0, init=False)
+    _paused_until: float = field(default=float("-inf"), init=False)
+    _streak: int = field(default=0, init=False)
+    _started: float | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if not self.rate > 0 or self.burst < 1:
+            raise ValueError(f"a budget needs a rate over 0 and a burst of 1 or more, not {self.rate} and {self.burst}")
+        self._pace = self._settled = self.rate
+
+    def grant(self, now: float, count: int) -> tuple[float, ...]:
+        """`count` permits: for each the delay in seconds from now after which it may be used."""
+        self._recover(now)
+        if self._started is None:
+            self._started = now
+        interval = 1.0 / self._pace
+        arrival = now if self._arrival is None else self._arrival
+        delays = []
+        for _ in range(count):
+            at = max(now, self._paused_until, arrival - (self.burst - 1) * interval)
+            arrival = max(arrival, at) + interval
+            delays.append(at - now)
+        self._arrival = arrival
+        self.granted += count
+        return tuple(delays)
+
+    def throttled(self, now: float, kind: str, retry_after: float | None = None) -> None:
+        """The server throttled: pause everyone, then go on at a lower pace. Reports that come during a pause are one event."""
+        self._recover(now)
+        self.throttles += 1
+        if now < self._paused_until:
+            if retry_after is not None:
+                self._paused_until = max(self._paused_until, now + retry_after)
+            return
+        self._streak = self._streak + 1 if now - self._paused_until < self.climb_s else 1
+        pause = retry_after if retry_after is not None else self.pause_s * 2.0 ** min(self._streak - 1, 16)
+        self._paused_until = now + min(pause, self.pause_max_s)
+        self._settled = max(self._pace * self.margin, self.rate * 1e-3)
+        self._pace = max(self._pace * self.decrease, self.rate * 1e-3)
+        # What was saved up is gone: after the pause the requests come one by one.
+        self._arrival = self._paused_until + (self.burst - 1) / self._pace
+        self._updated = self._paused_until
+
+    def _recover(self, now: float) -> None:
+        """Additive: quick up to the settled pace, slow above it."""
+        elapsed = now - self._updated
+        if elapsed <= 0:
+            return
+        self._updated = now
+        if self._pace < self._settled:
+            slope = self._settled / self.climb_s
+            quick = min(elapsed, (self._settled - self._pace) / slope)
+            self._pace += quick * slope
+            elapsed -= quick
+        if elapsed > 0 and self._pace >= self._settled:
+            self._pace = min(self.rate, self._pace + elapsed * self.rate / self.probe_s)
+
+    def snapshot(self, now: float) -> dict[str, float]:
+        """For status: the pace, and the share of the ceiling used since the first permit (burst left out)."""
+        elapsed = 0.0 if self._started is None else now - self._started
+        return {
+            "rate": self.rate,
+            "pace": self._pace,
+            "granted": self.granted,
+            "throttles": self.throttles,
+            "paused_s": max(0.0, self._paused_until - now),
+            "share": self.granted / (self.rate * elapsed) if elapsed > 0 else 0.0,
+        }

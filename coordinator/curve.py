@@ -1,0 +1,164 @@
+"""CURVE keys: made by `coordinator keys`, kept in files of mode 0600, never printed; the coordinator admits only listed workers.
+
+A key folder holds `coordinator.key`, `workers/<name>.key` (copy it to that worker's host, `worker --key FILE`) and
+`allowed.json`, the public keys that may connect. The coordinator reads the list when it starts.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import zmq
+from zmq.auth.thread import ThreadAuthenticator
+
+
+class CurveError(Exception):
+    """Keys that are missing, readable by others, or not keys; a bind that would need them."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One side's keys (z85). A coordinator has `allowed`, a worker `server`."""
+
+    public: str
+    secret: str = field(repr=False)
+    server: str = ""  # worker: the coordinator's public key
+    allowed: dict[str, str] = field(default_factory=dict)  # coordinator: worker's name → public key
+
+    def serve(self, socket: zmq.Socket, context: zmq.Context) -> ThreadAuthenticator:
+        """Make `socket`, before its bind, admit only `allowed`. Stop what is returned at the end."""
+        authenticator = ThreadAuthenticator(context)
+        authenticator.start()
+        authenticator.configure_curve_callback(domain="*", credentials_provider=_AllowList(self.allowed))
+        socket.curve_publickey, socket.curve_secretkey = self.public.encode(), self.secret.encode()
+        socket.curve_server = True
+        return authenticator
+
+    def connect(self, socket: zmq.Socket) -> None:
+        """Make `socket`, before its connect, speak to this coordinator alone."""
+        socket.curve_publickey, socket.curve_secretkey = self.public.encode(), self.secret.encode()
+        socket.curve_serverkey = self.server.encode()
+
+
+class _AllowList:
+    def __init__(self, allowed: dict[str, str]) -> None:
+        self._keys = frozenset(key.encode() for key in allowed.values())
+
+    def callback(self, domain: str, key: bytes) -> bool:
+        return key in self._keys
+
+
+def make_coordinator_key(folder: Path) -> Path:
+    """The coordinator's key pair, made once; an existing one is kept."""
+    path = folder / "coordinator.key"
+    if not path.exists():
+        public, secret = (key.decode() for key in zmq.curve_keypair())
+        _write_private(path, {"public": public, "secret": secret})
+    return path
+
+
+def add_worker(folder: Path, name: str) -> Path:
+    """A key file for the worker's host, and its place on the allow-list. CurveError when the name is taken or odd."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        raise CurveError(f"worker name {name!r}: use letters, digits, dot, dash and underscore, 64 at most")
+    server = _read_private(make_coordinator_key(folder))["public"]
+    allowed = read_allowed(folder)
+    path = folder / "workers" / f"{name}.key"
+    if name in allowed or path.exists():
+        raise CurveError(f"worker {name!r} has a key: remove it first with `coordinator keys remove {name}`")
+    public, secret = (key.decode() for key in zmq.curve_keypair())
+    _write_private(path, {"public": public, "secret": secret, "server": server})
+    _write_private(folder / "allowed.json", {**allowed, name: public})
+    return path
+
+
+def remove_worker(folder: Path, name: str) -> None:
+    """Take a worker off the allow-list and delete its key file. It is refused from the coordinator's next start on."""
+    allowed = read_allowed(folder)
+    if name not in allowed:
+        known = ", ".join(sorted(allowed)) or "none"
+        raise CurveError(f"no worker {name!r} on the allow-list (known: {known})")
+    _write_private(folder / "allowed.json", {key: value for key, value in allowed.items() if key != name})
+    (folder / "workers" / f"{name}.key").unlink(missing_ok=True)
+
+
+def read_allowed(folder: Path) -> dict[str, str]:
+    """Worker's name → public key."""
+    path = folder / "allowed.json"
+    return _read_private(path) if path.exists() else {}
+
+
+def load_coordinator(folder: Path) -> Curve:
+    """The coordinator's side. CurveError names `coordinator keys` when there is no key."""
+    keys = _read_private(folder / "coordinator.key")
+    return _curve(folder / "coordinator.key", keys, allowed=read_allowed(folder))
+
+
+def load_worker(path: Path) -> Curve:
+    """A worker's side, from the file that `coordinator keys add` made."""
+    return _curve(path, _read_private(path), allowed={})
+
+
+def local_worker_key(folder: Path) -> Path:
+    """The key file of the coordinator's own workers and of `coordinator status`, made once."""
+    path = folder / "workers" / "local.key"
+    return path if path.exists() else add_worker(folder, "local")
+
+
+def is_loopback(endpoint: str) -> bool:
+    """Whether only this host can reach `tcp://host:port`."""
+    host = endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_bind(endpoint: str, curve: Curve | None) -> None:
+    """CurveError for a bind that others can reach, without keys."""
+    if not is_loopback(endpoint) and curve is None:
+        raise CurveError(
+            f"bind {endpoint} can be reached from other hosts and there are no CURVE keys. "
+            "Make them with `coordinator keys add NAME`, one for each worker's host, or bind tcp://127.0.0.1:PORT."
+        )
+
+
+def _curve(path: Path, keys: dict[str, str], allowed: dict[str, str]) -> Curve:
+    curve = Curve(keys.get("public", ""), keys.get("secret", ""), keys.get("server", ""), allowed)
+    needed = [curve.public, curve.secret, *allowed.values()] + (
+        [] if path.name == "coordinator.key" else [curve.server]
+    )
+    if any(len(key) != 40 for key in needed):
+        raise CurveError(f"{path} is not a key file of this program: make one with `coordinator keys`")
+    return curve
+
+
+def _write_private(path: Path, keys: dict[str, str]) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.unlink(missing_ok=True)
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        json.dump(keys, file)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def _read_private(path: Path) -> dict[str, str]:
+    try:
+        mode = path.stat().st_mode & 0o777
+        if mode & 0o077:
+            raise CurveError(f"{path} can be read by others (mode {mode:o}): `chmod 600 {path}`, or make new keys")
+        keys = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CurveError(f"no key file {path}: make one with `coordinator keys`") from None
+    except ValueError:
+        raise CurveError(f"{path} is not a key file: make one with `coordinator keys`") from None
+    if not isinstance(keys, dict) or not all(isinstance(value, str) for value in keys.values()):
+        raise CurveError(f"{path} is not a key file: make one with `coordinator keys`")
+    return keys

@@ -1,0 +1,120 @@
+"""Events that the scheduler decides on, and the actions it decides: plain data. The worker's messages are events as they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+
+from coordinator import protocol
+from coordinator.ledger import AnyRecord, TaskSpec
+from coordinator.protocol import Failure, Goodbye, Heartbeat, Hello, Result
+
+# -- events: the messages Hello, Heartbeat, Result, Failure, Goodbye, and these ---------------------------------------
+
+
+class Restart(msgspec.Struct, frozen=True):
+    """First event after a replay: leases are void, unconfirmed proofs are handed out again."""
+
+
+class AddTasks(msgspec.Struct, frozen=True):
+    """These tasks are open. A known one is opened again if it had ended (done and committed, quarantined)."""
+
+    tasks: tuple[TaskSpec, ...]
+    whole: bool = False  # these are all there is to do: open tasks that are not listed are dropped
+
+
+class Confirmed(msgspec.Struct, frozen=True):
+    task: str
+    attempt: int
+
+
+class WorkerLost(msgspec.Struct, frozen=True):
+    worker: str
+    reason: str
+
+
+class Undelivered(msgspec.Struct, frozen=True):
+    """A lease could not be sent: the worker's connection is gone or full."""
+
+    worker: str
+    task: str
+    attempt: int
+
+
+class Tick(msgspec.Struct, frozen=True):
+    """Time has passed: call it a few times per heartbeat, after all waiting messages were handled."""
+
+
+class Halt(msgspec.Struct, frozen=True):
+    """Issue no more leases; finish when those that are out have ended. `reason`: "drain", "storage", "authentication"."""
+
+    reason: Literal["drain", "storage", "authentication"]
+    message: str = ""
+
+
+class StopNow(msgspec.Struct, frozen=True):
+    """Give back everything at once."""
+
+
+Event = (
+    Hello
+    | Heartbeat
+    | Result
+    | Failure
+    | Goodbye
+    | Restart
+    | AddTasks
+    | Confirmed
+    | WorkerLost
+    | Undelivered
+    | Tick
+    | Halt
+    | StopNow
+)
+
+
+# -- actions ----------------------------------------------------------------------------------------------------------
+
+
+class Send(msgspec.Struct, frozen=True):
+    worker: str
+    message: protocol.Message
+
+
+class TaskDone(msgspec.Struct, frozen=True):
+    """The stage commits the proof, idempotently, and answers `Confirmed`."""
+
+    task: TaskSpec
+    attempt: int
+    worker: str
+    seconds: float
+    proof: dict[str, Any]
+
+
+class TaskQuarantined(msgspec.Struct, frozen=True):
+    task: TaskSpec
+    error: str
+    message: str
+
+
+class Decision(msgspec.Struct):
+    """`records` are committed to the journal before any of `actions` is carried out."""
+
+    records: list[AnyRecord]
+    actions: list[Send | TaskDone | TaskQuarantined]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended. "incomplete": something is quarantined or blocked; all but "done" can be resumed."""
+
+    status: Literal["done", "incomplete", "drain", "stopped", "storage", "authentication"]
+    message: str = ""
+
+    @property
+    def exit_code(self) -> int:
+        return {"done": 0, "authentication": 4, "incomplete": 75, "storage": 75, "drain": 130, "stopped": 130}[
+            self.status
+        ]

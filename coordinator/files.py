@@ -1,0 +1,95 @@
+"""Files that workers on other file systems send: taken in chunks, proved by size and sha256, fsynced, renamed into place."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from coordinator.protocol import FileChunk, files_in
+
+FOLDERS = ("raw", "pieces", "series")  # the only ones that a worker may write to
+
+
+class RefusedPath(Exception):
+    """A path that no worker may write."""
+
+
+def checked_path(data_dir: Path, relative: str) -> Path:
+    """A worker's relative path → where it lies. RefusedPath for anything but a plain file path below `FOLDERS`."""
+    parts = PurePosixPath(relative).parts
+    plain = "/".join(parts) == relative and "\\" not in relative and relative.isprintable()
+    if not plain or len(parts) < 2 or parts[0] not in FOLDERS or ".." in parts or relative.endswith(".part"):
+        raise RefusedPath(f"path {relative!r} is not below {', '.join(FOLDERS)}")
+    path = data_dir.joinpath(*parts)
+    if not path.parent.resolve().is_relative_to(data_dir.resolve()):
+        raise RefusedPath(f"path {relative!r} leads out of the data folder")
+    return path
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def missing_files(data_dir: Path, proof: dict[str, Any]) -> str:
+    """Why a proof can't be accepted: the first file that it names and that is not there whole, or ""."""
+    for relative, size, _ in files_in(proof):
+        try:
+            found = checked_path(data_dir, relative).stat().st_size
+        except RefusedPath as error:
+            return str(error)
+        except FileNotFoundError:
+            return f"{relative} is not there"
+        if found != size:
+            return f"{relative} has {found} bytes, the proof says {size}"
+    return ""
+
+
+class FileInbox:
+    """Takes chunks in order. OSError when the disk is full; RefusedPath for a bad path."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._data_dir = data_dir
+        self._whole: set[tuple[str, str]] = set()  # (path, sha256) proved by this process
+
+    def take(self, chunk: FileChunk, data: bytes) -> int:
+        """Bytes held after this chunk: where the next one starts. A chunk that does not start there changes nothing."""
+        path = checked_path(self._data_dir, chunk.path)
+        if (chunk.path, chunk.sha256) in self._whole or self._already(path, chunk):
+            return chunk.size
+        part = path.with_name(f"{path.name}.{chunk.sha256[:16]}.part")
+        held = part.stat().st_size if part.exists() else 0
+        if held > chunk.size:
+            part.unlink()
+            held = 0
+        if chunk.offset == held and held + len(data) <= chunk.size:
+            part.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("ab") as file:
+                file.write(data)
+                file.flush()
+                held += len(data)
+                if held == chunk.size:
+                    os.fsync(file.fileno())
+        return self._finish(path, part, chunk) if held == chunk.size and part.exists() else held
+
+    def _already(self, path: Path, chunk: FileChunk) -> bool:
+        """The file was there before, whole: from an earlier attempt or an earlier coordinator."""
+        if not path.is_file() or path.stat().st_size != chunk.size or file_sha256(path) != chunk.sha256:
+            return False
+        self._whole.add((chunk.path, chunk.sha256))
+        return True
+
+    def _finish(self, path: Path, part: Path, chunk: FileChunk) -> int:
+        if file_sha256(part) != chunk.sha256:
+            part.unlink()
+            return 0
+        part.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+        self._whole.add((chunk.path, chunk.sha256))
+        return chunk.size

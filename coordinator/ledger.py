@@ -1,0 +1,189 @@
+"""The journaled state of all tasks: records and their fold. Pure; a replay of the journal is `Ledger.apply` on each record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+
+State = Literal["pending", "leased", "done", "quarantined", "blocked", "dropped"]
+HOPELESS = ("quarantined", "blocked", "dropped")  # a task that needs one of these can't run
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """One unit of work. `after`: ids of tasks, added before, that must be done first."""
+
+    id: str
+    kind: str
+    job: dict[str, Any]
+    after: tuple[str, ...] = ()
+    local: bool = False  # only a worker that shares the data folder may take it
+
+
+class Task(msgspec.Struct):
+    """The journaled state of a task."""
+
+    spec: TaskSpec
+    order: int  # of arrival in the plan: earlier tasks are leased first
+    state: State = "pending"
+    attempt: int = 0  # number of the latest lease: the fencing token
+    failures: int = 0  # blamed ones
+    error: str = ""  # of the last failure
+    message: str = ""
+    worker: str = ""  # holder of the latest lease
+    seconds: float = 0.0
+    proof: dict[str, Any] | None = None  # kept until the commit is confirmed
+    confirmed: bool = False
+    unmet: int = 0  # tasks in `after` that are not done
+    hopeless: int = 0  # tasks in `after` that can't be done
+
+
+# -- records: what the journal keeps ---------------------------------------------------------------------------------
+
+
+class Record(msgspec.Struct, tag_field="r", frozen=True, forbid_unknown_fields=True):
+    task: str
+
+
+class Added(Record, frozen=True):
+    """A task is open: new, or opened again however it had ended."""
+
+    spec: TaskSpec
+
+
+class Leased(Record, frozen=True):
+    attempt: int
+    worker: str
+
+
+class Returned(Record, frozen=True):
+    """A lease went back; nobody is to blame."""
+
+    attempt: int
+    reason: str
+
+
+class Failed(Record, frozen=True):
+    attempt: int
+    error: str
+    message: str
+    blamed: bool
+    quarantined: bool
+
+
+class Done(Record, frozen=True):
+    attempt: int
+    worker: str
+    seconds: float
+    proof: dict[str, Any]
+
+
+class Committed(Record, frozen=True):
+    """The stage has written what the proof stands for (its manifest)."""
+
+
+class Dropped(Record, frozen=True):
+    """Open, but not in the new plan."""
+
+
+AnyRecord = Added | Leased | Returned | Failed | Done | Committed | Dropped
+
+
+class Ledger:
+    """All tasks. Equal ledgers have equal `tasks`; what else is here follows from them."""
+
+    def __init__(self) -> None:
+        self.tasks: dict[str, Task] = {}
+        self.counts: dict[State, int] = dict.fromkeys(
+            ("pending", "leased", "done", "quarantined", "blocked", "dropped"), 0
+        )
+        self.uncommitted = 0  # done, but not yet confirmed by the stage
+        self.ripe: list[Task] = []  # became runnable since the scheduler last looked
+        self._dependents: dict[str, list[str]] = {}
+
+    def apply(self, record: AnyRecord) -> None:
+        """The only thing that changes a `Task`. KeyError or ValueError for a record that does not follow from those before."""
+        if isinstance(record, Added):
+            self._apply_added(record)
+            return
+        task = self.tasks[record.task]
+        if isinstance(record, Leased):
+            if task.state != "pending" or record.attempt != task.attempt + 1:
+                raise ValueError(f"{record.task}: lease {record.attempt} can't follow {task.state} {task.attempt}")
+            task.attempt, task.worker = record.attempt, record.worker
+            self._move(task, "leased")
+        elif isinstance(record, Committed):
+            if task.state != "done" or task.confirmed:
+                raise ValueError(f"{record.task}: nothing to commit")
+            task.confirmed, task.proof = True, None
+            self.uncommitted -= 1
+        elif isinstance(record, Dropped):
+            self._move(task, "dropped")
+        else:
+            if task.state != "leased" or record.attempt != task.attempt:
+                raise ValueError(
+                    f"{record.task}: attempt {record.attempt} ended, but {task.state} {task.attempt} is known"
+                )
+            if isinstance(record, Done):
+                task.worker, task.seconds, task.proof = record.worker, record.seconds, record.proof
+                self.uncommitted += 1
+                self._move(task, "done")
+            elif isinstance(record, Failed):
+                task.failures += record.blamed
+                task.error, task.message = record.error, record.message
+                self._move(task, "quarantined" if record.quarantined else "pending")
+            else:
+                self._move(task, "pending")
+
+    def _apply_added(self, record: Added) -> None:
+        spec, known = record.spec, self.tasks.get(record.task)
+        task = Task(spec, order=len(self.tasks)) if known is None else known
+        if known is None:
+            self.tasks[spec.id] = task
+            self.counts["pending"] += 1
+        else:
+            if task.state == "leased" or (task.state == "done" and not task.confirmed):
+                raise ValueError(f"{spec.id} is {task.state}: it can't be opened again now")
+            for name in task.spec.after:
+                self._dependents[name].remove(spec.id)
+            task.spec, task.failures, task.error, task.message = spec, 0, "", ""
+            task.proof, task.confirmed, task.worker, task.seconds = None, False, "", 0.0
+        task.unmet = task.hopeless = 0
+        for name in spec.after:
+            needed = self.tasks.get(name)
+            if needed is None or needed.order >= task.order:
+                raise ValueError(f"{spec.id} comes after {name}, which was not added before it")
+            self._dependents.setdefault(name, []).append(spec.id)
+            task.unmet += needed.state != "done"
+            task.hopeless += needed.state in HOPELESS
+        self._move(task, "pending")
+
+    def _move(self, task: Task, state: State) -> None:
+        """Change a state, and what follows from it for the tasks that wait for it."""
+        moves = [(task, state)]
+        while moves:
+            task, state = moves.pop()
+            old = task.state
+            if state == "pending" and task.hopeless:
+                state = "blocked"
+            self.counts[old] -= 1
+            self.counts[state] += 1
+            task.state = state
+            if state == "pending" and not task.unmet:
+                self.ripe.append(task)
+            met = (old == "done") - (state == "done")
+            hopeless = (state in HOPELESS) - (old in HOPELESS)
+            if not met and not hopeless:
+                continue
+            for name in self._dependents.get(task.spec.id, ()):
+                waiting = self.tasks[name]
+                waiting.unmet += met
+                waiting.hopeless += hopeless
+                if waiting.hopeless and waiting.state == "pending":
+                    moves.append((waiting, "blocked"))
+                elif not waiting.hopeless and waiting.state == "blocked":
+                    moves.append((waiting, "pending"))
+                elif waiting.state == "pending" and not waiting.unmet:
+                    self.ripe.append(waiting)

@@ -1,0 +1,304 @@
+"""The server: a thin loop around a ROUTER socket. Takes what waits, decides, commits the records once, then acts.
+
+What is not a message of a worker about itself is dropped and counted; nothing that arrives can end the loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import queue
+import socket
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from coordinator import protocol
+from coordinator.budget import Budget
+from coordinator.curve import Curve, check_bind
+from coordinator.events import (
+    AddTasks,
+    Confirmed,
+    Decision,
+    Event,
+    Halt,
+    Outcome,
+    Restart,
+    Send,
+    StopNow,
+    TaskDone,
+    TaskQuarantined,
+    Tick,
+    Undelivered,
+    WorkerLost,
+)
+from coordinator.files import FileInbox, RefusedPath, missing_files
+from coordinator.journal import Journal
+from coordinator.protocol import (
+    Ack,
+    BadMessage,
+    Failure,
+    FileChunk,
+    Lease,
+    PermitGrant,
+    PermitRequest,
+    PermitsVoid,
+    Result,
+    Status,
+    StatusRequest,
+    Stop,
+    ThrottleReport,
+)
+from coordinator.scheduler import Scheduler, TaskSpec
+from ingest.errors import StorageError
+
+log = logging.getLogger(__name__)
+
+MAX_BATCH = 2_000  # messages taken before one commit
+TICK_S = 0.2
+HIGH_WATER = 10_000  # messages queued for one worker, either way
+LINGER_MS = 1_000  # for the last words at the end
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+class Server:
+    """Serves one scheduler until all tasks have ended, or it is drained or stopped.
+
+    `on_done(done)` commits a proof, idempotently, and may return tasks that it opens; StorageError from it ends the run,
+    resumable. `on_quarantined(what)` and `on_tick()`, five times a second, may look on. All run in the thread of `run`.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        journal: Journal,
+        budgets: Mapping[str, Budget] | None = None,
+        *,
+        data_dir: Path,
+        bind: str = "tcp://127.0.0.1:0",
+        curve: Curve | None = None,
+        on_done: Callable[[TaskDone], Iterable[TaskSpec] | None] = lambda done: None,
+        on_quarantined: Callable[[TaskQuarantined], None] = lambda what: None,
+        on_tick: Callable[[], None] = lambda: None,
+    ) -> None:
+        check_bind(bind, curve)
+        self._scheduler, self._journal, self._budgets = scheduler, journal, dict(budgets or {})
+        self._data_dir = data_dir
+        self._on_done, self._on_quarantined, self._on_tick = on_done, on_quarantined, on_tick
+        self._files = FileInbox(data_dir)
+        self._inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self.counters = {"messages": 0, "bad": 0, "undelivered": 0, "commits": 0}
+        self._wake_read, self._wake_write = socket.socketpair()
+        self._wake_read.setblocking(False)
+        self._wake_write.setblocking(False)
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        self._socket.setsockopt(zmq.SNDHWM, HIGH_WATER)
+        self._socket.setsockopt(zmq.RCVHWM, HIGH_WATER)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, protocol.MAX_MESSAGE)
+        self._socket.setsockopt(zmq.LINGER, LINGER_MS)
+        self._socket.setsockopt(zmq.IPV6, int("[" in bind))
+        self._authenticator = curve.serve(self._socket, self._context) if curve is not None else None
+        self._socket.bind(bind)
+        self.endpoint: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    # -- from any thread, and from signal handlers -------------------------------------------------------------------
+
+    def post(self, event: Event) -> None:
+        """Have the loop decide `event`."""
+        self._inbox.put(event)
+        with contextlib.suppress(OSError):  # full: the loop wakes anyway; closed: it has ended
+            self._wake_write.send(b"\0")
+
+    def add_tasks(self, tasks: Iterable[TaskSpec], *, whole: bool = False) -> None:
+        """Open tasks. `whole`: these are all; open tasks of an earlier run that are not listed are dropped."""
+        self.post(AddTasks(tuple(tasks), whole))
+
+    def drain(self) -> None:
+        """Finish what is leased, then end."""
+        self.post(Halt("drain", "drained; start again to resume"))
+
+    def stop_now(self) -> None:
+        """End at once; what was leased is void."""
+        self.post(StopNow())
+
+    def lost(self, pid: int, reason: str = "died") -> None:
+        """A worker process of this host is known to be dead: no need to wait until it counts as silent."""
+        for name, worker in list(self._scheduler.workers.items()):
+            if worker.hello.pid == pid and worker.shares:
+                self.post(WorkerLost(name, reason))
+
+    # -- the loop -----------------------------------------------------------------------------------------------------
+
+    def run(self) -> Outcome:
+        """Serve until there is an outcome. Tasks added before are taken up together with what the journal holds."""
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._wake_read, zmq.POLLIN)
+        events: list[Event] = [Restart()]
+        next_tick = 0.0
+        try:
+            while True:
+                events += self._posted()
+                events += self._received()
+                now = time.monotonic()
+                if ticked := now >= next_tick:
+                    next_tick = now + TICK_S
+                    events.append(Tick())
+                events = self._step(events)
+                if ticked:
+                    self._on_tick()
+                if not events and self._inbox.empty() and (outcome := self._scheduler.outcome()) is not None:
+                    return outcome
+                if not events:
+                    poller.poll(max(0, round((next_tick - time.monotonic()) * 1e3)))
+        except (
+            StorageError
+        ) as error:  # of the journal or of `on_done`: what is not committed is handed out again at the next start
+            return Outcome("storage", str(error))
+        finally:
+            self._close()
+
+    def _step(self, events: list[Event]) -> list[Event]:
+        """Decide a batch, commit it, act on it; what follows from the actions is the next batch."""
+        now = time.monotonic()
+        decisions = [self._scheduler.decide(event, now) for event in events]
+        records = [record for decision in decisions for record in decision.records]
+        if records:
+            self._journal.append(records)
+            self.counters["commits"] += 1
+        following: list[Event] = []
+        for decision in decisions:
+            self._act(decision, following)
+        return following
+
+    def _act(self, decision: Decision, following: list[Event]) -> None:
+        for action in decision.actions:
+            if isinstance(action, Send):
+                if not self._send(action.worker.encode(), action.message) and isinstance(action.message, Lease):
+                    following.append(Undelivered(action.worker, action.message.task, action.message.attempt))
+            elif isinstance(action, TaskDone):
+                if opened := tuple(self._on_done(action) or ()):
+                    following.append(AddTasks(opened))
+                following.append(Confirmed(action.task.id, action.attempt))
+            else:
+                self._on_quarantined(action)
+
+    def _posted(self) -> list[Event]:
+        with contextlib.suppress(BlockingIOError):
+            self._wake_read.recv(65_536)
+        events = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                events.append(self._inbox.get_nowait())
+        return events
+
+    def _received(self) -> list[Event]:
+        """Events of all waiting messages, up to a bound; those that need no decision are answered here."""
+        events: list[Event] = []
+        for _ in range(MAX_BATCH):
+            try:
+                identity, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            self.counters["messages"] += 1
+            try:
+                event = self._event_of(identity, frames)
+            except (BadMessage, UnicodeDecodeError) as error:
+                self.counters["bad"] += 1
+                if self.counters["bad"] <= 20:
+                    log.warning("dropped %d frames from %r: %s", len(frames), identity[:64], error)
+                continue
+            if event is not None:
+                events.append(event)
+        return events
+
+    def _event_of(self, identity: bytes, frames: list[bytes]) -> Event | None:
+        if not 1 <= len(frames) <= 2:
+            raise BadMessage(f"{len(frames)} frames")
+        message = protocol.decode(frames[0], protocol.ToCoordinator)
+        if isinstance(message, StatusRequest):
+            self._send(identity, Status(self.snapshot()))
+            return None
+        if message.worker.encode() != identity:
+            raise BadMessage(f"says it is {message.worker!r}")
+        if (len(frames) == 2) != isinstance(message, FileChunk):
+            raise BadMessage(f"{type(message).__name__} with {len(frames)} frames")
+        if isinstance(message, FileChunk):
+            return self._take_chunk(message, frames[1])
+        if isinstance(message, PermitRequest):
+            budget = self._budgets.get(message.bucket)
+            delays = budget.grant(time.monotonic(), message.count) if budget is not None else ()
+            self._send(identity, PermitGrant(message.bucket, delays))
+            return None
+        if isinstance(message, ThrottleReport):
+            self._throttled(message)
+            return None
+        if isinstance(message, Result) and (missing := missing_files(self._data_dir, message.proof)):
+            return Failure(message.worker, message.task, message.attempt, "FilesMissing", missing)
+        return message
+
+    def _take_chunk(self, chunk: FileChunk, data: bytes) -> Event | None:
+        worker = self._scheduler.workers.get(chunk.worker)
+        lease = worker.held.get(chunk.task) if worker is not None else None
+        if lease is None or lease.attempt != chunk.attempt or len(data) > protocol.MAX_CHUNK:
+            self._send(chunk.worker.encode(), Ack(chunk.task, chunk.attempt, False, chunk.path))
+            return None
+        try:
+            held = self._files.take(chunk, data)
+        except RefusedPath as error:
+            return Failure(chunk.worker, chunk.task, chunk.attempt, "RefusedPath", str(error), final=True)
+        except OSError as error:
+            if error.errno not in FULL_DISK:
+                raise
+            message = f"the coordinator's disk refused {chunk.path}: {error.strerror}. Free space, then start again."
+            return Failure(chunk.worker, chunk.task, chunk.attempt, "StorageError", message, blame=False)
+        self._send(chunk.worker.encode(), Ack(chunk.task, chunk.attempt, True, chunk.path, held))
+        return None
+
+    def _throttled(self, report: ThrottleReport) -> None:
+        budget = self._budgets.get(report.bucket)
+        if budget is None:
+            return
+        budget.throttled(time.monotonic(), report.kind, report.retry_after)
+        for name in self._scheduler.workers:
+            self._send(name.encode(), PermitsVoid(report.bucket))
+
+    def _send(self, identity: bytes, message: protocol.Message) -> bool:
+        """False when the peer is gone or does not take its messages: it will be heard again, or count as silent."""
+        try:
+            self._socket.send_multipart([identity, protocol.encode(message)], zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
+                raise
+            self.counters["undelivered"] += 1
+            return False
+        return True
+
+    def _close(self) -> None:
+        for name in self._scheduler.workers:
+            self._send(name.encode(), Stop(drain=False, reason="the run has ended"))
+        self._socket.close()
+        if self._authenticator is not None:
+            self._authenticator.stop()
+        self._context.term()
+        self._wake_write.close()
+        self._wake_read.close()
+
+    # -- a look from outside --------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> dict[str, Any]:
+        """Tasks by state, workers, budgets, counters, as plain data."""
+        now = time.monotonic()
+        return {
+            **self._scheduler.snapshot(now),
+            "budgets": {name: budget.snapshot(now) for name, budget in self._budgets.items()},
+            "counters": dict(self.counters),
+            "quarantined": [[task.spec.id, task.error, task.message] for task in self._scheduler.quarantined()],
+        }

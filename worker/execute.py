@@ -1,0 +1,65 @@
+"""What each kind of lease does, and what its errors mean to the coordinator."""
+
+from __future__ import annotations
+
+import errno
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from coordinator.protocol import Failure, Lease
+from ingest import series
+from ingest.errors import AuthenticationError, IngestError, StorageError, UsageError
+from ingest.fetch import FetchContext, fetch_shard
+from ingest.shards import BuildJob, FetchJob
+
+Handler = Callable[[dict[str, Any], FetchContext], dict[str, Any]]  # (job, what the worker lends) → proof
+MAX_TEXT = 4_000  # characters of an error's message
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+def fetch(job: dict[str, Any], context: FetchContext) -> dict[str, Any]:
+    """FetchJob → ShardProof."""
+    return msgspec.to_builtins(fetch_shard(msgspec.convert(job, FetchJob), context))
+
+
+def build(job: dict[str, Any], context: FetchContext) -> dict[str, Any]:
+    """BuildJob → BuildProof."""
+    return msgspec.to_builtins(series.build(msgspec.convert(job, BuildJob), context.data_dir))
+
+
+def noop(job: dict[str, Any], context: FetchContext) -> dict[str, Any]:
+    """Turns `spin` times round a loop: measures the control plane alone."""
+    spin = int(job.get("spin", 0))
+    for _ in range(spin):
+        pass
+    return {"spun": spin}
+
+
+HANDLERS: Mapping[str, Handler] = {"fetch": fetch, "build": build, "noop": noop}
+
+
+def failure_of(error: Exception, worker: str, lease: Lease, secret: str | None) -> Failure:
+    """An exception of a handler → what the coordinator is told. `secret` is cut out of the message."""
+    name = type(error).__name__
+    blame = not isinstance(error, StorageError)
+    message = str(error) or name
+    if isinstance(error, OSError) and error.errno in DISK:
+        name, blame = "StorageError", False
+        message = f"{error}. Free space or mend the disk, then run the same command again: it goes on where it stopped."
+    elif not isinstance(error, IngestError):
+        name = "Crash"
+        message = "".join(traceback.format_exception(error))
+    if secret:
+        message = message.replace(secret, "[key]")
+    return Failure(
+        worker,
+        lease.task,
+        lease.attempt,
+        error=name,
+        message=message[-MAX_TEXT:],
+        final=isinstance(error, UsageError | AuthenticationError),
+        blame=blame,
+    )
