@@ -1,0 +1,70 @@
+"""The whole program from outside: `coordinator` as a process against an emulator as a process."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+RECORDINGS = ROOT.parent / "shared" / "data"
+
+# Two respondents, one leap year, both routes: 4 shards, 2 builds, about 40 pages.
+SMALL = ("--respondents", "PACW,ERCO", "--start", "2024", "--end", "2024")
+
+
+@dataclass
+class Run:
+    """A finished `coordinator` process."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def result(self) -> dict[str, Any]:
+        return json.loads(self.stdout)
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "coordinator", *map(str, arguments)]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """Ours, without anything of the caller's that would change a run."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("COORDINATOR_", "EIA_"))}
+    return {**kept, **extra}
+
+
+@pytest.fixture
+def coordinator(tmp_path: Path) -> Callable[..., Run]:
+    """Run `coordinator …` to its end in an empty working folder, so that no cluster.toml is found."""
+
+    def run(*arguments: str | Path, timeout: float = 150, **env: str) -> Run:
+        done = subprocess.run(
+            command(*arguments),
+            cwd=tmp_path,
+            env=environment(**env),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+        return Run(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+def series_digest(data: Path) -> dict[str, str]:
+    """Every file of the series → sha256: two runs are identical when these are."""
+    files = sorted((data / "series").rglob("*.parquet")) + sorted((data / "series").rglob("*.json"))
+    return {str(f.relative_to(data)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}

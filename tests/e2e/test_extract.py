@@ -1,0 +1,213 @@
+"""The extract stage from outside: a whole run, again, with faults, with bad input."""
+
+from __future__ import annotations
+
+import gzip
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ingest.emulator.process import Emulator
+from tests.e2e.conftest import RECORDINGS, SMALL, Run, command, environment, series_digest
+
+Coordinator = Callable[..., Run]
+
+
+@pytest.fixture(scope="module")
+def faultless(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """The small plan over the default world, undisturbed: its data folder and its series' digests."""
+    data = tmp_path_factory.mktemp("faultless") / "data"
+    with Emulator() as emulator:
+        arguments = command("start", "--extract", "--json", "--source", emulator.url, "--data", data, *SMALL)
+        done = subprocess.run(
+            arguments, capture_output=True, text=True, env=environment(), check=False, cwd=data.parent
+        )
+    assert done.returncode == 0, done.stderr
+    return data, series_digest(data)
+
+
+def test_the_default_run_needs_nothing_and_proves_all(coordinator: Coordinator, tmp_path: Path) -> None:
+    run = coordinator("start", "--extract", "--json", "--respondents", "PACW", "--start", "2024-01", "--end", "2024-02")
+    assert run.code == 0, run.stderr
+    result = run.result
+    assert result["rows"] == result["total"] > 0
+    assert result["duplicates"] == 0
+    assert result["origins"] == ["synthetic"]
+    assert (tmp_path / "data" / "coverage.png").stat().st_size > 0
+    again = coordinator(
+        "start", "--extract", "--json", "--respondents", "PACW", "--start", "2024-01", "--end", "2024-02"
+    )
+    assert again.code == 0
+    assert again.result["new_shards"] == 0
+    assert again.result["requests"] == 0
+    verified = coordinator("verify")
+    assert verified.code == 0, verified.stdout
+
+
+# Every form that the API's answers are known to fail in; each spoils the first answer of some pages, drawn by the seed.
+FAULTS: dict[str, dict[str, object]] = {
+    "429": {"kind": "429"},
+    "403-suspend": {"kind": "403-suspend", "params": {"seconds": 1}},
+    "403-invalid": {"kind": "403-invalid"},
+    "500-404": {"kind": "500-404"},
+    "502": {"kind": "502"},
+    "html": {"kind": "html"},
+    "truncated": {"kind": "truncated"},
+    "cut": {"kind": "cut"},
+    "short": {"kind": "short"},
+    "repeated": {"kind": "repeated"},
+    "total-high": {"kind": "total", "params": {"delta": 100}},
+    "total-low": {"kind": "total", "params": {"delta": -100}},
+    "case": {"kind": "case"},
+    "nulls": {"kind": "nulls"},
+    "reset": {"kind": "reset"},
+    "slow": {"kind": "slow", "params": {"seconds": 0.5}},
+    "dribble": {"kind": "dribble", "params": {"seconds": 0.5}},
+}
+
+
+def spoilt(*names: str, probability: float) -> list[dict[str, object]]:
+    return [{**FAULTS[name], "match": {"probability": probability}, "times": 1} for name in names]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_leaves_the_series_as_it_was(
+    coordinator: Coordinator, faultless: tuple[Path, dict[str, str]], tmp_path: Path, fault: str
+) -> None:
+    with Emulator(faults=spoilt(fault, probability=0.25)) as emulator:
+        run = coordinator("start", "--extract", "--json", "--source", emulator.url, *SMALL)
+        hit = emulator.stats()["faults"]
+    assert run.code == 0, run.stderr
+    assert hit, "the plan spoilt nothing: this test proves nothing"
+    assert run.result["rows"] == run.result["total"]
+    assert series_digest(tmp_path / "data") == faultless[1]
+
+
+def test_all_faults_together(coordinator: Coordinator, faultless: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
+    with Emulator(faults=spoilt(*FAULTS, probability=0.1)) as emulator:
+        run = coordinator("start", "--extract", "--json", "--source", emulator.url, *SMALL)
+        hit = emulator.stats()["faults"]
+    assert run.code == 0, run.stderr
+    assert len(hit) >= 6
+    assert series_digest(tmp_path / "data") == faultless[1]
+
+
+def test_what_can_not_be_mended_is_quarantined_and_the_rest_finishes(coordinator: Coordinator, tmp_path: Path) -> None:
+    """Every page of one shard is short, for ever: never a partial success."""
+    forever = {"kind": "short", "match": {"route": "region-data", "respondent": "ERCO"}, "times": None}
+    with Emulator(faults=[forever]) as emulator:
+        small = ("--source", emulator.url, "--retries", "2", *SMALL)
+        run = coordinator("start", "--extract", "--json", *small)
+        assert run.code == 75, run.stderr
+        result = run.result
+        assert [task for task, _, _ in result["quarantined"]] == ["eia/region-data/ERCO/2024/g000"]
+        assert result["proved"] == 3
+        assert result["series"] == 1
+        emulator.set_faults([])
+        resumed = coordinator("start", "--extract", "--json", *small)
+    assert resumed.code == 0, resumed.stderr
+    assert resumed.result["new_shards"] == 1
+    assert resumed.result["series"] == 2
+
+
+def test_recorded_real_hours_come_through(coordinator: Coordinator, tmp_path: Path) -> None:
+    """Every real value is in the series, each hour without one has its reason; outliers keep their raw value."""
+    folder = RECORDINGS / "eia-demand" / "2020_Oct"
+    if not folder.is_dir():
+        pytest.skip(f"real recordings are not at {folder}")
+    pd = pytest.importorskip("pandas")
+    period = ("--start", "2016", "--end", "2016", "--respondents", "PACW,ERCO")
+    run = coordinator("start", "--extract", "--json", "--source", f"recordings:{folder}", *period)
+    assert run.code == 0, run.stderr
+    assert run.result["origins"] == ["recordings"]
+    for respondent in ("PACW", "ERCO"):
+        real = pd.read_csv(folder / f"{respondent}.csv", parse_dates=["date_time"]).set_index("date_time").loc["2016"]
+        long = pd.read_parquet(tmp_path / "data" / "series" / respondent / "2016" / "long.parquet")
+        for variable, column in (("D", "demand (MW)"), ("DF", "forecast demand (MW)")):
+            want = pd.to_numeric(real[column], errors="coerce")
+            got = long[long["variable"] == variable].set_index("period")
+            got.index = got.index.tz_localize(None)
+            assert len(got) == 8784
+            present = got.loc[want.index]
+            given = want.notna()
+            assert (present["raw"][given] == want[given]).all()
+            assert set(present["reason"][~given]) <= {"missing", "null"}
+            assert set(present["reason"][given]) <= {"ok", "outlier"}
+
+
+def test_a_wrong_key_is_an_authentication_error(coordinator: Coordinator) -> None:
+    with Emulator() as emulator:
+        run = coordinator("start", "--extract", "--source", emulator.url, *SMALL, EIA_API_KEY="INVALID-key")
+    assert run.code == 4
+    assert "EIA_API_KEY" in run.stderr + run.stdout
+
+
+def test_an_unknown_respondent_is_named_with_near_matches_before_any_request(coordinator: Coordinator) -> None:
+    with Emulator() as emulator:
+        run = coordinator("start", "--extract", "--source", emulator.url, "--respondents", "PACX")
+        asked = emulator.requests()
+    assert run.code == 2
+    assert "PACW" in run.stderr
+    assert not asked
+
+
+def test_a_second_coordinator_on_the_folder_is_refused(coordinator: Coordinator, tmp_path: Path) -> None:
+    with Emulator(latency_ms=300) as emulator:
+        arguments = command("start", "--extract", "--source", emulator.url, "--quiet", *SMALL)
+        first = subprocess.Popen(arguments, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE)
+        try:
+            while not emulator.requests():
+                assert first.poll() is None
+            second = coordinator("start", "--extract", "--source", emulator.url, *SMALL)
+            seen = coordinator("status", "--json")
+        finally:
+            first.terminate()
+            assert first.wait(60) == 130
+    assert second.code == 2
+    assert str(first.pid) in second.stderr
+    assert seen.code == 0
+    assert seen.result["running"] is True
+
+
+def test_a_damaged_journal_is_named_and_rebuilt_from_the_manifests(coordinator: Coordinator, tmp_path: Path) -> None:
+    with Emulator() as emulator:
+        small = ("--source", emulator.url, "--respondents", "PACW", "--start", "2024-03", "--end", "2024-03")
+        assert coordinator("start", "--extract", *small).code == 0
+        journal = tmp_path / "data" / "journal.sqlite"
+        before = series_digest(tmp_path / "data")
+        journal.write_bytes(b"not a journal" * 1000)
+        refused = coordinator("start", "--extract", *small, "--end", "2024-04")
+        assert refused.code == 1
+        assert "--rebuild" in refused.stderr
+        rebuilt = coordinator("start", "--extract", "--rebuild", "--json", *small)
+    assert rebuilt.code == 0, rebuilt.stderr
+    assert rebuilt.result["requests"] == 0
+    assert series_digest(tmp_path / "data") == before
+
+
+def test_the_key_is_nowhere(coordinator: Coordinator, tmp_path: Path) -> None:
+    """The server echoes the key in every body; after a full run no file holds it."""
+    key = "Kq7vTESTKEYneverwrittenZ2"
+    with Emulator(echo_header_key=True) as emulator:
+        small = ("--source", emulator.url, "--respondents", "PACW", "--start", "2024-03", "--end", "2024-03")
+        run = coordinator("start", "--extract", *small, EIA_API_KEY=key)
+    assert run.code == 0, run.stderr
+    assert key not in run.stdout + run.stderr
+    needle = key.encode()
+    files = [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
+    for path in files:
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+        assert needle not in content, path
+    assert any(path.suffix == ".gz" for path in files)
+
+
+def test_dry_run_prints_the_plan_and_asks_nothing(coordinator: Coordinator, tmp_path: Path) -> None:
+    run = coordinator("start", "--extract", "--dry-run", "--json")
+    assert run.code == 0
+    assert len(run.result["shards"]) == 70
+    assert run.result["requests"] == 735
+    assert not (tmp_path / "data").exists()
