@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -141,29 +142,34 @@ def to_table(columns: Columns) -> pa.Table:
     def labels(names: list[str]) -> pa.DictionaryArray:
         distinct = sorted(set(names))
         lookup = np.array([distinct.index(name) for name in names] or [0], np.int32)
-        return pa.DictionaryArray.from_arrays(pa.array(lookup[columns.index]), pa.array(distinct, pa.string()))
+        return pa.DictionaryArray.from_arrays(_arrow(lookup[columns.index], pa.int32()), _texts(distinct))
 
-    return pa.table(
-        {
-            "hour": pa.array(columns.hour, pa.int32()),
-            "respondent": labels([respondent for respondent, _ in columns.series]),
-            "variable": labels([variable for _, variable in columns.series]),
-            "value": pa.array(columns.value, pa.float64(), mask=np.isnan(columns.value)),
-        }
-    )
+    arrays = [
+        _arrow(columns.hour, pa.int32()),
+        labels([respondent for respondent, _ in columns.series]),
+        labels([variable for _, variable in columns.series]),
+        _arrow(columns.value, pa.float64(), np.isnan(columns.value)),
+    ]
+    return pa.Table.from_arrays(arrays, ["hour", "respondent", "variable", "value"])
+
+
+def _arrow(values: npt.NDArray[Any], kind: pa.DataType, null: npt.NDArray[np.bool_] | None = None) -> pa.Array:
+    """A numpy array as it lies in memory → Arrow. `pa.array` would import pandas, seconds of start-up, to look at it."""
+    valid = None if null is None else pa.py_buffer(np.packbits(~null, bitorder="little").tobytes())
+    return pa.Array.from_buffers(kind, len(values), [valid, pa.py_buffer(np.ascontiguousarray(values))])
+
+
+def _texts(names: list[str]) -> pa.StringArray:
+    encoded = [name.encode() for name in names]
+    offsets = np.cumsum([0, *map(len, encoded)]).astype(np.int32)
+    return pa.StringArray.from_buffers(len(names), pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded)))
 
 
 def from_table(table: pa.Table) -> Columns:
     """A piece's table → canonical columns."""
-    respondent = table.column("respondent").cast(pa.string()).to_pylist()
-    variable = table.column("variable").cast(pa.string()).to_pylist()
-    pairs = list(zip(respondent, variable, strict=True))
-    series = tuple(sorted(set(pairs)))
-    position = {one: i for i, one in enumerate(series)}
-    rows = Columns(
-        series,
-        table.column("hour").to_numpy().astype(np.int32),
-        np.array([position[pair] for pair in pairs], np.int32),
-        table.column("value").to_numpy().astype(np.float64),
-    )
-    return merge([rows])[0]
+    respondent, variable = (table.column(name).combine_chunks() for name in ("respondent", "variable"))
+    variables = variable.dictionary.to_pylist()
+    pairs = tuple((one, other) for one in respondent.dictionary.to_pylist() for other in variables)
+    index = respondent.indices.to_numpy().astype(np.int32) * len(variables) + variable.indices.to_numpy()
+    hour = table.column("hour").to_numpy().astype(np.int32)
+    return merge([Columns(pairs, hour, index, table.column("value").to_numpy().astype(np.float64))])[0]

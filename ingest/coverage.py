@@ -80,7 +80,7 @@ def draw(picture: Coverage) -> bytes:
     axes = figure.add_subplot()
     colours = ListedColormap(COLOURS)
     colours.set_bad("#e6e6e6")
-    norm = BoundaryNorm(np.array(STEPS[:-1] + (1.1,)), len(COLOURS))
+    norm = BoundaryNorm(np.array((*STEPS[:-1], 1.1)), len(COLOURS))
     axes.pcolormesh(
         np.arange(width + 1),
         np.arange(count + 1),
