@@ -101,7 +101,6 @@ def build(job: BuildJob, data_dir: Path) -> BuildProof:
         masked={name: int((reason == REASONS.index(name)).sum()) for name in MASKS},
         revised=len({(revision.variable, revision.period) for revision in cells.revisions}),
         pieces=tuple(piece.file.sha256 for piece in pieces),
-        pieces=tuple(piece.file.sha256 for piece in pieces),
         duplicates=cells.duplicates,
     )
     sync_names(data_dir, folder)
