@@ -146,6 +146,16 @@ def inflate(packed: bytes, limit: int = PLAIN_LIMIT) -> bytes:
         raise SourceError(f"a gzip answer is damaged: {error}", "json") from error
 
 
+def plain_body(answer: Answer) -> bytes:
+    """The body unpacked. SourceError "json" when it can't be; but of an answer that isn't 200 the status says enough."""
+    try:
+        return inflate(answer.body) if answer.gzipped else answer.body
+    except SourceError:
+        if answer.status == 200:
+            raise
+        return b""
+
+
 def looks_like_html(plain: bytes) -> bool:
     return plain[:256].lstrip().lower().startswith((b"<html", b"<!doctype html", b"<head", b"<body"))
 

@@ -26,7 +26,7 @@ from pyarrow import csv
 
 from ingest.columns import EMPTY, EPOCH, Columns, has_duplicates, hour_number
 from ingest.errors import SourceError, UsageError
-from ingest.http import Answer, inflate, refuse
+from ingest.http import Answer, plain_body, refuse
 from ingest.shards import HOUR, FetchJob, variable_of
 from ingest.sources import Page
 
@@ -115,7 +115,7 @@ class Bulk:
 
     def receive(self, job: FetchJob, answer: Answer, key: str | None) -> tuple[bytes, Page]:
         if answer.status != 200:
-            refuse(answer, inflate(answer.body) if answer.gzipped else answer.body)
+            refuse(answer, plain_body(answer))
         with gzip.GzipFile(fileobj=io.BytesIO(answer.body)) as file:
             refuse(answer, _safely(lambda: file.read(256)))
         return answer.body, self.parse(job, answer.body)

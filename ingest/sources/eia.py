@@ -18,7 +18,7 @@ import numpy as np
 
 from ingest.columns import EMPTY, Columns, has_duplicates, hour_number, hour_table
 from ingest.errors import AuthenticationError, SourceError
-from ingest.http import Answer, excerpt, inflate, refuse
+from ingest.http import Answer, excerpt, inflate, plain_body, refuse
 from ingest.shards import FetchJob, variable_of
 from ingest.sources import Page
 
@@ -88,7 +88,7 @@ class Eia:
         return max(0, min(PAGE_ROWS, total - offset))
 
     def receive(self, job: FetchJob, answer: Answer, key: str | None) -> tuple[bytes, Page]:
-        plain = inflate(answer.body) if answer.gzipped else answer.body
+        plain = plain_body(answer)
         if answer.status in (401, 403) and (refusal := _key_refusal(plain)):
             raise AuthenticationError(f"{answer.host} refuses the API key: {refusal}. Set EIA_API_KEY to a valid key")
         refuse(answer, plain)

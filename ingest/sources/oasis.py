@@ -21,7 +21,7 @@ from pyarrow import csv
 
 from ingest.columns import EMPTY, EPOCH, Columns, hour_number
 from ingest.errors import SourceError, Throttled
-from ingest.http import Answer, excerpt, inflate, refuse
+from ingest.http import Answer, excerpt, plain_body, refuse
 from ingest.shards import HOUR, FetchJob
 from ingest.sources import Page
 
@@ -63,7 +63,7 @@ class Oasis:
         return None
 
     def receive(self, job: FetchJob, answer: Answer, key: str | None) -> tuple[bytes, Page]:
-        stored = inflate(answer.body) if answer.gzipped else answer.body
+        stored = plain_body(answer)
         refuse(answer, stored)
         if b"Acceptable Use Policy" in stored[:1000]:
             raise Throttled(f"{answer.host}: {excerpt(stored)}", "html")
