@@ -1,0 +1,84 @@
+"""What goes back to a client: status, headers and body, and how it is delivered; the fixed error bodies of EIA and OASIS."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field, replace
+
+JSON = "application/json"
+HTML = "text/html"
+ZIP = "application/x-zip-compressed"
+CSV = "text/csv"
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """How the bytes go out; times are real seconds. `keep`: share of the body that is sent before the end named."""
+
+    delay: float = 0.0
+    over: float = 0.0  # spread the body over this time
+    keep: float = 1.0
+    reset: bool = False  # RST after `keep`; else with keep < 1 the connection is closed
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    body: bytes
+    content_type: str = JSON
+    encoding: str = ""  # "gzip" when the body is
+    headers: tuple[tuple[str, str], ...] = ()
+    delivery: Delivery = field(default_factory=Delivery)
+    rows: int = 0
+    fault: str = ""
+
+
+REASONS = {
+    200: "OK",
+    400: "Bad Request",
+    403: "Forbidden",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    429: "Too Many Requests",
+    500: "Internal Server Error",
+    502: "Bad Gateway",
+}
+
+
+def umbrella(status: int, code: str, message: str) -> Answer:
+    """An error of the API gateway in front of EIA, indented as it sends it."""
+    body = f'{{\n  "error": {{\n    "code": "{code}",\n    "message": "{message}"\n  }}\n}}'
+    return Answer(status, body.encode())
+
+
+KEY_MISSING = umbrella(403, "API_KEY_MISSING", "No api_key was supplied. Get one at https://api.eia.gov:443")
+KEY_INVALID = umbrella(403, "API_KEY_INVALID", "An invalid api_key was supplied. Get one at https://api.eia.gov:443")
+_OVER = "You have exceeded your rate limit. Try again later or contact us at https://api.eia.gov:443/contact/ for assistance"
+OVER_RATE_LIMIT = umbrella(429, "OVER_RATE_LIMIT", _OVER)
+SUSPENDED = umbrella(403, "OVER_RATE_LIMIT", "API key over limit: temporarily suspended. " + _OVER)
+NOTICE = Answer(
+    200,
+    b"<!DOCTYPE html>\n<html><head><title>Request limit</title></head><body><p>Your requests are over the limit of this "
+    b"service and were suspended. Please try again later.</p></body></html>",
+    HTML,
+)
+REFUSALS = {"403": SUSPENDED, "429": OVER_RATE_LIMIT, "html": replace(NOTICE, status=403)}
+NOT_FOUND = Answer(500, b'{"error":"Not found.","code":404}')  # 404 under 500: EIA's API before 2.1.10
+BAD_GATEWAY = Answer(502, b"<html><head><title>502 Bad Gateway</title></head><body>502 Bad Gateway</body></html>", HTML)
+NO_SUCH_PAGE = Answer(404, b"<html><head><title>404 Not Found</title></head><body>404 Not Found</body></html>", HTML)
+OASIS_TOO_FAST = Answer(
+    429,
+    b"<html><body><p>CAISO Acceptable Use Policy Violation. Please retry your request after 5 seconds.</p></body></html>",
+    HTML,
+)
+
+
+def bad_request(message: str) -> Answer:
+    text = message.replace("\\", "\\\\").replace('"', '\\"')
+    return Answer(400, f'{{"error":"{text}","code":400}}'.encode())
+
+
+def gzipped(body: bytes) -> bytes:
+    """Level 1, and no time in the header: the same body is always the same bytes."""
+    packer = zlib.compressobj(1, zlib.DEFLATED, 31)
+    return packer.compress(body) + packer.flush()

@@ -1,0 +1,163 @@
+"""EIA's key-less six-month files, EIA930_BALANCE_YYYY_{Jan_Jun,Jul_Dec}.csv, written from the same world.
+
+Balancing authorities only, rows by local time, thousands commas, `MM/DD/YYYY h:mm:ss AM`. The columns drift as EIA's do:
+files up to 2019 have no imputed and adjusted columns by fuel; up to 2024-H1 hydro and pumped storage are one; from
+2024-H2 they are apart, solar and wind are split by integrated storage, batteries and geothermal have columns of their
+own, an adjusted column is misspelt ("witho"), and the file begins with a byte-order mark.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from ingest.catalog import BALANCING_AUTHORITY, RESPONDENTS
+from ingest.emulator.answers import CSV, NO_SUCH_PAGE, Answer
+from ingest.emulator.grid import AUTHORITIES, BULK_REGION
+from ingest.emulator.weather import summer_time
+from ingest.emulator.worlds import VALUE, Block, World
+
+_REGION = (
+    "Demand Forecast (MW)",
+    "Demand (MW)",
+    "Net Generation (MW)",
+    "Total Interchange (MW)",
+    "Sum(Valid DIBAs) (MW)",
+)
+_TOTALS = ("Demand (MW)", "Net Generation (MW)", "Total Interchange (MW)")
+_FUEL = "Net Generation (MW) from "
+_BEFORE_SPLIT = (
+    ("Coal", "COL"),
+    ("Natural Gas", "NG"),
+    ("Nuclear", "NUC"),
+    ("All Petroleum Products", "OIL"),
+    ("Hydropower and Pumped Storage", "WAT"),
+    ("Solar", "SUN"),
+    ("Wind", "WND"),
+    ("Other Fuel Sources", "OTH"),
+    ("Unknown Fuel Sources", "UNK"),
+)
+_AFTER_SPLIT = (
+    ("Coal", "COL"),
+    ("Natural Gas", "NG"),
+    ("Nuclear", "NUC"),
+    ("All Petroleum Products", "OIL"),
+    ("Hydropower Excluding Pumped Storage", "WAT"),
+    ("Pumped Storage", "PS"),
+    ("Solar without Integrated Battery Storage", "SUN"),
+    ("Solar with Integrated Battery Storage", "SNB"),
+    ("Wind without Integrated Battery Storage", "WND"),
+    ("Wind with Integrated Battery Storage", "WNB"),
+    ("Battery Storage", "BAT"),
+    ("Other Energy Storage", "OES"),
+    ("Unknown Energy Storage", "UES"),
+    ("Geothermal", "GEO"),
+    ("Other Fuel Sources", "OTH"),
+    ("Unknown Fuel Sources", "UNK"),
+)
+_EASTERN = -5  # zone of an authority that the synthetic grid does not know (recordings)
+
+
+def _edge(year: int, half: str) -> tuple[str, str]:
+    return (f"{year}-01-01", f"{year}-07-01") if half == "Jan_Jun" else (f"{year}-07-01", f"{year + 1}-01-01")
+
+
+def is_open(year: int, half: str, settled_before: int) -> bool:
+    """Whether hours of the file may still change."""
+    return int(np.datetime64(_edge(year, half)[1], "h").astype(np.int64)) + 24 >= settled_before
+
+
+def answer(world: World, year: int, half: str, now: int) -> Answer:
+    """The file as plain CSV; 404 when the world has no hour of it."""
+    late = (year, half) >= (2024, "Jul_Dec")
+    fuels = _AFTER_SPLIT if late else _BEFORE_SPLIT
+    lines = []
+    for code in sorted({*world.respondents("region-data"), *world.respondents("fuel-type-data")}):
+        if code in RESPONDENTS and RESPONDENTS[code].kind == BALANCING_AUTHORITY:
+            lines += _lines(world, code, year, half, now, tuple(fuel for _, fuel in fuels))
+    if not lines:
+        return NO_SUCH_PAGE
+    text = "\r\n".join((",".join(f'"{name}"' for name in header(year, half)), *lines, ""))
+    return Answer(200, text.encode("utf-8-sig" if late else "utf-8"), CSV, rows=len(lines))
+
+
+def header(year: int, half: str) -> list[str]:
+    """Column names of a file of that vintage."""
+    late = (year, half) >= (2024, "Jul_Dec")
+    names = [_FUEL + name for name, _ in (_AFTER_SPLIT if late else _BEFORE_SPLIT)]
+    columns = [
+        "Balancing Authority",
+        "Data Date",
+        "Hour Number",
+        "Local Time at End of Hour",
+        "UTC Time at End of Hour",
+    ]
+    columns += [
+        *_REGION,
+        *(f"{name} (Imputed)" for name in _TOTALS),
+        *(f"{name} (Adjusted)" for name in _TOTALS),
+        *names,
+    ]
+    if year >= 2020:
+        columns += [f"{name} (Imputed)" for name in names]
+        columns += [f"{name} (Adjusted)".replace("Solar with ", "Solar witho ") for name in names]
+    return [*columns, "Region"]
+
+
+def _lines(world: World, code: str, year: int, half: str, now: int, fuels: tuple[str, ...]) -> list[str]:
+    zone = AUTHORITIES[code].zone if code in AUTHORITIES else _EASTERN
+    first, last = _edge(year, half)
+    wide = np.arange(np.datetime64(first, "h") + 1, np.datetime64(last, "h") + 13)
+    begins = wide - 1
+    days = (begins + zone + summer_time(begins, zone).astype(np.int64)).astype("datetime64[D]")
+    low, high = world.span(now)
+    served = (wide.astype(np.int64) >= low) & (wide.astype(np.int64) <= high)
+    wide, days = (part[(days >= np.datetime64(first)) & (days < np.datetime64(last)) & served] for part in (wide, days))
+    if not len(wide):
+        return []
+    start, end = int(wide[0].astype(np.int64)), int(wide[-1].astype(np.int64))
+    region, fuel = (world.block(route, code, start, end, now) for route in ("region-data", "fuel-type-data"))
+    hours = wide.astype(np.int64)
+    demand, forecast, generation, interchange = (_texts(region, kind, hours) for kind in ("D", "DF", "NG", "TI"))
+    mix = [",".join(row) for row in zip(*(_texts(fuel, name, hours) for name in fuels), strict=True)]
+    midnight = np.flatnonzero(np.r_[True, days[1:] != days[:-1]])
+    number = np.arange(len(days)) - np.repeat(midnight, np.diff(np.r_[midnight, len(days)])) + 1
+    local = wide + zone + summer_time(wide, zone).astype(np.int64)
+    blank, region_name = "," * (len(fuels) - 1), BULK_REGION.get(code, "")
+    detail = year >= 2020
+    return [
+        f"{code},{day},{n},{here},{utc},{df},{d},{ng},{ti},{ti},,,,{d},{ng},{ti},{m}"
+        + (f",{blank},{m},{region_name}" if detail else f",{region_name}")
+        for day, n, here, utc, df, d, ng, ti, m in zip(
+            _dates(days), number.tolist(), _times(local), _times(wide), forecast, demand, generation, interchange, mix,
+            strict=True,
+        )
+    ]  # fmt: skip
+
+
+def _texts(block: Block | None, code: str, hours: npt.NDArray[np.int64]) -> list[str]:
+    """Values as the file has them; empty where there is none."""
+    if block is None or code not in block.codes:
+        return [""] * len(hours)
+    column = block.codes.index(code)
+    place = hours - block.first
+    inside = (place >= 0) & (place < len(block.values))
+    place = np.where(inside, place, 0)
+    known = inside & (block.state[place, column] == VALUE) if len(block.values) else inside
+    values = block.values[place, column].tolist() if len(block.values) else [0] * len(hours)
+    return [
+        (f'"{value:,}"' if abs(value) >= 1000 else str(value)) if there else ""
+        for value, there in zip(values, known.tolist(), strict=True)
+    ]
+
+
+def _dates(days: npt.NDArray[np.datetime64]) -> list[str]:
+    return [f"{day[5:7]}/{day[8:]}/{day[:4]}" for day in np.datetime_as_string(days).tolist()]
+
+
+def _times(hours: npt.NDArray[np.datetime64]) -> list[str]:
+    clock = (hours - hours.astype("datetime64[D]")).astype(np.int64)
+    return [
+        f"{date} {(hour - 1) % 12 + 1}:00:00 {'AM' if hour < 12 else 'PM'}"
+        for date, hour in zip(_dates(hours.astype("datetime64[D]")), clock.tolist(), strict=True)
+    ]

@@ -1,0 +1,33 @@
+"""The emulated clock: starts at a given hour, runs `scale` times as fast as real time, and can be moved forward."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+
+class Clock:
+    """Seconds since 1970-01-01T00 UTC in the emulated world. `real` is the monotonic source, for tests."""
+
+    def __init__(self, start: float, scale: float = 1.0, real: Callable[[], float] = time.monotonic) -> None:
+        self._start = start
+        self._scale = scale
+        self._real = real
+        self._origin = real()
+
+    def now(self) -> float:
+        return self._start + (self._real() - self._origin) * self._scale
+
+    def hour(self) -> int:
+        """Whole hours since 1970-01-01T00 UTC: the latest hour-ending period that is over."""
+        return int(self.now() // 3600)
+
+    def advance(self, seconds: float) -> None:
+        """Move forward by emulated seconds. ValueError when negative: the clock never goes back."""
+        if seconds < 0:
+            raise ValueError(f"the emulated clock can't go back ({seconds} s)")
+        self._start += seconds
+
+    def text(self) -> str:
+        return datetime.fromtimestamp(self.now(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

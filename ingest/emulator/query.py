@@ -1,0 +1,212 @@
+"""EIA API v2 requests: parameters from the query string or `X-Params` into a checked `Query`, and the echo of them.
+
+Pure. What EIA takes as parameters: `frequency`, `data[]`, `facets[NAME][]`, `start`, `end` (both inclusive; a date alone
+means its hour 00), `sort[i][column|direction]`, `offset`, `length`. Only UTC hours are served: `local-hourly` answers 400.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl
+
+import numpy as np
+
+MAX_ROWS = 5000  # of a JSON answer
+
+
+@dataclass(frozen=True)
+class Route:
+    """One hourly route of electricity/rto."""
+
+    id: str
+    title: str
+    description: str
+    alias: str  # of the value column
+    facets: tuple[tuple[str, str], tuple[str, str]]  # (id, description): whose hours, and which series of it
+
+    @property
+    def columns(self) -> tuple[str, str, str, str, str]:
+        """Keys of a row, in EIA's order, without value and value-units."""
+        who, what = self.facets[0][0], self.facets[1][0]
+        return ("period", who, f"{who}-name", what, "toba-name" if what == "toba" else "type-name")
+
+
+_SOURCE = "  \n    Source: Form EIA-930\n    Product: Hourly Electric Grid Monitor"
+_RESPONDENT = ("respondent", "Balancing Authority / Region")
+ROUTES: dict[str, Route] = {
+    route.id: route
+    for route in (
+        Route(
+            "region-data",
+            "Hourly Demand, Demand Forecast, Generation, and Interchange",
+            "Hourly demand, day-ahead demand forecast, net generation, and interchange by balancing authority."
+            + _SOURCE,
+            "Demand, Demand Forecast, Net Generation, or Interchange",
+            (_RESPONDENT, ("type", "Metric")),
+        ),
+        Route(
+            "fuel-type-data",
+            "Hourly Generation by Energy Source",
+            "Hourly net generation by balancing authority and energy source." + _SOURCE,
+            "Net Generation",
+            (_RESPONDENT, ("fueltype", "Energy Source")),
+        ),
+        Route(
+            "interchange-data",
+            "Hourly Interchange by Neighboring Balancing Authority",
+            "Daily interchange between neighboring balancing authorities." + _SOURCE,
+            "Interchange",
+            (("fromba", "Balancing Authority / Region"), ("toba", "Neighboring Balancing Authority / Region")),
+        ),
+    )
+}
+
+
+class BadRequest(Exception):
+    """The parameters can't be served; the text goes into the answer's `error`, with code 400."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """A checked request for rows of `route`."""
+
+    route: str
+    who: tuple[str, ...]  # empty: all
+    what: tuple[str, ...]
+    start: int | None  # hour, inclusive
+    end: int | None
+    sort: tuple[tuple[str, bool], ...]  # (column, descending)
+    offset: int
+    length: int
+    with_values: bool
+    echo: str  # `request.params` as JSON, as EIA writes it (the key in it when it came in the query)
+
+    @property
+    def page(self) -> str:
+        """The name of the page asked for: what was asked, without key, echo or sort."""
+        span = f"{_text(self.start)}..{_text(self.end)}"
+        return (
+            f"{self.route}/{'+'.join(self.who) or '*'}/{'+'.join(self.what) or '*'}/{span}/{self.offset}+{self.length}"
+        )
+
+
+def parse_params(query: str, header: str | None) -> dict[str, Any]:
+    """Parameters as nested dicts and lists, in order of arrival; those of the `X-Params` header come over the query's.
+
+    BadRequest when the header is not a JSON object.
+    """
+    params: dict[str, Any] = {}
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        node, keys = params, _keys(name)
+        for key in keys[:-1]:
+            key = key if key else str(len(node))
+            child = node.setdefault(key, {})
+            node = child if isinstance(child, dict) else node.setdefault(key + "[]", {})
+        node[keys[-1] if keys[-1] else str(len(node))] = value
+    params = _listed(params)
+    if header:
+        try:
+            more = json.loads(header)
+        except ValueError:
+            more = None
+        if not isinstance(more, dict):
+            raise BadRequest("Invalid X-Params header provided. It must be a JSON object.")
+        params |= {name: value for name, value in more.items() if value is not None}
+    return params
+
+
+def _keys(name: str) -> list[str]:
+    head, bracket, rest = name.partition("[")
+    return [head, *re.findall(r"\[?([^\[\]]*)\]", bracket + rest)] if bracket else [head]
+
+
+def _listed(node: Any) -> Any:
+    """Dicts whose keys are all numbers become lists, as PHP's json_encode does."""
+    if not isinstance(node, dict):
+        return node
+    if node and all(key.isdigit() for key in node):
+        return [_listed(node[key]) for key in node]
+    return {key: _listed(value) for key, value in node.items()}
+
+
+def php_json(value: Any) -> str:
+    """Compact JSON with `/` escaped, as EIA's server writes it."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).replace("/", "\\/")
+
+
+def parse_query(route: Route, params: dict[str, Any]) -> Query:
+    """Check `params` against what `route` takes. BadRequest names the parameter at fault."""
+    frequency = params.get("frequency", "hourly")
+    if frequency == "local-hourly":
+        raise BadRequest("Frequency 'local-hourly' is not served by this emulator. Ask for 'hourly' (UTC).")
+    if frequency != "hourly":
+        raise BadRequest(f"Invalid frequency '{frequency}' provided. The only valid frequencies are 'hourly'.")
+    data = _many(params.get("data", []))
+    if wrong := [name for name in data if name != "value"]:
+        raise BadRequest(f"Invalid data '{wrong[0]}' provided. The only valid data are 'value'.")
+    names = tuple(facet for facet, _ in route.facets)
+    facets = params.get("facets", {})
+    if not isinstance(facets, dict):
+        raise BadRequest("Invalid facets provided. They must be named, as in facets[respondent][]=PACW.")
+    if unknown := [name for name in facets if name not in names]:
+        raise BadRequest(
+            f"Invalid facet '{unknown[0]}' provided. The only valid facets are '{names[0]}', '{names[1]}'."
+        )
+    who, what = (tuple(dict.fromkeys(_many(facets.get(name, [])))) for name in names)
+    length = min(_count(params, "length", MAX_ROWS), MAX_ROWS)
+    return Query(
+        route=route.id,
+        who=who,
+        what=what,
+        start=_hour(params, "start"),
+        end=_hour(params, "end"),
+        sort=_sort(params.get("sort", []), (*route.columns, "value")),
+        offset=_count(params, "offset", 0),
+        length=length,
+        with_values="value" in data,
+        echo=php_json(params),
+    )
+
+
+def _many(value: Any) -> list[str]:
+    return [str(item) for item in value] if isinstance(value, list) else [str(value)]
+
+
+def _count(params: dict[str, Any], name: str, default: int) -> int:
+    text = str(params.get(name, default))
+    if not text.isdigit():
+        raise BadRequest(f"Invalid {name} '{text}' provided. It must be a whole number, 0 or more.")
+    return int(text)
+
+
+def _hour(params: dict[str, Any], name: str) -> int | None:
+    text = params.get(name)
+    if text is None or text == "":
+        return None
+    if not re.fullmatch(r"\d{4}(-\d\d(-\d\d(T\d\d(:\d\d){0,2})?)?)?", str(text)):
+        raise BadRequest(f"Invalid {name} '{text}' provided. Use YYYY-MM-DDTHH.")
+    try:
+        return int(np.datetime64(str(text)).astype("datetime64[h]").astype(np.int64))
+    except ValueError:
+        raise BadRequest(f"Invalid {name} '{text}' provided. There is no such hour.") from None
+
+
+def _sort(value: Any, columns: tuple[str, ...]) -> tuple[tuple[str, bool], ...]:
+    order = []
+    for item in value if isinstance(value, list) else [value]:
+        if not isinstance(item, dict) or "column" not in item:
+            raise BadRequest("Invalid sort provided. Use sort[0][column] and sort[0][direction].")
+        direction = str(item.get("direction", "asc")).lower()
+        if item["column"] not in columns:
+            raise BadRequest(f"Invalid sort column '{item['column']}' provided.")
+        if direction not in ("asc", "desc"):
+            raise BadRequest(f"Invalid sort direction '{item['direction']}' provided. Use 'asc' or 'desc'.")
+        order.append((item["column"], direction == "desc"))
+    return tuple(order)
+
+
+def _text(hour: int | None) -> str:
+    return "" if hour is None else str(np.datetime64(hour, "h"))
