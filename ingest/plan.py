@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import combinations
 
 from ingest.catalog import REGION, RESPONDENTS
 from ingest.columns import hour_number, hour_text
@@ -131,7 +132,7 @@ def plan_update(
     """Shards that bring what is on disk up to `now` (aware): what is missing, and what operators may still revise.
 
     Missing: hours of `wanted` that no proof covers (default: each respondent's route from its first proved hour to `now`), and
-    named gaps. A gap is asked for once more: hours that a later generation has covered are settled, given or not.
+    named gaps. A gap is asked for once more: one that two fetches have met is the source's own.
     May be revised: the last `revise_days` days of what is wanted. A shard over hours that a proof covers is the next generation
     of theirs, so its value replaces the earlier one in the series and the earlier one stays in its own piece.
     """
@@ -151,7 +152,11 @@ def plan_update(
         missing = _subtract(asked, _merge(_span(proof.shard) for proof in own))
         revisable = [(horizon - revise_days * 24, horizon)]
         gaps = _merge((hour_number(gap.start), hour_number(gap.end) + 1) for gap in open_gaps(own))
-        needed = _merge([*missing, *_clip(asked, revisable), *_clip(gaps, asked)], JOIN)
+        twice = _merge(
+            span for one, other in combinations(own, 2) for span in _clip([_span(one.shard)], [_span(other.shard)])
+        )
+        fillable = _clip(_subtract(gaps, twice), asked)
+        needed = _merge([*missing, *_clip(asked, revisable), *fillable], JOIN)
         for start, end in _cut(source, needed):
             period = hour_text(start), hour_text(end - 1)
             generation = max((p.shard.generation + 1 for p in own if _meet(_span(p.shard), (start, end))), default=0)
