@@ -29,7 +29,6 @@ from coordinator.scheduler import TaskSpec
 from coordinator.sources import EIA_POLICY, SourceChoice, parse_source
 from ingest import manifest
 from ingest.catalog import check_respondents
-from ingest.coverage import write_coverage
 from ingest.emulator.process import Emulator
 from ingest.errors import AuthenticationError, UsageError
 from ingest.plan import Build, build_job, expected_requests, plan_builds, plan_shards, plan_update
@@ -234,13 +233,16 @@ def run(options: Options, *, as_json: bool = False, quiet: bool = False) -> dict
             ended = run_tasks(_fleet(options), tasks, budgets, display, extraction.done)
         summary = manifest.write_summary(options.data_dir)
         seconds = time.monotonic() - began
-        if tasks:
+        if tasks and summary.builds:
+            from ingest.coverage import write_coverage  # here, since matplotlib takes a second to load
+
             write_coverage(options.data_dir)
     return _summary(options, extraction, ended, summary, seconds)
 
 
 def _emulator(source: SourceChoice) -> Emulator:
-    return Emulator(world=source.world or "synthetic", recordings=[Path(path) for path in source.recordings])
+    recordings = [word for path in source.recordings for word in ("--recordings", path)]
+    return Emulator("--world", source.world or "synthetic", *recordings)
 
 
 def _fleet(options: Options) -> Fleet:
@@ -249,7 +251,15 @@ def _fleet(options: Options) -> Fleet:
     if not is_loopback(options.bind):
         key = local_worker_key(options.keys)
         curve = load_coordinator(options.keys)
-    return Fleet(options.data_dir, options.bind, options.workers, options.connections, options.retries, curve, key)
+    return Fleet(
+        options.data_dir,
+        options.bind,
+        options.workers,
+        options.connections,
+        options.retries,
+        curve=curve,
+        worker_key=key,
+    )
 
 
 def set_journal_aside(data_dir: Path) -> None:

@@ -91,7 +91,13 @@ def run_tasks(
         on_quarantined=quarantined,
         on_tick=tick,
     )
-    workers = LocalWorkers(server.endpoint, fleet.data_dir, fleet.workers, fleet.connections, fleet.worker_key)
+    workers = LocalWorkers(
+        server.endpoint,
+        fleet.data_dir,
+        fleet.workers,
+        fleet.connections,
+        key=fleet.worker_key,
+    )
     endpoint = fleet.data_dir / ENDPOINT_FILE
     endpoint.write_text(server.endpoint)
     try:
