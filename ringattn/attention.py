@@ -1,0 +1,198 @@
+"""Ring attention: exact softmax attention over a sequence that is spread over the ranks of an mlx group.
+
+Ring Attention (Liu, Zaharia, Abbeel 2023) with FlashAttention-2's backward (Dao 2023): the forward keeps only the
+output and the log-sum-exp, the backward recomputes the probabilities block by block while K, V and their gradients
+travel the ring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import numpy as np
+
+from ringattn import kernels, ring, schedule
+from ringattn._agree import Plan, agree, check
+from ringattn._errors import ArgumentError, TransformError
+from ringattn._untraced import copied, leaf, run_untraced
+from ringattn.layout import Layout, as_layout
+from ringattn.transport import Spec, Transport, default_timeout, transport_of
+
+Group = mx.distributed.Group | Transport | None
+
+
+def ring_attention(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    *,
+    scale: float,
+    mask: str | None = None,
+    window: int | None = None,
+    segments: mx.array | np.ndarray | None = None,
+    layout: str | Layout = "zigzag",
+    group: Group = None,
+    kernel: str | None = None,
+    timeout: float | None = None,
+) -> mx.array:
+    """Softmax attention over the whole sequence, of which this rank holds a part. Differentiable in q, k and v.
+
+    q: [B, Hq, T, D], k and v: [B, Hkv, T, D], float32, bfloat16 or float16, T this rank's tokens in the order of `layout`
+        (`ringattn.shard` cuts them so); Hq a multiple of Hkv, query head h reads kv head h // (Hq / Hkv).
+    scale: factor on the scores, usually D ** -0.5.
+    mask: None or "causal" (a query sees positions up to its own in the whole sequence).
+    window: with "causal" a query sees the last `window` positions, itself included; without, those nearer than `window`.
+    segments: integers [T] or [B, T]; queries see only keys with the same id (packed series).
+    layout: "contiguous", "striped", "zigzag" or `weighted_zigzag(speeds)`, the same on every rank.
+    group: an mlx group (None: the global one), or a Transport. On a group of one, exact attention in O(T) memory.
+    kernel: name of the block kernel; None: environment RINGATTN_KERNEL, else the best here. It may differ between ranks.
+    timeout: seconds that any wait for a neighbour may take; None: environment RINGATTN_TIMEOUT, else 60.
+
+    Returns o [B, Hq, T, D] in q's dtype; sums and merges are in float32. Rows that see no key are 0.
+
+    Every rank of the group must make the same calls in the same order. Inputs are evaluated, so the call cannot stand
+    inside mx.compile or mx.vmap (TransformError). ArgumentError and its kinds come before anything but a small header was
+    sent, on every rank; PeerLost and PeerStalled come within `timeout`, in the forward or the backward pass, and leave
+    the mlx group unusable.
+    """
+    transport = transport_of(group)
+    limit = default_timeout() if timeout is None else timeout
+    try:
+        call = check(q, k, v, scale=scale, mask=mask, window=window, segments=segments, layout=as_layout(layout))
+    except ArgumentError as refusal:
+        agree(refusal, transport, limit)
+        raise
+    block_kernel = kernels.select(kernel)
+    _evaluate(q, k, v)
+    pass_ = _Pass(agree(call, transport, limit), transport, block_kernel, limit)
+
+    @mx.custom_function
+    def attend(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        return run_untraced(lambda: pass_.forward(q, k, v))
+
+    @attend.vjp
+    def attend_vjp(primals, cotangent, output):
+        do = copied(cotangent)
+        return run_untraced(lambda: pass_.backward(do))
+
+    return attend(q, k, v)
+
+
+def _evaluate(*arrays: mx.array) -> None:
+    try:
+        mx.eval(*arrays)
+    except (ValueError, RuntimeError) as error:
+        if "transformation" not in str(error):
+            raise
+        raise TransformError(
+            "ring_attention evaluates its inputs and talks to other hosts, so it cannot stand inside mx.compile or mx.vmap; "
+            "compile the parts of the model around it instead"
+        ) from error
+
+
+class _Pass:
+    """One call's forward and backward on this rank; both run untraced."""
+
+    def __init__(self, plan: Plan, transport: Transport, kernel: kernels.Kernel, timeout: float) -> None:
+        self.plan, self.transport, self.kernel, self.timeout = plan, transport, kernel, timeout
+        self._saved: ring.Arrays = ()
+
+    def forward(self, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        q, k, v = leaf(q), leaf(k), leaf(v)
+        own = self._own(k, v)
+        partial: list[tuple[mx.array, mx.array]] = []
+
+        def compute(work: schedule.Work, block: ring.Arrays) -> ring.Arrays:
+            new = self.kernel.forward(q, block[0], block[1], self._mask(work, block), scale=self.plan.call.scale)
+            new = ring.merge(*partial.pop(), *new) if partial else new
+            mx.eval(new)
+            partial.append(new)
+            return ()
+
+        self._run(own, compute, gradients=False)
+        o, lse = partial.pop() if partial else (mx.zeros(q.shape), mx.full(q.shape[:3], -mx.inf))
+        o = o.astype(q.dtype)
+        mx.eval(o, lse)
+        self._saved = (q, k, v, o, lse)
+        return o
+
+    def backward(self, do: mx.array) -> ring.Arrays:
+        q, k, v, o, lse = self._saved
+        delta = (do.astype(mx.float32) * o.astype(mx.float32)).sum(axis=-1)
+        mx.eval(delta)
+        own = self._own(k, v)
+        sums: dict[str, mx.array] = {}
+
+        def compute(work: schedule.Work, block: ring.Arrays) -> ring.Arrays:
+            part = self._queries(work)
+            rows = (q, do, lse, delta) if part is None else tuple(x[:, :, part] for x in (q, do, lse, delta))
+            if rows[0].shape[2] == 0:
+                return ()
+            dq, dk, dv = self.kernel.backward(
+                rows[0], block[0], block[1], *rows[1:], self._mask(work, block), scale=self.plan.call.scale
+            )
+            mx.eval(dq, dk, dv)
+            _accumulate(sums, work.queries, dq)
+            return dk, dv
+
+        home = self._run(own, compute, gradients=True)
+        dq = _joined(sums, q)
+        dk, dv = home or (mx.zeros(k.shape, mx.float32), mx.zeros(k.shape, mx.float32))
+        grads = tuple(g.astype(q.dtype) for g in (dq, dk, dv))
+        mx.eval(grads)
+        return grads
+
+    def _run(self, own: ring.Arrays, compute, *, gradients: bool) -> ring.Arrays:
+        tables = schedule.proved(self.plan.needs, gradients=gradients)
+        return ring.run(
+            tables[self.transport.rank()],
+            own,
+            self.transport,
+            compute,
+            kv_specs=self._kv_specs,
+            grad_specs=lambda block: [(self.plan.kv_shape(block), mx.float32)] * 2,
+            timeout=self.timeout,
+            phase="backward" if gradients else "forward",
+        )
+
+    def _own(self, k: mx.array, v: mx.array) -> ring.Arrays:
+        segments = self.plan.call.segments
+        return (k, v) if segments is None else (k, v, mx.array(segments))
+
+    def _kv_specs(self, block: int) -> Sequence[Spec]:
+        call, shape = self.plan.call, self.plan.kv_shape(block)
+        specs: list[Spec] = [(shape, call.dtype)] * 2
+        if call.segments is not None:
+            specs.append(((*call.segments.shape[:-1], shape[2]), mx.int32))
+        return specs
+
+    def _queries(self, work: schedule.Work) -> slice | None:
+        half = self.plan.call.q_shape[2] // 2
+        return {"all": None, "head": slice(0, half), "tail": slice(half, None)}[work.queries]
+
+    def _mask(self, work: schedule.Work, block: ring.Arrays) -> kernels.Block:
+        call, part = self.plan.call, self._queries(work) or slice(None)
+        ids = call.segments
+        return kernels.Block(
+            self.plan.positions[self.transport.rank()][part],
+            self.plan.positions[work.block],
+            causal=call.causal,
+            window=call.window,
+            q_seg=None if ids is None else np.ascontiguousarray(ids[..., part]),
+            k_seg=None if ids is None else np.array(block[2]),
+        )
+
+
+def _accumulate(sums: dict[str, mx.array], queries: str, dq: mx.array) -> None:
+    if queries in sums:
+        dq = sums.pop(queries) + dq
+        mx.eval(dq)
+    sums[queries] = dq
+
+
+def _joined(sums: dict[str, mx.array], q: mx.array) -> mx.array:
+    """dq of all queries, float32, from the sums over whole blocks and over the two halves."""
+    halves = [sums.pop(part) for part in ("head", "tail") if part in sums]
+    total = mx.concatenate(halves, axis=2) if halves else mx.zeros(q.shape, mx.float32)
+    return total + sums.pop("all") if "all" in sums else total

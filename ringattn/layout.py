@@ -1,0 +1,105 @@
+"""Layouts: which positions of the sequence each rank holds, and how to cut and join arrays by them.
+
+With n ranks and T tokens (any T ≥ n):
+
+  contiguous   rank r holds one run; causal work grows with r
+  striped      rank r holds r, r + n, r + 2n, …             (Striped Attention, Brandon et al. 2023)
+  zigzag       2n chunks; rank r holds chunk r and chunk 2n-1-r  (zhuzilin/ring-flash-attention)
+  weighted     zigzag whose chunk r and mirror 2n-1-r are as wide as weight r says: causal and full work are
+               then proportional to the weight, because chunk and mirror lie symmetric about T/2
+
+A rank's local order is its runs one after the other, each ascending.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+
+from ringattn._errors import LayoutError
+
+KINDS = ("contiguous", "striped", "zigzag")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A way to spread a sequence over ranks.
+
+    kind: "contiguous", "striped" or "zigzag".
+    weights: zigzag only; one positive number a rank, its share of the tokens up to a common factor.
+    """
+
+    kind: str
+    weights: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise LayoutError(
+                f"layout {self.kind!r} is unknown; use one of {', '.join(KINDS)}, or weighted_zigzag(speeds)"
+            )
+        if self.weights is None:
+            return
+        if self.kind != "zigzag":
+            raise LayoutError(f"weights go with the zigzag layout only, not with {self.kind!r}; drop them")
+        if not self.weights or not all(math.isfinite(w) and w > 0 for w in self.weights):
+            raise LayoutError(f"weights {self.weights} must be finite and above 0, one a rank")
+
+
+def weighted_zigzag(speeds: Sequence[float]) -> Layout:
+    """Zigzag whose shares follow `speeds`, one number a rank in rank order (any unit, e.g. FLOP/s of the planner)."""
+    return Layout("zigzag", tuple(float(s) for s in speeds))
+
+
+def as_layout(layout: str | Layout) -> Layout:
+    """The Layout that a name stands for; a Layout is returned as it is."""
+    return layout if isinstance(layout, Layout) else Layout(layout)
+
+
+def runs(layout: str | Layout, total: int, size: int) -> tuple[tuple[range, ...], ...]:
+    """Every rank's runs of positions, in local order; they partition range(total).
+
+    Raises LayoutError where a rank would hold nothing.
+    """
+    layout = as_layout(layout)
+    if layout.weights is not None and len(layout.weights) != size:
+        raise LayoutError(f"{len(layout.weights)} weights for a group of {size}; give one weight a rank")
+    if layout.kind == "striped":
+        table = tuple((range(r, total, size),) for r in range(size))
+    elif layout.kind == "contiguous":
+        table = tuple((range(r * total // size, (r + 1) * total // size),) for r in range(size))
+    else:
+        table = _zigzag(layout.weights, total, size)
+    if any(not sum(map(len, of_rank)) for of_rank in table):
+        raise LayoutError(f"{total} tokens over {size} ranks leave a rank with none; use fewer ranks or more tokens")
+    return table
+
+
+def _zigzag(weights: tuple[float, ...] | None, total: int, size: int) -> tuple[tuple[range, ...], ...]:
+    chunks = 2 * size
+    if weights is None or len(set(weights)) == 1:
+        # Integer bounds: n equal local lengths are then always a valid zigzag of their sum.
+        bounds = [i * total // chunks for i in range(chunks + 1)]
+    else:
+        cumulative = [0.0, *accumulate((*weights, *reversed(weights)))]
+        bounds = [math.floor(total * c / cumulative[-1] + 0.5) for c in cumulative]
+    spans = [range(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+    return tuple(tuple(span for span in (spans[r], spans[chunks - 1 - r]) if span) for r in range(size))
+
+
+def lengths(layout: str | Layout, total: int, size: int) -> tuple[int, ...]:
+    """Tokens a rank, in rank order; they sum to `total`."""
+    return tuple(sum(map(len, of_rank)) for of_rank in runs(layout, total, size))
+
+
+def local_positions(layout: str | Layout, total: int, size: int, rank: int) -> np.ndarray:
+    """Absolute positions of the tokens of `rank`, int32 [T_local], in local order."""
+    return np.concatenate([np.arange(r.start, r.stop, r.step, dtype=np.int32) for r in runs(layout, total, size)[rank]])
+
+
+def order(layout: str | Layout, total: int, size: int) -> np.ndarray:
+    """Positions of all ranks one after the other, int32 [T]: `global[order] == concatenated locals`."""
+    return np.concatenate([local_positions(layout, total, size, rank) for rank in range(size)])

@@ -1,0 +1,159 @@
+"""The one loop over the schedule, shared by forward and backward, and the merge of partial softmaxes.
+
+Each hop posts the exchange of keys and values, computes on the block at hand while they travel, then passes on the
+gradient sums (backward only). Every result is evaluated before the next exchange, so memory stays O(T) per rank.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from ringattn.schedule import Exchange, Table, Work
+from ringattn.transport import Shift, Spec, Ticket, Transport
+
+Arrays = tuple[mx.array, ...]
+
+
+@dataclass(frozen=True)
+class HopTime:
+    """One hop as it ran: seconds of computation, seconds of waiting for neighbours, bytes sent."""
+
+    phase: str
+    hop: int
+    compute: float
+    wait: float
+    sent: int
+
+
+_trace: ContextVar[list[HopTime] | None] = ContextVar("ringattn_trace", default=None)
+
+
+@contextlib.contextmanager
+def trace() -> Iterator[list[HopTime]]:
+    """Collect a HopTime for every hop that runs in this context, forward and backward."""
+    hops: list[HopTime] = []
+    token = _trace.set(hops)
+    try:
+        yield hops
+    finally:
+        _trace.reset(token)
+
+
+def run(
+    table: Table,
+    own: Arrays,
+    transport: Transport,
+    compute: Callable[[Work, Arrays], Arrays],
+    *,
+    kv_specs: Callable[[int], Sequence[Spec]],
+    grad_specs: Callable[[int], Sequence[Spec]],
+    timeout: float,
+    phase: str,
+) -> Arrays:
+    """Run one rank's table and return the summed gradients of its own block (empty in the forward pass).
+
+    own: this rank's K, V (and key segments), evaluated. compute: does one Work with the arrays of its block and returns
+    the gradients of that block, evaluated, or nothing. *_specs: shapes and dtypes of a block's arrays on the wire.
+    Raises PeerLost or PeerStalled; no wait is longer than `timeout` seconds.
+    """
+    rank = transport.rank()
+    held, sums = {rank: own}, dict[int, Arrays]()
+    pending: _Posted | None = None
+    for index, hop in enumerate(table):
+        clock = _Clock()
+        doing = f"{phase} hop {index} of {len(table) - 1}"
+        kv = _post(transport, hop.kv, held, kv_specs, f"{doing}, keys and values")
+        part = compute(hop.work, held[hop.work.block]) if hop.work is not None else ()
+        clock.lap("compute")
+        _finish(pending, sums, timeout)
+        clock.lap("wait")
+        if part and hop.work is not None:
+            sums[hop.work.block] = _add(sums.get(hop.work.block), part)
+        clock.lap("compute")
+        pending = _post(transport, hop.grad, sums, grad_specs, f"{doing}, gradients")
+        if hop.grad is not None and hop.grad.send is not None:
+            del sums[hop.grad.send]
+        if kv is not None:
+            held = {rank: own}
+            _finish(kv, held, timeout)
+        clock.lap("wait")
+        _record(phase, index, clock, (kv.nbytes if kv else 0) + (pending.nbytes if pending else 0))
+    _finish(pending, sums, timeout)
+    return sums.get(rank, ())
+
+
+@dataclass(frozen=True)
+class _Posted:
+    exchange: Exchange
+    ticket: Ticket
+    nbytes: int
+
+
+def _post(
+    transport: Transport,
+    exchange: Exchange | None,
+    blocks: dict[int, Arrays],
+    specs: Callable[[int], Sequence[Spec]],
+    doing: str,
+) -> _Posted | None:
+    if exchange is None:
+        return None
+    sends = () if exchange.send is None else blocks[exchange.send]
+    recvs = () if exchange.recv is None else specs(exchange.recv)
+    ticket = transport.shift(Shift(sends, exchange.to, recvs, exchange.source), doing)
+    return _Posted(exchange, ticket, sum(x.nbytes for x in sends))
+
+
+def _finish(posted: _Posted | None, blocks: dict[int, Arrays], timeout: float) -> None:
+    if posted is None:
+        return
+    got = tuple(posted.ticket.wait(timeout))
+    recv = posted.exchange.recv
+    if recv is not None:
+        blocks[recv] = _add(blocks.get(recv), got)
+
+
+def _add(total: Arrays | None, part: Arrays) -> Arrays:
+    if total is None:
+        return part
+    added = tuple(a + b for a, b in zip(total, part, strict=True))
+    mx.eval(added)
+    return added
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+        self.seconds = {"compute": 0.0, "wait": 0.0}
+
+    def lap(self, what: str) -> None:
+        now = time.perf_counter()
+        self.seconds[what] += now - self._last
+        self._last = now
+
+
+def _record(phase: str, hop: int, clock: _Clock, sent: int) -> None:
+    hops = _trace.get()
+    if hops is not None:
+        hops.append(HopTime(phase, hop, clock.seconds["compute"], clock.seconds["wait"], sent))
+
+
+def merge(o: mx.array, lse: mx.array, o_part: mx.array, lse_part: mx.array) -> tuple[mx.array, mx.array]:
+    """Join two softmaxes over disjoint keys, both normalised. All fp32.
+
+    o, o_part [..., T, D]; lse, lse_part [..., T], -inf where no key was visible. The weights are sigmoids of the
+    difference of the log-sum-exps, so nothing overflows (ring-flash-attention's form of FlashAttention's rescaling).
+    """
+    top = mx.maximum(lse, lse_part)
+    safe = mx.where(mx.isinf(top), mx.zeros_like(top), top)  # rows that see nothing yet: exp(-inf - 0) = 0
+    old, new = mx.exp(lse - safe), mx.exp(lse_part - safe)
+    total = old + new
+    norm = mx.where(total == 0, mx.ones_like(total), total)
+    merged = o * (old / norm)[..., None] + o_part * (new / norm)[..., None]
+    return merged, safe + mx.log(total)

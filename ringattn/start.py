@@ -1,0 +1,170 @@
+"""Joining the ring with a deadline, and leaving it when it is broken.
+
+`mx.distributed.init` waits for ever for a peer that never starts, holding the interpreter's lock, so no thread of this
+process could end it. `init` therefore first meets the other ranks over plain sockets on the same ports, with a deadline,
+and calls mlx only once every rank of the ring has answered.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import NoReturn
+
+import mlx.core as mx
+
+from ringattn._errors import LaunchError, PeerLost, PeerStalled
+
+DEFAULT_TIMEOUT = 60.0  # seconds
+EXIT_BROKEN = 75  # EX_TEMPFAIL: incomplete, can be started again
+_HELLO = b"ringattn"
+
+_joined: mx.distributed.Group | None = None
+
+
+def init(timeout: float = 30.0) -> mx.distributed.Group:
+    """Join the group that MLX_RANK and MLX_HOSTFILE describe (mlx.launch and ringattn.launch set them).
+
+    Without them this is a group of one, or the one that another backend (MPI, JACCL) starts, which then has no deadline.
+    timeout: seconds within which every rank must have been started. Raises PeerStalled after that, PeerLost when a peer
+    dies while joining, LaunchError when the hostfile or this rank's address is unusable.
+    """
+    global _joined
+    if _joined is None:
+        rank, nodes = _ring_of_environment()
+        if len(nodes) > 1:
+            _meet(rank, nodes, time.monotonic() + timeout, timeout)
+            _joined = mx.distributed.init(strict=True, backend="ring")
+        else:
+            _joined = mx.distributed.init()
+    return _joined
+
+
+def _ring_of_environment() -> tuple[int, list[tuple[str, int]]]:
+    """This process's rank and the first address of every rank; no addresses when no ring is described."""
+    path, rank = os.environ.get("MLX_HOSTFILE"), os.environ.get("MLX_RANK")
+    if not path or rank is None:
+        return 0, []
+    try:
+        nodes = [_address(host[0]) for host in json.loads(Path(path).read_text())]
+        if not 0 <= int(rank) < len(nodes):
+            raise ValueError(f"MLX_RANK is {rank} but the file lists {len(nodes)} hosts")
+    except (OSError, ValueError, IndexError, TypeError) as error:
+        raise LaunchError(f'MLX_HOSTFILE {path}: {error}; expected a JSON list like [["10.0.0.1:32323"], …]') from error
+    return int(rank), nodes
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def ring_ports() -> set[int]:
+    """Ports of the mlx ring this process belongs to; empty when it belongs to none."""
+    path = os.environ.get("MLX_HOSTFILE")
+    if not path:
+        return set()
+    with contextlib.suppress(OSError, ValueError):
+        return {_address(a)[1] for host in json.loads(Path(path).read_text()) for a in host}
+    return set()
+
+
+def _meet(rank: int, nodes: list[tuple[str, int]], deadline: float, timeout: float) -> None:
+    """Return once every rank has reached this point: a byte goes round the ring as many times as there are ranks."""
+    size = len(nodes)
+    doing = "joining the ring"
+    with contextlib.ExitStack() as stack:
+        try:
+            listener = stack.enter_context(socket.create_server(nodes[rank], family=_family(nodes[rank])))
+        except OSError as error:
+            host, port = nodes[rank]
+            raise LaunchError(
+                f"rank {rank} cannot listen on {host}:{port}: {error}; fix its entry in the hostfile"
+            ) from error
+        try:
+            right = stack.enter_context(_connect(nodes[(rank + 1) % size], deadline))
+            right.sendall(_HELLO)
+            left = stack.enter_context(_accept(listener, deadline))
+            # Closed on every rank before any rank goes on: mlx must not connect to this listener.
+            listener.close()
+            for _ in range(size):
+                right.sendall(b".")
+                left.settimeout(_left(deadline))
+                if not left.recv(1):
+                    raise ConnectionError("the connection was closed")
+        except TimeoutError:
+            raise PeerStalled(
+                f"rank {rank} of {size}: not every rank joined within {timeout:g} s; is each host of the hostfile started, "
+                f"and can rank {rank} reach {nodes[(rank + 1) % size]}?",
+                rank=rank,
+                doing=doing,
+            ) from None
+        except ConnectionError as error:
+            raise PeerLost(
+                f"rank {rank} of {size}: a neighbour left while joining ({error}); look at its own error, then start again",
+                rank=rank,
+                doing=doing,
+            ) from error
+
+
+def _family(address: tuple[str, int]) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+
+
+def _left(deadline: float) -> float:
+    remaining = deadline - time.monotonic()
+    if remaining <= 0:
+        raise TimeoutError
+    return remaining
+
+
+def _connect(address: tuple[str, int], deadline: float) -> socket.socket:
+    while True:
+        try:
+            return socket.create_connection(address, timeout=_left(deadline))
+        except TimeoutError:
+            raise
+        except OSError:  # not listening yet, or no route yet
+            time.sleep(min(0.02, _left(deadline)))
+
+
+def _accept(listener: socket.socket, deadline: float) -> socket.socket:
+    """The left neighbour's connection; strangers that do not say hello are dropped."""
+    while True:
+        listener.settimeout(_left(deadline))
+        peer, _ = listener.accept()
+        peer.settimeout(_left(deadline))
+        with contextlib.suppress(ConnectionError):
+            if peer.recv(len(_HELLO), socket.MSG_WAITALL) == _HELLO:
+                return peer
+        peer.close()
+
+
+_stuck: threading.Event | None = None
+
+
+def exit_when_broken(freed: threading.Event) -> None:
+    """Make sure that the interpreter's exit cannot hang on a transport thread that is still stuck in mlx then."""
+    global _stuck
+    _stuck = freed
+
+
+@atexit.register
+def _leave() -> None:
+    # Sockets were shut down when the group broke; the thread normally comes free at once.
+    if _stuck is not None and not _stuck.wait(2.0):
+        abandon(EXIT_BROKEN)
+
+
+def abandon(code: int = EXIT_BROKEN) -> NoReturn:
+    """End this process now, without mlx's own clean-up, which can wait for ever on a broken group."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

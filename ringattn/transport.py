@@ -1,0 +1,211 @@
+"""Transport: neighbour exchanges on a thread and streams of their own, with a deadline on every wait.
+
+mlx's collectives have no time-out and `mx.eval` cannot be interrupted, so a thread evaluates them, one at a time in the
+order posted, while the caller computes and then waits with a deadline. Send and receive of one exchange run on two CPU
+streams: on one stream both sides would send first and block for ever. After an error the sockets of the mlx ring are
+shut down: that frees the thread, and tells the other ranks at once instead of at their own deadlines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import mlx.core as mx
+
+from ringattn._errors import PeerError, PeerLost, PeerStalled
+from ringattn.start import DEFAULT_TIMEOUT, exit_when_broken, ring_ports
+
+Spec = tuple[tuple[int, ...], mx.Dtype]
+
+
+@dataclass(frozen=True)
+class Shift:
+    """One exchange with the neighbours: arrays to send to rank `to`, and what comes from rank `source`."""
+
+    sends: Sequence[mx.array]
+    to: int
+    recvs: Sequence[Spec]
+    source: int
+
+
+class Ticket(Protocol):
+    """A posted exchange."""
+
+    def wait(self, timeout: float) -> list[mx.array]:
+        """What was received; raises PeerLost or PeerStalled after at most `timeout` seconds."""
+        ...
+
+
+class Transport(Protocol):
+    """The seam between the ring's loop and the network; arrays handed to it must be evaluated."""
+
+    def rank(self) -> int: ...
+    def size(self) -> int: ...
+    def shift(self, shift: Shift, doing: str) -> Ticket: ...
+    def all_gather(self, x: mx.array, doing: str) -> Ticket: ...
+
+
+class _Task:
+    def __init__(self, owner: MlxTransport, run: Callable[[], list[mx.array]], doing: str) -> None:
+        self.owner, self.run, self.doing = owner, run, doing
+        self.done = threading.Event()
+        self.result: list[mx.array] = []
+        self.error: Exception | None = None
+
+    def wait(self, timeout: float) -> list[mx.array]:
+        if not self.done.wait(timeout):
+            self.owner.fail(PeerStalled, self.doing, f"no answer from a neighbour within {timeout:g} s", self)
+        if self.error is not None:
+            self.owner.fail(PeerLost, self.doing, f"a neighbour closed the connection ({self.error})", self)
+        return self.result
+
+
+class MlxTransport:
+    """The transport over an mlx group (ring backend: neighbours only). One a group: see `transport_of`."""
+
+    def __init__(self, group: mx.distributed.Group) -> None:
+        self._group = group
+        self._rank, self._size = group.rank(), group.size()
+        self._tasks: queue.SimpleQueue[_Task] = queue.SimpleQueue()
+        self._broken: PeerError | None = None
+        self._thread: threading.Thread | None = None
+
+    def rank(self) -> int:
+        return self._rank
+
+    def size(self) -> int:
+        return self._size
+
+    def shift(self, shift: Shift, doing: str) -> _Task:
+        def run() -> list[mx.array]:
+            sent = [mx.distributed.send(x, shift.to, group=self._group, stream=self._out) for x in shift.sends]
+            got = [
+                mx.distributed.recv(shape, dtype, shift.source, group=self._group, stream=self._in)
+                for shape, dtype in shift.recvs
+            ]
+            mx.eval(sent + got)
+            return got
+
+        return self._post(run, doing)
+
+    def all_gather(self, x: mx.array, doing: str) -> _Task:
+        def run() -> list[mx.array]:
+            got = mx.distributed.all_gather(x, group=self._group, stream=self._out)
+            mx.eval(got)
+            return [got]
+
+        return self._post(run, doing)
+
+    def _post(self, run: Callable[[], list[mx.array]], doing: str) -> _Task:
+        if self._broken is not None:
+            raise self._broken
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._serve, name="ringattn-transport", daemon=True)
+            self._thread.start()
+        task = _Task(self, run, doing)
+        self._tasks.put(task)
+        return task
+
+    def _serve(self) -> None:
+        # A stream belongs to the thread that made it.
+        self._out, self._in = mx.new_stream(mx.cpu), mx.new_stream(mx.cpu)
+        failure: Exception | None = None
+        while True:
+            task = self._tasks.get()
+            try:
+                if failure is None:
+                    task.result = task.run()
+            except Exception as error:
+                failure = error
+            task.error = failure
+            task.done.set()
+
+    def fail(self, kind: type[PeerError], doing: str, cause: str, task: _Task) -> None:
+        """Mark the group as broken, free the thread and the other ranks, and raise."""
+        if self._broken is None:
+            self._broken = kind(
+                f"rank {self._rank} of {self._size}, {doing}: {cause}. This process's mlx group cannot be used again: "
+                "end every rank and start the ring anew without the lost host",
+                rank=self._rank,
+                doing=doing,
+            )
+            _shut_down_ring_sockets()
+            exit_when_broken(task.done)
+        raise self._broken
+
+
+_transports: dict[tuple[int, int], MlxTransport] = {}
+
+
+def transport_of(group: mx.distributed.Group | Transport | None) -> Transport:
+    """The transport of an mlx group (None: mlx's global group); a Transport is returned as it is."""
+    if group is not None and hasattr(group, "shift"):
+        return group
+    group = mx.distributed.init() if group is None else group
+    key = (group.rank(), group.size())
+    if key not in _transports:
+        _transports[key] = MlxTransport(group)
+    return _transports[key]
+
+
+def default_timeout() -> float:
+    """Seconds a wait may take: environment RINGATTN_TIMEOUT, else 60."""
+    return float(os.environ.get("RINGATTN_TIMEOUT", DEFAULT_TIMEOUT))
+
+
+def _shut_down_ring_sockets() -> None:
+    """Shut down this process's connections to and from the ring's ports; mlx offers no way to end a receive."""
+    ports = ring_ports()
+    for name in os.listdir("/dev/fd") if ports else []:  # noqa: PTH208  fds, not files
+        with contextlib.suppress(OSError):
+            copy = socket.socket(fileno=os.dup(int(name)))
+            with copy:
+                if copy.family in (socket.AF_INET, socket.AF_INET6) and ports & {
+                    copy.getsockname()[1],
+                    copy.getpeername()[1],
+                }:
+                    copy.shutdown(socket.SHUT_RDWR)
+
+
+class Throttled:
+    """A transport slowed on purpose to `latency` seconds plus bytes / `bandwidth` (bytes/s) an exchange, one at a time.
+
+    For benchmarks and tests of overlap: the delay runs beside the computation, as a slow link would.
+    """
+
+    def __init__(self, inner: Transport, *, bandwidth: float, latency: float = 0.0) -> None:
+        self._inner, self._bandwidth, self._latency = inner, bandwidth, latency
+        self._free_at = 0.0
+
+    def rank(self) -> int:
+        return self._inner.rank()
+
+    def size(self) -> int:
+        return self._inner.size()
+
+    def shift(self, shift: Shift, doing: str) -> Ticket:
+        nbytes = sum(x.nbytes for x in shift.sends)
+        self._free_at = max(self._free_at, time.monotonic()) + self._latency + nbytes / self._bandwidth
+        return _Late(self._inner.shift(shift, doing), self._free_at)
+
+    def all_gather(self, x: mx.array, doing: str) -> Ticket:
+        return self._inner.all_gather(x, doing)
+
+
+@dataclass(frozen=True)
+class _Late:
+    ticket: Ticket
+    not_before: float
+
+    def wait(self, timeout: float) -> list[mx.array]:
+        got = self.ticket.wait(timeout)
+        time.sleep(max(0.0, self.not_before - time.monotonic()))
+        return got
