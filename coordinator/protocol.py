@@ -215,7 +215,7 @@ ToWorker = Welcome | RegisterAgain | HeartbeatAck | Lease | Ack | PermitGrant | 
 
 def encode(message: Message) -> bytes:
     """Message → one msgpack frame. BadMessage when it is over `MAX_MESSAGE`."""
-    frame: bytes = msgpack.packb(msgspec.to_builtins(message), use_bin_type=True)
+    frame = msgspec.msgpack.encode(message)
     if len(frame) > MAX_MESSAGE:
         raise BadMessage(f"{type(message).__name__} of {len(frame)} bytes is over the limit of {MAX_MESSAGE}")
     return frame

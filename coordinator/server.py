@@ -43,6 +43,7 @@ from coordinator.protocol import (
     BadMessage,
     Failure,
     FileChunk,
+    Goodbye,
     Lease,
     PermitGrant,
     PermitRequest,
@@ -61,7 +62,8 @@ log = logging.getLogger(__name__)
 MAX_BATCH = 2_000  # messages taken before one commit
 TICK_S = 0.2
 HIGH_WATER = 10_000  # messages queued for one worker, either way
-LINGER_MS = 1_000  # for the last words at the end
+FAREWELL_S = 2.0  # for the workers' goodbyes at the end
+LINGER_MS = 500
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -281,9 +283,19 @@ class Server:
             return False
         return True
 
-    def _close(self) -> None:
+    def _farewell(self) -> None:
+        """Tell the workers, and read on until they have left: a socket closed on unread messages would lose our last word."""
         for name in self._scheduler.workers:
             self._send(name.encode(), Stop(drain=False, reason="the run has ended"))
+        until = time.monotonic() + FAREWELL_S
+        while self._scheduler.workers and time.monotonic() < until:
+            self._socket.poll(50)
+            for event in self._received():
+                if isinstance(event, Goodbye):
+                    self._scheduler.decide(event, time.monotonic())
+
+    def _close(self) -> None:
+        self._farewell()
         self._socket.close()
         if self._authenticator is not None:
             self._authenticator.stop()

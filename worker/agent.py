@@ -125,6 +125,7 @@ class Agent:
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
+        self._awake = False  # the loop has been told to look into the outbox
         self._todo: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._jobs: dict[tuple[str, int], _Job] = {}
         self._unacked: dict[tuple[str, int], tuple[list[bytes], float]] = {}
@@ -194,6 +195,7 @@ class Agent:
     def _receive(self) -> None:
         with suppress(BlockingIOError):
             self._wake_read.recv(65_536)
+        self._awake = False  # before the queue is emptied: what is put in later wakes the loop again
         with suppress(zmq.Again):
             while True:
                 frames = self._socket.recv_multipart(zmq.NOBLOCK)
@@ -310,8 +312,10 @@ class Agent:
         threading.Thread(target=self._work, name="lease", daemon=True).start()
 
     def _wake(self) -> None:
-        with suppress(OSError):  # full: the loop wakes anyway
-            self._wake_write.send(b"\0")
+        if not self._awake:
+            self._awake = True
+            with suppress(OSError):  # closed: the loop has ended
+                self._wake_write.send(b"\0")
 
     def _say(self, message: protocol.Message, data: bytes | None = None) -> None:
         self._outbox.put((message, [protocol.encode(message)] if data is None else [protocol.encode(message), data]))
