@@ -51,6 +51,8 @@ class _Parsed:
     error: str
     params: dict[str, Any]
     key: str | None
+    page: str = ""
+    target: Target = Target("", "", "", "", 0)
 
 
 class App:
@@ -84,7 +86,7 @@ class App:
             header = request.headers.get("x-params")
             parsed = self._parse(match[1], query, header, request.headers.get("x-api-key"))
             key = fingerprint(parsed.key)
-            page = parsed.query.page if parsed.query and match[2] == "/data" else ""
+            page = parsed.page if match[2] == "/data" else ""
             answer = self._eia(match[1], match[2] or "", match[3], parsed, key, zipped)
             self._stats.count(self._clock.text(), path, query, key, match[1], page, answer)
         elif path == "/oasisapi/SingleZip":
@@ -104,7 +106,10 @@ class App:
             key = params.get("api_key", header_key)
             if self._settings.echo_header_key and header_key:
                 params.setdefault("api_key", header_key)
-            return _Parsed(parse_query(ROUTES[route], params) if route in ROUTES else None, "", params, key)
+            if route not in ROUTES:
+                return _Parsed(None, "", params, key)
+            asked = parse_query(ROUTES[route], params)
+            return _Parsed(asked, "", params, key, asked.page, _target(asked))
         except BadRequest as error:
             return _Parsed(None, str(error), {}, header_key)
 
@@ -124,13 +129,13 @@ class App:
             return metadata.facet_values(self._world, route, facet or "", parsed.params)
         if parsed.query is None:
             return answers.bad_request(parsed.error)
-        return self._rows(parsed.query, key, zipped)
+        return self._rows(parsed.query, parsed.target, key, zipped)
 
     def _valid(self, key: str) -> bool:
         return key in self._settings.keys if self._settings.keys else not key.startswith("INVALID")
 
-    def _rows(self, query: Query, key: str, zipped: bool) -> Answer:
-        fault = self._faults.next(_target(query))
+    def _rows(self, query: Query, target: Target, key: str, zipped: bool) -> Answer:
+        fault = self._faults.next(target)
         if fault and fault.kind == "403-suspend" and fault.params.get("seconds"):
             self._policy.suspend(key, self._clock.now(), fault.params["seconds"], "403")
         if fault and (answer := spoil.instead(fault)):

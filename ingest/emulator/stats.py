@@ -7,6 +7,7 @@ import json
 import re
 from collections import Counter
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,6 +17,7 @@ from ingest.emulator.policy import Policy
 _KEY = re.compile(r"(?:^|&)api_key=[^&]*")
 
 
+@lru_cache(maxsize=256)
 def fingerprint(key: str | None) -> str:
     """Eight hex digits of the key's sha256; "none" for no key."""
     return hashlib.sha256(key.encode()).hexdigest()[:8] if key else "none"

@@ -84,9 +84,9 @@ def _sunday(month: np.datetime64, nth: int) -> np.datetime64:
 
 @lru_cache(maxsize=1)
 def _federal_holidays() -> tuple[str, ...]:
-    import holidays  # half of the start-up time, and only a synthetic world needs it
+    from holidays.countries.united_states import US  # a second to load, and not every world needs it
 
-    return tuple(day.isoformat() for day in holidays.country_holidays("US", years=range(2018, 2028)))
+    return tuple(day.isoformat() for day in US(years=range(2018, 2028)))
 
 
 def temperature(code: str, authority: Authority, seed: int) -> Hourly:
