@@ -154,7 +154,7 @@ def test_an_unknown_respondent_is_named_with_near_matches_before_any_request(coo
 
 
 def test_a_second_coordinator_on_the_folder_is_refused(coordinator: Coordinator, tmp_path: Path) -> None:
-    with Emulator(latency_ms=300) as emulator:
+    with Emulator("--latency-ms", "300") as emulator:
         arguments = command("start", "--extract", "--source", emulator.url, "--quiet", *SMALL)
         first = subprocess.Popen(arguments, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE)
         try:
@@ -190,7 +190,7 @@ def test_a_damaged_journal_is_named_and_rebuilt_from_the_manifests(coordinator: 
 def test_the_key_is_nowhere(coordinator: Coordinator, tmp_path: Path) -> None:
     """The server echoes the key in every body; after a full run no file holds it."""
     key = "Kq7vTESTKEYneverwrittenZ2"
-    with Emulator(echo_header_key=True) as emulator:
+    with Emulator("--echo-header-key") as emulator:
         small = ("--source", emulator.url, "--respondents", "PACW", "--start", "2024-03", "--end", "2024-03")
         run = coordinator("start", "--extract", *small, EIA_API_KEY=key)
     assert run.code == 0, run.stderr
