@@ -28,6 +28,7 @@ GROUPS: tuple[tuple[str, Callable[[str], bool]], ...] = (
 # Steps, not a ramp: one hour missing in a month is 99.87 % and must be seen.
 STEPS = (0.0, 1e-9, 0.5, 0.9, 0.99, 0.9999, 1.0)
 LABELS = ("none", "under 50 %", "50–90 %", "90–99 %", "99–99.99 %", "every hour")
+NOTHING = "#e6e6e6"  # no such variable, or no series
 COLOURS = ("#b2182b", "#ef8a62", "#fddbc7", "#d1e5f0", "#67a9cf", "#2166ac")
 
 
@@ -79,7 +80,6 @@ def draw(picture: Coverage) -> bytes:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     colours = ListedColormap(COLOURS)
-    colours.set_bad("#e6e6e6")
     norm = BoundaryNorm(np.array((*STEPS[:-1], 1.1)), len(COLOURS))
     axes.pcolormesh(
         np.arange(width + 1),
@@ -90,7 +90,7 @@ def draw(picture: Coverage) -> bytes:
         edgecolors="white",
         linewidth=0.4,
     )
-    axes.set_facecolor("#e6e6e6")
+    axes.set_facecolor(NOTHING)
     axes.invert_yaxis()
     axes.set_yticks(np.arange(count) + 0.5, [f"{name}  {group}" for name, group in picture.rows], fontsize=8)
     axes.set_xticks(np.arange(0, width + 1, 12), [month[:4] for month in picture.months[::12]] + [""], fontsize=9)
@@ -104,7 +104,7 @@ def draw(picture: Coverage) -> bytes:
     axes.tick_params(length=0)
     origin = ", ".join(picture.origins)
     axes.set_title(f"Hours with a valid value, by month (data: {origin})", fontsize=11, loc="left")
-    boxes = [axes.fill_between([], [], color=colour) for colour in (*reversed(COLOURS), "#e6e6e6")]
+    boxes = [axes.fill_between([], [], color=colour) for colour in (*reversed(COLOURS), NOTHING)]
     labels = (*reversed(LABELS), "no such variable")
     figure.legend(boxes, labels, loc="outside lower center", ncols=len(labels), fontsize=8, frameon=False)
     png = io.BytesIO()
