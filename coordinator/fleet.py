@@ -63,7 +63,6 @@ def run_tasks(
     scheduler = Scheduler(data_id(fleet.data_dir), Limits(max_failures=fleet.retries))
     for record in journal.load():
         scheduler.apply(record)
-    ceiling = next((budget.rate for budget in budgets.values()), None)
     began = time.monotonic()
     peak_rss, already_done = 0, None
 
@@ -75,7 +74,7 @@ def run_tasks(
         peak_rss = max([peak_rss, *(worker["rss"] for worker in snapshot["workers"])])
         if already_done is None:
             already_done = snapshot["tasks"].get("done", 0)
-        display.update(view_of(snapshot, time.monotonic() - began, already_done, ceiling))
+        display.update(view_of(snapshot, already_done))
 
     def quarantined(what: TaskQuarantined) -> None:
         display.say(f"quarantined {what.task.id}: {what.error}: {what.message}")

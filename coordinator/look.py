@@ -70,8 +70,7 @@ def describe(snapshot: dict[str, Any]) -> str:
             f"no coordinator is running here; {snapshot['shards']} shards and {snapshot['series']} series are proved, "
             f"rows {snapshot['rows']:,} of {snapshot['total']:,} ({label})"
         )
-    ceiling = next((budget["rate"] for budget in snapshot["budgets"].values()), None)
-    view = view_of(snapshot, snapshot["elapsed_s"], snapshot["tasks"].get("done", 0), ceiling)
+    view = view_of(snapshot, already_done=0)
     lines = [headline(view)]
     for worker in view.workers:
         doing = ", ".join(worker.executing) or "idle"

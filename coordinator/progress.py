@@ -18,6 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+SILENT_S = 5.0  # seconds without a heartbeat that are worth a word
 PLAIN_EVERY_S = 2.0  # seconds between lines when there is no terminal
 
 
@@ -51,14 +52,18 @@ class View:
     workers: tuple[WorkerView, ...] = field(default=())
 
 
-def view_of(snapshot: Mapping[str, Any], elapsed_s: float, already_done: int, ceiling: float | None) -> View:
-    """Server snapshot → view. Rows and requests are what workers of this run verified and sent; the ETA goes by tasks."""
+def view_of(snapshot: Mapping[str, Any], already_done: int) -> View:
+    """Server snapshot → view. Rows and requests are what workers of this run verified and sent; the ETA goes by tasks.
+
+    `already_done`: tasks that an earlier run had done.
+    """
+    elapsed_s: float = snapshot["elapsed_s"]
     states: Mapping[str, int] = snapshot["tasks"]
     total = sum(states.values())
     done = states.get("done", 0)
     fresh = done - already_done
-    rows = sum(worker["rows"] for worker in snapshot["workers"]) + snapshot.get("departed_rows", 0)
-    requests = sum(worker["requests"] for worker in snapshot["workers"]) + snapshot.get("departed_requests", 0)
+    rows = sum(worker["rows"] for worker in snapshot["workers"]) + snapshot["departed_rows"]
+    requests = sum(worker["requests"] for worker in snapshot["workers"]) + snapshot["departed_requests"]
     return View(
         total=total,
         done=done,
@@ -68,7 +73,7 @@ def view_of(snapshot: Mapping[str, Any], elapsed_s: float, already_done: int, ce
         rows_per_s=rows / elapsed_s if elapsed_s > 0 else 0.0,
         requests=requests,
         requests_per_s=requests / elapsed_s if elapsed_s > 0 else 0.0,
-        ceiling=ceiling,
+        ceiling=next((budget["rate"] for budget in snapshot["budgets"].values()), None),
         eta_s=elapsed_s / fresh * (total - done) if fresh > 0 else None,
         elapsed_s=elapsed_s,
         workers=tuple(
@@ -114,8 +119,24 @@ class Display(Protocol):
     def close(self) -> None: ...
 
 
+def rendered(view: View) -> RenderableType:
+    """The bar, the headline, a line a worker."""
+    table = Table(box=None, pad_edge=False, show_edge=False)
+    table.add_column("worker", no_wrap=True)
+    table.add_column("doing", overflow="ellipsis", no_wrap=True)
+    for title in ("rows", "requests", "MB"):
+        table.add_column(title, justify="right")
+    for worker in view.workers:
+        doing = ", ".join(worker.executing) or "idle"
+        if worker.silent_s > SILENT_S:
+            doing = f"silent for {worker.silent_s:.0f} s; {doing}"
+        table.add_row(worker.name, doing, f"{worker.rows:,}", f"{worker.requests:,}", f"{worker.megabytes:.0f}")
+    bar = ProgressBar(total=max(view.total, 1), completed=view.done)
+    return Group(bar, Text(headline(view)), table)
+
+
 class TerminalDisplay:
-    """rich: a bar, the headline, a line a worker."""
+    """rich, drawn over and over in place."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
@@ -123,26 +144,7 @@ class TerminalDisplay:
         self._live.start()
 
     def update(self, view: View) -> None:
-        table = Table(box=None, pad_edge=False, show_edge=False)
-        for title, justify in (
-            ("worker", "left"),
-            ("doing", "left"),
-            ("rows", "right"),
-            ("requests", "right"),
-            ("MB", "right"),
-        ):
-            table.add_column(title, justify=justify, overflow="ellipsis", no_wrap=True)  # type: ignore[arg-type]
-        for worker in view.workers:
-            doing = ", ".join(worker.executing) or "idle"
-            if worker.silent_s > 5:
-                doing = f"silent for {worker.silent_s:.0f} s; {doing}"
-            table.add_row(worker.name, doing, f"{worker.rows:,}", f"{worker.requests:,}", f"{worker.megabytes:.0f}")
-        parts: list[RenderableType] = [
-            ProgressBar(total=max(view.total, 1), completed=view.done),
-            Text(headline(view)),
-            table,
-        ]
-        self._live.update(Group(*parts))
+        self._live.update(rendered(view))
 
     def say(self, line: str) -> None:
         self._console.print(line, highlight=False, markup=False)

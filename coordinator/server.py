@@ -97,6 +97,7 @@ class Server:
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
+        self._began = time.monotonic()
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -312,5 +313,6 @@ class Server:
             **self._scheduler.snapshot(now),
             "budgets": {name: budget.snapshot(now) for name, budget in self._budgets.items()},
             "counters": dict(self.counters),
+            "elapsed_s": now - self._began,
             "quarantined": [[task.spec.id, task.error, task.message] for task in self._scheduler.quarantined()],
         }

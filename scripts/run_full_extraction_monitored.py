@@ -32,14 +32,18 @@ def main() -> int:
     plan, _ = coordinator("start", "--extract", "--dry-run", *options)
     print(f"Period          {plan['start']} to {plan['end']} (UTC, hour-ending)")
     print(f"Mode            {'test' if test else 'full'}, source {plan['source']}")
-    print(f"Estimated time  at least {plan['policy_seconds']:.0f} s at EIA's policy ceiling ({plan['requests']} requests planned)")
+    print(
+        f"Estimated time  at least {plan['policy_seconds']:.0f} s at EIA's policy ceiling ({plan['requests']} requests planned)"
+    )
     summary, code = coordinator("start", "--extract", *options)
     rate = summary["new_rows"] / summary["seconds"] if summary["seconds"] else 0.0
     print(f"Files created   {summary['new_files']}")
     print(f"Records         {summary['new_rows']:,} verified in this run; {summary['rows']:,} in the data folder")
     print(f"Duration        {summary['seconds']:.1f} s")
     print(f"Rows per second {rate:,.0f}")
-    print(f"API ceiling     {100 * rate / CEILING_ROWS_PER_S:.0f}% of {CEILING_ROWS_PER_S:,} rows/s ({plan['origin_note']})")
+    print(
+        f"API ceiling     {100 * rate / CEILING_ROWS_PER_S:.0f}% of {CEILING_ROWS_PER_S:,} rows/s ({plan['origin_note']})"
+    )
     return code
 
 
