@@ -139,9 +139,9 @@ def agree(call: Call | ArgumentError, transport: Transport, timeout: float) -> P
     Raises MismatchError on every rank when the ranks differ, LayoutError when local lengths do not follow the layout.
     """
     rank, size = transport.rank(), transport.size()
-    if isinstance(call, ArgumentError) and size == 1:
-        raise call
     if size == 1:
+        if isinstance(call, ArgumentError):
+            raise call
         return _plan(call, [_header(call)])
     header = mx.array(_header(call), dtype=mx.int32)
     mx.eval(header)

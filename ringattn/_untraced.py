@@ -1,9 +1,10 @@
 """Running the ring outside mlx's gradient trace.
 
-While mlx differentiates, its main thread keeps the graph of everything that it evaluates (thread-local `RetainGraph`),
-so block after block would stay in memory; and a thread that evaluates anything reachable from a traced array cuts the
-trace (`array::detach` in mlx/transforms.cpp: gradients come back as zero, silently). So forward and backward run on one
-thread of their own, on `leaf` arrays: the same memory without the graph.
+While mlx differentiates, its thread keeps the graph of everything that it evaluates (thread-local `RetainGraph`), so
+block after block would stay in memory; and another thread that evaluates anything reachable from a traced array cuts
+the trace (`array::detach` in mlx/transforms.cpp): gradients come back as zero, silently. So forward and backward run on
+one thread of their own, which builds mlx operations only on `leaf` arrays; what it merely reads, as memory, may be
+`settled` arrays of the trace.
 """
 
 from __future__ import annotations
@@ -60,26 +61,21 @@ def _serve() -> None:
         done.set()
 
 
-def leaf(x: mx.array) -> mx.array:
-    """`x`, which must be evaluated, row-contiguous and without a graph; the memory is shared where it fits already.
-
-    Only inside `run_untraced`, and only while the forward pass is traced: the new array is made outside any trace, so mlx
-    detaches it after evaluating it; it is evaluated inside one, so that mlx leaves the traced arrays it comes from alone.
-    """
+def settled(x: mx.array) -> mx.array:
+    """`x` evaluated and row-contiguous, still part of the trace. Other threads may read its memory, and nothing else."""
     y = mx.contiguous(x)
-
-    def evaluate(unused: mx.array) -> mx.array:
-        mx.eval(y)
-        return unused
-
-    mx.vjp(evaluate, [mx.zeros(())], [mx.zeros(())])
+    mx.eval(y)
     return y
 
 
-def copied(x: mx.array) -> mx.array:
-    """A row-contiguous copy of `x` without a graph. For cotangents: in the backward pass mlx marks its tracers no more."""
-    raw = mx.contiguous(x).view(mx.uint8)
-    mx.eval(raw)
+def leaf(x: mx.array) -> mx.array:
+    """A row-contiguous copy of `x` without a graph, for any thread and any operation."""
+    raw = settled(settled(x).view(mx.uint8))
     y = mx.array(np.array(raw, copy=False)).view(x.dtype)
     mx.eval(y)
     return y
+
+
+def memory(x: mx.array) -> np.ndarray:
+    """The memory of a settled float32 array, without a copy and without touching its graph."""
+    return np.array(x, copy=False)

@@ -7,7 +7,7 @@ travel the ring.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from ringattn import kernels, ring, schedule
 from ringattn._agree import Plan, agree, check
 from ringattn._errors import ArgumentError, TransformError
-from ringattn._untraced import copied, leaf, run_untraced
+from ringattn._untraced import leaf, memory, run_untraced, settled
 from ringattn.layout import Layout, as_layout
 from ringattn.transport import Spec, Transport, default_timeout, transport_of
 
@@ -69,11 +69,12 @@ def ring_attention(
 
     @mx.custom_function
     def attend(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        q, k, v = pass_.take(q), pass_.take(k), pass_.take(v)
         return run_untraced(lambda: pass_.forward(q, k, v))
 
     @attend.vjp
-    def attend_vjp(primals, cotangent, output):
-        do = copied(cotangent)
+    def attend_vjp(primals: object, cotangent: mx.array, output: object) -> ring.Arrays:
+        do = leaf(cotangent)
         return run_untraced(lambda: pass_.backward(do))
 
     return attend(q, k, v)
@@ -96,11 +97,15 @@ class _Pass:
 
     def __init__(self, plan: Plan, transport: Transport, kernel: kernels.Kernel, timeout: float) -> None:
         self.plan, self.transport, self.kernel, self.timeout = plan, transport, kernel, timeout
+        # The native kernel reads float32 inputs as memory, so they need no copy to be safe from another thread.
+        self._shares = kernel.name == "native" and plan.call.dtype == mx.float32
         self._saved: ring.Arrays = ()
 
+    def take(self, x: mx.array) -> mx.array:
+        """An input as this pass may use it on the ring's thread."""
+        return settled(x) if self._shares else leaf(x)
+
     def forward(self, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-        q, k, v = leaf(q), leaf(k), leaf(v)
-        own = self._own(k, v)
         partial: list[tuple[mx.array, mx.array]] = []
 
         def compute(work: schedule.Work, block: ring.Arrays) -> ring.Arrays:
@@ -110,7 +115,7 @@ class _Pass:
             partial.append(new)
             return ()
 
-        self._run(own, compute, gradients=False)
+        self._run(k, v, compute, gradients=False)
         o, lse = partial.pop() if partial else (mx.zeros(q.shape), mx.full(q.shape[:3], -mx.inf))
         o = o.astype(q.dtype)
         mx.eval(o, lse)
@@ -121,44 +126,53 @@ class _Pass:
         q, k, v, o, lse = self._saved
         delta = (do.astype(mx.float32) * o.astype(mx.float32)).sum(axis=-1)
         mx.eval(delta)
-        own = self._own(k, v)
         sums: dict[str, mx.array] = {}
 
         def compute(work: schedule.Work, block: ring.Arrays) -> ring.Arrays:
-            part = self._queries(work)
-            rows = (q, do, lse, delta) if part is None else tuple(x[:, :, part] for x in (q, do, lse, delta))
-            if rows[0].shape[2] == 0:
+            rows = self._queries(work)
+            if len(range(*rows.indices(q.shape[2]))) == 0:
                 return ()
             dq, dk, dv = self.kernel.backward(
-                rows[0], block[0], block[1], *rows[1:], self._mask(work, block), scale=self.plan.call.scale
+                self._part(q, rows),
+                block[0],
+                block[1],
+                do[:, :, rows],
+                lse[:, :, rows],
+                delta[:, :, rows],
+                self._mask(work, block),
+                scale=self.plan.call.scale,
             )
             mx.eval(dq, dk, dv)
             _accumulate(sums, work.queries, dq)
             return dk, dv
 
-        home = self._run(own, compute, gradients=True)
+        home = self._run(k, v, compute, gradients=True)
         dq = _joined(sums, q)
-        dk, dv = home or (mx.zeros(k.shape, mx.float32), mx.zeros(k.shape, mx.float32))
+        dk, dv = home or (mx.zeros(k.shape), mx.zeros(k.shape))
         grads = tuple(g.astype(q.dtype) for g in (dq, dk, dv))
         mx.eval(grads)
         return grads
 
-    def _run(self, own: ring.Arrays, compute, *, gradients: bool) -> ring.Arrays:
-        tables = schedule.proved(self.plan.needs, gradients=gradients)
+    def _part(self, q: mx.array, rows: slice) -> mx.array:
+        if rows == slice(None):
+            return q
+        return mx.array(memory(q)[:, :, rows]) if self._shares else q[:, :, rows]
+
+    def _run(
+        self, k: mx.array, v: mx.array, compute: Callable[[schedule.Work, ring.Arrays], ring.Arrays], *, gradients: bool
+    ) -> ring.Arrays:
+        segments = () if self.plan.call.segments is None else (mx.array(self.plan.call.segments),)
         return ring.run(
-            tables[self.transport.rank()],
-            own,
+            schedule.proved(self.plan.needs, gradients=gradients)[self.transport.rank()],
+            (k, v, *segments),
             self.transport,
             compute,
+            outgoing=(lambda: (mx.array(memory(k)), mx.array(memory(v)), *segments)) if self._shares else None,
             kv_specs=self._kv_specs,
             grad_specs=lambda block: [(self.plan.kv_shape(block), mx.float32)] * 2,
             timeout=self.timeout,
             phase="backward" if gradients else "forward",
         )
-
-    def _own(self, k: mx.array, v: mx.array) -> ring.Arrays:
-        segments = self.plan.call.segments
-        return (k, v) if segments is None else (k, v, mx.array(segments))
 
     def _kv_specs(self, block: int) -> Sequence[Spec]:
         call, shape = self.plan.call, self.plan.kv_shape(block)
@@ -167,19 +181,19 @@ class _Pass:
             specs.append(((*call.segments.shape[:-1], shape[2]), mx.int32))
         return specs
 
-    def _queries(self, work: schedule.Work) -> slice | None:
+    def _queries(self, work: schedule.Work) -> slice:
         half = self.plan.call.q_shape[2] // 2
-        return {"all": None, "head": slice(0, half), "tail": slice(half, None)}[work.queries]
+        return {"all": slice(None), "head": slice(0, half), "tail": slice(half, None)}[work.queries]
 
     def _mask(self, work: schedule.Work, block: ring.Arrays) -> kernels.Block:
-        call, part = self.plan.call, self._queries(work) or slice(None)
+        call, rows = self.plan.call, self._queries(work)
         ids = call.segments
         return kernels.Block(
-            self.plan.positions[self.transport.rank()][part],
+            self.plan.positions[self.transport.rank()][rows],
             self.plan.positions[work.block],
             causal=call.causal,
             window=call.window,
-            q_seg=None if ids is None else np.ascontiguousarray(ids[..., part]),
+            q_seg=None if ids is None else np.ascontiguousarray(ids[..., rows]),
             k_seg=None if ids is None else np.array(block[2]),
         )
 

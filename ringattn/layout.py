@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -67,6 +67,7 @@ def runs(layout: str | Layout, total: int, size: int) -> tuple[tuple[range, ...]
     layout = as_layout(layout)
     if layout.weights is not None and len(layout.weights) != size:
         raise LayoutError(f"{len(layout.weights)} weights for a group of {size}; give one weight a rank")
+    table: tuple[tuple[range, ...], ...]
     if layout.kind == "striped":
         table = tuple((range(r, total, size),) for r in range(size))
     elif layout.kind == "contiguous":
@@ -86,7 +87,7 @@ def _zigzag(weights: tuple[float, ...] | None, total: int, size: int) -> tuple[t
     else:
         cumulative = [0.0, *accumulate((*weights, *reversed(weights)))]
         bounds = [math.floor(total * c / cumulative[-1] + 0.5) for c in cumulative]
-    spans = [range(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+    spans = [range(a, b) for a, b in pairwise(bounds)]
     return tuple(tuple(span for span in (spans[r], spans[chunks - 1 - r]) if span) for r in range(size))
 
 

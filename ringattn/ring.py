@@ -51,6 +51,7 @@ def run(
     transport: Transport,
     compute: Callable[[Work, Arrays], Arrays],
     *,
+    outgoing: Callable[[], Arrays] | None = None,
     kv_specs: Callable[[int], Sequence[Spec]],
     grad_specs: Callable[[int], Sequence[Spec]],
     timeout: float,
@@ -58,29 +59,34 @@ def run(
 ) -> Arrays:
     """Run one rank's table and return the summed gradients of its own block (empty in the forward pass).
 
-    own: this rank's K, V (and key segments), evaluated. compute: does one Work with the arrays of its block and returns
+    own: this rank's K, V (and key segments), evaluated; outgoing makes the arrays to send in their place. compute: does one Work with the arrays of its block and returns
     the gradients of that block, evaluated, or nothing. *_specs: shapes and dtypes of a block's arrays on the wire.
     Raises PeerLost or PeerStalled; no wait is longer than `timeout` seconds.
     """
     rank = transport.rank()
     held, sums = {rank: own}, dict[int, Arrays]()
     pending: _Posted | None = None
+    # The own block is sent at the first hop or never.
+    first = table[0].kv
+    wire = {rank: outgoing()} if outgoing is not None and first is not None and first.send == rank else held
     for index, hop in enumerate(table):
         clock = _Clock()
         doing = f"{phase} hop {index} of {len(table) - 1}"
-        kv = _post(transport, hop.kv, held, kv_specs, f"{doing}, keys and values")
+        kv = _post(transport, hop.kv, wire, kv_specs, f"{doing}, keys and values")
         part = compute(hop.work, held[hop.work.block]) if hop.work is not None else ()
         clock.lap("compute")
         _finish(pending, sums, timeout)
+        pending = None
         clock.lap("wait")
         if part and hop.work is not None:
-            sums[hop.work.block] = _add(sums.get(hop.work.block), part)
+            _add(sums, hop.work.block, part)
+        del part
         clock.lap("compute")
         pending = _post(transport, hop.grad, sums, grad_specs, f"{doing}, gradients")
         if hop.grad is not None and hop.grad.send is not None:
             del sums[hop.grad.send]
         if kv is not None:
-            held = {rank: own}
+            held = wire = {rank: own}
             _finish(kv, held, timeout)
         clock.lap("wait")
         _record(phase, index, clock, (kv.nbytes if kv else 0) + (pending.nbytes if pending else 0))
@@ -113,18 +119,20 @@ def _post(
 def _finish(posted: _Posted | None, blocks: dict[int, Arrays], timeout: float) -> None:
     if posted is None:
         return
-    got = tuple(posted.ticket.wait(timeout))
-    recv = posted.exchange.recv
-    if recv is not None:
-        blocks[recv] = _add(blocks.get(recv), got)
+    got = posted.ticket.wait(timeout)
+    if posted.exchange.recv is not None:
+        _add(blocks, posted.exchange.recv, tuple(got))
 
 
-def _add(total: Arrays | None, part: Arrays) -> Arrays:
-    if total is None:
-        return part
-    added = tuple(a + b for a, b in zip(total, part, strict=True))
-    mx.eval(added)
-    return added
+def _add(blocks: dict[int, Arrays], block: int, part: Arrays) -> None:
+    """Add `part` to what `blocks` holds of `block`, one array after the other: a block's sum is half of the peak."""
+    if block in blocks:
+        totals, parts = list(blocks.pop(block)), list(part)
+        for i in range(len(totals)):
+            totals[i] = totals[i] + parts[i]
+            mx.eval(totals[i])
+        part = tuple(totals)
+    blocks[block] = part
 
 
 class _Clock:

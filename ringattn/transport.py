@@ -147,9 +147,10 @@ _transports: dict[tuple[int, int], MlxTransport] = {}
 
 def transport_of(group: mx.distributed.Group | Transport | None) -> Transport:
     """The transport of an mlx group (None: mlx's global group); a Transport is returned as it is."""
-    if group is not None and hasattr(group, "shift"):
+    if group is None:
+        group = mx.distributed.init()
+    elif not isinstance(group, mx.distributed.Group):
         return group
-    group = mx.distributed.init() if group is None else group
     key = (group.rank(), group.size())
     if key not in _transports:
         _transports[key] = MlxTransport(group)
