@@ -33,6 +33,7 @@ THROTTLE_S = (0.5, 30.0)  # first and longest pause after a throttle that names 
 THROTTLE_LIMIT_S = 600.0  # a page that is throttled for longer is given back to the scheduler
 KEY_ATTEMPTS = 3  # answers "wrong key" to a key that has never worked, before they are believed
 _AGAIN = "`coordinator start --extract` asks again"
+EMULATOR_KEY = "EMULATOR"  # sent to a server on loopback by a user who has no key
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")  # an emulator keeps its own clock
 
 
@@ -73,6 +74,13 @@ class _Held:
     path: Path
 
 
+@dataclass(frozen=True)
+class _Received:
+    answer: Answer
+    content: bytes  # to store
+    page: Page
+
+
 def fetch_shard(job: FetchJob, context: FetchContext) -> ShardProof:
     """Fetch, verify and store one shard; returns its proof with every file durable.
 
@@ -93,6 +101,8 @@ class _Fetch:
         self.job = job
         self.context = context
         self.source = source(job.shard.source)
+        self.host = urlsplit(job.base_url).hostname or ""
+        self.key = context.api_key or (EMULATOR_KEY if self.host in _LOOPBACK else "")
         self.held: dict[int, _Held] = {}
         self.reused: set[int] = set()
         self.faults: Counter[str] = Counter()
@@ -104,8 +114,7 @@ class _Fetch:
     # -- the shard -----------------------------------------------------------------------------------------------------
 
     def run(self) -> ShardProof:
-        key = self.context.api_key or ""
-        if not (key.isascii() and key.isprintable()) or " " in key:
+        if not (self.key.isascii() and self.key.isprintable()) or " " in self.key:
             raise AuthenticationError("the API key holds characters that no key has; set EIA_API_KEY to a valid key")
         self._reuse()
         for _ in range(ROUNDS):
@@ -220,10 +229,11 @@ class _Fetch:
         """(pool) Ask for one page until it is whole, then store and hold it. `total`: what the other pages say."""
         failures = 0
         other_total: int | None = None
-        doubtful: Page | None = None  # it has nulls, or is empty: believed when the source says so twice
+        doubtful: _Received | None = None  # it has nulls, or is empty: believed when the source says so twice
         while True:
             try:
-                answer, content, page = self._receive(offset)
+                received = self._receive(offset, doubtful)
+                page = received.page
                 if total is not None and page.total != total:
                     message = f"total was {total}, now {page.total}"
                     if page.total == other_total:
@@ -232,10 +242,10 @@ class _Fetch:
                     raise SourceError(message, "total")
                 self._check(page, offset)
                 if self.source.paged and (page.total == 0 or page.columns.nulls()):
-                    before, doubtful = doubtful, page
+                    before, doubtful = doubtful, received
                     if before is None:
                         continue
-                    if page.total != before.total or not page.columns.null_keys() <= before.columns.null_keys():
+                    if not _confirms(page, before.page):
                         raise SourceError("nulls differ from one answer to the next", "nulls")
                     doubtful = before
                 break
@@ -245,23 +255,26 @@ class _Fetch:
                 if failures >= ATTEMPTS or error.kind == "throttle":
                     raise self._final(error, offset, failures) from error
                 self._pause(pause_s(failures, *BACKOFF_S))
-        if doubtful is not None and page.columns.nulls() < doubtful.columns.nulls():
+        if doubtful is not None and page.columns.nulls() < doubtful.page.columns.nulls():
             self._count("nulls")
         self._alive()
-        proof = store.write_page(self.context.data_dir, self.job.shard, offset, content, self.source.suffix)
-        self._hold(offset, page, proof, answer.fetched, answer.seconds)
+        proof = store.write_page(self.context.data_dir, self.job.shard, offset, received.content, self.source.suffix)
+        self._hold(offset, page, proof, received.answer.fetched, received.answer.seconds)
 
-    def _receive(self, offset: int) -> tuple[Answer, bytes, Page]:
+    def _receive(self, offset: int, before: _Received | None) -> _Received:
         """(pool) The first answer that is not a throttle; those are reported and waited out, up to THROTTLE_LIMIT_S.
 
-        A key that has worked is not wrong when it is refused: it is suspended.
+        A key that has worked is not wrong when it is refused: it is suspended. An answer that equals `before`'s byte for
+        byte is not decoded again.
         """
-        credential = (self.job.base_url, self.context.api_key or "")
+        credential = (self.job.base_url, self.key)
         give_up = time.monotonic() + THROTTLE_LIMIT_S
         for attempt in count(1):
             answer = self._ask(offset)
+            if before is not None and answer.status == 200 and answer.body == before.answer.body:
+                return before
             try:
-                content, page = self.source.receive(self.job, answer, self.context.api_key)
+                content, page = self.source.receive(self.job, answer, self.key)
             except Throttled as error:
                 throttle = error
             except AuthenticationError:
@@ -271,7 +284,7 @@ class _Fetch:
             else:
                 _worked.add(credential)
                 self._note_origin(answer.origin)
-                return answer, content, page
+                return _Received(answer, content, page)
             self._count(throttle.kind)
             self.context.throttled(self.job.bucket, throttle.kind, throttle.retry_after)
             if time.monotonic() > give_up:
@@ -281,18 +294,17 @@ class _Fetch:
 
     def _ask(self, offset: int) -> Answer:
         """(pool) One request, within its budget."""
-        host = urlsplit(self.job.base_url).hostname or ""
         self._alive()
         self.context.permit(self.job.bucket)
-        if self.source.floor_s and host not in _LOOPBACK:
-            self._pause(_floor.reserve(host, self.source.floor_s, time.monotonic()))
+        if self.source.floor_s and self.host not in _LOOPBACK:
+            self._pause(_floor.reserve(self.host, self.source.floor_s, time.monotonic()))
         self._alive()
         with self.lock:
             self.requests += 1
         self.context.progress(0, 1)
         headers = {"Accept-Encoding": self.source.accept_encoding}
-        if self.source.sends_key and self.context.api_key:
-            headers["X-Api-Key"] = self.context.api_key
+        if self.source.sends_key and self.key:
+            headers["X-Api-Key"] = self.key
         return get(
             self.context.session,
             self.job.base_url.rstrip("/") + self.source.request(self.job, offset),
@@ -360,6 +372,11 @@ class _Fetch:
 
 def _error_of(future: Future[None]) -> BaseException | None:
     return None if future.cancelled() else future.exception()
+
+
+def _confirms(page: Page, before: Page) -> bool:
+    """Whether all that is null or empty in `page` was so in `before`: said twice, it is the source's own."""
+    return page is before or (page.total == before.total and page.columns.null_keys() <= before.columns.null_keys())
 
 
 def _gravity(error: BaseException) -> int:

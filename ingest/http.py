@@ -83,7 +83,12 @@ def get(
     """
     parts = urlsplit(url)
     started = time.monotonic()
-    prepared = requests.Request("GET", url, headers={"User-Agent": USER_AGENT, **headers}).prepare()
+    prepared = requests.PreparedRequest()  # step by step: our URLs are encoded already, and doing it again costs most
+    prepared.prepare_method("GET")
+    prepared.url = url
+    prepared.prepare_headers({"User-Agent": USER_AGENT, **headers})
+    prepared.prepare_cookies({})
+    prepared.prepare_hooks({})
     try:
         response = session.send(
             prepared,

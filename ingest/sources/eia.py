@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Annotated, Generic, TypeVar
 from urllib.parse import quote, urlencode
 
@@ -19,7 +20,7 @@ import numpy as np
 from ingest.columns import EMPTY, Columns, has_duplicates, hour_number, hour_table
 from ingest.errors import AuthenticationError, SourceError
 from ingest.http import Answer, excerpt, inflate, plain_body, refuse
-from ingest.shards import FetchJob, variable_of
+from ingest.shards import FetchJob, Shard, variable_of
 from ingest.sources import Page
 
 PAGE_ROWS = 5000  # the API's limit for a JSON answer
@@ -71,18 +72,7 @@ class Eia:
         return tuple(range(0, max(total or 0, 1), PAGE_ROWS))
 
     def request(self, job: FetchJob, offset: int) -> str:
-        shard = job.shard
-        query = [
-            ("frequency", "hourly"),
-            ("data[0]", "value"),
-            ("facets[respondent][]", shard.respondent),
-            ("start", shard.start),
-            ("end", shard.end),
-        ]
-        for i, column in enumerate(("period", "respondent", FACET[shard.route])):
-            query += [(f"sort[{i}][column]", column), (f"sort[{i}][direction]", "asc")]
-        query += [("offset", str(offset)), ("length", str(PAGE_ROWS))]
-        return f"/v2/electricity/rto/{shard.route}/data/?{urlencode(query)}"
+        return f"{_query(job.shard)}&offset={offset}&length={PAGE_ROWS}"
 
     def rows_due(self, offset: int, total: int) -> int | None:
         return max(0, min(PAGE_ROWS, total - offset))
@@ -101,6 +91,21 @@ class Eia:
 
     def spans(self, job: FetchJob, columns: Columns) -> dict[str, tuple[int, int]]:
         return {job.shard.respondent: (hour_number(job.shard.start), hour_number(job.shard.end))}
+
+
+@lru_cache(maxsize=64)
+def _query(shard: Shard) -> str:
+    """Path and query of a shard, but for the page: sorted by every column that identifies a row."""
+    query = [
+        ("frequency", "hourly"),
+        ("data[0]", "value"),
+        ("facets[respondent][]", shard.respondent),
+        ("start", shard.start),
+        ("end", shard.end),
+    ]
+    for i, column in enumerate(("period", "respondent", FACET[shard.route])):
+        query += [(f"sort[{i}][column]", column), (f"sort[{i}][direction]", "asc")]
+    return f"/v2/electricity/rto/{shard.route}/data/?{urlencode(query)}"
 
 
 def _key_refusal(plain: bytes) -> str | None:
@@ -147,8 +152,9 @@ def _page(job: FetchJob, plain: bytes) -> Page:
         hour = np.array([hours[row.period] for row in rows], np.int32)
     except KeyError as error:
         raise SourceError(f"period {str(error)[:40]} is outside {shard.start}…{shard.end}", "foreign") from error
-    value = np.array([row.value for row in rows], np.float64)
-    if not np.isfinite(value).all() and [row for row in rows if row.value is not None and not np.isfinite(row.value)]:
+    values = [row.value for row in rows]
+    value = np.array(values, np.float64)
+    if np.isfinite(value).sum() + values.count(None) != len(rows):
         raise SourceError("a value is not a finite number", "json")
     index = np.array([position[code] for code in raw_codes], np.int32)
     columns = Columns(tuple((shard.respondent, variable) for variable in variables), hour, index, value)

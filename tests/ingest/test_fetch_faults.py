@@ -24,7 +24,6 @@ KEY = "Se/cret-KEY-0123456789"
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "BACKOFF_S", (0.005, 0.02))
     monkeypatch.setattr(fetch, "THROTTLE_S", (0.005, 0.02))
-    monkeypatch.setattr(http, "READ_TIMEOUT_S", 0.5)
     monkeypatch.setattr(fetch, "_worked", set())
 
 
@@ -115,7 +114,6 @@ MENDED = {
     "cut gzip": (once(5000, Reply(body=b"\x1f\x8b\x08\x00garbage", headers={"Content-Encoding": "gzip"})), {"json": 1}),
     "cut answer": (once(5000, Reply(body=b"{", headers={"Content-Length": "5000"})), {"reset": 1}),
     "reset": (once(0, Reply(body=None), 2), {"reset": 2}),
-    "slow": (once(5000, Reply(body=b"{}", stall_s=30.0)), {"timeout": 1}),
     "502": (once(0, Reply(502, HTML)), {"5xx": 1}),
     "404 under 500": (once(0, Reply(500, b'{"error":"Not found.","code":404}')), {"5xx": 1}),
     "error page as data": (once(0, Reply(200, b'{"error":"Not found.","code":404}')), {"json": 1}),
@@ -143,6 +141,18 @@ def test_mended(name: str, tmp_path: Path, faultless: ShardProof) -> None:
     for page in proof.pages:
         assert (tmp_path / page.file.path).stat().st_size == page.file.bytes
     assert sum(page.rows for page in proof.pages) == proof.total
+
+
+def test_a_stalled_answer_is_asked_for_again(
+    tmp_path: Path, faultless: ShardProof, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "READ_TIMEOUT_S", 1.5)
+    stub = Stub()
+    stub.script = once(5000, Reply(body=b"{}", stall_s=60.0))
+    with serve(stub) as url, bench(tmp_path, KEY) as one:
+        proof = fetch_shard(eia_job(url), one.context)
+    assert proof.digest == faultless.digest
+    assert proof.faults["timeout"] >= 1
 
 
 def always(status: int, body: bytes) -> Any:
