@@ -1,0 +1,60 @@
+"""One local rank: `python -m ringattn._rank script.py args…`, started by `ringattn.launch` and by nobody else.
+
+Joins the ring with a deadline, says so on a pipe, then runs the script as `__main__`. Ends when its starter is gone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import runpy
+import signal
+import sys
+import threading
+from pathlib import Path
+
+READY_FD = "RINGATTN_READY_FD"
+START_TIMEOUT = "RINGATTN_START_TIMEOUT"
+
+
+def _die_with_starter() -> None:
+    """The starter holds the other end of stdin: its end means that it is gone, however it went.
+
+    Linux also kills a rank that is stopped and cannot read: its parent is the launcher's thread, which lives as long as
+    the ranks do.
+    """
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    pipe = os.dup(0)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+
+    def watch() -> None:
+        os.read(pipe, 1)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="ringattn-starter-watch", daemon=True).start()
+
+
+def main() -> None:
+    """Join, report, run."""
+    _die_with_starter()
+    from ringattn._errors import RingError
+    from ringattn.start import init
+
+    try:
+        init(float(os.environ[START_TIMEOUT]))
+    except RingError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    ready = int(os.environ.pop(READY_FD))
+    os.write(ready, b"!")
+    os.close(ready)
+    sys.argv = sys.argv[1:]
+    # As with `python script.py`: the script's folder comes first on the path.
+    sys.path[0] = str(Path(sys.argv[0]).resolve().parent)
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()

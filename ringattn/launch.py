@@ -1,0 +1,276 @@
+"""Start n ranks of a script on this machine: `python -m ringattn.launch -n 2 script.py args…`, or `run` and `LocalRing`.
+
+mlx.launch burns most of a core while it waits and exits 0 when ranks fail. This starter blocks in the kernel, ends every
+rank when one fails, and reports which one and why. No rank outlives it, however it ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+from ringattn import _rank
+from ringattn._errors import LaunchError, RankFailed, RunTimeout, StartTimeout
+
+Echo = Callable[[int, str], None]
+_KEPT_LINES = 2000  # a rank's output that is kept for `output` and error messages
+_GRACE = 2.0  # seconds between SIGTERM and SIGKILL
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that nothing listens on now, below the range that outgoing connections draw from."""
+    with contextlib.ExitStack() as stack:
+        ports: list[int] = []
+        for _ in range(200 * count):
+            probe = stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", random.randrange(20_000, 32_000)))
+                ports.append(probe.getsockname()[1])
+            if len(ports) == count:
+                return ports
+    raise LaunchError(f"no {count} free ports between 20000 and 32000 on 127.0.0.1")
+
+
+def rank_environment(rank: int, size: int, hostfile: Path) -> dict[str, str]:
+    """What one of `size` local ranks needs: its place in the ring, and its share of the cores for the native kernel."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    ring = {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hostfile)} if size > 1 else {}
+    return {**ring, "RINGATTN_THREADS": str(max(1, cores // size))}
+
+
+class LocalRing:
+    """n ranks of `argv` (script and arguments) on this machine, as a context: leaving it ends them all.
+
+    env: added to each rank's environment, or a function of the rank that gives it. echo: called with (rank, line) for
+    every line of output, from other threads; None keeps the output only. Ranks cannot read stdin. Entering waits until
+    all have joined the group: StartTimeout after `start_timeout` seconds, RankFailed when one ends before.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | Callable[[int], Mapping[str, str]] | None = None,
+        start_timeout: float = 60.0,
+        echo: Echo | None = None,
+    ) -> None:
+        if n < 1 or not argv:
+            raise LaunchError("a local ring needs at least one rank and a script: -n 2 script.py")
+        self.size = n
+        self._argv, self._env, self._start_timeout, self._echo = list(argv), env, start_timeout, echo
+        self.processes: list[subprocess.Popen[str]] = []
+        self._lines: list[deque[str]] = [deque(maxlen=_KEPT_LINES) for _ in range(n)]
+        self._pumps: list[threading.Thread] = []
+        self._stop, self._ended, self._spawned = threading.Event(), threading.Event(), threading.Event()
+        self._spawn_error: BaseException | None = None
+        self._failed: int | None = None
+
+    def __enter__(self) -> LocalRing:
+        self._folder = tempfile.TemporaryDirectory(prefix="ringattn-")
+        ready_read, ready_write = os.pipe()
+        # Ranks die with the thread that started them (PDEATHSIG), so it has to live as long as they do.
+        self._keeper = threading.Thread(target=self._keep, args=(ready_write,), name="ringattn-keeper", daemon=True)
+        self._keeper.start()
+        self._spawned.wait()
+        os.close(ready_write)
+        try:
+            if self._spawn_error is not None:
+                raise LaunchError(f"the ranks cannot be started: {self._spawn_error}") from self._spawn_error
+            self._await_ready(ready_read)
+        except BaseException:
+            self.stop()
+            raise
+        finally:
+            os.close(ready_read)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    def _keep(self, ready_write: int) -> None:
+        try:
+            self._spawn(ready_write)
+        except OSError as error:
+            self._spawn_error = error
+            self._stop.set()
+        self._spawned.set()
+        running = dict(enumerate(self.processes))
+        while running and not self._stop.wait(0.02):
+            for rank, process in list(running.items()):
+                if process.poll() is not None:
+                    del running[rank]
+                    if process.returncode and self._failed is None:
+                        self._failed = rank
+                        self._stop.set()
+        _end(self.processes)
+        self._ended.set()
+
+    def _spawn(self, ready_write: int) -> None:
+        hostfile = Path(self._folder.name) / "hosts.json"
+        hostfile.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(self.size)]))
+        for rank in range(self.size):
+            own = self._env(rank) if callable(self._env) else self._env or {}
+            process = subprocess.Popen(
+                [sys.executable, "-m", _rank.__name__, *self._argv],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                pass_fds=(ready_write,),
+                start_new_session=True,
+                env={
+                    **os.environ,
+                    "PYTHONUNBUFFERED": "1",
+                    **rank_environment(rank, self.size, hostfile),
+                    **own,
+                    _rank.READY_FD: str(ready_write),
+                    _rank.START_TIMEOUT: str(self._start_timeout),
+                },
+            )
+            self.processes.append(process)
+            assert process.stdout is not None
+            pump = threading.Thread(target=self._pump, args=(rank, process.stdout), daemon=True)
+            pump.start()
+            self._pumps.append(pump)
+
+    def _pump(self, rank: int, stream: IO[str]) -> None:
+        with stream:
+            for line in stream:
+                self._lines[rank].append(line.rstrip("\n"))
+                if self._echo is not None:
+                    self._echo(rank, line.rstrip("\n"))
+
+    def _await_ready(self, pipe: int) -> None:
+        deadline = time.monotonic() + self._start_timeout
+        joined = 0
+        while joined < self.size:
+            remaining = deadline - time.monotonic()
+            if select.select([pipe], [], [], max(0.0, min(remaining, 0.1)))[0]:
+                got = os.read(pipe, self.size)
+                joined += len(got)
+                if not got and joined < self.size:
+                    self._ended.wait()
+            if self._failed is not None:
+                self._raise_failed()
+            if remaining <= 0:
+                raise StartTimeout(
+                    f"{joined} of {self.size} ranks of {self._argv[0]} joined within {self._start_timeout:g} s; "
+                    "raise start_timeout if this machine is busy"
+                )
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until every rank has ended well. RankFailed when one did not, RunTimeout after `timeout` seconds."""
+        if not self._ended.wait(timeout):
+            self.stop()
+            raise RunTimeout(f"{self._argv[0]} on {self.size} ranks did not end within {timeout:g} s; all were ended")
+        self.stop()
+        if self._failed is not None:
+            self._raise_failed()
+
+    def _raise_failed(self) -> None:
+        assert self._failed is not None
+        rank = self._failed
+        self.stop()
+        code = self.processes[rank].returncode
+        how = f"was ended by signal {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        tail = "\n  ".join(self.output(rank)[-8:])
+        raise RankFailed(
+            f"rank {rank} of {self.size} ({self._argv[0]}) {how}; its last lines:\n  {tail}", rank=rank, returncode=code
+        )
+
+    def stop(self) -> None:
+        """End every rank, whatever state it is in, and wait until they are gone."""
+        self._stop.set()
+        self._keeper.join()
+        for pump in self._pumps:
+            pump.join(_GRACE)  # a grandchild that left the session may still hold the pipe
+        self._folder.cleanup()
+
+    def output(self, rank: int) -> list[str]:
+        """The last lines that a rank wrote to stdout and stderr."""
+        return list(self._lines[rank])
+
+
+def _end(processes: Sequence[subprocess.Popen[str]]) -> None:
+    """SIGTERM, then SIGKILL, to each rank's whole session; stopped processes are continued so that they can end."""
+    for process in processes:
+        if process.poll() is None:
+            _signal(process, signal.SIGTERM)
+            _signal(process, signal.SIGCONT)
+    deadline = time.monotonic() + _GRACE
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, deadline - time.monotonic()))
+    for process in processes:
+        _signal(process, signal.SIGKILL)  # also what a rank started and left behind in its session
+        process.wait()
+        if process.stdin is not None:
+            process.stdin.close()
+
+
+def _signal(process: subprocess.Popen[str], number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
+
+
+def run(
+    n: int,
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str] | Callable[[int], Mapping[str, str]] | None = None,
+    start_timeout: float = 60.0,
+    timeout: float | None = None,
+    echo: Echo | None = None,
+) -> list[list[str]]:
+    """Run `argv` on n local ranks to the end; every rank's lines of output, in rank order. Raises LaunchError kinds."""
+    with LocalRing(n, argv, env=env, start_timeout=start_timeout, echo=echo) as ring:
+        ring.wait(timeout)
+        return [ring.output(rank) for rank in range(n)]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; exit codes 0 done, 1 a rank failed or was late, 130 interrupted."""
+    parser = argparse.ArgumentParser(prog="python -m ringattn.launch", description="Start n local ranks of a script.")
+    parser.add_argument("-n", type=int, required=True, help="number of ranks")
+    parser.add_argument("--start-timeout", type=float, default=60.0, help="seconds until all ranks must have joined")
+    parser.add_argument("--timeout", type=float, default=None, help="seconds until all ranks must have ended")
+    parser.add_argument("script", nargs=argparse.REMAINDER, help="script and its arguments")
+    options = parser.parse_args(argv)
+    if not options.script:
+        parser.error("name a script: python -m ringattn.launch -n 2 script.py")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        run(
+            options.n,
+            options.script,
+            start_timeout=options.start_timeout,
+            timeout=options.timeout,
+            echo=lambda rank, line: print(f"[{rank}] {line}", flush=True),
+        )
+    except LaunchError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
