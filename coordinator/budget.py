@@ -2,7 +2,8 @@
 
 GCRA: ITU-T I.371, annex A. With rate r and burst b, no more than r·t + b permits fall into any window of t seconds.
 The pace halves when the server throttles, climbs back quickly to just under the pace at which that happened, and from there
-only feels its way up: it settles under a limit that is lower than the ceiling, as when someone else spends the same key.
+only feels its way up, more slowly each time that it meets the same limit: it settles under a limit that is lower than the
+ceiling, as when someone else spends the same key.
 """
 
 from __future__ import annotations
@@ -17,9 +18,14 @@ class Budget:
     rate: float  # the ceiling: never exceeded
     burst: int = 1  # requests at once after a rest
     decrease: float = 0.5  # factor of the pace at a throttle
-    margin: float = 0.95  # the settled pace is this share of the pace that was throttled
+    margin: float = (
+        0.95  # the settled pace is this share of the throttled one; its square at the second throttle in a row, …
+    )
     climb_s: float = 10.0  # from nothing to the settled pace
-    probe_s: float = 600.0  # from nothing to the ceiling, above the settled pace
+    probe_s: float = (
+        600.0  # from nothing to the ceiling, above the settled pace; doubles when the same limit is met again
+    )
+    probe_max_s: float = 38_400.0
     pause_s: float = 5.0  # after a throttle without Retry-After; doubles while throttles follow one another
     pause_max_s: float = 300.0
     granted: int = 0
@@ -29,7 +35,8 @@ class Budget:
     _arrival: float | None = field(default=None, init=False)  # GCRA's theoretical arrival time
     _updated: float = field(default=0.0, init=False)
     _paused_until: float = field(default=float("-inf"), init=False)
-    _streak: int = field(default=0, init=False)
+    _streak: int = field(default=0, init=False)  # throttles, one soon after the other
+    _meetings: int = field(default=0, init=False)  # with the same limit
     _started: float | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -42,11 +49,11 @@ class Budget:
         self._recover(now)
         if self._started is None:
             self._started = now
-        interval = 1.0 / self._pace
+        interval, tolerance = 1.0 / self._pace, (self.burst - 1) / self.rate
         arrival = now if self._arrival is None else self._arrival
         delays = []
         for _ in range(count):
-            at = max(now, self._paused_until, arrival - (self.burst - 1) * interval)
+            at = max(now, self._paused_until, arrival - tolerance)
             arrival = max(arrival, at) + interval
             delays.append(at - now)
         self._arrival = arrival
@@ -61,13 +68,15 @@ class Budget:
             if retry_after is not None:
                 self._paused_until = max(self._paused_until, now + retry_after)
             return
-        self._streak = self._streak + 1 if now - self._paused_until < self.climb_s else 1
+        self._streak = self._streak + 1 if now - self._paused_until < 2 * self.climb_s else 1
         pause = retry_after if retry_after is not None else self.pause_s * 2.0 ** min(self._streak - 1, 16)
         self._paused_until = now + min(pause, self.pause_max_s)
-        self._settled = max(self._pace * self.margin, self.rate * 1e-3)
+        self._meetings = self._meetings + 1 if self._pace >= self._settled < self.rate else 0
+        self._settled = max(self._pace * self.margin**self._streak, self.rate * 1e-3)
         self._pace = max(self._pace * self.decrease, self.rate * 1e-3)
         # What was saved up is gone: after the pause the requests come one by one.
-        self._arrival = self._paused_until + (self.burst - 1) / self._pace
+        rested = self._paused_until + (self.burst - 1) / self.rate
+        self._arrival = rested if self._arrival is None else max(self._arrival, rested)
         self._updated = self._paused_until
 
     def _recover(self, now: float) -> None:
@@ -82,7 +91,8 @@ class Budget:
             self._pace += quick * slope
             elapsed -= quick
         if elapsed > 0 and self._pace >= self._settled:
-            self._pace = min(self.rate, self._pace + elapsed * self.rate / self.probe_s)
+            probe_s = min(self.probe_s * 2.0**self._meetings, self.probe_max_s)
+            self._pace = min(self.rate, self._pace + elapsed * self.rate / probe_s)
 
     def snapshot(self, now: float) -> dict[str, float]:
         """For status: the pace, and the share of the ceiling used since the first permit (burst left out)."""

@@ -21,7 +21,19 @@ from coordinator.events import (
     Undelivered,
     WorkerLost,
 )
-from coordinator.protocol import Ack, Cancel, Failure, Goodbye, Heartbeat, Hello, Lease, RegisterAgain, Result, Stop, Welcome
+from coordinator.protocol import (
+    Ack,
+    Cancel,
+    Failure,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    Lease,
+    RegisterAgain,
+    Result,
+    Stop,
+    Welcome,
+)
 from coordinator.scheduler import Limits, Scheduler, TaskSpec, backoff
 
 HERE = "this-folder"
@@ -233,7 +245,9 @@ def test_stop_now_ends_at_once_and_a_replay_finds_nothing_leased() -> None:
     ("error", "blame", "final", "status", "code"),
     [("StorageError", False, False, "storage", 75), ("AuthenticationError", True, True, "authentication", 4)],
 )
-def test_a_full_disk_and_a_refused_key_stop_the_run(error: str, blame: bool, final: bool, status: str, code: int) -> None:
+def test_a_full_disk_and_a_refused_key_stop_the_run(
+    error: str, blame: bool, final: bool, status: str, code: int
+) -> None:
     scheduler = started(spec("a"), spec("b"))
     scheduler.decide(hello(capacity=1), 0.0)
     assert not leases(scheduler.decide(failure("a", error=error, blame=blame, final=final), 1.0))
@@ -254,7 +268,9 @@ def test_restart_voids_leases_keeps_what_is_done_and_hands_out_unconfirmed_proof
     assert replayed.tasks == scheduler.tasks
     decision = replayed.decide(Restart(), 100.0)
     assert [(a.task.id, a.proof) for a in decision.actions if isinstance(a, TaskDone)] == [("b", {"rows": 1})]
-    assert not replayed.decide(AddTasks((spec("b"), spec("c"))), 100.0).records  # open or about to be confirmed: nothing new
+    assert not replayed.decide(
+        AddTasks((spec("b"), spec("c"))), 100.0
+    ).records  # open or about to be confirmed: nothing new
     assert leases(replayed.decide(hello("w9"), 101.0)) == [("c", 2)]
 
 

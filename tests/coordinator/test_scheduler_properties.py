@@ -6,7 +6,18 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from coordinator.events import AddTasks, Confirmed, Decision, Event, Restart, Send, TaskDone, Tick, Undelivered, WorkerLost
+from coordinator.events import (
+    AddTasks,
+    Confirmed,
+    Decision,
+    Event,
+    Restart,
+    Send,
+    TaskDone,
+    Tick,
+    Undelivered,
+    WorkerLost,
+)
 from coordinator.ledger import HOPELESS, AnyRecord, Done, Failed, Leased, Ledger
 from coordinator.protocol import Cancel, Failure, Goodbye, Heartbeat, Hello, Lease, RegisterAgain, Result, Welcome
 from coordinator.scheduler import Limits, Scheduler, TaskSpec
@@ -174,7 +185,9 @@ class Fleet(RuleBasedStateMachine):
 
     @invariant()
     def every_lease_has_one_holder(self) -> None:
-        held = [(task, lease.attempt) for worker in self.scheduler.workers.values() for task, lease in worker.held.items()]
+        held = [
+            (task, lease.attempt) for worker in self.scheduler.workers.values() for task, lease in worker.held.items()
+        ]
         live = [(task.spec.id, task.attempt) for task in self.scheduler.tasks.values() if task.state == "leased"]
         assert sorted(held) == sorted(live)
 

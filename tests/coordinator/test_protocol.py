@@ -1,0 +1,112 @@
+"""Messages: what is sent comes back, and nothing else is a message."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coordinator import protocol
+from coordinator.protocol import (
+    BadMessage,
+    FileChunk,
+    Heartbeat,
+    Hello,
+    Lease,
+    PermitGrant,
+    Result,
+    Welcome,
+    decode,
+    encode,
+)
+
+NAMES = st.text(min_size=1, max_size=20)
+PLAIN: Any = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+PROOFS = st.dictionaries(st.text(max_size=8), PLAIN, max_size=5)
+
+
+@given(worker=NAMES, task=NAMES, attempt=st.integers(1, 1 << 31), proof=PROOFS)
+def test_a_result_comes_back_as_it_was_sent(worker: str, task: str, attempt: int, proof: dict[str, Any]) -> None:
+    message = Result(worker, task, attempt, proof, 1.5)
+    assert decode(encode(message), protocol.ToCoordinator) == message
+
+
+@pytest.mark.parametrize(
+    "message", [Welcome(1.0, 10.0, True), Lease("t", 1, "noop", {"a": [1]}, 60.0), PermitGrant("b", (0.0, 1.5))]
+)
+def test_answers_come_back_as_they_were_sent(message: protocol.Message) -> None:
+    assert decode(encode(message), protocol.ToWorker) == message
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=200))
+def test_garbage_is_no_message(frame: bytes) -> None:
+    with pytest.raises(BadMessage):
+        decode(frame, protocol.ToCoordinator)
+
+
+GOOD = {"t": "Result", "worker": "w", "task": "t", "attempt": 1, "proof": {}, "seconds": 1.0}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"attempt": 0}, {"attempt": "1"}, {"attempt": 1.5}, {"worker": ""}, {"worker": "x" * 300}, {"proof": []}, {"extra": 1},
+        {"t": "Lease"}, {"t": "Nope"}, {"proof": {"x": b"bytes"}}, {"proof": {1: 2}}, {"proof": {"x": msgpack.ExtType(5, b"x")}},
+        {"seconds": None}, {"proof": {"x": msgpack.Timestamp(0, 1)}},
+    ],
+)  # fmt: skip
+def test_wrong_types_and_sizes_are_no_message(change: dict[str, Any]) -> None:
+    assert decode(msgpack.packb(GOOD), protocol.ToCoordinator) == Result("w", "t", 1, {}, 1.0)
+    with pytest.raises(BadMessage):
+        decode(msgpack.packb(GOOD | change), protocol.ToCoordinator)
+
+
+def test_nesting_without_end_is_no_message() -> None:
+    for depth in (200, 1_000, 100_000):
+        frame = msgpack.packb(GOOD)[:-1].replace(b"\xa5proof\x80", b"\xa5proof\x81\xa1x" + b"\x91" * depth + b"\x90")
+        with pytest.raises(BadMessage):
+            decode(frame, protocol.ToCoordinator)
+
+
+def test_too_large_is_refused_on_both_sides() -> None:
+    large = Result("w", "t", 1, {"x": "y" * protocol.MAX_MESSAGE}, 1.0)
+    with pytest.raises(BadMessage, match="over the limit"):
+        encode(large)
+    with pytest.raises(BadMessage, match="over the limit"):
+        decode(b"x" * (protocol.MAX_MESSAGE + 1), protocol.ToCoordinator)
+
+
+def test_bounds_hold_for_every_worker_message() -> None:
+    bad = [
+        Hello("w", "h", 1, ("k",) * 65, 1, "i", "v", "p"),
+        Hello("w", "h", 1, ("k",), 0, "i", "v", "p"),
+        Heartbeat("w", (("t", 0),)),
+        Heartbeat("w", (("t", 1),) * (protocol.MAX_CAPACITY + 1)),
+        protocol.PermitRequest("w", "b", protocol.MAX_PERMITS + 1),
+        protocol.ThrottleReport("w", "b", "429", float("nan")),
+        protocol.ThrottleReport("w", "b", "429", -1.0),
+        FileChunk("w", "t", 1, "raw/a", -1, 5, "0" * 64),
+        FileChunk("w", "t", 1, "raw/a", 0, protocol.MAX_FILE + 1, "0" * 64),
+        FileChunk("w", "t", 1, "raw/a", 0, 5, "not a hash"),
+    ]
+    for message in bad:
+        with pytest.raises(BadMessage):
+            decode(encode(message), protocol.ToCoordinator)
+
+
+def test_the_files_of_a_proof_are_found_however_deep() -> None:
+    file = {"path": "raw/a", "bytes": 1, "sha256": "x"}
+    proof = {
+        "pages": [{"file": file, "rows": 1}, {"file": {**file, "path": "raw/b"}}],
+        "piece": {**file, "path": "pieces/c"},
+        "n": 1,
+    }
+    assert [path for path, _, _ in protocol.files_in(proof)] == ["raw/a", "raw/b", "pieces/c"]
