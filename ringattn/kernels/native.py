@@ -16,7 +16,7 @@ from functools import cache
 import mlx.core as mx
 import numpy as np
 
-from ringattn._errors import DTypeError, KernelError, ShapeError
+from ringattn._errors import KernelError, ShapeError
 from ringattn.kernels._seam import Block, check
 
 MAX_DIM = 256
@@ -100,7 +100,7 @@ class NativeKernel:
     """Fused CPU kernel. Raises `KernelError` where the library was not built or does not load.
 
     `threads` None means `default_threads()` at each call; `isa` None means `best_isa()`. Results have the same bits for
-    any number of threads. Scratch is O(tile) a thread, plus packed K and V of some heads (32 MB, or one kv head).
+    any number of threads. Scratch is O(tile) a thread, plus packed K and V of some heads (16 MB, or one kv head).
     """
 
     name = "native"
@@ -191,6 +191,9 @@ def _empty(shape: tuple[int, ...]) -> mx.array:
 
 def _view(x: mx.array) -> np.ndarray:
     """The evaluated array's own memory, C-contiguous, with 16-bit floats as uint16."""
+    if x.dtype == mx.float32 and (view := np.array(x, copy=False)).flags.c_contiguous:
+        # No mlx operation on what is already right: ringattn reads traced arrays from another thread this way.
+        return view
     x = mx.contiguous(x)
     if x.dtype != mx.float32:
         x = x.view(mx.uint16)

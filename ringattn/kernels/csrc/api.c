@@ -9,7 +9,7 @@
 #include <time.h>
 
 #define EXPORT __attribute__((visibility("default")))
-#define PACKED_BYTES ((size_t)32 << 20) /* forward: packed K and V held at once, at least one kv head's */
+#define PACKED_BYTES ((size_t)16 << 20) /* forward: packed K and V held at once, at least one kv head's */
 #define MAX_THREADS 256
 
 /* Best first; the last is for tests only. */
