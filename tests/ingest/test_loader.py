@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,3 +99,17 @@ def test_an_empty_folder_and_a_damaged_file(tmp_path: Path, folder: Path) -> Non
     wide.write_bytes((folder / "series/PACW/2024/wide.parquet").read_bytes()[:500])
     with pytest.raises(ProofError, match="verify"):
         load_series(tmp_path, ["PACW"], ["D"], "2024-01-01T00", "2024-01-02T00")
+
+
+def test_the_documented_lines_work(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    document = (Path(__file__).resolve().parents[2] / "docs" / "data_architecture.md").read_text()
+    (lines,) = re.findall(r"```python\n(.*?)```", document, flags=re.DOTALL)
+    data = Path(shutil.copytree(folder, tmp_path / "data"))
+    for respondent in ("PACW", "ERCO"):
+        commit(data, shard(respondent, "2024-01-01T00", "2024-01-30T23", generation=1), {"DF": daily(720)})
+    build_all(data)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(lines, names)
+    assert names["series"].values.shape == (336, 4)
+    assert names["series"].names == ("PACW.D", "PACW.DF", "ERCO.D", "ERCO.DF")

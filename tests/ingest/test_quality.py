@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,6 +15,7 @@ from tests.ingest.data_folder import daily
 from tests.ingest.recordings import needs_recordings, year_of
 
 DAYS = 60
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def masked(variable: str, values: np.ndarray, **others: np.ndarray) -> list[int]:
@@ -116,3 +120,9 @@ def test_real_outliers_are_caught(respondent: str, hour: str, value: float) -> N
 
 def finite(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: np.where(np.isinf(column), np.nan, column) for name, column in columns.items()}
+
+
+@needs_recordings
+def test_the_documented_table_is_what_the_rule_does() -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "outlier_table.py"))
+    assert script["text"]() in (ROOT / "docs" / "data_architecture.md").read_text()
