@@ -52,7 +52,7 @@ class _Parsed:
     params: dict[str, Any]
     key: str | None
     page: str = ""
-    target: Target = Target("", "", "", "", 0)
+    target: Target | None = None
 
 
 class App:
@@ -127,7 +127,7 @@ class App:
             return metadata.route_metadata(self._world, route, self._clock.hour(), parsed.params)
         if what != "/data":
             return metadata.facet_values(self._world, route, facet or "", parsed.params)
-        if parsed.query is None:
+        if parsed.query is None or parsed.target is None:
             return answers.bad_request(parsed.error)
         return self._rows(parsed.query, parsed.target, key, zipped)
 

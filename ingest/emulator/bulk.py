@@ -99,8 +99,9 @@ def header(year: int, half: str) -> list[str]:
         *names,
     ]
     if year >= 2020:
-        columns += [f"{name} (Imputed)" for name in names]
-        columns += [f"{name} (Adjusted)".replace("Solar with ", "Solar witho ") for name in names]
+        again = names if late else names[:-1]  # no imputed or adjusted column of unknown fuels at first
+        columns += [f"{name} (Imputed)" for name in again]
+        columns += [f"{name} (Adjusted)".replace("Solar with ", "Solar witho ") for name in again]
     return [*columns, "Region"]
 
 
@@ -120,16 +121,18 @@ def _lines(world: World, code: str, year: int, half: str, now: int, fuels: tuple
     hours = wide.astype(np.int64)
     demand, forecast, generation, interchange = (_texts(region, kind, hours) for kind in ("D", "DF", "NG", "TI"))
     mix = [",".join(row) for row in zip(*(_texts(fuel, name, hours) for name in fuels), strict=True)]
+    again = mix if (year, half) >= (2024, "Jul_Dec") else [row.rpartition(",")[0] for row in mix]
     midnight = np.flatnonzero(np.r_[True, days[1:] != days[:-1]])
     number = np.arange(len(days)) - np.repeat(midnight, np.diff(np.r_[midnight, len(days)])) + 1
     local = wide + zone + summer_time(wide, zone).astype(np.int64)
-    blank, region_name = "," * (len(fuels) - 1), BULK_REGION.get(code, "")
+    region_name = BULK_REGION.get(code, "")
+    blank = "," * again[0].count(",")
     detail = year >= 2020
     return [
         f"{code},{day},{n},{here},{utc},{df},{d},{ng},{ti},{ti},,,,{d},{ng},{ti},{m}"
-        + (f",{blank},{m},{region_name}" if detail else f",{region_name}")
-        for day, n, here, utc, df, d, ng, ti, m in zip(
-            _dates(days), number.tolist(), _times(local), _times(wide), forecast, demand, generation, interchange, mix,
+        + (f",{blank},{a},{region_name}" if detail else f",{region_name}")
+        for day, n, here, utc, df, d, ng, ti, m, a in zip(
+            _dates(days), number.tolist(), _times(local), _times(wide), forecast, demand, generation, interchange, mix, again,
             strict=True,
         )
     ]  # fmt: skip

@@ -120,7 +120,7 @@ AUTHORITIES: dict[str, Authority] = {
         storage={"BAT": 7_500},
     ),
     "BANC": Authority(1_950, -8, 38.5, (17, 8), 0.034, 0.008, hydro=450, solar=(150, 40)),
-    "IID": Authority(420, -8, 33.0, (24, 9), 0.045, 0.004, solar=(90, 12), flat={"OTH": 100}),
+    "IID": Authority(420, -8, 33.0, (24, 9), 0.045, 0.004, solar=(90, 12), flat={"OTH": 80}),
     "LDWP": Authority(
         2_950,
         -8,
@@ -218,7 +218,7 @@ LINES: dict[tuple[str, str], tuple[float, float, float]] = {
     ("SRP", "CISO"): (700, 350, -0.6),
     ("WALC", "CISO"): (600, 250, -0.5),
     ("NEVP", "CISO"): (150, 350, -0.6),
-    ("IID", "CISO"): (-60, 60, 0.0),
+    ("IID", "CISO"): (-20, 40, 0.0),
     ("CISO", "LDWP"): (250, 300, 0.5),
     ("CISO", "BANC"): (350, 200, 0.4),
     ("CISO", "TIDC"): (90, 40, 0.3),

@@ -90,7 +90,7 @@ def error_zip(code: int, time: str) -> Answer:
         "based on information contained within the California ISO's web site are the visitor's sole responsibility."
         f"</m:DISCLAIMER>\n</m:DISCLAIMER_ITEM>\n<m:ERROR>\n<m:ERR_CODE>{code}</m:ERR_CODE>\n"
         f"<m:ERR_DESC>{ERRORS.get(code, 'Error')}</m:ERR_DESC>\n</m:ERROR>\n\n</m:RTO>\n</m:MessagePayload>\n"
-        "</m:OASISReport>\n"
+        "</m:OASISReport>"
     )
     return _zip("INVALID_REQUEST.xml", "INVALID_REQUEST.xml.zip", body, 0)
 

@@ -64,9 +64,8 @@ class Selections:
     def page(self, query: Query, now: int) -> tuple[Rows, int]:
         """(rows of the page, total rows of the request)."""
         rows, ordered = self._selection(query, now)
-        if not ordered:
-            rows = rows.take(self._drawn_order(query, rows))
-        return rows.take(slice(query.offset, query.offset + query.length)), len(rows)
+        here = slice(query.offset, query.offset + query.length)
+        return rows.take(here if ordered else self._drawn_order(query, rows)[here]), len(rows)
 
     def _selection(self, query: Query, now: int) -> tuple[Rows, bool]:
         first, last = self._world.span(now)
@@ -130,7 +129,7 @@ def order(query: Query, rows: Rows, tie: npt.NDArray[np.int64] | None = None) ->
         keys.append(-key if descending else key)
     if tie is not None:
         keys.append(tie)
-    return np.lexsort(keys[::-1])
+    return np.lexsort(keys[::-1]) if len(keys) > 1 else np.argsort(keys[0], kind="stable")
 
 
 def _rank(route: str, column: str, rows: Rows) -> npt.NDArray[np.int64]:

@@ -108,7 +108,11 @@ def _read(path: Path) -> Iterator[tuple[Cell, npt.NDArray[np.int64], npt.NDArray
         for name, kind in zip(table.columns, ("D", "DF"), strict=True):
             there = (table[name] != "MISSING").to_numpy()
             if there.any():
-                yield ("region-data", path.stem, kind), hours[there], _numbers(table[name][there].replace("EMPTY", ""))
+                yield (
+                    ("region-data", path.stem, kind),
+                    hours[there],
+                    _numbers(path, table[name][there].replace("EMPTY", "")),
+                )
         return
     known = [(name, match) for name in table.columns if (match := _GRID.fullmatch(name))]
     if not known:
@@ -116,7 +120,7 @@ def _read(path: Path) -> Iterator[tuple[Cell, npt.NDArray[np.int64], npt.NDArray
     for name, match in known:
         who, other, code = match.groups()
         route = "interchange-data" if other else "region-data" if code in ("D", "DF", "NG", "TI") else "fuel-type-data"
-        yield (route, who, other or _GRID_FUELS.get(code, code)), hours, _numbers(table[name])
+        yield (route, who, other or _GRID_FUELS.get(code, code)), hours, _numbers(path, table[name])
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[Cell, npt.NDArray[np.int64], npt.NDArray[np.float64]]]:
@@ -132,5 +136,8 @@ def _hours(index: pd.DatetimeIndex) -> npt.NDArray[np.int64]:
     return index.to_numpy().astype("datetime64[h]").astype(np.int64)
 
 
-def _numbers(texts: pd.Series) -> npt.NDArray[np.float64]:
-    return pd.to_numeric(texts.replace("", "nan")).to_numpy(np.float64)
+def _numbers(path: Path, texts: pd.Series) -> npt.NDArray[np.float64]:
+    try:
+        return np.array([float(text) if text else np.nan for text in texts.tolist()])
+    except ValueError as error:
+        raise RecordingsError(f"{path}: {error}") from None

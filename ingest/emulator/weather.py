@@ -55,7 +55,7 @@ def calendar(zone: int) -> Calendar:
     local = utc + zone + summer
     days = local.astype("datetime64[D]")
     weekday = (days.astype(np.int64) + 3) % 7  # 1970-01-01 was a Thursday
-    holiday = np.isin(days, np.array(_federal_holidays(), dtype="datetime64[D]"))
+    holiday = np.isin(days, federal_holidays(range(2018, 2028)))
     years = (np.arange(FIRST, LAST + 1) - FIRST - 24) / 8766
     return Calendar(
         years=years,
@@ -71,22 +71,38 @@ def summer_time(utc: npt.NDArray[np.datetime64], zone: int) -> npt.NDArray[np.bo
     years = utc.astype("datetime64[Y]")
     result = np.zeros(len(utc), bool)
     for year in np.unique(years):
-        begins = _sunday(year.astype("datetime64[M]") + 2, 2).astype("datetime64[h]") + 2 - zone
-        ends = _sunday(year.astype("datetime64[M]") + 10, 1).astype("datetime64[h]") + 1 - zone
+        begins = _weekday(year.astype("datetime64[M]") + 2, 6, 2).astype("datetime64[h]") + 2 - zone
+        ends = _weekday(year.astype("datetime64[M]") + 10, 6, 1).astype("datetime64[h]") + 1 - zone
         result |= (utc >= begins) & (utc < ends)
     return result
 
 
-def _sunday(month: np.datetime64, nth: int) -> np.datetime64:
+def _weekday(month: np.datetime64, weekday: int, nth: int) -> np.datetime64:
+    """The nth (from 1; 0: the last) `weekday` (Monday 0) of a month."""
+    if nth == 0:
+        return _weekday(month + 1, weekday, 1) - 7
     first = month.astype("datetime64[D]")
-    return first + (2 - int(first.astype(np.int64))) % 7 + 7 * (nth - 1)
+    return first + (weekday - 3 - int(first.astype(np.int64))) % 7 + 7 * (nth - 1)  # 1970-01-01 was a Thursday
 
 
-@lru_cache(maxsize=1)
-def _federal_holidays() -> tuple[str, ...]:
-    from holidays.countries.united_states import US  # a second to load, and not every world needs it
-
-    return tuple(day.isoformat() for day in US(years=range(2018, 2028)))
+def federal_holidays(years: range) -> npt.NDArray[np.datetime64]:
+    """US federal holidays, and the Friday or Monday on which one that falls on a weekend is observed (5 U.S.C. 6103)."""
+    days = []
+    for year in years:
+        month = [np.datetime64(f"{year}-{number:02d}") for number in range(1, 13)]
+        days += [_weekday(month[0], 0, 3), _weekday(month[1], 0, 3), _weekday(month[4], 0, 0)]
+        days += [_weekday(month[8], 0, 1), _weekday(month[9], 0, 2), _weekday(month[10], 3, 4)]
+        fixed = [
+            f"{year}-01-01",
+            f"{year}-07-04",
+            f"{year}-11-11",
+            f"{year}-12-25",
+            *([f"{year}-06-19"] if year > 2020 else []),
+        ]
+        for day in (np.datetime64(text) for text in fixed):
+            weekday = (int(day.astype(np.int64)) + 3) % 7
+            days += [day, day - 1] if weekday == 5 else [day, day + 1] if weekday == 6 else [day]
+    return np.array(days, "datetime64[D]")
 
 
 def temperature(code: str, authority: Authority, seed: int) -> Hourly:

@@ -12,6 +12,7 @@ import pytest
 import requests
 
 from ingest.emulator.process import Emulator
+from tests.emulator.conftest import query
 
 # Not the server's own: of the transfer, or random for each request, or of a proxy's cache.
 _TRANSFER = {"content-length", "transfer-encoding", "content-encoding", "expires", "connection"}
@@ -55,7 +56,9 @@ def flat(params: dict[str, Any]) -> list[tuple[str, str]]:
 def test_pages_have_the_recorded_keys_order_and_types(emulator: Emulator, recorded: Path) -> None:
     compared = 0
     for name, body in bodies(recorded):
-        answer = requests.get(emulator.url + body["request"]["command"], params=flat(body["request"]["params"]), timeout=20)
+        answer = requests.get(
+            emulator.url + body["request"]["command"], params=flat(body["request"]["params"]), timeout=20
+        )
         ours = answer.json()
         assert ours["request"] == body["request"], name
         assert list(ours) == list(body), name  # `warnings` where EIA warns, and only there
@@ -92,7 +95,7 @@ def test_recorded_errors_are_the_same_bytes(recorded: Path) -> None:
         refused = requests.get(data, headers={"X-Api-Key": "bad"}, timeout=20)
         missing = requests.get(data, timeout=20)
         unknown = requests.get(f"{emulator.url}/v2/electricity/wholesale-prices/data/?api_key=good", timeout=20)
-        assert requests.get(data, params={"api_key": "good"}, timeout=20).status_code == 200
+        assert requests.get(data, params=query(api_key="good"), timeout=20).status_code == 200
     assert refused.status_code == 403
     assert refused.content == (folder / "eia_collector_demand_0_403.json").read_bytes()
     assert (missing.status_code, missing.json()["error"]["code"]) == (403, "API_KEY_MISSING")

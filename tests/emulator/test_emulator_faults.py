@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from ingest.emulator.faults import FaultPlan, Target, parse_plan
 from ingest.emulator.process import Emulator, EmulatorError
-from tests.emulator.conftest import ask
+from tests.emulator.conftest import ask, query
 
-MONTH = {"respondent": "ERCO", "start": "2022-03-01T00", "end": "2022-03-31T23"}
+MONTH: dict[str, Any] = {"respondent": "ERCO", "start": "2022-03-01T00", "end": "2022-03-31T23"}
 
 
 @pytest.fixture(scope="module")
@@ -128,11 +128,17 @@ def test_a_slow_answer_is_whole_in_the_end_and_too_late_for_the_impatient(faulty
     assert ask(faulty, **MONTH).json()["response"] == whole
     faulty.set_faults([{"kind": "slow", "params": {"seconds": 30}}])
     with pytest.raises(requests.Timeout):
-        requests.get(f"{faulty.url}/v2/electricity/rto/region-data/data/", timeout=0.3)
+        requests.get(f"{faulty.url}/v2/electricity/rto/region-data/data/", params=query(**MONTH), timeout=0.3)
 
 
 def test_a_rule_chooses_by_route_respondent_start_offset_and_ask(faulty: Emulator) -> None:
-    match = {"route": "region-data", "respondent": "ERCO", "start": "2022-03-01T00", "offset": 1000, "nth": [2]}
+    match: dict[str, Any] = {
+        "route": "region-data",
+        "respondent": "ERCO",
+        "start": "2022-03-01T00",
+        "offset": 1000,
+        "nth": [2],
+    }
     faulty.set_faults([{"kind": "502", "match": match}])
     hit = MONTH | {"offset": 1000}
     assert [ask(faulty, **hit).status_code for _ in range(3)] == [200, 502, 200]
@@ -140,16 +146,20 @@ def test_a_rule_chooses_by_route_respondent_start_offset_and_ask(faulty: Emulato
     assert [ask(faulty, **MONTH).status_code for _ in range(2)] == [200, 200]
 
 
-def test_concurrency_does_not_change_which_page_is_hit() -> None:
-    plan = [{"kind": "502", "match": {"probability": 0.3}, "times": 2}, {"kind": "429", "match": {"probability": 0.3}}]
+def test_concurrency_does_not_change_which_page_is_hit(faulty: Emulator) -> None:
+    plan: list[dict[str, Any]] = [
+        {"kind": "502", "match": {"probability": 0.3}, "times": 2},
+        {"kind": "429", "match": {"probability": 0.3}},
+    ]
     months = [f"2023-{month:02d}" for month in range(1, 13)] * 4
 
     def statuses(workers: int, order: int) -> list[tuple[str, int]]:
-        with Emulator("--seed", "5", faults=plan) as emulator, ThreadPoolExecutor(workers) as pool:
+        faulty.set_faults(plan)
 
-            def month(text: str) -> tuple[str, int]:
-                return text, ask(emulator, start=f"{text}-01T00", end=f"{text}-20T23").status_code
+        def month(text: str) -> tuple[str, int]:
+            return text, ask(faulty, start=f"{text}-01T00", end=f"{text}-20T23").status_code
 
+        with ThreadPoolExecutor(workers) as pool:
             return sorted(pool.map(month, months[::order]))
 
     alone = statuses(1, 1)
@@ -166,11 +176,12 @@ def test_a_page_meets_the_same_faults_in_any_interleaving(asks: list[tuple[int, 
     rules = parse_plan([{"kind": "short", "match": {"probability": 0.5}, "times": times}, {"kind": "502", "times": 1}])
 
     def met(order: list[tuple[int, int]]) -> dict[Target, list[str | None]]:
-        plan, result = FaultPlan(rules, seed), {}
+        plan = FaultPlan(rules, seed)
+        result: dict[Target, list[str | None]] = {}
         for month, offset in order:
             target = Target("region-data", "PACW", f"2024-0{month}", "", offset)
             fault = plan.next(target)
-            result.setdefault(target, []).append(fault and fault.kind)
+            result.setdefault(target, []).append(fault.kind if fault else None)
         return result
 
     assert met(asks) == met(sorted(asks))
@@ -181,7 +192,10 @@ def test_a_plan_that_can_not_be_read_is_refused(faulty: Emulator, plan: Any) -> 
     with pytest.raises(EmulatorError, match=r"rule 0|list of rules"):
         faulty._control("faults", plan)
     done = subprocess.run(
-        [sys.executable, "-m", "ingest.emulator", "--faults", "-"], input=json.dumps(plan), capture_output=True, text=True
+        [sys.executable, "-m", "ingest.emulator", "--faults", "-"],
+        input=json.dumps(plan),
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 2
     assert "rule 0" in done.stderr or "list of rules" in done.stderr

@@ -1,0 +1,133 @@
+"""The emulator as a process: it starts, says why it can't, and never outlives whoever started it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import requests
+
+from ingest.emulator.process import Emulator, EmulatorError
+
+_PARENT = """
+import sys, time
+from ingest.emulator.process import Emulator
+running = Emulator().start()
+print(running.pid, running.url, flush=True)
+time.sleep(600)
+"""
+
+
+def ended(pid: int, url: str) -> bool:
+    """Whether the emulator's port refuses connections and the process is gone."""
+    host, port = url.removeprefix("http://").split(":")
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        if probe.connect_ex((host, int(port))) == 0:
+            return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return Path(f"/proc/{pid}/stat").exists() and Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
+
+
+def wait_until_ended(pid: int, url: str) -> None:
+    """Poll; the test's own time limit is the bound."""
+    pause = socket.socketpair()[0]
+    pause.settimeout(0.05)
+    while not ended(pid, url):
+        try:
+            pause.recv(1)
+        except TimeoutError:
+            continue
+
+
+@pytest.mark.timeout(30)
+def test_it_ends_when_its_parent_is_killed() -> None:
+    parent = subprocess.Popen([sys.executable, "-c", _PARENT], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    pid, url = parent.stdout.readline().split()
+    assert requests.get(f"{url}/_emulator/stats", timeout=5).status_code == 200
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    wait_until_ended(int(pid), url)
+    parent.stdout.close()
+
+
+def test_it_says_where_it_is_and_stops() -> None:
+    with Emulator("--port", "0") as emulator:
+        assert emulator.world == "synthetic"
+        assert emulator.url.startswith("http://127.0.0.1:")
+        assert emulator.stats()["requests"] == 0
+        pid, url = emulator.pid, emulator.url
+    assert ended(pid, url)
+    with pytest.raises(EmulatorError, match="not running"):
+        emulator.stats()
+
+
+def test_the_command_line_alone_wants_a_key_and_ends_on_sigterm(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ingest.emulator", "--log", str(log)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    hello = json.loads(process.stdout.readline())
+    data = f"{hello['url']}/v2/electricity/rto/region-data/data/?start=2024-01-01T00&end=2024-01-01T05"
+    assert hello["pid"] == process.pid
+    assert requests.get(data, timeout=20).status_code == 403
+    assert requests.get(f"{data}&api_key=INVALID-1", timeout=20).json()["error"]["code"] == "API_KEY_INVALID"
+    assert requests.get(f"{data}&api_key=any", timeout=20).status_code == 200
+    process.terminate()
+    assert process.wait(10) == 0
+    process.stdout.close()
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["status"] for line in lines] == [403, 403, 200]
+    assert "api_key" not in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--world", "recordings", "--recordings", "/nowhere"), "/nowhere"),
+        (("--world", "recordings"), "--recordings"),
+        (("--now", "soon"), "soon"),
+        (("--faults", "/nowhere.json"), "/nowhere.json"),
+    ],
+)
+def test_what_can_not_start_says_why(options: tuple[str, ...], said: str) -> None:
+    with pytest.raises(EmulatorError, match=said):
+        Emulator(*options).start()
+
+
+def test_garbage_is_refused_and_the_service_goes_on(emulator: Emulator) -> None:
+    host, port = emulator.url.removeprefix("http://").split(":")
+    for garbage in (b"\x16\x03\x01 nonsense\r\n\r\n", b"GET / HTTP/1.1\r\nX: " + b"a" * (2 << 20)):
+        with socket.create_connection((host, int(port)), timeout=5) as client:
+            try:
+                client.sendall(garbage)
+                assert client.recv(100).startswith(b"HTTP/1.1 400")
+            except (ConnectionResetError, BrokenPipeError):
+                pass  # refused while we were still sending
+    assert requests.get(f"{emulator.url}/nothing", timeout=5).status_code == 404
+    assert requests.post(f"{emulator.url}/v2/electricity/rto/region-data/data/", timeout=5).status_code == 405
+
+
+def test_pipelined_requests_are_answered_in_order(emulator: Emulator) -> None:
+    host, port = emulator.url.removeprefix("http://").split(":")
+    path = (
+        b"/v2/electricity/rto/region-data/data/?facets[respondent][]=PACW&start=2024-01-01T00&end=2024-01-01T00&length="
+    )
+    with socket.create_connection((host, int(port)), timeout=5) as client:
+        client.sendall(b"".join(b"GET " + path + b"%d HTTP/1.1\r\nHost: x\r\n\r\n" % n for n in (1, 2, 3)))
+        received = b""
+        while received.count(b'"ExcelAddInVersion"') < 3:
+            received += client.recv(65536)
+    bodies = [json.loads(part[part.index(b"{") :]) for part in received.split(b"HTTP/1.1 200 OK")[1:]]
+    assert [body["request"]["params"]["length"] for body in bodies] == ["1", "2", "3"]
