@@ -171,7 +171,7 @@ def check_respondents(codes: Iterable[str], source: str = "eia") -> None:
     if source == "bulk" and (regions := [code for code in codes if RESPONDENTS[code].kind == REGION]):
         raise UsageError(
             f"EIA's bulk files hold balancing authorities only, not the regions {', '.join(regions)}; "
-            "leave them out or use `--source eia`"
+            "ask for CISO in place of CAL and ERCO in place of TEX, or use `--source eia`"
         )
     if source == "oasis" and (others := [code for code in codes if code != "CISO"]):
         raise UsageError(f"OASIS serves CISO only, not {', '.join(others)}")

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import combinations
 
-from ingest.catalog import REGION, RESPONDENTS
+from ingest.catalog import ROUTES, check_respondents, check_routes
 from ingest.columns import hour_number, hour_text
 from ingest.errors import UsageError
 from ingest.shards import BuildJob, Gap, Piece, Shard, ShardProof
 
 DEFAULT_RESPONDENTS = ("PACW", "ERCO", "CAL", "TEX", "MISO")
 DEFAULT_YEARS = (2019, 2020, 2021, 2022, 2023, 2024, 2025)
-ROUTES: dict[str, tuple[str, ...]] = {
-    "eia": ("region-data", "fuel-type-data"),
-    "oasis": ("SLD_FCST", "SLD_REN_FCST", "ENE_SLRS"),
-    "bulk": ("BALANCE",),
-}
-# EIA's regions are sums over balancing authorities; the bulk files hold the latter alone.
-REGION_INSTEAD = {"CAL": "CISO", "TEX": "ERCO"}
 
 PAGE_ROWS = 5000  # EIA's limit for one JSON answer
-SERIES_EXPECTED = {
-    "region-data": 4,
-    "fuel-type-data": 7,
-}  # D DF NG TI; 35 fuel series over the five default respondents
+# D DF NG TI; about 35 fuel series over the five default respondents.
+SERIES_EXPECTED = {"region-data": 4, "fuel-type-data": 7}
 OASIS_WINDOW = timedelta(days=31)  # the longest period that OASIS answers at once
 BULK_SPILL = 12  # hours: a six-month file is cut in local time, so its rows reach this far past its UTC name
 JOIN = 744  # hours: asking for a month between two holes costs no request more than two requests would
@@ -63,24 +53,12 @@ def plan_shards(
     the year. OASIS plans a query and year of CISO; bulk plans whole six-month files, respondent "ALL".
     UsageError for a source, route, respondent or period that the source does not have.
     """
-    if source not in ROUTES:
-        raise UsageError(f"source {source!r} is unknown: choose one of {', '.join(ROUTES)}")
-    if not respondents:
-        raise UsageError("no respondent given: name at least one, for example --respondents PACW,ERCO")
-    chosen = tuple(dict.fromkeys(routes or ROUTES[source]))
-    for route in chosen:
-        if route not in ROUTES[source]:
-            raise UsageError(
-                f"route {route!r} is not one of {source}'s: {', '.join(ROUTES[source])}{_near(route, ROUTES[source])}"
-            )
-    years = _years(period)
+    chosen = tuple(dict.fromkeys(routes or ROUTES.get(source, ())))
+    check_routes(chosen, source)
     codes = tuple(dict.fromkeys(respondents))
-    if source == "oasis":
-        if strangers := [code for code in codes if code != "CISO"]:
-            raise UsageError(f"OASIS has CISO alone, not {', '.join(strangers)}: ask for --respondents CISO")
-        codes = ("CISO",)
+    check_respondents(codes, source)
+    years = _years(period)
     if source == "bulk":
-        _check_bulk(codes)
         halves = [half for start, end in years for half in _halves(start, end)]
         return tuple(Shard(source, route, "ALL", *half) for half in dict.fromkeys(halves) for route in chosen)
     return tuple(Shard(source, route, code, start, end) for code in codes for start, end in years for route in chosen)
@@ -216,22 +194,6 @@ def _halves(start: str, end: str) -> list[tuple[str, str]]:
     year = start[:4]
     halves = [(f"{year}-01-01T00", f"{year}-06-30T23"), (f"{year}-07-01T00", f"{year}-12-31T23")]
     return [half for half in halves if half[0] <= end and half[1] >= start]
-
-
-def _check_bulk(codes: Sequence[str]) -> None:
-    if regions := [code for code in codes if RESPONDENTS[code].kind == REGION]:
-        hints = "; ".join(
-            f"for {code} ask for {REGION_INSTEAD.get(code, 'its balancing authorities')}" for code in regions
-        )
-        raise UsageError(
-            f"the bulk files hold balancing authorities only, not the regions {', '.join(regions)}: {hints} "
-            f"(for example --respondents PACW,ERCO,CISO,MISO), or use --source eia"
-        )
-
-
-def _near(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.4)
-    return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 def _requests(shard: Shard) -> int:

@@ -52,7 +52,7 @@ def test_oasis_is_planned_by_query_and_year() -> None:
     shards = plan_shards("oasis", ("CISO",), (2023, 2024))
     assert len(shards) == 6
     assert expected_requests(shards) == 6 * 12
-    with pytest.raises(UsageError, match="CISO alone"):
+    with pytest.raises(UsageError, match="CISO only"):
         plan_shards("oasis", ("PACW",), (2024,))
 
 
@@ -67,14 +67,15 @@ def test_bulk_is_planned_by_file_and_a_build_waits_for_the_file_before() -> None
 
 
 def test_bulk_refuses_regions_and_names_what_to_ask_for() -> None:
-    with pytest.raises(UsageError, match=r"balancing authorities only.*CAL.*CISO.*TEX.*ERCO"):
+    with pytest.raises(UsageError, match=r"balancing authorities only, not the regions CAL, TEX.*CISO.*ERCO"):
         plan_shards("bulk")
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("nowhere",), "unknown"),
+        (("nowhere",), "unknown source"),
+        (("bulk", ("PACX",)), "PACW"),
         (("eia", ()), "no respondent"),
         (("eia", ("PACW",), ()), "no year"),
         (("eia", ("PACW",), (2024,), ("region-dat",)), "did you mean region-data"),
