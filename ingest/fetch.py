@@ -33,7 +33,6 @@ THROTTLE_S = (0.5, 30.0)  # first and longest pause after a throttle that names 
 THROTTLE_LIMIT_S = 600.0  # a page that is throttled for longer is given back to the scheduler
 KEY_ATTEMPTS = 3  # answers "wrong key" to a key that has never worked, before they are believed
 _AGAIN = "`coordinator start --extract` asks again"
-EMULATOR_KEY = "EMULATOR"  # sent to a server on loopback by a user who has no key
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")  # an emulator keeps its own clock
 
 
@@ -102,7 +101,7 @@ class _Fetch:
         self.context = context
         self.source = source(job.shard.source)
         self.host = urlsplit(job.base_url).hostname or ""
-        self.key = context.api_key or (EMULATOR_KEY if self.host in _LOOPBACK else "")
+        self.key = context.api_key or ""
         self.held: dict[int, _Held] = {}
         self.reused: set[int] = set()
         self.faults: Counter[str] = Counter()

@@ -126,7 +126,7 @@ def _lines(world: World, code: str, year: int, half: str, now: int, fuels: tuple
     number = np.arange(len(days)) - np.repeat(midnight, np.diff(np.r_[midnight, len(days)])) + 1
     local = wide + zone + summer_time(wide, zone).astype(np.int64)
     region_name = BULK_REGION.get(code, "")
-    blank = "," * again[0].count(",")
+    blank = "," * (len(fuels) - (1 if again is mix else 2))  # cells, not commas: a quoted number holds some
     detail = year >= 2020
     return [
         f"{code},{day},{n},{here},{utc},{df},{d},{ng},{ti},{ti},,,,{d},{ng},{ti},{m}"
