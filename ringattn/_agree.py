@@ -177,12 +177,11 @@ def _header(call: Call | ArgumentError) -> list[int]:
 
 
 def _segment_bounds(ids: np.ndarray | None, length: int) -> tuple[int, ...]:
-    """Lowest and highest id in each half of the local tokens. Zigzag's two chunks differ by one token at most, so the
-    first chunk lies within the first half and one token more, the second within the second half."""
+    """Lowest and highest id in each half of the local tokens, which are zigzag's two chunks."""
     if ids is None:
         return _NO_SEGMENTS
-    cut = length // 2
-    halves = ids[..., : cut + 1], ids[..., cut:]
+    cut = length - length // 2
+    halves = ids[..., :cut], ids[..., cut:] if cut < length else ids
     return tuple(int(bound) for half in halves for bound in (half.min(), half.max()))
 
 

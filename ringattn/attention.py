@@ -8,6 +8,7 @@ travel the ring.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import mlx.core as mx
 import numpy as np
@@ -33,7 +34,7 @@ def ring_attention(
     segments: mx.array | np.ndarray | None = None,
     layout: str | Layout = "zigzag",
     group: Group = None,
-    kernel: str | None = None,
+    kernel: str | kernels.Kernel | None = None,
     timeout: float | None = None,
 ) -> mx.array:
     """Softmax attention over the whole sequence, of which this rank holds a part. Differentiable in q, k and v.
@@ -46,7 +47,8 @@ def ring_attention(
     segments: integers [T] or [B, T]; queries see only keys with the same id (packed series).
     layout: "contiguous", "striped", "zigzag" or `weighted_zigzag(speeds)`, the same on every rank.
     group: an mlx group (None: the global one), or a Transport. On a group of one, exact attention in O(T) memory.
-    kernel: name of the block kernel; None: environment RINGATTN_KERNEL, else the best here. It may differ between ranks.
+    kernel: name of the block kernel, or one of your own; None: environment RINGATTN_KERNEL, else the best here. It may
+        differ between ranks.
     timeout: seconds that any wait for a neighbour may take; None: environment RINGATTN_TIMEOUT, else 60.
 
     Returns o [B, Hq, T, D] in q's dtype; sums and merges are in float32. Rows that see no key are 0.
@@ -63,7 +65,7 @@ def ring_attention(
     except ArgumentError as refusal:
         agree(refusal, transport, limit)
         raise
-    block_kernel = kernels.select(kernel)
+    block_kernel = kernels.select(kernel) if kernel is None or isinstance(kernel, str) else kernel
     _evaluate(q, k, v)
     pass_ = _Pass(agree(call, transport, limit), transport, block_kernel, limit)
 
@@ -77,8 +79,7 @@ def ring_attention(
         do = leaf(cotangent)
         return run_untraced(lambda: pass_.backward(do))
 
-    out: mx.array = attend(q, k, v)
-    return out
+    return cast(mx.array, attend(q, k, v))
 
 
 def _evaluate(*arrays: mx.array) -> None:

@@ -4,7 +4,8 @@ With n ranks and T tokens (any T ≥ n):
 
   contiguous   rank r holds one run; causal work grows with r
   striped      rank r holds r, r + n, r + 2n, …             (Striped Attention, Brandon et al. 2023)
-  zigzag       2n chunks; rank r holds chunk r and chunk 2n-1-r  (zhuzilin/ring-flash-attention)
+  zigzag       2n chunks; rank r holds chunk r and chunk 2n-1-r  (zhuzilin/ring-flash-attention); of an odd number of
+               tokens the first chunk has one more
   weighted     zigzag whose chunk r and mirror 2n-1-r are as wide as weight r says: causal and full work are
                then proportional to the weight, because chunk and mirror lie symmetric about T/2
 
@@ -80,15 +81,17 @@ def runs(layout: str | Layout, total: int, size: int) -> tuple[tuple[range, ...]
 
 
 def _zigzag(weights: tuple[float, ...] | None, total: int, size: int) -> tuple[tuple[range, ...], ...]:
-    chunks = 2 * size
-    if weights is None or len(set(weights)) == 1:
+    if weights is None:
         # Integer bounds: n equal local lengths are then always a valid zigzag of their sum.
-        bounds = [i * total // chunks for i in range(chunks + 1)]
+        bounds = [r * total // size for r in range(size + 1)]
     else:
-        cumulative = [0.0, *accumulate((*weights, *reversed(weights)))]
+        cumulative = [0.0, *accumulate(weights)]
         bounds = [math.floor(total * c / cumulative[-1] + 0.5) for c in cumulative]
-    spans = [range(a, b) for a, b in pairwise(bounds)]
-    return tuple(tuple(span for span in (spans[r], spans[chunks - 1 - r]) if span) for r in range(size))
+    held = [b - a for a, b in pairwise(bounds)]
+    starts = [0, *accumulate(length - length // 2 for length in held)]
+    ends = [total, *(total - e for e in accumulate(length // 2 for length in held))]
+    chunks = [(range(starts[r], starts[r + 1]), range(ends[r + 1], ends[r])) for r in range(size)]
+    return tuple(tuple(chunk for chunk in of_rank if chunk) for of_rank in chunks)
 
 
 def lengths(layout: str | Layout, total: int, size: int) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Protocol
 
 import mlx.core as mx
@@ -86,12 +87,16 @@ class MlxTransport:
 
     def shift(self, shift: Shift, doing: str) -> _Task:
         def run() -> list[mx.array]:
-            sent = [mx.distributed.send(x, shift.to, group=self._group, stream=self._out) for x in shift.sends]
-            got = [
-                mx.distributed.recv(shape, dtype, shift.source, group=self._group, stream=self._in)
-                for shape, dtype in shift.recvs
-            ]
-            mx.eval(sent + got)
+            got = []
+            # One array at a time: mlx's socket thread ends at the first error, and a second receive would wait for ever.
+            for x, spec in zip_longest(shift.sends, shift.recvs):
+                now = []
+                if x is not None:
+                    now.append(mx.distributed.send(x, shift.to, group=self._group, stream=self._out))
+                if spec is not None:
+                    got.append(mx.distributed.recv(*spec, shift.source, group=self._group, stream=self._in))
+                    now.append(got[-1])
+                mx.eval(now)
             return got
 
         return self._post(run, doing)

@@ -1,0 +1,105 @@
+"""The local launcher: output by rank, failures named, deadlines kept, and no process left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ringattn import RankFailed, RunTimeout, StartTimeout, launch
+
+
+def script(folder: Path, text: str) -> str:
+    path = folder / "script.py"
+    path.write_text(text)
+    return str(path)
+
+
+def gone(pids: list[int], within: float = 20.0) -> bool:
+    deadline = time.monotonic() + within
+    while time.monotonic() < deadline:
+        alive = [p for p in pids if psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE]
+        if not alive:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_output_arguments_and_environment_by_rank(tmp_path: Path) -> None:
+    path = script(
+        tmp_path,
+        "import os, sys, mlx.core as mx\n"
+        "g = mx.distributed.init()\n"
+        "print(g.rank(), g.size(), sys.argv[1:], os.environ['RINGATTN_THREADS'], os.environ['X'])\n",
+    )
+    echoed: list[tuple[int, str]] = []
+    out = launch.run(
+        2, [path, "a", "b"], env=lambda r: {"X": str(10 * r)}, echo=lambda *x: echoed.append(x), timeout=60
+    )
+    threads = launch.rank_environment(0, 2, tmp_path)["RINGATTN_THREADS"]
+    assert out == [[f"{r} 2 ['a', 'b'] {threads} {10 * r}"] for r in range(2)]
+    assert sorted(echoed) == [(r, out[r][0]) for r in range(2)]
+
+
+def test_a_failed_rank_ends_the_others_and_is_named(tmp_path: Path) -> None:
+    path = script(
+        tmp_path, "import os, sys, time\nif os.environ['MLX_RANK'] == '1': sys.exit('boom')\ntime.sleep(600)\n"
+    )
+    with launch.LocalRing(3, [path]) as ring:
+        pids = [p.pid for p in ring.processes]
+        with pytest.raises(RankFailed, match=r"rank 1 of 3 .* exit code 1; its last lines:\n  boom") as failed:
+            ring.wait(60)
+        assert failed.value.rank == 1
+        assert gone(pids)
+
+
+def test_stop_ends_stopped_ranks_and_their_children(tmp_path: Path) -> None:
+    path = script(
+        tmp_path,
+        "import subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "print(child.pid)\ntime.sleep(600)\n",
+    )
+    with launch.LocalRing(2, [path]) as ring:
+        while not all(ring.output(rank) for rank in range(2)):
+            time.sleep(0.05)
+        pids = [p.pid for p in ring.processes] + [int(ring.output(rank)[0]) for rank in range(2)]
+        os.kill(pids[0], signal.SIGSTOP)
+    assert gone(pids)
+
+
+def test_deadlines(tmp_path: Path) -> None:
+    path = script(tmp_path, "import time\ntime.sleep(600)\n")
+    with pytest.raises(RunTimeout, match="did not end within"):
+        launch.run(2, [path], timeout=0.2)
+    with pytest.raises((StartTimeout, RankFailed)):
+        launch.run(2, [path], start_timeout=0.01)
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="a stopped rank outlives a killed starter where PDEATHSIG is missing"
+)
+def test_no_rank_outlives_a_killed_starter(tmp_path: Path) -> None:
+    path = script(tmp_path, "import os, time\nprint(os.getpid())\ntime.sleep(600)\n")
+    starter = subprocess.Popen(
+        [sys.executable, "-m", "ringattn.launch", "-n", "2", path], stdout=subprocess.PIPE, text=True
+    )
+    assert starter.stdout is not None
+    pids = [int(starter.stdout.readline().split()[1]) for _ in range(2)]
+    os.kill(pids[1], signal.SIGSTOP)
+    starter.kill()
+    starter.communicate()
+    assert gone(pids)
+
+
+def test_command_line_fails_when_a_rank_does(tmp_path: Path) -> None:
+    path = script(tmp_path, "import json\nprint(json.dumps({'rank': 'one'}))\nraise SystemExit(3)\n")
+    done = subprocess.run([sys.executable, "-m", "ringattn.launch", "-n", "1", path], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert json.loads(done.stdout.removeprefix("[0] ")) == {"rank": "one"}
+    assert "RankFailed: rank 0 of 1" in done.stderr
