@@ -101,17 +101,19 @@ class App:
         return answer
 
     def _read(self, route: str, query: str, header: str | None, header_key: str | None) -> _Parsed:
+        key = header_key
         try:
             params = parse_params(query, header)
-            key = params.get("api_key", header_key)
-            if self._settings.echo_header_key and header_key:
-                params.setdefault("api_key", header_key)
+            if "api_key" in params:
+                key = str(params["api_key"])
+            elif header_key and self._settings.echo_header_key:
+                params["api_key"] = header_key
             if route not in ROUTES:
                 return _Parsed(None, "", params, key)
             asked = parse_query(ROUTES[route], params)
             return _Parsed(asked, "", params, key, asked.page, _target(asked))
         except BadRequest as error:
-            return _Parsed(None, str(error), {}, header_key)
+            return _Parsed(None, str(error), {}, key)
 
     def _eia(self, route: str, what: str, facet: str | None, parsed: _Parsed, key: str, zipped: bool) -> Answer:
         if not parsed.key and not self._settings.keyless:

@@ -96,9 +96,11 @@ def test_recorded_errors_are_the_same_bytes(recorded: Path) -> None:
         missing = requests.get(data, timeout=20)
         unknown = requests.get(f"{emulator.url}/v2/electricity/wholesale-prices/data/?api_key=good", timeout=20)
         assert requests.get(data, params=query(api_key="good"), timeout=20).status_code == 200
+        wrong = requests.get(data, params={"api_key": "good", "frequency": "daily"}, timeout=20)
     assert refused.status_code == 403
     assert refused.content == (folder / "eia_collector_demand_0_403.json").read_bytes()
     assert (missing.status_code, missing.json()["error"]["code"]) == (403, "API_KEY_MISSING")
+    assert wrong.status_code == 400
     assert unknown.status_code == 500
     assert unknown.content == (folder / "eia_oregon_comprehensive_2_500.json").read_bytes()
 

@@ -191,11 +191,10 @@ def test_a_page_meets_the_same_faults_in_any_interleaving(asks: list[tuple[int, 
 def test_a_plan_that_can_not_be_read_is_refused(faulty: Emulator, plan: Any) -> None:
     with pytest.raises(EmulatorError, match=r"rule 0|list of rules"):
         faulty._control("faults", plan)
-    done = subprocess.run(
-        [sys.executable, "-m", "ingest.emulator", "--faults", "-"],
-        input=json.dumps(plan),
-        capture_output=True,
-        text=True,
-    )
+
+
+def test_the_command_line_refuses_a_wrong_plan() -> None:
+    command = [sys.executable, "-m", "ingest.emulator", "--faults", "-"]
+    done = subprocess.run(command, input='[{"kind": "fire"}]', capture_output=True, text=True)
     assert done.returncode == 2
-    assert "rule 0" in done.stderr or "list of rules" in done.stderr
+    assert "rule 0" in done.stderr

@@ -14,7 +14,7 @@ from ingest.emulator.policy import FORMS, Limits, Policy
 from ingest.emulator.process import Emulator
 from tests.emulator.conftest import ask, query
 
-gaps = st.lists(st.floats(0, 3), min_size=1, max_size=200)
+gaps = st.lists(st.floats(0, 3), min_size=1, max_size=60)
 
 
 @given(gaps, st.integers(0, 3))

@@ -140,3 +140,19 @@ def test_stats_count_each_page(emulator: Emulator) -> None:
     assert after["pages"][f"{page}/5+5000"] == 1
     assert after["requests"] == before["requests"] + 4
     assert [line["page"] for line in emulator.requests()[-4:]] == [f"{page}/0+5000"] * 3 + [f"{page}/5+5000"]
+
+
+def test_the_clock_brings_new_hours_and_revises_young_ones_but_never_old_ones() -> None:
+    with Emulator("--now", "2024-01-20T00") as emulator:
+        old, young = (
+            {"start": "2023-12-01T00", "end": "2023-12-31T23"},
+            {"start": "2024-01-07T00", "end": "2024-01-31T23"},
+        )
+        before = ask(emulator, **old).content, ask(emulator, **young).json()["response"]["data"]
+        assert emulator.stats()["now"].startswith("2024-01-20T00")
+        emulator.advance(5 * 24 * 3600)
+        after = ask(emulator, **old).content, ask(emulator, **young).json()["response"]["data"]
+    assert before[0] == after[0]
+    assert (before[1][-1]["period"], after[1][-1]["period"]) == ("2024-01-20T00", "2024-01-25T00")
+    seen = {(row["period"], row["type"]): row["value"] for row in after[1]}
+    assert any(seen[row["period"], row["type"]] != row["value"] for row in before[1])

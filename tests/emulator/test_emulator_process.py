@@ -96,7 +96,6 @@ def test_the_command_line_alone_wants_a_key_and_ends_on_sigterm(tmp_path: Path) 
     ("options", "said"),
     [
         (("--world", "recordings", "--recordings", "/nowhere"), "/nowhere"),
-        (("--world", "recordings"), "--recordings"),
         (("--now", "soon"), "soon"),
         (("--faults", "/nowhere.json"), "/nowhere.json"),
     ],

@@ -62,7 +62,7 @@ def test_what_is_no_recording_is_named(tmp_path: Path) -> None:
 
 
 def test_every_real_demand_hour_is_served(recorded: Path) -> None:
-    source = recorded / "eia-demand" / "2020_Oct"
+    source = recorded / "eia-demand" / "2020_Oct" / "PACW.csv"
     with Emulator("--world", "recordings", "--recordings", str(source)) as emulator:
         rows, total = pages(emulator, respondent="PACW", start="2015-07-01T00", end="2019-12-31T23", length=5000)
         answer = ask(emulator, respondent="PACW")
@@ -70,7 +70,7 @@ def test_every_real_demand_hour_is_served(recorded: Path) -> None:
     assert len(rows) == total
     served = {(row["period"], row["type"]): row["value"] for row in rows}
     sentinels = {"MISSING": 0, "EMPTY": 0}
-    with (source / "PACW.csv").open() as file:
+    with source.open() as file:
         for line in csv.DictReader(file):
             period = line["date_time"][:13].replace(" ", "T")
             for kind, text in (("D", line["demand (MW)"]), ("DF", line["forecast demand (MW)"])):
