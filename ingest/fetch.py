@@ -101,7 +101,7 @@ class _Fetch:
         self.context = context
         self.source = source(job.shard.source)
         self.host = urlsplit(job.base_url).hostname or ""
-        self.key = context.api_key or ""
+        self.key = (context.api_key or "").strip()
         self.held: dict[int, _Held] = {}
         self.reused: set[int] = set()
         self.faults: Counter[str] = Counter()
@@ -137,6 +137,8 @@ class _Fetch:
         if owners := duplicate_owners(columns, owner):
             offsets = [self._ordered()[part].proof.offset for part in owners]
             raise _Contradiction("repeated", f"pages at {offsets} share an hour of one variable", offsets)
+        if self.source.paged and len(columns) != total:
+            raise _Contradiction("rows", f"{len(columns)} rows where the source says {total}", self.held)
         gaps = find_gaps(columns, self.source.spans(self.job, columns))
         if self.source.paged and gaps and total:
             # Rows beyond the end would mean that `total` is too low: the page there must come back empty.
@@ -180,11 +182,12 @@ class _Fetch:
 
     def _reuse(self) -> None:
         """Prove the pages under final names again and hold those that are whole; set the others aside."""
+        offsets = self.source.offsets(self.job, None)
         for stored in store.scan_pages(self.context.data_dir, self.job.shard, self.source.suffix):
             self._alive()
             try:
-                if stored.offset in self.held:
-                    raise SourceError("a second page at this offset", "repeated")
+                if stored.offset in self.held or not (self.source.paged or stored.offset in offsets):
+                    raise SourceError("no page is due at this offset, or it is held already", "repeated")
                 content = store.read_page(stored.path)
                 page = self.source.parse(self.job, content)
                 self._check(page, stored.offset)

@@ -168,7 +168,7 @@ class _Counting(io.RawIOBase):
 def _parse(job: FetchJob, stored: bytes) -> Page:
     """One pass over the file, a block at a time; only the rows of `job.respondents` are held."""
     with gzip.GzipFile(fileobj=io.BytesIO(stored)) as file:
-        header = next(text_csv.reader([file.readline().decode("utf-8-sig")]), [])
+        header = next(text_csv.reader([file.readline().decode("utf-8-sig", "replace")]), [])
     variables = variables_of(header)
     if missing := {_RESPONDENT, _UTC, *_TYPES} - set(header):
         raise SourceError(f"the file has no column {', '.join(sorted(missing))}", "csv")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import re
 import zipfile
+import zlib
 from datetime import datetime
 from urllib.parse import urlencode
 
@@ -78,7 +79,7 @@ class Oasis:
                 if errors := [member for member in members if member.filename.upper().startswith("INVALID_REQUEST")]:
                     return _refusal(archive.read(errors[0]).decode("utf-8", "replace"))
                 tables = [_read(archive, member) for member in members if member.filename.lower().endswith(".csv")]
-        except (zipfile.BadZipFile, EOFError, zipfile.LargeZipFile, NotImplementedError) as error:
+        except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, zlib.error) as error:
             raise SourceError(f"not a whole zip ({error}): {excerpt(stored, 60)}", "zip") from error
         if not tables:
             raise SourceError(f"the zip holds no CSV but {[member.filename for member in members][:3]}", "zip")
@@ -103,7 +104,7 @@ def _refusal(xml: str) -> Page:
 def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> pa.Table:
     """The columns of one CSV that name and date a value, texts as dictionaries."""
     with archive.open(member) as file:
-        header = file.readline().decode("utf-8-sig").strip().split(",")
+        header = file.readline().decode("utf-8-sig", "replace").strip().split(",")
     if missing := {_START, _END, _VALUE, "XML_DATA_ITEM"} - set(header):
         raise SourceError(f"{member.filename} has no column {', '.join(sorted(missing))}", "csv")
     texts = [name for name in (_START, _END, *NAMING) if name in header]

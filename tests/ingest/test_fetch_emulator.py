@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.ingest.stub_server import bench
 
 from ingest import fetch, store
 from ingest.columns import from_table
 from ingest.emulator.process import Emulator
 from ingest.fetch import fetch_shard
 from ingest.shards import FetchJob, Shard, ShardProof
+from tests.ingest.stub_server import bench
 
 EIA = [
     FetchJob(Shard("eia", "region-data", "PACW", "2023-01-01T00", "2023-06-30T23"), ""),

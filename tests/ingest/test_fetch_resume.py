@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ingest import fetch, store
+from ingest import fetch, http, store
 from ingest.errors import SourceError, StorageError
 from ingest.fetch import fetch_shard
 from ingest.shards import FetchJob
@@ -92,6 +94,20 @@ def test_pages_of_another_total_are_set_aside(tmp_path: Path) -> None:
         fresh = fetch_shard(year(url), one.context)
     assert (new.total, new.digest, new.piece.sha256) == (fresh.total, fresh.digest, fresh.piece.sha256)
     assert new.reused == 0
+
+
+def test_a_page_at_an_offset_that_is_not_due_never_counts(tmp_path: Path) -> None:
+    stub = Stub()
+    with serve(stub) as url, bench(tmp_path) as one:
+        proof = fetch_shard(year(url), one.context)
+        odd = http.inflate((tmp_path / proof.pages[3].file.path).read_bytes())
+        rows = json.loads(odd)
+        rows["response"]["data"] = rows["response"]["data"][-400:]
+        store.write_page(tmp_path, proof.shard, 19000, gzip.compress(json.dumps(rows).encode()), ".json.gz")
+        again = fetch_shard(year(url), one.context)
+    assert again.digest == proof.digest
+    assert sum(page.rows for page in again.pages) == again.total == proof.total
+    assert again.faults == {"repeated": 1}
 
 
 def test_pages_of_another_origin_never_mix(tmp_path: Path) -> None:

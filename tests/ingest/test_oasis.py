@@ -139,6 +139,17 @@ def test_what_is_not_data_is_told_apart(content: bytes, kind: str) -> None:
     assert raised.value.kind == kind
 
 
+def test_a_flipped_byte_anywhere_is_found_or_harmless() -> None:
+    whole = zipped(HEADER + "".join(line(60 * i, 60, str(i * i)) for i in range(24)))
+    values = Oasis().parse(job(), whole).columns.value.tolist()
+    for at in range(len(whole)):
+        try:
+            page = Oasis().parse(job(), whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :])
+        except SourceError:
+            continue
+        assert page.columns.value.tolist() == values
+
+
 def test_no_data_is_an_empty_page() -> None:
     page = Oasis().parse(job(), zipped(REFUSED.format("1000"), "INVALID_REQUEST.xml"))
     assert (page.rows, len(page.columns)) == (0, 0)
