@@ -35,8 +35,8 @@ def hour_text(number: int) -> str:
 @lru_cache(maxsize=16)
 def hour_table(start: str, end: str) -> dict[str, int]:
     """Every period of `start`…`end` (both inclusive) → its hour number: parsing a period is one look-up."""
-    first = hour_number(start)
-    return {hour_text(hour): hour for hour in range(first, hour_number(end) + 1)}
+    hours = np.arange(hour_number(start), hour_number(end) + 1)
+    return dict(zip(np.datetime_as_string(hours.astype("datetime64[h]")).tolist(), hours.tolist(), strict=True))
 
 
 @dataclass(frozen=True)

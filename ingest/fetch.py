@@ -175,6 +175,7 @@ class _Fetch:
             digest=digest(columns),
             requests=self.requests,
             reused=len(self.reused),
+            kept=self.job.respondents,
             faults=dict(sorted(self.faults.items())),
         )
 

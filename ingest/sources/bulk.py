@@ -137,7 +137,7 @@ def _safely(read: Callable[[], Result]) -> Result:
     """`read()`, with the ways in which a gzip stream breaks as a SourceError."""
     try:
         return read()
-    except (EOFError, gzip.BadGzipFile, zlib.error, pa.ArrowInvalid) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error, pa.ArrowInvalid, text_csv.Error, UnicodeDecodeError) as error:
         raise SourceError(f"the file is cut short or damaged: {error}", "csv") from error
 
 

@@ -134,7 +134,7 @@ def _page(job: FetchJob, plain: bytes) -> Page:
         body: _Body[_RegionRow] | _Body[_FuelRow] = (
             _FUEL.decode(plain) if shard.route == "fuel-type-data" else _REGION.decode(plain)
         )
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SourceError(f"not a page of {shard.route} ({error}): {excerpt(plain)}", "json") from error
     rows: Sequence[_RegionRow | _FuelRow] = body.response.data
     total = body.response.total

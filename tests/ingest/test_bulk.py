@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ingest import fetch
 from ingest.columns import hour_number, hour_text, merge
@@ -155,6 +158,16 @@ def test_a_stored_file_cut_anywhere_is_not_a_file() -> None:
     for length in range(0, len(stored), 7):
         with pytest.raises(SourceError):
             Bulk().parse(JOB, stored[:length])
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=4))
+def test_any_damage_is_a_source_error_or_another_file(damage: list[tuple[int, int]]) -> None:
+    plain = bytearray(GOOD)
+    for at, byte in damage:
+        plain[at % len(plain)] = byte
+    with contextlib.suppress(SourceError):
+        Bulk().parse(JOB, gzip.compress(bytes(plain)))
 
 
 def test_the_file_is_named_after_its_half_year() -> None:

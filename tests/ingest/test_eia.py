@@ -162,6 +162,19 @@ def test_a_stored_page_cut_anywhere_is_not_a_page() -> None:
             Eia().parse(job("region-data", "2023-01-01T00", "2023-01-31T23"), stored[:length])
 
 
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=4))
+def test_any_damage_is_a_source_error_or_another_page(damage: list[tuple[int, int]]) -> None:
+    plain = bytearray(body([row(f"2023-01-01T{hour:02d}") for hour in range(24)]))
+    for at, byte in damage:
+        plain[at % len(plain)] = byte
+    try:
+        page = parse(bytes(plain))
+    except SourceError:
+        return
+    assert page.rows == len(page.columns) == 24
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     key=st.text('abcXYZ0189/+=-_\\"', min_size=6, max_size=40),
