@@ -11,13 +11,15 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from math import isinf
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import requests
 
 from coordinator.budget import Budget
 from coordinator.curve import is_loopback, load_coordinator, local_worker_key
@@ -30,7 +32,7 @@ from coordinator.sources import EIA_POLICY, SourceChoice, parse_source
 from ingest import manifest
 from ingest.catalog import check_respondents
 from ingest.emulator.process import Emulator
-from ingest.errors import AuthenticationError, UsageError
+from ingest.errors import AuthenticationError, SourceError, UsageError
 from ingest.plan import Build, build_job, expected_requests, plan_builds, plan_shards, plan_update
 from ingest.shards import BuildJob, BuildProof, FetchJob, Shard, ShardProof
 
@@ -81,17 +83,15 @@ def options_from(settings: Mapping[str, Any], *, update: bool, rebuild: bool) ->
 class Extraction:
     """Which tasks there are, decided from the options and from the manifests on disk; and what a finished one leads to."""
 
-    def __init__(self, options: Options, base_url: str) -> None:
+    def __init__(self, options: Options, base_url: str, now: datetime) -> None:
         self._options = options
         self._base_url = base_url
         self._proofs = {proof.shard.key: proof for proof in manifest.read_shards(options.data_dir)}
         self._built = {proof.key: proof.pieces for proof in manifest.read_builds(options.data_dir)}
         planned = plan_shards(options.source.kind, options.respondents, (options.start, options.end))
-        self.shards = (
-            plan_update(self._proofs.values(), datetime.now(UTC), options.revise_days, planned)
-            if options.update
-            else planned
-        )
+        if options.update:
+            planned = plan_update(self._proofs.values(), now, options.revise_days, planned)
+        self.shards = tuple(self._widened(shard) for shard in planned)
         self._builds = plan_builds(self.shards, options.respondents)
         self._world = options.source.world or ""
         self.fresh: list[ShardProof] = []  # proved in this run
@@ -130,8 +130,17 @@ class Extraction:
         self.new_files += len(proof.pages) + 1
         return self._due(build for build in self._builds if proof.shard.key in build.shards)
 
+    def _widened(self, shard: Shard) -> Shard:
+        """A bulk file was read for some respondents; where this run wants others too, it is the next generation."""
+        while (proof := self._proofs.get(shard.key)) is not None and not self._wanted(shard) <= set(proof.kept):
+            shard = replace(shard, generation=shard.generation + 1)
+        return shard
+
+    def _wanted(self, shard: Shard) -> set[str]:
+        return set(self._options.respondents) if shard.respondent == "ALL" else set()
+
     def _fetch(self, shard: Shard) -> TaskSpec:
-        kept = self._options.respondents if shard.respondent == "ALL" else ()
+        kept = tuple(sorted(self._wanted(shard)))
         bucket = BUCKET if budget_of(self._options) is not None else ""
         job = FetchJob(shard, self._base_url, respondents=kept, bucket=bucket)
         return TaskSpec(shard.key, "fetch", msgspec.to_builtins(job))
@@ -171,6 +180,16 @@ def world_of(origin: str) -> str:
     return origin if origin in ("synthetic", "recordings") else "real"
 
 
+def clock_of(base_url: str) -> datetime:
+    """The server's own time, from the `Date` of any answer: what may still be revised is reckoned by it."""
+    try:
+        answer = requests.get(base_url, timeout=30, allow_redirects=False, stream=True)
+        answer.close()
+        return parsedate_to_datetime(answer.headers["Date"]).astimezone(UTC)
+    except (requests.RequestException, KeyError, ValueError) as error:
+        raise SourceError(f"{base_url} does not say what time it is: {error}. Is it reachable?", "clock") from error
+
+
 def budget_of(options: Options) -> Budget | None:
     """The request budget of this run: `--rate`, else the source's policy, else none."""
     if options.rate is not None:
@@ -181,7 +200,7 @@ def budget_of(options: Options) -> Budget | None:
 
 def dry_run(options: Options) -> dict[str, Any]:
     """The plan and what it costs, without a request: shards, requests, the least time that EIA's policy allows."""
-    extraction = Extraction(options, "")
+    extraction = Extraction(options, "", datetime.now(UTC))
     open_shards = [
         shard for shard in extraction.shards if not manifest.shard_path(options.data_dir, shard.key).exists()
     ]
@@ -223,7 +242,7 @@ def run(options: Options, *, as_json: bool = False, quiet: bool = False) -> dict
         base_url = options.source.base_url or stack.enter_context(_emulator(options.source)).url
         if options.rebuild:
             set_journal_aside(options.data_dir)
-        extraction = Extraction(options, base_url)
+        extraction = Extraction(options, base_url, clock_of(base_url) if options.update else datetime.now(UTC))
         tasks = extraction.open_tasks()
         ended = Ended(Outcome("done"))
         if tasks:

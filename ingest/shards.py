@@ -106,6 +106,7 @@ class ShardProof:
     digest: str  # sha256 of the canonical (hour, respondent, variable, value) rows: equal digests = equal data
     requests: int  # HTTP requests spent, retries and confirmations included
     reused: int  # pages found whole on disk from an earlier attempt
+    kept: tuple[str, ...] = ()  # bulk only: the balancing authorities whose rows are in the piece
     faults: dict[str, int] = field(default_factory=dict)  # faults met and mended, by kind
 
 

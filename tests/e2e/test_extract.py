@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import json
+import os
+import random
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import zmq
 
 from ingest.emulator.process import Emulator
 from tests.e2e.conftest import RECORDINGS, SMALL, Run, command, environment, series_digest
@@ -72,6 +77,7 @@ def spoilt(*names: str, probability: float) -> list[dict[str, object]]:
     return [{**FAULTS[name], "match": {"probability": probability}, "times": 1} for name in names]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_leaves_the_series_as_it_was(
     coordinator: Coordinator, faultless: tuple[Path, dict[str, str]], tmp_path: Path, fault: str
@@ -203,6 +209,93 @@ def test_the_key_is_nowhere(coordinator: Coordinator, tmp_path: Path) -> None:
             content = gzip.decompress(content)
         assert needle not in content, path
     assert any(path.suffix == ".gz" for path in files)
+
+
+def test_update_asks_for_what_may_be_revised_and_keeps_both_vintages(coordinator: Coordinator, tmp_path: Path) -> None:
+    """The emulator's clock says June 2026; a week later the hours that it had restated are a new generation."""
+    period = ("--respondents", "PACW", "--start", "2026-05", "--end", "2026-07")
+    with Emulator("--now", "2026-06-20T06") as emulator:
+        first = coordinator("start", "--update", "--json", "--source", emulator.url, *period)
+        assert first.code == 0, first.stderr
+        emulator.advance(7 * 86400)
+        second = coordinator("start", "--update", "--json", "--source", emulator.url, *period)
+        assert second.code == 0, second.stderr
+    assert second.result["new_rows"] < first.result["new_rows"]
+    assert second.result["revised"] > 0
+    assert list((tmp_path / "data" / "manifests").rglob("*/g000.json"))
+    assert list((tmp_path / "data" / "manifests").rglob("*/g001.json"))
+    assert coordinator("verify").code == 0
+
+
+def test_bulk_and_oasis_come_the_same_way(coordinator: Coordinator) -> None:
+    """A bulk file read for one respondent is read again for another, as the next generation."""
+    with Emulator() as emulator:
+        bulk = (
+            "--source",
+            f"bulk+{emulator.url}",
+            "--start",
+            "2024-07",
+            "--end",
+            "2024-12",
+            "--json",
+            "--data",
+            "bulk",
+        )
+        one = coordinator("start", "--extract", *bulk, "--respondents", "PACW")
+        two = coordinator("start", "--extract", *bulk, "--respondents", "PACW,ERCO")
+        oasis = ("--source", f"oasis+{emulator.url}", "--respondents", "CISO", "--start", "2024-01", "--end", "2024-01")
+        caiso = coordinator("start", "--extract", *oasis, "--json", "--data", "oasis")
+    for run in (one, two, caiso):
+        assert run.code == 0, run.stderr
+        assert run.result["rows"] == run.result["total"] > 0
+    assert (one.result["series"], two.result["series"]) == (1, 2) or two.result["series"] > one.result["series"]
+
+
+def test_a_full_disk_is_resumable(coordinator: Coordinator, tmp_path: Path) -> None:
+    """A small tmpfs: exit 75 with the path and the next command; with room, the same command finishes."""
+    if os.geteuid() != 0 or sys.platform != "linux":
+        pytest.skip("mounting a small tmpfs needs root on Linux")
+    data = tmp_path / "data"
+    data.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(data)], check=False).returncode:
+        pytest.skip("tmpfs can't be mounted here")
+    try:
+        with Emulator() as emulator:
+            small = ("--source", emulator.url, "--respondents", "PACW,ERCO", "--start", "2023", "--end", "2024")
+            full = coordinator("start", "--extract", *small)
+            assert full.code == 75, full.stderr
+            assert "space" in full.stdout + full.stderr
+            subprocess.run(["mount", "-o", "remount,size=200m", str(data)], check=True)
+            resumed = coordinator("start", "--extract", "--json", *small)
+            assert resumed.code == 0, resumed.stderr
+            assert resumed.result["proved"] == resumed.result["shards"] == 8
+    finally:
+        subprocess.run(["umount", "-l", str(data)], check=True)
+
+
+def test_garbage_on_the_socket_is_dropped_and_counted(coordinator: Coordinator, tmp_path: Path) -> None:
+    """Random, oversized and half-right frames while a run goes on: it ends as if nothing had been."""
+    with Emulator("--latency-ms", "150") as emulator:
+        arguments = command("start", "--extract", "--json", "--quiet", "--source", emulator.url, *SMALL)
+        process = subprocess.Popen(arguments, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True)
+        endpoint = tmp_path / "data" / ".endpoint"
+        while not (endpoint.exists() and endpoint.read_text()):
+            assert process.poll() is None
+        context = zmq.Context()
+        socket = context.socket(zmq.DEALER)
+        socket.connect(endpoint.read_text())
+        draw = random.Random(7)
+        for size in (0, 1, 17, 1000, 100_000):
+            for _ in range(20):
+                socket.send_multipart([draw.randbytes(size)] * draw.randint(1, 4))
+        socket.send(draw.randbytes(9 << 20))  # over the limit: the connection is cut, not the service
+        seen = coordinator("status", "--json")
+        socket.close(linger=0)
+        context.term()
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert json.loads(output)["rows"] == json.loads(output)["total"]
+    assert seen.result["counters"]["bad"] >= 90
 
 
 def test_dry_run_prints_the_plan_and_asks_nothing(coordinator: Coordinator, tmp_path: Path) -> None:
