@@ -12,8 +12,10 @@ import numpy as np
 
 from ringattn.kernels._seam import Block, check, visible
 
-Q_TILE = 512
-K_TILE = 1024
+CPU_TILE = 256
+"""Queries and keys of a tile: a head's scores stay in the L2 (measured: about twice as fast as tiles of 512)."""
+GPU_TILE = 1024
+"""Fewer, larger launches; chosen without an Apple GPU at hand."""
 _LOG2E = math.log2(math.e)
 _LN2 = math.log(2.0)
 
@@ -49,7 +51,7 @@ def classify(block: Block, q_at: slice, k_at: slice) -> TileClass:
 
 
 class MlxKernel:
-    """Tiles of `Q_TILE` queries by `K_TILE` keys, query heads of a group stacked so that K and V are never repeated."""
+    """Square tiles; query heads of a group are stacked as rows, so that K and V are never repeated."""
 
     name = "mlx"
 
@@ -61,12 +63,12 @@ class MlxKernel:
         batch, heads, q_len, dim = q.shape
         k, v = k.astype(mx.float32), v.astype(mx.float32)
         outs, lses = [], []
-        for q_at in _tiles(q_len, Q_TILE):
+        for q_at in _tiles(q_len):
             rows = _stack(q, k, q_at) * (scale * _LOG2E)
             o = mx.zeros(rows.shape)
             total = mx.zeros((*rows.shape[:-1], 1))
             top = mx.full(total.shape, -mx.inf)
-            for k_at in _tiles(k.shape[2], K_TILE):
+            for k_at in _tiles(k.shape[2]):
                 kind = classify(block, q_at, k_at)
                 if kind is TileClass.SKIP:
                     continue
@@ -104,10 +106,10 @@ class MlxKernel:
         k, v = k.astype(mx.float32), v.astype(mx.float32)
         # A row that saw no key anywhere has lse = -inf; +inf makes its probabilities 0.
         lse = mx.where(lse == -mx.inf, mx.inf, lse)[..., None] * _LOG2E
-        q_tiles = _tiles(q_len, Q_TILE)
+        q_tiles = _tiles(q_len)
         dqs: dict[int, mx.array] = {}
         dks, dvs = [], []
-        for k_at in _tiles(k.shape[2], K_TILE):
+        for k_at in _tiles(k.shape[2]):
             keys, values = k[:, :, k_at], v[:, :, k_at]
             dk, dv = mx.zeros(keys.shape), mx.zeros(values.shape)
             touched = []
@@ -135,7 +137,12 @@ class MlxKernel:
         return mx.concatenate(dq_tiles, axis=2) * scale, mx.concatenate(dks, axis=2), mx.concatenate(dvs, axis=2)
 
 
-def _tiles(length: int, size: int) -> list[slice]:
+def _on_cpu() -> bool:
+    return mx.default_device().type == mx.cpu
+
+
+def _tiles(length: int) -> list[slice]:
+    size = CPU_TILE if _on_cpu() else GPU_TILE
     return [slice(i, min(i + size, length)) for i in range(0, length, size)]
 
 
@@ -163,6 +170,6 @@ def _finite(top: mx.array) -> mx.array:
 
 def _exp2(x: mx.array) -> mx.array:
     """2^x. MLX's exp on CPUs is scalar and slow; its power is four times as fast there (GPUs have a fast exp)."""
-    if mx.default_device().type == mx.cpu:
+    if _on_cpu():
         return mx.power(2.0, x)
     return mx.exp(x * _LN2)

@@ -92,7 +92,11 @@ def default_threads() -> int:
     """RINGATTN_THREADS, else the cores that this process may use."""
     wanted = os.environ.get("RINGATTN_THREADS")
     if wanted:
-        return max(1, int(wanted))
+        if not wanted.isdecimal() or int(wanted) < 1:
+            raise KernelError(
+                f"RINGATTN_THREADS is a number of threads, at least 1: got {wanted!r}; unset it or correct it"
+            )
+        return int(wanted)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

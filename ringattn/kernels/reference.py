@@ -66,4 +66,4 @@ def _scores(q: mx.array, k: mx.array, block: Block, scale: float) -> mx.array:
 
 def _probabilities(scores: mx.array, lse: mx.array) -> mx.array:
     """exp(scores - lse), and 0 in rows that see nothing (lse = -inf)."""
-    return mx.exp(scores - mx.where(lse == -mx.inf, 0.0, lse)[..., None])
+    return mx.exp(scores - mx.where(lse == -mx.inf, mx.inf, lse)[..., None])
