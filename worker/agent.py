@@ -13,7 +13,6 @@ import queue
 import secrets
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -48,41 +47,18 @@ from coordinator.protocol import (
 from ingest.fetch import Cancelled, FetchContext
 from ingest.http import make_session
 from worker.execute import HANDLERS, Handler, failure_of
+from worker.job import Job
+from worker.parent import EXIT_LOST, die_with_parent
 from worker.permits import Permits
-from worker.transfer import Acks, send_file
+from worker.transfer import send_file
 
 log = logging.getLogger(__name__)
 
-EXIT_OK, EXIT_REFUSED, EXIT_LOST, EXIT_INTERRUPTED = 0, 1, 75, 130
+EXIT_OK, EXIT_REFUSED, EXIT_INTERRUPTED = 0, 1, 130
 HELLO_S = 1.0  # between tries to register
 RESEND_S = 5.0  # a result that was not acknowledged for this long is sent again
 PATIENCE_S = 60.0  # without a coordinator for this long, the worker gives up
 HIGH_WATER = 10_000  # messages
-
-
-class _Job:
-    """A lease in execution."""
-
-    def __init__(self, lease: Lease, share_files: bool) -> None:
-        self.lease = lease
-        self.share_files = share_files
-        self.cancelled = threading.Event()
-        self.acks = Acks(self.cancelled.is_set)
-        self._lock = threading.Lock()
-        self._finished = False
-
-    def finish(self) -> bool:
-        """The thread has done its part. False: it was taken back before, and somebody else has the thread's place."""
-        with self._lock:
-            self._finished = True
-            return not self.cancelled.is_set()
-
-    def abandon(self) -> bool:
-        """Take it back. True: its thread is still at work and needs a replacement."""
-        with self._lock:
-            running = not self._finished and not self.cancelled.is_set()
-            self.cancelled.set()
-            return running
 
 
 class Agent:
@@ -126,10 +102,10 @@ class Agent:
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
         self._awake = False  # the loop has been told to look into the outbox
-        self._todo: queue.SimpleQueue[_Job] = queue.SimpleQueue()
-        self._jobs: dict[tuple[str, int], _Job] = {}
+        self._todo: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._jobs: dict[tuple[str, int], Job] = {}
         self._unacked: dict[tuple[str, int], tuple[list[bytes], float]] = {}
-        self._fresh: list[_Job] = []  # leased, but not yet listed in a heartbeat
+        self._fresh: list[Job] = []  # leased, but not yet listed in a heartbeat
         self._welcome: Welcome | None = None
         self._heard = time.monotonic()
         self._next_word = 0.0  # when the next Hello or heartbeat is due
@@ -245,7 +221,7 @@ class Agent:
         key = (lease.task, lease.attempt)
         if self._welcome is None or key in self._jobs or key in self._unacked:
             return
-        job = self._jobs[key] = _Job(lease, self._welcome.share_files)
+        job = self._jobs[key] = Job(lease, self._welcome.share_files)
         self._fresh.append(job)
 
     def _speak(self) -> None:
@@ -339,7 +315,7 @@ class Agent:
             except Exception as error:  # a proof that is too large, or no plain data
                 self._say(failure_of(error, self.name, job.lease, self._api_key))
 
-    def _execute(self, job: _Job) -> protocol.Message | None:
+    def _execute(self, job: Job) -> protocol.Message | None:
         """Run a lease to its answer; None when it was taken back."""
         lease, began = job.lease, time.monotonic()
         if job.cancelled.is_set():
@@ -371,7 +347,7 @@ class Agent:
             pause = None if retry_after is None else min(max(retry_after, 0.0), protocol.MAX_PAUSE)
             self._say(ThrottleReport(self.name, bucket, kind, pause))
 
-    def _send_files(self, job: _Job, proof: dict[str, Any]) -> None:
+    def _send_files(self, job: Job, proof: dict[str, Any]) -> None:
         task, attempt = job.lease.task, job.lease.attempt
         for path, size, sha256 in protocol.files_in(proof):
             send_file(
@@ -414,23 +390,3 @@ def run_agent(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: agent.interrupt())
     return agent.run()
-
-
-def die_with_parent() -> None:
-    """End this process, at once and however it is busy, when its parent ends: on end of file on stdin, which the parent holds
-    open; on Linux by the kernel as well."""
-    if sys.platform == "linux":
-        import ctypes
-
-        PR_SET_PDEATHSIG = 1
-        parent = os.getppid()
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(EXIT_LOST)
-
-    def watch() -> None:
-        while os.read(0, 4096):
-            pass
-        os._exit(EXIT_LOST)
-
-    threading.Thread(target=watch, name="parent", daemon=True).start()

@@ -116,3 +116,10 @@ def test_it_finds_the_ceiling_again_when_the_other_client_has_gone() -> None:
     assert budget.snapshot(200.0)["pace"] < 10.0
     budget.grant(20_000.0, 1)
     assert budget.snapshot(20_000.0)["pace"] == 10.0
+
+
+def test_a_report_during_the_pause_can_lengthen_it() -> None:
+    budget = Budget(10.0)
+    budget.throttled(0.0, "403", 5.0)
+    budget.throttled(1.0, "403", 30.0)
+    assert budget.grant(2.0, 1)[0] == pytest.approx(29.0)

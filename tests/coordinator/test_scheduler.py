@@ -34,7 +34,8 @@ from coordinator.protocol import (
     Stop,
     Welcome,
 )
-from coordinator.scheduler import Limits, Scheduler, TaskSpec, backoff
+from coordinator.scheduler import Limits, Scheduler, TaskSpec
+from coordinator.workers import backoff
 
 HERE = "this-folder"
 
@@ -286,3 +287,46 @@ def test_another_protocol_is_refused_with_the_reason() -> None:
     stranger = Hello("w1", "host", 1, ("fetch",), 1, HERE, "0.1.0", "3.11", protocol.VERSION + 1)
     stops = sent(started(spec("a")).decide(stranger, 0.0), Stop)
     assert stops and "install the same version" in stops[0].reason
+
+
+def test_an_older_attempt_of_the_same_worker_is_stale_too() -> None:
+    scheduler = started(spec("a"), limits=Limits(lease_s=5.0))
+    scheduler.decide(hello(), 0.0)
+    scheduler.decide(Tick(), 4.0)
+    scheduler.decide(Heartbeat("w1", ()), 5.5)
+    assert leases(scheduler.decide(Tick(), 6.0)) == [("a", 2)]
+    late = scheduler.decide(result("a", 1), 6.5)
+    assert sent(late, Ack) == [Ack("a", 1, False)] and not late.records
+    assert sent(scheduler.decide(result("a", 2), 7.0), Ack) == [Ack("a", 2, True)]
+
+
+def test_a_renewed_lease_still_lapses_once_it_is_no_longer_listed() -> None:
+    scheduler = started(spec("a"), limits=Limits(lease_s=5.0))
+    scheduler.decide(hello(), 0.0)
+    for now in (2.0, 4.0, 6.0, 8.0):
+        scheduler.decide(Heartbeat("w1", (("a", 1),)), now)
+        assert not leases(scheduler.decide(Tick(), now))
+    for now in (10.0, 12.0):
+        scheduler.decide(Heartbeat("w1", ()), now)
+        assert not leases(scheduler.decide(Tick(), now))
+    scheduler.decide(Heartbeat("w1", ()), 13.5)
+    assert leases(scheduler.decide(Tick(), 13.5)) == [("a", 2)]
+
+
+def test_failures_without_blame_are_tried_again_for_ever_but_not_at_once() -> None:
+    scheduler = started(spec("a"), limits=Limits(max_failures=2))
+    scheduler.decide(hello(), 0.0)
+    for attempt in range(1, 9):
+        assert not leases(scheduler.decide(failure("a", attempt, blame=attempt == 1), float(attempt)))
+        assert leases(scheduler.decide(Tick(), attempt + 0.9)) == [("a", attempt + 1)]
+    assert scheduler.tasks["a"].failures == 1
+
+
+def test_what_waits_for_a_task_that_is_opened_again_waits_once_more() -> None:
+    scheduler = started(spec("a"), spec("b", kind="build", after=("a",)))
+    scheduler.decide(hello(), 0.0)
+    scheduler.decide(result("a"), 1.0)
+    scheduler.decide(Confirmed("a", 1), 1.0)
+    assert leases(scheduler.decide(AddTasks((spec("a"),)), 2.0)) == [("a", 2)]  # b was ready: nobody could take it yet
+    assert not leases(scheduler.decide(hello("w2", kinds=("build",)), 3.0))
+    assert leases(scheduler.decide(result("a", 2), 4.0)) == [("b", 1)]

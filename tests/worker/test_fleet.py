@@ -155,7 +155,7 @@ def test_a_lease_that_kills_its_workers_is_quarantined_and_the_rest_is_done(flee
     server = fleet.serve(TaskSpec("poison", "suicide", {}), TaskSpec("good", "step", {"seed": "x"}, after=()))
     while fleet.outcome is None and len(fleet.processes) < 12:
         process = fleet.worker(capacity=1)
-        until(lambda process=process: fleet.outcome or process.poll() is not None, "an end")
+        until(lambda: fleet.outcome or fleet.processes[-1].poll() is not None, "an end")
         server.lost(process.pid)
     outcome = fleet.end()
     assert (outcome.status, outcome.exit_code) == ("incomplete", 75)
@@ -185,7 +185,7 @@ def test_a_new_coordinator_on_the_port_takes_over_the_workers(fleet: Fleet, tmp_
     )
     assert first.stdout is not None and first.stdout.readline().strip() == bind
     fleet.data_dir = tmp_path
-    fleet.server = type("Endpoint", (), {"endpoint": bind})()  # type: ignore[assignment]
+    fleet.server = type("Endpoint", (), {"endpoint": bind})()
     worker = fleet.worker()
     look = Journal(tmp_path / "journal.sqlite")
     until(lambda: any(isinstance(record, Leased) for record in look.load()), "a lease")

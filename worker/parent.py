@@ -1,0 +1,29 @@
+"""End with the parent process: local workers must not outlive their coordinator, not even after a kill -9."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+
+EXIT_LOST = 75
+
+
+def die_with_parent() -> None:
+    """End this process, at once and however it is busy, when its parent ends: on end of file on stdin, which the parent holds
+    open; on Linux by the kernel as well."""
+    if sys.platform == "linux":
+        PR_SET_PDEATHSIG = 1
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(EXIT_LOST)
+
+    def watch() -> None:
+        while os.read(0, 4096):
+            pass
+        os._exit(EXIT_LOST)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
