@@ -94,7 +94,7 @@ class MlxTransport:
                 if x is not None:
                     now.append(mx.distributed.send(x, shift.to, group=self._group, stream=self._out))
                 if spec is not None:
-                    got.append(mx.distributed.recv(*spec, shift.source, group=self._group, stream=self._in))
+                    got.append(mx.distributed.recv(spec[0], spec[1], shift.source, group=self._group, stream=self._in))
                     now.append(got[-1])
                 mx.eval(now)
             return got

@@ -16,7 +16,7 @@ def call(rank: int, *, heads: int = 2, length: int = 8, dim: int = 4, dtype: mx.
 def main() -> None:
     rank = ra.init().rank()
     other = rank == 1
-    cases = {
+    cases: dict[str, dict] = {
         "good before": {},
         "query heads": {"heads": 4 if other else 2, "kv": mx.zeros((1, 2, 8, 4))},
         "dtype": {"dtype": mx.bfloat16 if other else mx.float32},
@@ -30,7 +30,7 @@ def main() -> None:
         "refused agree": {"kv": mx.zeros((1, 2, 9, 4)) if other else mx.zeros((1, 2, 8, 4))},
         "good after": {},
     }
-    seen = {}
+    seen: dict[str, object] = {}
     for name, options in cases.items():
         try:
             call(rank, **options)

@@ -4,6 +4,7 @@ The invariant: the same weights at any number of ranks. Loss sums over local tok
 """
 
 import sys
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -52,7 +53,7 @@ def main() -> None:
     step = nn.value_and_grad(model, loss)
     for _ in range(10):
         _, grads = step(model)
-        flat = tree_flatten(grads)
+        flat: list[tuple[str, mx.array]] = [*tree_flatten(grads)]
         packed = mx.concatenate([g.reshape(-1) for _, g in flat])
         packed = mx.distributed.all_sum(packed, group=group)
         ends = np.cumsum([g.size for _, g in flat])[:-1].tolist()
@@ -60,7 +61,9 @@ def main() -> None:
         optimizer.update(model, tree_unflatten(list(zip((name for name, _ in flat), summed, strict=True))))
         mx.eval(model.parameters(), optimizer.state)
     if group.rank() == 0:
-        np.savez(sys.argv[1], **{name: np.array(w) for name, w in tree_flatten(model.parameters())})
+        trained: list[tuple[str, mx.array]] = [*tree_flatten(model.parameters())]
+        weights: dict[str, Any] = {name: np.array(w) for name, w in trained}
+        np.savez(sys.argv[1], **weights)
 
 
 main()

@@ -1,0 +1,249 @@
+"""When does a ring pay? `python -m ringattn.planner [--length 131072 --heads 8 --dim 64]` measures and predicts.
+
+Measures this machine's block-attention speed F (FLOP/s, forward and backward) and the loopback link, then prints for
+Thunderbolt 4, 10 GbE and 1 GbE the smallest block a host at which communication hides, and the predicted efficiency of
+1 to 16 hosts like this one. docs/ring_attention.md derives the formulas; the benchmark puts measured beside predicted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from ringattn import kernels, launch
+
+HOSTS = (1, 2, 4, 8, 16)
+FORWARD_FLOPS, BACKWARD_FLOPS = 4, 10  # a (query, key) pair, times head dimension: 2 and 5 matrix products
+
+
+@dataclass(frozen=True)
+class Shape:
+    """An attention call. length: tokens of the whole sequence; itemsize: bytes of an element of K and V."""
+
+    length: int
+    batch: int = 1
+    heads: int = 8
+    kv_heads: int = 8
+    dim: int = 64
+    itemsize: int = 4
+    causal: bool = True
+
+    @property
+    def density(self) -> float:
+        """Visible part of a block: zigzag makes every causal hop about one half."""
+        return 0.5 if self.causal else 1.0
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One host's kernel: FLOP/s of visible work, forward and backward."""
+
+    forward: float
+    backward: float
+
+
+@dataclass(frozen=True)
+class Link:
+    """One direction between neighbours: bytes/s, both directions at once, and seconds an exchange costs at least."""
+
+    name: str
+    bandwidth: float
+    latency: float
+
+
+# Nominal rates less TCP's overhead: 20 of Thunderbolt 4's 40 Gbit/s are what its IP bridge gives one stream.
+LINKS = (
+    Link("Thunderbolt 4", 2.5e9, 1e-4),
+    Link("10 GbE", 1.17e9, 1e-4),
+    Link("1 GbE", 0.117e9, 2e-4),
+)
+
+
+def hop_seconds(shape: Shape, speed: Speed, link: Link, hosts: int) -> tuple[float, float, float, float]:
+    """Seconds of one hop: forward compute, backward compute, moving K and V, moving dK and dV (float32)."""
+    block = shape.length / hosts
+    pairs = shape.batch * shape.heads * shape.dim * block**2 * shape.density
+    elements = 2 * shape.batch * shape.kv_heads * block * shape.dim
+    return (
+        FORWARD_FLOPS * pairs / speed.forward,
+        BACKWARD_FLOPS * pairs / speed.backward,
+        link.latency + elements * shape.itemsize / link.bandwidth,
+        link.latency + elements * 4 / link.bandwidth,
+    )
+
+
+def step_seconds(shape: Shape, speed: Speed, link: Link, hosts: int) -> float:
+    """Predicted seconds of forward and backward: the loop of `ringattn.ring` with a clock, one exchange at a time."""
+    forward, backward, move, move_grad = hop_seconds(shape, speed, link, hosts)
+    if hosts == 1:
+        return forward + backward
+    now = free = 0.0  # now: of the computation; free: when the link is
+    for hop in range(hosts - 1):
+        free = max(now, free) + move
+        now = max(now + forward, free)
+        if hop == hosts - 2:
+            now += forward
+    home = 0.0  # when the gradients under way arrive
+    for hop in range(hosts):
+        if hop < hosts - 1:
+            arrives = free = max(now, free) + move
+        now += backward if hop else backward / 2  # half of the own block hides the first exchange
+        if hop:
+            now = max(now, home)
+            home = free = max(now, free) + move_grad
+        if hop < hosts - 1:
+            now = max(now, arrives)
+    return max(now + backward / 2, home)  # the other half hides the gradients' way home
+
+
+def efficiency(shape: Shape, speed: Speed, link: Link, hosts: int) -> float:
+    """One host's time over `hosts` times the ring's time: 1.0 is perfect, below 1 / hosts one host is faster."""
+    return step_seconds(shape, speed, link, 1) / (hosts * step_seconds(shape, speed, link, hosts))
+
+
+def smallest_block(shape: Shape, speed: Speed, link: Link) -> int:
+    """Tokens a host from which every hop's communication hides behind its computation.
+
+    Forward: itemsize * kv_heads * F / (2 * density * heads * B); backward, where K, V and the float32 gradients move while
+    one block is computed: (itemsize + 4) * kv_heads * F / (5 * density * heads * B). Latency adds a term that falls with
+    the square of the block, so the exact bound is found by bisection.
+    """
+
+    def hides(block: int) -> bool:
+        part = Shape(**{**asdict(shape), "length": block})
+        forward, backward, move, move_grad = hop_seconds(part, speed, link, 1)
+        return forward >= move and backward >= move + move_grad and backward / 2 >= max(move, move_grad)
+
+    low, high = 1, 1
+    while not hides(high):
+        low, high = high, high * 2
+    while high - low > max(1, high // 100):
+        middle = (low + high) // 2
+        low, high = (low, middle) if hides(middle) else (middle, high)
+    return high
+
+
+def measure_speed(shape: Shape, *, block: int = 2048, repeats: int = 3) -> Speed:
+    """This machine's kernel on one block of `block` tokens, best of `repeats`, with the kernel that would be chosen."""
+    dtype = mx.float32 if shape.itemsize == 4 else mx.bfloat16
+    rng = np.random.default_rng(0)
+
+    def draw(heads: int) -> mx.array:
+        return mx.array(rng.standard_normal((1, heads, block, shape.dim), dtype=np.float32)).astype(dtype)
+
+    q, k, v, do = draw(shape.heads), draw(shape.kv_heads), draw(shape.kv_heads), draw(shape.heads)
+    at = np.arange(block, dtype=np.int32)
+    mask = kernels.Block(at, at, causal=shape.causal)
+    kernel = kernels.select()
+    o, lse = kernel.forward(q, k, v, mask, scale=0.1)
+    delta = (do.astype(mx.float32) * o).sum(axis=-1)
+    mx.eval(q, k, v, do, lse, delta)
+    forward, backward = float("inf"), float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        mx.eval(kernel.forward(q, k, v, mask, scale=0.1))
+        middle = time.perf_counter()
+        mx.eval(kernel.backward(q, k, v, do, lse, delta, mask, scale=0.1))
+        forward, backward = min(forward, middle - start), min(backward, time.perf_counter() - middle)
+    pairs = shape.heads * shape.dim * block**2 * shape.density
+    return Speed(FORWARD_FLOPS * pairs / forward, BACKWARD_FLOPS * pairs / backward)
+
+
+def measure_link(timeout: float = 60.0) -> Link:
+    """The link between two ranks of this machine, through the ring's own transport."""
+    out = launch.run(2, [str(Path(__file__)), "--measure-link"], timeout=timeout)
+    return Link("loopback", **json.loads(out[0][-1]))
+
+
+def _measure_link_rank() -> None:
+    from ringattn import init
+    from ringattn.transport import MlxTransport, Shift
+
+    transport = MlxTransport(init())
+    other = 1 - transport.rank()
+
+    def best(nbytes: int, repeats: int) -> float:
+        x = mx.zeros((nbytes // 4,))
+        mx.eval(x)
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            transport.shift(Shift([x], other, [(x.shape, x.dtype)], other), "measuring the link").wait(30)
+            times.append(time.perf_counter() - start)
+        return float(np.median(times))
+
+    latency, size = best(4, 30), 16_000_000
+    print(json.dumps({"latency": latency, "bandwidth": size / max(1e-9, best(size, 7) - latency)}))
+
+
+def report(shape: Shape, speed: Speed, links: Sequence[Link]) -> dict:
+    """Everything that the planner says, as plain data."""
+    rows = []
+    for link in links:
+        by_hosts = {n: efficiency(shape, speed, link, n) for n in HOSTS}
+        best = max(HOSTS, key=lambda n: by_hosts[n] * n)
+        rows.append(
+            {**asdict(link), "smallest_block": smallest_block(shape, speed, link), "efficiency": by_hosts, "best": best}
+        )
+    return {"shape": asdict(shape), "speed": asdict(speed), "kernel": kernels.select().name, "links": rows}
+
+
+def text(found: dict) -> str:
+    """The report for a terminal."""
+    shape, speed = found["shape"], found["speed"]
+    lines = [
+        f"{found['kernel']} kernel here: {speed['forward'] / 1e9:.0f} GFLOP/s forward, {speed['backward'] / 1e9:.0f} backward",
+        f"{shape['length']} tokens, {shape['heads']} heads of {shape['dim']}, {'causal' if shape['causal'] else 'full'}; "
+        "predicted efficiency of n hosts like this one:",
+        f"{'link':<15}{'GB/s':>7}{'hides from':>15}" + "".join(f"{f'n={n}':>8}" for n in HOSTS) + "   best",
+    ]
+    for row in found["links"]:
+        best = "one host is faster" if row["best"] == 1 else f"{row['best']} hosts"
+        lines.append(
+            f"{row['name']:<15}{row['bandwidth'] / 1e9:>7.2f}{row['smallest_block']:>9} tokens"
+            + "".join(f"{row['efficiency'][n]:>8.0%}" for n in HOSTS)
+            + f"   {best}"
+        )
+    lines.append(
+        "hides from: tokens a host from which communication is hidden; loopback is measured, the others are nominal"
+    )
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m ringattn.planner", description="When does a ring pay?")
+    parser.add_argument("--length", type=int, default=131_072, help="tokens of the whole sequence")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--heads", type=int, default=8, help="query heads")
+    parser.add_argument("--kv-heads", type=int, default=None, help="default: as many as --heads")
+    parser.add_argument("--dim", type=int, default=64, help="head dimension")
+    parser.add_argument("--bf16", action="store_true", help="bfloat16 instead of float32")
+    parser.add_argument("--full", action="store_true", help="full instead of causal attention")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument("--measure-link", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    if options.measure_link:
+        _measure_link_rank()
+        return 0
+    kv_heads = options.kv_heads or options.heads
+    if min(options.length, options.batch, options.heads, options.dim, kv_heads) < 1 or options.heads % kv_heads:
+        parser.error("lengths and heads are from 1 up, and --heads is a multiple of --kv-heads")
+    shape = Shape(
+        options.length, options.batch, options.heads, kv_heads, options.dim, 2 if options.bf16 else 4, not options.full
+    )
+    found = report(shape, measure_speed(shape), [*LINKS, measure_link()])
+    print(json.dumps(found) if options.json else text(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,230 @@
+"""Plots and tables of the ring benchmark, from its JSON lines alone; used by `python scripts/bench_ring.py plot | docs`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs" / "ring_attention.md"
+IMAGES = ROOT / "docs" / "img"
+BEGIN, END = "<!-- benchmark: begin (scripts/bench_ring.py docs) -->", "<!-- benchmark: end -->"
+_ASKED = ("what", "length", "causal", "backward", "ranks", "layout", "dtype", "kernel", "weights", "slow", "link_share")
+
+
+def flops(line: dict) -> float:
+    """Useful floating-point operations of a case."""
+    work = (14 if line["backward"] else 4) * line["length"] ** 2 * line["dim"] * line["heads"]
+    return work * (0.5 if line["causal"] else 1.0)
+
+
+def named(line: dict) -> str:
+    """A contender's name in tables and legends."""
+    if line["what"] != "ring":
+        return " ".join([line["what"], *(f"{k} {v}" for k, v in (line.get("setting") or {}).items())])
+    parts = [f"ring of {line['ranks']}" if line["ranks"] > 1 else "one process"]
+    parts += [line[k] for k in ("layout", "kernel") if line.get(k)]
+    parts += ["one rank slowed"] if line.get("slow") else []
+    parts += ["weighted shares"] if line.get("weights") else []
+    parts += [f"link at {line['link_share']:.0%} of the computation"] if line.get("link_share") else []
+    parts += [line["dtype"]] if line["dtype"] != "float32" else []
+    return ", ".join(parts)
+
+
+def read(path: Path) -> list[dict]:
+    """The latest line of each case."""
+    latest: dict[str, dict] = {}
+    for text in path.read_text().splitlines():
+        line = json.loads(text)
+        latest[json.dumps([line.get(k) for k in (*_ASKED, "tuning", "setting")])] = line
+    return list(latest.values())
+
+
+class Lines:
+    """The lines with what the tables ask of them."""
+
+    def __init__(self, lines: list[dict]) -> None:
+        self.all = lines
+        self.done = [line for line in lines if "best" in line]
+        if not self.done:
+            raise SystemExit("no measurement in the file; run `python scripts/bench_ring.py run --out FILE` first")
+        # Other work on the machine can only lower a measured peak.
+        self.peak = max(line["fma_peak"] for line in self.done)
+
+    def find(
+        self, what: str, length: int, *, causal: bool = True, backward: bool = True, **more: object
+    ) -> dict | None:
+        """The fastest line of a case; keys not named must be unset."""
+        wanted = {"what": what, "length": length, "causal": causal, "backward": backward, "dtype": "float32", **more}
+        plain = ("layout", "kernel", "weights", "slow", "link_share")
+        found = [
+            line
+            for line in self.done
+            if all(line.get(k) == v for k, v in wanted.items()) and not any(line.get(k) for k in plain if k not in more)
+        ]
+        return min(found, key=lambda line: line["best"], default=None)
+
+    def lengths(self) -> list[int]:
+        """All lengths that were measured."""
+        return sorted({line["length"] for line in self.done})
+
+    def share(self, line: dict) -> float:
+        """Share of the best FMA peak measured in the file."""
+        return flops(line) / line["best"] / self.peak
+
+
+CONTENDERS: tuple[tuple[str, dict], ...] = (
+    ("one process", {"what": "ring", "ranks": 1}),
+    ("ring of 2", {"what": "ring", "ranks": 2}),
+    ("ring of 4", {"what": "ring", "ranks": 4}),
+    ("torch SDPA", {"what": "torch"}),
+    ("ring-attention-pytorch", {"what": "ring-attention-pytorch"}),
+    ("JAX ringattention", {"what": "jax-ringattention"}),
+    ("mx.fast", {"what": "mx.fast"}),
+)
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows])
+
+
+def _cells(lines: Lines, show: Callable[[dict], str], **case: bool) -> str:
+    lengths = lines.lengths()
+    rows = []
+    for name, asked in CONTENDERS:
+        found = [lines.find(length=length, **{**asked, **case}) for length in lengths]
+        if any(found):
+            rows.append([name, *(show(line) if line else "–" for line in found)])
+    return table(["", *(f"{length:,}" for length in lengths)], rows)
+
+
+def _ratios(lines: Lines) -> str:
+    rows = []
+    for length, causal in ((8192, True), (16384, True), (8192, False)):
+        ours = lines.find("ring", length, causal=causal, ranks=2)
+        alone = lines.find("ring", length, causal=causal, ranks=1)
+        if ours is None:
+            continue
+        row = [f"{length:,} {'causal' if causal else 'full'}", f"{ours['best']:.3f} s"]
+        for peer in ("torch", "jax-ringattention", "ring-attention-pytorch"):
+            line = lines.find(peer, length, causal=causal)
+            row.append(f"{line['best'] / ours['best']:.2f}×" if line else "–")
+        row.append(f"{alone['best'] / ours['best']:.0%}" if alone else "–")
+        row.append(f"{lines.share(alone):.0%}" if alone else "–")
+        rows.append(row)
+    header = ["forward + backward", "ring of 2", "torch SDPA takes", "JAX ringattention", "ring-attention-pytorch"]
+    return table([*header, "of one process's speed", "one process, of FMA peak"], rows)
+
+
+def _rest(lines: Lines) -> str:
+    special = [
+        line
+        for line in lines.done
+        if line["what"] == "ring"
+        and (any(line.get(k) for k in ("layout", "kernel", "slow", "link_share")) or line["dtype"] != "float32")
+    ]
+    rows = []
+    for line in special:
+        plain = lines.find(
+            "ring", line["length"], causal=line["causal"], backward=line["backward"], ranks=line["ranks"]
+        )
+        busy = [min(rank) for rank in line["compute"]]
+        against = f"{line['best'] / plain['best']:.2f}× plain" if plain else "–"
+        if line.get("predicted"):
+            against = f"predicted {line['predicted']:.3f} s"
+        rows.append(
+            [f"{line['length']:,}", named(line), f"{line['best']:.3f} s", against, f"{max(busy) / min(busy) - 1:.1%}"]
+        )
+    return table(["tokens", "ring of 2, causal unless said", "time", "against", "busy times differ by"], rows)
+
+
+def _tuning(lines: Lines) -> str:
+    rows = [
+        [line["what"], json.dumps(line["setting"]), "causal" if line["causal"] else "full", f"{line['best']:.3f} s"]
+        for line in lines.done
+        if line.get("tuning")
+    ]
+    return table(["peer", "setting", "", "time"], rows)
+
+
+def section(lines: Lines) -> str:
+    """The generated part of docs/ring_attention.md."""
+    first = lines.done[0]
+    versions = sorted({f"{line['what']} {line['version']}" for line in lines.done if line["what"] != "ring"})
+    skipped = [f"- {line['length']:,} {named(line)}: {line['skipped']}" for line in lines.all if "skipped" in line]
+    seconds = "{:.3f}".format
+    parts = [
+        f"Machine: {first['machine']}. One run, both cores for everyone, best of up to {max(x['repeats'] for x in lines.done)} "
+        f"repeats; B1 H{first['heads']} D{first['dim']} fp32 unless said. FMA peak {lines.peak / 1e9:.0f} GFLOP/s. "
+        f"Peers: {', '.join(versions)}, each at its best setting below.",
+        _ratios(lines),
+        "Seconds, causal, forward + backward:",
+        _cells(lines, lambda x: seconds(x["best"]), causal=True, backward=True),
+        "Seconds, full, forward + backward:",
+        _cells(lines, lambda x: seconds(x["best"]), causal=False, backward=True),
+        "Peak memory a process in MB, causal, forward + backward:",
+        _cells(lines, lambda x: f"{max(x['peak']) / 1e6:,.0f}", causal=True, backward=True),
+        "Layouts, unequal hosts, kernels, slow links:",
+        _rest(lines),
+        "Settings tried for the peers:",
+        _tuning(lines),
+        *(["Not measured:", "\n".join(skipped)] if skipped else []),
+        "![time](img/ring_time.png) ![memory](img/ring_memory.png)",
+        "![share of peak](img/ring_peak.png) ![efficiency](img/ring_efficiency.png)",
+    ]
+    return "\n\n".join(parts)
+
+
+def docs(options: argparse.Namespace) -> int:
+    """Rewrite the generated section of docs/ring_attention.md."""
+    text = DOCS.read_text()
+    head, tail = text.split(BEGIN)[0], text.split(END)[1]
+    DOCS.write_text(f"{head}{BEGIN}\n\n{section(Lines(read(options.lines)))}\n\n{END}{tail}")
+    return 0
+
+
+def plot(options: argparse.Namespace) -> int:
+    """Draw docs/img/ring_*.png."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    lines = Lines(read(options.lines))
+    machine = lines.done[0]["machine"]
+    IMAGES.mkdir(parents=True, exist_ok=True)
+
+    def draw(name: str, title: str, unit: str, value: Callable[[dict], float], *, log: bool) -> None:
+        figure, axes = plt.subplots(figsize=(7, 4.5))
+        for label, asked in CONTENDERS:
+            found = [line for n in lines.lengths() if (line := lines.find(length=n, **asked))]
+            if found:
+                axes.plot([line["length"] for line in found], [value(line) for line in found], marker="o", label=label)
+        axes.set(xscale="log", yscale="log" if log else "linear", xlabel="tokens", ylabel=unit)
+        axes.set_title(f"{title}\ncausal, forward + backward; {machine}", fontsize=9)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+        figure.savefig(IMAGES / f"ring_{name}.png", dpi=120, bbox_inches="tight")
+        plt.close(figure)
+
+    draw("time", "Time of attention", "seconds", lambda x: x["best"], log=True)
+    draw("memory", "Peak memory of a process", "MB", lambda x: max(x["peak"]) / 1e6, log=True)
+    draw("peak", "Share of the measured FMA peak", "share", lines.share, log=False)
+
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    for length in lines.lengths():
+        alone = lines.find("ring", length, ranks=1)
+        rings = [line for n in (1, 2, 4) if (line := lines.find("ring", length, ranks=n))]
+        if alone:
+            speeds = [alone["best"] / line["best"] for line in rings]
+            axes.plot([line["ranks"] for line in rings], speeds, marker="o", label=f"{length:,} tokens")
+    axes.set(xlabel="ranks on this machine (all cores in each case)", ylabel="speed against one process")
+    axes.set_title(f"What the ring itself costs\ncausal, forward + backward; {machine}", fontsize=9)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(IMAGES / "ring_efficiency.png", dpi=120, bbox_inches="tight")
+    plt.close(figure)
+    return 0

@@ -1,0 +1,62 @@
+"""The planner's formulas against the schedule they stand for, and its command line with real measurements."""
+
+import json
+import subprocess
+import sys
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+from ringattn import planner
+from ringattn.planner import Link, Shape, Speed
+
+SPEED = Speed(100e9, 80e9)
+shapes = st.builds(
+    Shape,
+    length=st.integers(1_000, 1_000_000),
+    heads=st.sampled_from([8, 16]),
+    kv_heads=st.sampled_from([1, 2, 8]),
+    dim=st.sampled_from([32, 64, 128]),
+    itemsize=st.sampled_from([2, 4]),
+    causal=st.booleans(),
+)
+links = st.builds(Link, name=st.just("link"), bandwidth=st.floats(1e7, 1e11), latency=st.floats(0, 1e-3))
+
+
+@given(shapes, links)
+def test_from_the_smallest_block_on_communication_hides(shape: Shape, link: Link) -> None:
+    block = planner.smallest_block(shape, SPEED, link)
+    for hosts in (2, 4, 8):
+        part = Shape(**{**vars(shape), "length": hosts * block})
+        assert planner.efficiency(part, SPEED, link, hosts) == pytest.approx(1.0, rel=1e-6)
+        smaller = Shape(**{**vars(shape), "length": max(1, hosts * block // 2)})
+        assert planner.efficiency(smaller, SPEED, link, hosts) < 1.0 or block <= 2
+
+
+@given(shapes, links, st.sampled_from([2, 4, 8, 16]))
+def test_a_ring_is_never_more_than_perfect_nor_better_on_a_slower_link(shape: Shape, link: Link, hosts: int) -> None:
+    here = planner.efficiency(shape, SPEED, link, hosts)
+    slower = Link("slower", link.bandwidth / 2, link.latency)
+    assert 0 < planner.efficiency(shape, SPEED, slower, hosts) <= here <= 1 + 1e-9
+
+
+def test_on_a_link_that_never_hides_the_time_is_the_links() -> None:
+    shape, link = Shape(1024), Link("slow", 1e6, 0.0)
+    _, backward, move, move_grad = planner.hop_seconds(shape, SPEED, link, 4)
+    assert move > 10 * backward
+    # Forward: 3 moves; backward: 3 moves of K and V and 3 of gradients, one after the other on the same link.
+    assert planner.step_seconds(shape, SPEED, link, 4) == pytest.approx(6 * move + 3 * move_grad, rel=0.1)
+
+
+def test_command_line_measures_and_prints_json() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ringattn.planner", "--length", "4096", "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = json.loads(done.stdout)
+    assert found["speed"]["forward"] > 0
+    assert [link["name"] for link in found["links"]] == ["Thunderbolt 4", "10 GbE", "1 GbE", "loopback"]
+    assert all(set(link["efficiency"]) == {"1", "2", "4", "8", "16"} for link in found["links"])
