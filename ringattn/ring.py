@@ -59,8 +59,9 @@ def run(
 ) -> Arrays:
     """Run one rank's table and return the summed gradients of its own block (empty in the forward pass).
 
-    own: this rank's K, V (and key segments), evaluated; outgoing makes the arrays to send in their place. compute: does one Work with the arrays of its block and returns
-    the gradients of that block, evaluated, or nothing. *_specs: shapes and dtypes of a block's arrays on the wire.
+    own: this rank's K, V (and key segments), evaluated; outgoing makes the arrays to send in their place. compute: does
+    one Work with the arrays of its block and returns the gradients of that block, evaluated, or nothing. *_specs: shapes
+    and dtypes of a block's arrays on the wire.
     Raises PeerLost or PeerStalled; no wait is longer than `timeout` seconds.
     """
     rank = transport.rank()
@@ -85,9 +86,9 @@ def run(
         pending = _post(transport, hop.grad, sums, grad_specs, f"{doing}, gradients")
         if hop.grad is not None and hop.grad.send is not None:
             del sums[hop.grad.send]
-        if kv is not None:
-            held = wire = {rank: own}
-            _finish(kv, held, timeout)
+        # A block stays for one hop: what was computed on goes before the next one is taken.
+        held = wire = {rank: own}
+        _finish(kv, held, timeout)
         clock.lap("wait")
         _record(phase, index, clock, (kv.nbytes if kv else 0) + (pending.nbytes if pending else 0))
     _finish(pending, sums, timeout)

@@ -56,7 +56,8 @@ class Transport(Protocol):
 
 class _Task:
     def __init__(self, owner: MlxTransport, run: Callable[[], list[mx.array]], doing: str) -> None:
-        self.owner, self.run, self.doing = owner, run, doing
+        self.owner, self.doing = owner, doing
+        self.run: Callable[[], list[mx.array]] | None = run
         self.done = threading.Event()
         self.result: list[mx.array] = []
         self.error: Exception | None = None
@@ -126,12 +127,14 @@ class MlxTransport:
         while True:
             task = self._tasks.get()
             try:
-                if failure is None:
+                if failure is None and task.run is not None:
                     task.result = task.run()
             except Exception as error:
                 failure = error
-            task.error = failure
+            task.error, task.run = failure, None
             task.done.set()
+            # What was sent must not stay in memory until the next exchange.
+            del task
 
     def fail(self, kind: type[PeerError], doing: str, cause: str, task: _Task) -> None:
         """Mark the group as broken, free the thread and the other ranks, and raise."""
