@@ -36,6 +36,7 @@ from ingest.errors import AuthenticationError, SourceError, UsageError
 from ingest.plan import Build, build_job, expected_requests, plan_builds, plan_shards, plan_update
 from ingest.shards import BuildJob, BuildProof, FetchJob, Shard, ShardProof
 
+UNDER = 0.985  # of a ceiling: requests that the network bunches together must not cross it
 BUCKET = "source"  # the one request budget: one key, one source a run
 
 
@@ -191,11 +192,11 @@ def clock_of(base_url: str) -> datetime:
 
 
 def budget_of(options: Options) -> Budget | None:
-    """The request budget of this run: `--rate`, else the source's policy, else none."""
+    """The request budget of this run: just under `--rate`, else just under the source's policy; None where there is no limit."""
     if options.rate is not None:
-        return None if isinf(options.rate) else Budget(options.rate, burst=max(1, int(options.rate * 2)))
+        return None if isinf(options.rate) else Budget(options.rate * UNDER, burst=EIA_POLICY.burst - 1)
     ceiling = options.source.ceiling
-    return None if ceiling is None else Budget(ceiling.rate, burst=ceiling.burst)
+    return None if ceiling is None else Budget(ceiling.rate * UNDER, burst=max(1, ceiling.burst - 1))
 
 
 def dry_run(options: Options) -> dict[str, Any]:
