@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from ringattn import schedule
-from ringattn._errors import ArgumentError, DTypeError, LayoutError, MismatchError, ShapeError
+from ringattn._errors import ArgumentError, DTypeError, LayoutError, MismatchError, RingError, ShapeError
 from ringattn.layout import Layout, local_positions, runs
 from ringattn.transport import Transport
 
@@ -133,20 +133,20 @@ def _segments(segments: object, q_shape: tuple[int, ...]) -> np.ndarray | None:
     return np.ascontiguousarray(ids, dtype=np.int32)
 
 
-def agree(call: Call | ArgumentError, transport: Transport, timeout: float) -> Plan:
+def agree(call: Call | RingError, transport: Transport, timeout: float) -> Plan:
     """The plan of all ranks. `call` is this rank's refusal if its own check failed; it is raised after the exchange.
 
     Raises MismatchError on every rank when the ranks differ, LayoutError when local lengths do not follow the layout.
     """
     rank, size = transport.rank(), transport.size()
     if size == 1:
-        if isinstance(call, ArgumentError):
+        if isinstance(call, RingError):
             raise call
         return _plan(call, [_header(call)])
     header = mx.array(_header(call), dtype=mx.int32)
     mx.eval(header)
     rows = np.array(transport.all_gather(header, "agreeing on the call").wait(timeout)[0]).reshape(size, -1).tolist()
-    if isinstance(call, ArgumentError):
+    if isinstance(call, RingError):
         raise call
     refused = [r for r in range(size) if rows[r][0]]
     if refused:
@@ -165,8 +165,8 @@ def _by_rank(field: str, values: list[int]) -> str:
     return ", ".join(f"{_NAMES.get(field, {}).get(v, v)} on rank {r}" for r, v in enumerate(values))
 
 
-def _header(call: Call | ArgumentError) -> list[int]:
-    if isinstance(call, ArgumentError):
+def _header(call: Call | RingError) -> list[int]:
+    if isinstance(call, RingError):
         return [1] + [0] * (len(_FIELDS) - 1 + len(_NO_SEGMENTS))
     batch, q_heads, length, dim = call.q_shape
     layout = zlib.crc32(repr(call.layout).encode()) >> 1

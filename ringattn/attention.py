@@ -15,7 +15,7 @@ import numpy as np
 
 from ringattn import kernels, ring, schedule
 from ringattn._agree import Plan, agree, check
-from ringattn._errors import ArgumentError, TransformError
+from ringattn._errors import RingError, TransformError
 from ringattn._untraced import leaf, memory, run_untraced, settled
 from ringattn.layout import Layout, as_layout
 from ringattn.transport import Spec, Transport, default_timeout, transport_of
@@ -62,11 +62,11 @@ def ring_attention(
     limit = default_timeout() if timeout is None else timeout
     try:
         call = check(q, k, v, scale=scale, mask=mask, window=window, segments=segments, layout=as_layout(layout))
-    except ArgumentError as refusal:
+        block_kernel = kernels.select(kernel) if kernel is None or isinstance(kernel, str) else kernel
+        _evaluate(q, k, v)
+    except RingError as refusal:
         agree(refusal, transport, limit)
         raise
-    block_kernel = kernels.select(kernel) if kernel is None or isinstance(kernel, str) else kernel
-    _evaluate(q, k, v)
     pass_ = _Pass(agree(call, transport, limit), transport, block_kernel, limit)
 
     @mx.custom_function
@@ -76,7 +76,7 @@ def ring_attention(
 
     @attend.vjp
     def attend_vjp(primals: object, cotangent: mx.array, output: object) -> ring.Arrays:
-        do = leaf(cotangent)
+        do = pass_.take(cotangent)
         return run_untraced(lambda: pass_.backward(do))
 
     return cast(mx.array, attend(q, k, v))
@@ -126,7 +126,10 @@ class _Pass:
 
     def backward(self, do: mx.array) -> ring.Arrays:
         q, k, v, o, lse = self._saved
-        delta = (do.astype(mx.float32) * o.astype(mx.float32)).sum(axis=-1)
+        if self._shares:
+            delta = mx.array(np.einsum("bhtd,bhtd->bht", memory(do), memory(o)))
+        else:
+            delta = (do.astype(mx.float32) * o.astype(mx.float32)).sum(axis=-1)
         mx.eval(delta)
         sums: dict[str, mx.array] = {}
 
@@ -138,7 +141,7 @@ class _Pass:
                 self._part(q, rows),
                 block[0],
                 block[1],
-                do[:, :, rows],
+                self._part(do, rows),
                 lse[:, :, rows],
                 delta[:, :, rows],
                 self._mask(work, block),
@@ -155,10 +158,10 @@ class _Pass:
         mx.eval(grads)
         return grads
 
-    def _part(self, q: mx.array, rows: slice) -> mx.array:
+    def _part(self, x: mx.array, rows: slice) -> mx.array:
         if rows == slice(None):
-            return q
-        return mx.array(memory(q)[:, :, rows]) if self._shares else q[:, :, rows]
+            return x
+        return mx.array(memory(x)[:, :, rows]) if self._shares else x[:, :, rows]
 
     def _run(
         self, k: mx.array, v: mx.array, compute: Callable[[schedule.Work, ring.Arrays], ring.Arrays], *, gradients: bool

@@ -28,6 +28,7 @@ def main() -> None:
         "segments": {"segments": mx.zeros((8,), mx.int32) if other else None},
         "zigzag tokens": {"length": 11 if other else 8},
         "refused agree": {"kv": mx.zeros((1, 2, 9, 4)) if other else mx.zeros((1, 2, 8, 4))},
+        "refused kernel": {"kernel": "none such"} if other else {},
         "good after": {},
     }
     seen: dict[str, object] = {}
@@ -35,7 +36,7 @@ def main() -> None:
         try:
             call(rank, **options)
             seen[name] = "none"
-        except ra.ArgumentError as error:
+        except ra.RingError as error:
             seen[name] = (type(error).__name__, str(error))
     print(json.dumps(seen))
 
