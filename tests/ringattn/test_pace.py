@@ -37,12 +37,10 @@ def test_causal_work_is_balanced_and_contiguous_is_not(kind: str, size: int) -> 
     assert busiest("contiguous") > 1.35
 
 
-def test_memory_is_linear_and_split_over_ranks() -> None:
+@pytest.mark.parametrize(("ranks", "length"), [(2, 16_384), (2, 32_768), (4, 32_768)])
+def test_memory_is_a_constant_number_of_local_arrays(ranks: int, length: int) -> None:
     script = str(Path(__file__).parent / "ranks" / "memory.py")
-
-    def peak(ranks: int, length: int) -> float:
-        return max(float(lines[-1]) for lines in launch.run(ranks, [script, str(length)], timeout=120))
-
-    small, large, split = peak(2, 16_384), peak(2, 32_768), peak(4, 32_768)
-    assert large < 2.1 * small
-    assert split < 0.6 * large
+    outputs = launch.run(ranks, [script, str(length)], timeout=120)
+    local_array = 8 * (length // ranks) * 32 * 4
+    # 17 or 18, as a last send is still under way or not: inputs and results 8, the rest is what travels and is summed.
+    assert max(float(lines[-1]) for lines in outputs) < 18.5 * local_array
