@@ -142,27 +142,41 @@ def to_table(columns: Columns) -> pa.Table:
     def labels(names: list[str]) -> pa.DictionaryArray:
         distinct = sorted(set(names))
         lookup = np.array([distinct.index(name) for name in names] or [0], np.int32)
-        return pa.DictionaryArray.from_arrays(_arrow(lookup[columns.index], pa.int32()), _texts(distinct))
+        return pa.DictionaryArray.from_arrays(as_arrow(lookup[columns.index], pa.int32()), as_strings(distinct))
 
     arrays = [
-        _arrow(columns.hour, pa.int32()),
+        as_arrow(columns.hour, pa.int32()),
         labels([respondent for respondent, _ in columns.series]),
         labels([variable for _, variable in columns.series]),
-        _arrow(columns.value, pa.float64(), np.isnan(columns.value)),
+        as_arrow(columns.value, pa.float64(), np.isnan(columns.value)),
     ]
     return pa.Table.from_arrays(arrays, ["hour", "respondent", "variable", "value"])
 
 
-def _arrow(values: npt.NDArray[Any], kind: pa.DataType, null: npt.NDArray[np.bool_] | None = None) -> pa.Array:
+def as_arrow(values: npt.NDArray[Any], kind: pa.DataType, null: npt.NDArray[np.bool_] | None = None) -> pa.Array:
     """A numpy array as it lies in memory → Arrow. `pa.array` would import pandas, seconds of start-up, to look at it."""
     valid = None if null is None else pa.py_buffer(np.packbits(~null, bitorder="little").tobytes())
     return pa.Array.from_buffers(kind, len(values), [valid, pa.py_buffer(np.ascontiguousarray(values))])
 
 
-def _texts(names: list[str]) -> pa.StringArray:
+def as_strings(names: Sequence[str]) -> pa.StringArray:
+    """Names → Arrow, likewise without `pa.array`."""
     encoded = [name.encode() for name in names]
     offsets = np.cumsum([0, *map(len, encoded)]).astype(np.int32)
     return pa.StringArray.from_buffers(len(names), pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded)))
+
+
+def as_numpy(array: pa.Array) -> npt.NDArray[Any]:
+    """Arrow numbers → numpy, as they lie in memory; where there are nulls, the floats there are NaN. No pandas either."""
+    kind = np.dtype(array.type.to_pandas_dtype())
+    if not len(array):
+        return np.empty(0, kind)
+    valid, data = array.buffers()
+    values = np.frombuffer(data, kind, len(array), array.offset * kind.itemsize)
+    if valid is None or not array.null_count:
+        return values
+    bits = np.unpackbits(np.frombuffer(valid, np.uint8), bitorder="little")[array.offset : array.offset + len(array)]
+    return np.where(bits, values, np.nan)
 
 
 def from_table(table: pa.Table) -> Columns:
@@ -170,6 +184,6 @@ def from_table(table: pa.Table) -> Columns:
     respondent, variable = (table.column(name).combine_chunks() for name in ("respondent", "variable"))
     variables = variable.dictionary.to_pylist()
     pairs = tuple((one, other) for one in respondent.dictionary.to_pylist() for other in variables)
-    index = respondent.indices.to_numpy().astype(np.int32) * len(variables) + variable.indices.to_numpy()
-    hour = table.column("hour").to_numpy().astype(np.int32)
-    return merge([Columns(pairs, hour, index, table.column("value").to_numpy().astype(np.float64))])[0]
+    index = as_numpy(respondent.indices).astype(np.int32) * len(variables) + as_numpy(variable.indices)
+    hour, value = (as_numpy(table.column(name).combine_chunks()) for name in ("hour", "value"))
+    return merge([Columns(pairs, hour, index, value)])[0]

@@ -31,6 +31,7 @@ ROUNDS = 4  # times that pages may contradict each other before the shard is giv
 BACKOFF_S = (0.2, 5.0)  # first and longest pause after a fault
 THROTTLE_S = (0.5, 30.0)  # first and longest pause after a throttle that names none
 THROTTLE_LIMIT_S = 600.0  # a page that is throttled for longer is given back to the scheduler
+MIN_KEY = 8  # characters; EIA's keys have 40
 KEY_ATTEMPTS = 3  # answers "wrong key" to a key that has never worked, before they are believed
 _AGAIN = "`coordinator start --extract` asks again"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")  # an emulator keeps its own clock
@@ -115,6 +116,10 @@ class _Fetch:
     def run(self) -> ShardProof:
         if not (self.key.isascii() and self.key.isprintable()) or " " in self.key:
             raise AuthenticationError("the API key holds characters that no key has; set EIA_API_KEY to a valid key")
+        if 0 < len(self.key) < MIN_KEY:  # cutting a short key out of a body would cut the data too
+            raise AuthenticationError(
+                f"the API key has {len(self.key)} characters, EIA's have 40; set EIA_API_KEY to a valid key"
+            )
         self._reuse()
         for _ in range(ROUNDS):
             try:

@@ -16,13 +16,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ingest.balance import balances
-from ingest.columns import hour_number, hour_text
+from ingest.columns import as_arrow, as_numpy, as_strings, hour_number, hour_text
 from ingest.plan import piece_order
 from ingest.quality import MISSING, NULL, OK, OUTLIER, REASONS, outliers
 from ingest.shards import REGION_TYPES, BuildJob, BuildProof, FileProof, Shard
 from ingest.store import atomic_write, file_proof, read_piece, sync_names
 
 FORMAT = 1  # of the files: raised when a reader of the earlier ones would be wrong
+PERIOD = pa.timestamp("ms", "UTC")
 MASKS = ("missing", "null", "outlier")
 
 
@@ -111,8 +112,7 @@ def rows_of(table: pa.Table, shard: Shard, respondent: str) -> Rows:
     """A piece's table → its rows of `respondent`."""
     respondents, own = _codes(table, "respondent")
     variables, code = _codes(table, "variable")
-    hour = table.column("hour").to_numpy()
-    value = table.column("value").to_numpy()
+    hour, value = (as_numpy(table.column(name).combine_chunks()) for name in ("hour", "value"))
     if respondents != (respondent,):
         keep = own == (respondents.index(respondent) if respondent in respondents else -1)
         hour, code, value = hour[keep], code[keep], value[keep]
@@ -122,7 +122,7 @@ def rows_of(table: pa.Table, shard: Shard, respondent: str) -> Rows:
 def _codes(table: pa.Table, name: str) -> tuple[tuple[str, ...], NDArray[np.int32]]:
     column = table.column(name).combine_chunks()
     coded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-    return tuple(coded.dictionary.to_pylist()), coded.indices.to_numpy().astype(np.int32)
+    return tuple(coded.dictionary.to_pylist()), as_numpy(coded.indices).astype(np.int32)
 
 
 def merge(pieces: Sequence[Rows], year: int) -> Cells:
@@ -191,13 +191,13 @@ def long_table(cells: Cells, value: NDArray[np.float64], reason: NDArray[np.int8
     nothing = ~cells.given.ravel()
     return pa.table(
         {
-            "period": pa.array(np.tile(_milliseconds(cells), count), pa.timestamp("ms", "UTC")),
+            "period": as_arrow(np.tile(_milliseconds(cells), count), PERIOD),
             "respondent": _labels(np.zeros(size, np.int8), (job.respondent,)),
             "variable": _labels(np.repeat(np.arange(count, dtype=np.int8), hours), cells.variables),
-            "value": pa.array(value.ravel(), pa.float64(), from_pandas=True),
-            "raw": pa.array(cells.raw.ravel(), pa.float64(), from_pandas=True),
+            "value": _numbers(value.ravel()),
+            "raw": _numbers(cells.raw.ravel()),
             "reason": _labels(reason.ravel(), REASONS),
-            "vintage": pa.array(cells.vintage.ravel(), pa.int16(), mask=nothing),
+            "vintage": as_arrow(cells.vintage.ravel(), pa.int16(), nothing),
             "source": _labels(cells.source.ravel(), cells.sources, nothing),
             "origin": _labels(np.zeros(size, np.int8), (job.origin,)),
         }
@@ -206,9 +206,9 @@ def long_table(cells: Cells, value: NDArray[np.float64], reason: NDArray[np.int8
 
 def wide_table(cells: Cells, value: NDArray[np.float64], reason: NDArray[np.int8]) -> pa.Table:
     """One row an hour: `period`, a column a variable, and `reason.<variable>` for each."""
-    columns: dict[str, Any] = {"period": pa.array(_milliseconds(cells), pa.timestamp("ms", "UTC"))}
+    columns: dict[str, Any] = {"period": as_arrow(_milliseconds(cells), PERIOD)}
     for variable, row in zip(cells.variables, value, strict=True):
-        columns[variable] = pa.array(row, pa.float64(), from_pandas=True)
+        columns[variable] = _numbers(row)
     for variable, codes in zip(cells.variables, reason, strict=True):
         columns[f"reason.{variable}"] = _labels(codes, REASONS)
     return pa.table(columns)
@@ -241,8 +241,13 @@ def _milliseconds(cells: Cells) -> NDArray[np.int64]:
 def _labels(
     codes: NDArray[np.int8], names: Sequence[str], nothing: NDArray[np.bool_] | None = None
 ) -> pa.DictionaryArray:
-    indices = pa.array(np.where(nothing, 0, codes) if nothing is not None else codes, pa.int8(), mask=nothing)
-    return pa.DictionaryArray.from_arrays(indices, pa.array(list(names), pa.string()))
+    indices = as_arrow(codes if nothing is None else np.where(nothing, 0, codes).astype(np.int8), pa.int8(), nothing)
+    return pa.DictionaryArray.from_arrays(indices, as_strings(names))
+
+
+def _numbers(values: NDArray[np.float64]) -> pa.Array:
+    """NaN is null."""
+    return as_arrow(values, pa.float64(), np.isnan(values))
 
 
 def _plain(value: float) -> float | None:

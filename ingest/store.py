@@ -64,17 +64,26 @@ def atomic_write(path: Path, content: bytes) -> None:
             raise
 
 
+_durable: set[Path] = set()  # folders whose own name is known to be on disk; they are never removed
+
+
 def sync_names(data_dir: Path, *folders: Path) -> None:
     """Make the names in `folders`, and those of the folders themselves up to `data_dir`, durable. StorageError."""
-    for folder in dict.fromkeys(
-        one for leaf in folders for one in (leaf, *leaf.parents) if one.is_relative_to(data_dir)
-    ):
-        with storage(folder):
-            handle = os.open(folder, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+    pending = list(folders)
+    synced = set()
+    while pending:
+        folder = pending.pop()
+        if folder not in synced:
+            synced.add(folder)
+            with storage(folder):
+                handle = os.open(folder, os.O_RDONLY)
+                try:
+                    os.fsync(handle)
+                finally:
+                    os.close(handle)
+        if folder != data_dir and folder not in _durable:
+            pending.append(folder.parent)
+    _durable.update(synced)
 
 
 def file_proof(data_dir: Path, path: Path, content: bytes) -> FileProof:
@@ -170,4 +179,4 @@ def read_piece(data_dir: Path, proof: FileProof) -> pa.Table:
         raise ProofError(f"can't read {path}: {error.strerror}; run `coordinator start --extract` again") from error
     if hashlib.sha256(content).hexdigest() != proof.sha256:
         raise ProofError(f"{path} is not what its manifest says; run `coordinator verify`")
-    return pq.read_table(io.BytesIO(content))
+    return pq.ParquetFile(io.BytesIO(content)).read()  # `pq.read_table` would import pandas

@@ -77,7 +77,9 @@ def test_module_says_in_one_line_what_it_is(path: Path) -> None:
 
 
 def test_top_level_is_the_fixed_one() -> None:
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
     top = {line.split("/")[0] for line in listed if line and not line.startswith(".")}
     fixed = {*OURS, "tests", "hostfiles", "scripts", "docs", "pyproject.toml", "README.md", "LICENSE"}
     assert top <= fixed, f"not in the fixed top level: {sorted(top - fixed)}"

@@ -145,7 +145,9 @@ def test_recorded_real_hours_come_through(coordinator: Coordinator, tmp_path: Pa
 
 def test_a_wrong_key_is_an_authentication_error(coordinator: Coordinator) -> None:
     with Emulator() as emulator:
-        run = coordinator("start", "--extract", "--source", emulator.url, *SMALL, EIA_API_KEY="INVALID-key")
+        run = coordinator(
+            "start", "--extract", "--source", emulator.url, *SMALL, EIA_API_KEY="INVALID-key-of-forty-characters-or-so"
+        )
     assert run.code == 4
     assert "EIA_API_KEY" in run.stderr + run.stdout
 
