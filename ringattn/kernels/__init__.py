@@ -1,7 +1,7 @@
 """Block-attention kernels behind one seam: `(q, k, v, block) -> (o, lse)` and its backward.
 
-Four kernels share it. `reference` is plain softmax and the oracle; `mlx` is tiled MLX, portable to GPUs and CPUs;
-`native` is fused C for CPUs; `metal` is Metal source for Apple GPUs. `select()` picks one, `available()` says which can run.
+Three kernels share it. `reference` is plain softmax and the oracle; `mlx` is tiled MLX, portable to GPUs and CPUs;
+`native` is fused C for CPUs. `select()` picks one, `available()` says which can run.
 """
 
 import os
