@@ -88,7 +88,9 @@ SETTINGS = (
         "start", "2019", lambda v: _moment(v, last=False), "first hour, UTC: YYYY, YYYY-MM, YYYY-MM-DD or YYYY-MM-DDTHH"
     ),
     Setting("end", "2025", lambda v: _moment(v, last=True), "last hour, inclusive: YYYY is all of that year"),
-    Setting("workers", 2, _count, "workers to start on this host; 0 = only remote ones"),
+    Setting(
+        "workers", 2, _positive, "workers to start on this host; at least 1, since series are built where the data is"
+    ),
     Setting("connections", 5, _positive, "connections (threads) of each worker to the source"),
     Setting("bind", "tcp://127.0.0.1:0", str, "where workers connect; off loopback only with CURVE keys"),
     Setting("keys", "~/.ring-attention-energy/keys", lambda v: Path(str(v)).expanduser(), "folder of the CURVE keys"),

@@ -36,7 +36,8 @@ from ingest.errors import AuthenticationError, SourceError, UsageError
 from ingest.plan import Build, build_job, expected_requests, plan_builds, plan_shards, plan_update
 from ingest.shards import BuildJob, BuildProof, FetchJob, Shard, ShardProof
 
-UNDER = 0.985  # of a ceiling: requests that the network bunches together must not cross it
+UNDER = 0.985  # of a ceiling: requests that a busy machine or the network bunches together must not cross it
+BURST = 2  # requests at once; EIA allows 5, and what is left of them takes up a delay of three requests' time
 BUCKET = "source"  # the one request budget: one key, one source a run
 
 
@@ -194,9 +195,9 @@ def clock_of(base_url: str) -> datetime:
 def budget_of(options: Options) -> Budget | None:
     """The request budget of this run: just under `--rate`, else just under the source's policy; None where there is no limit."""
     if options.rate is not None:
-        return None if isinf(options.rate) else Budget(options.rate * UNDER, burst=EIA_POLICY.burst - 1)
+        return None if isinf(options.rate) else Budget(options.rate * UNDER, burst=BURST)
     ceiling = options.source.ceiling
-    return None if ceiling is None else Budget(ceiling.rate * UNDER, burst=max(1, ceiling.burst - 1))
+    return None if ceiling is None else Budget(ceiling.rate * UNDER, burst=min(BURST, ceiling.burst))
 
 
 def dry_run(options: Options) -> dict[str, Any]:

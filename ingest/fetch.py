@@ -57,9 +57,8 @@ class FetchContext:
 
     data_dir: Path
     api_key: str | None  # from the worker's environment; None is fine for the emulator
-    pool: (
-        ThreadPoolExecutor  # shared by all leases of the worker: one page request each, so its size is the connections
-    )
+    pool: ThreadPoolExecutor  # shared by all leases of the worker: one page each, from request to stored
+    connections: threading.Semaphore  # requests at once; pages beyond it are proved and stored meanwhile
     session: requests.Session  # from `ingest.http.make_session`
     permit: Callable[[str], None]  # blocks until one request may be sent for a bucket; may raise Cancelled
     throttled: Callable[[str, str, float | None], None]  # (bucket, kind, retry_after): tell the budget's owner
@@ -301,7 +300,11 @@ class _Fetch:
         raise AssertionError("unreachable")
 
     def _ask(self, offset: int) -> Answer:
-        """(pool) One request, within its budget."""
+        """(pool) One request, on a free connection and within its budget."""
+        with self.context.connections:
+            return self._send(offset)
+
+    def _send(self, offset: int) -> Answer:
         self._alive()
         self.context.permit(self.job.bucket)
         if self.source.floor_s and self.host not in _LOOPBACK:

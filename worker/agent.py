@@ -13,6 +13,7 @@ import queue
 import secrets
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -58,6 +59,10 @@ EXIT_OK, EXIT_REFUSED, EXIT_INTERRUPTED = 0, 1, 130
 HELLO_S = 1.0  # between tries to register
 RESEND_S = 5.0  # a result that was not acknowledged for this long is sent again
 PATIENCE_S = 60.0  # without a coordinator for this long, the worker gives up
+PAGES = 2  # pages in hand for each connection: one on the wire, one being proved and stored
+SWITCH_S = (
+    5e-4  # seconds until another thread gets the interpreter: one that waits for an answer must not idle its connection
+)
 HIGH_WATER = 10_000  # messages
 
 
@@ -91,7 +96,8 @@ class Agent:
             platform.python_version(),
         )
         self._api_key = os.environ.get("EIA_API_KEY") or None
-        self._pool = ThreadPoolExecutor(connections, thread_name_prefix="page")
+        self._pool = ThreadPoolExecutor(connections * PAGES, thread_name_prefix="page")
+        self._connections = threading.Semaphore(connections)
         self._session = make_session(connections)
         self._process = psutil.Process()
         self._permits = Permits(lambda bucket, count: self._say(PermitRequest(self.name, bucket, count)))
@@ -324,6 +330,7 @@ class Agent:
             data_dir=self._data_dir,
             api_key=self._api_key,
             pool=self._pool,
+            connections=self._connections,
             session=self._session,
             permit=lambda bucket: self._permits.take(bucket, job.cancelled),
             throttled=self._report_throttle,
@@ -378,6 +385,7 @@ def run_agent(
     """
     if stop_with_parent:
         die_with_parent()
+    sys.setswitchinterval(SWITCH_S)
     agent = Agent(
         endpoint,
         data_dir,

@@ -300,6 +300,35 @@ def test_garbage_on_the_socket_is_dropped_and_counted(coordinator: Coordinator, 
     assert seen.result["counters"]["bad"] >= 90
 
 
+def test_a_worker_with_a_folder_of_its_own_sends_its_files(coordinator: Coordinator, tmp_path: Path) -> None:
+    """As on another host: it shares nothing with the coordinator but the connection; what it fetched is proved here."""
+    with Emulator("--latency-ms", "200") as emulator:
+        arguments = command(
+            "start", "--extract", "--json", "--quiet", "--source", emulator.url, "--workers", "1", *SMALL
+        )
+        process = subprocess.Popen(arguments, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True)
+        endpoint = tmp_path / "data" / ".endpoint"
+        while not (endpoint.exists() and endpoint.read_text()):
+            assert process.poll() is None
+        remote = [
+            sys.executable,
+            "-m",
+            "worker",
+            "--coordinator",
+            endpoint.read_text(),
+            "--data",
+            str(tmp_path / "far"),
+        ]
+        worker = subprocess.Popen(remote, cwd=tmp_path, env=environment(), stderr=subprocess.DEVNULL)
+        output, _ = process.communicate(timeout=120)
+        assert worker.wait(60) == 0
+    assert process.returncode == 0
+    assert json.loads(output)["rows"] == json.loads(output)["total"]
+    manifests = (tmp_path / "data" / "manifests" / "eia").rglob("*.json")
+    assert any(f"-{worker.pid}-" in json.loads(path.read_text())["worker"] for path in manifests)
+    assert coordinator("verify").code == 0
+
+
 def test_dry_run_prints_the_plan_and_asks_nothing(coordinator: Coordinator, tmp_path: Path) -> None:
     run = coordinator("start", "--extract", "--dry-run", "--json")
     assert run.code == 0

@@ -183,6 +183,7 @@ def bench(data_dir: Path, key: str | None = None, connections: int = 5) -> Itera
             data_dir=data_dir,
             api_key=key,
             pool=pool,
+            connections=threading.Semaphore(5),
             session=make_session(connections),
             permit=lambda bucket: None,
             throttled=lambda bucket, kind, after: throttles.append((kind, after)),
