@@ -285,7 +285,7 @@ def write_docs() -> None:
         plot(speeds)
     if lines_of := by_event.get("latency"):
         text.append(
-            "## With 150 ms a request\n\n| connections | requests | time / bound (median) | range |\n|---|---|---|---|"
+            "## With 150 ms a request\n\n| connections | requests | first to last answer / bound | whole run / bound | range |\n|---|---|---|---|---|"
         )
         for connections in sorted({line["connections"] for line in lines_of}):
             of = [line for line in lines_of if line["connections"] == connections]

@@ -385,7 +385,6 @@ def run_agent(
     """
     if stop_with_parent:
         die_with_parent()
-    sys.setswitchinterval(SWITCH_S)
     agent = Agent(
         endpoint,
         data_dir,

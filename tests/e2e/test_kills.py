@@ -6,6 +6,7 @@ import random
 import re
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import parse_qs
 
@@ -52,6 +53,17 @@ def wait_for_requests(emulator: Emulator, count: int, process: subprocess.Popen[
     return False
 
 
+def workers_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """The coordinator's living workers; those that end while one looks are left out."""
+    found = []
+    with suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(process.pid).children():
+            with suppress(psutil.NoSuchProcess):  # ZombieProcess is one
+                if "worker" in child.cmdline():
+                    found.append(child)
+    return found
+
+
 def run_with_kills(folder: Path, kills: int, seed: int) -> dict[str, int]:
     """Kill `kills` times, then let the run end. Asserts that no committed page is asked for again. Counts of what happened."""
     draw = random.Random(seed)
@@ -73,7 +85,7 @@ def run_with_kills(folder: Path, kills: int, seed: int) -> dict[str, int]:
             if not wait_for_requests(emulator, seen + draw.randint(0, 4), process):
                 assert process.wait() == 0
                 break  # all was done before the kills were used up
-            workers = [child for child in psutil.Process(process.pid).children() if "worker" in child.cmdline()]
+            workers = workers_of(process)
             if draw.random() < 0.5 or not workers:
                 process.kill()
                 process.wait()
