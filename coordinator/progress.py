@@ -120,19 +120,19 @@ class Display(Protocol):
 
 
 def rendered(view: View) -> RenderableType:
-    """The bar, the headline, a line a worker."""
-    table = Table(box=None, pad_edge=False, show_edge=False)
+    """The headline, a line a worker, the bar."""
+    table = Table(box=None, pad_edge=False, show_edge=False, expand=True)
     table.add_column("worker", no_wrap=True)
-    table.add_column("doing", overflow="ellipsis", no_wrap=True)
+    table.add_column("doing", overflow="ellipsis", no_wrap=True, ratio=1)  # what the others leave
     for title in ("rows", "requests", "MB"):
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", no_wrap=True)
     for worker in view.workers:
         doing = ", ".join(worker.executing) or "idle"
         if worker.silent_s > SILENT_S:
             doing = f"silent for {worker.silent_s:.0f} s; {doing}"
         table.add_row(worker.name, doing, f"{worker.rows:,}", f"{worker.requests:,}", f"{worker.megabytes:.0f}")
     bar = ProgressBar(total=max(view.total, 1), completed=view.done)
-    return Group(bar, Text(headline(view)), table)
+    return Group(Text(headline(view)), table, bar)  # the bar last: it ends no line
 
 
 class TerminalDisplay:
