@@ -42,7 +42,7 @@ def main() -> int:
     print(f"Duration        {summary['seconds']:.1f} s")
     print(f"Rows per second {rate:,.0f}")
     print(
-        f"API ceiling     {100 * rate / CEILING_ROWS_PER_S:.0f}% of {CEILING_ROWS_PER_S:,} rows/s ({plan['origin_note']})"
+        f"API ceiling     {100 * rate / CEILING_ROWS_PER_S:.0f}% of {CEILING_ROWS_PER_S:,} rows/s (data: {', '.join(summary['origins'])})"
     )
     return code
 

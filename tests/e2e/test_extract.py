@@ -15,7 +15,7 @@ import pytest
 import zmq
 
 from ingest.emulator.process import Emulator
-from tests.e2e.conftest import RECORDINGS, SMALL, Run, command, environment, series_digest
+from tests.e2e.conftest import RECORDINGS, ROOT, SMALL, Run, command, environment, series_digest
 
 Coordinator = Callable[..., Run]
 
@@ -335,6 +335,17 @@ def test_a_worker_with_a_folder_of_its_own_sends_its_files(coordinator: Coordina
     manifests = (tmp_path / "data" / "manifests" / "eia").rglob("*.json")
     assert any(f"-{worker.pid}-" in json.loads(path.read_text())["worker"] for path in manifests)
     assert coordinator("verify").code == 0
+
+
+def test_the_monitored_extraction_counts_what_it_reports(tmp_path: Path) -> None:
+    script = ROOT / "scripts" / "run_full_extraction_monitored.py"
+    arguments = [sys.executable, str(script), "--test", "--respondents", "PACW"]
+    done = subprocess.run(arguments, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stderr
+    assert "2024-01-01T00 to 2024-01-31T23" in done.stdout
+    summary = json.loads((tmp_path / "data" / "manifest.json").read_text())
+    assert f"{summary['rows']:,} verified in this run" in done.stdout
+    assert "12,500 rows/s (data: synthetic)" in done.stdout
 
 
 def test_dry_run_prints_the_plan_and_asks_nothing(coordinator: Coordinator, tmp_path: Path) -> None:
