@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import sys
 import threading
 import time
@@ -81,6 +82,12 @@ class Metrics:
             if time.monotonic() - self._moved > self._timeout:
                 print(f"no step for {self._timeout:g} s: a peer is gone or frozen; start again", file=sys.stderr)
                 ringattn.abandon(EXIT_AGAIN)
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
 
 
 def _drop_later_steps(path: Path, done: int) -> None:

@@ -58,7 +58,7 @@ from worker.batches import (
     local_part,
     open_store,
 )
-from worker.metrics import EXIT_AGAIN, Metrics
+from worker.metrics import EXIT_AGAIN, Metrics, peak_bytes
 from worker.train_config import RESUMABLE, TrainConfig, parse, periods, plain
 
 EXIT_USAGE = 2
@@ -277,6 +277,7 @@ class Training:
     def _finish(self) -> None:
         p = self.progress
         self.metrics.beat("end", p.step)
+        peaks = np.array(mx.distributed.all_gather(mx.array([peak_bytes() / 1e6]), group=self.group))
         if self.rank:
             return
         best = self.checkpoints / f"{p.best_step:06d}"
@@ -288,6 +289,7 @@ class Training:
             "sha256": checkpoint.fingerprint(best),
             "respondents": list(self.store.respondents),
             "reference": self.config.reference,
+            "peak_mb": [round(float(x), 1) for x in peaks],
         }
         part = self.config.run_dir / "result.json.part"
         part.write_text(json.dumps(result, indent=1))
