@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 class LocalWorkers:
     """`count` worker processes of this coordinator. Each holds a pipe to it, so none outlives it, not even a kill -9."""
 
+    command: tuple[str, ...]  # what a worker is started with; the rest is appended
     endpoint: str
     data_dir: Path
     count: int
@@ -31,7 +31,7 @@ class LocalWorkers:
         self._processes = [self._spawn(index) for index in range(self.count)]
 
     def _spawn(self, index: int) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "worker", "--coordinator", self.endpoint, "--data", str(self.data_dir)]
+        command = [*self.command, "--coordinator", self.endpoint, "--data", str(self.data_dir)]
         command += ["--connections", str(self.connections), "--stop-with-parent"]
         if self.key is not None:
             command += ["--key", str(self.key)]
