@@ -115,6 +115,7 @@ class TaskProgress(msgspec.Struct, frozen=True):
     step: int
     phase: protocol.Phase
     beats: int
+    saved: int
     stopped: bool
 
 

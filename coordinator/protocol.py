@@ -119,6 +119,7 @@ class Progress(Message, frozen=True):
     step: Count
     phase: Phase
     beats: Count  # words that the rank has said in all; 0: none yet
+    saved: Count  # step of its newest checkpoint; 0: none yet
     stopped: bool = False  # its process exists, but the system does not run it (SIGSTOP)
 
 

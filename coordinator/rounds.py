@@ -77,10 +77,10 @@ class Rank:
     number: int
     worker: str
     heard: float  # when it last said something new, by the coordinator's clock
-    step: int = -1
+    step: int = -1  # the furthest; -1: none yet
     phase: str = "start"
     beats: int = 0
-    checkpoints: int = 0
+    saved: int = 0  # step of its newest checkpoint in this round
     stopped_since: float | None = None
     ended: str | None = None  # None: lives; DONE; else the error's name
     message: str = ""
@@ -103,16 +103,18 @@ class Rounds:
         self.round = first - 1  # number of the latest
         self.ranks: list[Rank] = []
         self.history: list[Past] = []
+        self.saved = 0  # step of the newest checkpoint that was seen
         self.pace = Pace(self.patience)
         self._since = self._until = 0.0  # of this stage
         self._not_before = 0.0
         self._last_look: float | None = None
         self._called: dict[str, str] = {}  # port task → worker
         self._offers: dict[str, str] = {}  # worker → address, "" when it has none
+        self._no_port = ""  # why a worker had none
         self._why: Literal["fault", "grow", "drain"] = "fault"
         self._asked_at = self._grace_s = 0.0
         self._last_done: float | None = None  # when rank 0 was done
-        self._grow_from: int | None = None  # rank 0's checkpoints when the ring could first grow
+        self._grow_from: int | None = None  # rank 0's newest checkpoint when the ring could first grow
         self._record = -1  # the furthest step of all rounds before this one
         self._fruitless = 0
         self._benched: dict[str, tuple[float, int]] = {}  # worker → until when, how often in succession
@@ -141,6 +143,7 @@ class Rounds:
                 self._offers[self._called[event.task]] = "" if taken else event.address
         elif isinstance(event, TaskGone) and event.task in self._called:
             self._offers.setdefault(self._called[event.task], "")
+            self._no_port = event.message
         elif (rank := self._rank(event.task)) is not None:
             if isinstance(event, TaskProgress):
                 self._beat(rank, event, now)
@@ -189,6 +192,8 @@ class Rounds:
         self._called = {}
         if look.draining or not found:
             self._regather(now)
+            if not look.draining:
+                self._failed_again(f"no worker offered an address: {self._no_port or 'none answered'}", now)
             return
         addresses = tuple(address for _, address in found)
         self.stage, self._last_done, self._grow_from = "run", None, None
@@ -204,9 +209,8 @@ class Rounds:
                 )
             )
         )
-        out.append(
-            f"round {self.round}: ring of {len(found)}" + (f" of {self.wanted}" if len(found) < self.wanted else "")
-        )
+        size = f"{len(found)} of {self.wanted}" if len(found) < self.wanted else str(len(found))
+        out.append(f"round {self.round}: ring of {size}" + (f", from checkpoint {self.saved}" if self.saved else ""))
 
     def _regather(self, now: float) -> None:
         self.stage, self._since, self._until = "gather", now, now + self.patience.regather_s
@@ -231,8 +235,10 @@ class Rounds:
             if rank.beats:
                 self.pace.saw(rank.phase, now - rank.heard, len(self.ranks))
             rank.heard, rank.beats, rank.phase = now, event.beats, event.phase
-            rank.step = max(rank.step, event.step)
-            rank.checkpoints += event.phase == "checkpoint"
+            if event.phase != "start":  # which names the checkpoint that it goes on from
+                rank.step = max(rank.step, event.step)
+            rank.saved = event.saved
+            self.saved = max(self.saved, event.saved)
 
     def _ended(self, rank: Rank, event: RankDone | TaskGone, now: float) -> None:
         if rank.ended is not None:
@@ -294,9 +300,9 @@ class Rounds:
         mine = {rank.worker for rank in self.ranks}
         waits = len(self.ranks) < self.wanted and not mine.issuperset(self._fit(look, now))
         if not waits or self._grow_from is None:
-            self._grow_from = self.ranks[0].checkpoints if waits else None
+            self._grow_from = self.ranks[0].saved if waits else None
             return False
-        return self.ranks[0].checkpoints > self._grow_from
+        return self.ranks[0].saved > self._grow_from
 
     # -- ending it ------------------------------------------------------------------------------------------------------
 
@@ -311,11 +317,11 @@ class Rounds:
 
     def _end(self, look: Look, now: float, out: list[Told]) -> None:
         if live := self._live():
-            failed = any(rank.guilty for rank in self.ranks) or self._stopped(live, now)
-            if self._why == "grow" and failed:  # no checkpoint will come of it
-                self._break("fault", self.patience.fault_grace_s, now, out)
-            elif failed or now >= self._asked_at + RESEND_S:
-                self._ask(self.patience.fault_grace_s if failed else self._grace_s, now, out)
+            failed = self._stopped(live, now) or any(rank.guilty for rank in self.ranks)
+            if failed and self._grace_s > self.patience.fault_grace_s:  # no checkpoint will come of it
+                self._break("drain" if self._why == "drain" else "fault", self.patience.fault_grace_s, now, out)
+            elif now >= self._asked_at + RESEND_S:
+                self._ask(self._grace_s, now, out)
             return
         self.history.append(
             Past(self.round, len(self.ranks), self.step, "done" if self._last_done is not None else self._why)
@@ -338,7 +344,6 @@ class Rounds:
 
     def _fault(self, now: float, out: list[Told]) -> None:
         """Say who is to blame; give up, or leave out a worker whose ranks never come to a step."""
-        self._fruitless = 0 if self.step > self._record else self._fruitless + 1
         guilty = [rank for rank in self.ranks if rank.guilty]
         for rank in guilty:
             out.append(f"round {self.round}: rank {rank.number} on {rank.worker} failed: {rank.guilty}")
@@ -352,10 +357,18 @@ class Rounds:
             out.append(
                 f"round {self.round}: the ring broke ({', '.join(sorted({r.ended or 'done' for r in self.ranks}))})"
             )
+        if self.step > self._record:
+            self._fruitless = 0
+            return
+        last = next((rank for rank in guilty), self.ranks[0])
+        self._failed_again(f"rank {last.number}: {last.guilty or last.message}", now)
+
+    def _failed_again(self, what: str, now: float) -> None:
+        """A round came no further than those before it: wait a little longer each time, and give up in the end."""
+        self._fruitless += 1
         if self._fruitless >= self.patience.fruitless:
-            last = next((rank for rank in guilty), self.ranks[0])
-            text = f"{self._fruitless} rounds in succession came no further than step {max(self._record, self.step)}"
-            self._over(Verdict("failed", f"{text}; the last one: rank {last.number}: {last.guilty or last.message}"))
+            text = f"{self._fruitless} rounds in succession came no further than step {max(self._record, 0)}"
+            self._over(Verdict("failed", f"{text}; the last one: {what}"))
         elif self._fruitless > 1:
             wait = self.patience.backoff_s * 2.0 ** (self._fruitless - 2)
             self._not_before = now + min(self.patience.backoff_max_s, wait)

@@ -6,17 +6,19 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from coordinator.files import file_sha256
 from ingest import manifest
 from ingest.errors import ProofError
 from ingest.store import atomic_write
 
-RESULT, PROVED, METRICS, LOGS = "result.json", "proved.json", "metrics.jsonl", "logs"
+RESULT, PROVED, METRICS, WEIGHTS = "result.json", "proved.json", "metrics.jsonl", "average.safetensors"
 CONFIG = "train.toml"  # the copy of the configuration file that the ranks read
 MAX_READ = 1 << 20  # bytes taken at once
 
@@ -25,9 +27,9 @@ class Result(msgspec.Struct, frozen=True):
     """What a training proved, by its own word. More fields may stand in the file."""
 
     steps: int
-    checkpoint: str  # file, relative to the run folder
-    sha256: str  # of that file
-    best_skill: float | None = None
+    validation_skill: float  # of the best checkpoint
+    checkpoint: str  # its folder, relative to the run folder
+    sha256: str  # of its averaged weights
 
 
 class Proved(msgspec.Struct, frozen=True):
@@ -54,21 +56,20 @@ def read_result(run: Path) -> Result:
         raise ProofError(f"{path} is not there: the training has not ended") from None
     except msgspec.MsgspecError as error:
         raise ProofError(f"{path}: {error}") from error
-    checkpoint = run / result.checkpoint
+    weights = run / result.checkpoint / WEIGHTS
     try:
-        with checkpoint.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = file_sha256(weights)
     except OSError as error:
-        raise ProofError(f"{path} names {checkpoint}: {error.strerror}") from error
+        raise ProofError(f"{path} names {weights}: {error.strerror}") from error
     if found != result.sha256:
-        raise ProofError(f"{checkpoint} is not the file that {path} names: its sha256 differs")
+        raise ProofError(f"{weights} is not the file that {path} names: its sha256 differs")
     return result
 
 
 def accept(run: Path, request: str) -> Result:
     """Remember that the result answers this request. ProofError unless it is whole."""
     result = read_result(run)
-    atomic_write(run / PROVED, msgspec.json.encode(Proved(request, _digest(run / RESULT))))
+    atomic_write(run / PROVED, msgspec.json.encode(Proved(request, file_sha256(run / RESULT))))
     return result
 
 
@@ -76,30 +77,27 @@ def accepted(run: Path, request: str) -> Result | None:
     """The result that was accepted for this request and is still whole; None where there is something to do."""
     try:
         proved = msgspec.json.decode((run / PROVED).read_bytes(), type=Proved)
-        return read_result(run) if proved == Proved(request, _digest(run / RESULT)) else None
+        return read_result(run) if proved == Proved(request, file_sha256(run / RESULT)) else None
     except (FileNotFoundError, msgspec.MsgspecError, ProofError):
         return None
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 @dataclass
 class Metrics:
-    """Follows `metrics.jsonl`: each figure's newest value. A shorter file than before was begun afresh."""
+    """Follows `metrics.jsonl`: each figure's newest value. A run that goes on from a checkpoint writes the file anew."""
 
     path: Path
     newest: dict[str, Any] = field(default_factory=dict)
     best_skill: float | None = None
+    _file: int = 0  # its inode
     _read: int = 0
     _rest: bytes = b""
 
     def look(self) -> None:
         try:
             with self.path.open("rb") as file:
-                if file.seek(0, 2) < self._read:
-                    self._read, self._rest = 0, b""
+                if (found := os.fstat(file.fileno()).st_ino) != self._file:
+                    self._file, self._read, self._rest, self.best_skill = found, 0, b"", None
                 file.seek(self._read)
                 while chunk := file.read(MAX_READ):
                     self._read += len(chunk)

@@ -279,7 +279,9 @@ class Scheduler:
         worker = self._known(event.worker, now, decision)
         held = worker.held.get(event.task) if worker is not None else None
         if held is not None and held.attempt == event.attempt:
-            decision.actions.append(TaskProgress(event.task, event.step, event.phase, event.beats, event.stopped))
+            decision.actions.append(
+                TaskProgress(event.task, event.step, event.phase, event.beats, event.saved, event.stopped)
+            )
 
     def _on_end(self, event: EndTasks, now: float, decision: Decision) -> None:
         for name in event.tasks:

@@ -97,7 +97,7 @@ class Training:
                 return ()
             if proof.blas not in self._blas:
                 self._blas.add(proof.blas)
-                self._told.append(f"{done.worker}: matrices by {proof.blas}")
+                self._told.append(f"{done.worker}: {proof.blas}")
             self._decide(PortFound(done.task.id, proof.address))
         elif done.task.kind == "train":
             self._decide(RankDone(done.task.id))
@@ -191,8 +191,8 @@ def describe_summary(summary: Mapping[str, Any]) -> str:
     """A summary as text: what is proved, what this run did."""
     lines = []
     if (result := summary["result"]) is not None:
-        skill = "" if result["best_skill"] is None else f", best validation skill {result['best_skill']:+.3f}"
-        lines.append(f"trained {result['steps']:,} steps{skill}; checkpoint {summary['run']}/{result['checkpoint']}")
+        skill = f"best validation skill {result['validation_skill']:+.3f}"
+        lines.append(f"trained {result['steps']:,} steps, {skill}: {summary['run']}/{result['checkpoint']}")
     if summary["rounds"]:
         sizes = ", ".join(f"{past['ranks']} ({past['why']})" for past in summary["rounds"])
         lines.append(f"this run: {summary['seconds']:.1f} s, {summary['restarts']} restarts; rings of {sizes}")

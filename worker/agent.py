@@ -39,7 +39,6 @@ from coordinator.protocol import (
     PermitGrant,
     PermitRequest,
     PermitsVoid,
-    Phase,
     Progress,
     RegisterAgain,
     Result,
@@ -345,7 +344,7 @@ class Agent:
             silence_s=job.silence_s,
             unheard_s=lambda: time.monotonic() - self._heard,
             ending=job.ending,
-            report=lambda step, phase, beats, stopped: self._report_progress(lease, step, phase, beats, stopped),
+            report=lambda *word: self._say(Progress(self.name, lease.task, lease.attempt, *word)),
         )
         try:
             proof = self._handlers[lease.kind](lease.job, context)
@@ -358,9 +357,6 @@ class Agent:
         except Exception as error:
             return failure_of(error, self.name, lease, self._api_key)
         return Result(self.name, lease.task, lease.attempt, proof, time.monotonic() - began)
-
-    def _report_progress(self, lease: Lease, step: int, phase: Phase, beats: int, stopped: bool) -> None:
-        self._say(Progress(self.name, lease.task, lease.attempt, step, phase, beats, stopped))
 
     def _report_throttle(self, bucket: str, kind: str, retry_after: float | None) -> None:
         if bucket:

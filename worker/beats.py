@@ -21,14 +21,15 @@ class Beat(msgspec.Struct, frozen=True):
 
 
 class Beats:
-    """Follows one file. `last` is the newest whole word, `count` how many there were; what is no word is counted in `bad`."""
+    """Follows one file. `last` is the newest whole word, `count` how many there were, `saved` the step of the newest
+    checkpoint; what is no word is counted in `bad`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._read = 0
         self._rest = b""
         self.last: Beat | None = None
-        self.count = self.bad = 0
+        self.count = self.saved = self.bad = 0
 
     def look(self) -> bool:
         """Read what was appended; whether there was a new word."""
@@ -51,5 +52,7 @@ class Beats:
         try:
             self.last = msgspec.json.decode(line, type=Beat)
             self.count += 1
+            if self.last.phase == "checkpoint":
+                self.saved = self.last.step
         except msgspec.MsgspecError:
             self.bad += 1

@@ -36,7 +36,7 @@ class LeaseContext(FetchContext):
     silence_s: float  # after which a worker that is not heard counts as lost
     unheard_s: Callable[[], float]  # seconds since the coordinator's last word
     ending: Ending
-    report: Callable[[int, Phase, int, bool], None]  # (step, phase, words so far, process is stopped): a Progress
+    report: Callable[[int, Phase, int, int, bool], None]  # a Progress: (step, phase, beats, saved, stopped)
 
 
 class Job:

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,8 @@ class Ranks:
         """The address of this host that the coordinator's network reaches, with a free port → PortProof."""
         host = own_address(context.endpoint)
         where = f"[{host}]" if ":" in host else host
-        return msgspec.to_builtins(PortProof(f"{where}:{free_port(host)}", blas.name()))
+        matrices = blas.describe({**os.environ, **blas.rank_environment(os.environ)})
+        return msgspec.to_builtins(PortProof(f"{where}:{free_port(host)}", matrices))
 
     def train(self, job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
         """Run one rank to its end. RankError, UsageError or Cancelled unless it ended well by itself."""
@@ -99,9 +100,8 @@ class Ranks:
         hosts = run / "beats" / f"{rank.round}-{rank.rank}.hosts.json"
         hosts.write_bytes(msgspec.json.encode([[address] for address in rank.addresses]))
         with log_path.open("ab") as output:
-            environment = rank_environment(rank, hosts)
-            header = f"== round {rank.round}, rank {rank.rank} of {len(rank.addresses)}, BLAS: {blas.name()}\n"
-            output.write(header.encode())
+            environment = rank_environment(rank, hosts, os.environ)
+            output.write(f"== round {rank.round}, rank {rank.rank} of {len(rank.addresses)}\n".encode())
             output.flush()
             process = subprocess.Popen(
                 [sys.executable, "-m", "worker.leash", str(LEASH * context.silence_s), str(self._script), *arguments],
@@ -124,21 +124,18 @@ class Ranks:
             hosts.unlink(missing_ok=True)
 
 
-def rank_environment(rank: RankJob, hosts: Path) -> dict[str, str]:
-    """What the rank needs: its place in the ring, this host's cores shared among its ranks, a fast BLAS where there is one."""
-    size = len(rank.addresses)
-    mine = rank.addresses[rank.rank].rpartition(":")[0]
-    here = sum(address.rpartition(":")[0] == mine for address in rank.addresses)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    share = str(max(1, cores // here))
-    kept = {
-        name: value for name, value in os.environ.items() if name not in ("MLX_RANK", "MLX_HOSTFILE", "EIA_API_KEY")
-    }
-    threads = dict.fromkeys(("RINGATTN_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), share)
-    ring = {"MLX_RANK": str(rank.rank), "MLX_HOSTFILE": str(hosts)} if size > 1 else {}
-    fast = blas.openblas()
-    preload = {"LD_PRELOAD": " ".join(filter(None, [fast, os.environ.get("LD_PRELOAD")]))} if fast else {}
-    return {**kept, **threads, **ring, **preload, "PYTHONUNBUFFERED": "1"}
+def rank_environment(rank: RankJob, hosts: Path, environ: Mapping[str, str]) -> dict[str, str]:
+    """The whole environment of a rank: its place in the ring, its share of this host's cores, a fast BLAS where there is one."""
+    own = (
+        *blas.THREADS,
+        "MLX_RANK",
+        "MLX_HOSTFILE",
+        "EIA_API_KEY",
+    )  # the worker's threads are not its ranks'; no rank needs the key
+    kept = {name: value for name, value in environ.items() if name not in own}
+    if len(rank.addresses) > 1:
+        kept |= {"MLX_RANK": str(rank.rank), "MLX_HOSTFILE": str(hosts)}
+    return {**kept, **blas.rank_environment(kept), "PYTHONUNBUFFERED": "1"}
 
 
 def own_address(endpoint: str) -> str:
@@ -198,7 +195,7 @@ def _watch(process: subprocess.Popen[bytes], beats: Beats, context: LeaseContext
 
 def _report(beats: Beats, stopped: bool, context: LeaseContext) -> None:
     last = beats.last
-    context.report(last.step if last else 0, last.phase if last else "start", beats.count, stopped)
+    context.report(last.step if last else 0, last.phase if last else "start", beats.count, beats.saved, stopped)
 
 
 def _hold(process: subprocess.Popen[bytes]) -> None:
@@ -219,12 +216,14 @@ def _error(code: int, asked: bool, log_path: Path) -> RankError | UsageError:
     with log_path.open("rb") as file:
         file.seek(max(0, log_path.stat().st_size - TAIL))
         tail = file.read().decode(errors="replace").rpartition("== round ")[2].partition("\n")[2].strip()
-    if code == EXIT_USAGE:
+    last = tail.splitlines()[-8:]
+    if code == EXIT_USAGE and not (
+        last and last[-1].startswith("LaunchError")
+    ):  # of addresses that a coordinator chose
         return UsageError(tail or f"train.py ended with exit code 2: see {log_path}")
     if asked:
         return RankEnded("ended as it was asked to")
     if code == EXIT_BROKEN:
-        return RingBroke(tail.splitlines()[-1] if tail else "exit code 75")
+        return RingBroke(last[-1] if last else "exit code 75")
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    last = "\n  ".join(tail.splitlines()[-8:])
-    return RankDied(f"{how}; {log_path} says last:\n  {last}" if last else how)
+    return RankDied("\n  ".join([f"{how}; {log_path} says last:", *last]) if last else how)

@@ -87,8 +87,17 @@ def checkpoint(run: Path, step: int, state: str) -> Path:
         part = final.with_name(f"{final.name}.{os.getpid()}.part")
         part.mkdir(parents=True)
         (part / "state.json").write_text(json.dumps({"step": step, "state": state}))
+        (part / "average.safetensors").write_text(state)
         part.rename(final)
-    return final / "state.json"
+    return final
+
+
+def drop_later_steps(path: Path, done: int) -> Path:
+    if path.exists():
+        kept = [line for line in path.read_text().splitlines(True) if json.loads(line)["step"] <= done]
+        path.with_suffix(".part").write_text("".join(kept))
+        path.with_suffix(".part").replace(path)
+    return path
 
 
 def train(run: Path, heartbeat: Path, config: dict) -> int:
@@ -104,13 +113,13 @@ def train(run: Path, heartbeat: Path, config: dict) -> int:
     say(step, "start")
     print(f"rank {rank} of {len(addresses)} goes on from step {step}", flush=True)
     ring = Ring(rank, addresses)
-    metrics = (run / "metrics.jsonl").open("a", buffering=1) if rank == 0 else None
+    metrics = drop_later_steps(run / "metrics.jsonl", step).open("a", buffering=1) if rank == 0 else None
     while step < config["steps"]:
         if ring.any(stop_asked):
             time.sleep(config.get("hold_s", 0))
+            say(step, "checkpoint")
             if rank == 0:
                 checkpoint(run, step, state)
-            say(step, "checkpoint")
             return EXIT_BROKEN
         time.sleep(config["step_s"])
         step, state = step + 1, hashlib.sha256(state.encode()).hexdigest()
@@ -125,14 +134,14 @@ def train(run: Path, heartbeat: Path, config: dict) -> int:
             metrics.write(json.dumps(line) + "\n")
         say(step, "step")
         if step % config["every"] == 0:
+            say(step, "checkpoint")
             if rank == 0:
                 checkpoint(run, step, state)
-            say(step, "checkpoint")
     ring.any(False)
     if rank == 0:
         path = checkpoint(run, step, state)
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        result = {"steps": step, "best_skill": 0.25, "checkpoint": str(path.relative_to(run)), "sha256": digest}
+        digest = hashlib.sha256((path / "average.safetensors").read_bytes()).hexdigest()
+        result = {"steps": step, "validation_skill": 0.25, "checkpoint": f"checkpoints/{path.name}", "sha256": digest}
         part = run / "result.json.part"
         part.write_text(json.dumps(result))
         part.rename(run / "result.json")
