@@ -1,6 +1,6 @@
 """Coordinator and worker of a training whose ranks are `fake_rank.py`.
 
-`python train_process.py DATA RANKS CONFIG` runs the stage; its summary is the last line on stdout. The workers that it starts are
+`python train_process.py DATA RANKS CONFIG RETRIES` runs the stage; its summary is the last line on stdout. The workers that it starts are
 this file as well (`train_process.py --coordinator …`).
 """
 
@@ -31,17 +31,21 @@ def work() -> int:
     return run_agent(options.coordinator, options.data, handlers=handlers, stop_with_parent=options.stop_with_parent)
 
 
-def coordinate(data: Path, ranks: int, config: Path) -> int:
+def coordinate(data: Path, ranks: int, config: Path, retries: int) -> int:
     from coordinator import train
     from coordinator.fleet import Fleet
     from coordinator.pace import Patience
     from coordinator.scheduler import Limits
 
-    # Faster than a deployment's by a factor of two to five, so that a test of a fault is over within seconds.
-    limits = Limits(heartbeat_s=0.2, silence_s=4.0)
-    patience = Patience(gather_s=20.0, regather_s=2.0, stopped_s=1.0, floor_s=4.0, drain_grace_s=10.0, fruitless=3)
-    fleet = Fleet(data, "tcp://127.0.0.1:0", ranks, 1, 5, worker_command=(sys.executable, str(HERE)), limits=limits)
-    options = train.Options(data, data / "train", ranks, config.read_bytes(), ranks, 1, fleet.bind, data / "keys", 5)
+    # A deployment's times, cut to a half or less, so that a test of a fault is over within seconds.
+    limits = Limits(heartbeat_s=0.2, silence_s=5.0)
+    patience = Patience(regather_s=2.0, stopped_s=1.0, floor_s=4.0, drain_grace_s=20.0, fruitless=retries)
+    fleet = Fleet(
+        data, "tcp://127.0.0.1:0", ranks, 1, retries, worker_command=(sys.executable, str(HERE)), limits=limits
+    )
+    options = train.Options(
+        data, data / "train", ranks, config.read_bytes(), ranks, 1, fleet.bind, data / "keys", retries
+    )
     summary = train.run(options, fleet=fleet, patience=patience)
     print(json.dumps(summary), flush=True)
     return int(summary["exit_code"])
@@ -50,4 +54,4 @@ def coordinate(data: Path, ranks: int, config: Path) -> int:
 if __name__ == "__main__":
     if "--coordinator" in sys.argv:
         os._exit(work())
-    sys.exit(coordinate(Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])))
+    sys.exit(coordinate(Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])))
