@@ -36,6 +36,7 @@ def _option(name: str, *extra: str) -> Any:
 
 Data = Annotated[str | None, _option("data")]
 Keys = Annotated[str | None, _option("keys")]
+Bind = Annotated[str | None, _option("bind")]
 AsJson = Annotated[bool, typer.Option("--json", help="one JSON document on stdout, JSON lines on stderr")]
 
 
@@ -65,7 +66,7 @@ def start_(
     end: Annotated[str | None, _option("end")] = None,
     workers: Annotated[str | None, _option("workers")] = None,
     connections: Annotated[str | None, _option("connections")] = None,
-    bind: Annotated[str | None, _option("bind")] = None,
+    bind: Bind = None,
     keys: Keys = None,
     rate: Annotated[str | None, _option("rate")] = None,
     retries: Annotated[str | None, _option("retries")] = None,
@@ -130,6 +131,19 @@ def status(data: Data = None, keys: Keys = None, as_json: AsJson = False) -> Non
     settings = _settings(data=data, keys=keys)
     snapshot = look.status(settings["data"].value, settings["keys"].value)
     print(json.dumps(snapshot) if as_json else look.describe(snapshot))
+
+
+@app.command()
+def doctor(data: Data = None, bind: Bind = None, keys: Keys = None, as_json: AsJson = False) -> None:
+    """What this host has and lacks: BLAS speed, kernels, ports, packages, disk, keys. Exit code 1 when anything is to be mended."""
+    from coordinator import doctor as checks
+
+    settings = _settings(data=data, bind=bind, keys=keys)
+    findings = checks.examine(*(settings[name].value for name in ("data", "bind", "keys")))
+    report = checks.report(findings)
+    print(json.dumps(report) if as_json else checks.describe(findings))
+    if not report["fine"]:
+        raise typer.Exit(EXIT_FAILED)
 
 
 @app.command()
