@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,8 +75,8 @@ class Supervisor(Protocol):
     def busy(self) -> bool:
         """More is to come, even if no task is open."""
 
-    def shown(self, snapshot: Mapping[str, Any]) -> Shown:
-        """What the display shows."""
+    def shown(self) -> Shown:
+        """What displays and `coordinator status` show."""
 
 
 def run_tasks(
@@ -102,7 +102,8 @@ def run_tasks(
 
     def tick() -> None:
         nonlocal peak_rss, already_done
-        for line in workers.supervise(server.lost):
+        heard = {worker.hello.pid for worker in scheduler.workers.values() if worker.shares}
+        for line in workers.supervise(heard, server.lost):
             display.say(line)
         snapshot = server.snapshot()
         peak_rss = max([peak_rss, *(worker["rss"] for worker in snapshot["workers"])])
@@ -116,7 +117,7 @@ def run_tasks(
                 display.say(what)
             else:
                 server.post(what)
-        display.update(supervisor.shown(snapshot))
+        display.update(supervisor.shown())
 
     def quarantined(what: TaskQuarantined) -> None:
         display.say(f"quarantined {what.task.id}: {what.error}: {what.message}")
@@ -133,6 +134,7 @@ def run_tasks(
         on_lease=supervisor.saw if supervisor is not None else lambda what: None,
         on_tick=tick,
         busy=supervisor.busy if supervisor is not None else lambda: False,
+        look=lambda: {} if supervisor is None else {"training": supervisor.shown().line},
     )
     workers = LocalWorkers(
         fleet.worker_command,
@@ -140,6 +142,7 @@ def run_tasks(
         fleet.data_dir,
         fleet.workers,
         fleet.connections,
+        fleet.limits.silence_s / 2,
         key=fleet.worker_key,
     )
     endpoint = fleet.data_dir / ENDPOINT_FILE

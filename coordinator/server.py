@@ -74,7 +74,8 @@ class Server:
 
     `on_done(done)` commits a proof, idempotently, and may return tasks that it opens; StorageError from it ends the run,
     resumable. `on_quarantined(what)`, `on_lease(what)` and `on_tick()`, five times a second, may look on and `post`.
-    `busy()` True: the stage has more to come, so no outcome yet. All run in the thread of `run`.
+    `busy()` True: the stage has more to come, so no outcome yet. `look()`: what it adds to snapshots. All run in the thread
+    of `run`.
     """
 
     def __init__(
@@ -91,12 +92,13 @@ class Server:
         on_lease: Callable[[TaskProgress | TaskGone], None] = lambda what: None,
         on_tick: Callable[[], None] = lambda: None,
         busy: Callable[[], bool] = lambda: False,
+        look: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         check_bind(bind, curve)
         self._scheduler, self._journal, self._budgets = scheduler, journal, dict(budgets or {})
         self._data_dir = data_dir
         self._on_done, self._on_quarantined, self._on_lease = on_done, on_quarantined, on_lease
-        self._on_tick, self._busy = on_tick, busy
+        self._on_tick, self._busy, self._look = on_tick, busy, look
         self._files = FileInbox(data_dir)
         self._inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.counters = {"messages": 0, "bad": 0, "undelivered": 0, "commits": 0}
@@ -322,6 +324,7 @@ class Server:
         """Tasks by state, workers, budgets, counters, as plain data."""
         now = time.monotonic()
         return {
+            **self._look(),
             **self._scheduler.snapshot(now),
             "budgets": {name: budget.snapshot(now) for name, budget in self._budgets.items()},
             "counters": dict(self.counters),

@@ -120,7 +120,7 @@ class Training:
     def busy(self) -> bool:
         return self.rounds.verdict is None
 
-    def shown(self, snapshot: Mapping[str, Any]) -> Shown:
+    def shown(self) -> Shown:
         self.metrics.look()
         now = time.monotonic()
         return shown(train_view(self.rounds, self.metrics, now, now - self._began))
