@@ -40,6 +40,36 @@ class SeriesArrays:
         return self.reason == IMPUTED
 
 
+@dataclass(frozen=True)
+class Available:
+    """What is on disk of one respondent."""
+
+    years: tuple[int, ...]
+    variables: tuple[str, ...]  # of any year
+
+
+def respondents_on_disk(data_dir: Path | str) -> tuple[str, ...]:
+    """Codes that have a series with demand, in order; UsageError where there is none."""
+    folder = Path(data_dir) / "series"
+    codes = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if not codes:
+        raise UsageError(f"no series under {folder}: `coordinator start --extract --data {data_dir}` makes them")
+    return tuple(code for code in codes if "D" in available(data_dir, code).variables)
+
+
+def available(data_dir: Path | str, respondent: str) -> Available:
+    """Years and variables of a respondent's series; UsageError, naming near matches, where there is none."""
+    folder = Path(data_dir) / "series"
+    _check_years(folder, respondent, range(0))
+    paths = sorted((folder / respondent).glob("*/wide.parquet"))
+    if not paths:
+        raise UsageError(
+            f"no series of {respondent} under {folder}; `coordinator start --extract --respondents {respondent}` makes it"
+        )
+    variables = dict.fromkeys(name for path in paths for name in sorted(_read(path, ())[0]))
+    return Available(tuple(int(path.parent.name) for path in paths), tuple(variables))
+
+
 def load_series(
     data_dir: Path | str,
     respondents: Sequence[str],

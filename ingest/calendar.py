@@ -1,0 +1,89 @@
+"""Local time of a respondent: zones with daylight saving, local days, US federal holidays, and the issue time of each hour.
+
+Hours are EIA's: UTC, hour-ending, as hour numbers (hours since 1970-01-01T00). A local day is the 23 to 25 hours that end after its
+midnight, up to and including the next one. Zones: the reference tables of Form EIA-930, in which an authority reports its local
+time; holidays: the `holidays` library's US federal ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+import holidays
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ingest.errors import UsageError
+
+ISSUE_HOUR = 10  # o'clock local on the day before: when operators have published their forecast of the day
+
+_EASTERN, _CENTRAL, _MOUNTAIN = "America/New_York", "America/Chicago", "America/Denver"
+_ARIZONA, _PACIFIC = "America/Phoenix", "America/Los_Angeles"
+_MEMBERS = {
+    _EASTERN: "CAR FLA MIDA NE NY SE US48 CPLE CPLW DUK FMPP FPC FPL GVL HST ISNE JEA LGEE MISO NSB NYIS PJM SC SCEG SEC "
+    "SOCO TAL TEC YAD GLHB",
+    _CENTRAL: "CENT MIDW TEN TEX AEC AECI EEI ERCO SEPA SIKE SPA SWPP TVA",
+    _MOUNTAIN: "EPE GWA IPCO NWMT PACE PNM PSCO WACM WAUW WWA",
+    _ARIZONA: "AZPS DEAA GRIF HGMA SRP SW TEPC WALC",
+    _PACIFIC: "CAL NW AVA AVRN BANC BPAT CHPD CISO DOPD GCPD GRID IID LDWP NEVP PACW PGE PSEI SCL TIDC TPWR",
+}
+ZONES = {code: zone for zone, codes in _MEMBERS.items() for code in codes.split()}
+
+
+@dataclass(frozen=True)
+class Calendar:
+    """Local time of consecutive hours; every array is `[hour]`."""
+
+    hours: NDArray[np.int64]  # hour numbers
+    hour: NDArray[np.int64]  # 0…23, the local hour that begins
+    day: NDArray[np.int64]  # local day, days since 1970-01-01
+    weekday: NDArray[np.int64]  # 0 = Monday
+    yearday: NDArray[np.int64]  # 1…366
+    year: NDArray[np.int64]
+    summer: NDArray[np.bool_]  # daylight saving
+    holiday: NDArray[np.bool_]  # a US federal holiday
+    issue: NDArray[np.int64]  # hour number: the last hour whose actual a forecast of this hour may know
+
+
+def zone_of(respondent: str) -> str:
+    """IANA zone of a respondent; UsageError where EIA's tables name none."""
+    if respondent not in ZONES:
+        raise UsageError(f"{respondent}: its time zone isn't known; forecasts cover {', '.join(sorted(ZONES))}")
+    return ZONES[respondent]
+
+
+def calendar_of(respondent: str, first: int, last: int, issue_hour: int = ISSUE_HOUR) -> Calendar:
+    """Calendar of the hours `first`…`last` (hour numbers, both inclusive) at a respondent.
+
+    The issue time of every hour of local day d is `issue_hour` o'clock local on day d - 1; it never goes back in time.
+    """
+    zone = ZoneInfo(zone_of(respondent))
+    hours = np.arange(first, last + 1)
+    begins = pd.DatetimeIndex((hours - 1).astype("datetime64[h]")).tz_localize("UTC").tz_convert(zone)
+    local = begins.tz_localize(None)
+    day = local.to_numpy().astype("datetime64[D]").astype(np.int64)
+    days, where = np.unique(day, return_inverse=True)
+    dates = [date(1970, 1, 1) + timedelta(days=int(d)) for d in days]
+    free = holidays.country_holidays("US", years=range(dates[0].year, dates[-1].year + 1))
+    offset = np.array([moment.dst() != timedelta(0) for moment in begins.to_pydatetime()])
+    return Calendar(
+        hours,
+        local.hour.to_numpy().astype(np.int64),
+        day,
+        local.dayofweek.to_numpy().astype(np.int64),
+        local.dayofyear.to_numpy().astype(np.int64),
+        local.year.to_numpy().astype(np.int64),
+        offset,
+        np.array([d in free for d in dates])[where],
+        np.array([_issue(d, zone, issue_hour) for d in dates], np.int64)[where],
+    )
+
+
+def _issue(day: date, zone: ZoneInfo, issue_hour: int) -> int:
+    """The hour that ends at `issue_hour` local on the day before `day`."""
+    before = day - timedelta(days=1)
+    moment = datetime(before.year, before.month, before.day, issue_hour, tzinfo=zone).astimezone(UTC)
+    return int(moment.timestamp()) // 3600

@@ -1,0 +1,298 @@
+"""Series → tokens of the forecaster: one token an hour, holding only what is known at that hour's issue time.
+
+The token of hour t carries the operators' forecast (DF) of t and of the other hours of t's local day, the calendar, and actuals up
+to the issue time of t (10:00 local on the day before; `ingest.calendar`). Issue times never go back from one hour to the next, so a causal
+model that reads tokens up to t has seen nothing after the issue time of t. That is the whole argument, and a test poisons
+everything after it.
+
+The target is what the reference forecast misses, (D - reference) / scale, where the scale is the reference's own mean absolute error over the
+56 days before the issue time. The reference is DF, or, where a model must do without it, demand a week before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ingest.calendar import ISSUE_HOUR, Calendar, calendar_of
+from ingest.columns import hour_number, hour_text
+from ingest.loader import SeriesArrays, available, load_series
+
+Floats = NDArray[np.float64]
+Reference = Literal["DF", "week"]
+
+VERSION = 1  # of the features: raised when a checkpoint trained on the earlier ones would read them wrongly
+DAY, WEEK = 24, 168  # hours
+MEMORY_LAG = 2 * DAY  # hours: the latest whole day whose outcome every hour of a local day may know at its issue time
+TRAILING = 56 * DAY  # hours over which scale and level are taken
+LOOKBACK = TRAILING + 4 * WEEK + 2 * DAY  # hours before the first token that its features reach back to
+LEAST_SCALE = 0.003  # of the demand's level: a reference that was perfect for weeks has still an error of its own
+BOUND = 6.0  # features beyond this many scales are cut: a lost outlier must not carry a forecast away
+TARGET_BOUND = 20.0  # scales: no training target lies further out
+
+ERROR_LAGS = (24, 48, 72, 96, 120, 144, 168, 192, 336)  # hours before t
+RECENT = tuple(range(12))  # hours before the issue time
+TRAILS = (3, 6, 12, 24, WEEK, 4 * WEEK)  # hours up to the issue time
+NEIGHBOURS = (-24, -12, -6, -3, -2, -1, 1, 2, 3, 6)  # hours from t
+CHANGES = (24, 48, 168)  # hours before t
+FUELS = ("NG.SUN", "NG.WND")  # what weather makes; other fuels follow from demand
+
+ODD = (  # features that change sign with the reference's errors
+    *(f"error.{k}" for k in ERROR_LAGS),
+    *(f"error.issue-{k}" for k in RECENT),
+    *(f"error.mean-{k}" for k in TRAILS),
+    *("error.same-hour-7", "error.same-hour-14", "error.same-hour-28", "error.same-hour-weeks"),
+)
+LOAD = (
+    "reference",
+    *(f"reference.{k:+d}" for k in NEIGHBOURS),
+    *("reference.day-mean", "reference.day-peak"),
+    *(f"demand.{k}" for k in CHANGES),
+    *(f"reference.{k}" for k in CHANGES),
+)
+CLOCK = (
+    *(f"{wave}.{unit}{k}" for k in (1, 2) for unit in ("hour", "year") for wave in ("sin", "cos")),
+    *(f"weekday.{k}" for k in range(7)),
+    *("holiday", "summer"),
+)
+WEATHER = tuple(f"{fuel}.{k}" for fuel in FUELS for k in (48, 168))
+MISSING = ("missing.24", "missing.48", "missing.issue", *(f"missing.{fuel}" for fuel in FUELS))
+FEATURES = (*ODD, *LOAD, *CLOCK, *WEATHER, *MISSING)
+CONDITION = (  # what a day is like, to find days like it
+    *(f"profile.{h}" for h in range(0, DAY, 2)),
+    *(f"change.{h}" for h in range(0, DAY, 2)),
+    *("weekend", "free"),
+)
+COLUMNS = ("target", "reference", "scale", "demand", "operator")  # what else there is of an hour
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Consecutive hours of one respondent; arrays are `[hour]` or `[hour, feature]`."""
+
+    respondent: str
+    reference_name: Reference
+    calendar: Calendar
+    hours: NDArray[np.int64]  # hour numbers, UTC, hour-ending
+    features: NDArray[
+        np.float32
+    ]  # [hour, feature] of FEATURES; 0 for what is not known, and a missing.* feature says so
+    condition: NDArray[np.float32]  # [hour, condition] of CONDITION: the reference over the local day, and its change
+    target: NDArray[np.float32]  # (D - reference) / scale; NaN where either was not measured
+    reference: NDArray[np.float32]  # MWh: the forecast that is corrected; NaN where there is none
+    scale: NDArray[np.float32]  # MWh
+    demand: NDArray[np.float32]  # MWh; NaN where not measured
+    operator: NDArray[np.float32]  # DF, MWh; NaN where there is none
+
+    @property
+    def usable(self) -> NDArray[np.bool_]:
+        """[hour] a forecast can be made: there is a reference and a scale."""
+        return np.isfinite(self.reference) & np.isfinite(self.scale)
+
+
+def load_tokens(
+    data_dir: Path,
+    respondent: str,
+    start: str,
+    end: str,
+    *,
+    reference: Reference = "DF",
+    issue_hour: int = ISSUE_HOUR,
+) -> Tokens:
+    """Tokens of `start`…`end` (`YYYY-MM-DDTHH`, both inclusive) of one respondent, from the series on disk.
+
+    Hours before the first series count as missing; UsageError and ProofError of `load_series` for a year between that is not there.
+    """
+    there = available(data_dir, respondent)
+    first = max(hour_number(start) - LOOKBACK, hour_number(f"{there.years[0]}-01-01T00"))
+    last = min(hour_number(end) + DAY, hour_number(f"{there.years[-1]}-12-31T23"))  # DF to the end of the local day
+    needed = ("D", "DF") if reference == "DF" else ("D",)
+    others = tuple(name for name in ("DF", *FUELS) if name in there.variables and name not in needed)
+    series = load_series(data_dir, [respondent], (*needed, *others), hour_text(first), hour_text(max(last, first)))
+    tokens = make_tokens(respondent, series, reference=reference, issue_hour=issue_hour)
+    return cut(tokens, hour_number(start), hour_number(end))
+
+
+def cut(tokens: Tokens, first: int, last: int) -> Tokens:
+    """The tokens of the hours `first`…`last` (hour numbers, inclusive) that there are."""
+    low, high = (int(x) for x in np.clip((first - tokens.hours[0], last + 1 - tokens.hours[0]), 0, len(tokens.hours)))
+    calendar = Calendar(*(getattr(tokens.calendar, name)[low:high] for name in Calendar.__dataclass_fields__))
+    arrays = {name: getattr(tokens, name)[low:high] for name in ("hours", "features", "condition", *COLUMNS)}
+    return replace(tokens, calendar=calendar, **arrays)
+
+
+def make_tokens(
+    respondent: str, series: SeriesArrays, *, reference: Reference = "DF", issue_hour: int = ISSUE_HOUR
+) -> Tokens:
+    """Tokens of every hour of a respondent's series (columns `<respondent>.D`, `.DF` and the fuels that it has)."""
+    column = {name.partition(".")[2]: i for i, name in enumerate(series.names)}
+    known = {name: np.where(series.mask[:, i], series.values[:, i], np.nan).astype(float) for name, i in column.items()}
+    hours = series.hours.astype("datetime64[h]").astype(np.int64)
+    calendar = calendar_of(respondent, int(hours[0]), int(hours[-1]), issue_hour)
+    demand = known["D"]
+    operator = known.get("DF", np.full(len(hours), np.nan))
+    corrected = operator if reference == "DF" else _before(demand, WEEK)
+    past = _Past(calendar, hours, demand, corrected)
+    groups = {**past.errors(), **past.loads(), **_clock(calendar)}
+    for fuel in FUELS:
+        groups |= past.fuel(fuel, known.get(fuel))
+    conditions = past.conditions()
+    with np.errstate(invalid="ignore"):
+        target = np.clip((demand - corrected) / past.scale, -TARGET_BOUND, TARGET_BOUND)
+    columns = dict(zip(COLUMNS, (target, corrected, past.scale, demand, operator), strict=True))
+    return Tokens(
+        respondent,
+        reference,
+        calendar,
+        hours,
+        _known(groups, FEATURES),
+        _known(conditions, CONDITION),
+        **{name: x.astype(np.float32) for name, x in columns.items()},
+    )
+
+
+class _Past:
+    """What is known of each hour at its issue time."""
+
+    def __init__(self, calendar: Calendar, hours: NDArray[np.int64], demand: Floats, reference: Floats) -> None:
+        self.calendar, self.demand, self.reference = calendar, demand, reference
+        self.at = np.arange(len(hours))
+        self.issue = calendar.issue - hours[0]  # index of the last hour that is known
+        self.error = demand - reference
+        self._sums = {id(x): _sums(x) for x in (self.error, demand)}
+        absolute = _mean(_sums(np.abs(self.error)), self.issue, TRAILING)
+        self.level = self.mean(demand, TRAILING)
+        with np.errstate(invalid="ignore"):
+            self.scale = np.where(self.level > 0, np.maximum(absolute, LEAST_SCALE * self.level), np.nan)
+
+    def mean(self, x: Floats, width: int) -> Floats:
+        """Mean over the `width` hours up to the issue time; NaN where none was measured."""
+        return _mean(self._sums[id(x)], self.issue, width)
+
+    def known(self, x: Floats, lag: int) -> Floats:
+        """x of `lag` hours before, where that is not after the issue time."""
+        return np.where(self.at - lag <= self.issue, _before(x, lag), np.nan)
+
+    def ahead(self, x: Floats, step: int) -> Floats:
+        """x of `step` hours away within what is published at the issue time: up to the end of the local day."""
+        to = np.clip(self.at + step, 0, len(x) - 1)
+        inside = (self.at + step >= 0) & (self.calendar.day[to] <= self.calendar.day)
+        return np.where(inside, x[to], np.nan)
+
+    def errors(self) -> dict[str, Floats]:
+        """The reference's errors, in scales."""
+        same_hour = np.stack([self.known(self.error, DAY * k) for k in range(1, 29)])
+        weeks = np.stack([self.known(self.error, WEEK * k) for k in range(1, 5)])
+        recent = {k: self.issue - k for k in RECENT}
+        raw = {
+            **{f"error.{k}": self.known(self.error, k) for k in ERROR_LAGS},
+            **{f"error.issue-{k}": _at(self.error, i) for k, i in recent.items()},
+            **{f"error.mean-{k}": self.mean(self.error, k) for k in TRAILS},
+            **{f"error.same-hour-{k}": _nanmean(same_hour[:k]) for k in (7, 14, 28)},
+            "error.same-hour-weeks": _nanmean(weeks),
+        }
+        missing = {"24": "error.24", "48": "error.48", "issue": "error.issue-0"}
+        return {
+            **{name: x / self.scale for name, x in raw.items()},
+            **{f"missing.{name}": np.isnan(raw[of]).astype(float) for name, of in missing.items()},
+        }
+
+    def loads(self) -> dict[str, Floats]:
+        """The load's shape, in levels."""
+        mean, peak = _by_day(self.reference, self.calendar.day)
+        now = self.reference
+        raw = {
+            "reference": now,
+            **{f"reference.{k:+d}": self.ahead(now, k) - now for k in NEIGHBOURS},
+            "reference.day-mean": mean,
+            "reference.day-peak": peak,
+            **{f"demand.{k}": self.known(self.demand, k) - now for k in CHANGES},
+            **{f"reference.{k}": _before(now, k) - now for k in CHANGES},
+        }
+        return {name: x / self.level for name, x in raw.items()}
+
+    def conditions(self) -> dict[str, Floats]:
+        """The local day's forecast, in levels, and its change from the day before."""
+        day = self.calendar.day - self.calendar.day[0] + 1
+        table = np.full((day[-1] + 1, DAY), np.nan)
+        table[day, self.calendar.hour] = self.reference
+        change = table[1:] - table[:-1]
+        free = self.calendar.holiday | (self.calendar.weekday >= 5)
+        return {
+            **{f"profile.{h}": table[day, h] / self.level for h in range(0, DAY, 2)},
+            **{f"change.{h}": change[day - 1, h] / self.level for h in range(0, DAY, 2)},
+            "weekend": (self.calendar.weekday >= 5).astype(float),
+            "free": free.astype(float),
+        }
+
+    def fuel(self, name: str, made: Floats | None) -> dict[str, Floats]:
+        """Generation by a fuel, in levels; all missing where the respondent has none."""
+        made = np.full(len(self.at), np.nan) if made is None else made
+        lags = {k: self.known(made, k) / self.level for k in (48, 168)}
+        return {**{f"{name}.{k}": x for k, x in lags.items()}, f"missing.{name}": np.isnan(lags[48]).astype(float)}
+
+
+def _known(columns: dict[str, Floats], names: tuple[str, ...]) -> NDArray[np.float32]:
+    """float32 `[hour, name]`, bounded, with 0 for what is not known."""
+    stacked = np.stack([columns[name] for name in names], axis=1)
+    return np.clip(np.nan_to_num(stacked), -BOUND, BOUND).astype(np.float32)
+
+
+def _clock(calendar: Calendar) -> dict[str, Floats]:
+    turns = {"hour": calendar.hour / 24.0, "year": calendar.yearday / 365.25}
+    waves = {"sin": np.sin, "cos": np.cos}
+    return {
+        **{f"{w}.{u}{k}": waves[w](2 * np.pi * k * turns[u]) for k in (1, 2) for u in turns for w in waves},
+        **{f"weekday.{k}": (calendar.weekday == k).astype(float) for k in range(7)},
+        "holiday": calendar.holiday.astype(float),
+        "summer": calendar.summer.astype(float),
+    }
+
+
+def _before(x: Floats, lag: int) -> Floats:
+    """x of `lag` hours before; NaN before its start."""
+    return np.concatenate([np.full(min(lag, len(x)), np.nan), x[: max(len(x) - lag, 0)]])
+
+
+def _at(x: Floats, index: NDArray[np.int64]) -> Floats:
+    inside = (index >= 0) & (index < len(x))
+    return np.where(inside, x[np.clip(index, 0, len(x) - 1)], np.nan)
+
+
+def _sums(x: Floats) -> tuple[Floats, Floats]:
+    """Running sum and count of what was measured, each with a 0 in front."""
+    valid = ~np.isnan(x)
+    return (
+        np.concatenate([[0.0], np.cumsum(np.where(valid, x, 0.0))]),
+        np.concatenate([[0.0], np.cumsum(valid, dtype=float)]),
+    )
+
+
+def _mean(sums: tuple[Floats, Floats], last: NDArray[np.int64], width: int) -> Floats:
+    high = np.clip(last + 1, 0, len(sums[0]) - 1)
+    low = np.clip(last + 1 - width, 0, None)
+    total, count = (s[high] - s[np.minimum(low, high)] for s in sums)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _nanmean(x: Floats) -> Floats:
+    """Mean over the first axis of what was measured."""
+    valid = ~np.isnan(x)
+    count = valid.sum(axis=0)
+    return np.where(count > 0, np.where(valid, x, 0.0).sum(axis=0) / np.maximum(count, 1), np.nan)
+
+
+def _by_day(x: Floats, day: NDArray[np.int64]) -> tuple[Floats, Floats]:
+    """Mean and maximum of the local day that each hour lies in."""
+    days, where = np.unique(day, return_inverse=True)
+    valid = ~np.isnan(x)
+    count = np.bincount(where[valid], minlength=len(days))
+    total = np.bincount(where[valid], x[valid], minlength=len(days))
+    peak = np.full(len(days), -np.inf)
+    np.maximum.at(peak, where[valid], x[valid])
+    mean = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return mean[where], np.where(count > 0, peak, np.nan)[where]

@@ -1,0 +1,1 @@
+"""The forecaster built on ring attention: model, pinball loss, scores, checkpoints."""

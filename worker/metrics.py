@@ -1,0 +1,92 @@
+"""What a training run says of itself: metrics.jsonl, the heartbeat, and the watchdog that ends a rank whose ring does not move."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import ringattn
+from worker.train_config import TrainConfig, plain
+
+EXIT_AGAIN = 75  # broken off: start it again
+
+
+class Metrics:
+    """metrics.jsonl is rank 0's; each rank has its heartbeat and its watchdog."""
+
+    def __init__(self, config: TrainConfig, rank: int, done: int) -> None:
+        self._timeout, self._moved, self._began = config.timeout, time.monotonic(), time.monotonic()
+        self._beats = config.heartbeat.open("a") if config.heartbeat != Path() else None
+        self._lines: IO[str] | None = None
+        self._said = 0.0
+        if rank == 0:
+            config.run_dir.mkdir(parents=True, exist_ok=True)
+            (config.run_dir / "config.json").write_text(json.dumps(plain(config), indent=1))
+            path = config.run_dir / "metrics.jsonl"
+            _drop_later_steps(path, done)
+            self._lines = path.open("a")
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def step(
+        self,
+        step: int,
+        loss: float,
+        norm: float,
+        speed: float,
+        hops: Sequence[ringattn.HopTime],
+        seconds: float,
+        ranks: int,
+    ) -> None:
+        line = {
+            "step": step,
+            "loss": loss,
+            "gradient_norm": norm,
+            "tokens_per_s": speed,
+            "attention_share": sum(hop.compute for hop in hops) / seconds,
+            "wait_share": sum(hop.wait for hop in hops) / seconds,
+            "ranks": ranks,
+            "seconds": seconds,
+        }
+        self.write(line)
+        self.beat("step", step)
+        if self._lines is not None and time.monotonic() - self._said > 10:
+            self._said = time.monotonic()
+            print(
+                f"step {step}: loss {loss:.4f}, {speed:,.0f} tokens/s, attention {line['attention_share']:.0%}, "
+                f"waiting {line['wait_share']:.0%}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def write(self, line: dict[str, Any]) -> None:
+        if self._lines is not None:
+            self._lines.write(json.dumps(line) + "\n")
+            self._lines.flush()
+
+    def beat(self, phase: str, step: int) -> None:
+        self._moved = time.monotonic()
+        if self._beats is not None:
+            self._beats.write(json.dumps({"step": step, "phase": phase, "time": time.time()}) + "\n")
+            self._beats.flush()
+
+    def _watch(self) -> None:
+        # mlx's collectives have no deadline: a rank whose peer is frozen would wait in all_sum for ever.
+        while True:
+            time.sleep(1)
+            if time.monotonic() - self._moved > self._timeout:
+                print(f"no step for {self._timeout:g} s: a peer is gone or frozen; start again", file=sys.stderr)
+                ringattn.abandon(EXIT_AGAIN)
+
+
+def _drop_later_steps(path: Path, done: int) -> None:
+    """Lines of steps that a resumed run makes again."""
+    if path.exists():
+        kept = [line for line in path.read_text().splitlines() if line and json.loads(line)["step"] <= done]
+        part = path.with_suffix(".part")
+        part.write_text("".join(line + "\n" for line in kept))
+        part.replace(path)
