@@ -25,7 +25,7 @@ from ingest.calendar import Calendar, calendar_of
 from ingest.windows import CONDITION, FEATURES
 from ringattn.forecast import scores
 from ringattn.forecast.model import QUANTILES
-from worker.batches import Period, Piece, TokenStore
+from worker.batches import Period, Piece, TokenStore, open_store
 from worker.forecast import Forecast, Trained, load_trained, predict
 from worker.train_config import parse_period
 
@@ -163,7 +163,7 @@ def run(options: argparse.Namespace) -> int:
 
         for i, path in enumerate(options.run):
             trained = load_trained(path)
-            store = TokenStore(options.data, trained.respondents, trained.reference)
+            store = open_store(options.data, trained.respondents, trained.reference)
             years = range(2000, 2101)
             last = max(year for year in years if store.period(0).last >= Period(*_year(year)).last)
             period = parse_period(options.test, "test") if options.test else Period(*_year(last))

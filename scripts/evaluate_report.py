@@ -199,11 +199,11 @@ def plot(options: argparse.Namespace) -> int:
 def _fans(data_dir: Path, run: Path, period: str) -> None:
     """The day of highest demand of three respondents."""
     from ingest.columns import hour_number
-    from worker.batches import Period, TokenStore
+    from worker.batches import Period, open_store
     from worker.forecast import draw, load_trained, predict
 
     trained = load_trained(run)
-    store = TokenStore(data_dir, trained.respondents, trained.reference)
+    store = open_store(data_dir, trained.respondents, trained.reference)
     start, _, end = period.partition(" to ")
     chosen = []
     for respondent in [name for name in ("ERCO", "MISO", "PACW") if name in trained.respondents]:

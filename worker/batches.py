@@ -22,7 +22,7 @@ from ingest import windows
 from ingest.columns import hour_number, hour_text
 from ingest.errors import UsageError
 from ingest.loader import available
-from ingest.windows import BOUND, COLUMNS, CONDITION, FEATURES, MEMORY_LAG, ODD, Reference
+from ingest.windows import BOUND, COLUMNS, CONDITION, FEATURES, MEMORY_LAG, ODD, Reference, Tokens
 from ringattn.forecast.model import Batch
 from ringattn.layout import Layout, local_positions
 
@@ -59,27 +59,34 @@ class Normalisation:
     deviation: NDArray[np.float32]
 
 
+@dataclass(frozen=True)
 class TokenStore:
-    """Tokens of several respondents as memory maps, `[hour, FEATURES + target, reference, scale, demand, operator]`."""
+    """Tokens of several respondents: first hour number and rows `[hour, INPUTS + COLUMNS]` of each."""
 
-    def __init__(self, data_dir: Path, respondents: Sequence[str], reference: Reference = "DF") -> None:
-        self.data_dir, self.respondents, self.reference = data_dir, tuple(respondents), reference
-        self._maps = [_mapped(data_dir, name, reference) for name in self.respondents]
+    respondents: tuple[str, ...]
+    reference: Reference
+    maps: tuple[tuple[int, NDArray[np.float32]], ...]
 
     def period(self, region: int) -> Period:
         """What there is of a respondent."""
-        first, rows = self._maps[region]
+        first, rows = self.maps[region]
         return Period(first, first + len(rows) - 1)
 
     def rows(self, piece: Piece, inside: NDArray[np.int64] | slice) -> NDArray[np.float32]:
         """The rows `inside` a piece, `[row, column]`; only these are read."""
-        first, rows = self._maps[piece.region]
+        first, rows = self.maps[piece.region]
         return rows[piece.first - first : piece.first - first + piece.hours][inside]
+
+    def targets(self, region: int, period: Period) -> NDArray[np.int64]:
+        """Hour numbers of `period` that have a target."""
+        first, rows = self.maps[region]
+        low = max(period.first - first, 0)
+        return first + low + np.flatnonzero(np.isfinite(rows[low : max(period.last + 1 - first, low), TARGET]))
 
     def fit(self, period: Period) -> Normalisation:
         """Normalisation by the hours of `period` that have a target."""
         count, total, square = 0, np.zeros(TARGET), np.zeros(TARGET)
-        for first, rows in self._maps:
+        for first, rows in self.maps:
             part = rows[max(period.first - first, 0) : max(period.last + 1 - first, 0)]
             x = part[np.isfinite(part[:, TARGET]), :TARGET].astype(np.float64)
             count, total, square = count + len(x), total + x.sum(axis=0), square + (x * x).sum(axis=0)
@@ -171,7 +178,10 @@ def local_part(
 
 
 def draw_pieces(store: TokenStore, period: Period, hours: int, count: int, seed: int, step: int) -> list[Piece]:
-    """`count` pieces of at most `hours` hours inside `period`, each respondent equally often; the same for the same (seed, step)."""
+    """`count` pieces of at most `hours` hours inside `period`, each respondent equally often, each with an hour that has a target.
+
+    The same for the same (seed, step). UsageError for a respondent without such an hour.
+    """
     draw = np.random.default_rng((seed, step))
     regions = np.concatenate(
         [draw.permutation(len(store.respondents)) for _ in range(-(-count // len(store.respondents)))]
@@ -180,12 +190,15 @@ def draw_pieces(store: TokenStore, period: Period, hours: int, count: int, seed:
     for region in regions:
         there = store.period(int(region))
         first, last = max(there.first, period.first), min(there.last, period.last)
-        length = min(hours, last - first + 1)
-        if length < 1:
+        targets = store.targets(int(region), period)
+        if not len(targets):
             raise UsageError(
-                f"{store.respondents[region]} has no hours in {period}: extract them, or name other periods"
+                f"{store.respondents[region]} has no hour of both demand and forecast in {period}: extract it, "
+                "or name other periods"
             )
-        pieces.append(Piece(int(region), int(draw.integers(first, last - length + 2)), length))
+        length = min(hours, last - first + 1)
+        start = int(draw.choice(targets)) - int(draw.integers(length))
+        pieces.append(Piece(int(region), min(max(start, first), last - length + 1), length))
     return pieces
 
 
@@ -195,18 +208,27 @@ def draw_signs(count: int, rate: float, seed: int, step: int) -> list[float]:
     return [-1.0 if x < rate else 1.0 for x in draw.random(count)]
 
 
+def open_store(data_dir: Path, respondents: Sequence[str], reference: Reference = "DF") -> TokenStore:
+    """The tokens of all years on disk, as memory maps; computed and kept on first use."""
+    maps = tuple(_mapped(data_dir, name, reference) for name in respondents)
+    return TokenStore(tuple(respondents), reference, maps)
+
+
+def token_rows(tokens: Tokens) -> NDArray[np.float32]:
+    """Tokens as rows of a store."""
+    columns = [tokens.features, tokens.condition, *(getattr(tokens, name)[:, None] for name in COLUMNS)]
+    return np.concatenate(columns, axis=1)
+
+
 def _mapped(data_dir: Path, respondent: str, reference: Reference) -> tuple[int, NDArray[np.float32]]:
-    """First hour number and token rows of a respondent, computed if they are not kept yet."""
     there = available(data_dir, respondent)
     start, end = f"{there.years[0]}-01-01T00", f"{there.years[-1]}-12-31T23"
     path = data_dir / "tokens" / f"{respondent}-{_key(data_dir, respondent, there.years, reference)}.npy"
     if not path.exists():
-        tokens = windows.load_tokens(data_dir, respondent, start, end, reference=reference)
-        columns = [tokens.features, tokens.condition, *(getattr(tokens, name)[:, None] for name in COLUMNS)]
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
         with part.open("wb") as file:
-            np.save(file, np.concatenate(columns, axis=1))
+            np.save(file, token_rows(windows.load_tokens(data_dir, respondent, start, end, reference=reference)))
         part.replace(path)
     return hour_number(start), np.load(path, mmap_mode="r")
 

@@ -27,7 +27,7 @@ from ingest.errors import IngestError, UsageError
 from ringattn.forecast import checkpoint
 from ringattn.forecast.checkpoint import CheckpointError
 from ringattn.forecast.model import MEDIAN, QUANTILES, Forecaster, ModelConfig, ascending
-from worker.batches import Normalisation, Period, Piece, TokenStore, local_part
+from worker.batches import Normalisation, Period, Piece, TokenStore, local_part, open_store
 from worker.train_config import parse_period
 
 
@@ -236,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("name --region and --issue for one day, or --table FILE.parquet for all hours")
     try:
         trained = load_trained(options.run or options.data / "train")
-        store = TokenStore(options.data, trained.respondents, trained.reference)
+        store = open_store(options.data, trained.respondents, trained.reference)
         if options.table is not None:
             whole = Period(store.period(0).first, store.period(0).last)
             period = parse_period(options.period, "period") if options.period else whole

@@ -48,7 +48,16 @@ from ingest.loader import available, respondents_on_disk
 from ringattn.forecast import checkpoint
 from ringattn.forecast.checkpoint import Checkpoint
 from ringattn.forecast.model import MEDIAN, QUANTILES, Forecaster, ModelConfig, pinball
-from worker.batches import Local, Normalisation, Period, Piece, TokenStore, draw_pieces, draw_signs, local_part
+from worker.batches import (
+    Local,
+    Normalisation,
+    Period,
+    Piece,
+    draw_pieces,
+    draw_signs,
+    local_part,
+    open_store,
+)
 from worker.metrics import EXIT_AGAIN, Metrics
 from worker.train_config import RESUMABLE, TrainConfig, parse, periods, plain
 
@@ -76,7 +85,7 @@ class Training:
         respondents = config.respondents or respondents_on_disk(config.data)
         years = sorted(set.intersection(*(set(available(config.data, name).years) for name in respondents)))
         self.train, self.validate = periods(config, years)
-        self.store = TokenStore(config.data, respondents, config.reference)
+        self.store = open_store(config.data, respondents, config.reference)
         self.say(f"{', '.join(respondents)}; training {self.train}, validation {self.validate} (UTC)")
         self.checkpoints = config.run_dir / "checkpoints"
         found, refused = checkpoint.newest(self.checkpoints)
