@@ -36,6 +36,7 @@ def _option(name: str, *extra: str) -> Any:
 
 Data = Annotated[str | None, _option("data")]
 Keys = Annotated[str | None, _option("keys")]
+Bind = Annotated[str | None, _option("bind")]
 AsJson = Annotated[bool, typer.Option("--json", help="one JSON document on stdout, JSON lines on stderr")]
 
 
@@ -46,6 +47,7 @@ def _settings(**flags: Any) -> dict[str, Resolved]:
 @app.command("start")
 def start_(
     extract: Annotated[bool, typer.Option("--extract", help="fetch, prove and build the hourly series")] = False,
+    train: Annotated[bool, typer.Option("--train", help="train the forecaster over a ring of the workers")] = False,
     update: Annotated[
         bool, typer.Option("--update", help="ask only for what is missing or may still be revised")
     ] = False,
@@ -64,17 +66,21 @@ def start_(
     end: Annotated[str | None, _option("end")] = None,
     workers: Annotated[str | None, _option("workers")] = None,
     connections: Annotated[str | None, _option("connections")] = None,
-    bind: Annotated[str | None, _option("bind")] = None,
+    bind: Bind = None,
     keys: Keys = None,
     rate: Annotated[str | None, _option("rate")] = None,
     retries: Annotated[str | None, _option("retries")] = None,
     revise_days: Annotated[str | None, _option("revise-days")] = None,
+    run: Annotated[str | None, _option("run")] = None,
+    ranks: Annotated[str | None, _option("ranks")] = None,
+    train_config: Annotated[str | None, _option("train-config")] = None,
 ) -> None:
-    """Run the stages asked for, e.g. `coordinator start --extract --respondents ERCO --start 2024 --end 2024`."""
-    from coordinator import extract as stage
+    """Run the stages asked for, one after the other, e.g. `coordinator start --extract --train --respondents ERCO`."""
+    from coordinator import extract as extract_stage
+    from coordinator import train as train_stage
 
-    if not (extract or update):
-        raise UsageError("start: no stage was named. Try `coordinator start --extract`.")
+    if not (extract or update or train):
+        raise UsageError("start: no stage was named. Try `coordinator start --extract` or `coordinator start --train`.")
     settings = _settings(
         data=data,
         source=source,
@@ -88,18 +94,33 @@ def start_(
         rate=rate,
         retries=retries,
         revise_days=revise_days,
+        run=run,
+        ranks=ranks,
+        train_config=train_config,
     )
-    options = stage.options_from(
-        {name: entry.value for name, entry in settings.items()}, update=update, rebuild=rebuild
-    )
-    if dry_run:
-        plan = stage.dry_run(options)
-        print(json.dumps(plan) if as_json else stage.describe_plan(plan))
-        return
-    summary = stage.run(options, as_json=as_json, quiet=quiet)
-    print(json.dumps(summary) if as_json else stage.describe_summary(summary))
-    if summary["exit_code"]:
-        raise typer.Exit(summary["exit_code"])
+    values = {name: entry.value for name, entry in settings.items()}
+    training = train_stage.options_from(values) if train else None  # before an hour of extraction finds them wrong
+    summaries: dict[str, dict[str, Any]] = {}
+    if extract or update:
+        options = extract_stage.options_from(values, update=update, rebuild=rebuild)
+        if dry_run:
+            plan = extract_stage.dry_run(options)
+            print(json.dumps(plan) if as_json else extract_stage.describe_plan(plan))
+            return
+        summaries["extract"] = extract_stage.run(options, as_json=as_json, quiet=quiet)
+        if not as_json:
+            print(extract_stage.describe_summary(summaries["extract"]))
+    elif dry_run or rebuild:
+        raise UsageError("start: --dry-run and --rebuild belong to --extract.")
+    if training is not None and not any(summary["exit_code"] for summary in summaries.values()):
+        summaries["train"] = train_stage.run(training, as_json=as_json, quiet=quiet)
+        if not as_json:
+            print(train_stage.describe_summary(summaries["train"]))
+    code = max(summary["exit_code"] for summary in summaries.values())
+    if as_json:
+        print(json.dumps(next(iter(summaries.values())) if len(summaries) == 1 else {**summaries, "exit_code": code}))
+    if code:
+        raise typer.Exit(code)
 
 
 @app.command()
@@ -110,6 +131,19 @@ def status(data: Data = None, keys: Keys = None, as_json: AsJson = False) -> Non
     settings = _settings(data=data, keys=keys)
     snapshot = look.status(settings["data"].value, settings["keys"].value)
     print(json.dumps(snapshot) if as_json else look.describe(snapshot))
+
+
+@app.command()
+def doctor(data: Data = None, bind: Bind = None, keys: Keys = None, as_json: AsJson = False) -> None:
+    """What this host has and lacks: BLAS speed, kernels, ports, packages, disk, keys. Exit code 1 when anything is to be mended."""
+    from coordinator import doctor as checks
+
+    settings = _settings(data=data, bind=bind, keys=keys)
+    findings = checks.examine(*(settings[name].value for name in ("data", "bind", "keys")))
+    report = checks.report(findings)
+    print(json.dumps(report) if as_json else checks.describe(findings))
+    if not report["fine"]:
+        raise typer.Exit(EXIT_FAILED)
 
 
 @app.command()

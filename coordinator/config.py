@@ -98,6 +98,14 @@ SETTINGS = (
         "rate", "policy", _rate, "requests per second over all workers; policy = the source's ceiling; none = no limit"
     ),
     Setting("retries", 5, _positive, "failures of one task before it is quarantined"),
+    Setting("run", "", lambda v: Path(str(v)) if str(v) else None, "run folder of the training; empty = DATA/train"),
+    Setting("ranks", 0, _count, "ranks of the training's ring, one a worker; 0 = as many as workers"),
+    Setting(
+        "train-config",
+        "",
+        lambda v: Path(str(v)).expanduser() if str(v) else None,
+        "TOML file that worker/train.py reads; empty = its defaults",
+    ),
     Setting("revise-days", 14, _count, "days that --update asks for again, since operators still revise them"),
 )
 

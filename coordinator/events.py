@@ -9,9 +9,9 @@ import msgspec
 
 from coordinator import protocol
 from coordinator.ledger import AnyRecord, TaskSpec
-from coordinator.protocol import Failure, Goodbye, Heartbeat, Hello, Result
+from coordinator.protocol import Failure, Goodbye, Heartbeat, Hello, Progress, Result
 
-# -- events: the messages Hello, Heartbeat, Result, Failure, Goodbye, and these ---------------------------------------
+# -- events: the messages Hello, Heartbeat, Progress, Result, Failure, Goodbye, and these ------------------------------
 
 
 class Restart(msgspec.Struct, frozen=True):
@@ -23,6 +23,13 @@ class AddTasks(msgspec.Struct, frozen=True):
 
     tasks: tuple[TaskSpec, ...]
     whole: bool = False  # these are all there is to do: open tasks that are not listed are dropped
+
+
+class EndTasks(msgspec.Struct, frozen=True):
+    """Bring these tasks to their end: what is leased within `grace_s` seconds, what is not leased at once."""
+
+    tasks: tuple[str, ...]
+    grace_s: float
 
 
 class Confirmed(msgspec.Struct, frozen=True):
@@ -61,11 +68,13 @@ class StopNow(msgspec.Struct, frozen=True):
 Event = (
     Hello
     | Heartbeat
+    | Progress
     | Result
     | Failure
     | Goodbye
     | Restart
     | AddTasks
+    | EndTasks
     | Confirmed
     | WorkerLost
     | Undelivered
@@ -99,11 +108,33 @@ class TaskQuarantined(msgspec.Struct, frozen=True):
     message: str
 
 
+class TaskProgress(msgspec.Struct, frozen=True):
+    """A live lease has come this far."""
+
+    task: str
+    step: int
+    phase: protocol.Phase
+    beats: int
+    saved: int
+    stopped: bool
+
+
+class TaskGone(msgspec.Struct, frozen=True):
+    """A task that is leased once has ended without a result. `error`: a Failure's, else why its lease went back."""
+
+    task: str
+    error: str
+    message: str
+
+
+Action = Send | TaskDone | TaskQuarantined | TaskProgress | TaskGone
+
+
 class Decision(msgspec.Struct):
     """`records` are committed to the journal before any of `actions` is carried out."""
 
     records: list[AnyRecord]
-    actions: list[Send | TaskDone | TaskQuarantined]
+    actions: list[Action]
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,8 @@ import msgspec
 import requests
 
 from coordinator.budget import Budget
-from coordinator.curve import is_loopback, load_coordinator, local_worker_key
 from coordinator.events import Outcome, TaskDone
-from coordinator.fleet import Ended, Fleet, run_tasks
+from coordinator.fleet import Ended, fleet_on, run_tasks
 from coordinator.lock import FolderLock
 from coordinator.progress import choose_display, clock
 from coordinator.scheduler import TaskSpec
@@ -251,7 +250,15 @@ def run(options: Options, *, as_json: bool = False, quiet: bool = False) -> dict
             display = stack.enter_context(closing(choose_display(as_json=as_json, quiet=quiet)))
             budget = budget_of(options)
             budgets = {} if budget is None else {BUCKET: budget}
-            ended = run_tasks(_fleet(options), tasks, budgets, display, extraction.done)
+            fleet = fleet_on(
+                options.data_dir,
+                options.bind,
+                options.workers,
+                options.connections,
+                options.retries,
+                options.keys,
+            )
+            ended = run_tasks(fleet, tasks, budgets, display, extraction.done)
         summary = manifest.write_summary(options.data_dir)
         seconds = time.monotonic() - began
         if tasks and summary.builds:
@@ -264,23 +271,6 @@ def run(options: Options, *, as_json: bool = False, quiet: bool = False) -> dict
 def _emulator(source: SourceChoice) -> Emulator:
     recordings = [word for path in source.recordings for word in ("--recordings", path)]
     return Emulator("--world", source.world or "synthetic", *recordings)
-
-
-def _fleet(options: Options) -> Fleet:
-    """Workers of this host go over loopback in clear, or with a key of their own where the bind is off loopback."""
-    curve, key = None, None
-    if not is_loopback(options.bind):
-        key = local_worker_key(options.keys)
-        curve = load_coordinator(options.keys)
-    return Fleet(
-        options.data_dir,
-        options.bind,
-        options.workers,
-        options.connections,
-        options.retries,
-        curve=curve,
-        worker_key=key,
-    )
 
 
 def set_journal_aside(data_dir: Path) -> None:

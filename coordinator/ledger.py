@@ -13,13 +13,18 @@ HOPELESS = ("quarantined", "blocked", "dropped")  # a task that needs one of the
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """One unit of work. `after`: ids of tasks, added before, that must be done first."""
+    """One unit of work. `after`: ids of tasks, added before, that must be done first.
+
+    `once`: leased once; without a result it is dropped, and its stage, which is told, decides what follows.
+    """
 
     id: str
     kind: str
     job: dict[str, Any]
     after: tuple[str, ...] = ()
     local: bool = False  # only a worker that shares the data folder may take it
+    worker: str = ""  # only this worker may take it
+    once: bool = False
 
 
 class Task(msgspec.Struct):
@@ -85,7 +90,7 @@ class Committed(Record, frozen=True):
 
 
 class Dropped(Record, frozen=True):
-    """Open, but not in the new plan."""
+    """Open, but not in the new plan, or withdrawn by its stage before it was leased."""
 
 
 AnyRecord = Added | Leased | Returned | Failed | Done | Committed | Dropped
@@ -133,9 +138,9 @@ class Ledger:
             elif isinstance(record, Failed):
                 task.failures += record.blamed
                 task.error, task.message = record.error, record.message
-                self._move(task, "quarantined" if record.quarantined else "pending")
+                self._move(task, "dropped" if task.spec.once else "quarantined" if record.quarantined else "pending")
             else:
-                self._move(task, "pending")
+                self._move(task, "dropped" if task.spec.once else "pending")
 
     def _apply_added(self, record: Added) -> None:
         spec, known = record.spec, self.tasks.get(record.task)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,12 +17,15 @@ BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 class LocalWorkers:
     """`count` worker processes of this coordinator. Each holds a pipe to it, so none outlives it, not even a kill -9."""
 
+    command: tuple[str, ...]  # what a worker is started with; the rest is appended
     endpoint: str
     data_dir: Path
     count: int
     connections: int
+    missing_s: float  # a process that the coordinator has lost for this long, though it lives, is stopped or stuck: it is ended
     key: Path | None = None
     restarts: int = 0
+    _registered: dict[int, float] = field(default_factory=dict)  # pid → when the coordinator last knew it
     _processes: list[subprocess.Popen[bytes] | None] = field(default_factory=list)
 
     def start(self) -> None:
@@ -31,7 +33,7 @@ class LocalWorkers:
         self._processes = [self._spawn(index) for index in range(self.count)]
 
     def _spawn(self, index: int) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "worker", "--coordinator", self.endpoint, "--data", str(self.data_dir)]
+        command = [*self.command, "--coordinator", self.endpoint, "--data", str(self.data_dir)]
         command += ["--connections", str(self.connections), "--stop-with-parent"]
         if self.key is not None:
             command += ["--key", str(self.key)]
@@ -45,12 +47,13 @@ class LocalWorkers:
                 start_new_session=True,  # Ctrl-C reaches the coordinator alone; it decides what the workers do
             )
 
-    def supervise(self, lost: Callable[[int, str], None]) -> list[str]:
+    def supervise(self, known: Collection[int], lost: Callable[[int, str], None]) -> list[str]:
         """Start dead workers again; one line for each thing that happened. Call it a few times a second.
 
-        `lost(pid, reason)` is told of each death, so that its leases go out again without waiting for silence.
+        `known`: pids of the workers that the coordinator hears. `lost(pid, reason)` is told of each death, so that its leases
+        go out again without waiting for silence.
         """
-        said = []
+        said = self._end_the_missing(known)
         for index, process in enumerate(self._processes):
             if process is None or process.poll() is None:
                 continue
@@ -65,6 +68,18 @@ class LocalWorkers:
                 said.append(
                     f"worker {index} ended with {how}; {RESTARTS} restarts are used up: see logs/worker-{index}.log"
                 )
+        return said
+
+    def _end_the_missing(self, known: Collection[int]) -> list[str]:
+        now, said = time.monotonic(), []
+        self._registered.update(dict.fromkeys(known, now))
+        for index, process in enumerate(self._processes):
+            if process is None or now - self._registered.get(process.pid, now) <= self.missing_s:
+                continue
+            if process.poll() is None:
+                said.append(f"worker {index} (pid {process.pid}) lives, but was not heard: ended by force")
+                process.kill()
+                process.wait()
         return said
 
     @property

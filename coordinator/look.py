@@ -71,7 +71,7 @@ def describe(snapshot: dict[str, Any]) -> str:
             f"rows {snapshot['rows']:,} of {snapshot['total']:,} ({label})"
         )
     view = view_of(snapshot, already_done=0)
-    lines = [headline(view)]
+    lines = [snapshot.get("training") or headline(view)]
     for worker in view.workers:
         doing = ", ".join(worker.executing) or "idle"
         lines.append(

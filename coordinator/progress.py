@@ -59,7 +59,7 @@ def view_of(snapshot: Mapping[str, Any], already_done: int) -> View:
     """
     elapsed_s: float = snapshot["elapsed_s"]
     states: Mapping[str, int] = snapshot["tasks"]
-    total = sum(states.values())
+    total = sum(states.values()) - states.get("dropped", 0)
     done = states.get("done", 0)
     fresh = done - already_done
     rows = sum(worker["rows"] for worker in snapshot["workers"]) + snapshot["departed_rows"]
@@ -111,10 +111,23 @@ def headline(view: View) -> str:
     return " · ".join(parts)
 
 
+@dataclass(frozen=True)
+class Shown:
+    """What a display shows of a run: a line, a picture for terminals, plain data for machines."""
+
+    line: str
+    picture: Callable[[], RenderableType]
+    plain: Mapping[str, Any]
+
+
+def shown(view: View) -> Shown:
+    return Shown(headline(view), lambda: rendered(view), asdict(view))
+
+
 class Display(Protocol):
     """Where narration goes."""
 
-    def update(self, view: View) -> None: ...
+    def update(self, what: Shown) -> None: ...
     def say(self, line: str) -> None: ...
     def close(self) -> None: ...
 
@@ -143,8 +156,8 @@ class TerminalDisplay:
         self._live = Live(console=self._console, refresh_per_second=4, transient=True)
         self._live.start()
 
-    def update(self, view: View) -> None:
-        self._live.update(rendered(view))
+    def update(self, what: Shown) -> None:
+        self._live.update(what.picture())
 
     def say(self, line: str) -> None:
         self._console.print(line, highlight=False, markup=False)
@@ -160,11 +173,11 @@ class PlainDisplay:
         self._write = write or (lambda line: print(line, file=sys.stderr, flush=True))
         self._next = 0.0
 
-    def update(self, view: View) -> None:
+    def update(self, what: Shown) -> None:
         now = time.monotonic()
         if now >= self._next:
             self._next = now + PLAIN_EVERY_S
-            self._write(headline(view))
+            self._write(what.line)
 
     def say(self, line: str) -> None:
         self._write(line)
@@ -176,11 +189,11 @@ class PlainDisplay:
 class JsonDisplay(PlainDisplay):
     """The same, as JSON lines on stderr."""
 
-    def update(self, view: View) -> None:
+    def update(self, what: Shown) -> None:
         now = time.monotonic()
         if now >= self._next:
             self._next = now + PLAIN_EVERY_S
-            self._write(json.dumps({"event": "progress", **asdict(view)}))
+            self._write(json.dumps({"event": "progress", **what.plain}))
 
     def say(self, line: str) -> None:
         self._write(json.dumps({"event": "note", "text": line}))
@@ -189,7 +202,7 @@ class JsonDisplay(PlainDisplay):
 class QuietDisplay:
     """Nothing but errors."""
 
-    def update(self, view: View) -> None:
+    def update(self, what: Shown) -> None:
         pass
 
     def say(self, line: str) -> None:

@@ -11,12 +11,12 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgpack
 import msgspec
 
-VERSION = 1
+VERSION = 2
 MAX_MESSAGE = 4 << 20  # bytes: a shard's proof with thousands of pages and gaps stays under 2 MiB
 MAX_CHUNK = 1 << 20  # bytes: the raw frame of a FileChunk
 MAX_NAME = 256  # characters of an id, a path, a kind
@@ -24,11 +24,14 @@ MAX_FILE = 1 << 30  # bytes of one file on its way to the coordinator
 MAX_PERMITS = 64  # permits in one request
 MAX_CAPACITY = 1024  # leases a worker may hold
 MAX_PAUSE = 86_400.0  # seconds
+MAX_RANKS = 1024  # of a ring
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
 Text = Annotated[str, msgspec.Meta(max_length=16_384)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 Attempt = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=MAX_PAUSE)]
+Phase = Literal["start", "step", "validate", "checkpoint", "end"]  # of a training: what a rank is at
 
 
 class BadMessage(Exception):
@@ -104,7 +107,20 @@ class ThrottleReport(Message, frozen=True):
     worker: Name
     bucket: Name
     kind: Name  # "429" | "403" | "html"
-    retry_after: Annotated[float, msgspec.Meta(ge=0, le=MAX_PAUSE)] | None = None  # seconds
+    retry_after: Seconds | None = None
+
+
+class Progress(Message, frozen=True):
+    """How far a lease that goes on for hours has come: the newest word of a rank, passed on a few times a second at most."""
+
+    worker: Name
+    task: Name
+    attempt: Attempt
+    step: Count
+    phase: Phase
+    beats: Count  # words that the rank has said in all; 0: none yet
+    saved: Count  # step of its newest checkpoint; 0: none yet
+    stopped: bool = False  # its process exists, but the system does not run it (SIGSTOP)
 
 
 class FileChunk(Message, frozen=True):
@@ -188,6 +204,14 @@ class Cancel(Message, frozen=True):
     attempt: int
 
 
+class End(Message, frozen=True):
+    """Bring this attempt to its end within `grace_s` (it may save what it did), then by force; a Failure says when it is over."""
+
+    task: str
+    attempt: int
+    grace_s: Seconds
+
+
 class Stop(Message, frozen=True):
     """End: `drain` True finishes what is leased first."""
 
@@ -208,9 +232,31 @@ class Status(Message, frozen=True):
     snapshot: dict[str, Any]
 
 
-FromWorker = Hello | Heartbeat | Result | Failure | PermitRequest | ThrottleReport | FileChunk | Goodbye
+FromWorker = Hello | Heartbeat | Progress | Result | Failure | PermitRequest | ThrottleReport | FileChunk | Goodbye
 ToCoordinator = FromWorker | StatusRequest
-ToWorker = Welcome | RegisterAgain | HeartbeatAck | Lease | Ack | PermitGrant | PermitsVoid | Cancel | Stop | Status
+ToWorker = (
+    Welcome | RegisterAgain | HeartbeatAck | Lease | Ack | PermitGrant | PermitsVoid | Cancel | End | Stop | Status
+)
+
+
+# -- the job of a `train` lease and the proof of a `port` lease: plain data inside Lease and Result ------------------
+
+
+class RankJob(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One rank of a ring. Paths are relative to the data folder, or absolute."""
+
+    round: Count
+    rank: Count
+    addresses: Annotated[tuple[Name, ...], msgspec.Meta(min_length=1, max_length=MAX_RANKS)]  # host:port, in rank order
+    run: Text  # run folder
+    config: Text = ""  # the training's configuration file, in the run folder; "": train.py's defaults
+
+
+class PortProof(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where a rank of this worker can be reached, and what multiplies its matrices."""
+
+    address: Annotated[str, msgspec.Meta(max_length=MAX_NAME, pattern=r"^(\[[0-9a-fA-F:.%]+\]|[^\s:]+):\d{1,5}$")]
+    blas: Name
 
 
 def encode(message: Message) -> bytes:

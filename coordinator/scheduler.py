@@ -11,6 +11,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Iterable
+from itertools import product
 from typing import Any
 
 from coordinator import protocol
@@ -18,6 +19,7 @@ from coordinator.events import (
     AddTasks,
     Confirmed,
     Decision,
+    EndTasks,
     Event,
     Halt,
     Outcome,
@@ -25,6 +27,8 @@ from coordinator.events import (
     Send,
     StopNow,
     TaskDone,
+    TaskGone,
+    TaskProgress,
     TaskQuarantined,
     Tick,
     Undelivered,
@@ -46,12 +50,14 @@ from coordinator.ledger import (
 from coordinator.protocol import (
     Ack,
     Cancel,
+    End,
     Failure,
     Goodbye,
     Heartbeat,
     HeartbeatAck,
     Hello,
     Lease,
+    Progress,
     RegisterAgain,
     Result,
     Stop,
@@ -72,7 +78,7 @@ class Scheduler:
         self.workers: dict[str, WorkerState] = {}
         self.dropped_results = 0  # stale and duplicate ones
         self.departed = {"rows": 0, "requests": 0}  # counted by workers that have left
-        self._ready: dict[tuple[str, bool], list[tuple[int, str]]] = {}  # (kind, local) → heap by order
+        self._ready: dict[tuple[str, bool, str], list[tuple[int, str]]] = {}  # (kind, local, worker) → heap by order
         self._delayed: list[tuple[float, int, str]] = []  # heap by time
         self._not_before: dict[str, float] = {}
         self._queued: set[str] = set()
@@ -85,6 +91,11 @@ class Scheduler:
     @property
     def tasks(self) -> dict[str, Task]:
         return self.ledger.tasks
+
+    @property
+    def halted(self) -> bool:
+        """No more leases are issued."""
+        return self._halt is not None or self._stopped
 
     def apply(self, record: AnyRecord) -> None:
         """The only thing that changes a `Task`: `Ledger.apply`. Replay the journal with it, then decide `Restart`."""
@@ -137,7 +148,8 @@ class Scheduler:
         if at > now:
             heapq.heappush(self._delayed, (at, task.order, name))
         else:
-            heapq.heappush(self._ready.setdefault((task.spec.kind, task.spec.local), []), (task.order, name))
+            queue = (task.spec.kind, task.spec.local, task.spec.worker)
+            heapq.heappush(self._ready.setdefault(queue, []), (task.order, name))
 
     def _assign(self, now: float, decision: Decision) -> None:
         without: list[str] = []
@@ -146,7 +158,9 @@ class Scheduler:
             worker = self.workers.get(name)
             if worker is None:
                 continue
-            task = self._next_for(worker) if worker.reachable and len(worker.held) < worker.hello.capacity else None
+            task = (
+                self._next_for(name, worker) if worker.reachable and len(worker.held) < worker.hello.capacity else None
+            )
             if task is None:
                 without.append(name)
                 continue
@@ -163,15 +177,14 @@ class Scheduler:
                 worker.waiting = False
         self._line.extend(without)
 
-    def _next_for(self, worker: WorkerState) -> Task | None:
+    def _next_for(self, worker_name: str, worker: WorkerState) -> Task | None:
         best: list[tuple[int, str]] | None = None
-        for kind in worker.hello.kinds:
-            for local in (False, True) if worker.shares else (False,):
-                queue = self._ready.get((kind, local))
-                while queue and not self._runnable(queue[0][1]):
-                    self._queued.discard(heapq.heappop(queue)[1])
-                if queue and (best is None or queue[0] < best[0]):
-                    best = queue
+        for key in product(worker.hello.kinds, (False, True) if worker.shares else (False,), ("", worker_name)):
+            queue = self._ready.get(key)
+            while queue and not self._runnable(queue[0][1]):
+                self._queued.discard(heapq.heappop(queue)[1])
+            if queue and (best is None or queue[0] < best[0]):
+                best = queue
         if best is None:
             return None
         name = heapq.heappop(best)[1]
@@ -209,11 +222,20 @@ class Scheduler:
 
     def _give_back(self, held: dict[str, LeaseState], reason: str, decision: Decision) -> None:
         for task, lease in held.items():
-            self._record(Returned(task, lease.attempt, reason), decision)
+            self._return(task, lease.attempt, reason, decision)
+
+    def _return(self, name: str, attempt: int, reason: str, decision: Decision) -> None:
+        self._record(Returned(name, attempt, reason), decision)
+        if self.tasks[name].spec.once:
+            decision.actions.append(TaskGone(name, "Returned", reason))
 
     def _fail(
         self, task: Task, error: str, message: str, blamed: bool, final: bool, now: float, decision: Decision
     ) -> None:
+        if task.spec.once:
+            self._record(Failed(task.spec.id, task.attempt, error, message, blamed, quarantined=False), decision)
+            decision.actions.append(TaskGone(task.spec.id, error, message))
+            return
         failures = task.failures + blamed
         quarantined = final or failures >= self.limits.max_failures
         self._not_before[task.spec.id] = now + backoff(task.spec.id, task.attempt, failures, self.limits)
@@ -253,6 +275,23 @@ class Scheduler:
         worker.executing = tuple(name for name, _ in event.executing)
         decision.actions.append(Send(event.worker, HeartbeatAck()))
 
+    def _on_progress(self, event: Progress, now: float, decision: Decision) -> None:
+        worker = self._known(event.worker, now, decision)
+        held = worker.held.get(event.task) if worker is not None else None
+        if held is not None and held.attempt == event.attempt:
+            decision.actions.append(
+                TaskProgress(event.task, event.step, event.phase, event.beats, event.saved, event.stopped)
+            )
+
+    def _on_end(self, event: EndTasks, now: float, decision: Decision) -> None:
+        for name in event.tasks:
+            task = self.tasks[name]
+            if task.state == "leased":
+                decision.actions.append(Send(task.worker, End(name, task.attempt, event.grace_s)))
+            elif task.state in ("pending", "blocked"):
+                self._record(Dropped(name), decision)
+                decision.actions.append(TaskGone(name, "Returned", "withdrawn"))
+
     def _ended(self, event: Result | Failure, now: float, decision: Decision) -> Task | None:
         """The task whose live lease this answer ends; None, and a refusal, for a stale or duplicate one."""
         worker = self._known(event.worker, now, decision)
@@ -289,7 +328,7 @@ class Scheduler:
     def _on_restart(self, event: Restart, now: float, decision: Decision) -> None:
         for name, task in self.tasks.items():
             if task.state == "leased":
-                self._record(Returned(name, task.attempt, "restart"), decision)
+                self._return(name, task.attempt, "restart", decision)
             elif task.state == "done" and not task.confirmed:
                 decision.actions.append(TaskDone(task.spec, task.attempt, task.worker, task.seconds, task.proof or {}))
         self.ledger.ripe[:] = self.tasks.values()
@@ -322,7 +361,7 @@ class Scheduler:
                 message = f"{event.worker} {event.reason} while executing {name} (attempt {lease.attempt})"
                 self._fail(self.tasks[name], "WorkerLost", message, True, False, now, decision)
             else:
-                self._record(Returned(name, lease.attempt, "worker lost"), decision)
+                self._return(name, lease.attempt, "worker lost", decision)
 
     def _on_undelivered(self, event: Undelivered, now: float, decision: Decision) -> None:
         worker = self.workers.get(event.worker)
@@ -330,7 +369,7 @@ class Scheduler:
         if worker is not None and held is not None and held.attempt == event.attempt:
             worker.reachable = False  # until it is heard again
             del worker.held[event.task]
-            self._record(Returned(event.task, event.attempt, "undelivered"), decision)
+            self._return(event.task, event.attempt, "undelivered", decision)
 
     def _on_tick(self, event: Tick, now: float, decision: Decision) -> None:
         away = 0.0 if self._last_tick is None else now - self._last_tick
@@ -362,7 +401,7 @@ class Scheduler:
             heapq.heappush(self._deadlines, (lease.deadline, name, attempt))
             return
         del worker.held[name]
-        self._record(Returned(name, attempt, "expired"), decision)
+        self._return(name, attempt, "expired", decision)
         decision.actions.append(Send(task.worker, Cancel(name, attempt)))
         self._line_up(task.worker, worker)
 
@@ -415,11 +454,13 @@ class Scheduler:
 _HANDLERS: dict[type, Any] = {
     Hello: Scheduler._on_hello,
     Heartbeat: Scheduler._on_heartbeat,
+    Progress: Scheduler._on_progress,
     Result: Scheduler._on_result,
     Failure: Scheduler._on_failure,
     Goodbye: Scheduler._on_goodbye,
     Restart: Scheduler._on_restart,
     AddTasks: Scheduler._on_add,
+    EndTasks: Scheduler._on_end,
     Confirmed: Scheduler._on_confirmed,
     WorkerLost: Scheduler._on_worker_lost,
     Undelivered: Scheduler._on_undelivered,

@@ -31,6 +31,8 @@ from coordinator.events import (
     Send,
     StopNow,
     TaskDone,
+    TaskGone,
+    TaskProgress,
     TaskQuarantined,
     Tick,
     Undelivered,
@@ -71,7 +73,9 @@ class Server:
     """Serves one scheduler until all tasks have ended, or it is drained or stopped.
 
     `on_done(done)` commits a proof, idempotently, and may return tasks that it opens; StorageError from it ends the run,
-    resumable. `on_quarantined(what)` and `on_tick()`, five times a second, may look on. All run in the thread of `run`.
+    resumable. `on_quarantined(what)`, `on_lease(what)` and `on_tick()`, five times a second, may look on and `post`.
+    `busy()` True: the stage has more to come, so no outcome yet. `look()`: what it adds to snapshots. All run in the thread
+    of `run`.
     """
 
     def __init__(
@@ -85,12 +89,16 @@ class Server:
         curve: Curve | None = None,
         on_done: Callable[[TaskDone], Iterable[TaskSpec] | None] = lambda done: None,
         on_quarantined: Callable[[TaskQuarantined], None] = lambda what: None,
+        on_lease: Callable[[TaskProgress | TaskGone], None] = lambda what: None,
         on_tick: Callable[[], None] = lambda: None,
+        busy: Callable[[], bool] = lambda: False,
+        look: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         check_bind(bind, curve)
         self._scheduler, self._journal, self._budgets = scheduler, journal, dict(budgets or {})
         self._data_dir = data_dir
-        self._on_done, self._on_quarantined, self._on_tick = on_done, on_quarantined, on_tick
+        self._on_done, self._on_quarantined, self._on_lease = on_done, on_quarantined, on_lease
+        self._on_tick, self._busy, self._look = on_tick, busy, look
         self._files = FileInbox(data_dir)
         self._inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.counters = {"messages": 0, "bad": 0, "undelivered": 0, "commits": 0}
@@ -157,7 +165,7 @@ class Server:
                 events = self._step(events)
                 if ticked:
                     self._on_tick()
-                if not events and self._inbox.empty() and (outcome := self._scheduler.outcome()) is not None:
+                if not events and self._inbox.empty() and (outcome := self._outcome()) is not None:
                     return outcome
                 if not events:
                     poller.poll(max(0, round((next_tick - time.monotonic()) * 1e3)))
@@ -167,6 +175,10 @@ class Server:
             return Outcome("storage", str(error))
         finally:
             self._close()
+
+    def _outcome(self) -> Outcome | None:
+        outcome = self._scheduler.outcome()
+        return None if outcome is not None and outcome.status != "stopped" and self._busy() else outcome
 
     def _step(self, events: list[Event]) -> list[Event]:
         """Decide a batch, commit it, act on it; what follows from the actions is the next batch."""
@@ -190,8 +202,10 @@ class Server:
                 if opened := tuple(self._on_done(action) or ()):
                     following.append(AddTasks(opened))
                 following.append(Confirmed(action.task.id, action.attempt))
-            else:
+            elif isinstance(action, TaskQuarantined):
                 self._on_quarantined(action)
+            else:
+                self._on_lease(action)
 
     def _posted(self) -> list[Event]:
         with contextlib.suppress(BlockingIOError):
@@ -310,6 +324,7 @@ class Server:
         """Tasks by state, workers, budgets, counters, as plain data."""
         now = time.monotonic()
         return {
+            **self._look(),
             **self._scheduler.snapshot(now),
             "budgets": {name: budget.snapshot(now) for name, budget in self._budgets.items()},
             "counters": dict(self.counters),

@@ -30,6 +30,7 @@ from coordinator.curve import Curve
 from coordinator.protocol import (
     Ack,
     Cancel,
+    End,
     FileChunk,
     Goodbye,
     Heartbeat,
@@ -38,16 +39,17 @@ from coordinator.protocol import (
     PermitGrant,
     PermitRequest,
     PermitsVoid,
+    Progress,
     RegisterAgain,
     Result,
     Stop,
     ThrottleReport,
     Welcome,
 )
-from ingest.fetch import Cancelled, FetchContext
+from ingest.fetch import Cancelled
 from ingest.http import make_session
 from worker.execute import HANDLERS, Handler, failure_of
-from worker.job import Job
+from worker.job import Job, LeaseContext
 from worker.parent import EXIT_LOST, die_with_parent
 from worker.permits import Permits
 from worker.transfer import send_file
@@ -216,6 +218,9 @@ class Agent:
                 self._welcome, self._next_word = None, 0.0
         elif isinstance(message, Cancel):
             self._abandon((message.task, message.attempt))
+        elif isinstance(message, End):
+            if (running := self._jobs.get((message.task, message.attempt))) is not None:
+                running.ending.ask(message.grace_s)
         elif isinstance(message, Stop):
             self._stop = message
             if not message.drain:
@@ -226,7 +231,7 @@ class Agent:
         key = (lease.task, lease.attempt)
         if self._welcome is None or key in self._jobs or key in self._unacked:
             return
-        job = self._jobs[key] = Job(lease, self._welcome.share_files)
+        job = self._jobs[key] = Job(lease, self._welcome.share_files, self._welcome.silence_s)
         self._fresh.append(job)
 
     def _speak(self) -> None:
@@ -325,7 +330,7 @@ class Agent:
         lease, began = job.lease, time.monotonic()
         if job.cancelled.is_set():
             return None
-        context = FetchContext(
+        context = LeaseContext(
             data_dir=self._data_dir,
             api_key=self._api_key,
             pool=self._pool,
@@ -335,6 +340,11 @@ class Agent:
             throttled=self._report_throttle,
             progress=self._count,
             cancelled=job.cancelled,
+            endpoint=self._endpoint,
+            silence_s=job.silence_s,
+            unheard_s=lambda: time.monotonic() - self._heard,
+            ending=job.ending,
+            report=lambda *word: self._say(Progress(self.name, lease.task, lease.attempt, *word)),
         )
         try:
             proof = self._handlers[lease.kind](lease.job, context)

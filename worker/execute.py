@@ -12,25 +12,27 @@ import msgspec
 from coordinator.protocol import Failure, Lease
 from ingest import series
 from ingest.errors import AuthenticationError, IngestError, StorageError, UsageError
-from ingest.fetch import FetchContext, fetch_shard
+from ingest.fetch import fetch_shard
 from ingest.shards import BuildJob, FetchJob
+from worker.job import LeaseContext
+from worker.ranks import Ranks
 
-Handler = Callable[[dict[str, Any], FetchContext], dict[str, Any]]  # (job, what the worker lends) → proof
+Handler = Callable[[dict[str, Any], LeaseContext], dict[str, Any]]  # (job, what the worker lends) → proof
 MAX_TEXT = 4_000  # characters of an error's message
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
-def fetch(job: dict[str, Any], context: FetchContext) -> dict[str, Any]:
+def fetch(job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
     """FetchJob → ShardProof."""
     return msgspec.to_builtins(fetch_shard(msgspec.convert(job, FetchJob), context))
 
 
-def build(job: dict[str, Any], context: FetchContext) -> dict[str, Any]:
+def build(job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
     """BuildJob → BuildProof."""
     return msgspec.to_builtins(series.build(msgspec.convert(job, BuildJob), context.data_dir))
 
 
-def noop(job: dict[str, Any], context: FetchContext) -> dict[str, Any]:
+def noop(job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
     """Turns `spin` times round a loop: measures the control plane alone."""
     spin = int(job.get("spin", 0))
     for _ in range(spin):
@@ -38,7 +40,14 @@ def noop(job: dict[str, Any], context: FetchContext) -> dict[str, Any]:
     return {"spun": spin}
 
 
-HANDLERS: Mapping[str, Handler] = {"fetch": fetch, "build": build, "noop": noop}
+_ranks = Ranks()
+HANDLERS: Mapping[str, Handler] = {
+    "fetch": fetch,
+    "build": build,
+    "port": _ranks.port,
+    "train": _ranks.train,
+    "noop": noop,
+}
 
 
 def failure_of(error: Exception, worker: str, lease: Lease, secret: str | None) -> Failure:

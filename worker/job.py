@@ -1,20 +1,53 @@
-"""A lease in execution, shared by the network's thread and the lease's."""
+"""A lease in execution, shared by the network's thread and the lease's, and what a worker lends to it."""
 
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from coordinator.protocol import Lease
+from coordinator.protocol import Lease, Phase
+from ingest.fetch import FetchContext
 from worker.transfer import Acks
+
+
+class Ending:
+    """Whether a lease was asked to end, and how long it may take. The earliest deadline counts."""
+
+    def __init__(self) -> None:
+        self._until: float | None = None
+
+    def ask(self, grace_s: float) -> None:
+        until = time.monotonic() + grace_s
+        self._until = until if self._until is None else min(self._until, until)
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds until force; None: not asked."""
+        return None if self._until is None else max(0.0, self._until - time.monotonic())
+
+
+@dataclass
+class LeaseContext(FetchContext):
+    """What a worker lends to a lease, beyond what a fetch needs."""
+
+    endpoint: str  # of the coordinator
+    silence_s: float  # after which a worker that is not heard counts as lost
+    unheard_s: Callable[[], float]  # seconds since the coordinator's last word
+    ending: Ending
+    report: Callable[[int, Phase, int, int, bool], None]  # a Progress: (step, phase, beats, saved, stopped)
 
 
 class Job:
     """A lease in execution."""
 
-    def __init__(self, lease: Lease, share_files: bool) -> None:
+    def __init__(self, lease: Lease, share_files: bool, silence_s: float) -> None:
         self.lease = lease
         self.share_files = share_files
+        self.silence_s = silence_s
         self.cancelled = threading.Event()
+        self.ending = Ending()
         self.acks = Acks(self.cancelled.is_set)
         self._lock = threading.Lock()
         self._finished = False

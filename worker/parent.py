@@ -1,9 +1,10 @@
-"""End with the parent process: local workers must not outlive their coordinator, not even after a kill -9."""
+"""End with the parent process: nothing that a coordinator or a worker started may outlive it, not even after a kill -9."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import select
 import signal
 import sys
 import threading
@@ -11,9 +12,9 @@ import threading
 EXIT_LOST = 75
 
 
-def die_with_parent() -> None:
+def die_with_parent(leash_s: float | None = None) -> None:
     """End this process, at once and however it is busy, when its parent ends: on end of file on stdin, which the parent holds
-    open; on Linux by the kernel as well."""
+    open; on Linux by the kernel as well. With a leash also when nothing has come on stdin for so many seconds."""
     if sys.platform == "linux":
         PR_SET_PDEATHSIG = 1
         parent = os.getppid()
@@ -22,7 +23,7 @@ def die_with_parent() -> None:
             os._exit(EXIT_LOST)
 
     def watch() -> None:
-        while os.read(0, 4096):
+        while select.select([0], [], [], leash_s)[0] and os.read(0, 4096):
             pass
         os._exit(EXIT_LOST)
 

@@ -1,0 +1,203 @@
+"""The train stage: one rank a worker through leases, watched, started again after every fault, until the run proves itself.
+
+`coordinator start --train` runs it. The run folder decides what is left to do: a result that was accepted for the same
+configuration and series ends the stage at once; otherwise the ranks go on from the newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from coordinator import run_folder
+from coordinator.events import Event, TaskDone, TaskGone, TaskProgress
+from coordinator.fleet import Fleet, fleet_on, run_tasks
+from coordinator.lock import FolderLock
+from coordinator.pace import Patience
+from coordinator.progress import Shown, choose_display
+from coordinator.protocol import PortProof
+from coordinator.rounds import Look, Past, PortFound, RankDone, Rounds, Told, Verdict
+from coordinator.run_folder import Metrics
+from coordinator.scheduler import Scheduler, TaskSpec
+from coordinator.train_view import shown, train_view
+from ingest.errors import ProofError, UsageError
+from ingest.store import atomic_write
+
+EXIT_CODES = {"done": 0, "failed": 1, "usage": 2, "storage": 75, "incomplete": 75, "drain": 130}
+
+
+@dataclass(frozen=True)
+class Options:
+    """All that a run is told."""
+
+    data_dir: Path
+    run: Path
+    ranks: int
+    config: bytes  # of the training's configuration file; empty: train.py's defaults
+    workers: int
+    connections: int
+    bind: str
+    keys: Path
+    retries: int
+
+
+def options_from(settings: Mapping[str, Any]) -> Options:
+    """Resolved settings → Options. UsageError for a configuration file that is not there."""
+    data_dir, path = settings["data"], settings["train-config"]
+    try:
+        config = path.read_bytes() if path is not None else b""
+    except OSError as error:
+        raise UsageError(
+            f"train-config {path}: {error.strerror}. Name the TOML file that worker/train.py reads."
+        ) from None
+    return Options(
+        data_dir=data_dir,
+        run=settings["run"] or data_dir / "train",
+        ranks=settings["ranks"] or settings["workers"],
+        config=config,
+        workers=max(settings["workers"], settings["ranks"]),
+        connections=settings["connections"],
+        bind=settings["bind"],
+        keys=settings["keys"],
+        retries=settings["retries"],
+    )
+
+
+class Training:
+    """The supervisor of one run: feeds `Rounds` with what the server sees, and hands on what it decides."""
+
+    def __init__(self, options: Options, patience: Patience) -> None:
+        self._options, self._patience = options, patience
+        self._told: list[Told] = []
+        self._blas: set[str] = set()
+        self._began = time.monotonic()
+        self.metrics = Metrics(options.run / run_folder.METRICS)
+        self.rounds: Rounds
+
+    def begin(self, scheduler: Scheduler) -> None:
+        """Rounds are numbered on from those in the journal, so that no lease of an old one is taken for one of ours."""
+        numbers = [int(name.split("/")[1]) for name in scheduler.tasks if name.startswith("train/")]
+        config = run_folder.CONFIG if self._options.config else ""
+        run = _below(self._options.run, self._options.data_dir)
+        self.rounds = Rounds(self._options.ranks, run, config, max(numbers, default=0) + 1, self._patience)
+
+    def done(self, done: TaskDone) -> Iterable[TaskSpec]:
+        """A port was found, or a rank has done its part."""
+        if done.task.kind == "port":
+            try:
+                proof = msgspec.convert(done.proof, PortProof)
+            except msgspec.ValidationError as error:
+                self._decide(TaskGone(done.task.id, "BadProof", str(error)))
+                return ()
+            if proof.blas not in self._blas:
+                self._blas.add(proof.blas)
+                self._told.append(f"{done.worker}: {proof.blas}")
+            self._decide(PortFound(done.task.id, proof.address))
+        elif done.task.kind == "train":
+            self._decide(RankDone(done.task.id))
+        return ()
+
+    def saw(self, what: TaskProgress | TaskGone) -> None:
+        self._decide(what)
+
+    def tick(self, scheduler: Scheduler, now: float) -> Iterable[Event | str]:
+        fit = tuple(
+            name for name, worker in scheduler.workers.items() if worker.shares and "train" in worker.hello.kinds
+        )
+        self._decide(Look(fit, scheduler.halted))
+        told, self._told = self._told, []
+        return told
+
+    def _decide(self, event: Look | PortFound | RankDone | TaskProgress | TaskGone) -> None:
+        self._told += self.rounds.decide(event, time.monotonic())
+
+    def busy(self) -> bool:
+        return self.rounds.verdict is None
+
+    def shown(self) -> Shown:
+        self.metrics.look()
+        now = time.monotonic()
+        return shown(train_view(self.rounds, self.metrics, now, now - self._began))
+
+
+def _below(path: Path, folder: Path) -> str:
+    """Relative to the folder where it lies in it, since a worker may have mounted it elsewhere; else absolute."""
+    path, folder = path.resolve(), folder.resolve()
+    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
+
+
+def run(
+    options: Options,
+    *,
+    as_json: bool = False,
+    quiet: bool = False,
+    fleet: Fleet | None = None,
+    patience: Patience | None = None,
+) -> dict[str, Any]:
+    """Run the stage to its end; the summary, whose `exit_code` says how it ended. Data and run folder are locked meanwhile.
+
+    `fleet`, `patience`: other workers and times than the options'.
+    """
+    began = time.monotonic()
+    with ExitStack() as stack:
+        stack.enter_context(FolderLock(options.data_dir))
+        stack.enter_context(FolderLock(options.run))
+        request = run_folder.asked(options.data_dir, options.config)
+        result = run_folder.accepted(options.run, request)
+        if result is not None:
+            return _summary(options, Verdict("done", "nothing was left to do"), result, (), time.monotonic() - began)
+        if options.config:
+            atomic_write(options.run / run_folder.CONFIG, options.config)
+        training = Training(options, patience or Patience(fruitless=options.retries))
+        fleet = fleet or fleet_on(
+            options.data_dir, options.bind, options.workers, options.connections, options.retries, options.keys
+        )
+        display = stack.enter_context(closing(choose_display(as_json=as_json, quiet=quiet)))
+        ended = run_tasks(fleet, (), {}, display, training.done, training)
+        verdict = training.rounds.verdict or Verdict("drain", ended.outcome.message)
+        if ended.outcome.status == "storage":
+            verdict = Verdict("storage", ended.outcome.message)
+        elif verdict.status == "done":
+            try:
+                result = run_folder.accept(options.run, request)
+            except ProofError as error:
+                verdict = Verdict("failed", f"rank 0 ended well, but proved nothing: {error}")
+        return _summary(options, verdict, result, training.rounds.history, time.monotonic() - began)
+
+
+def _summary(
+    options: Options, verdict: Verdict, result: run_folder.Result | None, history: Sequence[Past], seconds: float
+) -> dict[str, Any]:
+    return {
+        "exit_code": EXIT_CODES[verdict.status],
+        "status": verdict.status,
+        "message": verdict.message,
+        "run": str(options.run),
+        "result": None if result is None else msgspec.to_builtins(result),
+        "ranks": options.ranks,
+        "rounds": [asdict(past) for past in history],
+        "restarts": sum(past.why == "fault" for past in history),
+        "seconds": seconds,
+    }
+
+
+def describe_summary(summary: Mapping[str, Any]) -> str:
+    """A summary as text: what is proved, what this run did."""
+    lines = []
+    if (result := summary["result"]) is not None:
+        skill = f"best validation skill {result['validation_skill']:+.3f}"
+        lines.append(f"trained {result['steps']:,} steps, {skill}: {summary['run']}/{result['checkpoint']}")
+    if summary["rounds"]:
+        sizes = ", ".join(f"{past['ranks']} ({past['why']})" for past in summary["rounds"])
+        lines.append(f"this run: {summary['seconds']:.1f} s, {summary['restarts']} restarts; rings of {sizes}")
+    elif summary["status"] == "done":
+        lines.append(summary["message"])
+    if summary["exit_code"]:
+        lines.append(f"not complete ({summary['status']}): {summary['message']}")
+    return "\n".join(lines)

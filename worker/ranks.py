@@ -1,0 +1,229 @@
+"""Ranks of a training: a `port` lease offers this host's address, a `train` lease runs `worker/train.py` as one rank.
+
+The rank is a process of its own with a log in the run folder. Its heartbeat file is passed on to the coordinator, its exit
+code becomes the lease's answer: 0 done, 75 its ring broke or it was asked to end, 2 usage, anything else its own fault.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+
+from coordinator.protocol import PortProof, RankJob
+from ingest.errors import IngestError, UsageError
+from ingest.fetch import Cancelled
+from worker import blas
+from worker.beats import Beats
+from worker.job import LeaseContext
+
+log = logging.getLogger(__name__)
+
+TRAIN = Path(__file__).with_name("train.py")
+LOOK_S = 0.05  # between looks at a rank
+REPORT_S = 0.2  # between words that are passed on
+STATUS_S = 0.25  # between looks at whether the system runs it, and dots on its leash
+CANCEL_GRACE_S = 2.0  # a lease that was taken back: nobody waits for its checkpoint
+LEASH, HEARD = 0.5, 0.25  # of the silence after which this worker counts as lost: the rank has ended before
+TAIL = 4_000  # bytes of a log that an error quotes
+EXIT_USAGE, EXIT_BROKEN = 2, 75
+
+
+class RankError(IngestError):
+    """A rank that did not end well. Its class's name is what the coordinator is told."""
+
+
+class RankDied(RankError):
+    """By a signal, or by an exit code of its own: its own fault."""
+
+
+class RingBroke(RankError):
+    """Exit code 75: a neighbour was lost, or too late."""
+
+
+class RankEnded(RankError):
+    """As it was asked to."""
+
+
+class Ranks:
+    """The handlers of both kinds. `script` keeps train.py's contract: its flags, its heartbeat file, its exit codes."""
+
+    def __init__(self, script: Path = TRAIN) -> None:
+        self._script = script
+
+    def port(self, job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
+        """The address of this host that the coordinator's network reaches, with a free port → PortProof."""
+        host = own_address(context.endpoint)
+        where = f"[{host}]" if ":" in host else host
+        matrices = blas.describe({**os.environ, **blas.rank_environment(os.environ)})
+        return msgspec.to_builtins(PortProof(f"{where}:{free_port(host)}", matrices))
+
+    def train(self, job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
+        """Run one rank to its end. RankError, UsageError or Cancelled unless it ended well by itself."""
+        rank = msgspec.convert(job, RankJob)
+        run = context.data_dir / rank.run
+        log_path = run / "logs" / f"rank-{rank.rank}.log"
+        heartbeat = run / "beats" / f"{rank.round}-{rank.rank}.jsonl"
+        for folder in (log_path.parent, heartbeat.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        heartbeat.unlink(missing_ok=True)  # of a round of that number before the journal was made again
+        arguments = ["--data", str(context.data_dir), "--run", str(run), "--heartbeat", str(heartbeat)]
+        if rank.config:
+            arguments += ["--config", str(run / rank.config)]
+        try:
+            with self._process(rank, run, log_path, arguments, context) as process:
+                asked = _watch(process, Beats(heartbeat), context)
+                code = process.returncode
+        finally:
+            heartbeat.unlink(missing_ok=True)
+        if code == 0:
+            return {"rank": rank.rank, "round": rank.round}
+        raise _error(code, asked, log_path)
+
+    @contextmanager
+    def _process(
+        self, rank: RankJob, run: Path, log_path: Path, arguments: list[str], context: LeaseContext
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        """The rank's process; gone, with all that it started, when the context is left."""
+        hosts = run / "beats" / f"{rank.round}-{rank.rank}.hosts.json"
+        hosts.write_bytes(msgspec.json.encode([[address] for address in rank.addresses]))
+        with log_path.open("ab") as output:
+            environment = rank_environment(rank, hosts, os.environ)
+            output.write(f"== round {rank.round}, rank {rank.rank} of {len(rank.addresses)}\n".encode())
+            output.flush()
+            process = subprocess.Popen(
+                [sys.executable, "-m", "worker.leash", str(LEASH * context.silence_s), str(self._script), *arguments],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                env=environment,
+                start_new_session=True,
+            )
+        assert process.stdin is not None
+        os.set_blocking(process.stdin.fileno(), False)
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            with suppress(OSError):
+                process.stdin.close()
+            hosts.unlink(missing_ok=True)
+
+
+def rank_environment(rank: RankJob, hosts: Path, environ: Mapping[str, str]) -> dict[str, str]:
+    """The whole environment of a rank: its place in the ring, its share of this host's cores, a fast BLAS where there is one."""
+    own = (
+        *blas.THREADS,
+        "MLX_RANK",
+        "MLX_HOSTFILE",
+        "EIA_API_KEY",
+    )  # the worker's threads are not its ranks'; no rank needs the key
+    kept = {name: value for name, value in environ.items() if name not in own}
+    if len(rank.addresses) > 1:
+        kept |= {"MLX_RANK": str(rank.rank), "MLX_HOSTFILE": str(hosts)}
+    return {**kept, **blas.rank_environment(kept), "PYTHONUNBUFFERED": "1"}
+
+
+def own_address(endpoint: str) -> str:
+    """This host's address on the way to `tcp://host:port`. Nothing is sent."""
+    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+    family, kind, proto, _, address = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind, proto) as probe:
+        probe.connect(address)
+        return str(probe.getsockname()[0])
+
+
+def free_port(host: str) -> int:
+    """A port of this address that nothing listens on now, below the range that outgoing connections draw from."""
+    for _ in range(200):
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe, suppress(OSError):
+            probe.bind((host, random.randrange(20_000, 32_000)))
+            return int(probe.getsockname()[1])
+    raise RankError(f"no free port between 20000 and 32000 on {host}")
+
+
+def _watch(process: subprocess.Popen[bytes], beats: Beats, context: LeaseContext) -> bool:
+    """Until the rank has ended: keep its leash, pass its words on, end it when asked to. True: it was asked to.
+
+    Cancelled when the lease was taken back.
+    """
+    status = psutil.Process(process.pid)
+    asked = stopped = False
+    said = (0, False)
+    next_look = next_report = 0.0
+    while process.poll() is None:
+        now = time.monotonic()
+        if now >= next_look:
+            next_look = now + STATUS_S
+            with suppress(psutil.Error):
+                stopped = status.status() == psutil.STATUS_STOPPED
+            if context.unheard_s() < HEARD * context.silence_s:
+                _hold(process)
+        beats.look()
+        if now >= next_report and said != (beats.count, stopped):
+            next_report, said = now + REPORT_S, (beats.count, stopped)
+            _report(beats, stopped, context)
+        if (left := context.ending.left_s) is not None:
+            if not asked:
+                asked = True
+                _terminate(process)
+            if left <= 0:
+                process.kill()
+        if context.cancelled.wait(LOOK_S):
+            _terminate(process)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(CANCEL_GRACE_S)
+            raise Cancelled("the lease was taken back")
+    if beats.look() or said[0] != beats.count:
+        _report(beats, False, context)
+    return asked
+
+
+def _report(beats: Beats, stopped: bool, context: LeaseContext) -> None:
+    last = beats.last
+    context.report(last.step if last else 0, last.phase if last else "start", beats.count, beats.saved, stopped)
+
+
+def _hold(process: subprocess.Popen[bytes]) -> None:
+    """A dot on its leash. A rank that does not read is not waited for."""
+    assert process.stdin is not None
+    with suppress(OSError):
+        os.write(process.stdin.fileno(), b".")
+
+
+def _terminate(process: subprocess.Popen[bytes]) -> None:
+    for number in (signal.SIGTERM, signal.SIGCONT):  # a stopped process takes the first with the second
+        with suppress(ProcessLookupError, PermissionError):
+            process.send_signal(number)
+
+
+def _error(code: int, asked: bool, log_path: Path) -> RankError | UsageError:
+    """What an exit code means. RankError or UsageError, with the end of the log where it helps."""
+    with log_path.open("rb") as file:
+        file.seek(max(0, log_path.stat().st_size - TAIL))
+        tail = file.read().decode(errors="replace").rpartition("== round ")[2].partition("\n")[2].strip()
+    last = tail.splitlines()[-8:]
+    if code == EXIT_USAGE and not (
+        last and last[-1].startswith("LaunchError")
+    ):  # of addresses that a coordinator chose
+        return UsageError(tail or f"train.py ended with exit code 2: see {log_path}")
+    if asked:
+        return RankEnded("ended as it was asked to")
+    if code == EXIT_BROKEN:
+        return RingBroke(last[-1] if last else "exit code 75")
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    return RankDied("\n  ".join([f"{how}; {log_path} says last:", *last]) if last else how)
