@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -144,6 +145,32 @@ def doctor(data: Data = None, bind: Bind = None, keys: Keys = None, as_json: AsJ
     print(json.dumps(report) if as_json else checks.describe(findings))
     if not report["fine"]:
         raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def forecast(
+    region: Annotated[str | None, typer.Option(help="respondent to forecast, e.g. ERCO")] = None,
+    issue: Annotated[
+        str | None, typer.Option(help="issue time YYYY-MM-DDT10, local: forecasts the next local day")
+    ] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="write forecasts and embeddings of every hour to this Parquet file")
+    ] = None,
+    period: Annotated[str | None, typer.Option(help="with --table: YYYY[-MM[-DD]][:YYYY[-MM[-DD]]]")] = None,
+    plot: Annotated[Path | None, typer.Option(help="draw a fan chart to this PNG file")] = None,
+    as_json: AsJson = False,
+    data: Data = None,
+    run: Annotated[str | None, _option("run")] = None,
+) -> None:
+    """Quantiles of a coming day from a trained run, e.g. `coordinator forecast --region ERCO --issue 2019-08-12T10`."""
+    settings = _settings(data=data, run=run)
+    given = {"region": region, "issue": issue, "table": table, "period": period, "plot": plot}
+    given |= {"data": settings["data"].value, "run": settings["run"].value}
+    # A worker's program: the coordinator itself never loads the model.
+    command = [sys.executable, "-m", "worker.forecast", *(["--json"] if as_json else [])]
+    command += [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
+    if code := subprocess.run(command, check=False).returncode:
+        raise typer.Exit(code)
 
 
 @app.command()
