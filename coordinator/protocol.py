@@ -255,7 +255,7 @@ class RankJob(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class PortProof(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where a rank of this worker can be reached, and what multiplies its matrices."""
 
-    address: Annotated[str, msgspec.Meta(max_length=MAX_NAME, pattern=r"^(\[[0-9a-fA-F:.%]+\]|[^\s:]+):\d{1,5}$")]
+    address: Annotated[str, msgspec.Meta(max_length=MAX_NAME, pattern=r"^(\[[0-9a-zA-Z:.%]+\]|[^\s:]+):\d{1,5}$")]
     blas: Name
 
 

@@ -67,7 +67,7 @@ class Past:
     round: int
     ranks: int
     step: int  # the furthest; -1: none
-    why: Literal["done", "fault", "grow", "drain"]
+    why: str  # "fault", "grow", or how the run ended with it
 
 
 @dataclass
@@ -323,9 +323,6 @@ class Rounds:
             elif now >= self._asked_at + RESEND_S:
                 self._ask(self._grace_s, now, out)
             return
-        self.history.append(
-            Past(self.round, len(self.ranks), self.step, "done" if self._last_done is not None else self._why)
-        )
         final = {rank.ended: rank.message for rank in self.ranks}
         if self._last_done is not None:
             self._over(Verdict("done"))
@@ -335,12 +332,13 @@ class Rounds:
             self._over(Verdict("storage", final["StorageError"]))
         elif look.draining:
             self._over(Verdict("drain"))
-        else:
-            if self._why == "fault":
-                self._fault(now, out)
-            if self.verdict is None:
-                self._record = max(self._record, self.step)
-                self._regather(now)
+        why = self._why if self.verdict is None else self.verdict.status
+        self.history.append(Past(self.round, len(self.ranks), self.step, why))
+        if why == "fault":
+            self._fault(now, out)
+        if self.verdict is None:
+            self._record = max(self._record, self.step)
+            self._regather(now)
 
     def _fault(self, now: float, out: list[Told]) -> None:
         """Say who is to blame; give up, or leave out a worker whose ranks never come to a step."""

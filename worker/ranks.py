@@ -39,6 +39,11 @@ CANCEL_GRACE_S = 2.0  # a lease that was taken back: nobody waits for its checkp
 LEASH, HEARD = 0.5, 0.25  # of the silence after which this worker counts as lost: the rank has ended before
 TAIL = 4_000  # bytes of a log that an error quotes
 EXIT_USAGE, EXIT_BROKEN = 2, 75
+# Of a worker's environment: another ring's place, the threads of a worker, which are one each, and the key.
+NOT_FOR_RANKS = (
+    *("MLX_RANK", "MLX_HOSTFILE", "EIA_API_KEY"),
+    *("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"),
+)
 
 
 class RankError(IngestError):
@@ -83,9 +88,12 @@ class Ranks:
         if rank.config:
             arguments += ["--config", str(run / rank.config)]
         try:
+            beats = Beats(heartbeat)
             with self._process(rank, run, log_path, arguments, context) as process:
-                asked = _watch(process, Beats(heartbeat), context)
+                asked = _watch(process, beats, context)
                 code = process.returncode
+            if beats.bad:
+                log.warning("%d lines of %s were no words of a rank", beats.bad, heartbeat)
         finally:
             heartbeat.unlink(missing_ok=True)
         if code == 0:
@@ -126,13 +134,7 @@ class Ranks:
 
 def rank_environment(rank: RankJob, hosts: Path, environ: Mapping[str, str]) -> dict[str, str]:
     """The whole environment of a rank: its place in the ring, its share of this host's cores, a fast BLAS where there is one."""
-    own = (
-        *blas.THREADS,
-        "MLX_RANK",
-        "MLX_HOSTFILE",
-        "EIA_API_KEY",
-    )  # the worker's threads are not its ranks'; no rank needs the key
-    kept = {name: value for name, value in environ.items() if name not in own}
+    kept = {name: value for name, value in environ.items() if name not in NOT_FOR_RANKS}
     if len(rank.addresses) > 1:
         kept |= {"MLX_RANK": str(rank.rank), "MLX_HOSTFILE": str(hosts)}
     return {**kept, **blas.rank_environment(kept), "PYTHONUNBUFFERED": "1"}

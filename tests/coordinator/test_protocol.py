@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgpack
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -110,3 +111,26 @@ def test_the_files_of_a_proof_are_found_however_deep() -> None:
         "n": 1,
     }
     assert [path for path, _, _ in protocol.files_in(proof)] == ["raw/a", "raw/b", "pieces/c"]
+
+
+WORD = {"t": "Progress", "worker": "w", "task": "t", "attempt": 1, "step": 3, "phase": "step", "beats": 4, "saved": 2}
+
+
+@pytest.mark.parametrize(
+    "change", [{"step": -1}, {"phase": "dance"}, {"beats": 1 << 63}, {"saved": "2"}, {"stopped": 1}, {"loss": 0.1}]
+)
+def test_progress_that_is_none_is_no_message(change: dict[str, Any]) -> None:
+    assert decode(msgpack.packb(WORD), protocol.ToCoordinator).step == 3
+    with pytest.raises(BadMessage):
+        decode(msgpack.packb({**WORD, **change}), protocol.ToCoordinator)
+
+
+@pytest.mark.parametrize("address", ["10.0.0.1:20001", "[fe80::1%en0]:20001", "m2-0.local:32323"])
+def test_an_address_of_a_ring(address: str) -> None:
+    assert msgspec.convert({"address": address, "blas": "x"}, protocol.PortProof).address == address
+
+
+@pytest.mark.parametrize("address", ["", "10.0.0.1", "10.0.0.1:", "a b:1", "x:123456", "x:1:2"])
+def test_no_address_of_a_ring(address: str) -> None:
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert({"address": address, "blas": "x"}, protocol.PortProof)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,10 +13,20 @@ import pytest
 
 from tests.e2e.conftest import command, environment
 from tests.worker.supervised import FAULT_S, KINDS, Supervised, fault
+from tests.worker.training_data import make
 
 # One respondent, three years of synthetic hours: one to train, one to validate, one that is kept for tests.
 PLAN = ("--respondents", "PACW", "--start", "2019", "--end", "2021")
-SMALL = {"context": 168, "pieces": 1, "piece_hours": 336, "layers": 1, "warmup": 5, "patience": 1_000}
+SMALL = {
+    "context": 168,
+    "pieces": 1,
+    "piece_hours": 336,
+    "layers": 1,
+    "dim": 16,
+    "hidden": 16,
+    "head_dim": 16,
+    "patience": 999,
+}
 
 pytestmark = pytest.mark.skipif(not hasattr(psutil.Process, "children"), reason="needs process lists")
 
@@ -25,18 +34,18 @@ pytestmark = pytest.mark.skipif(not hasattr(psutil.Process, "children"), reason=
 class Trained(Supervised):
     """`coordinator start … --train` in a folder."""
 
-    def __init__(self, folder: Path, *stages: str, retries: int = 20, **config: int) -> None:
-        self.steps_wanted = config["steps"]
+    def __init__(self, folder: Path, *stages: str, **config: int | str) -> None:
+        self.wanted = int(config["steps"])
         toml = folder / "small.toml"
-        toml.write_text("".join(f"{name} = {value}\n" for name, value in (SMALL | config).items()))
-        arguments = command("start", *stages, "--json", "--train-config", toml, "--retries", str(retries))
+        toml.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in (SMALL | config).items()))
+        arguments = command("start", *stages, "--json", "--train-config", toml, "--retries", "20")
         super().__init__(folder, arguments, "worker/train.py", environment())
 
     def losses(self) -> np.ndarray:
         """The loss of every step. Asserts that each stands there once."""
         lines = [json.loads(line) for line in (self.run / "metrics.jsonl").read_text().splitlines()]
         steps = [line for line in lines if "loss" in line]
-        assert [line["step"] for line in steps] == list(range(1, self.steps_wanted + 1))
+        assert [line["step"] for line in steps] == list(range(1, self.wanted + 1))
         return np.array([line["loss"] for line in steps])
 
 
@@ -69,13 +78,12 @@ def test_both_stages_in_one_command_and_a_rank_killed_on_the_way(tmp_path: Path,
 @pytest.mark.long
 @pytest.mark.timeout(1_500)
 def test_twenty_faults_leave_the_curve_of_an_undisturbed_run(tmp_path: Path, trained: list[Trained]) -> None:
-    config = {"steps": 1_500, "validate_every": 250, "checkpoint_every": 10}
-    extracted = command("start", "--extract", "--quiet", *PLAN)
+    steps = 600
+    config = {"steps": steps, "validate_every": 100, "checkpoint_every": 10}
     runs = []
     for name in ("undisturbed", "disturbed"):
-        (tmp_path / name).mkdir()
-        subprocess.run(extracted, cwd=tmp_path / name, env=environment(), check=True, timeout=150, capture_output=True)
-        runs.append(Trained(tmp_path / name, "--train", **config))
+        make(tmp_path / name / "data")
+        runs.append(Trained(tmp_path / name, "--train", train="2021:2022", validate="2023-01", **config))
     trained += runs
     runs[0].start()
     assert runs[0].end()[0] == 0, runs[0].log.read_text()
@@ -83,8 +91,10 @@ def test_twenty_faults_leave_the_curve_of_an_undisturbed_run(tmp_path: Path, tra
     runs[1].start()
     took = [(kind, fault(runs[1], kind, draw)) for kind in (draw.choice(KINDS) for _ in range(20))]
     code, summary = runs[1].end()
-    print(took, summary["rounds"])
     assert code == 0, runs[1].log.read_text()
+    undisturbed, disturbed = runs[0].losses(), runs[1].losses()
+    print(*took, *summary["rounds"], f"largest difference {np.max(np.abs(disturbed / undisturbed - 1)):.2g}", sep="\n")
     assert max(seconds for _, seconds in took) < FAULT_S
     # Rings of other sizes add in another order: fp32 differences, which the optimiser carries on.
-    np.testing.assert_allclose(runs[1].losses(), runs[0].losses(), rtol=1e-3)
+    np.testing.assert_allclose(disturbed, undisturbed, rtol=1e-2)
+    assert summary["result"]["steps"] == steps

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 WAIT_S = 90.0  # bound of every wait: reached only when something is broken
+END_S = 600.0  # the same, for a whole run
 FAULT_S = 30.0  # from a fault to the next step, on one host: issue 4's bound
 KINDS = ("rank kill", "rank stop", "worker kill", "worker stop")
 
@@ -65,6 +66,14 @@ class Supervised:
     def workers(self) -> list[psutil.Process]:
         return self.family("--coordinator")
 
+    def holders(self) -> list[psutil.Process]:
+        """Workers that hold a rank: the ring does not miss another."""
+        parents = set()
+        for rank in self.ranks():
+            with suppress(psutil.NoSuchProcess):
+                parents.add(rank.ppid())
+        return [worker for worker in self.workers() if worker.pid in parents]
+
     def steps(self) -> list[int]:
         """Steps in metrics.jsonl, as they stand there."""
         path = self.run / "metrics.jsonl"
@@ -81,7 +90,7 @@ class Supervised:
 
     def end(self) -> tuple[int, dict[str, Any]]:
         """Exit code and summary. Asserts that nothing of the training is left."""
-        out, _ = self.process.communicate(timeout=WAIT_S)
+        out, _ = self.process.communicate(timeout=END_S)
         self.gone()
         return self.process.returncode, json.loads(out.splitlines()[-1]) if out.strip() else {}
 
@@ -103,8 +112,9 @@ def fault(training: Supervised, kind: str, draw: random.Random) -> float:
     """One fault, at a random moment; the seconds until a step beyond it. What was stopped may go on afterwards."""
     whom, _, how = kind.partition(" ")
     goal = training.step() + draw.randint(1, 8)
-    until(lambda: training.step() >= goal and len(training.ranks()) >= 1, f"step {goal}")
-    victim = draw.choice(training.ranks() if whom == "rank" else training.workers())
+    until(lambda: training.step() >= goal, f"step {goal}")
+    victims = until(training.ranks if whom == "rank" else training.holders, "somebody to fail")
+    victim = draw.choice(victims)
     rounds, began = training.rounds(), time.monotonic()
     victim.send_signal(signal.SIGKILL if how == "kill" else signal.SIGSTOP)
     until(lambda: training.rounds() > rounds, f"a round after {kind}")

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
+from coordinator import look
 from tests.worker.fake_rank import curve
 from tests.worker.supervised import FAULT_S, KINDS, Supervised, fault, until
 
@@ -102,6 +103,8 @@ def test_ctrl_c_saves_what_was_done_and_the_same_command_ends_it(supervised: Cal
     training = supervised(every=1_000)  # no checkpoint but the one that it is asked for
     process = training.start()
     until(lambda: training.step() >= 7 and len(training.ranks()) == 2, "step 7")
+    seen = look.status(training.data, training.data / "keys")
+    assert seen["running"] and "2 of 2 ranks" in look.describe(seen)
     process.send_signal(signal.SIGINT)
     code, summary = training.end()
     assert (code, summary["status"]) == (130, "drain"), training.log.read_text()
