@@ -38,14 +38,29 @@ typedef struct {
     int count;
 } ra_barrier;
 
+/* How n rows or columns are cut into tiles of `step`. Where positions leap (zigzag's second chunk, at `leap`) tiles begin
+ * anew: a tile over both chunks would be neither all visible nor all hidden. */
+typedef struct {
+    int n, step, leap, before, count; /* tiles before the leap; all tiles */
+} ra_tiling;
+
+static inline int ra_first(const ra_tiling *t, int tile) {
+    return tile < t->before ? tile * t->step : t->leap + (tile - t->before) * t->step;
+}
+
+static inline int ra_width(const ra_tiling *t, int tile) {
+    int first = ra_first(t, tile), end = tile < t->before ? t->leap : t->n;
+    return end - first < t->step ? end - first : t->step;
+}
+
 /* One call's shared state. Tasks are claimed from `next` in order; results never depend on who claims what. */
 typedef struct {
     const ra_problem *p;
+    ra_tiling q, k;
     ra_span *q_spans, *k_spans; /* [B, tiles] */
-    int q_tiles, k_tiles;
     int wave;         /* forward: kv heads packed at once */
     float *packed;    /* forward: their K and V tiles */
-    atomic_int *turn; /* backward: [B * Hq, q_tiles] key tile that added to this dq tile last, or -1 */
+    atomic_int *turn; /* backward: [B * Hq, q.count] key tile that added to this dq tile last, or -1 */
     char *scratch;    /* [threads, scratch_bytes] */
     size_t scratch_bytes;
     ra_barrier barrier;
