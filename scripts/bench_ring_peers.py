@@ -104,7 +104,7 @@ def jax_ringattention(spec: dict) -> dict:
     from jax.sharding import Mesh, PartitionSpec
 
     if not hasattr(jax.lib, "xla_bridge"):  # its __init__ asks a module that newer jax dropped for the platform
-        jax.lib.xla_bridge = SimpleNamespace(get_backend=lambda: jax.devices()[0].client)
+        vars(jax.lib)["xla_bridge"] = SimpleNamespace(get_backend=lambda: jax.devices()[0].client)
     from ringattention import ringattention
 
     chunk = spec["setting"]["chunk"]

@@ -12,15 +12,15 @@
 #define PACKED_BYTES ((size_t)16 << 20) /* forward: packed K and V held at once, at least one kv head's */
 #define MAX_THREADS 256
 
-/* Best first; the last is for tests only. */
+/* Best first; those after the portable one are for tests only. */
 static const ra_isa *const ISAS[] = {
 #if defined(__x86_64__)
-    &ra_avx512, &ra_avx2,
+    &ra_avx512bf16, &ra_avx512, &ra_avx2,
 #endif
 #if defined(__aarch64__)
     &ra_neon,
 #endif
-    &ra_portable, &ra_lowered16,
+    &ra_portable, &ra_lowered16bf16, &ra_lowered16,
 };
 enum { N_ISAS = sizeof ISAS / sizeof *ISAS };
 
@@ -30,7 +30,8 @@ EXPORT const char *ringattn_isa_name(int isa) { return ISAS[isa]->name; }
 /* Whether this CPU can run it. */
 EXPORT int ringattn_isa_runs(int isa) {
 #if defined(__x86_64__)
-    if (ISAS[isa] == &ra_avx512)
+    if (ISAS[isa] == &ra_avx512bf16 && !__builtin_cpu_supports("avx512bf16")) return 0;
+    if (ISAS[isa] == &ra_avx512bf16 || ISAS[isa] == &ra_avx512)
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
     if (ISAS[isa] == &ra_avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -131,6 +132,7 @@ static void run_team(void (*work)(ra_job *, int), ra_job *job, int threads) {
 static int run(const ra_problem *p, int isa_index, int is_backward) {
     if (isa_index < 0 || isa_index >= N_ISAS || !ringattn_isa_runs(isa_index)) return RA_BAD_ISA;
     const ra_isa *isa = ISAS[isa_index];
+    if (isa->otherwise && (p->dtype != RA_BF16 || (is_backward && p->do_dtype != RA_BF16))) isa = isa->otherwise;
     int threads = p->threads < 1 ? 1 : p->threads > MAX_THREADS ? MAX_THREADS : p->threads;
     int q_rows = is_backward ? isa->q_rows_bwd : isa->q_rows_fwd;
     int k_cols = is_backward ? isa->k_cols_bwd : isa->k_cols_fwd(p->D);

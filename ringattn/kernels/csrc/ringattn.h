@@ -67,8 +67,9 @@ typedef struct {
     atomic_long next[3];
 } ra_job;
 
-typedef struct {
+typedef struct ra_isa {
     const char *name;
+    const struct ra_isa *otherwise;         /* NULL, or who does what this one, for bf16 throughout, does not take */
     int q_rows_fwd, q_rows_bwd;             /* rows of a query tile */
     int (*k_cols_fwd)(int D);               /* columns of a key tile */
     int k_cols_bwd;
@@ -80,7 +81,7 @@ typedef struct {
     double (*fma)(long rounds);             /* runs `rounds` of FMAs, returns how many FLOPs they were */
 } ra_isa;
 
-extern const ra_isa ra_portable, ra_avx2, ra_avx512, ra_neon, ra_lowered16;
+extern const ra_isa ra_portable, ra_avx2, ra_avx512, ra_neon, ra_lowered16, ra_avx512bf16, ra_lowered16bf16;
 
 void ra_wait_all(ra_barrier *barrier);
 ra_tile_class ra_classify(const ra_problem *p, const ra_span *q, const ra_span *k);
