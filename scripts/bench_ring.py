@@ -36,7 +36,7 @@ SECONDS_A_CASE = 12.0  # of repeats; a long step is not warmed up either
 PEER_SETTINGS: dict[str, list[dict]] = {
     "torch": [{}],
     "ring-attention-pytorch": [{"bucket": b, "striped": s} for s in (False, True) for b in (512, 1024, 2048)],
-    "jax-ringattention": [{"chunk": c} for c in (256, 512, 1024)],
+    "jax-ringattention": [{"chunk": c} for c in (128, 256, 512, 1024)],
 }
 
 
