@@ -72,11 +72,9 @@ def contenders(length: int) -> list[dict]:
 
 def headline() -> list[dict]:
     """The comparisons that the first table of the docs shows."""
-    return [
-        case(what, length, causal=causal, **more)
-        for length, causal in HEADLINE
-        for what, more in (("ring", {"ranks": 1}), ("ring", {"ranks": 2}), *((peer, {}) for peer in PEER_SETTINGS))
-    ]
+    everyone: list[tuple[str, dict[str, Any]]] = [("ring", {"ranks": 1}), ("ring", {"ranks": 2})]
+    everyone += [(peer, {}) for peer in PEER_SETTINGS]
+    return [case(what, length, causal=causal, **more) for length, causal in HEADLINE for what, more in everyone]
 
 
 def special(length: int) -> list[dict]:
