@@ -15,6 +15,7 @@ import ringattn
 from worker.train_config import TrainConfig, plain
 
 EXIT_AGAIN = 75  # broken off: start it again
+AWAY_S = 10.0  # between looks of the watchdog, a second apart
 
 
 class Metrics:
@@ -77,9 +78,14 @@ class Metrics:
 
     def _watch(self) -> None:
         # mlx's collectives have no deadline: a rank whose peer is frozen would wait in all_sum for ever.
+        looked = time.monotonic()
         while True:
             time.sleep(1)
-            if time.monotonic() - self._moved > self._timeout:
+            now = time.monotonic()
+            if now - looked > AWAY_S:  # this process itself was suspended: nobody kept it waiting
+                self._moved += now - looked
+            looked = now
+            if now - self._moved > self._timeout:
                 print(f"no step for {self._timeout:g} s: a peer is gone or frozen; start again", file=sys.stderr)
                 ringattn.abandon(EXIT_AGAIN)
 
