@@ -1,0 +1,148 @@
+"""The environment: many episodes of grid control side by side, in numpy.
+
+`Episodes` holds N of them that walk in step: same length, each from a row of the table of its own. A step is some forty numpy
+calls on preallocated arrays, so its time is nearly the same for 1 and for 256. Units are those of `rl.grid`.
+
+Timing: the action for hour t is decided at its start. Then its load is seen, and paid for.
+
+Actions, [action, episode]: for every store -1 (charge with full power) to 1 (give full power), then 0 to 1 of the sheddable load.
+They are projected, each store by itself, to what its power, its energy and the way back to rest allow: an episode starts at
+rest and ends there, so what a policy costs and what the linear program costs are over the same set of schedules.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rl.errors import DataError
+from rl.grid import Grid
+from rl.table import Table
+
+Array = NDArray[np.float64]
+
+LEFT = 48  # hours: the observation of what is left of the episode saturates there, so that a year looks like a week
+
+
+class Episodes:
+    """N episodes in step. The arrays that `reset` and `step` return, and the attributes, are overwritten by the next step.
+
+    Attributes: `charge` [store, N], `power` [store, N] into the grid, `shed` [N], `residual` [N], `cost` [N] of the last hour,
+    `row` [N] of the hour to come, `left` hours to come, and `cut` [store, N]: how much energy the projection has taken from
+    what was asked, summed over the episode.
+    """
+
+    def __init__(self, grid: Grid, table: Table, count: int, hours: int) -> None:
+        if hours < 1 or count < 1:
+            raise DataError(f"{count} episodes of {hours} hours: both must be at least 1")
+        self.grid, self.table, self.count, self.hours = grid, table, count, hours
+        n = self.stores = len(grid.stores)
+        self.actions = n + 1
+        self.names = (*(f"charge {s.name}" for s in grid.stores), "residual load", "hours left", *table.names)
+        # Leading columns of state, then the table's: one gather of whole rows fills an observation.
+        self._source = np.zeros((len(table.load), len(self.names)), np.float32)
+        self._source[:, n + 2 :] = table.features
+        self.observation = np.zeros((count, len(self.names)), np.float32)
+        power, energy, rest = grid.each("power"), grid.each("energy"), grid.rest
+        into, out = grid.each("charge_efficiency"), grid.each("discharge_efficiency")
+        # What a full action changes in the store: -most for 1, +most for -1.
+        self._fall, self._rise = -(power / out)[:, None], (power * into)[:, None]
+        self._give, self._take = -out[:, None], (-1 / into)[:, None]
+        left = np.arange(hours - 1, -1, -1)[:, None]  # hours after each step
+        self._lowest = np.maximum(0, rest - left * power * into)[
+            ..., None
+        ]  # [hour, store, 1]: rest can still be reached
+        self._highest = np.minimum(energy, rest + left * power / out)[..., None]
+        # One buffer of rows, so that residual load and cost are one product each: power given and charge of every store, shed
+        # and power, then |ramp| and generation cost.
+        self._rows = np.zeros((3 * n + 3, count))
+        self._given, self.charge = self._rows[:n], self._rows[n : 2 * n]
+        self._injected = self._rows[2 * n : 3 * n + 1]
+        self.shed, self.power = self._injected[0], self._injected[1:]
+        self._ramp, self._generation = self._rows[3 * n + 1], self._rows[3 * n + 2]
+        wear, holding = grid.each("wear"), grid.each("holding")
+        self._prices = np.concatenate([wear, -holding, [grid.shed], np.zeros(n), [grid.ramp, 1.0]])
+        self._constant = float(holding @ energy)
+        self._slopes, self._intercepts = grid.slopes[:, None], grid.intercepts[:, None]
+        self._ones = np.ones(n + 1)
+        self._seen = np.zeros((n + 1, count))  # charge as a share of energy, and residual load
+        self._shares = (1 / energy)[:, None]
+        self._pieces = np.zeros((len(grid.slopes), count))
+        self._a, self._b, self._c = (np.zeros((n, count)) for _ in range(3))
+        self._load, self._old = np.zeros(count), np.zeros(count)
+        self.residual, self.cost, self.cut = np.zeros(count), np.zeros(count), np.zeros((n, count))
+        self.row = np.zeros(count, np.int64)
+        self.left = 0
+
+    def reset(self, starts: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Begin every episode at its row of `starts` [N]; observation [N, feature]. DataError where one runs over the end."""
+        if (
+            np.shape(starts) != (self.count,)
+            or np.min(starts) < 0
+            or np.max(starts) + self.hours > len(self.table.load)
+        ):
+            raise DataError(f"starts must be {self.count} rows with {self.hours} hours after each in the table")
+        self.row[:] = starts
+        self.charge[:] = self.grid.rest[:, None]
+        self.residual[:] = self.table.before[self.row]
+        self.cut[:] = 0
+        self.left = self.hours
+        return self._observe()
+
+    def step(self, action: NDArray[np.floating]) -> tuple[NDArray[np.float32], Array]:
+        """One hour with `action` [action, N]: the next observation [N, feature], and the hour's cost [N] in $ per MW of peak.
+
+        DataError where the episode is over. An action that is not finite is no action: it must not be given.
+        """
+        if self.left == 0:
+            raise DataError("the episode is over: reset before the next step")
+        n, now = self.stores, self.hours - self.left
+        asked, change, back = self._a, self._b, self._c
+        # The change of charge that is asked: the smaller of two lines, because losses go the same way in both directions.
+        np.multiply(action[:n], self._fall, out=asked)
+        np.multiply(action[:n], -self._rise, out=change)
+        np.minimum(asked, change, out=asked)
+        np.maximum(asked, self._fall, out=change)
+        np.minimum(change, self._rise, out=change)
+        np.add(self.charge, change, out=change)
+        np.maximum(change, self._lowest[now], out=change)
+        np.minimum(change, self._highest[now], out=change)
+        np.subtract(change, self.charge, out=back)
+        self.charge[:] = change
+        np.subtract(asked, back, out=asked)
+        np.abs(asked, out=asked)
+        np.add(self.cut, asked, out=self.cut)
+        np.multiply(back, self._give, out=self.power)
+        np.multiply(back, self._take, out=change)
+        np.minimum(self.power, change, out=self.power)
+        np.maximum(self.power, 0.0, out=self._given)
+        np.maximum(action[n], 0.0, out=self.shed)
+        np.minimum(self.shed, 1.0, out=self.shed)
+        np.multiply(self.shed, self.grid.shed_power, out=self.shed)
+        self._settle()
+        np.add(self.row, 1, out=self.row)
+        self.left -= 1
+        return self._observe(), self.cost
+
+    def _settle(self) -> None:
+        """Residual load and cost of the hour, from its load and what store and shedding do."""
+        np.take(self.table.load, self.row, out=self._load, mode="clip")
+        self._old, self.residual = self.residual, self._old
+        np.dot(self._ones, self._injected, out=self.residual)
+        np.subtract(self._load, self.residual, out=self.residual)
+        np.subtract(self.residual, self._old, out=self._ramp)
+        np.abs(self._ramp, out=self._ramp)
+        np.multiply(self._slopes, self.residual, out=self._pieces)
+        np.add(self._pieces, self._intercepts, out=self._pieces)
+        np.maximum.reduce(self._pieces, axis=0, out=self._generation)
+        np.dot(self._prices, self._rows, out=self.cost)
+        np.add(self.cost, self._constant, out=self.cost)
+
+    def _observe(self) -> NDArray[np.float32]:
+        n = self.stores
+        np.take(self._source, self.row, axis=0, out=self.observation, mode="clip")
+        np.multiply(self.charge, self._shares, out=self._seen[:n])
+        self._seen[n] = self.residual
+        self.observation[:, : n + 1] = self._seen.T
+        self.observation[:, n + 1] = min(self.left, LEFT) / LEFT
+        return self.observation
