@@ -21,6 +21,7 @@ from rl.table import Table
 
 Array = NDArray[np.float64]
 
+FAR = 100.0  # reference peaks: no residual load lies beyond
 LEFT = 48  # hours: the observation of what is left of the episode saturates there, so that a year looks like a week
 
 
@@ -35,6 +36,8 @@ class Episodes:
     def __init__(self, grid: Grid, table: Table, count: int, hours: int) -> None:
         if hours < 1 or count < 1:
             raise DataError(f"{count} episodes of {hours} hours: both must be at least 1")
+        if not np.abs(table.load).max() < FAR - 1:
+            raise DataError(f"a load of the table is not finite, or above {FAR - 1:.0f} reference peaks")
         self.grid, self.table, self.count, self.hours = grid, table, count, hours
         n = self.stores = len(grid.stores)
         self.actions = n + 1
@@ -45,14 +48,20 @@ class Episodes:
         self.observation = np.zeros((count, len(self.names)), np.float32)
         power, energy, rest = grid.each("power"), grid.each("energy"), grid.rest
         into, out = grid.each("charge_efficiency"), grid.each("discharge_efficiency")
-        # What a full action changes in the store: -most for 1, +most for -1.
-        self._fall, self._rise = -(power / out)[:, None], (power * into)[:, None]
-        self._give, self._take = -out[:, None], (-1 / into)[:, None]
-        left = np.arange(hours - 1, -1, -1)[:, None]  # hours after each step
-        self._lowest = np.maximum(0, rest - left * power * into)[
-            ..., None
-        ]  # [hour, store, 1]: rest can still be reached
-        self._highest = np.minimum(energy, rest + left * power / out)[..., None]
+
+        def wide(values: Array) -> Array:
+            """[store] → [store, N]: numpy multiplies equal shapes more than twice as fast as it broadcasts."""
+            return np.repeat(values[:, None], count, axis=1)
+
+        # What a full action changes in the store: `fall` for 1, `rise` for -1.
+        self._fall, self._rise, self._minus_rise = wide(-power / out), wide(power * into), wide(-power * into)
+        self._give, self._take, self._shares = wide(-out), wide(-1 / into), wide(1 / energy)
+        # Charge from which rest can still be reached after each step: bounds of the store alone until the last few hours.
+        back = int(np.ceil(max(np.maximum(rest / (power * into), (energy - rest) * out / power)))) + 1
+        near = [min(left, back) for left in range(hours - 1, -1, -1)]
+        lowest = [wide(np.maximum(0, rest - left * power * into)) for left in range(back + 1)]
+        highest = [wide(np.minimum(energy, rest + left * power / out)) for left in range(back + 1)]
+        self._bounds = [(lowest[left], highest[left]) for left in near]
         # One buffer of rows, so that residual load and cost are one product each: power given and charge of every store, shed
         # and power, then |ramp| and generation cost.
         self._rows = np.zeros((3 * n + 3, count))
@@ -63,12 +72,12 @@ class Episodes:
         wear, holding = grid.each("wear"), grid.each("holding")
         self._prices = np.concatenate([wear, -holding, [grid.shed], np.zeros(n), [grid.ramp, 1.0]])
         self._constant = float(holding @ energy)
-        self._slopes, self._intercepts = grid.slopes[:, None], grid.intercepts[:, None]
+        knots = [-FAR, grid.must_run, *(bound for bound, _ in grid.merit_order), FAR]
+        self._knots, self._at_knots = np.array(knots), grid.generation_cost(np.array(knots))
         self._ones = np.ones(n + 1)
-        self._seen = np.zeros((n + 1, count))  # charge as a share of energy, and residual load
-        self._shares = (1 / energy)[:, None]
-        self._pieces = np.zeros((len(grid.slopes), count))
-        self._a, self._b, self._c = (np.zeros((n, count)) for _ in range(3))
+        self._seen = np.zeros((n + 2, count))  # charge as a share of energy, residual load, hours left
+        self._a, self._b, self._before, self._nothing = (np.zeros((n, count)) for _ in range(4))
+        self._ones_wide, self._sheddable = np.ones(count), np.full(count, grid.shed_power)
         self._load, self._old = np.zeros(count), np.zeros(count)
         self.residual, self.cost, self.cut = np.zeros(count), np.zeros(count), np.zeros((n, count))
         self.row = np.zeros(count, np.int64)
@@ -96,29 +105,31 @@ class Episodes:
         """
         if self.left == 0:
             raise DataError("the episode is over: reset before the next step")
-        n, now = self.stores, self.hours - self.left
-        asked, change, back = self._a, self._b, self._c
+        n = self.stores
+        lowest, highest = self._bounds[self.hours - self.left]
+        asked, change, charge = self._a, self._b, self.charge
         # The change of charge that is asked: the smaller of two lines, because losses go the same way in both directions.
         np.multiply(action[:n], self._fall, out=asked)
-        np.multiply(action[:n], -self._rise, out=change)
+        np.multiply(action[:n], self._minus_rise, out=change)
         np.minimum(asked, change, out=asked)
         np.maximum(asked, self._fall, out=change)
         np.minimum(change, self._rise, out=change)
-        np.add(self.charge, change, out=change)
-        np.maximum(change, self._lowest[now], out=change)
-        np.minimum(change, self._highest[now], out=change)
-        np.subtract(change, self.charge, out=back)
-        self.charge[:] = change
-        np.subtract(asked, back, out=asked)
+        np.add(charge, change, out=change)
+        np.maximum(change, lowest, out=change)
+        np.minimum(change, highest, out=change)
+        self._before[:] = charge
+        charge[:] = change
+        np.subtract(change, self._before, out=change)
+        np.subtract(asked, change, out=asked)
         np.abs(asked, out=asked)
         np.add(self.cut, asked, out=self.cut)
-        np.multiply(back, self._give, out=self.power)
-        np.multiply(back, self._take, out=change)
-        np.minimum(self.power, change, out=self.power)
-        np.maximum(self.power, 0.0, out=self._given)
-        np.maximum(action[n], 0.0, out=self.shed)
-        np.minimum(self.shed, 1.0, out=self.shed)
-        np.multiply(self.shed, self.grid.shed_power, out=self.shed)
+        np.multiply(change, self._give, out=asked)
+        np.multiply(change, self._take, out=change)
+        np.minimum(asked, change, out=self.power)
+        np.maximum(self.power, self._nothing, out=self._given)
+        np.maximum(action[n], self._nothing[0], out=self.shed)
+        np.minimum(self.shed, self._ones_wide, out=self.shed)
+        np.multiply(self.shed, self._sheddable, out=self.shed)
         self._settle()
         np.add(self.row, 1, out=self.row)
         self.left -= 1
@@ -126,23 +137,21 @@ class Episodes:
 
     def _settle(self) -> None:
         """Residual load and cost of the hour, from its load and what store and shedding do."""
-        np.take(self.table.load, self.row, out=self._load, mode="clip")
+        self.table.load.take(self.row, out=self._load, mode="clip")
         self._old, self.residual = self.residual, self._old
         np.dot(self._ones, self._injected, out=self.residual)
         np.subtract(self._load, self.residual, out=self.residual)
         np.subtract(self.residual, self._old, out=self._ramp)
         np.abs(self._ramp, out=self._ramp)
-        np.multiply(self._slopes, self.residual, out=self._pieces)
-        np.add(self._pieces, self._intercepts, out=self._pieces)
-        np.maximum.reduce(self._pieces, axis=0, out=self._generation)
+        self._generation[:] = np.interp(self.residual, self._knots, self._at_knots)
         np.dot(self._prices, self._rows, out=self.cost)
         np.add(self.cost, self._constant, out=self.cost)
 
     def _observe(self) -> NDArray[np.float32]:
-        n = self.stores
-        np.take(self._source, self.row, axis=0, out=self.observation, mode="clip")
-        np.multiply(self.charge, self._shares, out=self._seen[:n])
-        self._seen[n] = self.residual
-        self.observation[:, : n + 1] = self._seen.T
-        self.observation[:, n + 1] = min(self.left, LEFT) / LEFT
+        n, seen = self.stores, self._seen
+        self._source.take(self.row, axis=0, out=self.observation, mode="clip")
+        np.multiply(self.charge, self._shares, out=seen[:n])
+        seen[n] = self.residual
+        seen[n + 1] = min(self.left, LEFT) / LEFT
+        self.observation[:, : n + 2] = seen.T
         return self.observation
