@@ -8,6 +8,7 @@
     optimum.py    the same cost as a linear program, with the hourly values of energy
     baselines.py  nothing, rule by hour, peak shaving; mpc.py plans again every hour on any forecast
     score.py      rollouts, PoP and its gaps; kpis.py the numbers that users of a grid ask for
+    policy.py     the network that actors run, in numpy; clone.py trains it on the optimum's actions, in MLX
 
 `docs/control.md` derives the model and has the results.
 """

@@ -83,8 +83,14 @@ class Episodes:
         self.row = np.zeros(count, np.int64)
         self.left = 0
 
-    def reset(self, starts: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Begin every episode at its row of `starts` [N]; observation [N, feature]. DataError where one runs over the end."""
+    def reset(
+        self, starts: NDArray[np.int64], charge: Array | None = None, before: Array | None = None
+    ) -> NDArray[np.float32]:
+        """Begin every episode at its row of `starts` [N]; observation [N, feature]. DataError where one runs over the end.
+
+        For labels, `charge` [store, N] instead of rest (the way back must be possible) and `before` [N], the residual load of
+        the hour before, instead of its load.
+        """
         if (
             np.shape(starts) != (self.count,)
             or np.min(starts) < 0
@@ -92,8 +98,8 @@ class Episodes:
         ):
             raise DataError(f"starts must be {self.count} rows with {self.hours} hours after each in the table")
         self.row[:] = starts
-        self.charge[:] = self.grid.rest[:, None]
-        self.residual[:] = self.table.before[self.row]
+        self.charge[:] = self.grid.rest[:, None] if charge is None else charge
+        self.residual[:] = self.table.before[self.row] if before is None else before
         self.cut[:] = 0
         self.left = self.hours
         return self._observe()
