@@ -1,7 +1,7 @@
 """Grid control on recorded regions, without learning: `python scripts/control_baselines.py --data DIR --out FILE [--regions …]`.
 
 `DIR` holds series with demand and the operators' day-ahead forecast (`coordinator start --extract … --data DIR`). Rules and error
-statistics are fitted on hours before 2018. For --year every whole week that was measured is an episode; one JSON line a region
+statistics are fitted on hours before 2018. For --year every whole week that was measured is an episode (one in --every); one JSON line a region
 and policy has its PoP, cost and the numbers of `rl.kpis`. `docs` rewrites the generated tables of docs/control.md from the lines:
 `python scripts/control_baselines.py --out FILE --docs`.
 """
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> None:
         data = table(
             [one], [None], f"{args.year}-01-01T00", f"{args.year + 1}-01-01T00" if args.year < 2019 else "2019-12-31T23"
         )
-        starts = weeks(data)
+        starts = weeks(data)[:: args.every]
         scale = yardstick(grid, data, starts, WEEK)
         for policy_name, policy in policies(grid, one, issued, data):
             began = time.perf_counter()
@@ -135,6 +135,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON lines, appended to")
     parser.add_argument("--regions", default=",".join(OFFSETS))
     parser.add_argument("--year", type=int, default=2018)
+    parser.add_argument("--every", type=int, default=1, help="of the weeks, take one in so many")
     parser.add_argument("--docs", action="store_true", help="only rewrite the tables of docs/control.md from --out")
     args = parser.parse_args()
     if args.docs:
