@@ -126,7 +126,34 @@ def docs(lines: list[dict]) -> str:
             cells = [f"{100 * v:.2f}" if key == "saving_optimum" else str(v) for v in values]
             rows.append(f"| *{label}* | " + " | ".join(cells) + " | |")
         parts.append("\n".join(rows))
+        parts.extend(kpi_table(latest, name, year) for name in regions if name == "ERCO")
     return "\n\n".join(parts)
+
+
+def kpi_table(latest: dict[tuple[str, int, str], dict], name: str, year: int) -> str:
+    """Some of a region's numbers, a policy a column."""
+    shown = ("nothing", "hour rule", "mpc DF", "mpc perfect")
+    numbers = {policy: latest[name, year, policy]["kpis"] for policy in shown}
+    labels = {
+        "ramp_absolute": ("ramps, up and down, GW", 1e-3),
+        "ramp_up_only": ("ramps, up only, GW", 1e-3),
+        "load_factor": ("load factor", 1.0),
+        "peak": ("peak, MW", 1.0),
+        "daily_peak": ("mean daily peak, MW", 1.0),
+        "unserved": ("unserved, MWh", 1.0),
+        "shifted": ("load shifted, GWh", 1e-3),
+        "rebound": ("its rebound, GWh", 1e-3),
+        "shed": ("load shed, MWh", 1.0),
+        "cvar_week": ("mean cost of the worst tenth of weeks, M$", 1e-6),
+    }
+    rows = [f"| {name} {year} | " + " | ".join(shown) + " |", "|---" * (len(shown) + 1) + "|"]
+    for key, (label, unit) in labels.items():
+        rows.append(f"| {label} | " + " | ".join(f"{numbers[p][key] * unit:,.4g}" for p in shown) + " |")
+    rows += [
+        f"| cycles of {store} | " + " | ".join(f"{numbers[p]['cycles'][store]:,.4g}" for p in shown) + " |"
+        for store in numbers["nothing"]["cycles"]
+    ]
+    return "\n".join(rows)
 
 
 def main() -> None:
