@@ -96,7 +96,7 @@ def best_peak_shaving(
     grid: Grid, table: Table, starts: NDArray[np.int64], hours: int, choices: Sequence[tuple[float, float, float]] = ()
 ) -> tuple[float, float, float]:
     """The marks and gain of least cost in these (training) episodes."""
-    choices = choices or tuple(product((0.7, 0.8, 0.9), (0.1, 0.2, 0.3), (0.5, 1.0, 2.0, 4.0)))
+    choices = choices or tuple(product((0.8, 0.9, 1.0), (0.0, 0.1, 0.3), (0.1, 0.3, 1.0, 3.0)))
     costs = [rollout(grid, table, peak_shaving(table, *choice), starts, hours).cost.sum() for choice in choices]
     return choices[int(np.argmin(costs))]
 

@@ -54,15 +54,18 @@ def recorded(data: Path, name: str) -> tuple[Region, NDArray[np.float64]]:
 
 
 def weeks(data: Table) -> NDArray[np.int64]:
-    """First rows of the weeks that were measured whole, one after another from the table's first row."""
-    every = np.arange(0, len(data.load) - WEEK + 1, WEEK)
+    """First rows of the weeks that were measured whole, one after another from the first local midnight on.
+
+    A week that ended in the afternoon would have every store come back to rest in the hours of the peak.
+    """
+    every = np.arange(int(np.argmax(data.clock == 0)), len(data.load) - WEEK + 1, WEEK)
     return every[np.isin(every, data.starts(WEEK))]
 
 
 def policies(grid: Grid, one: Region, issued: NDArray[np.float64], data: Table) -> Iterator[tuple[str, Policy]]:
     """Every policy for the hours of `data`, fitted before `TRAINED`."""
     train = table([one], [None], FIRST, TRAINED)
-    some = train.starts(WEEK)[::97]
+    some = weeks(train)
     yield "nothing", nothing
     yield "hour rule", hour_rule(grid, train).on(data)
     yield "peak shaving", peak_shaving(data, *best_peak_shaving(grid, train, some, WEEK))
@@ -90,6 +93,8 @@ def run(args: argparse.Namespace) -> None:
         starts = weeks(data)[:: args.every]
         scale = yardstick(grid, data, starts, WEEK)
         for policy_name, policy in policies(grid, one, issued, data):
+            if args.only and policy_name not in args.only.split(","):
+                continue
             began = time.perf_counter()
             trace = rollout(grid, data, policy, starts, WEEK)
             line = {
@@ -163,6 +168,7 @@ def main() -> None:
     parser.add_argument("--regions", default=",".join(OFFSETS))
     parser.add_argument("--year", type=int, default=2018)
     parser.add_argument("--every", type=int, default=1, help="of the weeks, take one in so many")
+    parser.add_argument("--only", help="of the policies, these, with commas between")
     parser.add_argument("--docs", action="store_true", help="only rewrite the tables of docs/control.md from --out")
     args = parser.parse_args()
     if args.docs:
