@@ -109,7 +109,7 @@ class Program:
             method="highs-ds",
             options={"presolve": right.size > 1000},
         )
-        if found.x is None:
+        if found.status != 0:
             raise SolveError(f"no plan for {hours} hours: {found.message}")
         rows = -found.eqlin.marginals.reshape(-1, hours)
         taken = np.stack([found.x[self._place[f"in.{s.name}"]] for s in stores])
