@@ -120,12 +120,15 @@ def docs(lines: list[dict]) -> str:
     latest = {(line["region"], line["year"], line["policy"]): line for line in lines}
     parts = []
     for year in sorted({key[1] for key in latest}):
-        regions = [name for name in OFFSETS if (name, year, "mpc perfect") in latest]
-        head = f"| {year} | " + " | ".join(regions) + " | mean |"
-        rows = [head, "|---" * (len(regions) + 2) + "|"]
+        regions = [name for name in OFFSETS if (name, year, "nothing") in latest]
+        rows = [f"| {year} | " + " | ".join(regions) + " | mean |", "|---" * (len(regions) + 2) + "|"]
         for policy in POLICIES:
-            scores = [latest[r, year, policy]["pop"] for r in regions]
-            rows.append(f"| {policy} | " + " | ".join(f"{x:.3f}" for x in [*scores, float(np.mean(scores))]) + " |")
+            scores = [latest[r, year, policy]["pop"] for r in regions if (r, year, policy) in latest]
+            cells = [
+                f"{latest[r, year, policy]['pop']:.3f}" if (r, year, policy) in latest else "not run" for r in regions
+            ]
+            mean = f"{float(np.mean(scores)):.3f}" if len(scores) == len(OFFSETS) else "of all six only"
+            rows.append(f"| {policy} | " + " | ".join([*cells, mean]) + " |")
         for label, key in (("saving of the optimum, % of cost", "saving_optimum"), ("weeks", "weeks")):
             values = [latest[r, year, "nothing"][key] for r in regions]
             cells = [f"{100 * v:.2f}" if key == "saving_optimum" else str(v) for v in values]
@@ -137,7 +140,8 @@ def docs(lines: list[dict]) -> str:
 
 def kpi_table(latest: dict[tuple[str, int, str], dict], name: str, year: int) -> str:
     """Some of a region's numbers, a policy a column."""
-    shown = ("nothing", "hour rule", "mpc DF", "mpc perfect")
+    wanted = ("nothing", "hour rule", "mpc DF", "mpc DF quantiles", "mpc perfect")
+    shown = [policy for policy in wanted if (name, year, policy) in latest]
     numbers = {policy: latest[name, year, policy]["kpis"] for policy in shown}
     labels = {
         "ramp_absolute": ("ramps, up and down, GW", 1e-3),
