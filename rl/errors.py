@@ -1,0 +1,25 @@
+"""Errors of grid control, drawn as a tree.
+
+ControlError
+├── GridError     a parameter of fleet or cost breaks a rule that exactness rests on
+├── DataError     arrays that do not fit one another, or hold what cannot be used
+└── SolveError    a linear program that HiGHS did not solve
+"""
+
+from __future__ import annotations
+
+
+class ControlError(Exception):
+    """Base. The message names the subject and the rule."""
+
+
+class GridError(ControlError):
+    pass
+
+
+class DataError(ControlError):
+    pass
+
+
+class SolveError(ControlError):
+    pass

@@ -1,0 +1,101 @@
+"""The policy that actors run, in numpy: a multilayer perceptron with ReLU, its normalisation and its checkpoint.
+
+Learners train the same network in MLX (`rl.clone`); tests hold both to the same numbers. numpy because MLX is many times slower
+on the CPU for products this small, ReLU because tanh is. The normalisation is part of the policy and travels in its checkpoint,
+so training and evaluation cannot differ.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rl.env import Episodes
+from rl.errors import DataError
+
+Weights = NDArray[np.float32]
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """A policy: observation [N, feature] → action [action, N], the network's output as it is; the environment projects it."""
+
+    names: tuple[str, ...]  # [feature] what it was trained on
+    mean: Weights  # [feature]
+    scale: Weights  # [feature] 1 / standard deviation
+    layers: tuple[tuple[Weights, Weights], ...]  # (weight [out, in], bias [out]) from first to last
+    _folded: tuple[tuple[Weights, Weights], ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.mean.shape != (len(self.names),) or self.layers[0][0].shape[1] != len(self.names):
+            raise DataError(f"policy: {len(self.names)} features, but a first layer of {self.layers[0][0].shape}")
+        weight, bias = self.layers[0]
+        # (x - mean) · scale goes into the first layer: one product less an hour.
+        first = weight * self.scale
+        object.__setattr__(self, "_folded", ((first, bias - first @ self.mean), *self.layers[1:]))
+
+    def __call__(self, episodes: Episodes) -> Weights:
+        if episodes.names != self.names:
+            raise DataError("policy: the environment shows other features than those it was trained on")
+        return self.act(episodes.observation)
+
+    def act(self, observation: Weights) -> Weights:
+        """float32 [N, feature] → float32 [action, N]."""
+        x = observation.T
+        for weight, bias in self._folded[:-1]:
+            x = np.maximum(weight @ x + bias[:, None], 0)
+        weight, bias = self._folded[-1]
+        return weight @ x + bias[:, None]
+
+
+def normalisation(observations: Weights) -> tuple[Weights, Weights]:
+    """Mean and 1 / standard deviation of every feature of [sample, feature]; a feature that never changes gets scale 1."""
+    spread = observations.std(axis=0, dtype=np.float64)
+    scale = np.where(spread > 1e-6, 1 / np.maximum(spread, 1e-6), 1.0)
+    return observations.mean(axis=0, dtype=np.float64).astype(np.float32), scale.astype(np.float32)
+
+
+def start(
+    names: Sequence[str], mean: Weights, scale: Weights, actions: int, width: int, rng: np.random.Generator
+) -> Mlp:
+    """Two hidden layers of `width`, He et al. 2015; the last layer starts small, so that the first policy does almost nothing."""
+    sizes = (len(names), width, width, actions)
+    gains = (2.0, 2.0, 0.01)
+    layers = tuple(
+        (rng.normal(0, np.sqrt(gain / inner), (outer, inner)).astype(np.float32), np.zeros(outer, np.float32))
+        for inner, outer, gain in zip(sizes[:-1], sizes[1:], gains, strict=True)
+    )
+    return Mlp(tuple(names), mean, scale, layers)
+
+
+def save(policy: Mlp, path: Path) -> None:
+    """A .npz without pickle: format, names, normalisation, layers; written aside, then renamed."""
+    arrays: dict[str, NDArray] = {"format": np.array(FORMAT), "names": np.array(policy.names)}
+    arrays |= {"mean": policy.mean, "scale": policy.scale}
+    for i, (weight, bias) in enumerate(policy.layers):
+        arrays |= {f"weight.{i}": weight, f"bias.{i}": bias}
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    aside = path.with_suffix(".tmp")
+    aside.write_bytes(buffer.getvalue())
+    aside.replace(path)
+
+
+def load(path: Path) -> Mlp:
+    """The policy of a checkpoint. DataError for a file that is none."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if int(file["format"]) != FORMAT:
+                raise DataError(f"{path}: format {int(file['format'])}, this program reads {FORMAT}")
+            count = sum(name.startswith("weight.") for name in file.files)
+            layers = tuple((file[f"weight.{i}"], file[f"bias.{i}"]) for i in range(count))
+            return Mlp(tuple(file["names"].tolist()), file["mean"], file["scale"], layers)
+    except (OSError, EOFError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: not a policy's checkpoint ({error})") from error

@@ -1,0 +1,189 @@
+"""Grid control on recorded regions, without learning: `python scripts/control_baselines.py --data DIR --out FILE [--regions …]`.
+
+`DIR` holds series with demand and the operators' day-ahead forecast (`coordinator start --extract … --data DIR`). Rules and error
+statistics are fitted on hours before 2018. For --year every whole week that was measured is an episode (one in --every); one JSON line a region
+and policy has its PoP, cost and the numbers of `rl.kpis`. `docs` rewrites the generated tables of docs/control.md from the lines:
+`python scripts/control_baselines.py --out FILE --docs`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ingest.loader import load_series
+from rl.baselines import best_peak_shaving, hour_rule, nothing, peak_shaving
+from rl.forecasts import corrected, day_ahead, oracle, persistence, with_quantiles
+from rl.grid import Grid
+from rl.kpis import kpis
+from rl.mpc import Mpc
+from rl.region import WEEK, Region, region
+from rl.score import Policy, rollout, yardstick
+from rl.table import Table, table
+
+DOCS = Path(__file__).resolve().parent.parent / "docs" / "control.md"
+BEGIN, END = "<!-- baselines: begin (scripts/control_baselines.py --docs) -->", "<!-- baselines: end -->"
+# Hours from UTC to the standard time in which the region's operator has its days.
+OFFSETS = {"PACW": -8, "ERCO": -6, "CAL": -8, "TEX": -6, "MISO": -5, "CISO": -8}
+FIRST, TRAINED = "2015-07-02T08", "2018-01-01T00"  # training hours: from, to (exclusive)
+HORIZON = 36  # hours
+LEVELS, WEIGHTS = (0.1, 0.5, 0.9), (0.3, 0.4, 0.3)
+MPC = {
+    "mpc yesterday": "yesterday's hours",
+    "mpc DF": "the operators' day-ahead forecast",
+    "mpc DF corrected": "DF, corrected by its last error",
+    "mpc DF quantiles": "DF corrected, with quantiles of its errors",
+    "mpc perfect": "the truth",
+}
+POLICIES = ("hour rule", "peak shaving", *MPC)
+
+
+def recorded(data: Path, name: str) -> tuple[Region, NDArray[np.float64]]:
+    """A region's demand (recordings have no generation by fuel) and its day-ahead forecast in reference peaks."""
+    series = load_series(data, [name], ["D", "DF"], "2015-07-01T08", "2019-12-31T23")
+    values = np.where(series.mask, series.values, np.nan).astype(float)
+    one = region(name, series.hours, values[:, 0], offset=OFFSETS[name], reference_end=TRAINED)
+    return one, values[:, 1] / one.peak
+
+
+def weeks(data: Table) -> NDArray[np.int64]:
+    """First rows of the weeks that were measured whole, one after another from the first local midnight on.
+
+    A week that ended in the afternoon would have every store come back to rest in the hours of the peak.
+    """
+    every = np.arange(int(np.argmax(data.clock == 0)), len(data.load) - WEEK + 1, WEEK)
+    return every[np.isin(every, data.starts(WEEK))]
+
+
+def policies(grid: Grid, one: Region, issued: NDArray[np.float64], data: Table) -> Iterator[tuple[str, Policy]]:
+    """Every policy for the hours of `data`, fitted before `TRAINED`."""
+    train = table([one], [None], FIRST, TRAINED)
+    some = weeks(train)
+    yield "nothing", nothing
+    yield "hour rule", hour_rule(grid, train).on(data)
+    yield "peak shaving", peak_shaving(data, *best_peak_shaving(grid, train, some, WEEK))
+    point = day_ahead(one, issued, HORIZON)
+    better = corrected(one, point, TRAINED)
+    forecasts = (
+        persistence(one, HORIZON),
+        point,
+        better,
+        with_quantiles(one, better, TRAINED, LEVELS),
+        oracle(one, HORIZON),
+    )
+    for name, forecast in zip(MPC, forecasts, strict=True):
+        yield name, Mpc(grid, data.gather([forecast]), WEIGHTS if forecast.shape[2] > 1 else None)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Append the lines of every region."""
+    grid = Grid()
+    for name in args.regions.split(","):
+        one, issued = recorded(args.data, name)
+        data = table(
+            [one], [None], f"{args.year}-01-01T00", f"{args.year + 1}-01-01T00" if args.year < 2019 else "2019-12-31T23"
+        )
+        starts = weeks(data)[:: args.every]
+        scale = yardstick(grid, data, starts, WEEK)
+        for policy_name, policy in policies(grid, one, issued, data):
+            if args.only and policy_name not in args.only.split(","):
+                continue
+            began = time.perf_counter()
+            trace = rollout(grid, data, policy, starts, WEEK)
+            line = {
+                "region": name,
+                "year": args.year,
+                "policy": policy_name,
+                "pop": scale.pop(trace.cost.sum(axis=0)),
+                "weeks": len(starts),
+                "horizon": HORIZON,
+                "saving_optimum": float((scale.nothing - scale.optimum).sum() / scale.nothing.sum()),
+                "seconds": time.perf_counter() - began,
+                "kpis": {
+                    k: v if isinstance(v, dict) else float(v) for k, v in asdict(kpis(grid, trace, one.peak)).items()
+                },
+            }
+            with args.out.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            print(f"{name} {args.year} {policy_name}: PoP {line['pop']:.3f} ({line['seconds']:.0f} s)", flush=True)
+
+
+def docs(lines: list[dict]) -> str:
+    """The generated tables."""
+    latest = {(line["region"], line["year"], line["policy"]): line for line in lines}
+    parts = []
+    for year in sorted({key[1] for key in latest}):
+        regions = [name for name in OFFSETS if (name, year, "nothing") in latest]
+        rows = [f"| {year} | " + " | ".join(regions) + " | mean |", "|---" * (len(regions) + 2) + "|"]
+        for policy in POLICIES:
+            scores = [latest[r, year, policy]["pop"] for r in regions if (r, year, policy) in latest]
+            cells = [
+                f"{latest[r, year, policy]['pop']:.3f}" if (r, year, policy) in latest else "not run" for r in regions
+            ]
+            mean = f"{float(np.mean(scores)):.3f}" if len(scores) == len(OFFSETS) else "of all six only"
+            rows.append(f"| {policy} | " + " | ".join([*cells, mean]) + " |")
+        for label, key in (("saving of the optimum, % of cost", "saving_optimum"), ("weeks", "weeks")):
+            values = [latest[r, year, "nothing"][key] for r in regions]
+            cells = [f"{100 * v:.2f}" if key == "saving_optimum" else str(v) for v in values]
+            rows.append(f"| *{label}* | " + " | ".join(cells) + " | |")
+        parts.append("\n".join(rows))
+        parts.extend(kpi_table(latest, name, year) for name in regions if name == "ERCO")
+    return "\n\n".join(parts)
+
+
+def kpi_table(latest: dict[tuple[str, int, str], dict], name: str, year: int) -> str:
+    """Some of a region's numbers, a policy a column."""
+    wanted = ("nothing", "hour rule", "mpc DF", "mpc DF quantiles", "mpc perfect")
+    shown = [policy for policy in wanted if (name, year, policy) in latest]
+    numbers = {policy: latest[name, year, policy]["kpis"] for policy in shown}
+    labels = {
+        "ramp_absolute": ("ramps, up and down, GW", 1e-3),
+        "ramp_up_only": ("ramps, up only, GW", 1e-3),
+        "load_factor": ("load factor", 1.0),
+        "peak": ("peak, MW", 1.0),
+        "daily_peak": ("mean daily peak, MW", 1.0),
+        "unserved": ("unserved, MWh", 1.0),
+        "shifted": ("load shifted, GWh", 1e-3),
+        "rebound": ("its rebound, GWh", 1e-3),
+        "shed": ("load shed, MWh", 1.0),
+        "cvar_week": ("mean cost of the worst tenth of weeks, M$", 1e-6),
+    }
+    rows = [f"| {name} {year} | " + " | ".join(shown) + " |", "|---" * (len(shown) + 1) + "|"]
+    for key, (label, unit) in labels.items():
+        rows.append(f"| {label} | " + " | ".join(f"{numbers[p][key] * unit:,.4g}" for p in shown) + " |")
+    rows += [
+        f"| cycles of {store} | " + " | ".join(f"{numbers[p]['cycles'][store]:,.4g}" for p in shown) + " |"
+        for store in numbers["nothing"]["cycles"]
+    ]
+    return "\n".join(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="data folder with the series of the regions")
+    parser.add_argument("--out", type=Path, required=True, help="JSON lines, appended to")
+    parser.add_argument("--regions", default=",".join(OFFSETS))
+    parser.add_argument("--year", type=int, default=2018)
+    parser.add_argument("--every", type=int, default=1, help="of the weeks, take one in so many")
+    parser.add_argument("--only", help="of the policies, these, with commas between")
+    parser.add_argument("--docs", action="store_true", help="only rewrite the tables of docs/control.md from --out")
+    args = parser.parse_args()
+    if args.docs:
+        before, rest = DOCS.read_text().split(BEGIN)
+        lines = [json.loads(line) for line in args.out.read_text().splitlines()]
+        DOCS.write_text(f"{before}{BEGIN}\n\n{docs(lines)}\n\n{END}{rest.split(END)[1]}")
+    elif args.data is None:
+        parser.error("--data: which folder? `coordinator start --extract … --data DIR` makes one")
+    else:
+        run(args)
+
+
+if __name__ == "__main__":
+    main()
