@@ -6,7 +6,7 @@ import pytest
 
 from coordinator.events import TaskGone
 from coordinator.pace import Pace, Patience
-from coordinator.rounds import PortFound
+from coordinator.ring import PortFound
 from tests.coordinator.ring_world import World
 
 
