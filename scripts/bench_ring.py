@@ -18,11 +18,12 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench_ring_report import docs, flops, named, plot  # type: ignore[import-not-found]
+import psutil
+from bench_ring_report import HEADLINE, docs, flops, named, plot, read  # type: ignore[import-not-found]
 
 from ringattn import LaunchError, launch, planner
 from ringattn.kernels import native
@@ -31,10 +32,11 @@ HERE = Path(__file__).parent
 SIZES = tuple(2048 * 2**i for i in range(7))
 TUNING_LENGTH = 8192
 LONGEST = 131_072
+SECONDS_A_CASE = 12.0  # of repeats; a long step is not warmed up either
 PEER_SETTINGS: dict[str, list[dict]] = {
     "torch": [{}],
     "ring-attention-pytorch": [{"bucket": b, "striped": s} for s in (False, True) for b in (512, 1024, 2048)],
-    "jax-ringattention": [{"chunk": c} for c in (256, 512, 1024)],
+    "jax-ringattention": [{"chunk": c} for c in (128, 256, 512, 1024)],
 }
 
 
@@ -43,39 +45,69 @@ def case(what: str, length: int, *, causal: bool = True, backward: bool = True, 
     return {"what": what, "length": length, "causal": causal, "backward": backward, **more}
 
 
-def suite(sizes: Sequence[int]) -> Iterator[dict]:
-    """Every measurement, the peers' tuning first, then size by size with all contenders beside each other."""
-    tuning = min(sizes, key=lambda n: abs(n - TUNING_LENGTH))
-    for peer, settings in PEER_SETTINGS.items():
-        for setting in settings if len(settings) > 1 else []:
-            for causal in (True, False):
-                if not (setting.get("striped") and not causal):
-                    yield case(peer, tuning, causal=causal, setting=setting, tuning=True)
-    for length in sizes:
-        for causal in (True, False):
-            for backward in (True, False):
-                for ranks in (1, 2, 4):
-                    yield case("ring", length, causal=causal, backward=backward, ranks=ranks)
-                for peer in (*PEER_SETTINGS, "mx.fast"):
-                    yield case(peer, length, causal=causal, backward=backward)
-        for layout in ("contiguous", "striped"):
-            yield case("ring", length, ranks=2, layout=layout)
-        yield case("ring", length, ranks=2, dtype="bfloat16")
-    if max(sizes) >= LONGEST:
-        # Memory is the result here, so one step that may take longer than others.
-        for ranks in (2, 4):
-            yield case("ring", LONGEST, ranks=ranks, repeats=1, limit=3600.0, long=True)
-    balance: dict[str, Any] = {"ranks": 2, "slow": [1.0, 2.0]}
-    yield case("ring", tuning, **balance)
-    yield case("ring", tuning, **balance, weights=[2.0, 1.0])
-    for causal in (True, False):
-        yield case("ring", tuning, causal=causal, ranks=2, kernel="mlx", openblas=True)
-    for share in (0.5, 0.8):
-        yield case("ring", tuning, ranks=2, link_share=share)
+def tuning(sizes: Sequence[int]) -> list[dict]:
+    """The peers' settings, at one length."""
+    return [
+        case(peer, tuning_length(sizes), causal=causal, setting=setting, tuning=True)
+        for peer, settings in PEER_SETTINGS.items()
+        for setting in settings
+        for causal in (True, False)
+        if len(settings) > 1 and not (setting.get("striped") and not causal)
+    ]
+
+
+def tuning_length(sizes: Sequence[int]) -> int:
+    """Of the sizes measured, the one at which peers are tuned and special cases compared."""
+    return min(sizes, key=lambda n: abs(n - TUNING_LENGTH))
+
+
+def contenders(length: int) -> list[dict]:
+    """Everyone at one length: measured beside each other, round after round."""
+    cases = []
+    for causal, backward in ((True, True), (False, True), (True, False), (False, False)):
+        cases += [case("ring", length, causal=causal, backward=backward, ranks=ranks) for ranks in (1, 2, 4)]
+        cases += [case(peer, length, causal=causal, backward=backward) for peer in (*PEER_SETTINGS, "mx.fast")]
+    return cases
+
+
+def headline() -> list[dict]:
+    """The comparisons that the first table of the docs shows."""
+    everyone: list[tuple[str, dict[str, Any]]] = [("ring", {"ranks": 1}), ("ring", {"ranks": 2})]
+    everyone += [(peer, {}) for peer in PEER_SETTINGS]
+    return [case(what, length, causal=causal, **more) for length, causal in HEADLINE for what, more in everyone]
+
+
+def special(length: int) -> list[dict]:
+    """Layouts, bf16, unequal hosts, the mlx kernel and slow links, beside the plain ring of 2."""
+    slowed: dict[str, Any] = {"ranks": 2, "slow": [1.0, 2.0]}
+    return [
+        case("ring", length, ranks=2),
+        *(case("ring", length, ranks=2, layout=layout) for layout in ("contiguous", "striped")),
+        *(case("ring", length, ranks=ranks, dtype="bfloat16") for ranks in (1, 2)),
+        case("ring", length, **slowed),
+        case("ring", length, **slowed, weights=[2.0, 1.0]),
+        *(case("ring", length, causal=causal, ranks=2, kernel="mlx", openblas=True) for causal in (True, False)),
+        *(case("ring", length, ranks=2, link_share=share) for share in (0.5, 0.8)),
+    ]
+
+
+def longest() -> list[dict]:
+    """Memory is the result here, so one step that may take longer than others."""
+    return [case("ring", LONGEST, ranks=ranks, repeats=1, warm=False, limit=3600.0) for ranks in (2, 4)]
+
+
+PARTS: dict[str, Callable[[Sequence[int]], list[list[dict]]]] = {
+    "tuning": lambda sizes: [tuning(sizes)],
+    "headline": lambda sizes: [headline()],
+    "contenders": lambda sizes: [contenders(length) for length in sizes],
+    "special": lambda sizes: [special(tuning_length(sizes))],
+    "longest": lambda sizes: [longest()],
+}
+"""Name -> groups of cases; a group's cases take turns."""
 
 
 class Bench:
-    """Runs cases and appends their lines; remembers times, to skip what cannot end within the limit."""
+    """Runs cases and appends their lines; knows from those already there how long a case takes, and the peers' best."""
 
     def __init__(self, out: Path, peer_python: str | None, limit: float, repeats: int) -> None:
         self.out, self.peer_python, self.limit, self.repeats = out, peer_python, limit, repeats
@@ -83,24 +115,28 @@ class Bench:
         self.seen: dict[str, tuple[int, float]] = {}
         self.tuned: dict[tuple[str, bool], tuple[float, dict]] = {}
         out.parent.mkdir(parents=True, exist_ok=True)
+        for line in read(out) if out.exists() else []:
+            self._learn(line)
 
     def measure(self, asked: dict) -> dict:
         """One line: the case, then its result or why it was skipped."""
         spec = {"heads": 8, "dim": 64, "dtype": "float32", "limit": self.limit, "cores": self.cores, **asked}
         peer = spec["what"] in PEER_SETTINGS
         if peer and "setting" not in spec:
-            default = next((s for s in PEER_SETTINGS[spec["what"]]), {})
+            default = PEER_SETTINGS[spec["what"]][0]
             spec["setting"] = self.tuned.get((spec["what"], spec["causal"]), (0.0, default))[1]
-        key = json.dumps(
-            {k: v for k, v in spec.items() if k not in ("length", "tuning", "limit", "repeats", "long")}, sort_keys=True
-        )
-        expected = self._expected(key, spec["length"])
-        spec.setdefault(
-            "repeats", max(1, min(self.repeats, int(self.limit / 3 / expected))) if expected else self.repeats
-        )
+        expected = self._expected(spec)
+        if expected:
+            spec.setdefault("repeats", max(1, min(self.repeats, int(SECONDS_A_CASE / expected))))
+        spec.setdefault("repeats", self.repeats)
+        spec.setdefault("warm", expected < SECONDS_A_CASE / 4)
         if 2 * expected > spec["limit"]:
             return self._write(
                 spec, {"skipped": f"about {expected:.0f} s a step, over half of the limit of {self.limit:g} s"}
+            )
+        if spec["what"] == "mx.fast" and (scores := 12 * spec["length"] ** 2 * spec["heads"]) > free_bytes() / 2:
+            return self._write(
+                spec, {"skipped": f"keeps three arrays of all scores, {scores / 1e9:,.0f} GB: more than is free here"}
             )
         peak = native.fma_peak(self.cores)
         try:
@@ -109,18 +145,21 @@ class Bench:
             # Memory that runs out kills a process: a reason like any other.
             return self._write(spec, {"skipped": " ".join(str(error).split())[:300]})
         peak = max(peak, native.fma_peak(self.cores))
-        best = min(result["seconds"])
-        self.seen[key] = (spec["length"], best)
-        if spec.get("tuning"):
-            at = (spec["what"], spec["causal"])
-            self.tuned[at] = min(
-                self.tuned.get(at, (best, spec["setting"])), (best, spec["setting"]), key=lambda x: x[0]
-            )
-        return self._write(spec, {**result, "best": best, "fma_peak": peak})
+        return self._learn(self._write(spec, {**result, "fma_peak": peak}))
 
-    def _expected(self, key: str, length: int) -> float:
-        at, seconds = self.seen.get(key, (0, 0.0))
-        return seconds * (length / at) ** 2 if at else 0.0
+    def _learn(self, line: dict) -> dict:
+        if "seconds" in line:
+            best = min(line["seconds"])
+            self.seen[_key(line)] = (line["length"], best)
+            if line.get("tuning"):
+                at = (line["what"], line["causal"])
+                known = self.tuned.get(at, (best, line["setting"]))
+                self.tuned[at] = min(known, (best, line["setting"]), key=lambda x: x[0])
+        return line
+
+    def _expected(self, spec: dict) -> float:
+        at, seconds = self.seen.get(_key(spec), (0, 0.0))
+        return seconds * (spec["length"] / at) ** 2 if at else 0.0
 
     def _peer(self, spec: dict) -> dict:
         if self.peer_python is None:
@@ -176,6 +215,29 @@ class Bench:
         return line
 
 
+def _key(line: dict) -> str:
+    """What makes two measurements of different lengths comparable."""
+    names = (
+        "what",
+        "causal",
+        "backward",
+        "ranks",
+        "layout",
+        "dtype",
+        "kernel",
+        "weights",
+        "slow",
+        "link_share",
+        "setting",
+    )
+    return json.dumps([line.get(name) for name in names])
+
+
+def free_bytes() -> int:
+    """Memory that this machine can give without swapping."""
+    return psutil.virtual_memory().available
+
+
 def machine() -> str:
     """The processor's name, as the plots and docs state it."""
     path = Path("/proc/cpuinfo")
@@ -187,17 +249,18 @@ def machine() -> str:
 def run(options: argparse.Namespace) -> int:
     """Measure; one line of progress each on stderr."""
     bench = Bench(options.out, options.peer_python, options.limit, options.repeats)
-    for asked in suite(options.sizes):
-        if options.only and asked["what"] not in options.only:
-            continue
-        line = bench.measure(asked)
-        outcome = (
-            f"{line['best']:.3f} s, {flops(line) / line['best'] / 1e9:.0f} GFLOP/s"
-            if "best" in line
-            else line["skipped"]
-        )
-        how = f"{'causal' if line['causal'] else 'full'} {'fwd+bwd' if line['backward'] else 'fwd'}"
-        print(f"{line['length']:>7} {how:<15} {named(line)}: {outcome}", file=sys.stderr, flush=True)
+    for group in (group for part in options.parts for group in PARTS[part](options.sizes)):
+        for _ in range(options.rounds):
+            for asked in group:
+                if options.only and asked["what"] not in options.only:
+                    continue
+                line = bench.measure(asked)
+                outcome = line.get("skipped")
+                if outcome is None:
+                    best = min(line["seconds"])
+                    outcome = f"{best:.3f} s, {flops(line) / best / 1e9:.0f} GFLOP/s"
+                how = f"{'causal' if line['causal'] else 'full'} {'fwd+bwd' if line['backward'] else 'fwd'}"
+                print(f"{line['length']:>7} {how:<15} {named(line)}: {outcome}", file=sys.stderr, flush=True)
     return 0
 
 
@@ -209,9 +272,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     measuring.add_argument("--out", type=Path, required=True, help="JSON lines are appended to this file")
     measuring.add_argument("--peer-python", help="Python of an environment with the peers; without it they are skipped")
     measuring.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="tokens")
+    measuring.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS), help="default: all")
     measuring.add_argument("--only", nargs="+", default=[], help="contenders: ring, torch, mx.fast, …")
     measuring.add_argument("--limit", type=float, default=300.0, help="seconds a measurement may take")
-    measuring.add_argument("--repeats", type=int, default=5, help="the best of so many counts")
+    measuring.add_argument("--repeats", type=int, default=5, help="steps of a measurement, fewer where they are long")
+    measuring.add_argument("--rounds", type=int, default=1, help="times that the contenders take turns")
     measuring.set_defaults(do=run)
     for name, do in (("plot", plot), ("docs", docs)):
         reporting = commands.add_parser(name, help=do.__doc__)

@@ -6,11 +6,14 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs" / "ring_attention.md"
-IMAGES = ROOT / "docs" / "img"
+IMAGES = ROOT / "docs" / "images"
 BEGIN, END = "<!-- benchmark: begin (scripts/bench_ring.py docs) -->", "<!-- benchmark: end -->"
+HEADLINE = ((8192, True), (16384, True), (8192, False))
+"""(length, causal) of forward + backward"""
 _ASKED = ("what", "length", "causal", "backward", "ranks", "layout", "dtype", "kernel", "weights", "slow", "link_share")
 
 
@@ -34,12 +37,25 @@ def named(line: dict) -> str:
 
 
 def read(path: Path) -> list[dict]:
-    """The latest line of each case."""
-    latest: dict[str, dict] = {}
+    """One line a case: repeats of all its rounds together, memory the largest, the reason if it was always skipped."""
+    cases: dict[str, dict] = {}
     for text in path.read_text().splitlines():
         line = json.loads(text)
-        latest[json.dumps([line.get(k) for k in (*_ASKED, "tuning", "setting")])] = line
-    return list(latest.values())
+        key = json.dumps([line.get(k) for k in (*_ASKED, "tuning", "setting")])
+        before = cases.get(key, {})
+        if "seconds" in line and "seconds" in before:
+            for name in ("compute", "wait"):
+                if name in line:
+                    line[name] = [a + b for a, b in zip(before[name], line[name], strict=True)]
+            line["seconds"] = before["seconds"] + line["seconds"]
+            line["peak"] = [max(pair) for pair in zip(before["peak"], line["peak"], strict=True)]
+            line["fma_peak"] = max(before["fma_peak"], line["fma_peak"])
+        if "seconds" in line or "seconds" not in before:
+            cases[key] = line
+    for line in cases.values():
+        if "seconds" in line:
+            line |= {"best": min(line["seconds"]), "median": median(line["seconds"])}
+    return list(cases.values())
 
 
 class Lines:
@@ -56,15 +72,15 @@ class Lines:
     def find(
         self, what: str, length: int, *, causal: bool = True, backward: bool = True, **more: object
     ) -> dict | None:
-        """The fastest line of a case; keys not named must be unset."""
+        """A case's line, a peer's with its fastest setting; keys not named must be unset."""
         wanted = {"what": what, "length": length, "causal": causal, "backward": backward, "dtype": "float32", **more}
-        plain = ("layout", "kernel", "weights", "slow", "link_share")
+        plain = ("layout", "kernel", "weights", "slow", "link_share", "tuning")
         found = [
             line
             for line in self.done
             if all(line.get(k) == v for k, v in wanted.items()) and not any(line.get(k) for k in plain if k not in more)
         ]
-        return min(found, key=lambda line: line["best"], default=None)
+        return min(found, key=lambda line: line["median"], default=None)
 
     def lengths(self) -> list[int]:
         """All lengths that were measured."""
@@ -72,7 +88,7 @@ class Lines:
 
     def share(self, line: dict) -> float:
         """Share of the best FMA peak measured in the file."""
-        return flops(line) / line["best"] / self.peak
+        return flops(line) / line["median"] / self.peak
 
 
 CONTENDERS: tuple[tuple[str, dict], ...] = (
@@ -103,20 +119,24 @@ def _cells(lines: Lines, show: Callable[[dict], str], **case: bool) -> str:
 
 def _ratios(lines: Lines) -> str:
     rows = []
-    for length, causal in ((8192, True), (16384, True), (8192, False)):
+    for length, causal in HEADLINE:
         ours = lines.find("ring", length, causal=causal, ranks=2)
         alone = lines.find("ring", length, causal=causal, ranks=1)
         if ours is None:
             continue
-        row = [f"{length:,} {'causal' if causal else 'full'}", f"{ours['best']:.3f} s"]
-        for peer in ("torch", "jax-ringattention", "ring-attention-pytorch"):
-            line = lines.find(peer, length, causal=causal)
-            row.append(f"{line['best'] / ours['best']:.2f}×" if line else "–")
-        row.append(f"{alone['best'] / ours['best']:.0%}" if alone else "–")
-        row.append(f"{lines.share(alone):.0%}" if alone else "–")
+        row = [f"{length:,} {'causal' if causal else 'full'}", f"{ours['median']:.3f} s ({ours['best']:.3f})"]
+        peers = ("torch", "jax-ringattention", "ring-attention-pytorch")
+        row += [_times(lines.find(peer, length, causal=causal), ours) for peer in peers]
+        row.append(f"{alone['median'] / ours['median']:.0%} ({alone['best'] / ours['best']:.0%})" if alone else "–")
+        best = flops(alone) / alone["best"] / lines.peak if alone else 0.0
+        row.append(f"{lines.share(alone):.0%} ({best:.0%})" if alone else "–")
         rows.append(row)
     header = ["forward + backward", "ring of 2", "torch SDPA takes", "JAX ringattention", "ring-attention-pytorch"]
     return table([*header, "of one process's speed", "one process, of FMA peak"], rows)
+
+
+def _times(line: dict | None, ours: dict) -> str:
+    return f"{line['median'] / ours['median']:.2f}× ({line['best'] / ours['best']:.2f}×)" if line else "–"
 
 
 def _rest(lines: Lines) -> str:
@@ -128,22 +148,26 @@ def _rest(lines: Lines) -> str:
     ]
     rows = []
     for line in special:
-        plain = lines.find(
-            "ring", line["length"], causal=line["causal"], backward=line["backward"], ranks=line["ranks"]
+        case = {name: line[name] for name in ("causal", "backward", "ranks")}
+        plain = lines.find("ring", line["length"], **case, **({"slow": line["slow"]} if line.get("weights") else {}))
+        busy = [median(rank) for rank in line["compute"]]
+        against = (
+            "–"
+            if plain is None
+            else f"{line['median'] / plain['median']:.2f}× {'equal shares' if line.get('weights') else 'plain'}"
         )
-        busy = [min(rank) for rank in line["compute"]]
-        against = f"{line['best'] / plain['best']:.2f}× plain" if plain else "–"
         if line.get("predicted"):
             against = f"predicted {line['predicted']:.3f} s"
+        what = named(line) + ("" if line["causal"] else ", full")
         rows.append(
-            [f"{line['length']:,}", named(line), f"{line['best']:.3f} s", against, f"{max(busy) / min(busy) - 1:.1%}"]
+            [f"{line['length']:,}", what, f"{line['median']:.3f} s", against, f"{max(busy) / min(busy) - 1:.1%}"]
         )
-    return table(["tokens", "ring of 2, causal unless said", "time", "against", "busy times differ by"], rows)
+    return table(["tokens", "causal unless said", "time", "against", "busy times differ by"], rows)
 
 
 def _tuning(lines: Lines) -> str:
     rows = [
-        [line["what"], json.dumps(line["setting"]), "causal" if line["causal"] else "full", f"{line['best']:.3f} s"]
+        [line["what"], json.dumps(line["setting"]), "causal" if line["causal"] else "full", f"{line['median']:.3f} s"]
         for line in lines.done
         if line.get("tuning")
     ]
@@ -157,14 +181,18 @@ def section(lines: Lines) -> str:
     skipped = [f"- {line['length']:,} {named(line)}: {line['skipped']}" for line in lines.all if "skipped" in line]
     seconds = "{:.3f}".format
     parts = [
-        f"Machine: {first['machine']}. One run, both cores for everyone, best of up to {max(x['repeats'] for x in lines.done)} "
-        f"repeats; B1 H{first['heads']} D{first['dim']} fp32 unless said. FMA peak {lines.peak / 1e9:.0f} GFLOP/s. "
+        f"Machine: {first['machine']}. One run, both cores for everyone, medians (and minima) of up to "
+        f"{max(len(x['seconds']) for x in lines.done)} repeats in which the contenders took turns; B1 H{first['heads']} D{first['dim']} fp32 unless said. FMA peak {lines.peak / 1e9:.0f} GFLOP/s. "
         f"Peers: {', '.join(versions)}, each at its best setting below.",
         _ratios(lines),
         "Seconds, causal, forward + backward:",
-        _cells(lines, lambda x: seconds(x["best"]), causal=True, backward=True),
+        _cells(lines, lambda x: seconds(x["median"]), causal=True, backward=True),
         "Seconds, full, forward + backward:",
-        _cells(lines, lambda x: seconds(x["best"]), causal=False, backward=True),
+        _cells(lines, lambda x: seconds(x["median"]), causal=False, backward=True),
+        "Seconds, causal, forward alone:",
+        _cells(lines, lambda x: seconds(x["median"]), causal=True, backward=False),
+        "Seconds, full, forward alone:",
+        _cells(lines, lambda x: seconds(x["median"]), causal=False, backward=False),
         "Peak memory a process in MB, causal, forward + backward:",
         _cells(lines, lambda x: f"{max(x['peak']) / 1e6:,.0f}", causal=True, backward=True),
         "Layouts, unequal hosts, kernels, slow links:",
@@ -172,8 +200,8 @@ def section(lines: Lines) -> str:
         "Settings tried for the peers:",
         _tuning(lines),
         *(["Not measured:", "\n".join(skipped)] if skipped else []),
-        "![time](img/ring_time.png) ![memory](img/ring_memory.png)",
-        "![share of peak](img/ring_peak.png) ![efficiency](img/ring_efficiency.png)",
+        "![time](images/ring_time.png) ![memory](images/ring_memory.png)",
+        "![share of peak](images/ring_peak.png) ![efficiency](images/ring_efficiency.png)",
     ]
     return "\n\n".join(parts)
 
@@ -187,7 +215,7 @@ def docs(options: argparse.Namespace) -> int:
 
 
 def plot(options: argparse.Namespace) -> int:
-    """Draw docs/img/ring_*.png."""
+    """Draw docs/images/ring_*.png."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -210,7 +238,7 @@ def plot(options: argparse.Namespace) -> int:
         figure.savefig(IMAGES / f"ring_{name}.png", dpi=120, bbox_inches="tight")
         plt.close(figure)
 
-    draw("time", "Time of attention", "seconds", lambda x: x["best"], log=True)
+    draw("time", "Time of attention", "seconds", lambda x: x["median"], log=True)
     draw("memory", "Peak memory of a process", "MB", lambda x: max(x["peak"]) / 1e6, log=True)
     draw("peak", "Share of the measured FMA peak", "share", lines.share, log=False)
 
@@ -219,7 +247,7 @@ def plot(options: argparse.Namespace) -> int:
         alone = lines.find("ring", length, ranks=1)
         rings = [line for n in (1, 2, 4) if (line := lines.find("ring", length, ranks=n))]
         if alone:
-            speeds = [alone["best"] / line["best"] for line in rings]
+            speeds = [alone["median"] / line["median"] for line in rings]
             axes.plot([line["ranks"] for line in rings], speeds, marker="o", label=f"{length:,} tokens")
     axes.set(xlabel="ranks on this machine (all cores in each case)", ylabel="speed against one process")
     axes.set_title(f"What the ring itself costs\ncausal, forward + backward; {machine}", fontsize=9)

@@ -8,11 +8,17 @@ import pytest
 
 from ringattn import launch, layout
 
-SCRIPT = str(Path(__file__).parent / "ranks" / "pace.py")
+SCRIPT = Path(__file__).parent / "ranks" / "pace.py"
+
+
+def peak(what: str, ranks: int, length: int, dim: int) -> int:
+    script = str(SCRIPT.parent / "memory.py")
+    outputs = launch.run(ranks, [script, str(length), str(dim)], timeout=300)
+    return max(json.loads(lines[-1])[what] for lines in outputs)
 
 
 def seen(what: str) -> list[dict]:
-    return [json.loads(lines[-1]) for lines in launch.run(2, [SCRIPT, what], timeout=120)]
+    return [json.loads(lines[-1]) for lines in launch.run(2, [str(SCRIPT), what], timeout=120)]
 
 
 def test_communication_hides_behind_computation() -> None:
@@ -39,8 +45,15 @@ def test_causal_work_is_balanced_and_contiguous_is_not(kind: str, size: int) -> 
 
 @pytest.mark.parametrize(("ranks", "length"), [(2, 16_384), (2, 32_768), (4, 32_768)])
 def test_memory_is_a_constant_number_of_local_arrays(ranks: int, length: int) -> None:
-    script = str(Path(__file__).parent / "ranks" / "memory.py")
-    outputs = launch.run(ranks, [script, str(length)], timeout=120)
     local_array = 8 * (length // ranks) * 32 * 4
     # 17 or 18, as a last send is still under way or not: inputs and results 8, the rest is what travels and is summed.
-    assert max(float(lines[-1]) for lines in outputs) < 18.5 * local_array
+    assert peak("arrays", ranks, length, 32) < 18.5 * local_array
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_131072_tokens_fit_into_two_processes_and_more_ranks_need_less_each() -> None:
+    two, four = (peak("process", ranks, 131_072, 64) for ranks in (2, 4))
+    assert two < 2.5e9
+    assert four < 0.6 * two
+    assert two < 2.1 * peak("process", 2, 65_536, 64)

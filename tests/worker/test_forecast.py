@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,6 @@ from ingest.calendar import calendar_of
 from ingest.windows import CONDITION, FEATURES, make_tokens
 from ringattn.forecast.model import QUANTILES, Forecaster, ModelConfig
 from tests.ingest.test_windows import poisoned, series
-from tests.worker.training_data import SMALL, make
 from worker.batches import Normalisation, Period, Piece, TokenStore, draw_pieces, local_part, token_rows
 from worker.forecast import hours_of_issue
 
@@ -24,12 +24,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    data = make(tmp_path_factory.mktemp("data"))
-    command = [str(ROOT / "worker" / "train.py"), "--data", str(data), *SMALL, "--steps", "4"]
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    return data
+def trained(data: Path, alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data folder as a training leaves it, with its run at the default place."""
+    folder = tmp_path_factory.mktemp("trained") / "data"
+    shutil.copytree(data, folder)
+    shutil.copytree(alone, folder / "train")
+    return folder
 
 
 def forecast(data: Path, *flags: str) -> subprocess.CompletedProcess[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -16,36 +15,7 @@ import pytest
 
 from ringattn import launch
 from ringattn.forecast import checkpoint
-from tests.worker.training_data import SMALL, make
-
-ROOT = Path(__file__).resolve().parents[2]
-TRAIN = str(ROOT / "worker" / "train.py")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make(tmp_path_factory.mktemp("data"))
-
-
-def environment(**extra: str) -> dict[str, str]:
-    venv = Path(sys.executable).parent
-    return {**os.environ, "PATH": f"{venv}{os.pathsep}{os.environ['PATH']}", **extra}
-
-
-def train(
-    data: Path, run: Path, *flags: str, program: tuple[str, ...] = (TRAIN,), **env: str
-) -> subprocess.CompletedProcess[str]:
-    command = [*program, "--data", str(data), "--run", str(run), *SMALL, *flags]
-    return subprocess.run(
-        command,
-        env=environment(**env),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
+from tests.worker.training_data import ROOT, SMALL, TRAIN, environment, train
 
 
 def losses(run: Path) -> list[float]:
@@ -63,16 +33,6 @@ def weights(run: Path, step: int) -> dict[str, Any]:
     return {name: np.array(x) for name, x in flat}
 
 
-@pytest.fixture(scope="module")
-def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An undisturbed run of 8 steps on one rank."""
-    run = tmp_path_factory.mktemp("alone") / "run"
-    done = train(data, run, "--steps", "8", "--heartbeat", str(run.parent / "beats"))
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["steps"] == 8
-    return run
-
-
 def test_a_run_leaves_what_it_says(alone: Path) -> None:
     result = json.loads((alone / "result.json").read_text())
     assert result["sha256"] == checkpoint.fingerprint(alone / result["checkpoint"])
@@ -88,7 +48,8 @@ def test_a_run_leaves_what_it_says(alone: Path) -> None:
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_a_ring_has_the_same_loss_curve(data: Path, alone: Path, tmp_path: Path, ranks: int) -> None:
     run = tmp_path / "run"
-    launch.run(ranks, [TRAIN, "--data", str(data), "--run", str(run), *SMALL, "--steps", "8"], timeout=120)
+    command = [TRAIN, "--data", str(data), "--run", str(run), *SMALL, "--steps", "8"]
+    launch.run(ranks, command, timeout=120)
     np.testing.assert_allclose(losses(run), losses(alone), rtol=1e-4)
 
 

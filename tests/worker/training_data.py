@@ -1,13 +1,18 @@
-"""A data folder small enough to train on in seconds: three stretches of two years and a bit, two respondents, real pieces and series."""
+"""A data folder small enough to train on in seconds (two respondents, three winters), and `worker/train.py` as a process."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 
 from tests.ingest.data_folder import build_all, commit, shard
 
+ROOT = Path(__file__).resolve().parents[2]
+TRAIN = str(ROOT / "worker" / "train.py")
 FLAGS = ("--train", "2021:2022", "--validate", "2023-01", "--piece-hours", "700", "--pieces", "2", "--context", "400")
 SMALL = (
     *FLAGS,
@@ -42,3 +47,24 @@ def make(data_dir: Path) -> Path:
             commit(data_dir, one, {"D": np.round(demand), "DF": np.round(demand + error)})
     build_all(data_dir)
     return data_dir
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """The caller's, with this interpreter first on the path: train.py asks for `python3`."""
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", **extra}
+
+
+def train(
+    data: Path, run: Path, *flags: str, program: tuple[str, ...] = (TRAIN,), **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Run `worker/train.py` with small settings to its end."""
+    return subprocess.run(
+        [*program, "--data", str(data), "--run", str(run), *SMALL, *flags],
+        env=environment(**env),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )

@@ -12,15 +12,15 @@
 #define PACKED_BYTES ((size_t)16 << 20) /* forward: packed K and V held at once, at least one kv head's */
 #define MAX_THREADS 256
 
-/* Best first; the last is for tests only. */
+/* Best first; those after the portable one are for tests only. */
 static const ra_isa *const ISAS[] = {
 #if defined(__x86_64__)
-    &ra_avx512, &ra_avx2,
+    &ra_avx512bf16, &ra_avx512, &ra_avx2,
 #endif
 #if defined(__aarch64__)
     &ra_neon,
 #endif
-    &ra_portable, &ra_lowered16,
+    &ra_portable, &ra_lowered16bf16, &ra_lowered16,
 };
 enum { N_ISAS = sizeof ISAS / sizeof *ISAS };
 
@@ -30,7 +30,8 @@ EXPORT const char *ringattn_isa_name(int isa) { return ISAS[isa]->name; }
 /* Whether this CPU can run it. */
 EXPORT int ringattn_isa_runs(int isa) {
 #if defined(__x86_64__)
-    if (ISAS[isa] == &ra_avx512)
+    if (ISAS[isa] == &ra_avx512bf16 && !__builtin_cpu_supports("avx512bf16")) return 0;
+    if (ISAS[isa] == &ra_avx512bf16 || ISAS[isa] == &ra_avx512)
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
     if (ISAS[isa] == &ra_avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -68,14 +69,20 @@ ra_tile_class ra_classify(const ra_problem *p, const ra_span *q, const ra_span *
     return full ? RA_FULL : RA_MIXED;
 }
 
-static ra_span *spans(int batches, const int32_t *pos, const int32_t *seg, int64_t seg_stride, int n, int step,
-                      int tiles) {
-    ra_span *all = malloc(sizeof(ra_span) * (size_t)batches * tiles + 1);
+static ra_tiling tiling(const int32_t *pos, int n, int step) {
+    int leap = 1;
+    while (leap < n && llabs((long long)pos[leap] - pos[leap - 1]) <= step) leap++;
+    int before = (leap + step - 1) / step;
+    return (ra_tiling){n, step, leap, before, before + (n - leap + step - 1) / step};
+}
+
+static ra_span *spans(int batches, const int32_t *pos, const int32_t *seg, int64_t seg_stride, const ra_tiling *by) {
+    ra_span *all = malloc(sizeof(ra_span) * (size_t)batches * by->count + 1);
     if (!all) return NULL;
     for (int b = 0; b < batches; b++)
-        for (int t = 0; t < tiles; t++) {
+        for (int t = 0; t < by->count; t++) {
             const int32_t *s = seg ? seg + b * seg_stride : NULL;
-            int first = t * step, end = first + step < n ? first + step : n;
+            int first = ra_first(by, t), end = first + ra_width(by, t);
             ra_span x = {pos[first], pos[first], s ? s[first] : 0, s ? s[first] : 0};
             for (int i = first + 1; i < end; i++) {
                 x.pos_min = pos[i] < x.pos_min ? pos[i] : x.pos_min;
@@ -85,7 +92,7 @@ static ra_span *spans(int batches, const int32_t *pos, const int32_t *seg, int64
                     x.seg_max = s[i] > x.seg_max ? s[i] : x.seg_max;
                 }
             }
-            all[b * tiles + t] = x;
+            all[b * by->count + t] = x;
         }
     return all;
 }
@@ -122,23 +129,23 @@ static void run_team(void (*work)(ra_job *, int), ra_job *job, int threads) {
     for (int i = 1; i < started; i++) pthread_join(ids[i], NULL);
 }
 
-static int tiles(int n, int step) { return (n + step - 1) / step; }
-
 static int run(const ra_problem *p, int isa_index, int is_backward) {
     if (isa_index < 0 || isa_index >= N_ISAS || !ringattn_isa_runs(isa_index)) return RA_BAD_ISA;
     const ra_isa *isa = ISAS[isa_index];
+    if (isa->otherwise && (p->dtype != RA_BF16 || (is_backward && p->do_dtype != RA_BF16))) isa = isa->otherwise;
     int threads = p->threads < 1 ? 1 : p->threads > MAX_THREADS ? MAX_THREADS : p->threads;
     int q_rows = is_backward ? isa->q_rows_bwd : isa->q_rows_fwd;
     int k_cols = is_backward ? isa->k_cols_bwd : isa->k_cols_fwd(p->D);
-    int q_tiles = tiles(p->Tq, q_rows), k_tiles = tiles(p->Tk, k_cols), kv_heads = p->B * p->Hkv;
-    size_t turns = (size_t)p->B * p->Hq * q_tiles, head_bytes = 4 * isa->packed_floats(p->D) * k_tiles;
+    ra_tiling q = tiling(p->q_pos, p->Tq, q_rows), k = tiling(p->k_pos, p->Tk, k_cols);
+    int kv_heads = p->B * p->Hkv;
+    size_t turns = (size_t)p->B * p->Hq * q.count, head_bytes = 4 * isa->packed_floats(p->D) * k.count;
     size_t wave = head_bytes && head_bytes < PACKED_BYTES ? PACKED_BYTES / head_bytes : 1;
     ra_job job = {
         .p = p,
-        .q_spans = spans(p->B, p->q_pos, p->q_seg, p->q_seg_stride, p->Tq, q_rows, q_tiles),
-        .k_spans = spans(p->B, p->k_pos, p->k_seg, p->k_seg_stride, p->Tk, k_cols, k_tiles),
-        .q_tiles = q_tiles,
-        .k_tiles = k_tiles,
+        .q = q,
+        .k = k,
+        .q_spans = spans(p->B, p->q_pos, p->q_seg, p->q_seg_stride, &q),
+        .k_spans = spans(p->B, p->k_pos, p->k_seg, p->k_seg_stride, &k),
         .wave = wave < (size_t)kv_heads ? (int)wave : kv_heads,
         /* Rounded to an odd number of pages, so that threads' scratch does not collide in the caches. */
         .scratch_bytes = ((is_backward ? isa->scratch_bwd : isa->scratch_fwd)(p->D) + 4095) / 4096 * 4096 | 4096,

@@ -38,22 +38,38 @@ typedef struct {
     int count;
 } ra_barrier;
 
+/* How n rows or columns are cut into tiles of `step`. Where positions leap (zigzag's second chunk, at `leap`) tiles begin
+ * anew: a tile over both chunks would be neither all visible nor all hidden. */
+typedef struct {
+    int n, step, leap, before, count; /* tiles before the leap; all tiles */
+} ra_tiling;
+
+static inline int ra_first(const ra_tiling *t, int tile) {
+    return tile < t->before ? tile * t->step : t->leap + (tile - t->before) * t->step;
+}
+
+static inline int ra_width(const ra_tiling *t, int tile) {
+    int first = ra_first(t, tile), end = tile < t->before ? t->leap : t->n;
+    return end - first < t->step ? end - first : t->step;
+}
+
 /* One call's shared state. Tasks are claimed from `next` in order; results never depend on who claims what. */
 typedef struct {
     const ra_problem *p;
+    ra_tiling q, k;
     ra_span *q_spans, *k_spans; /* [B, tiles] */
-    int q_tiles, k_tiles;
     int wave;         /* forward: kv heads packed at once */
     float *packed;    /* forward: their K and V tiles */
-    atomic_int *turn; /* backward: [B * Hq, q_tiles] key tile that added to this dq tile last, or -1 */
+    atomic_int *turn; /* backward: [B * Hq, q.count] key tile that added to this dq tile last, or -1 */
     char *scratch;    /* [threads, scratch_bytes] */
     size_t scratch_bytes;
     ra_barrier barrier;
     atomic_long next[3];
 } ra_job;
 
-typedef struct {
+typedef struct ra_isa {
     const char *name;
+    const struct ra_isa *otherwise;         /* NULL, or who does what this one, for bf16 throughout, does not take */
     int q_rows_fwd, q_rows_bwd;             /* rows of a query tile */
     int (*k_cols_fwd)(int D);               /* columns of a key tile */
     int k_cols_bwd;
@@ -65,7 +81,7 @@ typedef struct {
     double (*fma)(long rounds);             /* runs `rounds` of FMAs, returns how many FLOPs they were */
 } ra_isa;
 
-extern const ra_isa ra_portable, ra_avx2, ra_avx512, ra_neon, ra_lowered16;
+extern const ra_isa ra_portable, ra_avx2, ra_avx512, ra_neon, ra_lowered16, ra_avx512bf16, ra_lowered16bf16;
 
 void ra_wait_all(ra_barrier *barrier);
 ra_tile_class ra_classify(const ra_problem *p, const ra_span *q, const ra_span *k);
