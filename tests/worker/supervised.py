@@ -111,14 +111,17 @@ def fault(training: Supervised, kind: str, draw: random.Random) -> float:
     """One fault, at a random moment; the seconds until a step beyond it. What was stopped may go on afterwards."""
     whom, _, how = kind.partition(" ")
     goal = training.step() + draw.randint(1, 8)
-    until(lambda: training.step() >= goal, f"step {goal}")
+    until(lambda: training.step() >= goal or training.process.poll() is not None, f"step {goal}")
+    assert training.process.poll() is None, (
+        f"the run was over at step {training.step()}: it needs more steps for its faults"
+    )
     victims = until(training.ranks if whom == "rank" else training.holders, "somebody to fail")
     victim = draw.choice(victims)
     rounds, began = training.rounds(), time.monotonic()
     victim.send_signal(signal.SIGKILL if how == "kill" else signal.SIGSTOP)
     until(lambda: training.rounds() > rounds, f"a round after {kind}")
     first = training.step()
-    until(lambda: training.step() > first, f"a step after {kind}")
+    until(lambda: training.step() > first or training.process.poll() is not None, f"a step after {kind}")
     seconds = time.monotonic() - began
     if how == "stop":
         with suppress(psutil.NoSuchProcess):
