@@ -222,7 +222,8 @@ def config_show(as_json: AsJson = False) -> None:
     for setting in SETTINGS:
         entry = settings[setting.name]
         value = ",".join(map(str, entry.value)) if isinstance(entry.value, tuple) else str(entry.value)
-        table.add_row(setting.name, "policy" if entry.value is None else value, entry.origin, setting.variable)
+        shown = str(setting.default) if entry.value is None else value
+        table.add_row(setting.name, shown, entry.origin, setting.variable)
     Console().print(table)
 
 

@@ -97,7 +97,12 @@ SETTINGS = (
     Setting(
         "rate", "policy", _rate, "requests per second over all workers; policy = the source's ceiling; none = no limit"
     ),
-    Setting("retries", 5, _positive, "failures of one task before it is quarantined"),
+    Setting(
+        "retries",
+        5,
+        _positive,
+        "failures of one task before it is quarantined; of rounds in succession before a training gives up",
+    ),
     Setting("run", "", lambda v: Path(str(v)) if str(v) else None, "run folder of the training; empty = DATA/train"),
     Setting("ranks", 0, _count, "ranks of the training's ring, one a worker; 0 = as many as workers"),
     Setting(

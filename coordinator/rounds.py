@@ -14,7 +14,6 @@ has ended, so two rings never write to one run folder.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
@@ -23,69 +22,10 @@ from coordinator.events import AddTasks, EndTasks, TaskGone, TaskProgress
 from coordinator.ledger import TaskSpec
 from coordinator.pace import Pace, Patience
 from coordinator.protocol import RankJob
+from coordinator.ring import BLAMELESS, DONE, Look, Past, PortFound, Rank, RankDone, Verdict
 
 RESEND_S = 3.0  # a request to end that may have been lost is made again
 AWAY_S = 5.0  # between looks: the coordinator was suspended, not the ranks
-DONE = ""  # a rank's end: its part was done
-# A rank's end that says nothing against its worker: its ring broke, it was asked to, its lease went back.
-BLAMELESS = (DONE, "RingBroke", "RankEnded", "Returned", "UsageError", "StorageError", "Cancelled")
-
-
-@dataclass(frozen=True)
-class Look:
-    """A few times a second: the workers that can take a rank, longest known first; whether all is to end."""
-
-    workers: tuple[str, ...]
-    draining: bool = False
-
-
-@dataclass(frozen=True)
-class PortFound:
-    """A worker's answer to the roll call."""
-
-    task: str
-    address: str
-
-
-@dataclass(frozen=True)
-class RankDone:
-    task: str
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """How the training ended. "done": rank 0 ended well; whether it proved anything is for the stage to see."""
-
-    status: Literal["done", "drain", "usage", "storage", "failed", "incomplete"]
-    message: str = ""
-
-
-@dataclass(frozen=True)
-class Past:
-    """A round that is over."""
-
-    round: int
-    ranks: int
-    step: int  # the furthest; -1: none
-    why: str  # "fault", "grow", or how the run ended with it
-
-
-@dataclass
-class Rank:
-    """One rank of the round."""
-
-    number: int
-    worker: str
-    heard: float  # when it last said something new, by the coordinator's clock
-    step: int = -1  # the furthest; -1: none yet
-    phase: str = "start"
-    beats: int = 0
-    saved: int = 0  # step of its newest checkpoint in this round
-    stopped_since: float | None = None
-    ended: str | None = None  # None: lives; DONE; else the error's name
-    message: str = ""
-    guilty: str = ""  # why the round's end is its fault
-
 
 Told = AddTasks | EndTasks | str
 

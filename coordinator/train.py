@@ -22,7 +22,8 @@ from coordinator.lock import FolderLock
 from coordinator.pace import Patience
 from coordinator.progress import Shown, choose_display
 from coordinator.protocol import PortProof
-from coordinator.rounds import Look, Past, PortFound, RankDone, Rounds, Told, Verdict
+from coordinator.ring import Look, Past, PortFound, RankDone, Verdict
+from coordinator.rounds import Rounds, Told
 from coordinator.run_folder import Metrics
 from coordinator.scheduler import Scheduler, TaskSpec
 from coordinator.train_view import shown, train_view

@@ -9,7 +9,8 @@ from coordinator.events import AddTasks, EndTasks, TaskGone, TaskProgress
 from coordinator.ledger import TaskSpec
 from coordinator.pace import Patience
 from coordinator.protocol import Phase
-from coordinator.rounds import Look, PortFound, RankDone, Rounds
+from coordinator.ring import Look, PortFound, RankDone
+from coordinator.rounds import Rounds
 
 
 @dataclass

@@ -6,7 +6,8 @@ import pytest
 
 from coordinator.events import TaskGone
 from coordinator.pace import Pace, Patience
-from coordinator.rounds import PortFound
+from coordinator.ring import PortFound
+from coordinator.workers import Limits
 from tests.coordinator.ring_world import World
 
 
@@ -254,6 +255,29 @@ def test_a_drain_lets_the_ranks_write_a_checkpoint() -> None:
     world.passes(0.4)
     assert world.rounds.verdict is not None
     assert world.rounds.verdict.status == "drain"
+
+
+@pytest.mark.parametrize(("kind", "at_most"), [("killed", 1.0), ("stopped", 9.0), ("worker lost", 17.0)])
+def test_supervision_leaves_most_of_thirty_seconds_to_the_ranks(kind: str, at_most: float) -> None:
+    """From a fault to the next ring, with ranks that obey only force, and workers of this host that are back at once."""
+    world = running()
+    began = world.now
+    if kind == "killed":
+        world.ends(1, "RankDied")
+    elif kind == "stopped":
+        world.say(1, 20, stopped=True)
+    else:
+        world.passes(Limits().silence_s)
+        world.workers.remove("b")
+        world.ends(1, "WorkerLost", "b was not heard for 10 s while executing")
+    world.passes(0.2)
+    if kind != "stopped":
+        world.ends(0, "RingBroke")  # at once: a connection was closed
+    while world.rounds.round < 2 or world.rounds.stage != "run":
+        world.passes(0.2)
+        if world.asked and world.now - began > world.patience.stopped_s + world.patience.fault_grace_s:
+            world.obey()
+        assert world.now - began < at_most
 
 
 @pytest.mark.parametrize("seconds", [0.2, 0.4])

@@ -25,7 +25,8 @@ from coordinator.events import (
 from coordinator.ledger import AnyRecord, Ledger
 from coordinator.pace import Patience
 from coordinator.protocol import Cancel, End, Failure, Goodbye, Heartbeat, Hello, Lease, Progress, Result
-from coordinator.rounds import BLAMELESS, Look, PortFound, RankDone, Rounds
+from coordinator.ring import BLAMELESS, Look, PortFound, RankDone
+from coordinator.rounds import Rounds
 from coordinator.scheduler import Limits, Scheduler
 
 HERE = "here"

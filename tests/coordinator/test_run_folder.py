@@ -10,7 +10,8 @@ import pytest
 
 from coordinator import run_folder
 from coordinator.progress import clock
-from coordinator.rounds import Rank, Rounds
+from coordinator.ring import Rank
+from coordinator.rounds import Rounds
 from coordinator.run_folder import Metrics
 from coordinator.train_view import headline, shown, train_view
 from ingest.errors import ProofError

@@ -16,7 +16,6 @@ import psutil
 
 WAIT_S = 90.0  # bound of every wait: reached only when something is broken
 END_S = 600.0  # the same, for a whole run
-FAULT_S = 30.0  # from a fault to the next step, on one host: issue 4's bound
 KINDS = ("rank kill", "rank stop", "worker kill", "worker stop")
 
 
@@ -95,7 +94,7 @@ class Supervised:
         return self.process.returncode, json.loads(out.splitlines()[-1]) if out.strip() else {}
 
     def gone(self) -> None:
-        _, left = psutil.wait_procs(list(self.known.values()), timeout=FAULT_S)
+        _, left = psutil.wait_procs(list(self.known.values()), timeout=WAIT_S)
         assert not left, f"left behind: {left}"
 
     def kill_all(self) -> None:
@@ -112,14 +111,17 @@ def fault(training: Supervised, kind: str, draw: random.Random) -> float:
     """One fault, at a random moment; the seconds until a step beyond it. What was stopped may go on afterwards."""
     whom, _, how = kind.partition(" ")
     goal = training.step() + draw.randint(1, 8)
-    until(lambda: training.step() >= goal, f"step {goal}")
+    until(lambda: training.step() >= goal or training.process.poll() is not None, f"step {goal}")
+    assert training.process.poll() is None, (
+        f"the run was over at step {training.step()}: it needs more steps for its faults"
+    )
     victims = until(training.ranks if whom == "rank" else training.holders, "somebody to fail")
     victim = draw.choice(victims)
     rounds, began = training.rounds(), time.monotonic()
     victim.send_signal(signal.SIGKILL if how == "kill" else signal.SIGSTOP)
     until(lambda: training.rounds() > rounds, f"a round after {kind}")
     first = training.step()
-    until(lambda: training.step() > first, f"a step after {kind}")
+    until(lambda: training.step() > first or training.process.poll() is not None, f"a step after {kind}")
     seconds = time.monotonic() - began
     if how == "stop":
         with suppress(psutil.NoSuchProcess):
