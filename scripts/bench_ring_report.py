@@ -124,14 +124,23 @@ def _ratios(lines: Lines) -> str:
         alone = lines.find("ring", length, causal=causal, ranks=1)
         if ours is None:
             continue
-        row = [f"{length:,} {'causal' if causal else 'full'}", f"{ours['median']:.3f} s ({ours['best']:.3f})"]
+        at_peak = flops(ours) / lines.peak
+        row = [f"{length:,} {'causal' if causal else 'full'}", f"{at_peak:.3f} s"]
+        row.append(f"{ours['median']:.3f} s ({ours['best']:.3f})")
         peers = ("torch", "jax-ringattention", "ring-attention-pytorch")
         row += [_times(lines.find(peer, length, causal=causal), ours) for peer in peers]
         row.append(f"{alone['median'] / ours['median']:.0%} ({alone['best'] / ours['best']:.0%})" if alone else "–")
         best = flops(alone) / alone["best"] / lines.peak if alone else 0.0
         row.append(f"{lines.share(alone):.0%} ({best:.0%})" if alone else "–")
         rows.append(row)
-    header = ["forward + backward", "ring of 2", "torch SDPA takes", "JAX ringattention", "ring-attention-pytorch"]
+    header = [
+        "forward + backward",
+        "at the FMA peak",
+        "ring of 2",
+        "torch SDPA takes",
+        "JAX ringattention",
+        "ring-attention-pytorch",
+    ]
     return table([*header, "of one process's speed", "one process, of FMA peak"], rows)
 
 
