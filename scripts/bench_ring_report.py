@@ -149,11 +149,16 @@ def _times(line: dict | None, ours: dict) -> str:
 
 
 def _rest(lines: Lines) -> str:
+    unusual = ("layout", "kernel", "slow", "link_share")
     special = [
         line
         for line in lines.done
         if line["what"] == "ring"
-        and (any(line.get(k) for k in ("layout", "kernel", "slow", "link_share")) or line["dtype"] != "float32")
+        and (
+            any(line.get(k) for k in unusual)
+            or line["dtype"] != "float32"
+            or (line["ranks"] == 2 and line["backward"] and (line["length"], line["causal"]) in HEADLINE)
+        )
     ]
     rows = []
     for line in special:
@@ -175,12 +180,18 @@ def _rest(lines: Lines) -> str:
 
 
 def _tuning(lines: Lines) -> str:
+    tried = [line for line in lines.done if line.get("tuning")]
+    tried.sort(key=lambda line: (line["what"], line["length"], line["causal"], line["median"]))
     rows = [
-        [line["what"], json.dumps(line["setting"]), "causal" if line["causal"] else "full", f"{line['median']:.3f} s"]
-        for line in lines.done
-        if line.get("tuning")
+        [
+            line["what"],
+            f"{line['length']:,} {'causal' if line['causal'] else 'full'}",
+            json.dumps(line["setting"]),
+            f"{line['median']:.3f} s",
+        ]
+        for line in tried
     ]
-    return table(["peer", "setting", "", "time"], rows)
+    return table(["peer", "forward + backward", "setting", "time"], rows)
 
 
 def section(lines: Lines) -> str:
@@ -191,7 +202,7 @@ def section(lines: Lines) -> str:
     seconds = "{:.3f}".format
     parts = [
         f"Machine: {first['machine']}. One run, both cores for everyone, medians (and minima) of up to "
-        f"{max(len(x['seconds']) for x in lines.done)} repeats in which the contenders took turns; B1 H{first['heads']} D{first['dim']} fp32 unless said. FMA peak {lines.peak / 1e9:.0f} GFLOP/s. "
+        f"{max(len(x['seconds']) for x in lines.done)} repeats in which the contenders took turns (steps over 3 s are not warmed up: there the minimum is the fairer); B1 H{first['heads']} D{first['dim']} fp32 unless said. FMA peak {lines.peak / 1e9:.0f} GFLOP/s. "
         f"Peers: {', '.join(versions)}, each at its best setting below.",
         _ratios(lines),
         "Seconds, causal, forward + backward:",
