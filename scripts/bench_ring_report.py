@@ -202,7 +202,9 @@ def section(lines: Lines) -> str:
     seconds = "{:.3f}".format
     parts = [
         f"Machine: {first['machine']}. One run, both cores for everyone, medians (and minima) of up to "
-        f"{max(len(x['seconds']) for x in lines.done)} repeats in which the contenders took turns (steps over 3 s are not warmed up: there the minimum is the fairer); B1 H{first['heads']} D{first['dim']} fp32 unless said. FMA peak {lines.peak / 1e9:.0f} GFLOP/s. "
+        f"{max(len(x['seconds']) for x in lines.done)} repeats in which the contenders took turns (steps over 3 s are not "
+        f"warmed up: there the minimum is the fairer); B1 H{first['heads']} D{first['dim']} fp32 unless said. "
+        f"FMA peak {lines.peak / 1e9:.0f} GFLOP/s. "
         f"Peers: {', '.join(versions)}, each at its best setting below.",
         _ratios(lines),
         "Seconds, causal, forward + backward:",
@@ -252,9 +254,13 @@ def plot(options: argparse.Namespace) -> int:
             if found:
                 axes.plot([line["length"] for line in found], [value(line) for line in found], marker="o", label=label)
         axes.set(xscale="log", yscale="log" if log else "linear", xlabel="tokens", ylabel=unit)
+        axes.set_xticks(lines.lengths(), [f"{n // 1024}k" for n in lines.lengths()])
+        axes.minorticks_off()
+        if not log:
+            axes.set_ylim(0, 1)
         axes.set_title(f"{title}\ncausal, forward + backward; {machine}", fontsize=9)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
         figure.savefig(IMAGES / f"ring_{name}.png", dpi=120, bbox_inches="tight")
         plt.close(figure)
 
@@ -272,7 +278,9 @@ def plot(options: argparse.Namespace) -> int:
     axes.set(xlabel="ranks on this machine (all cores in each case)", ylabel="speed against one process")
     axes.set_title(f"What the ring itself costs\ncausal, forward + backward; {machine}", fontsize=9)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.set_xticks((1, 2, 4))
+    axes.set_ylim(bottom=0)
     figure.savefig(IMAGES / "ring_efficiency.png", dpi=120, bbox_inches="tight")
     plt.close(figure)
     return 0
