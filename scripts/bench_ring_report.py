@@ -124,14 +124,23 @@ def _ratios(lines: Lines) -> str:
         alone = lines.find("ring", length, causal=causal, ranks=1)
         if ours is None:
             continue
-        row = [f"{length:,} {'causal' if causal else 'full'}", f"{ours['median']:.3f} s ({ours['best']:.3f})"]
+        at_peak = flops(ours) / lines.peak
+        row = [f"{length:,} {'causal' if causal else 'full'}", f"{at_peak:.3f} s"]
+        row.append(f"{ours['median']:.3f} s ({ours['best']:.3f})")
         peers = ("torch", "jax-ringattention", "ring-attention-pytorch")
         row += [_times(lines.find(peer, length, causal=causal), ours) for peer in peers]
         row.append(f"{alone['median'] / ours['median']:.0%} ({alone['best'] / ours['best']:.0%})" if alone else "–")
         best = flops(alone) / alone["best"] / lines.peak if alone else 0.0
         row.append(f"{lines.share(alone):.0%} ({best:.0%})" if alone else "–")
         rows.append(row)
-    header = ["forward + backward", "ring of 2", "torch SDPA takes", "JAX ringattention", "ring-attention-pytorch"]
+    header = [
+        "forward + backward",
+        "at the FMA peak",
+        "ring of 2",
+        "torch SDPA takes",
+        "JAX ringattention",
+        "ring-attention-pytorch",
+    ]
     return table([*header, "of one process's speed", "one process, of FMA peak"], rows)
 
 
@@ -140,11 +149,16 @@ def _times(line: dict | None, ours: dict) -> str:
 
 
 def _rest(lines: Lines) -> str:
+    unusual = ("layout", "kernel", "slow", "link_share")
     special = [
         line
         for line in lines.done
         if line["what"] == "ring"
-        and (any(line.get(k) for k in ("layout", "kernel", "slow", "link_share")) or line["dtype"] != "float32")
+        and (
+            any(line.get(k) for k in unusual)
+            or line["dtype"] != "float32"
+            or (line["ranks"] == 2 and line["backward"] and (line["length"], line["causal"]) in HEADLINE)
+        )
     ]
     rows = []
     for line in special:
@@ -166,12 +180,18 @@ def _rest(lines: Lines) -> str:
 
 
 def _tuning(lines: Lines) -> str:
+    tried = [line for line in lines.done if line.get("tuning")]
+    tried.sort(key=lambda line: (line["what"], line["length"], line["causal"], line["median"]))
     rows = [
-        [line["what"], json.dumps(line["setting"]), "causal" if line["causal"] else "full", f"{line['median']:.3f} s"]
-        for line in lines.done
-        if line.get("tuning")
+        [
+            line["what"],
+            f"{line['length']:,} {'causal' if line['causal'] else 'full'}",
+            json.dumps(line["setting"]),
+            f"{line['median']:.3f} s",
+        ]
+        for line in tried
     ]
-    return table(["peer", "setting", "", "time"], rows)
+    return table(["peer", "forward + backward", "setting", "time"], rows)
 
 
 def section(lines: Lines) -> str:
@@ -182,7 +202,9 @@ def section(lines: Lines) -> str:
     seconds = "{:.3f}".format
     parts = [
         f"Machine: {first['machine']}. One run, both cores for everyone, medians (and minima) of up to "
-        f"{max(len(x['seconds']) for x in lines.done)} repeats in which the contenders took turns; B1 H{first['heads']} D{first['dim']} fp32 unless said. FMA peak {lines.peak / 1e9:.0f} GFLOP/s. "
+        f"{max(len(x['seconds']) for x in lines.done)} repeats in which the contenders took turns (steps over 3 s are not "
+        f"warmed up: there the minimum is the fairer); B1 H{first['heads']} D{first['dim']} fp32 unless said. "
+        f"FMA peak {lines.peak / 1e9:.0f} GFLOP/s. "
         f"Peers: {', '.join(versions)}, each at its best setting below.",
         _ratios(lines),
         "Seconds, causal, forward + backward:",
@@ -232,9 +254,13 @@ def plot(options: argparse.Namespace) -> int:
             if found:
                 axes.plot([line["length"] for line in found], [value(line) for line in found], marker="o", label=label)
         axes.set(xscale="log", yscale="log" if log else "linear", xlabel="tokens", ylabel=unit)
+        axes.set_xticks(lines.lengths(), [f"{n // 1024}k" for n in lines.lengths()])
+        axes.minorticks_off()
+        if not log:
+            axes.set_ylim(0, 1)
         axes.set_title(f"{title}\ncausal, forward + backward; {machine}", fontsize=9)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
         figure.savefig(IMAGES / f"ring_{name}.png", dpi=120, bbox_inches="tight")
         plt.close(figure)
 
@@ -252,7 +278,9 @@ def plot(options: argparse.Namespace) -> int:
     axes.set(xlabel="ranks on this machine (all cores in each case)", ylabel="speed against one process")
     axes.set_title(f"What the ring itself costs\ncausal, forward + backward; {machine}", fontsize=9)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.set_xticks((1, 2, 4))
+    axes.set_ylim(bottom=0)
     figure.savefig(IMAGES / "ring_efficiency.png", dpi=120, bbox_inches="tight")
     plt.close(figure)
     return 0
