@@ -26,6 +26,7 @@ from ingest.columns import hour_text
 from ingest.errors import IngestError, UsageError
 from ringattn.forecast import checkpoint
 from ringattn.forecast.checkpoint import CheckpointError
+from ringattn.forecast.conformal import WINDOW, calibrated
 from ringattn.forecast.model import MEDIAN, QUANTILES, Forecaster, ModelConfig, ascending
 from worker.batches import Normalisation, Period, Piece, TokenStore, local_part, open_store
 from worker.train_config import parse_period
@@ -92,17 +93,21 @@ def predict(trained: Trained, store: TokenStore, respondent: str, period: Period
     there = store.period(region)
     if period.first < there.first or period.last > there.last:
         raise UsageError(f"{respondent} has hours from {there}, not all of {period}: extract them")
-    first = max(there.first, period.first - trained.model.config.context)
+    first = max(there.first, period.first - trained.model.config.context - WINDOW)
     piece = Piece(region, first, period.last - first + 1)
-    local = local_part(store, [piece], trained.norm, layout="contiguous", size=1, rank=0, scored=period)
-    inside = slice(period.first - first, None)
+    whole = Period(first, period.last)
+    local = local_part(store, [piece], trained.norm, layout="contiguous", size=1, rank=0, scored=whole)
     embedding = trained.model.embedding(local.batch)
-    quantiles = np.array(ascending(trained.model.head(embedding)))[inside].astype(np.float64)
+    quantiles = np.array(ascending(trained.model.head(embedding))).astype(np.float64)
+    outcome = np.where(np.array(local.valid) > 0, np.array(local.target), np.nan)
+    issue = calendar_of(respondent, first, period.last).issue
+    quantiles = calibrated(quantiles, outcome, local.hours, issue)
+    inside = slice(period.first - first, None)
     reference, scale, demand, operator = local.columns[inside].T
     return Forecast(
         respondent,
         local.hours[inside],
-        reference[:, None] + quantiles * scale[:, None],
+        reference[:, None] + quantiles[inside] * scale[:, None],
         demand,
         operator,
         np.array(embedding)[inside],

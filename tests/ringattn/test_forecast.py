@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ringattn.forecast import checkpoint, scores
+from ringattn.forecast import checkpoint, conformal, scores
 from ringattn.forecast.model import MEDIAN, QUANTILES, WAVES, Batch, Forecaster, ModelConfig, ascending, pinball
 
 CONFIG = ModelConfig(features=3, conditions=2, regions=2, context=30, dim=8, heads=2, head_dim=16, hidden=8)
@@ -96,6 +96,29 @@ def test_scores_by_hand() -> None:
     quantiles = np.tile([0.0, 10.0], (1, 1))
     assert scores.pinball(np.array([4.0]), quantiles, (0.1, 0.9)) == pytest.approx((0.4 + 0.6) / 2)
     assert scores.crps(np.array([4.0]), quantiles, (0.1, 0.9)) == pytest.approx(2 * 0.5 * 0.8)
+
+
+def test_intervals_are_corrected_to_what_they_promise_and_know_nothing_late() -> None:
+    draw = np.random.default_rng(0)
+    hours = np.arange(24 * 200)
+    issue = hours // 24 * 24 - 15
+    spread = np.where(hours < 24 * 100, 3.0, 0.8)  # errors three times as wide as promised, then narrower
+    promised = np.array([-1.96, -1.2816, -0.6745, 0, 0.6745, 1.2816, 1.96])
+    quantiles = np.tile(promised, (len(hours), 1))
+    outcome = draw.normal(size=len(hours)) * spread
+    outcome[draw.random(len(hours)) < 0.05] = np.nan
+    mended = conformal.calibrated(quantiles, outcome, hours, issue)
+    np.testing.assert_array_equal(mended[:, MEDIAN], quantiles[:, MEDIAN])
+    assert (np.diff(mended, axis=1) > 0).all()
+    late = hours >= 24 * 160  # the window has left the wide errors behind
+    raw = scores.coverage(outcome[late], quantiles[late, 1], quantiles[late, -2])
+    good = scores.coverage(outcome[late], mended[late, 1], mended[late, -2])
+    assert raw > 0.87 and abs(good - 0.8) < 0.04
+    early = (hours > 24 * 30) & (hours < 24 * 100)
+    assert mended[early, -1].min() > 1.9 * promised[-1]  # up to the bound
+    day = 24 * 120
+    spoilt = np.where(hours > day - 15, 99.0, outcome)
+    np.testing.assert_array_equal(conformal.calibrated(quantiles, spoilt, hours, issue)[: day + 24], mended[: day + 24])
 
 
 def saved(step: int) -> checkpoint.Checkpoint:
