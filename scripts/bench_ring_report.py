@@ -84,7 +84,7 @@ class Lines:
 
     def lengths(self) -> list[int]:
         """All lengths that were measured."""
-        return sorted({line["length"] for line in self.done})
+        return sorted({line["length"] for line in self.done if not line.get("tuning")})
 
     def share(self, line: dict) -> float:
         """Share of the best FMA peak measured in the file."""
@@ -211,10 +211,15 @@ def section(lines: Lines) -> str:
         _cells(lines, lambda x: seconds(x["median"]), causal=True, backward=True),
         "Seconds, full, forward + backward:",
         _cells(lines, lambda x: seconds(x["median"]), causal=False, backward=True),
-        "Seconds, causal, forward alone:",
-        _cells(lines, lambda x: seconds(x["median"]), causal=True, backward=False),
-        "Seconds, full, forward alone:",
-        _cells(lines, lambda x: seconds(x["median"]), causal=False, backward=False),
+        *(
+            part
+            for causal in (True, False)
+            if any(line["causal"] == causal and not line["backward"] for line in lines.done)
+            for part in (
+                f"Seconds, {'causal' if causal else 'full'}, forward alone:",
+                _cells(lines, lambda x: seconds(x["median"]), causal=causal, backward=False),
+            )
+        ),
         "Peak memory a process in MB, causal, forward + backward:",
         _cells(lines, lambda x: f"{max(x['peak']) / 1e6:,.0f}", causal=True, backward=True),
         "Layouts, unequal hosts, kernels, slow links:",

@@ -1,4 +1,4 @@
-"""A rank of a ring in which one rank fails on purpose: `fail.py victim how phase hop timeout`; prints what it saw as JSON.
+"""A rank of a ring in which one rank fails on purpose: `fail.py victim how phase hop timeout join`; prints what it saw as JSON.
 
 how: kill or stop. The victim fails when it posts the exchange of keys and values or of gradients at that hop.
 """
@@ -13,7 +13,8 @@ import mlx.core as mx
 
 import ringattn as ra
 
-victim, how, phase, hop, timeout = int(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]), float(sys.argv[5])
+victim, how, phase, hop = int(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
+timeout, join = float(sys.argv[5]), float(sys.argv[6])
 
 
 class Fails:
@@ -31,7 +32,7 @@ class Fails:
 
 def main() -> None:
     try:
-        group = ra.init(timeout)
+        group = ra.init(join)
     except ra.PeerError as error:
         print(json.dumps({"error": type(error).__name__, "doing": error.doing, "again": None}))
         return
