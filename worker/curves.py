@@ -26,7 +26,7 @@ def draw_training(run_dir: Path) -> Path:
     bottom.plot([line["step"] for line in skills], [line["skill"] for line in skills], color="black", label="mean")
     bottom.axhline(0, color="grey", linewidth=0.8)
     bottom.set(xlabel="step", ylabel="validation MAE skill over the reference")
-    bottom.legend(fontsize=8, ncols=4)
+    figure.legend(*bottom.get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=7)
     for axes in (top, bottom):
         axes.grid(alpha=0.3)
     path = run_dir / "loss.png"
