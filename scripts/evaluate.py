@@ -73,7 +73,10 @@ def score_run(trained: Trained, store: TokenStore, name: str, period: Period) ->
     """A line a respondent."""
     config = trained.state["config"]
     train = Period(*trained.state["train"])
-    about = {key: config[key] for key in ("seed", "context", "reference")} | {"best_step": trained.state["best_step"]}
+    about = {key: config[key] for key in ("seed", "context", "reference")} | {
+        "best_step": trained.state["best_step"],
+        "validation_skill": trained.state["best_skill"],
+    }
     for respondent in trained.respondents:
         forecast = predict(trained, store, respondent, period)
         calendar = calendar_of(respondent, period.first, period.last)

@@ -83,29 +83,27 @@ def _details(lines: list[Line]) -> str:
     return table(header, rows)
 
 
-def _ablation(lines: list[Line], label: str = "context") -> dict[str, list[float]]:
-    """What was varied → mean skill over respondents, one a seed."""
-    by_run: dict[tuple[str, int], list[float]] = defaultdict(list)
+def _ablation(lines: list[Line], label: str = "context", key: str = "skill") -> dict[int, list[float]]:
+    """Context in hours → mean over respondents of `key`, one a seed."""
+    by_run: dict[tuple[int, int], list[float]] = defaultdict(list)
     for line in lines:
         if line["label"] == label:
-            by_run[f"{line['context']}", line["seed"]].append(line["skill"])
-    found: dict[str, list[float]] = defaultdict(list)
-    for (what, _), skills in sorted(by_run.items(), key=lambda item: int(item[0][0])):
-        found[what].append(float(np.mean(skills)))
+            by_run[line["context"], line["seed"]].append(line[key])
+    found: dict[int, list[float]] = defaultdict(list)
+    for (context, _), values in sorted(by_run.items()):
+        found[context].append(float(np.mean(values)))
     return found
 
 
 def _ablation_table(lines: list[Line]) -> str:
-    rows = [
-        [f"{int(hours):,} h", f"{np.mean(skills):+.4f}", f"{min(skills):+.4f} … {max(skills):+.4f}", str(len(skills))]
-        for hours, skills in _ablation(lines).items()
-    ]
-    without = _ablation(lines, "without DF")
-    rows += [
-        [f"{int(h):,} h, without DF", f"{np.mean(s):+.4f}", f"{min(s):+.4f} … {max(s):+.4f}", str(len(s))]
-        for h, s in without.items()
-    ]
-    return table(["context", "mean skill of the respondents", "over seeds", "seeds"], rows)
+    rows = []
+    for label, words in (("context", ""), ("without DF", ", without DF")):
+        test, validation = _ablation(lines, label), _ablation(lines, label, "validation_skill")
+        for hours, skills in test.items():
+            cells = [f"{np.mean(x):+.4f} ({min(x):+.4f} … {max(x):+.4f})" for x in (validation[hours], skills)]
+            rows.append([f"{hours:,} h{words}", *cells, str(len(skills))])
+    header = ["context", "validation: mean skill (over seeds)", "test: mean skill over DF (over seeds)", "seeds"]
+    return table(header, rows)
 
 
 def _by(lines: list[Line], key: str, names: list[str]) -> str:
@@ -172,20 +170,26 @@ def plot(options: argparse.Namespace) -> int:
     figure.savefig(IMAGES / "forecast_skill.png", dpi=120)
     plt.close(figure)
 
-    ablation = _ablation(lines)
-    if ablation:
+    if hours := list(_ablation(lines)):
         figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-        hours = [int(h) for h in ablation]
-        axes.plot(hours, [np.mean(s) for s in ablation.values()], marker="o", color="tab:blue", label="mean over seeds")
-        for h, skills in zip(hours, ablation.values(), strict=True):
-            axes.plot([h] * len(skills), skills, linestyle="", marker=".", color="tab:blue", alpha=0.5)
+        for key, colour, name in (("validation_skill", "tab:blue", "validation"), ("skill", "tab:orange", "test")):
+            found_skills = _ablation(lines, key=key)
+            axes.plot(
+                hours,
+                [np.mean(x) for x in found_skills.values()],
+                marker="o",
+                color=colour,
+                label=f"{name}, mean of seeds",
+            )
+            for h, skills in found_skills.items():
+                axes.plot([h] * len(skills), skills, linestyle="", marker="_", markersize=12, color=colour)
         axes.set_xscale("log")
         axes.set_xticks(hours, [f"{h:,}" for h in hours])
         axes.minorticks_off()
         axes.set(
             xlabel="context, hours",
             ylabel="mean skill of the respondents",
-            title="What more context brings (dots: seeds)",
+            title="What more context brings (dashes: seeds)",
         )
         axes.grid(alpha=0.3)
         axes.legend()
