@@ -209,7 +209,7 @@ def draw(forecasts: Sequence[Forecast], path: Path) -> None:
             title=f"{forecast.respondent}, {hour_text(int(forecast.hours[0]))} UTC and on",
         )
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8, loc="upper left")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=5)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
