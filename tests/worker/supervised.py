@@ -7,24 +7,17 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-WAIT_S = 90.0  # bound of every wait: reached only when something is broken
+from tests.waiting import WAIT_S, until
+
 END_S = 600.0  # the same, for a whole run
 KINDS = ("rank kill", "rank stop", "worker kill", "worker stop")
-
-
-def until(condition: Callable[[], Any], what: str) -> Any:
-    deadline = time.monotonic() + WAIT_S
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.01)
-    return found
 
 
 class Supervised:

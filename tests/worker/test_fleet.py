@@ -12,9 +12,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -25,19 +24,11 @@ from coordinator.journal import Journal
 from coordinator.ledger import Committed, Done, Leased
 from coordinator.scheduler import Limits, Scheduler, TaskSpec
 from coordinator.server import Server
+from tests.waiting import WAIT_S, until
 
 AGENT = Path(__file__).with_name("agent_process.py")
 COORDINATOR = Path(__file__).with_name("coordinator_process.py")
-WAIT_S = 90.0  # bound of every wait: reached only when something is broken
 LIMITS = Limits(heartbeat_s=0.2, silence_s=4.0, lease_s=20.0, backoff_s=0.05, max_failures=2)
-
-
-def until(condition: Callable[[], Any], what: str) -> Any:
-    deadline = time.monotonic() + WAIT_S
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.01)
-    return found
 
 
 class Fleet:

@@ -7,8 +7,6 @@ import os
 import signal
 import sys
 import threading
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,20 +18,11 @@ import pytest
 from coordinator.protocol import RankJob
 from ingest.errors import UsageError
 from ingest.fetch import Cancelled
+from tests.waiting import WAIT_S, until
 from worker import blas, ranks
 from worker.beats import Beats
 from worker.job import Ending, LeaseContext
 from worker.ranks import RankDied, RankEnded, Ranks, RingBroke
-
-WAIT_S = 60.0  # bound of every wait: reached only when something is broken
-
-
-def until(condition: Callable[[], Any], what: str) -> Any:
-    deadline = time.monotonic() + WAIT_S
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.01)
-    return found
 
 
 class Bench:
