@@ -29,8 +29,9 @@ class Episodes:
     """N episodes in step. The arrays that `reset` and `step` return, and the attributes, are overwritten by the next step.
 
     Attributes: `charge` [store, N], `power` [store, N] into the grid, `shed` [N], `residual` [N], `cost` [N] of the last hour,
-    `row` [N] of the hour to come, `left` hours to come, and `cut` [store, N]: how much energy the projection has taken from
-    what was asked, summed over the episode.
+    `row` [N] of the hour to come, `left` hours to come, `cut` [store, N]: how much energy the projection has taken from
+    what was asked, summed over the episode, and `bounds` [hour]: lowest and highest charge [store, N] at the hour's end from
+    which rest can still be reached.
     """
 
     def __init__(self, grid: Grid, table: Table, count: int, hours: int) -> None:
@@ -61,7 +62,7 @@ class Episodes:
         near = [min(left, back) for left in range(hours - 1, -1, -1)]
         lowest = [wide(np.maximum(0, rest - left * power * into)) for left in range(back + 1)]
         highest = [wide(np.minimum(energy, rest + left * power / out)) for left in range(back + 1)]
-        self._bounds = [(lowest[left], highest[left]) for left in near]
+        self.bounds = [(lowest[left], highest[left]) for left in near]
         # One buffer of rows, so that residual load and cost are one product each: power given and charge of every store, shed
         # and power, then |ramp| and generation cost.
         self._rows = np.zeros((3 * n + 3, count))
@@ -112,7 +113,7 @@ class Episodes:
         if self.left == 0:
             raise DataError("the episode is over: reset before the next step")
         n = self.stores
-        lowest, highest = self._bounds[self.hours - self.left]
+        lowest, highest = self.bounds[self.hours - self.left]
         asked, change, charge = self._a, self._b, self.charge
         # The change of charge that is asked: the smaller of two lines, because losses go the same way in both directions.
         np.multiply(action[:n], self._fall, out=asked)

@@ -11,11 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rl.errors import DataError
-from rl.region import Region
+from rl.region import WEEK, Region
 
 Array = NDArray[np.float64]
 Forecast = NDArray[np.float32]
 DAY = 24  # hours
+LAGS = (*range(1, 26), 47, 48, 49, 72, 96, 120, 144, 167, 168, 169)  # hours back of the errors that `corrected` knows
+FAR = 6  # hours ahead
+RIDGE = 3e-3  # of a regressor's own sum of squares
 
 
 def persistence(region: Region, horizon: int) -> Forecast:
@@ -48,12 +51,43 @@ def day_ahead(region: Region, issued: Array, horizon: int, *, issue_hour: int = 
 
 
 def corrected(region: Region, point: Forecast, fit_end: str) -> Forecast:
-    """`point` [hour, horizon, 1] plus what its last error says: a share of it a horizon, by least squares before `fit_end`."""
-    last = np.concatenate([[0.0], region.load[:-1] - point[:-1, 0, 0]])[:, None]
+    """`point` [hour, horizon, 1] plus what is known of its errors: a linear regression by horizon and hour of the day.
+
+    Fitted on hours before `fit_end` (with the hour of the day before and after, for more samples) by least squares with a little
+    ridge. Regressors: the errors of the hours and days before (`LAGS`), the season; from `FAR` hours on, where `point` may know no
+    more than the last day, the load of one and two weeks before the target less `point`, and the target's day of the week.
+    DataError where an hour of the day was never measured before `fit_end`.
+    """
+    clock = region.local.astype(np.int64) % DAY
+    missed = np.where(region.known, region.load - point[:, 0, 0], np.nan)
+    errors = np.stack([np.concatenate([np.full(lag, np.nan), missed[:-lag]]) for lag in LAGS], axis=1)
+    usable = np.isfinite(errors).all(axis=1)
+    errors = np.nan_to_num(errors)
+    year = 2 * np.pi * region.local.astype(np.int64) / 8766
+    common = np.column_stack([errors, np.sin(year), np.cos(year), np.ones(len(year))])
+    target = _targets(region, point.shape[1])
+    weeks = [region.load[np.maximum(target - back, 0)] - point[..., 0] for back in (WEEK, 2 * WEEK)]
+    day = (region.local.astype(np.int64)[:, None] + np.arange(point.shape[1])) // DAY % 7
     error, used = _errors(region, point, fit_end)
-    x = np.where(used, last, 0.0)
-    share = (x * np.where(used, error, 0.0)).sum(axis=0) / np.maximum((x * x).sum(axis=0), 1e-12)
-    return (point + (last * share)[..., None]).astype(np.float32)
+    out = point[..., 0].astype(float)
+    for hour in range(DAY):
+        rows = np.flatnonzero(clock == hour)
+        near = np.flatnonzero(usable & np.isin(clock, [(hour - 1) % DAY, hour, (hour + 1) % DAY]))
+        for ahead in range(point.shape[1]):
+
+            def regressors(at: NDArray[np.int64], ahead: int = ahead) -> Array:
+                if ahead < FAR:
+                    return common[at]
+                return np.column_stack([common[at], *(w[at, ahead] for w in weeks), np.eye(7)[day[at, ahead], 1:]])
+
+            fit = near[used[near, ahead]]
+            if not len(fit):
+                raise DataError(f"{region.name}: no error of horizon {ahead} at {hour} o'clock before {fit_end}")
+            x = regressors(fit)
+            products = x.T @ x
+            share = np.linalg.solve(products + np.diag(RIDGE * np.diag(products) + 1e-9), x.T @ error[fit, ahead])
+            out[rows, ahead] += regressors(rows) @ share
+    return out.astype(np.float32)[..., None]
 
 
 def with_quantiles(region: Region, point: Forecast, fit_end: str, levels: tuple[float, ...]) -> Forecast:

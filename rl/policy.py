@@ -20,6 +20,7 @@ from rl.env import Episodes
 from rl.errors import DataError
 
 Weights = NDArray[np.float32]
+Layers = tuple[tuple[Weights, Weights], ...]  # (weight [out, in], bias [out]) from first to last
 FORMAT = 1
 
 
@@ -30,8 +31,8 @@ class Mlp:
     names: tuple[str, ...]  # [feature] what it was trained on
     mean: Weights  # [feature]
     scale: Weights  # [feature] 1 / standard deviation
-    layers: tuple[tuple[Weights, Weights], ...]  # (weight [out, in], bias [out]) from first to last
-    _folded: tuple[tuple[Weights, Weights], ...] = field(init=False, repr=False, compare=False)
+    layers: Layers
+    folded: Layers = field(init=False, repr=False, compare=False)  # with the normalisation in the first
 
     def __post_init__(self) -> None:
         if self.mean.shape != (len(self.names),) or self.layers[0][0].shape[1] != len(self.names):
@@ -39,7 +40,7 @@ class Mlp:
         weight, bias = self.layers[0]
         # (x - mean) · scale goes into the first layer: one product less an hour.
         first = weight * self.scale
-        object.__setattr__(self, "_folded", ((first, bias - first @ self.mean), *self.layers[1:]))
+        object.__setattr__(self, "folded", ((first, bias - first @ self.mean), *self.layers[1:]))
 
     def __call__(self, episodes: Episodes) -> Weights:
         if episodes.names != self.names:
@@ -48,11 +49,20 @@ class Mlp:
 
     def act(self, observation: Weights) -> Weights:
         """float32 [N, feature] → float32 [action, N]."""
-        x = observation.T
-        for weight, bias in self._folded[:-1]:
+        return self.forward(observation)[1]
+
+    def forward(self, observation: Weights) -> tuple[tuple[Weights, ...], Weights]:
+        """float32 [N, feature] → what every hidden layer gives, [width, N] each, and float32 [action, N]."""
+        x, hidden = observation.T, []
+        for weight, bias in self.folded[:-1]:
             x = np.maximum(weight @ x + bias[:, None], 0)
-        weight, bias = self._folded[-1]
-        return weight @ x + bias[:, None]
+            hidden.append(x)
+        weight, bias = self.folded[-1]
+        return tuple(hidden), weight @ x + bias[:, None]
+
+    def with_layers(self, layers: Layers) -> Mlp:
+        """The same features and normalisation, other weights."""
+        return Mlp(self.names, self.mean, self.scale, layers)
 
 
 def normalisation(observations: Weights) -> tuple[Weights, Weights]:
