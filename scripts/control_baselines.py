@@ -11,16 +11,18 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from ingest.loader import load_series
 from rl.baselines import best_peak_shaving, hour_rule, nothing, peak_shaving
-from rl.forecasts import corrected, day_ahead, oracle, persistence, with_quantiles
+from rl.forecasts import Forecast, corrected, day_ahead, oracle, persistence, with_quantiles
 from rl.grid import Grid
 from rl.kpis import kpis
 from rl.mpc import Mpc
@@ -38,8 +40,9 @@ LEVELS, WEIGHTS = (0.1, 0.5, 0.9), (0.3, 0.4, 0.3)
 MPC = {
     "mpc yesterday": "yesterday's hours",
     "mpc DF": "the operators' day-ahead forecast",
-    "mpc DF corrected": "DF, corrected by its last error",
-    "mpc DF quantiles": "DF corrected, with quantiles of its errors",
+    "mpc DF corrected": "DF, corrected by its last errors",
+    "mpc forecaster": "our forecaster's median, corrected by its last errors",
+    "mpc forecaster quantiles": "the same, with quantiles of its errors",
     "mpc perfect": "the truth",
 }
 POLICIES = ("hour rule", "peak shaving", *MPC)
@@ -53,6 +56,13 @@ def recorded(data: Path, name: str) -> tuple[Region, NDArray[np.float64]]:
     return one, values[:, 1] / one.peak
 
 
+def forecaster(path: Path, one: Region, issued: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The medians of `coordinator forecast --table PATH`, in reference peaks, [hour]; `issued`, DF, where there is none."""
+    rows = pd.read_parquet(path, columns=["respondent", "hour", "q0.5"], filters=[("respondent", "==", one.name)])
+    median = pd.Series(rows["q0.5"].to_numpy(float), rows["hour"]).reindex(one.hours.astype(np.int64)).to_numpy()
+    return np.where(np.isfinite(median), median / one.peak, issued)
+
+
 def weeks(data: Table) -> NDArray[np.int64]:
     """First rows of the weeks that were measured whole, one after another from the first local midnight on.
 
@@ -62,24 +72,32 @@ def weeks(data: Table) -> NDArray[np.int64]:
     return every[np.isin(every, data.starts(WEEK))]
 
 
-def policies(grid: Grid, one: Region, issued: NDArray[np.float64], data: Table) -> Iterator[tuple[str, Policy]]:
-    """Every policy for the hours of `data`, fitted before `TRAINED`."""
+def policies(
+    grid: Grid, one: Region, issued: NDArray[np.float64], ours: NDArray[np.float64] | None, data: Table
+) -> Iterator[tuple[str, Callable[[], Policy]]]:
+    """Every policy for the hours of `data`, fitted before `TRAINED`. `ours`: the forecaster's medians."""
     train = table([one], [None], FIRST, TRAINED)
-    some = weeks(train)
-    yield "nothing", nothing
-    yield "hour rule", hour_rule(grid, train).on(data)
-    yield "peak shaving", peak_shaving(data, *best_peak_shaving(grid, train, some, WEEK))
+    yield "nothing", lambda: nothing
+    yield "hour rule", lambda: hour_rule(grid, train).on(data)
+    yield "peak shaving", lambda: peak_shaving(data, *best_peak_shaving(grid, train, weeks(train), WEEK))
     point = day_ahead(one, issued, HORIZON)
-    better = corrected(one, point, TRAINED)
-    forecasts = (
-        persistence(one, HORIZON),
-        point,
-        better,
-        with_quantiles(one, better, TRAINED, LEVELS),
-        oracle(one, HORIZON),
-    )
-    for name, forecast in zip(MPC, forecasts, strict=True):
-        yield name, Mpc(grid, data.gather([forecast]), WEIGHTS if forecast.shape[2] > 1 else None)
+    forecasts: dict[str, Callable[[], Forecast]] = {
+        "mpc yesterday": lambda: persistence(one, HORIZON),
+        "mpc DF": lambda: point,
+        "mpc DF corrected": lambda: corrected(one, point, TRAINED),
+        "mpc perfect": lambda: oracle(one, HORIZON),
+    }
+    if ours is not None:
+        better = cache(lambda: corrected(one, day_ahead(one, ours, HORIZON), TRAINED))
+        forecasts["mpc forecaster"] = better
+        forecasts["mpc forecaster quantiles"] = lambda: with_quantiles(one, better(), TRAINED, LEVELS)
+    for name, forecast in forecasts.items():
+
+        def plan(forecast: Callable[[], Forecast] = forecast) -> Policy:
+            ahead = forecast()
+            return Mpc(grid, data.gather([ahead]), WEIGHTS if ahead.shape[2] > 1 else None)
+
+        yield name, plan
 
 
 def run(args: argparse.Namespace) -> None:
@@ -92,11 +110,12 @@ def run(args: argparse.Namespace) -> None:
         )
         starts = weeks(data)[:: args.every]
         scale = yardstick(grid, data, starts, WEEK)
-        for policy_name, policy in policies(grid, one, issued, data):
+        ours = forecaster(args.forecaster, one, issued) if args.forecaster else None
+        for policy_name, make in policies(grid, one, issued, ours, data):
             if args.only and policy_name not in args.only.split(","):
                 continue
             began = time.perf_counter()
-            trace = rollout(grid, data, policy, starts, WEEK)
+            trace = rollout(grid, data, make(), starts, WEEK)
             line = {
                 "region": name,
                 "year": args.year,
@@ -140,7 +159,7 @@ def docs(lines: list[dict]) -> str:
 
 def kpi_table(latest: dict[tuple[str, int, str], dict], name: str, year: int) -> str:
     """Some of a region's numbers, a policy a column."""
-    wanted = ("nothing", "hour rule", "mpc DF", "mpc DF quantiles", "mpc perfect")
+    wanted = ("nothing", "hour rule", "mpc DF", "mpc forecaster quantiles", "mpc perfect")
     shown = [policy for policy in wanted if (name, year, policy) in latest]
     numbers = {policy: latest[name, year, policy]["kpis"] for policy in shown}
     labels = {
@@ -169,6 +188,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="data folder with the series of the regions")
     parser.add_argument("--out", type=Path, required=True, help="JSON lines, appended to")
+    parser.add_argument("--forecaster", type=Path, help="Parquet file of `coordinator forecast --table`")
     parser.add_argument("--regions", default=",".join(OFFSETS))
     parser.add_argument("--year", type=int, default=2018)
     parser.add_argument("--every", type=int, default=1, help="of the weeks, take one in so many")
