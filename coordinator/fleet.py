@@ -75,6 +75,9 @@ class Supervisor(Protocol):
     def busy(self) -> bool:
         """More is to come, even if no task is open."""
 
+    def weights(self, sha256: str) -> Weights | None:
+        """For a worker that asks for them; None: not known (any more)."""
+
     def shown(self) -> Shown:
         """What displays and `coordinator status` show."""
 
@@ -132,6 +135,7 @@ def run_tasks(
         on_lease=supervisor.saw if supervisor is not None else lambda what: None,
         on_tick=tick,
         busy=supervisor.busy if supervisor is not None else lambda: False,
+        weights=supervisor.weights if supervisor is not None else lambda sha256: None,
         look=lambda: {} if supervisor is None else {"training": supervisor.shown().line},
     )
     if supervisor is not None:

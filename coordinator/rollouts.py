@@ -36,6 +36,7 @@ from rl.link import Ask, Distrust, FromLearner, Given, Note, Over, Progress, Pub
 
 EXIT_CODES = {"done": 0, "failed": 1, "usage": 2, "storage": 75, "drain": 130}
 MOST_PUT_OUT = 10  # workers: then it is the learner that differs from all of them
+WEIGHTS_KEPT = 16
 REMEMBERED = 64  # leases of a kind whose times are known
 
 
@@ -93,6 +94,7 @@ class Rollouts:
         self._asked: dict[int, Asked] = {}
         self._number_of: dict[str, int] = {}  # task → number
         self._seconds: dict[str, deque[float]] = {}
+        self._weights: dict[str, Weights] = {}
         self._results: Counter[str] = Counter()
         self._issued = self._twice = self._deaths = 0
         self._put_out: set[str] = set()
@@ -135,7 +137,7 @@ class Rollouts:
             data = as_bytes(arrays["data"])
             if len(data) > MAX_WEIGHTS:
                 self._finish(Over("usage", f"weights of {len(data)} bytes do not fit into a message: a smaller width"))
-            self._post(Weights(word.version, word.sha256, data))
+            self._keep(Weights(word.version, word.sha256, data))
         elif isinstance(word, Distrust):
             self._put_out.add(word.worker)
             self._told.append(f"{word.worker} is put out: {word.reason}")
@@ -155,6 +157,19 @@ class Rollouts:
             self._finish(word)
         elif word is None:
             self._died()
+
+    def _keep(self, weights: Weights) -> None:
+        """The newest few, and those that somebody who plays for an open job may still ask for."""
+        self._weights.pop(weights.sha256, None)
+        self._weights[weights.sha256] = weights
+        wanted = {asked.ask.job.get("policy", "") for asked in self._asked.values()}
+        newest = list(self._weights)[-WEIGHTS_KEPT:]
+        self._weights = {name: one for name, one in self._weights.items() if name in newest or name in wanted}
+        self._post(weights)
+
+    def weights(self, sha256: str) -> Weights | None:
+        with self._lock:
+            return self._weights.get(sha256)
 
     def _issue(self, number: int, worker: str = "") -> None:
         asked, self._issued = self._asked[number], self._issued + 1

@@ -70,7 +70,6 @@ TICK_S = 0.2
 HIGH_WATER = 10_000  # messages queued for one worker, either way
 FAREWELL_S = 2.0  # for the workers' goodbyes at the end
 LINGER_MS = 500
-WEIGHTS_KEPT = 16
 PLAYS = "rollout"  # the kind of task whose workers need weights
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -80,8 +79,8 @@ class Server:
 
     `on_done(done)` commits a proof, idempotently, and may return tasks that it opens; StorageError from it ends the run,
     resumable. `on_quarantined(what)`, `on_lease(what)` and `on_tick()`, five times a second, may look on and `post`.
-    `busy()` True: the stage has more to come, so no outcome yet. `look()`: what it adds to snapshots. All run in the thread
-    of `run`.
+    `busy()` True: the stage has more to come, so no outcome yet. `look()`: what it adds to snapshots. `weights(sha256)`: for a
+    worker that asks. All run in the thread of `run`.
     """
 
     def __init__(
@@ -99,18 +98,18 @@ class Server:
         on_tick: Callable[[], None] = lambda: None,
         busy: Callable[[], bool] = lambda: False,
         look: Callable[[], Mapping[str, Any]] = dict,
+        weights: Callable[[str], Weights | None] = lambda sha256: None,
     ) -> None:
         check_bind(bind, curve)
         self._scheduler, self._journal, self._budgets = scheduler, journal, dict(budgets or {})
         self._data_dir = data_dir
         self._on_done, self._on_quarantined, self._on_lease = on_done, on_quarantined, on_lease
-        self._on_tick, self._busy, self._look = on_tick, busy, look
+        self._on_tick, self._busy, self._look, self._weights = on_tick, busy, look, weights
         self._files = FileInbox(data_dir)
         self._inbox: queue.SimpleQueue[Event | Weights] = queue.SimpleQueue()
         self._frames: dict[
             tuple[str, str, int], tuple[bytes, ...]
         ] = {}  # of results in the batch: worker, task, attempt
-        self._weights: dict[str, Weights] = {}
         self.counters = {"messages": 0, "bad": 0, "refused": 0, "undelivered": 0, "commits": 0}
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
@@ -233,11 +232,6 @@ class Server:
         return events
 
     def _publish(self, weights: Weights) -> None:
-        """The newest `WEIGHTS_KEPT` are held for those that ask."""
-        self._weights.pop(weights.sha256, None)
-        self._weights[weights.sha256] = weights
-        while len(self._weights) > WEIGHTS_KEPT:
-            del self._weights[next(iter(self._weights))]
         for name, worker in self._scheduler.workers.items():
             if PLAYS in worker.hello.kinds:
                 self._send(name.encode(), weights)
@@ -284,8 +278,7 @@ class Server:
             self._throttled(message)
             return None
         if isinstance(message, WeightsRequest):
-            held = self._weights.get(message.sha256)
-            self._send(identity, held or Weights(0, message.sha256, b""))
+            self._send(identity, self._weights(message.sha256) or Weights(0, message.sha256, b""))
             return None
         return self._checked(message, tuple(frames[1:])) if isinstance(message, Result) else message
 

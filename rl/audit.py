@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rl.errors import DataError
 from rl.jobs import AnyJob, Arrays, Labels, Player, Rollout
 
-EVERY = 16  # of a worker's results, one is done again; and always the first
+EVERY = 16  # of a worker's results of a kind, one is done again; and always the first
 # Hosts of one kind agree to the last bit. Another kind of processor multiplies matrices in another order, and an episode
 # carries that on; nobody gains anything below this.
 TOLERANCE = 1e-3  # of full power, of a $ per MW of reference peak and hour
@@ -19,21 +19,21 @@ PLAN_TOLERANCE = 1e-5  # relative: what two optimal plans of one day may differ 
 
 
 class Sampler:
-    """Which results are audited. Of each worker the first, then one in each `EVERY`, at a place drawn from its name.
+    """Which results are audited. Of each worker and kind the first, then one in each `EVERY`, at a place drawn from both names.
 
-    So a worker whose results are all wrong is caught by its first, and one that goes wrong later within 2 · EVERY - 1 of them.
+    So a worker whose results of a kind are all wrong is caught by its first, and one that goes wrong later within 2 · EVERY - 1.
     """
 
     def __init__(self, every: int = EVERY) -> None:
         self._every = every
-        self._seen: dict[str, int] = {}
+        self._seen: dict[tuple[str, str], int] = {}
 
-    def pick(self, worker: str) -> bool:
-        """Whether this worker's next result is audited."""
-        count = self._seen.get(worker, 0)
-        self._seen[worker] = count + 1
+    def pick(self, worker: str, kind: str) -> bool:
+        """Whether this worker's next result of this kind is audited."""
+        count = self._seen.get((worker, kind), 0)
+        self._seen[worker, kind] = count + 1
         block, place = divmod(count, self._every)
-        drawn = int.from_bytes(blake2b(f"{worker}/{block}".encode(), digest_size=8).digest(), "big")
+        drawn = int.from_bytes(blake2b(f"{worker}/{kind}/{block}".encode(), digest_size=8).digest(), "big")
         return count == 0 or place == drawn % self._every
 
 

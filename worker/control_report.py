@@ -19,11 +19,12 @@ from rl.kpis import kpis
 from rl.optimum import optimum
 from rl.policy import Mlp
 from rl.region import WEEK
-from rl.score import Trace, gaps, rollout
+from rl.score import Gaps, Trace, gaps, rollout
 from rl.table import Table
 
 REPORT = "report.md"
 SHOWN = ("hour rule", "mpc", "clone", "policy", "mpc perfect")
+GAPS = (("policy", "tab:orange"), ("forecast", "tab:red"), ("horizon", "tab:gray"))
 LABELS = {"mpc": "MPC on the same forecast", "mpc perfect": "MPC, all known", "clone": "clone", "policy": "policy"}
 
 
@@ -58,7 +59,8 @@ class Found:
 def write(found: Found, folder: Path) -> dict[str, dict[str, float]]:
     """Report and pictures; PoP by region and policy."""
     regions = found.table.regions
-    pops = {r: {name: found.pop(name, i) for name in SHOWN} for i, r in enumerate(regions)}
+    names = [name for name in SHOWN if name in found.costs]
+    pops = {r: {name: found.pop(name, i) for name in names} for i, r in enumerate(regions)}
     pictures = {"pop.png": _bars(found, pops), "learning.png": _curve(found)}
     numbers = []
     for i, name in enumerate(regions):
@@ -93,18 +95,26 @@ def _text(found: Found, pops: Mapping[str, Mapping[str, float]], numbers: Sequen
         "| PoP | " + " | ".join(pops) + " | mean |",
         "|---" * (len(pops) + 2) + "|",
     ]
-    for name in SHOWN:
+    for name in next(iter(pops.values())):
         values = [row[name] for row in pops.values()]
         cells = " | ".join(f"{value:.3f}" for value in values)
         lines.append(f"| {LABELS.get(name, name)} | {cells} | {float(np.nanmean(values)):.3f} |")
-    for label, part in (("horizon", "horizon"), ("forecast", "forecast"), ("policy", "policy")):
-        parts = [getattr(gaps(row["mpc perfect"], row["mpc"], row["policy"]), part) for row in pops.values()]
+    split = _gaps(pops)
+    for name in ("horizon", "forecast", "policy") if split else ():
+        parts = [getattr(one, name) for one in split]
         cells = " | ".join(f"{value:.3f}" for value in parts)
-        lines.append(f"| *gap: {label}* | {cells} | {float(np.nanmean(parts)):.3f} |")
+        lines.append(f"| *gap: {name}* | {cells} | {float(np.nanmean(parts)):.3f} |")
     lines += ["", "![PoP](pop.png)", "", "![Learning](learning.png)", ""]
     for name, text in zip(pops, numbers, strict=True):
         lines += [f"## {name}", "", text, "", f"![A week](week-{name}.png)", ""]
     return "\n".join(lines)
+
+
+def _gaps(pops: Mapping[str, Mapping[str, float]]) -> list[Gaps]:
+    """By region; none where the plans that they are measured by were not asked for."""
+    if not all({"mpc", "mpc perfect"} <= set(row) for row in pops.values()):
+        return []
+    return [gaps(row["mpc perfect"], row["mpc"], row["policy"]) for row in pops.values()]
 
 
 def _numbers(found: Found, region: int, idle: Trace, trace: Trace) -> str:
@@ -141,15 +151,15 @@ def _bars(found: Found, pops: Mapping[str, Mapping[str, float]]) -> bytes:
     plt = _pyplot()
     figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
     x = np.arange(len(pops))
-    parts = [gaps(row["mpc perfect"], row["mpc"], row["policy"]) for row in pops.values()]
+    parts = _gaps(pops)
     bottom = np.array([row["policy"] for row in pops.values()])
     axis.bar(x, bottom, 0.55, color="tab:blue", label="policy")
-    for name, color in (("policy", "tab:orange"), ("forecast", "tab:red"), ("horizon", "tab:gray")):
+    for name, color in GAPS if parts else ():
         height = np.array([max(0.0, getattr(part, name)) for part in parts])
         axis.bar(x, height, 0.55, bottom=bottom, color=color, alpha=0.6, label=f"gap: {name}")
         bottom = bottom + height
     for name, mark in (("hour rule", "v"), ("mpc", "s"), ("clone", "o")):
-        values = [row[name] for row in pops.values()]
+        values = [row.get(name, np.nan) for row in pops.values()]
         axis.plot(x, values, mark, color="black", markerfacecolor="white", label=LABELS.get(name, name))
     axis.set(
         xticks=x, xticklabels=list(pops), ylabel="PoP, test year", ylim=(min(0.0, float(axis.get_ylim()[0])), None)

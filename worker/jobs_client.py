@@ -21,7 +21,7 @@ from rl.link import Ask, Distrust, FromLearner, Given, Note, Progress, Publish, 
 from rl.policy import Mlp, from_bytes
 
 REMEMBERED = 512  # results that were used, for the second one of a job that was issued twice
-KEPT = 16  # policies
+KEPT = 16  # policies, and those that an open job names
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,10 @@ class Jobs:
         sha256 = hashlib.sha256(content).hexdigest()
         self._policies.pop(sha256, None)
         self._policies[sha256] = content
-        while len(self._policies) > KEPT:
-            del self._policies[next(iter(self._policies))]
+        if len(self._policies) > KEPT:
+            wanted = {getattr(job, "policy", "") for job in self._open.values()}
+            newest = list(self._policies)[-KEPT:]
+            self._policies = {name: kept for name, kept in self._policies.items() if name in newest or name in wanted}
         self.say(Publish(version, sha256), {"data": np.frombuffer(content, np.uint8)})
         return sha256
 
@@ -94,8 +96,7 @@ class Jobs:
         if isinstance(job, tuple):
             self.say(Ask(number, job[0], job[1], ()))
         else:
-            plain = msgspec.to_builtins(job)
-            self.say(Ask(number, plain["kind"], plain, shapes(job, self._actions)))
+            self.say(Ask(number, kind_of(job), msgspec.to_builtins(job), shapes(job, self._actions)))
 
     def proof(self, kind: str, job: dict[str, Any]) -> dict[str, Any]:
         """The proof of a job that gives no arrays."""
@@ -119,7 +120,7 @@ class Jobs:
             wrong = self._wrong(number, job, arrays)
             if not wrong:
                 break
-            self._shun(given.worker, f"{msgspec.to_builtins(job)['kind']} {number}: {wrong}")
+            self._shun(given.worker, f"{kind_of(job)} {number}: {wrong}")
             self._again(number)
         del self._open[number]
         self._audited.discard(number)
@@ -154,7 +155,8 @@ class Jobs:
             self._second(self._used[given.number], given, arrays)
         elif given.number in self._open and given.number not in self._came:
             self._came[given.number] = given, arrays
-            if not isinstance(self._open[given.number], tuple) and self._sampler.pick(given.worker):
+            job = self._open[given.number]
+            if not isinstance(job, tuple) and self._sampler.pick(given.worker, kind_of(job)):
                 self._audited.add(given.number)
 
     def _second(self, used: Used, given: Given, arrays: dict[str, NDArray]) -> None:
@@ -184,6 +186,10 @@ class Jobs:
     def _again(self, number: int) -> None:
         self._audited.discard(number)
         self._ask(number)
+
+
+def kind_of(job: AnyJob) -> str:
+    return str(type(job).__struct_config__.tag)
 
 
 def digest_of(arrays: Mapping[str, NDArray]) -> str:

@@ -73,7 +73,7 @@ class Training:
         self.jobs = Jobs(sys.stdin.buffer, pipe, len(self.grid.stores) + 1)
         self.jobs.player = self.player = Player(data / "control", self.jobs.policy_of, self.grid)
         self.history: list[Looked] = []
-        self._began, self._steps = time.monotonic(), 0
+        self._rated = "", 0.0, 0  # stage, when it began, steps until then
         self.tables: dict[str, str] = {}
         self.about: dict[str, Any] = {}
 
@@ -120,7 +120,7 @@ class Training:
         )
         parts = []
         for done, number in enumerate(asked):
-            self.jobs.progress("labels", done, len(asked), self._rate())
+            self.jobs.progress("labels", done, len(asked), self._rate("labels"))
             parts += self.jobs.collect([number])
         names = Episodes(self.grid, self.table("train"), 1, 1).names
         labels = Labels(
@@ -177,7 +177,7 @@ class Training:
                 self._looked(looking, scale)
                 looking = self._look(version, algorithm.versions.newest)
             self._save(version, first, algorithm)
-            figures = {**self._rate(), **metrics, "staleness": float(version - algorithm.versions.of(version))}
+            figures = {**self._rate("improve"), **metrics, "staleness": float(version - algorithm.versions.of(version))}
             if self.history:
                 figures |= {"pop": self.history[-1].pop, "best_pop": max(one.pop for one in self.history)}
             self.jobs.progress("improve", version, algorithm.iterations, figures)
@@ -242,15 +242,22 @@ class Training:
     def judged(self, first: Mlp, best: Mlp) -> None:
         """The test year, once: the policies, the baselines, the report, the result."""
         s, named = self.settings, {"clone": first, "policy": best}
-        asked = {name: self._ask_evaluation("test", name, s.plan_chunk) for name in ("mpc", "mpc perfect")}
-        asked["hour rule"] = self._ask_evaluation("test", "hour rule", 1 << 20)
+        asked = {}
+        for name in (one for one in s.baselines.split(",") if one):
+            # The rule is fitted once, in one lease.
+            asked[name] = self._ask_evaluation("test", name, 1 << 20 if name == "hour rule" else s.plan_chunk)
         for name, policy in named.items():
             asked[name] = self._ask_evaluation("test", self.jobs.publish(0, to_bytes(policy)), s.chunk)
         scale = self._scale("test")
         costs: dict[str, NDArray] = {}
-        for done, (name, numbers) in enumerate(asked.items()):
-            self.jobs.progress("test", done, len(asked), self._rate())
-            costs[name] = np.concatenate([r["cost"] for r in self.jobs.collect(numbers)])
+        whole, taken = sum(map(len, asked.values())), 0
+        for name, numbers in asked.items():
+            parts = []
+            for number in numbers:
+                self.jobs.progress("test", taken, whole, self._rate("test"))
+                parts += self.jobs.collect([number])
+                taken += 1
+            costs[name] = np.concatenate([part["cost"] for part in parts])
         atomic_write(self.run / POLICY, to_bytes(best))
         looked = max(self.history, key=lambda one: (one.pop, -one.version))
         found = control_report.Found(
@@ -305,12 +312,12 @@ class Training:
                 path.unlink()
         atomic_write(self.run / STATE, pack(meta, {"clone": clone, **arrays}))
 
-    def _rate(self) -> dict[str, float]:
-        """Environment steps a second since the last call."""
-        now, steps = time.monotonic(), self.jobs.steps
-        rate = (steps - self._steps) / max(now - self._began, 1e-9)
-        self._began, self._steps = now, steps
-        return {"charts/SPS": rate}
+    def _rate(self, stage: str) -> dict[str, float]:
+        """Environment steps a second since the stage's first call."""
+        if self._rated[0] != stage:
+            self._rated = stage, time.monotonic(), self.jobs.steps
+        _, began, steps = self._rated
+        return {"charts/SPS": (self.jobs.steps - steps) / max(time.monotonic() - began, 1e-3)}
 
     def _cut_metrics(self, iteration: int) -> None:
         """Lines of iterations that are done once more go."""

@@ -16,6 +16,7 @@ import rl.clone
 import rl.evolve
 import rl.vtrace
 from ingest.errors import UsageError
+from rl.jobs import BASELINES
 
 ALGORITHMS = ("vtrace", "evolve")
 
@@ -33,6 +34,7 @@ class Settings:
     every: int = 4  # of the weeks of validation and test year, one in so many
     chunk: int = 33  # weeks of an evaluation's lease
     plan_chunk: int = 4  # weeks of a planning baseline's lease: a plan an hour is slow
+    baselines: str = "hour rule,mpc,mpc perfect"  # that the test year compares with; empty: none
     seed: int = 0
     clone: rl.clone.Settings = field(default_factory=rl.clone.Settings)
     vtrace: rl.vtrace.Settings = field(default_factory=rl.vtrace.Settings)
@@ -72,6 +74,8 @@ def _made(kind: type, given: Mapping[str, Any], what: str) -> Any:
         whole = isinstance(value, int) and not isinstance(value, bool)
         if type(value) is not type(default) and not (isinstance(default, float) and whole):
             raise UsageError(f"{what} {name} = {value!r}: expected {type(default).__name__}")
+        if name == "baselines" and not {one for one in value.split(",") if one} <= set(BASELINES):
+            raise UsageError(f"{what} baselines = {value!r}: choose from {', '.join(BASELINES)}")
         if isinstance(value, int | float) and name not in ("staleness", "seed") and value <= 0:
             raise UsageError(f"{what} {name} = {value!r}: must be above 0")
     return made

@@ -1,8 +1,8 @@
 """The tables of a control training, from the series of the data folder: net load, and what is known ahead.
 
 Net load is demand less wind and solar where a respondent has them. What is known ahead is the forecaster's median where a training has
-ended (`worker.forecast`, one file a checkpoint), else the operators' day-ahead forecast, less the wind and solar of two days before;
-then corrected by its own last error (`rl.forecasts.corrected`). The same hours always make the same bytes, named by their sha256.
+ended (`worker.forecast`, one file a checkpoint), else the operators' day-ahead forecast, less the wind and solar of the hour in
+the mean of a week that was known then; then corrected by its own last error (`rl.forecasts.corrected`). The same hours always make the same bytes, named by their sha256.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Array = NDArray[np.float64]
 RENEWABLE = ("NG.WND", "NG.SUN")
 SPLITS = ("train", "validate", "test")
 HISTORY = 168  # hours before the first row, so that a week back is real
-KNOWN = 48  # hours: wind and solar of so long before are known when tomorrow is planned
+KNOWN = range(48, 216, 24)  # hours before: days whose wind and solar are known when tomorrow is planned
 MEDIAN = "q0.5"
 LOOK_S = 0.2
 THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -115,8 +115,10 @@ def _measured(
     if median is not None:
         issued = np.array([median.get(int(hour), np.nan) for hour in hours])
     off = np.sum([parts[variable] for variable in less], axis=0) if less else np.zeros(len(hours))
-    before = np.concatenate([np.full(KNOWN, np.nan) if less else np.zeros(KNOWN), off[:-KNOWN]])
-    return one, (issued - before) / one.peak, bool(less)
+    days = np.stack([np.concatenate([np.full(back, np.nan), off[:-back]]) for back in KNOWN])
+    seen = np.isfinite(days).sum(axis=0)
+    expected = np.divide(np.nansum(days, axis=0), seen, out=np.full(len(hours), np.nan), where=seen > 0)
+    return one, (issued - (expected if less else 0)) / one.peak, bool(less)
 
 
 def _standard_offset(name: str) -> int:
