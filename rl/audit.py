@@ -9,13 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rl.errors import DataError
-from rl.jobs import AnyJob, Arrays, Labels, Player, Rollout
+from rl.jobs import Arrays, Player, Rollout
 
 EVERY = 16  # of a worker's results of a kind, one is done again; and always the first
 # Hosts of one kind agree to the last bit. Another kind of processor multiplies matrices in another order, and an episode
 # carries that on; nobody gains anything below this.
-TOLERANCE = 1e-3  # of full power, of a $ per MW of reference peak and hour
-PLAN_TOLERANCE = 1e-5  # relative: what two optimal plans of one day may differ in cost, as they travel in float32
+TOLERANCE = 1e-3  # of full power; of costs relative, where they are above 1
 
 
 class Sampler:
@@ -55,14 +54,12 @@ def replayed(player: Player, job: Rollout, result: Arrays) -> tuple[NDArray[np.f
     return seen, cost
 
 
-def difference(job: AnyJob, result: Mapping[str, NDArray], again: Mapping[str, NDArray]) -> str:
+def difference(result: Mapping[str, NDArray], again: Mapping[str, NDArray]) -> str:
     """How a result differs from what the same job gave here, or ""."""
     for name, ours in again.items():
         theirs = result[name]
-        # Two plans of the same least cost may differ in what they do; what they saw at their start may not.
-        tolerance = PLAN_TOLERANCE if isinstance(job, Labels) else TOLERANCE
         apart = np.abs(theirs.astype(float) - ours)
-        limit = tolerance * np.maximum(1, np.abs(ours))
+        limit = TOLERANCE * np.maximum(1, np.abs(ours))
         if (wrong := int((~(apart <= limit)).sum())) > 0:
             return f"{name}: {wrong:,} of {ours.size:,} numbers differ, by {float(np.nanmax(apart)):.3g} at most"
     return ""

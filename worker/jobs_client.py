@@ -139,7 +139,7 @@ class Jobs:
                 return str(error)
         if number in self._audited:
             self.audits += 1
-            return difference(job, arrays, self.player.do(job))
+            return difference(arrays, self.player.do(job))
         return ""
 
     def _wait(self, number: int) -> tuple[Given, dict[str, NDArray]]:
@@ -164,7 +164,7 @@ class Jobs:
         if digest_of(arrays) == used.digest or not self._known(used.job):
             return
         self.audits += 1
-        wrong = difference(used.job, arrays, self.player.do(used.job))
+        wrong = difference(arrays, self.player.do(used.job))
         who, what = (given.worker, wrong) if wrong else (used.worker, "a result that was used differs from another's")
         self._shun(who, what)
 
