@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 from numpy.typing import NDArray
 
 from rl.errors import DataError
@@ -40,8 +41,11 @@ class Learner:
             threading.Thread(target=what, name=name, daemon=True).start()
 
     @property
-    def pid(self) -> int:
-        return self._process.pid
+    def stopped(self) -> bool:
+        """Whether it exists, but the system does not run it (SIGSTOP)."""
+        with suppress(psutil.Error):
+            return psutil.Process(self._process.pid).status() == psutil.STATUS_STOPPED
+        return False
 
     def give(self, given: Given, arrays: Mapping[str, NDArray]) -> None:
         self._outbox.put((given, arrays))

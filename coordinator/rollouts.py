@@ -37,6 +37,7 @@ from rl.link import Ask, Distrust, FromLearner, Given, Note, Over, Progress, Pub
 EXIT_CODES = {"done": 0, "failed": 1, "usage": 2, "storage": 75, "drain": 130}
 MOST_PUT_OUT = 10  # workers: then it is the learner that differs from all of them
 WEIGHTS_KEPT = 16
+STOPPED_S = 5.0  # that a learner may be stopped (SIGSTOP) until another takes its place
 REMEMBERED = 64  # leases of a kind whose times are known
 
 
@@ -103,7 +104,7 @@ class Rollouts:
         self._figures: dict[str, float] = {}
         self._players: tuple[PlayerView, ...] = ()
         self._leases = 0
-        self._began = time.monotonic()
+        self._began = self._running = time.monotonic()  # when the learner was last seen to run
         self._post: Callable[[Event | Weights], None]
         self._learner: Learner | None = None
         self.over: Over | None = None
@@ -274,6 +275,13 @@ class Rollouts:
                 asked.tasks[name] = 0.0
                 waiting = True
         self._leases = len(out)
+        assert self._learner is not None
+        if not self._learner.stopped:
+            self._running = now
+        elif now - self._running > STOPPED_S:
+            self._running = now
+            self._told.append("the learner's process is stopped: ended by force")
+            self._learner.end()
         idle = [name for name, worker in players.items() if not worker.held] if not waiting else []
         twice = [number for number, asked in self._asked.items() if asked.twice or asked.given]
         for number, worker in second_issues(out, self._seconds, idle, twice):
@@ -355,7 +363,7 @@ def run(
         )
         display = stack.enter_context(closing(choose_display(as_json=as_json, quiet=quiet)))
         ended = run_tasks(fleet, (), {}, display, rollouts.done, rollouts)
-        over = rollouts.over or Over("drain", ended.outcome.message)
+        over = rollouts.over or Over("drain", ended.outcome.message or "interrupted; start again to resume")
         if ended.outcome.status == "storage":
             over = Over("storage", ended.outcome.message)
         elif over.status == "done":

@@ -66,7 +66,7 @@ class Note(Word, frozen=True):
 
 
 class Over(Word, frozen=True):
-    """The last word. `status`: done | usage | failed."""
+    """The last word. `status`: done | usage | storage | failed."""
 
     status: str
     message: str = ""

@@ -29,7 +29,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ingest.errors import IngestError, UsageError
+from ingest.errors import IngestError, StorageError, UsageError
 from ingest.store import atomic_write
 from rl.clone import Labels, clone
 from rl.env import Episodes
@@ -356,6 +356,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         training.whole()
     except UsageError as error:
         training.jobs.say(Over("usage", str(error)))
+    except StorageError as error:
+        training.jobs.say(Over("storage", str(error)))
     except (IngestError, ControlError) as error:
         training.jobs.say(Over("failed", f"{type(error).__name__}: {error}"))
     else:

@@ -132,10 +132,13 @@ def _medians(job: TableJob, data_dir: Path, cancelled: threading.Event) -> dict[
     """The forecaster's median of every hour, respondent → hour number → MWh. A process of its own makes it, once a checkpoint."""
     path = data_dir / "control" / f"forecasts-{job.checkpoint[:16]}.parquet"
     if not path.exists():
+        part = path.with_name(
+            f"{path.stem}.{os.getpid()}.parquet"
+        )  # a worker that was killed may leave its process behind
         kept = {name: value for name, value in os.environ.items() if name not in THREADS}
         command = [sys.executable, "-m", "worker.forecast", "--data", str(data_dir), "--run", str(data_dir / job.run)]
         with subprocess.Popen(
-            [*command, "--table", str(path)],
+            [*command, "--table", str(part)],
             env={**kept, **blas.rank_environment(kept)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -155,6 +158,7 @@ def _medians(job: TableJob, data_dir: Path, cancelled: threading.Event) -> dict[
             raise IngestError(
                 f"`{' '.join(command)}` ended with exit code {process.returncode}: {said.strip()[-1000:]}"
             )
+        part.replace(path)
     found: dict[str, dict[int, float]] = {}
     with pq.ParquetFile(path) as file:
         columns = file.read(["respondent", "hour", MEDIAN]).to_pydict()
