@@ -49,6 +49,9 @@ def _settings(**flags: Any) -> dict[str, Resolved]:
 def start_(
     extract: Annotated[bool, typer.Option("--extract", help="fetch, prove and build the hourly series")] = False,
     train: Annotated[bool, typer.Option("--train", help="train the forecaster over a ring of the workers")] = False,
+    rollouts: Annotated[
+        bool, typer.Option("--rollouts", help="train the control policy on the workers, and judge it")
+    ] = False,
     update: Annotated[
         bool, typer.Option("--update", help="ask only for what is missing or may still be revised")
     ] = False,
@@ -75,13 +78,17 @@ def start_(
     run: Annotated[str | None, _option("run")] = None,
     ranks: Annotated[str | None, _option("ranks")] = None,
     train_config: Annotated[str | None, _option("train-config")] = None,
+    control_config: Annotated[str | None, _option("control-config")] = None,
 ) -> None:
-    """Run the stages asked for, one after the other, e.g. `coordinator start --extract --train --respondents ERCO`."""
+    """Run the stages asked for, one after the other, e.g. `coordinator start --extract --train --rollouts`."""
     from coordinator import extract as extract_stage
+    from coordinator import rollouts as rollouts_stage
     from coordinator import train as train_stage
 
-    if not (extract or update or train):
-        raise UsageError("start: no stage was named. Try `coordinator start --extract` or `coordinator start --train`.")
+    if not (extract or update or train or rollouts):
+        raise UsageError(
+            "start: no stage was named. Try `coordinator start --extract --train --rollouts`, or one of them."
+        )
     settings = _settings(
         data=data,
         source=source,
@@ -98,9 +105,12 @@ def start_(
         run=run,
         ranks=ranks,
         train_config=train_config,
+        control_config=control_config,
     )
     values = {name: entry.value for name, entry in settings.items()}
-    training = train_stage.options_from(values) if train else None  # before an hour of extraction finds them wrong
+    # Before an hour of extraction finds them wrong.
+    training = train_stage.options_from(values) if train else None
+    control = rollouts_stage.options_from(values) if rollouts else None
     summaries: dict[str, dict[str, Any]] = {}
     if extract or update:
         options = extract_stage.options_from(values, update=update, rebuild=rebuild)
@@ -117,6 +127,10 @@ def start_(
         summaries["train"] = train_stage.run(training, as_json=as_json, quiet=quiet)
         if not as_json:
             print(train_stage.describe_summary(summaries["train"]))
+    if control is not None and not any(summary["exit_code"] for summary in summaries.values()):
+        summaries["rollouts"] = rollouts_stage.run(control, as_json=as_json, quiet=quiet)
+        if not as_json:
+            print(rollouts_stage.describe_summary(summaries["rollouts"]))
     code = max(summary["exit_code"] for summary in summaries.values())
     if as_json:
         print(json.dumps(next(iter(summaries.values())) if len(summaries) == 1 else {**summaries, "exit_code": code}))

@@ -111,6 +111,12 @@ SETTINGS = (
         lambda v: Path(str(v)).expanduser() if str(v) else None,
         "TOML file that worker/train.py reads; empty = its defaults",
     ),
+    Setting(
+        "control-config",
+        "",
+        lambda v: Path(str(v)).expanduser() if str(v) else None,
+        "TOML file that worker/learn_config.py reads; empty = its defaults",
+    ),
     Setting("revise-days", 14, _count, "days that --update asks for again, since operators still revise them"),
 )
 

@@ -32,6 +32,19 @@ class EndTasks(msgspec.Struct, frozen=True):
     grace_s: float
 
 
+class Withdraw(msgspec.Struct, frozen=True):
+    """Nobody waits for these fleeting tasks any more: whoever executes one is told, and they are forgotten."""
+
+    tasks: tuple[str, ...]
+
+
+class PutOut(msgspec.Struct, frozen=True):
+    """This worker's results are not to be trusted: what it holds goes back, and it may not register again."""
+
+    worker: str
+    reason: str
+
+
 class Confirmed(msgspec.Struct, frozen=True):
     task: str
     attempt: int
@@ -75,6 +88,8 @@ Event = (
     | Restart
     | AddTasks
     | EndTasks
+    | Withdraw
+    | PutOut
     | Confirmed
     | WorkerLost
     | Undelivered
@@ -100,6 +115,7 @@ class TaskDone(msgspec.Struct, frozen=True):
     worker: str
     seconds: float
     proof: dict[str, Any]
+    arrays: tuple[bytes, ...] = ()  # the result's frames, as the task asked for them; empty when handed out again
 
 
 class TaskQuarantined(msgspec.Struct, frozen=True):

@@ -18,7 +18,7 @@ from coordinator.events import Event, Outcome, TaskDone, TaskGone, TaskProgress,
 from coordinator.journal import Journal
 from coordinator.local import LocalWorkers
 from coordinator.progress import Display, Shown, shown, view_of
-from coordinator.protocol import data_id
+from coordinator.protocol import Weights, data_id
 from coordinator.scheduler import Limits, Scheduler, TaskSpec
 from coordinator.server import Server
 
@@ -63,8 +63,8 @@ class Ended:
 class Supervisor(Protocol):
     """A stage that goes on deciding while its leases run."""
 
-    def begin(self, scheduler: Scheduler) -> None:
-        """The journal has been replayed; nothing is served yet."""
+    def begin(self, scheduler: Scheduler, post: Callable[[Event | Weights], None]) -> None:
+        """The journal has been replayed; nothing is served yet. `post`: as `Server.post`, from any thread."""
 
     def saw(self, what: TaskProgress | TaskGone) -> None:
         """What a lease said, or its end without a result."""
@@ -74,6 +74,9 @@ class Supervisor(Protocol):
 
     def busy(self) -> bool:
         """More is to come, even if no task is open."""
+
+    def weights(self, sha256: str) -> Weights | None:
+        """For a worker that asks for them; None: not known (any more)."""
 
     def shown(self) -> Shown:
         """What displays and `coordinator status` show."""
@@ -95,8 +98,6 @@ def run_tasks(
     scheduler = Scheduler(data_id(fleet.data_dir), replace(fleet.limits, max_failures=fleet.retries))
     for record in journal.load():
         scheduler.apply(record)
-    if supervisor is not None:
-        supervisor.begin(scheduler)
     began = time.monotonic()
     peak_rss, already_done = 0, None
 
@@ -134,8 +135,11 @@ def run_tasks(
         on_lease=supervisor.saw if supervisor is not None else lambda what: None,
         on_tick=tick,
         busy=supervisor.busy if supervisor is not None else lambda: False,
+        weights=supervisor.weights if supervisor is not None else lambda sha256: None,
         look=lambda: {} if supervisor is None else {"training": supervisor.shown().line},
     )
+    if supervisor is not None:
+        supervisor.begin(scheduler, server.post)
     workers = LocalWorkers(
         fleet.worker_command,
         server.endpoint,

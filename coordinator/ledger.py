@@ -16,6 +16,8 @@ class TaskSpec:
     """One unit of work. `after`: ids of tasks, added before, that must be done first.
 
     `once`: leased once; without a result it is dropped, and its stage, which is told, decides what follows.
+    `fleeting`: not in the journal, and forgotten when it has ended: for work by the thousand that its stage asks for again after a
+    restart, under other ids. `arrays`: (name, dtype, shape) of the raw frames that its result must carry.
     """
 
     id: str
@@ -25,6 +27,8 @@ class TaskSpec:
     local: bool = False  # only a worker that shares the data folder may take it
     worker: str = ""  # only this worker may take it
     once: bool = False
+    fleeting: bool = False
+    arrays: tuple[tuple[str, str, tuple[int, ...]], ...] = ()
 
 
 class Task(msgspec.Struct):
@@ -90,7 +94,7 @@ class Committed(Record, frozen=True):
 
 
 class Dropped(Record, frozen=True):
-    """Open, but not in the new plan, or withdrawn by its stage before it was leased."""
+    """Open, but not in the new plan, or withdrawn by its stage."""
 
 
 AnyRecord = Added | Leased | Returned | Failed | Done | Committed | Dropped
@@ -105,6 +109,7 @@ class Ledger:
             ("pending", "leased", "done", "quarantined", "blocked", "dropped"), 0
         )
         self.uncommitted = 0  # done, but not yet confirmed by the stage
+        self._kept = 0  # tasks that are not fleeting: their order is that of the journal
         self.ripe: list[Task] = []  # became runnable since the scheduler last looked
         self._dependents: dict[str, list[str]] = {}
 
@@ -114,6 +119,12 @@ class Ledger:
             self._apply_added(record)
             return
         task = self.tasks[record.task]
+        self._change(task, record)
+        if task.spec.fleeting and (task.state == "dropped" or task.confirmed):
+            self.counts[task.state] -= 1
+            del self.tasks[record.task]
+
+    def _change(self, task: Task, record: Leased | Returned | Failed | Done | Committed | Dropped) -> None:
         if isinstance(record, Leased):
             if task.state != "pending" or record.attempt != task.attempt + 1:
                 raise ValueError(f"{record.task}: lease {record.attempt} can't follow {task.state} {task.attempt}")
@@ -144,8 +155,11 @@ class Ledger:
 
     def _apply_added(self, record: Added) -> None:
         spec, known = record.spec, self.tasks.get(record.task)
-        task = Task(spec, order=len(self.tasks)) if known is None else known
+        if spec.fleeting and spec.after:
+            raise ValueError(f"{spec.id} is fleeting: it can't wait for others")
+        task = Task(spec, order=self._kept) if known is None else known
         if known is None:
+            self._kept += not spec.fleeting
             self.tasks[spec.id] = task
             self.counts["pending"] += 1
         else:

@@ -1,12 +1,13 @@
 """The messages between coordinator and workers: types, frames, bounds. Imports nothing of ours.
 
 A message on the wire is one msgpack frame, a map with the type's name under "t", bounded at `MAX_MESSAGE`; `FileChunk` has a
-second, raw frame bounded at `MAX_CHUNK`. Every message is validated by type before anyone sees it; what does not
+second, raw frame bounded at `MAX_CHUNK`, and `Result` one for each array that it describes. Every message is validated by type before anyone sees it; what does not
 validate is `BadMessage`, counted and dropped. No pickle. A worker's ROUTER identity is the `worker` field of its messages.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 from collections.abc import Iterator
@@ -16,21 +17,28 @@ from typing import Annotated, Any, Literal
 import msgpack
 import msgspec
 
-VERSION = 2
+VERSION = 3
 MAX_MESSAGE = 4 << 20  # bytes: a shard's proof with thousands of pages and gaps stays under 2 MiB
 MAX_CHUNK = 1 << 20  # bytes: the raw frame of a FileChunk
+MAX_ARRAYS = 64  # of a result
+MAX_ARRAY = MAX_MESSAGE  # bytes: the raw frame of an array
+MAX_DIMENSIONS = 8
+ITEM_BYTES = {"float32": 4, "float64": 8}  # dtypes that an array may have
+MAX_WEIGHTS = MAX_MESSAGE - 1024  # bytes of a policy's weights, which travel in one frame
 MAX_NAME = 256  # characters of an id, a path, a kind
 MAX_FILE = 1 << 30  # bytes of one file on its way to the coordinator
 MAX_PERMITS = 64  # permits in one request
 MAX_CAPACITY = 1024  # leases a worker may hold
 MAX_PAUSE = 86_400.0  # seconds
 MAX_RANKS = 1024  # of a ring
+MAX_REASON = 2_000  # characters
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
 Text = Annotated[str, msgspec.Meta(max_length=16_384)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 Attempt = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=MAX_PAUSE)]
+Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 Phase = Literal["start", "step", "validate", "checkpoint", "end"]  # of a training: what a rank is at
 
 
@@ -71,14 +79,23 @@ class Heartbeat(Message, frozen=True):
     rss: Count = 0  # bytes
 
 
+class Array(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a raw frame holds, in C order and little endian; `refused_frames` says whether it does."""
+
+    name: Name
+    dtype: Name
+    shape: Annotated[tuple[Count, ...], msgspec.Meta(max_length=MAX_DIMENSIONS)]
+
+
 class Result(Message, frozen=True):
-    """A lease done: its proof."""
+    """A lease done: its proof, and as many raw frames as it describes arrays."""
 
     worker: Name
     task: Name
     attempt: Attempt
     proof: dict[str, Any]
     seconds: float
+    arrays: Annotated[tuple[Array, ...], msgspec.Meta(max_length=MAX_ARRAYS)] = ()
 
 
 class Failure(Message, frozen=True):
@@ -135,7 +152,14 @@ class FileChunk(Message, frozen=True):
     path: Name
     offset: Count
     size: Annotated[int, msgspec.Meta(ge=0, le=MAX_FILE)]  # of the whole file
-    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]  # of the whole file
+    sha256: Sha256  # of the whole file
+
+
+class WeightsRequest(Message, frozen=True):
+    """Ask for weights that were made before this worker came, or missed."""
+
+    worker: Name
+    sha256: Sha256
 
 
 class Goodbye(Message, frozen=True):
@@ -197,6 +221,14 @@ class PermitsVoid(Message, frozen=True):
     bucket: str
 
 
+class Weights(Message, frozen=True):
+    """A policy, in one frame: to every worker that plays when it is made, and to whoever asks. No data: it is not known (any more)."""
+
+    version: Count
+    sha256: Sha256  # of `data`
+    data: Annotated[bytes, msgspec.Meta(max_length=MAX_WEIGHTS)]
+
+
 class Cancel(Message, frozen=True):
     """Stop executing this attempt; no answer is expected."""
 
@@ -232,10 +264,32 @@ class Status(Message, frozen=True):
     snapshot: dict[str, Any]
 
 
-FromWorker = Hello | Heartbeat | Progress | Result | Failure | PermitRequest | ThrottleReport | FileChunk | Goodbye
+FromWorker = (
+    Hello
+    | Heartbeat
+    | Progress
+    | Result
+    | Failure
+    | PermitRequest
+    | ThrottleReport
+    | FileChunk
+    | WeightsRequest
+    | Goodbye
+)
 ToCoordinator = FromWorker | StatusRequest
 ToWorker = (
-    Welcome | RegisterAgain | HeartbeatAck | Lease | Ack | PermitGrant | PermitsVoid | Cancel | End | Stop | Status
+    Welcome
+    | RegisterAgain
+    | HeartbeatAck
+    | Lease
+    | Ack
+    | PermitGrant
+    | PermitsVoid
+    | Weights
+    | Cancel
+    | End
+    | Stop
+    | Status
 )
 
 
@@ -272,10 +326,32 @@ def decode(frame: bytes, kind: Any) -> Any:
     if len(frame) > MAX_MESSAGE:
         raise BadMessage(f"frame of {len(frame)} bytes is over the limit of {MAX_MESSAGE}")
     try:
-        plain = msgpack.unpackb(frame, raw=False, strict_map_key=True, max_bin_len=0, max_ext_len=0)
+        longest = MAX_WEIGHTS if kind is ToWorker else 0  # only the coordinator sends bytes inside a message
+        plain = msgpack.unpackb(frame, raw=False, strict_map_key=True, max_bin_len=longest, max_ext_len=0)
         return msgspec.convert(plain, type=kind)
     except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException) as error:
         raise BadMessage(str(error) or type(error).__name__) from error
+
+
+def refused_frames(
+    described: tuple[Array, ...], sizes: tuple[int, ...], wanted: tuple[tuple[str, str, tuple[int, ...]], ...]
+) -> str:
+    """Why arrays are not those that a task wants, each as (name, dtype, shape) in this order; "" where they are.
+
+    `sizes`: bytes of the raw frames.
+    """
+    if len(sizes) != len(described):
+        return f"{len(sizes)} frames for {len(described)} arrays"
+    for array, size in zip(described, sizes, strict=True):
+        if array.dtype not in ITEM_BYTES:
+            return f"array {array.name} is {array.dtype}: there are {', '.join(ITEM_BYTES)}"
+        whole = math.prod(array.shape) * ITEM_BYTES[array.dtype]
+        if size != whole or size > MAX_ARRAY:
+            return (
+                f"array {array.name} of {array.shape} {array.dtype} has {size} bytes, not {whole} (at most {MAX_ARRAY})"
+            )
+    found = tuple((array.name, array.dtype, array.shape) for array in described)
+    return "" if found == wanted else f"arrays {found} in place of {wanted}"[:MAX_REASON]
 
 
 def files_in(proof: Any) -> Iterator[tuple[str, int, str]]:

@@ -23,6 +23,7 @@ from coordinator.events import (
     Event,
     Halt,
     Outcome,
+    PutOut,
     Restart,
     Send,
     StopNow,
@@ -32,6 +33,7 @@ from coordinator.events import (
     TaskQuarantined,
     Tick,
     Undelivered,
+    Withdraw,
     WorkerLost,
 )
 from coordinator.ledger import (
@@ -87,6 +89,7 @@ class Scheduler:
         self._last_tick: float | None = None
         self._halt: Halt | None = None
         self._stopped = False
+        self._put_out: dict[str, str] = {}  # worker → why it may not come back
 
     @property
     def tasks(self) -> dict[str, Task]:
@@ -136,8 +139,10 @@ class Scheduler:
         )
 
     def _record(self, record: AnyRecord, decision: Decision) -> None:
+        spec = record.spec if isinstance(record, Added) else self.tasks[record.task].spec
         self.ledger.apply(record)
-        decision.records.append(record)
+        if not spec.fleeting:
+            decision.records.append(record)
 
     def _enqueue(self, task: Task, now: float) -> None:
         name = task.spec.id
@@ -192,8 +197,8 @@ class Scheduler:
         return self.tasks[name]
 
     def _runnable(self, name: str) -> bool:
-        task = self.tasks[name]
-        return task.state == "pending" and not task.unmet
+        task = self.tasks.get(name)
+        return task is not None and task.state == "pending" and not task.unmet
 
     def _line_up(self, name: str, worker: WorkerState) -> None:
         if not worker.waiting and worker.reachable and len(worker.held) < worker.hello.capacity:
@@ -251,6 +256,9 @@ class Scheduler:
             reason = f"worker speaks protocol {event.protocol}, coordinator {protocol.VERSION}: install the same version on both"
             decision.actions.append(Send(event.worker, Stop(drain=False, reason=reason)))
             return
+        if event.worker in self._put_out:
+            decision.actions.append(Send(event.worker, Stop(drain=False, reason=self._put_out[event.worker])))
+            return
         if event.worker in self.workers:  # it starts afresh and holds nothing
             self._give_back(self._forget(event.worker), "hello", decision)
         shares = event.data_id == self.data_id
@@ -291,6 +299,24 @@ class Scheduler:
             elif task.state in ("pending", "blocked"):
                 self._record(Dropped(name), decision)
                 decision.actions.append(TaskGone(name, "Returned", "withdrawn"))
+
+    def _on_withdraw(self, event: Withdraw, now: float, decision: Decision) -> None:
+        for name in event.tasks:
+            task = self.tasks.get(name)
+            if task is None or not task.spec.fleeting or task.state == "done":
+                continue
+            worker = self.workers.get(task.worker) if task.state == "leased" else None
+            if worker is not None and worker.held.pop(name, None) is not None:
+                decision.actions.append(Send(task.worker, Cancel(name, task.attempt)))
+                self._line_up(task.worker, worker)
+            self._not_before.pop(name, None)
+            self._record(Dropped(name), decision)
+
+    def _on_put_out(self, event: PutOut, now: float, decision: Decision) -> None:
+        self._put_out[event.worker] = event.reason
+        if event.worker in self.workers:
+            self._give_back(self._forget(event.worker), "put out", decision)
+        decision.actions.append(Send(event.worker, Stop(drain=False, reason=event.reason)))
 
     def _ended(self, event: Result | Failure, now: float, decision: Decision) -> Task | None:
         """The task whose live lease this answer ends; None, and a refusal, for a stale or duplicate one."""
@@ -345,7 +371,7 @@ class Scheduler:
         if event.whole:
             listed = {spec.id for spec in event.tasks}
             for name, task in self.tasks.items():
-                if task.state in ("pending", "blocked", "quarantined") and name not in listed:
+                if task.state in ("pending", "blocked", "quarantined") and not (task.spec.fleeting or name in listed):
                     self._record(Dropped(name), decision)
 
     def _on_confirmed(self, event: Confirmed, now: float, decision: Decision) -> None:
@@ -388,14 +414,15 @@ class Scheduler:
         while self._delayed and self._delayed[0][0] <= now:
             name = heapq.heappop(self._delayed)[2]
             self._queued.discard(name)
-            self._enqueue(self.tasks[name], now)
+            if name in self.tasks:
+                self._enqueue(self.tasks[name], now)
 
     def _expire(self, name: str, attempt: int, now: float, decision: Decision) -> None:
         """A lease's entry in the heap came due: it has ended, was renewed since, or lapses now because nobody executes it."""
-        task = self.tasks[name]
-        worker = self.workers.get(task.worker)
+        task = self.tasks.get(name)
+        worker = self.workers.get(task.worker) if task is not None else None
         lease = worker.held.get(name) if worker is not None else None
-        if worker is None or lease is None or lease.attempt != attempt:
+        if task is None or worker is None or lease is None or lease.attempt != attempt:
             return
         if lease.deadline > now:
             heapq.heappush(self._deadlines, (lease.deadline, name, attempt))
@@ -461,6 +488,8 @@ _HANDLERS: dict[type, Any] = {
     Restart: Scheduler._on_restart,
     AddTasks: Scheduler._on_add,
     EndTasks: Scheduler._on_end,
+    Withdraw: Scheduler._on_withdraw,
+    PutOut: Scheduler._on_put_out,
     Confirmed: Scheduler._on_confirmed,
     WorkerLost: Scheduler._on_worker_lost,
     Undelivered: Scheduler._on_undelivered,

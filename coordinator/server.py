@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import numpy as np
 import zmq
 
 from coordinator import protocol
@@ -55,6 +57,8 @@ from coordinator.protocol import (
     StatusRequest,
     Stop,
     ThrottleReport,
+    Weights,
+    WeightsRequest,
 )
 from coordinator.scheduler import Scheduler, TaskSpec
 from ingest.errors import StorageError
@@ -66,6 +70,7 @@ TICK_S = 0.2
 HIGH_WATER = 10_000  # messages queued for one worker, either way
 FAREWELL_S = 2.0  # for the workers' goodbyes at the end
 LINGER_MS = 500
+PLAYS = "rollout"  # the kind of task whose workers need weights
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -74,8 +79,8 @@ class Server:
 
     `on_done(done)` commits a proof, idempotently, and may return tasks that it opens; StorageError from it ends the run,
     resumable. `on_quarantined(what)`, `on_lease(what)` and `on_tick()`, five times a second, may look on and `post`.
-    `busy()` True: the stage has more to come, so no outcome yet. `look()`: what it adds to snapshots. All run in the thread
-    of `run`.
+    `busy()` True: the stage has more to come, so no outcome yet. `look()`: what it adds to snapshots. `weights(sha256)`: for a
+    worker that asks. All run in the thread of `run`.
     """
 
     def __init__(
@@ -93,15 +98,19 @@ class Server:
         on_tick: Callable[[], None] = lambda: None,
         busy: Callable[[], bool] = lambda: False,
         look: Callable[[], Mapping[str, Any]] = dict,
+        weights: Callable[[str], Weights | None] = lambda sha256: None,
     ) -> None:
         check_bind(bind, curve)
         self._scheduler, self._journal, self._budgets = scheduler, journal, dict(budgets or {})
         self._data_dir = data_dir
         self._on_done, self._on_quarantined, self._on_lease = on_done, on_quarantined, on_lease
-        self._on_tick, self._busy, self._look = on_tick, busy, look
+        self._on_tick, self._busy, self._look, self._weights = on_tick, busy, look, weights
         self._files = FileInbox(data_dir)
-        self._inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self.counters = {"messages": 0, "bad": 0, "undelivered": 0, "commits": 0}
+        self._inbox: queue.SimpleQueue[Event | Weights] = queue.SimpleQueue()
+        self._frames: dict[
+            tuple[str, str, int], tuple[bytes, ...]
+        ] = {}  # of results in the batch: worker, task, attempt
+        self.counters = {"messages": 0, "bad": 0, "refused": 0, "undelivered": 0, "commits": 0}
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
@@ -121,8 +130,8 @@ class Server:
 
     # -- from any thread, and from signal handlers -------------------------------------------------------------------
 
-    def post(self, event: Event) -> None:
-        """Have the loop decide `event`."""
+    def post(self, event: Event | Weights) -> None:
+        """Have the loop decide `event`; weights are sent to every worker that plays, before what is posted after them."""
         self._inbox.put(event)
         with contextlib.suppress(OSError):  # full: the loop wakes anyway; closed: it has ended
             self._wake_write.send(b"\0")
@@ -191,6 +200,7 @@ class Server:
         following: list[Event] = []
         for decision in decisions:
             self._act(decision, following)
+        self._frames.clear()
         return following
 
     def _act(self, decision: Decision, following: list[Event]) -> None:
@@ -199,7 +209,8 @@ class Server:
                 if not self._send(action.worker.encode(), action.message) and isinstance(action.message, Lease):
                     following.append(Undelivered(action.worker, action.message.task, action.message.attempt))
             elif isinstance(action, TaskDone):
-                if opened := tuple(self._on_done(action) or ()):
+                frames = self._frames.get((action.worker, action.task.id, action.attempt), ())
+                if opened := tuple(self._on_done(msgspec.structs.replace(action, arrays=frames)) or ()):
                     following.append(AddTasks(opened))
                 following.append(Confirmed(action.task.id, action.attempt))
             elif isinstance(action, TaskQuarantined):
@@ -210,11 +221,20 @@ class Server:
     def _posted(self) -> list[Event]:
         with contextlib.suppress(BlockingIOError):
             self._wake_read.recv(65_536)
-        events = []
+        events: list[Event] = []
         with contextlib.suppress(queue.Empty):
             while True:
-                events.append(self._inbox.get_nowait())
+                posted = self._inbox.get_nowait()
+                if isinstance(posted, Weights):
+                    self._publish(posted)
+                else:
+                    events.append(posted)
         return events
+
+    def _publish(self, weights: Weights) -> None:
+        for name, worker in self._scheduler.workers.items():
+            if PLAYS in worker.hello.kinds:
+                self._send(name.encode(), weights)
 
     def _received(self) -> list[Event]:
         """Events of all waiting messages, up to a bound; those that need no decision are answered here."""
@@ -237,7 +257,7 @@ class Server:
         return events
 
     def _event_of(self, identity: bytes, frames: list[bytes]) -> Event | None:
-        if not 1 <= len(frames) <= 2:
+        if not 1 <= len(frames) <= 1 + protocol.MAX_ARRAYS:
             raise BadMessage(f"{len(frames)} frames")
         message = protocol.decode(frames[0], protocol.ToCoordinator)
         if isinstance(message, StatusRequest):
@@ -245,7 +265,7 @@ class Server:
             return None
         if message.worker.encode() != identity:
             raise BadMessage(f"says it is {message.worker!r}")
-        if (len(frames) == 2) != isinstance(message, FileChunk):
+        if not isinstance(message, Result) and len(frames) != 1 + isinstance(message, FileChunk):
             raise BadMessage(f"{type(message).__name__} with {len(frames)} frames")
         if isinstance(message, FileChunk):
             return self._take_chunk(message, frames[1])
@@ -257,9 +277,24 @@ class Server:
         if isinstance(message, ThrottleReport):
             self._throttled(message)
             return None
-        if isinstance(message, Result) and (missing := missing_files(self._data_dir, message.proof)):
-            return Failure(message.worker, message.task, message.attempt, "FilesMissing", missing)
-        return message
+        if isinstance(message, WeightsRequest):
+            self._send(identity, self._weights(message.sha256) or Weights(0, message.sha256, b""))
+            return None
+        return self._checked(message, tuple(frames[1:])) if isinstance(message, Result) else message
+
+    def _checked(self, result: Result, frames: tuple[bytes, ...]) -> Event:
+        """A result, or the failure that it is: files that are not there, arrays that its task does not want."""
+        if missing := missing_files(self._data_dir, result.proof):
+            return Failure(result.worker, result.task, result.attempt, "FilesMissing", missing)
+        task = self._scheduler.tasks.get(result.task)
+        if task is not None and (result.arrays or frames or task.spec.arrays):
+            sizes = tuple(map(len, frames))
+            reason = protocol.refused_frames(result.arrays, sizes, task.spec.arrays) or _not_finite(result, frames)
+            if reason:
+                self.counters["refused"] += 1
+                return Failure(result.worker, result.task, result.attempt, "BadArrays", reason)
+            self._frames[result.worker, result.task, result.attempt] = frames
+        return result
 
     def _take_chunk(self, chunk: FileChunk, data: bytes) -> Event | None:
         worker = self._scheduler.workers.get(chunk.worker)
@@ -331,3 +366,11 @@ class Server:
             "elapsed_s": now - self._began,
             "quarantined": [[task.spec.id, task.error, task.message] for task in self._scheduler.quarantined()],
         }
+
+
+def _not_finite(result: Result, frames: tuple[bytes, ...]) -> str:
+    """The first array that holds what is no number, or ""."""
+    for array, frame in zip(result.arrays, frames, strict=True):
+        if not np.isfinite(np.frombuffer(frame, array.dtype)).all():
+            return f"array {array.name} has numbers that are not finite"
+    return ""

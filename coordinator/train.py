@@ -7,7 +7,7 @@ configuration and series ends the stage at once; otherwise the ranks go on from 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from coordinator.fleet import Fleet, fleet_on, run_tasks
 from coordinator.lock import FolderLock
 from coordinator.pace import Patience
 from coordinator.progress import Shown, choose_display
-from coordinator.protocol import PortProof
+from coordinator.protocol import PortProof, Weights
 from coordinator.ring import Look, Past, PortFound, RankDone, Verdict
 from coordinator.rounds import Rounds, Told
 from coordinator.run_folder import Metrics
@@ -81,7 +81,7 @@ class Training:
         self.metrics = Metrics(options.run / run_folder.METRICS)
         self.rounds: Rounds
 
-    def begin(self, scheduler: Scheduler) -> None:
+    def begin(self, scheduler: Scheduler, post: Callable[[Event | Weights], None]) -> None:
         """Rounds are numbered on from those in the journal, so that no lease of an old one is taken for one of ours."""
         numbers = [int(name.split("/")[1]) for name in scheduler.tasks if name.startswith("train/")]
         config = run_folder.CONFIG if self._options.config else ""
@@ -120,6 +120,9 @@ class Training:
 
     def busy(self) -> bool:
         return self.rounds.verdict is None
+
+    def weights(self, sha256: str) -> Weights | None:
+        return None
 
     def shown(self) -> Shown:
         self.metrics.look()

@@ -85,27 +85,41 @@ def start(
     return Mlp(tuple(names), mean, scale, layers)
 
 
-def save(policy: Mlp, path: Path) -> None:
-    """A .npz without pickle: format, names, normalisation, layers; written aside, then renamed."""
+def to_bytes(policy: Mlp) -> bytes:
+    """A .npz without pickle: format, names, normalisation, layers. Equal policies have equal bytes."""
     arrays: dict[str, NDArray] = {"format": np.array(FORMAT), "names": np.array(policy.names)}
     arrays |= {"mean": policy.mean, "scale": policy.scale}
     for i, (weight, bias) in enumerate(policy.layers):
         arrays |= {f"weight.{i}": weight, f"bias.{i}": bias}
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def from_bytes(content: bytes, what: str = "weights") -> Mlp:
+    """The policy of `to_bytes`. DataError, naming `what`, for anything else."""
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            if int(file["format"]) != FORMAT:
+                raise DataError(f"{what}: format {int(file['format'])}, this program reads {FORMAT}")
+            count = sum(name.startswith("weight.") for name in file.files)
+            layers = tuple((file[f"weight.{i}"], file[f"bias.{i}"]) for i in range(count))
+            return Mlp(tuple(file["names"].tolist()), file["mean"], file["scale"], layers)
+    except (OSError, EOFError, ValueError, KeyError, IndexError, TypeError, zipfile.BadZipFile) as error:
+        raise DataError(f"{what}: not a policy's checkpoint ({error})") from error
+
+
+def save(policy: Mlp, path: Path) -> None:
+    """`to_bytes` as a file; written aside, then renamed."""
     aside = path.with_suffix(".tmp")
-    aside.write_bytes(buffer.getvalue())
+    aside.write_bytes(to_bytes(policy))
     aside.replace(path)
 
 
 def load(path: Path) -> Mlp:
     """The policy of a checkpoint. DataError for a file that is none."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if int(file["format"]) != FORMAT:
-                raise DataError(f"{path}: format {int(file['format'])}, this program reads {FORMAT}")
-            count = sum(name.startswith("weight.") for name in file.files)
-            layers = tuple((file[f"weight.{i}"], file[f"bias.{i}"]) for i in range(count))
-            return Mlp(tuple(file["names"].tolist()), file["mean"], file["scale"], layers)
-    except (OSError, EOFError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+        content = path.read_bytes()
+    except OSError as error:
         raise DataError(f"{path}: not a policy's checkpoint ({error})") from error
+    return from_bytes(content, str(path))

@@ -5,32 +5,51 @@ drawn beforehand. One JSON line a contender. gymnasium's own CartPoleVectorEnv s
 names an interpreter that has it and --schema one of its data sets: it wants numpy < 2, which this project does not, so no
 dependency group can hold it (`uv venv --python 3.11 PEER && uv pip install --python PEER citylearn`). What cannot run is
 recorded with its reason.
+
+`python scripts/bench_rollouts.py --fleet [--out FILE]`: a policy of 64 hidden units in the environment, in two processes on a core each
+without network, then as leases of two workers over ZeroMQ, in turn; both cores should be free for it.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 import gymnasium
+import msgspec
 import numpy as np
 
+from coordinator import protocol
+from coordinator.events import TaskDone
+from coordinator.journal import Journal
+from coordinator.local import LocalWorkers
+from coordinator.protocol import Weights
+from coordinator.scheduler import Scheduler, TaskSpec
+from coordinator.server import Server
+from rl import table_file
 from rl.env import Episodes
 from rl.grid import Grid
 from rl.gym import synthetic_table
+from rl.jobs import Player, Rollout, shapes
+from rl.policy import from_bytes, normalisation, start, to_bytes
 
 HOURS = 168
 ROUND = 2  # episodes of HOURS steps in a round
 DRAWN = 64  # sets of actions, used in turn
 PEER_SECONDS = 120
+FLEET_EPISODES = 1_024  # of a rollout's lease: 172,032 steps, 3.4 MB of actions and costs
+FLEET_SECONDS = 6.0  # of a round
+WORKERS, AHEAD = 2, 4  # leases each worker holds: one played, the others on their way
 
 
 def environment(count: int) -> Callable[[], int]:
@@ -102,13 +121,126 @@ def citylearn(python: str | None, schema: str | None) -> dict[str, object]:
     return json.loads(ended.stdout.splitlines()[-1])
 
 
+def fleet_folder(folder: Path) -> tuple[str, str]:
+    """A control folder with the synthetic table, and a policy beside it: the sha256 of both."""
+    data = synthetic_table()
+    sha256, content = table_file.to_bytes(data)
+    path = table_file.path_of(folder / "control", sha256)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    episodes = Episodes(Grid(), data, 256, HOURS)
+    mean, scale = normalisation(episodes.reset(np.random.default_rng(0).choice(data.starts(HOURS), 256)))
+    policy = to_bytes(start(episodes.names, mean, scale, episodes.actions, 64, np.random.default_rng(0)))
+    (folder / "policy.npz").write_bytes(policy)
+    return sha256, hashlib.sha256(policy).hexdigest()
+
+
+def rollout_job(table: str, policy: str, seed: int) -> Rollout:
+    return Rollout(table, policy, seed, FLEET_EPISODES, HOURS, (0.1,) * 4)
+
+
+def alone(folder: Path, table: str, policy: str, core: int) -> None:
+    """One process of the loop without network: prints steps and seconds."""
+    if sys.platform == "linux":
+        os.sched_setaffinity(0, {core})
+    actor = from_bytes((folder / "policy.npz").read_bytes())
+    player = Player(folder / "control", lambda sha256: actor)
+    player.do(rollout_job(table, policy, 0))
+    began, steps = time.perf_counter(), 0
+    while (seconds := time.perf_counter() - began) < FLEET_SECONDS:
+        player.do(rollout_job(table, policy, steps + 1))
+        steps += HOURS * FLEET_EPISODES
+    print(json.dumps([steps, seconds]))
+
+
+def without_network(folder: Path, table: str, policy: str) -> float:
+    """Steps a second of two processes, a core each."""
+    cores = sorted(os.sched_getaffinity(0))[:WORKERS] if sys.platform == "linux" else range(WORKERS)
+    environ = {**os.environ, **dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"), "1")}
+    command = [sys.executable, __file__, "--alone", str(folder), table, policy]
+    running = [
+        subprocess.Popen([*command, str(core)], stdout=subprocess.PIPE, text=True, env=environ) for core in cores
+    ]
+    return sum(steps / seconds for steps, seconds in (json.loads(one.communicate()[0]) for one in running))
+
+
+def over_zeromq(folder: Path, table: str, policy: str) -> float:
+    """Steps a second of two workers whose results come back through leases."""
+    scheduler = Scheduler(protocol.data_id(folder))
+    journal = Journal(folder / f"journal-{time.monotonic_ns()}.sqlite")
+    content = (folder / "policy.npz").read_bytes()
+    weights = Weights(0, policy, content)
+    issued, times = 0, []
+
+    def more() -> TaskSpec:
+        nonlocal issued
+        issued += 1
+        job = rollout_job(table, policy, issued)
+        plain = {"kind": "rollout", **msgspec.structs.asdict(job)}
+        arrays = shapes(job, 4)
+        return TaskSpec(f"control/{issued:08d}", "rollout", plain, local=True, fleeting=True, arrays=arrays)
+
+    def done(what: TaskDone) -> list[TaskSpec]:
+        assert len(what.arrays) == 2
+        times.append(time.perf_counter())
+        if times[-1] - times[0] > FLEET_SECONDS:
+            server.stop_now()
+        return [more()]
+
+    server = Server(
+        scheduler, journal, data_dir=folder, on_done=done, weights=lambda sha256: weights, busy=lambda: True
+    )
+    command = (sys.executable, "-m", "worker")
+    workers = LocalWorkers(command, server.endpoint, folder, WORKERS, 1, 60.0)
+    server.add_tasks([more() for _ in range(WORKERS * (AHEAD + 1))])
+    workers.start()
+    try:
+        server.run()
+    finally:
+        workers.stop()
+        journal.close()
+    # From the first result on: both workers have started, or will in a moment.
+    return (len(times) - 1) * HOURS * FLEET_EPISODES / (times[-1] - times[0])
+
+
+def fleet(rounds: int) -> list[dict[str, object]]:
+    """The lines of `--fleet`: the best round of each, in turn."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        table, policy = fleet_folder(folder)
+        found: dict[str, list[float]] = {"without network": [], "over ZeroMQ": []}
+        for _ in range(rounds):
+            found["without network"].append(without_network(folder, table, policy))
+            found["over ZeroMQ"].append(over_zeromq(folder, table, policy))
+    share = max(found["over ZeroMQ"]) / max(found["without network"])
+    machine = {"cpu": _cpu(), "python": platform.python_version(), "numpy": version("numpy"), "cores": WORKERS}
+    return [
+        {
+            "what": f"policy of 64 units, 2 processes, {what}",
+            "environments": FLEET_EPISODES,
+            "steps_per_s": max(rates),
+            "rounds": rates,
+            **({"share": share} if what == "over ZeroMQ" else {}),
+            **machine,
+        }
+        for what, rates in found.items()
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="JSON lines, appended to; stdout has them in any case")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--peer-python", help="interpreter of a virtual environment that has CityLearn")
     parser.add_argument("--schema", help="schema.json of a CityLearn data set on this machine")
+    parser.add_argument(
+        "--fleet", action="store_true", help="only the lines with the policy, without network and over ZeroMQ"
+    )
     args = parser.parse_args()
+    if args.fleet:
+        write(fleet(args.rounds), args.out)
+        return
+    one_core()
     cartpole = f"gymnasium {gymnasium.__version__} CartPole-v1"
     contenders: dict[tuple[str, int], Callable[[], int]] = {
         **{("environment", n): environment(n) for n in (1, 64, 256, 1024, 4096)},
@@ -125,10 +257,15 @@ def main() -> None:
     machine = {"cpu": _cpu(), "python": platform.python_version(), "numpy": version("numpy"), "cores": 1}
     lines = [{"what": what, "environments": n, "steps_per_s": best[what, n], **machine} for what, n in contenders]
     lines.append({"what": "CityLearn", "environments": 1, **citylearn(args.peer_python, args.schema), "cpu": _cpu()})
+    write(lines, args.out)
+
+
+def write(lines: list[dict[str, object]], out: Path | None) -> None:
+    """To stdout, and appended to `out`."""
     for line in lines:
         print(json.dumps(line))
-    if args.out:
-        with args.out.open("a") as file:
+    if out:
+        with out.open("a") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
 
 
@@ -140,8 +277,14 @@ def _cpu() -> str:
     return next((line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name")), "")
 
 
-if __name__ == "__main__":
-    # One core, as the name says, where the system lets a process choose.
+def one_core() -> None:
+    """Where the system lets a process choose."""
     if sys.platform == "linux" and len(os.sched_getaffinity(0)) > 1:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    main()
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--alone"]:
+        alone(Path(sys.argv[2]), sys.argv[3], sys.argv[4], int(sys.argv[5]))
+    else:
+        main()

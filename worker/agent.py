@@ -15,7 +15,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib.metadata import version
@@ -49,10 +49,11 @@ from coordinator.protocol import (
 from ingest.fetch import Cancelled
 from ingest.http import make_session
 from worker.execute import HANDLERS, Handler, failure_of
-from worker.job import Job, LeaseContext
+from worker.job import Arrays, Job, LeaseContext
 from worker.parent import EXIT_LOST, die_with_parent
 from worker.permits import Permits
 from worker.transfer import send_file
+from worker.weights import WeightStore
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +103,7 @@ class Agent:
         self._session = make_session(connections)
         self._process = psutil.Process()
         self._permits = Permits(lambda bucket, count: self._say(PermitRequest(self.name, bucket, count)))
+        self._weights = WeightStore(lambda sha256: self._say(protocol.WeightsRequest(self.name, sha256)))
         self._rows = self._requests = 0
         self._counting = threading.Lock()
         self._outbox: queue.SimpleQueue[tuple[protocol.Message, list[bytes]]] = queue.SimpleQueue()
@@ -209,6 +211,8 @@ class Agent:
             self._permits.granted(message.bucket, message.delays)
         elif isinstance(message, PermitsVoid):
             self._permits.void(message.bucket)
+        elif isinstance(message, protocol.Weights):
+            self._weights.came(message)
         elif isinstance(message, Welcome):
             self._drop_all()  # to say Hello is to hold nothing
             self._welcome, self._next_word = message, time.monotonic() + message.heartbeat_s
@@ -303,8 +307,8 @@ class Agent:
             with suppress(OSError):  # closed: the loop has ended
                 self._wake_write.send(b"\0")
 
-    def _say(self, message: protocol.Message, data: bytes | None = None) -> None:
-        self._outbox.put((message, [protocol.encode(message)] if data is None else [protocol.encode(message), data]))
+    def _say(self, message: protocol.Message, frames: Iterable[bytes] = ()) -> None:
+        self._outbox.put((message, [protocol.encode(message), *frames]))
         self._wake()
 
     def _count(self, rows: int, requests: int) -> None:
@@ -321,12 +325,12 @@ class Agent:
             if answer is None:
                 continue
             try:
-                self._say(answer)
+                self._say(*answer)
             except Exception as error:  # a proof that is too large, or no plain data
                 self._say(failure_of(error, self.name, job.lease, self._api_key))
 
-    def _execute(self, job: Job) -> protocol.Message | None:
-        """Run a lease to its answer; None when it was taken back."""
+    def _execute(self, job: Job) -> tuple[protocol.Message, list[bytes]] | None:
+        """Run a lease to its answer, a message and raw frames; None when it was taken back."""
         lease, began = job.lease, time.monotonic()
         if job.cancelled.is_set():
             return None
@@ -345,18 +349,27 @@ class Agent:
             unheard_s=lambda: time.monotonic() - self._heard,
             ending=job.ending,
             report=lambda *word: self._say(Progress(self.name, lease.task, lease.attempt, *word)),
+            weights=lambda sha256: self._weights.take(sha256, job.cancelled),
         )
         try:
-            proof = self._handlers[lease.kind](lease.job, context)
+            answer = self._handlers[lease.kind](lease.job, context)
+            if isinstance(answer, Arrays):
+                return self._with_arrays(lease, answer, time.monotonic() - began)
             if not job.share_files:
-                self._send_files(job, proof)
+                self._send_files(job, answer)
         except Cancelled:
             if job.cancelled.is_set():
                 return None
-            return protocol.Failure(self.name, lease.task, lease.attempt, "Cancelled", "gave itself up", blame=False)
+            gave_up = protocol.Failure(self.name, lease.task, lease.attempt, "Cancelled", "gave itself up", blame=False)
+            return gave_up, []
         except Exception as error:
-            return failure_of(error, self.name, lease, self._api_key)
-        return Result(self.name, lease.task, lease.attempt, proof, time.monotonic() - began)
+            return failure_of(error, self.name, lease, self._api_key), []
+        return Result(self.name, lease.task, lease.attempt, answer, time.monotonic() - began), []
+
+    def _with_arrays(self, lease: Lease, answer: Arrays, seconds: float) -> tuple[protocol.Message, list[bytes]]:
+        described = tuple(protocol.Array(name, str(x.dtype), x.shape) for name, x in answer.arrays.items())
+        frames = [x.tobytes() for x in answer.arrays.values()]
+        return Result(self.name, lease.task, lease.attempt, {}, seconds, described), frames
 
     def _report_throttle(self, bucket: str, kind: str, retry_after: float | None) -> None:
         if bucket:
@@ -371,7 +384,7 @@ class Agent:
                 lambda offset, path=path, size=size, sha256=sha256: FileChunk(  # type: ignore[misc]
                     self.name, task, attempt, path, offset, size, sha256
                 ),
-                self._say,
+                lambda chunk, data: self._say(chunk, [data]),
                 job.acks.answer,
             )
 

@@ -14,10 +14,12 @@ from ingest import series
 from ingest.errors import AuthenticationError, IngestError, StorageError, UsageError
 from ingest.fetch import fetch_shard
 from ingest.shards import BuildJob, FetchJob
-from worker.job import LeaseContext
+from worker.job import Arrays, LeaseContext
+from worker.play import Play
 from worker.ranks import Ranks
 
-Handler = Callable[[dict[str, Any], LeaseContext], dict[str, Any]]  # (job, what the worker lends) → proof
+# (job, what the worker lends) → proof, or arrays and no proof
+Handler = Callable[[dict[str, Any], LeaseContext], dict[str, Any] | Arrays]
 MAX_TEXT = 4_000  # characters of an error's message
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -41,11 +43,14 @@ def noop(job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
 
 
 _ranks = Ranks()
+_play = Play()
 HANDLERS: Mapping[str, Handler] = {
     "fetch": fetch,
     "build": build,
     "port": _ranks.port,
     "train": _ranks.train,
+    "table": _play.table,
+    **dict.fromkeys(("labels", "rollout", "evaluate", "evolve"), _play.do),
     "noop": noop,
 }
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from coordinator.protocol import Lease, Phase
 from ingest.fetch import FetchContext
@@ -28,6 +29,13 @@ class Ending:
         return None if self._until is None else max(0.0, self._until - time.monotonic())
 
 
+@dataclass(frozen=True)
+class Arrays:
+    """A result that is arrays alone."""
+
+    arrays: Mapping[str, Any]  # numpy, float32 or float64; in the order that the task asks for
+
+
 @dataclass
 class LeaseContext(FetchContext):
     """What a worker lends to a lease, beyond what a fetch needs."""
@@ -37,6 +45,7 @@ class LeaseContext(FetchContext):
     unheard_s: Callable[[], float]  # seconds since the coordinator's last word
     ending: Ending
     report: Callable[[int, Phase, int, int, bool], None]  # a Progress: (step, phase, beats, saved, stopped)
+    weights: Callable[[str], bytes]  # of a sha256, from the coordinator. Cancelled when the lease was taken back
 
 
 class Job:

@@ -12,15 +12,20 @@ import threading
 EXIT_LOST = 75
 
 
-def die_with_parent(leash_s: float | None = None) -> None:
-    """End this process, at once and however it is busy, when its parent ends: on end of file on stdin, which the parent holds
-    open; on Linux by the kernel as well. With a leash also when nothing has come on stdin for so many seconds."""
+def end_by_kernel() -> None:
+    """Have Linux end this process when its parent ends; elsewhere nothing."""
     if sys.platform == "linux":
         PR_SET_PDEATHSIG = 1
         parent = os.getppid()
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:
             os._exit(EXIT_LOST)
+
+
+def die_with_parent(leash_s: float | None = None) -> None:
+    """End this process, at once and however it is busy, when its parent ends: on end of file on stdin, which the parent holds
+    open; on Linux by the kernel as well. With a leash also when nothing has come on stdin for so many seconds."""
+    end_by_kernel()
 
     def watch() -> None:
         while select.select([0], [], [], leash_s)[0] and os.read(0, 4096):

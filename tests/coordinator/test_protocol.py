@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import msgpack
@@ -134,3 +135,68 @@ def test_an_address_of_a_ring(address: str) -> None:
 def test_no_address_of_a_ring(address: str) -> None:
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert({"address": address, "blas": "x"}, protocol.PortProof)
+
+
+WANTED = (("actions", "float32", (48, 4, 2)), ("cost", "float32", (48, 2)))
+GOOD_ARRAYS = tuple(protocol.Array(*one) for one in WANTED)
+GOOD_SIZES = (48 * 4 * 2 * 4, 48 * 2 * 4)
+
+
+def test_frames_that_a_task_wants_are_taken() -> None:
+    assert protocol.refused_frames(GOOD_ARRAYS, GOOD_SIZES, WANTED) == ""
+    assert protocol.refused_frames((), (), ()) == ""
+
+
+@pytest.mark.parametrize(
+    ("arrays", "sizes", "why"),
+    [
+        (GOOD_ARRAYS, GOOD_SIZES[:1], "1 frames for 2 arrays"),
+        (GOOD_ARRAYS[:1], GOOD_SIZES[:1], "in place of"),
+        ((), (), "in place of"),
+        (GOOD_ARRAYS[::-1], GOOD_SIZES[::-1], "in place of"),
+        ((protocol.Array("actions", "object", (48, 4, 2)), GOOD_ARRAYS[1]), GOOD_SIZES, "is object"),
+        ((protocol.Array("actions", "float64", (48, 4, 2)), GOOD_ARRAYS[1]), GOOD_SIZES, "not 3072"),
+        ((protocol.Array("actions", "float32", (48, 8, 1)), GOOD_ARRAYS[1]), GOOD_SIZES, "in place of"),
+        (GOOD_ARRAYS, (GOOD_SIZES[0] - 4, GOOD_SIZES[1]), "not 1536"),
+        ((protocol.Array("x", "float32", (1 << 40, 1 << 40)),), (protocol.MAX_ARRAY,), "not"),
+        ((protocol.Array("x", "float32", (1 << 20, 2)),), (1 << 23,), "at most"),
+    ],
+)
+def test_frames_of_another_dtype_shape_or_size_are_refused(
+    arrays: tuple[protocol.Array, ...], sizes: tuple[int, ...], why: str
+) -> None:
+    assert why in protocol.refused_frames(arrays, sizes, WANTED)
+
+
+@given(
+    st.lists(
+        st.builds(
+            protocol.Array,
+            NAMES,
+            st.sampled_from(["float32", "float64", "int64", "O"]),
+            st.lists(st.integers(0, 2**62), max_size=8).map(tuple),
+        ),
+        max_size=4,
+    ),
+    st.lists(st.integers(0, 1 << 24), max_size=4),
+)
+def test_only_what_is_wanted_is_ever_taken(arrays: list[protocol.Array], sizes: list[int]) -> None:
+    wanted = tuple((one.name, one.dtype, one.shape) for one in arrays)
+    taken = protocol.refused_frames(tuple(arrays), tuple(sizes), wanted) == ""
+    exact = len(arrays) == len(sizes) and all(
+        one.dtype in protocol.ITEM_BYTES
+        and math.prod(one.shape) * protocol.ITEM_BYTES[one.dtype] == size <= protocol.MAX_ARRAY
+        for one, size in zip(arrays, sizes, strict=False)
+    )
+    assert taken == exact
+    if arrays:
+        assert protocol.refused_frames(tuple(arrays), tuple(sizes), ()) != ""
+
+
+def test_weights_travel_in_one_frame_and_only_from_the_coordinator() -> None:
+    weights = protocol.Weights(3, "a" * 64, bytes(range(256)) * 4)
+    assert decode(encode(weights), protocol.ToWorker) == weights
+    with pytest.raises(BadMessage):
+        decode(encode(weights), protocol.ToCoordinator)
+    with pytest.raises(BadMessage):
+        encode(protocol.Weights(3, "a" * 64, bytes(protocol.MAX_MESSAGE)))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgpack
+import numpy as np
 import pytest
 import zmq
 from zmq.utils.monitor import recv_monitor_message
@@ -18,7 +19,7 @@ from zmq.utils.monitor import recv_monitor_message
 from coordinator import curve, protocol
 from coordinator.budget import Budget
 from coordinator.curve import Curve
-from coordinator.events import Outcome, TaskDone
+from coordinator.events import Outcome, PutOut, TaskDone
 from coordinator.journal import Journal
 from coordinator.protocol import (
     Ack,
@@ -37,6 +38,8 @@ from coordinator.protocol import (
     StatusRequest,
     Stop,
     ThrottleReport,
+    Weights,
+    WeightsRequest,
     Welcome,
 )
 from coordinator.scheduler import Limits, Scheduler, TaskSpec
@@ -80,7 +83,8 @@ class Peer:
         raise AssertionError(f"{self.name} waited in vain for {kind.__name__}")
 
     def hello(self, data_id: str = "elsewhere", **more: Any) -> Welcome:
-        self.say(Hello(self.name, "h", more.get("pid", 1), ("noop",), more.get("capacity", 4), data_id, "0", "3"))
+        kinds = more.get("kinds", ("noop",))
+        self.say(Hello(self.name, "h", more.get("pid", 1), kinds, more.get("capacity", 4), data_id, "0", "3"))
         return self.hear(Welcome)
 
     def finish(self, lease: Lease, proof: dict[str, Any] | None = None) -> Ack:
@@ -103,6 +107,7 @@ class Running:
     key: Curve | None = None
     on_done: Callable[[TaskDone], None] = lambda done: None
     budgets: dict[str, Budget] = field(default_factory=dict)
+    weights: Callable[[str], Weights | None] = lambda sha256: None
     peers: list[Peer] = field(default_factory=list)
     outcome: Outcome | None = None
 
@@ -112,7 +117,13 @@ class Running:
         for record in self.journal.load():
             self.scheduler.apply(record)
         self.server = Server(
-            self.scheduler, self.journal, self.budgets, data_dir=self.data_dir, curve=self.key, on_done=self.on_done
+            self.scheduler,
+            self.journal,
+            self.budgets,
+            data_dir=self.data_dir,
+            curve=self.key,
+            on_done=self.on_done,
+            weights=self.weights,
         )
         self.server.add_tasks(TaskSpec(name, "noop", {}) for name in self.tasks)
         self.thread = threading.Thread(target=self.run)
@@ -226,6 +237,79 @@ def test_permits_come_with_delays_and_a_throttle_voids_them_for_everyone(serve: 
     assert one.hear(PermitsVoid).bucket == two.hear(PermitsVoid).bucket == "source"
     one.say(PermitRequest("w1", "source", 1))
     assert one.hear(PermitGrant).delays[0] > 25.0
+
+
+def test_arrays_are_refused_unless_they_are_what_the_task_wants_and_blamed_on_who_sent_them(
+    serve: Callable[..., Running],
+) -> None:
+    done: list[TaskDone] = []
+    running = serve(on_done=done.append)
+    spec = TaskSpec("control/1", "noop", {}, fleeting=True, arrays=(("cost", "float32", (2, 3)),))
+    running.server.add_tasks([spec])
+    peer = running.peer()
+    peer.hello(capacity=1)
+    assert peer.finish(peer.hear(Lease)).accepted
+    good = np.arange(6, dtype="<f4").tobytes()
+    not_finite = np.full(6, np.nan, "<f4").tobytes()
+    cost = protocol.Array("cost", "float32", (2, 3))
+    for arrays, frames in (
+        ((protocol.Array("cost", "|O", (2, 3)),), (good,)),
+        ((protocol.Array("cost", "float32", (3, 2)),), (good,)),
+        ((cost,), (good[:-1],)),
+        ((cost,), (good, good)),
+        ((), ()),
+        ((cost,), (not_finite,)),
+    ):
+        lease = peer.hear(Lease)
+        assert lease.task == "control/1"
+        peer.say(Result("w1", lease.task, lease.attempt, {}, 0.1, arrays), *frames)
+        peer.hear(Ack)
+        running.scheduler.tasks["control/1"].failures = 0  # it would be quarantined before all were tried
+        peer.say(Heartbeat("w1", ()))
+    assert running.server.counters["refused"] == 6
+    lease = peer.hear(Lease)
+    assert running.scheduler.tasks["control/1"].error == "BadArrays"
+    peer.say(Result("w1", lease.task, lease.attempt, {}, 0.1, (cost,)), good)
+    assert peer.hear(Ack).accepted
+    assert running.end().status == "done"
+    assert [(one.task.id, one.arrays) for one in done] == [("a", ()), ("control/1", (good,))]
+    assert "control/1" not in running.scheduler.tasks
+    assert not any("control/1" in str(record) for record in running.journal.load())
+
+
+def test_weights_go_to_those_that_play_and_to_those_that_ask(serve: Callable[..., Running]) -> None:
+    weights = Weights(7, hashlib.sha256(b"w").hexdigest(), b"w")
+    running = serve(weights={weights.sha256: weights}.get)
+    player, other = running.peer("w1"), running.peer("w2")
+    player.hello(kinds=("rollout", "noop"))
+    other.hello()
+    running.server.post(weights)
+    assert player.hear(Weights) == weights
+    other.say(WeightsRequest("w2", weights.sha256))
+    assert other.hear(Weights) == weights
+    other.say(WeightsRequest("w2", "0" * 64))
+    assert other.hear(Weights).data == b""
+    other.say(Heartbeat("w2", ()))
+    other.hear(HeartbeatAck)
+    assert not [kept for kept in other.kept if isinstance(kept, Weights)]  # it does not play: no broadcast for it
+
+
+def test_who_was_put_out_is_stopped_and_may_not_come_back(serve: Callable[..., Running]) -> None:
+    running = serve()
+    peer, honest = running.peer("w1"), running.peer("w2")
+    peer.hello()
+    lease = peer.hear(Lease)
+    running.server.post(PutOut("w1", "its results are wrong"))
+    assert peer.hear(Stop).reason == "its results are wrong"
+    peer.say(Result("w1", lease.task, lease.attempt, {}, 0.1))
+    assert not peer.hear(Ack).accepted
+    peer.say(Hello("w1", "h", 1, ("noop",), 4, "elsewhere", "0", "3"))
+    assert not peer.hear(Stop).drain
+    honest.hello()
+    again = honest.hear(Lease)
+    assert (again.task, again.attempt) == (lease.task, lease.attempt + 1)
+    assert honest.finish(again).accepted
+    assert running.end().status == "done"
 
 
 BODY = b"page " * 1000

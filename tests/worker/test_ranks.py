@@ -49,6 +49,7 @@ class Bench:
             unheard_s=lambda: self.unheard,
             ending=Ending(),
             report=lambda *word: self.reports.append(word),
+            weights=lambda sha256: b"",
         )
 
     def run(self, *addresses: str, rank: int = 0) -> dict[str, Any]:

@@ -1,0 +1,73 @@
+"""What a control training left in its folder, as the coordinator reads it: what is proved, and for which request."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from coordinator import run_folder
+from coordinator.files import file_sha256
+from ingest.errors import ProofError
+from ingest.store import atomic_write
+
+RESULT, PROVED = "result.json", "proved.json"
+
+
+class Result(msgspec.Struct, frozen=True):
+    """What a training proved, by its own word. More fields may stand in the file."""
+
+    algorithm: str
+    version: int
+    validation_pop: float
+    test_pop: dict[str, dict[str, float | None]]  # region → policy → PoP
+    policy: str  # its file, relative to the folder
+    sha256: str  # of that file
+    report: str
+    known: str
+
+
+def forecaster(run: Path) -> str:
+    """sha256 of the weights of a forecaster's training that has ended; "" where there is none."""
+    try:
+        return run_folder.read_result(run).sha256
+    except ProofError:
+        return ""
+
+
+def asked(data_dir: Path, config: bytes, weights: str) -> str:
+    """Digest of a request: configuration, series in the data folder, forecaster."""
+    return run_folder.asked(data_dir, config + b"\0" + weights.encode())
+
+
+def read_result(run: Path) -> Result:
+    """The result, with its policy proved. ProofError says what is wrong with it."""
+    path = run / RESULT
+    try:
+        result = msgspec.json.decode(path.read_bytes(), type=Result)
+        found = file_sha256(run / result.policy)
+    except msgspec.MsgspecError as error:
+        raise ProofError(f"{path}: {error}") from error
+    except OSError as error:
+        raise ProofError(f"{error.filename}: {error.strerror}") from error
+    if found != result.sha256:
+        raise ProofError(f"{run / result.policy} is not the file that {path} names: its sha256 differs")
+    return result
+
+
+def accept(run: Path, request: str) -> Result:
+    """Remember that the result answers this request. ProofError unless it is whole."""
+    result = read_result(run)
+    proved = run_folder.Proved(request, file_sha256(run / RESULT))
+    atomic_write(run / PROVED, msgspec.json.encode(proved))
+    return result
+
+
+def accepted(run: Path, request: str) -> Result | None:
+    """The result that was accepted for this request and is still whole; None where there is something to do."""
+    try:
+        proved = msgspec.json.decode((run / PROVED).read_bytes(), type=run_folder.Proved)
+        whole = proved == run_folder.Proved(request, file_sha256(run / RESULT))
+        return read_result(run) if whole else None
+    except (FileNotFoundError, msgspec.MsgspecError, ProofError):
+        return None

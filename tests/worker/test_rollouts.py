@@ -1,0 +1,143 @@
+"""A control training under faults: real coordinators, workers and learners, real signals; its weights are those of an undisturbed run.
+
+Of the runs compared each has its own processes, number of workers and faults; the weights of every version that was looked at and
+every figure of every iteration must agree to the last bit.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rl.audit import EVERY
+from tests.waiting import until
+from tests.worker import control_data
+from tests.worker.supervised import Supervised
+
+PROCESS = Path(__file__).with_name("rollout_process.py")
+SHORT, LONG = 30, 1_000  # iterations
+FAULTS = ("worker kill", "worker stop", "coordinator kill", "coordinator stop", "learner kill")
+
+pytestmark = pytest.mark.skipif(not hasattr(psutil.Process, "children"), reason="needs process lists")
+
+
+class Played(Supervised):
+    """A training in a copy of `data`."""
+
+    def __init__(self, folder: Path, data: Path, workers: int = 2, iterations: int = SHORT, **env: str) -> None:
+        folder.mkdir()
+        shutil.copytree(data, folder / "data")
+        toml = control_data.config(folder / "control.toml", iterations)
+        command = [sys.executable, str(PROCESS), str(folder / "data"), str(workers), str(toml)]
+        super().__init__(folder, command, "worker.learn", {**os.environ, **env})
+        self.run = folder / "data" / "control"
+
+    def version(self) -> int:
+        path = self.run / "metrics.jsonl"
+        return path.read_text().count("\n") if path.exists() else 0
+
+    def learned(self) -> dict[str, bytes]:
+        """All that must not depend on who played, and when."""
+        files = [*sorted((self.run / "versions").iterdir()), self.run / "metrics.jsonl", self.run / "policy.npz"]
+        return {path.name: path.read_bytes() for path in files}
+
+    def check_end(self) -> dict:
+        code, summary = self.end()
+        assert (code, summary.get("status")) == (0, "done"), self.log.read_text()
+        return summary
+
+
+def fault(training: Played, kind: str, draw: random.Random) -> None:
+    """One fault at a random moment; returns when the training has gone on from it."""
+    whom, _, how = kind.partition(" ")
+    goal = training.version() + draw.randint(1, 4)
+    until(lambda: training.version() >= goal or training.process.poll() is not None, f"version {goal}")
+    assert training.process.poll() is None, f"over at version {training.version()}: {training.log.read_text()}"
+    family = {"worker": training.workers, "learner": training.ranks}
+    victims = until(family[whom], "somebody to fail") if whom in family else [psutil.Process(training.process.pid)]
+    victim = draw.choice(victims)
+    victim.send_signal(signal.SIGKILL if how == "kill" else signal.SIGSTOP)
+    if whom == "coordinator" and how == "kill":
+        training.process.communicate()
+        training.gone()
+        training.start()
+    elif whom == "coordinator":
+        victim.send_signal(signal.SIGCONT)
+    first = training.version()
+    until(lambda: training.version() > first or training.process.poll() is not None, f"a version after {kind}")
+    if how == "stop":
+        with suppress(psutil.NoSuchProcess):
+            victim.send_signal(signal.SIGCONT)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return control_data.make(tmp_path_factory.mktemp("series") / "data")
+
+
+@pytest.fixture
+def played(tmp_path: Path, data: Path) -> Iterator[Callable[..., Played]]:
+    made: list[Played] = []
+
+    def make(name: str, workers: int = 2, iterations: int = SHORT, **env: str) -> Played:
+        made.append(Played(tmp_path / name, data, workers, iterations, **env))
+        made[-1].start()
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.kill_all()
+
+
+def test_faults_lies_and_the_number_of_workers_change_no_bit(played: Callable[..., Played]) -> None:
+    undisturbed = played("undisturbed", workers=2)
+    undisturbed.check_end()
+    expected = undisturbed.learned()
+    assert undisturbed.version() == SHORT and "0.npz" in expected and f"{SHORT}.npz" in expected
+    # All results of one of three workers are wrong: its first is audited, so none of them is used.
+    lied_to = played("lied to", workers=3, LIES_FROM="1")
+    summary = lied_to.check_end()
+    assert len(summary["put_out"]) == 1 and "numbers differ" in lied_to.log.read_text()
+    assert lied_to.learned() == expected
+    faulty, draw = played("faulty", workers=1), random.Random(3)
+    for kind in ("worker kill", "coordinator kill", "worker stop", "learner kill"):
+        fault(faulty, kind, draw)
+    faulty.check_end()
+    assert faulty.learned() == expected
+
+
+@pytest.mark.long
+def test_a_worker_that_goes_wrong_later_is_put_out_within_the_stated_number_of_its_results(
+    played: Callable[..., Played],
+) -> None:
+    # Two workers share 360 rollouts; the liar's part is above 4 + 2 · EVERY - 1.
+    lied_to = played("late", workers=2, iterations=120, LIES_FROM="5")
+    summary = lied_to.check_end()
+    (worker,) = summary["put_out"]
+    until(lambda: "is put out" in lied_to.log.read_text(), "the line that names it")
+    assert f"{worker} is put out: rollout" in lied_to.log.read_text()
+    assert EVERY == 16
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1_200)
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_twenty_faults_change_no_bit(played: Callable[..., Played], workers: int) -> None:
+    undisturbed = played("undisturbed", workers=2, iterations=LONG)
+    undisturbed.check_end()
+    faulty, draw = played("faulty", workers=workers, iterations=LONG), random.Random(workers)
+    kinds = [draw.choice(FAULTS) for _ in range(20)]
+    for kind in kinds:
+        fault(faulty, kind, draw)
+    faulty.check_end()
+    print(*kinds, sep=", ")
+    assert faulty.learned() == undisturbed.learned()

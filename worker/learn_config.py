@@ -1,0 +1,81 @@
+"""What a control training can be told, from a TOML file: `coordinator start --rollouts --control-config FILE`.
+
+Top-level keys are `Settings`' own; the tables [clone], [vtrace] and [evolve] have those of `rl.clone.Settings`, `rl.vtrace.Settings` and
+`rl.evolve.Settings`. Each has a default.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import rl.clone
+import rl.evolve
+import rl.vtrace
+from ingest.errors import UsageError
+from rl.jobs import BASELINES
+
+ALGORITHMS = ("vtrace", "evolve")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A whole training: labels, cloning, improvement, judgement."""
+
+    algorithm: str = "vtrace"  # that improves on the clone
+    horizon: int = 36  # hours of forecast that the policy sees
+    label_jobs: int = 48
+    label_plans: int = 50  # linear programs a job
+    label_hours: int = 72  # of a plan
+    evaluate_every: int = 10  # iterations between looks at the validation year
+    every: int = 4  # of the weeks of validation and test year, one in so many
+    chunk: int = 33  # weeks of an evaluation's lease
+    plan_chunk: int = 4  # weeks of a planning baseline's lease: a plan an hour is slow
+    baselines: str = "hour rule,mpc,mpc perfect"  # that the test year compares with; empty: none
+    seed: int = 0
+    clone: rl.clone.Settings = field(default_factory=rl.clone.Settings)
+    vtrace: rl.vtrace.Settings = field(default_factory=rl.vtrace.Settings)
+    evolve: rl.evolve.Settings = field(default_factory=rl.evolve.Settings)
+
+
+TABLES = {"clone": rl.clone.Settings, "vtrace": rl.vtrace.Settings, "evolve": rl.evolve.Settings}
+
+
+def read(path: Path | None) -> Settings:
+    """The file's settings over the defaults. UsageError for what is no TOML, an unknown key, a wrong type or algorithm."""
+    if path is None:
+        return Settings()
+    try:
+        given = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"control-config {path}: {error}") from error
+    parts: dict[str, Any] = {}
+    for name, kind in TABLES.items():
+        own = given.pop(name, {})
+        if not isinstance(own, dict):
+            raise UsageError(f"control-config {path}: {name} is a table, [{name}]")
+        parts[name] = _made(kind, own, f"control-config {path}: [{name}]")
+    settings = _made(Settings, given | parts, f"control-config {path}:")
+    if settings.algorithm not in ALGORITHMS:
+        raise UsageError(f"control-config {path}: algorithm {settings.algorithm!r}: choose {' or '.join(ALGORITHMS)}")
+    return settings
+
+
+def _made(kind: type, given: Mapping[str, Any], what: str) -> Any:
+    known = {f.name: f for f in fields(kind)}
+    if unknown := sorted(set(given) - set(known)):
+        raise UsageError(f"{what} unknown key {unknown[0]!r}; there are {', '.join(known)}")
+    made = kind(**given)
+    for name, value in given.items():
+        default = getattr(kind(), name)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if type(value) is not type(default) and not (isinstance(default, float) and whole):
+            raise UsageError(f"{what} {name} = {value!r}: expected {type(default).__name__}")
+        if name == "baselines" and not {one for one in value.split(",") if one} <= set(BASELINES):
+            raise UsageError(f"{what} baselines = {value!r}: choose from {', '.join(BASELINES)}")
+        if isinstance(value, int | float) and name not in ("staleness", "seed") and value <= 0:
+            raise UsageError(f"{what} {name} = {value!r}: must be above 0")
+    return made
