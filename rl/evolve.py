@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from rl.adam import Adam
 from rl.env import Episodes
 from rl.jobs import Arrays, Evolve
-from rl.policy import Mlp
+from rl.policy import Mlp, flat, shaped
 from rl.versions import Versions
 
 Array = NDArray[np.float32]
@@ -34,21 +35,6 @@ class Settings:
     sigma: float = 0.02  # standard deviation of a perturbation
     learning_rate: float = 0.01
     seed: int = 0
-
-
-def flat(policy: Mlp) -> Array:
-    """All weights in one row."""
-    return np.concatenate([array.ravel() for layer in policy.layers for array in layer])
-
-
-def shaped(policy: Mlp, weights: Array) -> Mlp:
-    """`policy` with these weights, a row as of `flat`."""
-    layers, at = [], 0
-    for weight, bias in policy.layers:
-        ends = at + weight.size, at + weight.size + bias.size
-        layers.append((weights[at : ends[0]].reshape(weight.shape), weights[ends[0] : ends[1]]))
-        at = ends[1]
-    return Mlp(policy.names, policy.mean, policy.scale, tuple(layers))
 
 
 def perturbation(seed: int, size: int) -> Array:
@@ -85,7 +71,7 @@ class Evolution:
         self.settings, self.staleness, self.iterations = settings, settings.staleness, settings.iterations
         self._table = table
         self.versions = Versions(policy, settings.staleness)
-        self._mean, self._square = (np.zeros(flat(policy).size, np.float32) for _ in range(2))  # Adam's moments
+        self._adam = Adam.fresh(flat(policy).size)
 
     def jobs(self, iteration: int) -> list[Evolve]:
         """What iteration `iteration` plays."""
@@ -94,6 +80,10 @@ class Evolution:
         first, *seeds = (int(seed >> np.uint64(1)) for seed in drawn)
         parts = (tuple(seeds[at : at + s.pairs]) for at in range(0, len(seeds), s.pairs))
         return [Evolve(self._table, sha256, first, part, s.sigma, s.episodes, s.hours) for part in parts]
+
+    def contents(self) -> list[bytes]:
+        """What the jobs name."""
+        return self.versions.contents()
 
     def learn(self, iteration: int, jobs: Sequence[Evolve], results: Sequence[Arrays]) -> dict[str, float]:
         """One step of Adam against the ranks of what the perturbations cost."""
@@ -105,11 +95,7 @@ class Evolution:
         for seed, place in zip((seed for job in jobs for seed in job.perturbations), places, strict=True):
             gradient += np.float32(place[0] - place[1]) * perturbation(seed, weights.size)
         gradient /= np.float32(len(found) * s.sigma)
-        self._mean += np.float32(0.1) * (gradient - self._mean)
-        self._square += np.float32(0.001) * (gradient * gradient - self._square)
-        mean = self._mean / np.float32(1 - 0.9 ** (iteration + 1))
-        square = self._square / np.float32(1 - 0.999 ** (iteration + 1))
-        step = np.float32(s.learning_rate) * mean / (np.sqrt(square) + np.float32(1e-8))
+        step = self._adam.step(gradient, iteration + 1, s.learning_rate)
         self.versions.add(shaped(policy, weights - step))
         return {
             "charts/episodic_cost": float(found.mean()),
@@ -119,9 +105,9 @@ class Evolution:
 
     def state(self) -> tuple[dict[str, float], Arrays]:
         """All that a restart needs."""
-        return {}, {"moment/mean": self._mean, "moment/square": self._square} | self.versions.arrays()
+        return {}, {"moment/mean": self._adam.mean, "moment/square": self._adam.square} | self.versions.arrays()
 
     def restore(self, numbers: Mapping[str, float], arrays: Mapping[str, NDArray]) -> None:
         """Go on from `state`."""
-        self._mean, self._square = arrays["moment/mean"].copy(), arrays["moment/square"].copy()
+        self._adam = Adam(arrays["moment/mean"].copy(), arrays["moment/square"].copy())
         self.versions.restore(arrays)

@@ -18,7 +18,6 @@ Forecast = NDArray[np.float32]
 DAY = 24  # hours
 LAGS = (*range(1, 26), 47, 48, 49, 72, 96, 120, 144, 167, 168, 169)  # hours back of the errors that `corrected` knows
 FAR = 6  # hours ahead
-SPREAD = 28 * DAY  # hours
 RIDGE = 3e-3  # of a regressor's own sum of squares
 
 
@@ -89,23 +88,6 @@ def corrected(region: Region, point: Forecast, fit_end: str) -> Forecast:
             share = np.linalg.solve(products + np.diag(RIDGE * np.diag(products) + 1e-9), x.T @ error[fit, ahead])
             out[rows, ahead] += regressors(rows) @ share
     return out.astype(np.float32)[..., None]
-
-
-def with_spread(region: Region, point: Forecast) -> Forecast:
-    """`point` [hour, horizon, 1] and the root mean square of its errors of each horizon in the last `SPREAD` hours, [hour, horizon, 2].
-
-    Of those that were known by then and measured; before the first one, 0.
-    """
-    hours, horizon = point.shape[:2]
-    error, used = _errors(region, point, str(region.hours[-1] + np.timedelta64(1, "h")))
-    squares = np.concatenate([np.zeros((1, horizon)), np.cumsum(np.where(used, error**2, 0.0), axis=0)])
-    counts = np.concatenate([np.zeros((1, horizon)), np.cumsum(used, axis=0)])
-    # At the start of hour t the error of horizon h is known of forecasts made up to hour t - h - 1.
-    last = np.maximum(np.arange(hours)[:, None] - np.arange(horizon), 0)
-    first, column = np.maximum(last - SPREAD, 0), np.arange(horizon)
-    total = squares[last, column] - squares[first, column]
-    seen = counts[last, column] - counts[first, column]
-    return np.stack([point[..., 0], np.sqrt(np.maximum(total, 0) / np.maximum(seen, 1))], axis=2).astype(np.float32)
 
 
 def with_quantiles(region: Region, point: Forecast, fit_end: str, levels: tuple[float, ...]) -> Forecast:

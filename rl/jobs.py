@@ -79,7 +79,25 @@ class Evolve(Job, frozen=True, tag="evolve"):
     hours: int
 
 
-AnyJob = Labels | Rollout | Evaluate | Evolve
+class Descend(Job, frozen=True, tag="descend"):
+    """Some steps of `rl.pathwise`, from the weights `policy` and Adam's moments `mean` and `square`, which travel as policies do."""
+
+    policy: str
+    mean: str
+    square: str
+    size: int  # weights
+    seed: int
+    member: int
+    first: int  # step
+    steps: int
+    total: int  # steps of the training
+    episodes: int
+    hours: int
+    learning_rate: float
+    saving: tuple[float, ...]  # [region] $ per MW of reference peak and hour, of the optimum
+
+
+AnyJob = Labels | Rollout | Evaluate | Evolve | Descend
 
 
 def shapes(job: AnyJob, actions: int) -> tuple[Spec, ...]:
@@ -92,6 +110,9 @@ def shapes(job: AnyJob, actions: int) -> tuple[Spec, ...]:
         return ("actions", "float32", (job.hours, actions, job.episodes)), ("cost", "float32", steps)
     if isinstance(job, Evaluate):
         return (("cost", "float64", (len(job.starts),)),)
+    if isinstance(job, Descend):
+        rows = tuple((name, "float32", (job.size,)) for name in ("weights", "mean", "square"))
+        return (*rows, ("losses", "float64", (job.steps, 2)))
     return (("cost", "float64", (len(job.perturbations), 2)),)
 
 
@@ -126,6 +147,8 @@ class Player:
             return self._rollout(job)
         if isinstance(job, Evaluate):
             return self._evaluate(job)
+        if isinstance(job, Descend):
+            return self._descend(job)
         return self._evolve(job)
 
     def table(self, sha256: str) -> Table:
@@ -184,6 +207,14 @@ class Player:
             rule: HourRule = self._rules.get(job.fit, lambda: hour_rule(self.grid, self.table(job.fit)))
             return rule.on(table)
         return Mpc(self.grid, known_loads(table, HORIZON) if job.policy == "mpc perfect" else middle_forecast(table))
+
+    def _descend(self, job: Descend) -> Arrays:
+        from rl.pathwise import descend
+
+        state = [self.policy_of(name) for name in (job.policy, job.mean, job.square)]
+        return descend(
+            self.episodes(job.table, job.episodes, job.hours), self.starts(job.table, job.hours), job, *state
+        )
 
     def _evolve(self, job: Evolve) -> Arrays:
         from rl.evolve import costs

@@ -5,45 +5,47 @@ function of its weights, and its exact gradient comes from going through the epi
 must guess from random actions which of them was good (PPO, evolution strategies). The idea is direct backpropagation for
 exogenous decision processes, Madeka et al. 2022 ("Deep Inventory Management"); see also Sinclair et al. 2022 (hindsight learning).
 
-Read from top to bottom: settings, gradient, learner. Forwards it is `Episodes` itself that steps; only its derivative is written here,
-by hand and in numpy, because MLX on a CPU spends tens of microseconds on each of the hundred small operations of an hour. The
-optimiser is MLX's. A learner's step depends on its weights, its seed and the number of the step alone.
+Read from top to bottom: settings, gradient, steps, algorithm. Forwards it is `Episodes` itself that steps; only its derivative is
+written here, by hand and in numpy, because MLX on a CPU spends tens of microseconds on each of the hundred small operations of an
+hour. A step depends on weights, moments, seed and its own number alone, so a lease of some steps can be done by anybody.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import mlx.core as mx
-import mlx.optimizers as optim
 import numpy as np
-from mlx.utils import tree_flatten, tree_unflatten
 from numpy.typing import NDArray
 
+from rl.adam import Adam
 from rl.env import Episodes
 from rl.grid import Grid
-from rl.policy import Layers, Mlp, normalisation, start
+from rl.jobs import Arrays, Descend, Player
+from rl.policy import Layers, Mlp, combined, flat, shaped, start, to_bytes
 from rl.score import yardstick
 from rl.table import Table
+from rl.versions import Versions
 
 Array = NDArray[np.float64]
-SAMPLE = 20_000  # hours from which the normalisation is taken
 WARM_UP = 50  # steps until the learning rate is full
+AT_REST = 0.3  # share of episodes that start at rest; the others start with any charge
+MAX_NORM = 1.0  # of a gradient
 
 
 @dataclass(frozen=True)
 class Settings:
     """What the algorithm can be told."""
 
+    iterations: int = 40
+    members: int = 4  # policies that learn side by side, each a lease an iteration
+    steps: int = 100  # of Adam, of a lease
     episodes: int = 128  # of a step, side by side
     hours: int = 72  # of an episode
-    steps: int = 6000  # of Adam
-    learning_rate: float = 3e-3  # after the warm-up; falls to a fiftieth as a cosine
-    max_grad_norm: float = 1.0
-    width: int = 128  # of both hidden layers
-    at_rest: float = 0.3  # share of episodes that start at rest; the others start with any charge
+    learning_rate: float = 3e-3
+    width: int = 128  # of both hidden layers of a member
     seed: int = 0
 
 
@@ -147,81 +149,113 @@ def savings(grid: Grid, table: Table, *, hours: int = 168, most: int = 26) -> Ar
     return np.array(found)
 
 
-class Learner:
-    """A policy on its way: weights, optimiser, and the number of steps done."""
-
-    def __init__(self, grid: Grid, table: Table, settings: Settings, saving: Array) -> None:
-        self.grid, self.table, self.settings = grid, table, settings
-        self._episodes = Episodes(grid, table, settings.episodes, settings.hours)
-        self._starts = table.starts(settings.hours)
-        region = np.searchsorted([last for _, last in table.spans], self._starts, side="right")
-        self._weight = 1 / (np.asarray(saving)[region] * settings.episodes * settings.hours)
-        # Every region counts the same, however many of its hours were measured.
-        share = 1 / np.bincount(region, minlength=len(table.spans))[region]
-        self._chance = share / share.sum()
-        rng = np.random.default_rng([settings.seed, settings.steps])
-        mean, scale = self._normalisation(rng)
-        self.policy = start(self._episodes.names, mean, scale, self._episodes.actions, settings.width, rng)
-        falling = optim.cosine_decay(settings.learning_rate, settings.steps, settings.learning_rate / 50)
-        rising = optim.linear_schedule(settings.learning_rate / WARM_UP, settings.learning_rate, WARM_UP)
-        self.optimiser = optim.Adam(
-            optim.join_schedules([rising, falling], [WARM_UP]), betas=[0.9, 0.99], bias_correction=True
-        )
-        self.done = 0
-
-    def _normalisation(self, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Of the table's features as they are; of the state as it is with any charge at all."""
-        rows = rng.integers(0, len(self.table.load), SAMPLE)
-        share = rng.uniform(0, 1, (len(rows), self._episodes.stores))
-        state = np.column_stack([share, self.table.before[rows], rng.uniform(0, 1, len(rows))])
-        return normalisation(np.concatenate([state, self.table.features[rows]], axis=1).astype(np.float32))
-
-    def step(self) -> Mapping[str, float]:
-        """One step of Adam; its metrics."""
-        settings, grid = self.settings, self.grid
-        rng = np.random.default_rng([settings.seed, settings.steps, self.done])
-        drawn = rng.choice(len(self._starts), settings.episodes, p=self._chance)
-        charge = rng.uniform(0, 1, (len(grid.stores), settings.episodes)) * grid.each("energy")[:, None]
-        charge = np.where(rng.uniform(size=settings.episodes) < settings.at_rest, grid.rest[:, None], charge)
-        weight = self._weight[drawn]
-        cost, layers = gradient(self._episodes, self.policy, self._starts[drawn], charge, weight)
-        weights = {str(i): {"weight": mx.array(w), "bias": mx.array(b)} for i, (w, b) in enumerate(self.policy.layers)}
-        slopes = {str(i): {"weight": mx.array(w), "bias": mx.array(b)} for i, (w, b) in enumerate(layers)}
-        slopes, norm = optim.clip_grad_norm(slopes, settings.max_grad_norm)
-        weights = self.optimiser.apply_gradients(slopes, weights)
-        moved = [weights[str(i)] for i in range(len(layers))]
-        self.policy = self.policy.with_layers(tuple((np.array(m["weight"]), np.array(m["bias"])) for m in moved))
-        self.done += 1
-        return {"losses/cost": float((cost * weight).sum()), "losses/grad_norm": float(norm)}
-
-    def state(self) -> dict[str, NDArray]:
-        """Everything that `restore` needs to go on bitwise."""
-        flat: dict[str, mx.array] = tree_flatten(self.optimiser.state, destination={})  # type: ignore[assignment]
-        arrays = {f"optimiser.{name}": np.array(value) for name, value in flat.items()}
-        for i, (weight, bias) in enumerate(self.policy.layers):
-            arrays |= {f"weight.{i}": weight, f"bias.{i}": bias}
-        return arrays | {"done": np.array(self.done)}
-
-    def restore(self, arrays: Mapping[str, NDArray]) -> None:
-        """Go on from a `state` of a learner with the same table and settings."""
-        head = "optimiser."
-        flat = [(name.removeprefix(head), mx.array(value)) for name, value in arrays.items() if name.startswith(head)]
-        self.optimiser.state = tree_unflatten(flat)
-        count = len(self.policy.layers)
-        self.policy = self.policy.with_layers(tuple((arrays[f"weight.{i}"], arrays[f"bias.{i}"]) for i in range(count)))
-        self.done = int(arrays["done"])
+def learning_rate(settings_rate: float, step: int, total: int) -> float:
+    """Of step `step`, counted from 0: up in a line, then down to a fiftieth as a cosine."""
+    fall = 0.5 * (1 + np.cos(np.pi * step / total))
+    return settings_rate * min(1.0, (step + 1) / WARM_UP) * (0.02 + 0.98 * fall)
 
 
-def train(
-    grid: Grid,
-    table: Table,
-    settings: Settings = Settings(),
-    log: Callable[[int, Mapping[str, float], Mlp], None] | None = None,
-) -> Mlp:
-    """All steps, in one process; `log(step, metrics, policy)` after each."""
-    learner = Learner(grid, table, settings, savings(grid, table))
-    while learner.done < settings.steps:
-        metrics = learner.step()
-        if log:
-            log(learner.done, metrics, learner.policy)
-    return learner.policy
+def descend(episodes: Episodes, starts: NDArray[np.int64], job: Descend, policy: Mlp, mean: Mlp, square: Mlp) -> Arrays:
+    """`job.steps` steps of Adam on episodes drawn from `starts`: weights and moments after them, cost and norm of each step.
+
+    `mean`, `square`: the moments, in the shape of the policy. Cost is in units of what the optimum saves.
+    """
+    table, grid = episodes.table, episodes.grid
+    region = np.searchsorted([last for _, last in table.spans], starts, side="right")
+    worth = 1 / (np.array(job.saving)[region] * job.episodes * job.hours)
+    # Every region counts the same, however many of its hours were measured.
+    chance = 1 / np.bincount(region, minlength=len(table.spans))[region]
+    chance /= chance.sum()
+    weights, adam = flat(policy), Adam(flat(mean), flat(square))
+    losses = np.empty((job.steps, 2))
+    for at in range(job.steps):
+        step = job.first + at
+        rng = np.random.default_rng([job.seed, job.member, step])
+        drawn = rng.choice(len(starts), job.episodes, p=chance)
+        charge = rng.uniform(0, 1, (len(grid.stores), job.episodes)) * grid.each("energy")[:, None]
+        charge = np.where(rng.uniform(size=job.episodes) < AT_REST, grid.rest[:, None], charge)
+        cost, layers = gradient(episodes, shaped(policy, weights), starts[drawn], charge, worth[drawn])
+        row = np.concatenate([array.ravel() for layer in layers for array in layer]).astype(np.float32)
+        norm = float(np.sqrt((row.astype(float) ** 2).sum()))
+        row *= np.float32(min(1.0, MAX_NORM / max(norm, 1e-12)))
+        weights = weights - adam.step(row, step + 1, learning_rate(job.learning_rate, step, job.total), keep=0.99)
+        losses[at] = (cost * worth[drawn]).sum(), norm
+    return {"weights": weights, "mean": adam.mean, "square": adam.square, "losses": losses}
+
+
+class Descent:
+    """An algorithm (`rl.versions.Algorithm`): members that learn each for itself, and act as one, by their mean action.
+
+    The cost is convex in the action, so the mean of several policies costs no more than they do on average.
+    """
+
+    def __init__(self, player: Player, table: str, like: Mlp, settings: Settings) -> None:
+        self.settings, self.staleness, self.iterations = settings, 0, settings.iterations
+        self._table, actions = table, like.layers[-1][0].shape[0]
+        saving = savings(player.grid, player.table(table))
+        self._saving = tuple(float(f"{each:.5g}") for each in saving)  # the same on every host
+        self._members = []
+        for member in range(settings.members):
+            rng = np.random.default_rng([settings.seed, member])
+            first = start(like.names, like.mean, like.scale, actions, settings.width, rng)
+            nothing = shaped(first, np.zeros_like(flat(first)))
+            self._members.append((first, nothing, nothing))
+        self.versions = Versions(self._combined(), 0)
+
+    def _combined(self) -> Mlp:
+        return combined([policy for policy, _, _ in self._members])
+
+    def jobs(self, iteration: int) -> list[Descend]:
+        """One a member."""
+        s, found = self.settings, []
+        for number, member in enumerate(self._members):
+            policy, mean, square = (hashlib.sha256(to_bytes(part)).hexdigest() for part in member)
+            found.append(
+                Descend(
+                    self._table,
+                    policy,
+                    mean,
+                    square,
+                    size=flat(member[0]).size,
+                    seed=s.seed,
+                    member=number,
+                    first=iteration * s.steps,
+                    steps=s.steps,
+                    total=s.iterations * s.steps,
+                    episodes=s.episodes,
+                    hours=s.hours,
+                    learning_rate=s.learning_rate,
+                    saving=self._saving,
+                )
+            )
+        return found
+
+    def contents(self) -> list[bytes]:
+        """What the jobs name."""
+        return [to_bytes(part) for member in self._members for part in member]
+
+    def learn(self, iteration: int, jobs: Sequence[Descend], results: Sequence[Arrays]) -> dict[str, float]:
+        """Take what the members have become."""
+        self._members = [
+            tuple(shaped(policy, result[name]) for name in ("weights", "mean", "square"))  # type: ignore[misc]
+            for (policy, _, _), result in zip(self._members, results, strict=True)
+        ]
+        self.versions.add(self._combined())
+        cost, norm = np.mean([result["losses"] for result in results], axis=(0, 1))
+        return {"losses/cost": float(cost), "losses/grad_norm": float(norm)}
+
+    def state(self) -> tuple[dict[str, float], Arrays]:
+        """All that a restart needs."""
+        return {"version": self.versions.number}, {
+            f"member/{number}/{name}": flat(part)
+            for number, member in enumerate(self._members)
+            for name, part in zip(("weights", "mean", "square"), member, strict=True)
+        }
+
+    def restore(self, numbers: Mapping[str, float], arrays: Mapping[str, NDArray]) -> None:
+        """Go on from `state`."""
+        self._members = [
+            tuple(shaped(policy, np.array(arrays[f"member/{number}/{name}"])) for name in ("weights", "mean", "square"))  # type: ignore[misc]
+            for number, (policy, _, _) in enumerate(self._members)
+        ]
+        self.versions.held = {int(numbers["version"]): self._combined()}

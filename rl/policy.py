@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import block_diag
 
 from rl.env import Episodes
 from rl.errors import DataError
@@ -83,6 +84,39 @@ def start(
         for inner, outer, gain in zip(sizes[:-1], sizes[1:], gains, strict=True)
     )
     return Mlp(tuple(names), mean, scale, layers)
+
+
+def flat(policy: Mlp) -> Weights:
+    """All weights in one row."""
+    return np.concatenate([array.ravel() for layer in policy.layers for array in layer])
+
+
+def shaped(policy: Mlp, weights: Weights) -> Mlp:
+    """`policy` with these weights, a row as of `flat`."""
+    layers, at = [], 0
+    for weight, bias in policy.layers:
+        ends = at + weight.size, at + weight.size + bias.size
+        layers.append((weights[at : ends[0]].reshape(weight.shape), weights[ends[0] : ends[1]]))
+        at = ends[1]
+    return policy.with_layers(tuple(layers))
+
+
+def combined(members: Sequence[Mlp]) -> Mlp:
+    """One policy that does what its members, of equal depth, features and normalisation, do on average.
+
+    Their hidden layers stand side by side, and what would join them is 0.
+    """
+    one = members[0]
+    if any(m.names != one.names or (m.mean != one.mean).any() or (m.scale != one.scale).any() for m in members):
+        raise DataError("policies of other features or another normalisation do not combine")
+    parts = list(zip(*(m.layers for m in members), strict=True))
+    first, *between, last = [[weight for weight, _ in layer] for layer in parts]
+    weights = [np.vstack(first), *(block_diag(*layer) for layer in between), np.hstack(last) / len(members)]
+    biases = [np.concatenate([bias for _, bias in layer]) for layer in parts[:-1]]
+    biases.append(np.mean([bias for _, bias in parts[-1]], axis=0))
+    return one.with_layers(
+        tuple((w.astype(np.float32), b.astype(np.float32)) for w, b in zip(weights, biases, strict=True))
+    )
 
 
 def to_bytes(policy: Mlp) -> bytes:

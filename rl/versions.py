@@ -20,6 +20,7 @@ class Algorithm(Protocol):
     """What makes weights from results. Weights must follow from settings and results in job order alone.
 
     The jobs of an iteration may be asked for as soon as its version is there, before the iterations between are learned.
+    `contents`: whatever jobs name by its sha256, as `rl.policy.to_bytes` gives it.
     """
 
     staleness: int
@@ -27,6 +28,7 @@ class Algorithm(Protocol):
     versions: Versions
 
     def jobs(self, iteration: int) -> Sequence[AnyJob]: ...
+    def contents(self) -> list[bytes]: ...
     def learn(self, iteration: int, jobs: Sequence[Any], results: Sequence[Arrays]) -> dict[str, float]: ...
     def state(self) -> tuple[dict[str, float], Arrays]: ...
     def restore(self, numbers: Mapping[str, float], arrays: Mapping[str, NDArray]) -> None: ...
@@ -64,6 +66,10 @@ class Versions:
         if number not in self._content:
             self._content[number] = to_bytes(self.held[number])
         return self._content[number]
+
+    def contents(self) -> list[bytes]:
+        """All that is held, as it travels."""
+        return [self.content(number) for number in sorted(self.held)]
 
     def sha256(self, number: int) -> str:
         return hashlib.sha256(self.content(number)).hexdigest()

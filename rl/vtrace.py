@@ -112,6 +112,10 @@ class VTrace:
         seeds = np.random.SeedSequence([s.seed, iteration]).generate_state(s.jobs, np.uint64) >> np.uint64(1)
         return [Rollout(self._table, sha256, int(seed), s.episodes, s.hours, noise) for seed in seeds]
 
+    def contents(self) -> list[bytes]:
+        """What the jobs name."""
+        return self.versions.contents()
+
     def learn(self, iteration: int, jobs: Sequence[Rollout], results: Sequence[Arrays]) -> dict[str, float]:
         """Take an iteration's results, in the order of its jobs: the weights of version `iteration` + 1, and metrics."""
         s, policy = self.settings, self.versions.newest

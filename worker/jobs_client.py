@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rl.audit import Sampler, difference, replayed
 from rl.errors import DataError
-from rl.jobs import AnyJob, Arrays, Evaluate, Evolve, Labels, Player, Rollout, shapes
+from rl.jobs import AnyJob, Arrays, Descend, Evaluate, Evolve, Labels, Player, Rollout, shapes
 from rl.link import Ask, Distrust, FromLearner, Given, Note, Progress, Publish, ToLearner, receive, send
 from rl.policy import Mlp, from_bytes
 
@@ -72,10 +72,11 @@ class Jobs:
     def publish(self, version: int, content: bytes) -> str:
         """Make a policy known to the workers; its sha256."""
         sha256 = hashlib.sha256(content).hexdigest()
-        self._policies.pop(sha256, None)
+        if sha256 in self._policies:
+            return sha256
         self._policies[sha256] = content
         if len(self._policies) > KEPT:
-            wanted = {getattr(job, "policy", "") for job in self._open.values()}
+            wanted = {name for job in self._open.values() for name in names_of(job)}
             newest = list(self._policies)[-KEPT:]
             self._policies = {name: kept for name, kept in self._policies.items() if name in newest or name in wanted}
         self.say(Publish(version, sha256), {"data": np.frombuffer(content, np.uint8)})
@@ -170,7 +171,7 @@ class Jobs:
 
     def _known(self, job: AnyJob) -> bool:
         """Whether the job's policy is still here, to do it again."""
-        return isinstance(job, Labels) or len(job.policy) != 64 or job.policy in self._policies
+        return all(name in self._policies for name in names_of(job))
 
     def _shun(self, worker: str, why: str) -> None:
         """Believe nothing of this worker: what came of it and was not used is void, and asked for again."""
@@ -186,6 +187,12 @@ class Jobs:
     def _again(self, number: int) -> None:
         self._audited.discard(number)
         self._ask(number)
+
+
+def names_of(job: object) -> list[str]:
+    """The sha256s of the policies that a job needs."""
+    found = [getattr(job, part, "") for part in ("policy", "mean", "square")]
+    return [name for name in found if len(name) == 64]
 
 
 def kind_of(job: AnyJob) -> str:
@@ -206,4 +213,6 @@ def steps_of(job: AnyJob) -> int:
         return job.plans * job.hours
     if isinstance(job, Evaluate):
         return len(job.starts) * job.hours
+    if isinstance(job, Descend):
+        return job.episodes * job.hours * job.steps
     return job.episodes * job.hours * (2 * len(job.perturbations) if isinstance(job, Evolve) else 1)

@@ -40,6 +40,7 @@ from rl.jobs import Arrays, Evaluate, Player
 from rl.jobs import Labels as LabelsJob
 from rl.link import Over
 from rl.pack import mapped, pack
+from rl.pathwise import Descent
 from rl.policy import Mlp, from_bytes, to_bytes
 from rl.region import WEEK
 from rl.table import Table
@@ -140,6 +141,8 @@ class Training:
     def algorithm(self, policy: Mlp) -> Algorithm:
         """What the settings name. Another one needs a line here and a table in `worker.learn_config`."""
         s = self.settings
+        if s.algorithm == "pathwise":
+            return Descent(self.player, self.tables["learn"], policy, replace(s.pathwise, seed=s.seed))
         if s.algorithm == "evolve":
             return Evolution(self.tables["train"], policy, replace(s.evolve, seed=s.seed))
         return VTrace(self.player, self.tables["train"], policy, replace(s.vtrace, seed=s.seed))
@@ -156,8 +159,7 @@ class Training:
         for path in (self.run / "versions").glob("*.npz"):
             if int(path.stem) > done:  # made after the state: made once more
                 path.unlink()
-        for version in sorted(algorithm.versions.held):
-            self.jobs.publish(version, algorithm.versions.content(version))
+        self._publish(done, algorithm)
         scale = self._scale("validate")
         looking: tuple[int, list[int]] | None = None
         if not self.history:
@@ -171,7 +173,7 @@ class Training:
             jobs, numbers = asked.pop(iteration)
             metrics = algorithm.learn(iteration, jobs, self.jobs.collect(numbers))
             version = iteration + 1
-            self.jobs.publish(version, algorithm.versions.content(version))
+            self._publish(version, algorithm)
             self._write_metrics(version, metrics)
             if version % self.settings.evaluate_every == 0 or version == algorithm.iterations:
                 self._looked(looking, scale)
@@ -185,6 +187,10 @@ class Training:
         self._save(algorithm.iterations, first, algorithm)
         best = max(self.history, key=lambda one: (one.pop, -one.version))
         return self._kept(best.version)
+
+    def _publish(self, version: int, algorithm: Algorithm) -> None:
+        for content in algorithm.contents():
+            self.jobs.publish(version, content)
 
     def _look(self, version: int, policy: Mlp) -> tuple[int, list[int]]:
         """Have a version judged; its weights are kept meanwhile, should it be the best."""

@@ -1,7 +1,7 @@
 """What a control training can be told, from a TOML file: `coordinator start --rollouts --control-config FILE`.
 
-Top-level keys are `Settings`' own; the tables [clone], [vtrace] and [evolve] have those of `rl.clone.Settings`, `rl.vtrace.Settings` and
-`rl.evolve.Settings`. Each has a default.
+Top-level keys are `Settings`' own; the tables [clone], [pathwise], [vtrace] and [evolve] have those of the `Settings` of
+that module of `rl`. Each has a default.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from typing import Any
 
 import rl.clone
 import rl.evolve
+import rl.pathwise
 import rl.vtrace
 from ingest.errors import UsageError
 from rl.jobs import BASELINES
 
-ALGORITHMS = ("vtrace", "evolve")
+ALGORITHMS = ("pathwise", "vtrace", "evolve")
 
 
 @dataclass(frozen=True)
 class Settings:
     """A whole training: labels, cloning, improvement, judgement."""
 
-    algorithm: str = "vtrace"  # that improves on the clone
+    algorithm: str = "pathwise"  # that makes the policy; vtrace and evolve improve on the clone
     horizon: int = 36  # hours of forecast that the policy sees
     label_jobs: int = 48
     label_plans: int = 50  # linear programs a job
@@ -37,11 +38,17 @@ class Settings:
     baselines: str = "hour rule,mpc,mpc perfect"  # that the test year compares with; empty: none
     seed: int = 0
     clone: rl.clone.Settings = field(default_factory=rl.clone.Settings)
+    pathwise: rl.pathwise.Settings = field(default_factory=rl.pathwise.Settings)
     vtrace: rl.vtrace.Settings = field(default_factory=rl.vtrace.Settings)
     evolve: rl.evolve.Settings = field(default_factory=rl.evolve.Settings)
 
 
-TABLES = {"clone": rl.clone.Settings, "vtrace": rl.vtrace.Settings, "evolve": rl.evolve.Settings}
+TABLES = {
+    "clone": rl.clone.Settings,
+    "pathwise": rl.pathwise.Settings,
+    "vtrace": rl.vtrace.Settings,
+    "evolve": rl.evolve.Settings,
+}
 
 
 def read(path: Path | None) -> Settings:

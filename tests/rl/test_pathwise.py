@@ -1,24 +1,32 @@
-"""The gradient through the environment is the gradient; a learner gets better by it, and goes on bitwise where it stopped."""
+"""The gradient through the environment is the gradient; members get better by it, act as one, and go on bitwise where they stopped."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.testing import assert_allclose, assert_array_equal
+from numpy.testing import assert_allclose
 
 from rl import pathwise
 from rl.env import Episodes
+from rl.errors import DataError
 from rl.forecasts import corrected, day_ahead
 from rl.grid import Grid
-from rl.pathwise import Learner, Settings, gradient, savings, train
-from rl.policy import Layers, Mlp
+from rl.jobs import Player
+from rl.pack import pack, unpack
+from rl.pathwise import Descent, Settings, gradient, savings
+from rl.policy import Layers, Mlp, combined, flat, from_bytes, normalisation, shaped, start, to_bytes
 from rl.region import synthetic
 from rl.score import rollout, yardstick
 from rl.table import Table, table
+from rl.table_file import path_of
+from rl.table_file import to_bytes as table_bytes
+from rl.versions import train
 
-SMALL = Settings(episodes=16, hours=48, steps=60, width=16)
+SMALL = Settings(iterations=4, members=2, steps=30, episodes=16, hours=48, width=16)
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +39,30 @@ def made(grid: Grid) -> Table:
     region, issued = synthetic(24 * 400)
     ahead = corrected(region, day_ahead(region, issued, 12), "2018-01-01T00")
     return table([region], [ahead], "2017-02-01T00", "2018-01-01T00", grid)
+
+
+def beginner(grid: Grid, made: Table) -> Mlp:
+    episodes = Episodes(grid, made, 256, 24)
+    mean, scale = normalisation(episodes.reset(np.random.default_rng(0).choice(made.starts(24), 256)))
+    return start(episodes.names, mean, scale, episodes.actions, 16, np.random.default_rng(0))
+
+
+def descent(folder: Path, grid: Grid, made: Table) -> tuple[Descent, Player]:
+    """An algorithm, and who does its jobs."""
+    sha256, content = table_bytes(made)
+    path_of(folder, sha256).parent.mkdir(exist_ok=True)
+    path_of(folder, sha256).write_bytes(content)
+
+    def policy_of(wanted: str) -> Mlp:
+        return next(from_bytes(each) for each in algorithm.contents() if hashlib.sha256(each).hexdigest() == wanted)
+
+    player = Player(folder, policy_of)
+    algorithm = Descent(player, sha256, beginner(grid, made), SMALL)
+    return algorithm, player
+
+
+def members(algorithm: Descent) -> list[Mlp]:
+    return [from_bytes(content) for content in algorithm.contents()[::3]]
 
 
 def moved(layers: Layers, step: float) -> Iterator[tuple[int, int, tuple[int, ...], Layers]]:
@@ -53,14 +85,14 @@ def test_gradient_is_that_of_finite_differences(grid: Grid, made: Table, monkeyp
     monkeypatch.setattr(
         pathwise, "_inwards", lambda flow, value, lowest, highest: flow * ((value <= highest) & (value >= lowest))
     )
-    learner = Learner(grid, made, SMALL, np.array([1.0]))
+    beginning = beginner(grid, made)
     rng = np.random.default_rng(0)
     # Weights large enough that every projection cuts somewhere and load is shed.
     wild = tuple(
         (w.astype(float) * gain, b + rng.normal(0, 0.1, b.shape))
-        for (w, b), gain in zip(learner.policy.layers, (1, 1, 30), strict=True)
+        for (w, b), gain in zip(beginning.layers, (1, 1, 30), strict=True)
     )
-    policy = learner.policy.with_layers(wild)  # type: ignore[arg-type]
+    policy = beginning.with_layers(wild)  # type: ignore[arg-type]
     episodes = Episodes(grid, made, 16, 48)
     starts = rng.choice(made.starts(48), 16)
     charge = rng.uniform(0, 1, (len(grid.stores), 16)) * grid.each("energy")[:, None]
@@ -81,27 +113,49 @@ def test_gradient_is_that_of_finite_differences(grid: Grid, made: Table, monkeyp
     assert_allclose(found, expected, rtol=2e-2, atol=1e-3 * np.abs(expected).max())
 
 
-def test_a_learner_beats_nothing_on_hours_that_it_never_saw(grid: Grid) -> None:
+def test_members_together_beat_nothing_on_hours_that_they_never_saw(grid: Grid, tmp_path: Path) -> None:
     region, issued = synthetic(24 * 500)
     ahead = corrected(region, day_ahead(region, issued, 12), "2018-01-01T00")
-    learnt = train(grid, table([region], [ahead], "2017-02-01T00", "2018-01-01T00", grid), SMALL)
+    train_table = table([region], [ahead], "2017-02-01T00", "2018-01-01T00", grid)
+    algorithm, player = descent(tmp_path, grid, train_table)
+    learnt = train(algorithm, player.do)
     later = table([region], [ahead], "2018-01-01T08", "2018-04-01T08", grid)
     starts = later.starts(168)[:1680:168]
     scale = yardstick(grid, later, starts, 168)
-    assert scale.pop(rollout(grid, later, learnt, starts, 168).cost.sum(axis=0)) > 0.3
+    costs = [rollout(grid, later, policy, starts, 168).cost.sum(axis=0) for policy in (learnt, *members(algorithm))]
+    pops = [scale.pop(cost) for cost in costs]
+    assert pops[0] > 0.3
+    assert pops[0] > np.mean(pops[1:])  # the cost is convex
 
 
-def test_a_learner_goes_on_bitwise_where_it_stopped(grid: Grid, made: Table) -> None:
-    whole, part, rest = (Learner(grid, made, SMALL, np.array([1.0])) for _ in range(3))
-    for _ in range(6):
-        whole.step()
-    for _ in range(3):
-        part.step()
-    rest.restore(part.state())
-    for _ in range(3):
-        rest.step()
-    for name, value in whole.state().items():
-        assert_array_equal(rest.state()[name], value, err_msg=name)
+def test_a_restart_from_its_state_changes_no_bit(grid: Grid, made: Table, tmp_path: Path) -> None:
+    whole, player = descent(tmp_path, grid, made)
+    end = train(whole, player.do)
+    first, player = descent(tmp_path, grid, made)
+    for iteration in range(2):
+        jobs = first.jobs(iteration)
+        first.learn(iteration, jobs, [player.do(job) for job in jobs])
+    numbers, arrays = unpack(pack(*first.state()))
+    second, player = descent(tmp_path, grid, made)
+    second.restore(numbers, arrays)
+    assert second.versions.number == 2
+    assert second.jobs(2) == first.jobs(2)
+    for iteration in range(2, 4):
+        jobs = second.jobs(iteration)
+        second.learn(iteration, jobs, [player.do(job) for job in jobs])
+    assert to_bytes(second.versions.newest) == to_bytes(end)
+
+
+def test_combined_does_what_its_members_do_on_average(grid: Grid, made: Table) -> None:
+    shown = Episodes(grid, made, 1, 24).names
+    rng = np.random.default_rng(1)
+    one = start(shown, np.zeros(len(shown), np.float32), np.ones(len(shown), np.float32), 4, 16, rng)
+    several = [shaped(one, flat(one) + rng.normal(0, 0.1, flat(one).size).astype(np.float32)) for _ in range(3)]
+    seen = made.features[:50]
+    seen = np.concatenate([rng.uniform(0, 1, (50, len(one.names) - seen.shape[1])).astype(np.float32), seen], axis=1)
+    assert_allclose(combined(several).act(seen), np.mean([p.act(seen) for p in several], axis=0), atol=1e-5)
+    with pytest.raises(DataError, match="do not combine"):
+        combined([one, Mlp(one.names, one.mean + 1, one.scale, one.layers)])
 
 
 def test_saving_is_that_of_the_optimum(grid: Grid, made: Table) -> None:
@@ -110,10 +164,3 @@ def test_saving_is_that_of_the_optimum(grid: Grid, made: Table) -> None:
     own = every[np.linspace(0, len(every) - 1, 3).astype(int)]
     scale = yardstick(grid, made, own, 168)
     assert_allclose(saving, [(scale.nothing - scale.optimum).sum() / (3 * 168)])
-
-
-def test_a_policy_keeps_its_features(grid: Grid, made: Table) -> None:
-    learner = Learner(grid, made, SMALL, np.array([1.0]))
-    moved_on: Mlp = learner.policy.with_layers(learner.policy.layers)
-    assert moved_on.names == learner.policy.names
-    assert_array_equal(moved_on.folded[0][0], learner.policy.folded[0][0])

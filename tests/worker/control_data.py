@@ -10,6 +10,7 @@ import numpy as np
 from tests.ingest.data_folder import build_all, commit, shard
 
 SMALL = {
+    "algorithm": "vtrace",
     "horizon": 6,
     "label_jobs": 2,
     "label_plans": 8,
@@ -19,6 +20,7 @@ SMALL = {
     "baselines": "",
 }
 CLONE = {"width": 16, "steps": 60, "batch": 128}
+PATHWISE = {"members": 3, "steps": 3, "episodes": 8, "hours": 48, "width": 16}
 VTRACE = {"jobs": 3, "episodes": 4, "hours": 48, "width": 16, "minibatch": 192, "epochs": 2}
 
 
@@ -41,6 +43,7 @@ def config(path: Path, iterations: int, **more: object) -> Path:
         "": {**SMALL, **more},
         "clone": {**CLONE},
         "vtrace": {**VTRACE, "iterations": iterations},
+        "pathwise": {**PATHWISE, "iterations": iterations},
     }
     lines = []
     for name, table in tables.items():
