@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ Arrays = dict[str, NDArray]
 
 HORIZON = 36  # hours that a planning baseline looks ahead, or as far as the table's forecast goes
 BASELINES = ("nothing", "optimum", "hour rule", "mpc", "mpc perfect")
-KEPT = 6  # tables, policies and environments that a process keeps
+KEPT = 6  # tables and policies that a process keeps
+EPISODES_KEPT = 3  # each copies its table
 
 
 class Job(msgspec.Struct, frozen=True, tag_field="kind", forbid_unknown_fields=True):
@@ -68,6 +70,20 @@ class Evaluate(Job, frozen=True, tag="evaluate"):
     fit: str = ""  # table that "hour rule" is fitted on
 
 
+class Gradient(Job, frozen=True, tag="gradient"):
+    """Part of an iteration's episodes of a policy without noise: their cost and its gradient (`rl.pathwise.gradient`)."""
+
+    policy: str
+    seed: int  # of all parts
+    part: int
+    parts: int
+    episodes: int  # of all parts
+    hours: int
+    at_rest: float  # share of episodes that start at rest; the others with any charge
+    saving: tuple[float, ...]  # [region] what the optimum saves in an hour: the unit of cost
+    sizes: tuple[int, ...]  # of the policy's layers, observation to action
+
+
 class Evolve(Job, frozen=True, tag="evolve"):
     """What mirrored perturbations of a policy's weights cost in the same episodes."""
 
@@ -79,7 +95,7 @@ class Evolve(Job, frozen=True, tag="evolve"):
     hours: int
 
 
-AnyJob = Labels | Rollout | Evaluate | Evolve
+AnyJob = Labels | Rollout | Evaluate | Gradient | Evolve
 
 
 def shapes(job: AnyJob, actions: int) -> tuple[Spec, ...]:
@@ -92,6 +108,13 @@ def shapes(job: AnyJob, actions: int) -> tuple[Spec, ...]:
         return ("actions", "float32", (job.hours, actions, job.episodes)), ("cost", "float32", steps)
     if isinstance(job, Evaluate):
         return (("cost", "float64", (len(job.starts),)),)
+    if isinstance(job, Gradient):
+        layers = [
+            (f"{part}.{i}", "float32", shape)
+            for i, (inner, outer) in enumerate(pairwise(job.sizes))
+            for part, shape in (("weight", (outer, inner)), ("bias", (outer,)))
+        ]
+        return ("cost", "float64", (1,)), *layers
     return (("cost", "float64", (len(job.perturbations), 2)),)
 
 
@@ -116,7 +139,8 @@ class Player:
 
     def __init__(self, folder: Path, policy_of: Callable[[str], Mlp], grid: Grid | None = None) -> None:
         self.folder, self.grid, self.policy_of = folder, grid or Grid(), policy_of
-        self._tables, self._starts, self._episodes, self._rules = Kept(), Kept(), Kept(), Kept()
+        self._tables, self._starts, self._episodes, self._rules = Kept(), Kept(), Kept(EPISODES_KEPT), Kept()
+        self._chances = Kept()
 
     def do(self, job: AnyJob) -> Arrays:
         """The result's arrays. ControlError where the job can't be done."""
@@ -126,6 +150,8 @@ class Player:
             return self._rollout(job)
         if isinstance(job, Evaluate):
             return self._evaluate(job)
+        if isinstance(job, Gradient):
+            return self._gradient(job)
         return self._evolve(job)
 
     def table(self, sha256: str) -> Table:
@@ -183,7 +209,36 @@ class Player:
         if job.policy == "hour rule":
             rule: HourRule = self._rules.get(job.fit, lambda: hour_rule(self.grid, self.table(job.fit)))
             return rule.on(table)
-        return Mpc(self.grid, known_loads(table, HORIZON) if job.policy == "mpc perfect" else middle_forecast(table))
+        return Mpc(self.grid, known_loads(table, HORIZON) if job.policy == "mpc perfect" else point_forecast(table))
+
+    def _gradient(self, job: Gradient) -> Arrays:
+        from rl.pathwise import gradient  # with mlx, which it needs for its own learner
+
+        starts, region, chance = self._chances.get((job.table, job.hours), lambda: self._chance(job))
+        rng = np.random.default_rng(job.seed)
+        stores, energy, rest = len(self.grid.stores), self.grid.each("energy")[:, None], self.grid.rest[:, None]
+        drawn = rng.choice(len(starts), job.episodes, p=chance)
+        charge = rng.uniform(0, 1, (stores, job.episodes)) * energy
+        charge = np.where(rng.uniform(size=job.episodes) < job.at_rest, rest, charge)
+        own = slice(job.part * job.episodes // job.parts, (job.part + 1) * job.episodes // job.parts)
+        weight = 1 / (np.array(job.saving)[region[drawn[own]]] * job.episodes * job.hours)
+        episodes = self.episodes(job.table, len(weight), job.hours)
+        cost, layers = gradient(
+            episodes, self.policy_of(job.policy), starts[drawn[own]], np.ascontiguousarray(charge[:, own]), weight
+        )
+        named = {
+            f"{name}.{i}": np.asarray(x, np.float32)
+            for i, layer in enumerate(layers)
+            for name, x in zip(("weight", "bias"), layer, strict=True)
+        }
+        return {"cost": np.array([(cost * weight).sum()]), **named}
+
+    def _chance(self, job: Gradient) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+        """First rows, their regions, and the chance of each: every region the same, however many of its hours were measured."""
+        starts, spans = self.starts(job.table, job.hours), self.table(job.table).spans
+        region = np.searchsorted([last for _, last in spans], starts, side="right")
+        share = 1 / np.bincount(region, minlength=len(spans))[region]
+        return starts, region, share / share.sum()
 
     def _evolve(self, job: Evolve) -> Arrays:
         from rl.evolve import costs
@@ -202,8 +257,8 @@ def known_loads(table: Table, horizon: int) -> NDArray[np.float32]:
     return out
 
 
-def middle_forecast(table: Table) -> NDArray[np.float32]:
-    """The forecast in a table's features, its middle feature (the median of quantiles), [row, horizon, 1]. DataError for none."""
+def point_forecast(table: Table) -> NDArray[np.float32]:
+    """The forecast in a table's features, its first one, [row, horizon, 1]. DataError where there is none."""
     columns = _forecast_columns(table.names)
     if not columns:
         raise DataError("the table has no forecast: planning on one is no baseline here")
@@ -212,9 +267,6 @@ def middle_forecast(table: Table) -> NDArray[np.float32]:
 
 @lru_cache
 def _forecast_columns(names: tuple[str, ...]) -> list[int]:
-    """Columns of the middle feature, by horizon, up to `HORIZON`."""
-    found = {name.removeprefix("forecast +"): i for i, name in enumerate(names) if name.startswith("forecast +")}
-    features = {key.partition(".")[2] for key in found}
-    middle = sorted(features, key=int)[len(features) // 2] if features else ""
-    count = len(found) // max(len(features), 1)
-    return [found[f"{ahead}.{middle}"] for ahead in range(min(count, HORIZON))]
+    """Columns of the first feature, by horizon, up to `HORIZON`."""
+    found = {name: column for column, name in enumerate(names)}
+    return [found[f"forecast +{h}.0"] for h in range(HORIZON) if f"forecast +{h}.0" in found]

@@ -185,14 +185,18 @@ class Learner:
         charge = np.where(rng.uniform(size=settings.episodes) < settings.at_rest, grid.rest[:, None], charge)
         weight = self._weight[drawn]
         cost, layers = gradient(self._episodes, self.policy, self._starts[drawn], charge, weight)
+        return {"losses/cost": float((cost * weight).sum()), "losses/grad_norm": self.descend(layers)}
+
+    def descend(self, layers: Layers) -> float:
+        """One step of Adam against a gradient; its norm before clipping."""
         weights = {str(i): {"weight": mx.array(w), "bias": mx.array(b)} for i, (w, b) in enumerate(self.policy.layers)}
         slopes = {str(i): {"weight": mx.array(w), "bias": mx.array(b)} for i, (w, b) in enumerate(layers)}
-        slopes, norm = optim.clip_grad_norm(slopes, settings.max_grad_norm)
+        slopes, norm = optim.clip_grad_norm(slopes, self.settings.max_grad_norm)
         weights = self.optimiser.apply_gradients(slopes, weights)
         moved = [weights[str(i)] for i in range(len(layers))]
         self.policy = self.policy.with_layers(tuple((np.array(m["weight"]), np.array(m["bias"])) for m in moved))
         self.done += 1
-        return {"losses/cost": float((cost * weight).sum()), "losses/grad_norm": float(norm)}
+        return float(norm)
 
     def state(self) -> dict[str, NDArray]:
         """Everything that `restore` needs to go on bitwise."""

@@ -50,7 +50,7 @@ HANDLERS: Mapping[str, Handler] = {
     "port": _ranks.port,
     "train": _ranks.train,
     "table": _play.table,
-    **dict.fromkeys(("labels", "rollout", "evaluate", "evolve"), _play.do),
+    **dict.fromkeys(("labels", "rollout", "evaluate", "gradient", "evolve"), _play.do),
     "noop": noop,
 }
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rl.audit import Sampler, difference, replayed
 from rl.errors import DataError
-from rl.jobs import AnyJob, Arrays, Evaluate, Evolve, Labels, Player, Rollout, shapes
+from rl.jobs import AnyJob, Arrays, Evaluate, Evolve, Gradient, Labels, Player, Rollout, shapes
 from rl.link import Ask, Distrust, FromLearner, Given, Note, Progress, Publish, ToLearner, receive, send
 from rl.policy import Mlp, from_bytes
 
@@ -206,4 +206,6 @@ def steps_of(job: AnyJob) -> int:
         return job.plans * job.hours
     if isinstance(job, Evaluate):
         return len(job.starts) * job.hours
+    if isinstance(job, Gradient):
+        return job.episodes * job.hours // job.parts
     return job.episodes * job.hours * (2 * len(job.perturbations) if isinstance(job, Evolve) else 1)

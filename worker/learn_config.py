@@ -1,7 +1,7 @@
 """What a control training can be told, from a TOML file: `coordinator start --rollouts --control-config FILE`.
 
-Top-level keys are `Settings`' own; the tables [clone], [vtrace] and [evolve] have those of `rl.clone.Settings`, `rl.vtrace.Settings` and
-`rl.evolve.Settings`. Each has a default.
+Top-level keys are `Settings`' own; the tables [pathwise], [clone], [vtrace] and [evolve] have those of `rl.descent.Settings`,
+`rl.clone.Settings`, `rl.vtrace.Settings` and `rl.evolve.Settings`. Each has a default.
 """
 
 from __future__ import annotations
@@ -13,36 +13,43 @@ from pathlib import Path
 from typing import Any
 
 import rl.clone
+import rl.descent
 import rl.evolve
 import rl.vtrace
 from ingest.errors import UsageError
 from rl.jobs import BASELINES
 
-ALGORITHMS = ("vtrace", "evolve")
+ALGORITHMS = ("pathwise", "vtrace", "evolve")
 
 
 @dataclass(frozen=True)
 class Settings:
     """A whole training: labels, cloning, improvement, judgement."""
 
-    algorithm: str = "vtrace"  # that improves on the clone
-    horizon: int = 36  # hours of forecast that the policy sees
-    label_jobs: int = 48
+    algorithm: str = "pathwise"
+    horizon: int = 24  # hours of forecast that the policy sees
+    label_jobs: int = 24  # of the clone that vtrace and evolve start from; pathwise needs none
     label_plans: int = 50  # linear programs a job
     label_hours: int = 72  # of a plan
-    evaluate_every: int = 10  # iterations between looks at the validation year
-    save_every: int = 1  # iterations between states: what a learner that was killed does once more
+    looks: int = 12  # at the validation year over the training, besides the one at its start
+    saves: int = 200  # states over the training: a learner that was killed goes on from the newest
     every: int = 4  # of the weeks of validation and test year, one in so many
     chunk: int = 33  # weeks of an evaluation's lease
     plan_chunk: int = 4  # weeks of a planning baseline's lease: a plan an hour is slow
     baselines: str = "hour rule,mpc,mpc perfect"  # that the test year compares with; empty: none
     seed: int = 0
+    pathwise: rl.descent.Settings = field(default_factory=rl.descent.Settings)
     clone: rl.clone.Settings = field(default_factory=rl.clone.Settings)
     vtrace: rl.vtrace.Settings = field(default_factory=rl.vtrace.Settings)
     evolve: rl.evolve.Settings = field(default_factory=rl.evolve.Settings)
 
 
-TABLES = {"clone": rl.clone.Settings, "vtrace": rl.vtrace.Settings, "evolve": rl.evolve.Settings}
+TABLES = {
+    "pathwise": rl.descent.Settings,
+    "clone": rl.clone.Settings,
+    "vtrace": rl.vtrace.Settings,
+    "evolve": rl.evolve.Settings,
+}
 
 
 def read(path: Path | None) -> Settings:

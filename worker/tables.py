@@ -2,7 +2,7 @@
 
 Net load is demand less wind and solar where a respondent has them. What is known ahead is the forecaster's median where a training has
 ended (`worker.forecast`, one file a checkpoint), else the operators' day-ahead forecast, less the wind and solar of the hour in
-the mean of a week that was known then; then corrected by its own last error (`rl.forecasts.corrected`). The same hours always make the same bytes, named by their sha256.
+the mean of a week that was known then; then corrected by its own last errors (`rl.forecasts.corrected`), with their size beside it. The same hours always make the same bytes, named by their sha256.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from ingest.errors import IngestError, UsageError
 from ingest.fetch import Cancelled
 from ingest.loader import available, load_series, respondents_on_disk
 from ingest.store import atomic_write
-from rl.forecasts import corrected, day_ahead
+from rl.forecasts import corrected, day_ahead, with_spread
+from rl.grid import Grid
 from rl.region import Region, region
 from rl.table import table
 from rl.table_file import path_of, to_bytes
@@ -77,12 +78,12 @@ def make(job: TableJob, data_dir: Path, cancelled: threading.Event) -> TableProo
     for name in names:
         one, issued, less = _measured(data_dir, name, years, turns[0], medians.get(name))
         regions.append(one)
-        forecasts.append(corrected(one, day_ahead(one, issued, job.horizon), turns[0]))
+        forecasts.append(with_spread(one, corrected(one, day_ahead(one, issued, job.horizon), turns[0])))
         renewable += [name] if less else []
     first = str(regions[0].hours[0] + np.timedelta64(HISTORY, "h"))
     proofs = {}
     for split, start, end in zip(SPLITS, (first, *turns), turns, strict=False):
-        sha256, content = to_bytes(table(regions, forecasts, start, end))
+        sha256, content = to_bytes(table(regions, forecasts, start, end, Grid()))
         path = path_of(data_dir / "control", sha256)
         if not path.exists():
             atomic_write(path, content)

@@ -14,9 +14,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from rl.audit import EVERY, Sampler, difference, replayed
 from rl.env import Episodes
 from rl.errors import DataError
-from rl.forecasts import oracle, with_quantiles
+from rl.forecasts import oracle, with_spread
 from rl.grid import Grid
-from rl.jobs import AnyJob, Evaluate, Evolve, Labels, Player, Rollout, known_loads, middle_forecast, shapes
+from rl.jobs import AnyJob, Evaluate, Evolve, Gradient, Labels, Player, Rollout, known_loads, point_forecast, shapes
 from rl.pack import mapped, pack, unpack
 from rl.policy import Mlp, normalisation, start
 from rl.region import synthetic
@@ -55,6 +55,7 @@ def jobs_of(data: Table) -> list[AnyJob]:
     return [
         Labels(sha256, 3, 2, 30, features),
         Rollout(sha256, SHA, 4, 5, 48, (0.1, 0.1, 0.2, 0.05)),
+        Gradient(sha256, SHA, 6, 1, 3, 8, 24, 0.3, (2.0,), (features, 16, 16, 4)),
         Evolve(sha256, SHA, 5, (7, 8, 9), 0.05, 4, 24),
         *(Evaluate(sha256, name, rows, 48) for name in (SHA, "nothing", "optimum", "mpc", "mpc perfect")),
     ]
@@ -100,12 +101,11 @@ def test_a_replay_has_the_observations_and_refuses_other_costs(player: Player, d
 def test_forecasts_that_planners_use(data: Table) -> None:
     made, _ = synthetic(8760)
     # The table's forecast is the oracle, which knows hours beyond the table's end.
-    assert_allclose(middle_forecast(data)[:-36], known_loads(data, 36)[:-36], atol=1e-6)
-    levels = with_quantiles(made, oracle(made, 4), "2018-01-01T00", (0.1, 0.5, 0.9))
-    quantiles = table([made], [levels], "2017-01-02T00", "2017-12-01T00")
-    assert_allclose(middle_forecast(quantiles)[:-4], known_loads(quantiles, 4)[:-4], atol=1e-6)
+    assert_allclose(point_forecast(data)[:-36], known_loads(data, 36)[:-36], atol=1e-6)
+    spread = table([made], [with_spread(made, oracle(made, 4))], "2017-01-02T00", "2017-12-01T00", GRID)
+    assert_allclose(point_forecast(spread)[:-4], known_loads(spread, 4)[:-4], atol=1e-6)
     with pytest.raises(DataError, match="no forecast"):
-        middle_forecast(table([made], [None], "2017-01-02T00", "2017-12-01T00"))
+        point_forecast(table([made], [None], "2017-01-02T00", "2017-12-01T00"))
 
 
 @given(st.text(min_size=1), st.integers(0, 200))

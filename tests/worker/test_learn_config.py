@@ -32,7 +32,7 @@ def test_a_file_says_what_differs_from_the_defaults(tmp_path: Path) -> None:
         ("every = 0", "above 0"),
         ('every = "4"', "expected int"),
         ("[vtrace]\nlearning_rate = true", "expected float"),
-        ('algorithm = "magic"', "choose vtrace or evolve"),
+        ('algorithm = "magic"', "choose pathwise or vtrace or evolve"),
         ('baselines = "mpc,magic"', "choose from"),
     ],
 )
