@@ -31,7 +31,8 @@ Arrays = dict[str, NDArray]
 
 HORIZON = 36  # hours that a planning baseline looks ahead, or as far as the table's forecast goes
 BASELINES = ("nothing", "optimum", "hour rule", "mpc", "mpc perfect")
-KEPT = 6  # tables, policies and environments that a process keeps
+KEPT = 6  # tables and policies that a process keeps
+EPISODES_KEPT = 3  # each copies its table
 
 
 class Job(msgspec.Struct, frozen=True, tag_field="kind", forbid_unknown_fields=True):
@@ -137,7 +138,7 @@ class Player:
 
     def __init__(self, folder: Path, policy_of: Callable[[str], Mlp], grid: Grid | None = None) -> None:
         self.folder, self.grid, self.policy_of = folder, grid or Grid(), policy_of
-        self._tables, self._starts, self._episodes, self._rules = Kept(), Kept(), Kept(), Kept()
+        self._tables, self._starts, self._episodes, self._rules = Kept(), Kept(), Kept(EPISODES_KEPT), Kept()
 
     def do(self, job: AnyJob) -> Arrays:
         """The result's arrays. ControlError where the job can't be done."""
@@ -206,7 +207,7 @@ class Player:
         if job.policy == "hour rule":
             rule: HourRule = self._rules.get(job.fit, lambda: hour_rule(self.grid, self.table(job.fit)))
             return rule.on(table)
-        return Mpc(self.grid, known_loads(table, HORIZON) if job.policy == "mpc perfect" else middle_forecast(table))
+        return Mpc(self.grid, known_loads(table, HORIZON) if job.policy == "mpc perfect" else point_forecast(table))
 
     def _descend(self, job: Descend) -> Arrays:
         from rl.pathwise import descend
@@ -233,8 +234,8 @@ def known_loads(table: Table, horizon: int) -> NDArray[np.float32]:
     return out
 
 
-def middle_forecast(table: Table) -> NDArray[np.float32]:
-    """The forecast in a table's features, its middle feature (the median of quantiles), [row, horizon, 1]. DataError for none."""
+def point_forecast(table: Table) -> NDArray[np.float32]:
+    """The forecast in a table's features, its first one, [row, horizon, 1]. DataError where there is none."""
     columns = _forecast_columns(table.names)
     if not columns:
         raise DataError("the table has no forecast: planning on one is no baseline here")
@@ -243,9 +244,6 @@ def middle_forecast(table: Table) -> NDArray[np.float32]:
 
 @lru_cache
 def _forecast_columns(names: tuple[str, ...]) -> list[int]:
-    """Columns of the middle feature, by horizon, up to `HORIZON`."""
-    found = {name.removeprefix("forecast +"): i for i, name in enumerate(names) if name.startswith("forecast +")}
-    features = {key.partition(".")[2] for key in found}
-    middle = sorted(features, key=int)[len(features) // 2] if features else ""
-    count = len(found) // max(len(features), 1)
-    return [found[f"{ahead}.{middle}"] for ahead in range(min(count, HORIZON))]
+    """Columns of the first feature, by horizon, up to `HORIZON`."""
+    found = {name: column for column, name in enumerate(names)}
+    return [found[f"forecast +{h}.0"] for h in range(HORIZON) if f"forecast +{h}.0" in found]

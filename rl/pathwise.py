@@ -24,12 +24,13 @@ from rl.adam import Adam
 from rl.env import Episodes
 from rl.grid import Grid
 from rl.jobs import Arrays, Descend, Player
-from rl.policy import Layers, Mlp, combined, flat, shaped, start, to_bytes
+from rl.policy import Layers, Mlp, combined, flat, normalisation, shaped, start, to_bytes
 from rl.score import yardstick
 from rl.table import Table
 from rl.versions import Versions
 
 Array = NDArray[np.float64]
+SAMPLE = 20_000  # hours from which the normalisation is taken
 WARM_UP = 50  # steps until the learning rate is full
 AT_REST = 0.3  # share of episodes that start at rest; the others start with any charge
 MAX_NORM = 1.0  # of a gradient
@@ -183,27 +184,43 @@ def descend(episodes: Episodes, starts: NDArray[np.int64], job: Descend, policy:
     return {"weights": weights, "mean": adam.mean, "square": adam.square, "losses": losses}
 
 
+def _normalisation(episodes: Episodes, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Of the table's features as they are, of the state as it is with any charge at all."""
+    table = episodes.table
+    rows = rng.integers(0, len(table.load), SAMPLE)
+    share = rng.uniform(0, 1, (SAMPLE, episodes.stores))
+    state = np.column_stack([share, table.before[rows], rng.uniform(0, 1, SAMPLE)])
+    return normalisation(np.concatenate([state, table.features[rows]], axis=1).astype(np.float32))
+
+
 class Descent:
     """An algorithm (`rl.versions.Algorithm`): members that learn each for itself, and act as one, by their mean action.
 
     The cost is convex in the action, so the mean of several policies costs no more than they do on average.
     """
 
-    def __init__(self, player: Player, table: str, like: Mlp, settings: Settings) -> None:
+    def __init__(self, player: Player, table: str, settings: Settings) -> None:
         self.settings, self.staleness, self.iterations = settings, 0, settings.iterations
-        self._table, actions = table, like.layers[-1][0].shape[0]
+        self._table = table
         saving = savings(player.grid, player.table(table))
+        episodes = player.episodes(table, settings.episodes, settings.hours)
+        mean, scale = _normalisation(episodes, np.random.default_rng(settings.seed))
         self._saving = tuple(float(f"{each:.5g}") for each in saving)  # the same on every host
         self._members = []
         for member in range(settings.members):
             rng = np.random.default_rng([settings.seed, member])
-            first = start(like.names, like.mean, like.scale, actions, settings.width, rng)
+            first = start(episodes.names, mean, scale, episodes.actions, settings.width, rng)
             nothing = shaped(first, np.zeros_like(flat(first)))
             self._members.append((first, nothing, nothing))
         self.versions = Versions(self._combined(), 0)
 
+    @property
+    def members(self) -> list[Mlp]:
+        """Each as it is now."""
+        return [policy for policy, _, _ in self._members]
+
     def _combined(self) -> Mlp:
-        return combined([policy for policy, _, _ in self._members])
+        return combined(self.members)
 
     def jobs(self, iteration: int) -> list[Descend]:
         """One a member."""

@@ -61,6 +61,9 @@ def write(found: Found, folder: Path) -> dict[str, dict[str, float]]:
     regions = found.table.regions
     names = [name for name in SHOWN if name in found.costs]
     pops = {r: {name: found.pop(name, i) for name in names} for i, r in enumerate(regions)}
+    members = {
+        r: [found.pop(name, i) for name in found.costs if name.startswith("member")] for i, r in enumerate(regions)
+    }
     pictures = {"pop.png": _bars(found, pops), "learning.png": _curve(found)}
     numbers = []
     for i, name in enumerate(regions):
@@ -69,8 +72,8 @@ def write(found: Found, folder: Path) -> dict[str, dict[str, float]]:
         numbers.append(_numbers(found, i, idle, trace))
     for name, content in pictures.items():
         atomic_write(folder / name, content)
-    atomic_write(folder / REPORT, _text(found, pops, numbers).encode())
-    return pops
+    atomic_write(folder / REPORT, _text(found, pops, members, numbers).encode())
+    return {r: row | {f"member {i}": pop for i, pop in enumerate(members[r])} for r, row in pops.items()}
 
 
 def sha256_of(path: Path) -> str:
@@ -82,7 +85,12 @@ def _starts(found: Found, region: int) -> NDArray[np.int64]:
     return found.starts[found.weeks_of(region)]
 
 
-def _text(found: Found, pops: Mapping[str, Mapping[str, float]], numbers: Sequence[str]) -> str:
+def _text(
+    found: Found,
+    pops: Mapping[str, Mapping[str, float]],
+    members: Mapping[str, Sequence[float]],
+    numbers: Sequence[str],
+) -> str:
     about = found.about
     lines = [
         "# Grid control: report",
@@ -99,6 +107,11 @@ def _text(found: Found, pops: Mapping[str, Mapping[str, float]], numbers: Sequen
         values = [row[name] for row in pops.values()]
         cells = " | ".join(f"{value:.3f}" for value in values)
         lines.append(f"| {LABELS.get(name, name)} | {cells} | {float(np.nanmean(values)):.3f} |")
+    alone = list(members.values())
+    if alone[0]:
+        cells = " | ".join(f"{np.mean(each):.3f} ± {np.std(each):.3f}" for each in alone)
+        mean = np.mean(alone, axis=0)
+        lines.append(f"| its {len(mean)} members, each alone | {cells} | {mean.mean():.3f} ± {mean.std():.3f} |")
     split = _gaps(pops)
     for name in ("horizon", "forecast", "policy") if split else ():
         parts = [getattr(one, name) for one in split]
@@ -175,7 +188,7 @@ def _curve(found: Found) -> bytes:
     versions, pops = zip(*found.history, strict=True)
     axis.plot(versions, pops, "o-", color="tab:blue")
     axis.axvline(found.best, color="tab:green", linestyle="--", label=f"best: version {found.best}")
-    axis.set(xlabel="version (0: the clone)", ylabel="PoP, validation year")
+    axis.set(xlabel="version (0: where it started)", ylabel="PoP, validation year")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     return _png(plt, figure)

@@ -2,7 +2,8 @@
 
     python -m worker.learn --data DIR --run DIR --asked DIGEST [--config FILE] [--forecaster RUN --checkpoint SHA256]
 
-Read from top to bottom: tables, labels, clone, improvement, judgement on the validation year, the test year, report. The newest state
+Read from top to bottom: tables, labels and clone where they are needed, improvement, judgement on the validation year, the test
+year, report. The newest state
 lies in the run folder after every step, so a learner that was killed goes on to the same weights, whoever plays and whenever.
 """
 
@@ -74,6 +75,7 @@ class Training:
         self.jobs = Jobs(sys.stdin.buffer, pipe, len(self.grid.stores) + 1)
         self.jobs.player = self.player = Player(data / "control", self.jobs.policy_of, self.grid)
         self.history: list[Looked] = []
+        self.members: list[Mlp] = []  # that the policy combines, as they are at the end
         self._rated = "", 0.0, 0  # stage, when it began, steps until then
         self.tables: dict[str, str] = {}
         self.about: dict[str, Any] = {}
@@ -82,8 +84,7 @@ class Training:
         """All of it, from wherever an earlier learner of the same request had come."""
         self.run.mkdir(parents=True, exist_ok=True)
         self.make_tables()
-        first = self.cloned()
-        best = self.improved(first)
+        best, first = self.improved(self.beginner())
         self.judged(first, best)
 
     # -- tables ---------------------------------------------------------------------------------------------------------
@@ -106,13 +107,16 @@ class Training:
     def table(self, split: str) -> Table:
         return self.player.table(self.tables[split])
 
-    # -- clone ----------------------------------------------------------------------------------------------------------
+    # -- what improvement starts from ----------------------------------------------------------------------------------------------------------
+
+    def beginner(self) -> Mlp | None:
+        """A clone, kept in the state or labelled and cloned now; None for an algorithm that needs none."""
+        if self.settings.algorithm == "pathwise":
+            return None
+        meta, arrays = self._state()
+        return from_bytes(arrays["first"].tobytes(), f"{self.run / STATE}: first") if meta else self.cloned()
 
     def cloned(self) -> Mlp:
-        """The policy that improvement starts from: kept in the state, or labelled and cloned now."""
-        meta, arrays = self._state()
-        if meta:
-            return from_bytes(arrays["clone"].tobytes(), f"{self.run / STATE}: clone")
         s = self.settings
         features = len(Episodes(self.grid, self.table("train"), 1, 1).names)
         seeds = np.random.SeedSequence([s.seed, 0]).generate_state(s.label_jobs, np.uint64) >> np.uint64(1)
@@ -132,25 +136,27 @@ class Training:
         def log(step: int, loss: float) -> None:
             self.jobs.progress("clone", step, settings.steps, {"clone/loss": loss})
 
-        policy = clone(labels, settings, log)
-        self._save(0, policy, None)
-        return policy
+        return clone(labels, settings, log)
 
     # -- improvement ----------------------------------------------------------------------------------------------------
 
-    def algorithm(self, policy: Mlp) -> Algorithm:
+    def algorithm(self, policy: Mlp | None) -> Algorithm:
         """What the settings name. Another one needs a line here and a table in `worker.learn_config`."""
         s = self.settings
-        if s.algorithm == "pathwise":
-            return Descent(self.player, self.tables["learn"], policy, replace(s.pathwise, seed=s.seed))
+        if policy is None:
+            return Descent(self.player, self.tables["learn"], replace(s.pathwise, seed=s.seed))
         if s.algorithm == "evolve":
             return Evolution(self.tables["train"], policy, replace(s.evolve, seed=s.seed))
         return VTrace(self.player, self.tables["train"], policy, replace(s.vtrace, seed=s.seed))
 
-    def improved(self, first: Mlp) -> Mlp:
-        """The version that is best on the validation year."""
-        algorithm = self.algorithm(first)
+    def improved(self, beginner: Mlp | None) -> tuple[Mlp, Mlp]:
+        """The version that is best on the validation year, and the first one."""
+        s, algorithm = self.settings, self.algorithm(beginner)
+        first = algorithm.versions.newest
         meta, arrays = self._state()
+        if not meta:
+            self._save(0, first, algorithm)
+            meta, arrays = self._state()
         done = int(meta["iteration"])
         self.history = [Looked(**one) for one in meta["history"]]
         if done:
@@ -175,18 +181,21 @@ class Training:
             version = iteration + 1
             self._publish(version, algorithm)
             self._write_metrics(version, metrics)
-            if version % self.settings.evaluate_every == 0 or version == algorithm.iterations:
+            if version % max(1, algorithm.iterations // s.looks) == 0 or version == algorithm.iterations:
                 self._looked(looking, scale)
                 looking = self._look(version, algorithm.versions.newest)
-            self._save(version, first, algorithm)
+            if version % max(1, algorithm.iterations // s.saves) == 0 or version == algorithm.iterations:
+                self._save(version, first, algorithm)
             figures = {**self._rate("improve"), **metrics, "staleness": float(version - algorithm.versions.of(version))}
             if self.history:
                 figures |= {"pop": self.history[-1].pop, "best_pop": max(one.pop for one in self.history)}
             self.jobs.progress("improve", version, algorithm.iterations, figures)
         self._looked(looking, scale)
         self._save(algorithm.iterations, first, algorithm)
+        if isinstance(algorithm, Descent):
+            self.members = algorithm.members
         best = max(self.history, key=lambda one: (one.pop, -one.version))
-        return self._kept(best.version)
+        return self._kept(best.version), first
 
     def _publish(self, version: int, algorithm: Algorithm) -> None:
         for content in algorithm.contents():
@@ -247,7 +256,9 @@ class Training:
 
     def judged(self, first: Mlp, best: Mlp) -> None:
         """The test year, once: the policies, the baselines, the report, the result."""
-        s, named = self.settings, {"clone": first, "policy": best}
+        s = self.settings
+        named = {"policy": best} if s.algorithm == "pathwise" else {"clone": first, "policy": best}
+        named |= {f"member {i}": member for i, member in enumerate(self.members)}
         asked = {}
         for name in (one for one in s.baselines.split(",") if one):
             # The rule is fitted once, in one lease.
@@ -304,19 +315,19 @@ class Training:
         meta, arrays = mapped(path)
         return (meta, arrays) if meta.get("asked") == self.asked else ({}, {})
 
-    def _save(self, iteration: int, first: Mlp, algorithm: Algorithm | None) -> None:
-        numbers, arrays = algorithm.state() if algorithm is not None else ({}, {})
+    def _save(self, iteration: int, first: Mlp, algorithm: Algorithm) -> None:
+        numbers, arrays = algorithm.state()
         meta = {
             "asked": self.asked,
             "iteration": iteration,
             "history": [asdict(one) for one in self.history],
             "numbers": numbers,
         }
-        clone = np.frombuffer(to_bytes(first), np.uint8)
-        if algorithm is None:
+        content = np.frombuffer(to_bytes(first), np.uint8)
+        if not iteration:
             for path in (self.run / "versions").glob("*.npz"):
                 path.unlink()
-        atomic_write(self.run / STATE, pack(meta, {"clone": clone, **arrays}))
+        atomic_write(self.run / STATE, pack(meta, {"first": content, **arrays}))
 
     def _rate(self, stage: str) -> dict[str, float]:
         """Environment steps a second since the stage's first call."""

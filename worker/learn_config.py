@@ -26,12 +26,13 @@ ALGORITHMS = ("pathwise", "vtrace", "evolve")
 class Settings:
     """A whole training: labels, cloning, improvement, judgement."""
 
-    algorithm: str = "pathwise"  # that makes the policy; vtrace and evolve improve on the clone
+    algorithm: str = "pathwise"
     horizon: int = 36  # hours of forecast that the policy sees
-    label_jobs: int = 48
+    label_jobs: int = 24  # of the clone that vtrace and evolve start from; pathwise needs none
     label_plans: int = 50  # linear programs a job
     label_hours: int = 72  # of a plan
-    evaluate_every: int = 10  # iterations between looks at the validation year
+    looks: int = 12  # at the validation year over the training, besides the one at its start
+    saves: int = 200  # states over the training: a learner that was killed goes on from the newest
     every: int = 4  # of the weeks of validation and test year, one in so many
     chunk: int = 33  # weeks of an evaluation's lease
     plan_chunk: int = 4  # weeks of a planning baseline's lease: a plan an hour is slow

@@ -14,11 +14,11 @@ from numpy.testing import assert_allclose, assert_array_equal
 from rl.audit import EVERY, Sampler, difference, replayed
 from rl.env import Episodes
 from rl.errors import DataError
-from rl.forecasts import oracle, with_quantiles
+from rl.forecasts import oracle
 from rl.grid import Grid
-from rl.jobs import AnyJob, Evaluate, Evolve, Labels, Player, Rollout, known_loads, middle_forecast, shapes
+from rl.jobs import AnyJob, Descend, Evaluate, Evolve, Labels, Player, Rollout, known_loads, point_forecast, shapes
 from rl.pack import mapped, pack, unpack
-from rl.policy import Mlp, normalisation, start
+from rl.policy import Mlp, flat, normalisation, shaped, start
 from rl.region import synthetic
 from rl.score import yardstick
 from rl.table import Table, table
@@ -26,6 +26,7 @@ from rl.table_file import load, path_of, to_bytes
 
 GRID = Grid()
 SHA = "5" * 64
+NOTHING = "b" * 64
 
 
 @pytest.fixture(scope="module")
@@ -45,16 +46,18 @@ def player(data: Table, tmp_path_factory: pytest.TempPathFactory) -> Player:
     policy = start(episodes.names, mean, scale, episodes.actions, 16, np.random.default_rng(0))
     layers = (*policy.layers[:-1], (policy.layers[-1][0] * 20, policy.layers[-1][1]))
     loud = Mlp(policy.names, mean, scale, layers)
-    return Player(folder, {SHA: loud}.__getitem__)
+    return Player(folder, {SHA: loud, NOTHING: shaped(loud, np.zeros_like(flat(loud)))}.__getitem__)
 
 
 def jobs_of(data: Table) -> list[AnyJob]:
     sha256, _ = to_bytes(data)
     features = len(Episodes(GRID, data, 1, 1).names)
     rows = (100, 900, 4000)
+    size = features * 16 + 16 + 16 * 16 + 16 + 16 * 4 + 4
     return [
         Labels(sha256, 3, 2, 30, features),
         Rollout(sha256, SHA, 4, 5, 48, (0.1, 0.1, 0.2, 0.05)),
+        Descend(sha256, SHA, NOTHING, NOTHING, size, 6, 1, 0, 3, 9, 8, 24, 1e-3, (2.0,)),
         Evolve(sha256, SHA, 5, (7, 8, 9), 0.05, 4, 24),
         *(Evaluate(sha256, name, rows, 48) for name in (SHA, "nothing", "optimum", "mpc", "mpc perfect")),
     ]
@@ -100,12 +103,12 @@ def test_a_replay_has_the_observations_and_refuses_other_costs(player: Player, d
 def test_forecasts_that_planners_use(data: Table) -> None:
     made, _ = synthetic(8760)
     # The table's forecast is the oracle, which knows hours beyond the table's end.
-    assert_allclose(middle_forecast(data)[:-36], known_loads(data, 36)[:-36], atol=1e-6)
-    levels = with_quantiles(made, oracle(made, 4), "2018-01-01T00", (0.1, 0.5, 0.9))
-    quantiles = table([made], [levels], "2017-01-02T00", "2017-12-01T00")
-    assert_allclose(middle_forecast(quantiles)[:-4], known_loads(quantiles, 4)[:-4], atol=1e-6)
+    assert_allclose(point_forecast(data)[:-36], known_loads(data, 36)[:-36], atol=1e-6)
+    several = np.concatenate([oracle(made, 4), np.ones((len(made.load), 4, 1), np.float32)], axis=2)
+    more = table([made], [several], "2017-01-02T00", "2017-12-01T00", GRID)
+    assert_allclose(point_forecast(more)[:-4], known_loads(more, 4)[:-4], atol=1e-6)
     with pytest.raises(DataError, match="no forecast"):
-        middle_forecast(table([made], [None], "2017-01-02T00", "2017-12-01T00"))
+        point_forecast(table([made], [None], "2017-01-02T00", "2017-12-01T00"))
 
 
 @given(st.text(min_size=1), st.integers(0, 200))

@@ -57,7 +57,7 @@ def descent(folder: Path, grid: Grid, made: Table) -> tuple[Descent, Player]:
         return next(from_bytes(each) for each in algorithm.contents() if hashlib.sha256(each).hexdigest() == wanted)
 
     player = Player(folder, policy_of)
-    algorithm = Descent(player, sha256, beginner(grid, made), SMALL)
+    algorithm = Descent(player, sha256, SMALL)
     return algorithm, player
 
 

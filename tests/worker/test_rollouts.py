@@ -24,7 +24,7 @@ from tests.worker import control_data
 from tests.worker.supervised import Supervised
 
 PROCESS = Path(__file__).with_name("rollout_process.py")
-SHORT, LONG = 30, 1_000  # iterations
+SHORT, LONG = 30, 500  # iterations
 FAULTS = ("worker kill", "worker stop", "coordinator kill", "coordinator stop", "learner kill")
 
 pytestmark = pytest.mark.skipif(not hasattr(psutil.Process, "children"), reason="needs process lists")
@@ -33,10 +33,18 @@ pytestmark = pytest.mark.skipif(not hasattr(psutil.Process, "children"), reason=
 class Played(Supervised):
     """A training in a copy of `data`."""
 
-    def __init__(self, folder: Path, data: Path, workers: int = 2, iterations: int = SHORT, **env: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        data: Path,
+        workers: int = 2,
+        iterations: int = SHORT,
+        algorithm: str = "vtrace",
+        **env: str,
+    ) -> None:
         folder.mkdir()
         shutil.copytree(data, folder / "data")
-        toml = control_data.config(folder / "control.toml", iterations)
+        toml = control_data.config(folder / "control.toml", iterations, algorithm)
         command = [sys.executable, str(PROCESS), str(folder / "data"), str(workers), str(toml)]
         super().__init__(folder, command, "worker.learn", {**os.environ, **env})
         self.run = folder / "data" / "control"
@@ -56,10 +64,10 @@ class Played(Supervised):
         return summary
 
 
-def fault(training: Played, kind: str, draw: random.Random) -> None:
-    """One fault at a random moment; returns when the training has gone on from it."""
+def fault(training: Played, kind: str, draw: random.Random, apart: int = 4) -> None:
+    """One fault within `apart` iterations from now; returns when the training has gone on from it."""
     whom, _, how = kind.partition(" ")
-    goal = training.version() + draw.randint(1, 4)
+    goal = training.version() + draw.randint(1, apart)
     until(lambda: training.version() >= goal or training.process.poll() is not None, f"version {goal}")
     assert training.process.poll() is None, f"over at version {training.version()}: {training.log.read_text()}"
     family = {"worker": training.workers, "learner": training.ranks}
@@ -88,8 +96,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def played(tmp_path: Path, data: Path) -> Iterator[Callable[..., Played]]:
     made: list[Played] = []
 
-    def make(name: str, workers: int = 2, iterations: int = SHORT, **env: str) -> Played:
-        made.append(Played(tmp_path / name, data, workers, iterations, **env))
+    def make(name: str, workers: int = 2, iterations: int = SHORT, algorithm: str = "vtrace", **env: str) -> Played:
+        made.append(Played(tmp_path / name, data, workers, iterations, algorithm, **env))
         made[-1].start()
         return made[-1]
 
@@ -130,14 +138,15 @@ def test_a_worker_that_goes_wrong_later_is_put_out_within_the_stated_number_of_i
 
 @pytest.mark.long
 @pytest.mark.timeout(1_200)
+@pytest.mark.parametrize("algorithm", ["pathwise", "vtrace"])
 @pytest.mark.parametrize("workers", [1, 2, 3])
-def test_twenty_faults_change_no_bit(played: Callable[..., Played], workers: int) -> None:
-    undisturbed = played("undisturbed", workers=2, iterations=LONG)
+def test_twenty_faults_change_no_bit(played: Callable[..., Played], workers: int, algorithm: str) -> None:
+    undisturbed = played("undisturbed", workers=2, iterations=LONG, algorithm=algorithm)
     undisturbed.check_end()
-    faulty, draw = played("faulty", workers=workers, iterations=LONG), random.Random(workers)
+    faulty, draw = played("faulty", workers, LONG, algorithm), random.Random(workers)
     kinds = [draw.choice(FAULTS) for _ in range(20)]
     for kind in kinds:
-        fault(faulty, kind, draw)
+        fault(faulty, kind, draw, apart=20)
     faulty.check_end()
     print(*kinds, sep=", ")
     assert faulty.learned() == undisturbed.learned()
