@@ -24,7 +24,7 @@ from tests.worker import control_data
 from tests.worker.supervised import Supervised
 
 PROCESS = Path(__file__).with_name("rollout_process.py")
-SHORT, LONG = 30, 1_000  # iterations
+SHORT, LONG = 30, 500  # iterations
 FAULTS = ("worker kill", "worker stop", "coordinator kill", "coordinator stop", "learner kill")
 
 pytestmark = pytest.mark.skipif(not hasattr(psutil.Process, "children"), reason="needs process lists")
@@ -56,10 +56,10 @@ class Played(Supervised):
         return summary
 
 
-def fault(training: Played, kind: str, draw: random.Random) -> None:
-    """One fault at a random moment; returns when the training has gone on from it."""
+def fault(training: Played, kind: str, draw: random.Random, apart: int = 4) -> None:
+    """One fault within `apart` iterations from now; returns when the training has gone on from it."""
     whom, _, how = kind.partition(" ")
-    goal = training.version() + draw.randint(1, 4)
+    goal = training.version() + draw.randint(1, apart)
     until(lambda: training.version() >= goal or training.process.poll() is not None, f"version {goal}")
     assert training.process.poll() is None, f"over at version {training.version()}: {training.log.read_text()}"
     family = {"worker": training.workers, "learner": training.ranks}
@@ -137,7 +137,7 @@ def test_twenty_faults_change_no_bit(played: Callable[..., Played], workers: int
     faulty, draw = played("faulty", workers=workers, iterations=LONG), random.Random(workers)
     kinds = [draw.choice(FAULTS) for _ in range(20)]
     for kind in kinds:
-        fault(faulty, kind, draw)
+        fault(faulty, kind, draw, apart=20)
     faulty.check_end()
     print(*kinds, sep=", ")
     assert faulty.learned() == undisturbed.learned()
