@@ -178,7 +178,8 @@ class Training:
             if version % self.settings.evaluate_every == 0 or version == algorithm.iterations:
                 self._looked(looking, scale)
                 looking = self._look(version, algorithm.versions.newest)
-            self._save(version, first, algorithm)
+            if version % self.settings.save_every == 0 or version == algorithm.iterations:
+                self._save(version, first, algorithm)
             figures = {**self._rate("improve"), **metrics, "staleness": float(version - algorithm.versions.of(version))}
             if self.history:
                 figures |= {"pop": self.history[-1].pop, "best_pop": max(one.pop for one in self.history)}

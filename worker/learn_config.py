@@ -32,6 +32,7 @@ class Settings:
     label_plans: int = 50  # linear programs a job
     label_hours: int = 72  # of a plan
     evaluate_every: int = 10  # iterations between looks at the validation year
+    save_every: int = 1  # iterations between states: what a learner that was killed does once more
     every: int = 4  # of the weeks of validation and test year, one in so many
     chunk: int = 33  # weeks of an evaluation's lease
     plan_chunk: int = 4  # weeks of a planning baseline's lease: a plan an hour is slow
