@@ -14,7 +14,7 @@ from rl.jobs import Arrays, Player, Rollout
 EVERY = 16  # of a worker's results of a kind, one is done again; and always the first
 # Hosts of one kind agree to the last bit. Another kind of processor multiplies matrices in another order, and an episode
 # carries that on; nobody gains anything below this.
-TOLERANCE = 1e-3  # of full power; of costs relative, where they are above 1
+TOLERANCE = 1e-3  # of the largest number of an array
 
 
 class Sampler:
@@ -59,7 +59,7 @@ def difference(result: Mapping[str, NDArray], again: Mapping[str, NDArray]) -> s
     for name, ours in again.items():
         theirs = result[name]
         apart = np.abs(theirs.astype(float) - ours)
-        limit = TOLERANCE * np.maximum(1, np.abs(ours))
+        limit = TOLERANCE * float(np.abs(ours).max(initial=0.0))
         if (wrong := int((~(apart <= limit)).sum())) > 0:
             return f"{name}: {wrong:,} of {ours.size:,} numbers differ, by {float(np.nanmax(apart)):.3g} at most"
     return ""

@@ -31,7 +31,8 @@ Arrays = dict[str, NDArray]
 
 HORIZON = 36  # hours that a planning baseline looks ahead, or as far as the table's forecast goes
 BASELINES = ("nothing", "optimum", "hour rule", "mpc", "mpc perfect")
-KEPT = 6  # tables, policies and environments that a process keeps
+KEPT = 6  # tables and policies that a process keeps
+EPISODES_KEPT = 3  # each copies its table
 
 
 class Job(msgspec.Struct, frozen=True, tag_field="kind", forbid_unknown_fields=True):
@@ -137,7 +138,7 @@ class Player:
 
     def __init__(self, folder: Path, policy_of: Callable[[str], Mlp], grid: Grid | None = None) -> None:
         self.folder, self.grid, self.policy_of = folder, grid or Grid(), policy_of
-        self._tables, self._starts, self._episodes, self._rules = Kept(), Kept(), Kept(), Kept()
+        self._tables, self._starts, self._episodes, self._rules = Kept(), Kept(), Kept(EPISODES_KEPT), Kept()
 
     def do(self, job: AnyJob) -> Arrays:
         """The result's arrays. ControlError where the job can't be done."""

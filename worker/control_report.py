@@ -175,7 +175,7 @@ def _curve(found: Found) -> bytes:
     versions, pops = zip(*found.history, strict=True)
     axis.plot(versions, pops, "o-", color="tab:blue")
     axis.axvline(found.best, color="tab:green", linestyle="--", label=f"best: version {found.best}")
-    axis.set(xlabel="version (0: the clone)", ylabel="PoP, validation year")
+    axis.set(xlabel="version (0: where it started)", ylabel="PoP, validation year")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     return _png(plt, figure)

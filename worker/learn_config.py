@@ -28,10 +28,10 @@ class Settings:
 
     algorithm: str = "pathwise"  # that makes the policy; vtrace and evolve improve on the clone
     horizon: int = 36  # hours of forecast that the policy sees
-    label_jobs: int = 48
+    label_jobs: int = 24
     label_plans: int = 50  # linear programs a job
     label_hours: int = 72  # of a plan
-    evaluate_every: int = 10  # iterations between looks at the validation year
+    evaluate_every: int = 5  # iterations between looks at the validation year
     save_every: int = 1  # iterations between states: what a learner that was killed does once more
     every: int = 4  # of the weeks of validation and test year, one in so many
     chunk: int = 33  # weeks of an evaluation's lease

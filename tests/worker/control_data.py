@@ -37,10 +37,10 @@ def make(data_dir: Path) -> Path:
     return data_dir
 
 
-def config(path: Path, iterations: int, **more: object) -> Path:
+def config(path: Path, iterations: int, algorithm: str = "vtrace", **more: object) -> Path:
     """The settings as TOML."""
     tables: dict[str, dict[str, object]] = {
-        "": {**SMALL, **more},
+        "": {**SMALL, "algorithm": algorithm, **more},
         "clone": {**CLONE},
         "vtrace": {**VTRACE, "iterations": iterations},
         "pathwise": {**PATHWISE, "iterations": iterations},

@@ -33,10 +33,18 @@ pytestmark = pytest.mark.skipif(not hasattr(psutil.Process, "children"), reason=
 class Played(Supervised):
     """A training in a copy of `data`."""
 
-    def __init__(self, folder: Path, data: Path, workers: int = 2, iterations: int = SHORT, **env: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        data: Path,
+        workers: int = 2,
+        iterations: int = SHORT,
+        algorithm: str = "vtrace",
+        **env: str,
+    ) -> None:
         folder.mkdir()
         shutil.copytree(data, folder / "data")
-        toml = control_data.config(folder / "control.toml", iterations)
+        toml = control_data.config(folder / "control.toml", iterations, algorithm)
         command = [sys.executable, str(PROCESS), str(folder / "data"), str(workers), str(toml)]
         super().__init__(folder, command, "worker.learn", {**os.environ, **env})
         self.run = folder / "data" / "control"
@@ -88,8 +96,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def played(tmp_path: Path, data: Path) -> Iterator[Callable[..., Played]]:
     made: list[Played] = []
 
-    def make(name: str, workers: int = 2, iterations: int = SHORT, **env: str) -> Played:
-        made.append(Played(tmp_path / name, data, workers, iterations, **env))
+    def make(name: str, workers: int = 2, iterations: int = SHORT, algorithm: str = "vtrace", **env: str) -> Played:
+        made.append(Played(tmp_path / name, data, workers, iterations, algorithm, **env))
         made[-1].start()
         return made[-1]
 
@@ -130,11 +138,12 @@ def test_a_worker_that_goes_wrong_later_is_put_out_within_the_stated_number_of_i
 
 @pytest.mark.long
 @pytest.mark.timeout(1_200)
+@pytest.mark.parametrize("algorithm", ["pathwise", "vtrace"])
 @pytest.mark.parametrize("workers", [1, 2, 3])
-def test_twenty_faults_change_no_bit(played: Callable[..., Played], workers: int) -> None:
-    undisturbed = played("undisturbed", workers=2, iterations=LONG)
+def test_twenty_faults_change_no_bit(played: Callable[..., Played], workers: int, algorithm: str) -> None:
+    undisturbed = played("undisturbed", workers=2, iterations=LONG, algorithm=algorithm)
     undisturbed.check_end()
-    faulty, draw = played("faulty", workers=workers, iterations=LONG), random.Random(workers)
+    faulty, draw = played("faulty", workers, LONG, algorithm), random.Random(workers)
     kinds = [draw.choice(FAULTS) for _ in range(20)]
     for kind in kinds:
         fault(faulty, kind, draw, apart=20)
