@@ -44,6 +44,7 @@ from rl.pathwise import Descent
 from rl.policy import Mlp, from_bytes, to_bytes
 from rl.region import WEEK
 from rl.table import Table
+from rl.table_file import path_of
 from rl.versions import Algorithm
 from rl.vtrace import VTrace
 from worker import control_report
@@ -94,7 +95,8 @@ class Training:
             kept = json.loads(path.read_bytes())
         except (OSError, ValueError):
             kept = {}
-        if kept.get("asked") != self.asked:
+        there = [path_of(self.data / "control", sha256).exists() for sha256 in kept.get("tables", {}).values()]
+        if kept.get("asked") != self.asked or not all(there):
             self.jobs.progress("tables", 0, 1)
             run, checkpoint = self.forecaster
             job = msgspec.to_builtins(TableJob((), run, checkpoint, self.settings.horizon))
