@@ -36,7 +36,7 @@ from rl.link import Ask, Distrust, FromLearner, Given, Note, Over, Progress, Pub
 
 EXIT_CODES = {"done": 0, "failed": 1, "usage": 2, "storage": 75, "drain": 130}
 MOST_PUT_OUT = 10  # workers: then it is the learner that differs from all of them
-WEIGHTS_KEPT = 16
+WEIGHTS_KEPT = 256  # a few hundred KB each
 STOPPED_S = 5.0  # that a learner may be stopped (SIGSTOP) until another takes its place
 REMEMBERED = 64  # leases of a kind whose times are known
 
@@ -163,7 +163,7 @@ class Rollouts:
         """The newest few, and those that somebody who plays for an open job may still ask for."""
         self._weights.pop(weights.sha256, None)
         self._weights[weights.sha256] = weights
-        wanted = {asked.ask.job.get("policy", "") for asked in self._asked.values()}
+        wanted = {value for asked in self._asked.values() for value in asked.ask.job.values() if isinstance(value, str)}
         newest = list(self._weights)[-WEIGHTS_KEPT:]
         self._weights = {name: one for name, one in self._weights.items() if name in newest or name in wanted}
         self._post(weights)

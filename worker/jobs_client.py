@@ -21,7 +21,7 @@ from rl.link import Ask, Distrust, FromLearner, Given, Note, Progress, Publish, 
 from rl.policy import Mlp, from_bytes
 
 REMEMBERED = 512  # results that were used, for the second one of a job that was issued twice
-KEPT = 16  # policies, and those that an open job names
+KEPT = 256  # policies, and those that an open job names
 
 
 @dataclass(frozen=True)

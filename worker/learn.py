@@ -45,6 +45,7 @@ from rl.pathwise import Descent
 from rl.policy import Mlp, from_bytes, to_bytes
 from rl.region import WEEK
 from rl.table import Table
+from rl.table_file import path_of
 from rl.versions import Algorithm
 from rl.vtrace import VTrace
 from worker import control_report
@@ -95,7 +96,8 @@ class Training:
             kept = json.loads(path.read_bytes())
         except (OSError, ValueError):
             kept = {}
-        if kept.get("asked") != self.asked:
+        there = [path_of(self.data / "control", sha256).exists() for sha256 in kept.get("tables", {}).values()]
+        if kept.get("asked") != self.asked or not all(there):
             self.jobs.progress("tables", 0, 1)
             run, checkpoint = self.forecaster
             job = msgspec.to_builtins(TableJob((), run, checkpoint, self.settings.horizon))
@@ -181,10 +183,10 @@ class Training:
             version = iteration + 1
             self._publish(version, algorithm)
             self._write_metrics(version, metrics)
-            if version % max(1, algorithm.iterations // s.looks) == 0 or version == algorithm.iterations:
+            if version % s.evaluate_every == 0 or version == algorithm.iterations:
                 self._looked(looking, scale)
                 looking = self._look(version, algorithm.versions.newest)
-            if version % max(1, algorithm.iterations // s.saves) == 0 or version == algorithm.iterations:
+            if version % s.save_every == 0 or version == algorithm.iterations:
                 self._save(version, first, algorithm)
             figures = {**self._rate("improve"), **metrics, "staleness": float(version - algorithm.versions.of(version))}
             if self.history:

@@ -28,11 +28,11 @@ class Settings:
 
     algorithm: str = "pathwise"
     horizon: int = 36  # hours of forecast that the policy sees
-    label_jobs: int = 24  # of the clone that vtrace and evolve start from; pathwise needs none
+    label_jobs: int = 24
     label_plans: int = 50  # linear programs a job
     label_hours: int = 72  # of a plan
-    looks: int = 12  # at the validation year over the training, besides the one at its start
-    saves: int = 200  # states over the training: a learner that was killed goes on from the newest
+    evaluate_every: int = 5  # iterations between looks at the validation year
+    save_every: int = 1  # iterations between states: what a learner that was killed does once more
     every: int = 4  # of the weeks of validation and test year, one in so many
     chunk: int = 33  # weeks of an evaluation's lease
     plan_chunk: int = 4  # weeks of a planning baseline's lease: a plan an hour is slow

@@ -13,7 +13,7 @@ from ingest.fetch import Cancelled
 
 log = logging.getLogger(__name__)
 
-KEPT = 16  # newest weights
+KEPT = 32  # newest weights
 ANSWER_S = 2.0  # without an answer for this long, ask again
 LOOK_S = 0.1  # between looks at `cancelled`
 

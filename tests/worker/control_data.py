@@ -15,16 +15,13 @@ SMALL = {
     "label_jobs": 2,
     "label_plans": 8,
     "label_hours": 30,
-    "looks": 3,
+    "evaluate_every": 20,
     "every": 13,
     "baselines": "",
 }
 CLONE = {"width": 16, "steps": 60, "batch": 128}
 PATHWISE = {"members": 3, "steps": 3, "episodes": 8, "hours": 48, "width": 16}
 VTRACE = {"jobs": 3, "episodes": 4, "hours": 48, "width": 16, "minibatch": 192, "epochs": 2}
-
-
-PATHWISE = {"episodes": 12, "hours": 24, "width": 16, "jobs": 3}
 
 
 def make(data_dir: Path) -> Path:
