@@ -196,10 +196,10 @@ def keys_add(name: str, keys: Keys = None) -> None:
     print(curve.add_worker(_settings(keys=keys)["keys"].value, name))
 
 
-@keys_app.command("remove")
-def keys_remove(name: str, keys: Keys = None) -> None:
-    """Take the worker NAME off the allow-list and delete its key file; in force from the coordinator's next start on."""
-    curve.remove_worker(_settings(keys=keys)["keys"].value, name)
+@keys_app.command("revoke")
+def keys_revoke(name: str, keys: Keys = None) -> None:
+    """Take the worker NAME off the allow-list and delete its key file. A running coordinator cuts it off within a second."""
+    curve.revoke_worker(_settings(keys=keys)["keys"].value, name)
 
 
 @keys_app.command("list")

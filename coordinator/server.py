@@ -20,6 +20,7 @@ import zmq
 from coordinator import protocol
 from coordinator.budget import Budget
 from coordinator.curve import Curve, check_bind
+from coordinator.door import Door, Sender
 from coordinator.events import (
     AddTasks,
     Confirmed,
@@ -28,6 +29,7 @@ from coordinator.events import (
     Halt,
     Outcome,
     Restart,
+    Revoked,
     Send,
     StopNow,
     TaskDone,
@@ -115,9 +117,9 @@ class Server:
         self._socket.setsockopt(zmq.MAXMSGSIZE, protocol.MAX_MESSAGE)
         self._socket.setsockopt(zmq.LINGER, LINGER_MS)
         self._socket.setsockopt(zmq.IPV6, int("[" in bind))
-        self._authenticator = curve.serve(self._socket, self._context) if curve is not None else None
-        self._socket.bind(bind)
-        self.endpoint: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._door = Door(self._socket, self._context, bind, curve)
+        self.endpoint = self._door.endpoint
+        self._revoked: list[str] = []  # told to stop, to be cut off at the next tick
 
     # -- from any thread, and from signal handlers -------------------------------------------------------------------
 
@@ -161,7 +163,7 @@ class Server:
                 now = time.monotonic()
                 if ticked := now >= next_tick:
                     next_tick = now + TICK_S
-                    events.append(Tick())
+                    events += [Tick(), *self._revocations()]
                 events = self._step(events)
                 if ticked:
                     self._on_tick()
@@ -207,6 +209,13 @@ class Server:
             else:
                 self._on_lease(action)
 
+    def _revocations(self) -> list[Event]:
+        """Workers whose key was revoked: told to stop now, cut off at the next tick."""
+        for worker in self._revoked:
+            self._door.cut(worker)
+        self._revoked = self._door.revoked(self._scheduler.workers)
+        return [Revoked(worker) for worker in self._revoked]
+
     def _posted(self) -> list[Event]:
         with contextlib.suppress(BlockingIOError):
             self._wake_read.recv(65_536)
@@ -221,12 +230,12 @@ class Server:
         events: list[Event] = []
         for _ in range(MAX_BATCH):
             try:
-                identity, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
+                identity, sender, frames = self._door.receive()
             except zmq.Again:
                 break
             self.counters["messages"] += 1
             try:
-                event = self._event_of(identity, frames)
+                event = self._event_of(identity, sender, frames)
             except (BadMessage, UnicodeDecodeError) as error:
                 self.counters["bad"] += 1
                 if self.counters["bad"] <= 20:
@@ -236,10 +245,11 @@ class Server:
                 events.append(event)
         return events
 
-    def _event_of(self, identity: bytes, frames: list[bytes]) -> Event | None:
+    def _event_of(self, identity: bytes, sender: Sender, frames: list[bytes]) -> Event | None:
         if not 1 <= len(frames) <= 2:
             raise BadMessage(f"{len(frames)} frames")
         message = protocol.decode(frames[0], protocol.ToCoordinator)
+        self._door.check(message, sender)
         if isinstance(message, StatusRequest):
             self._send(identity, Status(self.snapshot()))
             return None
@@ -312,8 +322,7 @@ class Server:
     def _close(self) -> None:
         self._farewell()
         self._socket.close()
-        if self._authenticator is not None:
-            self._authenticator.stop()
+        self._door.close()
         self._context.term()
         self._wake_write.close()
         self._wake_read.close()
@@ -327,7 +336,7 @@ class Server:
             **self._look(),
             **self._scheduler.snapshot(now),
             "budgets": {name: budget.snapshot(now) for name, budget in self._budgets.items()},
-            "counters": dict(self.counters),
+            "counters": {**self.counters, "refused": self._door.refused},
             "elapsed_s": now - self._began,
             "quarantined": [[task.spec.id, task.error, task.message] for task in self._scheduler.quarantined()],
         }

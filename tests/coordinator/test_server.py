@@ -324,7 +324,7 @@ def test_drain_finishes_what_is_leased_and_a_dead_process_is_known_at_once(serve
 def test_only_keys_on_the_list_are_let_in(serve: Callable[..., Running], tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     mine, removed = curve.add_worker(keys, "mine"), curve.load_worker(curve.add_worker(keys, "removed"))
-    curve.remove_worker(keys, "removed")
+    curve.revoke_worker(keys, "removed")
     running = serve(key=curve.load_coordinator(keys))
     for name, key in (("stranger", None), ("removed", removed)):
         enemy = running.peer(name, key)
