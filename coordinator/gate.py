@@ -27,9 +27,6 @@ HANDSHAKE_S = 5.0  # for the rest of its greeting, which waits for ours; libzmq 
 PATIENCE_S = 2.0  # at the end, for the ROUTER's last words to reach the peers
 MAX_PEERS = 2_048  # connections at once
 PIECE = 1 << 18  # bytes passed on at once
-ANSWER = slice(
-    236, 242
-)  # of what the ROUTER sends: READY or ERROR, after its greeting (64), WELCOME (170) and 2 bytes of length
 QUIET_S = 10.0  # between two lines of the log about one host
 
 
@@ -64,6 +61,26 @@ def greeting_problem(greeting: bytes) -> str:
     if len(greeting) == 64 and (greeting[10] < 3 or mechanism != b"CURVE"):
         return f"it has no key (mechanism {mechanism.decode('ascii', 'replace')})"
     return ""
+
+
+@dataclass
+class Answer:
+    """The ROUTER's answer to a peer's key: READY or ERROR, after its greeting (64 bytes), WELCOME (170) and 2 bytes of length."""
+
+    head: bytes = b""
+
+    def refused(self, piece: bytes) -> bool:
+        """The next bytes from the ROUTER: whether its answer is an error."""
+        if len(self.head) < 242:
+            self.head += piece[:242]
+        return self.head[236:242] == b"\x05ERROR"
+
+    @property
+    def problem(self) -> str:
+        """Why the peer was refused, as far as is known; "" when it was let in."""
+        if len(self.head) < 242:
+            return "it did not finish its handshake"
+        return "its key is not on the list" if self.refused(b"") else ""
 
 
 class Gate:
@@ -137,7 +154,8 @@ class Gate:
             return ""  # the run has ended
         port = to_router.get_extra_info("sockname")[1]
         self._peers[port] = (peer, writer.transport.abort)
-        down = asyncio.create_task(_pass_down(from_router, writer))
+        answer = Answer()
+        down = asyncio.create_task(_pass_on(from_router, writer, answer))
         try:
             to_router.write(first)
             try:
@@ -150,7 +168,7 @@ class Gate:
             up = asyncio.create_task(_pass_on(reader, to_router))
             await asyncio.wait((up, down), return_when=asyncio.FIRST_COMPLETED)
             up.cancel()
-            return down.result() if down.done() else ""
+            return answer.problem
         finally:
             down.cancel()
             self._peers.pop(port, None)
@@ -168,25 +186,14 @@ class Gate:
             log.warning(line)
 
 
-async def _pass_on(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+async def _pass_on(source: asyncio.StreamReader, sink: asyncio.StreamWriter, answer: Answer | None = None) -> None:
+    """Until either side ends. `answer`: what the source, the ROUTER, says is looked at; a refusal ends it too."""
     with suppress(OSError):
         while piece := await source.read(PIECE):
             sink.write(piece)
+            if answer is not None and answer.refused(piece):
+                return
             await sink.drain()
-
-
-async def _pass_down(router: asyncio.StreamReader, peer: asyncio.StreamWriter) -> str:
-    """Pass the ROUTER's words on. Why it refused the peer, or "" when it let it in and either has ended since."""
-    head = b""
-    with suppress(OSError):
-        while piece := await router.read(PIECE):
-            peer.write(piece)
-            if len(head) < ANSWER.stop:
-                head += piece[: ANSWER.stop]
-                if head[ANSWER] == b"\x05ERROR":
-                    return "its key is not on the list"
-            await peer.drain()
-    return "" if len(head) >= ANSWER.stop else "it did not finish its handshake"
 
 
 def _keep_alive(writer: asyncio.StreamWriter) -> None:

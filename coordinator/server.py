@@ -13,8 +13,10 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import msgspec
 import zmq
 
 from coordinator import protocol
@@ -74,6 +76,7 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 class Server:
     """Serves one scheduler until all tasks have ended, or it is drained or stopped.
 
+    `proofs`: the type of a kind's proof, which a worker's is held against before it counts.
     `on_done(done)` commits a proof, idempotently, and may return tasks that it opens; StorageError from it ends the run,
     resumable. `on_quarantined(what)`, `on_lease(what)` and `on_tick()`, five times a second, may look on and `post`.
     `busy()` True: the stage has more to come, so no outcome yet. `look()`: what it adds to snapshots. All run in the thread
@@ -89,6 +92,7 @@ class Server:
         data_dir: Path,
         bind: str = "tcp://127.0.0.1:0",
         curve: Curve | None = None,
+        proofs: Mapping[str, Any] = MappingProxyType({}),
         on_done: Callable[[TaskDone], Iterable[TaskSpec] | None] = lambda done: None,
         on_quarantined: Callable[[TaskQuarantined], None] = lambda what: None,
         on_lease: Callable[[TaskProgress | TaskGone], None] = lambda what: None,
@@ -101,6 +105,7 @@ class Server:
         self._data_dir = data_dir
         self._on_done, self._on_quarantined, self._on_lease = on_done, on_quarantined, on_lease
         self._on_tick, self._busy, self._look = on_tick, busy, look
+        self._proofs = proofs
         self._files = FileInbox(data_dir)
         self._inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.counters = {"messages": 0, "bad": 0, "undelivered": 0, "commits": 0}
@@ -267,9 +272,20 @@ class Server:
         if isinstance(message, ThrottleReport):
             self._throttled(message)
             return None
-        if isinstance(message, Result) and (missing := missing_files(self._data_dir, message.proof)):
-            return Failure(message.worker, message.task, message.attempt, "FilesMissing", missing)
+        if isinstance(message, Result):
+            return self._proved(message)
         return message
+
+    def _proved(self, result: Result) -> Event:
+        """The result, or the failure that it is when its proof can't be one or names files that are not there."""
+        task = self._scheduler.tasks.get(result.task)
+        try:
+            if task is not None and (kind := self._proofs.get(task.spec.kind)) is not None:
+                msgspec.convert(result.proof, kind)
+            error, problem = "FilesMissing", missing_files(self._data_dir, result.proof)
+        except (msgspec.ValidationError, BadMessage) as refusal:
+            error, problem = "BadProof", str(refusal)
+        return Failure(result.worker, result.task, result.attempt, error, problem) if problem else result
 
     def _take_chunk(self, chunk: FileChunk, data: bytes) -> Event | None:
         worker = self._scheduler.workers.get(chunk.worker)
@@ -283,7 +299,10 @@ class Server:
             return Failure(chunk.worker, chunk.task, chunk.attempt, "RefusedPath", str(error), final=True)
         except OSError as error:
             if error.errno not in FULL_DISK:
-                raise
+                raise StorageError(
+                    f"{chunk.path} can't be written in {self._data_dir}: {error.strerror}. Mend the disk or its rights, then "
+                    "run the same command again: it goes on where it stopped."
+                ) from error
             message = f"the coordinator's disk refused {chunk.path}: {error.strerror}. Free space, then start again."
             return Failure(chunk.worker, chunk.task, chunk.attempt, "StorageError", message, blame=False)
         self._send(chunk.worker.encode(), Ack(chunk.task, chunk.attempt, True, chunk.path, held))
