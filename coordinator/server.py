@@ -67,6 +67,8 @@ log = logging.getLogger(__name__)
 
 MAX_BATCH = 2_000  # messages taken before one commit
 TICK_S = 0.2
+LONG_JOURNAL = 100_000  # records: 10 MB. Beyond it, and more than so many a task, the journal is written anew
+LONG_FOR_ITS_TASKS = 8  # a task that goes well has 4
 HIGH_WATER = 10_000  # messages queued for one worker, either way
 FAREWELL_S = 2.0  # for the workers' goodbyes at the end
 LINGER_MS = 500
@@ -108,7 +110,7 @@ class Server:
         self._proofs = proofs
         self._files = FileInbox(data_dir)
         self._inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self.counters = {"messages": 0, "bad": 0, "undelivered": 0, "commits": 0}
+        self.counters = {"messages": 0, "bad": 0, "undelivered": 0, "commits": 0, "rewrites": 0}
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
@@ -195,6 +197,9 @@ class Server:
         if records:
             self._journal.append(records)
             self.counters["commits"] += 1
+            if self._journal.length > LONG_JOURNAL + LONG_FOR_ITS_TASKS * len(self._scheduler.tasks):
+                self._journal.rewrite(self._scheduler.ledger.kept())
+                self.counters["rewrites"] += 1
         following: list[Event] = []
         for decision in decisions:
             self._act(decision, following)

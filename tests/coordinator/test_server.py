@@ -290,6 +290,24 @@ def test_a_full_disk_at_the_commit_ends_resumable_and_the_proof_is_handed_out_ag
     assert [(done.task.id, done.attempt, done.proof) for done in again] == [("a", 1, {"rows": 7})]
 
 
+def test_a_long_journal_is_written_anew_while_the_run_goes_on(
+    serve: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coordinator.server.LONG_JOURNAL", 40)
+    monkeypatch.setattr("coordinator.server.LONG_FOR_ITS_TASKS", 1)
+    running = serve(*(f"t{n}" for n in range(30)))
+    peer = running.peer()
+    peer.hello()
+    for _ in range(30):
+        assert peer.finish(peer.hear(Lease)).accepted
+    assert running.end().status == "done"
+    assert running.server.counters["rewrites"] >= 1 and running.journal.length < 4 * 30
+    again = Scheduler()
+    for record in running.journal.load():
+        again.apply(record)
+    assert again.tasks == running.scheduler.tasks
+
+
 def test_a_finished_task_can_open_others(serve: Callable[..., Running]) -> None:
     def then(done: TaskDone) -> list[TaskSpec]:
         return [TaskSpec("build", "noop", {"of": done.task.id})] if done.task.id == "a" else []
