@@ -73,7 +73,7 @@ class Journal:
 
     @property
     def length(self) -> int:
-        """Records in it."""
+        """Records in it, as far as this process wrote or found them."""
         return self._seq
 
     def append(self, records: Sequence[AnyRecord]) -> None:
