@@ -289,7 +289,7 @@ def link_finding(link: LinkFacts) -> Finding:
     if link.error:
         fix = (
             f"`ping {link.address}` on {link.source}; look at the cable, at {link.address} in the hostfile's ips, and at "
-            f"{link.target}'s firewall (ring ports 32323 up)"
+            f"{link.target}'s firewall (ring ports 32323 up, and the coordinator's own)"
         )
         return mend(name, f"{link.address} can't be reached: {link.error}", fix)
     seen = f"{link.bytes_per_s / 1e6:,.0f} MB/s, {link.delay_s * 1e3:.2f} ms one way"

@@ -126,7 +126,7 @@ def examine_hosts(hosts: Hosts, keys: Path, *, probe: bool = True, ssh: Sequence
         try:
             list(pool.map(lambda one: one.look(PACKAGES, addresses, _unexpanded(keys), probe), visits))
             found = [finding for one in visits for finding in host_findings(one.facts, expected)]
-            links = [link_finding(link) for link in _links(visits)]
+            links = [link_finding(link) for link in [*_links(visits), *_links_home(visits)]]
         finally:
             list(pool.map(lambda one: one.close(), visits))
     return [*doubled((host.name, host.address) for host in hosts.remote), *found, *links]
@@ -139,6 +139,17 @@ def _links(visits: Sequence[Visit]) -> list[LinkFacts]:
     if len(reached) == 2:
         pairs = pairs[:1]
     return [_link(*pair) for one, other in pairs for pair in ((one, other), (other, one))]
+
+
+def _links_home(visits: Sequence[Visit]) -> list[LinkFacts]:
+    """From each host to this one, at the address that it knows this one by: workers dial the coordinator."""
+    links = []
+    for one in visits:
+        if address := one.facts.said.get("asked_from"):
+            port = visit.listen({"address": "::" if ":" in address else ""})["port"]
+            measured = one.ask("dial", address=address, port=port) or {"error": f"{one.facts.host} is gone"}
+            links.append(replace(LinkFacts(one.facts.host, "here", address), **measured))
+    return links
 
 
 def _link(source: Visit, target: Visit) -> LinkFacts:

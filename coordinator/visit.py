@@ -41,6 +41,7 @@ def facts(order):
         "holder": holder(data),
         "formats": formats(data),
         "sleep": sleep_settings(),
+        "asked_from": os.environ.get("SSH_CONNECTION", "").partition(" ")[0],
         "addresses": [address for address in order["addresses"] if own(address)],
         "probe": probe() if order["probe"] else None,
         "rank_probe": probe("--as-rank") if order["probe"] else None,
@@ -174,7 +175,7 @@ def probe(*arguments):
 
 
 def listen(order):
-    """A port of this address at which a neighbour may measure the link; open until the next order to listen, or the end."""
+    """A port of this address at which a neighbour may measure the link, once within 30 s. Address "": any of IPv4."""
     family = socket.AF_INET6 if ":" in order["address"] else socket.AF_INET
     listening = socket.socket(family)
     try:

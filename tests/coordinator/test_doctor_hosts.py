@@ -182,8 +182,9 @@ def test_planted_faults_are_found_with_their_fixes(sshd: Sshd, tmp_path: Path, m
         "good data",
         "good disk",
     }
-    links = [finding for finding in findings if "→" in finding.name and "good" in finding.name]
-    assert links and all("MB/s" in finding.seen for finding in links)
+    links = {finding.name: finding.seen for finding in findings if "→" in finding.name and "good" in finding.name}
+    assert set(links) == {"good → here", "good → twin2", "twin2 → good", "good → twin", "twin → good"}
+    assert all("MB/s" in seen for seen in links.values())
 
 
 def plant(sshd: Sshd, folder: Path, mounts: dict[str, Path], stack: ExitStack) -> Hosts:

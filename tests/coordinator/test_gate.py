@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -202,3 +205,20 @@ def test_a_port_that_is_taken_is_told_with_the_way_out(tmp_path: Path) -> None:
     for bind in ("tcp://nosuchhost.invalid:1", "tcp://127.0.0.1:x", "tcp://127.0.0.1:99999"):
         with pytest.raises((UsageError, OverflowError)):
             Gate(bind, "tcp://127.0.0.1:1")
+
+
+def test_the_commands_for_keys(tmp_path: Path) -> None:
+    def keys(*words: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", "coordinator", "keys", *words, "--keys", str(tmp_path / "keys")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        return done.returncode, done.stdout + done.stderr
+
+    assert keys("init") == (0, f"{tmp_path}/keys/coordinator.key\n")
+    code, said = keys("add", "m2-1")
+    assert (code, said) == (0, f"{tmp_path}/keys/workers/m2-1.key\n")
+    pair = json.loads(Path(said.strip()).read_text())
+    assert keys("list") == (0, f"m2-1\t{pair['public']}\n")
+    code, said = keys("add", "m2-1")
+    assert code == 2 and "coordinator keys revoke m2-1" in said
+    assert keys("revoke", "m2-1") == (0, "") and keys("list") == (0, "")
+    assert not list((tmp_path / "keys" / "workers").iterdir())
