@@ -157,7 +157,8 @@ def peer(python: str, name: str, tasks: int) -> dict[str, Any]:
             check=False,
             timeout=PATIENCE_S,
             cwd=folder,
-            env={**os.environ, "PATH": path},
+            # Ray would start its workers with `uv run` when this script was: they are to run in the peer's own environment.
+            env={**os.environ, "PATH": path, "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"},
         )
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:

@@ -98,7 +98,7 @@ class Soak:
         if now >= self.next_kill and not self.over and heard:
             with suppress(ProcessLookupError):  # dead, and still known: the next tick kills another
                 os.kill(self.draw.choice(sorted(heard)), signal.SIGKILL)
-                self.next_kill += self.kill_every
+                self.next_kill = now + self.kill_every
                 self.kills += 1
         if now - self.said >= min(10.0, self.seconds / 20):
             self.said = now
