@@ -3,6 +3,7 @@
 
 - sockets: a coordinator and 2 workers, processes of their own; every lease journaled (SQLite, synced) before it is sent and before its
   commit
+- keyed: the same with CURVE, through the gate, as off loopback
 - scheduler: decisions alone (lease, result, commit), no socket, no journal
 - killed: `kill -9` of the coordinator in the middle, started again at once; what is in the journal at the end is counted
 - peers: the same number of no-op tasks over 2 worker processes, in turn with ours, where --peer-python names an interpreter that has
@@ -31,6 +32,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from coordinator.curve import local_worker_key
 from coordinator.events import AddTasks, Confirmed, Decision, Send
 from coordinator.journal import Journal
 from coordinator.ledger import Committed, Done, Leased
@@ -50,9 +52,10 @@ def free_endpoint() -> str:
 
 
 @contextmanager
-def workers(endpoint: str, data: Path) -> Iterator[None]:
+def workers(endpoint: str, data: Path, key: Path | None = None) -> Iterator[None]:
     command = [sys.executable, "-m", "worker", "--coordinator", endpoint, "--data", str(data)]
     command += ["--capacity", str(CAPACITY), "--stop-with-parent"]
+    command += ["--key", str(key)] if key is not None else []
     running = [subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT) for _ in range(2)]
     try:
         yield
@@ -62,23 +65,30 @@ def workers(endpoint: str, data: Path) -> Iterator[None]:
             process.wait()
 
 
-def coordinator(data: Path, bind: str, tasks: int) -> subprocess.Popen[str]:
+def coordinator(data: Path, bind: str, tasks: int, *keys: Path) -> subprocess.Popen[str]:
     command = [sys.executable, str(Path(__file__).with_name("lease_coordinator.py")), str(data), bind, str(tasks)]
+    command += map(str, keys)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdout is not None
     process.stdout.readline()
     return process
 
 
-def over_sockets(tasks: int) -> dict[str, Any]:
+def over_sockets(tasks: int, keyed: bool = False) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=ROOT / "runs") as folder:
-        data, bind = Path(folder), free_endpoint()
-        boss = coordinator(data, bind, tasks)
-        with workers(bind, data):
+        data, bind, keys = Path(folder), free_endpoint(), Path(folder) / "keys"
+        key = local_worker_key(keys) if keyed else None
+        boss = coordinator(data, bind, tasks, *([keys] if keyed else []))
+        with workers(bind, data, key):
             out, _ = boss.communicate(timeout=PATIENCE_S)
     line = json.loads(out)
     assert (line["status"], line["commits"]) == ("done", tasks)
-    return {"client": "sockets", "tasks": tasks, "seconds": line["seconds"], "commits": line["counters"]["commits"]}
+    return {
+        "client": "keyed" if keyed else "sockets",
+        "tasks": tasks,
+        "seconds": line["seconds"],
+        "commits": line["counters"]["commits"],
+    }
 
 
 def scheduler_alone(tasks: int) -> dict[str, Any]:
@@ -169,6 +179,7 @@ def peer(python: str, name: str, tasks: int) -> dict[str, Any]:
 def once(tasks: int, peer_tasks: int, python: str | None) -> Iterator[dict[str, Any]]:
     """One round, everybody in turn."""
     yield over_sockets(tasks)
+    yield over_sockets(tasks, keyed=True)
     yield scheduler_alone(5 * tasks)
     if python is not None:
         for name in PEERS:

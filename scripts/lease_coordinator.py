@@ -1,4 +1,4 @@
-"""A coordinator of no-op leases for `bench_leases.py`: `python scripts/lease_coordinator.py DATA BIND TASKS`.
+"""A coordinator of no-op leases for `bench_leases.py`: `python scripts/lease_coordinator.py DATA BIND TASKS [KEYS]`.
 
 Goes on where the journal of DATA stands. Prints its endpoint, then, at its end, one JSON line: leases committed by this process, in how
 many seconds from the first to the last.
@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from coordinator import protocol
+from coordinator.curve import load_coordinator
 from coordinator.events import TaskDone
 from coordinator.journal import Journal
 from coordinator.lock import FolderLock
@@ -33,7 +34,8 @@ def main() -> None:
             times[min(commits, 1)] = time.perf_counter()
             commits += 1
 
-        server = Server(scheduler, journal, data_dir=data, bind=bind, on_done=commit)
+        curve = load_coordinator(Path(sys.argv[4])) if len(sys.argv) > 4 else None
+        server = Server(scheduler, journal, data_dir=data, bind=bind, curve=curve, on_done=commit)
         server.add_tasks(TaskSpec(f"t{n}", "noop", {}) for n in range(count) if f"t{n}" not in scheduler.tasks)
         print(server.endpoint, flush=True)
         outcome = server.run()
