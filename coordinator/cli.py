@@ -149,14 +149,31 @@ def status(data: Data = None, keys: Keys = None, as_json: AsJson = False) -> Non
 
 
 @app.command()
-def doctor(data: Data = None, bind: Bind = None, keys: Keys = None, as_json: AsJson = False) -> None:
-    """What this host has and lacks: BLAS speed, kernels, ports, packages, disk, keys. Exit code 1 when anything is to be mended."""
+def doctor(
+    data: Data = None,
+    bind: Bind = None,
+    keys: Keys = None,
+    hostfile: Annotated[str | None, _option("hostfile")] = None,
+    host_python: Annotated[str | None, _option("host-python")] = None,
+    host_data: Annotated[str | None, _option("host-data")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What this host, and with --hostfile every other, has and lacks, each with its fix. Exit code 1 when anything is to be mended."""
+    from coordinator import diagnosis
     from coordinator import doctor as checks
+    from coordinator.doctor_hosts import examine_hosts
+    from coordinator.hostfile import hosts_from
 
-    settings = _settings(data=data, bind=bind, keys=keys)
-    findings = checks.examine(*(settings[name].value for name in ("data", "bind", "keys")))
-    report = checks.report(findings)
-    print(json.dumps(report) if as_json else checks.describe(findings))
+    settings = _settings(
+        data=data, bind=bind, keys=keys, hostfile=hostfile, host_python=host_python, host_data=host_data
+    )
+    values = {name: entry.value for name, entry in settings.items()}
+    hosts = hosts_from(values)
+    findings = checks.examine(values["data"], values["bind"], values["keys"])
+    if hosts is not None:
+        findings += examine_hosts(hosts, values["keys"])
+    report = diagnosis.report(findings)
+    print(json.dumps(report) if as_json else diagnosis.describe(findings))
     if not report["fine"]:
         raise typer.Exit(EXIT_FAILED)
 
@@ -210,10 +227,10 @@ def keys_add(name: str, keys: Keys = None) -> None:
     print(curve.add_worker(_settings(keys=keys)["keys"].value, name))
 
 
-@keys_app.command("remove")
-def keys_remove(name: str, keys: Keys = None) -> None:
-    """Take the worker NAME off the allow-list and delete its key file; in force from the coordinator's next start on."""
-    curve.remove_worker(_settings(keys=keys)["keys"].value, name)
+@keys_app.command("revoke")
+def keys_revoke(name: str, keys: Keys = None) -> None:
+    """Take the worker NAME off the allow-list and delete its key file. A running coordinator cuts it off within a second."""
+    curve.revoke_worker(_settings(keys=keys)["keys"].value, name)
 
 
 @keys_app.command("list")

@@ -1,13 +1,14 @@
 """CURVE keys: made by `coordinator keys`, kept in files of mode 0600, never printed; the coordinator admits only listed workers.
 
 A key folder holds `coordinator.key`, `workers/<name>.key` (copy it to that worker's host, `worker --key FILE`) and
-`allowed.json`, the public keys that may connect. The coordinator reads the list when it starts.
+`allowed.json`, the public keys that may connect. A running coordinator follows the list: who is taken off is out at once.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import json
+import logging
 import os
 import re
 from dataclasses import dataclass, field
@@ -16,6 +17,11 @@ from pathlib import Path
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
+log = logging.getLogger(__name__)
+
+ALLOWED = "allowed.json"
+LOCAL = "local"  # the key of the coordinator's own host: its workers, and `coordinator status`
+
 
 class CurveError(Exception):
     """Keys that are missing, readable by others, or not keys; a bind that would need them."""
@@ -23,18 +29,22 @@ class CurveError(Exception):
 
 @dataclass(frozen=True)
 class Curve:
-    """One side's keys (z85). A coordinator has `allowed`, a worker `server`."""
+    """One side's keys (z85). A coordinator has `allowed` and `folder`, a worker `server`."""
 
     public: str
     secret: str = field(repr=False)
     server: str = ""  # worker: the coordinator's public key
     allowed: dict[str, str] = field(default_factory=dict)  # coordinator: worker's name → public key
+    folder: Path | None = None  # coordinator: where the list lies
 
-    def serve(self, socket: zmq.Socket, context: zmq.Context) -> ThreadAuthenticator:
-        """Make `socket`, before its bind, admit only `allowed`. Stop what is returned at the end."""
+    def serve(self, socket: zmq.Socket, context: zmq.Context, allow_list: AllowList) -> ThreadAuthenticator:
+        """Make `socket`, before its bind, admit only keys on the list. Stop what is returned at the end.
+
+        Each message then bears its peer's public key as "User-Id".
+        """
         authenticator = ThreadAuthenticator(context)
         authenticator.start()
-        authenticator.configure_curve_callback(domain="*", credentials_provider=_AllowList(self.allowed))
+        authenticator.configure_curve_callback(domain="*", credentials_provider=allow_list)
         socket.curve_publickey, socket.curve_secretkey = self.public.encode(), self.secret.encode()
         socket.curve_server = True
         return authenticator
@@ -45,12 +55,39 @@ class Curve:
         socket.curve_serverkey = self.server.encode()
 
 
-class _AllowList:
-    def __init__(self, allowed: dict[str, str]) -> None:
-        self._keys = frozenset(key.encode() for key in allowed.values())
+class AllowList:
+    """Who may connect, as the list on disk says now. `callback` is asked by the authenticator's thread at each handshake."""
+
+    def __init__(self, curve: Curve) -> None:
+        assert curve.folder is not None
+        self._folder = curve.folder
+        self._names = {key: name for name, key in curve.allowed.items()}
+        self._seen = self._stamp()
 
     def callback(self, domain: str, key: bytes) -> bool:
-        return key in self._keys
+        self.refresh()
+        return bool(self.name_of(key.decode()))
+
+    def name_of(self, key: str) -> str:
+        """The name that a public key was given; "" for one that is not on the list."""
+        return self._names.get(key, "")
+
+    def refresh(self) -> None:
+        """Follow the list on disk. One that can't be trusted any more changes nothing, and is told of."""
+        if (stamp := self._stamp()) == self._seen:
+            return
+        self._seen = stamp
+        try:
+            self._names = {key: name for name, key in read_allowed(self._folder).items()}
+        except CurveError as error:
+            log.error("%s. The list as it was read before stays in force.", error)
+
+    def _stamp(self) -> tuple[int, int, int, int]:
+        try:
+            status = (self._folder / ALLOWED).stat()
+        except FileNotFoundError:
+            return (0, 0, 0, 0)
+        return (status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size)
 
 
 def make_coordinator_key(folder: Path) -> Path:
@@ -70,44 +107,44 @@ def add_worker(folder: Path, name: str) -> Path:
     allowed = read_allowed(folder)
     path = folder / "workers" / f"{name}.key"
     if name in allowed or path.exists():
-        raise CurveError(f"worker {name!r} has a key: remove it first with `coordinator keys remove {name}`")
+        raise CurveError(f"worker {name!r} has a key: take it back first with `coordinator keys revoke {name}`")
     public, secret = (key.decode() for key in zmq.curve_keypair())
     _write_private(path, {"public": public, "secret": secret, "server": server})
-    _write_private(folder / "allowed.json", {**allowed, name: public})
+    _write_private(folder / ALLOWED, {**allowed, name: public})
     return path
 
 
-def remove_worker(folder: Path, name: str) -> None:
-    """Take a worker off the allow-list and delete its key file. It is refused from the coordinator's next start on."""
+def revoke_worker(folder: Path, name: str) -> None:
+    """Take a worker off the allow-list and delete its key file. A running coordinator cuts it off within a second."""
     allowed = read_allowed(folder)
     if name not in allowed:
         known = ", ".join(sorted(allowed)) or "none"
         raise CurveError(f"no worker {name!r} on the allow-list (known: {known})")
-    _write_private(folder / "allowed.json", {key: value for key, value in allowed.items() if key != name})
+    _write_private(folder / ALLOWED, {key: value for key, value in allowed.items() if key != name})
     (folder / "workers" / f"{name}.key").unlink(missing_ok=True)
 
 
 def read_allowed(folder: Path) -> dict[str, str]:
     """Worker's name → public key."""
-    path = folder / "allowed.json"
+    path = folder / ALLOWED
     return _read_private(path) if path.exists() else {}
 
 
 def load_coordinator(folder: Path) -> Curve:
     """The coordinator's side. CurveError names `coordinator keys` when there is no key."""
     keys = _read_private(folder / "coordinator.key")
-    return _curve(folder / "coordinator.key", keys, allowed=read_allowed(folder))
+    return _curve(folder / "coordinator.key", keys, allowed=read_allowed(folder), folder=folder)
 
 
 def load_worker(path: Path) -> Curve:
     """A worker's side, from the file that `coordinator keys add` made."""
-    return _curve(path, _read_private(path), allowed={})
+    return _curve(path, _read_private(path))
 
 
 def local_worker_key(folder: Path) -> Path:
     """The key file of the coordinator's own workers and of `coordinator status`, made once."""
-    path = folder / "workers" / "local.key"
-    return path if path.exists() else add_worker(folder, "local")
+    path = folder / "workers" / f"{LOCAL}.key"
+    return path if path.exists() else add_worker(folder, LOCAL)
 
 
 def is_loopback(endpoint: str) -> bool:
@@ -128,11 +165,11 @@ def check_bind(endpoint: str, curve: Curve | None) -> None:
         )
 
 
-def _curve(path: Path, keys: dict[str, str], allowed: dict[str, str]) -> Curve:
-    curve = Curve(keys.get("public", ""), keys.get("secret", ""), keys.get("server", ""), allowed)
-    needed = [curve.public, curve.secret, *allowed.values()] + (
-        [] if path.name == "coordinator.key" else [curve.server]
-    )
+def _curve(
+    path: Path, keys: dict[str, str], allowed: dict[str, str] | None = None, folder: Path | None = None
+) -> Curve:
+    curve = Curve(keys.get("public", ""), keys.get("secret", ""), keys.get("server", ""), allowed or {}, folder)
+    needed = [curve.public, curve.secret, *curve.allowed.values()] + ([curve.server] if folder is None else [])
     if any(len(key) != 40 for key in needed):
         raise CurveError(f"{path} is not a key file of this program: make one with `coordinator keys`")
     return curve
@@ -151,12 +188,20 @@ def _write_private(path: Path, keys: dict[str, str]) -> None:
 
 def _read_private(path: Path) -> dict[str, str]:
     try:
-        mode = path.stat().st_mode & 0o777
-        if mode & 0o077:
-            raise CurveError(f"{path} can be read by others (mode {mode:o}): `chmod 600 {path}`, or make new keys")
-        keys = json.loads(path.read_text())
+        with path.open() as file:
+            status = os.fstat(file.fileno())
+            mode = status.st_mode & 0o777
+            if mode & 0o077:
+                raise CurveError(f"{path} can be read by others (mode {mode:o}): `chmod 600 {path}`, or make new keys")
+            if status.st_uid not in (0, os.geteuid()):
+                raise CurveError(f"{path} belongs to another user (uid {status.st_uid}): make keys of your own")
+            keys = json.load(file)
     except FileNotFoundError:
         raise CurveError(f"no key file {path}: make one with `coordinator keys`") from None
+    except OSError as error:
+        raise CurveError(
+            f"{path} can't be read: {error.strerror}. It must belong to who runs this, mode 600."
+        ) from None
     except ValueError:
         raise CurveError(f"{path} is not a key file: make one with `coordinator keys`") from None
     if not isinstance(keys, dict) or not all(isinstance(value, str) for value in keys.values()):

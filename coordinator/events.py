@@ -55,6 +55,12 @@ class WorkerLost(msgspec.Struct, frozen=True):
     reason: str
 
 
+class Revoked(msgspec.Struct, frozen=True):
+    """A worker's key was taken off the list: what it holds goes back, and it is told to stop."""
+
+    worker: str
+
+
 class Undelivered(msgspec.Struct, frozen=True):
     """A lease could not be sent: the worker's connection is gone or full."""
 
@@ -92,6 +98,7 @@ Event = (
     | PutOut
     | Confirmed
     | WorkerLost
+    | Revoked
     | Undelivered
     | Tick
     | Halt

@@ -258,7 +258,7 @@ def run(options: Options, *, as_json: bool = False, quiet: bool = False) -> dict
                 options.retries,
                 options.keys,
             )
-            ended = run_tasks(fleet, tasks, budgets, display, extraction.done)
+            ended = run_tasks(fleet, tasks, budgets, display, extraction.done, proofs=PROOFS)
         summary = manifest.write_summary(options.data_dir)
         seconds = time.monotonic() - began
         if tasks and summary.builds:
@@ -266,6 +266,9 @@ def run(options: Options, *, as_json: bool = False, quiet: bool = False) -> dict
 
             write_coverage(options.data_dir)
     return _summary(options, extraction, ended, summary, seconds)
+
+
+PROOFS = {"fetch": ShardProof, "build": BuildProof}
 
 
 def _emulator(source: SourceChoice) -> Emulator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from pathlib import Path, PurePosixPath
@@ -9,6 +10,7 @@ from typing import Any
 
 from coordinator.protocol import FileChunk, files_in
 
+IMPOSSIBLE = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.EINVAL, errno.EILSEQ)
 FOLDERS = ("raw", "pieces", "series")  # the only ones that a worker may write to
 
 
@@ -40,15 +42,15 @@ def missing_files(data_dir: Path, proof: dict[str, Any]) -> str:
             found = checked_path(data_dir, relative).stat().st_size
         except RefusedPath as error:
             return str(error)
-        except FileNotFoundError:
-            return f"{relative} is not there"
+        except OSError as error:
+            return f"{relative} is not there ({error.strerror})"
         if found != size:
             return f"{relative} has {found} bytes, the proof says {size}"
     return ""
 
 
 class FileInbox:
-    """Takes chunks in order. OSError when the disk is full; RefusedPath for a bad path."""
+    """Takes chunks in order. OSError when the disk is full or broken; RefusedPath for a path that can't be a file's."""
 
     def __init__(self, data_dir: Path) -> None:
         self._data_dir = data_dir
@@ -57,6 +59,14 @@ class FileInbox:
     def take(self, chunk: FileChunk, data: bytes) -> int:
         """Bytes held after this chunk: where the next one starts. A chunk that does not start there changes nothing."""
         path = checked_path(self._data_dir, chunk.path)
+        try:
+            return self._take(path, chunk, data)
+        except OSError as error:
+            if error.errno not in IMPOSSIBLE:
+                raise
+            raise RefusedPath(f"path {chunk.path!r}: {error.strerror}") from error
+
+    def _take(self, path: Path, chunk: FileChunk, data: bytes) -> int:
         if (chunk.path, chunk.sha256) in self._whole or self._already(path, chunk):
             return chunk.size
         part = path.with_name(f"{path.name}.{chunk.sha256[:16]}.part")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import Any, Protocol
 
 from coordinator.budget import Budget
@@ -89,9 +89,11 @@ def run_tasks(
     display: Display,
     on_done: Callable[[TaskDone], Iterable[TaskSpec]],
     supervisor: Supervisor | None = None,
+    proofs: Mapping[str, Any] = MappingProxyType({}),
 ) -> Ended:
     """Lease `tasks`, and those that `on_done` or the supervisor opens, until all have ended or the run was interrupted.
 
+    `proofs`: the type of a kind's proof.
     The first Ctrl-C (or SIGTERM) finishes what is leased, the second stops at once; both leave a run that can be resumed.
     """
     journal = Journal(fleet.data_dir / "journal.sqlite")
@@ -130,6 +132,7 @@ def run_tasks(
         data_dir=fleet.data_dir,
         bind=fleet.bind,
         curve=fleet.curve,
+        proofs=proofs,
         on_done=on_done,
         on_quarantined=quarantined,
         on_lease=supervisor.saw if supervisor is not None else lambda what: None,

@@ -1,6 +1,7 @@
 """The journal: every record of the ledger, in SQLite (WAL, synchronous=FULL), committed before any action leaves.
 
-One commit a batch. Each row's checksum covers the row before it, so a changed, missing or reordered row is noticed.
+One commit a batch. Each row's checksum covers the row before it, so a changed, missing or reordered row is noticed. When it has
+grown long for its tasks it is written anew, one record a task, in one commit: a run of any length keeps a bounded journal.
 """
 
 from __future__ import annotations
@@ -70,17 +71,34 @@ class Journal:
         except msgspec.MsgspecError as error:
             raise JournalDamaged(self.path, f"record {expected - 1}: {error}") from error
 
+    @property
+    def length(self) -> int:
+        """Records in it, as far as this process wrote or found them."""
+        return self._seq
+
     def append(self, records: Sequence[AnyRecord]) -> None:
         """All of `records` in one synced commit, or none. StorageError when the disk is full or read-only."""
-        if not records:
-            return
-        rows, seq, crc = [], self._seq, self._crc
+        if records:
+            self._write(records, anew=False)
+
+    def rewrite(self, records: Sequence[AnyRecord]) -> None:
+        """`records` in place of all that is in it, in one synced commit. StorageError as `append`: it is then as it was."""
+        self._write(records, anew=True)
+        try:
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # the log of this commit is as large as the journal was
+        except sqlite3.DatabaseError as error:
+            raise self._failure(error) from error
+
+    def _write(self, records: Sequence[AnyRecord], anew: bool) -> None:
+        rows, seq, crc = [], *((0, 0) if anew else (self._seq, self._crc))
         for record in records:
             blob = _encode(record)
             seq, crc = seq + 1, zlib.crc32(blob, crc)
             rows.append((seq, crc, blob.decode()))
         try:
             self._db.execute("BEGIN IMMEDIATE")
+            if anew:
+                self._db.execute("DELETE FROM records")
             self._db.executemany("INSERT INTO records VALUES (?, ?, ?)", rows)
             self._db.execute("COMMIT")
         except sqlite3.DatabaseError as error:

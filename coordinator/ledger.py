@@ -97,7 +97,13 @@ class Dropped(Record, frozen=True):
     """Open, but not in the new plan, or withdrawn by its stage."""
 
 
-AnyRecord = Added | Leased | Returned | Failed | Done | Committed | Dropped
+class Kept(Record, frozen=True):
+    """All that was known of a task when the journal was written anew. These come first, in the tasks' order."""
+
+    was: Task
+
+
+AnyRecord = Added | Leased | Returned | Failed | Done | Committed | Dropped | Kept
 
 
 class Ledger:
@@ -117,6 +123,9 @@ class Ledger:
         """The only thing that changes a `Task`. KeyError or ValueError for a record that does not follow from those before."""
         if isinstance(record, Added):
             self._apply_added(record)
+            return
+        if isinstance(record, Kept):
+            self._apply_kept(record.was)
             return
         task = self.tasks[record.task]
         self._change(task, record)
@@ -152,6 +161,21 @@ class Ledger:
                 self._move(task, "dropped" if task.spec.once else "quarantined" if record.quarantined else "pending")
             else:
                 self._move(task, "dropped" if task.spec.once else "pending")
+
+    def kept(self) -> list[AnyRecord]:
+        """The fewest records that lead to this state: one a task."""
+        return [Kept(name, msgspec.structs.replace(task)) for name, task in self.tasks.items()]
+
+    def _apply_kept(self, was: Task) -> None:
+        if was.order != len(self.tasks):
+            raise ValueError(f"{was.spec.id} was number {was.order}, but {len(self.tasks)} are known")
+        task = self.tasks[was.spec.id] = msgspec.structs.replace(was)
+        for name in task.spec.after:
+            self._dependents.setdefault(name, []).append(was.spec.id)
+        self.counts[task.state] += 1
+        self.uncommitted += task.state == "done" and not task.confirmed
+        if task.state == "pending" and not task.unmet:
+            self.ripe.append(task)
 
     def _apply_added(self, record: Added) -> None:
         spec, known = record.spec, self.tasks.get(record.task)

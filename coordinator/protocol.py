@@ -11,6 +11,7 @@ import math
 import os
 import secrets
 from collections.abc import Iterator
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,11 +33,13 @@ MAX_CAPACITY = 1024  # leases a worker may hold
 MAX_PAUSE = 86_400.0  # seconds
 MAX_RANKS = 1024  # of a ring
 MAX_REASON = 2_000  # characters
+MAX_DEPTH = 32  # of maps and lists in a proof
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
 Text = Annotated[str, msgspec.Meta(max_length=16_384)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 Attempt = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
+Elapsed = Annotated[float, msgspec.Meta(ge=0, le=1e9)]  # seconds
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=MAX_PAUSE)]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 Phase = Literal["start", "step", "validate", "checkpoint", "end"]  # of a training: what a rank is at
@@ -94,7 +97,7 @@ class Result(Message, frozen=True):
     task: Name
     attempt: Attempt
     proof: dict[str, Any]
-    seconds: float
+    seconds: Elapsed
     arrays: Annotated[tuple[Array, ...], msgspec.Meta(max_length=MAX_ARRAYS)] = ()
 
 
@@ -355,16 +358,29 @@ def refused_frames(
 
 
 def files_in(proof: Any) -> Iterator[tuple[str, int, str]]:
-    """(path, bytes, sha256) of every file that a proof names, however deep: each map of just these three."""
-    if isinstance(proof, dict):
-        if proof.keys() == {"path", "bytes", "sha256"}:
-            yield str(proof["path"]), int(proof["bytes"]), str(proof["sha256"])
-        else:
-            for value in proof.values():
-                yield from files_in(value)
-    elif isinstance(proof, list | tuple):
-        for value in proof:
-            yield from files_in(value)
+    """(path, bytes, sha256) of every file that a proof names, in its order: each map of just these three.
+
+    BadMessage for what no journal could give back: nested deeper than `MAX_DEPTH`, bytes, numbers that are none, a file that is none.
+    """
+    waiting = [(proof, 0)]
+    while waiting:
+        value, depth = waiting.pop()
+        if depth > MAX_DEPTH:
+            raise BadMessage(f"a proof nested deeper than {MAX_DEPTH}")
+        if isinstance(value, dict):
+            if value.keys() == {"path", "bytes", "sha256"}:
+                path, size, sha256 = value["path"], value["bytes"], value["sha256"]
+                if not (isinstance(path, str) and type(size) is int and isinstance(sha256, str)):
+                    raise BadMessage("a proof names a file that is none")
+                yield path, size, sha256
+            elif not all(isinstance(key, str) for key in value):
+                raise BadMessage("a proof with a name that is no text")
+            else:
+                waiting += [(inner, depth + 1) for inner in reversed(value.values())]
+        elif isinstance(value, list | tuple):
+            waiting += [(inner, depth + 1) for inner in reversed(value)]
+        elif isinstance(value, bytes) or (isinstance(value, float) and not isfinite(value)):
+            raise BadMessage("a proof with a value that JSON has not")
 
 
 def data_id(data_dir: Path) -> str:

@@ -25,6 +25,7 @@ from coordinator.events import (
     Outcome,
     PutOut,
     Restart,
+    Revoked,
     Send,
     StopNow,
     TaskDone,
@@ -389,6 +390,11 @@ class Scheduler:
             else:
                 self._return(name, lease.attempt, "worker lost", decision)
 
+    def _on_revoked(self, event: Revoked, now: float, decision: Decision) -> None:
+        if event.worker in self.workers:
+            self._give_back(self._forget(event.worker), "revoked", decision)
+            decision.actions.append(Send(event.worker, Stop(drain=False, reason="its key was revoked")))
+
     def _on_undelivered(self, event: Undelivered, now: float, decision: Decision) -> None:
         worker = self.workers.get(event.worker)
         held = worker.held.get(event.task) if worker is not None else None
@@ -492,6 +498,7 @@ _HANDLERS: dict[type, Any] = {
     PutOut: Scheduler._on_put_out,
     Confirmed: Scheduler._on_confirmed,
     WorkerLost: Scheduler._on_worker_lost,
+    Revoked: Scheduler._on_revoked,
     Undelivered: Scheduler._on_undelivered,
     Tick: Scheduler._on_tick,
     Halt: Scheduler._on_halt,

@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -22,6 +23,7 @@ import zmq
 from coordinator import protocol
 from coordinator.budget import Budget
 from coordinator.curve import Curve, check_bind
+from coordinator.door import Door, Sender
 from coordinator.events import (
     AddTasks,
     Confirmed,
@@ -30,6 +32,7 @@ from coordinator.events import (
     Halt,
     Outcome,
     Restart,
+    Revoked,
     Send,
     StopNow,
     TaskDone,
@@ -67,6 +70,8 @@ log = logging.getLogger(__name__)
 
 MAX_BATCH = 2_000  # messages taken before one commit
 TICK_S = 0.2
+LONG_JOURNAL = 100_000  # records: 10 MB. Beyond it, and more than so many a task, the journal is written anew
+LONG_FOR_ITS_TASKS = 8  # a task that goes well has 4
 HIGH_WATER = 10_000  # messages queued for one worker, either way
 FAREWELL_S = 2.0  # for the workers' goodbyes at the end
 LINGER_MS = 500
@@ -77,6 +82,7 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 class Server:
     """Serves one scheduler until all tasks have ended, or it is drained or stopped.
 
+    `proofs`: the type of a kind's proof, which a worker's is held against before it counts.
     `on_done(done)` commits a proof, idempotently, and may return tasks that it opens; StorageError from it ends the run,
     resumable. `on_quarantined(what)`, `on_lease(what)` and `on_tick()`, five times a second, may look on and `post`.
     `busy()` True: the stage has more to come, so no outcome yet. `look()`: what it adds to snapshots. `weights(sha256)`: for a
@@ -92,6 +98,7 @@ class Server:
         data_dir: Path,
         bind: str = "tcp://127.0.0.1:0",
         curve: Curve | None = None,
+        proofs: Mapping[str, Any] = MappingProxyType({}),
         on_done: Callable[[TaskDone], Iterable[TaskSpec] | None] = lambda done: None,
         on_quarantined: Callable[[TaskQuarantined], None] = lambda what: None,
         on_lease: Callable[[TaskProgress | TaskGone], None] = lambda what: None,
@@ -105,12 +112,13 @@ class Server:
         self._data_dir = data_dir
         self._on_done, self._on_quarantined, self._on_lease = on_done, on_quarantined, on_lease
         self._on_tick, self._busy, self._look, self._weights = on_tick, busy, look, weights
+        self._proofs = proofs
         self._files = FileInbox(data_dir)
         self._inbox: queue.SimpleQueue[Event | Weights] = queue.SimpleQueue()
         self._frames: dict[
             tuple[str, str, int], tuple[bytes, ...]
         ] = {}  # of results in the batch: worker, task, attempt
-        self.counters = {"messages": 0, "bad": 0, "refused": 0, "undelivered": 0, "commits": 0}
+        self.counters = {"messages": 0, "bad": 0, "bad_arrays": 0, "undelivered": 0, "commits": 0, "rewrites": 0}
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
@@ -124,9 +132,9 @@ class Server:
         self._socket.setsockopt(zmq.MAXMSGSIZE, protocol.MAX_MESSAGE)
         self._socket.setsockopt(zmq.LINGER, LINGER_MS)
         self._socket.setsockopt(zmq.IPV6, int("[" in bind))
-        self._authenticator = curve.serve(self._socket, self._context) if curve is not None else None
-        self._socket.bind(bind)
-        self.endpoint: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._door = Door(self._socket, self._context, bind, curve)
+        self.endpoint = self._door.endpoint
+        self._revoked: list[str] = []  # told to stop, to be cut off at the next tick
 
     # -- from any thread, and from signal handlers -------------------------------------------------------------------
 
@@ -170,7 +178,7 @@ class Server:
                 now = time.monotonic()
                 if ticked := now >= next_tick:
                     next_tick = now + TICK_S
-                    events.append(Tick())
+                    events += [Tick(), *self._revocations()]
                 events = self._step(events)
                 if ticked:
                     self._on_tick()
@@ -197,6 +205,9 @@ class Server:
         if records:
             self._journal.append(records)
             self.counters["commits"] += 1
+            if self._journal.length > LONG_JOURNAL + LONG_FOR_ITS_TASKS * len(self._scheduler.tasks):
+                self._journal.rewrite(self._scheduler.ledger.kept())
+                self.counters["rewrites"] += 1
         following: list[Event] = []
         for decision in decisions:
             self._act(decision, following)
@@ -217,6 +228,13 @@ class Server:
                 self._on_quarantined(action)
             else:
                 self._on_lease(action)
+
+    def _revocations(self) -> list[Event]:
+        """Workers whose key was revoked: told to stop now, cut off at the next tick."""
+        for worker in self._revoked:
+            self._door.cut(worker)
+        self._revoked = self._door.revoked(self._scheduler.workers)
+        return [Revoked(worker) for worker in self._revoked]
 
     def _posted(self) -> list[Event]:
         with contextlib.suppress(BlockingIOError):
@@ -241,12 +259,12 @@ class Server:
         events: list[Event] = []
         for _ in range(MAX_BATCH):
             try:
-                identity, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
+                identity, sender, frames = self._door.receive()
             except zmq.Again:
                 break
             self.counters["messages"] += 1
             try:
-                event = self._event_of(identity, frames)
+                event = self._event_of(identity, sender, frames)
             except (BadMessage, UnicodeDecodeError) as error:
                 self.counters["bad"] += 1
                 if self.counters["bad"] <= 20:
@@ -256,10 +274,11 @@ class Server:
                 events.append(event)
         return events
 
-    def _event_of(self, identity: bytes, frames: list[bytes]) -> Event | None:
+    def _event_of(self, identity: bytes, sender: Sender, frames: list[bytes]) -> Event | None:
         if not 1 <= len(frames) <= 1 + protocol.MAX_ARRAYS:
             raise BadMessage(f"{len(frames)} frames")
         message = protocol.decode(frames[0], protocol.ToCoordinator)
+        self._door.check(message, sender)
         if isinstance(message, StatusRequest):
             self._send(identity, Status(self.snapshot()))
             return None
@@ -283,18 +302,27 @@ class Server:
         return self._checked(message, tuple(frames[1:])) if isinstance(message, Result) else message
 
     def _checked(self, result: Result, frames: tuple[bytes, ...]) -> Event:
-        """A result, or the failure that it is: files that are not there, arrays that its task does not want."""
-        if missing := missing_files(self._data_dir, result.proof):
-            return Failure(result.worker, result.task, result.attempt, "FilesMissing", missing)
+        """A result, or the failure that it is: no such proof, files that are not there, arrays that its task does not want."""
         task = self._scheduler.tasks.get(result.task)
         if task is not None and (result.arrays or frames or task.spec.arrays):
             sizes = tuple(map(len, frames))
             reason = protocol.refused_frames(result.arrays, sizes, task.spec.arrays) or _not_finite(result, frames)
             if reason:
-                self.counters["refused"] += 1
+                self.counters["bad_arrays"] += 1
                 return Failure(result.worker, result.task, result.attempt, "BadArrays", reason)
             self._frames[result.worker, result.task, result.attempt] = frames
-        return result
+        return self._proved(result)
+
+    def _proved(self, result: Result) -> Event:
+        """The result, or the failure that it is when its proof can't be one or names files that are not there."""
+        task = self._scheduler.tasks.get(result.task)
+        try:
+            if task is not None and (kind := self._proofs.get(task.spec.kind)) is not None:
+                msgspec.convert(result.proof, kind)
+            error, problem = "FilesMissing", missing_files(self._data_dir, result.proof)
+        except (msgspec.ValidationError, BadMessage) as refusal:
+            error, problem = "BadProof", str(refusal)
+        return Failure(result.worker, result.task, result.attempt, error, problem) if problem else result
 
     def _take_chunk(self, chunk: FileChunk, data: bytes) -> Event | None:
         worker = self._scheduler.workers.get(chunk.worker)
@@ -308,7 +336,10 @@ class Server:
             return Failure(chunk.worker, chunk.task, chunk.attempt, "RefusedPath", str(error), final=True)
         except OSError as error:
             if error.errno not in FULL_DISK:
-                raise
+                raise StorageError(
+                    f"{chunk.path} can't be written in {self._data_dir}: {error.strerror}. Mend the disk or its rights, then "
+                    "run the same command again: it goes on where it stopped."
+                ) from error
             message = f"the coordinator's disk refused {chunk.path}: {error.strerror}. Free space, then start again."
             return Failure(chunk.worker, chunk.task, chunk.attempt, "StorageError", message, blame=False)
         self._send(chunk.worker.encode(), Ack(chunk.task, chunk.attempt, True, chunk.path, held))
@@ -347,8 +378,7 @@ class Server:
     def _close(self) -> None:
         self._farewell()
         self._socket.close()
-        if self._authenticator is not None:
-            self._authenticator.stop()
+        self._door.close()
         self._context.term()
         self._wake_write.close()
         self._wake_read.close()
@@ -362,7 +392,7 @@ class Server:
             **self._look(),
             **self._scheduler.snapshot(now),
             "budgets": {name: budget.snapshot(now) for name, budget in self._budgets.items()},
-            "counters": dict(self.counters),
+            "counters": {**self.counters, "refused": self._door.refused},
             "elapsed_s": now - self._began,
             "quarantined": [[task.spec.id, task.error, task.message] for task in self._scheduler.quarantined()],
         }

@@ -86,7 +86,7 @@ class Agent:
         self._handlers = handlers
         data_dir.mkdir(parents=True, exist_ok=True)
         host = platform.node() or "unknown"
-        self.name = f"{host[:64]}-{os.getpid()}-{secrets.token_hex(4)}"
+        self.name = f"{host[:64]}-{os.getpid()}-{secrets.token_hex(8)}"  # who can't guess it can't take over its route
         self._hello = Hello(
             self.name,
             host[:128],

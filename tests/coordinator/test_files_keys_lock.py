@@ -135,10 +135,10 @@ def test_a_name_is_given_once_and_can_be_taken_off(tmp_path: Path) -> None:
     for name in ("", "../a", "a b", "-a"):
         with pytest.raises(curve.CurveError, match="worker name"):
             curve.add_worker(tmp_path, name)
-    curve.remove_worker(tmp_path, "a")
+    curve.revoke_worker(tmp_path, "a")
     assert not path.exists() and curve.load_coordinator(tmp_path).allowed == {}
     with pytest.raises(curve.CurveError, match="known: none"):
-        curve.remove_worker(tmp_path, "a")
+        curve.revoke_worker(tmp_path, "a")
 
 
 @pytest.mark.parametrize(

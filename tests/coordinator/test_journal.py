@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.journal import Journal, JournalDamaged
-from coordinator.ledger import Added, AnyRecord, Committed, Done, Dropped, Failed, Leased, Returned, TaskSpec
+from coordinator.ledger import Added, AnyRecord, Committed, Done, Dropped, Failed, Leased, Ledger, Returned, TaskSpec
 from ingest.errors import StorageError
 
 RECORDS: list[AnyRecord] = [
@@ -102,3 +102,40 @@ def test_a_disk_that_refuses_is_not_damage(path: Path) -> None:
     with pytest.raises(StorageError, match="Free space"):
         journal.append([Failed("a", 1, "x", "y" * 100_000, True, False)])
     assert list(Journal(path).load()) == RECORDS
+
+
+def test_written_anew_it_is_short_and_leads_to_the_same_state(path: Path) -> None:
+    ledger = Ledger()
+    records: list[AnyRecord] = [
+        Added("a", TaskSpec("a", "fetch", {})),
+        Added("b", TaskSpec("b", "build", {}, after=("a",))),
+        Leased("a", 1, "w"),
+        Failed("a", 1, "SourceError", "why", True, False),
+        Leased("a", 2, "w"),
+        Done("a", 2, "w", 0.25, {"rows": 5000}),
+    ]
+    for record in records:
+        ledger.apply(record)
+    journal = Journal(path)
+    journal.rewrite(ledger.kept())
+    assert journal.length == 2
+    more: list[AnyRecord] = [Committed("a"), Leased("b", 1, "w")]
+    journal.append(more)
+    for record in more:
+        ledger.apply(record)
+    journal.close()
+    again = Ledger()
+    for record in Journal(path).load():
+        again.apply(record)
+    assert (again.tasks, again.counts, again.uncommitted) == (ledger.tasks, ledger.counts, ledger.uncommitted)
+
+
+def test_a_full_disk_leaves_the_journal_as_it_was(path: Path) -> None:
+    journal = Journal(path)
+    pages = journal._db.execute("PRAGMA page_count").fetchone()[0]
+    journal._db.execute(f"PRAGMA max_page_count={pages}")
+    with pytest.raises(StorageError, match="Free space"):
+        journal.rewrite([Added("x", TaskSpec("x", "fetch", {"y": "z" * 100_000}))])
+    assert list(journal.load()) == RECORDS
+    journal.append([Dropped("c")])
+    assert list(Journal(path).load()) == [*RECORDS, Dropped("c")]

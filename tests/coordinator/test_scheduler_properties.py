@@ -6,6 +6,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from coordinator import journal
 from coordinator.events import (
     AddTasks,
     Confirmed,
@@ -171,6 +172,10 @@ class Fleet(RuleBasedStateMachine):
             ledger.apply(record)
         assert ledger.tasks == self.scheduler.tasks
         assert (ledger.counts, ledger.uncommitted) == (self.scheduler.ledger.counts, self.scheduler.ledger.uncommitted)
+
+    @rule()
+    def write_the_journal_anew(self) -> None:
+        self.records[:] = [journal._decode(journal._encode(record)) for record in self.scheduler.ledger.kept()]
 
     @invariant()
     def counts_are_what_a_scan_finds(self) -> None:

@@ -266,7 +266,7 @@ def test_arrays_are_refused_unless_they_are_what_the_task_wants_and_blamed_on_wh
         peer.hear(Ack)
         running.scheduler.tasks["control/1"].failures = 0  # it would be quarantined before all were tried
         peer.say(Heartbeat("w1", ()))
-    assert running.server.counters["refused"] == 6
+    assert running.server.counters["bad_arrays"] == 6
     lease = peer.hear(Lease)
     assert running.scheduler.tasks["control/1"].error == "BadArrays"
     peer.say(Result("w1", lease.task, lease.attempt, {}, 0.1, (cost,)), good)
@@ -374,6 +374,24 @@ def test_a_full_disk_at_the_commit_ends_resumable_and_the_proof_is_handed_out_ag
     assert [(done.task.id, done.attempt, done.proof) for done in again] == [("a", 1, {"rows": 7})]
 
 
+def test_a_long_journal_is_written_anew_while_the_run_goes_on(
+    serve: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coordinator.server.LONG_JOURNAL", 40)
+    monkeypatch.setattr("coordinator.server.LONG_FOR_ITS_TASKS", 1)
+    running = serve(*(f"t{n}" for n in range(30)))
+    peer = running.peer()
+    peer.hello()
+    for _ in range(30):
+        assert peer.finish(peer.hear(Lease)).accepted
+    assert running.end().status == "done"
+    assert running.server.counters["rewrites"] >= 1 and running.journal.length < 4 * 30
+    again = Scheduler()
+    for record in running.journal.load():
+        again.apply(record)
+    assert again.tasks == running.scheduler.tasks
+
+
 def test_a_finished_task_can_open_others(serve: Callable[..., Running]) -> None:
     def then(done: TaskDone) -> list[TaskSpec]:
         return [TaskSpec("build", "noop", {"of": done.task.id})] if done.task.id == "a" else []
@@ -408,7 +426,7 @@ def test_drain_finishes_what_is_leased_and_a_dead_process_is_known_at_once(serve
 def test_only_keys_on_the_list_are_let_in(serve: Callable[..., Running], tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     mine, removed = curve.add_worker(keys, "mine"), curve.load_worker(curve.add_worker(keys, "removed"))
-    curve.remove_worker(keys, "removed")
+    curve.revoke_worker(keys, "removed")
     running = serve(key=curve.load_coordinator(keys))
     for name, key in (("stranger", None), ("removed", removed)):
         enemy = running.peer(name, key)
