@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -26,9 +26,11 @@ from rl.forecasts import Forecast, corrected, day_ahead, oracle, persistence, wi
 from rl.grid import Grid
 from rl.kpis import kpis
 from rl.mpc import Mpc
+from rl.policy import load as load_policy
 from rl.region import WEEK, Region, region
-from rl.score import Policy, rollout, yardstick
+from rl.score import Policy, Yardstick, rollout, yardstick
 from rl.table import Table, table
+from rl.table_file import load as load_table
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "control.md"
 BEGIN, END = "<!-- baselines: begin (scripts/control_baselines.py --docs) -->", "<!-- baselines: end -->"
@@ -45,7 +47,7 @@ MPC = {
     "mpc forecaster quantiles": "the same, with quantiles of its errors",
     "mpc perfect": "the truth",
 }
-POLICIES = ("hour rule", "peak shaving", *MPC)
+POLICIES = ("hour rule", "peak shaving", *MPC, "policy")
 
 
 def recorded(data: Path, name: str) -> tuple[Region, NDArray[np.float64]]:
@@ -114,52 +116,123 @@ def run(args: argparse.Namespace) -> None:
         for policy_name, make in policies(grid, one, issued, ours, data):
             if args.only and policy_name not in args.only.split(","):
                 continue
-            began = time.perf_counter()
-            trace = rollout(grid, data, make(), starts, WEEK)
-            line = {
-                "region": name,
-                "year": args.year,
-                "policy": policy_name,
-                "pop": scale.pop(trace.cost.sum(axis=0)),
-                "weeks": len(starts),
-                "horizon": HORIZON,
-                "saving_optimum": float((scale.nothing - scale.optimum).sum() / scale.nothing.sum()),
-                "seconds": time.perf_counter() - began,
-                "kpis": {
-                    k: v if isinstance(v, dict) else float(v) for k, v in asdict(kpis(grid, trace, one.peak)).items()
-                },
-            }
-            with args.out.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            print(f"{name} {args.year} {policy_name}: PoP {line['pop']:.3f} ({line['seconds']:.0f} s)", flush=True)
+            judge(args, grid, data, scale, starts, make(), name=name, policy_name=policy_name, peak=one.peak)
+
+
+def judge(
+    args: argparse.Namespace,
+    grid: Grid,
+    data: Table,
+    scale: Yardstick,
+    starts: NDArray[np.int64],
+    policy: Policy,
+    *,
+    name: str,
+    policy_name: str,
+    peak: float,
+) -> None:
+    """Append one line: a policy in the weeks from `starts` on."""
+    began = time.perf_counter()
+    trace = rollout(grid, data, policy, starts, WEEK)
+    line = {
+        "region": name,
+        "year": args.year,
+        "policy": policy_name,
+        "pop": scale.pop(trace.cost.sum(axis=0)),
+        "weeks": len(starts),
+        "horizon": HORIZON,
+        "saving_optimum": float((scale.nothing - scale.optimum).sum() / scale.nothing.sum()),
+        "seconds": time.perf_counter() - began,
+        "kpis": {k: v if isinstance(v, dict) else float(v) for k, v in asdict(kpis(grid, trace, peak)).items()},
+    }
+    with args.out.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    print(f"{name} {args.year} {policy_name}: PoP {line['pop']:.3f} ({line['seconds']:.0f} s)", flush=True)
+
+
+def learned(args: argparse.Namespace) -> None:
+    """Append the lines of a policy that `coordinator start --rollouts` left in the folder --control, in its test year."""
+    grid, about = Grid(), json.loads((args.control / "tables.json").read_text())
+    data, policy = load_table(args.control, about["tables"]["test"]), load_policy(args.control / "policy.npz")
+    every = data.starts(WEEK)
+    result = json.loads((args.control / "result.json").read_text())
+    with args.out.open("a") as file:
+        for name, pops in result["test_pop"].items():
+            file.write(
+                json.dumps({"region": name, "year": args.year, "whole_year": pops, "version": result["version"]}) + "\n"
+            )
+    for name, peak, (first, last) in zip(data.regions, about["peaks"], data.spans, strict=True):
+        own = np.arange(first + int(np.argmax(data.clock[first:last] == 0)), last - WEEK + 1, WEEK)
+        starts = own[np.isin(own, every)][:: args.every]
+        scale = yardstick(grid, data, starts, WEEK)
+        judge(args, grid, data, scale, starts, policy, name=name, policy_name="policy", peak=peak)
 
 
 def docs(lines: list[dict]) -> str:
     """The generated tables."""
-    latest = {(line["region"], line["year"], line["policy"]): line for line in lines}
+    latest = {(line["region"], line["year"], line["policy"]): line for line in lines if "policy" in line}
     parts = []
     for year in sorted({key[1] for key in latest}):
         regions = [name for name in OFFSETS if (name, year, "nothing") in latest]
-        rows = [f"| {year} | " + " | ".join(regions) + " | mean |", "|---" * (len(regions) + 2) + "|"]
-        for policy in POLICIES:
-            scores = [latest[r, year, policy]["pop"] for r in regions if (r, year, policy) in latest]
-            cells = [
-                f"{latest[r, year, policy]['pop']:.3f}" if (r, year, policy) in latest else "not run" for r in regions
-            ]
-            mean = f"{float(np.mean(scores)):.3f}" if len(scores) == len(OFFSETS) else "of all six only"
-            rows.append(f"| {policy} | " + " | ".join([*cells, mean]) + " |")
+        rows = {
+            policy: [latest[r, year, policy]["pop"] if (r, year, policy) in latest else None for r in regions]
+            for policy in POLICIES
+        }
+        text = [f"| {year} | " + " | ".join(regions) + " | mean |", "|---" * (len(regions) + 2) + "|"]
+        text += [pop_row(policy, pops) for policy, pops in rows.items()]
         for label, key in (("saving of the optimum, % of cost", "saving_optimum"), ("weeks", "weeks")):
             values = [latest[r, year, "nothing"][key] for r in regions]
             cells = [f"{100 * v:.2f}" if key == "saving_optimum" else str(v) for v in values]
-            rows.append(f"| *{label}* | " + " | ".join(cells) + " | |")
-        parts.append("\n".join(rows))
+            text.append(f"| *{label}* | " + " | ".join(cells) + " | |")
+        parts.append("\n".join(text))
         parts.extend(kpi_table(latest, name, year) for name in regions if name == "ERCO")
+    whole = {line["region"]: line["whole_year"] for line in lines if "whole_year" in line}
+    if whole:
+        parts.insert(1, whole_table(whole))
+    ablation = [line for line in lines if "known" in line]
+    if ablation:
+        parts.insert(2, ablation_table(ablation))
     return "\n\n".join(parts)
+
+
+def pop_row(label: str, pops: Sequence[float | None]) -> str:
+    """A row of a table of PoPs, with their mean where all are there."""
+    cells = [f"{pop:.3f}" if pop is not None else "not run" for pop in pops]
+    found = [pop for pop in pops if pop is not None]
+    mean = f"{float(np.mean(found)):.3f}" if len(found) == len(pops) else "of all only"
+    return f"| {label} | " + " | ".join([*cells, mean]) + " |"
+
+
+def whole_table(whole: Mapping[str, Mapping[str, float]]) -> str:
+    """The policy and its members in all weeks of the test year."""
+    regions = [name for name in OFFSETS if name in whole]
+    text = ["| every week | " + " | ".join(regions) + " | mean |", "|---" * (len(regions) + 2) + "|"]
+    named = [name for name in next(iter(whole.values())) if not name.startswith("member")]
+    text += [pop_row(name, [whole[r].get(name) for r in regions]) for name in named]
+    members = np.array([[pop for name, pop in whole[r].items() if name.startswith("member")] for r in regions])
+    if members.size:
+        cells = [f"{each.mean():.3f} ± {each.std():.3f}" for each in (*members, members.mean(axis=0))]
+        text.append(f"| its {members.shape[1]} members (seeds), each alone | " + " | ".join(cells) + " |")
+    return "\n".join(text)
+
+
+def ablation_table(lines: list[dict]) -> str:
+    """One member each, by what it knew ahead; means over seeds."""
+    kinds = list(dict.fromkeys(line["known"] for line in lines))
+    seeds = len({line["seed"] for line in lines})
+    regions = [name for name in OFFSETS if any(line["region"] == name for line in lines)]
+    steps = lines[-1]["steps"]
+    text = [f"| known ahead ({steps} steps, {seeds} seed{'s'[: seeds > 1]}) | " + " | ".join(regions) + " | mean |"]
+    text.append("|---" * (len(regions) + 2) + "|")
+    for kind in kinds:
+        own = [[line["pop"] for line in lines if (line["known"], line["region"]) == (kind, r)] for r in regions]
+        text.append(pop_row(kind, [float(np.mean(pops)) if pops else None for pops in own]))
+    return "\n".join(text)
 
 
 def kpi_table(latest: dict[tuple[str, int, str], dict], name: str, year: int) -> str:
     """Some of a region's numbers, a policy a column."""
-    wanted = ("nothing", "hour rule", "mpc DF", "mpc forecaster quantiles", "mpc perfect")
+    wanted = ("nothing", "hour rule", "mpc DF", "mpc forecaster quantiles", "policy")
     shown = [policy for policy in wanted if (name, year, policy) in latest]
     numbers = {policy: latest[name, year, policy]["kpis"] for policy in shown}
     labels = {
@@ -189,6 +262,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="data folder with the series of the regions")
     parser.add_argument("--out", type=Path, required=True, help="JSON lines, appended to")
     parser.add_argument("--forecaster", type=Path, help="Parquet file of `coordinator forecast --table`")
+    parser.add_argument(
+        "--control", type=Path, help="folder DATA/control of a finished training: judge its policy, and nothing else"
+    )
     parser.add_argument("--regions", default=",".join(OFFSETS))
     parser.add_argument("--year", type=int, default=2018)
     parser.add_argument("--every", type=int, default=1, help="of the weeks, take one in so many")
@@ -199,6 +275,8 @@ def main() -> None:
         before, rest = DOCS.read_text().split(BEGIN)
         lines = [json.loads(line) for line in args.out.read_text().splitlines()]
         DOCS.write_text(f"{before}{BEGIN}\n\n{docs(lines)}\n\n{END}{rest.split(END)[1]}")
+    elif args.control:
+        learned(args)
     elif args.data is None:
         parser.error("--data: which folder? `coordinator start --extract … --data DIR` makes one")
     else:
