@@ -207,7 +207,9 @@ def main() -> None:
     machine = {
         "event": "machine",
         "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1),  # above ours alone, others were at work here: rates are then too low, ratios hold
+        "load": round(
+            os.getloadavg()[0], 1
+        ),  # above ours alone, others were at work here: rates are then too low, ratios hold
         "platform": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "date": datetime.now(UTC).date().isoformat(),
