@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from coordinator.hostfile import per_host
 from ingest.errors import UsageError
 
 CONFIG_FILE = "cluster.toml"
@@ -89,8 +90,19 @@ SETTINGS = (
     ),
     Setting("end", "2025", lambda v: _moment(v, last=True), "last hour, inclusive: YYYY is all of that year"),
     Setting(
-        "workers", 2, _positive, "workers to start on this host; at least 1, since series are built where the data is"
+        "workers",
+        2,
+        _positive,
+        "workers to start on this host; with a hostfile: its entries of this host, else one, to build series where the data is",
     ),
+    Setting(
+        "hostfile",
+        "",
+        lambda v: Path(str(v)).expanduser() if str(v) else None,
+        "start a worker on each host of this mlx hostfile, over ssh",
+    ),
+    Setting("host-python", "", per_host, "Python on the hosts: PATH[,HOST=PATH…]; empty = the same path as here"),
+    Setting("host-data", "", per_host, "data folder on the hosts: PATH[,HOST=PATH…]; empty = the same path as here"),
     Setting("connections", 5, _positive, "connections (threads) of each worker to the source"),
     Setting("bind", "tcp://127.0.0.1:0", str, "where workers connect; off loopback only with CURVE keys"),
     Setting("keys", "~/.ring-attention-energy/keys", lambda v: Path(str(v)).expanduser(), "folder of the CURVE keys"),
@@ -104,7 +116,12 @@ SETTINGS = (
         "failures of one task before it is quarantined; of rounds in succession before a training gives up",
     ),
     Setting("run", "", lambda v: Path(str(v)) if str(v) else None, "run folder of the training; empty = DATA/train"),
-    Setting("ranks", 0, _count, "ranks of the training's ring, one a worker; 0 = as many as workers"),
+    Setting(
+        "ranks",
+        0,
+        _count,
+        "ranks of the training's ring, one a worker; 0 = as many as workers, or as hosts in the hostfile",
+    ),
     Setting(
         "train-config",
         "",

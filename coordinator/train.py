@@ -18,6 +18,7 @@ import msgspec
 from coordinator import run_folder
 from coordinator.events import Event, TaskDone, TaskGone, TaskProgress
 from coordinator.fleet import Fleet, fleet_on, run_tasks
+from coordinator.hostfile import Hosts, hosts_from
 from coordinator.lock import FolderLock
 from coordinator.pace import Patience
 from coordinator.progress import Shown, choose_display
@@ -46,6 +47,7 @@ class Options:
     bind: str
     keys: Path
     retries: int
+    hosts: Hosts | None = None
 
 
 def options_from(settings: Mapping[str, Any]) -> Options:
@@ -57,16 +59,18 @@ def options_from(settings: Mapping[str, Any]) -> Options:
         raise UsageError(
             f"train-config {path}: {error.strerror}. Name the TOML file that worker/train.py reads."
         ) from None
+    hosts = hosts_from(settings)
     return Options(
         data_dir=data_dir,
         run=settings["run"] or data_dir / "train",
-        ranks=settings["ranks"] or settings["workers"],
+        ranks=settings["ranks"] or (hosts.size if hosts is not None else settings["workers"]),
         config=config,
         workers=max(settings["workers"], settings["ranks"]),
         connections=settings["connections"],
         bind=settings["bind"],
         keys=settings["keys"],
         retries=settings["retries"],
+        hosts=hosts,
     )
 
 
@@ -157,7 +161,13 @@ def run(
             atomic_write(options.run / run_folder.CONFIG, options.config)
         training = Training(options, patience or Patience(fruitless=options.retries))
         fleet = fleet or fleet_on(
-            options.data_dir, options.bind, options.workers, options.connections, options.retries, options.keys
+            options.data_dir,
+            options.bind,
+            options.workers,
+            options.connections,
+            options.retries,
+            options.keys,
+            options.hosts,
         )
         display = stack.enter_context(closing(choose_display(as_json=as_json, quiet=quiet)))
         ended = run_tasks(fleet, (), {}, display, training.done, training)

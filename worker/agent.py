@@ -80,11 +80,14 @@ class Agent:
         curve: Curve | None = None,
         handlers: Mapping[str, Handler] = HANDLERS,
         patience_s: float = PATIENCE_S,
+        host: str | None = None,
+        address: str | None = None,
     ) -> None:
         self._endpoint, self._data_dir, self._curve, self._patience_s = endpoint, data_dir, curve, patience_s
+        self._address = address
         self._handlers = handlers
         data_dir.mkdir(parents=True, exist_ok=True)
-        host = platform.node() or "unknown"
+        host = host or platform.node() or "unknown"
         self.name = f"{host[:64]}-{os.getpid()}-{secrets.token_hex(4)}"
         self._hello = Hello(
             self.name,
@@ -341,6 +344,7 @@ class Agent:
             progress=self._count,
             cancelled=job.cancelled,
             endpoint=self._endpoint,
+            address=self._address,
             silence_s=job.silence_s,
             unheard_s=lambda: time.monotonic() - self._heard,
             ending=job.ending,
@@ -386,10 +390,13 @@ def run_agent(
     stop_with_parent: bool = False,
     handlers: Mapping[str, Handler] = HANDLERS,
     patience_s: float = PATIENCE_S,
+    host: str | None = None,
+    address: str | None = None,
 ) -> int:
     """Work for the coordinator at `endpoint`; exit code 0 stopped, 1 refused, 75 no coordinator, 130 interrupted.
 
-    `connections`: page requests at once; `capacity`: leases at once. Call it from the main thread: it handles SIGINT and
+    `connections`: page requests at once; `capacity`: leases at once. `host`, `address`: this host's name, and where a ring's
+    neighbours reach it; None: as the system says. Call it from the main thread: it handles SIGINT and
     SIGTERM by giving back what is leased.
     """
     if stop_with_parent:
@@ -402,6 +409,8 @@ def run_agent(
         curve=curve,
         handlers=handlers,
         patience_s=patience_s,
+        host=host,
+        address=address,
     )
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: agent.interrupt())

@@ -33,6 +33,7 @@ class LeaseContext(FetchContext):
     """What a worker lends to a lease, beyond what a fetch needs."""
 
     endpoint: str  # of the coordinator
+    address: str | None  # of this host in a ring; None: the one that the coordinator's network reaches
     silence_s: float  # after which a worker that is not heard counts as lost
     unheard_s: Callable[[], float]  # seconds since the coordinator's last word
     ending: Ending

@@ -22,6 +22,7 @@ from typing import Any
 import msgspec
 import psutil
 
+from coordinator.curve import own_address
 from coordinator.protocol import PortProof, RankJob
 from ingest.errors import IngestError, UsageError
 from ingest.fetch import Cancelled
@@ -69,8 +70,8 @@ class Ranks:
         self._script = script
 
     def port(self, job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
-        """The address of this host that the coordinator's network reaches, with a free port → PortProof."""
-        host = own_address(context.endpoint)
+        """The address of this host in a ring, with a free port → PortProof."""
+        host = context.address or own_address(context.endpoint)
         where = f"[{host}]" if ":" in host else host
         matrices = blas.describe({**os.environ, **blas.rank_environment(os.environ)})
         return msgspec.to_builtins(PortProof(f"{where}:{free_port(host)}", matrices))
@@ -138,15 +139,6 @@ def rank_environment(rank: RankJob, hosts: Path, environ: Mapping[str, str]) -> 
     if len(rank.addresses) > 1:
         kept |= {"MLX_RANK": str(rank.rank), "MLX_HOSTFILE": str(hosts)}
     return {**kept, **blas.rank_environment(kept), "PYTHONUNBUFFERED": "1"}
-
-
-def own_address(endpoint: str) -> str:
-    """This host's address on the way to `tcp://host:port`. Nothing is sent."""
-    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
-    family, kind, proto, _, address = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, kind, proto) as probe:
-        probe.connect(address)
-        return str(probe.getsockname()[0])
 
 
 def free_port(host: str) -> int:

@@ -131,13 +131,23 @@ class Host:
         """All processes of the host but its sshd's own."""
         if not self.init:
             return []
-        return [process for process in self._all() if process.name() != "sshd"]
+        return [process for name, process in self._all() if name != "sshd"]
 
-    def _all(self) -> list[psutil.Process]:
+    def _all(self) -> list[tuple[str, psutil.Process]]:
+        """Name and process of all that run on it."""
         space, found = _space(self.init), []
         for process in psutil.process_iter():
             with suppress(OSError, psutil.NoSuchProcess):
-                if _space(process.pid) == space:
+                if _space(process.pid) == space and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append((process.name(), process))
+        return found
+
+    def running(self, word: str) -> list[psutil.Process]:
+        """Those with `word` on their command line."""
+        found = []
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):
+                if word in " ".join(process.cmdline()):
                     found.append(process)
         return found
 
@@ -149,7 +159,7 @@ class Host:
         self._signal_all(signal.SIGCONT)
 
     def _signal_all(self, number: int) -> None:
-        for process in self._all():
+        for _, process in self._all():
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
 

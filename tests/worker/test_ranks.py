@@ -45,6 +45,7 @@ class Bench:
             progress=lambda rows, requests: None,
             cancelled=threading.Event(),
             endpoint="tcp://127.0.0.1:5555",
+            address=None,
             silence_s=silence_s,
             unheard_s=lambda: self.unheard,
             ending=Ending(),

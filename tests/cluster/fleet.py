@@ -1,0 +1,73 @@
+"""A coordinator on host 0 of a bed, with workers on all of its hosts, as a test sees it from outside."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.cluster.bed import Bed
+from tests.e2e.conftest import environment
+from tests.waiting import until
+
+END_S = 300.0  # bound of every run
+
+
+class Fleet:
+    """`coordinator start --hostfile …` in the home folder of host 0; each host's data folder is its own."""
+
+    def __init__(self, bed: Bed) -> None:
+        self.bed, self.home = bed, bed.hosts[0].home
+        self.data = self.home / "coordinator"
+        self.log = bed.folder / "coordinator.log"
+
+    def start(self, *arguments: str | Path, hostfile: Path | None = None) -> None:
+        command = [sys.executable, "-m", "coordinator", "start", "--json", "--data", str(self.data)]
+        command += ["--hostfile", str(hostfile or self.bed.hostfile), "--host-data", "~/data", *map(str, arguments)]
+        with self.log.open("ab") as log:
+            self.process = self.bed.hosts[0].popen(*command, stdout=subprocess.PIPE, stderr=log, env=environment())
+
+    def coordinator(self) -> psutil.Process:
+        """The coordinator's own process, below the one that entered the namespaces."""
+        return next(
+            child
+            for child in psutil.Process(self.process.pid).children(recursive=True)
+            if "coordinator" in child.cmdline() and "start" in child.cmdline()
+        )
+
+    def signal(self, number: int) -> None:
+        self.coordinator().send_signal(number)
+
+    def workers(self) -> dict[str, list[psutil.Process]]:
+        """Host's name → its worker that ssh started."""
+        return {host.name: host.running("worker.onhost") for host in self.bed.hosts}
+
+    def await_workers(self) -> None:
+        """Until every host has a worker that the coordinator knows."""
+        marks = [host.home / "data" / "id" for host in self.bed.hosts]
+        until(lambda: all(self.workers().values()) and all(mark.exists() for mark in marks), "a worker on every host")
+
+    def end(self) -> tuple[int, dict[str, Any]]:
+        """Exit code and summary; asserts that no process is left on any host."""
+        out, _ = self.process.communicate(timeout=END_S)
+        self.gone()
+        lines = out.decode().strip().splitlines()
+        return self.process.returncode, json.loads(lines[-1]) if lines else {}
+
+    def kill(self) -> None:
+        """kill -9 of the coordinator; asserts that no process is left on any host."""
+        self.signal(signal.SIGKILL)
+        self.process.communicate(timeout=END_S)
+        self.gone()
+
+    def gone(self) -> None:
+        for host in self.bed.hosts:
+            until(lambda host=host: not host.processes(), f"the end of all processes of {host.name}")  # type: ignore[misc]
+
+    def narration(self) -> str:
+        return self.log.read_text()
