@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from coordinator.budget import Budget
 from coordinator.curve import Curve, is_loopback, load_coordinator, local_worker_key, own_address
 from coordinator.events import Event, Outcome, TaskDone, TaskGone, TaskProgress, TaskQuarantined, WorkerLost
+from coordinator.files import NO_PLACES
 from coordinator.hostfile import Hosts
 from coordinator.hosts import HostWorkers
 from coordinator.journal import Journal
@@ -130,9 +131,11 @@ def run_tasks(
     display: Display,
     on_done: Callable[[TaskDone], Iterable[TaskSpec]],
     supervisor: Supervisor | None = None,
+    places: Mapping[str, Path] = NO_PLACES,
 ) -> Ended:
     """Lease `tasks`, and those that `on_done` or the supervisor opens, until all have ended or the run was interrupted.
 
+    `places`: where files of workers may go beside the data folder's own.
     The first Ctrl-C (or SIGTERM) finishes what is leased, the second stops at once; both leave a run that can be resumed.
     """
     journal = Journal(fleet.data_dir / "journal.sqlite")
@@ -186,6 +189,7 @@ def run_tasks(
         on_lease=supervisor.saw if supervisor is not None else lambda what: None,
         on_tick=tick,
         busy=supervisor.busy if supervisor is not None else lambda: False,
+        places=places,
         look=lambda: {} if supervisor is None else {"training": supervisor.shown().line},
     )
     workers = LocalWorkers(

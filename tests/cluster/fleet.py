@@ -16,6 +16,19 @@ from tests.e2e.conftest import environment
 from tests.waiting import until
 
 END_S = 300.0  # bound of every run
+# One respondent, three years of synthetic hours: one to train, one to validate, one that is kept for tests.
+PLAN = ("--respondents", "PACW", "--start", "2019", "--end", "2021")
+TRAINING = {
+    "context": 168,
+    "pieces": 1,
+    "piece_hours": 336,
+    "layers": 1,
+    "dim": 16,
+    "hidden": 16,
+    "head_dim": 16,
+    "patience": 999,
+    "checkpoint_every": 2,
+}
 
 
 class Fleet:
@@ -31,6 +44,18 @@ class Fleet:
         command += ["--hostfile", str(hostfile or self.bed.hostfile), "--host-data", "~/data", *map(str, arguments)]
         with self.log.open("ab") as log:
             self.process = self.bed.hosts[0].popen(*command, stdout=subprocess.PIPE, stderr=log, env=environment())
+
+    def training(self, **config: int) -> Path:
+        """A file of small settings, for --train-config."""
+        path = self.home / "small.toml"
+        path.write_text("".join(f"{name} = {value}\n" for name, value in (TRAINING | config).items()))
+        return path
+
+    def steps(self) -> list[dict[str, Any]]:
+        """The metrics of every step, as they have come to the coordinator."""
+        path = self.data / "train" / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines if '"loss"' in line]
 
     def coordinator(self) -> psutil.Process:
         """The coordinator's own process, below the one that entered the namespaces."""

@@ -46,6 +46,8 @@ class Bench:
             cancelled=threading.Event(),
             endpoint="tcp://127.0.0.1:5555",
             address=None,
+            folder=self.data,
+            line=None,
             silence_s=silence_s,
             unheard_s=lambda: self.unheard,
             ending=Ending(),
