@@ -27,6 +27,7 @@ PLACE = Path("/var/tmp/ringattn-testbed")
 TOOLS = {"ip": "iproute2", "tc": "iproute2", "unshare": "util-linux", "nsenter": "util-linux", "ssh": "openssh-client"}
 SSHD = "/usr/sbin/sshd"  # with a full path: it starts itself again for each connection
 SLOTS = 16
+DISK_MB = 256  # of each host's data folder, a file system of its own; in memory, as far as it is used
 BY_HAND = 0  # the slot of `scripts/testbed`; fixtures take the others
 UP_S = 20.0  # within which every sshd has to answer
 SSHD_CONFIG = """Port 22
@@ -70,13 +71,14 @@ def missing() -> str:
 
 
 class Host:
-    """One host of a bed. `home` is its root's home folder, seen from outside and inside under the same path."""
+    """One host of a bed. `home` is its root's home folder, `data` its data folder in it: the same paths outside and inside."""
 
     def __init__(self, slot: int, number: int) -> None:
         self.number, self.name = number, f"host{number}"
         self.address = f"10.213.{slot}.{10 + number}"
         self.folder = PLACE / str(slot) / self.name
         self.home = self.folder / "home"
+        self.data = self.home / "data"
         self.link = f"ringbed{slot}h{number}"  # the bridge's end of its cable; the host's own is eth0
         self.bridge = f"ringbed{slot}"
         self.hardware_address = f"02:52:00:00:{slot:02x}:{number:02x}"
@@ -178,6 +180,25 @@ class Host:
         """The same, to its end, with its output as text."""
         return subprocess.run(self.inside(command), capture_output=True, text=True, timeout=timeout, **more)
 
+    # -- its disk -------------------------------------------------------------------------------------------------------
+
+    def mount_disk(self) -> None:
+        """A file system of its own for its data folder, which outlives the host."""
+        self.data.mkdir()
+        _run("mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(self.data))
+
+    def unmount_disk(self) -> None:
+        if self.data.is_mount():
+            _run("umount", "-l", str(self.data))
+
+    def fill_disk(self) -> None:
+        """Take all the room that its data folder has."""
+        assert self.data.is_mount()
+        self.run("dd", "if=/dev/zero", f"of={self.data}/filler", "bs=1M")
+
+    def free_disk(self) -> None:
+        (self.data / "filler").unlink(missing_ok=True)
+
     # -- its cable ------------------------------------------------------------------------------------------------------
 
     def cut(self) -> None:
@@ -278,6 +299,7 @@ class Bed:
         known = []
         for host in self.hosts:
             (host.home / ".ssh").mkdir(parents=True, mode=0o700)
+            host.mount_disk()
             _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", f"{host.folder}/host_key")
             known.append(f"{host.name},{host.address} {(host.folder / 'host_key.pub').read_text()}")
             (host.folder / "sshd_config").write_text(SSHD_CONFIG.format(folder=host.folder))
@@ -295,7 +317,9 @@ class Bed:
     def down(self) -> None:
         """End whatever runs in the slot, and remove it: also what a bed that was killed has left there."""
         for folder in self.folder.glob("host*[0-9]"):
-            Host(self.slot, int(folder.name.removeprefix("host"))).kill()
+            host = Host(self.slot, int(folder.name.removeprefix("host")))
+            host.kill()
+            host.unmount_disk()
         bridge = f"ringbed{self.slot}"
         for link in json.loads(_run("ip", "-json", "link").stdout):
             if link["ifname"] == bridge or link["ifname"].startswith(f"{bridge}h"):

@@ -6,6 +6,8 @@ import json
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ class Fleet:
 
     def __init__(self, bed: Bed) -> None:
         self.bed, self.home = bed, bed.hosts[0].home
-        self.data = self.home / "coordinator"
+        self.data = self.home / "energy"
         self.log = bed.folder / "coordinator.log"
 
     def start(self, *arguments: str | Path, hostfile: Path | None = None) -> None:
@@ -74,7 +76,7 @@ class Fleet:
 
     def await_workers(self) -> None:
         """Until every host has a worker that the coordinator knows."""
-        marks = [host.home / "data" / "id" for host in self.bed.hosts]
+        marks = [host.data / "id" for host in self.bed.hosts]
         until(lambda: all(self.workers().values()) and all(mark.exists() for mark in marks), "a worker on every host")
 
     def end(self) -> tuple[int, dict[str, Any]]:
@@ -93,6 +95,15 @@ class Fleet:
     def gone(self) -> None:
         for host in self.bed.hosts:
             until(lambda host=host: not host.processes(), f"the end of all processes of {host.name}")  # type: ignore[misc]
+
+    def until(self, condition: Callable[[], Any], what: str) -> float:
+        """Seconds until it is so. AssertionError, with the coordinator's last words, when the run ended, or after `END_S`."""
+        began = time.monotonic()
+        while not condition():
+            assert self.process.poll() is None, f"the run was over before {what}: {self.narration()[-3000:]}"
+            assert time.monotonic() - began < END_S, f"waited in vain for {what}: {self.narration()[-3000:]}"
+            time.sleep(0.05)
+        return time.monotonic() - began
 
     def narration(self) -> str:
         return self.log.read_text()

@@ -43,7 +43,7 @@ def test_a_killed_run_leaves_no_process_and_the_same_command_ends_with_series_an
     assert summary["extract"]["proved"] == 6 and summary["train"]["result"]["steps"] == 4
     assert [step["step"] for step in fleet.steps()] == [1, 2, 3, 4]
     assert series_digest(fleet.data) == local_series(tmp_path)
-    mirrors = [host.home / "data" / "mirror" / "series" for host in bed.hosts]
+    mirrors = [host.data / "mirror" / "series" for host in bed.hosts]
     assert [mirror.exists() for mirror in mirrors] == [True, True, False, False]
 
 
@@ -53,11 +53,11 @@ def test_four_hosts_train_and_whatever_ends_the_coordinator_the_run_goes_on_from
     fleet = Fleet(bed)
     stages = ("--extract", "--train", *PLAN, "--train-config", fleet.training(steps=30, validate_every=10))
     fleet.start(*stages)
-    until(lambda: len(fleet.steps()) >= 4, "a checkpoint that came back")
+    fleet.until(lambda: len(fleet.steps()) >= 4, "a checkpoint that came back")
     fleet.kill()
     until(lambda: not any(host.running("worker/train.py") for host in bed.hosts), "the end of every rank")
     fleet.start(*stages)
-    until(lambda: len(fleet.steps()) >= 12, "more checkpoints")
+    fleet.until(lambda: len(fleet.steps()) >= 12, "more checkpoints")
     fleet.signal(signal.SIGINT)
     code, summary = fleet.end()
     assert code == 130, fleet.narration()
