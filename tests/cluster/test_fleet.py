@@ -51,13 +51,13 @@ def test_a_killed_run_leaves_no_process_and_the_same_command_ends_with_series_an
 @pytest.mark.timeout(900)
 def test_four_hosts_train_and_whatever_ends_the_coordinator_the_run_goes_on_from_its_checkpoint(bed: Bed) -> None:
     fleet = Fleet(bed)
-    stages = ("--extract", "--train", *PLAN, "--train-config", fleet.training(steps=30, validate_every=10))
+    stages = ("--extract", "--train", *PLAN, "--train-config", fleet.training(steps=16, validate_every=8))
     fleet.start(*stages)
     fleet.until(lambda: len(fleet.steps()) >= 4, "a checkpoint that came back")
     fleet.kill()
     until(lambda: not any(host.running("worker/train.py") for host in bed.hosts), "the end of every rank")
     fleet.start(*stages)
-    fleet.until(lambda: len(fleet.steps()) >= 12, "more checkpoints")
+    fleet.until(lambda: len(fleet.steps()) >= 8, "more checkpoints")
     fleet.signal(signal.SIGINT)
     code, summary = fleet.end()
     assert code == 130, fleet.narration()
@@ -65,7 +65,7 @@ def test_four_hosts_train_and_whatever_ends_the_coordinator_the_run_goes_on_from
     fleet.start(*stages)
     code, summary = fleet.end()
     assert (code, summary["train"]["status"]) == (0, "done"), fleet.narration()
-    assert [step["step"] for step in fleet.steps()] == list(range(1, 31)) and before >= 12
+    assert [step["step"] for step in fleet.steps()] == list(range(1, 17)) and before >= 8
     assert {step["ranks"] for step in fleet.steps()} == {4}
     fleet.start(*stages)
     assert fleet.end()[1]["train"]["message"] == "nothing was left to do"
