@@ -1,6 +1,6 @@
 """What each fault of a host or a cable costs a training over four hosts: seconds to notice, to go on, to have the host back.
 
-    python -m scripts.bench_faults [--out docs/benchmarks/faults.jsonl] [--seed 1]
+    python -m scripts.bench_faults [--out docs/benchmarks/faults.jsonl] [--seed 1] [--kinds "host death,disk full"]
 
 Needs root and Linux (see tests/cluster/bed.py): the hosts are network namespaces of this machine, with the real ssh, coordinator, workers
 and worker/train.py on them, one fault of each kind in a row. One JSON line a fault.
@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="append the lines to this file; default: stdout")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--hosts", type=int, default=4)
+    parser.add_argument("--kinds", default="", help="comma-separated; default: each kind once")
     options = parser.parse_args()
     draw = random.Random(options.seed)
     machine = {"machine": platform.platform(terse=True), "cores": os.cpu_count(), "hosts": options.hosts}
@@ -36,7 +37,7 @@ def main() -> None:
         fleet.start("--extract", "--train", *PLAN, "--train-config", toml, "--retries", "50")
         watched = Watched(fleet)
         try:
-            for kind in KINDS:
+            for kind in KINDS if not options.kinds else [k for k in KINDS if k.name in options.kinds.split(",")]:
                 row = {**machine, **watched.suffer(kind, draw.choice(bed.hosts[1:]), draw)}
                 print(json.dumps(row), flush=True)
                 if options.out is not None:

@@ -98,15 +98,15 @@ class Host:
                 start_new_session=True,
             )
         _until(lambda: psutil.Process(keeper.pid).children(), f"{self.name} to boot: see {self.folder}/boot.log")
-        self.init = psutil.Process(keeper.pid).children()[0].pid
-        (self.folder / "init").write_text(str(self.init))
+        pid = str(psutil.Process(keeper.pid).children()[0].pid)
+        (self.folder / "init").write_text(pid)
         _run("ip", "link", "del", self.link, check=False)
         # The same hardware address after each boot, as a host has: the others remember it.
-        peer = ("peer", "name", "eth0", "address", self.hardware_address, "netns", str(self.init))
+        peer = ("peer", "name", "eth0", "address", self.hardware_address, "netns", pid)
         _run("ip", "link", "add", self.link, "type", "veth", *peer)
         _run("ip", "link", "set", self.link, "master", self.bridge, "up")
         for command in (f"addr add {self.address}/24 dev eth0", "link set eth0 up", "link set lo up"):
-            _run("nsenter", "-t", str(self.init), "-n", "ip", *command.split())
+            _run("nsenter", "-t", pid, "-n", "ip", *command.split())
 
     @property
     def init(self) -> int:
@@ -117,12 +117,9 @@ class Host:
                 return process.pid
         return 0
 
-    @init.setter
-    def init(self, pid: int) -> None:
-        (self.folder / "init").write_text(str(pid))
-
     def kill(self) -> None:
-        """Power off: every process of the host is gone when this returns."""
+        """Power off, without a last word to anybody: every process of the host is gone when this returns."""
+        _run("ip", "link", "set", self.link, "down", check=False)
         if pid := self.init:
             process = psutil.Process(pid)
             gone = [process, *(parent for parent in [process.parent()] if parent and parent.name() == "unshare")]
