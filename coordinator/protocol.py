@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import msgpack
 import msgspec
 
-VERSION = 2
+VERSION = 3
 MAX_MESSAGE = 4 << 20  # bytes: a shard's proof with thousands of pages and gaps stays under 2 MiB
 MAX_CHUNK = 1 << 20  # bytes: the raw frame of a FileChunk
 MAX_NAME = 256  # characters of an id, a path, a kind
@@ -27,6 +27,7 @@ MAX_CAPACITY = 1024  # leases a worker may hold
 MAX_PAUSE = 86_400.0  # seconds
 MAX_RANKS = 1024  # of a ring
 MAX_DEPTH = 32  # of maps and lists in a proof
+MAX_LISTED = 20_000  # files that a training needs: a lease that lists them stays under 4 MiB
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
 Text = Annotated[str, msgspec.Meta(max_length=16_384)]
@@ -141,6 +142,16 @@ class FileChunk(Message, frozen=True):
     sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]  # of the whole file
 
 
+class FileRequest(Message, frozen=True):
+    """Ask for the piece of a file, listed by this lease, that begins at `offset`."""
+
+    worker: Name
+    task: Name
+    attempt: Attempt
+    path: Name
+    offset: Count
+
+
 class Goodbye(Message, frozen=True):
     """The worker leaves; what it held goes back without blame."""
 
@@ -182,6 +193,15 @@ class Ack(Message, frozen=True):
     accepted: bool
     path: str = ""  # FileChunk: which file
     offset: int = 0  # FileChunk: bytes held so far; the next chunk starts here
+
+
+class FilePart(Message, frozen=True):
+    """A piece of a file that was asked for; the bytes are the second frame. None: it is not (any more) what the lease listed."""
+
+    task: str
+    attempt: int
+    path: str
+    offset: int
 
 
 class PermitGrant(Message, frozen=True):
@@ -235,18 +255,45 @@ class Status(Message, frozen=True):
     snapshot: dict[str, Any]
 
 
-FromWorker = Hello | Heartbeat | Progress | Result | Failure | PermitRequest | ThrottleReport | FileChunk | Goodbye
+FromWorker = (
+    Hello | Heartbeat | Progress | Result | Failure | PermitRequest | ThrottleReport | FileChunk | FileRequest | Goodbye
+)
 ToCoordinator = FromWorker | StatusRequest
 ToWorker = (
-    Welcome | RegisterAgain | HeartbeatAck | Lease | Ack | PermitGrant | PermitsVoid | Cancel | End | Stop | Status
+    Welcome
+    | RegisterAgain
+    | HeartbeatAck
+    | Lease
+    | Ack
+    | FilePart
+    | PermitGrant
+    | PermitsVoid
+    | Cancel
+    | End
+    | Stop
+    | Status
 )
 
 
-# -- the job of a `train` lease and the proof of a `port` lease: plain data inside Lease and Result ------------------
+# -- the jobs of `port` and `train` leases and the proof of a `port` lease: plain data inside Lease and Result --------
+
+
+class HostFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A file that travels. `path` begins with series/ or run/, whatever these folders are called on either side."""
+
+    path: Name
+    bytes: Annotated[int, msgspec.Meta(ge=0, le=MAX_FILE)]
+    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+
+
+class PortJob(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a host that does not share the coordinator's files has to have before it offers an address."""
+
+    files: Annotated[tuple[HostFile, ...], msgspec.Meta(max_length=MAX_LISTED)] = ()
 
 
 class RankJob(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One rank of a ring. Paths are relative to the data folder, or absolute."""
+    """One rank of a ring. Paths are relative to the data folder, or absolute, and are for workers that share it."""
 
     round: Count
     rank: Count
