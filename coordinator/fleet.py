@@ -86,6 +86,7 @@ def run_tasks(
     display: Display,
     on_done: Callable[[TaskDone], Iterable[TaskSpec]],
     supervisor: Supervisor | None = None,
+    *,
     proofs: Mapping[str, Any] = MappingProxyType({}),
 ) -> Ended:
     """Lease `tasks`, and those that `on_done` or the supervisor opens, until all have ended or the run was interrupted.
