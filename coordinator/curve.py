@@ -11,6 +11,8 @@ import json
 import logging
 import os
 import re
+import socket
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -141,6 +143,11 @@ def load_worker(path: Path) -> Curve:
     return _curve(path, _read_private(path))
 
 
+def worker_of(keys: Mapping[str, str]) -> Curve:
+    """A worker's side, from the content of such a file."""
+    return _curve(Path("the key that came over ssh"), dict(keys), allowed={})
+
+
 def local_worker_key(folder: Path) -> Path:
     """The key file of the coordinator's own workers and of `coordinator status`, made once."""
     path = folder / "workers" / f"{LOCAL}.key"
@@ -154,6 +161,15 @@ def is_loopback(endpoint: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def own_address(endpoint: str) -> str:
+    """This host's address on the way to `tcp://host:port`. Nothing is sent. OSError for a name that is not known."""
+    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+    family, kind, proto, _, address = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind, proto) as probe:
+        probe.connect(address)
+        return str(probe.getsockname()[0])
 
 
 def check_bind(endpoint: str, curve: Curve | None) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 from coordinator import visit
 from coordinator.diagnosis import Expected, Finding, HostFacts, LinkFacts, doubled, host_findings, link_finding
+from coordinator.doctor import RING_PORTS
 from coordinator.hostfile import Host, Hosts
 from ingest.manifest import FORMAT
 
@@ -29,8 +30,6 @@ SSH = (
     *("-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=2"),
 )
 PACKAGES = ("ring-attention-energy", "mlx")  # whose versions have to be the same on all hosts
-RING_PORTS = range(32323, 32327)  # mlx.launch's first ones; rings of a coordinator find free ones by themselves
-ASK_S = 2 * visit.PROBE_S + 30.0
 CLOCKS = 5  # times that a clock is asked; the shortest round trip tells most
 
 

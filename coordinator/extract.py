@@ -23,7 +23,8 @@ import requests
 
 from coordinator.budget import Budget
 from coordinator.events import Outcome, TaskDone
-from coordinator.fleet import Ended, fleet_on, run_tasks
+from coordinator.fleet import Ended, bind_for, fleet_on, run_tasks
+from coordinator.hostfile import Hosts, hosts_from
 from coordinator.lock import FolderLock
 from coordinator.progress import choose_display, clock
 from coordinator.scheduler import TaskSpec
@@ -58,6 +59,7 @@ class Options:
     revise_days: int
     update: bool
     rebuild: bool
+    hosts: Hosts | None = None
 
 
 def options_from(settings: Mapping[str, Any], *, update: bool, rebuild: bool) -> Options:
@@ -75,6 +77,7 @@ def options_from(settings: Mapping[str, Any], *, update: bool, rebuild: bool) ->
         keys=settings["keys"],
         rate=settings["rate"],
         retries=settings["retries"],
+        hosts=hosts_from(settings),
         revise_days=settings["revise-days"],
         update=update,
         rebuild=rebuild,
@@ -240,7 +243,7 @@ def run(options: Options, *, as_json: bool = False, quiet: bool = False) -> dict
     began = time.monotonic()
     with ExitStack() as stack:
         stack.enter_context(FolderLock(options.data_dir))
-        base_url = options.source.base_url or stack.enter_context(_emulator(options.source)).url
+        base_url = options.source.base_url or stack.enter_context(_emulator(options)).url
         if options.rebuild:
             set_journal_aside(options.data_dir)
         extraction = Extraction(options, base_url, clock_of(base_url) if options.update else datetime.now(UTC))
@@ -257,6 +260,7 @@ def run(options: Options, *, as_json: bool = False, quiet: bool = False) -> dict
                 options.connections,
                 options.retries,
                 options.keys,
+                options.hosts,
             )
             ended = run_tasks(fleet, tasks, budgets, display, extraction.done, proofs=PROOFS)
         summary = manifest.write_summary(options.data_dir)
@@ -271,9 +275,11 @@ def run(options: Options, *, as_json: bool = False, quiet: bool = False) -> dict
 PROOFS = {"fetch": ShardProof, "build": BuildProof}
 
 
-def _emulator(source: SourceChoice) -> Emulator:
-    recordings = [word for path in source.recordings for word in ("--recordings", path)]
-    return Emulator("--world", source.world or "synthetic", *recordings)
+def _emulator(options: Options) -> Emulator:
+    """On loopback, unless hosts have to reach it too."""
+    recordings = [word for path in options.source.recordings for word in ("--recordings", path)]
+    bind = bind_for(options.bind, options.hosts).removeprefix("tcp://").rpartition(":")[0]
+    return Emulator("--world", options.source.world or "synthetic", "--host", bind.strip("[]"), *recordings)
 
 
 def set_journal_aside(data_dir: Path) -> None:

@@ -13,14 +13,18 @@ from types import FrameType, MappingProxyType
 from typing import Any, Protocol
 
 from coordinator.budget import Budget
-from coordinator.curve import Curve, is_loopback, load_coordinator, local_worker_key
-from coordinator.events import Event, Outcome, TaskDone, TaskGone, TaskProgress, TaskQuarantined
+from coordinator.curve import Curve, is_loopback, load_coordinator, local_worker_key, own_address
+from coordinator.events import Event, Outcome, TaskDone, TaskGone, TaskProgress, TaskQuarantined, WorkerLost
+from coordinator.files import NO_PLACES
+from coordinator.hostfile import Hosts
+from coordinator.hosts import HostWorkers
 from coordinator.journal import Journal
 from coordinator.local import LocalWorkers
 from coordinator.progress import Display, Shown, shown, view_of
 from coordinator.protocol import Weights, data_id
 from coordinator.scheduler import Limits, Scheduler, TaskSpec
 from coordinator.server import Server
+from ingest.errors import UsageError
 
 DEFAULT_LIMITS = Limits()
 ENDPOINT_FILE = ".endpoint"  # in the data folder while a coordinator runs: where `coordinator status` asks
@@ -39,14 +43,55 @@ class Fleet:
     worker_key: Path | None = None  # key file of this host's workers, where CURVE is on
     worker_command: tuple[str, ...] = (sys.executable, "-m", "worker")
     limits: Limits = DEFAULT_LIMITS
+    ranks: bool = True  # workers of this host may hold ranks of a ring
+    hosts: HostWorkers | None = None  # on other hosts, their sessions open
 
 
-def fleet_on(data_dir: Path, bind: str, workers: int, connections: int, retries: int, keys: Path) -> Fleet:
-    """Workers of this host go over loopback in clear, or with a key of their own where the bind is off loopback."""
+def fleet_on(
+    data_dir: Path, bind: str, workers: int, connections: int, retries: int, keys: Path, hosts: Hosts | None = None
+) -> Fleet:
+    """Workers of this host go over loopback in clear, or with a key of their own where the bind is off loopback.
+
+    `hosts`: each gets a worker too, and a session to it is opened. UsageError tells of those that can't be used.
+    """
+    bind = bind_for(bind, hosts)
+    ranks = True
+    if hosts is not None:
+        workers, ranks = max(1, hosts.here), bool(hosts.here)
     if is_loopback(bind):
-        return Fleet(data_dir, bind, workers, connections, retries)
-    key = local_worker_key(keys)
-    return Fleet(data_dir, bind, workers, connections, retries, curve=load_coordinator(keys), worker_key=key)
+        return Fleet(data_dir, bind, workers, connections, retries, ranks=ranks)
+    remote = None
+    if hosts is not None and hosts.remote:
+        remote = HostWorkers(hosts, connections, DEFAULT_LIMITS.silence_s / 2, data_dir / "logs", keys)
+        remote.open()
+    key = local_worker_key(keys)  # before the list is read
+    return Fleet(
+        data_dir,
+        bind,
+        workers,
+        connections,
+        retries,
+        curve=load_coordinator(keys),
+        worker_key=key,
+        ranks=ranks,
+        hosts=remote,
+    )
+
+
+def bind_for(bind: str, hosts: Hosts | None) -> str:
+    """Where to listen: with hosts that would have to reach loopback, on this host's address on the way to the first of them."""
+    if hosts is None or not hosts.remote or not is_loopback(bind):
+        return bind
+    first = hosts.remote[0]
+    try:
+        own = own_address(f"tcp://{first.address or first.name.rpartition('@')[2]}:22")
+    except OSError as error:
+        raise UsageError(
+            f"{first.name} has no address here ({error}): give its `ips` in the hostfile, or say with "
+            "--bind tcp://ADDRESS:PORT where the hosts reach this one."
+        ) from None
+    where = f"[{own}]" if ":" in own else own
+    return f"tcp://{where}:{bind.rpartition(':')[2]}"
 
 
 @dataclass(frozen=True)
@@ -56,7 +101,7 @@ class Ended:
     outcome: Outcome
     seconds: float = 0.0
     peak_rss: int = 0  # bytes: the largest worker
-    restarts: int = 0  # workers of this host that died and were started again
+    restarts: int = 0  # workers that died or were lost, and were started again
     snapshot: dict[str, Any] | None = None  # the server's last
 
 
@@ -89,11 +134,14 @@ def run_tasks(
     display: Display,
     on_done: Callable[[TaskDone], Iterable[TaskSpec]],
     supervisor: Supervisor | None = None,
+    places: Mapping[str, Path] = NO_PLACES,
+    *,
     proofs: Mapping[str, Any] = MappingProxyType({}),
 ) -> Ended:
     """Lease `tasks`, and those that `on_done` or the supervisor opens, until all have ended or the run was interrupted.
 
     `proofs`: the type of a kind's proof.
+    `places`: where files of workers may go beside the data folder's own.
     The first Ctrl-C (or SIGTERM) finishes what is leased, the second stops at once; both leave a run that can be resumed.
     """
     journal = Journal(fleet.data_dir / "journal.sqlite")
@@ -108,6 +156,9 @@ def run_tasks(
         heard = {worker.hello.pid for worker in scheduler.workers.values() if worker.shares}
         for line in workers.supervise(heard, server.lost):
             display.say(line)
+        if fleet.hosts is not None:
+            for line in fleet.hosts.supervise({w.hello.host for w in scheduler.workers.values()}, lost_host):
+                display.say(line)
         snapshot = server.snapshot()
         peak_rss = max([peak_rss, *(worker["rss"] for worker in snapshot["workers"])])
         if already_done is None:
@@ -121,6 +172,11 @@ def run_tasks(
             else:
                 server.post(what)
         display.update(supervisor.shown())
+
+    def lost_host(host: str, reason: str) -> None:
+        for name, worker in scheduler.workers.items():
+            if worker.hello.host == host:
+                server.post(WorkerLost(name, reason))
 
     def quarantined(what: TaskQuarantined) -> None:
         display.say(f"quarantined {what.task.id}: {what.error}: {what.message}")
@@ -139,6 +195,7 @@ def run_tasks(
         on_tick=tick,
         busy=supervisor.busy if supervisor is not None else lambda: False,
         weights=supervisor.weights if supervisor is not None else lambda sha256: None,
+        places=places,
         look=lambda: {} if supervisor is None else {"training": supervisor.shown().line},
     )
     if supervisor is not None:
@@ -151,19 +208,25 @@ def run_tasks(
         fleet.connections,
         fleet.limits.silence_s / 2,
         key=fleet.worker_key,
+        ranks=fleet.ranks,
     )
     endpoint = fleet.data_dir / ENDPOINT_FILE
     endpoint.write_text(server.endpoint)
     try:
         server.add_tasks(tasks, whole=True)
         workers.start()
+        if fleet.hosts is not None:
+            fleet.hosts.start(server.endpoint)
         with interrupts(server, display):
             outcome = server.run()
     finally:
         endpoint.unlink(missing_ok=True)
+        if fleet.hosts is not None:
+            fleet.hosts.stop()
         workers.stop()
         journal.close()
-    return Ended(outcome, time.monotonic() - began, peak_rss, workers.restarts, server.snapshot())
+    restarts = workers.restarts + (fleet.hosts.restarts if fleet.hosts is not None else 0)
+    return Ended(outcome, time.monotonic() - began, peak_rss, restarts, server.snapshot())
 
 
 @contextmanager

@@ -198,8 +198,8 @@ async def _pass_on(source: asyncio.StreamReader, sink: asyncio.StreamWriter, ans
 
 def _keep_alive(writer: asyncio.StreamWriter) -> None:
     """A host that is gone without a word leaves no connection behind for ever."""
-    outer = writer.get_extra_info("socket")
-    outer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    with suppress(OSError):
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
 def _listen(bind: str) -> socket.socket:

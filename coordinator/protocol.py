@@ -34,6 +34,7 @@ MAX_PAUSE = 86_400.0  # seconds
 MAX_RANKS = 1024  # of a ring
 MAX_REASON = 2_000  # characters
 MAX_DEPTH = 32  # of maps and lists in a proof
+MAX_LISTED = 20_000  # files that a training needs: a lease that lists them stays under 4 MiB
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
 Text = Annotated[str, msgspec.Meta(max_length=16_384)]
@@ -165,6 +166,16 @@ class WeightsRequest(Message, frozen=True):
     sha256: Sha256
 
 
+class FileRequest(Message, frozen=True):
+    """Ask for the piece of a file, listed by this lease, that begins at `offset`."""
+
+    worker: Name
+    task: Name
+    attempt: Attempt
+    path: Name
+    offset: Count
+
+
 class Goodbye(Message, frozen=True):
     """The worker leaves; what it held goes back without blame."""
 
@@ -206,6 +217,15 @@ class Ack(Message, frozen=True):
     accepted: bool
     path: str = ""  # FileChunk: which file
     offset: int = 0  # FileChunk: bytes held so far; the next chunk starts here
+
+
+class FilePart(Message, frozen=True):
+    """A piece of a file that was asked for; the bytes are the second frame. None: it is not (any more) what the lease listed."""
+
+    task: str
+    attempt: int
+    path: str
+    offset: int
 
 
 class PermitGrant(Message, frozen=True):
@@ -276,6 +296,7 @@ FromWorker = (
     | PermitRequest
     | ThrottleReport
     | FileChunk
+    | FileRequest
     | WeightsRequest
     | Goodbye
 )
@@ -286,6 +307,7 @@ ToWorker = (
     | HeartbeatAck
     | Lease
     | Ack
+    | FilePart
     | PermitGrant
     | PermitsVoid
     | Weights
@@ -296,11 +318,25 @@ ToWorker = (
 )
 
 
-# -- the job of a `train` lease and the proof of a `port` lease: plain data inside Lease and Result ------------------
+# -- the jobs of `port` and `train` leases and the proof of a `port` lease: plain data inside Lease and Result --------
+
+
+class HostFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A file that travels. `path` begins with series/ or run/, whatever these folders are called on either side."""
+
+    path: Name
+    bytes: Annotated[int, msgspec.Meta(ge=0, le=MAX_FILE)]
+    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+
+
+class PortJob(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a host that does not share the coordinator's files has to have before it offers an address."""
+
+    files: Annotated[tuple[HostFile, ...], msgspec.Meta(max_length=MAX_LISTED)] = ()
 
 
 class RankJob(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One rank of a ring. Paths are relative to the data folder, or absolute."""
+    """One rank of a ring. Paths are relative to the data folder, or absolute, and are for workers that share it."""
 
     round: Count
     rank: Count

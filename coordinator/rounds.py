@@ -82,8 +82,14 @@ class Rounds:
                 taken = event.address in self._offers.values()  # two workers of one host found the same port
                 self._offers[self._called[event.task]] = "" if taken else event.address
         elif isinstance(event, TaskGone) and event.task in self._called:
-            self._offers.setdefault(self._called[event.task], "")
+            worker = self._called[event.task]
+            self._offers.setdefault(worker, "")
             self._no_port = event.message
+            if event.error not in BLAMELESS:  # a ring that grows must not be broken for it at every checkpoint
+                self._bench(worker, now)
+                out.append(f"round {self.round}: {worker} can't take part: {event.message}")
+        elif isinstance(event, TaskProgress) and event.task in self._called:
+            self._until = max(self._until, now + self.patience.port_s)  # files are on their way to it
         elif (rank := self._rank(event.task)) is not None:
             if isinstance(event, TaskProgress):
                 self._beat(rank, event, now)
@@ -106,16 +112,11 @@ class Rounds:
             self._offers = {}
             out.append(
                 AddTasks(
-                    tuple(
-                        TaskSpec(task, "port", {}, local=True, worker=worker, once=True)
-                        for task, worker in self._called.items()
-                    )
+                    tuple(TaskSpec(task, "port", {}, worker=worker, once=True) for task, worker in self._called.items())
                 )
             )
         elif not fit and now >= self._since + self.patience.lonely_s:
-            self._over(
-                Verdict("incomplete", f"no worker that shares the data folder came for {now - self._since:.0f} s")
-            )
+            self._over(Verdict("incomplete", f"no worker that can hold a rank came for {now - self._since:.0f} s"))
 
     def _fit(self, look: Look, now: float) -> list[str]:
         """Workers that may hold a rank: all but the benched ones; were all benched, all."""
@@ -142,9 +143,7 @@ class Rounds:
         out.append(
             AddTasks(
                 tuple(
-                    TaskSpec(
-                        self._task(rank), "train", msgspec.to_builtins(job), local=True, worker=rank.worker, once=True
-                    )
+                    TaskSpec(self._task(rank), "train", msgspec.to_builtins(job), worker=rank.worker, once=True)
                     for rank, job in zip(self.ranks, jobs, strict=True)
                 )
             )
@@ -288,9 +287,7 @@ class Rounds:
             if any(r.phase != "start" for r in self.ranks):
                 self._benched.pop(rank.worker, None)
             else:
-                times = self._benched.get(rank.worker, (0.0, 0))[1] + 1
-                away = min(self.patience.bench_max_s, self.patience.bench_s * 2.0 ** (times - 1))
-                self._benched[rank.worker] = (now + away, times)
+                self._bench(rank.worker, now)
         if not guilty:
             out.append(
                 f"round {self.round}: the ring broke ({', '.join(sorted({r.ended or 'done' for r in self.ranks}))})"
@@ -300,6 +297,11 @@ class Rounds:
             return
         last = next((rank for rank in guilty), self.ranks[0])
         self._failed_again(f"rank {last.number}: {last.guilty or last.message}", now)
+
+    def _bench(self, worker: str, now: float) -> None:
+        times = self._benched.get(worker, (0.0, 0))[1] + 1
+        away = min(self.patience.bench_max_s, self.patience.bench_s * 2.0 ** (times - 1))
+        self._benched[worker] = (now + away, times)
 
     def _failed_again(self, what: str, now: float) -> None:
         """A round came no further than those before it: wait a little longer each time, and give up in the end."""

@@ -43,13 +43,15 @@ from coordinator.events import (
     Undelivered,
     WorkerLost,
 )
-from coordinator.files import FileInbox, RefusedPath, missing_files
+from coordinator.files import NO_PLACES, FileInbox, RefusedPath, checked_path, missing_files
 from coordinator.journal import Journal
 from coordinator.protocol import (
     Ack,
     BadMessage,
     Failure,
     FileChunk,
+    FilePart,
+    FileRequest,
     Goodbye,
     Lease,
     PermitGrant,
@@ -73,6 +75,7 @@ TICK_S = 0.2
 LONG_JOURNAL = 100_000  # records: 10 MB. Beyond it, and more than so many a task, the journal is written anew
 LONG_FOR_ITS_TASKS = 8  # a task that goes well has 4
 HIGH_WATER = 10_000  # messages queued for one worker, either way
+PART = 256 << 10  # bytes of a file at once: a lease must not wait long behind them
 FAREWELL_S = 2.0  # for the workers' goodbyes at the end
 LINGER_MS = 500
 PLAYS = "rollout"  # the kind of task whose workers need weights
@@ -86,7 +89,7 @@ class Server:
     `on_done(done)` commits a proof, idempotently, and may return tasks that it opens; StorageError from it ends the run,
     resumable. `on_quarantined(what)`, `on_lease(what)` and `on_tick()`, five times a second, may look on and `post`.
     `busy()` True: the stage has more to come, so no outcome yet. `look()`: what it adds to snapshots. `weights(sha256)`: for a
-    worker that asks. All run in the thread of `run`.
+    worker that asks. `places`: where files of workers may go beside the data folder's own. All run in the thread of `run`.
     """
 
     def __init__(
@@ -106,6 +109,7 @@ class Server:
         busy: Callable[[], bool] = lambda: False,
         look: Callable[[], Mapping[str, Any]] = dict,
         weights: Callable[[str], Weights | None] = lambda sha256: None,
+        places: Mapping[str, Path] = NO_PLACES,
     ) -> None:
         check_bind(bind, curve)
         self._scheduler, self._journal, self._budgets = scheduler, journal, dict(budgets or {})
@@ -113,7 +117,7 @@ class Server:
         self._on_done, self._on_quarantined, self._on_lease = on_done, on_quarantined, on_lease
         self._on_tick, self._busy, self._look, self._weights = on_tick, busy, look, weights
         self._proofs = proofs
-        self._files = FileInbox(data_dir)
+        self._files, self._places = FileInbox(data_dir, places), places
         self._inbox: queue.SimpleQueue[Event | Weights] = queue.SimpleQueue()
         self._frames: dict[
             tuple[str, str, int], tuple[bytes, ...]
@@ -288,6 +292,9 @@ class Server:
             raise BadMessage(f"{type(message).__name__} with {len(frames)} frames")
         if isinstance(message, FileChunk):
             return self._take_chunk(message, frames[1])
+        if isinstance(message, FileRequest):
+            self._give_part(message)
+            return None
         if isinstance(message, PermitRequest):
             budget = self._budgets.get(message.bucket)
             delays = budget.grant(time.monotonic(), message.count) if budget is not None else ()
@@ -319,7 +326,7 @@ class Server:
         try:
             if task is not None and (kind := self._proofs.get(task.spec.kind)) is not None:
                 msgspec.convert(result.proof, kind)
-            error, problem = "FilesMissing", missing_files(self._data_dir, result.proof)
+            error, problem = "FilesMissing", missing_files(self._data_dir, result.proof, self._places)
         except (msgspec.ValidationError, BadMessage) as refusal:
             error, problem = "BadProof", str(refusal)
         return Failure(result.worker, result.task, result.attempt, error, problem) if problem else result
@@ -345,6 +352,23 @@ class Server:
         self._send(chunk.worker.encode(), Ack(chunk.task, chunk.attempt, True, chunk.path, held))
         return None
 
+    def _give_part(self, asked: FileRequest) -> None:
+        """A piece of a file that the lease lists; no bytes where it lists none of that name and size."""
+        worker = self._scheduler.workers.get(asked.worker)
+        lease = worker.held.get(asked.task) if worker is not None else None
+        if lease is None or lease.attempt != asked.attempt:
+            return  # it learns by its next heartbeat that the lease is not its own any more
+        listed = self._scheduler.tasks[asked.task].spec.job.get("files", ())
+        size = next((file["bytes"] for file in listed if file["path"] == asked.path), None)
+        data = b""
+        with contextlib.suppress(OSError, RefusedPath):
+            path = checked_path(self._data_dir, asked.path, self._places)
+            if size is not None and path.stat().st_size == size:
+                with path.open("rb") as file:
+                    file.seek(asked.offset)
+                    data = file.read(PART)
+        self._send(asked.worker.encode(), FilePart(asked.task, asked.attempt, asked.path, asked.offset), data)
+
     def _throttled(self, report: ThrottleReport) -> None:
         budget = self._budgets.get(report.bucket)
         if budget is None:
@@ -353,10 +377,10 @@ class Server:
         for name in self._scheduler.workers:
             self._send(name.encode(), PermitsVoid(report.bucket))
 
-    def _send(self, identity: bytes, message: protocol.Message) -> bool:
+    def _send(self, identity: bytes, message: protocol.Message, *data: bytes) -> bool:
         """False when the peer is gone or does not take its messages: it will be heard again, or count as silent."""
         try:
-            self._socket.send_multipart([identity, protocol.encode(message)], zmq.NOBLOCK)
+            self._socket.send_multipart([identity, protocol.encode(message), *data], zmq.NOBLOCK)
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                 raise

@@ -9,24 +9,26 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from coordinator import run_folder
-from coordinator.events import Event, TaskDone, TaskGone, TaskProgress
+from coordinator.events import AddTasks, Event, TaskDone, TaskGone, TaskProgress
 from coordinator.fleet import Fleet, fleet_on, run_tasks
+from coordinator.hostfile import Hosts, hosts_from
 from coordinator.lock import FolderLock
 from coordinator.pace import Patience
 from coordinator.progress import Shown, choose_display
-from coordinator.protocol import PortProof, Weights
+from coordinator.protocol import PortJob, PortProof, Weights
 from coordinator.ring import Look, Past, PortFound, RankDone, Verdict
 from coordinator.rounds import Rounds, Told
 from coordinator.run_folder import Metrics
 from coordinator.scheduler import Scheduler, TaskSpec
 from coordinator.train_view import shown, train_view
+from coordinator.training_files import TrainingFiles
 from ingest.errors import ProofError, UsageError
 from ingest.store import atomic_write
 
@@ -46,6 +48,7 @@ class Options:
     bind: str
     keys: Path
     retries: int
+    hosts: Hosts | None = None
 
 
 def options_from(settings: Mapping[str, Any]) -> Options:
@@ -57,16 +60,18 @@ def options_from(settings: Mapping[str, Any]) -> Options:
         raise UsageError(
             f"train-config {path}: {error.strerror}. Name the TOML file that worker/train.py reads."
         ) from None
+    hosts = hosts_from(settings)
     return Options(
         data_dir=data_dir,
         run=settings["run"] or data_dir / "train",
-        ranks=settings["ranks"] or settings["workers"],
+        ranks=settings["ranks"] or (hosts.size if hosts is not None else settings["workers"]),
         config=config,
         workers=max(settings["workers"], settings["ranks"]),
         connections=settings["connections"],
         bind=settings["bind"],
         keys=settings["keys"],
         retries=settings["retries"],
+        hosts=hosts,
     )
 
 
@@ -79,6 +84,10 @@ class Training:
         self._blas: set[str] = set()
         self._began = time.monotonic()
         self.metrics = Metrics(options.run / run_folder.METRICS)
+        self.files = TrainingFiles(options.data_dir, options.run, bool(options.config))
+        self._order = {host.name: n for n, host in enumerate(options.hosts.remote if options.hosts else ())}
+        self._shares: dict[str, bool] = {}  # worker → whether it has the coordinator's files
+        self._pruned = 0  # the newest checkpoint when those that came from a host were last cleared up
         self.rounds: Rounds
 
     def begin(self, scheduler: Scheduler, post: Callable[[Event | Weights], None]) -> None:
@@ -108,15 +117,37 @@ class Training:
         self._decide(what)
 
     def tick(self, scheduler: Scheduler, now: float) -> Iterable[Event | str]:
-        fit = tuple(
-            name for name, worker in scheduler.workers.items() if worker.shares and "train" in worker.hello.kinds
-        )
-        self._decide(Look(fit, scheduler.halted))
+        able = {name: worker for name, worker in scheduler.workers.items() if "train" in worker.hello.kinds}
+        self._shares = {name: worker.shares for name, worker in able.items()}
+        # One a host of the hostfile: of two, the older is about to be given up.
+        newest = {
+            worker.hello.host if worker.hello.host in self._order else name: name for name, worker in able.items()
+        }
+        fit = sorted(newest.values(), key=lambda name: self._order.get(able[name].hello.host, len(self._order)))
+        self._decide(Look(tuple(fit), scheduler.halted))
+        if self.rounds.saved != self._pruned and not self._shares.get(self._first_rank(), True):
+            self._pruned = self.rounds.saved
+            self.files.prune()
         told, self._told = self._told, []
         return told
 
     def _decide(self, event: Look | PortFound | RankDone | TaskProgress | TaskGone) -> None:
-        self._told += self.rounds.decide(event, time.monotonic())
+        for told in self.rounds.decide(event, time.monotonic()):
+            self._told.append(self._with_files(told) if isinstance(told, AddTasks) else told)
+
+    def _with_files(self, tasks: AddTasks) -> AddTasks:
+        """A roll call tells workers on other file systems what they need before they answer."""
+        listed: Any = None
+        specs = []
+        for spec in tasks.tasks:
+            if spec.kind == "port" and not self._shares.get(spec.worker, True):
+                listed = listed or msgspec.to_builtins(PortJob(tuple(self.files.listed())))
+                spec = replace(spec, job=listed)
+            specs.append(spec)
+        return AddTasks(tuple(specs), tasks.whole)
+
+    def _first_rank(self) -> str:
+        return self.rounds.ranks[0].worker if self.rounds.ranks else ""
 
     def busy(self) -> bool:
         return self.rounds.verdict is None
@@ -160,10 +191,16 @@ def run(
             atomic_write(options.run / run_folder.CONFIG, options.config)
         training = Training(options, patience or Patience(fruitless=options.retries))
         fleet = fleet or fleet_on(
-            options.data_dir, options.bind, options.workers, options.connections, options.retries, options.keys
+            options.data_dir,
+            options.bind,
+            options.workers,
+            options.connections,
+            options.retries,
+            options.keys,
+            options.hosts,
         )
         display = stack.enter_context(closing(choose_display(as_json=as_json, quiet=quiet)))
-        ended = run_tasks(fleet, (), {}, display, training.done, training)
+        ended = run_tasks(fleet, (), {}, display, training.done, training, training.files.places)
         verdict = training.rounds.verdict or Verdict("drain", ended.outcome.message)
         if ended.outcome.status == "storage":
             verdict = Verdict("storage", ended.outcome.message)

@@ -20,7 +20,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import psutil
 import zmq
@@ -31,10 +30,11 @@ from coordinator.protocol import (
     Ack,
     Cancel,
     End,
-    FileChunk,
+    FilePart,
     Goodbye,
     Heartbeat,
     Hello,
+    HostFile,
     Lease,
     PermitGrant,
     PermitRequest,
@@ -52,7 +52,7 @@ from worker.execute import HANDLERS, Handler, failure_of
 from worker.job import Arrays, Job, LeaseContext
 from worker.parent import EXIT_LOST, die_with_parent
 from worker.permits import Permits
-from worker.transfer import send_file
+from worker.transfer import Line
 from worker.weights import WeightStore
 
 log = logging.getLogger(__name__)
@@ -81,11 +81,14 @@ class Agent:
         curve: Curve | None = None,
         handlers: Mapping[str, Handler] = HANDLERS,
         patience_s: float = PATIENCE_S,
+        host: str | None = None,
+        address: str | None = None,
     ) -> None:
         self._endpoint, self._data_dir, self._curve, self._patience_s = endpoint, data_dir, curve, patience_s
+        self._address = address
         self._handlers = handlers
         data_dir.mkdir(parents=True, exist_ok=True)
-        host = platform.node() or "unknown"
+        host = host or platform.node() or "unknown"
         self.name = f"{host[:64]}-{os.getpid()}-{secrets.token_hex(8)}"  # who can't guess it can't take over its route
         self._hello = Hello(
             self.name,
@@ -190,7 +193,10 @@ class Agent:
                     log.warning("dropped a message: %s", error)
                     continue
                 self._heard = time.monotonic()
-                self._handle(message)
+                if isinstance(message, FilePart):
+                    self._take_part(message, frames)
+                else:
+                    self._handle(message)
         if self._fresh:  # listed before they start: should one kill this process at once, it is known which it was
             self._heartbeat()
             for job in self._fresh:
@@ -204,7 +210,7 @@ class Agent:
             key = (message.task, message.attempt)
             if message.path:
                 if key in self._jobs:
-                    self._jobs[key].acks.put(message)
+                    self._jobs[key].answers.put(message)
             else:
                 self._unacked.pop(key, None)
         elif isinstance(message, PermitGrant):
@@ -230,6 +236,11 @@ class Agent:
             if not message.drain:
                 log.info("stopped by the coordinator: %s", message.reason)
                 self._exit = EXIT_OK if self._welcome is not None else EXIT_REFUSED
+
+    def _take_part(self, part: FilePart, frames: list[bytes]) -> None:
+        job = self._jobs.get((part.task, part.attempt))
+        if job is not None and len(frames) == 2:
+            job.answers.put_part(part, frames[1])
 
     def _take(self, lease: Lease) -> None:
         key = (lease.task, lease.attempt)
@@ -345,6 +356,9 @@ class Agent:
             progress=self._count,
             cancelled=job.cancelled,
             endpoint=self._endpoint,
+            address=self._address,
+            folder=self._data_dir,
+            line=None if job.share_files else Line(self.name, lease.task, lease.attempt, self._say, job.answers),
             silence_s=job.silence_s,
             unheard_s=lambda: time.monotonic() - self._heard,
             ending=job.ending,
@@ -355,8 +369,9 @@ class Agent:
             answer = self._handlers[lease.kind](lease.job, context)
             if isinstance(answer, Arrays):
                 return self._with_arrays(lease, answer, time.monotonic() - began)
-            if not job.share_files:
-                self._send_files(job, answer)
+            if context.line is not None:
+                for path, size, sha256 in protocol.files_in(answer):
+                    context.line.send(context.folder, HostFile(path, size, sha256))
         except Cancelled:
             if job.cancelled.is_set():
                 return None
@@ -376,18 +391,6 @@ class Agent:
             pause = None if retry_after is None else min(max(retry_after, 0.0), protocol.MAX_PAUSE)
             self._say(ThrottleReport(self.name, bucket, kind, pause))
 
-    def _send_files(self, job: Job, proof: dict[str, Any]) -> None:
-        task, attempt = job.lease.task, job.lease.attempt
-        for path, size, sha256 in protocol.files_in(proof):
-            send_file(
-                self._data_dir,
-                lambda offset, path=path, size=size, sha256=sha256: FileChunk(  # type: ignore[misc]
-                    self.name, task, attempt, path, offset, size, sha256
-                ),
-                lambda chunk, data: self._say(chunk, [data]),
-                job.acks.answer,
-            )
-
 
 def run_agent(
     endpoint: str,
@@ -399,10 +402,13 @@ def run_agent(
     stop_with_parent: bool = False,
     handlers: Mapping[str, Handler] = HANDLERS,
     patience_s: float = PATIENCE_S,
+    host: str | None = None,
+    address: str | None = None,
 ) -> int:
     """Work for the coordinator at `endpoint`; exit code 0 stopped, 1 refused, 75 no coordinator, 130 interrupted.
 
-    `connections`: page requests at once; `capacity`: leases at once. Call it from the main thread: it handles SIGINT and
+    `connections`: page requests at once; `capacity`: leases at once. `host`, `address`: this host's name, and where a ring's
+    neighbours reach it; None: as the system says. Call it from the main thread: it handles SIGINT and
     SIGTERM by giving back what is leased.
     """
     if stop_with_parent:
@@ -415,6 +421,8 @@ def run_agent(
         curve=curve,
         handlers=handlers,
         patience_s=patience_s,
+        host=host,
+        address=address,
     )
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: agent.interrupt())

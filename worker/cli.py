@@ -6,7 +6,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 # Before numpy is loaded: several workers on one host must not each start a thread a core.
@@ -23,12 +23,27 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--connections", type=int, default=5, metavar="N", help="page requests at once (default: 5)")
     parser.add_argument("--capacity", type=int, default=4, metavar="N", help="leases at once (default: 4)")
     parser.add_argument("--key", type=Path, metavar="FILE", help="key file made by `coordinator keys add NAME`")
+    parser.add_argument("--host", metavar="NAME", help="this host's name in the hostfile (default: its own)")
+    parser.add_argument(
+        "--address", metavar="IP", help="where neighbours reach it (default: on the coordinator's network)"
+    )
+    parser.add_argument("--no-ranks", action="store_true", help="leave the ranks of a ring to other workers")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="seconds without a coordinator until it gives up; inf: wait for its return (default: 60)",
+    )
     parser.add_argument("--stop-with-parent", action="store_true", help="end with the process that started this one")
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 stopped by the coordinator, 1 refused, 2 usage, 75 no coordinator answers, 130 interrupted."""
+def main(arguments: Sequence[str] | None = None, key: Mapping[str, str] | None = None) -> int:
+    """Exit codes: 0 stopped by the coordinator, 1 refused, 2 usage, 75 no coordinator answers, 130 interrupted.
+
+    key: content of a key file, for who has it without the file.
+    """
     parser = _parser()
     options = parser.parse_args(arguments)
     if not options.coordinator.startswith("tcp://"):
@@ -37,11 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--connections and --capacity must be 1 or more")
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
 
-    from coordinator.curve import CurveError, load_worker
+    from coordinator.curve import CurveError, load_worker, worker_of
     from worker.agent import run_agent
+    from worker.execute import HANDLERS, RANKS
 
     try:
-        curve = load_worker(options.key) if options.key is not None else None
+        curve = load_worker(options.key) if options.key is not None else None if key is None else worker_of(key)
     except CurveError as error:
         parser.error(str(error))
     code = run_agent(
@@ -51,6 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         capacity=options.capacity,
         curve=curve,
         stop_with_parent=options.stop_with_parent,
+        handlers={kind: do for kind, do in HANDLERS.items() if not (options.no_ranks and kind in RANKS)},
+        patience_s=options.patience,
+        host=options.host,
+        address=options.address,
     )
     logging.shutdown()
     os._exit(code)  # not sys.exit: threads of cancelled leases may still wait for a server, and nobody waits for them

@@ -42,6 +42,7 @@ def noop(job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
     return {"spun": spin}
 
 
+RANKS = ("port", "train")  # kinds that make a worker's host one of a ring
 _ranks = Ranks()
 _play = Play()
 HANDLERS: Mapping[str, Handler] = {

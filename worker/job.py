@@ -6,11 +6,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from coordinator.protocol import Lease, Phase
 from ingest.fetch import FetchContext
-from worker.transfer import Acks
+from worker.transfer import Answers, Line
 
 
 class Ending:
@@ -41,6 +42,9 @@ class LeaseContext(FetchContext):
     """What a worker lends to a lease, beyond what a fetch needs."""
 
     endpoint: str  # of the coordinator
+    address: str | None  # of this host in a ring; None: the one that the coordinator's network reaches
+    folder: Path  # where the files lie that the lease's proof names
+    line: Line | None  # to move files with; None: the coordinator shares this host's file system
     silence_s: float  # after which a worker that is not heard counts as lost
     unheard_s: Callable[[], float]  # seconds since the coordinator's last word
     ending: Ending
@@ -57,7 +61,7 @@ class Job:
         self.silence_s = silence_s
         self.cancelled = threading.Event()
         self.ending = Ending()
-        self.acks = Acks(self.cancelled.is_set)
+        self.answers = Answers(self.cancelled.is_set)
         self._lock = threading.Lock()
         self._finished = False
 

@@ -22,10 +22,11 @@ from typing import Any
 import msgspec
 import psutil
 
-from coordinator.protocol import PortProof, RankJob
+from coordinator.curve import own_address
+from coordinator.protocol import PortJob, PortProof, RankJob
 from ingest.errors import IngestError, UsageError
 from ingest.fetch import Cancelled
-from worker import blas
+from worker import blas, mirror
 from worker.beats import Beats
 from worker.job import LeaseContext
 
@@ -69,8 +70,23 @@ class Ranks:
         self._script = script
 
     def port(self, job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
-        """The address of this host that the coordinator's network reaches, with a free port → PortProof."""
-        host = own_address(context.endpoint)
+        """The address of this host in a ring, with a free port → PortProof.
+
+        Before it is offered, what the training needs is on this host: HostFull, ProofError.
+        """
+        files, pieces = msgspec.convert(job, PortJob).files, 0
+        if context.line is not None:
+            next_report = time.monotonic()
+
+            def said() -> None:
+                nonlocal pieces, next_report
+                pieces += 1
+                if time.monotonic() >= next_report:
+                    next_report = time.monotonic() + REPORT_S
+                    context.report(0, "start", pieces, 0, False)
+
+            mirror.bring(context.data_dir / mirror.FOLDER, files, context.line, said)
+        host = context.address or own_address(context.endpoint)
         where = f"[{host}]" if ":" in host else host
         matrices = blas.describe({**os.environ, **blas.rank_environment(os.environ)})
         return msgspec.to_builtins(PortProof(f"{where}:{free_port(host)}", matrices))
@@ -78,26 +94,33 @@ class Ranks:
     def train(self, job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
         """Run one rank to its end. RankError, UsageError or Cancelled unless it ended well by itself."""
         rank = msgspec.convert(job, RankJob)
-        run = context.data_dir / rank.run
+        line = context.line
+        data = context.data_dir if line is None else context.data_dir / mirror.FOLDER
+        run = data / (rank.run if line is None else "run")
         log_path = run / "logs" / f"rank-{rank.rank}.log"
         heartbeat = run / "beats" / f"{rank.round}-{rank.rank}.jsonl"
         for folder in (log_path.parent, heartbeat.parent):
             folder.mkdir(parents=True, exist_ok=True)
         heartbeat.unlink(missing_ok=True)  # of a round of that number before the journal was made again
-        arguments = ["--data", str(context.data_dir), "--run", str(run), "--heartbeat", str(heartbeat)]
+        arguments = ["--data", str(data), "--run", str(run), "--heartbeat", str(heartbeat)]
         if rank.config:
             arguments += ["--config", str(run / rank.config)]
+        returns = mirror.Returns(data, line) if line is not None and rank.rank == 0 else None
         try:
             beats = Beats(heartbeat)
             with self._process(rank, run, log_path, arguments, context) as process:
-                asked = _watch(process, beats, context)
+                asked = _watch(process, beats, context, returns)
                 code = process.returncode
+            if returns is not None:
+                returns.finish()
             if beats.bad:
                 log.warning("%d lines of %s were no words of a rank", beats.bad, heartbeat)
         finally:
             heartbeat.unlink(missing_ok=True)
         if code == 0:
-            return {"rank": rank.rank, "round": rank.round}
+            context.folder = data
+            files = {} if returns is None else {"files": msgspec.to_builtins(returns.proof())}
+            return {"rank": rank.rank, "round": rank.round, **files}
         raise _error(code, asked, log_path)
 
     @contextmanager
@@ -140,15 +163,6 @@ def rank_environment(rank: RankJob, hosts: Path, environ: Mapping[str, str]) -> 
     return {**kept, **blas.rank_environment(kept), "PYTHONUNBUFFERED": "1"}
 
 
-def own_address(endpoint: str) -> str:
-    """This host's address on the way to `tcp://host:port`. Nothing is sent."""
-    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
-    family, kind, proto, _, address = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, kind, proto) as probe:
-        probe.connect(address)
-        return str(probe.getsockname()[0])
-
-
 def free_port(host: str) -> int:
     """A port of this address that nothing listens on now, below the range that outgoing connections draw from."""
     for _ in range(200):
@@ -158,14 +172,17 @@ def free_port(host: str) -> int:
     raise RankError(f"no free port between 20000 and 32000 on {host}")
 
 
-def _watch(process: subprocess.Popen[bytes], beats: Beats, context: LeaseContext) -> bool:
+def _watch(
+    process: subprocess.Popen[bytes], beats: Beats, context: LeaseContext, returns: mirror.Returns | None
+) -> bool:
     """Until the rank has ended: keep its leash, pass its words on, end it when asked to. True: it was asked to.
 
     Cancelled when the lease was taken back.
     """
     status = psutil.Process(process.pid)
     asked = stopped = False
-    said = (0, False)
+    said = (0, 0, False)
+    saved = 0
     next_look = next_report = 0.0
     while process.poll() is None:
         now = time.monotonic()
@@ -176,9 +193,13 @@ def _watch(process: subprocess.Popen[bytes], beats: Beats, context: LeaseContext
             if context.unheard_s() < HEARD * context.silence_s:
                 _hold(process)
         beats.look()
-        if now >= next_report and said != (beats.count, stopped):
-            next_report, said = now + REPORT_S, (beats.count, stopped)
-            _report(beats, stopped, context)
+        if returns is not None and beats.last is not None and beats.last.phase != "checkpoint" and beats.saved > saved:
+            saved = beats.saved
+            returns.poke()
+        here = beats.saved if returns is None else returns.saved
+        if now >= next_report and said != (beats.count, here, stopped):
+            next_report, said = now + REPORT_S, (beats.count, here, stopped)
+            _report(beats, here, stopped, context)
         if (left := context.ending.left_s) is not None:
             if not asked:
                 asked = True
@@ -191,13 +212,13 @@ def _watch(process: subprocess.Popen[bytes], beats: Beats, context: LeaseContext
                 process.wait(CANCEL_GRACE_S)
             raise Cancelled("the lease was taken back")
     if beats.look() or said[0] != beats.count:
-        _report(beats, False, context)
+        _report(beats, beats.saved if returns is None else returns.saved, False, context)
     return asked
 
 
-def _report(beats: Beats, stopped: bool, context: LeaseContext) -> None:
+def _report(beats: Beats, saved: int, stopped: bool, context: LeaseContext) -> None:
     last = beats.last
-    context.report(last.step if last else 0, last.phase if last else "start", beats.count, beats.saved, stopped)
+    context.report(last.step if last else 0, last.phase if last else "start", beats.count, saved, stopped)
 
 
 def _hold(process: subprocess.Popen[bytes]) -> None:

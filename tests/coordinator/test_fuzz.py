@@ -51,7 +51,7 @@ def decoded(frame: bytes) -> protocol.Message | None:
         return None
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(kind=st.sampled_from(TYPES), fields=st.dictionaries(st.sampled_from(sorted({
     field for kind in protocol.ToCoordinator.__args__ for field in kind.__struct_fields__
 })), PLAIN))  # fmt: skip
@@ -62,6 +62,7 @@ def test_what_decodes_can_be_said_again(kind: str, fields: dict[str, Any]) -> No
         assert repr(decoded(protocol.encode(message))) == repr(message)
 
 
+@settings(deadline=None)
 @given(PLAIN)
 def test_a_proof_that_is_taken_survives_the_journal(proof: Any) -> None:
     """What `files_in` lets pass comes back from JSON as it was: a replay hands out the same proof."""

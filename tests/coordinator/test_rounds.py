@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.events import TaskGone
+from coordinator.events import TaskGone, TaskProgress
 from coordinator.pace import Pace, Patience
 from coordinator.ring import PortFound
 from coordinator.workers import Limits
@@ -31,7 +31,7 @@ def test_a_ring_has_one_rank_a_worker_in_the_order_of_their_coming() -> None:
     ports, ranks = world.opened
     assert [(spec.kind, spec.worker) for spec in ports] == [("port", "c"), ("port", "a"), ("port", "b")]
     assert [spec.worker for spec in ranks] == ["c", "a", "b"]
-    assert all(spec.once and spec.local and spec.kind == "train" for spec in ranks)
+    assert all(spec.once and not spec.local and spec.kind == "train" for spec in ranks)
     addresses = ranks[0].job["addresses"]
     assert len(set(addresses)) == 3
     assert [(spec.job["rank"], spec.job["addresses"]) for spec in ranks] == [(n, addresses) for n in range(3)]
@@ -362,3 +362,27 @@ def test_the_limit_grows_when_fewer_ranks_share_the_work_and_one_hiccup_fades() 
     for _ in range(100):
         pace.saw("step", 0.1, 4)
     assert pace.limit_s("step", 4) == Patience().floor_s
+
+
+def test_a_roll_call_waits_for_files_on_their_way_and_no_longer() -> None:
+    world = World(mute={"b"})
+    world.passes(0.4)
+    for beats in range(1, 30):
+        world.passes(1)
+        world.handle(TaskProgress("train/1/port/1", 0, "start", beats, 0, False))
+    assert world.rounds.stage == "call"
+    world.passes(world.patience.port_s + 1)
+    assert [spec.worker for spec in world.opened[-1]] == ["a"]
+
+
+def test_a_host_without_room_is_left_out_and_the_ring_does_not_break_for_it_at_each_checkpoint() -> None:
+    world = World(mute={"b"})
+    world.passes(0.4)
+    world.handle(TaskGone("train/1/port/1", "HostFull", "no space left"))
+    world.form()
+    assert any("b can't take part: no space left" in line for line in world.said)
+    world.steps(1, int(world.patience.bench_s) - 5)
+    assert world.rounds.round == 1 and world.rounds.stage == "run"
+    world.mute.clear()
+    world.steps(int(world.patience.bench_s) - 4, int(world.patience.bench_s) + 25)
+    assert any("a worker is back" in line for line in world.said)
