@@ -16,7 +16,7 @@ from coordinator.budget import Budget
 from coordinator.curve import Curve, is_loopback, load_coordinator, local_worker_key, own_address
 from coordinator.events import Event, Outcome, TaskDone, TaskGone, TaskProgress, TaskQuarantined, WorkerLost
 from coordinator.files import NO_PLACES
-from coordinator.hostfile import Hosts
+from coordinator.hostfile import HERE, Hosts
 from coordinator.hosts import HostWorkers
 from coordinator.journal import Journal
 from coordinator.local import LocalWorkers
@@ -27,6 +27,7 @@ from coordinator.server import Server
 from ingest.errors import UsageError
 
 DEFAULT_LIMITS = Limits()
+WORKER = (sys.executable, "-m", "worker")
 ENDPOINT_FILE = ".endpoint"  # in the data folder while a coordinator runs: where `coordinator status` asks
 
 
@@ -41,9 +42,8 @@ class Fleet:
     retries: int  # failures until quarantine
     curve: Curve | None = None
     worker_key: Path | None = None  # key file of this host's workers, where CURVE is on
-    worker_command: tuple[str, ...] = (sys.executable, "-m", "worker")
+    worker_command: tuple[str, ...] = WORKER
     limits: Limits = DEFAULT_LIMITS
-    ranks: bool = True  # workers of this host may hold ranks of a ring
     hosts: HostWorkers | None = None  # on other hosts, their sessions open
 
 
@@ -55,11 +55,12 @@ def fleet_on(
     `hosts`: each gets a worker too, and a session to it is opened. UsageError tells of those that can't be used.
     """
     bind = bind_for(bind, hosts)
-    ranks = True
+    command = WORKER
     if hosts is not None:
-        workers, ranks = max(1, hosts.here), bool(hosts.here)
+        # Not by this host's own name, which may be one of the hostfile's; without an entry of its own it takes no rank.
+        workers, command = max(1, hosts.here), (*WORKER, "--host", HERE[0], *(() if hosts.here else ("--no-ranks",)))
     if is_loopback(bind):
-        return Fleet(data_dir, bind, workers, connections, retries, ranks=ranks)
+        return Fleet(data_dir, bind, workers, connections, retries, worker_command=command)
     remote = None
     if hosts is not None and hosts.remote:
         remote = HostWorkers(hosts, connections, DEFAULT_LIMITS.silence_s / 2, data_dir / "logs", keys)
@@ -73,7 +74,7 @@ def fleet_on(
         retries,
         curve=load_coordinator(keys),
         worker_key=key,
-        ranks=ranks,
+        worker_command=command,
         hosts=remote,
     )
 
@@ -208,7 +209,6 @@ def run_tasks(
         fleet.connections,
         fleet.limits.silence_s / 2,
         key=fleet.worker_key,
-        ranks=fleet.ranks,
     )
     endpoint = fleet.data_dir / ENDPOINT_FILE
     endpoint.write_text(server.endpoint)

@@ -24,7 +24,6 @@ class LocalWorkers:
     connections: int
     missing_s: float  # a process that the coordinator has lost for this long, though it lives, is stopped or stuck: it is ended
     key: Path | None = None
-    ranks: bool = True  # they may hold ranks of a ring
     restarts: int = 0
     _registered: dict[int, float] = field(default_factory=dict)  # pid → when the coordinator last knew it
     _processes: list[subprocess.Popen[bytes] | None] = field(default_factory=list)
@@ -38,8 +37,6 @@ class LocalWorkers:
         command += ["--connections", str(self.connections), "--stop-with-parent"]
         if self.key is not None:
             command += ["--key", str(self.key)]
-        if not self.ranks:
-            command += ["--no-ranks"]
         with (self.data_dir / "logs" / f"worker-{index}.log").open("ab") as log:
             return subprocess.Popen(
                 command,

@@ -164,9 +164,8 @@ class Scheduler:
             worker = self.workers.get(name)
             if worker is None:
                 continue
-            task = (
-                self._next_for(name, worker) if worker.reachable and len(worker.held) < worker.hello.capacity else None
-            )
+            free = worker.reachable and now >= worker.rests_until and len(worker.held) < worker.hello.capacity
+            task = self._next_for(name, worker) if free else None
             if task is None:
                 without.append(name)
                 continue
@@ -346,7 +345,10 @@ class Scheduler:
         if event.error == "AuthenticationError":
             self._on_halt(Halt("authentication", event.message), now, decision)
         elif event.error == "StorageError" and not event.blame:
-            self._on_halt(Halt("storage", event.message), now, decision)
+            if (worker := self.workers[event.worker]).shares:
+                self._on_halt(Halt("storage", event.message), now, decision)
+            else:  # its own disk: others have room
+                worker.rests_until = now + self.limits.full_disk_s
 
     def _on_goodbye(self, event: Goodbye, now: float, decision: Decision) -> None:
         if event.worker in self.workers:

@@ -348,6 +348,7 @@ class Server:
                     "run the same command again: it goes on where it stopped."
                 ) from error
             message = f"the coordinator's disk refused {chunk.path}: {error.strerror}. Free space, then start again."
+            self.post(Halt("storage", message))
             return Failure(chunk.worker, chunk.task, chunk.attempt, "StorageError", message, blame=False)
         self._send(chunk.worker.encode(), Ack(chunk.task, chunk.attempt, True, chunk.path, held))
         return None

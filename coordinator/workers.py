@@ -20,6 +20,7 @@ class Limits:
     backoff_s: float = 0.5  # after the first failure; doubles with each further one
     backoff_max_s: float = 30.0
     max_failures: int = 5  # blamed failures until quarantine
+    full_disk_s: float = 30.0  # for a worker whose own disk, not the coordinator's, is full: no leases meanwhile
 
 
 class LeaseState(msgspec.Struct):
@@ -38,6 +39,7 @@ class WorkerState(msgspec.Struct):
     executing: tuple[str, ...] = ()
     reachable: bool = True
     waiting: bool = False  # stands in the line for leases
+    rests_until: float = 0.0  # gets no leases before
     rows: int = 0
     requests: int = 0
     rss: int = 0

@@ -25,6 +25,7 @@ def local_series(folder: Path) -> dict[str, str]:
     return series_digest(folder)
 
 
+@pytest.mark.timeout(600)
 def test_a_killed_run_leaves_no_process_and_the_same_command_ends_with_series_and_training(
     bed: Bed, tmp_path: Path
 ) -> None:
@@ -32,6 +33,10 @@ def test_a_killed_run_leaves_no_process_and_the_same_command_ends_with_series_an
     stages = ("--extract", "--train", "--ranks", "2", *PLAN)
     toml = fleet.training(steps=4, validate_every=4)
     fleet.start(*stages, "--train-config", toml, "--rate", "4")
+    fleet.await_workers()
+    first = fleet.workers()["host0"][0]  # whose host bears the name of the coordinator's own workers' host
+    first.kill()
+    fleet.until(lambda: "host0: its worker ended" in fleet.narration(), "the end of a worker to be noticed")
     fleet.await_workers()
     keys = [path.read_text() for path in (fleet.home / ".ring-attention-energy" / "keys" / "workers").glob("*.key")]
     lines = [word for host in bed.hosts for process in host.processes() for word in process.cmdline()]
@@ -44,7 +49,7 @@ def test_a_killed_run_leaves_no_process_and_the_same_command_ends_with_series_an
     assert [step["step"] for step in fleet.steps()] == [1, 2, 3, 4]
     assert series_digest(fleet.data) == local_series(tmp_path)
     mirrors = [host.data / "mirror" / "series" for host in bed.hosts]
-    assert [mirror.exists() for mirror in mirrors] == [True, True, False, False]
+    assert sum(mirror.exists() for mirror in mirrors) >= 2  # the two that came first
 
 
 @pytest.mark.long

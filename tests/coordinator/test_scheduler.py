@@ -261,6 +261,18 @@ def test_a_full_disk_and_a_refused_key_stop_the_run(
     assert outcome is not None and (outcome.status, outcome.exit_code, outcome.message) == (status, code, "why")
 
 
+def test_a_full_disk_of_another_host_leaves_its_worker_out_for_a_while_and_the_run_goes_on() -> None:
+    scheduler = started(spec("a"))
+    assert leases(scheduler.decide(hello("far", data_id="other"), 0.0)) == [("a", 1)]
+    assert not leases(scheduler.decide(Failure("far", "a", 1, "StorageError", "why", blame=False), 1.0))
+    assert scheduler.outcome() is None
+    rest = scheduler.limits.full_disk_s
+    for now in range(2, int(rest), 5):
+        assert not leases(scheduler.decide(Heartbeat("far", ()), float(now)))
+        assert not leases(scheduler.decide(Tick(), float(now)))
+    assert leases(scheduler.decide(Heartbeat("far", ()), rest + 1)) == [("a", 2)]
+
+
 def test_restart_voids_leases_keeps_what_is_done_and_hands_out_unconfirmed_proofs_again() -> None:
     scheduler = started()
     records = scheduler.decide(AddTasks((spec("a"), spec("b"), spec("c"))), 0.0).records
