@@ -262,9 +262,9 @@ class Rollouts:
             if task is None:
                 continue  # posted, not decided yet
             if task.state == "quarantined":
-                self._finish(
-                    Over("failed", f"{asked.ask.kind} failed {task.failures} times: {task.error}: {task.message}")
-                )
+                usage = task.error == "UsageError"
+                told = f"{asked.ask.kind} failed {task.failures} times: {task.error}: {task.message}"
+                self._finish(Over("usage", task.message) if usage else Over("failed", told))
                 return
             if task.state == "leased":
                 asked.tasks[name] = asked.tasks[name] or now

@@ -96,8 +96,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def played(tmp_path: Path, data: Path) -> Iterator[Callable[..., Played]]:
     made: list[Played] = []
 
-    def make(name: str, workers: int = 2, iterations: int = SHORT, algorithm: str = "vtrace", **env: str) -> Played:
-        made.append(Played(tmp_path / name, data, workers, iterations, algorithm, **env))
+    def make(
+        name: str,
+        workers: int = 2,
+        iterations: int = SHORT,
+        algorithm: str = "vtrace",
+        source: Path = data,
+        **env: str,
+    ) -> Played:
+        made.append(Played(tmp_path / name, source, workers, iterations, algorithm, **env))
         made[-1].start()
         return made[-1]
 
@@ -121,6 +128,14 @@ def test_faults_lies_and_the_number_of_workers_change_no_bit(played: Callable[..
         fault(faulty, kind, draw)
     faulty.check_end()
     assert faulty.learned() == expected
+
+
+def test_what_can_not_be_trained_on_says_why(tmp_path: Path, played: Callable[..., Played]) -> None:
+    (tmp_path / "empty").mkdir()
+    training = played("nothing", workers=1, source=tmp_path / "empty")
+    code, summary = training.end()
+    assert (code, summary["status"]) == (2, "usage"), training.log.read_text()
+    assert "no series under" in summary["message"] and "coordinator start --extract" in summary["message"]
 
 
 @pytest.mark.long
