@@ -24,7 +24,8 @@ from tests.worker import control_data
 from tests.worker.supervised import Supervised
 
 PROCESS = Path(__file__).with_name("rollout_process.py")
-SHORT, LONG = 30, 500  # iterations
+SHORT = 30  # iterations
+LONG = {"pathwise": 200, "vtrace": 500}
 FAULTS = ("worker kill", "worker stop", "coordinator kill", "coordinator stop", "learner kill")
 
 pytestmark = pytest.mark.skipif(not hasattr(psutil.Process, "children"), reason="needs process lists")
@@ -156,12 +157,12 @@ def test_a_worker_that_goes_wrong_later_is_put_out_within_the_stated_number_of_i
 @pytest.mark.parametrize("algorithm", ["pathwise", "vtrace"])
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_twenty_faults_change_no_bit(played: Callable[..., Played], workers: int, algorithm: str) -> None:
-    undisturbed = played("undisturbed", workers=2, iterations=LONG, algorithm=algorithm)
+    undisturbed = played("undisturbed", workers=2, iterations=LONG[algorithm], algorithm=algorithm)
     undisturbed.check_end()
-    faulty, draw = played("faulty", workers, LONG, algorithm), random.Random(workers)
+    faulty, draw = played("faulty", workers, LONG[algorithm], algorithm), random.Random(workers)
     kinds = [draw.choice(FAULTS) for _ in range(20)]
     for kind in kinds:
-        fault(faulty, kind, draw, apart=20)
+        fault(faulty, kind, draw, apart=LONG[algorithm] // 25)
     faulty.check_end()
     print(*kinds, sep=", ")
     assert faulty.learned() == undisturbed.learned()
