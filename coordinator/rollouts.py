@@ -138,7 +138,8 @@ class Rollouts:
             data = as_bytes(arrays["data"])
             if len(data) > MAX_WEIGHTS:
                 self._finish(Over("usage", f"weights of {len(data)} bytes do not fit into a message: a smaller width"))
-            self._keep(Weights(word.version, word.sha256, data))
+            else:
+                self._keep(Weights(word.version, word.sha256, data))
         elif isinstance(word, Distrust):
             self._put_out.add(word.worker)
             self._told.append(f"{word.worker} is put out: {word.reason}")
