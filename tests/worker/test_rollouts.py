@@ -56,7 +56,7 @@ class Played(Supervised):
 
     def learned(self) -> dict[str, bytes]:
         """All that must not depend on who played, and when."""
-        files = [*sorted((self.run / "versions").iterdir()), self.run / "metrics.jsonl", self.run / "policy.npz"]
+        files = [*sorted((self.run / "versions").glob("*.npz")), self.run / "metrics.jsonl", self.run / "policy.npz"]
         return {path.name: path.read_bytes() for path in files}
 
     def check_end(self) -> dict:
