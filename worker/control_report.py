@@ -95,7 +95,7 @@ def _text(
     lines = [
         "# Grid control: report",
         "",
-        f"Known ahead: {about['known']}. Net load is demand less wind and solar in {', '.join(about['renewable']) or 'no region'}, "
+        f"Series: {', '.join(about['origins'])}. Known ahead: {about['known']}. Net load is demand less wind and solar in {', '.join(about['renewable']) or 'no region'}, "
         "demand alone elsewhere. Test year: the last one on disk, which nothing was chosen on; one week in "
         f"{found.settings['every']}, {len(found.starts)} weeks. PoP: share of the saving of the perfect-foresight optimum. "
         f"Policy: version {found.best} of {found.history[-1][0]} (`{found.algorithm}`), the best of the validation year.",
@@ -168,14 +168,20 @@ def _bars(found: Found, pops: Mapping[str, Mapping[str, float]]) -> bytes:
     bottom = np.array([row["policy"] for row in pops.values()])
     axis.bar(x, bottom, 0.55, color="tab:blue", label="policy")
     for name, color in GAPS if parts else ():
-        height = np.array([max(0.0, getattr(part, name)) for part in parts])
+        # Where the policy does better than planning on its forecast, so much of the forecast's gap is closed.
+        closed = [min(0.0, part.policy) if name == "forecast" else 0.0 for part in parts]
+        height = np.array([max(0.0, getattr(part, name) + less) for part, less in zip(parts, closed, strict=True)])
         axis.bar(x, height, 0.55, bottom=bottom, color=color, alpha=0.6, label=f"gap: {name}")
         bottom = bottom + height
     for name, mark in (("hour rule", "v"), ("mpc", "s"), ("clone", "o")):
         values = [row.get(name, np.nan) for row in pops.values()]
         axis.plot(x, values, mark, color="black", markerfacecolor="white", label=LABELS.get(name, name))
     axis.set(
-        xticks=x, xticklabels=list(pops), ylabel="PoP, test year", ylim=(min(0.0, float(axis.get_ylim()[0])), None)
+        xticks=x,
+        xticklabels=list(pops),
+        title=_data(found),
+        ylabel="PoP, test year",
+        ylim=(min(0.0, float(axis.get_ylim()[0])), None),
     )
     axis.grid(alpha=0.3, axis="y")
     figure.legend(loc="outside right center", fontsize=8)
@@ -188,7 +194,7 @@ def _curve(found: Found) -> bytes:
     versions, pops = zip(*found.history, strict=True)
     axis.plot(versions, pops, "o-", color="tab:blue")
     axis.axvline(found.best, color="tab:green", linestyle="--", label=f"best: version {found.best}")
-    axis.set(xlabel="version (0: where it started)", ylabel="PoP, validation year")
+    axis.set(xlabel="version (0: where it started)", ylabel="PoP, validation year", title=_data(found))
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     return _png(plt, figure)
@@ -206,7 +212,10 @@ def _week(found: Found, region: int, trace: Trace) -> bytes:
     above.plot(hours, trace.residual[:, worst] * peak, color="tab:blue", label="with the policy")
     optimal = load - best.power.sum(axis=0) - best.shed
     above.plot(hours, optimal * peak, color="tab:orange", linestyle="--", linewidth=1, label="optimum")
-    above.set(ylabel="GW", title=f"{found.table.regions[region]}: the week with the highest load of the test weeks")
+    above.set(
+        ylabel="GW",
+        title=f"{found.table.regions[region]}: the week with the highest load of the test weeks; {_data(found)}",
+    )
     for store, power in zip(found.grid.stores, trace.power[:, :, worst].T, strict=True):
         below.step(hours, power * peak, where="post", label=store.name)
     below.step(hours, trace.shed[:, worst] * peak, where="post", label="shed")
@@ -215,6 +224,11 @@ def _week(found: Found, region: int, trace: Trace) -> bytes:
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8, ncols=4)
     return _png(plt, figure)
+
+
+def _data(found: Found) -> str:
+    """Said on every picture: made-up series must never pass for measured ones."""
+    return f"series: {', '.join(found.about['origins'])}"
 
 
 def _pyplot() -> Any:

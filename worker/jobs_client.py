@@ -6,7 +6,7 @@ import hashlib
 import os
 import queue
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -36,8 +36,10 @@ class Used:
 class Jobs:
     """`ask`, then `collect`. One thread, and one that reads the pipe; the process ends with the pipe."""
 
-    def __init__(self, reader: IO[bytes], writer: IO[bytes], actions: int) -> None:
-        self._writer, self._actions = writer, actions
+    def __init__(
+        self, reader: IO[bytes], writer: IO[bytes], actions: int, ended: Callable[[], None] = lambda: os._exit(0)
+    ) -> None:
+        self._writer, self._actions, self._ended = writer, actions, ended
         self._policies: dict[str, bytes] = {}
         self._number = 0
         self._open: dict[int, AnyJob | tuple[str, dict[str, Any]]] = {}
@@ -55,7 +57,7 @@ class Jobs:
     def _read(self, reader: IO[bytes]) -> None:
         while (found := receive(reader, ToLearner)) is not None:
             self._inbox.put(found)
-        os._exit(0)  # nobody is there to learn for; the newest checkpoint is whole
+        self._ended()  # nobody is there to learn for; the newest checkpoint is whole
 
     def policy_of(self, sha256: str) -> Mlp:
         return from_bytes(self._policies[sha256])

@@ -84,6 +84,8 @@ class Training:
     def whole(self) -> None:
         """All of it, from wherever an earlier learner of the same request had come."""
         self.run.mkdir(parents=True, exist_ok=True)
+        for path in self.run.rglob(".*.tmp"):  # what a learner that was killed was writing
+            path.unlink()
         self.make_tables()
         best, first = self.improved(self.beginner())
         self.judged(first, best)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import rl.vtrace
 from ingest.errors import UsageError
 from rl.jobs import BASELINES
 
+ITERATIONS = 24  # of the pathwise gradient: the whole pipeline is to end within 15 minutes on two cores
 ALGORITHMS = ("pathwise", "vtrace", "evolve")
 
 
@@ -39,17 +40,12 @@ class Settings:
     baselines: str = "hour rule,mpc,mpc perfect"  # that the test year compares with; empty: none
     seed: int = 0
     clone: rl.clone.Settings = field(default_factory=rl.clone.Settings)
-    pathwise: rl.pathwise.Settings = field(default_factory=rl.pathwise.Settings)
+    pathwise: rl.pathwise.Settings = field(default_factory=lambda: rl.pathwise.Settings(iterations=ITERATIONS))
     vtrace: rl.vtrace.Settings = field(default_factory=rl.vtrace.Settings)
     evolve: rl.evolve.Settings = field(default_factory=rl.evolve.Settings)
 
 
-TABLES = {
-    "clone": rl.clone.Settings,
-    "pathwise": rl.pathwise.Settings,
-    "vtrace": rl.vtrace.Settings,
-    "evolve": rl.evolve.Settings,
-}
+TABLES = ("clone", "pathwise", "vtrace", "evolve")
 
 
 def read(path: Path | None) -> Settings:
@@ -61,24 +57,24 @@ def read(path: Path | None) -> Settings:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"control-config {path}: {error}") from error
     parts: dict[str, Any] = {}
-    for name, kind in TABLES.items():
+    for name in TABLES:
         own = given.pop(name, {})
         if not isinstance(own, dict):
             raise UsageError(f"control-config {path}: {name} is a table, [{name}]")
-        parts[name] = _made(kind, own, f"control-config {path}: [{name}]")
-    settings = _made(Settings, given | parts, f"control-config {path}:")
+        parts[name] = _made(getattr(Settings(), name), own, f"control-config {path}: [{name}]")
+    settings = _made(Settings(), given | parts, f"control-config {path}:")
     if settings.algorithm not in ALGORITHMS:
         raise UsageError(f"control-config {path}: algorithm {settings.algorithm!r}: choose {' or '.join(ALGORITHMS)}")
     return settings
 
 
-def _made(kind: type, given: Mapping[str, Any], what: str) -> Any:
-    known = {f.name: f for f in fields(kind)}
+def _made(defaults: Any, given: Mapping[str, Any], what: str) -> Any:
+    known = {f.name: f for f in fields(defaults)}
     if unknown := sorted(set(given) - set(known)):
         raise UsageError(f"{what} unknown key {unknown[0]!r}; there are {', '.join(known)}")
-    made = kind(**given)
+    made = replace(defaults, **given)
     for name, value in given.items():
-        default = getattr(kind(), name)
+        default = getattr(defaults, name)
         whole = isinstance(value, int) and not isinstance(value, bool)
         if type(value) is not type(default) and not (isinstance(default, float) and whole):
             raise UsageError(f"{what} {name} = {value!r}: expected {type(default).__name__}")

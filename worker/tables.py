@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from ingest import manifest
 from ingest.calendar import zone_of
 from ingest.errors import IngestError, UsageError
 from ingest.fetch import Cancelled
@@ -63,6 +64,7 @@ class TableProof(msgspec.Struct, frozen=True):
     peaks: tuple[float, ...]  # MW: what one reference peak is
     renewable: tuple[str, ...]  # respondents whose wind and solar were taken off
     known: str  # what the policy knows ahead
+    origins: tuple[str, ...]  # of the series: "synthetic", a server
 
 
 def make(job: TableJob, data_dir: Path, cancelled: threading.Event) -> TableProof:
@@ -90,7 +92,9 @@ def make(job: TableJob, data_dir: Path, cancelled: threading.Event) -> TableProo
     more = [forecast * np.float32(GROWTH) for forecast in forecasts]
     proofs["learn"] = _written(data_dir, table([*regions, *grown], [*forecasts, *more], first, turns[0], grid))
     known = "the forecaster's median" if job.run else "the operators' day-ahead forecast (no trained forecaster)"
-    return TableProof(proofs, tuple(names), tuple(one.peak for one in regions), tuple(renewable), known)
+    origins = manifest.summarise(manifest.read_shards(data_dir), manifest.read_builds(data_dir)).origins
+    peaks = tuple(one.peak for one in regions)
+    return TableProof(proofs, tuple(names), peaks, tuple(renewable), known, tuple(origins))
 
 
 def _written(data_dir: Path, made: Table) -> str:
