@@ -205,7 +205,7 @@ def plant(sshd: Sshd, folder: Path, mounts: dict[str, Path], stack: ExitStack) -
         "otherpython": stub(folder, "python3.99", replaced(say, '"3.99.0"')),
         "noisy": stub(folder, "noisy-python", "print('Welcome to noisy, have a nice day', flush=True)"),
         "oldpackage": stub(folder, "oldpackage-python", replaced("return metadata.version(name)", "return '0.0.1'")),
-        "late": stub(folder, "late-python", replaced('{"time": time.time()}', '{"time": time.time() - 90}')),
+        "late": stub(folder, "late-python", replaced('{"time": time.time()}', '{"time": time.time() - 95}')),
     }
     data = {name: folder / f"data-{name}" for name in ("held", "killed", "oldformat")} | mounts
     for name in ("held", "killed", "oldformat"):
