@@ -263,13 +263,13 @@ class Training:
         s = self.settings
         named = {"policy": best} if s.algorithm == "pathwise" else {"clone": first, "policy": best}
         named |= {f"member {i}": member for i, member in enumerate(self.members)}
+        scale = self._scale("test")  # before the plans, which take their time
         asked = {}
         for name in (one for one in s.baselines.split(",") if one):
             # The rule is fitted once, in one lease.
             asked[name] = self._ask_evaluation("test", name, 1 << 20 if name == "hour rule" else s.plan_chunk)
         for name, policy in named.items():
             asked[name] = self._ask_evaluation("test", self.jobs.publish(0, to_bytes(policy)), s.chunk)
-        scale = self._scale("test")
         costs: dict[str, NDArray] = {}
         whole, taken = sum(map(len, asked.values())), 0
         for name, numbers in asked.items():

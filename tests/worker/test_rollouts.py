@@ -114,6 +114,7 @@ def played(tmp_path: Path, data: Path) -> Iterator[Callable[..., Played]]:
         one.kill_all()
 
 
+@pytest.mark.timeout(600)  # some 30 s where nothing else runs
 def test_faults_lies_and_the_number_of_workers_change_no_bit(played: Callable[..., Played]) -> None:
     undisturbed = played("undisturbed", workers=2)
     undisturbed.check_end()
