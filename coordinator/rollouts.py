@@ -39,6 +39,7 @@ class Options:
     bind: str
     keys: Path
     retries: int
+    hostfile: bool = False  # other hosts were named: they have no part in this stage
 
     @property
     def run(self) -> Path:
@@ -59,6 +60,7 @@ def options_from(settings: Mapping[str, Any]) -> Options:
         bind=settings["bind"],
         keys=settings["keys"],
         retries=settings["retries"],
+        hostfile=settings["hostfile"] is not None,
     )
 
 
@@ -94,6 +96,8 @@ def run(
             options.data_dir, options.bind, options.workers, options.connections, options.retries, options.keys
         )
         display = stack.enter_context(closing(choose_display(as_json=as_json, quiet=quiet)))
+        if options.hostfile:
+            display.say("rollouts are played on this host alone: tables do not travel to the hosts of the hostfile yet")
         ended = run_tasks(fleet, (), {}, display, rollouts.done, rollouts)
         over = rollouts.over or Over("drain", ended.outcome.message or "interrupted; start again to resume")
         if ended.outcome.status == "storage":
