@@ -215,6 +215,22 @@ def verify(data: Data = None, as_json: AsJson = False) -> None:
         raise typer.Exit(EXIT_FAILED)
 
 
+@app.command()
+def report(
+    data: Data = None,
+    out: Annotated[
+        Path | None, typer.Option(help="file to write [default: DATA/report.html]", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """One HTML page of what the runs left in a data folder, e.g. `coordinator report --out report.html`."""
+    from coordinator.report import make
+
+    folder = _settings(data=data)["data"].value
+    made = make.report(folder, out or folder / "report.html")
+    print(json.dumps(made) if as_json else make.describe(made))
+
+
 @keys_app.command("init")
 def keys_init(keys: Keys = None) -> None:
     """Make the coordinator's own key pair, once."""
