@@ -91,18 +91,27 @@ class Frame:
         return HEIGHT - BOTTOM - (value - self.y0) / (self.y1 - self.y0) * (HEIGHT - TOP - BOTTOM)
 
 
-def plot(title: str, x: Axis, y: Axis, lines: Sequence[Line] = (), bands: Sequence[Band] = (), **marks: float) -> str:
-    """Curves over bands, with axes. `marks`: names of horizontal lines (underscores for blanks) and their values."""
+def plot(
+    title: str,
+    x: Axis,
+    y: Axis,
+    lines: Sequence[Line] = (),
+    bands: Sequence[Band] = (),
+    marks: Sequence[tuple[str, float]] = (),
+) -> str:
+    """Curves over bands, with axes. `marks`: horizontal lines, what they are called and where they lie."""
     levels = [line.y for line in lines] + [side for band in bands for side in (band.low, band.high)]
     frame = _frame(
-        [*(line.x for line in lines), *(band.x for band in bands)], [*levels, np.array([*marks.values()])], y
+        [*(line.x for line in lines), *(band.x for band in bands)],
+        [*levels, np.array([value for _, value in marks])],
+        y,
     )
     body = [_axes(frame, x, y)]
     body += [_band(frame, band) for band in bands]
-    for name, value in marks.items():
+    for name, value in marks:
         at = frame.y(value)
         body.append(f'<line class="mark" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
-        body.append(_text(WIDTH - RIGHT - 2, at - 4, name.replace("_", " "), "end"))
+        body.append(_text(WIDTH - RIGHT - 2, at - 4, name, "end"))
     body += [_line(frame, line) for line in lines]
     return svg(title, HEIGHT, body)
 
@@ -211,7 +220,7 @@ def stacks(
 
 def bars(title: str, unit: str, rows: Sequence[tuple[str, float, str, int]]) -> str:
     """Horizontal bars from 0: (label, value, what stands behind the bar, style)."""
-    left = min(max((len(row[0]) for row in rows), default=0) * CHARACTER + 8, 170)
+    left = max((len(row[0]) for row in rows), default=0) * CHARACTER + 14
     right = max((len(row[2]) for row in rows), default=0) * CHARACTER + 8
     longest = max((row[1] for row in rows), default=1.0) or 1.0
     scale = (WIDTH - left - right) / longest

@@ -75,19 +75,25 @@ def _gaps(gaps: Sequence[Gap]) -> str:
     kinds: dict[tuple[str, str], list[Gap]] = {}
     for gap in gaps:
         kinds.setdefault((gap.respondent, "all" if gap.variable == EVERYTHING else gap.variable), []).append(gap)
-    summed = [
-        [*kind, number(len(own)), min(g.start for g in own), max(g.end for g in own), number(sum(g.hours for g in own))]
-        for kind, own in sorted(kinds.items())
-    ]
+    by_variable = [[*kind, *_sum(own)] for kind, own in sorted(kinds.items())]
+    names = sorted({gap.respondent for gap in gaps})
+    by_respondent = [[name, *_sum([gap for gap in gaps if gap.respondent == name])] for name in names]
+    header = ["gaps", "first hour (UTC)", "last", "hours"]
     rows = [[gap.respondent, gap.variable, gap.start, gap.end, number(gap.hours)] for gap in gaps[:LISTED]]
     left = len(gaps) - len(rows)
     rest = table(["respondent", "variable", "first hour (UTC)", "last", "hours"], rows, 4)
     rest += say(f"{left:,} shorter ones are named by `coordinator verify`.") if left else ""
     return (
         say(f"{len(gaps):,} gaps. “all”: not one row of a respondent came on a route, e.g. generation by fuel.")
-        + table(["respondent", "variable", "gaps", "first hour (UTC)", "last", "hours"], summed, 2)
+        + table(["respondent", *header], by_respondent)
+        + folded("By variable", table(["respondent", "variable", *header], by_variable, 2))
         + folded("Each gap, the longest first", rest)
     )
+
+
+def _sum(gaps: Sequence[Gap]) -> list[str]:
+    first, last = min(gap.start for gap in gaps), max(gap.end for gap in gaps)
+    return [number(len(gaps)), first, last, number(sum(gap.hours for gap in gaps))]
 
 
 def _revisions(hours: Hours) -> str:
@@ -136,13 +142,13 @@ def extraction(found: Extraction | Absent) -> str:
 def _pace(pace: Pace) -> str:
     scale, unit = (60.0, "minutes") if pace.span_s > 300 else (1.0, "seconds")
     edges = np.linspace(0, pace.span_s / scale, len(pace.bins))
-    marks = {} if pace.ceiling is None else {f"ceiling_{pace.ceiling:g}_a_second": pace.ceiling}
+    marks = [] if pace.ceiling is None else [(f"ceiling, {pace.ceiling:g} a second", pace.ceiling)]
     picture = plot(
         "Answers a second over the run",
         Axis(f"{unit} since {pace.first[:16].replace('T', ' ')} UTC"),
         Axis("answers a second", zero=True),
         [Line("answers a second", edges, pace.bins, step=True)],
-        **marks,
+        marks=marks,
     )
     allowed = (
         "no ceiling holds for this source" if pace.ceiling is None else f"the source allows {pace.ceiling:g} a second"

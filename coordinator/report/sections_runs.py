@@ -63,7 +63,13 @@ def training(found: Training | Absent) -> str:
         )
     if len(found.coverage80[0]):
         line = Line("80 % interval", *found.coverage80, dots=True)
-        picture = plot("Share of hours inside the 80 % interval", Axis("step"), Axis("share of hours"), [line], aim=0.8)
+        picture = plot(
+            "Share of hours inside the 80 % interval",
+            Axis("step"),
+            Axis("share of hours"),
+            [line],
+            marks=[("aim", 0.8)],
+        )
         pictures.append(figure("Interval", picture, "Validation hours inside the 80 % interval, before calibration."))
     return section("training", title, "".join([*content, figures(*pictures)]))
 
@@ -138,7 +144,8 @@ def control(found: Control | Absent) -> str:
         return section("control", title, absent(found))
     result = found.result
     state = "finished and proved" if found.proved else "finished" if result else "not finished: start it again to go on"
-    content = [say(f"{state[0].upper()}{state[1:]}. Known ahead: {found.known or 'not recorded'}. {found.intro}")]
+    known = f"Known ahead: {found.known or 'not recorded'}."
+    content = [say(f"{state[0].upper()}{state[1:]}. {found.intro or known}")]
     if found.pops:
         content += [
             say(
@@ -150,8 +157,8 @@ def control(found: Control | Absent) -> str:
     pictures = [_pop_bars(found.pops)] if found.pops else []
     if len(found.history[0]):
         line = Line("policy", *found.history, dots=True)
-        marks = {"best": float(found.history[1].max())}
-        picture = plot("PoP on the validation year by version", Axis("version"), Axis("PoP"), [line], **marks)
+        best = [("best", float(found.history[1].max()))]
+        picture = plot("PoP on the validation year by version", Axis("version"), Axis("PoP"), [line], marks=best)
         pictures.append(
             figure("Learning, validation year", picture, "Every version that was looked at; the best is kept.")
         )
@@ -167,7 +174,7 @@ def control(found: Control | Absent) -> str:
                 "Of each region's test year, the whole week with the highest load, played again with the policy on disk."
             )
         )
-        content.append(figures(*(picture for week in found.weeks for picture in _week(week))))
+        content.append(figures(*map(_week, found.weeks)))
     if found.tables:
         numbers_of = [f"<h4>{name}</h4>{table(rows[0], rows[1:])}" for name, rows in found.tables.items()]
         content.append(folded("Numbers for users of a grid, by region", "".join(numbers_of)))
@@ -226,12 +233,14 @@ def _pop_bars(pops: Mapping[str, Mapping[str, float | None]]) -> str:
     return figure(
         "PoP by region",
         picture,
-        "Columns: the policy, and what is lost to it, to the forecast and to the horizon of 36 hours. Lines: the baselines.",
+        "Columns: the policy, then what is lost by it, by the forecast and by the horizon, up to 1; higher where the policy does "
+        "better than planning on the same forecast. Lines: baselines.",
         key,
     )
 
 
-def _week(week: Week) -> list[str]:
+def _week(week: Week) -> str:
+    """Net load above, the stores' power below, over the same hours."""
     hour = np.arange(len(week.load), dtype=float)
     axis = Axis("hour of the week, from local midnight", every=24)
     lines = [
@@ -239,14 +248,11 @@ def _week(week: Week) -> list[str]:
         Line("with the policy", hour, week.policy * GW),
         Line("optimum", hour, week.optimum * GW, 1, dash=True),
     ]
-    stores = [Line(name, hour, power * GW, i, step=True) for i, (name, power) in enumerate(week.stores.items())]
+    stores = [Line(name, hour, power * GW, 2 + i, step=True) for i, (name, power) in enumerate(week.stores.items())]
     name = f"{week.region}, {week.start}"
-    above, below = (
-        plot(f"{what} of {name}", axis, Axis("GW"), shown)
-        for what, shown in (("Net load", lines), ("Power of the stores", stores))
+    above = plot(f"Net load of {name}", axis, Axis("net load, GW"), lines)
+    below = plot(f"Power of the stores of {name}", axis, Axis("stores into the grid, GW"), stores)
+    key = [("lk" if line.style == 6 else _key(line)[0], line.name) for line in lines] + [_key(line) for line in stores]
+    return figure(
+        name, above + below, "Net load, and net load less what the stores give. Below 0 a store charges.", key
     )
-    key = [("lk" if line.style == 6 else _key(line)[0], line.name) for line in lines]
-    return [
-        figure(f"{name}: net load", above, "Load less what the stores give: lower peaks, fewer ramps.", key),
-        figure(f"{name}: stores", below, "Power into the grid; below 0 charging.", [_key(line) for line in stores]),
-    ]
