@@ -45,6 +45,7 @@ svg text{font-size:12px;fill:var(--soft)}
 .numbers dd{margin:0;font-size:1.35rem;font-weight:600}.numbers dt{color:var(--soft);font-size:.85rem}
 .table{overflow-x:auto;margin:10px 0}table{border-collapse:collapse;font-size:.9rem}
 th,td{padding:3px 12px 3px 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--rule)}
+td:first-child{min-width:8em}
 .n{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
 details{margin:10px 0}summary{cursor:pointer;color:var(--c0)}
 footer{color:var(--soft);font-size:.85rem;margin:40px 0 24px}
