@@ -19,7 +19,7 @@ from coordinator.report.page import SECTIONS, page
 from ingest.errors import UsageError
 from tests.coordinator.report_data import HOLE, controlled, extracted, trained
 
-VOID = {"meta", "link", "br", "rect", "line", "circle", "polygon", "path"}
+VOID = {"meta", "link", "br"}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ class Outline(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         named = dict(attrs)
-        if tag not in VOID or tag == "path":
+        if tag not in VOID:
             self.open.append(tag)
         if tag == "section":
             self.sections.append(named["id"] or "")
