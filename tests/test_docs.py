@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from typer.testing import CliRunner
 
 from coordinator.cli import app
 from tests.ingest.data_folder import build_all, commit, daily, shard
@@ -123,6 +124,14 @@ def test_the_fast_tests_are_there() -> None:
         for name in names:
             path = f"{head}{name}.py" if brace else word
             assert (ROOT / path).exists(), path
+
+
+def test_help_shows_brackets() -> None:
+    """Defaults stand in brackets, which rich would take for markup."""
+    said = CliRunner().invoke(app, ["start", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).output
+    whole = re.sub(r"[\s│]+", " ", said)
+    assert "[default: synthetic]" in whole
+    assert "[eia+|bulk+|oasis+]URL" in whole
 
 
 def test_readme_python_runs(tmp_path: Path) -> None:

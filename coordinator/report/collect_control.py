@@ -28,11 +28,8 @@ CURVES = ("losses/cost", "charts/episodic_return", "charts/mean_cost")  # what a
 def control(data_dir: Path) -> Control | Absent:
     """The training in DATA/control. ProofError for a damaged file."""
     run = data_dir / "control"
-    lines, result, about = (
-        read_lines(run / "metrics.jsonl"),
-        read_json(run / "result.json"),
-        read_json(run / "tables.json"),
-    )
+    lines = read_lines(run / "metrics.jsonl")
+    result, about = read_json(run / "result.json"), read_json(run / "tables.json")
     if not lines and not result:
         return Absent("no control policy was trained here", f"coordinator start --rollouts --data {data_dir}")
     name = next((one for one in CURVES if any(one in line for line in lines)), "")
@@ -52,7 +49,6 @@ def control(data_dir: Path) -> Control | Absent:
         intro=intro,
         tables=tables,
         known=str(about.get("known", "")),
-        renewable=tuple(about.get("renewable", ())),
         proved=(run / "proved.json").exists(),
     )
 

@@ -67,7 +67,6 @@ def pooled(lines: Iterable[Mapping[str, Any]]) -> tuple[tuple[Case, ...], tuple[
             length=first["length"],
             causal=first["causal"],
             seconds=median(seconds),
-            least=min(seconds),
             peak_mb=max(peak for line in group for peak in line["peak"]) / MB,
             predicted=first.get("predicted"),
         )

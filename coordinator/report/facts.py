@@ -114,7 +114,7 @@ class Week:
     """A week of dispatch, `[hour]`, MW. The policy is played again; the optimum knows the week."""
 
     region: str
-    start: str  # "week 12 of the test weeks"
+    start: str  # "week 12 of the test year"
     load: Floats
     policy: Floats  # residual load
     optimum: Floats
@@ -133,7 +133,6 @@ class Control:
     intro: str  # the first paragraph of report.md
     tables: Mapping[str, tuple[tuple[str, ...], ...]]  # region → rows of its numbers, the header first
     known: str
-    renewable: tuple[str, ...]
     proved: bool
 
 
@@ -145,7 +144,6 @@ class Case:
     length: int  # tokens
     causal: bool
     seconds: float  # median
-    least: float  # minimum
     peak_mb: float  # the largest process
     predicted: float | None  # seconds
 

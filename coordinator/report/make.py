@@ -9,12 +9,13 @@ from typing import Any, TypeVar
 
 from coordinator.report import collect_control, collect_data, collect_ring, collect_runs
 from coordinator.report.facts import Absent, Facts
-from coordinator.report.page import SECTIONS, TITLES, page
+from coordinator.report.page import page
+from coordinator.report.parts import TITLES
 from ingest.errors import ProofError, UsageError
 from ingest.store import atomic_write
 
 T = TypeVar("T")
-FIELDS = dict(zip(SECTIONS, ("hours", *SECTIONS[1:]), strict=True))  # section → field of Facts
+FIELDS = {name: "hours" if name == "coverage" else name for name in TITLES}  # section → field of Facts
 
 
 def collect(data_dir: Path) -> Facts:
@@ -55,7 +56,7 @@ def report(data_dir: Path, out: Path) -> dict[str, Any]:
         "report": str(out),
         "bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
-        "sections": {name: _told(getattr(facts, FIELDS[name])) for name in SECTIONS},
+        "sections": {name: _told(getattr(facts, FIELDS[name])) for name in TITLES},
     }
 
 

@@ -6,11 +6,7 @@ from html import escape
 
 from coordinator.report import sections_data, sections_runs
 from coordinator.report.facts import Absent, Facts, Provenance
-
-SECTIONS = ("coverage", "extraction", "training", "forecasts", "control", "ring", "provenance")
-TITLES = dict(
-    zip(SECTIONS, ("Coverage", "Extraction", "Training", "Forecasts", "Control", "The ring", "Provenance"), strict=True)
-)
+from coordinator.report.parts import TITLES
 
 LIGHT = {
     "ground": "#ffffff", "raised": "#f5f6f8", "ink": "#1b1f24", "soft": "#57606a", "rule": "#d5d9de",
@@ -84,7 +80,7 @@ def page(facts: Facts) -> str:
         sections_data.ring(facts.ring),
         sections_data.provenance(facts.provenance),
     ]
-    links = "".join(f'<a href="#{name}">{TITLES[name]}</a>' for name in SECTIONS)
+    links = "".join(f'<a href="#{name}">{title}</a>' for name, title in TITLES.items())
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'

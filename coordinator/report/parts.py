@@ -8,6 +8,16 @@ from html import escape
 
 from coordinator.report.facts import Absent
 
+TITLES = {
+    "coverage": "Coverage",
+    "extraction": "Extraction",
+    "training": "Training",
+    "forecasts": "Forecasts",
+    "control": "Control",
+    "ring": "The ring",
+    "provenance": "Provenance",
+}
+"""Sections in the order of the page: the id of each and its title."""
 Key = Sequence[tuple[str, str]]  # (class of the swatch, what it stands for)
 
 
@@ -55,5 +65,5 @@ def absent(what: Absent) -> str:
     return f'<p class="absent">Not here: {escape(what.why)}.<br><code>{escape(what.command)}</code></p>'
 
 
-def section(name: str, title: str, content: str) -> str:
-    return f'<section id="{name}"><h2>{escape(title)}</h2>{content}</section>'
+def section(name: str, content: str) -> str:
+    return f'<section id="{name}"><h2>{escape(TITLES[name])}</h2>{content}</section>'

@@ -23,9 +23,8 @@ MASKED = {
 
 def coverage(hours: Hours | Absent) -> str:
     """A heat map a respondent; gaps, masked cells and revisions as tables."""
-    title = "Coverage"
     if isinstance(hours, Absent):
-        return section("coverage", title, absent(hours))
+        return section("coverage", absent(hours))
     one = hours.coverage
     years = [month[:4] for month in one.months[::12]]
     shades = np.where(np.isnan(one.share), -1, np.digitize(np.nan_to_num(one.share), STEPS[:-1]) - 1)
@@ -66,7 +65,7 @@ def coverage(hours: Hours | Absent) -> str:
         "<h3>Revisions</h3>",
         _revisions(hours),
     ]
-    return section("coverage", title, "".join(content))
+    return section("coverage", "".join(content))
 
 
 def _gaps(gaps: Sequence[Gap]) -> str:
@@ -105,9 +104,8 @@ def _revisions(hours: Hours) -> str:
 
 def extraction(found: Extraction | Absent) -> str:
     """What was fetched, the rate against the ceiling, faults met."""
-    title = "Extraction"
     if isinstance(found, Absent):
-        return section("extraction", title, absent(found))
+        return section("extraction", absent(found))
     one = found.summary
     proved = "Every row proved" if one.whole else "NOT WHOLE: run `coordinator verify`"
     content = [
@@ -136,7 +134,7 @@ def extraction(found: Extraction | Absent) -> str:
     faults = [[kind, number(count)] for kind, count in one.faults.items()]
     content.append("<h3>Faults met and mended</h3>")
     content.append(table(["fault", "times"], faults) if faults else say("None."))
-    return section("extraction", title, "".join(content))
+    return section("extraction", "".join(content))
 
 
 def _pace(pace: Pace) -> str:
@@ -163,9 +161,8 @@ def _pace(pace: Pace) -> str:
 
 def ring(found: Ring | Absent) -> str:
     """The repository's measurements of attention and of a training step."""
-    title = "The ring"
     if isinstance(found, Absent):
-        return section("ring", title, absent(found))
+        return section("ring", absent(found))
     content = [
         say(
             f"Measured in the repository, not by the runs of this folder: {found.machine}; {found.when}. "
@@ -207,7 +204,7 @@ def ring(found: Ring | Absent) -> str:
         ]
         content.append("<h3>Predicted against measured</h3>")
         content.append(table(["ring of 2 over a slowed link", "predicted, s", "measured, s", "off by"], rows))
-    return section("ring", title, "".join(content))
+    return section("ring", "".join(content))
 
 
 def _bars(cases: Sequence[Case], field: str, unit: str) -> list[tuple[str, float, str, int]]:
@@ -240,7 +237,6 @@ def _scaling(found: Ring) -> list[str]:
 
 def provenance(found: Provenance | Absent) -> str:
     """Where everything came from."""
-    title = "Provenance"
     if isinstance(found, Absent):
-        return section("provenance", title, absent(found))
-    return section("provenance", title, table(["what", "value"], found.rows, 2))
+        return section("provenance", absent(found))
+    return section("provenance", table(["what", "value"], found.rows, 2))

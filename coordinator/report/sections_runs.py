@@ -24,9 +24,8 @@ POLICIES = {
 
 def training(found: Training | Absent) -> str:
     """Loss and validation skill against steps."""
-    title = "Training"
     if isinstance(found, Absent):
-        return section("training", title, absent(found))
+        return section("training", absent(found))
     result = found.result
     best = result.get("validation_skill")
     state = "finished and proved" if found.proved else "finished" if result else "not finished: start it again to go on"
@@ -71,7 +70,7 @@ def training(found: Training | Absent) -> str:
             marks=[("aim", 0.8)],
         )
         pictures.append(figure("Interval", picture, "Validation hours inside the 80 % interval, before calibration."))
-    return section("training", title, "".join([*content, figures(*pictures)]))
+    return section("training", "".join([*content, figures(*pictures)]))
 
 
 def _key(line: Line) -> tuple[str, str]:
@@ -80,9 +79,8 @@ def _key(line: Line) -> tuple[str, str]:
 
 def forecasts(found: Forecasts | Absent) -> str:
     """Fan charts of chosen days against the operators' forecast and what happened."""
-    title = "Forecasts"
     if isinstance(found, Absent):
-        return section("forecasts", title, absent(found))
+        return section("forecasts", absent(found))
     rows = [
         [name, number(round(ours)), number(round(theirs)), f"{1 - ours / theirs:+.3f}", f"{found.inside80[name]:.1%}"]
         for name, (ours, theirs) in found.mae.items()
@@ -109,7 +107,7 @@ def forecasts(found: Forecasts | Absent) -> str:
         f'<ul class="key">{swatches}</ul>',
         figures(*(_fan(day) for day in found.days)),
     ]
-    return section("forecasts", title, "".join(content))
+    return section("forecasts", "".join(content))
 
 
 def _kept(trained: tuple[str, str]) -> str:
@@ -139,9 +137,8 @@ def _fan(day: Day) -> str:
 
 def control(found: Control | Absent) -> str:
     """PoP by region with its gaps, learning curves, a week a region."""
-    title = "Control"
     if isinstance(found, Absent):
-        return section("control", title, absent(found))
+        return section("control", absent(found))
     result = found.result
     state = "finished and proved" if found.proved else "finished" if result else "not finished: start it again to go on"
     known = f"Known ahead: {found.known or 'not recorded'}."
@@ -178,7 +175,7 @@ def control(found: Control | Absent) -> str:
     if found.tables:
         numbers_of = [f"<h4>{name}</h4>{table(rows[0], rows[1:])}" for name, rows in found.tables.items()]
         content.append(folded("Numbers for users of a grid, by region", "".join(numbers_of)))
-    return section("control", title, "".join(content))
+    return section("control", "".join(content))
 
 
 def _pop_table(pops: Mapping[str, Mapping[str, float | None]]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.report import make
-from coordinator.report.page import SECTIONS
+from coordinator.report.parts import TITLES
 from tests.coordinator.browser import CHROMIUM, chromium
 from tests.coordinator.report_data import controlled, extracted, trained
 
@@ -29,7 +29,7 @@ def test_it_fits_and_is_quiet(tmp_path: Path) -> None:
     with chromium(tmp_path / "profile") as tab:
         for width, scheme in ((1280, "light"), (1280, "dark"), (390, "light"), (390, "dark"), (320, "light")):
             tab.open(path, width, 900, scheme)
-            assert tab.value("[...document.querySelectorAll('section')].map(one => one.id)") == list(SECTIONS)
+            assert tab.value("[...document.querySelectorAll('section')].map(one => one.id)") == list(TITLES)
             assert tab.value("document.documentElement.scrollWidth") <= width
             assert tab.value(WIDER) == []
             assert tab.value(CUT) == []
