@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import numpy as np
 
@@ -55,7 +55,7 @@ class Axis:
 
 
 def number(value: float) -> str:
-    """A tick's or a table's number: thousands apart, no more digits than it needs."""
+    """A table's number: thousands apart, no more digits than it needs."""
     if not math.isfinite(value):
         return "–"
     if value == 0 or abs(value) >= 1000:
@@ -73,6 +73,13 @@ def ticks(low: float, high: float, most: int = 6, every: float | None = None) ->
     step *= next((f for f in factors if span / (step * f) <= most), factors[-1])
     first = math.ceil(low / step - 1e-9)
     return [round(k * step, 12) + 0.0 for k in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def labels(values: Sequence[float]) -> list[str]:
+    """Ticks as text, with as many decimals as tell neighbours apart."""
+    step = min((b - a for a, b in pairwise(values)), default=abs(values[0]) if values else 1.0) or 1.0
+    decimals = next((d for d in range(9) if abs(round(step, d) - step) < step * 1e-6), 9)
+    return [f"{value:,.{decimals}f}" for value in values]
 
 
 @dataclass(frozen=True)
@@ -135,16 +142,18 @@ def _frame(xs: Sequence[Floats], ys: Sequence[Floats], axis: Axis) -> Frame:
 
 def _axes(frame: Frame, x: Axis | None, y: Axis) -> str:
     parts = []
-    for value in ticks(frame.y0, frame.y1, 5, y.every):
+    up = ticks(frame.y0, frame.y1, 5, y.every)
+    for value, said in zip(up, labels(up), strict=True):
         at = frame.y(value)
         kind = "zero" if value == 0 else "grid"
         parts.append(f'<line class="{kind}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
-        parts.append(_text(LEFT - 5, at + 4, number(value), "end"))
-    for value in ticks(frame.x0, frame.x1, 7, x.every) if x else ():
+        parts.append(_text(LEFT - 5, at + 4, said, "end"))
+    along = ticks(frame.x0, frame.x1, 7, x.every) if x else []
+    for value, said in zip(along, labels(along), strict=True):
         at = frame.x(value)
         base = HEIGHT - BOTTOM
         parts.append(f'<line class="axis" x1="{at:.1f}" x2="{at:.1f}" y1="{base}" y2="{base + 4}"/>')
-        parts.append(_text(at, base + 15, number(value), "middle"))
+        parts.append(_text(at, base + 15, said, "middle"))
     base = HEIGHT - BOTTOM
     parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base}" y2="{base}"/>')
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 5, x.label if x else "", "middle"))

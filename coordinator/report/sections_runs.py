@@ -8,11 +8,12 @@ from math import isfinite
 import numpy as np
 
 from coordinator.report.charts import Axis, Band, Line, Part, number, plot, stacks
-from coordinator.report.facts import Absent, Control, Day, Forecasts, Training, Week
+from coordinator.report.facts import Absent, Control, Day, Floats, Forecasts, Training, Week
 from coordinator.report.parts import absent, figure, figures, folded, numbers, say, section, table
 from rl.score import gaps
 
 GW = 1e-3  # of MW
+FAR_BELOW = -1.0  # PoP
 POLICIES = {
     "hour rule": "best rule by hour",
     "mpc": "MPC on the same forecast",
@@ -153,12 +154,7 @@ def control(found: Control | Absent) -> str:
         ]
     pictures = [_pop_bars(found.pops)] if found.pops else []
     if len(found.history[0]):
-        line = Line("policy", *found.history, dots=True)
-        best = [("best", float(found.history[1].max()))]
-        picture = plot("PoP on the validation year by version", Axis("version"), Axis("PoP"), [line], marks=best)
-        pictures.append(
-            figure("Learning, validation year", picture, "Every version that was looked at; the best is kept.")
-        )
+        pictures.append(_learning(*found.history))
     name, x, y = found.curve
     if len(x):
         picture = plot(f"{name} by version", Axis("version"), Axis(name), [Line(name, x, y)])
@@ -178,12 +174,27 @@ def control(found: Control | Absent) -> str:
     return section("control", "".join(content))
 
 
+def _learning(version: Floats, pop: Floats) -> str:
+    """Validation PoP; what is far below doing nothing is named instead of drawn, so that the rest can be told apart."""
+    drawn = (pop >= FAR_BELOW) | (pop.max() < FAR_BELOW)
+    line = Line("policy", version[drawn], pop[drawn], dots=True)
+    best = [("best", float(pop.max()))]
+    picture = plot("PoP on the validation year by version", Axis("version"), Axis("PoP"), [line], marks=best)
+    below = ", ".join(f"version {number(v)} at {p:.2f}" for v, p in zip(version[~drawn], pop[~drawn], strict=True))
+    said = f" Below the picture: {below}." if below else ""
+    return figure("Learning, validation year", picture, f"Every version that was looked at; the best is kept.{said}")
+
+
 def _pop_table(pops: Mapping[str, Mapping[str, float | None]]) -> str:
     names = [name for name in POLICIES if any(name in row for row in pops.values())]
     rows = []
     for name in names:
         values = [_value(row.get(name)) for row in pops.values()]
         rows.append([POLICIES[name], *(_pop(value) for value in values), _pop(_mean(values))])
+    members = [[_value(value) for name, value in row.items() if name.startswith("member")] for row in pops.values()]
+    if all(members):
+        alone = [_mean(each) for each in members]
+        rows.append([f"its {len(members[0])} members, each alone", *map(_pop, alone), _pop(_mean(alone))])
     for part in ("horizon", "forecast", "policy"):
         values = [_gap(row, part) for row in pops.values()]
         if any(isfinite(value) for value in values):
@@ -213,8 +224,9 @@ def _gap(row: Mapping[str, float | None], part: str) -> float:
 def _pop_bars(pops: Mapping[str, Mapping[str, float | None]]) -> str:
     parts = [Part("policy", np.array([_value(row.get("policy")) for row in pops.values()]), 0)]
     for style, part in enumerate(("policy", "forecast", "horizon"), 1):
-        # A gap below 0, where the policy does better than the plan, takes nothing off the column.
-        height = np.array([max(0.0, _gap(row, part)) for row in pops.values()])
+        # Where the policy does better than planning on its forecast, so much of the forecast's gap is closed.
+        closed = [min(0.0, _gap(row, "policy")) if part == "forecast" else 0.0 for row in pops.values()]
+        height = np.array([max(0.0, _gap(row, part) + less) for row, less in zip(pops.values(), closed, strict=True)])
         if np.isfinite(height).any() and height.any():
             parts.append(Part(f"gap: {part}", height, style, faint=True))
     marks = [
@@ -230,8 +242,8 @@ def _pop_bars(pops: Mapping[str, Mapping[str, float | None]]) -> str:
     return figure(
         "PoP by region",
         picture,
-        "Columns: the policy, then what is lost by it, by the forecast and by the horizon, up to 1; higher where the policy does "
-        "better than planning on the same forecast. Lines: baselines.",
+        "Columns: the policy, then what is lost by it, by the forecast and by the horizon, up to the optimum at 1. "
+        "Lines: baselines.",
         key,
     )
 

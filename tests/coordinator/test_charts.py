@@ -19,6 +19,7 @@ from coordinator.report.charts import (
     Part,
     bars,
     heat,
+    labels,
     number,
     plot,
     stacks,
@@ -56,6 +57,19 @@ def test_ticks_are_few_and_inside(low: float, high: float) -> None:
 )
 def test_numbers(value: float, text: str) -> None:
     assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([175.9, 176.0, 176.1], ["175.9", "176.0", "176.1"]),
+        ([0, 500, 1000], ["0", "500", "1,000"]),
+        ([-0.25, 0, 0.25], ["-0.25", "0.00", "0.25"]),
+        ([], []),
+    ],
+)
+def test_ticks_can_be_told_apart(values: list[float], expected: list[str]) -> None:
+    assert labels(values) == expected
 
 
 def test_a_curve_lies_where_its_values_are_and_breaks_at_a_hole() -> None:
