@@ -16,7 +16,7 @@ import numpy as np
 from coordinator.report.facts import Floats
 
 WIDTH, HEIGHT = 380, 220
-LEFT, RIGHT, TOP, BOTTOM = 52, 10, 26, 38
+LEFT, RIGHT, TOP, BOTTOM = 52, 18, 26, 38
 CHARACTER = 7.0  # width of one of 12 units' height, about
 
 
