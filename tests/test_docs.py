@@ -59,14 +59,16 @@ def test_commands_parse(page: Path) -> None:
 def parse(words: list[str], what: str) -> None:
     """Typer's own parser on the words, group by group; nothing is run."""
     command = typer.main.get_command(app)
-    context, name = None, "coordinator"
+    name = "coordinator"
     while True:
         children = getattr(command, "commands", None)
         if children is None:
             try:
-                command.make_context(name, list(words), parent=context)
+                command.make_context(name, list(words))
             except Exception as error:
-                pytest.fail(f"{what}: {error}")
+                # Prose may name an option without a value.
+                if not (words and words[-1].startswith("--") and "requires an argument" in str(error)):
+                    pytest.fail(f"{what}: {error}")
             return
         if not words:
             return  # a group by itself, e.g. `coordinator keys`
