@@ -136,6 +136,7 @@ def test_help_shows_brackets() -> None:
     assert "[eia+|bulk+|oasis+]URL" in whole
 
 
+@pytest.mark.timeout(600)
 def test_readme_python_runs(tmp_path: Path) -> None:
     one = shard("ERCO")
     commit(tmp_path / "data", one, {"D": daily(one.hours), "DF": daily(one.hours)})

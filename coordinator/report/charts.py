@@ -76,10 +76,13 @@ def ticks(low: float, high: float, most: int = 6, every: float | None = None) ->
 
 
 def labels(values: Sequence[float]) -> list[str]:
-    """Ticks as text, with as many decimals as tell neighbours apart."""
-    step = min((b - a for a, b in pairwise(values)), default=abs(values[0]) if values else 1.0) or 1.0
+    """Ticks as text, with as many decimals as tell neighbours apart; from 100,000 on in thousands or millions."""
+    largest = max(map(abs, values), default=0.0)
+    scale, unit = (1e6, "M") if largest >= 1e6 else (1e3, "k") if largest >= 1e5 else (1.0, "")
+    shown = [value / scale for value in values]
+    step = min((b - a for a, b in pairwise(shown)), default=largest / scale) or 1.0
     decimals = next((d for d in range(9) if abs(round(step, d) - step) < step * 1e-6), 9)
-    return [f"{value:,.{decimals}f}" for value in values]
+    return [f"{value:,.{decimals}f}{unit if value else ''}" for value in shown]
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from ingest.manifest import ShardManifest
 
 BINS = 60  # parts of the span of a run
 MINUTE_S = 60.0
+LEAST_S = 1.0  # span: a rate over less means nothing
 CEILINGS = {"eia": EIA_POLICY.rate, "oasis": OASIS_POLICY.rate}  # requests a second; bulk files have no stated limit
 
 
@@ -74,15 +75,16 @@ def pace(fetched: Sequence[str], ceiling: float | None) -> Pace | None:
         return None
     moments = np.sort([datetime.fromisoformat(one).timestamp() for one in fetched])
     span = float(moments[-1] - moments[0])
-    counts, _ = np.histogram(moments - moments[0], BINS, (0.0, max(span, 1e-3)))
+    shown = max(span, LEAST_S)
+    counts, _ = np.histogram(moments - moments[0], BINS, (0.0, shown))
     within = np.searchsorted(moments, moments + MINUTE_S) - np.arange(len(moments))
     return Pace(
         first=min(fetched),
         last=max(fetched),
-        span_s=span,
+        span_s=shown,
         answers=len(moments),
-        bins=counts / (max(span, 1e-3) / BINS),
-        busiest=float(within.max()) / min(max(span, 1.0), MINUTE_S),
+        bins=counts / (shown / BINS),
+        busiest=float(within.max()) / min(shown, MINUTE_S),
         ceiling=ceiling,
     )
 

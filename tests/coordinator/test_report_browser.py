@@ -20,6 +20,7 @@ CUT = """[...document.querySelectorAll('svg text')].filter(one => { const box = 
     return box.x < -1 || box.x + box.width > all.width + 1 || box.y + box.height > all.height + 1 }).map(one => one.textContent)"""
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(CHROMIUM is None, reason="no `chromium` here: apt-get install chromium")
 def test_it_fits_and_is_quiet(tmp_path: Path) -> None:
     data = controlled(trained(extracted(tmp_path / "data")))
