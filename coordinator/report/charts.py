@@ -47,10 +47,11 @@ class Band:
 
 @dataclass(frozen=True)
 class Axis:
-    """`every`: distance of ticks where the unit asks for one (24 hours, 12 months); else it is chosen."""
+    """`every`: distance of ticks where the unit asks for one (24 hours, 12 months); else it is chosen, from `least` on."""
 
     label: str
     every: float | None = None
+    least: float = 0.0
     zero: bool = False  # shown in any case
 
 
@@ -65,10 +66,10 @@ def number(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 1e-3 else f"{value:.3f}".rstrip("0").rstrip(".")
 
 
-def ticks(low: float, high: float, most: int = 6, every: float | None = None) -> list[float]:
-    """Multiples of 1, 2 or 5 × 10^k (or of `every`) in `low`…`high`, at most `most` of them."""
+def ticks(low: float, high: float, most: int = 6, every: float | None = None, least: float = 0.0) -> list[float]:
+    """Multiples of 1, 2 or 5 × 10^k, `least` apart at least (or of `every`), in `low`…`high`, at most `most` of them."""
     span = max(high - low, 1e-12)
-    step = every or 10.0 ** math.floor(math.log10(span / most))
+    step = every or max(10.0 ** math.floor(math.log10(span / most)), least)
     factors = (1, 2, 4, 7, 14, 28) if every else (1, 2, 5, 10, 20, 50)
     step *= next((f for f in factors if span / (step * f) <= most), factors[-1])
     first = math.ceil(low / step - 1e-9)
@@ -145,13 +146,13 @@ def _frame(xs: Sequence[Floats], ys: Sequence[Floats], axis: Axis) -> Frame:
 
 def _axes(frame: Frame, x: Axis | None, y: Axis) -> str:
     parts = []
-    up = ticks(frame.y0, frame.y1, 5, y.every)
+    up = ticks(frame.y0, frame.y1, 5, y.every, y.least)
     for value, said in zip(up, labels(up), strict=True):
         at = frame.y(value)
         kind = "zero" if value == 0 else "grid"
         parts.append(f'<line class="{kind}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
         parts.append(_text(LEFT - 5, at + 4, said, "end"))
-    along = ticks(frame.x0, frame.x1, 7, x.every) if x else []
+    along = ticks(frame.x0, frame.x1, 7, x.every, x.least) if x else []
     for value, said in zip(along, labels(along), strict=True):
         at = frame.x(value)
         base = HEIGHT - BOTTOM

@@ -83,7 +83,9 @@ def _gaps(gaps: Sequence[Gap]) -> str:
     rest = table(["respondent", "variable", "first hour (UTC)", "last", "hours"], rows, 4)
     rest += say(f"{left:,} shorter ones are named by `coordinator verify`.") if left else ""
     return (
-        say(f"{len(gaps):,} gaps. “all”: not one row of a respondent came on a route, e.g. generation by fuel.")
+        say(
+            f"{len(gaps):,} runs of hours. Variable “all”: not one row of a respondent came on a route, e.g. generation by fuel."
+        )
         + table(["respondent", *header], by_respondent)
         + folded("By variable", table(["respondent", "variable", *header], by_variable, 2))
         + folded("Each gap, the longest first", rest)

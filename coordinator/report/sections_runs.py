@@ -48,7 +48,12 @@ def training(found: Training | Absent) -> str:
     pictures = [
         figure(
             "Loss",
-            plot("Training loss by step", Axis("step"), Axis("pinball loss, scales"), [Line("loss", *found.loss)]),
+            plot(
+                "Training loss by step",
+                Axis("step", least=1),
+                Axis("pinball loss, scales"),
+                [Line("loss", *found.loss)],
+            ),
             "Loss of each step's pieces over seven quantile levels, in units of each respondent's scale.",
         )
     ]
@@ -56,7 +61,7 @@ def training(found: Training | Absent) -> str:
         pictures.append(
             figure(
                 "Validation skill",
-                plot("Validation skill by step", Axis("step"), Axis("MAE skill", zero=True), lines),
+                plot("Validation skill by step", Axis("step", least=1), Axis("MAE skill", zero=True), lines),
                 "Moving average of the weights, on the validation year.",
                 [_key(line) for line in lines],
             )
@@ -65,7 +70,7 @@ def training(found: Training | Absent) -> str:
         line = Line("80 % interval", *found.coverage80, dots=True)
         picture = plot(
             "Share of hours inside the 80 % interval",
-            Axis("step"),
+            Axis("step", least=1),
             Axis("share of hours"),
             [line],
             marks=[("aim", 0.8)],
@@ -157,7 +162,7 @@ def control(found: Control | Absent) -> str:
         pictures.append(_learning(*found.history))
     name, x, y = found.curve
     if len(x):
-        picture = plot(f"{name} by version", Axis("version"), Axis(name), [Line(name, x, y)])
+        picture = plot(f"{name} by version", Axis("version", least=1), Axis(name), [Line(name, x, y)])
         pictures.append(figure("Learning, training years", picture, f"The learner's own figure, {name}."))
     content.append(figures(*pictures))
     if found.weeks:
@@ -179,7 +184,7 @@ def _learning(version: Floats, pop: Floats) -> str:
     drawn = (pop >= FAR_BELOW) | (pop.max() < FAR_BELOW)
     line = Line("policy", version[drawn], pop[drawn], dots=True)
     best = [("best", float(pop.max()))]
-    picture = plot("PoP on the validation year by version", Axis("version"), Axis("PoP"), [line], marks=best)
+    picture = plot("PoP on the validation year by version", Axis("version", least=1), Axis("PoP"), [line], marks=best)
     below = ", ".join(f"version {number(v)} at {p:.2f}" for v, p in zip(version[~drawn], pop[~drawn], strict=True))
     said = f" Below the picture: {below}." if below else ""
     return figure("Learning, validation year", picture, f"Every version that was looked at; the best is kept.{said}")

@@ -44,6 +44,11 @@ def test_ticks(low: float, high: float, every: float | None, expected: list[floa
     assert ticks(low, high, 7 if every else 6, every) == pytest.approx(expected)
 
 
+def test_ticks_of_what_is_counted_are_whole() -> None:
+    assert ticks(0, 3, 7, least=1) == [0, 1, 2, 3]
+    assert ticks(1, 160, 7, least=1) == [50, 100, 150]
+
+
 @pytest.mark.parametrize("low, high", [(0, 1e-9), (-1e6, 1e6), (5, 5), (3.99, 4.01)])
 def test_ticks_are_few_and_inside(low: float, high: float) -> None:
     found = ticks(low, high)
