@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from coordinator import curve
@@ -32,7 +33,8 @@ app.add_typer(config_app, name="config")
 
 def _option(name: str, *extra: str) -> Any:
     setting = next(s for s in SETTINGS if s.name == name)
-    return typer.Option(f"--{name}", *extra, help=f"{setting.help} [default: {setting.default}]", show_default=False)
+    said = escape(f"{setting.help} [default: {setting.default}]")  # brackets would be markup
+    return typer.Option(f"--{name}", *extra, help=said, show_default=False)
 
 
 Data = Annotated[str | None, _option("data")]
@@ -219,6 +221,22 @@ def verify(data: Data = None, as_json: AsJson = False) -> None:
     print(json.dumps(report.to_json()) if as_json else report.to_text())
     if not report.whole:
         raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def report(
+    data: Data = None,
+    out: Annotated[
+        Path | None, typer.Option(help=escape("file to write [default: DATA/report.html]"), show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """One HTML page of what the runs left in a data folder, e.g. `coordinator report --out report.html`."""
+    from coordinator.report import make
+
+    folder = _settings(data=data)["data"].value
+    made = make.report(folder, out or folder / "report.html")
+    print(json.dumps(made) if as_json else make.describe(made))
 
 
 @keys_app.command("init")

@@ -31,6 +31,7 @@ from coordinator.scheduler import TaskSpec
 from coordinator.sources import EIA_POLICY, SourceChoice, parse_source
 from ingest import manifest
 from ingest.catalog import check_respondents
+from ingest.coverage import write_coverage
 from ingest.emulator.process import Emulator
 from ingest.errors import AuthenticationError, SourceError, UsageError
 from ingest.plan import Build, build_job, expected_requests, plan_builds, plan_shards, plan_update
@@ -266,8 +267,6 @@ def run(options: Options, *, as_json: bool = False, quiet: bool = False) -> dict
         summary = manifest.write_summary(options.data_dir)
         seconds = time.monotonic() - began
         if tasks and summary.builds:
-            from ingest.coverage import write_coverage  # here, since matplotlib takes a second to load
-
             write_coverage(options.data_dir)
     return _summary(options, extraction, ended, summary, seconds)
 

@@ -9,12 +9,10 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import BoundaryNorm, ListedColormap
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ingest.errors import ProofError, UsageError
+from ingest.series import Revision
 from ingest.store import atomic_write
 
 GROUPS: tuple[tuple[str, Callable[[str], bool]], ...] = (
@@ -33,13 +31,14 @@ COLOURS = ("#b2182b", "#ef8a62", "#fddbc7", "#d1e5f0", "#67a9cf", "#2166ac")
 
 
 class SeriesSummary(msgspec.Struct):
-    """What the picture needs of a series.json: cells by variable, reason and month."""
+    """What is shown of a series.json: cells by variable, reason and month, and the cells that were restated."""
 
     respondent: str
     year: int
     origin: str
     month_hours: list[int]
     variables: dict[str, dict[str, list[int]]]
+    revisions: list[Revision] = []
 
 
 @dataclass(frozen=True)
@@ -75,6 +74,11 @@ def coverage(summaries: Iterable[SeriesSummary]) -> Coverage:
 
 def draw(picture: Coverage) -> bytes:
     """Coverage → PNG. The title says where the data came from."""
+    # Here, since matplotlib takes a second to load and `coverage` needs none of it.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import BoundaryNorm, ListedColormap
+    from matplotlib.figure import Figure
+
     count, width = picture.share.shape
     figure = Figure(figsize=(max(8.0, 2.6 + 0.13 * width), 1.9 + 0.24 * count), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
@@ -112,18 +116,23 @@ def draw(picture: Coverage) -> bytes:
     return png.getvalue()
 
 
-def write_coverage(data_dir: Path | str) -> Path:
-    """Draw coverage.png beside the data, from every series.json. UsageError when there is none; ProofError for a damaged one."""
-    folder = Path(data_dir)
-    paths = sorted((folder / "series").glob("*/*/series.json"))
-    if not paths:
-        raise UsageError(f"no series in {folder} to draw: `coordinator start --extract` makes some")
+def read_summaries(data_dir: Path) -> list[SeriesSummary]:
+    """Every series.json of a data folder, by respondent and year. ProofError for a damaged one."""
     summaries = []
-    for path in paths:
+    for path in sorted((data_dir / "series").glob("*/*/series.json")):
         try:
             summaries.append(msgspec.json.decode(path.read_bytes(), type=SeriesSummary))
         except (OSError, ValueError) as error:
             raise ProofError(f"{path} can't be read: {error}; run `coordinator verify`") from error
+    return summaries
+
+
+def write_coverage(data_dir: Path | str) -> Path:
+    """Draw coverage.png beside the data, from every series.json. UsageError when there is none; ProofError for a damaged one."""
+    folder = Path(data_dir)
+    summaries = read_summaries(folder)
+    if not summaries:
+        raise UsageError(f"no series in {folder} to draw: `coordinator start --extract` makes some")
     target = folder / "coverage.png"
     atomic_write(target, draw(coverage(summaries)))
     return target
