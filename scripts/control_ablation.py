@@ -37,6 +37,7 @@ from rl.score import rollout, yardstick
 from rl.table import Table, table
 from rl.table_file import path_of, to_bytes
 from rl.versions import train
+from worker.tables import GROWTH
 
 Array = NDArray[np.float64]
 TEST = ("2019-01-01T00", "2019-12-31T23")
@@ -78,13 +79,19 @@ def known(kind: str, path: Path, one: Region, issued: Array) -> Forecast | None:
     return np.concatenate([better, day_ahead(one, spread, HORIZON)], axis=2)
 
 
-def tables(kind: str, args: argparse.Namespace, grid: Grid, start: str, end: str, names: list[str]) -> Table:
+def tables(
+    kind: str, args: argparse.Namespace, grid: Grid, start: str, end: str, names: list[str], growths: tuple[float, ...]
+) -> Table:
+    """The hours of the regions, once for each of `growths`, which load and forecast are multiplied with."""
     regions, forecasts, extra = [], [], []
     for name in names:
         one, issued = recorded(args.data, name)
-        regions.append(one)
-        forecasts.append(known(kind, args.forecaster, one, issued))
-        extra.append(embedding(args.forecaster, one) if kind == "embedding" else np.zeros((len(one.hours), 0)))
+        ahead = known(kind, args.forecaster, one, issued)
+        more = embedding(args.forecaster, one) if kind == "embedding" else np.zeros((len(one.hours), 0))
+        for growth in growths:
+            regions.append(replace(one, load=one.load * growth))
+            forecasts.append(None if ahead is None else ahead * np.float32(growth))
+            extra.append(more)
     made = table(regions, forecasts, start, end, grid)
     pairs = zip(extra, made.origins, made.spans, strict=True)
     more = np.concatenate([e[origin : origin + last - first] for e, origin, (first, last) in pairs])
@@ -115,11 +122,11 @@ def run(args: argparse.Namespace, say: Callable[[str], None]) -> None:
     """Append the lines of every kind."""
     grid, names = Grid(), list(OFFSETS)
     for kind in args.kinds.split(","):
-        made = tables(kind, args, grid, FIRST.replace("07-02", "09-01"), TRAINED, names)
+        made = tables(kind, args, grid, FIRST.replace("07-02", "09-01"), TRAINED, names, (1.0, GROWTH))
         settings = Settings(iterations=args.steps // 100, members=1, seed=args.seed)
         policy = learnt(grid, made, settings)
         for name in names:
-            data = tables(kind, args, grid, *TEST, [name])
+            data = tables(kind, args, grid, *TEST, [name], (1.0,))
             starts = weeks(data)[:: args.every]
             pop = yardstick(grid, data, starts, WEEK).pop(rollout(grid, data, policy, starts, WEEK).cost.sum(axis=0))
             line = {"known": kind, "seed": args.seed, "region": name, "year": 2019, "pop": pop}

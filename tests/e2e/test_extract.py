@@ -162,7 +162,7 @@ def test_an_unknown_respondent_is_named_with_near_matches_before_any_request(coo
 
 
 def test_a_second_coordinator_on_the_folder_is_refused(coordinator: Coordinator, tmp_path: Path) -> None:
-    with Emulator("--latency-ms", "300") as emulator:
+    with Emulator("--latency-ms", "1000") as emulator:
         arguments = command("start", "--extract", "--source", emulator.url, "--quiet", *SMALL)
         first = subprocess.Popen(arguments, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE)
         try:
