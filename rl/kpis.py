@@ -24,6 +24,20 @@ CARBON = {"COL": 1.00, "NG": 0.41, "OIL": 0.95}
 INERTIA = {"NUC": 6.0, "COL": 4.0, "NG": 4.5, "OIL": 4.0, "WAT": 3.0, "GEO": 4.0, "OTH": 3.0, "PS": 3.0}
 DISPATCHED = ("COL", "NG", "OIL")  # fuels that follow a change of residual load, each by its share in that hour
 WEEK = 168  # hours
+# Numbers that a table shows: field of `Kpis` → what it is called there, and what one of it is in that unit.
+LABELS = {
+    "ramp_absolute": ("ramps, up and down, GW", 1e-3),
+    "ramp_up_only": ("ramps, up only, GW", 1e-3),
+    "load_factor": ("load factor", 1.0),
+    "peak": ("peak, MW", 1.0),
+    "daily_peak": ("mean daily peak, MW", 1.0),
+    "unserved": ("unserved, MWh", 1.0),
+    "curtailed": ("curtailed, MWh", 1.0),
+    "shifted": ("load shifted, GWh", 1e-3),
+    "rebound": ("its rebound, GWh", 1e-3),
+    "shed": ("load shed, MWh", 1.0),
+    "cvar_week": ("mean cost of the worst tenth of weeks, M$", 1e-6),
+}
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from ingest.loader import load_series
 from rl.baselines import best_peak_shaving, hour_rule, nothing, peak_shaving
 from rl.forecasts import Forecast, corrected, day_ahead, oracle, persistence, with_quantiles
 from rl.grid import Grid
-from rl.kpis import kpis
+from rl.kpis import LABELS, kpis
 from rl.mpc import Mpc
 from rl.policy import load as load_policy
 from rl.region import WEEK, Region, region
@@ -235,20 +235,8 @@ def kpi_table(latest: dict[tuple[str, int, str], dict], name: str, year: int) ->
     wanted = ("nothing", "hour rule", "mpc DF", "mpc forecaster quantiles", "policy")
     shown = [policy for policy in wanted if (name, year, policy) in latest]
     numbers = {policy: latest[name, year, policy]["kpis"] for policy in shown}
-    labels = {
-        "ramp_absolute": ("ramps, up and down, GW", 1e-3),
-        "ramp_up_only": ("ramps, up only, GW", 1e-3),
-        "load_factor": ("load factor", 1.0),
-        "peak": ("peak, MW", 1.0),
-        "daily_peak": ("mean daily peak, MW", 1.0),
-        "unserved": ("unserved, MWh", 1.0),
-        "shifted": ("load shifted, GWh", 1e-3),
-        "rebound": ("its rebound, GWh", 1e-3),
-        "shed": ("load shed, MWh", 1.0),
-        "cvar_week": ("mean cost of the worst tenth of weeks, M$", 1e-6),
-    }
     rows = [f"| {name} {year} | " + " | ".join(shown) + " |", "|---" * (len(shown) + 1) + "|"]
-    for key, (label, unit) in labels.items():
+    for key, (label, unit) in LABELS.items():
         rows.append(f"| {label} | " + " | ".join(f"{numbers[p][key] * unit:,.4g}" for p in shown) + " |")
     rows += [
         f"| cycles of {store} | " + " | ".join(f"{numbers[p]['cycles'][store]:,.4g}" for p in shown) + " |"

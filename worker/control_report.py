@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ingest.store import atomic_write
 from rl.baselines import nothing
 from rl.grid import Grid
+from rl.kpis import LABELS as LABELS_OF_KPIS
 from rl.kpis import kpis
 from rl.optimum import optimum
 from rl.policy import Mlp
@@ -133,25 +134,11 @@ def _gaps(pops: Mapping[str, Mapping[str, float]]) -> list[Gaps]:
 def _numbers(found: Found, region: int, idle: Trace, trace: Trace) -> str:
     """Some of `rl.kpis`, without control and with the policy."""
     peak = float(found.about["peaks"][region])
-    rows = {
-        "ramp_absolute": ("ramps, up and down, GW", 1e-3),
-        "ramp_up_only": ("ramps, up only, GW", 1e-3),
-        "load_factor": ("load factor", 1.0),
-        "peak": ("peak, MW", 1.0),
-        "daily_peak": ("mean daily peak, MW", 1.0),
-        "unserved": ("unserved, MWh", 1.0),
-        "curtailed": ("curtailed, MWh", 1.0),
-        "shifted": ("load shifted, GWh", 1e-3),
-        "rebound": ("its rebound, GWh", 1e-3),
-        "shed": ("load shed, MWh", 1.0),
-        "cvar_week": ("mean cost of the worst tenth of weeks, M$", 1e-6),
-    }
     before, after = (asdict(kpis(found.grid, one, peak)) for one in (idle, trace))
     lines = [f"| {len(trace.starts)} weeks | nothing | policy |", "|---|---|---|"]
     lines += [
         f"| {label} | {before[key] * unit:,.4g} | {after[key] * unit:,.4g} |"
-        for key, (label, unit) in rows.items()
-        if key in before
+        for key, (label, unit) in LABELS_OF_KPIS.items()
     ]
     return "\n".join(lines)
 

@@ -19,7 +19,6 @@ import rl.vtrace
 from ingest.errors import UsageError
 from rl.jobs import BASELINES
 
-ITERATIONS = 24  # of the pathwise gradient: the whole pipeline is to end within 15 minutes on two cores
 ALGORITHMS = ("pathwise", "vtrace", "evolve")
 
 
@@ -40,7 +39,7 @@ class Settings:
     baselines: str = "hour rule,mpc,mpc perfect"  # that the test year compares with; empty: none
     seed: int = 0
     clone: rl.clone.Settings = field(default_factory=rl.clone.Settings)
-    pathwise: rl.pathwise.Settings = field(default_factory=lambda: rl.pathwise.Settings(iterations=ITERATIONS))
+    pathwise: rl.pathwise.Settings = field(default_factory=rl.pathwise.Settings)
     vtrace: rl.vtrace.Settings = field(default_factory=rl.vtrace.Settings)
     evolve: rl.evolve.Settings = field(default_factory=rl.evolve.Settings)
 
