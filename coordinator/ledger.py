@@ -163,12 +163,14 @@ class Ledger:
                 self._move(task, "dropped" if task.spec.once else "pending")
 
     def kept(self) -> list[AnyRecord]:
-        """The fewest records that lead to this state: one a task."""
-        return [Kept(name, msgspec.structs.replace(task)) for name, task in self.tasks.items()]
+        """The fewest records that lead to this state: one a task, and none of a fleeting one."""
+        lasting = ((name, task) for name, task in self.tasks.items() if not task.spec.fleeting)
+        return [Kept(name, msgspec.structs.replace(task)) for name, task in lasting]
 
     def _apply_kept(self, was: Task) -> None:
-        if was.order != len(self.tasks):
-            raise ValueError(f"{was.spec.id} was number {was.order}, but {len(self.tasks)} are known")
+        if was.order != self._kept:
+            raise ValueError(f"{was.spec.id} was number {was.order}, but {self._kept} are known")
+        self._kept += 1
         task = self.tasks[was.spec.id] = msgspec.structs.replace(was)
         for name in task.spec.after:
             self._dependents.setdefault(name, []).append(was.spec.id)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from coordinator.events import AddTasks, Confirmed, Event, PutOut, Restart, Send, TaskDone, Tick, Withdraw, WorkerLost
+from coordinator.ledger import Added, Ledger
 from coordinator.protocol import Cancel, Failure, Goodbye, Heartbeat, Hello, Lease, RegisterAgain, Result, Stop, Welcome
 from coordinator.scheduler import Limits, Scheduler, TaskSpec
 
@@ -151,3 +152,18 @@ class Fleet(RuleBasedStateMachine):
 
 Fleet.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestFleet = Fleet.TestCase
+
+
+def test_a_journal_written_anew_has_nothing_of_them() -> None:
+    """And what is added after it goes by the same numbers as before."""
+    ledger = Ledger()
+    specs = (TaskSpec("a", "noop", {}), TaskSpec("f", "rollout", {}, fleeting=True), TaskSpec("b", "noop", {}))
+    for spec in specs:
+        ledger.apply(Added(spec.id, spec))
+    again = Ledger()
+    for record in ledger.kept():
+        again.apply(record)
+    assert list(again.tasks) == ["a", "b"]
+    for one in (ledger, again):
+        one.apply(Added("c", TaskSpec("c", "noop", {}, ("b",))))
+    assert {name: task for name, task in ledger.tasks.items() if name != "f"} == again.tasks
