@@ -66,8 +66,11 @@ def missing() -> str:
         packages.add("openssh-server")
     if packages:
         return f"hosts in namespaces need packages: apt-get install {' '.join(sorted(packages))}"
-    tried = subprocess.run(["unshare", "--net", "--mount", "--pid", "--fork", "true"], capture_output=True, text=True)
-    return f"namespaces are refused here: {tried.stderr.strip()}" if tried.returncode else ""
+    links = "ip link add probe type bridge && ip link add a type veth peer name b"
+    tried = subprocess.run(
+        ["unshare", "--net", "--mount", "--pid", "--fork", "sh", "-c", links], capture_output=True, text=True
+    )
+    return f"namespaces or links in them are refused here: {tried.stderr.strip()}" if tried.returncode else ""
 
 
 class Host:
