@@ -66,7 +66,7 @@ def missing() -> str:
         packages.add("openssh-server")
     if packages:
         return f"hosts in namespaces need packages: apt-get install {' '.join(sorted(packages))}"
-    links = "ip link add probe type bridge && ip link add a type veth peer name b"
+    links = "ip link add name probe0 type bridge && ip link add name probe1 type veth peer name probe2"
     tried = subprocess.run(
         ["unshare", "--net", "--mount", "--pid", "--fork", "sh", "-c", links], capture_output=True, text=True
     )
