@@ -20,11 +20,17 @@ def script(folder: Path, text: str) -> str:
     return str(path)
 
 
+def lives(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:  # also when it goes between two looks
+        return False
+
+
 def gone(pids: list[int], within: float = 20.0) -> bool:
     deadline = time.monotonic() + within
     while time.monotonic() < deadline:
-        alive = [p for p in pids if psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE]
-        if not alive:
+        if not any(map(lives, pids)):
             return True
         time.sleep(0.05)
     return False
