@@ -262,7 +262,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             options.script,
             start_timeout=options.start_timeout,
             timeout=options.timeout,
-            echo=lambda rank, line: print(f"[{rank}] {line}", flush=True),
+            echo=lambda rank, line: print(f"[{rank}] {line}\n", end="", flush=True),  # one write: ranks speak at once
         )
     except LaunchError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
