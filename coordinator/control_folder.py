@@ -9,9 +9,6 @@ import msgspec
 from coordinator import run_folder
 from coordinator.files import file_sha256
 from ingest.errors import ProofError
-from ingest.store import atomic_write
-
-RESULT, PROVED = "result.json", "proved.json"
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -42,7 +39,7 @@ def asked(data_dir: Path, config: bytes, weights: str) -> str:
 
 def read_result(run: Path) -> Result:
     """The result, with its policy proved. ProofError says what is wrong with it."""
-    path = run / RESULT
+    path = run / run_folder.RESULT
     try:
         result = msgspec.json.decode(path.read_bytes(), type=Result)
         found = file_sha256(run / result.policy)
@@ -58,16 +55,13 @@ def read_result(run: Path) -> Result:
 def accept(run: Path, request: str) -> Result:
     """Remember that the result answers this request. ProofError unless it is whole."""
     result = read_result(run)
-    proved = run_folder.Proved(request, file_sha256(run / RESULT))
-    atomic_write(run / PROVED, msgspec.json.encode(proved))
+    run_folder.remember(run, request)
     return result
 
 
 def accepted(run: Path, request: str) -> Result | None:
     """The result that was accepted for this request and is still whole; None where there is something to do."""
     try:
-        proved = msgspec.json.decode((run / PROVED).read_bytes(), type=run_folder.Proved)
-        whole = proved == run_folder.Proved(request, file_sha256(run / RESULT))
-        return read_result(run) if whole else None
-    except (FileNotFoundError, msgspec.MsgspecError, ProofError):
+        return read_result(run) if run_folder.remembered(run, request) else None
+    except ProofError:
         return None

@@ -69,17 +69,30 @@ def read_result(run: Path) -> Result:
 def accept(run: Path, request: str) -> Result:
     """Remember that the result answers this request. ProofError unless it is whole."""
     result = read_result(run)
-    atomic_write(run / PROVED, msgspec.json.encode(Proved(request, file_sha256(run / RESULT))))
+    remember(run, request)
     return result
 
 
 def accepted(run: Path, request: str) -> Result | None:
     """The result that was accepted for this request and is still whole; None where there is something to do."""
     try:
-        proved = msgspec.json.decode((run / PROVED).read_bytes(), type=Proved)
-        return read_result(run) if proved == Proved(request, file_sha256(run / RESULT)) else None
-    except (FileNotFoundError, msgspec.MsgspecError, ProofError):
+        return read_result(run) if remembered(run, request) else None
+    except ProofError:
         return None
+
+
+def remember(run: Path, request: str) -> None:
+    """That the result as it lies there answers this request; of any training's folder."""
+    atomic_write(run / PROVED, msgspec.json.encode(Proved(request, file_sha256(run / RESULT))))
+
+
+def remembered(run: Path, request: str) -> bool:
+    """Whether that was remembered, and the result is the same file still."""
+    try:
+        proved = msgspec.json.decode((run / PROVED).read_bytes(), type=Proved)
+        return proved == Proved(request, file_sha256(run / RESULT))
+    except (FileNotFoundError, msgspec.MsgspecError):
+        return False
 
 
 @dataclass

@@ -21,12 +21,12 @@ from rl.errors import DataError
 from rl.grid import Grid
 from rl.mpc import Mpc
 from rl.optimum import optimum
+from rl.pack import Spec
 from rl.policy import Mlp
 from rl.score import Policy, nothing_cost, rollout
 from rl.table import Table
 from rl.table_file import load
 
-Spec = tuple[str, str, tuple[int, ...]]  # an array of a result: name, dtype, shape
 Arrays = dict[str, NDArray]
 
 HORIZON = 36  # hours that a planning baseline looks ahead, or as far as the table's forecast goes

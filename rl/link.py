@@ -13,11 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rl.errors import DataError
-from rl.pack import pack, unpack
+from rl.pack import Spec, pack, unpack
 
 MAX_FRAME = 1 << 30  # bytes
-
-Spec = tuple[str, str, tuple[int, ...]]  # an array: name, dtype, shape
 
 
 class Word(msgspec.Struct, frozen=True, tag_field="say", forbid_unknown_fields=True):

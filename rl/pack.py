@@ -23,6 +23,7 @@ MAX_HEADER = 4 << 20  # bytes
 MAX_DIMENSIONS = 8
 
 Arrays = Mapping[str, NDArray]
+Spec = tuple[str, str, tuple[int, ...]]  # an array: name, dtype, shape
 
 
 def pack(meta: Mapping[str, Any], arrays: Arrays) -> bytes:

@@ -150,10 +150,10 @@ def savings(grid: Grid, table: Table, *, hours: int = 168, most: int = 26) -> Ar
     return np.array(found)
 
 
-def learning_rate(settings_rate: float, step: int, total: int) -> float:
+def learning_rate(highest: float, step: int, total: int) -> float:
     """Of step `step`, counted from 0: up in a line, then down to a fiftieth as a cosine."""
     fall = 0.5 * (1 + np.cos(np.pi * step / total))
-    return settings_rate * min(1.0, (step + 1) / WARM_UP) * (0.02 + 0.98 * fall)
+    return highest * min(1.0, (step + 1) / WARM_UP) * (0.02 + 0.98 * fall)
 
 
 def descend(episodes: Episodes, starts: NDArray[np.int64], job: Descend, policy: Mlp, mean: Mlp, square: Mlp) -> Arrays:

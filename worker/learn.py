@@ -3,8 +3,8 @@
     python -m worker.learn --data DIR --run DIR --asked DIGEST [--config FILE] [--forecaster RUN --checkpoint SHA256]
 
 Read from top to bottom: tables, labels and clone where they are needed, improvement, judgement on the validation year, the test
-year, report. The newest state
-lies in the run folder after every step, so a learner that was killed goes on to the same weights, whoever plays and whenever.
+year, report. The newest state lies in the run folder after every step, so a learner that was killed goes on to the same weights,
+whoever plays and whenever.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Training:
     def table(self, split: str) -> Table:
         return self.player.table(self.tables[split])
 
-    # -- what improvement starts from ----------------------------------------------------------------------------------------------------------
+    # -- what improvement starts from -----------------------------------------------------------------------------------
 
     def beginner(self) -> Mlp | None:
         """A clone, kept in the state or labelled and cloned now; None for an algorithm that needs none."""
