@@ -18,7 +18,8 @@ from pathlib import Path
 
 from tests.cluster.bed import Bed
 from tests.cluster.faults import KINDS, Watched
-from tests.cluster.fleet import PLAN, Fleet
+from tests.cluster.fleet import Fleet
+from tests.e2e.conftest import PLAN
 
 ROOT = Path(__file__).resolve().parent.parent
 LINES, DOCS = ROOT / "docs" / "benchmarks" / "faults.jsonl", ROOT / "docs" / "operations.md"

@@ -14,23 +14,10 @@ from typing import Any
 import psutil
 
 from tests.cluster.bed import Bed
-from tests.e2e.conftest import environment
+from tests.e2e.conftest import TRAINING, environment
 from tests.waiting import until
 
 END_S = 300.0  # bound of every run
-# One respondent, three years of synthetic hours: one to train, one to validate, one that is kept for tests.
-PLAN = ("--respondents", "PACW", "--start", "2019", "--end", "2021")
-TRAINING = {
-    "context": 168,
-    "pieces": 1,
-    "piece_hours": 336,
-    "layers": 1,
-    "dim": 16,
-    "hidden": 16,
-    "head_dim": 16,
-    "patience": 999,
-    "checkpoint_every": 2,
-}
 
 
 class Fleet:
@@ -50,7 +37,9 @@ class Fleet:
     def training(self, **config: int) -> Path:
         """A file of small settings, for --train-config."""
         path = self.home / "small.toml"
-        path.write_text("".join(f"{name} = {value}\n" for name, value in (TRAINING | config).items()))
+        path.write_text(
+            "".join(f"{name} = {value}\n" for name, value in ({**TRAINING, "checkpoint_every": 2} | config).items())
+        )
         return path
 
     def steps(self) -> list[dict[str, Any]]:

@@ -12,8 +12,8 @@ import pytest
 
 from tests.cluster.bed import Bed
 from tests.cluster.faults import KINDS, Watched
-from tests.cluster.fleet import PLAN, Fleet
-from tests.e2e.conftest import command, environment, series_digest
+from tests.cluster.fleet import Fleet
+from tests.e2e.conftest import PLAN, command, environment, series_digest
 
 FAULTS, STEPS = 30, 700
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.bed import Bed
-from tests.cluster.fleet import PLAN, Fleet
-from tests.e2e.conftest import SMALL, command, environment, series_digest
+from tests.cluster.fleet import Fleet
+from tests.e2e.conftest import PLAN, SMALL, command, environment, series_digest
 from tests.waiting import until
 from tests.worker.training_data import SMALL as SMALL_MODEL
 from tests.worker.training_data import TRAIN, make

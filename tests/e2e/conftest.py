@@ -19,6 +19,18 @@ RECORDINGS = ROOT.parent / "shared" / "data"
 
 # Two respondents, one leap year, both routes: 4 shards, 2 builds, about 40 pages.
 SMALL = ("--respondents", "PACW,ERCO", "--start", "2024", "--end", "2024")
+# One respondent, three years of synthetic hours: one to train, one to validate, one that is kept for tests.
+PLAN = ("--respondents", "PACW", "--start", "2019", "--end", "2021")
+TRAINING = {
+    "context": 168,
+    "pieces": 1,
+    "piece_hours": 336,
+    "layers": 1,
+    "dim": 16,
+    "hidden": 16,
+    "head_dim": 16,
+    "patience": 999,
+}
 
 
 @dataclass

@@ -12,22 +12,9 @@ import numpy as np
 import psutil
 import pytest
 
-from tests.e2e.conftest import command, environment
+from tests.e2e.conftest import PLAN, TRAINING, command, environment
 from tests.worker.supervised import KINDS, Supervised, fault
 from tests.worker.training_data import make
-
-# One respondent, three years of synthetic hours: one to train, one to validate, one that is kept for tests.
-PLAN = ("--respondents", "PACW", "--start", "2019", "--end", "2021")
-SMALL = {
-    "context": 168,
-    "pieces": 1,
-    "piece_hours": 336,
-    "layers": 1,
-    "dim": 16,
-    "hidden": 16,
-    "head_dim": 16,
-    "patience": 999,
-}
 
 pytestmark = pytest.mark.skipif(not hasattr(psutil.Process, "children"), reason="needs process lists")
 
@@ -38,7 +25,7 @@ class Trained(Supervised):
     def __init__(self, folder: Path, *stages: str, **config: int | str) -> None:
         self.wanted = int(config["steps"])
         toml = folder / "small.toml"
-        toml.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in (SMALL | config).items()))
+        toml.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in (TRAINING | config).items()))
         arguments = command("start", *stages, "--json", "--train-config", toml, "--retries", "20")
         super().__init__(folder, arguments, "worker/train.py", environment())
 
