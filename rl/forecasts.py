@@ -56,7 +56,7 @@ def corrected(region: Region, point: Forecast, fit_end: str) -> Forecast:
     Fitted on hours before `fit_end` (with the hour of the day before and after, for more samples) by least squares with a little
     ridge. Regressors: the errors of the hours and days before (`LAGS`), the season; from `FAR` hours on, where `point` may know no
     more than the last day, the load of one and two weeks before the target less `point`, and the target's day of the week.
-    DataError where an hour of the day was never measured before `fit_end`.
+    An error that was not measured counts as none. DataError where an hour of the day was never measured before `fit_end`.
     """
     clock = region.local.astype(np.int64) % DAY
     missed = np.where(region.known, region.load - point[:, 0, 0], np.nan)
