@@ -124,6 +124,8 @@ class Scheduler:
             return Outcome("stopped", "stopped; start again to resume")
         if self.ledger.counts["leased"] or self.ledger.uncommitted:
             return None
+        if self._halt is not None and self._halt.reason != "drain":  # even if a stage withdrew all that was open
+            return Outcome(self._halt.reason, self._halt.message)
         if (
             not self.ledger.counts["pending"]
             and not self.ledger.counts["quarantined"]

@@ -105,7 +105,9 @@ class Fleet(RuleBasedStateMachine):
         name = sorted(self.wanted)[pick % len(self.wanted)]
         self.wanted.remove(name)
         self.handle(Withdraw((name, "control/unknown")))
-        assert not any(name in held for held in self.holding.values()), "nobody told the worker"
+        # Who was given up for its silence is told to drop all that it holds when it next speaks.
+        known = [held for worker, held in self.holding.items() if worker in self.scheduler.workers]
+        assert not any(name in held for held in known), "nobody told the worker"
 
     @precondition(lambda self: len(self.out) < 2)
     @rule(name=NAMES)

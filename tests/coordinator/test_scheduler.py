@@ -22,6 +22,7 @@ from coordinator.events import (
     TaskQuarantined,
     Tick,
     Undelivered,
+    Withdraw,
     WorkerLost,
 )
 from coordinator.protocol import (
@@ -245,6 +246,16 @@ def test_stop_now_ends_at_once_and_a_replay_finds_nothing_leased() -> None:
     scheduler.decide(StopNow(), 1.0)
     assert scheduler.outcome().exit_code == 130  # type: ignore[union-attr]
     assert scheduler.tasks["a"].state == "pending"
+
+
+def test_a_full_disk_is_the_outcome_even_if_the_stage_withdraws_what_was_open() -> None:
+    scheduler = started(spec("a", fleeting=True))
+    scheduler.decide(hello(), 0.0)
+    scheduler.decide(failure("a", error="StorageError", message="no space", blame=False), 1.0)
+    scheduler.decide(Withdraw(("a",)), 1.0)
+    outcome = scheduler.outcome()
+    assert outcome is not None
+    assert (outcome.status, outcome.message, outcome.exit_code) == ("storage", "no space", 75)
 
 
 @pytest.mark.parametrize(
