@@ -137,12 +137,13 @@ def run_tasks(
     supervisor: Supervisor | None = None,
     places: Mapping[str, Path] = NO_PLACES,
     *,
+    lends: Mapping[str, Path] = NO_PLACES,
     proofs: Mapping[str, Any] = MappingProxyType({}),
 ) -> Ended:
     """Lease `tasks`, and those that `on_done` or the supervisor opens, until all have ended or the run was interrupted.
 
     `proofs`: the type of a kind's proof.
-    `places`: where files of workers may go beside the data folder's own.
+    `places`: where files of workers may go beside the data folder's own; `lends`: whence they may be given more.
     The first Ctrl-C (or SIGTERM) finishes what is leased, the second stops at once; both leave a run that can be resumed.
     """
     journal = Journal(fleet.data_dir / "journal.sqlite")
@@ -197,6 +198,7 @@ def run_tasks(
         busy=supervisor.busy if supervisor is not None else lambda: False,
         weights=supervisor.weights if supervisor is not None else lambda sha256: None,
         places=places,
+        lends=lends,
         look=lambda: {} if supervisor is None else {"training": supervisor.shown().line},
     )
     if supervisor is not None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,10 +20,11 @@ from coordinator.control_view import ControlView, PlayerView, shown
 from coordinator.events import AddTasks, Event, PutOut, TaskDone, TaskGone, TaskProgress, Withdraw
 from coordinator.learner import Learner
 from coordinator.progress import Shown
-from coordinator.protocol import MAX_WEIGHTS, Weights
+from coordinator.protocol import MAX_WEIGHTS, HostFile, Weights
 from coordinator.scheduler import Scheduler, TaskSpec
 from coordinator.tails import Out, second_issues
 from rl.link import Ask, Distrust, FromLearner, Given, Note, Over, Progress, Publish, as_bytes
+from rl.table_file import TABLES, path_of
 
 MOST_PUT_OUT = 10  # workers: then it is the learner that differs from all of them
 WEIGHTS_KEPT = 256  # a few hundred KB each
@@ -43,9 +45,9 @@ class Asked:
 class Rollouts:
     """The supervisor of one run. The learner's words come in a thread of their own; `_lock` covers all that both touch."""
 
-    def __init__(self, command: tuple[str, ...], log: Path, most_deaths: int) -> None:
-        """`command` starts a learner, which may die `most_deaths` times in one place."""
-        self._command, self._log, self._most_deaths = command, log, most_deaths
+    def __init__(self, command: tuple[str, ...], run: Path, most_deaths: int) -> None:
+        """`command` starts a learner, which may die `most_deaths` times in one place; `run` has its log and the tables."""
+        self._command, self._run, self._most_deaths = command, run, most_deaths
         self._lock = threading.RLock()
         self._asked: dict[int, Asked] = {}
         self._number_of: dict[str, int] = {}  # task → number
@@ -79,7 +81,7 @@ class Rollouts:
                     self._heard(word, arrays)
 
         with self._lock:  # its first word waits until we know it
-            learner.append(Learner(self._command, self._log, heard))
+            learner.append(Learner(self._command, self._run / "logs" / "learner.log", heard))
             self._learner = learner[0]
 
     # -- the learner's thread -------------------------------------------------------------------------------------------
@@ -130,12 +132,22 @@ class Rollouts:
 
     def _issue(self, number: int, worker: str = "") -> None:
         asked, self._issued = self._asked[number], self._issued + 1
-        name = f"control/{self._nonce}/{self._issued:08d}"
+        name, ask = f"control/{self._nonce}/{self._issued:08d}", asked.ask
+        try:
+            job = {**ask.job, "files": self._files(ask.tables)} if ask.tables else ask.job
+        except OSError as error:
+            self._finish(Over("failed", f"{error.filename}: {error.strerror}; start again, and it is made again"))
+            return
         asked.tasks[name] = 0.0
         self._number_of[name] = number
-        ask = asked.ask
-        spec = TaskSpec(name, ask.kind, ask.job, local=True, worker=worker, fleeting=True, arrays=ask.arrays)
+        spec = TaskSpec(name, ask.kind, job, local=not ask.tables, worker=worker, fleeting=True, arrays=ask.arrays)
         self._post(AddTasks((spec,)))
+
+    def _files(self, tables: Iterable[str]) -> list[dict[str, Any]]:
+        """Tables as files that a worker on another file system asks for."""
+        paths = [path_of(self._run, sha256) for sha256 in tables]
+        listed = [HostFile(f"{TABLES}/{path.name}", path.stat().st_size, path.stem) for path in paths]
+        return [msgspec.to_builtins(file) for file in listed]
 
     def _withdraw(self, *numbers: int) -> None:
         names = [name for number in numbers if number in self._asked for name in self._asked[number].tasks]
@@ -203,11 +215,7 @@ class Rollouts:
             return told
 
     def _look(self, scheduler: Scheduler, now: float) -> None:
-        players = {
-            name: worker
-            for name, worker in scheduler.workers.items()
-            if worker.shares and "rollout" in worker.hello.kinds
-        }
+        players = {name: worker for name, worker in scheduler.workers.items() if "rollout" in worker.hello.kinds}
         self._players = tuple(
             PlayerView(name, len(worker.held), self._results[name], now - worker.seen)
             for name, worker in players.items()

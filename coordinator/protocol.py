@@ -322,7 +322,7 @@ ToWorker = (
 
 
 class HostFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A file that travels. `path` begins with series/ or run/, whatever these folders are called on either side."""
+    """A file that travels. `path` begins with series/, run/ or tables/, whatever these folders are called on either side."""
 
     path: Name
     bytes: Annotated[int, msgspec.Meta(ge=0, le=MAX_FILE)]

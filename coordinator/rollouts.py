@@ -17,12 +17,14 @@ import msgspec
 
 from coordinator import control_folder
 from coordinator.fleet import Fleet, fleet_on, run_tasks
+from coordinator.hostfile import Hosts, hosts_from
 from coordinator.learner import COMMAND
 from coordinator.lock import FolderLock
 from coordinator.playing import Rollouts
 from coordinator.progress import choose_display
 from ingest.errors import ProofError, UsageError
 from rl.link import Over
+from rl.table_file import TABLES
 
 EXIT_CODES = {"done": 0, "failed": 1, "usage": 2, "storage": 75, "drain": 130}
 
@@ -39,7 +41,7 @@ class Options:
     bind: str
     keys: Path
     retries: int
-    hostfile: bool = False  # other hosts were named: they have no part in this stage
+    hosts: Hosts | None = None
 
     @property
     def run(self) -> Path:
@@ -60,7 +62,7 @@ def options_from(settings: Mapping[str, Any]) -> Options:
         bind=settings["bind"],
         keys=settings["keys"],
         retries=settings["retries"],
-        hostfile=settings["hostfile"] is not None,
+        hosts=hosts_from(settings),
     )
 
 
@@ -90,15 +92,19 @@ def run(
         command += ["--config", str(options.config)] if options.config is not None else []
         if forecaster:
             command += ["--forecaster", str(options.forecaster.resolve()), "--checkpoint", forecaster]
-        rollouts = Rollouts(tuple(command), options.run / "logs" / "learner.log", options.retries)
+        rollouts = Rollouts(tuple(command), options.run, options.retries)
         stack.callback(rollouts.close)
         fleet = fleet or fleet_on(
-            options.data_dir, options.bind, options.workers, options.connections, options.retries, options.keys
+            options.data_dir,
+            options.bind,
+            options.workers,
+            options.connections,
+            options.retries,
+            options.keys,
+            options.hosts,
         )
         display = stack.enter_context(closing(choose_display(as_json=as_json, quiet=quiet)))
-        if options.hostfile:
-            display.say("rollouts are played on this host alone: tables do not travel to the hosts of the hostfile yet")
-        ended = run_tasks(fleet, (), {}, display, rollouts.done, rollouts)
+        ended = run_tasks(fleet, (), {}, display, rollouts.done, rollouts, lends={TABLES: options.run / TABLES})
         over = rollouts.over or Over("drain", ended.outcome.message or "interrupted; start again to resume")
         if ended.outcome.status == "storage":
             over = Over("storage", ended.outcome.message)

@@ -89,7 +89,8 @@ class Server:
     `on_done(done)` commits a proof, idempotently, and may return tasks that it opens; StorageError from it ends the run,
     resumable. `on_quarantined(what)`, `on_lease(what)` and `on_tick()`, five times a second, may look on and `post`.
     `busy()` True: the stage has more to come, so no outcome yet. `look()`: what it adds to snapshots. `weights(sha256)`: for a
-    worker that asks. `places`: where files of workers may go beside the data folder's own. All run in the thread of `run`.
+    worker that asks. `places`: where files of workers may go beside the data folder's own; `lends`: whence they may be given more.
+    All run in the thread of `run`.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class Server:
         look: Callable[[], Mapping[str, Any]] = dict,
         weights: Callable[[str], Weights | None] = lambda sha256: None,
         places: Mapping[str, Path] = NO_PLACES,
+        lends: Mapping[str, Path] = NO_PLACES,
     ) -> None:
         check_bind(bind, curve)
         self._scheduler, self._journal, self._budgets = scheduler, journal, dict(budgets or {})
@@ -117,7 +119,7 @@ class Server:
         self._on_done, self._on_quarantined, self._on_lease = on_done, on_quarantined, on_lease
         self._on_tick, self._busy, self._look, self._weights = on_tick, busy, look, weights
         self._proofs = proofs
-        self._files, self._places = FileInbox(data_dir, places), places
+        self._files, self._places, self._lends = FileInbox(data_dir, places), places, {**places, **lends}
         self._inbox: queue.SimpleQueue[Event | Weights] = queue.SimpleQueue()
         self._frames: dict[
             tuple[str, str, int], tuple[bytes, ...]
@@ -363,7 +365,7 @@ class Server:
         size = next((file["bytes"] for file in listed if file["path"] == asked.path), None)
         data = b""
         with contextlib.suppress(OSError, RefusedPath):
-            path = checked_path(self._data_dir, asked.path, self._places)
+            path = checked_path(self._data_dir, asked.path, self._lends)
             if size is not None and path.stat().st_size == size:
                 with path.open("rb") as file:
                     file.seek(asked.offset)

@@ -117,6 +117,12 @@ def shapes(job: AnyJob, actions: int) -> tuple[Spec, ...]:
     return (("cost", "float64", (len(job.perturbations), 2)),)
 
 
+def tables_of(job: AnyJob) -> tuple[str, ...]:
+    """sha256 of the tables that a job reads."""
+    fit = job.fit if isinstance(job, Evaluate) else ""
+    return (job.table, *([fit] if fit and fit != job.table else []))
+
+
 class Kept:
     """The newest few of what is dear to make."""
 

@@ -32,6 +32,7 @@ class Ask(Word, frozen=True):
     kind: str
     job: dict[str, Any]
     arrays: tuple[Spec, ...]
+    tables: tuple[str, ...] = ()  # sha256 of those that it reads; none: it reads the data folder's series
 
 
 class Publish(Word, frozen=True):

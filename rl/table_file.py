@@ -10,6 +10,7 @@ from rl.errors import DataError
 from rl.pack import mapped, pack
 from rl.table import Table
 
+TABLES = "tables"  # in a control folder
 _PLAIN = ("names", "regions", "spans", "origins")
 _ARRAYS = tuple(field.name for field in fields(Table) if field.name not in _PLAIN)
 
@@ -25,7 +26,7 @@ def path_of(folder: Path, sha256: str) -> Path:
     """Where the table of that name lies below a control folder. DataError for what is no sha256."""
     if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
         raise DataError(f"table {sha256!r}: not named by a sha256")
-    return folder / "tables" / f"{sha256}.table"
+    return folder / TABLES / f"{sha256}.table"
 
 
 def load(folder: Path, sha256: str) -> Table:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rl.audit import Sampler, difference, replayed
 from rl.errors import DataError
-from rl.jobs import AnyJob, Arrays, Descend, Evaluate, Evolve, Labels, Player, Rollout, shapes
+from rl.jobs import AnyJob, Arrays, Descend, Evaluate, Evolve, Labels, Player, Rollout, shapes, tables_of
 from rl.link import Ask, Distrust, FromLearner, Given, Note, Progress, Publish, ToLearner, receive, send
 from rl.policy import Mlp, from_bytes
 
@@ -44,7 +44,6 @@ class Jobs:
         self._number = 0
         self._open: dict[int, AnyJob | tuple[str, dict[str, Any]]] = {}
         self._came: dict[int, tuple[Given, dict[str, NDArray]]] = {}
-        self._audited: set[int] = set()
         self._used: dict[int, Used] = {}
         self._shunned: set[str] = set()
         self._sampler = Sampler()
@@ -99,7 +98,8 @@ class Jobs:
         if isinstance(job, tuple):
             self.say(Ask(number, job[0], job[1], ()))
         else:
-            self.say(Ask(number, kind_of(job), msgspec.to_builtins(job), shapes(job, self._actions)))
+            arrays = shapes(job, self._actions)
+            self.say(Ask(number, kind_of(job), msgspec.to_builtins(job), arrays, tables_of(job)))
 
     def proof(self, kind: str, job: dict[str, Any]) -> dict[str, Any]:
         """The proof of a job that gives no arrays."""
@@ -120,29 +120,25 @@ class Jobs:
         assert not isinstance(job, tuple)
         while True:
             given, arrays = self._wait(number)
-            wrong = self._wrong(number, job, arrays)
+            wrong = self._miscounted(job, arrays)
             if not wrong:
                 break
             self._shun(given.worker, f"{kind_of(job)} {number}: {wrong}")
-            self._again(number)
+            self._ask(number)
         del self._open[number]
-        self._audited.discard(number)
         self._used[number] = Used(job, given.worker, digest_of(arrays))
         while len(self._used) > REMEMBERED:
             del self._used[next(iter(self._used))]
         self.steps += steps_of(job)
         return arrays
 
-    def _wrong(self, number: int, job: AnyJob, arrays: Arrays) -> str:
-        """What is wrong with a result, or ""."""
-        if isinstance(job, Rollout):
-            try:
+    def _miscounted(self, job: AnyJob, arrays: Arrays) -> str:
+        """Why a rollout's costs are not those of its actions, or ""."""
+        try:
+            if isinstance(job, Rollout):
                 replayed(self.player, job, arrays)
-            except DataError as error:
-                return str(error)
-        if number in self._audited:
-            self.audits += 1
-            return difference(arrays, self.player.do(job))
+        except DataError as error:
+            return str(error)
         return ""
 
     def _wait(self, number: int) -> tuple[Given, dict[str, NDArray]]:
@@ -157,10 +153,15 @@ class Jobs:
         elif given.number in self._used:
             self._second(self._used[given.number], given, arrays)
         elif given.number in self._open and given.number not in self._came:
-            self._came[given.number] = given, arrays
             job = self._open[given.number]
+            # Now, not when its turn has come: what this worker sends next may be used before.
             if not isinstance(job, tuple) and self._sampler.pick(given.worker, kind_of(job)):
-                self._audited.add(given.number)
+                self.audits += 1
+                if wrong := difference(arrays, self.player.do(job)):
+                    self._shun(given.worker, f"{kind_of(job)} {given.number}: {wrong}")
+                    self._ask(given.number)
+                    return
+            self._came[given.number] = given, arrays
 
     def _second(self, used: Used, given: Given, arrays: dict[str, NDArray]) -> None:
         """Another worker's result of a job whose first was used: where the two differ, one of them is wrong."""
@@ -184,11 +185,7 @@ class Jobs:
         self.say(Distrust(worker, why))
         for number in [number for number, (given, _) in self._came.items() if given.worker == worker]:
             del self._came[number]
-            self._again(number)
-
-    def _again(self, number: int) -> None:
-        self._audited.discard(number)
-        self._ask(number)
+            self._ask(number)
 
 
 def names_of(job: object) -> list[str]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -306,6 +307,8 @@ class Training:
             "report": control_report.REPORT,
             "known": self.about["known"],
             "audits": self.jobs.audits,
+            "seed": s.seed,
+            "machine": f"{platform.platform(terse=True)}, numpy {np.__version__}",  # of the learner
         }
         atomic_write(self.run / RESULT, json.dumps(result, indent=1).encode())
 

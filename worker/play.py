@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from coordinator.protocol import HostFile
 from ingest.fetch import Cancelled
 from worker.job import Arrays, LeaseContext
 
@@ -37,6 +38,10 @@ class Play:
             from rl.jobs import AnyJob
 
             self._context = context
+            files = msgspec.convert(job.pop("files", ()), tuple[HostFile, ...])
+            if context.line is not None:
+                for file in files:
+                    context.line.bring(context.data_dir / FOLDER, file, lambda: None)
             return Arrays(self._own(context).do(msgspec.convert(job, AnyJob)))
         finally:
             self._context = None

@@ -114,4 +114,6 @@ def provenance(data_dir: Path, training: Training | Absent, control: Control | A
         rows.append(("weights of the forecaster, sha256", str(training.result.get("sha256", "not finished"))))
     if isinstance(control, Control):
         rows.append(("control policy, sha256", str(control.result.get("sha256", "not finished"))))
+        rows.append(("seed of the control training", str(control.result.get("seed", "not recorded"))))
+        rows.append(("machine of its learner", str(control.result.get("machine", "not recorded"))))
     return Provenance(origins, tuple(rows))

@@ -95,4 +95,42 @@ class Watched:
         kind.undo(host)
         self.fleet.until(lambda: self.size() == wanted, f"{host.name} to take part again")
         row["back_s"] = time.monotonic() - began
-        return {name: round(value, 2) if isinstance(value, float) else value for name, value in row.items()}
+        return rounded(row)
+
+
+class Played:
+    """A control training over a fleet: every iteration is a line of its metrics, on the coordinator's host."""
+
+    KINDS = tuple(kind for kind in KINDS if kind.name != "disk full")  # nothing is written where episodes are played
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.fleet = fleet
+        self.metrics = fleet.data / "control" / "metrics.jsonl"
+
+    def version(self) -> int:
+        return self.metrics.read_text().count("\n") if self.metrics.exists() else 0
+
+    def knows(self, host: Host) -> bool:
+        return host.name in self.fleet.players()
+
+    def suffer(self, kind: Kind, host: Host, draw: random.Random) -> dict[str, Any]:
+        """As `Watched.suffer`; the next version after the one that was under way counts as recovery."""
+        goal = self.version() + draw.randint(1, 4)
+        self.fleet.until(lambda: self.version() >= goal and self.knows(host), f"version {goal}, and {host.name} in it")
+        before, began = self.version(), time.monotonic()
+        kind.do(host)
+        row: dict[str, Any] = {"fault": kind.name, "host": host.name, "version": before}
+        self.fleet.until(lambda: self.version() > before + 1, f"versions after {kind.name}")
+        row["recover_s"] = time.monotonic() - began
+        if kind.breaks:
+            self.fleet.until(lambda: not self.knows(host), f"the coordinator to notice: {kind.name}")
+            row["notice_s"] = time.monotonic() - began
+        began = time.monotonic()
+        kind.undo(host)
+        self.fleet.until(lambda: self.knows(host), f"{host.name} to take part again")
+        row["back_s"] = time.monotonic() - began
+        return rounded(row)
+
+
+def rounded(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: round(value, 2) if isinstance(value, float) else value for name, value in row.items()}

@@ -16,6 +16,7 @@ import psutil
 from tests.cluster.bed import Bed
 from tests.e2e.conftest import TRAINING, environment
 from tests.waiting import until
+from tests.worker import control_data
 
 END_S = 300.0  # bound of every run
 
@@ -41,6 +42,10 @@ class Fleet:
             "".join(f"{name} = {value}\n" for name, value in ({**TRAINING, "checkpoint_every": 2} | config).items())
         )
         return path
+
+    def control(self, iterations: int, **pathwise: int) -> Path:
+        """A file of small settings, for --control-config."""
+        return control_data.config(self.home / "control.toml", iterations, "pathwise", pathwise)
 
     def steps(self) -> list[dict[str, Any]]:
         """The metrics of every step, as they have come to the coordinator."""
@@ -93,6 +98,13 @@ class Fleet:
             assert time.monotonic() - began < END_S, f"waited in vain for {what}: {self.narration()[-3000:]}"
             time.sleep(0.05)
         return time.monotonic() - began
+
+    def players(self) -> list[str]:
+        """Hosts whose workers the coordinator knows now."""
+        command = [sys.executable, "-m", "coordinator", "status", "--json", "--data", str(self.data)]
+        asked = self.bed.hosts[0].popen(*command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment())
+        out, _ = asked.communicate(timeout=END_S)
+        return [worker["host"] for worker in json.loads(out)["workers"]] if asked.returncode == 0 else []
 
     def narration(self) -> str:
         return self.log.read_text()

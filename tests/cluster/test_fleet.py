@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -74,6 +75,25 @@ def test_four_hosts_train_and_whatever_ends_the_coordinator_the_run_goes_on_from
     assert {step["ranks"] for step in fleet.steps()} == {4}
     fleet.start(*stages)
     assert fleet.end()[1]["train"]["message"] == "nothing was left to do"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_the_whole_pipeline_on_four_hosts_makes_the_policy_that_one_host_makes(bed: Bed, tmp_path: Path) -> None:
+    fleet = Fleet(bed)
+    stages = ("--train-config", fleet.training(steps=8, validate_every=8), "--control-config", fleet.control(24))
+    fleet.start("--extract", "--train", "--rollouts", *PLAN, *stages)
+    code, summary = fleet.end()
+    ended = [summary[stage]["status"] for stage in ("extract", "train", "rollouts")]
+    assert (code, ended) == (0, ["done"] * 3), fleet.narration()
+    players = [host for host in bed.hosts if list((host.data / "control" / "tables").glob("*.table"))]
+    assert len(players) >= 2, "tables came to too few hosts"
+    alone = tmp_path / "alone"
+    shutil.copytree(fleet.data, alone, ignore=shutil.ignore_patterns("control", "journal.sqlite*"))
+    start = command("start", "--rollouts", "--data", alone, "--control-config", fleet.control(24), "--quiet")
+    subprocess.run(start, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, check=True, timeout=300)
+    for name in ("policy.npz", "tables.json", "metrics.jsonl"):
+        assert (fleet.data / "control" / name).read_bytes() == (alone / "control" / name).read_bytes(), name
 
 
 @pytest.mark.long

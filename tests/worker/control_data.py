@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -37,13 +38,15 @@ def make(data_dir: Path) -> Path:
     return data_dir
 
 
-def config(path: Path, iterations: int, algorithm: str = "vtrace", **more: object) -> Path:
+def config(
+    path: Path, iterations: int, algorithm: str = "vtrace", pathwise: Mapping[str, object] = PATHWISE, **more: object
+) -> Path:
     """The settings as TOML."""
     tables: dict[str, dict[str, object]] = {
         "": {**SMALL, "algorithm": algorithm, **more},
         "clone": {**CLONE},
         "vtrace": {**VTRACE, "iterations": iterations},
-        "pathwise": {**PATHWISE, "iterations": iterations},
+        "pathwise": {**PATHWISE, **pathwise, "iterations": iterations},
     }
     lines = []
     for name, table in tables.items():

@@ -1,7 +1,8 @@
 """Coordinator and workers of a control training, with a deployment's times cut short.
 
 `python rollout_process.py DATA WORKERS CONFIG` runs the stage; its summary is the last line on stdout. The workers that it starts are this
-file as well. `LIES_FROM=n` in the environment makes the first worker of the folder give wrong actions from its n-th result on.
+file as well. `LIES_FROM=n` in the environment makes the first worker of the folder give wrong actions from its n-th result on;
+`ELSEWHERE=1` gives all but the first a data folder of their own, as on other hosts.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve()
-LIE = 1.01  # actions are so much too large: a cost that is right for them, and no number that looks odd
+LIE = 1.2  # noise is so much too loud: a cost that is right for it, and no number that looks odd, but beyond the audit's tolerance
 
 
 def liar(honest: Any, lies_from: int) -> Any:
@@ -43,14 +44,21 @@ def work() -> int:
     parser.add_argument("--stop-with-parent", action="store_true")
     options = parser.parse_args()
     handlers = dict(HANDLERS)
-    if lies_from := os.environ.get("LIES_FROM"):
-        try:
-            (options.data / "liar").touch(exist_ok=False)
-        except FileExistsError:
-            pass  # somebody else lies, or has lied
-        else:
-            handlers |= {kind: liar(handlers[kind], int(lies_from)) for kind in ("rollout",)}
-    return run_agent(options.coordinator, options.data, handlers=handlers, stop_with_parent=options.stop_with_parent)
+    if (lies_from := os.environ.get("LIES_FROM")) and first(options.data / "liar"):
+        handlers["rollout"] = liar(handlers["rollout"], int(lies_from))
+    data = options.data
+    if os.environ.get("ELSEWHERE") and not first(options.data / "sharer"):
+        data = data.with_name(f"elsewhere-{os.getpid()}")
+    return run_agent(options.coordinator, data, handlers=handlers, stop_with_parent=options.stop_with_parent)
+
+
+def first(mark: Path) -> bool:
+    """Whether this process is the first to ask."""
+    try:
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def coordinate(data: Path, workers: int, config: Path) -> int:

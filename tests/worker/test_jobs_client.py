@@ -117,14 +117,16 @@ def test_results_come_in_the_order_of_their_jobs(serve: Callable[..., Coordinato
     assert not coordinator.distrusted and coordinator.published == [1]
 
 
+@pytest.mark.parametrize("turn", [1, -1])
 def test_nothing_of_a_worker_whose_first_result_is_wrong_is_used(
-    serve: Callable[..., Coordinator], data: Table
+    turn: int, serve: Callable[..., Coordinator], data: Table
 ) -> None:
     # Three of five are the liar's; asked for again, they are somebody else's.
     coordinator = serve(lambda number, times: "bad" if number % 2 and times == 1 else "good", "bad")
     wanted = rollouts(coordinator.jobs, data, 5)
-    found = coordinator.jobs.collect(coordinator.jobs.ask(wanted))
-    for job, result in zip(wanted, found, strict=True):
+    # Also where its later results are collected before its first.
+    found = coordinator.jobs.collect(coordinator.jobs.ask(wanted)[::turn])
+    for job, result in zip(wanted[::turn], found, strict=True):
         assert np.array_equal(result["actions"], coordinator.jobs.player.do(job)["actions"])
     assert [one.worker for one in coordinator.distrusted] == ["bad"]
     assert sorted(n for n, times in coordinator.asked.items() if len(times) == 2) == [1, 3, 5]

@@ -121,9 +121,12 @@ def test_faults_lies_and_the_number_of_workers_change_no_bit(played: Callable[..
     expected = undisturbed.learned()
     assert undisturbed.version() == SHORT and "0.npz" in expected and f"{SHORT}.npz" in expected
     # All results of one of three workers are wrong: its first is audited, so none of them is used.
-    lied_to = played("lied to", workers=3, LIES_FROM="1")
+    # Two of the three have no part in the coordinator's files: tables come to them in pieces.
+    lied_to = played("lied to", workers=3, LIES_FROM="1", ELSEWHERE="1")
     summary = lied_to.check_end()
     assert len(summary["put_out"]) == 1 and "numbers differ" in lied_to.log.read_text()
+    brought = {path.name for path in lied_to.folder.glob("elsewhere-*/control/tables/*")}
+    assert brought and brought <= {path.name for path in (lied_to.run / "tables").iterdir()}
     assert lied_to.learned() == expected
     faulty, draw = played("faulty", workers=1), random.Random(3)
     for kind in ("worker kill", "coordinator kill", "worker stop"):
