@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +21,11 @@ import numpy as np
 from ringattn import kernels, launch
 
 HOSTS = (1, 2, 4, 8, 16)
+BESIDE_BLOCK, BESIDE_S, MOST_BESIDE = (
+    512,
+    0.5,
+    1 << 28,
+)  # tokens of the kernel that runs beside an exchange: its seconds, bytes
 FORWARD_FLOPS, BACKWARD_FLOPS = 4, 10  # a (query, key) pair, times head dimension: 2 and 5 matrix products
 
 
@@ -41,6 +46,11 @@ class Shape:
         """Visible part of a block: zigzag makes every causal hop about one half."""
         return 0.5 if self.causal else 1.0
 
+    @property
+    def head(self) -> float:
+        """Part of the own block's pairs that its first half of queries sees: of zigzag's two chunks, half of one of four."""
+        return 0.25 if self.causal else 0.5
+
 
 @dataclass(frozen=True)
 class Speed:
@@ -52,11 +62,16 @@ class Speed:
 
 @dataclass(frozen=True)
 class Link:
-    """One direction between neighbours: bytes/s, both directions at once, and seconds an exchange costs at least."""
+    """One direction between neighbours: bytes/s, both directions at once, and seconds an exchange costs at least.
+
+    beside: share of the kernel's speed that is left while an exchange is under way. A GPU keeps all of it; mlx's socket threads
+    keep a core or two busy meanwhile, so a CPU of few cores does not.
+    """
 
     name: str
     bandwidth: float
     latency: float
+    beside: float = 1.0
 
 
 # Nominal rates less TCP's overhead: 20 of Thunderbolt 4's 40 Gbit/s are what its IP bridge gives one stream.
@@ -88,20 +103,27 @@ def step_seconds(shape: Shape, speed: Speed, link: Link, hosts: int) -> float:
     now = free = 0.0  # now: of the computation; free: when the link is
     for hop in range(hosts - 1):
         free = max(now, free) + move
-        now = max(now + forward, free)
+        now = max(_worked(now, forward, free, link), free)
         if hop == hosts - 2:
             now += forward
     home = 0.0  # when the gradients under way arrive
+    head = backward * shape.head
     for hop in range(hosts):
         if hop < hosts - 1:
             arrives = free = max(now, free) + move
-        now += backward if hop else backward / 2  # half of the own block hides the first exchange
+        now = _worked(now, backward if hop else head, free, link)  # the own block's head hides the first exchange
         if hop:
             now = max(now, home)
             home = free = max(now, free) + move_grad
         if hop < hosts - 1:
             now = max(now, arrives)
-    return max(now + backward / 2, home)  # the other half hides the gradients' way home
+    return max(_worked(now, backward - head, free, link), home)  # its tail hides the gradients' way home
+
+
+def _worked(now: float, work: float, free: float, link: Link) -> float:
+    """When `work` seconds of computation that begin `now` are done, if the link is busy until `free`."""
+    beside = min(work, max(0.0, free - now) * link.beside)
+    return now + beside / link.beside + (work - beside)
 
 
 def efficiency(shape: Shape, speed: Speed, link: Link, hosts: int) -> float:
@@ -113,14 +135,20 @@ def smallest_block(shape: Shape, speed: Speed, link: Link) -> int:
     """Tokens a host from which every hop's communication hides behind its computation.
 
     Forward: itemsize * kv_heads * F / (2 * density * heads * B); backward, where K, V and the float32 gradients move while
-    one block is computed: (itemsize + 4) * kv_heads * F / (5 * density * heads * B). Latency adds a term that falls with
-    the square of the block, so the exact bound is found by bisection.
+    one block is computed: (itemsize + 4) * kv_heads * F / (5 * density * heads * B); and at its ends, where the halves of the own
+    block hide one exchange each. Latency adds a term that falls with the square of the block, so the exact bound is found by
+    bisection.
     """
 
     def hides(block: int) -> bool:
         part = Shape(**{**asdict(shape), "length": block})
         forward, backward, move, move_grad = hop_seconds(part, speed, link, 1)
-        return forward >= move and backward >= move + move_grad and backward / 2 >= max(move, move_grad)
+        head, under_way = backward * shape.head, link.beside
+        return (
+            min(forward, head) >= under_way * move
+            and backward >= under_way * (move + move_grad)
+            and backward - head >= under_way * move_grad
+        )
 
     low, high = 1, 1
     while not hides(high):
@@ -133,6 +161,13 @@ def smallest_block(shape: Shape, speed: Speed, link: Link) -> int:
 
 def measure_speed(shape: Shape, *, block: int = 2048, repeats: int = 3) -> Speed:
     """This machine's kernel on one block of `block` tokens, best of `repeats`, with the kernel that would be chosen."""
+    forward, backward = (min(_seconds(work) for _ in range(repeats)) for work in _kernel(shape, block))
+    pairs = shape.heads * shape.dim * block**2 * shape.density
+    return Speed(FORWARD_FLOPS * pairs / forward, BACKWARD_FLOPS * pairs / backward)
+
+
+def _kernel(shape: Shape, block: int) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Forward and backward on one block, each ready to be timed."""
     dtype = mx.float32 if shape.itemsize == 4 else mx.bfloat16
     rng = np.random.default_rng(0)
 
@@ -146,15 +181,16 @@ def measure_speed(shape: Shape, *, block: int = 2048, repeats: int = 3) -> Speed
     o, lse = kernel.forward(q, k, v, mask, scale=0.1)
     delta = (do.astype(mx.float32) * o).sum(axis=-1)
     mx.eval(q, k, v, do, lse, delta)
-    forward, backward = float("inf"), float("inf")
-    for _ in range(repeats):
-        start = time.perf_counter()
-        mx.eval(kernel.forward(q, k, v, mask, scale=0.1))
-        middle = time.perf_counter()
-        mx.eval(kernel.backward(q, k, v, do, lse, delta, mask, scale=0.1))
-        forward, backward = min(forward, middle - start), min(backward, time.perf_counter() - middle)
-    pairs = shape.heads * shape.dim * block**2 * shape.density
-    return Speed(FORWARD_FLOPS * pairs / forward, BACKWARD_FLOPS * pairs / backward)
+    return (
+        lambda: mx.eval(kernel.forward(q, k, v, mask, scale=0.1)),
+        lambda: mx.eval(kernel.backward(q, k, v, do, lse, delta, mask, scale=0.1)),
+    )
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
 
 
 def measure_link(timeout: float = 60.0) -> Link:
@@ -167,21 +203,32 @@ def _measure_link_rank() -> None:
     from ringattn import init
     from ringattn.transport import MlxTransport, Shift
 
-    transport = MlxTransport(init())
+    transport, doing = MlxTransport(init()), "measuring the link"
     other = 1 - transport.rank()
 
-    def best(nbytes: int, repeats: int) -> float:
+    def exchange(nbytes: int) -> Shift:
         x = mx.zeros((nbytes // 4,))
         mx.eval(x)
-        times = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            transport.shift(Shift([x], other, [(x.shape, x.dtype)], other), "measuring the link").wait(30)
-            times.append(time.perf_counter() - start)
-        return float(np.median(times))
+        return Shift([x], other, [(x.shape, x.dtype)], other)
 
-    latency, size = best(4, 30), 16_000_000
-    print(json.dumps({"latency": latency, "bandwidth": size / max(1e-9, best(size, 7) - latency)}))
+    def median(nbytes: int, repeats: int) -> float:
+        shift = exchange(nbytes)
+        return float(np.median([_seconds(lambda: transport.shift(shift, doing).wait(30)) for _ in range(repeats)]))
+
+    latency, size = median(4, 30), 16_000_000
+    bandwidth = size / max(1e-9, median(size, 7) - latency)
+    _, work = _kernel(Shape(BESIDE_BLOCK), BESIDE_BLOCK)
+    alone = min(_seconds(work) for _ in range(5))
+    (rates,) = transport.all_gather(mx.array([bandwidth]), "agreeing on a size").wait(30)
+    shift = exchange(min(MOST_BESIDE, int(BESIDE_S * float(np.array(rates).min()))))
+    under_way, done, began = transport.shift(shift, doing), 0, time.perf_counter()
+    while not under_way.done.is_set():
+        work()
+        done += 1
+    under_way.wait(30)
+    transport.all_gather(mx.array([0]), "ending together").wait(30)
+    beside = min(1.0, done * alone / (time.perf_counter() - began))
+    print(json.dumps({"latency": latency, "bandwidth": bandwidth, "beside": beside}))
 
 
 def report(shape: Shape, speed: Speed, links: Sequence[Link]) -> dict:

@@ -14,9 +14,9 @@ import queue
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import Protocol
 
 import mlx.core as mx
@@ -87,15 +87,18 @@ class MlxTransport:
         return self._size
 
     def shift(self, shift: Shift, doing: str) -> _Task:
+        to, source, sends, recvs = shift.to, shift.source, deque(shift.sends), deque(shift.recvs)
+
         def run() -> list[mx.array]:
             got = []
             # One array at a time: mlx's socket thread ends at the first error, and a second receive would wait for ever.
-            for x, spec in zip_longest(shift.sends, shift.recvs):
+            # And each is given up once it is sent: what comes next needs the room at the step's peak.
+            while sends or recvs:
                 now = []
-                if x is not None:
-                    now.append(mx.distributed.send(x, shift.to, group=self._group, stream=self._out))
-                if spec is not None:
-                    got.append(mx.distributed.recv(spec[0], spec[1], shift.source, group=self._group, stream=self._in))
+                if sends:
+                    now.append(mx.distributed.send(sends.popleft(), to, group=self._group, stream=self._out))
+                if recvs:
+                    got.append(mx.distributed.recv(*recvs.popleft(), source, group=self._group, stream=self._in))
                     now.append(got[-1])
                 mx.eval(now)
             return got

@@ -16,7 +16,7 @@ import platform
 import statistics
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ def measure(bed: Bed, mbit: float, nominal: Link, length: int) -> dict:
     speeds = ranks(bed, "-c", SPEED, json.dumps(asdict(shape)), str(length // 2), ring=False)
     speed = Speed(*(min(values) for values in zip(*speeds, strict=True)))
     link = Link(nominal.name, **ranks(bed, str(ROOT / "ringattn" / "planner.py"), "--measure-link")[0])
+    nominal = replace(nominal, beside=link.beside)  # a property of the host
     spec = {"what": "ring", "length": length, "heads": shape.heads, "dim": shape.dim, "dtype": "float32"}
     spec |= {"causal": True, "backward": True, "layout": "zigzag", "warm": True, "repeats": REPEATS, "limit": 60}
     found = ranks(bed, str(ROOT / "scripts" / "bench_ring_rank.py"), json.dumps(spec))[0]
@@ -105,7 +106,7 @@ def measured(lines: list[dict]) -> list[list[str]]:
             [
                 line["link"],
                 f"{line['length']:,}",
-                f"{link['bandwidth'] / 1e9:.3f} GB/s, {link['latency'] * 1e3:.2f} ms",
+                f"{link['bandwidth'] / 1e9:.3f} GB/s, {link['latency'] * 1e3:.2f} ms, {link['beside']:.0%}",
                 f"{seconds:.3f} s",
                 f"{line['predicted']:.3f} s ({seconds / line['predicted'] - 1:+.0%})",
                 f"{line['predicted_nominal']:.3f} s ({seconds / line['predicted_nominal'] - 1:+.0%})",
@@ -154,7 +155,7 @@ def measured_part() -> list[str]:
     lines = [json.loads(text) for text in LINES.read_text().splitlines()]
     off = [abs(statistics.median(line["seconds"]) / line["predicted"] - 1) for line in lines]
     beyond = [f"{line['link']} at {line['length']:,}" for line, by in zip(lines, off, strict=True) if by > 0.15]
-    head = "| link | tokens | as measured | step | predicted of that | predicted of the nominal link | waiting | efficiency |"
+    head = "| link | tokens | GB/s, delay, kernel beside | step | predicted of that | predicted of the nominal link | waiting | efficiency |"
     return [
         f"Ring attention, forward and backward, causal, 8 heads of 64, fp32, {REPEATS} repeats, medians, on two network namespaces of one",
         f"machine ({lines[0]['machine']}), a core and a thread each. The link's rate is set in both directions by tc's token bucket,",

@@ -114,7 +114,7 @@ class Bench:
     def __init__(self, out: Path, peer_python: str | None, limit: float, repeats: int) -> None:
         self.out, self.peer_python, self.limit, self.repeats = out, peer_python, limit, repeats
         self.cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.seen: dict[str, tuple[int, float]] = {}
+        self.seen: dict[str, float] = {}  # case → least seconds by the square of the length
         self.tuned: dict[tuple[str, bool], tuple[float, dict]] = {}
         out.parent.mkdir(parents=True, exist_ok=True)
         for line in read(out) if out.exists() else []:
@@ -145,14 +145,15 @@ class Bench:
             result = self._peer(spec) if peer else self._ring(spec)
         except (LaunchError, subprocess.SubprocessError, OSError, ValueError) as error:
             # Memory that runs out kills a process: a reason like any other.
-            return self._write(spec, {"skipped": " ".join(str(error).split())[:300]})
+            return self._write(spec, {"skipped": " ".join(str(error).split()).replace(f"{HERE}/", "")[:300]})
         peak = max(peak, native.fma_peak(self.cores))
         return self._learn(self._write(spec, {**result, "fma_peak": peak}))
 
     def _learn(self, line: dict) -> dict:
         if "seconds" in line:
             best = min(line["seconds"])
-            self.seen[_key(line)] = (line["length"], best)
+            by_square = best / line["length"] ** 2
+            self.seen[_key(line)] = min(self.seen.get(_key(line), by_square), by_square)
             if line.get("tuning"):
                 at = (line["what"], line["causal"])
                 known = self.tuned.get(at, (best, line["setting"]))
@@ -160,8 +161,7 @@ class Bench:
         return line
 
     def _expected(self, spec: dict) -> float:
-        at, seconds = self.seen.get(_key(spec), (0, 0.0))
-        return seconds * (spec["length"] / at) ** 2 if at else 0.0
+        return self.seen.get(_key(spec), 0.0) * spec["length"] ** 2
 
     def _peer(self, spec: dict) -> dict:
         if self.peer_python is None:

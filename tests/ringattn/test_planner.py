@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import hypothesis.strategies as st
 import pytest
@@ -38,7 +39,18 @@ def test_from_the_smallest_block_on_communication_hides(shape: Shape, link: Link
 def test_a_ring_is_never_more_than_perfect_nor_better_on_a_slower_link(shape: Shape, link: Link, hosts: int) -> None:
     here = planner.efficiency(shape, SPEED, link, hosts)
     slower = Link("slower", link.bandwidth / 2, link.latency)
-    assert 0 < planner.efficiency(shape, SPEED, slower, hosts) <= here <= 1 + 1e-9
+    assert 0 < planner.efficiency(shape, SPEED, slower, hosts) <= here + 1e-9 <= 1 + 2e-9
+
+
+@given(shapes, links, st.sampled_from([2, 4]), st.floats(0.3, 1.0))
+def test_a_kernel_that_is_slower_beside_an_exchange_loses_no_more_than_that(
+    shape: Shape, link: Link, hosts: int, beside: float
+) -> None:
+    slowed = planner.step_seconds(shape, SPEED, replace(link, beside=beside), hosts)
+    _, _, move, move_grad = planner.hop_seconds(shape, SPEED, link, hosts)
+    moving = (hosts - 1) * (2 * move + move_grad)
+    free = planner.step_seconds(shape, SPEED, link, hosts)
+    assert free * (1 - 1e-9) <= slowed <= (free + (1 - beside) * moving) * (1 + 1e-9)
 
 
 def test_on_a_link_that_never_hides_the_time_is_the_links() -> None:
