@@ -36,13 +36,26 @@ def named(line: dict) -> str:
     return ", ".join(parts)
 
 
+CALM = 0.75
+
+
 def read(path: Path) -> list[dict]:
-    """One line a case: repeats of all its rounds together, memory the largest, the reason if it was always skipped."""
+    """One line a case: repeats of all its rounds together, memory the largest, the reason if it was always skipped.
+
+    Rounds beside which the FMA peak was below `CALM` of the best were disturbed by other work: they count only where a case has
+    no other, and then for its memory alone.
+    """
     cases: dict[str, dict] = {}
-    for text in path.read_text().splitlines():
-        line = json.loads(text)
+    lines = [json.loads(text) for text in path.read_text().splitlines()]
+    calm = CALM * max((line["fma_peak"] for line in lines if "fma_peak" in line), default=0.0)
+    for line in lines:
         key = json.dumps([line.get(k) for k in (*_ASKED, "tuning", "setting")])
         before = cases.get(key, {})
+        line["disturbed"] = line.get("fma_peak", calm) < calm
+        if line["disturbed"] and "seconds" in before:
+            continue
+        if before.get("disturbed"):
+            before = {}
         if "seconds" in line and "seconds" in before:
             for name in ("compute", "wait"):
                 if name in line:
@@ -199,25 +212,28 @@ def section(lines: Lines) -> str:
     first = lines.done[0]
     versions = sorted({f"{line['what']} {line['version']}" for line in lines.done if line["what"] != "ring"})
     skipped = [f"- {line['length']:,} {named(line)}: {line['skipped']}" for line in lines.all if "skipped" in line]
-    seconds = "{:.3f}".format
+
+    def time_of(line: dict) -> str:
+        return "–" if line["disturbed"] else f"{line['median']:.3f}"
+
     parts = [
         f"Machine: {first['machine']}. One run, both cores for everyone, medians (and minima) of up to "
         f"{max(len(x['seconds']) for x in lines.done)} repeats in which the contenders took turns (steps over 3 s are not "
         f"warmed up: there the minimum is the fairer); B1 H{first['heads']} D{first['dim']} fp32 unless said. "
-        f"FMA peak {lines.peak / 1e9:.0f} GFLOP/s. "
+        f"FMA peak {lines.peak / 1e9:.0f} GFLOP/s; where other work left less than {CALM:.0%} of it, no time is given. "
         f"Peers: {', '.join(versions)}, each at its best setting below.",
         _ratios(lines),
         "Seconds, causal, forward + backward:",
-        _cells(lines, lambda x: seconds(x["median"]), causal=True, backward=True),
+        _cells(lines, time_of, causal=True, backward=True),
         "Seconds, full, forward + backward:",
-        _cells(lines, lambda x: seconds(x["median"]), causal=False, backward=True),
+        _cells(lines, time_of, causal=False, backward=True),
         *(
             part
             for causal in (True, False)
             if any(line["causal"] == causal and not line["backward"] for line in lines.done)
             for part in (
                 f"Seconds, {'causal' if causal else 'full'}, forward alone:",
-                _cells(lines, lambda x: seconds(x["median"]), causal=causal, backward=False),
+                _cells(lines, time_of, causal=causal, backward=False),
             )
         ),
         "Peak memory a process in MB, causal, forward + backward:",
@@ -256,6 +272,7 @@ def plot(options: argparse.Namespace) -> int:
         figure, axes = plt.subplots(figsize=(7, 4.5))
         for label, asked in CONTENDERS:
             found = [line for n in lines.lengths() if (line := lines.find(length=n, **asked))]
+            found = [line for line in found if name == "memory" or not line["disturbed"]]
             if found:
                 axes.plot([line["length"] for line in found], [value(line) for line in found], marker="o", label=label)
         axes.set(xscale="log", yscale="log" if log else "linear", xlabel="tokens", ylabel=unit)
