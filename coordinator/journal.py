@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -81,7 +81,7 @@ class Journal:
         if records:
             self._write(records, anew=False)
 
-    def rewrite(self, records: Sequence[AnyRecord]) -> None:
+    def rewrite(self, records: Iterable[AnyRecord]) -> None:
         """`records` in place of all that is in it, in one synced commit. StorageError as `append`: it is then as it was."""
         self._write(records, anew=True)
         try:
@@ -89,21 +89,29 @@ class Journal:
         except sqlite3.DatabaseError as error:
             raise self._failure(error) from error
 
-    def _write(self, records: Sequence[AnyRecord], anew: bool) -> None:
-        rows, seq, crc = [], *((0, 0) if anew else (self._seq, self._crc))
-        for record in records:
-            blob = _encode(record)
-            seq, crc = seq + 1, zlib.crc32(blob, crc)
-            rows.append((seq, crc, blob.decode()))
+    def _write(self, records: Iterable[AnyRecord], anew: bool) -> None:
+        seq, crc = (0, 0) if anew else (self._seq, self._crc)
+
+        def rows() -> Iterator[
+            tuple[int, int, str]
+        ]:  # one at a time: a journal that is written anew is never in memory as a whole
+            nonlocal seq, crc
+            for record in records:
+                blob = _encode(record)
+                seq, crc = seq + 1, zlib.crc32(blob, crc)
+                yield seq, crc, blob.decode()
+
         try:
             self._db.execute("BEGIN IMMEDIATE")
-            if anew:
-                self._db.execute("DELETE FROM records")
-            self._db.executemany("INSERT INTO records VALUES (?, ?, ?)", rows)
-            self._db.execute("COMMIT")
+            try:
+                if anew:
+                    self._db.execute("DELETE FROM records")
+                self._db.executemany("INSERT INTO records VALUES (?, ?, ?)", rows())
+                self._db.execute("COMMIT")
+            finally:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
         except sqlite3.DatabaseError as error:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
             raise self._failure(error) from error
         self._seq, self._crc = seq, crc
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -162,10 +163,10 @@ class Ledger:
             else:
                 self._move(task, "dropped" if task.spec.once else "pending")
 
-    def kept(self) -> list[AnyRecord]:
+    def kept(self) -> Iterator[AnyRecord]:
         """The fewest records that lead to this state: one a task, and none of a fleeting one."""
         lasting = ((name, task) for name, task in self.tasks.items() if not task.spec.fleeting)
-        return [Kept(name, msgspec.structs.replace(task)) for name, task in lasting]
+        return (Kept(name, msgspec.structs.replace(task)) for name, task in lasting)
 
     def _apply_kept(self, was: Task) -> None:
         if was.order != self._kept:

@@ -130,6 +130,12 @@ class Metrics:
         if isinstance(skill, int | float):
             self.best_skill = skill if self.best_skill is None else max(self.best_skill, skill)
 
+    def numbers(self, name: str) -> list[float]:
+        """The newest value of a figure that is a list of numbers; empty where it is none."""
+        value = self.newest.get(name)
+        whole = isinstance(value, list) and all(isinstance(x, int | float) for x in value)
+        return [float(x) for x in value] if isinstance(value, list) and whole else []
+
     def number(self, name: str) -> float | None:
         """A figure's newest value, if it is a number."""
         value = self.newest.get(name)

@@ -3,7 +3,8 @@
 What must survive a crash is in the ledger, and only records change it. Who is connected, who holds what and until when is forgotten on purpose: after a restart every lease that was
 out is void, and its task is leased again under the next attempt number.
 
-Cost: O(log n) in the number of tasks for each lease and result; nothing scans all tasks but `Restart` and a new plan.
+Cost: O(log n) in the number of tasks for each lease and result; nothing scans all tasks but `Restart` and a new plan, and all
+that is leased only a tick.
 """
 
 from __future__ import annotations
@@ -86,7 +87,6 @@ class Scheduler:
         self._not_before: dict[str, float] = {}
         self._queued: set[str] = set()
         self._line: deque[str] = deque()  # workers with a free slot; round robin
-        self._deadlines: list[tuple[float, str, int]] = []
         self._last_tick: float | None = None
         self._halt: Halt | None = None
         self._stopped = False
@@ -173,9 +173,7 @@ class Scheduler:
                 continue
             attempt = task.attempt + 1
             self._record(Leased(task.spec.id, attempt, name), decision)
-            deadline = now + self.limits.lease_s
-            worker.held[task.spec.id] = LeaseState(attempt, deadline)
-            heapq.heappush(self._deadlines, (deadline, task.spec.id, attempt))
+            worker.held[task.spec.id] = LeaseState(attempt, now + self.limits.lease_s)
             lease = Lease(task.spec.id, attempt, task.spec.kind, task.spec.job, self.limits.lease_s)
             decision.actions.append(Send(name, lease))
             if len(worker.held) < worker.hello.capacity:
@@ -418,29 +416,21 @@ class Scheduler:
         for name in [name for name, worker in self.workers.items() if now - worker.seen > self.limits.silence_s]:
             reason = f"was not heard for {self.limits.silence_s:g} s"
             self._on_worker_lost(WorkerLost(name, reason), now, decision)
-        while self._deadlines and self._deadlines[0][0] <= now:
-            _, name, attempt = heapq.heappop(self._deadlines)
-            self._expire(name, attempt, now, decision)
+        for name, worker in self.workers.items():
+            self._expire(name, worker, now, decision)
         while self._delayed and self._delayed[0][0] <= now:
             name = heapq.heappop(self._delayed)[2]
             self._queued.discard(name)
             if name in self.tasks:
                 self._enqueue(self.tasks[name], now)
 
-    def _expire(self, name: str, attempt: int, now: float, decision: Decision) -> None:
-        """A lease's entry in the heap came due: it has ended, was renewed since, or lapses now because nobody executes it."""
-        task = self.tasks.get(name)
-        worker = self.workers.get(task.worker) if task is not None else None
-        lease = worker.held.get(name) if worker is not None else None
-        if task is None or worker is None or lease is None or lease.attempt != attempt:
-            return
-        if lease.deadline > now:
-            heapq.heappush(self._deadlines, (lease.deadline, name, attempt))
-            return
-        del worker.held[name]
-        self._return(name, attempt, "expired", decision)
-        decision.actions.append(Send(task.worker, Cancel(name, attempt)))
-        self._line_up(task.worker, worker)
+    def _expire(self, name: str, worker: WorkerState, now: float, decision: Decision) -> None:
+        """Leases lapse that no heartbeat has listed for too long: nobody executes them."""
+        for task, attempt in [(task, lease.attempt) for task, lease in worker.held.items() if lease.deadline <= now]:
+            del worker.held[task]
+            self._return(task, attempt, "expired", decision)
+            decision.actions.append(Send(name, Cancel(task, attempt)))
+            self._line_up(name, worker)
 
     def _on_halt(self, event: Halt, now: float, decision: Decision) -> None:
         self._halt = self._halt if self._halt is not None and self._halt.reason != "drain" else event

@@ -72,6 +72,7 @@ log = logging.getLogger(__name__)
 
 MAX_BATCH = 2_000  # messages taken before one commit
 TICK_S = 0.2
+CONFIRM_MS = 5  # confirmations wait so long for the next results, whose commit then carries them
 LONG_JOURNAL = 100_000  # records: 10 MB. Beyond it, and more than so many a task, the journal is written anew
 LONG_FOR_ITS_TASKS = 8  # a task that goes well has 4
 HIGH_WATER = 10_000  # messages queued for one worker, either way
@@ -190,8 +191,9 @@ class Server:
                     self._on_tick()
                 if not events and self._inbox.empty() and (outcome := self._outcome()) is not None:
                     return outcome
-                if not events:
-                    poller.poll(max(0, round((next_tick - time.monotonic()) * 1e3)))
+                if all(isinstance(event, Confirmed) for event in events):
+                    until_tick = max(0, round((next_tick - time.monotonic()) * 1e3))
+                    poller.poll(min(until_tick, CONFIRM_MS) if events else until_tick)
         except (
             StorageError
         ) as error:  # of the journal or of `on_done`: what is not committed is handed out again at the next start

@@ -27,7 +27,7 @@ from coordinator.ring import Look, Past, PortFound, RankDone, Verdict
 from coordinator.rounds import Rounds, Told
 from coordinator.run_folder import Metrics
 from coordinator.scheduler import Scheduler, TaskSpec
-from coordinator.train_view import shown, train_view
+from coordinator.train_view import shares_told, shown, train_view
 from coordinator.training_files import TrainingFiles
 from ingest.errors import ProofError, UsageError
 from ingest.store import atomic_write
@@ -87,6 +87,7 @@ class Training:
         self.files = TrainingFiles(options.data_dir, options.run, bool(options.config))
         self._order = {host.name: n for n, host in enumerate(options.hosts.remote if options.hosts else ())}
         self._shares: dict[str, bool] = {}  # worker → whether it has the coordinator's files
+        self._shares_of_ranks: list[float] = []  # of the sequence, as the newest step had them
         self._pruned = 0  # the newest checkpoint when those that came from a host were last cleared up
         self.rounds: Rounds
 
@@ -128,6 +129,9 @@ class Training:
         if self.rounds.saved != self._pruned and not self._shares.get(self._first_rank(), True):
             self._pruned = self.rounds.saved
             self.files.prune()
+        shares = self.metrics.numbers("shares")
+        self._told += shares_told(self._shares_of_ranks, shares)
+        self._shares_of_ranks = shares
         told, self._told = self._told, []
         return told
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from rich.console import Group, RenderableType
@@ -83,6 +84,14 @@ def headline(view: TrainView) -> str:
     doing = {"gather": "waiting for workers", "call": "roll call", "end": f"{ring}, ending"}.get(view.stage, ring)
     parts += [doing, f"{view.restarts} restarts", f"elapsed {clock(view.elapsed_s)}"]
     return " · ".join(parts)
+
+
+def shares_told(before: Sequence[float], now: Sequence[float]) -> list[str]:
+    """What is said when the ranks' shares of the sequence have changed; 1.0 is an equal one, which a ring begins with."""
+    if list(before) == list(now) or len({*before, 1.0}) == len({*now, 1.0}) == 1:
+        return []
+    each = ", ".join(f"{share:g}" for share in now)
+    return [f"shares of the ranks follow their speeds: {each} of an equal one"]
 
 
 def rendered(view: TrainView) -> RenderableType:

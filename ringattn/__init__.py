@@ -21,6 +21,7 @@ from ringattn.attention import ring_attention
 from ringattn.layout import Layout, weighted_zigzag
 from ringattn.ring import HopTime, trace
 from ringattn.sharding import positions, shard, unshard
+from ringattn.shares import Shares
 from ringattn.start import abandon, init
 from ringattn.transport import MlxTransport, Throttled, Transport
 
@@ -41,6 +42,7 @@ __all__ = [
     "RingError",
     "RunTimeout",
     "ShapeError",
+    "Shares",
     "StartTimeout",
     "Throttled",
     "TransformError",

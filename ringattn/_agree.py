@@ -8,13 +8,14 @@ needs and schedules.
 from __future__ import annotations
 
 import struct
+import time
 import zlib
 from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
 
-from ringattn import schedule
+from ringattn import ring, schedule
 from ringattn._errors import ArgumentError, DTypeError, LayoutError, MismatchError, RingError, ShapeError
 from ringattn.layout import Layout, local_positions, runs
 from ringattn.transport import Transport
@@ -145,7 +146,10 @@ def agree(call: Call | RingError, transport: Transport, timeout: float) -> Plan:
         return _plan(call, [_header(call)])
     header = mx.array(_header(call), dtype=mx.int32)
     mx.eval(header)
-    rows = np.array(transport.all_gather(header, "agreeing on the call").wait(timeout)[0]).reshape(size, -1).tolist()
+    began = time.perf_counter()
+    gathered = transport.all_gather(header, "agreeing on the call").wait(timeout)[0]
+    ring.record(ring.HopTime("agree", 0, 0.0, time.perf_counter() - began, header.nbytes))
+    rows = np.array(gathered).reshape(size, -1).tolist()
     if isinstance(call, RingError):
         raise call
     refused = [r for r in range(size) if rows[r][0]]

@@ -22,7 +22,10 @@ Arrays = tuple[mx.array, ...]
 
 @dataclass(frozen=True)
 class HopTime:
-    """One hop as it ran: seconds of computation, seconds of waiting for neighbours, bytes sent."""
+    """One hop as it ran: seconds of computation, seconds of waiting for neighbours, bytes sent.
+
+    phase: "forward", "backward", or "agree", the one exchange before a call, in which ranks wait for those that come to it later.
+    """
 
     phase: str
     hop: int
@@ -36,7 +39,7 @@ _trace: ContextVar[list[HopTime] | None] = ContextVar("ringattn_trace", default=
 
 @contextlib.contextmanager
 def trace() -> Iterator[list[HopTime]]:
-    """Collect a HopTime for every hop that runs in this context, forward and backward."""
+    """Collect a HopTime for every exchange and hop that runs in this context."""
     hops: list[HopTime] = []
     token = _trace.set(hops)
     try:
@@ -90,7 +93,8 @@ def run(
         held = wire = {rank: own}
         _finish(kv, held, timeout)
         clock.lap("wait")
-        _record(phase, index, clock, (kv.nbytes if kv else 0) + (pending.nbytes if pending else 0))
+        sent = (kv.nbytes if kv else 0) + (pending.nbytes if pending else 0)
+        record(HopTime(phase, index, clock.seconds["compute"], clock.seconds["wait"], sent))
     _finish(pending, sums, timeout)
     return sums.get(rank, ())
 
@@ -147,10 +151,10 @@ class _Clock:
         self._last = now
 
 
-def _record(phase: str, hop: int, clock: _Clock, sent: int) -> None:
-    hops = _trace.get()
-    if hops is not None:
-        hops.append(HopTime(phase, hop, clock.seconds["compute"], clock.seconds["wait"], sent))
+def record(hop: HopTime) -> None:
+    """Into the trace that is being collected, if there is one."""
+    if (hops := _trace.get()) is not None:
+        hops.append(hop)
 
 
 def merge(o: mx.array, lse: mx.array, o_part: mx.array, lse_part: mx.array) -> tuple[mx.array, mx.array]:

@@ -1,7 +1,7 @@
 """A ring of two hosts over links of four speeds, measured beside the planner's prediction; and 4, 16, 64 Apple hosts on paper.
 
     python -m scripts.bench_links run --out docs/benchmarks/links.jsonl     # needs root and Linux: see tests/cluster/bed.py
-    python -m scripts.bench_links docs                                      # writes docs/scaling.md from the lines
+    python -m scripts.bench_links docs                                      # writes docs/scaling.md from these lines and bench_shares'
 
 Each rank has a core, a network namespace and one thread. The kernel's speed and the link are measured just before the step, under the same
 setting, through the ring's own transport; the prediction is `ringattn.planner.step_seconds` of these, or of the link's nominal figures.
@@ -24,7 +24,10 @@ from ringattn.planner import LINKS, Link, Shape, Speed, efficiency, smallest_blo
 from tests.cluster.bed import Bed
 
 ROOT = Path(__file__).resolve().parent.parent
-LINES, DOCS, IMAGE = (ROOT / "docs" / name for name in ("benchmarks/links.jsonl", "scaling.md", "images/scaling.png"))
+LINES, SHARES, DOCS, IMAGE = (
+    ROOT / "docs" / name
+    for name in ("benchmarks/links.jsonl", "benchmarks/shares.jsonl", "scaling.md", "images/scaling.png")
+)
 LENGTHS = (4096, 8192)
 REPEATS = 5
 # Mbit/s that the queues let through, and the planner's nominal link.
@@ -166,17 +169,47 @@ def measured_part() -> list[str]:
     ]
 
 
+def unequal_part() -> list[str]:
+    """Trainings with one slow rank."""
+    rows = []
+    for line in map(json.loads, SHARES.read_text().splitlines()):
+        plain, equal, followed = (statistics.median(line[how]["seconds"]) for how in ("plain", "equal", "followed"))
+        rows.append(
+            [
+                f"{line['hours']:,}",
+                f"{line['factor']:g}×",
+                f"{plain:.2f} s",
+                f"{equal:.2f} s",
+                f"{followed:.2f} s ({', '.join(f'{share:g}' for share in line['followed']['shares'])})",
+                f"{equal / followed:.2f}×",
+                ", ".join(f"{seconds:.2f} s" for seconds in line["followed"]["busy"]),
+                f"{line['loss_differs_by']:.0e}",
+            ]
+        )
+    head = "| hours | rank 1 slowed | nobody slowed | equal shares | shares that follow | faster | busy by rank | loss differs by |"
+    return [
+        "`worker/train.py` on two ranks of one machine, a core each, one piece of so many hours. The attention kernel of rank 1 is made slower on",
+        "purpose (`python -m scripts.bench_shares`); the ring begins with equal shares, measures, and changes them by itself. Medians of steps;",
+        "the loss of each step against that of the ring in which nobody is slow, at most.",
+        "",
+        *table(head, rows),
+    ]
+
+
 def docs() -> None:
     paper = f"| link | hides from, tokens a host | {' | '.join(f'{n} hosts' for n in PAPER_HOSTS)} |"
     text = [
         "# Scaling over links",
         "",
-        "Written by `python -m scripts.bench_links docs` from `docs/benchmarks/links.jsonl` and the planner.",
+        "Written by `python -m scripts.bench_links docs` from `docs/benchmarks/links.jsonl`, `shares.jsonl` and the planner.",
         "",
         "## Measured: two hosts",
         "",
         *measured_part(),
         "",
+        "## Hosts of unequal speed",
+        "",
+        *unequal_part(),
         "## On paper: Apple hosts",
         "",
         "Not measured: no Apple host was at hand. The planner's loop with a clock, for hosts of",

@@ -116,7 +116,7 @@ def local_part(
     pieces: Sequence[Piece],
     norm: Normalisation,
     *,
-    layout: str | Layout,
+    layout: Layout,
     size: int,
     rank: int,
     scored: Period,
@@ -165,6 +165,7 @@ def local_part(
         mx.array(owner.astype(np.int32)),
         mx.array((days[owner] + within // 24).astype(np.int32)),
         int(days[-1]),
+        layout,
     )
     return Local(
         batch,

@@ -28,6 +28,7 @@ from ringattn.forecast import checkpoint
 from ringattn.forecast.checkpoint import CheckpointError
 from ringattn.forecast.conformal import WINDOW, calibrated
 from ringattn.forecast.model import MEDIAN, QUANTILES, Forecaster, ModelConfig, ascending
+from ringattn.layout import Layout
 from worker.batches import Normalisation, Period, Piece, TokenStore, local_part, open_store
 from worker.train_config import parse_period
 
@@ -96,7 +97,7 @@ def predict(trained: Trained, store: TokenStore, respondent: str, period: Period
     first = max(there.first, period.first - trained.model.config.context - WINDOW)
     piece = Piece(region, first, period.last - first + 1)
     whole = Period(first, period.last)
-    local = local_part(store, [piece], trained.norm, layout="contiguous", size=1, rank=0, scored=whole)
+    local = local_part(store, [piece], trained.norm, layout=Layout("contiguous"), size=1, rank=0, scored=whole)
     embedding = trained.model.embedding(local.batch)
     quantiles = np.array(ascending(trained.model.head(embedding))).astype(np.float64)
     outcome = np.where(np.array(local.valid) > 0, np.array(local.target), np.nan)

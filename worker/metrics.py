@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,6 +17,19 @@ from worker.train_config import TrainConfig, plain
 
 EXIT_AGAIN = 75  # broken off: start it again
 AWAY_S = 10.0  # between looks of the watchdog, a second apart
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """An optimiser step of the ring."""
+
+    step: int
+    loss: float
+    gradient_norm: float
+    tokens: int  # of all ranks
+    seconds: float  # of this rank, waiting included
+    busy: Sequence[float]  # seconds of each rank, waiting not included
+    shares: Sequence[float]  # of the tokens, one a rank, 1.0 being an equal one
 
 
 class Metrics:
@@ -34,32 +48,26 @@ class Metrics:
             self._lines = path.open("a")
         threading.Thread(target=self._watch, daemon=True).start()
 
-    def step(
-        self,
-        step: int,
-        loss: float,
-        norm: float,
-        speed: float,
-        hops: Sequence[ringattn.HopTime],
-        seconds: float,
-        ranks: int,
-    ) -> None:
+    def step(self, done: StepDone, hops: Sequence[ringattn.HopTime]) -> None:
+        speed = done.tokens / done.seconds
         line = {
-            "step": step,
-            "loss": loss,
-            "gradient_norm": norm,
+            "step": done.step,
+            "loss": done.loss,
+            "gradient_norm": done.gradient_norm,
             "tokens_per_s": speed,
-            "attention_share": sum(hop.compute for hop in hops) / seconds,
-            "wait_share": sum(hop.wait for hop in hops) / seconds,
-            "ranks": ranks,
-            "seconds": seconds,
+            "attention_share": sum(hop.compute for hop in hops) / done.seconds,
+            "wait_share": sum(hop.wait for hop in hops) / done.seconds,
+            "ranks": len(done.busy),
+            "seconds": done.seconds,
+            "busy": done.busy,
+            "shares": done.shares,
         }
         self.write(line)
-        self.beat("step", step)
+        self.beat("step", done.step)
         if self._lines is not None and time.monotonic() - self._said > 10:
             self._said = time.monotonic()
             print(
-                f"step {step}: loss {loss:.4f}, {speed:,.0f} tokens/s, attention {line['attention_share']:.0%}, "
+                f"step {done.step}: loss {done.loss:.4f}, {speed:,.0f} tokens/s, attention {line['attention_share']:.0%}, "
                 f"waiting {line['wait_share']:.0%}",
                 file=sys.stderr,
                 flush=True,

@@ -8,8 +8,9 @@
     coordinator start --train                                             # through the workers, supervised
 
 The run does not depend on the number of ranks: pieces, flips and dropout masks are functions of (seed, step), losses are summed over the
-ranks' tokens and divided by the count of all. Started again with the same --run, it goes on from its newest checkpoint, on any number of
-ranks. Exit codes: 0 ended by itself and result.json written, 2 usage, 75 broken off (a peer is gone, or asked to stop): start it again.
+ranks' tokens and divided by the count of all. Nor does it depend on their shares of the tokens, which follow the ranks' speeds
+(`ringattn.shares`). Started again with the same --run, it goes on from its newest checkpoint, on any number of ranks.
+Exit codes: 0 ended by itself and result.json written, 2 usage, 75 broken off (a peer is gone, or asked to stop): start it again.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ from worker.batches import (
     local_part,
     open_store,
 )
-from worker.metrics import EXIT_AGAIN, Metrics, peak_bytes
+from worker.metrics import EXIT_AGAIN, Metrics, StepDone, peak_bytes
 from worker.train_config import RESUMABLE, TrainConfig, parse, periods, plain
 
 EXIT_USAGE = 2
@@ -93,7 +94,9 @@ class Training:
             self.say(f"passed over: {words}")
         self.norm = self.store.fit(self.train)
         mx.random.seed(config.seed)
-        self.model = Forecaster(self.model_config(), layout=config.layout, group=group)
+        self.model = Forecaster(self.model_config(), group=group)
+        self.shares = ringattn.Shares(config.layout, self.size)
+        self.busy = 0.0  # seconds since the ranks last met in `_summed`, less those of waiting for others
         self.optimizer = optim.AdamW(learning_rate=config.learning_rate, weight_decay=config.weight_decay)
         self.optimizer.init(self.model.trainable_parameters())
         self.average = self.model.parameters()
@@ -143,7 +146,9 @@ class Training:
         with ringattn.trace() as hops:
             loss, gradients = self.gradient(self.model, local, key)
             mx.eval(loss, gradients)
-        loss, gradients, stopping = self._summed(loss, local.valid.sum(), gradients)
+        self.busy += time.monotonic() - began - sum(hop.wait for hop in hops)
+        loss, gradients, stopping, busy = self._summed(loss, local.valid.sum(), gradients)
+        met = time.monotonic()
         gradients, norm = optim.clip_grad_norm(gradients, c.clip)
         self.optimizer.learning_rate = _rate(c, p.step)
         self.optimizer.update(self.model, gradients)
@@ -151,8 +156,12 @@ class Training:
         new = self.model.parameters()
         self.average = tree_map(lambda a, b: decay * a + (1 - decay) * b, self.average, new)
         mx.eval(new, self.optimizer.state, self.average, norm)
-        seconds = time.monotonic() - began
-        self.metrics.step(p.step, loss, float(norm), local.total / seconds, hops, seconds, self.size)
+        self.busy = time.monotonic() - met
+        done = StepDone(p.step, loss, float(norm), local.total, time.monotonic() - began, busy, self.shares.weights)
+        self.metrics.step(done, hops)
+        if self.shares.saw(busy):
+            each = ", ".join(f"{weight:g}" for weight in self.shares.weights)
+            self.say(f"step {p.step}: shares of the ranks follow their speeds: {each} of an equal one")
         return stopping
 
     def _local(self, pieces: Sequence[Piece], scored: Period, signs: Sequence[float] | None = None) -> Local:
@@ -160,31 +169,33 @@ class Training:
             self.store,
             pieces,
             self.norm,
-            layout=self.config.layout,
+            layout=self.shares.layout,
             size=self.size,
             rank=self.rank,
             scored=scored,
             signs=signs,
         )
 
-    def _summed(self, loss: mx.array, count: mx.array, gradients: Any) -> tuple[float, Any, bool]:
-        """Loss and gradients over all ranks' tokens, per token, in one collective; and whether a rank has to stop."""
+    def _summed(self, loss: mx.array, count: mx.array, gradients: Any) -> tuple[float, Any, bool, list[float]]:
+        """Loss and gradients over all ranks' tokens, per token, in one collective; whether a rank has to stop; busy seconds by rank."""
         names, arrays = zip(*tree_flatten(gradients), strict=True)
         stop = mx.array(float(STOP.is_set()))
-        packed = mx.concatenate([*(a.reshape(-1) for a in arrays), mx.stack([loss, count, stop])])
+        busy = np.zeros(self.size, np.float32)
+        busy[self.rank] = max(self.busy, 1e-6)
+        packed = mx.concatenate([*(a.reshape(-1) for a in arrays), mx.array(busy), mx.stack([loss, count, stop])])
         total = mx.distributed.all_sum(packed, group=self.group)
         mx.eval(total)
         loss_sum, tokens, stops = (float(x) for x in np.array(total[-3:]))
         if not tokens:
             raise UsageError("no hour of this step's pieces has a target: train on hours that were measured")
         ends = np.cumsum([a.size for a in arrays]).tolist()
-        parts = mx.split(total[:-3] / tokens, ends[:-1])
+        parts = mx.split(total[: ends[-1]] / tokens, ends[:-1])
         tree = tree_unflatten([(n, part.reshape(a.shape)) for n, part, a in zip(names, parts, arrays, strict=True)])
         if not math.isfinite(loss_sum):
             raise UsageError(
                 f"the loss at step {self.progress.step} is {loss_sum}: lower --learning-rate and start a new --run"
             )
-        return loss_sum / tokens, tree, stops > 0
+        return loss_sum / tokens, tree, stops > 0, np.array(total[ends[-1] : -3]).tolist()
 
     # -- validation -------------------------------------------------------------------------------------------------
 

@@ -40,7 +40,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Batch:
-    """This rank's tokens of one packed sequence, `[T]` or `[T, …]`, in the order of the ring's layout."""
+    """This rank's tokens of one packed sequence, `[T]` or `[T, …]`, in the order of its layout."""
 
     features: mx.array  # float32 [T, feature], normalised
     condition: mx.array  # float32 [T, condition], normalised
@@ -50,18 +50,19 @@ class Batch:
     segment: mx.array  # int32 [T], tokens of different segments do not see each other
     day: mx.array  # int32 [T], counts the segments' days through: tokens of one number share their dropout masks
     days: int  # of the whole sequence
+    layout: Layout  # of the whole sequence over the ranks
 
 
 class Forecaster(nn.Module):
     """Batch → quantiles [T, len(QUANTILES)] of the target, ascending, float32."""
 
-    def __init__(self, config: ModelConfig, *, layout: str | Layout = "zigzag", group: Group = None) -> None:
+    def __init__(self, config: ModelConfig, *, group: Group = None) -> None:
         super().__init__()
         self.config = config
         self.embed = nn.Linear(config.features, config.dim)
         self.region = nn.Embedding(config.regions, config.dim)
         self.region.weight = mx.zeros_like(self.region.weight)
-        self.recall = _Recall(config, layout, group)
+        self.recall = _Recall(config, group)
         self.layers = [_FeedForward(config) for _ in range(config.layers)]
         self.norm = nn.RMSNorm(config.dim)
         self.head = nn.Linear(config.dim, len(QUANTILES))
@@ -115,7 +116,7 @@ class _Recall(nn.Module):
     k = (m', |m'|², 1 turned by ω s), but for -beta |m|², which the softmax cancels. The heads share k and v and differ in beta and w.
     """
 
-    def __init__(self, config: ModelConfig, layout: str | Layout, group: Group) -> None:
+    def __init__(self, config: ModelConfig, group: Group) -> None:
         super().__init__()
         width = config.head_dim - 2 * len(WAVES) - 1
         self.metric = nn.Linear(config.conditions, width, bias=False)
@@ -124,7 +125,7 @@ class _Recall(nn.Module):
         self.wave = mx.array([[4.0, 1.0]] * config.heads)
         self.value = nn.Linear(config.features + config.conditions + 1, config.head_dim, bias=False)
         self.out = nn.Linear(config.heads * config.head_dim, config.dim, bias=False)
-        self._config, self._layout, self._group = config, layout, group
+        self._config, self._group = config, group
 
     def __call__(self, batch: Batch) -> mx.array:
         c, n = self._config, batch.position.shape[0]
@@ -144,7 +145,7 @@ class _Recall(nn.Module):
             mask="causal",
             window=c.context,
             segments=batch.segment,
-            layout=self._layout,
+            layout=batch.layout,
             group=self._group,
         )
         return self.out(o[0].swapaxes(0, 1).reshape(n, -1))

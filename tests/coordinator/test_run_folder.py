@@ -13,7 +13,7 @@ from coordinator.progress import clock
 from coordinator.ring import Rank
 from coordinator.rounds import Rounds
 from coordinator.run_folder import Metrics
-from coordinator.train_view import headline, shown, train_view
+from coordinator.train_view import headline, shares_told, shown, train_view
 from ingest.errors import ProofError
 
 
@@ -85,6 +85,17 @@ def test_metrics_are_followed_as_they_grow_and_begun_again_with_a_new_file(tmp_p
     fresh.replace(path)
     metrics.look()
     assert (metrics.number("step"), metrics.best_skill) == (1, None)
+
+
+def test_changed_shares_are_said_once_and_equal_ones_are_not(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path / "metrics.jsonl")
+    assert metrics.numbers("shares") == []
+    metrics.path.write_text('{"step": 1, "shares": [1.5, 0.5]}\n')
+    metrics.look()
+    slow = metrics.numbers("shares")
+    assert shares_told([], slow) == ["shares of the ranks follow their speeds: 1.5, 0.5 of an equal one"]
+    assert shares_told(slow, [1.0, 1.0]) == ["shares of the ranks follow their speeds: 1, 1 of an equal one"]
+    assert not any(map(shares_told, ([], [1.0, 1.0], slow), ([1.0, 1.0], [1.0], slow)))
 
 
 def test_the_headline_says_what_is_known(tmp_path: Path) -> None:

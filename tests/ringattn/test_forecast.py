@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 from ringattn.forecast import checkpoint, conformal, scores
 from ringattn.forecast.model import MEDIAN, QUANTILES, WAVES, Batch, Forecaster, ModelConfig, ascending, pinball
+from ringattn.layout import Layout
 
 CONFIG = ModelConfig(features=3, conditions=2, regions=2, context=30, dim=8, heads=2, head_dim=16, hidden=8)
 
@@ -29,6 +30,7 @@ def batch(tokens: int, seed: int = 0) -> Batch:
         mx.array((hours >= tokens // 2).astype(np.int32)),
         mx.array((hours // 24).astype(np.int32)),
         tokens // 24 + 1,
+        Layout("zigzag"),
     )
 
 

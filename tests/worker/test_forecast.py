@@ -16,6 +16,7 @@ import pytest
 from ingest.calendar import calendar_of
 from ingest.windows import CONDITION, FEATURES, make_tokens
 from ringattn.forecast.model import QUANTILES, Forecaster, ModelConfig
+from ringattn.layout import Layout
 from tests.ingest.test_windows import poisoned, series
 from worker.batches import Normalisation, Period, Piece, TokenStore, draw_pieces, local_part, token_rows
 from worker.forecast import hours_of_issue
@@ -62,7 +63,13 @@ def test_forecasts_do_not_change_when_everything_after_the_issue_time_does(day: 
         store = TokenStore(("PACW",), "DF", ((int(one.hours[0]), token_rows(one)),))
         whole = Period(int(one.hours[0]), int(one.hours[-1]))
         local = local_part(
-            store, [Piece(0, whole.first, len(one.hours))], norm, layout="contiguous", size=1, rank=0, scored=whole
+            store,
+            [Piece(0, whole.first, len(one.hours))],
+            norm,
+            layout=Layout("contiguous"),
+            size=1,
+            rank=0,
+            scored=whole,
         )
         quantiles.append(np.array(forecaster(local.batch)))
     upto = calendar.day <= target

@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from ringattn import launch
+from ringattn import Shares, launch
 from ringattn.forecast import checkpoint
 from tests.worker.training_data import ROOT, SMALL, TRAIN, environment, train
 
@@ -51,6 +51,23 @@ def test_a_ring_has_the_same_loss_curve(data: Path, alone: Path, tmp_path: Path,
     command = [TRAIN, "--data", str(data), "--run", str(run), *SMALL, "--steps", "8"]
     launch.run(ranks, command, timeout=120)
     np.testing.assert_allclose(losses(run), losses(alone), rtol=1e-4)
+
+
+def test_a_slow_rank_gets_fewer_tokens_and_the_loss_curve_stays(data: Path, alone: Path, tmp_path: Path) -> None:
+    """Whoever reads metrics.jsonl can say why: the shares follow from the busy seconds that stand beside them."""
+    run = tmp_path / "run"
+    command = [str(ROOT / "scripts" / "slow_rank.py"), "1", "30", "--data", str(data), "--run", str(run), *SMALL]
+    said, _ = launch.run(2, [*command, "--steps", "8"], timeout=120)
+    lines, plain = ([json.loads(line) for line in (x / "metrics.jsonl").read_text().splitlines()] for x in (run, alone))
+    shares = Shares("zigzag", 2)
+    for line in (line for line in lines if "loss" in line):
+        assert line["shares"] == list(shares.weights)
+        shares.saw(line["busy"])
+    first, last = (line["shares"] for line in (lines[0], lines[-2]))
+    assert first == [1.0, 1.0] and last[0] > 1.2 and last[1] < 0.8
+    assert any(line.startswith("step 7: shares of the ranks follow their speeds: ") for line in said), said
+    np.testing.assert_allclose(losses(run), losses(alone), rtol=1e-4)
+    assert lines[-1]["skill"] == pytest.approx(plain[-1]["skill"], abs=1e-4)
 
 
 def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(data: Path, alone: Path, tmp_path: Path) -> None:
