@@ -7,47 +7,33 @@ resumable, 130 interrupted.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
-from coordinator import curve
-from coordinator.config import SETTINGS, Resolved, resolve
-from ingest.errors import AuthenticationError, IngestError, StorageError, UsageError
+from coordinator.cli_keys import config_app, keys_app
+from coordinator.config import check_toml
+from coordinator.helping import Command, Group
+from coordinator.options import AsJson, Bind, Data, Keys, Quiet, folder_of, option, settings_of, width_of_stdout
+from coordinator.progress import Steps
+from coordinator.voice import EXIT_FAILED, tell
+from ingest.errors import UsageError
 
-EXIT_FAILED, EXIT_USAGE, EXIT_AUTHENTICATION, EXIT_INCOMPLETE, EXIT_INTERRUPTED = 1, 2, 4, 75, 130
+HELP = " ".join((__doc__ or "").split("\n\n")[1].split())  # rich would keep the ends of its lines
 
-app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__)
-keys_app = typer.Typer(no_args_is_help=True, help="CURVE keys for workers on other hosts.")
-config_app = typer.Typer(no_args_is_help=True, help="Settings and where each came from.")
+app = typer.Typer(cls=Group, no_args_is_help=True, pretty_exceptions_enable=False, help=HELP)
 app.add_typer(keys_app, name="keys")
 app.add_typer(config_app, name="config")
 
 
-def _option(name: str, *extra: str) -> Any:
-    setting = next(s for s in SETTINGS if s.name == name)
-    said = escape(f"{setting.help} [default: {setting.default}]")  # brackets would be markup
-    return typer.Option(f"--{name}", *extra, help=said, show_default=False)
-
-
-Data = Annotated[str | None, _option("data")]
-Keys = Annotated[str | None, _option("keys")]
-Bind = Annotated[str | None, _option("bind")]
-AsJson = Annotated[bool, typer.Option("--json", help="one JSON document on stdout, JSON lines on stderr")]
-
-
-def _settings(**flags: Any) -> dict[str, Resolved]:
-    return resolve({name.replace("_", "-"): value for name, value in flags.items()}, os.environ, Path.cwd())
-
-
-@app.command("start")
+@app.command(
+    "start", cls=Command, epilog="coordinator start --extract --respondents PACW --start 2024-03 --end 2024-03"
+)
 def start_(
     extract: Annotated[bool, typer.Option("--extract", help="fetch, prove and build the hourly series")] = False,
     train: Annotated[bool, typer.Option("--train", help="train the forecaster over a ring of the workers")] = False,
@@ -58,43 +44,41 @@ def start_(
         bool, typer.Option("--update", help="ask only for what is missing or may still be revised")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="print the plan and its number of requests; fetch nothing")
+        bool, typer.Option("--dry-run", help="say what each stage would do, and why; ask nothing, write nothing")
     ] = False,
     rebuild: Annotated[
         bool, typer.Option("--rebuild", help="make the journal again from the manifests on disk")
     ] = False,
     as_json: AsJson = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="say nothing but errors and the result")] = False,
+    quiet: Quiet = False,
     data: Data = None,
-    source: Annotated[str | None, _option("source")] = None,
-    respondents: Annotated[str | None, _option("respondents")] = None,
-    start: Annotated[str | None, _option("start")] = None,
-    end: Annotated[str | None, _option("end")] = None,
-    workers: Annotated[str | None, _option("workers")] = None,
-    hostfile: Annotated[str | None, _option("hostfile")] = None,
-    host_python: Annotated[str | None, _option("host-python")] = None,
-    host_data: Annotated[str | None, _option("host-data")] = None,
-    connections: Annotated[str | None, _option("connections")] = None,
+    source: Annotated[str | None, option("source")] = None,
+    respondents: Annotated[str | None, option("respondents")] = None,
+    start: Annotated[str | None, option("start")] = None,
+    end: Annotated[str | None, option("end")] = None,
+    workers: Annotated[str | None, option("workers")] = None,
+    hostfile: Annotated[str | None, option("hostfile")] = None,
+    host_python: Annotated[str | None, option("host-python")] = None,
+    host_data: Annotated[str | None, option("host-data")] = None,
+    connections: Annotated[str | None, option("connections")] = None,
     bind: Bind = None,
     keys: Keys = None,
-    rate: Annotated[str | None, _option("rate")] = None,
-    retries: Annotated[str | None, _option("retries")] = None,
-    revise_days: Annotated[str | None, _option("revise-days")] = None,
-    run: Annotated[str | None, _option("run")] = None,
-    ranks: Annotated[str | None, _option("ranks")] = None,
-    train_config: Annotated[str | None, _option("train-config")] = None,
-    control_config: Annotated[str | None, _option("control-config")] = None,
+    rate: Annotated[str | None, option("rate")] = None,
+    retries: Annotated[str | None, option("retries")] = None,
+    revise_days: Annotated[str | None, option("revise-days")] = None,
+    run: Annotated[str | None, option("run")] = None,
+    ranks: Annotated[str | None, option("ranks")] = None,
+    train_config: Annotated[str | None, option("train-config")] = None,
+    control_config: Annotated[str | None, option("control-config")] = None,
 ) -> None:
-    """Run the stages asked for, one after the other, e.g. `coordinator start --extract --train --rollouts`."""
-    from coordinator import extract as extract_stage
-    from coordinator import rollouts as rollouts_stage
-    from coordinator import train as train_stage
-
+    """Run the stages asked for, one after the other; each skips what is proved already."""
     if not (extract or update or train or rollouts):
         raise UsageError(
             "start: no stage was named. Try `coordinator start --extract --train --rollouts`, or one of them."
         )
-    settings = _settings(
+    if rebuild and not (extract or update):
+        raise UsageError("start: --rebuild belongs to the extraction: `coordinator start --extract --rebuild`.")
+    settings = settings_of(
         data=data,
         source=source,
         respondents=respondents,
@@ -116,29 +100,42 @@ def start_(
         control_config=control_config,
     )
     values = {name: entry.value for name, entry in settings.items()}
+    folder = folder_of(settings)
     # Before an hour of extraction finds them wrong.
+    for name in ("train-config", "control-config"):
+        check_toml(name, values[name])
+    from coordinator import extract as extract_stage  # here, since a wrong command line need not wait for these to load
+    from coordinator import intent
+    from coordinator import rollouts as rollouts_stage
+    from coordinator import train as train_stage
+    from coordinator.data_folder import check_series
+
+    extraction = extract_stage.options_from(values, update=update, rebuild=rebuild) if extract or update else None
     training = train_stage.options_from(values) if train else None
     control = rollouts_stage.options_from(values) if rollouts else None
+    if extraction is None:
+        check_series(folder)
+    if dry_run:
+        plans = intent.plans(extraction, training, control)
+        print(
+            json.dumps(next(iter(plans.values())) if len(plans) == 1 else plans) if as_json else intent.describe(plans)
+        )
+        return
     summaries: dict[str, dict[str, Any]] = {}
-    if extract or update:
-        options = extract_stage.options_from(values, update=update, rebuild=rebuild)
-        if dry_run:
-            plan = extract_stage.dry_run(options)
-            print(json.dumps(plan) if as_json else extract_stage.describe_plan(plan))
-            return
-        summaries["extract"] = extract_stage.run(options, as_json=as_json, quiet=quiet)
-        if not as_json:
-            print(extract_stage.describe_summary(summaries["extract"]))
-    elif dry_run or rebuild:
-        raise UsageError("start: --dry-run and --rebuild belong to --extract.")
-    if training is not None and not any(summary["exit_code"] for summary in summaries.values()):
-        summaries["train"] = train_stage.run(training, as_json=as_json, quiet=quiet)
-        if not as_json:
-            print(train_stage.describe_summary(summaries["train"]))
-    if control is not None and not any(summary["exit_code"] for summary in summaries.values()):
-        summaries["rollouts"] = rollouts_stage.run(control, as_json=as_json, quiet=quiet)
-        if not as_json:
-            print(rollouts_stage.describe_summary(summaries["rollouts"]))
+    stages: dict[str, tuple[Any, Any]] = {
+        "extract": (extract_stage, extraction),
+        "train": (train_stage, training),
+        "rollouts": (rollouts_stage, control),
+    }
+    for stage, (module, options) in stages.items():
+        if options is None or any(summary["exit_code"] for summary in summaries.values()):
+            continue
+        summary = summaries[stage] = module.run(options, as_json=as_json, quiet=quiet)
+        if not as_json and (text := module.describe_summary(summary)):
+            print(text)
+        if summary["exit_code"]:
+            message = f"{stage} is not complete ({summary['status']}): {summary['message']}"
+            tell(message, summary["exit_code"], as_json=as_json)
     code = max(summary["exit_code"] for summary in summaries.values())
     if as_json:
         print(json.dumps(next(iter(summaries.values())) if len(summaries) == 1 else {**summaries, "exit_code": code}))
@@ -146,25 +143,28 @@ def start_(
         raise typer.Exit(code)
 
 
-@app.command()
+@app.command(cls=Command, epilog="coordinator status --data data")
 def status(data: Data = None, keys: Keys = None, as_json: AsJson = False) -> None:
     """What a running coordinator is doing, asked from another terminal; else what its journal says."""
     from coordinator import look
 
-    settings = _settings(data=data, keys=keys)
-    snapshot = look.status(settings["data"].value, settings["keys"].value)
+    settings = settings_of(data=data, keys=keys)
+    folder = folder_of(settings)
+    with closing(Steps("asking the coordinator", as_json=as_json, quiet=False)):
+        snapshot = look.status(folder, settings["keys"].value)
     print(json.dumps(snapshot) if as_json else look.describe(snapshot))
 
 
-@app.command()
+@app.command(cls=Command, epilog="coordinator doctor --data data")
 def doctor(
     data: Data = None,
     bind: Bind = None,
     keys: Keys = None,
-    hostfile: Annotated[str | None, _option("hostfile")] = None,
-    host_python: Annotated[str | None, _option("host-python")] = None,
-    host_data: Annotated[str | None, _option("host-data")] = None,
+    hostfile: Annotated[str | None, option("hostfile")] = None,
+    host_python: Annotated[str | None, option("host-python")] = None,
+    host_data: Annotated[str | None, option("host-data")] = None,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """What this host, and with --hostfile every other, has and lacks, each with its fix. Exit code 1 when anything is to be mended."""
     from coordinator import diagnosis
@@ -172,21 +172,23 @@ def doctor(
     from coordinator.doctor_hosts import examine_hosts
     from coordinator.hostfile import hosts_from
 
-    settings = _settings(
+    settings = settings_of(
         data=data, bind=bind, keys=keys, hostfile=hostfile, host_python=host_python, host_data=host_data
     )
     values = {name: entry.value for name, entry in settings.items()}
     hosts = hosts_from(values)
-    findings = checks.examine(values["data"], values["bind"], values["keys"])
-    if hosts is not None:
-        findings += examine_hosts(hosts, values["keys"])
+    with closing(Steps("looking at this host", as_json=as_json, quiet=quiet)) as steps:
+        findings = checks.examine(values["data"], values["bind"], values["keys"])
+        if hosts is not None:
+            steps.stage = f"visiting {len(hosts.remote)} hosts"
+            findings += examine_hosts(hosts, values["keys"])
     report = diagnosis.report(findings)
-    print(json.dumps(report) if as_json else diagnosis.describe(findings))
+    print(json.dumps(report) if as_json else diagnosis.describe(findings, width_of_stdout()))
     if not report["fine"]:
         raise typer.Exit(EXIT_FAILED)
 
 
-@app.command()
+@app.command(cls=Command, epilog="coordinator forecast --region PACW --issue 2025-08-12T10")
 def forecast(
     region: Annotated[str | None, typer.Option(help="respondent to forecast, e.g. ERCO")] = None,
     issue: Annotated[
@@ -195,108 +197,66 @@ def forecast(
     table: Annotated[
         Path | None, typer.Option(help="write forecasts and embeddings of every hour to this Parquet file")
     ] = None,
-    period: Annotated[str | None, typer.Option(help="with --table: YYYY[-MM[-DD]][:YYYY[-MM[-DD]]]")] = None,
+    period: Annotated[str | None, typer.Option(help=escape("with --table: YYYY[-MM[-DD]][:YYYY[-MM[-DD]]]"))] = None,
     plot: Annotated[Path | None, typer.Option(help="draw a fan chart to this PNG file")] = None,
     as_json: AsJson = False,
+    quiet: Quiet = False,
     data: Data = None,
-    run: Annotated[str | None, _option("run")] = None,
+    run: Annotated[str | None, option("run")] = None,
 ) -> None:
-    """Quantiles of a coming day from a trained run, e.g. `coordinator forecast --region ERCO --issue 2019-08-12T10`."""
-    settings = _settings(data=data, run=run)
+    """Quantiles of a coming day from a trained run, or with --table of all hours on disk."""
+    if (table is None) == (region is None) or (region is not None and issue is None):
+        raise UsageError(
+            "forecast: name --region and --issue for one day, or --table FILE.parquet for all hours. "
+            "`coordinator forecast --help` has an example."
+        )
+    settings = settings_of(data=data, run=run)
     given = {"region": region, "issue": issue, "table": table, "period": period, "plot": plot}
-    given |= {"data": settings["data"].value, "run": settings["run"].value}
+    given |= {"data": folder_of(settings), "run": settings["run"].value}
     # A worker's program: the coordinator itself never loads the model.
-    command = [sys.executable, "-m", "worker.forecast", *(["--json"] if as_json else [])]
+    command = [
+        sys.executable,
+        "-m",
+        "worker.forecast",
+        *(["--json"] if as_json else []),
+        *(["--quiet"] if quiet else []),
+    ]
     command += [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
-    if code := subprocess.run(command, check=False).returncode:
-        raise typer.Exit(code)
+    process = subprocess.Popen(command, start_new_session=True)  # Ctrl-C reaches this process alone, which ends it
+    try:
+        code = process.wait()
+    finally:
+        process.kill()
+        process.wait()
+    if code:
+        raise typer.Exit(code if code > 0 else EXIT_FAILED)
 
 
-@app.command()
-def verify(data: Data = None, as_json: AsJson = False) -> None:
+@app.command(cls=Command, epilog="coordinator verify --data data")
+def verify(data: Data = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
     """Prove everything on disk again: every hash, row, key and hour. Exit code 1 when anything differs."""
-    from ingest.verify import verify as prove
+    with closing(Steps("proving manifests", as_json=as_json, quiet=quiet)) as steps:
+        from ingest.verify import verify as prove  # takes a second to load
 
-    report = prove(_settings(data=data)["data"].value)
+        report = prove(folder_of(settings_of(data=data)), steps)
     print(json.dumps(report.to_json()) if as_json else report.to_text())
     if not report.whole:
         raise typer.Exit(EXIT_FAILED)
 
 
-@app.command()
+@app.command(cls=Command, epilog="coordinator report --out report.html")
 def report(
     data: Data = None,
     out: Annotated[
         Path | None, typer.Option(help=escape("file to write [default: DATA/report.html]"), show_default=False)
     ] = None,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
-    """One HTML page of what the runs left in a data folder, e.g. `coordinator report --out report.html`."""
-    from coordinator.report import make
+    """One HTML page of what the runs left in a data folder."""
+    with closing(Steps("reading what the runs left", as_json=as_json, quiet=quiet)) as steps:
+        from coordinator.report import make  # takes a second to load
 
-    folder = _settings(data=data)["data"].value
-    made = make.report(folder, out or folder / "report.html")
+        folder = folder_of(settings_of(data=data))
+        made = make.report(folder, out or folder / "report.html", steps)
     print(json.dumps(made) if as_json else make.describe(made))
-
-
-@keys_app.command("init")
-def keys_init(keys: Keys = None) -> None:
-    """Make the coordinator's own key pair, once."""
-    print(curve.make_coordinator_key(_settings(keys=keys)["keys"].value))
-
-
-@keys_app.command("add")
-def keys_add(name: str, keys: Keys = None) -> None:
-    """Make a key file for the worker NAME and put it on the allow-list. Copy the file to its host: `worker --key FILE`."""
-    print(curve.add_worker(_settings(keys=keys)["keys"].value, name))
-
-
-@keys_app.command("revoke")
-def keys_revoke(name: str, keys: Keys = None) -> None:
-    """Take the worker NAME off the allow-list and delete its key file. A running coordinator cuts it off within a second."""
-    curve.revoke_worker(_settings(keys=keys)["keys"].value, name)
-
-
-@keys_app.command("list")
-def keys_list(keys: Keys = None) -> None:
-    """The workers that may connect, with their public keys."""
-    for name, public in sorted(curve.read_allowed(_settings(keys=keys)["keys"].value).items()):
-        print(f"{name}\t{public}")
-
-
-@config_app.command("show")
-def config_show(as_json: AsJson = False) -> None:
-    """Every setting, its value, and where it came from (flag, environment, cluster.toml, default)."""
-    settings = _settings()
-    if as_json:
-        print(
-            json.dumps({name: {"value": str(entry.value), "origin": entry.origin} for name, entry in settings.items()})
-        )
-        return
-    table = Table("setting", "value", "from", "variable", box=None)
-    for setting in SETTINGS:
-        entry = settings[setting.name]
-        value = ",".join(map(str, entry.value)) if isinstance(entry.value, tuple) else str(entry.value)
-        shown = str(setting.default) if entry.value is None else value
-        table.add_row(setting.name, shown, entry.origin, setting.variable)
-    Console().print(table)
-
-
-def main() -> None:
-    """Entry point: our own errors become one line on stderr and an exit code; typer answers usage errors itself."""
-    try:
-        app()
-    except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
-    except (IngestError, curve.CurveError) as error:
-        print(f"coordinator: {error}", file=sys.stderr)
-        sys.exit(exit_code_of(error))
-
-
-def exit_code_of(error: Exception) -> int:
-    """Exit code of an error of ingest's tree."""
-    if isinstance(error, AuthenticationError):
-        return EXIT_AUTHENTICATION
-    if isinstance(error, UsageError | curve.CurveError):
-        return EXIT_USAGE
-    return EXIT_INCOMPLETE if isinstance(error, StorageError) else EXIT_FAILED

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import calendar
+import difflib
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,8 +24,11 @@ def _moment(value: Any, last: bool) -> str:
     """`2024`, `2024-01`, `2024-01-31` or `2024-01-31T05` → its first (or last) hour as `YYYY-MM-DDTHH`."""
     text = str(value).strip()
     day, _, hour = text.partition("T")
-    numbers = [int(part) for part in day.split("-")]
-    year, month, date = [*numbers, 0, 0][:3] if len(numbers) <= 3 else (0, 0, 0)
+    try:
+        numbers = [int(part) for part in day.split("-")]
+    except ValueError:
+        numbers = []
+    year, month, date = [*numbers, 0, 0, 0][:3] if len(numbers) <= 3 else (0, 0, 0)
     if not 2000 <= year <= 2100:
         raise ValueError("expected YYYY, YYYY-MM, YYYY-MM-DD or YYYY-MM-DDTHH")
     month = month or (12 if last else 1)
@@ -160,8 +164,12 @@ def resolve(flags: Mapping[str, Any], environ: Mapping[str, str], folder: Path) 
             raise UsageError(f"{path}: not TOML: {error}. Mend the file, or remove it to use the defaults.") from error
         unknown = sorted(set(table) - {s.name for s in SETTINGS})
         if unknown:
-            known = ", ".join(s.name for s in SETTINGS)
-            raise UsageError(f"{path}: unknown setting {unknown[0]!r}. Known settings: {known}.")
+            known = [s.name for s in SETTINGS]
+            near = difflib.get_close_matches(unknown[0], known, n=1)
+            meant = f" (did you mean {near[0]!r}?)" if near else ""
+            raise UsageError(
+                f"{path}: unknown setting {unknown[0]!r}{meant}. Mend or remove the line; known settings: {', '.join(known)}."
+            )
     resolved = {}
     for setting in SETTINGS:
         if flags.get(setting.name) is not None:
@@ -175,5 +183,28 @@ def resolve(flags: Mapping[str, Any], environ: Mapping[str, str], folder: Path) 
         try:
             resolved[setting.name] = Resolved(setting.parse(raw), origin)
         except (ValueError, TypeError) as error:
-            raise UsageError(f"{setting.name} = {raw!r} (from {origin}): {error}. It means: {setting.help}.") from error
+            raise UsageError(
+                f"{setting.name} = {raw!r} (from {origin}): {error}. It means: {setting.help}. {_next(setting, origin)}"
+            ) from error
     return resolved
+
+
+def _next(setting: Setting, origin: str) -> str:
+    """What to do about a value that does not parse."""
+    if origin == "flag":
+        return f"Give --{setting.name} another value; `coordinator config show` prints those in force."
+    if origin == setting.variable:
+        return f"Set another value, or `unset {origin}`."
+    return f"Mend {setting.name} in {origin}, or remove the line."
+
+
+def check_toml(name: str, path: Path | None) -> None:
+    """UsageError when the file that setting `name` names is there and is not TOML."""
+    if path is None or not path.is_file():
+        return
+    try:
+        tomllib.loads(path.read_text())
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(
+            f"{name} {path}: not TOML: {error}. Mend the file, or start without --{name} for the defaults."
+        ) from error

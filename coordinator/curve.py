@@ -104,7 +104,10 @@ def make_coordinator_key(folder: Path) -> Path:
 def add_worker(folder: Path, name: str) -> Path:
     """A key file for the worker's host, and its place on the allow-list. CurveError when the name is taken or odd."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
-        raise CurveError(f"worker name {name!r}: use letters, digits, dot, dash and underscore, 64 at most")
+        raise CurveError(
+            f"worker name {name!r}: no blanks, only letters, digits, dot, dash and underscore, 64 at most, e.g. "
+            "`coordinator keys add m2-1`"
+        )
     server = _read_private(make_coordinator_key(folder))["public"]
     allowed = read_allowed(folder)
     path = folder / "workers" / f"{name}.key"
@@ -121,7 +124,7 @@ def revoke_worker(folder: Path, name: str) -> None:
     allowed = read_allowed(folder)
     if name not in allowed:
         known = ", ".join(sorted(allowed)) or "none"
-        raise CurveError(f"no worker {name!r} on the allow-list (known: {known})")
+        raise CurveError(f"no worker {name!r} on the allow-list (known: {known}): `coordinator keys list` shows it")
     _write_private(folder / ALLOWED, {key: value for key, value in allowed.items() if key != name})
     (folder / "workers" / f"{name}.key").unlink(missing_ok=True)
 
@@ -187,7 +190,7 @@ def _curve(
     curve = Curve(keys.get("public", ""), keys.get("secret", ""), keys.get("server", ""), allowed or {}, folder)
     needed = [curve.public, curve.secret, *curve.allowed.values()] + ([curve.server] if folder is None else [])
     if any(len(key) != 40 for key in needed):
-        raise CurveError(f"{path} is not a key file of this program: make one with `coordinator keys`")
+        raise CurveError(f"{path} is not a key file of this program: make one with `coordinator keys add NAME`")
     return curve
 
 
@@ -213,13 +216,13 @@ def _read_private(path: Path) -> dict[str, str]:
                 raise CurveError(f"{path} belongs to another user (uid {status.st_uid}): make keys of your own")
             keys = json.load(file)
     except FileNotFoundError:
-        raise CurveError(f"no key file {path}: make one with `coordinator keys`") from None
+        raise CurveError(f"no key file {path}: make one with `coordinator keys add NAME`") from None
     except OSError as error:
         raise CurveError(
             f"{path} can't be read: {error.strerror}. It must belong to who runs this, mode 600."
         ) from None
     except ValueError:
-        raise CurveError(f"{path} is not a key file: make one with `coordinator keys`") from None
+        raise CurveError(f"{path} is not a key file: make one with `coordinator keys add NAME`") from None
     if not isinstance(keys, dict) or not all(isinstance(value, str) for value in keys.values()):
-        raise CurveError(f"{path} is not a key file: make one with `coordinator keys`")
+        raise CurveError(f"{path} is not a key file: make one with `coordinator keys add NAME`")
     return keys

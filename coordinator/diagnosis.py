@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -320,12 +321,18 @@ def report(findings: list[Finding]) -> dict[str, Any]:
     return {"fine": all(finding.state == "fine" for finding in findings), "findings": [asdict(f) for f in findings]}
 
 
-def describe(findings: list[Finding]) -> str:
-    """As text: a line a finding, its fix below it."""
-    width = max(len(finding.name) for finding in findings)
+def describe(findings: list[Finding], columns: int | None = None) -> str:
+    """As text: a finding, its fix below it; wrapped below one another at `columns`, a line each without."""
+    name = max(len(finding.name) for finding in findings)
+    indent = name + 8 if columns is None or columns >= 2 * name + 40 else 6
     lines = []
     for finding in findings:
-        lines.append(f"{'ok  ' if finding.state == 'fine' else 'MEND'}  {finding.name:<{width}}  {finding.seen}")
+        mark = "ok  " if finding.state == "fine" else "MEND"
+        lines.append((f"{mark}  {finding.name:<{max(0, indent - 8)}}  ", finding.seen))
         if finding.fix:
-            lines.append(f"{'':{width + 8}}→ {finding.fix}")
-    return "\n".join(lines)
+            lines.append((" " * indent, f"→ {finding.fix}"))
+    if columns is None:
+        return "\n".join(first + said for first, said in lines)
+    return "\n".join(
+        textwrap.fill(said, columns, initial_indent=first, subsequent_indent=" " * indent) for first, said in lines
+    )

@@ -103,6 +103,10 @@ class Visit:
         lines = err.decode(errors="replace").strip().splitlines()
         self.facts = replace(self.facts, problem=words or (lines[-1].strip() if lines else "it ended"), exit_code=code)
 
+    def end(self) -> None:
+        """At once: whoever waits for its answer gets none."""
+        self._process.kill()
+
     def close(self) -> None:
         with suppress(OSError):
             if self._process.stdin is not None:
@@ -120,12 +124,16 @@ def examine_hosts(hosts: Hosts, keys: Path, *, probe: bool = True, ssh: Sequence
         ".".join(platform.python_version_tuple()[:2]), {name: version(name) for name in PACKAGES}, FORMAT
     )
     addresses = [host.address for host in hosts.remote if host.address]
-    with ThreadPoolExecutor(max(1, len(hosts.remote))) as pool:
-        visits = list(pool.map(lambda host: Visit(host, ssh), hosts.remote))
+    visits = [Visit(host, ssh) for host in hosts.remote]
+    with ThreadPoolExecutor(max(1, len(visits))) as pool:
         try:
             list(pool.map(lambda one: one.look(PACKAGES, addresses, _unexpanded(keys), probe), visits))
             found = [finding for one in visits for finding in host_findings(one.facts, expected)]
             links = [link_finding(link) for link in [*_links(visits), *_links_home(visits)]]
+        except KeyboardInterrupt:
+            for one in visits:
+                one.end()
+            raise
         finally:
             list(pool.map(lambda one: one.close(), visits))
     return [*doubled((host.name, host.address) for host in hosts.remote), *found, *links]

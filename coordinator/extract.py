@@ -7,6 +7,7 @@ is only how far the scheduling had come.
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -17,6 +18,7 @@ from email.utils import parsedate_to_datetime
 from math import isinf
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 import requests
@@ -39,6 +41,7 @@ from ingest.shards import BuildJob, BuildProof, FetchJob, Shard, ShardProof
 
 UNDER = 0.985  # of a ceiling: requests that a busy machine or the network bunches together must not cross it
 BURST = 2  # requests at once; EIA allows 5, and what is left of them takes up a delay of three requests' time
+CONNECT_S = 10.0  # for a connection to the source; one over a slow line takes a second
 BUCKET = "source"  # the one request budget: one key, one source a run
 
 
@@ -64,11 +67,14 @@ class Options:
 
 
 def options_from(settings: Mapping[str, Any], *, update: bool, rebuild: bool) -> Options:
-    """Resolved settings → Options. UsageError for an unknown source or respondent (near matches are named)."""
+    """Resolved settings → Options. UsageError for an unknown source or respondent (near matches are named), and for a period
+    that the source does not have."""
     check_respondents(settings["respondents"])
+    source = parse_source(settings["source"])
+    plan_shards(source.kind, settings["respondents"], (settings["start"], settings["end"]))
     return Options(
         data_dir=settings["data"],
-        source=parse_source(settings["source"]),
+        source=source,
         respondents=settings["respondents"],
         start=settings["start"],
         end=settings["end"],
@@ -236,11 +242,8 @@ def describe_plan(plan: Mapping[str, Any]) -> str:
 
 def run(options: Options, *, as_json: bool = False, quiet: bool = False) -> dict[str, Any]:
     """Run the stage to its end; the summary, whose `exit_code` says how it ended. The data folder is locked meanwhile."""
-    if options.source.needs_key and not os.environ.get("EIA_API_KEY", "").strip():
-        raise AuthenticationError(
-            "EIA_API_KEY is not set. Get a free key at https://www.eia.gov/opendata/register.php and export it, "
-            "or use --source bulk (real hours, no key) or --source synthetic."
-        )
+    if options.source.needs_key:
+        check_key(os.environ.get("EIA_API_KEY", "").strip())
     began = time.monotonic()
     with ExitStack() as stack:
         stack.enter_context(FolderLock(options.data_dir))
@@ -251,6 +254,8 @@ def run(options: Options, *, as_json: bool = False, quiet: bool = False) -> dict
         tasks = extraction.open_tasks()
         ended = Ended(Outcome("done"))
         if tasks:
+            if options.hosts is None and any(task.kind == "fetch" for task in tasks):
+                check_reachable(base_url)
             display = stack.enter_context(closing(choose_display(as_json=as_json, quiet=quiet)))
             budget = budget_of(options)
             budgets = {} if budget is None else {BUCKET: budget}
@@ -262,6 +267,7 @@ def run(options: Options, *, as_json: bool = False, quiet: bool = False) -> dict
                 options.retries,
                 options.keys,
                 options.hosts,
+                display.say,
             )
             ended = run_tasks(fleet, tasks, budgets, display, extraction.done, proofs=PROOFS)
         summary = manifest.write_summary(options.data_dir)
@@ -272,6 +278,36 @@ def run(options: Options, *, as_json: bool = False, quiet: bool = False) -> dict
 
 
 PROOFS = {"fetch": ShardProof, "build": BuildProof}
+
+
+def check_key(key: str) -> None:
+    """AuthenticationError for a key that no server would take: it is not sent to one."""
+    if not key:
+        raise AuthenticationError(
+            "EIA_API_KEY is not set. Get a free key at https://www.eia.gov/opendata/register.php and export it, "
+            "or use --source bulk (real hours, no key) or --source synthetic."
+        )
+    if not key.isalnum() or not key.isascii():
+        raise AuthenticationError(
+            "EIA_API_KEY holds a blank or another character that no key has: copy it once more from EIA's mail, then "
+            "`export EIA_API_KEY=…`."
+        )
+
+
+def check_reachable(base_url: str) -> None:
+    """SourceError where nothing listens at the source's address. With a proxy in between, only its answers can tell."""
+    if requests.utils.get_environ_proxies(base_url):
+        return
+    address = urlsplit(base_url)
+    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        socket.create_connection((address.hostname or "", port), CONNECT_S).close()
+    except OSError as error:
+        raise SourceError(
+            f"source {base_url} can't be reached: {error.strerror or error}. Is the address right, and its server up? Then run the "
+            "same command again; `--source synthetic` needs no network.",
+            "unreachable",
+        ) from None
 
 
 def _emulator(options: Options) -> Emulator:
@@ -356,6 +392,4 @@ def describe_summary(summary: Mapping[str, Any], most_gaps: int = 12) -> str:
             "faults met and mended: " + ", ".join(f"{kind} {n}" for kind, n in sorted(summary["faults"].items()))
         )
     lines += [f"QUARANTINED {task}: {error}: {message}" for task, error, message in summary["quarantined"]]
-    if summary["exit_code"]:
-        lines.append(f"not complete ({summary['status']}): {summary['message']}")
     return "\n".join(lines)

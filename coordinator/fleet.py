@@ -48,11 +48,19 @@ class Fleet:
 
 
 def fleet_on(
-    data_dir: Path, bind: str, workers: int, connections: int, retries: int, keys: Path, hosts: Hosts | None = None
+    data_dir: Path,
+    bind: str,
+    workers: int,
+    connections: int,
+    retries: int,
+    keys: Path,
+    hosts: Hosts | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Fleet:
     """Workers of this host go over loopback in clear, or with a key of their own where the bind is off loopback.
 
-    `hosts`: each gets a worker too, and a session to it is opened. UsageError tells of those that can't be used.
+    `hosts`: each gets a worker too, and a session to it is opened, which `say` is told of. UsageError tells of those that can't
+    be used.
     """
     bind = bind_for(bind, hosts)
     command = WORKER
@@ -64,6 +72,7 @@ def fleet_on(
     remote = None
     if hosts is not None and hosts.remote:
         remote = HostWorkers(hosts, connections, DEFAULT_LIMITS.silence_s / 2, data_dir / "logs", keys)
+        say(f"reaching {len(hosts.remote)} hosts over ssh")
         remote.open()
     key = local_worker_key(keys)  # before the list is read
     return Fleet(

@@ -6,6 +6,7 @@ grown long for its tasks it is written anew, one record a task, in one commit: a
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -139,8 +140,9 @@ class Journal:
         """A full or read-only disk is not damage."""
         name = getattr(error, "sqlite_errorname", "") or ""
         if name.startswith(("SQLITE_FULL", "SQLITE_READONLY", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_PERM")):
+            free = shutil.disk_usage(self.path.parent).free
             return StorageError(
-                f"the journal {self.path} can't be written: {error}. "
+                f"the journal {self.path} can't be written: {error}; {free / 1e6:.1f} MB are free there. "
                 "Free space or mend the disk, then run the same command again: it goes on where it stopped."
             )
         return JournalDamaged(self.path, str(error))

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from ingest.errors import UsageError
+from ingest.store import storage
 
 
 class FolderLocked(UsageError):
@@ -24,16 +25,18 @@ class FolderLock:
         self._file: int | None = None
 
     def __enter__(self) -> FolderLock:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        with storage(self._path.parent):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.read(file, 65_536)
             os.close(file)
             raise FolderLocked(self._refusal(holder)) from None
-        os.ftruncate(file, 0)
-        os.write(file, json.dumps({"pid": os.getpid(), "command": " ".join(sys.argv)}).encode())
+        with storage(self._path):
+            os.ftruncate(file, 0)
+            os.write(file, json.dumps({"pid": os.getpid(), "command": " ".join(sys.argv)}).encode())
         self._file = file
         return self
 

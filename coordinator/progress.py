@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -20,6 +21,8 @@ from rich.text import Text
 
 SILENT_S = 5.0  # seconds without a heartbeat that are worth a word
 PLAIN_EVERY_S = 2.0  # seconds between lines when there is no terminal
+QUICK_S = 1.0  # a command that ends sooner needs no progress
+REFRESH_S = 0.25
 
 
 @dataclass(frozen=True)
@@ -169,9 +172,9 @@ class TerminalDisplay:
 class PlainDisplay:
     """A line every few seconds, for logs and CI."""
 
-    def __init__(self, write: Callable[[str], None] | None = None) -> None:
+    def __init__(self, write: Callable[[str], None] | None = None, *, first_s: float = 0.0) -> None:
         self._write = write or (lambda line: print(line, file=sys.stderr, flush=True))
-        self._next = 0.0
+        self._next = time.monotonic() + first_s
 
     def update(self, what: Shown) -> None:
         now = time.monotonic()
@@ -212,10 +215,56 @@ class QuietDisplay:
         pass
 
 
-def choose_display(*, as_json: bool, quiet: bool) -> Display:
-    """JSON when asked for, nothing when quiet, a table on a terminal, plain lines otherwise."""
+def choose_display(*, as_json: bool, quiet: bool, first_s: float = 0.0) -> Display:
+    """JSON when asked for, nothing when quiet, a table on a terminal, plain lines otherwise, the first after `first_s` seconds."""
     if quiet:
         return QuietDisplay()
     if as_json:
-        return JsonDisplay()
-    return TerminalDisplay() if sys.stderr.isatty() else PlainDisplay()
+        return JsonDisplay(first_s=first_s)
+    return TerminalDisplay() if sys.stderr.isatty() else PlainDisplay(first_s=first_s)
+
+
+@dataclass(frozen=True)
+class StepsView:
+    """Where a command stands that is not a run of tasks. `total` 0: its parts are not counted."""
+
+    stage: str
+    done: int
+    total: int
+    elapsed_s: float
+
+
+def steps_shown(view: StepsView) -> Shown:
+    counted = f" {view.done}/{view.total}" if view.total else ""
+    line = f"{view.stage}{counted} · elapsed {clock(view.elapsed_s)}"
+    bar = ProgressBar(total=view.total or None, completed=view.done, pulse=not view.total)
+    return Shown(line, lambda: Group(Text(line), bar), asdict(view))
+
+
+class Steps:
+    """Progress of a command that counts its parts: call it with (done, total). A thread keeps it fresh while a part takes long.
+
+    `stage` may be changed on the way. Commands that end within a second say nothing.
+    """
+
+    def __init__(self, stage: str, *, as_json: bool, quiet: bool) -> None:
+        self.stage = stage
+        self._counts = (0, 0)
+        self._began = time.monotonic()
+        self._display = choose_display(as_json=as_json, quiet=quiet, first_s=QUICK_S)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._refresh, name="progress", daemon=True)
+        self._thread.start()
+
+    def __call__(self, done: int, total: int) -> None:
+        self._counts = (done, total)
+
+    def _refresh(self) -> None:
+        while not self._over.wait(REFRESH_S):
+            view = StepsView(self.stage, *self._counts, time.monotonic() - self._began)
+            self._display.update(steps_shown(view))
+
+    def close(self) -> None:
+        self._over.set()
+        self._thread.join()
+        self._display.close()

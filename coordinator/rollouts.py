@@ -94,6 +94,7 @@ def run(
             command += ["--forecaster", str(options.forecaster.resolve()), "--checkpoint", forecaster]
         rollouts = Rollouts(tuple(command), options.run, options.retries)
         stack.callback(rollouts.close)
+        display = stack.enter_context(closing(choose_display(as_json=as_json, quiet=quiet)))
         fleet = fleet or fleet_on(
             options.data_dir,
             options.bind,
@@ -102,8 +103,8 @@ def run(
             options.retries,
             options.keys,
             options.hosts,
+            display.say,
         )
-        display = stack.enter_context(closing(choose_display(as_json=as_json, quiet=quiet)))
         ended = run_tasks(fleet, (), {}, display, rollouts.done, rollouts, lends={TABLES: options.run / TABLES})
         over = rollouts.over or Over("drain", ended.outcome.message or "interrupted; start again to resume")
         if ended.outcome.status == "storage":
@@ -143,6 +144,4 @@ def describe_summary(summary: Mapping[str, Any]) -> str:
         lines.append(f"this run: {summary['seconds']:.1f} s, {summary['leases']} leases")
     elif summary["status"] == "done":
         lines.append(summary["message"])
-    if summary["exit_code"]:
-        lines.append(f"not complete ({summary['status']}): {summary['message']}")
     return "\n".join(lines)

@@ -101,7 +101,7 @@ class Rounds:
 
     def _gather(self, look: Look, now: float, out: list[Told]) -> None:
         if look.draining:
-            self._over(Verdict("drain"))
+            self._over(Verdict("drain", "the ring was stopped; start again to resume"))
             return
         fit = self._fit(look, now)
         ready = len(fit) >= self.wanted or (fit and now >= self._until)
@@ -270,7 +270,7 @@ class Rounds:
         elif "StorageError" in final:
             self._over(Verdict("storage", final["StorageError"]))
         elif look.draining:
-            self._over(Verdict("drain"))
+            self._over(Verdict("drain", "the ring was stopped; start again to resume"))
         why = self._why if self.verdict is None else self.verdict.status
         self.history.append(Past(self.round, len(self.ranks), self.step, why))
         if why == "fault":

@@ -194,6 +194,7 @@ def run(
         if options.config:
             atomic_write(options.run / run_folder.CONFIG, options.config)
         training = Training(options, patience or Patience(fruitless=options.retries))
+        display = stack.enter_context(closing(choose_display(as_json=as_json, quiet=quiet)))
         fleet = fleet or fleet_on(
             options.data_dir,
             options.bind,
@@ -202,8 +203,8 @@ def run(
             options.retries,
             options.keys,
             options.hosts,
+            display.say,
         )
-        display = stack.enter_context(closing(choose_display(as_json=as_json, quiet=quiet)))
         ended = run_tasks(fleet, (), {}, display, training.done, training, training.files.places)
         verdict = training.rounds.verdict or Verdict("drain", ended.outcome.message)
         if ended.outcome.status == "storage":
@@ -243,6 +244,4 @@ def describe_summary(summary: Mapping[str, Any]) -> str:
         lines.append(f"this run: {summary['seconds']:.1f} s, {summary['restarts']} restarts; rings of {sizes}")
     elif summary["status"] == "done":
         lines.append(summary["message"])
-    if summary["exit_code"]:
-        lines.append(f"not complete ({summary['status']}): {summary['message']}")
     return "\n".join(lines)

@@ -131,7 +131,7 @@ def formats(data):
         if name is not None:
             try:
                 with open(os.path.join(base, name)) as file:
-                    found.append(json.load(file).get("format"))
+                    found.append(json.load(file).get("format", 1))  # the first format's did not say so
             except (OSError, ValueError, AttributeError):
                 found.append(None)
     return found

@@ -26,6 +26,7 @@ class ShardManifest:
     attempt: int
     worker: str
     committed: str
+    format: int = FORMAT
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class BuildManifest:
     attempt: int
     worker: str
     committed: str
+    format: int = FORMAT
 
 
 M = TypeVar("M", ShardManifest, BuildManifest)

@@ -40,10 +40,9 @@ def storage(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        remedy = _REMEDIES.get(error.errno or 0, "check the disk")
+        remedy = _REMEDIES.get(error.errno or 0, "check the disk, or choose another with --data")
         raise StorageError(
-            f"can't write {path}: {error.strerror or error}; {remedy}, then run `coordinator start --extract` again: "
-            "it resumes where it stopped"
+            f"can't write {path}: {error.strerror or error}; {remedy}, then run the same command again: it goes on where it stopped"
         ) from error
 
 

@@ -97,20 +97,28 @@ def verify(data_dir: Path | str, progress: Progress | None = None) -> Report:
     report = Report(str(folder))
     shards: list[ShardProof] = []
     builds: list[BuildProof] = []
-    for done, path in enumerate(paths):
+    done = 0
+
+    def proved() -> None:
+        nonlocal done
+        done += 1
+        if progress:
+            progress(done, len(paths))
+
+    for path in paths:
         try:
             if path.is_relative_to(folder / "manifests" / "build"):
                 builds.append(manifest.read(path, manifest.BuildManifest).proof)
-            else:
-                proof = manifest.read(path, manifest.ShardManifest).proof
-                shards.append(proof)
-                _prove_shard(folder, proof, report)
+                continue  # proved when all shards are known
+            proof = manifest.read(path, manifest.ShardManifest).proof
+            shards.append(proof)
+            _prove_shard(folder, proof, report)
         except ProofError as error:
             report.mismatches.append(Finding("manifest", path.relative_to(folder).as_posix(), str(error)))
-        if progress:
-            progress(done + 1, len(paths))
+        proved()
     for build in builds:
         _prove_build(folder, build, shards, report)
+        proved()
     built = {build.key for build in builds}
     for proof in shards:
         key = f"build/{proof.shard.respondent}/{proof.shard.start[:4]}"

@@ -247,7 +247,11 @@ def run(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; exit codes 0 done, 1 a rank failed or was late, 130 interrupted."""
-    parser = argparse.ArgumentParser(prog="python -m ringattn.launch", description="Start n local ranks of a script.")
+    parser = argparse.ArgumentParser(
+        prog="python -m ringattn.launch",
+        description="Start n local ranks of a script.",
+        epilog="example: python -m ringattn.launch -n 2 worker/train.py --data data",
+    )
     parser.add_argument("-n", type=int, required=True, help="number of ranks")
     parser.add_argument("--start-timeout", type=float, default=60.0, help="seconds until all ranks must have joined")
     parser.add_argument("--timeout", type=float, default=None, help="seconds until all ranks must have ended")
@@ -268,6 +272,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        print("launch: interrupted; every rank was ended", file=sys.stderr)
         return 130
     return 0
 

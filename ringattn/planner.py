@@ -267,7 +267,11 @@ def text(found: dict) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m ringattn.planner", description="When does a ring pay?")
+    parser = argparse.ArgumentParser(
+        prog="python -m ringattn.planner",
+        description="When does a ring pay?",
+        epilog="example: python -m ringattn.planner --length 32768 --heads 8",
+    )
     parser.add_argument("--length", type=int, default=131_072, help="tokens of the whole sequence")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--heads", type=int, default=8, help="query heads")
@@ -287,7 +291,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     shape = Shape(
         options.length, options.batch, options.heads, kv_heads, options.dim, 2 if options.bf16 else 4, not options.full
     )
-    found = report(shape, measure_speed(shape), [*LINKS, measure_link()])
+    try:
+        print("measuring this machine's kernel and its loopback, some seconds", file=sys.stderr, flush=True)
+        found = report(shape, measure_speed(shape), [*LINKS, measure_link()])
+    except KeyboardInterrupt:
+        print("planner: interrupted; the same command measures again", file=sys.stderr)
+        return 130
     print(json.dumps(found) if options.json else text(found))
     return 0
 

@@ -267,7 +267,9 @@ class Agent:
         if self._welcome is None:
             if now - self._heard > self._patience_s:
                 log.error(
-                    "no coordinator answers at %s: is it running, and is this worker's key on its list?", self._endpoint
+                    "no coordinator answers at %s: is `coordinator start` running there, with this worker's key on its list "
+                    "(`coordinator keys list`)?",
+                    self._endpoint,
                 )
                 self._exit = EXIT_LOST
             elif now >= self._next_word:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -209,9 +209,14 @@ def draw_signs(count: int, rate: float, seed: int, step: int) -> list[float]:
     return [-1.0 if x < rate else 1.0 for x in draw.random(count)]
 
 
-def open_store(data_dir: Path, respondents: Sequence[str], reference: Reference = "DF") -> TokenStore:
-    """The tokens of all years on disk, as memory maps; computed and kept on first use."""
-    maps = tuple(_mapped(data_dir, name, reference) for name in respondents)
+def open_store(
+    data_dir: Path,
+    respondents: Sequence[str],
+    reference: Reference = "DF",
+    say: Callable[[str], None] = lambda words: None,
+) -> TokenStore:
+    """The tokens of all years on disk, as memory maps; computed and kept on first use, of which `say` is told."""
+    maps = tuple(_mapped(data_dir, name, reference, say) for name in respondents)
     return TokenStore(tuple(respondents), reference, maps)
 
 
@@ -221,11 +226,14 @@ def token_rows(tokens: Tokens) -> NDArray[np.float32]:
     return np.concatenate(columns, axis=1)
 
 
-def _mapped(data_dir: Path, respondent: str, reference: Reference) -> tuple[int, NDArray[np.float32]]:
+def _mapped(
+    data_dir: Path, respondent: str, reference: Reference, say: Callable[[str], None]
+) -> tuple[int, NDArray[np.float32]]:
     there = available(data_dir, respondent)
     start, end = f"{there.years[0]}-01-01T00", f"{there.years[-1]}-12-31T23"
     path = data_dir / "tokens" / f"{respondent}-{_key(data_dir, respondent, there.years, reference)}.npy"
     if not path.exists():
+        say(f"making tokens of {respondent}")
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
         with part.open("wb") as file:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from worker.parser import Parser
+
 # Before numpy is loaded: several workers on one host must not each start a thread a core.
 for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="worker", description="Executes leases of a coordinator on this host.")
+def _parser() -> Parser:
+    parser = Parser(
+        "worker",
+        "Executes leases of a coordinator on this host.",
+        "worker --coordinator tcp://10.0.0.1:5555 --key m2-1.key --data data",
+    )
     parser.add_argument(
         "--coordinator", required=True, metavar="tcp://HOST:PORT", help="where `coordinator start` listens"
     )

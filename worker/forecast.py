@@ -8,10 +8,10 @@
 
 from __future__ import annotations
 
-import argparse
 import json
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from ingest import windows
 from ingest.calendar import ISSUE_HOUR, calendar_of
+from ingest.catalog import check_respondents
 from ingest.columns import hour_text
 from ingest.errors import IngestError, UsageError
 from ringattn.forecast import checkpoint
@@ -30,6 +31,7 @@ from ringattn.forecast.conformal import WINDOW, calibrated
 from ringattn.forecast.model import MEDIAN, QUANTILES, Forecaster, ModelConfig, ascending
 from ringattn.layout import Layout
 from worker.batches import Normalisation, Period, Piece, TokenStore, local_part, open_store
+from worker.parser import Parser
 from worker.train_config import parse_period
 
 
@@ -120,7 +122,9 @@ def hours_of_issue(respondent: str, issue: str) -> Period:
     try:
         moment = datetime.strptime(issue, "%Y-%m-%dT%H")
     except ValueError as error:
-        raise UsageError(f"--issue {issue}: {error}; write YYYY-MM-DDTHH, local time of the respondent") from error
+        raise UsageError(
+            f"--issue {issue} is no issue time: write YYYY-MM-DDT{ISSUE_HOUR}, local time of the respondent"
+        ) from error
     if moment.hour != ISSUE_HOUR:
         raise UsageError(
             f"--issue {issue}: forecasts are issued at {ISSUE_HOUR}:00 local; ask for {issue[:11]}{ISSUE_HOUR:02d}"
@@ -146,13 +150,31 @@ def as_rows(forecast: Forecast) -> list[dict[str, Any]]:
     ]
 
 
+COLUMNS = {"q0.025": "2.5%", "q0.1": "10%", "q0.5": "median", "q0.9": "90%", "q0.975": "97.5%"}
+COLUMNS |= {"operator": "DF", "demand": "demand"}
+NARROW = ("q0.1", "q0.5", "q0.9")  # what a narrow terminal has room for
+
+
+def as_lines(rows: Sequence[dict[str, Any]], columns: int | None = None) -> list[str]:
+    """Rows as a table: all columns, or the middle ones where a terminal of `columns` has no room for more."""
+    shown = list(COLUMNS) if columns is None or columns >= 13 + 9 * len(COLUMNS) else list(NARROW)
+    lines = [f"{'period':<13}" + "".join(f"{COLUMNS[name]:>9}" for name in shown)]
+    for row in rows:
+        cells = [row[name] for name in shown]
+        lines.append(f"{row['period']:<13}" + "".join("        –" if x is None else f"{x:9,.0f}" for x in cells))
+    return lines
+
+
 def _number(x: float) -> float | None:
     return round(float(x), 1) if np.isfinite(x) else None
 
 
-def write_table(trained: Trained, store: TokenStore, period: Period, path: Path) -> int:
+def write_table(
+    trained: Trained, store: TokenStore, period: Period, path: Path, say: Callable[[str], None] = lambda words: None
+) -> int:
     """Parquet of every respondent and hour of `period`: forecasts, DF, demand, embedding; the number of rows.
 
+    `say` is told of each respondent as it begins.
     Columns: respondent, hour (int64, hours since 1970-01-01T00 UTC), demand, operator, q0.025 … q0.975 (float32, MWh, null where
     there is none), embedding (list of float32).
     """
@@ -160,7 +182,8 @@ def write_table(trained: Trained, store: TokenStore, period: Period, path: Path)
     import pyarrow.parquet as pq
 
     tables = []
-    for respondent in trained.respondents:
+    for number, respondent in enumerate(trained.respondents, 1):
+        say(f"forecasting {respondent}, {number} of {len(trained.respondents)}")
         forecast = predict(trained, store, respondent, period)
         count, dim = forecast.embedding.shape
         columns = {
@@ -215,15 +238,37 @@ def draw(forecasts: Sequence[Forecast], path: Path) -> None:
     plt.close(figure)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m worker.forecast", description="Forecasts from a trained checkpoint."
+@dataclass(frozen=True)
+class Voice:
+    """Narration and errors, on stderr: words, or JSON lines."""
+
+    as_json: bool
+    quiet: bool
+
+    def say(self, words: str) -> None:
+        if not self.quiet:
+            self._line({"event": "note", "text": words}, words)
+
+    def error(self, error: object, code: int) -> int:
+        self._line({"event": "error", "text": str(error), "exit_code": code}, f"forecast: {error}")
+        return code
+
+    def _line(self, event: dict[str, Any], words: str) -> None:
+        print(json.dumps(event) if self.as_json else words, file=sys.stderr, flush=True)
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        "python -m worker.forecast",
+        "Forecasts from a trained checkpoint.",
+        "python -m worker.forecast --region ERCO --issue 2019-08-12T10 --data data",
     )
     parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="data folder (default: data)")
     parser.add_argument("--run", type=Path, metavar="DIR", help="finished run, or one checkpoint (default: DATA/train)")
     parser.add_argument("--region", metavar="CODE", help="respondent to forecast")
     parser.add_argument("--issue", metavar="YYYY-MM-DDTHH", help="issue time, local: forecasts the next local day")
-    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout, JSON lines on stderr")
+    parser.add_argument("--quiet", action="store_true", help="say nothing but errors and the result")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw a fan chart")
     parser.add_argument(
         "--table", type=Path, metavar="FILE.parquet", help="forecasts and embeddings of all respondents"
@@ -240,26 +285,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if (options.table is None) == (options.region is None) or (options.region and not options.issue):
         parser.error("name --region and --issue for one day, or --table FILE.parquet for all hours")
+    voice = Voice(options.json, options.quiet)
     try:
+        if options.region is not None:
+            region = options.region.upper()
+            check_respondents([region])
+            hours = hours_of_issue(region, options.issue)  # before the model is loaded
         trained = load_trained(options.run or options.data / "train")
-        store = open_store(options.data, trained.respondents, trained.reference)
+        store = open_store(options.data, trained.respondents, trained.reference, voice.say)
         if options.table is not None:
             whole = Period(store.period(0).first, store.period(0).last)
             period = parse_period(options.period, "period") if options.period else whole
-            count = write_table(trained, store, period, options.table)
+            count = write_table(trained, store, period, options.table, voice.say)
             said = {"table": str(options.table), "rows": count}
             print(json.dumps(said) if options.json else f"{count:,} rows in {options.table}")
             return 0
-        region = options.region.upper()
-        forecast = predict(trained, store, region, hours_of_issue(region, options.issue))
+        voice.say(f"forecasting {region} with {trained.path}")
+        forecast = predict(trained, store, region, hours)
+        if options.plot is not None:
+            draw([forecast], options.plot)
     except (UsageError, CheckpointError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
+        return voice.error(error, 2)
     except IngestError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    if options.plot is not None:
-        draw([forecast], options.plot)
+        return voice.error(error, 1)
+    except OSError as error:
+        return voice.error(f"{error.filename or options.data}: {error.strerror}; name a path that can be written", 1)
     rows = as_rows(forecast)
     if options.json:
         print(
@@ -267,12 +317,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 0
     print(f"{region}, issued {options.issue} local, MWh; hours end at the time given (UTC)")
-    print("period            2.5%      10%   median      90%    97.5%       DF   demand")
-    for row in rows:
-        cells = [row[name] for name in ("q0.025", "q0.1", "q0.5", "q0.9", "q0.975", "operator", "demand")]
-        print(row["period"], *("        –" if x is None else f"{x:9,.0f}" for x in cells), sep="")
+    print("\n".join(as_lines(rows, shutil.get_terminal_size().columns if sys.stdout.isatty() else None)))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("forecast: interrupted; the same command starts again", file=sys.stderr)
+        sys.exit(130)

@@ -54,7 +54,9 @@ def read(path: Path | None) -> Settings:
     try:
         given = tomllib.loads(path.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"control-config {path}: {error}") from error
+        raise UsageError(
+            f"control-config {path}: not TOML: {error}. Mend the file, or start without --control-config for the defaults."
+        ) from error
     parts: dict[str, Any] = {}
     for name in TABLES:
         own = given.pop(name, {})

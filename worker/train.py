@@ -10,7 +10,8 @@
 The run does not depend on the number of ranks: pieces, flips and dropout masks are functions of (seed, step), losses are summed over the
 ranks' tokens and divided by the count of all. Nor does it depend on their shares of the tokens, which follow the ranks' speeds
 (`ringattn.shares`). Started again with the same --run, it goes on from its newest checkpoint, on any number of ranks.
-Exit codes: 0 ended by itself and result.json written, 2 usage, 75 broken off (a peer is gone, or asked to stop): start it again.
+Exit codes: 0 ended by itself and result.json written, 2 usage, 75 broken off (a peer is gone, or asked to stop), 130 by Ctrl-C:
+start it again.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ from worker.batches import (
 from worker.metrics import EXIT_AGAIN, Metrics, StepDone, peak_bytes
 from worker.train_config import RESUMABLE, TrainConfig, parse, periods, plain
 
-EXIT_USAGE = 2
+EXIT_USAGE, EXIT_INTERRUPTED = 2, 130
 INPUTS = [windows.VERSION, *windows.FEATURES, *windows.CONDITION]
 STOP = threading.Event()  # SIGTERM: end after this step, with a checkpoint
 
@@ -322,16 +323,25 @@ def _rate(config: TrainConfig, step: int) -> float:
     return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
 
 
+def _interrupted(*_: object) -> None:
+    """Ctrl-C: as SIGTERM; the next one does not wait for the step's end."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    print("stopping after this step, with a checkpoint; once more ends at once", file=sys.stderr, flush=True)
+    STOP.set()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit codes as above."""
     signal.signal(signal.SIGTERM, lambda *_: STOP.set())
+    signal.signal(signal.SIGINT, _interrupted)
     try:
         config = parse(sys.argv[1:] if argv is None else argv)
         os.environ.setdefault("RINGATTN_TIMEOUT", str(config.timeout))
         group = ringattn.init(config.timeout)
         if group.rank() == 0:
             print(f"{group.size()} rank(s); {blas.describe(os.environ)}", file=sys.stderr, flush=True)
-        return Training(config, group).run()
+        code = Training(config, group).run()
+        return EXIT_INTERRUPTED if code and signal.getsignal(signal.SIGINT) == signal.SIG_DFL else code
     except (UsageError, ringattn.ArgumentError, ringattn.LaunchError, checkpoint.CheckpointError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return EXIT_USAGE

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import calendar
 import dataclasses
 import re
@@ -16,6 +15,7 @@ from ingest.columns import hour_number
 from ingest.errors import UsageError
 from ingest.windows import Reference
 from worker.batches import Period
+from worker.parser import Parser
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,10 @@ RESUMABLE = (
 
 def parse(argv: Sequence[str]) -> TrainConfig:
     """Flags over file over defaults. UsageError for unknown keys and values that do not parse; --help exits."""
-    parser = argparse.ArgumentParser(
-        prog="worker/train.py",
-        description="Train the forecaster, alone or as a rank of a ring.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = Parser(
+        "worker/train.py",
+        "Train the forecaster, alone or as a rank of a ring.",
+        "mlx.launch -n 2 worker/train.py --data data",
     )
     hints = get_type_hints(TrainConfig)
     parser.add_argument("--config", type=Path, help="TOML file of settings")

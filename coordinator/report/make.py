@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,42 +16,47 @@ from ingest.errors import ProofError, UsageError
 from ingest.store import atomic_write
 
 T = TypeVar("T")
+Progress = Callable[[int, int], None]  # sections begun, sections in all
 FIELDS = {name: "hours" if name == "coverage" else name for name in TITLES}  # section → field of Facts
 
 
-def collect(data_dir: Path) -> Facts:
+def collect(data_dir: Path, progress: Progress = lambda done, total: None) -> Facts:
     """Everything that the runs left. What can't be read is absent, with its reason; nothing is guessed."""
-    training = _readable(collect_runs.training, data_dir)
-    control = _readable(collect_control.control, data_dir)
+    begun = itertools.count()
+
+    def readable(read: Callable[[Path], T | Absent], command: str) -> T | Absent:
+        """`command`: what mends a file that can't be read."""
+        progress(next(begun), len(TITLES))
+        try:
+            return read(data_dir)
+        except ProofError as error:
+            return Absent(str(error), command)
+
+    verify, train, rollouts = (
+        f"coordinator {words} --data {data_dir}" for words in ("verify", "start --train", "start --rollouts")
+    )
+    training = readable(collect_runs.training, train)
+    control = readable(collect_control.control, rollouts)
     return Facts(
         data=data_dir.resolve().name,
-        hours=_readable(collect_data.hours, data_dir),
-        extraction=_readable(collect_data.extraction, data_dir),
+        hours=readable(collect_data.hours, verify),
+        extraction=readable(collect_data.extraction, verify),
         training=training,
-        forecasts=_readable(collect_runs.forecasts, data_dir),
+        forecasts=readable(collect_runs.forecasts, train),
         control=control,
-        ring=_readable(lambda _: collect_ring.ring(), data_dir),
-        provenance=_readable(lambda folder: collect_data.provenance(folder, training, control), data_dir),
+        ring=readable(lambda _: collect_ring.ring(), "python -m ringattn.planner"),
+        provenance=readable(lambda folder: collect_data.provenance(folder, training, control), verify),
     )
 
 
-def _readable(read: Callable[[Path], T | Absent], data_dir: Path) -> T | Absent:
-    try:
-        return read(data_dir)
-    except ProofError as error:
-        return Absent(str(error), f"coordinator verify --data {data_dir}")
-
-
-def report(data_dir: Path, out: Path) -> dict[str, Any]:
+def report(data_dir: Path, out: Path, progress: Progress = lambda done, total: None) -> dict[str, Any]:
     """Write the page to `out`; what it shows, by section. UsageError where there is no data folder; StorageError."""
     if not data_dir.is_dir():
         raise UsageError(
             f"{data_dir} is no folder: nothing was run there. `coordinator start --extract --data {data_dir}` makes one, "
             "or name another with --data."
         )
-    facts = collect(data_dir)
-    content = page(facts).encode()
-    out.parent.mkdir(parents=True, exist_ok=True)
+    content = page(facts := collect(data_dir, progress)).encode()
     atomic_write(out, content)
     return {
         "report": str(out),

@@ -66,7 +66,7 @@ def load(path: Path) -> Checkpoint:
         file = path / f"{name}.safetensors"
         if not file.exists() or _digest(file) != state["sha256"][name]:
             raise CheckpointError(
-                f"{file} is missing or damaged: remove {path} and go on from the checkpoint before it"
+                f"{file} is missing or damaged: `rm -r {path}`, then `coordinator start --train` goes on from the one before it"
             )
         arrays = cast(dict[str, mx.array], mx.load(str(file)))
         trees[name] = tree_unflatten(list(arrays.items()))

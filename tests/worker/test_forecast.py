@@ -129,7 +129,7 @@ def test_the_table_for_control(trained: Path, tmp_path: Path) -> None:
     [
         (("--region", "MISO", "--issue", "2023-02-01T10"), "not among those trained on"),
         (("--region", "PACW", "--issue", "2023-02-01T09"), "10:00 local"),
-        (("--region", "PACW", "--issue", "01.02.2023"), "YYYY-MM-DDTHH"),
+        (("--region", "PACW", "--issue", "01.02.2023"), "YYYY-MM-DDT10"),
         (("--region", "PACW", "--issue", "2033-02-01T10"), "extract them"),
         (("--region", "PACW"), "--issue"),
         (("--region", "PACW", "--issue", "2023-02-01T10", "--run", "nowhere"), "coordinator start --train"),
