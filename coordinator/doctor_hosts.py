@@ -104,6 +104,7 @@ class Visit:
         self.facts = replace(self.facts, problem=words or (lines[-1].strip() if lines else "it ended"), exit_code=code)
 
     def close(self) -> None:
+        """End the visit: its stdin first, by force after 5 s."""
         with suppress(OSError):
             if self._process.stdin is not None:
                 self._process.stdin.close()

@@ -186,7 +186,10 @@ def world_of(origin: str) -> str:
 
 
 def clock_of(base_url: str) -> datetime:
-    """The server's own time, from the `Date` of any answer: what may still be revised is reckoned by it."""
+    """The server's own time, from the `Date` of any answer: what may still be revised is reckoned by it.
+
+    SourceError where it does not say.
+    """
     try:
         answer = requests.get(base_url, timeout=30, allow_redirects=False, stream=True)
         answer.close()
@@ -235,7 +238,10 @@ def describe_plan(plan: Mapping[str, Any]) -> str:
 
 
 def run(options: Options, *, as_json: bool = False, quiet: bool = False) -> dict[str, Any]:
-    """Run the stage to its end; the summary, whose `exit_code` says how it ended. The data folder is locked meanwhile."""
+    """Run the stage to its end; the summary, whose `exit_code` says how it ended. The data folder is locked meanwhile.
+
+    AuthenticationError, before anything is asked, where the source needs a key and none is set.
+    """
     if options.source.needs_key and not os.environ.get("EIA_API_KEY", "").strip():
         raise AuthenticationError(
             "EIA_API_KEY is not set. Get a free key at https://www.eia.gov/opendata/register.php and export it, "

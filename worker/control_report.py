@@ -47,6 +47,7 @@ class Found:
     settings: Mapping[str, Any]
 
     def weeks_of(self, region: int) -> NDArray[np.int64]:
+        """Which of the weeks judged are in a region, by number: indices into `starts`, [week]."""
         first, last = self.table.spans[region]
         return np.flatnonzero((self.starts >= first) & (self.starts < last))
 
@@ -78,6 +79,7 @@ def write(found: Found, folder: Path) -> dict[str, dict[str, float]]:
 
 
 def sha256_of(path: Path) -> str:
+    """Of a file's content, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

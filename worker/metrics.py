@@ -44,6 +44,7 @@ class Metrics:
         seconds: float,
         ranks: int,
     ) -> None:
+        """A finished step of `seconds` seconds: `speed` in tokens a second, `norm` of the gradient, its `hops`."""
         line = {
             "step": step,
             "loss": loss,
@@ -66,11 +67,13 @@ class Metrics:
             )
 
     def write(self, line: dict[str, Any]) -> None:
+        """One JSON line; rank 0 alone."""
         if self._lines is not None:
             self._lines.write(json.dumps(line) + "\n")
             self._lines.flush()
 
     def beat(self, phase: str, step: int) -> None:
+        """A sign of life, for the watchdog and for the worker that holds this rank."""
         self._moved = time.monotonic()
         if self._beats is not None:
             self._beats.write(json.dumps({"step": step, "phase": phase, "time": time.time()}) + "\n")

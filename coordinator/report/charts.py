@@ -96,9 +96,11 @@ class Frame:
     y1: float
 
     def x(self, value: float) -> float:
+        """Pixel of a value of the x axis."""
         return LEFT + (value - self.x0) / (self.x1 - self.x0) * (WIDTH - LEFT - RIGHT)
 
     def y(self, value: float) -> float:
+        """Pixel of a value of the y axis; 0 is the top."""
         return HEIGHT - BOTTOM - (value - self.y0) / (self.y1 - self.y0) * (HEIGHT - TOP - BOTTOM)
 
 
