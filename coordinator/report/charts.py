@@ -138,9 +138,10 @@ def _frame(xs: Sequence[Floats], ys: Sequence[Floats], axis: Axis) -> Frame:
         low, high = min(low, 0.0), max(high, 0.0)
     room = (high - low or abs(high) or 1.0) * 0.06
     first, last = (float(x.min()), float(x.max())) if len(x) else (0.0, 1.0)
+    alone = 0.0 if last > first else 1.0  # one value stands in the middle
     return Frame(
-        first,
-        last if last > first else first + 1,
+        first - alone,
+        last + alone,
         low - (room if low else 0.0),
         high + (room if high or not low else 0.0),
     )
