@@ -18,7 +18,7 @@ import zmq
 from coordinator import curve, protocol
 from coordinator.gate import MAX_PEERS, QUIET_S, Refusals, greeting_problem
 from coordinator.protocol import Heartbeat, Hello, Lease, PermitGrant, PermitRequest, StatusRequest, Stop
-from tests.coordinator.test_server import Peer, Running
+from tests.coordinator.serving import Peer, Running
 from tests.waiting import until
 
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"CURVE".ljust(20, b"\0") + bytes(32)
