@@ -49,8 +49,11 @@ ELSEWHERE = {
     r"coordinator start --train( --data DATA)?": "tests/worker/test_supervision.py",
     r"coordinator start --rollouts( --data DATA --control-config CONTROL.toml)?": "tests/worker/test_rollouts.py",
     r"coordinator start --extract --train --rollouts": "scripts/run_readme.py",
-    r"coordinator start (--extract --train )?--hostfile( \S+)?( --extract --train)?( --data \S+ --host-data \S+)?": (
+    r"coordinator start (--extract --train )?--hostfile( \S+)?( --data \S+ --host-data \S+)?": (
         "tests/cluster/test_fleet.py::test_a_killed_run_leaves_no_process_and_the_same_command_ends_with_series_and_training"
+    ),
+    r"coordinator start (--extract --train --rollouts )?--hostfile \S+( --extract --train --rollouts)?": (
+        "tests/cluster/test_fleet.py::test_the_whole_pipeline_on_four_hosts_makes_the_policy_that_one_host_makes"
     ),
     r"coordinator start --extract --train --ranks 4 --bind tcp://10.0.0.1:5555": (
         "tests/worker/test_fleet.py; tests/coordinator/test_files_keys_lock.py::test_a_bind_off_loopback_needs_keys"
