@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,19 @@ def test_the_fast_tests_are_there() -> None:
         for name in names:
             path = f"{head}{name}.py" if brace else word
             assert (ROOT / path).exists(), path
+
+
+def test_every_dependency_has_its_reason() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    asked = [
+        *project["project"]["dependencies"],
+        *(one for group in project["dependency-groups"].values() for one in group),
+    ]
+    wanted = {re.split(r"[\[>=; ]", line)[0] for line in asked}
+    section = (ROOT / "docs" / "contributing.md").read_text().partition("## Dependencies")[2].partition("\n## ")[0]
+    table = "\n".join(line for line in section.splitlines() if line.startswith("| ") and "|" in line)
+    cells = [line.split("|")[1] if "`" in line.split("|")[1] else line.split("|")[2] for line in table.splitlines()]
+    assert {name for cell in cells for name in re.findall(r"`([\w-]+)`", cell)} == wanted
 
 
 def test_help_shows_brackets() -> None:

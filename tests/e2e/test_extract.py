@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -176,12 +177,12 @@ def test_a_second_coordinator_on_the_folder_is_refused(coordinator: Coordinator,
         arguments = command("start", "--extract", "--source", emulator.url, "--quiet", *LASTING)
         first = subprocess.Popen(arguments, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE)
         try:
-            while not emulator.requests():
-                assert first.poll() is None
+            until(lambda: emulator.requests() or first.poll() is not None, "the first request")
             second = coordinator("start", "--extract", "--source", emulator.url, *SMALL)
             seen = coordinator("status", "--json")
         finally:
-            first.terminate()
+            for number in (signal.SIGTERM, signal.SIGINT):  # twice: at once
+                first.send_signal(number)
             assert first.wait(60) == 130
     assert second.code == 2
     assert str(first.pid) in second.stderr
@@ -291,8 +292,7 @@ def test_garbage_on_the_socket_is_dropped_and_counted(coordinator: Coordinator, 
         arguments = command("start", "--extract", "--json", "--quiet", "--source", emulator.url, *LASTING)
         process = subprocess.Popen(arguments, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True)
         endpoint = tmp_path / "data" / ".endpoint"
-        while not (endpoint.exists() and endpoint.read_text()):
-            assert process.poll() is None
+        until(lambda: endpoint.exists() and endpoint.read_text(), "the endpoint")
         context = zmq.Context()
         socket = context.socket(zmq.DEALER)
         socket.connect(endpoint.read_text())
