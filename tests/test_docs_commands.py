@@ -141,7 +141,7 @@ def test_measurements_have_the_options_that_pages_name() -> None:
         assert script
         path = ROOT / f"{script[0].replace('.', '/')}.py"
         if path not in helped:
-            command = [sys.executable, path, "--help"]
+            command = [sys.executable, str(path), "--help"]
             done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)
             assert done.returncode == 0, f"{path}: {done.stderr.decode()[-500:]}"
             helped[path] = path.read_text() + done.stdout.decode()

@@ -119,7 +119,7 @@ def test_what_can_not_be_mended_is_quarantined_and_the_rest_finishes(coordinator
         run = coordinator("start", "--extract", "--json", *small)
         assert run.code == 75, run.stderr
         result = run.result
-        assert [task for task, _, _ in result["quarantined"]] == ["eia/region-data/ERCO/2024/g000"]
+        assert [task for task, _, _ in result["quarantined"]] == ["eia/region-data/ERCO/20240101T00-20240630T23/g000"]
         assert result["proved"] == 3
         assert result["series"] == 1
         emulator.set_faults([])
