@@ -54,6 +54,7 @@ from worker.jobs_client import Jobs
 from worker.learn_config import Settings, read
 from worker.parent import end_by_kernel
 from worker.tables import TableJob
+from worker.transfer import sha256_of
 
 STATE, TABLES, METRICS, POLICY, RESULT = "state.pack", "tables.json", "metrics.jsonl", "policy.npz", "result.json"
 
@@ -309,7 +310,7 @@ class Training:
             "validation_pop": looked.pop,
             "test_pop": pops,
             "policy": POLICY,
-            "sha256": control_report.sha256_of(self.run / POLICY),
+            "sha256": sha256_of(self.run / POLICY),
             "report": control_report.REPORT,
             "known": self.about["known"],
             "audits": self.jobs.audits,
