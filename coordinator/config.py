@@ -77,6 +77,7 @@ class Setting:
 
     @property
     def variable(self) -> str:
+        """Its environment variable."""
         return f"COORDINATOR_{self.name.upper().replace('-', '_')}"
 
 

@@ -70,4 +70,5 @@ def rendered(view: ControlView) -> RenderableType:
 
 
 def shown(view: ControlView) -> Shown:
+    """What a display shows of it."""
     return Shown(headline(view), lambda: rendered(view), asdict(view))

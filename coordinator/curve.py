@@ -67,6 +67,7 @@ class AllowList:
         self._seen = self._stamp()
 
     def callback(self, domain: str, key: bytes) -> bool:
+        """As zmq.auth asks: whether the public `key` (Z85) may connect."""
         self.refresh()
         return bool(self.name_of(key.decode()))
 
@@ -120,7 +121,10 @@ def add_worker(folder: Path, name: str) -> Path:
 
 
 def revoke_worker(folder: Path, name: str) -> None:
-    """Take a worker off the allow-list and delete its key file. A running coordinator cuts it off within a second."""
+    """Take a worker off the allow-list and delete its key file. A running coordinator cuts it off within a second.
+
+    CurveError where it is not on the list.
+    """
     allowed = read_allowed(folder)
     if name not in allowed:
         known = ", ".join(sorted(allowed)) or "none"

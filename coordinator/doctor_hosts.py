@@ -108,6 +108,7 @@ class Visit:
         self._process.kill()
 
     def close(self) -> None:
+        """End the visit: its stdin first, by force after 5 s."""
         with suppress(OSError):
             if self._process.stdin is not None:
                 self._process.stdin.close()

@@ -46,11 +46,15 @@ class PutOut(msgspec.Struct, frozen=True):
 
 
 class Confirmed(msgspec.Struct, frozen=True):
+    """The stage has committed what `TaskDone` gave it."""
+
     task: str
     attempt: int
 
 
 class WorkerLost(msgspec.Struct, frozen=True):
+    """Silent for too long, or its connection is gone."""
+
     worker: str
     reason: str
 
@@ -110,6 +114,8 @@ Event = (
 
 
 class Send(msgspec.Struct, frozen=True):
+    """A message that goes to a worker, after the journal has been written."""
+
     worker: str
     message: protocol.Message
 
@@ -126,6 +132,8 @@ class TaskDone(msgspec.Struct, frozen=True):
 
 
 class TaskQuarantined(msgspec.Struct, frozen=True):
+    """A task failed for good or once too often: its last error."""
+
     task: TaskSpec
     error: str
     message: str
@@ -169,6 +177,7 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
+        """As in README: 0 done, 4 authentication, 75 incomplete but resumable, 130 interrupted."""
         return {"done": 0, "authentication": 4, "incomplete": 75, "storage": 75, "drain": 130, "stopped": 130}[
             self.status
         ]

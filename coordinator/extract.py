@@ -192,7 +192,10 @@ def world_of(origin: str) -> str:
 
 
 def clock_of(base_url: str) -> datetime:
-    """The server's own time, from the `Date` of any answer: what may still be revised is reckoned by it."""
+    """The server's own time, from the `Date` of any answer: what may still be revised is reckoned by it.
+
+    SourceError where it does not say.
+    """
     try:
         answer = requests.get(base_url, timeout=30, allow_redirects=False, stream=True)
         answer.close()
@@ -241,7 +244,10 @@ def describe_plan(plan: Mapping[str, Any]) -> str:
 
 
 def run(options: Options, *, as_json: bool = False, quiet: bool = False) -> dict[str, Any]:
-    """Run the stage to its end; the summary, whose `exit_code` says how it ended. The data folder is locked meanwhile."""
+    """Run the stage to its end; the summary, whose `exit_code` says how it ended. The data folder is locked meanwhile.
+
+    AuthenticationError, before anything is asked, where the source needs a key and has none that could be one.
+    """
     if options.source.needs_key:
         check_key(os.environ.get("EIA_API_KEY", "").strip())
     began = time.monotonic()

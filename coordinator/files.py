@@ -38,6 +38,7 @@ def checked_path(data_dir: Path, relative: str, places: Mapping[str, Path] = NO_
 
 
 def file_sha256(path: Path) -> str:
+    """Of a file's content, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -64,7 +65,10 @@ class FileInbox:
         self._whole: dict[str, str] = {}  # path → sha256 proved by this process
 
     def take(self, chunk: FileChunk, data: bytes) -> int:
-        """Bytes held after this chunk: where the next one starts. A chunk that does not start there changes nothing."""
+        """Bytes held after this chunk: where the next one starts. A chunk that does not start there changes nothing.
+
+        RefusedPath for a path that can't be a file's; OSError when the disk is full or broken.
+        """
         path = checked_path(self._data_dir, chunk.path, self._places)
         try:
             return self._take(path, chunk, data)

@@ -89,7 +89,10 @@ def fleet_on(
 
 
 def bind_for(bind: str, hosts: Hosts | None) -> str:
-    """Where to listen: with hosts that would have to reach loopback, on this host's address on the way to the first of them."""
+    """Where to listen: with hosts that would have to reach loopback, on this host's address on the way to the first of them.
+
+    UsageError where there is no way.
+    """
     if hosts is None or not hosts.remote or not is_loopback(bind):
         return bind
     first = hosts.remote[0]

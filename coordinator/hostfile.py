@@ -87,7 +87,10 @@ def _environment(path: Path, found: Any) -> tuple[tuple[str, str], ...]:
 
 
 def per_host(value: Any) -> dict[str, str]:
-    """`PATH`, or `PATH,host2=PATH`, or a TOML table → host's name → value, "" for all others."""
+    """`PATH`, or `PATH,host2=PATH`, or a TOML table → host's name → value, "" for all others.
+
+    ValueError for a host that comes twice.
+    """
     if isinstance(value, dict):
         return {str(name): str(text) for name, text in value.items()}
     items = [item.strip() for item in str(value).split(",") if item.strip()]

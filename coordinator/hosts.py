@@ -58,6 +58,7 @@ class Session:
         return lines[-1].strip() if lines else ""
 
     def end(self) -> None:
+        """By force."""
         self.process.kill()
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
@@ -199,7 +200,10 @@ class HostWorkers:
         return ""
 
     def stop(self, patience: float = 5.0) -> None:
-        """End all: they have been told to stop, or are by the end of their stdin; sessions that stay are ended by force."""
+        """End all: they have been told to stop, or are by the end of their stdin; sessions that stay are ended by force.
+
+        `patience`: seconds for all of them.
+        """
         sessions, self._sessions = list(self._sessions.values()), {}
         for session in sessions:
             if session.process.stdin is not None:

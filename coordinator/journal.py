@@ -57,7 +57,7 @@ class Journal:
             raise self._failure(error) from error
 
     def load(self) -> Iterator[AnyRecord]:
-        """Every record, oldest first."""
+        """Every record, oldest first. JournalDamaged where one is missing, was changed or can't be read."""
         crc, expected = 0, 1
         try:
             for seq, stored, text in self._db.execute("SELECT seq, crc, record FROM records ORDER BY seq"):
@@ -134,6 +134,7 @@ class Journal:
             raise self._failure(error) from error
 
     def close(self) -> None:
+        """Nothing is written any more; what was is on disk."""
         self._db.close()
 
     def _failure(self, error: sqlite3.DatabaseError) -> Exception:

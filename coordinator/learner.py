@@ -48,6 +48,7 @@ class Learner:
         return False
 
     def give(self, given: Given, arrays: Mapping[str, NDArray]) -> None:
+        """Send a result: `arrays` as its job has them, float32 or float64. Never waits."""
         self._outbox.put((given, arrays))
 
     def end(self) -> None:

@@ -54,6 +54,8 @@ class Task(msgspec.Struct):
 
 
 class Record(msgspec.Struct, tag_field="r", frozen=True, forbid_unknown_fields=True):
+    """Base: what happened to a task."""
+
     task: str
 
 
@@ -64,6 +66,8 @@ class Added(Record, frozen=True):
 
 
 class Leased(Record, frozen=True):
+    """Given to a worker, under a number that is never used again."""
+
     attempt: int
     worker: str
 
@@ -76,6 +80,8 @@ class Returned(Record, frozen=True):
 
 
 class Failed(Record, frozen=True):
+    """An attempt ended in an error; `blamed` ones count towards quarantine."""
+
     attempt: int
     error: str
     message: str
@@ -84,6 +90,8 @@ class Failed(Record, frozen=True):
 
 
 class Done(Record, frozen=True):
+    """An attempt's result was taken, with its proof."""
+
     attempt: int
     worker: str
     seconds: float

@@ -29,6 +29,7 @@ class LocalWorkers:
     _processes: list[subprocess.Popen[bytes] | None] = field(default_factory=list)
 
     def start(self) -> None:
+        """Start all of them; what they say goes to `logs/` in the data folder."""
         (self.data_dir / "logs").mkdir(parents=True, exist_ok=True)
         self._processes = [self._spawn(index) for index in range(self.count)]
 
@@ -84,6 +85,7 @@ class LocalWorkers:
 
     @property
     def alive(self) -> int:
+        """How many run now."""
         return sum(process is not None and process.poll() is None for process in self._processes)
 
     def stop(self, patience: float = 5.0) -> None:

@@ -283,6 +283,7 @@ class Rollouts:
             )
 
     def close(self) -> None:
+        """End the learner's process."""
         with self._lock:
             learner, self._learner = self._learner, None
         if learner is not None:

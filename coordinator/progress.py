@@ -124,15 +124,24 @@ class Shown:
 
 
 def shown(view: View) -> Shown:
+    """What a display shows of it."""
     return Shown(headline(view), lambda: rendered(view), asdict(view))
 
 
 class Display(Protocol):
     """Where narration goes."""
 
-    def update(self, what: Shown) -> None: ...
-    def say(self, line: str) -> None: ...
-    def close(self) -> None: ...
+    def update(self, what: Shown) -> None:
+        """Show this in place of what was shown."""
+        ...
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        ...
+
+    def close(self) -> None:
+        """Nothing is shown any more."""
+        ...
 
 
 def rendered(view: View) -> RenderableType:

@@ -186,6 +186,8 @@ class Goodbye(Message, frozen=True):
 
 
 class Welcome(Message, frozen=True):
+    """The answer to Hello: the times to keep, and how files travel."""
+
     heartbeat_s: float
     silence_s: float  # without a word from the coordinator for this long, a worker stops what it does
     share_files: bool  # True: same file system; False: send files in chunks before the result
@@ -196,7 +198,7 @@ class RegisterAgain(Message, frozen=True):
 
 
 class HeartbeatAck(Message, frozen=True):
-    pass
+    """The coordinator is there."""
 
 
 class Lease(Message, frozen=True):
@@ -278,7 +280,7 @@ class Stop(Message, frozen=True):
 
 
 class StatusRequest(Message, frozen=True):
-    pass
+    """Anybody's question on loopback; with keys, the coordinator's own alone."""
 
 
 class Status(Message, frozen=True):

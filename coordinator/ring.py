@@ -28,6 +28,8 @@ class PortFound:
 
 @dataclass(frozen=True)
 class RankDone:
+    """A rank's result was taken."""
+
     task: str
 
 

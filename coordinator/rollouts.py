@@ -45,6 +45,7 @@ class Options:
 
     @property
     def run(self) -> Path:
+        """The run folder."""
         return self.data_dir / "control"
 
 

@@ -107,6 +107,7 @@ class Metrics:
     _rest: bytes = b""
 
     def look(self) -> None:
+        """Read the lines that were added since the last look; all of them of a file that is a new one."""
         try:
             with self.path.open("rb") as file:
                 if (found := os.fstat(file.fileno()).st_ino) != self._file:

@@ -94,6 +94,7 @@ class Scheduler:
 
     @property
     def tasks(self) -> dict[str, Task]:
+        """Journaled tasks by id."""
         return self.ledger.tasks
 
     @property

@@ -108,4 +108,5 @@ def rendered(view: TrainView) -> RenderableType:
 
 
 def shown(view: TrainView) -> Shown:
+    """What a display shows of it."""
     return Shown(headline(view), lambda: rendered(view), asdict(view))

@@ -49,6 +49,7 @@ def facts(order):
 
 
 def version_of(name):
+    """Of an installed package; None where there is none."""
     try:
         from importlib import metadata
 
@@ -58,6 +59,7 @@ def version_of(name):
 
 
 def free(port):
+    """Whether nothing listens on this port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -81,7 +83,7 @@ def own(address):
 
 def unwritable(folder):
     """Why nothing can be written there, or "". Tried with a file, since root may write where the mode says no and NFS may not."""
-    path = os.path.join(folder, f".doctor-{os.getpid()}")
+    path = os.path.join(folder, f".doctor-{os.urandom(8).hex()}")  # hosts that share it may share process ids too
     try:
         with open(path, "xb") as file:
             file.write(b"x" * 65536)
@@ -192,6 +194,7 @@ def listen(order):
 
 
 def answer(listening):
+    """The listening end of a link's measurement: sends back what it gets, then says how much came, and in what time."""
     try:
         with listening:
             connection, _ = listening.accept()
@@ -240,6 +243,7 @@ def dial(order):
 
 
 def clock(order):
+    """This host's time, s since 1970."""
     return {"time": time.time()}
 
 
@@ -247,6 +251,7 @@ ORDERS = {"facts": facts, "listen": listen, "dial": dial, "clock": clock}
 
 
 def main():
+    """One order a line from stdin, one answer a line to stdout."""
     for line in sys.stdin.buffer:
         order = json.loads(line.decode())
         print(json.dumps(ORDERS[order["do"]](order)), flush=True)

@@ -24,6 +24,8 @@ class Limits:
 
 
 class LeaseState(msgspec.Struct):
+    """A lease that a worker holds; `deadline` in s of the scheduler's clock."""
+
     attempt: int
     deadline: float
     executing: bool = False  # a heartbeat has listed it

@@ -20,6 +20,8 @@ LAST_YEAR = 2100  # beyond it, a year is a slip of the keyboard
 
 
 class Respondent(NamedTuple):
+    """Who reports hours to EIA-930."""
+
     name: str
     kind: str  # BALANCING_AUTHORITY | REGION
 

@@ -61,6 +61,7 @@ class Columns:
         return {(int(self.hour[row]), *self.series[self.index[row]]) for row in rows}
 
     def nulls(self) -> int:
+        """How many rows are null."""
         return int(np.isnan(self.value).sum())
 
 
@@ -76,7 +77,10 @@ def has_duplicates(columns: Columns) -> bool:
 
 
 def merge(parts: Sequence[Columns]) -> tuple[Columns, npt.NDArray[np.int64]]:
-    """Parts → one canonical `Columns` (series sorted, rows sorted by hour, respondent, variable), and the part of each row."""
+    """Parts → one canonical `Columns`, and the part of each row, [row].
+
+    Canonical: series sorted, rows sorted by hour, respondent, variable.
+    """
     used = {
         part.series[i] for part in parts for i in np.flatnonzero(np.bincount(part.index, minlength=len(part.series)))
     }
@@ -154,7 +158,10 @@ def to_table(columns: Columns) -> pa.Table:
 
 
 def as_arrow(values: npt.NDArray[Any], kind: pa.DataType, null: npt.NDArray[np.bool_] | None = None) -> pa.Array:
-    """A numpy array as it lies in memory → Arrow. `pa.array` would import pandas, seconds of start-up, to look at it."""
+    """A numpy array [n] as it lies in memory → Arrow.
+
+    `pa.array` would import pandas, seconds of start-up, to look at it.
+    """
     valid = None if null is None else pa.py_buffer(np.packbits(~null, bitorder="little").tobytes())
     return pa.Array.from_buffers(kind, len(values), [valid, pa.py_buffer(np.ascontiguousarray(values))])
 
@@ -167,7 +174,10 @@ def as_strings(names: Sequence[str]) -> pa.StringArray:
 
 
 def as_numpy(array: pa.Array) -> npt.NDArray[Any]:
-    """Arrow numbers → numpy, as they lie in memory; where there are nulls, the floats there are NaN. No pandas either."""
+    """Arrow numbers → numpy [n], as they lie in memory; where there are nulls, the floats there are NaN.
+
+    No pandas either.
+    """
     kind = np.dtype(array.type.to_pandas_dtype())
     if not len(array):
         return np.empty(0, kind)

@@ -17,11 +17,11 @@ class IngestError(Exception):
 
 
 class UsageError(IngestError):
-    pass
+    """The request can't be right."""
 
 
 class AuthenticationError(IngestError):
-    pass
+    """The server refuses the key, and it is not a throttle."""
 
 
 class Throttled(IngestError):
@@ -42,8 +42,8 @@ class SourceError(IngestError):
 
 
 class StorageError(IngestError):
-    pass
+    """The disk refused: full, read-only. The same command goes on once it is mended."""
 
 
 class ProofError(IngestError):
-    pass
+    """What lies on disk is not what its manifest says."""

@@ -162,6 +162,7 @@ def plain_body(answer: Answer) -> bytes:
 
 
 def looks_like_html(plain: bytes) -> bool:
+    """Whether a body, uncompressed, is a page for people."""
     return plain[:256].lstrip().lower().startswith((b"<html", b"<!doctype html", b"<head", b"<body"))
 
 

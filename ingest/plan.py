@@ -38,6 +38,7 @@ class Build:
 
     @property
     def key(self) -> str:
+        """Its task's id."""
         return f"build/{self.respondent}/{self.year}"
 
 

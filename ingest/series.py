@@ -185,7 +185,7 @@ def months_of(cells: Cells) -> NDArray[np.int8]:
 
 
 def long_table(cells: Cells, value: NDArray[np.float64], reason: NDArray[np.int8], job: BuildJob) -> pa.Table:
-    """One row a cell, sorted by variable, then period."""
+    """One row a cell, sorted by variable, then period; `value` (MWh) and `reason` are [variable, hour]."""
     count, hours = cells.raw.shape
     size = count * hours
     nothing = ~cells.given.ravel()
@@ -205,7 +205,10 @@ def long_table(cells: Cells, value: NDArray[np.float64], reason: NDArray[np.int8
 
 
 def wide_table(cells: Cells, value: NDArray[np.float64], reason: NDArray[np.int8]) -> pa.Table:
-    """One row an hour: `period`, a column a variable, and `reason.<variable>` for each."""
+    """One row an hour: `period`, a column a variable, and `reason.<variable>` for each.
+
+    `value` (MWh) and `reason` are [variable, hour].
+    """
     columns: dict[str, Any] = {"period": as_arrow(_milliseconds(cells), PERIOD)}
     for variable, row in zip(cells.variables, value, strict=True):
         columns[variable] = _numbers(row)

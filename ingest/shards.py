@@ -129,6 +129,7 @@ class BuildJob:
 
     @property
     def key(self) -> str:
+        """Its task's id."""
         return f"build/{self.respondent}/{self.year}"
 
 
@@ -151,6 +152,7 @@ class BuildProof:
 
     @property
     def key(self) -> str:
+        """The id of the task that it proves."""
         return f"build/{self.respondent}/{self.year}"
 
 

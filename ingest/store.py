@@ -86,6 +86,7 @@ def sync_names(data_dir: Path, *folders: Path) -> None:
 
 
 def file_proof(data_dir: Path, path: Path, content: bytes) -> FileProof:
+    """What proves a file of this content."""
     return FileProof(path.relative_to(data_dir).as_posix(), len(content), hashlib.sha256(content).hexdigest())
 
 
@@ -93,11 +94,14 @@ def file_proof(data_dir: Path, path: Path, content: bytes) -> FileProof:
 
 
 class StoredPage(NamedTuple):
+    """A page on disk, by its first row."""
+
     offset: int
     path: Path
 
 
 def page_folder(data_dir: Path, shard: Shard) -> Path:
+    """Where a shard's raw pages lie."""
     return data_dir / "raw" / shard.key
 
 
@@ -150,6 +154,7 @@ def read_origin(data_dir: Path, shard: Shard) -> str | None:
 
 
 def write_origin(data_dir: Path, shard: Shard, origin: str) -> None:
+    """Say beside a shard's pages whether they are real, recorded or synthetic."""
     atomic_write(page_folder(data_dir, shard) / "origin", origin.encode())
 
 

@@ -60,6 +60,7 @@ class Report:
         return not self.mismatches
 
     def to_json(self) -> dict[str, Any]:
+        """All of it as plain data, and whether it is whole."""
         return {**asdict(self), "whole": self.whole}
 
     def to_text(self) -> str:

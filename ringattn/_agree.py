@@ -84,7 +84,10 @@ def check(
     segments: object,
     layout: Layout,
 ) -> Call:
-    """The checked call; raises ShapeError, DTypeError or ArgumentError that states the broken rule."""
+    """The checked call of q [B, H, T, D], k and v [B, Hkv, T, D].
+
+    Raises ShapeError, DTypeError or ArgumentError that states the broken rule.
+    """
     for name, x in (("q", q), ("k", k), ("v", v)):
         if not isinstance(x, mx.array):
             raise DTypeError(f"{name} is {type(x).__name__}; ring_attention takes mlx arrays: mx.array({name})")

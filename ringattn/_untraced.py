@@ -62,14 +62,17 @@ def _serve() -> None:
 
 
 def settled(x: mx.array) -> mx.array:
-    """`x` evaluated and row-contiguous, still part of the trace. Other threads may read its memory, and nothing else."""
+    """`x` evaluated and row-contiguous, of the same shape and dtype, still part of the trace.
+
+    Other threads may read its memory, and nothing else.
+    """
     y = mx.contiguous(x)
     mx.eval(y)
     return y
 
 
 def leaf(x: mx.array) -> mx.array:
-    """A row-contiguous copy of `x` without a graph, for any thread and any operation."""
+    """A row-contiguous copy of `x`, of the same shape and dtype, without a graph, for any thread and any operation."""
     raw = settled(settled(x).view(mx.uint8))
     y = mx.array(np.array(raw, copy=False)).view(x.dtype)
     mx.eval(y)

@@ -33,7 +33,10 @@ _GRACE = 2.0  # seconds between SIGTERM and SIGKILL
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nothing listens on now, below the range that outgoing connections draw from."""
+    """Ports of 127.0.0.1 that nothing listens on now, below the range that outgoing connections draw from.
+
+    LaunchError where there are not so many.
+    """
     with contextlib.ExitStack() as stack:
         ports: list[int] = []
         for _ in range(200 * count):

@@ -29,9 +29,10 @@ def shard(x: mx.array, axis: int, *, layout: str | Layout = "zigzag", group: Gro
 def unshard(
     x: mx.array, axis: int, *, layout: str | Layout = "zigzag", group: Group = None, timeout: float | None = None
 ) -> mx.array:
-    """The whole array on every rank, from the local parts; the inverse of `shard`. Local lengths may differ.
+    """The whole array on every rank, from the local parts [.., T_r, ..] along `axis`; the inverse of `shard`.
 
-    No gradient flows through it. Raises LayoutError when the lengths do not follow the layout, PeerLost and PeerStalled.
+    Local lengths may differ. No gradient flows through it. `timeout` in seconds, of each wait. Raises LayoutError when
+    the lengths do not follow the layout, PeerLost and PeerStalled.
     """
     transport = transport_of(group)
     size, limit = transport.size(), default_timeout() if timeout is None else timeout

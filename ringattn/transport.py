@@ -41,17 +41,31 @@ class Ticket(Protocol):
     """A posted exchange."""
 
     def wait(self, timeout: float) -> list[mx.array]:
-        """What was received; raises PeerLost or PeerStalled after at most `timeout` seconds."""
+        """What was received, of the shapes and dtypes that were asked for.
+
+        Raises PeerLost or PeerStalled after at most `timeout` seconds.
+        """
         ...
 
 
 class Transport(Protocol):
     """The seam between the ring's loop and the network; arrays handed to it must be evaluated."""
 
-    def rank(self) -> int: ...
-    def size(self) -> int: ...
-    def shift(self, shift: Shift, doing: str) -> Ticket: ...
-    def all_gather(self, x: mx.array, doing: str) -> Ticket: ...
+    def rank(self) -> int:
+        """This process's place in the ring, from 0."""
+        ...
+
+    def size(self) -> int:
+        """How many ranks the ring has."""
+        ...
+
+    def shift(self, shift: Shift, doing: str) -> Ticket:
+        """Post an exchange; `doing` is what an error says was going on."""
+        ...
+
+    def all_gather(self, x: mx.array, doing: str) -> Ticket:
+        """Post a gather of `x` of one shape on every rank: the parts of all, joined along axis 0 in rank order."""
+        ...
 
 
 class _Task:

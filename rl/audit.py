@@ -55,7 +55,7 @@ def replayed(player: Player, job: Rollout, result: Arrays) -> tuple[NDArray[np.f
 
 
 def difference(result: Mapping[str, NDArray], again: Mapping[str, NDArray]) -> str:
-    """How a result differs from what the same job gave here, or ""."""
+    """How a result differs from what the same job gave here, array by array of one shape; "" where it does not."""
     for name, ours in again.items():
         theirs = result[name]
         apart = np.abs(theirs.astype(float) - ours)

@@ -24,7 +24,7 @@ DAY = 24  # hours
 
 
 def nothing(episodes: Episodes) -> Array:
-    """All stores stay as they are."""
+    """All stores stay as they are: zeros, [action, N]."""
     return np.zeros((episodes.actions, episodes.count))
 
 
@@ -95,7 +95,7 @@ def peak_shaving(table: Table, high: float, low: float, gain: float) -> PeakShav
 def best_peak_shaving(
     grid: Grid, table: Table, starts: NDArray[np.int64], hours: int, choices: Sequence[tuple[float, float, float]] = ()
 ) -> tuple[float, float, float]:
-    """The marks and gain of least cost in these (training) episodes."""
+    """The marks and gain of least cost in these (training) episodes, which begin at the rows `starts` [N]."""
     choices = choices or tuple(product((0.8, 0.9, 1.0), (0.0, 0.1, 0.3), (0.1, 0.3, 1.0, 3.0)))
     costs = [rollout(grid, table, peak_shaving(table, *choice), starts, hours).cost.sum() for choice in choices]
     return choices[int(np.argmin(costs))]

@@ -82,7 +82,7 @@ class Network(nn.Module):
         return x @ self.layers[-1]["weight"].T + self.layers[-1]["bias"]
 
     def numbers(self) -> tuple[tuple[NDArray[np.float32], NDArray[np.float32]], ...]:
-        """The layers as numpy, for an actor."""
+        """The layers as numpy, for an actor: weight [out, in] and bias [out] each."""
         return tuple((np.array(layer["weight"]), np.array(layer["bias"])) for layer in self.layers)
 
 

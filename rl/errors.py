@@ -14,12 +14,12 @@ class ControlError(Exception):
 
 
 class GridError(ControlError):
-    pass
+    """A parameter of fleet or cost breaks a rule that exactness rests on."""
 
 
 class DataError(ControlError):
-    pass
+    """Arrays that do not fit one another, or hold what cannot be used."""
 
 
 class SolveError(ControlError):
-    pass
+    """A linear program that HiGHS did not solve."""

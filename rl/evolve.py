@@ -38,6 +38,7 @@ class Settings:
 
 
 def perturbation(seed: int, size: int) -> Array:
+    """Standard normal numbers [size], the same for the same seed anywhere."""
     return np.random.default_rng(seed).standard_normal(size, np.float32)
 
 
@@ -58,7 +59,7 @@ def costs(
 
 
 def ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Centred ranks, -0.5 for the lowest to 0.5 for the highest, whatever the values' scale."""
+    """Centred ranks, -0.5 for the lowest to 0.5 for the highest, whatever the values' scale; of the values' shape."""
     order = np.empty(values.size)
     order[np.argsort(values, axis=None, kind="stable")] = np.arange(values.size)
     return (order / max(values.size - 1, 1) - 0.5).reshape(values.shape)
@@ -108,6 +109,6 @@ class Evolution:
         return {}, {"moment/mean": self._adam.mean, "moment/square": self._adam.square} | self.versions.arrays()
 
     def restore(self, numbers: Mapping[str, float], arrays: Mapping[str, NDArray]) -> None:
-        """Go on from `state`."""
+        """Go on from `state`: its numbers and its float32 arrays."""
         self._adam = Adam(arrays["moment/mean"].copy(), arrays["moment/square"].copy())
         self.versions.restore(arrays)

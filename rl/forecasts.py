@@ -32,11 +32,13 @@ def oracle(region: Region, horizon: int) -> Forecast:
 
 
 def day_ahead(region: Region, issued: Array, horizon: int, *, issue_hour: int = 10) -> Forecast:
-    """The operators' day-ahead forecast (EIA's DF, in reference peaks, NaN where missing) as it was known, [hour, horizon, 1].
+    """The operators' day-ahead forecast as it was known, [hour, horizon, 1].
 
-    From `issue_hour` o'clock local standard time on, all hours of the next operating day are known; before, those of the present
-    day. (EIA-930 has the forecast made on the day before, without the hour: 10:00 is an assumption.) An hour further ahead
-    takes the forecast of the same hour on the last day known; a missing value, the load of the last such hour.
+    `issued` [hour] is EIA's DF, in reference peaks, NaN where missing. From `issue_hour` o'clock local standard time
+    on, all hours of the next operating day are known; before, those of the present day. (EIA-930 has the forecast made
+    on the day before, without the hour: 10:00 is an assumption.) An hour further ahead takes the forecast of the same
+    hour on the last day known; a missing value, the load of the last such hour. DataError where `issued` has not the
+    region's hours.
     """
     if issued.shape != region.load.shape:
         raise DataError(f"{region.name}: day-ahead forecast {issued.shape} for {region.load.shape} hours")
@@ -93,7 +95,7 @@ def corrected(region: Region, point: Forecast, fit_end: str) -> Forecast:
 def with_quantiles(region: Region, point: Forecast, fit_end: str, levels: tuple[float, ...]) -> Forecast:
     """`point` [hour, horizon, 1] plus the quantiles of its errors before `fit_end`, by horizon and hour of the day.
 
-    [hour, horizon, level], rising in level.
+    [hour, horizon, level], rising in level. DataError where an hour and horizon has no error before `fit_end`.
     """
     error, used = _errors(region, point, fit_end)
     clock = region.local.astype(np.int64) % DAY

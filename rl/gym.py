@@ -37,13 +37,20 @@ class GridControl(gymnasium.Env[Any, Any]):
         self.observation_space, self.action_space = _spaces(self.episodes)
 
     def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[NDArray[np.float32], Info]:
+        """As gymnasium has it: observation [feature] and the first row.
+
+        `options={"start": row}` names the row; else it is drawn.
+        """
         super().reset(seed=seed)
         start = (options or {}).get("start")
         row = int(self.np_random.choice(self._starts)) if start is None else int(start)
         return self.episodes.reset(np.array([row]))[0].copy(), {"start": row}
 
     def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, Info]:
-        """The info has `cut`: energy that the projection took from what was asked, so far in this episode, by store."""
+        """An hour. `action` [action] → observation [feature], reward (minus the cost), terminated, truncated, info.
+
+        The info has `cut`: energy that the projection took from what was asked, so far in this episode, by store.
+        """
         observation, cost = self.episodes.step(np.asarray(action, float)[:, None])
         info = {"cut": self.episodes.cut[:, 0].copy()}
         return observation[0].copy(), -float(cost[0]), self.episodes.left == 0, False, info
@@ -67,7 +74,10 @@ class GridControlVector(VectorEnv[Any, Any, Any]):
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: Info | None = None
     ) -> tuple[NDArray[np.float32], Info]:
-        """One generator serves all episodes: `seed` is one number. `options={"start": rows [N]}` names the rows."""
+        """One generator serves all episodes: `seed` is one number, DataError for a list.
+
+        `options={"start": rows [N]}` names the rows.
+        """
         if isinstance(seed, list):
             raise DataError("GridControlVector draws the starts of all episodes from one generator: give one seed")
         super().reset(seed=seed)

@@ -130,6 +130,7 @@ class Kept:
         self._most, self._held = most, {}  # type: tuple[int, dict[Hashable, Any]]
 
     def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What is kept under `key`, else what `make` gives, kept; the least used go first."""
         if key in self._held:
             self._held[key] = self._held.pop(key)
         else:
@@ -147,7 +148,7 @@ class Player:
         self._tables, self._starts, self._episodes, self._rules = Kept(), Kept(), Kept(EPISODES_KEPT), Kept()
 
     def do(self, job: AnyJob) -> Arrays:
-        """The result's arrays. ControlError where the job can't be done."""
+        """The result's arrays, as `shapes` has them. ControlError where the job can't be done."""
         if isinstance(job, Labels):
             return self._labels(job)
         if isinstance(job, Rollout):
@@ -159,9 +160,11 @@ class Player:
         return self._evolve(job)
 
     def table(self, sha256: str) -> Table:
+        """The table of this digest."""
         return self._tables.get(sha256, lambda: load(self.folder, sha256))
 
     def starts(self, table: str, hours: int) -> NDArray[np.int64]:
+        """Rows [start] of the table at which an episode of `hours` hours can begin."""
         return self._starts.get((table, hours), lambda: self.table(table).starts(hours))
 
     def episodes(self, table: str, count: int, hours: int) -> Episodes:
@@ -169,7 +172,10 @@ class Player:
         return self._episodes.get((table, count, hours), lambda: Episodes(self.grid, self.table(table), count, hours))
 
     def drawn(self, job: Rollout | Evolve) -> tuple[NDArray[np.int64], np.random.Generator]:
-        """First rows of the job's episodes, and the generator that goes on from there."""
+        """First rows [N] of the job's episodes, and the generator that goes on from there.
+
+        DataError where no episode can begin.
+        """
         rng = np.random.default_rng(job.seed)
         starts = self.starts(job.table, job.hours)
         if not len(starts):

@@ -101,7 +101,10 @@ def weekly(cost: Array) -> Array:
 
 
 def cvar(costs: Array, tail: float) -> float:
-    """Mean of the worst `tail` of the costs, at least one of them (conditional value at risk; Rockafellar and Uryasev 2000)."""
+    """Mean of the worst `tail` (a share) of the costs [n], at least one of them; in their unit.
+
+    Conditional value at risk; Rockafellar and Uryasev 2000.
+    """
     worst = np.sort(costs)[::-1][: max(1, round(tail * len(costs)))]
     return float(worst.mean())
 

@@ -88,7 +88,7 @@ ToLearner = Given
 
 
 def send(stream: IO[bytes], word: Word, arrays: Mapping[str, NDArray] | None = None) -> None:
-    """One message. OSError where nobody reads."""
+    """One message, `arrays` of any shape and dtype after it. OSError where nobody reads."""
     content = pack(msgspec.to_builtins(word), arrays or {})
     stream.write(len(content).to_bytes(4, "little"))
     stream.write(content)
@@ -96,7 +96,10 @@ def send(stream: IO[bytes], word: Word, arrays: Mapping[str, NDArray] | None = N
 
 
 def receive(stream: IO[bytes], kind: Any) -> tuple[Any, dict[str, NDArray]] | None:
-    """The next message of the union `kind`; None at the end. DataError for what is none."""
+    """The next message of the union `kind`, and its arrays, of the shapes and dtypes that `send` had; None at the end.
+
+    DataError for what is none.
+    """
     head = stream.read(4)
     length = int.from_bytes(head, "little")
     content = stream.read(length) if len(head) == 4 and length <= MAX_FRAME else b""
@@ -110,5 +113,5 @@ def receive(stream: IO[bytes], kind: Any) -> tuple[Any, dict[str, NDArray]] | No
 
 
 def as_bytes(data: NDArray) -> bytes:
-    """Of the array of a `Publish`."""
+    """Of the array of a `Publish`, uint8 [bytes]."""
     return np.asarray(data, np.uint8).tobytes()

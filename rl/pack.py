@@ -41,7 +41,10 @@ def pack(meta: Mapping[str, Any], arrays: Arrays) -> bytes:
 
 
 def unpack(content: bytes | mmap.mmap, what: str = "packed arrays") -> tuple[dict[str, Any], dict[str, NDArray]]:
-    """Meta, and arrays that look into `content` (read-only). DataError, naming `what`, for anything that `pack` has not made."""
+    """Meta, and arrays that look into `content` (read-only), of the shapes and dtypes that it says.
+
+    DataError, naming `what`, for anything that `pack` has not made.
+    """
     length = int.from_bytes(content[:8], "little")
     if len(content) < 8 or not 2 <= length <= min(MAX_HEADER, len(content) - 8):
         raise DataError(f"{what}: no header of {length} bytes in {len(content)}")
@@ -70,7 +73,10 @@ def _size(name: str, dtype: str, shape: Iterable[int], what: str) -> int:
 
 
 def mapped(path: Path) -> tuple[dict[str, Any], dict[str, NDArray]]:
-    """`unpack` of a file, mapped: its arrays are read when they are used, once for all processes. DataError."""
+    """`unpack` of a file, mapped: its arrays, of any shape, are read when they are used, once for all processes.
+
+    DataError.
+    """
     try:
         with path.open("rb") as file:
             return unpack(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), str(path))

@@ -270,7 +270,7 @@ class Descent:
         }
 
     def restore(self, numbers: Mapping[str, float], arrays: Mapping[str, NDArray]) -> None:
-        """Go on from `state`."""
+        """Go on from `state`: its numbers and its float32 rows."""
         self._members = [
             tuple(shaped(policy, np.array(arrays[f"member/{number}/{name}"])) for name in ("weights", "mean", "square"))  # type: ignore[misc]
             for number, (policy, _, _) in enumerate(self._members)

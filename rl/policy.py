@@ -76,7 +76,10 @@ def normalisation(observations: Weights) -> tuple[Weights, Weights]:
 def start(
     names: Sequence[str], mean: Weights, scale: Weights, actions: int, width: int, rng: np.random.Generator
 ) -> Mlp:
-    """Two hidden layers of `width`, He et al. 2015; the last layer starts small, so that the first policy does almost nothing."""
+    """Two hidden layers of `width`, He et al. 2015; `mean` and `scale` [feature] normalise what it sees.
+
+    The last layer starts small, so that the first policy does almost nothing.
+    """
     sizes = (len(names), width, width, actions)
     gains = (2.0, 2.0, 0.01)
     layers = tuple(
@@ -87,12 +90,12 @@ def start(
 
 
 def flat(policy: Mlp) -> Weights:
-    """All weights in one row."""
+    """All weights in one row, float32 [weight]."""
     return np.concatenate([array.ravel() for layer in policy.layers for array in layer])
 
 
 def shaped(policy: Mlp, weights: Weights) -> Mlp:
-    """`policy` with these weights, a row as of `flat`."""
+    """`policy` with these weights, a row [weight] as of `flat`."""
     layers, at = [], 0
     for weight, bias in policy.layers:
         ends = at + weight.size, at + weight.size + bias.size
@@ -104,7 +107,8 @@ def shaped(policy: Mlp, weights: Weights) -> Mlp:
 def combined(members: Sequence[Mlp]) -> Mlp:
     """One policy that does what its members, of equal depth, features and normalisation, do on average.
 
-    Their hidden layers stand side by side, and what would join them is 0.
+    Their hidden layers stand side by side, and what would join them is 0. DataError where their features or
+    normalisation differ.
     """
     one = members[0]
     if any(m.names != one.names or (m.mean != one.mean).any() or (m.scale != one.scale).any() for m in members):

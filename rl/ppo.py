@@ -74,7 +74,7 @@ class Learner(nn.Module):
 def play(
     grid: Grid, episodes: Episodes, policy: Mlp, std: Array, starts: NDArray[np.int64], rng: np.random.Generator
 ) -> Batch:
-    """One episode of each start with the policy's actions plus noise."""
+    """One episode from each of the rows `starts` [N]: the policy's actions plus noise of deviation `std` [action]."""
     hours, count, table = episodes.hours, episodes.count, episodes.table
     seen = np.empty((hours, count, len(episodes.names)), np.float32)
     tried = np.empty((hours, episodes.actions, count), np.float32)

@@ -80,7 +80,7 @@ class Yardstick:
 
 
 def yardstick(grid: Grid, table: Table, starts: NDArray[np.int64], hours: int) -> Yardstick:
-    """Solve the optimum of every episode."""
+    """Solve the optimum of every episode: those of `hours` hours from the rows `starts` [N]."""
     rows = np.asarray(starts) + np.arange(hours)[:, None]
     loads, before = table.load[rows], table.before[starts]
     schedules = tuple(optimum(grid, load, first) for load, first in zip(loads.T, before, strict=True))

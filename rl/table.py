@@ -40,7 +40,7 @@ class Table:
     month: NDArray[np.int64]  # [row] 0…11, local standard time
 
     def starts(self, hours: int) -> NDArray[np.int64]:
-        """Rows at which an episode of `hours` hours can start: all of it measured and in one region."""
+        """Rows [start] at which an episode of `hours` hours can start: all of it measured and in one region."""
         found = []
         for first, last in self.spans:
             if last - first >= hours:

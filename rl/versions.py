@@ -27,11 +27,28 @@ class Algorithm(Protocol):
     iterations: int
     versions: Versions
 
-    def jobs(self, iteration: int) -> Sequence[AnyJob]: ...
-    def contents(self) -> list[bytes]: ...
-    def learn(self, iteration: int, jobs: Sequence[Any], results: Sequence[Arrays]) -> dict[str, float]: ...
-    def state(self) -> tuple[dict[str, float], Arrays]: ...
-    def restore(self, numbers: Mapping[str, float], arrays: Mapping[str, NDArray]) -> None: ...
+    def jobs(self, iteration: int) -> Sequence[AnyJob]:
+        """What an iteration plays."""
+        ...
+
+    def contents(self) -> list[bytes]:
+        """Policies that jobs name, as they travel."""
+        ...
+
+    def learn(self, iteration: int, jobs: Sequence[Any], results: Sequence[Arrays]) -> dict[str, float]:
+        """Make the next version; metrics.
+
+        `results` are in the order of `jobs`, each as `rl.jobs.shapes` has it.
+        """
+        ...
+
+    def state(self) -> tuple[dict[str, float], Arrays]:
+        """All that a restart needs: plain numbers, and arrays of any shape and dtype."""
+        ...
+
+    def restore(self, numbers: Mapping[str, float], arrays: Mapping[str, NDArray]) -> None:
+        """Go on from what `state` gave: arrays of the same shapes and dtypes."""
+        ...
 
 
 class Versions:
@@ -48,10 +65,12 @@ class Versions:
 
     @property
     def number(self) -> int:
+        """The newest version's number."""
         return max(self.held)
 
     @property
     def newest(self) -> Mlp:
+        """Its policy."""
         return self.held[self.number]
 
     def add(self, policy: Mlp) -> None:
@@ -72,6 +91,7 @@ class Versions:
         return [self.content(number) for number in sorted(self.held)]
 
     def sha256(self, number: int) -> str:
+        """The digest that jobs name it by, in hex."""
         return hashlib.sha256(self.content(number)).hexdigest()
 
     def arrays(self) -> Arrays:
@@ -84,7 +104,7 @@ class Versions:
         }
 
     def restore(self, arrays: Mapping[str, NDArray]) -> None:
-        """Go on from `arrays`."""
+        """Go on from `arrays`: weight [out, in] and bias [out] of every layer held."""
         one = self.newest
         numbers = sorted({int(name.split("/")[1]) for name in arrays if name.startswith("version/")})
         self._content = {}

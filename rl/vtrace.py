@@ -187,7 +187,7 @@ class VTrace:
         return {"scale": self._scale}, arrays | self.versions.arrays()
 
     def restore(self, numbers: Mapping[str, float], arrays: Mapping[str, NDArray]) -> None:
-        """Go on from `state`."""
+        """Go on from `state`: its numbers and its arrays, float32 but for the optimiser's counts."""
 
         def below(prefix: str) -> list[tuple[str, mx.array]]:
             return [(name.removeprefix(prefix), mx.array(x)) for name, x in arrays.items() if name.startswith(prefix)]

@@ -7,7 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -16,30 +16,9 @@ from typer.testing import CliRunner
 
 from coordinator.cli import app
 from tests.ingest.data_folder import build_all, commit, daily, shard
+from tests.pages import PAGES, ROOT, blocks, commands, name_of
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "hostfiles" / "README.md")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-INLINE = re.compile(r"`([^`\n]+)`")
-RUNNERS = ("uv run ", ".venv/bin/", "$ ")
-
-
-def name_of(path: Path) -> str:
-    return str(path.relative_to(ROOT))
-
-
-def commands(text: str) -> Iterator[str]:
-    """Every `coordinator …` that a page quotes, in a block of shell or between backticks."""
-    quoted = [
-        line for block in re.findall(r"```(?:sh|console)?\n(.*?)```", text, re.DOTALL) for line in block.splitlines()
-    ]
-    quoted += INLINE.findall(re.sub(r"```.*?```", "", text, flags=re.DOTALL))
-    for line in quoted:
-        line = line.strip()
-        for runner in RUNNERS:
-            line = line.removeprefix(runner)
-        if re.match(r"coordinator [a-z]", line):
-            yield line
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -52,6 +31,8 @@ def test_links_resolve(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_parse(page: Path) -> None:
     for line in commands(page.read_text()):
+        if not line.startswith("coordinator "):
+            continue
         words = [word for word in shlex.split(line, comments=True) if word != "…"][1:]
         parse(words, f"{name_of(page)}: {line}")
 
@@ -81,10 +62,8 @@ def test_a_wrong_command_would_be_found() -> None:
         parse(["strat"], "here")
     with pytest.raises(pytest.fail.Exception, match="--extrakt"):
         parse(["start", "--extrakt"], "here")
-    assert list(commands("```sh\nuv run coordinator verify  # proves\n```\n`coordinator keys`")) == [
-        "coordinator verify  # proves",
-        "coordinator keys",
-    ]
+    page = "```toml\na = 1\n```\n```sh\nuv run coordinator verify  # proves\n```\n`coordinator keys`"
+    assert list(commands(page)) == ["coordinator verify", "coordinator keys"]
 
 
 def tree() -> list[str]:
@@ -119,13 +98,28 @@ def test_cited_figures_stand_in_the_page_that_they_are_cited_from() -> None:
 
 
 def test_the_fast_tests_are_there() -> None:
-    words = (ROOT / "scripts" / "check").read_text().split("uv run pytest", 1)[1].replace("\\\n", " ").split()
-    for word in words:
+    words = (
+        (ROOT / "scripts" / "check").read_text().split("uv run pytest", 1)[1].partition("||")[0].replace("\\\n", " ")
+    )
+    for word in words.split():
         head, brace, rest = word.partition("{")
         names = rest.removesuffix("}.py").split(",") if brace else [""]
         for name in names:
             path = f"{head}{name}.py" if brace else word
             assert (ROOT / path).exists(), path
+
+
+def test_every_dependency_has_its_reason() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    asked = [
+        *project["project"]["dependencies"],
+        *(one for group in project["dependency-groups"].values() for one in group),
+    ]
+    wanted = {re.split(r"[\[>=; ]", line)[0] for line in asked}
+    section = (ROOT / "docs" / "contributing.md").read_text().partition("## Dependencies")[2].partition("\n## ")[0]
+    table = "\n".join(line for line in section.splitlines() if line.startswith("| ") and "|" in line)
+    cells = [line.split("|")[1] if "`" in line.split("|")[1] else line.split("|")[2] for line in table.splitlines()]
+    assert {name for cell in cells for name in re.findall(r"`([\w-]+)`", cell)} == wanted
 
 
 def test_help_shows_brackets() -> None:
@@ -141,10 +135,10 @@ def test_readme_python_runs(tmp_path: Path) -> None:
     one = shard("ERCO")
     commit(tmp_path / "data", one, {"D": daily(one.hours), "DF": daily(one.hours)})
     build_all(tmp_path / "data")
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) == 3
+    snippets = blocks((ROOT / "README.md").read_text(), "python")
+    assert len(snippets) == 3
     ran = subprocess.run(
-        [sys.executable, "-c", "\n".join(blocks)],
+        [sys.executable, "-c", "\n".join(snippets)],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,

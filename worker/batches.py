@@ -84,7 +84,7 @@ class TokenStore:
         return first + low + np.flatnonzero(np.isfinite(rows[low : max(period.last + 1 - first, low), TARGET]))
 
     def fit(self, period: Period) -> Normalisation:
-        """Normalisation by the hours of `period` that have a target."""
+        """Normalisation by the hours of `period` that have a target. UsageError where none has."""
         count, total, square = 0, np.zeros(TARGET), np.zeros(TARGET)
         for first, rows in self.maps:
             part = rows[max(period.first - first, 0) : max(period.last + 1 - first, 0)]
@@ -221,7 +221,7 @@ def open_store(
 
 
 def token_rows(tokens: Tokens) -> NDArray[np.float32]:
-    """Tokens as rows of a store."""
+    """Tokens as rows of a store, [hour, TARGET + COLUMNS]."""
     columns = [tokens.features, tokens.condition, *(getattr(tokens, name)[:, None] for name in COLUMNS)]
     return np.concatenate(columns, axis=1)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -47,6 +46,7 @@ class Found:
     settings: Mapping[str, Any]
 
     def weeks_of(self, region: int) -> NDArray[np.int64]:
+        """Which of the weeks judged are in a region, by number: indices into `starts`, [week]."""
         first, last = self.table.spans[region]
         return np.flatnonzero((self.starts >= first) & (self.starts < last))
 
@@ -75,11 +75,6 @@ def write(found: Found, folder: Path) -> dict[str, dict[str, float]]:
         atomic_write(folder / name, content)
     atomic_write(folder / REPORT, _text(found, pops, members, numbers).encode())
     return {r: row | {f"member {i}": pop for i, pop in enumerate(members[r])} for r, row in pops.items()}
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _starts(found: Found, region: int) -> NDArray[np.int64]:

@@ -60,6 +60,7 @@ class Forecast:
 
     @property
     def median(self) -> NDArray[np.float64]:
+        """The level 0.5 of every hour, MWh, [hour]."""
         return self.quantiles[:, MEDIAN]
 
 

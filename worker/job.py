@@ -21,6 +21,7 @@ class Ending:
         self._until: float | None = None
 
     def ask(self, grace_s: float) -> None:
+        """Ask for an end within `grace_s`; of several, the earliest counts."""
         until = time.monotonic() + grace_s
         self._until = until if self._until is None else min(self._until, until)
 

@@ -59,15 +59,19 @@ class Jobs:
         self._ended()  # nobody is there to learn for; the newest checkpoint is whole
 
     def policy_of(self, sha256: str) -> Mlp:
+        """The policy of this digest, of those published."""
         return from_bytes(self._policies[sha256])
 
     def say(self, word: FromLearner, arrays: Mapping[str, NDArray] | None = None) -> None:
+        """One word to the coordinator, with `arrays` of any shape and dtype."""
         send(self._writer, word, arrays)
 
     def note(self, text: str) -> None:
+        """A line for whoever watches."""
         self.say(Note(text))
 
     def progress(self, stage: str, done: int, total: int, figures: Mapping[str, float] | None = None) -> None:
+        """How far a stage of the training is."""
         self.say(Progress(stage, done, total, dict(figures or {})))
 
     def publish(self, version: int, content: bytes) -> str:
@@ -195,11 +199,12 @@ def names_of(job: object) -> list[str]:
 
 
 def kind_of(job: AnyJob) -> str:
+    """The name of a job's kind."""
     return str(type(job).__struct_config__.tag)
 
 
 def digest_of(arrays: Mapping[str, NDArray]) -> str:
-    """sha256 over all numbers."""
+    """sha256 over all numbers, of any shape and dtype, and their names."""
     digest = hashlib.sha256()
     for name, array in arrays.items():
         digest.update(name.encode() + np.ascontiguousarray(array).tobytes())

@@ -54,6 +54,7 @@ from worker.jobs_client import Jobs
 from worker.learn_config import Settings, read
 from worker.parent import end_by_kernel
 from worker.tables import TableJob
+from worker.transfer import sha256_of
 
 STATE, TABLES, METRICS, POLICY, RESULT = "state.pack", "tables.json", "metrics.jsonl", "policy.npz", "result.json"
 
@@ -94,6 +95,7 @@ class Training:
     # -- tables ---------------------------------------------------------------------------------------------------------
 
     def make_tables(self) -> None:
+        """Tables of this request: kept ones where they are whole, else a worker makes them."""
         path = self.run / TABLES
         try:
             kept = json.loads(path.read_bytes())
@@ -110,6 +112,7 @@ class Training:
         self.jobs.note(f"control of {', '.join(kept['respondents'])}; known ahead: {kept['known']}")
 
     def table(self, split: str) -> Table:
+        """Of "train", "validate" or "test"."""
         return self.player.table(self.tables[split])
 
     # -- what improvement starts from -----------------------------------------------------------------------------------
@@ -122,6 +125,7 @@ class Training:
         return from_bytes(arrays["first"].tobytes(), f"{self.run / STATE}: first") if meta else self.cloned()
 
     def cloned(self) -> Mlp:
+        """A policy that imitates planning: labels by the fleet, then fitted here."""
         s = self.settings
         features = len(Episodes(self.grid, self.table("train"), 1, 1).names)
         seeds = np.random.SeedSequence([s.seed, 0]).generate_state(s.label_jobs, np.uint64) >> np.uint64(1)
@@ -233,7 +237,10 @@ class Training:
     # -- judgement ------------------------------------------------------------------------------------------------------
 
     def weeks(self, split: str) -> NDArray[np.int64]:
-        """First rows of the weeks that are judged: measured whole, from local midnight on, one in `every`, region by region."""
+        """First rows of the weeks that are judged, [week].
+
+        Measured whole, from local midnight on, one in `every`, region by region.
+        """
         table = self.table(split)
         whole = table.starts(WEEK)
         found = []
@@ -303,7 +310,7 @@ class Training:
             "validation_pop": looked.pop,
             "test_pop": pops,
             "policy": POLICY,
-            "sha256": control_report.sha256_of(self.run / POLICY),
+            "sha256": sha256_of(self.run / POLICY),
             "report": control_report.REPORT,
             "known": self.about["known"],
             "audits": self.jobs.audits,
@@ -356,7 +363,7 @@ class Training:
 
 
 def pop_of(cost: NDArray, nothing: NDArray, optimum: NDArray) -> float:
-    """PoP of all weeks together."""
+    """PoP of all weeks together, as a share; each [week], $ per MW of reference peak."""
     return float((nothing - cost).sum() / (nothing - optimum).sum())
 
 

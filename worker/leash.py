@@ -14,6 +14,7 @@ from worker.parent import die_with_parent
 
 
 def main() -> None:
+    """`python leash.py SECONDS PROGRAM ARGUMENT…`"""
     die_with_parent(leash_s=float(sys.argv[1]))
     sys.argv = sys.argv[2:]
     sys.path[0] = str(Path(sys.argv[0]).resolve().parent)  # as with `python script.py`

@@ -49,6 +49,7 @@ class Metrics:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def step(self, done: StepDone, hops: Sequence[ringattn.HopTime]) -> None:
+        """A finished step and its hops: a line of metrics.jsonl, a word to the heartbeat, and a line for people every 10 s."""
         speed = done.tokens / done.seconds
         line = {
             "step": done.step,
@@ -74,11 +75,13 @@ class Metrics:
             )
 
     def write(self, line: dict[str, Any]) -> None:
+        """One JSON line; rank 0 alone."""
         if self._lines is not None:
             self._lines.write(json.dumps(line) + "\n")
             self._lines.flush()
 
     def beat(self, phase: str, step: int) -> None:
+        """A sign of life, for the watchdog and for the worker that holds this rank."""
         self._moved = time.monotonic()
         if self._beats is not None:
             self._beats.write(json.dumps({"step": step, "phase": phase, "time": time.time()}) + "\n")

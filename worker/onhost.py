@@ -34,6 +34,7 @@ def greeting() -> dict[str, str]:
 
 
 def main() -> None:
+    """Greet, take the orders from stdin, work; end with stdin."""
     print(json.dumps(greeting()), flush=True)
     line = os.fdopen(os.dup(0), "rb", buffering=0).readline()  # unbuffered: what follows on stdin is its end
     if not line:

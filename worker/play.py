@@ -28,7 +28,7 @@ class Play:
         self._context: LeaseContext | None = None  # of the lease whose turn it is
 
     def do(self, job: dict[str, Any], context: LeaseContext) -> Arrays:
-        """Any of `rl.jobs` → its arrays."""
+        """Any of `rl.jobs` → its arrays. Cancelled when the lease was taken back."""
         while not self._turn.acquire(timeout=LOOK_S):
             if context.cancelled.is_set():
                 raise Cancelled("the lease was taken back")

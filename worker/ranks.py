@@ -164,7 +164,10 @@ def rank_environment(rank: RankJob, hosts: Path, environ: Mapping[str, str]) -> 
 
 
 def free_port(host: str) -> int:
-    """A port of this address that nothing listens on now, below the range that outgoing connections draw from."""
+    """A port of this address that nothing listens on now, below the range that outgoing connections draw from.
+
+    RankError where none was found.
+    """
     for _ in range(200):
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe, suppress(OSError):
             probe.bind((host, random.randrange(20_000, 32_000)))

@@ -108,6 +108,7 @@ class Training:
         self.metrics = Metrics(config, self.rank, self.progress.step)
 
     def model_config(self) -> ModelConfig:
+        """The model's shape: from the settings, the features and the respondents."""
         shape = {field.name: getattr(self.config, field.name) for field in dataclasses.fields(ModelConfig)[3:]}
         return ModelConfig(len(windows.FEATURES), len(windows.CONDITION), len(self.store.respondents), **shape)
 

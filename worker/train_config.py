@@ -75,6 +75,7 @@ class TrainConfig:
 
     @property
     def run_dir(self) -> Path:
+        """Where the run lies: `run`, else DATA/train."""
         return self.run if self.run != Path() else self.data / "train"
 
 
@@ -176,7 +177,7 @@ def periods(config: TrainConfig, years: Sequence[int]) -> tuple[Period, Period]:
 
 
 def parse_period(text: str, name: str) -> Period:
-    """`2015-07:2017` → its first and last hour."""
+    """`2015-07:2017` → its first and last hour. UsageError, naming the option, for anything else."""
     start, _, end = text.partition(":")
     try:
         return Period(hour_number(_hour(start, last=False)), hour_number(_hour(end or start, last=True)))

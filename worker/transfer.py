@@ -32,6 +32,7 @@ class Answers:
         self.put = self._acks.put
 
     def put_part(self, part: FilePart, data: bytes) -> None:
+        """From the socket's thread: a piece has come."""
         self._parts.put((part, data))
 
     def ack(self, seconds: float) -> Ack | None:
@@ -173,6 +174,7 @@ def holds(path: Path, file: HostFile) -> bool:
 
 
 def sha256_of(path: Path) -> str:
+    """Of a file's content, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -96,9 +96,11 @@ class Frame:
     y1: float
 
     def x(self, value: float) -> float:
+        """Pixel of a value of the x axis."""
         return LEFT + (value - self.x0) / (self.x1 - self.x0) * (WIDTH - LEFT - RIGHT)
 
     def y(self, value: float) -> float:
+        """Pixel of a value of the y axis; 0 is the top."""
         return HEIGHT - BOTTOM - (value - self.y0) / (self.y1 - self.y0) * (HEIGHT - TOP - BOTTOM)
 
 
@@ -136,9 +138,10 @@ def _frame(xs: Sequence[Floats], ys: Sequence[Floats], axis: Axis) -> Frame:
         low, high = min(low, 0.0), max(high, 0.0)
     room = (high - low or abs(high) or 1.0) * 0.06
     first, last = (float(x.min()), float(x.max())) if len(x) else (0.0, 1.0)
+    alone = 0.0 if last > first else 1.0  # one value stands in the middle
     return Frame(
-        first,
-        last if last > first else first + 1,
+        first - alone,
+        last + alone,
         low - (room if low else 0.0),
         high + (room if high or not low else 0.0),
     )

@@ -39,7 +39,9 @@ svg text{font-size:12px;fill:var(--soft)}
 .key i{display:inline-block;width:18px;height:10px;margin-right:5px;vertical-align:middle}
 .numbers{display:flex;flex-wrap:wrap;gap:8px 28px;margin:12px 0}.numbers div{min-width:0}
 .numbers dd{margin:0;font-size:1.35rem;font-weight:600}.numbers dt{color:var(--soft);font-size:.85rem}
-.table{overflow-x:auto;margin:10px 0}table{border-collapse:collapse;font-size:.9rem}
+.table{overflow-x:auto;margin:10px 0;background:linear-gradient(90deg,var(--ground) 40%,transparent) 0/48px 100% local,
+linear-gradient(270deg,var(--ground) 40%,transparent) 100%/48px 100% local,linear-gradient(90deg,var(--rule),transparent) 0/16px 100%,
+linear-gradient(270deg,var(--rule),transparent) 100%/16px 100%;background-repeat:no-repeat}table{border-collapse:collapse;font-size:.9rem}
 th,td{padding:3px 12px 3px 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--rule)}
 td:first-child{min-width:8em}
 .n{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}

@@ -57,6 +57,7 @@ def say(text: str) -> str:
 
 
 def folded(title: str, content: str) -> str:
+    """Content that opens at a click."""
     return f"<details><summary>{escape(title)}</summary>{content}</details>"
 
 
@@ -66,4 +67,5 @@ def absent(what: Absent) -> str:
 
 
 def section(name: str, content: str) -> str:
+    """A section under its title."""
     return f'<section id="{name}"><h2>{escape(TITLES[name])}</h2>{content}</section>'

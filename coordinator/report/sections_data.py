@@ -120,7 +120,7 @@ def extraction(found: Extraction | Absent) -> str:
         ),
         say(
             f"{proved}. {one.reused:,} pages were kept from interrupted attempts, {found.restarts:,} shards took more than one "
-            f"attempt; {found.workers} worker process(es)."
+            f"attempt; worker processes: {found.workers}."
         ),
     ]
     pictures = [

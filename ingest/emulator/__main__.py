@@ -38,6 +38,7 @@ _EIA_HEADERS = (
 
 
 def arguments() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m ingest.emulator", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--host", default="127.0.0.1", help="address to bind (default: loopback)")
     parser.add_argument("--port", type=int, default=0, help="0: a free one")
@@ -74,6 +75,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main() -> None:
+    """Serve until stopped; exit code 2 for a world or plan that can't be served."""
     parser = arguments()
     options = parser.parse_args()
     if options.faults == "-" and options.stop_with_parent:

@@ -23,6 +23,8 @@ class Delivery:
 
 @dataclass(frozen=True)
 class Answer:
+    """What the server sends, and what its counts say of it."""
+
     status: int
     body: bytes
     content_type: str = JSON
@@ -74,6 +76,7 @@ OASIS_TOO_FAST = Answer(
 
 
 def bad_request(message: str) -> Answer:
+    """400, as EIA words it."""
     text = message.replace("\\", "\\\\").replace('"', '\\"')
     return Answer(400, f'{{"error":"{text}","code":400}}'.encode())
 

@@ -220,6 +220,7 @@ class Bodies:
         self._size = 0
 
     def get(self, key: tuple, make: Callable[[], Answer]) -> Answer:
+        """The kept answer, else what `make` gives, kept; the least used go first."""
         answer = self._kept.get(key)
         if answer is not None:
             self._kept.move_to_end(key)

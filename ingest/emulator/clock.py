@@ -17,6 +17,7 @@ class Clock:
         self._origin = real()
 
     def now(self) -> float:
+        """Emulated seconds since 1970."""
         return self._start + (self._real() - self._origin) * self._scale
 
     def hour(self) -> int:
@@ -30,4 +31,5 @@ class Clock:
         self._start += seconds
 
     def text(self) -> str:
+        """Emulated time, ISO 8601, UTC."""
         return datetime.fromtimestamp(self.now(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -69,6 +69,8 @@ class Target:
 
 @dataclass(frozen=True)
 class Rule:
+    """Which requests are spoilt, and how; None matches all."""
+
     kind: str
     route: str | None = None
     respondent: str | None = None
@@ -82,6 +84,8 @@ class Rule:
 
 @dataclass(frozen=True)
 class Fault:
+    """A rule that met a request."""
+
     kind: str
     params: dict[str, Any]
     seed: int  # for what is drawn inside the fault: which rows

@@ -51,10 +51,12 @@ class Ask:
 
     @property
     def page(self) -> str:
+        """Its name in the counts."""
         return f"{self.query}/{self.market}/{hour_text(self.start)}..{hour_text(self.end)}"
 
 
 def hour_text(hour: int) -> str:
+    """Hours since 1970-01-01T00 UTC → `YYYY-MM-DDTHH`."""
     return str(np.datetime64(hour, "h"))
 
 

@@ -47,6 +47,7 @@ class Rows:
         return len(self.hour)
 
     def take(self, index: slice | npt.NDArray[np.int64]) -> Rows:
+        """Some of the rows, in this order: a slice, or indices [row]."""
         return replace(
             self, hour=self.hour[index], which=self.which[index], value=self.value[index], null=self.null[index]
         )
@@ -122,7 +123,7 @@ def is_total(query: Query) -> bool:
 
 
 def order(query: Query, rows: Rows, tie: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.int64]:
-    """Indices that sort `rows` as the query asks; rows of equal rank by `tie`, else as they are."""
+    """Indices [row] that sort `rows` as the query asks; rows of equal rank by `tie` [row], else as they are."""
     keys = []
     for column, descending in query.sort:
         key = _rank(query.route, column, rows)
@@ -159,6 +160,7 @@ class Periods:
         self._texts: list[str] = np.datetime_as_string(np.arange(first, last + 1).astype("datetime64[h]")).tolist()
 
     def of(self, hours: npt.NDArray[np.int64]) -> list[str]:
+        """Texts of hour numbers [n]."""
         texts = self._texts
         return [texts[hour] for hour in (hours - self._first).tolist()]
 

@@ -18,6 +18,8 @@ FORMS = ("403", "429", "html")
 
 @dataclass(frozen=True)
 class Limits:
+    """What the server allows a key."""
+
     rate: float = 2.5  # requests a second, sustained
     burst: float = 5.0  # requests at once, after a rest
     suspend: float = 20.0  # seconds, typical
@@ -87,6 +89,7 @@ class Spacing:
         self._last = float("-inf")
 
     def admit(self, now: float) -> bool:
+        """Whether a request at `now` (s) keeps the distance; one that does counts."""
         if self._seconds is not None and now - self._last < self._seconds:
             return False
         self._last = now

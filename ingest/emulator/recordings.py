@@ -31,6 +31,8 @@ class RecordingsError(ValueError):
 
 
 class RecordingsWorld:
+    """Recorded hours of CSV and Parquet files."""
+
     name = "recordings"
     note = "Recorded hours served by a local emulator; not an answer of EIA."
 

@@ -24,6 +24,8 @@ _STEPS = 20  # pieces of a dribbled body
 
 @dataclass
 class Request:
+    """A request as it was read."""
+
     method: str = ""
     target: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)  # names in lower case
@@ -49,14 +51,17 @@ class Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """asyncio's call."""
         self._transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """asyncio's call: nobody waits for answers any more."""
         self._waiting.clear()
         if self._timer:
             self._timer.cancel()
 
     def data_received(self, data: bytes) -> None:
+        """asyncio's call: bytes for the parser; what is no HTTP, or too large, is answered 400 and closed."""
         self._size += len(data)
         try:
             if self._size > _MAX_REQUEST:
@@ -67,18 +72,23 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
     def on_message_begin(self) -> None:
+        """The parser's call: a new request."""
         self._request = Request()
 
     def on_url(self, url: bytes) -> None:
+        """The parser's call: part of the target."""
         self._request.target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        """The parser's call: one header."""
         self._request.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_body(self, body: bytes) -> None:
+        """The parser's call: part of the body."""
         self._request.body += body
 
     def on_message_complete(self) -> None:
+        """The parser's call: the request is whole, and is answered after those before it."""
         self._request.method = self._parser.get_method().decode()
         self._request.keep_alive = self._parser.should_keep_alive()
         self._size = 0

@@ -24,6 +24,8 @@ def fingerprint(key: str | None) -> str:
 
 
 class Stats:
+    """Counts of requests and answers, and a log of them."""
+
     def __init__(self, log: Path | None) -> None:
         self._log: IO[bytes] | None = log.open("ab", buffering=0) if log else None
         self.routes: Counter[str] = Counter()
@@ -36,6 +38,7 @@ class Stats:
         self.bytes = 0
 
     def count(self, time: str, path: str, query: str, key: str, route: str, page: str, answer: Answer) -> None:
+        """One answer. `page`: its name, "" for none; `key`: its fingerprint."""
         self.routes[route] += 1
         self.statuses[answer.status] += 1
         self.keys[key] += 1

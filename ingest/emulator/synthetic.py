@@ -82,7 +82,7 @@ class SyntheticWorld:
         return self._preliminary(route, respondent, cut, now)
 
     def clean(self, respondent: str) -> tuple[Series, Series]:
-        """(region series D DF NG TI, fuel series) of a respondent before quirks and revisions, on hours FIRST…LAST."""
+        """(region series D DF NG TI, fuel series) of a respondent before quirks and revisions, MWh, [FIRST…LAST]."""
         if respondent in AUTHORITIES:
             return self._clean(respondent)
         parts = [self._clean(part) for part in REGIONS[respondent]]
@@ -94,7 +94,7 @@ class SyntheticWorld:
         return region, fuels
 
     def neighbours(self, respondent: str) -> Series:
-        """Flow from a respondent to each neighbour, MWh an hour; the sum is its TI."""
+        """Flow from a respondent to each neighbour, MWh an hour, [FIRST…LAST]; the sum is its TI."""
         members = REGIONS.get(respondent, (respondent,))
         flows: Series = {}
         for line in LINES:

@@ -25,7 +25,10 @@ def seeded(seed: int, name: str) -> np.random.Generator:
 
 
 def coloured(seed: int, name: str, hours: float) -> Hourly:
-    """Stationary Gaussian noise, mean 0, variance 1, with the spectrum of a first-order process of `hours` memory."""
+    """Stationary Gaussian noise [FIRST…LAST], mean 0, variance 1.
+
+    With the spectrum of a first-order process of `hours` memory.
+    """
     rng = seeded(seed, name)
     bins = _NOISE // 2 + 1
     frequency = np.arange(bins) / _NOISE
@@ -67,7 +70,10 @@ def calendar(zone: int) -> Calendar:
 
 
 def summer_time(utc: npt.NDArray[np.datetime64], zone: int) -> npt.NDArray[np.bool_]:
-    """US rule since 2007: from the second Sunday of March to the first Sunday of November, 02:00 local."""
+    """Of hours [n]. US rule since 2007.
+
+    From the second Sunday of March to the first Sunday of November, 02:00 local.
+    """
     years = utc.astype("datetime64[Y]")
     result = np.zeros(len(utc), bool)
     for year in np.unique(years):
@@ -106,7 +112,7 @@ def federal_holidays(years: range) -> npt.NDArray[np.datetime64]:
 
 
 def temperature(code: str, authority: Authority, seed: int) -> Hourly:
-    """°C: yearly and daily cycle, and weather that neighbours in a time zone share in part."""
+    """°C, [FIRST…LAST]: yearly and daily cycle, and weather that neighbours in a time zone share in part."""
     when = calendar(authority.zone)
     mean, swing = authority.warmth
     shared = coloured(seed, f"weather/{authority.zone}", 70)
@@ -116,7 +122,7 @@ def temperature(code: str, authority: Authority, seed: int) -> Hourly:
 
 
 def sunshine(code: str, authority: Authority, seed: int) -> Hourly:
-    """Share of solar capacity, 0…1: the sun's height over a flat site, dimmed by clouds."""
+    """Share of solar capacity, 0…1, [FIRST…LAST]: the sun's height over a flat site, dimmed by clouds."""
     when = calendar(authority.zone)
     middle = (np.arange(FIRST, LAST + 1) - 0.5 + authority.zone - 0.3) % 24  # of the hour; the zones lie a little east
     tilt = np.radians(23.44) * np.sin(when.season - 2 * np.pi * 80 / 365.25)
@@ -127,7 +133,7 @@ def sunshine(code: str, authority: Authority, seed: int) -> Hourly:
 
 
 def windiness(code: str, authority: Authority, seed: int) -> Hourly:
-    """Share of wind capacity, 0…1: windier in spring and at night."""
+    """Share of wind capacity, 0…1, [FIRST…LAST]: windier in spring and at night."""
     when = calendar(authority.zone)
     gusts = 1.35 * coloured(seed, f"wind/{code}", 12) + 0.45 * coloured(seed, f"wind/{authority.zone}", 60)
     cycle = 0.35 * np.cos(when.season - 2 * np.pi * 100 / 365.25) + 0.22 * np.cos(2 * np.pi * (when.hour - 1) / 24)

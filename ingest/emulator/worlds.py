@@ -33,9 +33,13 @@ class World(Protocol):
     name: str  # "synthetic" | "recordings": sent as X-Emulator-World
     note: str  # one sentence for every description
 
-    def respondents(self, route: str) -> tuple[str, ...]: ...
+    def respondents(self, route: str) -> tuple[str, ...]:
+        """Who is served on a route, sorted."""
+        ...
 
-    def codes(self, route: str) -> tuple[str, ...]: ...
+    def codes(self, route: str) -> tuple[str, ...]:
+        """Types, fuels or neighbours of a route, sorted."""
+        ...
 
     def span(self, now: int) -> tuple[int, int]:
         """First and last hour that is served when the clock stands at hour `now`."""

@@ -90,6 +90,8 @@ def variables_of(header: list[str]) -> dict[str, str]:
 
 
 class Bulk:
+    """EIA's six-month files: one request a shard, no key."""
+
     suffix = ".csv.gz"
     accept_encoding = "gzip"
     sends_key = False

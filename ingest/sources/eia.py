@@ -60,6 +60,8 @@ _FUEL = msgspec.json.Decoder(_Body[_FuelRow], strict=False)
 
 
 class Eia:
+    """EIA's API v2: pages of 5,000 rows, under a key."""
+
     suffix = ".json.gz"
     accept_encoding = "gzip"
     sends_key = True

@@ -35,6 +35,8 @@ _NO_DATA = "1000"  # "No data returned for the specified selection"
 
 
 class Oasis:
+    """CAISO's OASIS: reports as zipped CSV, a window of hours each, no key."""
+
     suffix = ".zip"
     accept_encoding = "identity"
     sends_key = False

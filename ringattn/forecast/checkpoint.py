@@ -74,7 +74,7 @@ def load(path: Path) -> Checkpoint:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """state.json alone."""
+    """state.json alone. CheckpointError where there is none that this version reads."""
     try:
         state = json.loads((path / "state.json").read_text())
     except (OSError, ValueError) as error:

@@ -15,23 +15,26 @@ WEEK = 168  # hours: the season of MASE's naive forecast
 
 
 def mae(actual: Floats, forecast: Floats) -> float:
-    """Mean absolute error, MWh."""
+    """Mean absolute error, MWh; both [hour]."""
     return _mean(np.abs(actual - forecast))
 
 
 def skill(actual: Floats, forecast: Floats, reference: Floats) -> float:
-    """1 - MAE / MAE of the reference, over the hours that both forecast."""
+    """1 - MAE / MAE of the reference, over the hours that both forecast; all [hour]."""
     both = np.isfinite(actual) & np.isfinite(forecast) & np.isfinite(reference)
     return 1 - mae(actual[both], forecast[both]) / mae(actual[both], reference[both]) if both.any() else float("nan")
 
 
 def mape(actual: Floats, forecast: Floats) -> float:
-    """Mean absolute percentage error, as a share of the actual."""
+    """Mean absolute percentage error, as a share of the actual; both [hour]."""
     return _mean(np.abs(actual - forecast) / np.abs(actual))
 
 
 def peak_mape(actual: Floats, forecast: Floats, day: NDArray[np.int64]) -> float:
-    """MAPE of each day's hour of highest actual demand; days that lack an hour's actual or forecast do not count."""
+    """MAPE of each day's hour of highest actual demand; all [hour], `day` says which day an hour is of.
+
+    Days that lack an hour's actual or forecast do not count.
+    """
     errors = []
     for d in np.unique(day):
         a, f = actual[day == d], forecast[day == d]
@@ -42,21 +45,22 @@ def peak_mape(actual: Floats, forecast: Floats, day: NDArray[np.int64]) -> float
 
 
 def mase(actual: Floats, forecast: Floats, history: Floats) -> float:
-    """MAE over that of the weekly naive forecast on `history`, the hours before."""
+    """MAE over that of the weekly naive forecast on `history` [hours before]; the others [hour]."""
     return mae(actual, forecast) / _mean(np.abs(history[WEEK:] - history[:-WEEK]))
 
 
 def pinball(actual: Floats, quantiles: Floats, levels: tuple[float, ...]) -> float:
-    """Mean pinball loss over hours and levels, MWh."""
+    """Mean pinball loss over hours and levels, MWh; `quantiles` [hour, level]."""
     miss = actual[:, None] - quantiles
     level = np.array(levels)
     return _mean(np.maximum(level * miss, (level - 1) * miss))
 
 
 def crps(actual: Floats, quantiles: Floats, levels: tuple[float, ...]) -> float:
-    """Twice the integral of the pinball loss over the levels, by trapezoids between the levels given; MWh.
+    """Twice the integral of the pinball loss over the levels, MWh; `quantiles` [hour, level].
 
-    The tails beyond the outer levels are left out, so it is a lower bound; compare it only at the same levels.
+    By trapezoids between the levels given. The tails beyond the outer levels are left out, so it is a lower bound;
+    compare it only at the same levels.
     """
     miss = actual[:, None] - quantiles
     level = np.array(levels)

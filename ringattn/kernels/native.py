@@ -73,7 +73,10 @@ def isas() -> dict[str, int]:
 
 @cache
 def best_isa() -> str:
-    """The first instruction set that agrees with the portable one on a small problem; a mismatch is warned about."""
+    """The first instruction set that agrees with the portable one on a small problem; a mismatch is warned about.
+
+    KernelError where none runs here.
+    """
     for name in isas():
         error = _parity_error(name) if name != "portable" else 0.0
         if error < 1:
@@ -93,7 +96,7 @@ def fma_peak(threads: int | None = None, seconds: float = 0.2) -> float:
 
 
 def default_threads() -> int:
-    """RINGATTN_THREADS, else the cores that this process may use."""
+    """RINGATTN_THREADS, else the cores that this process may use. KernelError where it is no number from 1 up."""
     wanted = os.environ.get("RINGATTN_THREADS")
     if wanted:
         if not wanted.isdecimal() or int(wanted) < 1:
@@ -141,7 +144,7 @@ class NativeKernel:
         *,
         scale: float,
     ) -> tuple[mx.array, mx.array, mx.array]:
-        """See `Kernel.backward`."""
+        """See `Kernel.backward`. ShapeError where do, lse or delta do not fit q."""
         check(q, k, v, block)
         if do.shape != q.shape or do.dtype not in _DTYPE_CODES:
             raise ShapeError(f"do has q's shape and a float dtype: got {do.shape} {do.dtype}, q is {q.shape}")

@@ -90,6 +90,12 @@ def test_a_curve_lies_where_its_values_are_and_breaks_at_a_hole() -> None:
     assert runs[0][1][1] > runs[1][0][1]  # 2 is higher up than 1
 
 
+def test_a_single_value_stands_in_the_middle() -> None:
+    picture = ET.fromstring(plot("t", Axis("x"), Axis("y"), [Line("a", np.array([4.0]), np.array([1.0]))]))
+    dot = next(picture.iter("circle")).attrib
+    assert float(dot["cx"]) == (LEFT + WIDTH - RIGHT) / 2
+
+
 def test_a_picture_says_what_it_is() -> None:
     for text in (
         plot('a "b" <c>', Axis("x"), Axis("y")),

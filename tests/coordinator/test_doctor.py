@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from coordinator import curve, diagnosis, doctor
+from coordinator import curve, diagnosis, doctor, visit
 from coordinator.diagnosis import Finding
 
 FACTS: dict[str, Any] = {
@@ -47,7 +48,14 @@ def test_a_slow_blas_in_a_rank_is_to_be_mended_and_one_that_is_only_slow_outside
     assert finding.state == "fine"
     assert "numpy 140 GFLOP/s; mlx 4, in a rank 150" in finding.seen
     troubled(diagnosis.speeds(FACTS, FACTS), "libopenblas0-pthread")
+    troubled(diagnosis.speeds(FACTS, {**fast, "mlx_cpu_gflops": 20.0}), "when nothing else runs")
     assert only(diagnosis.speeds({**FACTS, "device": "gpu"}, FACTS)).state == "fine"
+
+
+def test_a_host_that_shares_the_folder_and_the_process_id_does_not_make_it_unwritable(tmp_path: Path) -> None:
+    (tmp_path / f".doctor-{os.getpid()}").touch()
+    assert visit.unwritable(str(tmp_path)) == ""
+    assert [path.name for path in tmp_path.iterdir()] == [f".doctor-{os.getpid()}"]
 
 
 def test_kernels_that_can_not_be_used_say_why() -> None:

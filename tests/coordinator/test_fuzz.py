@@ -24,7 +24,7 @@ from coordinator.ledger import Done
 from coordinator.protocol import BadMessage, Lease
 from coordinator.scheduler import Scheduler
 from tests.coordinator.fuzz import NAME, frames
-from tests.coordinator.test_server import Running
+from tests.coordinator.serving import Running
 from tests.waiting import until
 
 GROWTH = 24 << 20  # bytes of resident memory: allocators and caches, not frames (a million of them are 100 MB)

@@ -17,8 +17,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 RECORDINGS = ROOT.parent / "shared" / "data"
 
-# Two respondents, one leap year, both routes: 4 shards, 2 builds, about 40 pages.
-SMALL = ("--respondents", "PACW,ERCO", "--start", "2024", "--end", "2024")
+# Two respondents, half a leap year, both routes: 4 shards, 2 builds, about 20 pages.
+SMALL = ("--respondents", "PACW,ERCO", "--start", "2024-01", "--end", "2024-06")
 # One respondent, three years of synthetic hours: one to train, one to validate, one that is kept for tests.
 PLAN = ("--respondents", "PACW", "--start", "2019", "--end", "2021")
 TRAINING = {

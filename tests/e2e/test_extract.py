@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,8 +17,18 @@ import zmq
 
 from ingest.emulator.process import Emulator
 from tests.e2e.conftest import RECORDINGS, ROOT, SMALL, Run, command, environment, series_digest
+from tests.waiting import until
+from worker.ranks import free_port
 
 Coordinator = Callable[..., Run]
+LASTING = (
+    "--respondents",
+    "PACW,ERCO",
+    "--start",
+    "2024",
+    "--end",
+    "2024",
+)  # about 40 pages: a run to look at meanwhile
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +119,7 @@ def test_what_can_not_be_mended_is_quarantined_and_the_rest_finishes(coordinator
         run = coordinator("start", "--extract", "--json", *small)
         assert run.code == 75, run.stderr
         result = run.result
-        assert [task for task, _, _ in result["quarantined"]] == ["eia/region-data/ERCO/2024/g000"]
+        assert [task for task, _, _ in result["quarantined"]] == ["eia/region-data/ERCO/20240101T00-20240630T23/g000"]
         assert result["proved"] == 3
         assert result["series"] == 1
         emulator.set_faults([])
@@ -163,15 +174,15 @@ def test_an_unknown_respondent_is_named_with_near_matches_before_any_request(coo
 
 def test_a_second_coordinator_on_the_folder_is_refused(coordinator: Coordinator, tmp_path: Path) -> None:
     with Emulator("--latency-ms", "1000") as emulator:
-        arguments = command("start", "--extract", "--source", emulator.url, "--quiet", *SMALL)
+        arguments = command("start", "--extract", "--source", emulator.url, "--quiet", *LASTING)
         first = subprocess.Popen(arguments, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE)
         try:
-            while not emulator.requests():
-                assert first.poll() is None
+            until(lambda: emulator.requests() or first.poll() is not None, "the first request")
             second = coordinator("start", "--extract", "--source", emulator.url, *SMALL)
             seen = coordinator("status", "--json")
         finally:
-            first.terminate()
+            for number in (signal.SIGTERM, signal.SIGINT):  # twice: at once
+                first.send_signal(number)
             assert first.wait(60) == 130
     assert second.code == 2
     assert str(first.pid) in second.stderr
@@ -278,11 +289,10 @@ def test_a_full_disk_is_resumable(coordinator: Coordinator, tmp_path: Path) -> N
 def test_garbage_on_the_socket_is_dropped_and_counted(coordinator: Coordinator, tmp_path: Path) -> None:
     """Random, oversized and half-right frames while a run goes on: it ends as if nothing had been."""
     with Emulator("--latency-ms", "150") as emulator:
-        arguments = command("start", "--extract", "--json", "--quiet", "--source", emulator.url, *SMALL)
+        arguments = command("start", "--extract", "--json", "--quiet", "--source", emulator.url, *LASTING)
         process = subprocess.Popen(arguments, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True)
         endpoint = tmp_path / "data" / ".endpoint"
-        while not (endpoint.exists() and endpoint.read_text()):
-            assert process.poll() is None
+        until(lambda: endpoint.exists() and endpoint.read_text(), "the endpoint")
         context = zmq.Context()
         socket = context.socket(zmq.DEALER)
         socket.connect(endpoint.read_text())
@@ -302,38 +312,23 @@ def test_garbage_on_the_socket_is_dropped_and_counted(coordinator: Coordinator, 
 
 def test_a_worker_with_a_folder_of_its_own_sends_its_files(coordinator: Coordinator, tmp_path: Path) -> None:
     """As on another host: it shares nothing with the coordinator but the connection; what it fetched is proved here."""
-    plan = (
-        "--respondents",
-        "PACW,ERCO,MISO",
-        "--start",
-        "2023",
-        "--end",
-        "2024",
-    )  # 12 shards: more than one worker holds
-    with Emulator("--latency-ms", "200") as emulator:
-        arguments = command(
-            "start", "--extract", "--json", "--quiet", "--source", emulator.url, "--workers", "1", *plan
-        )
-        process = subprocess.Popen(arguments, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True)
-        endpoint = tmp_path / "data" / ".endpoint"
-        while not (endpoint.exists() and endpoint.read_text()):
-            assert process.poll() is None
-        remote = [
-            sys.executable,
-            "-m",
-            "worker",
-            "--coordinator",
-            endpoint.read_text(),
-            "--data",
-            str(tmp_path / "far"),
-        ]
-        worker = subprocess.Popen(remote, cwd=tmp_path, env=environment(), stderr=subprocess.DEVNULL)
-        output, _ = process.communicate(timeout=120)
+    # 12 shards: more than one worker holds. It waits for the coordinator, so it is there before the coordinator's own worker.
+    plan = ("--respondents", "PACW,ERCO,MISO", "--start", "2023-12", "--end", "2024-01", "--workers", "1")
+    bind = f"tcp://127.0.0.1:{free_port('127.0.0.1')}"
+    remote = [sys.executable, "-m", "worker", "--coordinator", bind, "--data", str(tmp_path / "far")]
+    worker = subprocess.Popen(remote, cwd=tmp_path, env=environment(), stderr=subprocess.DEVNULL)
+    try:
+        until((tmp_path / "far").exists, "the worker")
+        with Emulator() as emulator:
+            run = coordinator("start", "--extract", "--json", "--source", emulator.url, "--bind", bind, *plan)
+        assert run.code == 0, run.stderr
         assert worker.wait(60) == 0
-    assert process.returncode == 0
-    assert json.loads(output)["rows"] == json.loads(output)["total"]
-    manifests = (tmp_path / "data" / "manifests" / "eia").rglob("*.json")
-    assert any(f"-{worker.pid}-" in json.loads(path.read_text())["worker"] for path in manifests)
+    finally:
+        worker.kill()
+        worker.wait()
+    assert run.result["rows"] == run.result["total"]
+    manifests = [json.loads(path.read_text()) for path in (tmp_path / "data" / "manifests" / "eia").rglob("*.json")]
+    assert any(f"-{worker.pid}-" in manifest["worker"] for manifest in manifests)
     assert coordinator("verify").code == 0
 
 

@@ -50,7 +50,10 @@ def test_replay_gives_the_objective_in_50_random_weeks(made: Table) -> None:
 
 
 @needs_recordings
-@pytest.mark.parametrize("respondent", RESPONDENTS)
+@pytest.mark.parametrize(
+    "respondent",  # the claim is one, whatever the load; a second region guards against a lucky first
+    [pytest.param(one, marks=() if one in ("CAL", "PACW") else pytest.mark.long) for one in RESPONDENTS],
+)
 def test_replay_gives_the_objective_in_50_random_weeks_of_a_real_region(respondent: str) -> None:
     hours, columns = demand(respondent)
     load = np.where(np.isfinite(columns["D"]) & (columns["D"] > 0), columns["D"], np.nan)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -129,21 +129,21 @@ def test_members_together_beat_nothing_on_hours_that_they_never_saw(grid: Grid, 
 
 
 def test_a_restart_from_its_state_changes_no_bit(grid: Grid, made: Table, tmp_path: Path) -> None:
-    whole, player = descent(tmp_path, grid, made)
-    end = train(whole, player.do)
-    first, player = descent(tmp_path, grid, made)
-    for iteration in range(2):
-        jobs = first.jobs(iteration)
-        first.learn(iteration, jobs, [player.do(job) for job in jobs])
-    numbers, arrays = unpack(pack(*first.state()))
-    second, player = descent(tmp_path, grid, made)
+    def go_on(algorithm: Descent, player: Player, iterations: Iterable[int]) -> None:
+        for iteration in iterations:
+            jobs = algorithm.jobs(iteration)
+            algorithm.learn(iteration, jobs, [player.do(job) for job in jobs])
+
+    whole, one = descent(tmp_path, grid, made)
+    go_on(whole, one, range(2))
+    numbers, arrays = unpack(pack(*whole.state()))
+    second, other = descent(tmp_path, grid, made)
     second.restore(numbers, arrays)
     assert second.versions.number == 2
-    assert second.jobs(2) == first.jobs(2)
-    for iteration in range(2, 4):
-        jobs = second.jobs(iteration)
-        second.learn(iteration, jobs, [player.do(job) for job in jobs])
-    assert to_bytes(second.versions.newest) == to_bytes(end)
+    assert second.jobs(2) == whole.jobs(2)
+    go_on(whole, one, range(2, 4))
+    go_on(second, other, range(2, 4))
+    assert to_bytes(second.versions.newest) == to_bytes(whole.versions.newest)
 
 
 def test_combined_does_what_its_members_do_on_average(grid: Grid, made: Table) -> None:
