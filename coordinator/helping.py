@@ -16,6 +16,7 @@ class Command(TyperCommand):
     """A command whose `epilog` is an example."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
+        """The help, to stdout, its example last."""
         if not shown_narrow(self, ctx):
             example, self.epilog = self.epilog, None
             super().format_help(ctx, formatter)
@@ -28,6 +29,7 @@ class Group(TyperGroup):
     """A group of commands."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
+        """The help, to stdout."""
         if not shown_narrow(self, ctx):
             super().format_help(ctx, formatter)
 

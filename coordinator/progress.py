@@ -244,6 +244,7 @@ class StepsView:
 
 
 def steps_shown(view: StepsView) -> Shown:
+    """A bar where the number of parts is known, else one that only moves."""
     counted = f" {view.done}/{view.total}" if view.total else ""
     line = f"{view.stage}{counted} · elapsed {clock(view.elapsed_s)}"
     bar = ProgressBar(total=view.total or None, completed=view.done, pulse=not view.total)
@@ -274,6 +275,7 @@ class Steps:
             self._display.update(steps_shown(view))
 
     def close(self) -> None:
+        """The last word is over: the thread ends and the bar goes."""
         self._over.set()
         self._thread.join()
         self._display.close()

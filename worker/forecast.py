@@ -247,10 +247,12 @@ class Voice:
     quiet: bool
 
     def say(self, words: str) -> None:
+        """A note, unless it is to be quiet."""
         if not self.quiet:
             self._line({"event": "note", "text": words}, words)
 
     def error(self, error: object, code: int) -> int:
+        """What went wrong; gives `code` back."""
         self._line({"event": "error", "text": str(error), "exit_code": code}, f"forecast: {error}")
         return code
 

@@ -18,4 +18,5 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
+        """End with exit code 2 and one line that says what is wrong with the command line."""
         self.exit(2, f"{self.prog}: {message}; `{self.prog} --help` shows what it takes\n")

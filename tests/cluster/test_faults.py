@@ -16,7 +16,7 @@ from tests.cluster.fleet import Fleet
 from tests.e2e.conftest import PLAN, command, environment, series_digest
 
 TRAINING, STEPS = 20, 600  # faults in the training, its steps
-PLAYING, ITERATIONS = 10, 800  # the same of the control training
+PLAYING, ITERATIONS = 10, 250  # the same of the control training
 FORECASTER = "none"  # a training's last bits depend on the sizes of its rings, a policy's on nothing: it knows DF alone
 
 

@@ -6,7 +6,6 @@ import json
 import logging
 import re
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +14,10 @@ import pytest
 import zmq
 
 from coordinator import curve, protocol
-from coordinator.cli import main
+from coordinator.cli import app
 from coordinator.gate import MAX_PEERS, QUIET_S, Refusals, greeting_problem
 from coordinator.protocol import Heartbeat, Hello, Lease, PermitGrant, PermitRequest, StatusRequest, Stop
+from coordinator.voice import run
 from tests.coordinator.serving import Peer, Running
 from tests.waiting import until
 
@@ -207,14 +207,10 @@ def test_a_port_that_is_taken_is_told_with_the_way_out(tmp_path: Path) -> None:
             Gate(bind, "tcp://127.0.0.1:1")
 
 
-def test_the_commands_for_keys(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_commands_for_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def keys(*words: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["coordinator", "keys", *words, "--keys", str(tmp_path / "keys")])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return int(ended.value.code or 0), "".join(capsys.readouterr())
+        code = run(app, ["keys", *words, "--keys", str(tmp_path / "keys")])
+        return code, "".join(capsys.readouterr())
 
     assert keys("init") == (0, f"{tmp_path}/keys/coordinator.key\n")
     code, said = keys("add", "m2-1")
