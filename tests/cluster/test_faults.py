@@ -15,8 +15,8 @@ from tests.cluster.faults import KINDS, Played, Watched
 from tests.cluster.fleet import Fleet
 from tests.e2e.conftest import PLAN, command, environment, series_digest
 
-TRAINING, STEPS = 20, 600  # faults in the training, its steps
-PLAYING, ITERATIONS = 10, 250  # the same of the control training
+TRAINING, STEPS = 20, 1_500  # faults in the training, its steps
+PLAYING, ITERATIONS = 10, 1_000  # the same of the control training
 FORECASTER = "none"  # a training's last bits depend on the sizes of its rings, a policy's on nothing: it knows DF alone
 
 
