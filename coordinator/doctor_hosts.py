@@ -125,9 +125,10 @@ def examine_hosts(hosts: Hosts, keys: Path, *, probe: bool = True, ssh: Sequence
         ".".join(platform.python_version_tuple()[:2]), {name: version(name) for name in PACKAGES}, FORMAT
     )
     addresses = [host.address for host in hosts.remote if host.address]
-    visits = [Visit(host, ssh) for host in hosts.remote]
-    with ThreadPoolExecutor(max(1, len(visits))) as pool:
+    visits: list[Visit] = []
+    with ThreadPoolExecutor(max(1, len(hosts.remote))) as pool:
         try:
+            visits.extend(Visit(host, ssh) for host in hosts.remote)
             list(pool.map(lambda one: one.look(PACKAGES, addresses, _unexpanded(keys), probe), visits))
             found = [finding for one in visits for finding in host_findings(one.facts, expected)]
             links = [link_finding(link) for link in [*_links(visits), *_links_home(visits)]]

@@ -285,7 +285,7 @@ def test_ctrl_c_ends_the_doctor_and_its_sessions(data: Path) -> None:
     folder = data.parent
     stub = folder / "bin" / "ssh"
     stub.parent.mkdir()
-    stub.write_text('#!/bin/sh\necho $$ > "$0.pid"\nexec sleep 100\n')
+    stub.write_text('#!/bin/sh\necho $$ > "$0.pid"\nexec cat > /dev/null\n')
     stub.chmod(0o755)
     (folder / "hosts.json").write_text(json.dumps({"hosts": [{"ssh": "m2-1", "ips": ["127.0.0.2"]}]}))
     process = subprocess.Popen(
