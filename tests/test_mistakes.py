@@ -1,6 +1,7 @@
 """A user's mistakes: each gets one message with its subject, its cause and the next command, the right exit code, and no traceback.
 
-`MISTAKES` is the table. Most fail before anything starts, so a few run at a time, each as a process in a folder of its own.
+`MISTAKES` is the table. Where something begins before it fails, the command is a process, a few at a time; what is refused before that
+goes through `voice.run`, as in the program, in this process. Each has a folder of its own.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ import psutil
 import pytest
 
 from coordinator import curve
+from coordinator.cli import app
 from coordinator.lock import FolderLock
+from coordinator.voice import run
 from ingest import manifest
 from ringattn.forecast.checkpoint import Checkpoint, save
 from tests.coordinator.report_data import controlled
@@ -173,7 +176,8 @@ def revoked_key(place: Place) -> None:
 
 @dataclass(frozen=True)
 class Mistake:
-    """`words` stand in the one message: subject, cause, next command. `told`: the command has a result, which holds them."""
+    """`words` stand in the one message: subject, cause, next command. `told`: the command has a result, which holds them.
+    `process`: something begins before it fails."""
 
     did: str
     command: str
@@ -181,11 +185,12 @@ class Mistake:
     words: tuple[str, ...]
     prepare: Callable[[Place], object] = nothing
     told: bool = False
+    process: bool = False
 
 
 MISTAKES = (
     # -- the command line
-    Mistake("misspelt a command", "coordinator verfy", USAGE, ("'verfy'", "'verify'", "`coordinator --help`")),
+    Mistake("misspelt a command", "coordinator verfy", USAGE, ("'verfy'", "'verify'", "`coordinator --help`"), process=True),
     Mistake("misspelt an option", "coordinator start --extrakt", USAGE, ("--extrakt", "--extract", "`coordinator start --help`")),
     Mistake("forgot a value", "coordinator start --extract --start", USAGE, ("--start", "argument", "`coordinator start --help`")),
     Mistake("named no stage", "coordinator start", USAGE, ("start:", "no stage", "`coordinator start --extract --train --rollouts`")),
@@ -199,9 +204,9 @@ MISTAKES = (
     Mistake("asked bulk files for a region", f"{EXTRACT} --source bulk --respondents CAL", USAGE, ("CAL", "balancing authorities only", "CISO")),
     Mistake("set no API key", f"{EXTRACT} --source eia", AUTHENTICATION, ("EIA_API_KEY", "not set", "--source bulk"), variable("EIA_API_KEY", "")),
     Mistake("copied a key with a blank", f"{EXTRACT} --source eia", AUTHENTICATION, ("EIA_API_KEY", "blank", "export"), variable("EIA_API_KEY", "half of it half of it")),
-    Mistake("named a source that is down", f"{EXTRACT} --source http://127.0.0.1:1", FAILED, ("http://127.0.0.1:1", "refused", "--source synthetic")),
+    Mistake("named a source that is down", f"{EXTRACT} --source http://127.0.0.1:1", FAILED, ("http://127.0.0.1:1", "refused", "--source synthetic"), process=True),
     # -- settings
-    Mistake("set a variable to nonsense", "coordinator verify", USAGE, ("rate = 'fast'", "COORDINATOR_RATE", "`unset COORDINATOR_RATE`"), variable("COORDINATOR_RATE", "fast")),
+    Mistake("set a variable to nonsense", "coordinator verify", USAGE, ("rate = 'fast'", "COORDINATOR_RATE", "`unset COORDINATOR_RATE`"), variable("COORDINATOR_RATE", "fast"), process=True),
     Mistake("misspelt a key of cluster.toml", "coordinator config show", USAGE, ("cluster.toml", "'respondent'", "did you mean 'respondents'"), file("cluster.toml", 'respondent = "PACW"\n')),
     Mistake("wrote no TOML into cluster.toml", "coordinator config show", USAGE, ("cluster.toml", "not TOML", "Mend the file"), file("cluster.toml", "data = \n")),
     Mistake("wrote no TOML into the training's settings", "coordinator start --train --train-config t.toml", USAGE, ("train-config t.toml", "not TOML", "--train-config"), file("t.toml", "dim = \n")),
@@ -209,13 +214,13 @@ MISTAKES = (
     Mistake("named settings that are not there", "coordinator start --train --train-config t.toml", USAGE, ("train-config t.toml", "No such file", "worker/train.py")),
     # -- the data folder
     Mistake("named a file as the folder", f"{EXTRACT} --data notes.txt", USAGE, ("notes.txt", "is a file", "--data"), file("notes.txt", "mine")),
-    Mistake("named a folder in a place that is no disk", f"{EXTRACT} --data /proc/energy", INCOMPLETE, ("/proc/energy", "can't write", "--data")),
-    Mistake("named a read-only folder", EXTRACT, INCOMPLETE, ("data", "Read-only file system", "--data"), mounted("ro")),
-    Mistake("has no room on the disk", EXTRACT, INCOMPLETE, ("data/journal.sqlite", "0.0 MB are free", "same command"), mounted("size=16k")),
-    Mistake("started a second coordinator", EXTRACT, USAGE, ("data is in use", "pid", "`coordinator status`"), second_coordinator),
+    Mistake("named a folder in a place that is no disk", f"{EXTRACT} --data /proc/energy", INCOMPLETE, ("/proc/energy", "can't write", "--data"), process=True),
+    Mistake("named a read-only folder", EXTRACT, INCOMPLETE, ("data", "Read-only file system", "--data"), mounted("ro"), process=True),
+    Mistake("has no room on the disk", EXTRACT, INCOMPLETE, ("data/journal.sqlite", "0.0 MB are free", "same command"), mounted("size=16k"), process=True),
+    Mistake("started a second coordinator", EXTRACT, USAGE, ("data is in use", "pid", "`coordinator status`"), second_coordinator, process=True),
     Mistake("kept a folder of an older version", "coordinator verify", USAGE, ("data", "format 0", "`mv data data.old`"), of_format(0)),
-    Mistake("kept a folder of a later version", EXTRACT, USAGE, ("data", "format 9", "`mv data data.old`"), of_format(9)),
-    Mistake("damaged a manifest", EXTRACT, FAILED, ("g000.json", "no readable manifest", f"`{EXTRACT}`"), damaged_manifest),
+    Mistake("kept a folder of a later version", EXTRACT, USAGE, ("data", "format 9", "`mv data data.old`"), of_format(9), process=True),
+    Mistake("damaged a manifest", EXTRACT, FAILED, ("g000.json", "no readable manifest", f"`{EXTRACT}`"), damaged_manifest, process=True),
     Mistake("damaged a series", "coordinator verify", FAILED, ("long.parquet", "sha256", f"`{EXTRACT}`"), damaged_series, told=True),
     # -- too early, or for something else
     Mistake("trained before extracting", "coordinator start --train", USAGE, ("data", "no series", f"`{EXTRACT} --data data`")),
@@ -225,23 +230,23 @@ MISTAKES = (
     Mistake("reported on nothing", "coordinator report", USAGE, ("data", "no folder", f"`{EXTRACT} --data data`")),
     Mistake("wrote the report where nothing can be", "coordinator report --out /proc/report.html", INCOMPLETE, ("/proc/report.html", "can't write", "same command"), series),
     Mistake("damaged control's result", "coordinator report", DONE, ("control/result.json", "can't be read", "`coordinator start --rollouts --data data`"), damaged_control, told=True),
-    Mistake("forecast before training", "coordinator forecast --region PACW --issue 2024-01-10T10", USAGE, ("data/train", "no finished training", "`coordinator start --train`"), series),
+    Mistake("forecast before training", "coordinator forecast --region PACW --issue 2024-01-10T10", USAGE, ("data/train", "no finished training", "`coordinator start --train`"), series, process=True),
     Mistake("forecast at no issue time", "coordinator forecast --region PACW --issue 2024-01-10T09", USAGE, ("2024-01-10T09", "10:00 local", "2024-01-10T10")),
     Mistake("forecast half a question", "coordinator forecast --region PACW", USAGE, ("--region and --issue", "--table", "--help")),
-    Mistake("damaged a checkpoint", "coordinator forecast --region PACW --issue 2024-01-10T10", USAGE, ("weights.safetensors", "damaged", "`coordinator start --train`"), checkpoint('{"format": 1, "sha256": {"weights": "0"}}')),
-    Mistake("named a checkpoint of another version", "coordinator forecast --region PACW --issue 2024-01-10T10", USAGE, ("000010", "format 9", "train again"), checkpoint('{"format": 9}')),
-    Mistake("went on with another run's checkpoint", "worker/train.py --data data", USAGE, ("data/train/checkpoints", "a run with another model, respondents", "new folder with --run"), another_run),
+    Mistake("damaged a checkpoint", "coordinator forecast --region PACW --issue 2024-01-10T10", USAGE, ("weights.safetensors", "damaged", "`coordinator start --train`"), checkpoint('{"format": 1, "sha256": {"weights": "0"}}'), process=True),
+    Mistake("named a checkpoint of another version", "coordinator forecast --region PACW --issue 2024-01-10T10", USAGE, ("000010", "format 9", "train again"), checkpoint('{"format": 9}'), process=True),
+    Mistake("went on with another run's checkpoint", "worker/train.py --data data", USAGE, ("data/train/checkpoints", "a run with another model, respondents", "new folder with --run"), another_run, process=True),
     # -- hosts, workers, keys
     Mistake("named no hostfile", f"{EXTRACT} --hostfile hosts.json", USAGE, ("hostfile hosts.json", "No such file", "hostfiles/README.md")),
     Mistake("wrote no JSON into the hostfile", f"{EXTRACT} --hostfile hosts.json", USAGE, ("hostfile hosts.json", "Expecting", "hostfiles/README.md"), file("hosts.json", "m2-1, m2-2")),
-    Mistake("started with a host that is down", f"{EXTRACT} --hostfile hosts.json --keys keys", USAGE, ("nobody@127.0.0.1", "can't be used", "`ssh -o BatchMode=yes nobody@127.0.0.1 true`"), down_host),
-    Mistake("bound a port that is taken", EXTRACT, USAGE, ("bind tcp://127.0.0.1:", "in use", "--bind"), taken_port),
+    Mistake("started with a host that is down", f"{EXTRACT} --hostfile hosts.json --keys keys", USAGE, ("nobody@127.0.0.1", "can't be used", "`ssh -o BatchMode=yes nobody@127.0.0.1 true`"), down_host, process=True),
+    Mistake("bound a port that is taken", EXTRACT, USAGE, ("bind tcp://127.0.0.1:", "in use", "--bind"), taken_port, process=True),
     Mistake("named a worker with a blank", "coordinator keys add 'm2 1' --keys keys", USAGE, ("'m2 1'", "blank", "`coordinator keys add")),
     Mistake("revoked who has no key", "coordinator keys revoke m2-9 --keys keys", USAGE, ("'m2-9'", "known: m2-1", "`coordinator keys list`"), key_file(0o600)),
-    Mistake("left a key for all to read", "worker --coordinator tcp://127.0.0.1:1 --key keys/workers/m2-1.key", USAGE, ("keys/workers/m2-1.key", "read by others", "`chmod 600"), key_file(0o644)),
-    Mistake("used a key that was revoked", "worker --coordinator tcp://127.0.0.1:1 --key keys/workers/m2-1.key", USAGE, ("keys/workers/m2-1.key", "no key file", "`coordinator keys add NAME`"), revoked_key),
-    Mistake("started a worker without tcp://", "worker --coordinator 127.0.0.1:5555", USAGE, ("127.0.0.1:5555", "tcp://HOST:PORT", "--help")),
-    Mistake("started a worker where nobody listens", "worker --coordinator tcp://127.0.0.1:1 --patience 0.3", INCOMPLETE, ("tcp://127.0.0.1:1", "no coordinator answers", "`coordinator start`")),
+    Mistake("left a key for all to read", "worker --coordinator tcp://127.0.0.1:1 --key keys/workers/m2-1.key", USAGE, ("keys/workers/m2-1.key", "read by others", "`chmod 600"), key_file(0o644), process=True),
+    Mistake("used a key that was revoked", "worker --coordinator tcp://127.0.0.1:1 --key keys/workers/m2-1.key", USAGE, ("keys/workers/m2-1.key", "no key file", "`coordinator keys add NAME`"), revoked_key, process=True),
+    Mistake("started a worker without tcp://", "worker --coordinator 127.0.0.1:5555", USAGE, ("127.0.0.1:5555", "tcp://HOST:PORT", "--help"), process=True),
+    Mistake("started a worker where nobody listens", "worker --coordinator tcp://127.0.0.1:1 --patience 0.3", INCOMPLETE, ("tcp://127.0.0.1:1", "no coordinator answers", "`coordinator start`"), process=True),
 )  # fmt: skip
 
 
@@ -251,7 +256,8 @@ PROGRAMS = {"coordinator": ("-m", "coordinator"), "worker": ("-m", "worker"), "w
 MOUNTED = 'mount -t tmpfs -o "$MOUNT" tmpfs data && exec "$@"'
 
 
-def run(mistake: Mistake, folder: Path) -> subprocess.CompletedProcess[str]:
+def process(mistake: Mistake, folder: Path) -> Done:
+    """The command as a process, to its end."""
     place = Place(folder)
     with place.open:
         mistake.prepare(place)
@@ -259,7 +265,7 @@ def run(mistake: Mistake, folder: Path) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, *PROGRAMS[program], *words]
         if "MOUNT" in place.env:
             command = ["unshare", "-m", "sh", "-c", MOUNTED, "sh", *command]
-        return subprocess.run(
+        done = subprocess.run(
             command,
             cwd=folder,
             env=environment(HOME=str(folder), **place.env),
@@ -269,35 +275,53 @@ def run(mistake: Mistake, folder: Path) -> subprocess.CompletedProcess[str]:
             check=False,
             stdin=subprocess.DEVNULL,
         )
+        return done.returncode, done.stdout, done.stderr
 
 
-Runs = dict[str, Future[subprocess.CompletedProcess[str]]]
+Done = tuple[int, str, str]  # exit code, stdout, stderr
+Here = Callable[[Mistake], Done]
+Runs = dict[str, Future[Done]]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Here:
+    """A command in this process, to its end."""
+
+    def done(mistake: Mistake) -> Done:
+        place = Place(tmp_path)
+        mistake.prepare(place)
+        monkeypatch.chdir(tmp_path)
+        for name, value in environment(HOME=str(tmp_path), **place.env).items():
+            monkeypatch.setenv(name, value)
+        for name in set(os.environ) - set(environment(**place.env)) - {"HOME"}:
+            monkeypatch.delenv(name)
+        capfd.readouterr()
+        with place.open:
+            code = run(app, shlex.split(mistake.command)[1:])
+        return code, *capfd.readouterr()
+
+    return done
 
 
 @pytest.fixture(scope="module")
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
-    """Every mistake that is asked for, under way: what it did → its end."""
-    asked = {
-        item.callspec.params["mistake"].did
-        for item in request.session.items
-        if hasattr(item, "callspec") and "mistake" in item.callspec.params
-    }
-    chosen = [mistake for mistake in MISTAKES if mistake.did in asked]
+    """Every process that is asked for, under way: what the mistake did → its end."""
+    items = [getattr(item, "callspec", None) for item in request.session.items]
+    asked = [one.params["mistake"] for one in items if one is not None and "mistake" in one.params]
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        yield {one.did: pool.submit(run, one, tmp_path_factory.mktemp("mistake")) for one in chosen}
+        yield {one.did: pool.submit(process, one, tmp_path_factory.mktemp("mistake")) for one in asked if one.process}
 
 
-@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.did)
-def test_a_mistake_is_named_with_its_next_command(mistake: Mistake, runs: Runs) -> None:
-    done = runs[mistake.did].result()
-    said = f"{mistake.command}\nexit code {done.returncode}\nstdout: {done.stdout}\nstderr: {done.stderr}"
-    assert done.returncode == mistake.code, said
-    assert "Traceback" not in done.stdout + done.stderr, said
-    message = done.stdout if mistake.told else done.stderr
-    missing = [word for word in mistake.words if word not in message]
+@pytest.mark.parametrize("mistake", sorted(MISTAKES, key=lambda mistake: mistake.process), ids=lambda one: one.did)
+def test_a_mistake_is_named_with_its_next_command(mistake: Mistake, runs: Runs, here: Here) -> None:
+    code, out, err = runs[mistake.did].result() if mistake.process else here(mistake)
+    said = f"{mistake.command}\nexit code {code}\nstdout: {out}\nstderr: {err}"
+    assert code == mistake.code, said
+    assert "Traceback" not in out + err, said
+    missing = [word for word in mistake.words if word not in (out if mistake.told else err)]
     assert not missing, f"{missing} not in:\n{said}"
     if not mistake.told:
-        assert not done.stdout, said
+        assert not out, said
 
 
 def test_the_table_is_long_enough_and_names_each_once() -> None:
