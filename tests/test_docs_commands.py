@@ -49,6 +49,9 @@ ELSEWHERE = {
     r"coordinator start --train( --data DATA)?": "tests/worker/test_supervision.py",
     r"coordinator start --rollouts( --data DATA --control-config CONTROL.toml)?": "tests/worker/test_rollouts.py",
     r"coordinator start --extract --train --rollouts": "scripts/run_readme.py",
+    r"coordinator start --extract --train --rollouts --dry-run": (
+        "tests/test_voice.py::test_a_dry_run_says_what_each_stage_would_do_and_writes_nothing"
+    ),
     r"coordinator start (--extract --train )?--hostfile( \S+)?( --data \S+ --host-data \S+)?": (
         "tests/cluster/test_fleet.py::test_a_killed_run_leaves_no_process_and_the_same_command_ends_with_series_and_training"
     ),
