@@ -203,13 +203,13 @@ def answer(listening):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             for _ in range(ROUND_TRIPS):
                 connection.sendall(connection.recv(1))
-            taken, began = 0, time.time()
+            taken, began = 0, time.monotonic()
             while True:
                 piece = connection.recv(PIECE)
                 taken += len(piece)
                 if not piece or piece[-1:] == b"E":
                     break
-            connection.sendall(f"{taken} {time.time() - began}\n".encode())
+            connection.sendall(f"{taken} {time.monotonic() - began}\n".encode())
     except OSError:
         pass  # the one who dials tells of it
 
@@ -225,12 +225,12 @@ def dial(order):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             times = []
             for _ in range(ROUND_TRIPS):
-                began = time.time()
+                began = time.monotonic()
                 connection.sendall(b"x")
                 connection.recv(1)
-                times.append(time.time() - began)
-            until = time.time() + BURST_S
-            while time.time() < until:
+                times.append(time.monotonic() - began)
+            until = time.monotonic() + BURST_S
+            while time.monotonic() < until:
                 connection.sendall(b"x" * PIECE)
             connection.sendall(b"E")
             words = connection.makefile().readline().split()

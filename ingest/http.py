@@ -167,7 +167,7 @@ def looks_like_html(plain: bytes) -> bool:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """`Retry-After` in seconds (either form), or None."""
+    """`Retry-After` in seconds (either form), or None. A date counts from the answer's own `Date`: our clock may be wrong."""
     text = headers.get("Retry-After", "").strip()
     if not text:
         return None
@@ -176,7 +176,8 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     except ValueError:
         pass
     try:
-        return max(0.0, (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds())
+        now = parsedate_to_datetime(headers["Date"]) if "Date" in headers else datetime.now(UTC)
+        return max(0.0, (parsedate_to_datetime(text) - now).total_seconds())
     except (ValueError, TypeError):
         return None
 

@@ -46,18 +46,26 @@ def storage(path: Path) -> Iterator[None]:
         ) from error
 
 
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb", buffering=0) as file:
+        view = memoryview(content)
+        while view:
+            view = view[file.write(view) :]
+        os.fsync(file.fileno())
+
+
 def atomic_write(path: Path, content: bytes) -> None:
     """All of `content` under `path`, or nothing: temporary name in the same folder, fsync, rename. StorageError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     with storage(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb", buffering=0) as file:
-                view = memoryview(content)
-                while view:
-                    view = view[file.write(view) :]
-                os.fsync(file.fileno())
-            temporary.replace(path)
+            _write(temporary, content)
+            try:
+                temporary.replace(path)
+            except FileNotFoundError:  # taken for a leftover by a process whose clock jumped meanwhile
+                _write(temporary, content)
+                temporary.replace(path)
         except OSError:
             temporary.unlink(missing_ok=True)
             raise

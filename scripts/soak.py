@@ -3,8 +3,9 @@
 
 A coordinator with its journal and two worker processes on one host. A fixed set of tasks is leased over and over: each is opened again
 when it has been committed. At the end nothing is opened any more and the run ends by itself. Proved: every opening was committed
-exactly once, under an attempt number that was never used before; the journal leads to the live state; memory stayed within
-`FLAT` of where it was after the warm-up. Exit code 1 when not. One JSON line every ten seconds on stderr, the result on stdout.
+exactly once, under an attempt number that was never used before; the journal leads to the live state; memory did not grow: the median of
+the last tenth of the time is within `FLAT` of that of the first tenth after the warm-up. The peak, which writing the journal anew adds
+for a while, is reported beside it. Exit code 1 when not. One JSON line every ten seconds on stderr, the result on stdout.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from coordinator.server import MAX_BATCH, Server
 
 POOL = 2 * MAX_BATCH + 1_000  # tasks
 CAPACITY = 256  # leases a worker holds
-WARM_UP_S = 150.0  # the scheduler's heap of deadlines grows for as long as a lease lasts, 60 s
+WARM_UP_S = 150.0  # the journal has been written anew several times by then
 FLAT = 0.05
 LIMITS = Limits(max_failures=1_000)  # a task that was held by killed workers many times is not to blame
 
@@ -119,7 +120,8 @@ class Soak:
         for record in self.journal.load():
             again.apply(record)
         after = [rss for seconds, rss in self.memory if self.warm_up <= seconds <= self.seconds]
-        level = statistics.median(after[: max(1, len(after) // 10)])
+        tenth = max(1, len(after) // 10)
+        level, last = statistics.median(after[:tenth]), statistics.median(after[-tenth:])
         return {
             "status": outcome.status,
             "minutes": self.seconds / 60,
@@ -132,7 +134,8 @@ class Soak:
             "restarts": self.workers.restarts,
             "replay_is_the_live_state": again.tasks == self.scheduler.tasks,
             "mb_after_warm_up": level / 1e6,
-            "memory_growth": max(after) / level - 1.0,
+            "memory_growth": last / level - 1.0,
+            "memory_peak": max(after) / level - 1.0,
             "largest_worker_mb": self.largest_worker / 1e6,
             "largest_journal_mb": self.longest_journal / 1e6,
             "journal_rewrites": self.server.counters["rewrites"],

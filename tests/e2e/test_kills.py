@@ -8,18 +8,14 @@ import subprocess
 import time
 from contextlib import suppress
 from pathlib import Path
-from urllib.parse import parse_qs
 
 import psutil
 import pytest
 
 from ingest.emulator.process import Emulator
-from tests.e2e.conftest import command, environment, series_digest
+from tests.e2e.conftest import THREE, Page, asked, command, environment, series_digest
 
-# 3 respondents × 1 year × 2 routes: 6 shards, 3 builds, about 50 pages.
-PLAN = ("--respondents", "PACW,ERCO,MISO", "--start", "2024", "--end", "2024")
 LATENCY_MS = "60"  # a run lasts long enough to be hit anywhere, and a kill finds requests under way
-Page = tuple[str, str, str, int]  # route, respondent, year, offset
 
 pytestmark = pytest.mark.skipif(not hasattr(psutil.Process, "children"), reason="needs process lists")
 
@@ -31,16 +27,6 @@ def committed(data: Path) -> set[Page]:
         if re.fullmatch(r"\d{8}-[0-9a-f]{16}\.json\.gz", path.name):
             route, respondent, year, _ = path.parts[-5:-1]
             pages.add((route, respondent, year, int(path.name[:8])))
-    return pages
-
-
-def asked(log: list[dict]) -> list[Page]:
-    """The page of each request in the emulator's log, in order."""
-    pages = []
-    for line in log:
-        query = parse_qs(line["query"])
-        route = line["path"].rstrip("/").split("/")[-2]
-        pages.append((route, query["facets[respondent][]"][0], query["start"][0][:4], int(query["offset"][0])))
     return pages
 
 
@@ -71,7 +57,7 @@ def run_with_kills(folder: Path, kills: int, seed: int) -> dict[str, int]:
     counts = {"coordinator": 0, "worker": 0, "runs": 0}
     with Emulator("--latency-ms", LATENCY_MS) as emulator:
         arguments = command(
-            "start", "--extract", "--quiet", "--retries", "1000", "--source", emulator.url, "--data", data, *PLAN
+            "start", "--extract", "--quiet", "--retries", "1000", "--source", emulator.url, "--data", data, *THREE
         )
 
         def start() -> subprocess.Popen[bytes]:
@@ -110,15 +96,6 @@ def run_with_kills(folder: Path, kills: int, seed: int) -> dict[str, int]:
         again = held.intersection(log[requests:])
         assert not again, f"asked for again after it was committed: {sorted(again)}"
     return counts
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    with Emulator() as emulator:
-        arguments = command("start", "--extract", "--quiet", "--source", emulator.url, "--data", folder / "data", *PLAN)
-        subprocess.run(arguments, cwd=folder, env=environment(), check=True, stdout=subprocess.DEVNULL, timeout=150)
-    return series_digest(folder / "data")
 
 
 def test_kills_leave_no_trace(tmp_path: Path, undisturbed: dict[str, str]) -> None:

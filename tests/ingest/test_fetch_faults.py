@@ -352,3 +352,11 @@ def test_progress_adds_up(tmp_path: Path) -> None:
         proof = fetch_shard(eia_job(url), one.context)
     assert one.progress == [proof.rows, proof.requests]
     assert isinstance(one, Bench)
+
+
+def test_a_date_in_retry_after_counts_from_the_answers_own_date() -> None:
+    """Not from our clock, which may have jumped."""
+    headers = {"Retry-After": "Wed, 01 Jan 2020 00:01:00 GMT", "Date": "Wed, 01 Jan 2020 00:00:00 GMT"}
+    assert http.retry_after(headers) == 60.0
+    assert http.retry_after({"Retry-After": "7"}) == 7.0
+    assert http.retry_after(headers | {"Retry-After": "soon"}) is None

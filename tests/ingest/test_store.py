@@ -161,6 +161,23 @@ def test_temporary_files_are_never_pages_and_old_ones_go(tmp_path: Path) -> None
     assert (fresh.exists(), old.exists()) == (True, False)
 
 
+def test_a_temporary_file_that_is_taken_for_a_leftover_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a process whose clock jumped ahead by hours."""
+    sweeps = iter([True, False])
+    rename = Path.replace
+
+    def swept(self: Path, target: Path) -> Path:
+        if next(sweeps):
+            self.unlink()
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", swept)
+    store.atomic_write(tmp_path / "page", b"content")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("page", b"content")]
+
+
 @pytest.mark.parametrize("number", [28, 30, 122, 13])
 def test_a_disk_that_refuses_is_a_storage_error_that_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
