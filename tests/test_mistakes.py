@@ -18,6 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import psutil
@@ -306,7 +307,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
 @pytest.fixture(scope="module")
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     """Every process that is asked for, under way: what the mistake did → its end."""
-    items = [getattr(item, "callspec", None) for item in request.session.items]
+    items: list[Any] = [getattr(item, "callspec", None) for item in request.session.items]
     asked = [one.params["mistake"] for one in items if one is not None and "mistake" in one.params]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         yield {one.did: pool.submit(process, one, tmp_path_factory.mktemp("mistake")) for one in asked if one.process}
