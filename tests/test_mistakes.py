@@ -18,7 +18,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import psutil
@@ -307,13 +306,16 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
 @pytest.fixture(scope="module")
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     """Every process that is asked for, under way: what the mistake did → its end."""
-    items: list[Any] = [getattr(item, "callspec", None) for item in request.session.items]
+    items = [getattr(item, "callspec", None) for item in request.session.items]
     asked = [one.params["mistake"] for one in items if one is not None and "mistake" in one.params]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         yield {one.did: pool.submit(process, one, tmp_path_factory.mktemp("mistake")) for one in asked if one.process}
 
 
-@pytest.mark.parametrize("mistake", sorted(MISTAKES, key=lambda mistake: mistake.process), ids=lambda one: one.did)
+PROCESSES_LAST = sorted(MISTAKES, key=lambda mistake: mistake.process)
+
+
+@pytest.mark.parametrize("mistake", PROCESSES_LAST, ids=lambda one: one.did)
 def test_a_mistake_is_named_with_its_next_command(mistake: Mistake, runs: Runs, here: Here) -> None:
     code, out, err = runs[mistake.did].result() if mistake.process else here(mistake)
     said = f"{mistake.command}\nexit code {code}\nstdout: {out}\nstderr: {err}"
