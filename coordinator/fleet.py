@@ -104,6 +104,11 @@ def bind_for(bind: str, hosts: Hosts | None) -> str:
             "--bind tcp://ADDRESS:PORT where the hosts reach this one."
         ) from None
     where = f"[{own}]" if ":" in own else own
+    if is_loopback(f"tcp://{where}:1"):
+        raise UsageError(
+            f"{first.name}: {own} is this host's address on the way to it, which no other host reaches. Correct its `ips` in the "
+            "hostfile (workers of this host are entries with ssh 127.0.0.1), or give --bind tcp://ADDRESS:PORT."
+        )
     return f"tcp://{where}:{bind.rpartition(':')[2]}"
 
 

@@ -133,13 +133,18 @@ def _summary(
     }
 
 
+def _figure(pop: float | None) -> str:
+    """PoP; None where nothing could have been saved."""
+    return "–" if pop is None else f"{pop:.3f}"
+
+
 def describe_summary(summary: Mapping[str, Any]) -> str:
     """A summary as text: what is proved, what this run did."""
     lines = []
     if (result := summary["result"]) is not None:
         lines.append(f"control by {result['algorithm']}, known ahead: {result['known']}; PoP in the test year:")
         for region, pops in result["test_pop"].items():
-            lines.append("  " + region.ljust(6) + "  ".join(f"{name} {pop:.3f}" for name, pop in pops.items()))
+            lines.append("  " + region.ljust(6) + "  ".join(f"{name} {_figure(pop)}" for name, pop in pops.items()))
         lines.append(f"report: {summary['run']}/{result['report']}")
     if "leases" in summary:
         lines.append(f"this run: {summary['seconds']:.1f} s, {summary['leases']} leases")

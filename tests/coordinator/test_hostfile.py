@@ -85,13 +85,14 @@ def test_a_shell_that_greets_before_the_worker_is_named() -> None:
     assert "'Welcome to m2'" in refusal(Host("m2", "", "py", "d"), b"Welcome to m2\n", OWN)
 
 
-def test_the_coordinator_listens_where_its_hosts_reach_it() -> None:
+def test_the_coordinator_listens_where_its_hosts_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
     hosts = Hosts((Host("somewhere", "127.0.0.5", "py", "d"),), 0)
     assert bind_for("tcp://127.0.0.1:0", None) == "tcp://127.0.0.1:0"
     assert bind_for("tcp://10.0.0.9:5555", hosts) == "tcp://10.0.0.9:5555"
-    assert (
-        bind_for("tcp://127.0.0.1:7", hosts).startswith("tcp://127.0.0.")
-        and bind_for("tcp://127.0.0.1:7", hosts)[-2:] == ":7"
-    )
+    with pytest.raises(UsageError, match=r"somewhere: 127.*no other host reaches. Correct its `ips`"):
+        bind_for("tcp://127.0.0.1:7", hosts)
     with pytest.raises((UsageError, CurveError), match="give its `ips`"):
         bind_for("tcp://127.0.0.1:0", Hosts((Host("no-such-host.invalid", "", "py", "d"),), 0))
+    for own, where in (("10.0.0.1", "10.0.0.1"), ("fd00::1", "[fd00::1]")):
+        monkeypatch.setattr("coordinator.fleet.own_address", lambda endpoint, own=own: own)
+        assert bind_for("tcp://127.0.0.1:7", hosts) == f"tcp://{where}:7"
