@@ -73,9 +73,9 @@ class Fleet:
         marks = [host.data / "id" for host in self.bed.hosts]
         until(lambda: all(self.workers().values()) and all(mark.exists() for mark in marks), "a worker on every host")
 
-    def end(self) -> tuple[int, dict[str, Any]]:
+    def end(self, within: float = END_S) -> tuple[int, dict[str, Any]]:
         """Exit code and summary; asserts that no process is left on any host."""
-        out, _ = self.process.communicate(timeout=END_S)
+        out, _ = self.process.communicate(timeout=within)
         self.gone()
         lines = out.decode().strip().splitlines()
         return self.process.returncode, json.loads(lines[-1]) if lines else {}
