@@ -3,18 +3,19 @@
     python -m scripts.bench_faults [--out docs/benchmarks/faults.jsonl] [--seed 1] [--kinds "host death,disk full"]
 
 Needs root and Linux (see tests/cluster/bed.py): the hosts are network namespaces of this machine, with the real ssh, coordinator, workers
-and worker/train.py on them, one fault of each kind in a row. One JSON line a fault; `--docs` puts them into docs/operations.md.
+and worker/train.py on them, one fault of each kind in a row. One JSON line a fault, as `pytest -s -m long tests/cluster/test_faults.py` prints
+them too; `--docs` puts the lines of docs/benchmarks/faults.jsonl into docs/operations.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import random
 import sys
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 from tests.cluster.bed import Bed
 from tests.cluster.faults import KINDS, Watched
@@ -24,27 +25,44 @@ from tests.e2e.conftest import PLAN
 ROOT = Path(__file__).resolve().parent.parent
 LINES, DOCS = ROOT / "docs" / "benchmarks" / "faults.jsonl", ROOT / "docs" / "operations.md"
 BEGIN, END = "<!-- faults: begin (python -m scripts.bench_faults --docs) -->", "<!-- faults: end -->"
+STAGES = {"fault in a training": "step", "fault in a control training": "version"}  # and what only its lines have
 COLUMNS = {
-    "fault": "fault",
     "notice_s": "noticed after",
-    "recover_s": "next step of the ring after",
+    "recover_s": "goes on after",
     "steps_repeated": "steps made again",
-    "back_s": "whole ring again, once mended",
+    "back_s": "host takes part again, once mended, after",
 }
 
 
 def write_table() -> None:
-    """The lines as a table, in place of the one that stands there."""
+    """The lines as a table of medians by kind, in place of the one that stands there."""
     rows = [json.loads(line) for line in LINES.read_text().splitlines()]
-    table = [f"| {' | '.join(COLUMNS.values())} |", "|" + " --- |" * len(COLUMNS)]
-    for row in rows:
-        cells = [
-            f"{row[name]:.1f} s" if isinstance(row.get(name), float) else str(row.get(name, "–")) for name in COLUMNS
+    parts = [
+        f"On one machine with {rows[0]['cores']} cores for all {rows[0]['hosts']} hosts, which other work kept busy ({rows[0]['machine']}).",
+        "",
+    ]
+    for stage, mark in STAGES.items():
+        kinds: dict[str, list[dict[str, Any]]] = {}
+        for row in rows:
+            if mark in row:
+                kinds.setdefault(row["fault"], []).append(row)
+        names = [name for name in COLUMNS if any(name in row for own in kinds.values() for row in own)]
+        parts += [
+            f"| {' | '.join([stage, 'times', *(COLUMNS[name] for name in names)])} |",
+            "|" + " --- |" * (2 + len(names)),
         ]
-        table.append(f"| {' | '.join(cells)} |")
-    where = f"On one machine with {rows[0]['cores']} cores for all {rows[0]['hosts']} hosts, which other work kept busy ({rows[0]['machine']})."
+        for kind, own in kinds.items():
+            cells = [kind, str(len(own)), *(_median([row[name] for row in own if name in row], name) for name in names)]
+            parts.append(f"| {' | '.join(cells)} |")
+        parts.append("")
     before, _, rest = DOCS.read_text().partition(BEGIN)
-    DOCS.write_text("\n".join([before + BEGIN, "", where, "", *table, "", END]) + rest.partition(END)[2])
+    DOCS.write_text("\n".join([before + BEGIN, "", *parts, END]) + rest.partition(END)[2])
+
+
+def _median(values: list[float], name: str) -> str:
+    if not values:
+        return "–"
+    return f"{median(values):.1f} s" if name.endswith("_s") else f"{median(values):g}, at most {max(values):g}"
 
 
 def main() -> None:
@@ -59,7 +77,6 @@ def main() -> None:
         write_table()
         return
     draw = random.Random(options.seed)
-    machine = {"machine": platform.platform(terse=True), "cores": os.cpu_count(), "hosts": options.hosts}
     with Bed(options.hosts) as bed:
         fleet = Fleet(bed)
         # More steps than the faults take: the run is ended when the last one is over.
@@ -68,7 +85,7 @@ def main() -> None:
         watched = Watched(fleet)
         try:
             for kind in KINDS if not options.kinds else [k for k in KINDS if k.name in options.kinds.split(",")]:
-                row = {**machine, **watched.suffer(kind, draw.choice(bed.hosts[1:]), draw)}
+                row = watched.suffer(kind, draw.choice(bed.hosts[1:]), draw)
                 print(json.dumps(row), flush=True)
                 if options.out is not None:
                     with options.out.open("a") as file:

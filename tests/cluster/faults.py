@@ -95,7 +95,7 @@ class Watched:
         kind.undo(host)
         self.fleet.until(lambda: self.size() == wanted, f"{host.name} to take part again")
         row["back_s"] = time.monotonic() - began
-        return rounded(row)
+        return self.fleet.line(row)
 
 
 class Played:
@@ -129,8 +129,4 @@ class Played:
         kind.undo(host)
         self.fleet.until(lambda: self.knows(host), f"{host.name} to take part again")
         row["back_s"] = time.monotonic() - began
-        return rounded(row)
-
-
-def rounded(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: round(value, 2) if isinstance(value, float) else value for name, value in row.items()}
+        return self.fleet.line(row)

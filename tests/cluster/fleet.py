@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 import signal
 import subprocess
 import sys
@@ -105,6 +107,11 @@ class Fleet:
         asked = self.bed.hosts[0].popen(*command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment())
         out, _ = asked.communicate(timeout=END_S)
         return [worker["host"] for worker in json.loads(out)["workers"]] if asked.returncode == 0 else []
+
+    def line(self, row: dict[str, Any]) -> dict[str, Any]:
+        """A measurement as its JSON line: with the machine, and seconds to a hundredth."""
+        machine = {"machine": platform.platform(terse=True), "cores": os.cpu_count(), "hosts": len(self.bed.hosts)}
+        return machine | {name: round(value, 2) if isinstance(value, float) else value for name, value in row.items()}
 
     def narration(self) -> str:
         return self.log.read_text()
