@@ -10,7 +10,8 @@ import errno
 import json
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from coordinator.protocol import HostFile
@@ -30,10 +31,17 @@ class HostFull(IngestError):
 
 def bring(folder: Path, files: Sequence[HostFile], line: Line, said: Callable[[], None]) -> None:
     """Make `folder` hold `files` and nothing else. HostFull, ProofError, Cancelled."""
-    try:
+    with own_disk(folder):
         _drop_others(folder, {file.path for file in files})
         for file in files:
             line.bring(folder, file, said)
+
+
+@contextmanager
+def own_disk(folder: Path) -> Iterator[None]:
+    """HostFull where this host's disk is full, inside: it is not the coordinator's, whose full disk ends a run."""
+    try:
+        yield
     except OSError as error:
         if error.errno not in FULL:
             raise

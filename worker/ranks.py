@@ -92,10 +92,16 @@ class Ranks:
         return msgspec.to_builtins(PortProof(f"{where}:{free_port(host)}", matrices))
 
     def train(self, job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
-        """Run one rank to its end. RankError, UsageError or Cancelled unless it ended well by itself."""
+        """Run one rank to its end. RankError, HostFull, UsageError or Cancelled unless it ended well by itself."""
         rank = msgspec.convert(job, RankJob)
+        if context.line is None:
+            return self._train(rank, context.data_dir, context)
+        folder = context.data_dir / mirror.FOLDER
+        with mirror.own_disk(folder):
+            return self._train(rank, folder, context)
+
+    def _train(self, rank: RankJob, data: Path, context: LeaseContext) -> dict[str, Any]:
         line = context.line
-        data = context.data_dir if line is None else context.data_dir / mirror.FOLDER
         run = data / (rank.run if line is None else "run")
         log_path = run / "logs" / f"rank-{rank.rank}.log"
         heartbeat = run / "beats" / f"{rank.round}-{rank.rank}.jsonl"

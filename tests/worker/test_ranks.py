@@ -22,7 +22,9 @@ from tests.waiting import WAIT_S, until
 from worker import blas, ranks
 from worker.beats import Beats
 from worker.job import Ending, LeaseContext
+from worker.mirror import HostFull
 from worker.ranks import RankDied, RankEnded, Ranks, RingBroke
+from worker.transfer import Answers, Line
 
 
 class Bench:
@@ -100,6 +102,20 @@ def test_a_rank_is_told_its_place_its_cores_and_its_folders(tmp_path: Path, monk
     assert not Path(environment["MLX_HOSTFILE"]).exists()  # cleaned up behind it
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     assert environment["RINGATTN_THREADS"] == environment["OPENBLAS_NUM_THREADS"] == str(max(1, cores // 2))
+
+
+@pytest.mark.parametrize("shares", [True, False])
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_the_runs_where_files_are_shared_and_else_the_hosts_own(tmp_path: Path, shares: bool) -> None:
+    bench = Bench(tmp_path, READY)
+    run = bench.data / "train"
+    if not shares:
+        bench.context.line = Line("worker", "train/1/1", 1, lambda *word: None, Answers(lambda: False))
+        run = bench.data / "mirror" / "run"
+    (run / "beats").mkdir(parents=True)
+    (run / "beats" / "1-1.hosts.json").symlink_to("/dev/full")
+    with pytest.raises(OSError if shares else HostFull, match="No space left"):
+        bench.run("127.0.0.1:20001", "127.0.0.1:20002", rank=1)
 
 
 def test_the_hostfile_lists_every_address(tmp_path: Path) -> None:
