@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import typer.main
 from typer.testing import CliRunner
@@ -241,8 +242,20 @@ def blocked(folder: Path, path: Path, *words: str) -> Iterator[tuple[subprocess.
             return os.open(path, os.O_WRONLY | os.O_NONBLOCK)
         return None
 
+    def reads() -> bool:
+        """A signal between its open and its read would find Python on the way into the kernel, where it waits for data first."""
+        family = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
+        tasks = [task for pid in family for task in Path(f"/proc/{pid}/task").glob("*/wchan")]
+        waits = []
+        for task in tasks:
+            with suppress(OSError):  # it has ended meanwhile
+                waits.append(task.read_text())
+        return all(wait in ("0", "") for wait in waits) or any("pipe_read" in wait for wait in waits)
+
     try:
-        yield process, until(reader, f"somebody who reads {path}")
+        writer = until(reader, f"somebody who reads {path}")
+        until(reads, f"the read of {path}")
+        yield process, writer
     finally:
         process.kill()
         process.communicate()
