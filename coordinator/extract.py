@@ -265,16 +265,7 @@ def run(options: Options, *, as_json: bool = False, quiet: bool = False) -> dict
             display = stack.enter_context(closing(choose_display(as_json=as_json, quiet=quiet)))
             budget = budget_of(options)
             budgets = {} if budget is None else {BUCKET: budget}
-            fleet = fleet_on(
-                options.data_dir,
-                options.bind,
-                options.workers,
-                options.connections,
-                options.retries,
-                options.keys,
-                options.hosts,
-                display.say,
-            )
+            fleet = fleet_on(options, display.say)
             ended = run_tasks(fleet, tasks, budgets, display, extraction.done, proofs=PROOFS)
         summary = manifest.write_summary(options.data_dir)
         seconds = time.monotonic() - began

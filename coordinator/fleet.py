@@ -47,31 +47,54 @@ class Fleet:
     hosts: HostWorkers | None = None  # on other hosts, their sessions open
 
 
-def fleet_on(
-    data_dir: Path,
-    bind: str,
-    workers: int,
-    connections: int,
-    retries: int,
-    keys: Path,
-    hosts: Hosts | None = None,
-    say: Callable[[str], None] = lambda line: None,
-) -> Fleet:
+class Wanted(Protocol):
+    """What every stage's options say of its fleet, under the names of the settings."""
+
+    @property
+    def data_dir(self) -> Path:
+        """The coordinator's."""
+
+    @property
+    def bind(self) -> str:
+        """Where to listen, tcp://ADDRESS:PORT."""
+
+    @property
+    def workers(self) -> int:
+        """To start on this host."""
+
+    @property
+    def connections(self) -> int:
+        """Of each worker to the source."""
+
+    @property
+    def retries(self) -> int:
+        """Failures until quarantine."""
+
+    @property
+    def keys(self) -> Path:
+        """The folder of the keys."""
+
+    @property
+    def hosts(self) -> Hosts | None:
+        """Of the hostfile, if there is one."""
+
+
+def fleet_on(wanted: Wanted, say: Callable[[str], None]) -> Fleet:
     """Workers of this host go over loopback in clear, or with a key of their own where the bind is off loopback.
 
-    `hosts`: each gets a worker too, and a session to it is opened, which `say` is told of. UsageError tells of those that can't
-    be used.
+    Each host that is named gets a worker too, and a session to it is opened, which `say` is told of. UsageError tells of those
+    that can't be used.
     """
-    bind = bind_for(bind, hosts)
-    command = WORKER
+    data_dir, hosts, keys, workers, command = wanted.data_dir, wanted.hosts, wanted.keys, wanted.workers, WORKER
+    bind = bind_for(wanted.bind, hosts)
     if hosts is not None:
         # Not by this host's own name, which may be one of the hostfile's; without an entry of its own it takes no rank.
         workers, command = max(1, hosts.here), (*WORKER, "--host", HERE[0], *(() if hosts.here else ("--no-ranks",)))
     if is_loopback(bind):
-        return Fleet(data_dir, bind, workers, connections, retries, worker_command=command)
+        return Fleet(data_dir, bind, workers, wanted.connections, wanted.retries, worker_command=command)
     remote = None
     if hosts is not None and hosts.remote:
-        remote = HostWorkers(hosts, connections, DEFAULT_LIMITS.silence_s / 2, data_dir / "logs", keys)
+        remote = HostWorkers(hosts, wanted.connections, DEFAULT_LIMITS.silence_s / 2, data_dir / "logs", keys)
         say(f"reaching {len(hosts.remote)} hosts over ssh")
         remote.open()
     key = local_worker_key(keys)  # before the list is read
@@ -79,8 +102,8 @@ def fleet_on(
         data_dir,
         bind,
         workers,
-        connections,
-        retries,
+        wanted.connections,
+        wanted.retries,
         curve=load_coordinator(keys),
         worker_key=key,
         worker_command=command,

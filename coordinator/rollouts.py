@@ -96,16 +96,7 @@ def run(
         rollouts = Rollouts(tuple(command), options.run, options.retries)
         stack.callback(rollouts.close)
         display = stack.enter_context(closing(choose_display(as_json=as_json, quiet=quiet)))
-        fleet = fleet or fleet_on(
-            options.data_dir,
-            options.bind,
-            options.workers,
-            options.connections,
-            options.retries,
-            options.keys,
-            options.hosts,
-            display.say,
-        )
+        fleet = fleet or fleet_on(options, display.say)
         ended = run_tasks(fleet, (), {}, display, rollouts.done, rollouts, lends={TABLES: options.run / TABLES})
         over = rollouts.over or Over("drain", ended.outcome.message or "interrupted; start again to resume")
         if ended.outcome.status == "storage":

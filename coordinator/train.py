@@ -195,16 +195,7 @@ def run(
             atomic_write(options.run / run_folder.CONFIG, options.config)
         training = Training(options, patience or Patience(fruitless=options.retries))
         display = stack.enter_context(closing(choose_display(as_json=as_json, quiet=quiet)))
-        fleet = fleet or fleet_on(
-            options.data_dir,
-            options.bind,
-            options.workers,
-            options.connections,
-            options.retries,
-            options.keys,
-            options.hosts,
-            display.say,
-        )
+        fleet = fleet or fleet_on(options, display.say)
         ended = run_tasks(fleet, (), {}, display, training.done, training, training.files.places)
         verdict = training.rounds.verdict or Verdict("drain", ended.outcome.message)
         if ended.outcome.status == "storage":

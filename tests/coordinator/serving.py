@@ -57,7 +57,8 @@ class Peer:
                 del self.kept[index]
                 return message
         while self.socket.poll(WAIT_MS):
-            message = protocol.decode(self.socket.recv_multipart()[0], protocol.ToWorker)
+            self.frames = self.socket.recv_multipart()
+            message = protocol.decode(self.frames[0], protocol.ToWorker)
             if isinstance(message, kind):
                 return message
             self.kept.append(message)
@@ -89,6 +90,8 @@ class Running:
     on_done: Callable[[TaskDone], None] = lambda done: None
     budgets: dict[str, Budget] = field(default_factory=dict)
     weights: Callable[[str], Weights | None] = lambda sha256: None
+    lends: dict[str, Path] = field(default_factory=dict)
+    job: dict[str, Any] = field(default_factory=dict)  # of every task
     peers: list[Peer] = field(default_factory=list)
     outcome: Outcome | None = None
 
@@ -105,8 +108,9 @@ class Running:
             curve=self.key,
             on_done=self.on_done,
             weights=self.weights,
+            lends=self.lends,
         )
-        self.server.add_tasks(TaskSpec(name, "noop", {}) for name in self.tasks)
+        self.server.add_tasks(TaskSpec(name, "noop", self.job) for name in self.tasks)
         self.thread = threading.Thread(target=self.run)
         self.thread.start()
 

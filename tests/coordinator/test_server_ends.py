@@ -15,6 +15,8 @@ from coordinator.events import TaskDone
 from coordinator.protocol import (
     Ack,
     FileChunk,
+    FilePart,
+    FileRequest,
     Heartbeat,
     HeartbeatAck,
     Hello,
@@ -65,6 +67,27 @@ def test_chunks_of_a_lease_that_is_not_held_and_of_a_bad_path_write_nothing(
     assert running.scheduler.tasks["a"].error == "RefusedPath"
     assert running.end().exit_code == 75
     assert not list(tmp_path.parent.rglob("evil")) and not (tmp_path / "raw").exists()
+
+
+def test_what_is_lent_is_read_where_the_lease_lists_it_and_written_by_nobody(
+    serve: Callable[..., Running], tmp_path: Path
+) -> None:
+    folder = tmp_path / "control" / "tables"
+    folder.mkdir(parents=True)
+    (folder / "listed").write_bytes(BODY)
+    (folder / "other").write_bytes(BODY)
+    listed = {"path": "tables/listed", "bytes": len(BODY), "sha256": FILE["sha256"]}
+    running = serve(lends={"tables": folder}, job={"files": [listed]})
+    peer = running.peer()
+    peer.hello()
+    peer.hear(Lease)
+    for path, data in (("tables/listed", BODY[1000:]), ("tables/other", b"")):
+        peer.say(FileRequest("w1", "a", 1, path, 1000))
+        assert peer.hear(FilePart) == FilePart("a", 1, path, 1000) and peer.frames[1] == data
+    peer.say(chunk(path="tables/other", offset=0), BODY[::-1])
+    peer.hear(Ack)
+    assert running.scheduler.tasks["a"].error == "RefusedPath" and running.end().exit_code == 75
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"listed": BODY, "other": BODY}
 
 
 def test_a_full_disk_at_the_commit_ends_resumable_and_the_proof_is_handed_out_again(
