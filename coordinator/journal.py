@@ -93,9 +93,8 @@ class Journal:
     def _write(self, records: Iterable[AnyRecord], anew: bool) -> None:
         seq, crc = (0, 0) if anew else (self._seq, self._crc)
 
-        def rows() -> Iterator[
-            tuple[int, int, str]
-        ]:  # one at a time: a journal that is written anew is never in memory as a whole
+        def rows() -> Iterator[tuple[int, int, str]]:
+            # One at a time: a journal that is written anew is never in memory as a whole.
             nonlocal seq, crc
             for record in records:
                 blob = _encode(record)

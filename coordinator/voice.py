@@ -17,9 +17,8 @@ from rl.errors import ControlError
 
 EXIT_FAILED, EXIT_USAGE, EXIT_AUTHENTICATION, EXIT_INCOMPLETE = 1, 2, 4, 75
 OUR_ERRORS = (IngestError, CurveError, ControlError)
-WRONG_WORDS: Any = typer.BadParameter.__mro__[
-    1
-]  # what typer raises for any wrong command line; it shows this child alone
+# What typer raises for any wrong command line; it shows this child alone.
+WRONG_WORDS: Any = typer.BadParameter.__mro__[1]
 
 
 def run(app: typer.Typer, arguments: list[str] | None = None) -> int:

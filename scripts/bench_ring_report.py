@@ -36,7 +36,7 @@ def named(line: dict) -> str:
     return ", ".join(parts)
 
 
-CALM = 0.75
+CALM = 0.75  # of the best FMA peak
 
 
 def read(path: Path) -> list[dict]:
