@@ -27,6 +27,7 @@ from coordinator.budget import Budget
 from coordinator.events import Outcome, TaskDone
 from coordinator.fleet import Ended, bind_for, fleet_on, run_tasks
 from coordinator.hostfile import Hosts, hosts_from
+from coordinator.kinds import LeaseKind
 from coordinator.lock import FolderLock
 from coordinator.progress import choose_display, clock
 from coordinator.scheduler import TaskSpec
@@ -123,7 +124,7 @@ class Extraction:
     def done(self, done: TaskDone) -> list[TaskSpec]:
         """Commit a proof: its manifest, atomic and idempotent. Returns the builds that it makes possible."""
         committed = datetime.now(UTC).isoformat(timespec="seconds")
-        if done.task.kind == "build":
+        if done.task.kind == LeaseKind.BUILD:
             built = msgspec.convert(done.proof, BuildProof)
             manifest.write_build(
                 self._options.data_dir, manifest.BuildManifest(built, done.attempt, done.worker, committed)
@@ -154,7 +155,7 @@ class Extraction:
         kept = tuple(sorted(self._wanted(shard)))
         bucket = BUCKET if budget_of(self._options) is not None else ""
         job = FetchJob(shard, self._base_url, respondents=kept, bucket=bucket)
-        return TaskSpec(shard.key, "fetch", msgspec.to_builtins(job))
+        return TaskSpec(shard.key, LeaseKind.FETCH, msgspec.to_builtins(job))
 
     def _job(self, build: Build) -> BuildJob | None:
         """The build's job; None while one of its fetches is not proved."""
@@ -173,7 +174,7 @@ class Extraction:
 
     def _due(self, builds: Iterable[Build]) -> list[TaskSpec]:
         jobs = [job for build in builds if self._is_due(build) and (job := self._job(build)) is not None]
-        return [TaskSpec(job.key, "build", msgspec.to_builtins(job), local=True) for job in jobs]
+        return [TaskSpec(job.key, LeaseKind.BUILD, msgspec.to_builtins(job), local=True) for job in jobs]
 
     def _check_world(self, proof: ShardProof) -> None:
         """Synthetic, recorded and real hours never share a data folder."""
@@ -260,7 +261,7 @@ def run(options: Options, *, as_json: bool = False, quiet: bool = False) -> dict
         tasks = extraction.open_tasks()
         ended = Ended(Outcome("done"))
         if tasks:
-            if options.hosts is None and any(task.kind == "fetch" for task in tasks):
+            if options.hosts is None and any(task.kind == LeaseKind.FETCH for task in tasks):
                 check_reachable(base_url)
             display = stack.enter_context(closing(choose_display(as_json=as_json, quiet=quiet)))
             budget = budget_of(options)
@@ -274,7 +275,7 @@ def run(options: Options, *, as_json: bool = False, quiet: bool = False) -> dict
     return _summary(options, extraction, ended, summary, seconds)
 
 
-PROOFS = {"fetch": ShardProof, "build": BuildProof}
+PROOFS: dict[str, type] = {LeaseKind.FETCH: ShardProof, LeaseKind.BUILD: BuildProof}
 
 
 def check_key(key: str) -> None:

@@ -59,27 +59,27 @@ class Record(msgspec.Struct, tag_field="r", frozen=True, forbid_unknown_fields=T
     task: str
 
 
-class Added(Record, frozen=True):
+class Added(Record, frozen=True, tag="Added"):
     """A task is open: new, or opened again however it had ended."""
 
     spec: TaskSpec
 
 
-class Leased(Record, frozen=True):
+class Leased(Record, frozen=True, tag="Leased"):
     """Given to a worker, under a number that is never used again."""
 
     attempt: int
     worker: str
 
 
-class Returned(Record, frozen=True):
+class Returned(Record, frozen=True, tag="Returned"):
     """A lease went back; nobody is to blame."""
 
     attempt: int
     reason: str
 
 
-class Failed(Record, frozen=True):
+class Failed(Record, frozen=True, tag="Failed"):
     """An attempt ended in an error; `blamed` ones count towards quarantine."""
 
     attempt: int
@@ -89,7 +89,7 @@ class Failed(Record, frozen=True):
     quarantined: bool
 
 
-class Done(Record, frozen=True):
+class Done(Record, frozen=True, tag="Done"):
     """An attempt's result was taken, with its proof."""
 
     attempt: int
@@ -98,15 +98,15 @@ class Done(Record, frozen=True):
     proof: dict[str, Any]
 
 
-class Committed(Record, frozen=True):
+class Committed(Record, frozen=True, tag="Committed"):
     """The stage has written what the proof stands for (its manifest)."""
 
 
-class Dropped(Record, frozen=True):
+class Dropped(Record, frozen=True, tag="Dropped"):
     """Open, but not in the new plan, or withdrawn by its stage."""
 
 
-class Kept(Record, frozen=True):
+class Kept(Record, frozen=True, tag="Kept"):
     """All that was known of a task when the journal was written anew. These come first, in the tasks' order."""
 
     was: Task

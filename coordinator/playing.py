@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from coordinator.control_view import ControlView, PlayerView, shown
 from coordinator.events import AddTasks, Event, PutOut, TaskDone, TaskGone, TaskProgress, Withdraw
+from coordinator.failures import FailureKind
+from coordinator.kinds import LeaseKind
 from coordinator.learner import Learner
 from coordinator.progress import Shown
 from coordinator.protocol import MAX_WEIGHTS, HostFile, Weights
@@ -215,7 +217,9 @@ class Rollouts:
             return told
 
     def _look(self, scheduler: Scheduler, now: float) -> None:
-        players = {name: worker for name, worker in scheduler.workers.items() if "rollout" in worker.hello.kinds}
+        players = {
+            name: worker for name, worker in scheduler.workers.items() if LeaseKind.ROLLOUT in worker.hello.kinds
+        }
         self._players = tuple(
             PlayerView(name, len(worker.held), self._results[name], now - worker.seen)
             for name, worker in players.items()
@@ -226,7 +230,7 @@ class Rollouts:
             if task is None:
                 continue  # posted, not decided yet
             if task.state == "quarantined":
-                usage = task.error == "UsageError"
+                usage = task.error == FailureKind.USAGE
                 told = f"{asked.ask.kind} failed {task.failures} times: {task.error}: {task.message}"
                 self._finish(Over("usage", task.message) if usage else Over("failed", told))
                 return

@@ -57,7 +57,7 @@ class Message(msgspec.Struct, tag_field="t", forbid_unknown_fields=True, frozen=
 # -- worker → coordinator ------------------------------------------------------------------------------------------
 
 
-class Hello(Message, frozen=True):
+class Hello(Message, frozen=True, tag="Hello"):
     """First word of a worker, and its answer to `RegisterAgain`."""
 
     worker: Name  # stable for the life of the process
@@ -71,7 +71,7 @@ class Hello(Message, frozen=True):
     protocol: int = VERSION
 
 
-class Heartbeat(Message, frozen=True):
+class Heartbeat(Message, frozen=True, tag="Heartbeat"):
     """From a thread of its own, so that a busy GIL does not look like a dead worker."""
 
     worker: Name
@@ -91,7 +91,7 @@ class Array(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shape: Annotated[tuple[Count, ...], msgspec.Meta(max_length=MAX_DIMENSIONS)]
 
 
-class Result(Message, frozen=True):
+class Result(Message, frozen=True, tag="Result"):
     """A lease done: its proof, and as many raw frames as it describes arrays."""
 
     worker: Name
@@ -102,8 +102,8 @@ class Result(Message, frozen=True):
     arrays: Annotated[tuple[Array, ...], msgspec.Meta(max_length=MAX_ARRAYS)] = ()
 
 
-class Failure(Message, frozen=True):
-    """A lease that could not be done. `error` is the error's class, one of ingest's tree or "Crash"."""
+class Failure(Message, frozen=True, tag="Failure"):
+    """A lease that could not be done. `error` is a `coordinator.failures.FailureKind`, or the class of an error that has none."""
 
     worker: Name
     task: Name
@@ -114,7 +114,7 @@ class Failure(Message, frozen=True):
     blame: bool = True  # counts towards quarantine; False for a full disk or a shutdown
 
 
-class PermitRequest(Message, frozen=True):
+class PermitRequest(Message, frozen=True, tag="PermitRequest"):
     """Ask for `count` request permits of a budget."""
 
     worker: Name
@@ -122,7 +122,7 @@ class PermitRequest(Message, frozen=True):
     count: Annotated[int, msgspec.Meta(ge=1, le=MAX_PERMITS)]
 
 
-class ThrottleReport(Message, frozen=True):
+class ThrottleReport(Message, frozen=True, tag="ThrottleReport"):
     """A server throttled this worker: the budget slows down for everyone."""
 
     worker: Name
@@ -131,7 +131,7 @@ class ThrottleReport(Message, frozen=True):
     retry_after: Seconds | None = None
 
 
-class Progress(Message, frozen=True):
+class Progress(Message, frozen=True, tag="Progress"):
     """How far a lease that goes on for hours has come: the newest word of a rank, passed on a few times a second at most."""
 
     worker: Name
@@ -144,7 +144,7 @@ class Progress(Message, frozen=True):
     stopped: bool = False  # its process exists, but the system does not run it (SIGSTOP)
 
 
-class FileChunk(Message, frozen=True):
+class FileChunk(Message, frozen=True, tag="FileChunk"):
     """A piece of a file, for a coordinator that does not share the worker's file system. The bytes are the second frame.
 
     An empty frame at offset 0 asks how much is held: the `Ack` says where to go on.
@@ -159,14 +159,14 @@ class FileChunk(Message, frozen=True):
     sha256: Sha256  # of the whole file
 
 
-class WeightsRequest(Message, frozen=True):
+class WeightsRequest(Message, frozen=True, tag="WeightsRequest"):
     """Ask for weights that were made before this worker came, or missed."""
 
     worker: Name
     sha256: Sha256
 
 
-class FileRequest(Message, frozen=True):
+class FileRequest(Message, frozen=True, tag="FileRequest"):
     """Ask for the piece of a file, listed by this lease, that begins at `offset`."""
 
     worker: Name
@@ -176,7 +176,7 @@ class FileRequest(Message, frozen=True):
     offset: Count
 
 
-class Goodbye(Message, frozen=True):
+class Goodbye(Message, frozen=True, tag="Goodbye"):
     """The worker leaves; what it held goes back without blame."""
 
     worker: Name
@@ -185,7 +185,7 @@ class Goodbye(Message, frozen=True):
 # -- coordinator → worker ------------------------------------------------------------------------------------------
 
 
-class Welcome(Message, frozen=True):
+class Welcome(Message, frozen=True, tag="Welcome"):
     """The answer to Hello: the times to keep, and how files travel."""
 
     heartbeat_s: float
@@ -193,15 +193,15 @@ class Welcome(Message, frozen=True):
     share_files: bool  # True: same file system; False: send files in chunks before the result
 
 
-class RegisterAgain(Message, frozen=True):
+class RegisterAgain(Message, frozen=True, tag="RegisterAgain"):
     """The coordinator does not know this worker (it restarted): say Hello again, drop what you hold."""
 
 
-class HeartbeatAck(Message, frozen=True):
+class HeartbeatAck(Message, frozen=True, tag="HeartbeatAck"):
     """The coordinator is there."""
 
 
-class Lease(Message, frozen=True):
+class Lease(Message, frozen=True, tag="Lease"):
     """Work, fenced by `attempt`: a result of an older attempt is acknowledged and dropped."""
 
     task: str
@@ -211,7 +211,7 @@ class Lease(Message, frozen=True):
     deadline_s: float  # seconds from receipt; heartbeats renew it
 
 
-class Ack(Message, frozen=True):
+class Ack(Message, frozen=True, tag="Ack"):
     """Result, failure or chunk received. `accepted` False: stale or duplicate; either way, forget it."""
 
     task: str
@@ -221,7 +221,7 @@ class Ack(Message, frozen=True):
     offset: int = 0  # FileChunk: bytes held so far; the next chunk starts here
 
 
-class FilePart(Message, frozen=True):
+class FilePart(Message, frozen=True, tag="FilePart"):
     """A piece of a file that was asked for; the bytes are the second frame. None: it is not (any more) what the lease listed."""
 
     task: str
@@ -230,7 +230,7 @@ class FilePart(Message, frozen=True):
     offset: int
 
 
-class PermitGrant(Message, frozen=True):
+class PermitGrant(Message, frozen=True, tag="PermitGrant"):
     """One delay a permit, in seconds from receipt: send no request of this grant before its delay is over.
 
     No delays at all: the coordinator has no such budget.
@@ -240,13 +240,13 @@ class PermitGrant(Message, frozen=True):
     delays: tuple[float, ...]
 
 
-class PermitsVoid(Message, frozen=True):
+class PermitsVoid(Message, frozen=True, tag="PermitsVoid"):
     """The server throttled somebody: permits of this bucket that were not used yet are void; ask again."""
 
     bucket: str
 
 
-class Weights(Message, frozen=True):
+class Weights(Message, frozen=True, tag="Weights"):
     """A policy, in one frame: to every worker that plays when it is made, and to whoever asks. No data: it is not known (any more)."""
 
     version: Count
@@ -254,14 +254,14 @@ class Weights(Message, frozen=True):
     data: Annotated[bytes, msgspec.Meta(max_length=MAX_WEIGHTS)]
 
 
-class Cancel(Message, frozen=True):
+class Cancel(Message, frozen=True, tag="Cancel"):
     """Stop executing this attempt; no answer is expected."""
 
     task: str
     attempt: int
 
 
-class End(Message, frozen=True):
+class End(Message, frozen=True, tag="End"):
     """Bring this attempt to its end within `grace_s` (it may save what it did), then by force; a Failure says when it is over."""
 
     task: str
@@ -269,7 +269,7 @@ class End(Message, frozen=True):
     grace_s: Seconds
 
 
-class Stop(Message, frozen=True):
+class Stop(Message, frozen=True, tag="Stop"):
     """End: `drain` True finishes what is leased first."""
 
     drain: bool
@@ -279,11 +279,11 @@ class Stop(Message, frozen=True):
 # -- anyone → coordinator: a look from another terminal --------------------------------------------------------------
 
 
-class StatusRequest(Message, frozen=True):
+class StatusRequest(Message, frozen=True, tag="StatusRequest"):
     """Anybody's question on loopback; with keys, the coordinator's own alone."""
 
 
-class Status(Message, frozen=True):
+class Status(Message, frozen=True, tag="Status"):
     """A snapshot for `coordinator status`: counts, workers, budgets, as plain data."""
 
     snapshot: dict[str, Any]

@@ -5,9 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from coordinator.failures import FailureKind
+
 DONE = ""  # a rank's end: its part was done
 # A rank's end that says nothing against its worker: its ring broke, it was asked to, its lease went back.
-BLAMELESS = (DONE, "RingBroke", "RankEnded", "Returned", "UsageError", "StorageError", "Cancelled")
+BLAMELESS = (
+    DONE,
+    FailureKind.RING_BROKE,
+    FailureKind.RANK_ENDED,
+    FailureKind.RETURNED,
+    FailureKind.USAGE,
+    FailureKind.STORAGE,
+    FailureKind.CANCELLED,
+)
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,6 @@ class Rank:
     beats: int = 0
     saved: int = 0  # step of its newest checkpoint in this round
     stopped_since: float | None = None
-    ended: str | None = None  # None: lives; DONE; else the error's name
+    ended: str | None = None  # None: lives; DONE; else its FailureKind, or an error's name
     message: str = ""
     guilty: str = ""  # why the round's end is its fault

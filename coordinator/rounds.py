@@ -19,6 +19,8 @@ from typing import Literal
 import msgspec
 
 from coordinator.events import AddTasks, EndTasks, TaskGone, TaskProgress
+from coordinator.failures import FailureKind
+from coordinator.kinds import LeaseKind
 from coordinator.ledger import TaskSpec
 from coordinator.pace import Pace, Patience
 from coordinator.protocol import RankJob
@@ -112,7 +114,10 @@ class Rounds:
             self._offers = {}
             out.append(
                 AddTasks(
-                    tuple(TaskSpec(task, "port", {}, worker=worker, once=True) for task, worker in self._called.items())
+                    tuple(
+                        TaskSpec(task, LeaseKind.PORT, {}, worker=worker, once=True)
+                        for task, worker in self._called.items()
+                    )
                 )
             )
         elif not fit and now >= self._since + self.patience.lonely_s:
@@ -143,7 +148,7 @@ class Rounds:
         out.append(
             AddTasks(
                 tuple(
-                    TaskSpec(self._task(rank), "train", msgspec.to_builtins(job), worker=rank.worker, once=True)
+                    TaskSpec(self._task(rank), LeaseKind.TRAIN, msgspec.to_builtins(job), worker=rank.worker, once=True)
                     for rank, job in zip(self.ranks, jobs, strict=True)
                 )
             )
@@ -265,10 +270,10 @@ class Rounds:
         final = {rank.ended: rank.message for rank in self.ranks}
         if self._last_done is not None:
             self._over(Verdict("done"))
-        elif "UsageError" in final:
-            self._over(Verdict("usage", final["UsageError"]))
-        elif "StorageError" in final:
-            self._over(Verdict("storage", final["StorageError"]))
+        elif FailureKind.USAGE in final:
+            self._over(Verdict("usage", final[FailureKind.USAGE]))
+        elif FailureKind.STORAGE in final:
+            self._over(Verdict("storage", final[FailureKind.STORAGE]))
         elif look.draining:
             self._over(Verdict("drain", "the ring was stopped; start again to resume"))
         why = self._why if self.verdict is None else self.verdict.status

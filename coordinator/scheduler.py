@@ -38,6 +38,7 @@ from coordinator.events import (
     Withdraw,
     WorkerLost,
 )
+from coordinator.failures import FailureKind
 from coordinator.ledger import (
     Added,
     AnyRecord,
@@ -233,7 +234,7 @@ class Scheduler:
     def _return(self, name: str, attempt: int, reason: str, decision: Decision) -> None:
         self._record(Returned(name, attempt, reason), decision)
         if self.tasks[name].spec.once:
-            decision.actions.append(TaskGone(name, "Returned", reason))
+            decision.actions.append(TaskGone(name, FailureKind.RETURNED, reason))
 
     def _fail(
         self, task: Task, error: str, message: str, blamed: bool, final: bool, now: float, decision: Decision
@@ -299,7 +300,7 @@ class Scheduler:
                 decision.actions.append(Send(task.worker, End(name, task.attempt, event.grace_s)))
             elif task.state in ("pending", "blocked"):
                 self._record(Dropped(name), decision)
-                decision.actions.append(TaskGone(name, "Returned", "withdrawn"))
+                decision.actions.append(TaskGone(name, FailureKind.RETURNED, "withdrawn"))
 
     def _on_withdraw(self, event: Withdraw, now: float, decision: Decision) -> None:
         for name in event.tasks:
@@ -343,9 +344,9 @@ class Scheduler:
         if task is None:
             return
         self._fail(task, event.error, event.message, event.blame, event.final, now, decision)
-        if event.error == "AuthenticationError":
+        if event.error == FailureKind.AUTHENTICATION:
             self._on_halt(Halt("authentication", event.message), now, decision)
-        elif event.error == "StorageError" and not event.blame:
+        elif event.error == FailureKind.STORAGE and not event.blame:
             if (worker := self.workers[event.worker]).shares:
                 self._on_halt(Halt("storage", event.message), now, decision)
             else:  # its own disk: others have room
@@ -389,7 +390,7 @@ class Scheduler:
         for name, lease in self._forget(event.worker).items():
             if lease.executing:
                 message = f"{event.worker} {event.reason} while executing {name} (attempt {lease.attempt})"
-                self._fail(self.tasks[name], "WorkerLost", message, True, False, now, decision)
+                self._fail(self.tasks[name], FailureKind.WORKER_LOST, message, True, False, now, decision)
             else:
                 self._return(name, lease.attempt, "worker lost", decision)
 

@@ -43,8 +43,10 @@ from coordinator.events import (
     Undelivered,
     WorkerLost,
 )
+from coordinator.failures import FailureKind
 from coordinator.files import NO_PLACES, FileInbox, RefusedPath, checked_path, missing_files
 from coordinator.journal import Journal
+from coordinator.kinds import LeaseKind
 from coordinator.protocol import (
     Ack,
     BadMessage,
@@ -79,7 +81,7 @@ HIGH_WATER = 10_000  # messages queued for one worker, either way
 PART = 256 << 10  # bytes of a file at once: a lease must not wait long behind them
 FAREWELL_S = 2.0  # for the workers' goodbyes at the end
 LINGER_MS = 500
-PLAYS = "rollout"  # the kind of task whose workers need weights
+PLAYS = LeaseKind.ROLLOUT  # the kind of task whose workers need weights
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -320,7 +322,7 @@ class Server:
             reason = protocol.refused_frames(result.arrays, sizes, task.spec.arrays) or _not_finite(result, frames)
             if reason:
                 self.counters["bad_arrays"] += 1
-                return Failure(result.worker, result.task, result.attempt, "BadArrays", reason)
+                return Failure(result.worker, result.task, result.attempt, FailureKind.BAD_ARRAYS, reason)
             self._frames[result.worker, result.task, result.attempt] = frames
         return self._proved(result)
 
@@ -330,9 +332,9 @@ class Server:
         try:
             if task is not None and (kind := self._proofs.get(task.spec.kind)) is not None:
                 msgspec.convert(result.proof, kind)
-            error, problem = "FilesMissing", missing_files(self._data_dir, result.proof, self._places)
+            error, problem = FailureKind.FILES_MISSING, missing_files(self._data_dir, result.proof, self._places)
         except (msgspec.ValidationError, BadMessage) as refusal:
-            error, problem = "BadProof", str(refusal)
+            error, problem = FailureKind.BAD_PROOF, str(refusal)
         return Failure(result.worker, result.task, result.attempt, error, problem) if problem else result
 
     def _take_chunk(self, chunk: FileChunk, data: bytes) -> Event | None:
@@ -344,7 +346,7 @@ class Server:
         try:
             held = self._files.take(chunk, data)
         except RefusedPath as error:
-            return Failure(chunk.worker, chunk.task, chunk.attempt, "RefusedPath", str(error), final=True)
+            return Failure(chunk.worker, chunk.task, chunk.attempt, FailureKind.REFUSED_PATH, str(error), final=True)
         except OSError as error:
             if error.errno not in FULL_DISK:
                 raise StorageError(
@@ -353,7 +355,7 @@ class Server:
                 ) from error
             message = f"the coordinator's disk refused {chunk.path}: {error.strerror}. Free space, then start again."
             self.post(Halt("storage", message))
-            return Failure(chunk.worker, chunk.task, chunk.attempt, "StorageError", message, blame=False)
+            return Failure(chunk.worker, chunk.task, chunk.attempt, FailureKind.STORAGE, message, blame=False)
         self._send(chunk.worker.encode(), Ack(chunk.task, chunk.attempt, True, chunk.path, held))
         return None
 

@@ -17,8 +17,10 @@ import msgspec
 
 from coordinator import run_folder
 from coordinator.events import AddTasks, Event, TaskDone, TaskGone, TaskProgress
+from coordinator.failures import FailureKind
 from coordinator.fleet import Fleet, fleet_on, run_tasks
 from coordinator.hostfile import Hosts, hosts_from
+from coordinator.kinds import LeaseKind
 from coordinator.lock import FolderLock
 from coordinator.pace import Patience
 from coordinator.progress import Shown, choose_display
@@ -100,17 +102,17 @@ class Training:
 
     def done(self, done: TaskDone) -> Iterable[TaskSpec]:
         """A port was found, or a rank has done its part."""
-        if done.task.kind == "port":
+        if done.task.kind == LeaseKind.PORT:
             try:
                 proof = msgspec.convert(done.proof, PortProof)
             except msgspec.ValidationError as error:
-                self._decide(TaskGone(done.task.id, "BadProof", str(error)))
+                self._decide(TaskGone(done.task.id, FailureKind.BAD_PROOF, str(error)))
                 return ()
             if proof.blas not in self._blas:
                 self._blas.add(proof.blas)
                 self._told.append(f"{done.worker}: {proof.blas}")
             self._decide(PortFound(done.task.id, proof.address))
-        elif done.task.kind == "train":
+        elif done.task.kind == LeaseKind.TRAIN:
             self._decide(RankDone(done.task.id))
         return ()
 
@@ -118,7 +120,7 @@ class Training:
         self._decide(what)
 
     def tick(self, scheduler: Scheduler, now: float) -> Iterable[Event | str]:
-        able = {name: worker for name, worker in scheduler.workers.items() if "train" in worker.hello.kinds}
+        able = {name: worker for name, worker in scheduler.workers.items() if LeaseKind.TRAIN in worker.hello.kinds}
         self._shares = {name: worker.shares for name, worker in able.items()}
         # One a host of the hostfile: of two, the older is about to be given up.
         newest = {
@@ -144,7 +146,7 @@ class Training:
         listed: Any = None
         specs = []
         for spec in tasks.tasks:
-            if spec.kind == "port" and not self._shares.get(spec.worker, True):
+            if spec.kind == LeaseKind.PORT and not self._shares.get(spec.worker, True):
                 listed = listed or msgspec.to_builtins(PortJob(tuple(self.files.listed())))
                 spec = replace(spec, job=listed)
             specs.append(spec)

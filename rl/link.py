@@ -25,7 +25,7 @@ class Word(msgspec.Struct, frozen=True, tag_field="say", forbid_unknown_fields=T
 # -- learner → coordinator -------------------------------------------------------------------------------------------
 
 
-class Ask(Word, frozen=True):
+class Ask(Word, frozen=True, tag="Ask"):
     """Have this done. A number that was asked for before is asked for again: what came for it is void."""
 
     number: int
@@ -35,21 +35,21 @@ class Ask(Word, frozen=True):
     tables: tuple[str, ...] = ()  # sha256 of those that it reads; none: it reads the data folder's series
 
 
-class Publish(Word, frozen=True):
+class Publish(Word, frozen=True, tag="Publish"):
     """A policy, the array `data` (uint8), before any job that names it."""
 
     version: int
     sha256: str
 
 
-class Distrust(Word, frozen=True):
+class Distrust(Word, frozen=True, tag="Distrust"):
     """This worker's results are wrong."""
 
     worker: str
     reason: str
 
 
-class Progress(Word, frozen=True):
+class Progress(Word, frozen=True, tag="Progress"):
     """How far it has come; figures as metrics.jsonl has them."""
 
     stage: str
@@ -58,13 +58,13 @@ class Progress(Word, frozen=True):
     figures: dict[str, float]
 
 
-class Note(Word, frozen=True):
+class Note(Word, frozen=True, tag="Note"):
     """A line for people."""
 
     text: str
 
 
-class Over(Word, frozen=True):
+class Over(Word, frozen=True, tag="Over"):
     """The last word. `status`: done | usage | storage | failed."""
 
     status: str
@@ -74,7 +74,7 @@ class Over(Word, frozen=True):
 # -- coordinator → learner -------------------------------------------------------------------------------------------
 
 
-class Given(Word, frozen=True):
+class Given(Word, frozen=True, tag="Given"):
     """What came for a number: a result's arrays, or a proof. A second one may come where a job was issued twice."""
 
     number: int

@@ -35,6 +35,7 @@ from typing import Any
 from coordinator.curve import local_worker_key
 from coordinator.events import AddTasks, Confirmed, Decision, Send
 from coordinator.journal import Journal
+from coordinator.kinds import LeaseKind
 from coordinator.ledger import Committed, Done, Leased
 from coordinator.protocol import Hello, Lease, Result
 from coordinator.scheduler import Scheduler, TaskSpec
@@ -99,9 +100,9 @@ def scheduler_alone(tasks: int) -> dict[str, Any]:
         sent = (action for action in decision.actions if isinstance(action, Send))
         leases.extend((action.worker, action.message) for action in sent if isinstance(action.message, Lease))
 
-    scheduler.decide(AddTasks(tuple(TaskSpec(f"t{n}", "noop", {}) for n in range(tasks))), 0.0)
+    scheduler.decide(AddTasks(tuple(TaskSpec(f"t{n}", LeaseKind.NOOP, {}) for n in range(tasks))), 0.0)
     for name in ("a", "b"):
-        take(scheduler.decide(Hello(name, "h", 1, ("noop",), CAPACITY, "here", "0", "3"), 0.0))
+        take(scheduler.decide(Hello(name, "h", 1, (LeaseKind.NOOP,), CAPACITY, "here", "0", "3"), 0.0))
     began, done = time.perf_counter(), 0
     while leases:
         worker, lease = leases.pop()

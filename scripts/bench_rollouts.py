@@ -33,6 +33,7 @@ import numpy as np
 from coordinator import protocol
 from coordinator.events import TaskDone
 from coordinator.journal import Journal
+from coordinator.kinds import LeaseKind
 from coordinator.local import LocalWorkers
 from coordinator.protocol import Weights
 from coordinator.scheduler import Scheduler, TaskSpec
@@ -172,9 +173,9 @@ def over_zeromq(folder: Path, table: str, policy: str) -> float:
         nonlocal issued
         issued += 1
         job = rollout_job(table, policy, issued)
-        plain = {"kind": "rollout", **msgspec.structs.asdict(job)}
+        plain = {"kind": LeaseKind.ROLLOUT, **msgspec.structs.asdict(job)}
         arrays = shapes(job, 4)
-        return TaskSpec(f"control/{issued:08d}", "rollout", plain, local=True, fleeting=True, arrays=arrays)
+        return TaskSpec(f"control/{issued:08d}", LeaseKind.ROLLOUT, plain, local=True, fleeting=True, arrays=arrays)
 
     def done(what: TaskDone) -> list[TaskSpec]:
         assert len(what.arrays) == 2

@@ -15,6 +15,7 @@ from coordinator import protocol
 from coordinator.curve import load_coordinator
 from coordinator.events import TaskDone
 from coordinator.journal import Journal
+from coordinator.kinds import LeaseKind
 from coordinator.lock import FolderLock
 from coordinator.scheduler import Scheduler, TaskSpec
 from coordinator.server import Server
@@ -36,7 +37,7 @@ def main() -> None:
 
         curve = load_coordinator(Path(sys.argv[4])) if len(sys.argv) > 4 else None
         server = Server(scheduler, journal, data_dir=data, bind=bind, curve=curve, on_done=commit)
-        server.add_tasks(TaskSpec(f"t{n}", "noop", {}) for n in range(count) if f"t{n}" not in scheduler.tasks)
+        server.add_tasks(TaskSpec(f"t{n}", LeaseKind.NOOP, {}) for n in range(count) if f"t{n}" not in scheduler.tasks)
         print(server.endpoint, flush=True)
         outcome = server.run()
         line = {

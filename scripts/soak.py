@@ -30,6 +30,7 @@ import psutil
 from coordinator import protocol
 from coordinator.events import Outcome, TaskDone
 from coordinator.journal import Journal
+from coordinator.kinds import LeaseKind
 from coordinator.local import LocalWorkers
 from coordinator.scheduler import Limits, Scheduler, TaskSpec
 from coordinator.server import MAX_BATCH, Server
@@ -69,7 +70,7 @@ class Soak:
         self.server = Server(self.scheduler, self.journal, data_dir=self.data, on_done=self.done, on_tick=self.tick)
         command = (sys.executable, "-m", "worker", "--capacity", str(CAPACITY))
         self.workers = LocalWorkers(command, self.server.endpoint, self.data, 2, 1, LIMITS.silence_s)
-        self.server.add_tasks(TaskSpec(f"t{n}", "noop", {}) for n in range(POOL))
+        self.server.add_tasks(TaskSpec(f"t{n}", LeaseKind.NOOP, {}) for n in range(POOL))
         self.draw, self.process, self.next_kill = random.Random(0), psutil.Process(), self.began + self.kill_every
         self.workers.start()
         try:

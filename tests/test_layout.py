@@ -15,8 +15,13 @@ OURS = ("coordinator", "worker", "ringattn", "ingest", "rl")
 ALLOWED: dict[str, tuple[str, ...]] = {
     "coordinator.protocol": (),
     "coordinator.curve": (),
+    "coordinator.failures": (),
+    "coordinator.kinds": (),
     "coordinator": ("coordinator", "ingest", "ringattn.planner", "ringattn.launch", "rl"),
-    "worker": ("worker", "coordinator.protocol", "coordinator.curve", "ingest", "ringattn", "rl"),
+    "worker": (
+        *("worker", "coordinator.protocol", "coordinator.failures", "coordinator.kinds", "coordinator.curve"),
+        *("ingest", "ringattn", "rl"),
+    ),
     "ringattn": ("ringattn",),
     "ingest": ("ingest",),
     "rl": ("rl",),

@@ -26,6 +26,7 @@ import zmq
 
 from coordinator import protocol
 from coordinator.curve import Curve
+from coordinator.failures import FailureKind
 from coordinator.protocol import (
     Ack,
     Cancel,
@@ -377,7 +378,9 @@ class Agent:
         except Cancelled:
             if job.cancelled.is_set():
                 return None
-            gave_up = protocol.Failure(self.name, lease.task, lease.attempt, "Cancelled", "gave itself up", blame=False)
+            gave_up = protocol.Failure(
+                self.name, lease.task, lease.attempt, FailureKind.CANCELLED, "gave itself up", blame=False
+            )
             return gave_up, []
         except Exception as error:
             return failure_of(error, self.name, lease, self._api_key), []

@@ -9,19 +9,36 @@ from typing import Any
 
 import msgspec
 
+from coordinator.failures import FailureKind
+from coordinator.kinds import LeaseKind
 from coordinator.protocol import Failure, Lease
 from ingest import series
-from ingest.errors import AuthenticationError, IngestError, StorageError, UsageError
+from ingest.errors import AuthenticationError, IngestError, ProofError, SourceError, StorageError, Throttled, UsageError
 from ingest.fetch import fetch_shard
 from ingest.shards import BuildJob, FetchJob
 from worker.job import Arrays, LeaseContext
+from worker.mirror import HostFull
 from worker.play import Play
-from worker.ranks import Ranks
+from worker.ranks import RankDied, RankEnded, RankError, Ranks, RingBroke
 
 # (job, what the worker lends) → proof, or arrays and no proof
 Handler = Callable[[dict[str, Any], LeaseContext], dict[str, Any] | Arrays]
 MAX_TEXT = 4_000  # characters of an error's message
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+# By exact class. Another error of ingest travels by its class's name, any other error as a crash.
+FAILURES: Mapping[type[Exception], FailureKind] = {
+    UsageError: FailureKind.USAGE,
+    AuthenticationError: FailureKind.AUTHENTICATION,
+    Throttled: FailureKind.THROTTLED,
+    SourceError: FailureKind.SOURCE,
+    StorageError: FailureKind.STORAGE,
+    ProofError: FailureKind.PROOF,
+    RankError: FailureKind.RANK,
+    RankDied: FailureKind.RANK_DIED,
+    RankEnded: FailureKind.RANK_ENDED,
+    RingBroke: FailureKind.RING_BROKE,
+    HostFull: FailureKind.HOST_FULL,
+}
 
 
 def fetch(job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
@@ -42,30 +59,34 @@ def noop(job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
     return {"spun": spin}
 
 
-RANKS = ("port", "train")  # kinds that make a worker's host one of a ring
+RANKS = (LeaseKind.PORT, LeaseKind.TRAIN)  # kinds that make a worker's host one of a ring
 _ranks = Ranks()
 _play = Play()
 HANDLERS: Mapping[str, Handler] = {
-    "fetch": fetch,
-    "build": build,
-    "port": _ranks.port,
-    "train": _ranks.train,
-    "table": _play.table,
-    **dict.fromkeys(("labels", "rollout", "evaluate", "evolve", "descend"), _play.do),
-    "noop": noop,
+    LeaseKind.FETCH: fetch,
+    LeaseKind.BUILD: build,
+    LeaseKind.PORT: _ranks.port,
+    LeaseKind.TRAIN: _ranks.train,
+    LeaseKind.TABLE: _play.table,
+    LeaseKind.LABELS: _play.do,
+    LeaseKind.ROLLOUT: _play.do,
+    LeaseKind.EVALUATE: _play.do,
+    LeaseKind.EVOLVE: _play.do,
+    LeaseKind.DESCEND: _play.do,
+    LeaseKind.NOOP: noop,
 }
 
 
 def failure_of(error: Exception, worker: str, lease: Lease, secret: str | None) -> Failure:
     """An exception of a handler → what the coordinator is told. `secret` is cut out of the message."""
-    name = type(error).__name__
+    name: str = FAILURES.get(type(error), type(error).__name__)
     blame = not isinstance(error, StorageError)
     message = str(error) or name
     if isinstance(error, OSError) and error.errno in DISK:
-        name, blame = "StorageError", False
+        name, blame = FailureKind.STORAGE, False
         message = f"{error}. Free space or mend the disk, then run the same command again: it goes on where it stopped."
     elif not isinstance(error, IngestError):
-        name = "Crash"
+        name = FailureKind.CRASH
         message = "".join(traceback.format_exception(error))
     if secret:
         message = message.replace(secret, "[key]")

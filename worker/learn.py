@@ -31,6 +31,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from coordinator.kinds import LeaseKind
 from ingest.errors import IngestError, StorageError, UsageError
 from ingest.store import atomic_write
 from rl.clone import Labels, clone
@@ -106,7 +107,7 @@ class Training:
             self.jobs.progress("tables", 0, 1)
             run, checkpoint = self.forecaster
             job = msgspec.to_builtins(TableJob((), run, checkpoint, self.settings.horizon))
-            kept = {"asked": self.asked, **self.jobs.proof("table", job)}
+            kept = {"asked": self.asked, **self.jobs.proof(LeaseKind.TABLE, job)}
             atomic_write(path, json.dumps(kept).encode())
         self.about, self.tables = kept, kept["tables"]
         self.jobs.note(f"control of {', '.join(kept['respondents'])}; known ahead: {kept['known']}")

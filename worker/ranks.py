@@ -23,6 +23,7 @@ import msgspec
 import psutil
 
 from coordinator.curve import own_address
+from coordinator.failures import LAUNCH_ERROR
 from coordinator.protocol import PortJob, PortProof, RankJob
 from ingest.errors import IngestError, UsageError
 from ingest.fetch import Cancelled
@@ -48,7 +49,7 @@ NOT_FOR_RANKS = (
 
 
 class RankError(IngestError):
-    """A rank that did not end well. Its class's name is what the coordinator is told."""
+    """A rank that did not end well. `worker.execute.FAILURES` has what the coordinator is told."""
 
 
 class RankDied(RankError):
@@ -249,9 +250,7 @@ def _error(code: int, asked: bool, log_path: Path) -> RankError | UsageError:
         file.seek(max(0, log_path.stat().st_size - TAIL))
         tail = file.read().decode(errors="replace").rpartition("== round ")[2].partition("\n")[2].strip()
     last = tail.splitlines()[-8:]
-    if code == EXIT_USAGE and not (
-        last and last[-1].startswith("LaunchError")
-    ):  # of addresses that a coordinator chose
+    if code == EXIT_USAGE and not (last and last[-1].startswith(LAUNCH_ERROR)):  # of addresses that a coordinator chose
         return UsageError(tail or f"train.py ended with exit code 2: see {log_path}")
     if asked:
         return RankEnded("ended as it was asked to")

@@ -44,6 +44,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 import ringattn
+from coordinator.failures import LAUNCH_ERROR
 from ingest import windows
 from ingest.errors import IngestError, UsageError
 from ingest.loader import available, respondents_on_disk
@@ -343,7 +344,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{group.size()} rank(s); {blas.describe(os.environ)}", file=sys.stderr, flush=True)
         code = Training(config, group).run()
         return EXIT_INTERRUPTED if code and signal.getsignal(signal.SIGINT) == signal.SIG_DFL else code
-    except (UsageError, ringattn.ArgumentError, ringattn.LaunchError, checkpoint.CheckpointError) as error:
+    except ringattn.LaunchError as error:
+        print(f"{LAUNCH_ERROR}: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except (UsageError, ringattn.ArgumentError, checkpoint.CheckpointError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return EXIT_USAGE
     except IngestError as error:
