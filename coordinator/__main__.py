@@ -23,8 +23,8 @@ def main() -> None:
     """Run the command line and end the process with its exit code."""
     signal.signal(signal.SIGINT, _answer)
     try:
-        from coordinator.cli import app
-        from coordinator.voice import run
+        from coordinator.cli.app import app
+        from coordinator.cli.errors import run
 
         code = run(app)
     except KeyboardInterrupt:

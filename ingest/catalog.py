@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from ingest.errors import UsageError
-from ingest.shards import REGION_TYPES
+from ingest.models import REGION_TYPES
 
 BALANCING_AUTHORITY = "balancing authority"
 REGION = "region"

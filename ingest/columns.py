@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ingest.shards import HOUR, Gap, format_hour, parse_hour
+from ingest.models import HOUR, Gap, format_hour, parse_hour
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 EVERYTHING = "*"  # variable of the gap that stands for a respondent of whom nothing came

@@ -11,8 +11,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from ingest.build_series import Revision
 from ingest.errors import ProofError, UsageError
-from ingest.series import Revision
 from ingest.store import atomic_write
 
 GROUPS: tuple[tuple[str, Callable[[str], bool]], ...] = (

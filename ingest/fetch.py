@@ -23,7 +23,7 @@ from ingest import store
 from ingest.columns import Columns, digest, duplicate_owners, find_gaps, merge
 from ingest.errors import AuthenticationError, IngestError, ProofError, SourceError, Throttled, UsageError
 from ingest.http import Answer, Floor, get, pause_s
-from ingest.shards import FetchJob, FileProof, Gap, PageProof, ShardProof
+from ingest.models import FetchJob, FileProof, Gap, PageProof, ShardProof
 from ingest.sources import Page, source
 
 ATTEMPTS = 5  # answers to one page request that may fail a check

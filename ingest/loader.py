@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from ingest.build_series import year_hours
 from ingest.columns import hour_number, hour_text
 from ingest.errors import ProofError, UsageError
 from ingest.quality import IMPUTED, MISSING, OK, REASONS
-from ingest.series import year_hours
 
 Impute = Literal["linear", "week"]
 

@@ -11,8 +11,8 @@ from typing import TypeVar
 import msgspec
 
 from ingest.errors import ProofError
+from ingest.models import BuildProof, FileProof, Gap, ShardProof
 from ingest.plan import open_gaps
-from ingest.shards import BuildProof, FileProof, Gap, ShardProof
 from ingest.store import atomic_write, sync_names
 
 FORMAT = 1

@@ -11,7 +11,7 @@ from itertools import combinations
 from ingest.catalog import ROUTES, check_respondents, check_routes
 from ingest.columns import hour_number, hour_text
 from ingest.errors import UsageError
-from ingest.shards import BuildJob, Gap, Piece, Shard, ShardProof
+from ingest.models import BuildJob, Gap, Piece, Shard, ShardProof
 
 DEFAULT_RESPONDENTS = ("PACW", "ERCO", "CAL", "TEX", "MISO")
 DEFAULT_YEARS = (2019, 2020, 2021, 2022, 2023, 2024, 2025)

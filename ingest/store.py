@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from ingest.columns import Columns, to_table
 from ingest.errors import ProofError, StorageError
-from ingest.shards import FileProof, Shard
+from ingest.models import FileProof, Shard
 
 LEFTOVER_S = 3600.0  # a temporary file older than this belongs to nobody: a write takes seconds
 _REMEDIES = {

@@ -16,11 +16,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ingest import manifest
+from ingest.build_series import year_hours
 from ingest.columns import Columns, digest, duplicate_owners, find_gaps, from_table, hour_text, merge
 from ingest.errors import ProofError, SourceError, UsageError
+from ingest.models import BuildProof, FetchJob, FileProof, Gap, ShardProof
 from ingest.plan import build_job, open_gaps
-from ingest.series import year_hours
-from ingest.shards import BuildProof, FetchJob, FileProof, Gap, ShardProof
 from ingest.sources import Source, source
 
 Progress = Callable[[int, int], None]  # manifests proved, manifests in all

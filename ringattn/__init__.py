@@ -19,10 +19,10 @@ from ringattn._errors import (
 )
 from ringattn.attention import ring_attention
 from ringattn.layout import Layout, weighted_zigzag
+from ringattn.load_balance import Shares
+from ringattn.process_group import abandon, init
 from ringattn.ring import HopTime, trace
 from ringattn.sharding import positions, shard, unshard
-from ringattn.shares import Shares
-from ringattn.start import abandon, init
 from ringattn.transport import MlxTransport, Throttled, Transport
 
 __all__ = [

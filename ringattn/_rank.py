@@ -41,7 +41,7 @@ def main() -> None:
     """Join, report, run."""
     _die_with_starter()
     from ringattn._errors import RingError
-    from ringattn.start import init
+    from ringattn.process_group import init
 
     try:
         init(float(os.environ[START_TIMEOUT]))

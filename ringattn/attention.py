@@ -14,9 +14,9 @@ import mlx.core as mx
 import numpy as np
 
 from ringattn import kernels, ring, schedule
-from ringattn._agree import Plan, agree, check
+from ringattn._compute_thread import leaf, memory, run_untraced, settled
 from ringattn._errors import RingError, TransformError
-from ringattn._untraced import leaf, memory, run_untraced, settled
+from ringattn._handshake import Plan, agree, check
 from ringattn.layout import Layout, as_layout
 from ringattn.transport import Spec, Transport, default_timeout, transport_of
 

@@ -2,7 +2,7 @@
 
 Measures this machine's block-attention speed F (FLOP/s, forward and backward) and the loopback link, then prints for
 Thunderbolt 4, 10 GbE and 1 GbE the smallest block a host at which communication hides, and the predicted efficiency of
-1 to 16 hosts like this one. docs/ring_attention.md derives the formulas; the benchmark puts measured beside predicted.
+1 to 16 hosts like this one. docs/reference/ring_attention.md derives the formulas; the benchmark puts measured beside predicted.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from typing import Protocol
 import mlx.core as mx
 
 from ringattn._errors import PeerError, PeerLost, PeerStalled
-from ringattn.start import DEFAULT_TIMEOUT, exit_when_broken, ring_ports
+from ringattn.process_group import DEFAULT_TIMEOUT, exit_when_broken, ring_ports
 
 Spec = tuple[tuple[int, ...], mx.Dtype]
 

@@ -13,5 +13,5 @@
     pack.py       arrays as bytes; table_file.py tables as files, link.py what learner and coordinator say to each other
     policy.py     the network that actors run, in numpy; clone.py trains it on the optimum's actions, in MLX
 
-`docs/control.md` derives the model and has the results.
+`docs/reference/control.md` derives the model and has the results.
 """

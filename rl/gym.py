@@ -1,6 +1,6 @@
 """gymnasium's two faces of the environment: `gymnasium.make("rl.gym:GridControl-v0")` and `make_vec` with the same name.
 
-Both are thin: `rl.env.Episodes` does the work. The reward is minus the hour's cost, $ per MW of reference peak. An episode
+Both are thin: `rl.env.vector.Episodes` does the work. The reward is minus the hour's cost, $ per MW of reference peak. An episode
 *terminates* after its last hour, where the stores are at rest again: nothing is left to be valued, so it is never truncated.
 """
 
@@ -16,12 +16,12 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from rl.env import Episodes
+from rl.env.dataset import Table, table
+from rl.env.forecasts import day_ahead
+from rl.env.grid import Grid
+from rl.env.region import WEEK, synthetic
+from rl.env.vector import Episodes
 from rl.errors import DataError
-from rl.forecasts import day_ahead
-from rl.grid import Grid
-from rl.region import WEEK, synthetic
-from rl.table import Table, table
 
 Info = dict[str, Any]
 

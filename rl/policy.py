@@ -1,6 +1,6 @@
 """The policy that actors run, in numpy: a multilayer perceptron with ReLU, its normalisation and its checkpoint.
 
-Learners train the same network in MLX (`rl.clone`); tests hold both to the same numbers. numpy because MLX is many times slower
+Learners train the same network in MLX (`rl.algorithms.clone`); tests hold both to the same numbers. numpy because MLX is many times slower
 on the CPU for products this small, ReLU because tanh is. The normalisation is part of the policy and travels in its checkpoint,
 so training and evaluation cannot differ.
 """
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import block_diag
 
-from rl.env import Episodes
+from rl.env.vector import Episodes
 from rl.errors import DataError
 
 Weights = NDArray[np.float32]

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from worker.parser import Parser
+from worker.argparse_errors import Parser
 
 # Before numpy is loaded: several workers on one host must not each start a thread a core.
 for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -57,9 +57,9 @@ def main(arguments: Sequence[str] | None = None, key: Mapping[str, str] | None =
         parser.error("--connections and --capacity must be 1 or more")
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
 
-    from coordinator.curve import CurveError, load_worker, worker_of
-    from worker.agent import run_agent
-    from worker.execute import HANDLERS, RANKS
+    from coordinator.wire.auth import CurveError, load_worker, worker_of
+    from worker.agent.agent import run_agent
+    from worker.agent.handlers import HANDLERS, RANKS
 
     try:
         curve = load_worker(options.key) if options.key is not None else None if key is None else worker_of(key)

@@ -9,7 +9,7 @@
 
 The run does not depend on the number of ranks: pieces, flips and dropout masks are functions of (seed, step), losses are summed over the
 ranks' tokens and divided by the count of all. Nor does it depend on their shares of the tokens, which follow the ranks' speeds
-(`ringattn.shares`). Started again with the same --run, it goes on from its newest checkpoint, on any number of ranks.
+(`ringattn.load_balance`). Started again with the same --run, it goes on from its newest checkpoint, on any number of ranks.
 Exit codes: 0 ended by itself and result.json written, 2 usage, 75 broken off (a peer is gone, or asked to stop), 130 by Ctrl-C:
 start it again.
 """
@@ -22,10 +22,10 @@ from pathlib import Path
 # Run by its path, a script finds its own folder on the path in place of the project's.
 sys.path[0:1] = [str(Path(__file__).resolve().parent.parent)]
 
-from worker import blas
+from worker.process import blas_env
 
 if __name__ == "__main__":
-    blas.restart_prepared()
+    blas_env.restart_prepared()
 
 import dataclasses
 import json
@@ -44,28 +44,19 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 import ringattn
-from coordinator.failures import LAUNCH_ERROR
-from ingest import windows
+from coordinator.wire.failures import LAUNCH_ERROR
+from ingest import features
 from ingest.errors import IngestError, UsageError
 from ingest.loader import available, respondents_on_disk
-from ringattn.forecast import checkpoint
-from ringattn.forecast.checkpoint import Checkpoint
-from ringattn.forecast.model import MEDIAN, QUANTILES, Forecaster, ModelConfig, pinball
-from worker.batches import (
-    Local,
-    Normalisation,
-    Period,
-    Piece,
-    draw_pieces,
-    draw_signs,
-    local_part,
-    open_store,
-)
-from worker.metrics import EXIT_AGAIN, Metrics, StepDone, peak_bytes
-from worker.train_config import RESUMABLE, TrainConfig, parse, periods, plain
+from worker.forecast.model import checkpoint
+from worker.forecast.model.checkpoint import Checkpoint
+from worker.forecast.model.network import MEDIAN, QUANTILES, Forecaster, ModelConfig, pinball
+from worker.training.config import RESUMABLE, TrainConfig, parse, periods, plain
+from worker.training.data import Local, Normalisation, Period, Piece, draw_pieces, draw_signs, local_part, open_store
+from worker.training.metrics import EXIT_AGAIN, Metrics, StepDone, peak_bytes
 
 EXIT_USAGE, EXIT_INTERRUPTED = 2, 130
-INPUTS = [windows.VERSION, *windows.FEATURES, *windows.CONDITION]
+INPUTS = [features.VERSION, *features.FEATURES, *features.CONDITION]
 STOP = threading.Event()  # SIGTERM: end after this step, with a checkpoint
 
 
@@ -111,7 +102,7 @@ class Training:
     def model_config(self) -> ModelConfig:
         """The model's shape: from the settings, the features and the respondents."""
         shape = {field.name: getattr(self.config, field.name) for field in dataclasses.fields(ModelConfig)[3:]}
-        return ModelConfig(len(windows.FEATURES), len(windows.CONDITION), len(self.store.respondents), **shape)
+        return ModelConfig(len(features.FEATURES), len(features.CONDITION), len(self.store.respondents), **shape)
 
     def say(self, words: str) -> None:
         """Narration goes to stderr, once for the whole ring."""
@@ -307,7 +298,7 @@ class Training:
         }
         part = self.config.run_dir / "result.json.part"
         part.write_text(json.dumps(result, indent=1))
-        from worker.curves import draw_training  # here, since matplotlib takes a second to load
+        from worker.training.plots import draw_training  # here, since matplotlib takes a second to load
 
         draw_training(self.config.run_dir)
         part.replace(self.config.run_dir / "result.json")
@@ -341,7 +332,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault("RINGATTN_TIMEOUT", str(config.timeout))
         group = ringattn.init(config.timeout)
         if group.rank() == 0:
-            print(f"{group.size()} rank(s); {blas.describe(os.environ)}", file=sys.stderr, flush=True)
+            print(f"{group.size()} rank(s); {blas_env.describe(os.environ)}", file=sys.stderr, flush=True)
         code = Training(config, group).run()
         return EXIT_INTERRUPTED if code and signal.getsignal(signal.SIGINT) == signal.SIG_DFL else code
     except ringattn.LaunchError as error:

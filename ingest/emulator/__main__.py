@@ -17,14 +17,14 @@ from datetime import UTC, datetime
 from email.utils import formatdate
 from pathlib import Path
 
-from ingest.emulator.answers import JSON, Answer
-from ingest.emulator.app import App, Settings
 from ingest.emulator.clock import Clock
-from ingest.emulator.faults import FaultPlanError, parse_plan
-from ingest.emulator.pages import Style
+from ingest.emulator.eia.pages import Style
+from ingest.emulator.faults.plan import FaultPlanError, parse_plan
+from ingest.emulator.http.app import App, Settings
+from ingest.emulator.http.responses import JSON, Answer
+from ingest.emulator.http.server import Connection, head_of
 from ingest.emulator.policy import Limits
-from ingest.emulator.server import Connection, head_of
-from ingest.emulator.worlds import World
+from ingest.emulator.worlds.base import World
 
 # As recorded from api.eia.gov in July 2025.
 _EIA_HEADERS = (
@@ -68,7 +68,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--total", choices=("text", "int"), default="text", help="type of `total`")
     parser.add_argument("--values", choices=("text", "number"), default="text", help="type of `value`")
     parser.add_argument("--cache-mb", type=int, default=256, help="bound of the kept answers")
-    parser.add_argument("--faults", metavar="FILE", help="JSON fault plan (see ingest/emulator/faults.py); - for stdin")
+    parser.add_argument(
+        "--faults", metavar="FILE", help="JSON fault plan (see ingest/emulator/faults/plan.py); - for stdin"
+    )
     parser.add_argument("--log", type=Path, metavar="FILE", help="JSON lines, one a request, without keys")
     parser.add_argument("--stop-with-parent", action="store_true", help="end when stdin ends, as when the parent dies")
     return parser
@@ -91,10 +93,10 @@ def main() -> None:
 
 def _world(options: argparse.Namespace) -> World:
     if options.world == "recordings":
-        from ingest.emulator.recordings import RecordingsWorld  # pandas takes half a second to load
+        from ingest.emulator.worlds.recordings import RecordingsWorld  # pandas takes half a second to load
 
         return RecordingsWorld(options.recordings)
-    from ingest.emulator.synthetic import SyntheticWorld
+    from ingest.emulator.worlds.synthetic import SyntheticWorld
 
     return SyntheticWorld(options.seed, quirks=options.quirks == "eia", revise_days=options.revise_days)
 

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ingest.catalog import BALANCING_AUTHORITY, RESPONDENTS
-from ingest.emulator.answers import CSV, NO_SUCH_PAGE, Answer
-from ingest.emulator.grid import AUTHORITIES, BULK_REGION
-from ingest.emulator.weather import summer_time
-from ingest.emulator.worlds import VALUE, Block, World
+from ingest.emulator.http.responses import CSV, NO_SUCH_PAGE, Answer
+from ingest.emulator.worlds.base import VALUE, Block, World
+from ingest.emulator.worlds.grid import AUTHORITIES, BULK_REGION
+from ingest.emulator.worlds.weather import summer_time
 
 _REGION = (
     "Demand Forecast (MW)",

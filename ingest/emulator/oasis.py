@@ -16,9 +16,9 @@ from urllib.parse import parse_qs
 
 import numpy as np
 
-from ingest.emulator.answers import ZIP, Answer
-from ingest.emulator.weather import summer_time
-from ingest.emulator.worlds import VALUE, World
+from ingest.emulator.http.responses import ZIP, Answer
+from ingest.emulator.worlds.base import VALUE, World
+from ingest.emulator.worlds.weather import summer_time
 
 ERRORS = {
     1000: "No data returned for the specified selection",

@@ -25,7 +25,7 @@ class Emulator:
 
     `options` are the command line's: `Emulator("--policy", "eia", "--clock-scale", "60")`. Requests without a key are
     served unless `keyless=False` (the command line's own default), so that a user without a key can run everything.
-    `faults` is a plan as in ingest/emulator/faults.py.
+    `faults` is a plan as in ingest/emulator/faults/plan.py.
     """
 
     def __init__(self, *options: str, keyless: bool = True, faults: Sequence[dict[str, Any]] = ()) -> None:

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
-from ingest.emulator.answers import Answer
+from ingest.emulator.http.responses import Answer
 from ingest.emulator.policy import Policy
 
 _KEY = re.compile(r"(?:^|&)api_key=[^&]*")

@@ -8,7 +8,7 @@ from typing import Protocol
 from ingest.columns import Columns
 from ingest.errors import UsageError
 from ingest.http import Answer
-from ingest.shards import FetchJob
+from ingest.models import FetchJob
 
 
 @dataclass(frozen=True)

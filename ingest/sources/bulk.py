@@ -27,7 +27,7 @@ from pyarrow import csv
 from ingest.columns import EMPTY, EPOCH, Columns, has_duplicates, hour_number
 from ingest.errors import SourceError, UsageError
 from ingest.http import Answer, plain_body, refuse
-from ingest.shards import HOUR, FetchJob, variable_of
+from ingest.models import HOUR, FetchJob, variable_of
 from ingest.sources import Page
 
 Result = TypeVar("Result")

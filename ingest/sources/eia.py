@@ -20,7 +20,7 @@ import numpy as np
 from ingest.columns import EMPTY, Columns, has_duplicates, hour_number, hour_table
 from ingest.errors import AuthenticationError, SourceError
 from ingest.http import Answer, excerpt, inflate, plain_body, refuse
-from ingest.shards import FetchJob, Shard, variable_of
+from ingest.models import FetchJob, Shard, variable_of
 from ingest.sources import Page
 
 PAGE_ROWS = 5000  # the API's limit for a JSON answer

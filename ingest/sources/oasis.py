@@ -23,7 +23,7 @@ from pyarrow import csv
 from ingest.columns import EMPTY, EPOCH, Columns, hour_number
 from ingest.errors import SourceError, Throttled
 from ingest.http import Answer, excerpt, plain_body, refuse
-from ingest.shards import HOUR, FetchJob
+from ingest.models import HOUR, FetchJob
 from ingest.sources import Page
 
 WINDOW_HOURS = 31 * 24  # OASIS refuses longer periods

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import mlx.core as mx
 
 from ringattn._errors import KernelError
-from ringattn.kernels._seam import Block, Kernel
+from ringattn.kernels.base import Block, Kernel
 from ringattn.kernels.mlx_tiled import MlxKernel
 from ringattn.kernels.native import NativeKernel
 from ringattn.kernels.reference import ReferenceKernel

@@ -10,7 +10,7 @@ from enum import Enum
 import mlx.core as mx
 import numpy as np
 
-from ringattn.kernels._seam import Block, check, visible
+from ringattn.kernels.base import Block, check, visible
 
 CPU_TILE = 256
 """Queries and keys of a tile: a head's scores stay in the L2 (measured: about twice as fast as tiles of 512)."""

@@ -21,7 +21,7 @@ import mlx.core as mx
 import numpy as np
 
 from ringattn._errors import KernelError, ShapeError
-from ringattn.kernels._seam import Block, check
+from ringattn.kernels.base import Block, check
 
 MAX_DIM = 256
 _DTYPE_CODES = {mx.float32: 0, mx.bfloat16: 1, mx.float16: 2}

@@ -3,7 +3,7 @@
 import mlx.core as mx
 import numpy as np
 
-from ringattn.kernels._seam import Block, check, visible
+from ringattn.kernels.base import Block, check, visible
 
 
 class ReferenceKernel:

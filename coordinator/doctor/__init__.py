@@ -1,0 +1,1 @@
+"""Health checks of this host and of every host in a hostfile."""

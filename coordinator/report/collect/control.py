@@ -1,0 +1,122 @@
+"""A control training, from its folder: result, curves, the numbers of its report, and a week a region played again with its policy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coordinator.report.collect.training import curve, read_json, read_lines
+from coordinator.report.model import Absent, Control, Floats, Week
+from ingest.errors import ProofError
+from rl.arrays import mapped
+from rl.env.dataset import Table
+from rl.env.dataset_file import load
+from rl.env.grid import Grid
+from rl.env.region import WEEK
+from rl.errors import ControlError
+from rl.evaluation.score import rollout
+from rl.planning.optimum import optimum
+from rl.policy import Mlp, from_bytes
+
+CURVES = ("losses/cost", "charts/episodic_return", "charts/mean_cost")  # what an algorithm says of itself, best first
+
+
+def control(data_dir: Path) -> Control | Absent:
+    """The training in DATA/control. ProofError for a damaged file."""
+    run = data_dir / "control"
+    lines = read_lines(run / "metrics.jsonl")
+    result, about = read_json(run / "result.json"), read_json(run / "tables.json")
+    if not lines and not result:
+        return Absent("no control policy was trained here", f"coordinator start --rollouts --data {data_dir}")
+    name = next((one for one in CURVES if any(one in line for line in lines)), "")
+    try:
+        weeks = _weeks(run, result, about) if result else ()
+        history = _history(run)
+    except (ControlError, OSError) as error:
+        raise ProofError(f"control: {error}") from error
+    report = run / str(result.get("report", "report.md"))
+    intro, tables = markdown(report.read_text() if report.exists() else "")
+    return Control(
+        result=result,
+        pops=result.get("test_pop", {}),
+        history=history,
+        curve=(name, *curve(lines, "version", name)),
+        weeks=weeks,
+        intro=intro,
+        tables=tables,
+        known=str(about.get("known", "")),
+        proved=(run / "proved.json").exists(),
+    )
+
+
+def _history(run: Path) -> tuple[Floats, Floats]:
+    """Versions that the validation year judged, from the learner's newest state."""
+    if not (run / "state.pack").exists():
+        return np.array([]), np.array([])
+    meta, _ = mapped(run / "state.pack")
+    return curve(meta.get("history", []), "version", "pop")
+
+
+def _weeks(run: Path, result: Mapping[str, Any], about: Mapping[str, Any]) -> tuple[Week, ...]:
+    """The week with the highest load of each region's test year. None where the table is gone: it is made again by a next run."""
+    sha256 = str(about.get("tables", {}).get("test", ""))
+    if not (run / "tables" / f"{sha256}.table").exists():
+        return ()
+    table = load(run, sha256)
+    path = run / str(result["policy"])
+    policy = from_bytes(path.read_bytes(), str(path))
+    return tuple(
+        _week(table, policy, region, float(about["peaks"][region]), start)
+        for region in range(len(table.regions))
+        if (start := highest(table, region)) is not None
+    )
+
+
+def highest(table: Table, region: int) -> int | None:
+    """First row of the week with the region's highest load, of the weeks that begin at its first local midnight and were measured whole."""
+    first, last = table.spans[region]
+    midnight = first + int(np.argmax(table.clock[first:last] == 0))
+    weeks = np.arange(midnight, last - WEEK + 1, WEEK)
+    whole = weeks[np.isin(weeks, table.starts(WEEK))]
+    return max(map(int, whole), key=lambda row: (float(table.load[row : row + WEEK].max()), -row), default=None)
+
+
+def _week(table: Table, policy: Mlp, region: int, peak: float, start: int) -> Week:
+    grid = Grid()
+    trace = rollout(grid, table, policy, np.array([start]), WEEK)
+    load = trace.load[:, 0]
+    best = optimum(grid, load, float(trace.before[0]))
+    number = (start - table.spans[region][0]) // WEEK + 1
+    stores = {store.name: power * peak for store, power in zip(grid.stores, trace.power[:, :, 0].T, strict=True)}
+    return Week(
+        region=table.regions[region],
+        start=f"week {number} of the test year",
+        load=load * peak,
+        policy=trace.residual[:, 0] * peak,
+        optimum=(load - best.power.sum(axis=0) - best.shed) * peak,
+        stores=stores | {"shed": trace.shed[:, 0] * peak},
+    )
+
+
+def markdown(text: str) -> tuple[str, dict[str, tuple[tuple[str, ...], ...]]]:
+    """The first paragraph of a report in Markdown, and the tables below its second-level headings. Pure."""
+    blocks = [block.strip() for block in re.split(r"\n\s*\n", text)]
+    intro = next((block for block in blocks if block and block[0] not in "#|!"), "")
+    tables: dict[str, tuple[tuple[str, ...], ...]] = {}
+    heading = ""
+    for block in blocks:
+        if block.startswith("## "):
+            heading = block.removeprefix("## ").strip()
+        elif block.startswith("|") and heading:
+            tables[heading] = _rows(block.splitlines())
+    return intro, tables
+
+
+def _rows(lines: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """Cells of a Markdown table, without the line below its header."""
+    cells = [tuple(cell.strip() for cell in line.strip().strip("|").split("|")) for line in lines]
+    return tuple(row for row in cells if not all(set(cell) <= set("-: ") for cell in row))

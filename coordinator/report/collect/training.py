@@ -1,0 +1,154 @@
+"""Training and forecasts, from the run folder of a training and the Parquet table that `coordinator forecast --table` makes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from coordinator.report.model import Absent, Day, Floats, Forecasts, Training
+from ingest.calendar import calendar_of
+from ingest.columns import as_numpy
+from ingest.errors import ProofError
+
+QUANTILES = ("q0.025", "q0.1", "q0.25", "q0.5", "q0.75", "q0.9", "q0.975")
+MEDIAN, LOW80, HIGH80 = "q0.5", "q0.1", "q0.9"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where the file is not there. ProofError for one that can't be read."""
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError) as error:
+        raise ProofError(f"{path} can't be read: {error}") from error
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """JSON lines; the last may be half written. ProofError for another that can't be read."""
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        return []
+    try:
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines() if line]
+    except ValueError as error:
+        raise ProofError(f"{path} can't be read: {error}") from error
+
+
+def curve(lines: Sequence[Mapping[str, Any]], x: str, y: str) -> tuple[Floats, Floats]:
+    """Figures of JSON lines that have both."""
+    pairs = [(line[x], line[y]) for line in lines if isinstance(line.get(y), int | float)]
+    return np.array([a for a, _ in pairs], float), np.array([b for _, b in pairs], float)
+
+
+def training(data_dir: Path) -> Training | Absent:
+    """The training in DATA/train. ProofError for a damaged file."""
+    run = data_dir / "train"
+    lines = read_lines(run / "metrics.jsonl")
+    if not lines:
+        return Absent("the forecaster was not trained here", f"coordinator start --train --data {data_dir}")
+    validated = [line for line in lines if "skill" in line]
+    names = sorted({name for line in validated for name in line.get("skills", {})})
+    skill = {
+        name: curve([{"step": one["step"], "skill": one["skills"].get(name)} for one in validated], "step", "skill")
+        for name in names
+    }
+    speeds = curve(lines, "step", "tokens_per_s")[1]
+    return Training(
+        loss=curve(lines, "step", "loss"),
+        skill=skill | {"mean": curve(validated, "step", "skill")},
+        coverage80=curve(validated, "step", "coverage_80"),
+        ranks=tuple(sorted({int(line["ranks"]) for line in lines if "ranks" in line})),
+        tokens_per_s=float(np.median(speeds)) if len(speeds) else float("nan"),
+        result=read_json(run / "result.json"),
+        config=read_json(run / "config.json"),
+        proved=(run / "proved.json").exists(),
+    )
+
+
+def forecasts(data_dir: Path) -> Forecasts | Absent:
+    """Chosen days of the forecasts' table. ProofError for one that can't be read."""
+    result = read_json(data_dir / "train" / "result.json")
+    path = _table(data_dir, str(result.get("sha256", "")))
+    command = f"coordinator forecast --data {data_dir} --table {data_dir / 'forecasts.parquet'}"
+    if path is None:
+        if not result:
+            return Absent("no forecaster was trained here", f"coordinator start --train --data {data_dir}")
+        return Absent("forecasts of the trained forecaster were not written to a table", command)
+    try:
+        with pq.ParquetFile(path) as file:
+            table = file.read(["respondent", "hour", "demand", "operator", *QUANTILES])
+    except (OSError, pa.ArrowException) as error:
+        raise ProofError(f"{path} can't be read: {error}; remove it, then `{command}`") from error
+    names = table["respondent"].combine_chunks()
+    codes, coded = names.dictionary.to_pylist(), as_numpy(names.indices)
+    columns = {
+        name: as_numpy(table[name].combine_chunks()).astype(float) for name in ("demand", "operator", *QUANTILES)
+    }
+    hour = as_numpy(table["hour"].combine_chunks())
+    year = int(hour.max().astype("datetime64[h]").astype("datetime64[Y]").astype(int)) + 1970
+    days: list[Day] = []
+    mae: dict[str, tuple[float, float]] = {}
+    inside: dict[str, float] = {}
+    for code, respondent in sorted(enumerate(codes), key=lambda one: one[1]):
+        own = np.flatnonzero(coded == code)
+        local = calendar_of(respondent, int(hour[own[0]]), int(hour[own[-1]]))
+        keep = local.year == year
+        mine = {name: values[own][keep] for name, values in columns.items()}
+        both = np.isfinite(mine["demand"] + mine["operator"] + mine[MEDIAN])
+        if not both.any():
+            continue
+        truth = mine["demand"][both]
+        errors = [float(np.abs(mine[name][both] - truth).mean()) for name in (MEDIAN, "operator")]
+        mae[respondent] = errors[0], errors[1]
+        inside[respondent] = float(((truth >= mine[LOW80][both]) & (truth <= mine[HIGH80][both])).mean())
+        days += chosen_days(respondent, local.day[keep], local.hour[keep], mine)
+    if not days:
+        return Absent(f"{path} has no hour with forecast, operators' forecast and demand in {year}", command)
+    config = read_json(data_dir / "train" / "config.json")
+    trained = str(config.get("train", "")), str(config.get("validate", ""))
+    return Forecasts(str(path.relative_to(data_dir)), year, tuple(days), mae, inside, trained)
+
+
+def _table(data_dir: Path, weights: str) -> Path | None:
+    """The table of these weights, else one that was asked for by name, else none."""
+    own = data_dir / "control" / f"forecasts-{weights[:16]}.parquet"
+    return next((path for path in (own, data_dir / "forecasts.parquet") if path.exists()), None)
+
+
+def chosen_days(respondent: str, day: Floats, hour: Floats, columns: Mapping[str, Floats]) -> list[Day]:
+    """Three whole local days: the highest demand, the middle error of the forecaster, its largest. Pure.
+
+    `day`: days since 1970-01-01, `hour`: 0…23, the local hour that begins; all arrays `[hour]` of one respondent.
+    """
+    error = np.abs(columns[MEDIAN] - columns["demand"])
+    known = np.isfinite(error + columns["operator"])
+    whole = [int(one) for one in np.unique(day) if known[day == one].all() and (day == one).sum() >= 23]
+    if not whole:
+        return []
+    means = {one: float(error[day == one].mean()) for one in whole}
+    by_error = sorted(whole, key=lambda one: (means[one], one))
+    peak = max(whole, key=lambda one: (float(columns["demand"][day == one].max()), -one))
+    picked = {"highest demand": peak, "middle error": by_error[len(by_error) // 2], "largest error": by_error[-1]}
+    found = []
+    for why, one in picked.items():
+        own = day == one
+        found.append(
+            Day(
+                respondent,
+                str(np.datetime64(one, "D")),
+                why,
+                np.arange(1, own.sum() + 1, dtype=float),
+                {name: columns[name][own] for name in QUANTILES},
+                columns["operator"][own],
+                columns["demand"][own],
+            )
+        )
+    return found

@@ -1,0 +1,1 @@
+"""Render the report's model as one HTML page with inline SVG charts."""

@@ -1,0 +1,183 @@
+"""Events that the scheduler decides on, and the actions it decides: plain data. The worker's messages are events as they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+
+from coordinator.scheduling.task_state import AnyRecord, TaskSpec
+from coordinator.wire import messages
+from coordinator.wire.messages import Failure, Goodbye, Heartbeat, Hello, Progress, Result
+
+# -- events: the messages Hello, Heartbeat, Progress, Result, Failure, Goodbye, and these ------------------------------
+
+
+class Restart(msgspec.Struct, frozen=True):
+    """First event after a replay: leases are void, unconfirmed proofs are handed out again."""
+
+
+class AddTasks(msgspec.Struct, frozen=True):
+    """These tasks are open. A known one is opened again if it had ended (done and committed, quarantined)."""
+
+    tasks: tuple[TaskSpec, ...]
+    whole: bool = False  # these are all there is to do: open tasks that are not listed are dropped
+
+
+class EndTasks(msgspec.Struct, frozen=True):
+    """Bring these tasks to their end: what is leased within `grace_s` seconds, what is not leased at once."""
+
+    tasks: tuple[str, ...]
+    grace_s: float
+
+
+class Withdraw(msgspec.Struct, frozen=True):
+    """Nobody waits for these fleeting tasks any more: whoever executes one is told, and they are forgotten."""
+
+    tasks: tuple[str, ...]
+
+
+class PutOut(msgspec.Struct, frozen=True):
+    """This worker's results are not to be trusted: what it holds goes back, and it may not register again."""
+
+    worker: str
+    reason: str
+
+
+class Confirmed(msgspec.Struct, frozen=True):
+    """The stage has committed what `TaskDone` gave it."""
+
+    task: str
+    attempt: int
+
+
+class WorkerLost(msgspec.Struct, frozen=True):
+    """Silent for too long, or its connection is gone."""
+
+    worker: str
+    reason: str
+
+
+class Revoked(msgspec.Struct, frozen=True):
+    """A worker's key was taken off the list: what it holds goes back, and it is told to stop."""
+
+    worker: str
+
+
+class Undelivered(msgspec.Struct, frozen=True):
+    """A lease could not be sent: the worker's connection is gone or full."""
+
+    worker: str
+    task: str
+    attempt: int
+
+
+class Tick(msgspec.Struct, frozen=True):
+    """Time has passed: call it a few times per heartbeat, after all waiting messages were handled."""
+
+
+class Halt(msgspec.Struct, frozen=True):
+    """Issue no more leases; finish when those that are out have ended. `reason`: "drain", "storage", "authentication"."""
+
+    reason: Literal["drain", "storage", "authentication"]
+    message: str = ""
+
+
+class StopNow(msgspec.Struct, frozen=True):
+    """Give back everything at once."""
+
+
+Event = (
+    Hello
+    | Heartbeat
+    | Progress
+    | Result
+    | Failure
+    | Goodbye
+    | Restart
+    | AddTasks
+    | EndTasks
+    | Withdraw
+    | PutOut
+    | Confirmed
+    | WorkerLost
+    | Revoked
+    | Undelivered
+    | Tick
+    | Halt
+    | StopNow
+)
+
+
+# -- actions ----------------------------------------------------------------------------------------------------------
+
+
+class Send(msgspec.Struct, frozen=True):
+    """A message that goes to a worker, after the journal has been written."""
+
+    worker: str
+    message: messages.Message
+
+
+class TaskDone(msgspec.Struct, frozen=True):
+    """The stage commits the proof, idempotently, and answers `Confirmed`."""
+
+    task: TaskSpec
+    attempt: int
+    worker: str
+    seconds: float
+    proof: dict[str, Any]
+    arrays: tuple[bytes, ...] = ()  # the result's frames, as the task asked for them; empty when handed out again
+
+
+class TaskQuarantined(msgspec.Struct, frozen=True):
+    """A task failed for good or once too often: its last error."""
+
+    task: TaskSpec
+    error: str
+    message: str
+
+
+class TaskProgress(msgspec.Struct, frozen=True):
+    """A live lease has come this far."""
+
+    task: str
+    step: int
+    phase: messages.Phase
+    beats: int
+    saved: int
+    stopped: bool
+
+
+class TaskGone(msgspec.Struct, frozen=True):
+    """A task that is leased once has ended without a result. `error`: a Failure's, else why its lease went back."""
+
+    task: str
+    error: str
+    message: str
+
+
+Action = Send | TaskDone | TaskQuarantined | TaskProgress | TaskGone
+
+
+class Decision(msgspec.Struct):
+    """`records` are committed to the journal before any of `actions` is carried out."""
+
+    records: list[AnyRecord]
+    actions: list[Action]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended. "incomplete": something is quarantined or blocked; all but "done" can be resumed."""
+
+    status: Literal["done", "incomplete", "drain", "stopped", "storage", "authentication"]
+    message: str = ""
+
+    @property
+    def exit_code(self) -> int:
+        """As in README: 0 done, 4 authentication, 75 incomplete but resumable, 130 interrupted."""
+        return {"done": 0, "authentication": 4, "incomplete": 75, "storage": 75, "drain": 130, "stopped": 130}[
+            self.status
+        ]

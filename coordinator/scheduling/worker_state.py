@@ -1,0 +1,53 @@
+"""What is known of connected workers and their leases, and the times that bound both. Forgotten at a restart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import msgspec
+
+from coordinator.wire.messages import Hello
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Times in seconds."""
+
+    heartbeat_s: float = 1.0
+    silence_s: float = 10.0  # a worker, or the coordinator, not heard for this long counts as gone
+    lease_s: float = 60.0  # renewed by each heartbeat that lists the lease
+    backoff_s: float = 0.5  # after the first failure; doubles with each further one
+    backoff_max_s: float = 30.0
+    max_failures: int = 5  # blamed failures until quarantine
+    full_disk_s: float = 30.0  # for a worker whose own disk, not the coordinator's, is full: no leases meanwhile
+
+
+class LeaseState(msgspec.Struct):
+    """A lease that a worker holds; `deadline` in s of the scheduler's clock."""
+
+    attempt: int
+    deadline: float
+    executing: bool = False  # a heartbeat has listed it
+
+
+class WorkerState(msgspec.Struct):
+    """What is known of a connected worker; forgotten with it."""
+
+    hello: Hello
+    shares: bool  # its data folder is the coordinator's
+    seen: float
+    held: dict[str, LeaseState]
+    executing: tuple[str, ...] = ()
+    reachable: bool = True
+    waiting: bool = False  # stands in the line for leases
+    rests_until: float = 0.0  # gets no leases before
+    rows: int = 0
+    requests: int = 0
+    rss: int = 0
+
+
+def backoff(task: str, attempt: int, failures: int, limits: Limits) -> float:
+    """Seconds until the next try: exponential, with a jitter of 0.5–1.5 drawn from (task, attempt), so that a replay agrees."""
+    draw = int.from_bytes(blake2b(f"{task}/{attempt}".encode(), digest_size=8).digest(), "big") / 2**64
+    return min(limits.backoff_max_s, limits.backoff_s * 2.0 ** min(max(failures - 1, 0), 30)) * (0.5 + draw)

@@ -1,0 +1,1 @@
+"""The server: sockets, authentication, journal and uploaded files."""

@@ -1,0 +1,1 @@
+"""The rollouts stage: train a control policy on the workers."""

@@ -1,0 +1,67 @@
+"""What a control training left in its folder, as the coordinator reads it: what is proved, and for which request."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from coordinator.server.uploads import file_sha256
+from coordinator.stages.train import artifacts
+from ingest.errors import ProofError
+
+
+class Result(msgspec.Struct, frozen=True):
+    """What a training proved, by its own word. More fields may stand in the file."""
+
+    algorithm: str
+    version: int
+    validation_pop: float
+    test_pop: dict[str, dict[str, float | None]]  # region → policy → PoP
+    policy: str  # its file, relative to the folder
+    sha256: str  # of that file
+    report: str
+    known: str
+
+
+def forecaster(run: Path) -> str:
+    """sha256 of the weights of a forecaster's training that has ended; "" where there is none."""
+    try:
+        return artifacts.read_result(run).sha256
+    except ProofError:
+        return ""
+
+
+def asked(data_dir: Path, config: bytes, weights: str) -> str:
+    """Digest of a request: configuration, series in the data folder, forecaster."""
+    return artifacts.asked(data_dir, config + b"\0" + weights.encode())
+
+
+def read_result(run: Path) -> Result:
+    """The result, with its policy proved. ProofError says what is wrong with it."""
+    path = run / artifacts.RESULT
+    try:
+        result = msgspec.json.decode(path.read_bytes(), type=Result)
+        found = file_sha256(run / result.policy)
+    except msgspec.MsgspecError as error:
+        raise ProofError(f"{path}: {error}") from error
+    except OSError as error:
+        raise ProofError(f"{error.filename}: {error.strerror}") from error
+    if found != result.sha256:
+        raise ProofError(f"{run / result.policy} is not the file that {path} names: its sha256 differs")
+    return result
+
+
+def accept(run: Path, request: str) -> Result:
+    """Remember that the result answers this request. ProofError unless it is whole."""
+    result = read_result(run)
+    artifacts.remember(run, request)
+    return result
+
+
+def accepted(run: Path, request: str) -> Result | None:
+    """The result that was accepted for this request and is still whole; None where there is something to do."""
+    try:
+        return read_result(run) if artifacts.remembered(run, request) else None
+    except ProofError:
+        return None

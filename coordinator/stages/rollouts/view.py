@@ -1,0 +1,74 @@
+"""How a control training is seen: one line, a table of workers, plain data. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from coordinator.stages.display import Shown, clock
+
+
+@dataclass(frozen=True)
+class PlayerView:
+    """A line a worker."""
+
+    worker: str
+    leases: int
+    results: int
+    silent_s: float
+
+
+@dataclass(frozen=True)
+class ControlView:
+    """What is shown of a control training. Figures are the newest that the learner said."""
+
+    stage: str  # start | tables | labels | clone | improve | test | over
+    done: int
+    total: int
+    figures: Mapping[str, float]
+    out: int  # leases
+    issued_twice: int
+    put_out: int  # workers
+    elapsed_s: float
+    workers: tuple[PlayerView, ...]
+
+
+def headline(view: ControlView) -> str:
+    """One line that says it all."""
+    parts = [f"{view.stage} {view.done}/{view.total}" if view.total else view.stage]
+    figures = view.figures
+    if "charts/SPS" in figures:
+        parts.append(f"{figures['charts/SPS']:,.0f} steps/s")
+    if "pop" in figures:
+        parts.append(f"PoP {figures['pop']:.3f} (best {figures['best_pop']:.3f}) on validation")
+    if view.stage == "clone" and "clone/loss" in figures:
+        parts.append(f"loss {figures['clone/loss']:.4f}")
+    if "staleness" in figures:
+        parts.append(f"staleness {figures['staleness']:.0f}")
+    parts += [f"{len(view.workers)} workers", f"{view.out} leases out"]
+    if view.issued_twice:
+        parts.append(f"{view.issued_twice} issued twice")
+    if view.put_out:
+        parts.append(f"{view.put_out} PUT OUT")
+    return " · ".join([*parts, f"elapsed {clock(view.elapsed_s)}"])
+
+
+def rendered(view: ControlView) -> RenderableType:
+    """The headline, a line a worker, the bar."""
+    table = Table(box=None, pad_edge=False, show_edge=False, expand=True)
+    table.add_column("worker", overflow="ellipsis", no_wrap=True, ratio=1)
+    for title in ("leases", "results", "last word"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for one in view.workers:
+        table.add_row(one.worker, str(one.leases), f"{one.results:,}", f"{one.silent_s:.1f} s ago")
+    return Group(Text(headline(view)), table, ProgressBar(total=max(view.total, 1), completed=view.done))
+
+
+def shown(view: ControlView) -> Shown:
+    """What a display shows of it."""
+    return Shown(headline(view), lambda: rendered(view), asdict(view))

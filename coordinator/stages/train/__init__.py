@@ -1,0 +1,1 @@
+"""The train stage: an elastic ring of ranks under supervision."""

@@ -1,0 +1,143 @@
+"""What a training left in its run folder, as the coordinator reads it: metrics as they grow, what is proved, what was asked.
+
+`worker/train.py` writes all of it but `proved.json`, which says for which request the result was accepted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from coordinator.server.uploads import file_sha256
+from ingest import manifest
+from ingest.errors import ProofError
+from ingest.store import atomic_write
+
+RESULT, PROVED, METRICS, WEIGHTS = "result.json", "proved.json", "metrics.jsonl", "average.safetensors"
+CONFIG = "train.toml"  # the copy of the configuration file that the ranks read
+MAX_READ = 1 << 20  # bytes taken at once
+
+
+class Result(msgspec.Struct, frozen=True):
+    """What a training proved, by its own word. More fields may stand in the file."""
+
+    steps: int
+    validation_skill: float  # of the best checkpoint
+    checkpoint: str  # its folder, relative to the run folder
+    sha256: str  # of its averaged weights
+
+
+class Proved(msgspec.Struct, frozen=True):
+    """The result of this digest answers this request."""
+
+    asked: str
+    result: str
+
+
+def asked(data_dir: Path, config: bytes) -> str:
+    """Digest of a request: the training's configuration and the series in the data folder."""
+    digest = hashlib.sha256(config)
+    for built in sorted(manifest.read_builds(data_dir), key=lambda proof: proof.key):
+        digest.update(f"{built.key} {built.pieces}\n".encode())
+    return digest.hexdigest()
+
+
+def read_result(run: Path) -> Result:
+    """The result, with its checkpoint proved. ProofError says what is wrong with it."""
+    path = run / RESULT
+    try:
+        result = msgspec.json.decode(path.read_bytes(), type=Result)
+    except FileNotFoundError:
+        raise ProofError(f"{path} is not there: the training has not ended") from None
+    except msgspec.MsgspecError as error:
+        raise ProofError(f"{path}: {error}") from error
+    weights = run / result.checkpoint / WEIGHTS
+    try:
+        found = file_sha256(weights)
+    except OSError as error:
+        raise ProofError(f"{path} names {weights}: {error.strerror}") from error
+    if found != result.sha256:
+        raise ProofError(f"{weights} is not the file that {path} names: its sha256 differs")
+    return result
+
+
+def accept(run: Path, request: str) -> Result:
+    """Remember that the result answers this request. ProofError unless it is whole."""
+    result = read_result(run)
+    remember(run, request)
+    return result
+
+
+def accepted(run: Path, request: str) -> Result | None:
+    """The result that was accepted for this request and is still whole; None where there is something to do."""
+    try:
+        return read_result(run) if remembered(run, request) else None
+    except ProofError:
+        return None
+
+
+def remember(run: Path, request: str) -> None:
+    """That the result as it lies there answers this request; of any training's folder."""
+    atomic_write(run / PROVED, msgspec.json.encode(Proved(request, file_sha256(run / RESULT))))
+
+
+def remembered(run: Path, request: str) -> bool:
+    """Whether that was remembered, and the result is the same file still."""
+    try:
+        proved = msgspec.json.decode((run / PROVED).read_bytes(), type=Proved)
+        return proved == Proved(request, file_sha256(run / RESULT))
+    except (FileNotFoundError, msgspec.MsgspecError):
+        return False
+
+
+@dataclass
+class Metrics:
+    """Follows `metrics.jsonl`: each figure's newest value. A run that goes on from a checkpoint writes the file anew."""
+
+    path: Path
+    newest: dict[str, Any] = field(default_factory=dict)
+    best_skill: float | None = None
+    _file: int = 0  # its inode
+    _read: int = 0
+    _rest: bytes = b""
+
+    def look(self) -> None:
+        """Read the lines that were added since the last look; all of them of a file that is a new one."""
+        try:
+            with self.path.open("rb") as file:
+                if (found := os.fstat(file.fileno()).st_ino) != self._file:
+                    self._file, self._read, self._rest, self.best_skill = found, 0, b"", None
+                file.seek(self._read)
+                while chunk := file.read(MAX_READ):
+                    self._read += len(chunk)
+                    *lines, self._rest = (self._rest + chunk).split(b"\n")
+                    for line in lines:
+                        self._take(line)
+        except FileNotFoundError:
+            return
+
+    def _take(self, line: bytes) -> None:
+        try:
+            figures = msgspec.json.decode(line, type=dict[str, Any])
+        except msgspec.MsgspecError:
+            return
+        self.newest.update(figures)
+        skill = figures.get("skill")
+        if isinstance(skill, int | float):
+            self.best_skill = skill if self.best_skill is None else max(self.best_skill, skill)
+
+    def numbers(self, name: str) -> list[float]:
+        """The newest value of a figure that is a list of numbers; empty where it is none."""
+        value = self.newest.get(name)
+        whole = isinstance(value, list) and all(isinstance(x, int | float) for x in value)
+        return [float(x) for x in value] if isinstance(value, list) and whole else []
+
+    def number(self, name: str) -> float | None:
+        """A figure's newest value, if it is a number."""
+        value = self.newest.get(name)
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -1,0 +1,76 @@
+"""What a training needs on a host that does not share the coordinator's files: listed by content, checkpoints kept as train.py keeps them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from coordinator.server.uploads import file_sha256
+from coordinator.stages.train.artifacts import CONFIG, METRICS
+from coordinator.wire.messages import MAX_LISTED, HostFile
+from ingest.errors import UsageError
+
+SERIES, RUN = "series", "run"  # first parts of the paths under which files travel
+
+
+class TrainingFiles:
+    """Lists the files of one run. What was hashed before is not hashed again while its size and time stand."""
+
+    def __init__(self, data_dir: Path, run: Path, config: bool) -> None:
+        self._data_dir, self._run, self._config = data_dir, run, config
+        self._known: dict[Path, tuple[int, int, str]] = {}
+
+    @property
+    def places(self) -> dict[str, Path]:
+        """Where files of these names lie here."""
+        return {RUN: self._run}
+
+    def listed(self) -> list[HostFile]:
+        """Series, configuration, metrics so far, the newest checkpoint and the best one that it names. UsageError beyond the bound."""
+        files = [*self._below(self._data_dir / SERIES, SERIES)]
+        files += [
+            self._file(self._run / name, f"{RUN}/{name}")
+            for name in (METRICS, *([CONFIG] if self._config else []))
+            if (self._run / name).exists()
+        ]
+        for folder in self._needed():
+            files += self._below(folder, f"{RUN}/checkpoints/{folder.name}")
+        if len(files) > MAX_LISTED:
+            raise UsageError(
+                f"{self._data_dir} has {len(files)} files to bring to the hosts; at most {MAX_LISTED} can be: "
+                "extract fewer respondents or years into the folder that is trained on."
+            )
+        return files
+
+    def prune(self) -> None:
+        """Remove checkpoints that came from a host and that train.py would have removed: all but the two newest and the best."""
+        kept = {*self._needed(), *self._whole()[-2:]}
+        for folder in self._whole():
+            if folder not in kept:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _whole(self) -> list[Path]:
+        """Checkpoints, oldest first: state.json is the last file of one that comes."""
+        return sorted(path.parent for path in (self._run / "checkpoints").glob("[0-9]*/state.json"))
+
+    def _needed(self) -> list[Path]:
+        """The newest checkpoint, and the best one that it names where that is another."""
+        whole = self._whole()
+        if not whole:
+            return []
+        best = json.loads((whole[-1] / "state.json").read_text()).get("best_step", 0)
+        return [path for path in whole if path == whole[-1] or path.name == f"{best:06d}"]
+
+    def _below(self, folder: Path, name: str) -> Iterator[HostFile]:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and path.suffix != ".part":
+                yield self._file(path, f"{name}/{path.relative_to(folder).as_posix()}")
+
+    def _file(self, path: Path, name: str) -> HostFile:
+        status = path.stat()
+        known = self._known.get(path)
+        if known is None or known[:2] != (status.st_size, status.st_mtime_ns):
+            known = self._known[path] = (status.st_size, status.st_mtime_ns, file_sha256(path))
+        return HostFile(name, known[0], known[2])

@@ -1,0 +1,240 @@
+"""The train stage: one rank a worker through leases, watched, started again after every fault, until the run proves itself.
+
+`coordinator start --train` runs it. The run folder decides what is left to do: a result that was accepted for the same
+configuration and series ends the stage at once; otherwise the ranks go on from the newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from coordinator.scheduling.events import AddTasks, Event, TaskDone, TaskGone, TaskProgress
+from coordinator.scheduling.scheduler import Scheduler, TaskSpec
+from coordinator.server.folder_lock import FolderLock
+from coordinator.stages.base import Fleet, fleet_on, run_tasks
+from coordinator.stages.display import Shown, choose_display
+from coordinator.stages.train import artifacts
+from coordinator.stages.train.artifacts import Metrics
+from coordinator.stages.train.elastic import Rounds, Told
+from coordinator.stages.train.inputs import TrainingFiles
+from coordinator.stages.train.ring_state import Look, Past, PortFound, RankDone, Verdict
+from coordinator.stages.train.stall import Patience
+from coordinator.stages.train.view import shares_told, shown, train_view
+from coordinator.wire.failures import FailureKind
+from coordinator.wire.lease_kinds import LeaseKind
+from coordinator.wire.messages import PortJob, PortProof, Weights
+from coordinator.workers.hostfile import Hosts, hosts_from
+from ingest.errors import ProofError, UsageError
+from ingest.store import atomic_write
+
+EXIT_CODES = {"done": 0, "failed": 1, "usage": 2, "storage": 75, "incomplete": 75, "drain": 130}
+
+
+@dataclass(frozen=True)
+class Options:
+    """All that a run is told."""
+
+    data_dir: Path
+    run: Path
+    ranks: int
+    config: bytes  # of the training's configuration file; empty: train.py's defaults
+    workers: int
+    connections: int
+    bind: str
+    keys: Path
+    retries: int
+    hosts: Hosts | None = None
+
+
+def options_from(settings: Mapping[str, Any]) -> Options:
+    """Resolved settings → Options. UsageError for a configuration file that is not there."""
+    data_dir, path = settings["data"], settings["train-config"]
+    try:
+        config = path.read_bytes() if path is not None else b""
+    except OSError as error:
+        raise UsageError(
+            f"train-config {path}: {error.strerror}. Name the TOML file that worker/train.py reads."
+        ) from None
+    hosts = hosts_from(settings)
+    return Options(
+        data_dir=data_dir,
+        run=settings["run"] or data_dir / "train",
+        ranks=settings["ranks"] or (hosts.size if hosts is not None else settings["workers"]),
+        config=config,
+        workers=max(settings["workers"], settings["ranks"]),
+        connections=settings["connections"],
+        bind=settings["bind"],
+        keys=settings["keys"],
+        retries=settings["retries"],
+        hosts=hosts,
+    )
+
+
+class Training:
+    """The supervisor of one run: feeds `Rounds` with what the server sees, and hands on what it decides."""
+
+    def __init__(self, options: Options, patience: Patience) -> None:
+        self._options, self._patience = options, patience
+        self._told: list[Told] = []
+        self._blas: set[str] = set()
+        self._began = time.monotonic()
+        self.metrics = Metrics(options.run / artifacts.METRICS)
+        self.files = TrainingFiles(options.data_dir, options.run, bool(options.config))
+        self._order = {host.name: n for n, host in enumerate(options.hosts.remote if options.hosts else ())}
+        self._shares: dict[str, bool] = {}  # worker → whether it has the coordinator's files
+        self._shares_of_ranks: list[float] = []  # of the sequence, as the newest step had them
+        self._pruned = 0  # the newest checkpoint when those that came from a host were last cleared up
+        self.rounds: Rounds
+
+    def begin(self, scheduler: Scheduler, post: Callable[[Event | Weights], None]) -> None:
+        """Rounds are numbered on from those in the journal, so that no lease of an old one is taken for one of ours."""
+        numbers = [int(name.split("/")[1]) for name in scheduler.tasks if name.startswith("train/")]
+        config = artifacts.CONFIG if self._options.config else ""
+        run = _below(self._options.run, self._options.data_dir)
+        self.rounds = Rounds(self._options.ranks, run, config, max(numbers, default=0) + 1, self._patience)
+
+    def done(self, done: TaskDone) -> Iterable[TaskSpec]:
+        """A port was found, or a rank has done its part."""
+        if done.task.kind == LeaseKind.PORT:
+            try:
+                proof = msgspec.convert(done.proof, PortProof)
+            except msgspec.ValidationError as error:
+                self._decide(TaskGone(done.task.id, FailureKind.BAD_PROOF, str(error)))
+                return ()
+            if proof.blas not in self._blas:
+                self._blas.add(proof.blas)
+                self._told.append(f"{done.worker}: {proof.blas}")
+            self._decide(PortFound(done.task.id, proof.address))
+        elif done.task.kind == LeaseKind.TRAIN:
+            self._decide(RankDone(done.task.id))
+        return ()
+
+    def saw(self, what: TaskProgress | TaskGone) -> None:
+        self._decide(what)
+
+    def tick(self, scheduler: Scheduler, now: float) -> Iterable[Event | str]:
+        able = {name: worker for name, worker in scheduler.workers.items() if LeaseKind.TRAIN in worker.hello.kinds}
+        self._shares = {name: worker.shares for name, worker in able.items()}
+        # One a host of the hostfile: of two, the older is about to be given up.
+        newest = {
+            worker.hello.host if worker.hello.host in self._order else name: name for name, worker in able.items()
+        }
+        fit = sorted(newest.values(), key=lambda name: self._order.get(able[name].hello.host, len(self._order)))
+        self._decide(Look(tuple(fit), scheduler.halted))
+        if self.rounds.saved != self._pruned and not self._shares.get(self._first_rank(), True):
+            self._pruned = self.rounds.saved
+            self.files.prune()
+        shares = self.metrics.numbers("shares")
+        self._told += shares_told(self._shares_of_ranks, shares)
+        self._shares_of_ranks = shares
+        told, self._told = self._told, []
+        return told
+
+    def _decide(self, event: Look | PortFound | RankDone | TaskProgress | TaskGone) -> None:
+        for told in self.rounds.decide(event, time.monotonic()):
+            self._told.append(self._with_files(told) if isinstance(told, AddTasks) else told)
+
+    def _with_files(self, tasks: AddTasks) -> AddTasks:
+        """A roll call tells workers on other file systems what they need before they answer."""
+        listed: Any = None
+        specs = []
+        for spec in tasks.tasks:
+            if spec.kind == LeaseKind.PORT and not self._shares.get(spec.worker, True):
+                listed = listed or msgspec.to_builtins(PortJob(tuple(self.files.listed())))
+                spec = replace(spec, job=listed)
+            specs.append(spec)
+        return AddTasks(tuple(specs), tasks.whole)
+
+    def _first_rank(self) -> str:
+        return self.rounds.ranks[0].worker if self.rounds.ranks else ""
+
+    def busy(self) -> bool:
+        return self.rounds.verdict is None
+
+    def weights(self, sha256: str) -> Weights | None:
+        return None
+
+    def shown(self) -> Shown:
+        self.metrics.look()
+        now = time.monotonic()
+        return shown(train_view(self.rounds, self.metrics, now, now - self._began))
+
+
+def _below(path: Path, folder: Path) -> str:
+    """Relative to the folder where it lies in it, since a worker may have mounted it elsewhere; else absolute."""
+    path, folder = path.resolve(), folder.resolve()
+    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
+
+
+def run(
+    options: Options,
+    *,
+    as_json: bool = False,
+    quiet: bool = False,
+    fleet: Fleet | None = None,
+    patience: Patience | None = None,
+) -> dict[str, Any]:
+    """Run the stage to its end; the summary, whose `exit_code` says how it ended. Data and run folder are locked meanwhile.
+
+    `fleet`, `patience`: other workers and times than the options'.
+    """
+    began = time.monotonic()
+    with ExitStack() as stack:
+        stack.enter_context(FolderLock(options.data_dir))
+        stack.enter_context(FolderLock(options.run))
+        request = artifacts.asked(options.data_dir, options.config)
+        result = artifacts.accepted(options.run, request)
+        if result is not None:
+            return _summary(options, Verdict("done", "nothing was left to do"), result, (), time.monotonic() - began)
+        if options.config:
+            atomic_write(options.run / artifacts.CONFIG, options.config)
+        training = Training(options, patience or Patience(fruitless=options.retries))
+        display = stack.enter_context(closing(choose_display(as_json=as_json, quiet=quiet)))
+        fleet = fleet or fleet_on(options, display.say)
+        ended = run_tasks(fleet, (), {}, display, training.done, training, training.files.places)
+        verdict = training.rounds.verdict or Verdict("drain", ended.outcome.message)
+        if ended.outcome.status == "storage":
+            verdict = Verdict("storage", ended.outcome.message)
+        elif verdict.status == "done":
+            try:
+                result = artifacts.accept(options.run, request)
+            except ProofError as error:
+                verdict = Verdict("failed", f"rank 0 ended well, but proved nothing: {error}")
+        return _summary(options, verdict, result, training.rounds.history, time.monotonic() - began)
+
+
+def _summary(
+    options: Options, verdict: Verdict, result: artifacts.Result | None, history: Sequence[Past], seconds: float
+) -> dict[str, Any]:
+    return {
+        "exit_code": EXIT_CODES[verdict.status],
+        "status": verdict.status,
+        "message": verdict.message,
+        "run": str(options.run),
+        "result": None if result is None else msgspec.to_builtins(result),
+        "ranks": options.ranks,
+        "rounds": [asdict(past) for past in history],
+        "restarts": sum(past.why == "fault" for past in history),
+        "seconds": seconds,
+    }
+
+
+def describe_summary(summary: Mapping[str, Any]) -> str:
+    """A summary as text: what is proved, what this run did."""
+    lines = []
+    if (result := summary["result"]) is not None:
+        skill = f"best validation skill {result['validation_skill']:+.3f}"
+        lines.append(f"trained {result['steps']:,} steps, {skill}: {summary['run']}/{result['checkpoint']}")
+    if summary["rounds"]:
+        sizes = ", ".join(f"{past['ranks']} ({past['why']})" for past in summary["rounds"])
+        lines.append(f"this run: {summary['seconds']:.1f} s, {summary['restarts']} restarts; rings of {sizes}")
+    elif summary["status"] == "done":
+        lines.append(summary["message"])
+    return "\n".join(lines)

@@ -1,0 +1,112 @@
+"""How a training is seen: one line, a table of ranks, plain data. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from coordinator.stages.display import Shown, clock
+from coordinator.stages.train.artifacts import Metrics
+from coordinator.stages.train.elastic import Rounds
+
+
+@dataclass(frozen=True)
+class RankView:
+    """A line a rank."""
+
+    rank: int
+    worker: str
+    step: int
+    phase: str
+    silent_s: float  # since its last word
+
+
+@dataclass(frozen=True)
+class TrainView:
+    """What is shown of a training. Figures are the newest of metrics.jsonl; None: not known yet."""
+
+    stage: str  # gather | call | run | end | over
+    round: int
+    step: int
+    loss: float | None
+    skill: float | None
+    best_skill: float | None
+    tokens_per_s: float | None
+    attention_share: float | None
+    wait_share: float | None
+    wanted: int
+    restarts: int
+    elapsed_s: float
+    ranks: tuple[RankView, ...]
+
+
+def train_view(rounds: Rounds, metrics: Metrics, now: float, elapsed_s: float) -> TrainView:
+    """Supervision and metrics → view."""
+    return TrainView(
+        stage=rounds.stage,
+        round=rounds.round,
+        step=max(rounds.step, int(metrics.number("step") or 0)),
+        loss=metrics.number("loss"),
+        skill=metrics.number("skill"),
+        best_skill=metrics.best_skill,
+        tokens_per_s=metrics.number("tokens_per_s"),
+        attention_share=metrics.number("attention_share"),
+        wait_share=metrics.number("wait_share"),
+        wanted=rounds.wanted,
+        restarts=rounds.restarts,
+        elapsed_s=elapsed_s,
+        ranks=tuple(
+            RankView(rank.number, rank.worker, rank.step, rank.phase, now - rank.heard)
+            for rank in rounds.ranks
+            if rank.ended is None
+        ),
+    )
+
+
+def headline(view: TrainView) -> str:
+    """One line that says it all."""
+    parts = [f"step {view.step:,}"]
+    if view.loss is not None:
+        parts.append(f"loss {view.loss:.4g}")
+    if view.skill is not None and view.best_skill is not None:
+        parts.append(f"skill {view.skill:+.3f} (best {view.best_skill:+.3f})")
+    if view.tokens_per_s is not None:
+        parts.append(f"{view.tokens_per_s:,.0f} tokens/s")
+    if view.attention_share is not None:
+        parts.append(f"attention {view.attention_share:.0%}")
+    if view.wait_share is not None:
+        parts.append(f"waiting {view.wait_share:.0%}")
+    ring = f"{len(view.ranks)} of {view.wanted} ranks"
+    doing = {"gather": "waiting for workers", "call": "roll call", "end": f"{ring}, ending"}.get(view.stage, ring)
+    parts += [doing, f"{view.restarts} restarts", f"elapsed {clock(view.elapsed_s)}"]
+    return " · ".join(parts)
+
+
+def shares_told(before: Sequence[float], now: Sequence[float]) -> list[str]:
+    """What is said when the ranks' shares of the sequence have changed; 1.0 is an equal one, which a ring begins with."""
+    if list(before) == list(now) or len({*before, 1.0}) == len({*now, 1.0}) == 1:
+        return []
+    each = ", ".join(f"{share:g}" for share in now)
+    return [f"shares of the ranks follow their speeds: {each} of an equal one"]
+
+
+def rendered(view: TrainView) -> RenderableType:
+    """The headline and a line a rank."""
+    table = Table(box=None, pad_edge=False, show_edge=False, expand=True)
+    table.add_column("rank", justify="right")
+    table.add_column("worker", overflow="ellipsis", no_wrap=True, ratio=1)
+    for title in ("step", "phase", "last word"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for rank in view.ranks:
+        step = f"{rank.step:,}" if rank.step >= 0 else "-"
+        table.add_row(str(rank.rank), rank.worker, step, rank.phase, f"{rank.silent_s:.1f} s ago")
+    return Group(Text(headline(view)), table)
+
+
+def shown(view: TrainView) -> Shown:
+    """What a display shows of it."""
+    return Shown(headline(view), lambda: rendered(view), asdict(view))

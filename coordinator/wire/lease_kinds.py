@@ -1,0 +1,23 @@
+"""The kinds of lease. Imports nothing of ours."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class LeaseKind(StrEnum):
+    """What a lease asks of a worker. The values are the bytes on the wire and in the journal."""
+
+    FETCH = "fetch"
+    BUILD = "build"
+    PORT = "port"
+    TRAIN = "train"
+    TABLE = "table"
+    # Jobs of a control training: the tags of `rl.distributed.jobs.AnyJob`.
+    LABELS = "labels"
+    ROLLOUT = "rollout"
+    EVALUATE = "evaluate"
+    EVOLVE = "evolve"
+    DESCEND = "descend"
+    # Measures the control plane alone.
+    NOOP = "noop"

@@ -1,0 +1,1 @@
+"""Start and watch worker processes, locally and over SSH."""

@@ -1,0 +1,270 @@
+"""The series of one respondent and year: every generation of its pieces, merged, judged and written as Parquet. Deterministic."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from ingest.balance import balances
+from ingest.columns import as_arrow, as_numpy, as_strings, hour_number, hour_text
+from ingest.models import REGION_TYPES, BuildJob, BuildProof, FileProof, Shard
+from ingest.plan import piece_order
+from ingest.quality import MISSING, NULL, OK, OUTLIER, REASONS, outliers
+from ingest.store import atomic_write, file_proof, read_piece, sync_names
+
+FORMAT = 1  # of the files: raised when a reader of the earlier ones would be wrong
+PERIOD = pa.timestamp("ms", "UTC")
+MASKS = ("missing", "null", "outlier")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One piece's rows of one respondent. `variables[code[i]]` is row i's; NaN in `value` is the source's null."""
+
+    shard: Shard
+    variables: tuple[str, ...]
+    hour: NDArray[np.int32]  # hours since 1970-01-01T00 UTC, hour-ending
+    code: NDArray[np.int32]
+    value: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Revision:
+    """A cell that a later piece gave another value; None is the source's null."""
+
+    variable: str
+    period: str
+    generation: int
+    before: float | None
+    after: float | None
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A respondent-year as the source gave it, latest generation first in rank: arrays `[variable, hour]`."""
+
+    variables: tuple[str, ...]
+    first: int  # hour number of column 0
+    raw: NDArray[np.float64]  # MWh; NaN where nothing or null was given
+    given: NDArray[np.bool_]  # a row came, with a value or null
+    vintage: NDArray[np.int16]  # generation at which the present value arrived; -1 where nothing was given
+    source: NDArray[np.int8]  # index into `sources`; -1 where nothing was given
+    sources: tuple[str, ...]
+    revisions: tuple[Revision, ...]
+    duplicates: int  # rows of a piece beyond the first of their cell
+
+
+def build(job: BuildJob, data_dir: Path) -> BuildProof:
+    """Write series/<respondent>/<year>/{long,wide}.parquet and series.json. ProofError for a damaged piece; StorageError."""
+    pieces = sorted(job.pieces, key=lambda piece: piece_order(piece.shard))
+    cells = merge(
+        [rows_of(read_piece(data_dir, piece.file), piece.shard, job.respondent) for piece in pieces], job.year
+    )
+    reason = judge(cells)
+    value = np.where(reason == OK, cells.raw, np.nan)
+    folder = data_dir / "series" / job.respondent / str(job.year)
+    summary = {
+        "format": FORMAT,
+        "respondent": job.respondent,
+        "year": job.year,
+        "origin": job.origin,
+        "unit": "MWh",
+        "hours": cells.raw.shape[1],
+        **_counts(cells, reason),
+        "balance": balances(dict(zip(cells.variables, value, strict=True)), months_of(cells)),
+        "revisions": cells.revisions,
+        "pieces": [
+            {"shard": piece.shard.key, "file": piece.file.path, "sha256": piece.file.sha256} for piece in pieces
+        ],
+    }
+    long = _write(data_dir, folder / "long.parquet", _parquet(long_table(cells, value, reason, job)))
+    wide = _write(data_dir, folder / "wide.parquet", _parquet(wide_table(cells, value, reason)))
+    text = msgspec.json.format(msgspec.json.encode(summary), indent=1)
+    proof = BuildProof(
+        job.respondent,
+        job.year,
+        long,
+        wide,
+        _write(data_dir, folder / "series.json", text),
+        hours=cells.raw.shape[1],
+        variables=cells.variables,
+        valid=int((reason == OK).sum()),
+        masked={name: int((reason == REASONS.index(name)).sum()) for name in MASKS},
+        revised=len({(revision.variable, revision.period) for revision in cells.revisions}),
+        pieces=tuple(piece.file.sha256 for piece in pieces),
+        duplicates=cells.duplicates,
+    )
+    sync_names(data_dir, folder)
+    return proof
+
+
+def rows_of(table: pa.Table, shard: Shard, respondent: str) -> Rows:
+    """A piece's table → its rows of `respondent`."""
+    respondents, own = _codes(table, "respondent")
+    variables, code = _codes(table, "variable")
+    hour, value = (as_numpy(table.column(name).combine_chunks()) for name in ("hour", "value"))
+    if respondents != (respondent,):
+        keep = own == (respondents.index(respondent) if respondent in respondents else -1)
+        hour, code, value = hour[keep], code[keep], value[keep]
+    return Rows(shard, variables, hour, code, value)
+
+
+def _codes(table: pa.Table, name: str) -> tuple[tuple[str, ...], NDArray[np.int32]]:
+    column = table.column(name).combine_chunks()
+    coded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    return tuple(coded.dictionary.to_pylist()), as_numpy(coded.indices).astype(np.int32)
+
+
+def merge(pieces: Sequence[Rows], year: int) -> Cells:
+    """Lay pieces over one another in the order given: a later row replaces, an equal one changes nothing.
+
+    A later null is the source's word as well and replaces a value; an hour that a later piece does not have keeps its own.
+    """
+    first, hours = year_hours(year)
+    inside = [(rows, np.flatnonzero((rows.hour >= first) & (rows.hour < first + hours))) for rows in pieces]
+    names = {rows.variables[code] for rows, keep in inside for code in np.flatnonzero(np.bincount(rows.code[keep]))}
+    variables = tuple(sorted(names, key=_rank))
+    sources = tuple(sorted({rows.shard.source for rows in pieces}))
+    shape = len(variables), hours
+    raw, given = np.full(shape, np.nan), np.zeros(shape, np.bool_)
+    vintage, source = np.full(shape, -1, np.int16), np.full(shape, -1, np.int8)
+    revisions: list[Revision] = []
+    duplicates = 0
+    for rows, keep in inside:
+        places = np.array([variables.index(name) if name in names else -1 for name in rows.variables] or [0])
+        at = (places[rows.code] * hours + (rows.hour - first))[keep]
+        value, before, known = rows.value[keep], raw.take(at), given.take(at)
+        seen = np.zeros(raw.size, np.bool_)
+        seen[at] = True
+        duplicates += at.size - int(np.count_nonzero(seen))
+        differs = ~known
+        if known.any():
+            differs |= ~((value == before) | (np.isnan(value) & np.isnan(before)))
+        for i in np.flatnonzero(differs & known):
+            name, period = variables[at[i] // hours], hour_text(first + int(at[i] % hours))
+            revisions.append(Revision(name, period, rows.shard.generation, _plain(before[i]), _plain(value[i])))
+        changed = at[differs]
+        raw.put(changed, value[differs])
+        given.put(changed, True)
+        vintage.put(changed, rows.shard.generation)
+        source.put(changed, sources.index(rows.shard.source))
+    return Cells(variables, first, raw, given, vintage, source, sources, tuple(revisions), duplicates)
+
+
+def judge(cells: Cells) -> NDArray[np.int8]:
+    """Reason code of every cell, int8 `[variable, hour]`: an index into `quality.REASONS`."""
+    masks = outliers(dict(zip(cells.variables, cells.raw, strict=True)))
+    bad = np.stack([masks[variable] for variable in cells.variables]) if masks else np.zeros_like(cells.given)
+    reason = np.where(cells.given, np.where(np.isnan(cells.raw), NULL, OK), MISSING)
+    return np.where(bad, OUTLIER, reason).astype(np.int8)
+
+
+def year_hours(year: int) -> tuple[int, int]:
+    """Hour number of `<year>-01-01T00`, and the hours of that UTC year: 8,760 or 8,784."""
+    first = hour_number(f"{year}-01-01T00")
+    return first, hour_number(f"{year + 1}-01-01T00") - first
+
+
+def months_of(cells: Cells) -> NDArray[np.int8]:
+    """Calendar month, 1…12, of each hour's end in UTC: int8 `[hour]`."""
+    year = datetime.fromtimestamp(cells.first * 3600, UTC).year
+    starts = [hour_number(f"{year}-{month:02d}-01T00") for month in range(1, 13)]
+    return np.searchsorted(starts, np.arange(cells.first, cells.first + cells.raw.shape[1]), side="right").astype(
+        np.int8
+    )
+
+
+def long_table(cells: Cells, value: NDArray[np.float64], reason: NDArray[np.int8], job: BuildJob) -> pa.Table:
+    """One row a cell, sorted by variable, then period; `value` (MWh) and `reason` are [variable, hour]."""
+    count, hours = cells.raw.shape
+    size = count * hours
+    nothing = ~cells.given.ravel()
+    return pa.table(
+        {
+            "period": as_arrow(np.tile(_milliseconds(cells), count), PERIOD),
+            "respondent": _labels(np.zeros(size, np.int8), (job.respondent,)),
+            "variable": _labels(np.repeat(np.arange(count, dtype=np.int8), hours), cells.variables),
+            "value": _numbers(value.ravel()),
+            "raw": _numbers(cells.raw.ravel()),
+            "reason": _labels(reason.ravel(), REASONS),
+            "vintage": as_arrow(cells.vintage.ravel(), pa.int16(), nothing),
+            "source": _labels(cells.source.ravel(), cells.sources, nothing),
+            "origin": _labels(np.zeros(size, np.int8), (job.origin,)),
+        }
+    )
+
+
+def wide_table(cells: Cells, value: NDArray[np.float64], reason: NDArray[np.int8]) -> pa.Table:
+    """One row an hour: `period`, a column a variable, and `reason.<variable>` for each.
+
+    `value` (MWh) and `reason` are [variable, hour].
+    """
+    columns: dict[str, Any] = {"period": as_arrow(_milliseconds(cells), PERIOD)}
+    for variable, row in zip(cells.variables, value, strict=True):
+        columns[variable] = _numbers(row)
+    for variable, codes in zip(cells.variables, reason, strict=True):
+        columns[f"reason.{variable}"] = _labels(codes, REASONS)
+    return pa.table(columns)
+
+
+def _rank(variable: str) -> tuple[int, str]:
+    """Region types in EIA's order, fuels, then the rest, by name."""
+    if variable in REGION_TYPES:
+        return REGION_TYPES.index(variable), ""
+    return (len(REGION_TYPES) if variable.startswith("NG.") else len(REGION_TYPES) + 1), variable
+
+
+def _counts(cells: Cells, reason: NDArray[np.int8]) -> Mapping[str, Any]:
+    """Cells by variable, reason and month: what the coverage picture and the reader need without opening the Parquet."""
+    months = months_of(cells)
+    table = {
+        variable: {
+            REASONS[code]: np.bincount(months[row == code], minlength=13)[1:].tolist()
+            for code in (OK, MISSING, NULL, OUTLIER)
+        }
+        for variable, row in zip(cells.variables, reason, strict=True)
+    }
+    return {"month_hours": np.bincount(months, minlength=13)[1:].tolist(), "variables": table}
+
+
+def _milliseconds(cells: Cells) -> NDArray[np.int64]:
+    return np.arange(cells.first, cells.first + cells.raw.shape[1], dtype=np.int64) * 3_600_000
+
+
+def _labels(
+    codes: NDArray[np.int8], names: Sequence[str], nothing: NDArray[np.bool_] | None = None
+) -> pa.DictionaryArray:
+    indices = as_arrow(codes if nothing is None else np.where(nothing, 0, codes).astype(np.int8), pa.int8(), nothing)
+    return pa.DictionaryArray.from_arrays(indices, as_strings(names))
+
+
+def _numbers(values: NDArray[np.float64]) -> pa.Array:
+    """NaN is null."""
+    return as_arrow(values, pa.float64(), np.isnan(values))
+
+
+def _plain(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _parquet(table: pa.Table) -> bytes:
+    labels = [field.name for field in table.schema if pa.types.is_dictionary(field.type)]
+    numbers = {field.name: "BYTE_STREAM_SPLIT" for field in table.schema if pa.types.is_floating(field.type)}
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd", compression_level=1, use_dictionary=labels, column_encoding=numbers)
+    return sink.getvalue()
+
+
+def _write(data_dir: Path, path: Path, content: bytes) -> FileProof:
+    atomic_write(path, content)
+    return file_proof(data_dir, path, content)

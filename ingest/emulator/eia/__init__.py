@@ -1,0 +1,1 @@
+"""The EIA v2 API: queries, pages, metadata."""

@@ -1,0 +1,1 @@
+"""Faults by plan, and their injection into responses."""

@@ -1,0 +1,1 @@
+"""Data sources of the emulator: a synthetic grid, recorded hours."""

@@ -1,0 +1,1 @@
+"""Learning algorithms behind one `Algorithm` interface."""

@@ -1,0 +1,109 @@
+"""Behaviour cloning: a policy that does what the exact optimum would do, as far as it can see.
+
+The labels are the optimum's actions for the hours ahead, known to the linear program alone; the policy has forecasts. What it
+learns is the mean of the right actions given what it sees, which hedges, because the cost is convex. Labels start from random
+charge and a random residual load before, so that the policy knows its way from where its own errors will bring it.
+
+Read from top to bottom: labels, loss, learner. The learner is MLX; see `rl.policy` for the actor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+from numpy.typing import NDArray
+
+from rl.env.dataset import Table
+from rl.env.grid import Grid
+from rl.env.vector import LEFT, Episodes
+from rl.planning.optimum import program
+from rl.policy import Mlp, normalisation, start
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What cloning can be told."""
+
+    width: int = 128  # of both hidden layers
+    batch: int = 512  # labels
+    steps: int = 3000  # of Adam
+    learning_rate: float = 2e-3  # at the start; falls to a hundredth as a cosine
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What was seen, and what the optimum did."""
+
+    names: tuple[str, ...]
+    observations: NDArray[np.float32]  # [label, feature]
+    actions: NDArray[np.float32]  # [label, action]
+
+
+def solve_labels(grid: Grid, table: Table, plans: int, rng: np.random.Generator, hours: int = LEFT + 24) -> Labels:
+    """`plans` optima of `hours` hours each, from random rows and charges: `plans · hours` labels.
+
+    24 hours of each have at least `LEFT` to go, as most hours of a long episode have; the others show the way back to rest.
+    """
+    starts = rng.choice(table.starts(hours), plans)
+    charge = rng.uniform(0, 1, (len(grid.stores), plans)) * grid.each("energy")[:, None]
+    # As far from the load as a residual load can be.
+    reach = grid.each("power").sum()
+    before = table.before[starts] + rng.uniform(-reach, reach, plans)
+    solve = program(grid, hours).solve
+    loads = table.load[starts[:, None] + np.arange(hours)]
+    solved = [solve(load, first, held).actions(grid) for load, first, held in zip(loads, before, charge.T, strict=True)]
+    actions = np.stack(solved, axis=-1).transpose(1, 0, 2)  # [hour, action, plan]
+    episodes = Episodes(grid, table, plans, hours)
+    episodes.reset(starts, charge, before)
+    seen = np.empty((hours, plans, len(episodes.names)), np.float32)
+    for hour, action in enumerate(actions):
+        seen[hour] = episodes.observation
+        episodes.step(action)
+    flat = actions.transpose(0, 2, 1).reshape(-1, episodes.actions)
+    return Labels(episodes.names, seen.reshape(len(flat), -1), flat.astype(np.float32))
+
+
+class Network(nn.Module):
+    """The learner's twin of `rl.policy.Mlp`, on normalised observations."""
+
+    def __init__(self, policy: Mlp) -> None:
+        super().__init__()
+        self.layers = [{"weight": mx.array(weight), "bias": mx.array(bias)} for weight, bias in policy.layers]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        for layer in self.layers[:-1]:
+            x = nn.relu(x @ layer["weight"].T + layer["bias"])
+        return x @ self.layers[-1]["weight"].T + self.layers[-1]["bias"]
+
+    def numbers(self) -> tuple[tuple[NDArray[np.float32], NDArray[np.float32]], ...]:
+        """The layers as numpy, for an actor: weight [out, in] and bias [out] each."""
+        return tuple((np.array(layer["weight"]), np.array(layer["bias"])) for layer in self.layers)
+
+
+def clone(labels: Labels, settings: Settings = Settings(), log: Callable[[int, float], None] | None = None) -> Mlp:
+    """Train on `labels` by mean squared error, which is least at their mean; `log(step, loss)` every hundred steps."""
+    rng = np.random.default_rng(settings.seed)
+    mean, scale = normalisation(labels.observations)
+    policy = start(labels.names, mean, scale, labels.actions.shape[1], settings.width, rng)
+    network = Network(policy)
+    optimiser = optim.Adam(optim.cosine_decay(settings.learning_rate, settings.steps, settings.learning_rate / 100))
+    x, y = mx.array((labels.observations - mean) * scale), mx.array(labels.actions)
+
+    def loss(network: Network, x: mx.array, y: mx.array) -> mx.array:
+        return nn.losses.mse_loss(network(x), y, reduction="mean")
+
+    step = nn.value_and_grad(network, loss)
+    for done in range(settings.steps):
+        own = mx.array(rng.integers(0, len(labels.actions), settings.batch))
+        value, gradient = step(network, x[own], y[own])
+        optimiser.update(network, gradient)
+        mx.eval(network.parameters(), optimiser.state)
+        if log and done % 100 == 99:
+            log(done + 1, float(value))
+    return Mlp(policy.names, mean, scale, network.numbers())

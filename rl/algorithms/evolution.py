@@ -1,0 +1,114 @@
+"""Evolution strategies (Salimans et al. 2017): weights are moved towards perturbations that cost less. No gradient, no mlx.
+
+Read from top to bottom: settings, costs of perturbations, learner. A perturbation is a seed, played with both signs (mirrored
+sampling) in the same episodes as all others of its iteration; a worker gives back two costs for it, so nothing large travels. Costs
+are replaced by their ranks, the step is Adam's (Kingma & Ba 2015). Left out: weight decay, virtual batch normalisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rl.algorithms.adam import Adam
+from rl.algorithms.base import Versions
+from rl.distributed.jobs import Arrays, Evolve
+from rl.env.vector import Episodes
+from rl.policy import Mlp, flat, shaped
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the algorithm can be told."""
+
+    iterations: int = 100
+    jobs: int = 4  # leases an iteration
+    pairs: int = 8  # mirrored perturbations a job
+    episodes: int = 32
+    hours: int = 168  # of an episode
+    staleness: int = 0  # iterations that the weights of a job may be behind
+    sigma: float = 0.02  # standard deviation of a perturbation
+    learning_rate: float = 0.01
+    seed: int = 0
+
+
+def perturbation(seed: int, size: int) -> Array:
+    """Standard normal numbers [size], the same for the same seed anywhere."""
+    return np.random.default_rng(seed).standard_normal(size, np.float32)
+
+
+def costs(
+    policy: Mlp, episodes: Episodes, starts: NDArray[np.int64], seeds: Sequence[int], sigma: float
+) -> NDArray[np.float64]:
+    """Mean cost of an episode with each perturbation added and subtracted, [seed, 2], $ per MW of reference peak."""
+    weights = flat(policy)
+    out = np.zeros((len(seeds), 2))
+    for i, seed in enumerate(seeds):
+        step = np.float32(sigma) * perturbation(seed, weights.size)
+        for side, sign in enumerate((np.float32(1), np.float32(-1))):
+            actor = shaped(policy, weights + sign * step)
+            episodes.reset(starts)
+            for _ in range(episodes.hours):
+                out[i, side] += episodes.step(actor(episodes))[1].mean()
+    return out
+
+
+def ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Centred ranks, -0.5 for the lowest to 0.5 for the highest, whatever the values' scale; of the values' shape."""
+    order = np.empty(values.size)
+    order[np.argsort(values, axis=None, kind="stable")] = np.arange(values.size)
+    return (order / max(values.size - 1, 1) - 0.5).reshape(values.shape)
+
+
+class Evolution:
+    """An algorithm (`rl.algorithms.base.Algorithm`)."""
+
+    def __init__(self, table: str, policy: Mlp, settings: Settings) -> None:
+        self.settings, self.staleness, self.iterations = settings, settings.staleness, settings.iterations
+        self._table = table
+        self.versions = Versions(policy, settings.staleness)
+        self._adam = Adam.fresh(flat(policy).size)
+
+    def jobs(self, iteration: int) -> list[Evolve]:
+        """What iteration `iteration` plays."""
+        s, sha256 = self.settings, self.versions.sha256(self.versions.of(iteration))
+        drawn = np.random.SeedSequence([s.seed, iteration]).generate_state(1 + s.jobs * s.pairs, np.uint64)
+        first, *seeds = (int(seed >> np.uint64(1)) for seed in drawn)
+        parts = (tuple(seeds[at : at + s.pairs]) for at in range(0, len(seeds), s.pairs))
+        return [Evolve(self._table, sha256, first, part, s.sigma, s.episodes, s.hours) for part in parts]
+
+    def contents(self) -> list[bytes]:
+        """What the jobs name."""
+        return self.versions.contents()
+
+    def learn(self, iteration: int, jobs: Sequence[Evolve], results: Sequence[Arrays]) -> dict[str, float]:
+        """One step of Adam against the ranks of what the perturbations cost."""
+        s, policy = self.settings, self.versions.newest
+        weights = flat(policy)
+        found = np.concatenate([result["cost"] for result in results])
+        places = ranks(found)
+        gradient = np.zeros_like(weights)
+        for seed, place in zip((seed for job in jobs for seed in job.perturbations), places, strict=True):
+            gradient += np.float32(place[0] - place[1]) * perturbation(seed, weights.size)
+        gradient /= np.float32(len(found) * s.sigma)
+        step = self._adam.step(gradient, iteration + 1, s.learning_rate)
+        self.versions.add(shaped(policy, weights - step))
+        return {
+            "charts/episodic_cost": float(found.mean()),
+            "charts/best_cost": float(found.min()),
+            "losses/step": float(np.abs(step).mean()),
+        }
+
+    def state(self) -> tuple[dict[str, float], Arrays]:
+        """All that a restart needs."""
+        return {}, {"moment/mean": self._adam.mean, "moment/square": self._adam.square} | self.versions.arrays()
+
+    def restore(self, numbers: Mapping[str, float], arrays: Mapping[str, NDArray]) -> None:
+        """Go on from `state`: its numbers and its float32 arrays."""
+        self._adam = Adam(arrays["moment/mean"].copy(), arrays["moment/square"].copy())
+        self.versions.restore(arrays)

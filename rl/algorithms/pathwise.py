@@ -1,0 +1,278 @@
+"""Pathwise policy gradient: the cost of whole episodes, differentiated through the environment.
+
+The load does not depend on what the fleet does. So on hours that were measured, the cost of a policy is a known, piecewise smooth
+function of its weights, and its exact gradient comes from going through the episode backwards, without the noise of methods that
+must guess from random actions which of them was good (PPO, evolution strategies). The idea is direct backpropagation for
+exogenous decision processes, Madeka et al. 2022 ("Deep Inventory Management"); see also Sinclair et al. 2022 (hindsight learning).
+
+Read from top to bottom: settings, gradient, steps, algorithm. Forwards it is `Episodes` itself that steps; only its derivative is
+written here, by hand and in numpy, because MLX on a CPU spends tens of microseconds on each of the hundred small operations of an
+hour. A step depends on weights, moments, seed and its own number alone, so a lease of some steps can be done by anybody.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rl.algorithms.adam import Adam
+from rl.algorithms.base import Versions
+from rl.distributed.jobs import Arrays, Descend, Player
+from rl.env.dataset import Table
+from rl.env.grid import Grid
+from rl.env.vector import Episodes
+from rl.evaluation.score import yardstick
+from rl.policy import Layers, Mlp, combined, flat, normalisation, shaped, start, to_bytes
+
+Array = NDArray[np.float64]
+SAMPLE = 20_000  # hours from which the normalisation is taken
+WARM_UP = 50  # steps until the learning rate is full
+AT_REST = 0.3  # share of episodes that start at rest; the others start with any charge
+MAX_NORM = 1.0  # of a gradient
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the algorithm can be told."""
+
+    iterations: int = 24  # with all else as it is, the whole pipeline ends within 15 minutes on two cores
+    members: int = 4  # policies that learn side by side, each a lease an iteration
+    steps: int = 100  # of Adam, of a lease
+    episodes: int = 128  # of a step, side by side
+    hours: int = 72  # of an episode
+    learning_rate: float = 3e-3
+    width: int = 128  # of both hidden layers of a member
+    seed: int = 0
+
+
+class _Hour(NamedTuple):
+    """What the way back needs of an hour; arrays [store, N] or [N] unless said."""
+
+    hidden: tuple[NDArray[np.float32], ...]  # [width, N] of each hidden layer
+    action: NDArray[np.float32]  # [action, N] as asked
+    held: Array  # charge before
+    charge: Array  # charge after
+    power: Array
+    before: Array  # residual load of the hour before
+    residual: Array
+
+
+def gradient(
+    episodes: Episodes, policy: Mlp, starts: NDArray[np.int64], charge: Array, weight: Array
+) -> tuple[Array, Layers]:
+    """Cost [hour, N] of an episode from each of `starts` [N] with `charge` [store, N], and d Σ weight · cost / d layers.
+
+    `weight` [N]. Where the projection cuts an action, the derivative is 0 outwards and as if it were not cut inwards: a policy
+    that asks too much can still learn to ask less.
+    """
+    seen = np.empty((episodes.hours, episodes.count, len(policy.names)), np.float32)
+    cost = np.empty(seen.shape[:2])
+    tape = []
+    episodes.reset(starts, charge)
+    for hour in range(episodes.hours):
+        seen[hour] = episodes.observation
+        hidden, action = policy.forward(seen[hour])
+        held, before = episodes.charge.copy(), episodes.residual.copy()
+        _, cost[hour] = episodes.step(action)
+        tape.append(
+            _Hour(hidden, action, held, episodes.charge.copy(), episodes.power.copy(), before, episodes.residual.copy())
+        )
+    return cost, _backwards(episodes, policy, seen, tape, weight)
+
+
+def _backwards(episodes: Episodes, policy: Mlp, seen: NDArray[np.float32], tape: list[_Hour], weight: Array) -> Layers:
+    grid, n = episodes.grid, episodes.stores
+    into, out, wear, holding, energy = (
+        grid.each(name)[:, None] for name in ("charge_efficiency", "discharge_efficiency", "wear", "holding", "energy")
+    )
+    fall, rise = -grid.each("power")[:, None] / out, grid.each("power")[:, None] * into
+    knots = np.array([grid.must_run, *(bound for bound, _ in grid.merit_order)])
+    state = policy.folded[0][0][:, : n + 1].T  # the first layer's weights for charges and residual load
+    sums = [(np.zeros_like(w), np.zeros_like(b)) for w, b in policy.layers]
+    first = np.empty((*seen.shape[:2], len(policy.layers[0][1])), np.float32)
+    of_charge, of_residual = np.zeros_like(tape[0].charge), np.zeros_like(weight)
+    for hour in range(len(tape) - 1, -1, -1):
+        h = tape[hour]
+        up = np.sign(h.residual - h.before) * grid.ramp
+        by_residual = weight * (grid.slopes[np.searchsorted(knots, h.residual)] + up) + of_residual
+        # Charge after the hour: power is the smaller of two lines in its change, and later hours depend on it.
+        by_power = weight * wear * (h.power > 0) - by_residual
+        by_change = by_power * np.where(h.charge < h.held, -out, -1 / into)
+        by_charge = by_change + of_charge - weight * holding
+        of_charge = -by_change
+        # Back through the two projections: to what rest allows, to what power allows.
+        lowest, highest = episodes.bounds[hour]
+        asked = np.minimum(h.action[:n] * fall, -h.action[:n] * rise)
+        after = h.held + asked.clip(fall, rise)
+        of_charge += np.where((after > highest) | (after < lowest), 0, by_charge)
+        by_asked = _inwards(by_charge, after, lowest, highest)
+        by_asked = _inwards(by_asked, asked, fall, rise)
+        by_action = np.empty_like(h.action)
+        by_action[:n] = by_asked * np.where(h.action[:n] > 0, fall, -rise)
+        by_shed = (weight * grid.shed - by_residual) * grid.shed_power
+        by_action[n] = _inwards(by_shed, h.action[n], 0.0, 1.0)
+        # Back through the network; the first layer's own weights come last, for all hours in one product.
+        flow = by_action
+        for layer in range(len(policy.layers) - 1, 0, -1):
+            below = h.hidden[layer - 1]
+            sums[layer][0][:] += flow @ below.T
+            sums[layer][1][:] += flow.sum(axis=1)
+            flow = (policy.layers[layer][0].T @ flow) * (below > 0)
+        first[hour] = flow.T
+        of_state = state @ flow
+        of_charge += of_state[:n] / energy
+        of_residual = of_state[n] - weight * up
+    flat, inputs = first.reshape(-1, first.shape[2]), seen.reshape(-1, seen.shape[2])
+    bias = flat.sum(axis=0)
+    # On normalised inputs, without making them: (x - mean) · scale.
+    sums[0] = ((flat.T @ inputs - np.outer(bias, policy.mean)) * policy.scale, bias)
+    return tuple(sums)
+
+
+def _inwards(flow: Array, value: Array, lowest: Array | float, highest: Array | float) -> Array:
+    """The derivative through a clip to [lowest, highest]; outside, only the part by which a descent would come back."""
+    return np.where(((value > highest) & (flow < 0)) | ((value < lowest) & (flow > 0)), 0, flow)
+
+
+def savings(grid: Grid, table: Table, *, hours: int = 168, most: int = 26) -> Array:
+    """[region] what the optimum saves in an hour, from up to `most` episodes evenly taken: costs over it count in PoP's unit."""
+    every, found = table.starts(hours), []
+    for first, last in table.spans:
+        own = every[(every >= first) & (every < last)]
+        own = own[np.unique(np.linspace(0, len(own) - 1, most).astype(int))]
+        scale = yardstick(grid, table, own, hours)
+        found.append(float((scale.nothing - scale.optimum).mean()) / hours)
+    return np.array(found)
+
+
+def learning_rate(highest: float, step: int, total: int) -> float:
+    """Of step `step`, counted from 0: up in a line, then down to a fiftieth as a cosine."""
+    fall = 0.5 * (1 + np.cos(np.pi * step / total))
+    return highest * min(1.0, (step + 1) / WARM_UP) * (0.02 + 0.98 * fall)
+
+
+def descend(episodes: Episodes, starts: NDArray[np.int64], job: Descend, policy: Mlp, mean: Mlp, square: Mlp) -> Arrays:
+    """`job.steps` steps of Adam on episodes drawn from `starts`: weights and moments after them, cost and norm of each step.
+
+    `mean`, `square`: the moments, in the shape of the policy. Cost is in units of what the optimum saves.
+    """
+    table, grid = episodes.table, episodes.grid
+    region = np.searchsorted([last for _, last in table.spans], starts, side="right")
+    worth = 1 / (np.array(job.saving)[region] * job.episodes * job.hours)
+    # Every region counts the same, however many of its hours were measured.
+    chance = 1 / np.bincount(region, minlength=len(table.spans))[region]
+    chance /= chance.sum()
+    weights, adam = flat(policy), Adam(flat(mean), flat(square))
+    losses = np.empty((job.steps, 2))
+    for at in range(job.steps):
+        step = job.first + at
+        rng = np.random.default_rng([job.seed, job.member, step])
+        drawn = rng.choice(len(starts), job.episodes, p=chance)
+        charge = rng.uniform(0, 1, (len(grid.stores), job.episodes)) * grid.each("energy")[:, None]
+        charge = np.where(rng.uniform(size=job.episodes) < AT_REST, grid.rest[:, None], charge)
+        cost, layers = gradient(episodes, shaped(policy, weights), starts[drawn], charge, worth[drawn])
+        row = np.concatenate([array.ravel() for layer in layers for array in layer]).astype(np.float32)
+        norm = float(np.sqrt((row.astype(float) ** 2).sum()))
+        row *= np.float32(min(1.0, MAX_NORM / max(norm, 1e-12)))
+        weights = weights - adam.step(row, step + 1, learning_rate(job.learning_rate, step, job.total), keep=0.99)
+        losses[at] = (cost * worth[drawn]).sum(), norm
+    return {"weights": weights, "mean": adam.mean, "square": adam.square, "losses": losses}
+
+
+def _normalisation(episodes: Episodes, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Of the table's features as they are, of the state as it is with any charge at all."""
+    table = episodes.table
+    rows = rng.integers(0, len(table.load), SAMPLE)
+    share = rng.uniform(0, 1, (SAMPLE, episodes.stores))
+    state = np.column_stack([share, table.before[rows], rng.uniform(0, 1, SAMPLE)])
+    return normalisation(np.concatenate([state, table.features[rows]], axis=1).astype(np.float32))
+
+
+class Descent:
+    """An algorithm (`rl.algorithms.base.Algorithm`): members that learn each for itself, and act as one, by their mean action.
+
+    The cost is convex in the action, so the mean of several policies costs no more than they do on average.
+    """
+
+    def __init__(self, player: Player, table: str, settings: Settings) -> None:
+        self.settings, self.staleness, self.iterations = settings, 0, settings.iterations
+        self._table = table
+        saving = savings(player.grid, player.table(table))
+        episodes = player.episodes(table, settings.episodes, settings.hours)
+        mean, scale = _normalisation(episodes, np.random.default_rng(settings.seed))
+        self._saving = tuple(float(f"{each:.5g}") for each in saving)  # the same on every host
+        self._members = []
+        for member in range(settings.members):
+            rng = np.random.default_rng([settings.seed, member])
+            first = start(episodes.names, mean, scale, episodes.actions, settings.width, rng)
+            nothing = shaped(first, np.zeros_like(flat(first)))
+            self._members.append((first, nothing, nothing))
+        self.versions = Versions(self._combined(), 0)
+
+    @property
+    def members(self) -> list[Mlp]:
+        """Each as it is now."""
+        return [policy for policy, _, _ in self._members]
+
+    def _combined(self) -> Mlp:
+        return combined(self.members)
+
+    def jobs(self, iteration: int) -> list[Descend]:
+        """One a member."""
+        s, found = self.settings, []
+        for number, member in enumerate(self._members):
+            policy, mean, square = (hashlib.sha256(to_bytes(part)).hexdigest() for part in member)
+            found.append(
+                Descend(
+                    self._table,
+                    policy,
+                    mean,
+                    square,
+                    size=flat(member[0]).size,
+                    seed=s.seed,
+                    member=number,
+                    first=iteration * s.steps,
+                    steps=s.steps,
+                    total=s.iterations * s.steps,
+                    episodes=s.episodes,
+                    hours=s.hours,
+                    learning_rate=s.learning_rate,
+                    saving=self._saving,
+                )
+            )
+        return found
+
+    def contents(self) -> list[bytes]:
+        """What the jobs name."""
+        return [to_bytes(part) for member in self._members for part in member]
+
+    def learn(self, iteration: int, jobs: Sequence[Descend], results: Sequence[Arrays]) -> dict[str, float]:
+        """Take what the members have become."""
+        self._members = [
+            tuple(shaped(policy, result[name]) for name in ("weights", "mean", "square"))  # type: ignore[misc]
+            for (policy, _, _), result in zip(self._members, results, strict=True)
+        ]
+        self.versions.add(self._combined())
+        cost, norm = np.mean([result["losses"] for result in results], axis=(0, 1))
+        return {"losses/cost": float(cost), "losses/grad_norm": float(norm)}
+
+    def state(self) -> tuple[dict[str, float], Arrays]:
+        """All that a restart needs."""
+        return {"version": self.versions.number}, {
+            f"member/{number}/{name}": flat(part)
+            for number, member in enumerate(self._members)
+            for name, part in zip(("weights", "mean", "square"), member, strict=True)
+        }
+
+    def restore(self, numbers: Mapping[str, float], arrays: Mapping[str, NDArray]) -> None:
+        """Go on from `state`: its numbers and its float32 rows."""
+        self._members = [
+            tuple(shaped(policy, np.array(arrays[f"member/{number}/{name}"])) for name in ("weights", "mean", "square"))  # type: ignore[misc]
+            for number, (policy, _, _) in enumerate(self._members)
+        ]
+        self.versions.held = {int(numbers["version"]): self._combined()}

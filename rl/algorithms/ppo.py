@@ -1,0 +1,169 @@
+"""Proximal policy optimisation (Schulman et al. 2017), one process: numpy actors in `Episodes`, learner in MLX.
+
+Read from top to bottom: settings, rollout, advantages (GAE, Schulman et al. 2016), loss, loop. It starts from any `Mlp`, best from
+one that was cloned. The reward of an hour is what the action saved against leaving every store at rest: minus the cost, plus a
+number that no action changes, so the same optimum with far less noise. Episodes end where nothing is left to be valued, so
+there is no bootstrap. Metrics have cleanrl's names. Left out: value clipping, orthogonal start, learning-rate schedules by KL.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+from numpy.typing import NDArray
+
+from rl.algorithms.clone import Network
+from rl.env.dataset import Table
+from rl.env.grid import Grid
+from rl.env.vector import Episodes
+from rl.evaluation.score import nothing_cost
+from rl.policy import Mlp, start
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the algorithm can be told."""
+
+    episodes: int = 64  # side by side
+    hours: int = 168  # of an episode; a rollout is one episode of each
+    iterations: int = 100  # rollouts
+    epochs: int = 4  # passes over a rollout
+    minibatch: int = 1024  # hours
+    learning_rate: float = 3e-4
+    gamma: float = 0.995  # an hour
+    gae_lambda: float = 0.95
+    clip: float = 0.2  # of the probability ratio
+    noise: float = 0.1  # standard deviation of actions at the start, as a share of full power
+    target_kl: float = 0.02  # epochs end when the policy has moved this far
+    max_grad_norm: float = 0.5
+    width: int = 128  # of the value network's hidden layers
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A rollout: what was seen, tried and earned, hour by hour."""
+
+    observations: Array  # [hour, N, feature] normalised
+    actions: Array  # [hour, N, action] as tried, before any projection
+    rewards: Array  # [hour, N] $ per MW of reference peak
+
+
+class Learner(nn.Module):
+    """Policy mean, one standard deviation an action, value."""
+
+    def __init__(self, policy: Mlp, value: Mlp, noise: float) -> None:
+        super().__init__()
+        self.mean, self.value = Network(policy), Network(value)
+        self.log_std = mx.full((policy.layers[-1][0].shape[0],), float(np.log(noise)))
+
+    def log_probability(self, observations: mx.array, actions: mx.array) -> mx.array:
+        """[sample] of a Gaussian with independent actions."""
+        z = (actions - self.mean(observations)) * mx.exp(-self.log_std)
+        return (-0.5 * z * z - self.log_std - 0.5 * float(np.log(2 * np.pi))).sum(axis=-1)
+
+
+def play(
+    grid: Grid, episodes: Episodes, policy: Mlp, std: Array, starts: NDArray[np.int64], rng: np.random.Generator
+) -> Batch:
+    """One episode from each of the rows `starts` [N]: the policy's actions plus noise of deviation `std` [action]."""
+    hours, count, table = episodes.hours, episodes.count, episodes.table
+    seen = np.empty((hours, count, len(episodes.names)), np.float32)
+    tried = np.empty((hours, episodes.actions, count), np.float32)
+    cost = np.empty((hours, count))
+    noise = rng.standard_normal(tried.shape, np.float32) * std[:, None]
+    episodes.reset(starts)
+    for hour in range(hours):
+        seen[hour] = episodes.observation
+        tried[hour] = policy(episodes) + noise[hour]
+        _, cost[hour] = episodes.step(tried[hour])
+    idle = nothing_cost(grid, table.load[starts + np.arange(hours)[:, None]], table.before[starts])
+    normal = (seen - policy.mean) * policy.scale
+    return Batch(normal, tried.transpose(0, 2, 1), (idle - cost).astype(np.float32))
+
+
+def advantages(rewards: Array, values: Array, gamma: float, gae_lambda: float) -> Array:
+    """GAE(λ) of whole episodes, [hour, N]; the value after the last hour is 0."""
+    out = np.zeros_like(rewards)
+    ahead, following = np.zeros_like(rewards[0]), np.zeros_like(rewards[0])
+    for hour in range(len(rewards) - 1, -1, -1):
+        ahead = rewards[hour] + gamma * following - values[hour] + gamma * gae_lambda * ahead
+        out[hour], following = ahead, values[hour]
+    return out
+
+
+def train(
+    grid: Grid,
+    table: Table,
+    policy: Mlp,
+    settings: Settings,
+    log: Callable[[int, Mapping[str, float]], None] | None = None,
+) -> Mlp:
+    """Improve `policy` on episodes drawn from `table`; `log(iteration, metrics)` after each rollout."""
+    rng = np.random.default_rng(settings.seed)
+    episodes = Episodes(grid, table, settings.episodes, settings.hours)
+    starts = table.starts(settings.hours)
+    value = start(policy.names, policy.mean, policy.scale, 1, settings.width, rng)
+    learner = Learner(policy, value, settings.noise)
+    optimiser = optim.Adam(settings.learning_rate, eps=1e-5)
+    scale = 1.0  # of returns: the value network learns numbers near 1
+
+    def loss(
+        learner: Learner, seen: mx.array, actions: mx.array, old: mx.array, advantage: mx.array, target: mx.array
+    ) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+        log_ratio = learner.log_probability(seen, actions) - old
+        ratio = mx.exp(log_ratio)
+        clipped = mx.clip(ratio, 1 - settings.clip, 1 + settings.clip)
+        policy_loss = -mx.minimum(ratio * advantage, clipped * advantage).mean()
+        value_loss = 0.5 * mx.square(learner.value(seen)[:, 0] - target).mean()
+        return policy_loss + value_loss, policy_loss, value_loss, (ratio - 1 - log_ratio).mean()
+
+    gradient_of = nn.value_and_grad(learner, loss)
+    began, played = time.perf_counter(), 0
+    for iteration in range(settings.iterations):
+        std = np.exp(np.array(learner.log_std))
+        batch = play(grid, episodes, policy, std, rng.choice(starts, settings.episodes), rng)
+        played += batch.rewards.size
+        seen = mx.array(batch.observations.reshape(batch.rewards.size, -1))
+        actions = mx.array(batch.actions.reshape(batch.rewards.size, -1))
+        values = np.array(learner.value(seen)[:, 0]).reshape(batch.rewards.shape) * np.float32(scale)
+        gains = advantages(batch.rewards, values, settings.gamma, settings.gae_lambda)
+        returns = gains + values
+        if iteration == 0:
+            scale = float(returns.std()) or 1.0
+        old = learner.log_probability(seen, actions)
+        normal = mx.array(((gains - gains.mean()) / (gains.std() + 1e-8)).ravel())
+        target = mx.array((returns / scale).ravel())
+        moved = policy_loss = value_loss = 0.0
+        for _ in range(settings.epochs):
+            order = rng.permutation(batch.rewards.size)
+            for at in range(0, len(order), settings.minibatch):
+                own = mx.array(order[at : at + settings.minibatch])
+                losses, gradient = gradient_of(learner, *(x[own] for x in (seen, actions, old, normal, target)))
+                gradient, _ = optim.clip_grad_norm(gradient, settings.max_grad_norm)
+                optimiser.update(learner, gradient)
+                mx.eval(learner.parameters(), optimiser.state)
+                policy_loss, value_loss, moved = (float(x) for x in losses[1:])
+            if moved > settings.target_kl:
+                break
+        policy = Mlp(policy.names, policy.mean, policy.scale, learner.mean.numbers())
+        if log:
+            metrics = {
+                "charts/episodic_return": float(batch.rewards.sum(axis=0).mean()),
+                "charts/SPS": played / (time.perf_counter() - began),
+                "losses/policy_loss": policy_loss,
+                "losses/value_loss": value_loss,
+                "losses/approx_kl": moved,
+                "losses/explained_variance": 1 - float(gains.var()) / max(float(returns.var()), 1e-12),
+                "charts/action_std": float(std.mean()),
+            }
+            log(iteration, metrics)
+    return policy

@@ -1,0 +1,1 @@
+"""Jobs that workers execute for the learner, and their audit."""

@@ -1,0 +1,65 @@
+"""Audit by replay: which results are done again, and whether two results of one job are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from hashlib import blake2b
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rl.distributed.jobs import Arrays, Player, Rollout
+from rl.errors import DataError
+
+EVERY = 16  # of a worker's results of a kind, one is done again; and always the first
+# Hosts of one kind agree to the last bit. Another kind of processor multiplies matrices in another order, and an episode
+# carries that on; nobody gains anything below this.
+TOLERANCE = 1e-3  # of the largest number of an array
+
+
+class Sampler:
+    """Which results are audited. Of each worker and kind the first, then one in each `EVERY`, at a place drawn from both names.
+
+    So a worker whose results of a kind are all wrong is caught by its first, and one that goes wrong later within 2 · EVERY - 1.
+    """
+
+    def __init__(self, every: int = EVERY) -> None:
+        self._every = every
+        self._seen: dict[tuple[str, str], int] = {}
+
+    def pick(self, worker: str, kind: str) -> bool:
+        """Whether this worker's next result of this kind is audited."""
+        count = self._seen.get((worker, kind), 0)
+        self._seen[worker, kind] = count + 1
+        block, place = divmod(count, self._every)
+        drawn = int.from_bytes(blake2b(f"{worker}/{kind}/{block}".encode(), digest_size=8).digest(), "big")
+        return count == 0 or place == drawn % self._every
+
+
+def replayed(player: Player, job: Rollout, result: Arrays) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """A rollout's actions once more: observations [hour, N, feature] and costs [hour, N].
+
+    DataError where the costs are not those that were reported.
+    """
+    starts, _ = player.drawn(job)
+    episodes = player.episodes(job.table, job.episodes, job.hours)
+    seen = np.empty((job.hours, job.episodes, len(episodes.names)), np.float32)
+    cost = np.empty((job.hours, job.episodes))
+    episodes.reset(starts)
+    for hour, tried in enumerate(result["actions"]):
+        seen[hour] = episodes.observation
+        _, cost[hour] = episodes.step(tried)
+    if not np.allclose(result["cost"], cost, rtol=1e-5, atol=1e-5):
+        raise DataError(f"the costs of a rollout of seed {job.seed} are not those of its actions")
+    return seen, cost
+
+
+def difference(result: Mapping[str, NDArray], again: Mapping[str, NDArray]) -> str:
+    """How a result differs from what the same job gave here, array by array of one shape; "" where it does not."""
+    for name, ours in again.items():
+        theirs = result[name]
+        apart = np.abs(theirs.astype(float) - ours)
+        limit = TOLERANCE * float(np.abs(ours).max(initial=0.0))
+        if (wrong := int((~(apart <= limit)).sum())) > 0:
+            return f"{name}: {wrong:,} of {ours.size:,} numbers differ, by {float(np.nanmax(apart)):.3g} at most"
+    return ""

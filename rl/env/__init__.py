@@ -1,0 +1,1 @@
+"""The grid environment: physics, regions, forecasts, datasets."""

@@ -1,0 +1,123 @@
+"""What the environment gathers from: load, observation and mask of every hour of every region, one row an hour."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rl.env.forecasts import Forecast
+from rl.env.grid import Grid
+from rl.env.region import Region
+from rl.errors import DataError
+
+Array = NDArray[np.float64]
+
+KNOTS_AHEAD = 2  # hours for which the distances to the knots of the merit order are shown
+REACH = (
+    -0.03,
+    0.05,
+)  # reference peaks below and above a knot at which its distance saturates: about what the fleet can move
+CLOCK = ("sin hour", "cos hour", "sin week", "cos week", "sin year", "cos year")
+LOADS = (1, 2, 3, 24)  # hours back
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of one or several regions, one after another; hours of a region follow one another."""
+
+    load: Array  # [row] net load, reference peaks
+    before: Array  # [row] of the hour before
+    known: NDArray[np.bool_]  # [row] this hour and the one before were measured
+    features: NDArray[np.float32]  # [row, feature] known at the hour's start
+    names: tuple[str, ...]  # [feature]
+    regions: tuple[str, ...]
+    spans: tuple[tuple[int, int], ...]  # [region] first row, last row + 1
+    origins: tuple[int, ...]  # [region] hour of the region's series that is its first row
+    clock: NDArray[np.int64]  # [row] hour of the day at the hour's start, local standard time
+    month: NDArray[np.int64]  # [row] 0…11, local standard time
+
+    def starts(self, hours: int) -> NDArray[np.int64]:
+        """Rows [start] at which an episode of `hours` hours can start: all of it measured and in one region."""
+        found = []
+        for first, last in self.spans:
+            if last - first >= hours:
+                gaps = np.concatenate([[0], np.cumsum(~self.known[first:last])])
+                found.append(first + np.flatnonzero(gaps[hours:] == gaps[:-hours]))
+        return np.concatenate(found) if found else np.zeros(0, np.int64)
+
+    def gather(self, forecasts: Sequence[Forecast]) -> Forecast:
+        """Other forecasts of the same regions' series, [hour, horizon, feature] each → [row, horizon, feature]."""
+        pairs = zip(forecasts, self.origins, self.spans, strict=True)
+        return np.concatenate([f[origin : origin + last - first] for f, origin, (first, last) in pairs])
+
+
+def table(
+    regions: Sequence[Region], forecasts: Sequence[Forecast | None], start: str, end: str, grid: Grid | None = None
+) -> Table:
+    """The hours from `start` (inclusive) to `end` (exclusive), `YYYY-MM-DDTHH`, of every region with its forecast.
+
+    Features: the load of 1, 2, 3 and 24 hours ago, hour, week and year as sines, then the forecast [hour, horizon, feature]
+    flattened; None for no forecast. With `grid`, also what a learner would have to find out by itself about the first feature:
+    its change from the present hour, the merit order's price at it, and its distance to every knot of the merit order. What a
+    row shows of hours before `start` is real. DataError where a region does not reach, or forecasts differ in shape.
+    """
+    if len({None if f is None else f.shape[1:] for f in forecasts}) != 1 or len(regions) != len(forecasts):
+        raise DataError("each region needs one forecast, all of one horizon and number of features")
+    parts, spans, origins, row = [], [], [], 0
+    for region, forecast in zip(regions, forecasts, strict=True):
+        first, last = (int(np.searchsorted(region.hours, np.datetime64(when, "h"))) for when in (start, end))
+        if first < 1 or last - first != (np.datetime64(end, "h") - np.datetime64(start, "h")).astype(int):
+            raise DataError(
+                f"{region.name}: has {region.hours[0]} to {region.hours[-1]}, not {start} and the hour before, to {end}"
+            )
+        if forecast is not None and len(forecast) != len(region.load):
+            raise DataError(f"{region.name}: forecast of {len(forecast)} hours for {len(region.load)}")
+        parts.append(_rows(region, forecast, np.arange(first, last), grid))
+        spans.append((row, row + last - first))
+        origins.append(first)
+        row += last - first
+    load, before, known, features, clock, month = (np.concatenate(column) for column in zip(*parts, strict=True))
+    shape = forecasts[0].shape[1:] if forecasts[0] is not None else (0, 0)
+    ahead = [f"forecast +{h}.{f}" for h in range(shape[0]) for f in range(shape[1])]
+    if grid is not None and shape[0]:
+        ahead += [f"change +{h}" for h in range(1, shape[0])] + [f"price +{h}" for h in range(shape[0])]
+        ahead += [f"above {knot:g} +{h}" for h in range(min(KNOTS_AHEAD, shape[0])) for knot in _knots(grid)]
+    names = (*(f"load -{back}" for back in LOADS), *CLOCK, *ahead)
+    return Table(
+        load, before, known, features, names, tuple(r.name for r in regions), tuple(spans), tuple(origins), clock, month
+    )
+
+
+def _rows(region: Region, forecast: Forecast | None, at: NDArray[np.int64], grid: Grid | None) -> tuple[NDArray, ...]:
+    local = region.local[at].astype(np.int64)
+    # The epoch, 1970-01-01, was a Thursday: the phase of the week does not matter to a policy that learns it.
+    turns = 2 * np.pi * np.stack([local / 24, local / 168, local / 8766])
+    clock = np.stack([np.sin(turns), np.cos(turns)], axis=1).reshape(6, -1)
+    past = [region.load[np.maximum(at - back, 0)] for back in LOADS]
+    ahead = np.zeros((len(at), 0)) if forecast is None else forecast[at].reshape(len(at), -1)
+    shown = [np.stack([*past, *clock], axis=1), ahead]
+    if grid is not None and forecast is not None:
+        shown.append(_merit(grid, forecast[at, :, 0].astype(float)))
+    features = np.concatenate(shown, axis=1).astype(np.float32)
+    known = region.known[at] & region.known[at - 1]
+    month = region.local[at].astype("datetime64[M]").astype(np.int64) % 12
+    return region.load[at], region.load[at - 1], known, features, local % 24, month
+
+
+def _knots(grid: Grid) -> Array:
+    return np.array([grid.must_run, *(bound for bound, _ in grid.merit_order)])
+
+
+def _merit(grid: Grid, ahead: Array) -> Array:
+    """Of a forecast [row, horizon]: changes from the first hour, log of the price, distances to knots, [row, feature].
+
+    The price is that of a merit order with its steps smoothed: through the middle of each.
+    """
+    knots = _knots(grid)
+    prices = np.log([price for _, price in grid.merit_order])
+    price = np.interp(ahead, (knots[1:] + knots[:-1]) / 2, prices)
+    near = (ahead[:, :KNOTS_AHEAD, None] - knots).clip(*REACH).reshape(len(ahead), -1)
+    return np.concatenate([ahead[:, 1:] - ahead[:, :1], price, near], axis=1)

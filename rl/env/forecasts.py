@@ -1,0 +1,134 @@
+"""What a controller knows ahead, each as float32 [hour, horizon, feature] in reference peaks.
+
+Row t, horizon h is the forecast of the net load of hour t + h made at the start of hour t: it has seen the load up to hour t - 1
+and nothing later (tests/unit/rl/test_forecasts.py changes the future and looks). Only `oracle` knows it all. Near the end of the
+series, where hour t + h does not exist, the last hour of the series stands for it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rl.env.region import WEEK, Region
+from rl.errors import DataError
+
+Array = NDArray[np.float64]
+Forecast = NDArray[np.float32]
+DAY = 24  # hours
+LAGS = (*range(1, 26), 47, 48, 49, 72, 96, 120, 144, 167, 168, 169)  # hours back of the errors that `corrected` knows
+FAR = 6  # hours ahead
+RIDGE = 3e-3  # of a regressor's own sum of squares
+
+
+def persistence(region: Region, horizon: int) -> Forecast:
+    """Yesterday's hour again: the last load known of the same hour of the day, [hour, horizon, 1]."""
+    return _gather(region.load, _targets(region, horizon) - _days_back(horizon))
+
+
+def oracle(region: Region, horizon: int) -> Forecast:
+    """The truth, [hour, horizon, 1]."""
+    return _gather(region.load, np.minimum(_targets(region, horizon), len(region.load) - 1))
+
+
+def day_ahead(region: Region, issued: Array, horizon: int, *, issue_hour: int = 10) -> Forecast:
+    """The operators' day-ahead forecast as it was known, [hour, horizon, 1].
+
+    `issued` [hour] is EIA's DF, in reference peaks, NaN where missing. From `issue_hour` o'clock local standard time
+    on, all hours of the next operating day are known; before, those of the present day. (EIA-930 has the forecast made
+    on the day before, without the hour: 10:00 is an assumption.) An hour further ahead takes the forecast of the same
+    hour on the last day known; a missing value, the load of the last such hour. DataError where `issued` has not the
+    region's hours.
+    """
+    if issued.shape != region.load.shape:
+        raise DataError(f"{region.name}: day-ahead forecast {issued.shape} for {region.load.shape} hours")
+    target = _targets(region, horizon)
+    clock = region.local.astype(np.int64) % DAY
+    ends = DAY - clock + np.where(clock >= issue_hour, DAY, 0)  # hours from t to the first one unknown
+    ahead = np.arange(horizon)
+    beyond = np.maximum(0, -(-(ahead + 1 - ends[:, None]) // DAY))  # days to go back to one that is known
+    target = np.minimum(target, len(region.load) - 1) - DAY * beyond
+    given = _gather(np.where(np.isfinite(issued), issued, np.nan), target)
+    return np.where(np.isfinite(given), given, persistence(region, horizon))
+
+
+def corrected(region: Region, point: Forecast, fit_end: str) -> Forecast:
+    """`point` [hour, horizon, 1] plus what is known of its errors: a linear regression by horizon and hour of the day.
+
+    Fitted on hours before `fit_end` (with the hour of the day before and after, for more samples) by least squares with a little
+    ridge. Regressors: the errors of the hours and days before (`LAGS`), the season; from `FAR` hours on, where `point` may know no
+    more than the last day, the load of one and two weeks before the target less `point`, and the target's day of the week.
+    An error that was not measured counts as none. DataError where an hour of the day was never measured before `fit_end`.
+    """
+    clock = region.local.astype(np.int64) % DAY
+    missed = np.where(region.known, region.load - point[:, 0, 0], np.nan)
+    errors = np.stack([np.concatenate([np.full(lag, np.nan), missed[:-lag]]) for lag in LAGS], axis=1)
+    usable = np.isfinite(errors).all(axis=1)
+    errors = np.nan_to_num(errors)
+    year = 2 * np.pi * region.local.astype(np.int64) / 8766
+    common = np.column_stack([errors, np.sin(year), np.cos(year), np.ones(len(year))])
+    target = _targets(region, point.shape[1])
+    weeks = [region.load[np.maximum(target - back, 0)] - point[..., 0] for back in (WEEK, 2 * WEEK)]
+    day = (region.local.astype(np.int64)[:, None] + np.arange(point.shape[1])) // DAY % 7
+    error, used = _errors(region, point, fit_end)
+    out = point[..., 0].astype(float)
+    for hour in range(DAY):
+        rows = np.flatnonzero(clock == hour)
+        near = np.flatnonzero(usable & np.isin(clock, [(hour - 1) % DAY, hour, (hour + 1) % DAY]))
+        for ahead in range(point.shape[1]):
+
+            def regressors(at: NDArray[np.int64], ahead: int = ahead) -> Array:
+                if ahead < FAR:
+                    return common[at]
+                return np.column_stack([common[at], *(w[at, ahead] for w in weeks), np.eye(7)[day[at, ahead], 1:]])
+
+            fit = near[used[near, ahead]]
+            if not len(fit):
+                raise DataError(f"{region.name}: no error of horizon {ahead} at {hour} o'clock before {fit_end}")
+            x = regressors(fit)
+            products = x.T @ x
+            share = np.linalg.solve(products + np.diag(RIDGE * np.diag(products) + 1e-9), x.T @ error[fit, ahead])
+            out[rows, ahead] += regressors(rows) @ share
+    return out.astype(np.float32)[..., None]
+
+
+def with_quantiles(region: Region, point: Forecast, fit_end: str, levels: tuple[float, ...]) -> Forecast:
+    """`point` [hour, horizon, 1] plus the quantiles of its errors before `fit_end`, by horizon and hour of the day.
+
+    [hour, horizon, level], rising in level. DataError where an hour and horizon has no error before `fit_end`.
+    """
+    error, used = _errors(region, point, fit_end)
+    clock = region.local.astype(np.int64) % DAY
+    out = np.empty((*point.shape[:2], len(levels)), np.float32)
+    for hour in range(DAY):
+        rows = np.flatnonzero(clock == hour)
+        for ahead in range(point.shape[1]):
+            seen = error[rows, ahead][used[rows, ahead]]
+            if not len(seen):
+                raise DataError(f"{region.name}: no error of horizon {ahead} at {hour} o'clock before {fit_end}")
+            out[rows, ahead] = point[rows, ahead] + np.quantile(seen, levels)
+    return out
+
+
+def _errors(region: Region, point: Forecast, fit_end: str) -> tuple[Array, NDArray[np.bool_]]:
+    """Load less forecast, and where both lie before `fit_end` and were measured: [hour, horizon] each."""
+    target = _targets(region, point.shape[1])
+    inside = np.minimum(target, len(region.load) - 1)
+    before = int(np.searchsorted(region.hours, np.datetime64(fit_end, "h")))
+    used = (target < min(before, len(region.load))) & region.known[inside]
+    return region.load[inside] - point[..., 0], used
+
+
+def _targets(region: Region, horizon: int) -> NDArray[np.int64]:
+    return np.arange(len(region.load))[:, None] + np.arange(horizon)
+
+
+def _days_back(horizon: int) -> NDArray[np.int64]:
+    """Hours from horizon h back to the last hour known with the same hour of the day."""
+    return DAY * (1 + np.arange(horizon) // DAY)
+
+
+def _gather(values: Array, at: NDArray[np.int64]) -> Forecast:
+    """Before the series' first hour, the same hour of its first days stands in."""
+    at = np.where(at < 0, at % DAY, at)
+    return values[at].astype(np.float32)[..., None]

@@ -1,0 +1,1 @@
+"""Scores and key performance indicators of policies."""

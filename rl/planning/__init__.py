@@ -1,0 +1,1 @@
+"""Planners: the exact optimum, model predictive control, rule-based baselines."""

@@ -1,0 +1,400 @@
+#!/usr/bin/env python3
+"""uv run --group bench-extract scripts/bench/extract.py [--rounds 3] [--only speed,latency,policy,linear]: this pipeline beside its peers.
+
+One emulator, one run, every client a process of its own, in turn, round after round:
+- ours: `coordinator start --extract`, 2 workers × 5 connections; pages proved, raw files, Parquet, journal and manifests synced
+- gridstatus' EIA client (BASE_URL patched) with 1, 2 and 5 threads; it keeps a DataFrame in memory and writes nothing
+- bare: `requests` with 5 and 10 threads over the same pages; bodies are decompressed and thrown away
+
+Writes JSON lines to docs/benchmarks/extract.jsonl, then the plot and docs/internals/extraction_benchmark.md from those lines alone.
+A client that is not installed is named and left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ingest.emulator.process import Emulator
+
+ROOT = Path(__file__).resolve().parents[2]
+LINES = ROOT / "docs" / "benchmarks" / "extract.jsonl"
+RUNS = ROOT / "runs"  # where the measured runs write: on the disk of the checkout, not in memory
+KEY = "BENCHMARK-KEY-OF-40-CHARACTERS-OR-SO"
+Period = tuple[str, str]  # first and last year
+RESPONDENTS = ("PACW", "ERCO", "CAL", "TEX", "MISO")
+POLICY_RATE = 2.5  # requests a second, sustained: EIA's ceiling
+CLOCK = 2.0  # the policy benchmark's clock runs this many times faster: the faster, the more a hiccup of this machine weighs
+
+GRIDSTATUS = """
+import sys, json, time
+from gridstatus import EIA
+url, start, end, threads, respondents = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5].split(",")
+EIA.BASE_URL = url + "/v2/"
+client = EIA(api_key="BENCHMARK-KEY-OF-40-CHARACTERS-OR-SO")
+rows = 0
+def counted(fetch):
+    def page(*arguments):
+        global rows
+        frame, total = fetch(*arguments)
+        rows += len(frame)
+        return frame, total
+    return page
+client._fetch_page = counted(client._fetch_page)
+began = time.perf_counter()
+for dataset in ("electricity/rto/region-data", "electricity/rto/fuel-type-data"):
+    client.get_dataset(dataset, start, end, facets={"respondent": respondents}, n_workers=threads)
+print(json.dumps({"rows": rows, "s": time.perf_counter() - began}))
+"""
+
+BARE = """
+import sys, json, time, requests
+from concurrent.futures import ThreadPoolExecutor
+requests_, threads = json.load(open(sys.argv[1])), int(sys.argv[2])
+session = requests.Session()
+session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=threads))
+def fetch(url):
+    answer = session.get(url, headers={"X-Api-Key": "BENCHMARK-KEY-OF-40-CHARACTERS-OR-SO"})
+    answer.raise_for_status()
+    return len(answer.content)
+began = time.perf_counter()
+with ThreadPoolExecutor(threads) as pool:
+    size = sum(pool.map(fetch, requests_))
+print(json.dumps({"bytes": size, "s": time.perf_counter() - began}))
+"""
+
+# Spends requests of the same key at a steady pace, and waits when it is refused.
+OTHER = """
+import sys, time, requests
+url, rate = sys.argv[1], float(sys.argv[2])
+session, due = requests.Session(), time.monotonic()
+query = {"frequency": "hourly", "data[0]": "value", "facets[respondent][]": "CISO", "start": "2024-01-01T00", "end": "2024-01-02T00"}
+while True:
+    answer = session.get(url + "/v2/electricity/rto/region-data/data/", params=query, headers={"X-Api-Key": "BENCHMARK-KEY-OF-40-CHARACTERS-OR-SO"})
+    if answer.status_code != 200:
+        time.sleep(1)
+    due = max(due + 1 / rate, time.monotonic())
+    time.sleep(max(0, due - time.monotonic()))
+"""
+
+
+def timed(command: list[str], **environment: str) -> dict[str, Any]:
+    """Run a client to its end: wall seconds of the whole process, its JSON answer, its children's peak memory."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("COORDINATOR_")}
+    began = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, env={**kept, **environment}, check=False)
+    seconds = time.perf_counter() - began
+    if done.returncode:
+        raise RuntimeError(f"{command[:4]} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    return {**json.loads(done.stdout.splitlines()[-1]), "wall_s": seconds}
+
+
+def emit(line: dict[str, Any]) -> None:
+    LINES.parent.mkdir(parents=True, exist_ok=True)
+    with LINES.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    print(json.dumps(line), file=sys.stderr, flush=True)
+
+
+def machine() -> dict[str, Any]:
+    return {
+        "event": "machine",
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def ours(url: str, period: Period, *extra: str, keep: Path | None = None) -> dict[str, Any]:
+    """One extraction into an empty folder, everything synced. `s`: from the first task leased to the summary written."""
+    folder = keep or Path(tempfile.mkdtemp(dir=RUNS))
+    command = [sys.executable, "-m", "coordinator", "start", "--extract", "--json", "--quiet", "--source", url]
+    command += ["--data", str(folder), "--start", period[0], "--end", period[1], *extra]
+    try:
+        result = timed(command, EIA_API_KEY=KEY)
+    finally:
+        if keep is None:
+            shutil.rmtree(folder)
+    assert result["rows"] == result["total"]
+    return {
+        "client": "ours",
+        "setting": "2 workers × 5 connections",
+        "rows": result["new_rows"],
+        "requests": result["requests"],
+        "s": result["seconds"],
+        "wall_s": result["wall_s"],
+        "peak_mb": result["peak_worker_mb"],
+        "budgets": result["budgets"],
+    }
+
+
+def gridstatus(url: str, period: Period, threads: int) -> dict[str, Any]:
+    arguments = [url, f"{period[0]}-01-01T00", f"{period[1]}-12-31T23", str(threads), ",".join(RESPONDENTS)]
+    result = timed([sys.executable, "-c", GRIDSTATUS, *arguments])
+    return {"client": "gridstatus", "setting": f"{threads} threads", **result}
+
+
+def bare(pages: Path, rows: int, threads: int) -> dict[str, Any]:
+    result = timed([sys.executable, "-c", BARE, str(pages), str(threads)])
+    return {"client": "bare", "setting": f"{threads} threads", "rows": rows, **result}
+
+
+def pages_of(url: str, period: Period, folder: Path) -> tuple[Path, int]:
+    """The pages that hold the same rows, as URLs for the bare reader, and how many rows: from a run's own manifests."""
+    data = folder / "pages"
+    rows = ours(url, period, keep=data)["rows"]
+    manifests = [json.loads(path.read_text()) for path in sorted((data / "manifests" / "eia").rglob("g*.json"))]
+    requests = [url + page["request"] for manifest in manifests for page in manifest["proof"]["pages"]]
+    listed = folder / "requests.json"
+    listed.write_text(json.dumps(requests))
+    shutil.rmtree(data)
+    return listed, rows
+
+
+def speed(rounds: int) -> None:
+    """No throttle, no latency: rows a second, every client in turn on one emulator whose pages are all rendered."""
+    period = ("2019", "2025")
+    with Emulator("--quirks", "none") as emulator, tempfile.TemporaryDirectory(dir=RUNS) as folder:
+        pages, rows = pages_of(emulator.url, period, Path(folder))  # renders every page of ours and of bare
+        clients: list[Callable[[], dict[str, Any]]] = [partial(ours, emulator.url, period)]
+        clients += [partial(bare, pages, rows, threads) for threads in (5, 10)]
+        if importlib.util.find_spec("gridstatus"):
+            clients += [partial(gridstatus, emulator.url, period, threads) for threads in (1, 2, 5)]
+            gridstatus(emulator.url, period, 2)  # renders its pages
+        else:
+            emit({"event": "skipped", "client": "gridstatus", "why": "not installed: uv run --group bench-extract …"})
+        for number in range(rounds):
+            for client in clients:
+                emit({"event": "speed", "round": number, **client()})
+
+
+def latency(rounds: int) -> None:
+    """150 ms a request: against the time that latency and the number of connections allow."""
+    milliseconds, period = 150, ("2019", "2025")
+    with Emulator("--quirks", "none", "--latency-ms", str(milliseconds)) as emulator:
+        ours(emulator.url, ("2019", "2025"))  # renders the pages
+        for number in range(rounds):
+            for connections in (5, 20):
+                before = len(emulator.requests())
+                line = ours(emulator.url, period, "--connections", str(connections))
+                times = [datetime.fromisoformat(request["time"]) for request in emulator.requests()[before:]]
+                line["span_s"] = (times[-1] - times[0]).total_seconds() + milliseconds / 1000
+                bound = line["requests"] * milliseconds / 1000 / (2 * connections)
+                emit(
+                    {
+                        "event": "latency",
+                        "round": number,
+                        "latency_ms": milliseconds,
+                        "bound_s": bound,
+                        **line,
+                        "connections": 2 * connections,
+                    }
+                )
+
+
+def share_of(stats: dict[str, Any], requests: int, rate: float) -> float:
+    """Requests of ours against what the policy allows between the first and the last request that the emulator saw."""
+    key = max(stats["keys"].values(), key=lambda entry: entry["requests"])
+    return requests / ((key["last"] - key["first"]) * rate)
+
+
+def policy() -> None:
+    """Under EIA's policy on a fast clock: share of the ceiling and suspensions, alone and with a second client on the key."""
+    period, rate = ("2023", "2025"), POLICY_RATE * CLOCK
+    for second in (False, True):
+        with Emulator("--quirks", "none", "--policy", "eia", "--clock-scale", str(CLOCK)) as emulator:
+            other = subprocess.Popen([sys.executable, "-c", OTHER, emulator.url, str(rate * 0.2)]) if second else None
+            line = ours(emulator.url, period, "--rate", str(rate))
+            if other is not None:
+                other.terminate()
+                other.wait()
+            stats = emulator.stats()
+        emit(
+            {
+                "event": "policy",
+                "second_client": second,
+                "clock": CLOCK,
+                "ceiling": rate,
+                "share": share_of(stats, line["requests"], POLICY_RATE),
+                "suspensions": stats["suspensions"],
+                "while_suspended": stats["while_suspended"],
+                **line,
+            }
+        )
+
+
+def linear(rounds: int) -> None:
+    """One year and seven: time and the largest worker's memory."""
+    with Emulator("--quirks", "none") as emulator:
+        ours(emulator.url, ("2019", "2025"))
+        for number in range(rounds):
+            for period in (("2022", "2022"), ("2019", "2025")):
+                years = int(period[1]) - int(period[0]) + 1
+                emit({"event": "linear", "round": number, "years": years, **ours(emulator.url, period)})
+
+
+# -- what the lines say ------------------------------------------------------------------------------------------------
+
+
+def median(lines: Iterable[dict[str, Any]], of: Callable[[dict[str, Any]], float]) -> float:
+    return statistics.median(of(line) for line in lines)
+
+
+def read_lines() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in LINES.read_text().splitlines()]
+
+
+def best_of(lines: list[dict[str, Any]], client: str, seconds: str) -> tuple[str, float] | None:
+    """A client's best setting and its median rows/s."""
+    settings = {line["setting"] for line in lines if line["client"] == client}
+    rates = {
+        s: median((x for x in lines if x["client"] == client and x["setting"] == s), lambda x: x["rows"] / x[seconds])
+        for s in settings
+    }
+    return max(rates.items(), key=lambda item: item[1]) if rates else None
+
+
+def write_docs() -> None:
+    """docs/internals/extraction_benchmark.md and its plot, from the JSON lines alone."""
+    lines = read_lines()
+    by_event = {
+        event: [line for line in lines if line["event"] == event] for event in {line["event"] for line in lines}
+    }
+    where = by_event["machine"][-1]
+    text = [
+        DOC_HEAD,
+        f"Machine: {where['cores']} cores, {where['platform']}, Python {where['python']}, {where['date']}. Shared and noisy: read the ratios.\n",
+    ]
+    if speeds := by_event.get("speed"):
+        text.append(speed_section(speeds))
+        plot(speeds)
+    if lines_of := by_event.get("latency"):
+        text.append(
+            "## With 150 ms a request\n\n| connections | requests | first to last answer / bound | whole run / bound | range |\n|---|---|---|---|---|"
+        )
+        for connections in sorted({line["connections"] for line in lines_of}):
+            of = [line for line in lines_of if line["connections"] == connections]
+            ratios = [line["s"] / line["bound_s"] for line in of]
+            spans = [line["span_s"] / line["bound_s"] for line in of]
+            text.append(
+                f"| {connections} | {of[0]['requests']} | {statistics.median(spans):.2f} | {statistics.median(ratios):.2f} | "
+                f"{min(ratios):.2f}–{max(ratios):.2f} |"
+            )
+        text.append("\nThe bound is requests × latency / connections: what an infinitely fast client would need.\n")
+    if lines_of := by_event.get("policy"):
+        text.append(
+            "## Under EIA's policy\n\n| second client on the key | share of the ceiling used | suspensions | requests while suspended |\n|---|---|---|---|"
+        )
+        text += [
+            f"| {'yes' if line['second_client'] else 'no'} | {line['share']:.3f} | {line['suspensions']} | {line['while_suspended']} |"
+            for line in lines_of
+        ]
+        text.append(
+            f"\n2.5 requests a second sustained, 5 in a burst, on a clock {CLOCK:g} times as fast. With a second client that takes a fifth of the ceiling, ours can have at most 0.8 of it.\n"
+        )
+    if lines_of := by_event.get("linear"):
+        one, seven = ([line for line in lines_of if line["years"] == years] for years in (1, 7))
+        ratio = median(seven, lambda x: x["s"]) / median(one, lambda x: x["s"])
+        text.append(
+            f"## Cost in years\n\nSeven years take {ratio:.2f}× the time of one (medians of {len(one)}); the largest worker peaks at {max(x['peak_mb'] for x in lines_of):.0f} MB.\n"
+        )
+    (ROOT / "docs" / "internals" / "extraction_benchmark.md").write_text("\n".join(text))
+
+
+def speed_section(speeds: list[dict[str, Any]]) -> str:
+    rows = [
+        "## Rows a second\n",
+        "| client | setting | rows/s in the run | rows/s of the whole process |",
+        "|---|---|---|---|",
+    ]
+    for client in ("ours", "gridstatus", "bare"):
+        for setting in sorted({line["setting"] for line in speeds if line["client"] == client}):
+            of = [line for line in speeds if line["client"] == client and line["setting"] == setting]
+            rows.append(
+                f"| {client} | {setting} | {median(of, lambda x: x['rows'] / x['s']):,.0f} | {median(of, lambda x: x['rows'] / x['wall_s']):,.0f} |"
+            )
+    rows.append("")
+    for seconds, name in (("s", "in the run"), ("wall_s", "whole process")):
+        mine, peer, floor = (best_of(speeds, client, seconds) for client in ("ours", "gridstatus", "bare"))
+        assert mine and floor
+        against = f"{mine[1] / peer[1]:.2f}× gridstatus at its best ({peer[0]}), " if peer else ""
+        rows.append(f"- {name}: ours is {against}{mine[1] / floor[1]:.2f} of the bare reader at its best ({floor[0]})")
+    return "\n".join(rows) + "\n\n![rows a second](benchmarks/extract.png)\n"
+
+
+def plot(speeds: list[dict[str, Any]]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names, rates = [], []
+    for client in ("gridstatus", "ours", "bare"):
+        best = best_of(speeds, client, "s")
+        if best:
+            names.append(f"{client}\n{best[0]}")
+            rates.append(
+                [x["rows"] / x["s"] / 1e3 for x in speeds if x["client"] == client and x["setting"] == best[0]]
+            )
+    figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+    axes.bar(names, [statistics.median(rate) for rate in rates], color=["#9aa5b1", "#1f6f8b", "#d9dee3"])
+    for position, rate in enumerate(rates):
+        axes.plot([position] * len(rate), rate, "k.", markersize=4)
+    axes.set_ylabel("thousand rows a second")
+    axes.set_title("One emulator, one run; dots are rounds, bars their medians")
+    figure.savefig(LINES.with_suffix(".png"), dpi=130)
+
+
+DOC_HEAD = """# Extraction benchmark
+
+`uv run --group bench-extract scripts/bench/extract.py` made every figure here; the lines are in `benchmarks/extract.jsonl`.
+
+How to read it: all clients ask one emulator, in turn, on the same cores as the emulator. *Ours* proves every page (rows
+against `total`, keys, hours), stores it, syncs raw files, Parquet, manifests and the journal. *gridstatus* builds a
+DataFrame in memory and writes nothing. *Bare* decompresses the same pages and throws them away: what `requests` alone
+allows. "In the run" leaves out starting the interpreter and its imports, for every client; "whole process" counts them.
+The world has no nulls (`--quirks none`): ours asks a page with nulls twice, which costs requests that peers don't spend.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="speed,latency,policy,linear")
+    parser.add_argument("--add", action="store_true", help="keep the lines there are: replace those of --only alone")
+    parser.add_argument("--docs", action="store_true", help="only write the page and the plot from the lines there are")
+    options = parser.parse_args()
+    RUNS.mkdir(exist_ok=True)
+    if not options.docs:
+        kept = [line for line in read_lines() if line["event"] not in options.only.split(",")] if options.add else []
+        LINES.unlink(missing_ok=True)
+        for line in kept or [machine()]:
+            emit(line)
+        parts: dict[str, Callable[[], None]] = {
+            "speed": partial(speed, options.rounds),
+            "latency": partial(latency, options.rounds),
+            "policy": policy,
+            "linear": partial(linear, options.rounds),
+        }
+        for name in options.only.split(","):
+            parts[name]()
+    write_docs()
+
+
+if __name__ == "__main__":
+    main()

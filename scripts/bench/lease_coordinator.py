@@ -1,0 +1,53 @@
+"""A coordinator of no-op leases for `leases.py`: `python scripts/bench/lease_coordinator.py DATA BIND TASKS [KEYS]`.
+
+Goes on where the journal of DATA stands. Prints its endpoint, then, at its end, one JSON line: leases committed by this process, in how
+many seconds from the first to the last.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from coordinator.scheduling.events import TaskDone
+from coordinator.scheduling.scheduler import Scheduler, TaskSpec
+from coordinator.server.folder_lock import FolderLock
+from coordinator.server.journal import Journal
+from coordinator.server.server import Server
+from coordinator.wire import messages
+from coordinator.wire.auth import load_coordinator
+from coordinator.wire.lease_kinds import LeaseKind
+
+
+def main() -> None:
+    data, bind, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    with FolderLock(data):
+        scheduler, journal = Scheduler(messages.data_id(data)), Journal(data / "journal.sqlite")
+        for record in journal.load():
+            scheduler.apply(record)
+        times = [0.0, 0.0]
+        commits = 0
+
+        def commit(done: TaskDone) -> None:
+            nonlocal commits
+            times[min(commits, 1)] = time.perf_counter()
+            commits += 1
+
+        curve = load_coordinator(Path(sys.argv[4])) if len(sys.argv) > 4 else None
+        server = Server(scheduler, journal, data_dir=data, bind=bind, curve=curve, on_done=commit)
+        server.add_tasks(TaskSpec(f"t{n}", LeaseKind.NOOP, {}) for n in range(count) if f"t{n}" not in scheduler.tasks)
+        print(server.endpoint, flush=True)
+        outcome = server.run()
+        line = {
+            "status": outcome.status,
+            "commits": commits,
+            "seconds": times[1] - times[0],
+            "counters": server.counters,
+        }
+        print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,290 @@
+"""How fast the environment steps, alone on one core: `python scripts/bench/rollouts.py [--peer-python PY] [--out FILE]`.
+
+Every contender runs in turn, several rounds, and its best round counts: other work on the machine can only slow it. Actions are
+drawn beforehand. One JSON line a contender. gymnasium's own CartPoleVectorEnv stands beside it. So does CityLearn where --peer-python
+names an interpreter that has it and --schema one of its data sets: it wants numpy < 2, which this project does not, so no
+dependency group can hold it (`uv venv --python 3.11 PEER && uv pip install --python PEER citylearn`). What cannot run is
+recorded with its reason.
+
+`python scripts/bench/rollouts.py --fleet [--out FILE]`: a policy of 64 hidden units in the environment, in two processes without
+network, then as leases of two workers over ZeroMQ, in turn; both cores should be free for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import gymnasium
+import msgspec
+import numpy as np
+
+from coordinator.scheduling.events import TaskDone
+from coordinator.scheduling.scheduler import Scheduler, TaskSpec
+from coordinator.server.journal import Journal
+from coordinator.server.server import Server
+from coordinator.wire import messages
+from coordinator.wire.lease_kinds import LeaseKind
+from coordinator.wire.messages import Weights
+from coordinator.workers.local import LocalWorkers
+from rl.distributed.jobs import Player, Rollout, shapes
+from rl.env import dataset_file
+from rl.env.grid import Grid
+from rl.env.vector import Episodes
+from rl.gym import synthetic_table
+from rl.policy import from_bytes, normalisation, start, to_bytes
+
+HOURS = 168
+ROUND = 2  # episodes of HOURS steps in a round
+DRAWN = 64  # sets of actions, used in turn
+PEER_SECONDS = 120
+FLEET_EPISODES = 1_024  # of a rollout's lease: 172,032 steps, 3.4 MB of actions and costs
+FLEET_SECONDS = 6.0  # of a round
+WORKERS, AHEAD = 2, 4  # leases each worker holds: one played, the others on their way
+
+
+def environment(count: int) -> Callable[[], int]:
+    """A round of the numpy core: environment steps done."""
+    data = synthetic_table()
+    episodes = Episodes(Grid(), data, count, HOURS)
+    rng = np.random.default_rng(0)
+    actions = rng.uniform(-1, 1, (DRAWN, episodes.actions, count))
+    starts = rng.choice(data.starts(HOURS), (ROUND, count))
+
+    def play() -> int:
+        for rows in starts:
+            episodes.reset(rows)
+            for hour in range(HOURS):
+                episodes.step(actions[hour % DRAWN])
+        return ROUND * HOURS * count
+
+    return play
+
+
+def vector(name: str, count: int) -> Callable[[], int]:
+    """A round of a gymnasium vector environment that is vectorised by itself."""
+    made = gymnasium.make_vec(name, num_envs=count, vectorization_mode="vector_entry_point")
+    made.action_space.seed(0)
+    actions = [made.action_space.sample() for _ in range(DRAWN)]
+    made.reset(seed=0)
+
+    def play() -> int:
+        for step in range(ROUND * HOURS):
+            made.step(actions[step % DRAWN])
+        return ROUND * HOURS * count
+
+    return play
+
+
+# Runs in the peer's interpreter, without this project.
+CITYLEARN = r"""
+import json, sys, time
+from importlib.metadata import version
+from citylearn.citylearn import CityLearnEnv
+env = CityLearnEnv(sys.argv[1], central_agent=True)
+env.reset()
+actions = [[space.sample() for space in env.action_space] for _ in range(8)]
+best = 0.0
+for _ in range(3):
+    env.reset()
+    start, steps, ended = time.perf_counter(), 0, False
+    while not ended and steps < 500:
+        result = env.step(actions[steps % 8])
+        ended = bool(result[2])
+        steps += 1
+    best = max(best, steps / (time.perf_counter() - start))
+print(json.dumps({"steps_per_s": best, "version": version("citylearn")}))
+"""
+
+
+def citylearn(python: str | None, schema: str | None) -> dict[str, object]:
+    """CityLearn's line, one environment of the data set's buildings; or why there is none."""
+    if python is None or schema is None:
+        return {"skipped": "no --peer-python with CityLearn, or no --schema of a data set"}
+    try:
+        ended = subprocess.run(
+            [python, "-c", CITYLEARN, schema], capture_output=True, text=True, timeout=PEER_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return {"skipped": f"{type(error).__name__}: {error}"}
+    if ended.returncode:
+        return {"skipped": (ended.stderr.strip().splitlines() or ["no reason given"])[-1]}
+    return json.loads(ended.stdout.splitlines()[-1])
+
+
+def fleet_folder(folder: Path) -> tuple[str, str]:
+    """A control folder with the synthetic table, and a policy beside it: the sha256 of both."""
+    data = synthetic_table()
+    sha256, content = dataset_file.to_bytes(data)
+    path = dataset_file.path_of(folder / "control", sha256)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    episodes = Episodes(Grid(), data, 256, HOURS)
+    mean, scale = normalisation(episodes.reset(np.random.default_rng(0).choice(data.starts(HOURS), 256)))
+    policy = to_bytes(start(episodes.names, mean, scale, episodes.actions, 64, np.random.default_rng(0)))
+    (folder / "policy.npz").write_bytes(policy)
+    return sha256, hashlib.sha256(policy).hexdigest()
+
+
+def rollout_job(table: str, policy: str, seed: int) -> Rollout:
+    return Rollout(table, policy, seed, FLEET_EPISODES, HOURS, (0.1,) * 4)
+
+
+def alone(folder: Path, table: str, policy: str) -> None:
+    """One process of the loop without network: prints steps and seconds."""
+    actor = from_bytes((folder / "policy.npz").read_bytes())
+    player = Player(folder / "control", lambda sha256: actor)
+    player.do(rollout_job(table, policy, 0))
+    began, steps = time.perf_counter(), 0
+    while (seconds := time.perf_counter() - began) < FLEET_SECONDS:
+        player.do(rollout_job(table, policy, steps + 1))
+        steps += HOURS * FLEET_EPISODES
+    print(json.dumps([steps, seconds]))
+
+
+def without_network(folder: Path, table: str, policy: str) -> float:
+    """Steps a second of as many processes as there are workers."""
+    environ = {**os.environ, **dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"), "1")}
+    command = [sys.executable, __file__, "--alone", str(folder), table, policy]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ) for _ in range(WORKERS)]
+    return sum(steps / seconds for steps, seconds in (json.loads(one.communicate()[0]) for one in running))
+
+
+def over_zeromq(folder: Path, table: str, policy: str) -> float:
+    """Steps a second of two workers whose results come back through leases."""
+    scheduler = Scheduler(messages.data_id(folder))
+    journal = Journal(folder / f"journal-{time.monotonic_ns()}.sqlite")
+    content = (folder / "policy.npz").read_bytes()
+    weights = Weights(0, policy, content)
+    issued, times = 0, []
+
+    def more() -> TaskSpec:
+        nonlocal issued
+        issued += 1
+        job = rollout_job(table, policy, issued)
+        plain = {"kind": LeaseKind.ROLLOUT, **msgspec.structs.asdict(job)}
+        arrays = shapes(job, 4)
+        return TaskSpec(f"control/{issued:08d}", LeaseKind.ROLLOUT, plain, local=True, fleeting=True, arrays=arrays)
+
+    def done(what: TaskDone) -> list[TaskSpec]:
+        assert len(what.arrays) == 2
+        times.append(time.perf_counter())
+        if times[-1] - times[0] > FLEET_SECONDS:
+            server.stop_now()
+        return [more()]
+
+    server = Server(
+        scheduler, journal, data_dir=folder, on_done=done, weights=lambda sha256: weights, busy=lambda: True
+    )
+    command = (sys.executable, "-m", "worker")
+    workers = LocalWorkers(command, server.endpoint, folder, WORKERS, 1, 60.0)
+    server.add_tasks([more() for _ in range(WORKERS * (AHEAD + 1))])
+    workers.start()
+    try:
+        server.run()
+    finally:
+        workers.stop()
+        journal.close()
+    # From the first result on: both workers have started, or will in a moment.
+    return (len(times) - 1) * HOURS * FLEET_EPISODES / (times[-1] - times[0])
+
+
+def fleet(rounds: int) -> list[dict[str, object]]:
+    """The lines of `--fleet`: the best round of each, in turn."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        table, policy = fleet_folder(folder)
+        found: dict[str, list[float]] = {"without network": [], "over ZeroMQ": []}
+        for _ in range(rounds):
+            found["without network"].append(without_network(folder, table, policy))
+            found["over ZeroMQ"].append(over_zeromq(folder, table, policy))
+    share = max(found["over ZeroMQ"]) / max(found["without network"])
+    machine = {"cpu": _cpu(), "python": platform.python_version(), "numpy": version("numpy"), "cores": WORKERS}
+    return [
+        {
+            "what": f"policy of 64 units, 2 processes, {what}",
+            "environments": FLEET_EPISODES,
+            "steps_per_s": max(rates),
+            "rounds": rates,
+            **({"share": share} if what == "over ZeroMQ" else {}),
+            **machine,
+        }
+        for what, rates in found.items()
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="JSON lines, appended to; stdout has them in any case")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--peer-python", help="interpreter of a virtual environment that has CityLearn")
+    parser.add_argument("--schema", help="schema.json of a CityLearn data set on this machine")
+    parser.add_argument(
+        "--fleet", action="store_true", help="only the lines with the policy, without network and over ZeroMQ"
+    )
+    args = parser.parse_args()
+    if args.fleet:
+        write(fleet(args.rounds), args.out)
+        return
+    one_core()
+    cartpole = f"gymnasium {gymnasium.__version__} CartPole-v1"
+    contenders: dict[tuple[str, int], Callable[[], int]] = {
+        **{("environment", n): environment(n) for n in (1, 64, 256, 1024, 4096)},
+        ("GridControlVector", 256): vector("rl.gym:GridControl-v0", 256),
+        (cartpole, 256): vector("CartPole-v1", 256),
+        (cartpole, 1024): vector("CartPole-v1", 1024),
+    }
+    best = dict.fromkeys(contenders, 0.0)
+    # Round by round, so that a slow moment of the machine meets all of them.
+    for _ in range(args.rounds):
+        for key, play in contenders.items():
+            start = time.perf_counter()
+            best[key] = max(best[key], play() / (time.perf_counter() - start))
+    machine = {"cpu": _cpu(), "python": platform.python_version(), "numpy": version("numpy"), "cores": 1}
+    lines = [{"what": what, "environments": n, "steps_per_s": best[what, n], **machine} for what, n in contenders]
+    lines.append({"what": "CityLearn", "environments": 1, **citylearn(args.peer_python, args.schema), "cpu": _cpu()})
+    write(lines, args.out)
+
+
+def write(lines: list[dict[str, object]], out: Path | None) -> None:
+    """To stdout, and appended to `out`."""
+    for line in lines:
+        print(json.dumps(line))
+    if out:
+        with out.open("a") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def _cpu() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name")), "")
+
+
+def one_core() -> None:
+    """Where the system lets a process choose."""
+    if sys.platform == "linux" and len(os.sched_getaffinity(0)) > 1:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--alone"]:
+        # In a thread of its own, as a worker plays: glibc gives large arrays back less eagerly there.
+        thread = threading.Thread(target=alone, args=(Path(sys.argv[2]), sys.argv[3], sys.argv[4]))
+        thread.start()
+        thread.join()
+    else:
+        main()

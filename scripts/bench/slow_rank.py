@@ -1,0 +1,25 @@
+#!/usr/bin/env python3
+"""worker/train.py with one rank made slow on purpose: `slow_rank.py RANK FACTOR flags of train.py…`, as a rank of a ring.
+
+Every block that the attention kernel of rank RANK computes takes FACTOR times as long: it sleeps for the rest.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+sys.path[0:1] = [str(Path(__file__).resolve().parents[2])]
+
+import ringattn
+from ringattn import kernels
+from scripts.bench.ring_rank import Slowed
+from worker import train
+
+if __name__ == "__main__":
+    if os.environ.get("MLX_RANK") == sys.argv[1]:
+        slowed = Slowed(float(sys.argv[2]))
+        kernels.select = lambda name=None, device=None: slowed
+    if code := train.main(sys.argv[3:]):
+        ringattn.abandon(code)

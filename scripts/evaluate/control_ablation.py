@@ -1,0 +1,152 @@
+"""What a forecast is worth in control: `python scripts/evaluate/control_ablation.py --data DIR --forecaster FILE --out LINES [--kinds …]`.
+
+One policy a kind of foreknowledge, trained the same way (`rl.algorithms.pathwise`, one member, all regions) and judged in the weeks of 2019 of
+every region (one in --every). Kinds: none; persistence; DF; DF corrected by its errors; our forecaster, corrected; that with the spread of its
+quantiles; that with its embedding; the truth. A JSON line a kind, seed and region, appended. DIR and FILE as of control_baselines.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from control_baselines import (  # type: ignore[import-not-found]
+    FIRST,
+    HORIZON,
+    OFFSETS,
+    TRAINED,
+    forecaster,
+    recorded,
+    weeks,
+)
+from numpy.typing import NDArray
+
+from rl.algorithms.base import train
+from rl.algorithms.pathwise import Descent, Settings
+from rl.distributed.jobs import Player
+from rl.env.dataset import Table, table
+from rl.env.dataset_file import path_of, to_bytes
+from rl.env.forecasts import Forecast, corrected, day_ahead, oracle, persistence
+from rl.env.grid import Grid
+from rl.env.region import WEEK, Region
+from rl.evaluation.score import rollout, yardstick
+from rl.policy import Mlp, from_bytes
+from worker.control.datasets import GROWTH
+
+Array = NDArray[np.float64]
+TEST = ("2019-01-01T00", "2019-12-31T23")
+LOW, HIGH = "q0.1", "q0.9"
+
+
+def quantile(path: Path, one: Region, column: str) -> Array:
+    """A quantile of the forecaster in reference peaks, [hour]; NaN where there is none."""
+    rows = pd.read_parquet(path, columns=["respondent", "hour", column], filters=[("respondent", "==", one.name)])
+    values = pd.Series(rows[column].to_numpy(float), rows["hour"]).reindex(one.hours.astype(np.int64)).to_numpy()
+    return values / one.peak
+
+
+def embedding(path: Path, one: Region) -> NDArray[np.float32]:
+    """[hour, dimension] of the day that the hour lies in, which was forecast the day before; 0 where there is none."""
+    rows = pd.read_parquet(path, columns=["respondent", "hour", "embedding"], filters=[("respondent", "==", one.name)])
+    values = np.stack(rows["embedding"].to_list())
+    place = np.searchsorted(one.hours.astype(np.int64), rows["hour"].to_numpy())
+    out = np.zeros((len(one.hours), values.shape[1]), np.float32)
+    out[place] = values
+    return out
+
+
+def known(kind: str, path: Path, one: Region, issued: Array) -> Forecast | None:
+    """What is known ahead, the point forecast first."""
+    if kind == "none":
+        return None
+    if kind == "persistence":
+        return persistence(one, HORIZON)
+    if kind == "truth":
+        return oracle(one, HORIZON)
+    point = day_ahead(one, issued if kind.startswith("DF") else forecaster(path, one, issued), HORIZON)
+    if kind == "DF":
+        return point
+    better = corrected(one, point, TRAINED)
+    if kind != "quantiles":
+        return better
+    spread = np.nan_to_num(quantile(path, one, HIGH) - quantile(path, one, LOW))
+    return np.concatenate([better, day_ahead(one, spread, HORIZON)], axis=2)
+
+
+def tables(
+    kind: str, args: argparse.Namespace, grid: Grid, start: str, end: str, names: list[str], growths: tuple[float, ...]
+) -> Table:
+    """The hours of the regions, once for each of `growths`, which load and forecast are multiplied with."""
+    regions, forecasts, extra = [], [], []
+    for name in names:
+        one, issued = recorded(args.data, name)
+        ahead = known(kind, args.forecaster, one, issued)
+        more = embedding(args.forecaster, one) if kind == "embedding" else np.zeros((len(one.hours), 0))
+        for growth in growths:
+            regions.append(replace(one, load=one.load * growth))
+            forecasts.append(None if ahead is None else ahead * np.float32(growth))
+            extra.append(more)
+    made = table(regions, forecasts, start, end, grid)
+    pairs = zip(extra, made.origins, made.spans, strict=True)
+    more = np.concatenate([e[origin : origin + last - first] for e, origin, (first, last) in pairs])
+    names_more = tuple(f"embedding {i}" for i in range(more.shape[1]))
+    features = np.concatenate([made.features, more], axis=1).astype(np.float32)
+    return replace(made, features=features, names=(*made.names, *names_more))
+
+
+def learnt(grid: Grid, made: Table, settings: Settings) -> Mlp:
+    """A policy trained on a table, in this process."""
+    with tempfile.TemporaryDirectory() as folder:
+        sha256, content = to_bytes(made)
+        path_of(Path(folder), sha256).parent.mkdir()
+        path_of(Path(folder), sha256).write_bytes(content)
+        contents: dict[str, bytes] = {}
+        player = Player(Path(folder), lambda wanted: from_bytes(contents[wanted]), grid)
+        algorithm = Descent(player, sha256, settings)
+
+        def do(job: object) -> dict[str, NDArray]:
+            names = (job.policy, job.mean, job.square)  # type: ignore[attr-defined]
+            contents.update(zip(names, algorithm.contents(), strict=True))
+            return player.do(job)  # type: ignore[arg-type]
+
+        return train(algorithm, do)
+
+
+def run(args: argparse.Namespace, say: Callable[[str], None]) -> None:
+    """Append the lines of every kind."""
+    grid, names = Grid(), list(OFFSETS)
+    for kind in args.kinds.split(","):
+        made = tables(kind, args, grid, FIRST.replace("07-02", "09-01"), TRAINED, names, (1.0, GROWTH))
+        settings = Settings(iterations=args.steps // 100, members=1, seed=args.seed)
+        policy = learnt(grid, made, settings)
+        for name in names:
+            data = tables(kind, args, grid, *TEST, [name], (1.0,))
+            starts = weeks(data)[:: args.every]
+            pop = yardstick(grid, data, starts, WEEK).pop(rollout(grid, data, policy, starts, WEEK).cost.sum(axis=0))
+            line = {"known": kind, "seed": args.seed, "region": name, "year": 2019, "pop": pop}
+            line |= {"weeks": len(starts), "steps": args.steps}
+            with args.out.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            say(f"{kind} {name}: PoP {pop:.3f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="data folder with the series of the regions")
+    parser.add_argument("--forecaster", type=Path, required=True, help="Parquet file of `coordinator forecast --table`")
+    parser.add_argument("--out", type=Path, required=True, help="JSON lines, appended to")
+    parser.add_argument("--kinds", default="none,persistence,DF,DF corrected,forecaster,quantiles,embedding,truth")
+    parser.add_argument("--steps", type=int, default=1500, help="of Adam")
+    parser.add_argument("--every", type=int, default=1, help="of the weeks, take one in so many")
+    parser.add_argument("--seed", type=int, default=0)
+    run(parser.parse_args(), lambda text: print(text, flush=True))
+
+
+if __name__ == "__main__":
+    main()

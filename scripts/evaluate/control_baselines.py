@@ -1,0 +1,277 @@
+"""Grid control on recorded regions, without learning: `python scripts/evaluate/control_baselines.py --data DIR --out FILE [--regions …]`.
+
+`DIR` holds series with demand and the operators' day-ahead forecast (`coordinator start --extract … --data DIR`). Rules and error
+statistics are fitted on hours before 2018. For --year every whole week that was measured is an episode (one in --every); one JSON line a region
+and policy has its PoP, cost and the numbers of `rl.evaluation.kpis`. `docs` rewrites the generated tables of docs/reference/control.md from the lines:
+`python scripts/evaluate/control_baselines.py --out FILE --docs`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ingest.loader import load_series
+from rl.env.dataset import Table, table
+from rl.env.dataset_file import load as load_table
+from rl.env.forecasts import Forecast, corrected, day_ahead, oracle, persistence, with_quantiles
+from rl.env.grid import Grid
+from rl.env.region import WEEK, Region, region
+from rl.evaluation.kpis import LABELS, kpis
+from rl.evaluation.score import Policy, Yardstick, rollout, yardstick
+from rl.planning.baselines import best_peak_shaving, hour_rule, nothing, peak_shaving
+from rl.planning.mpc import Mpc
+from rl.policy import load as load_policy
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "reference" / "control.md"
+BEGIN, END = "<!-- baselines: begin (scripts/evaluate/control_baselines.py --docs) -->", "<!-- baselines: end -->"
+# Hours from UTC to the standard time in which the region's operator has its days.
+OFFSETS = {"PACW": -8, "ERCO": -6, "CAL": -8, "TEX": -6, "MISO": -5, "CISO": -8}
+FIRST, TRAINED = "2015-07-02T08", "2018-01-01T00"  # training hours: from, to (exclusive)
+HORIZON = 36  # hours
+LEVELS, WEIGHTS = (0.1, 0.5, 0.9), (0.3, 0.4, 0.3)
+MPC = {
+    "mpc yesterday": "yesterday's hours",
+    "mpc DF": "the operators' day-ahead forecast",
+    "mpc DF corrected": "DF, corrected by its last errors",
+    "mpc forecaster": "our forecaster's median, corrected by its last errors",
+    "mpc forecaster quantiles": "the same, with quantiles of its errors",
+    "mpc perfect": "the truth",
+}
+POLICIES = ("hour rule", "peak shaving", *MPC, "policy")
+
+
+def recorded(data: Path, name: str) -> tuple[Region, NDArray[np.float64]]:
+    """A region's demand (recordings have no generation by fuel) and its day-ahead forecast in reference peaks."""
+    series = load_series(data, [name], ["D", "DF"], "2015-07-01T08", "2019-12-31T23")
+    values = np.where(series.mask, series.values, np.nan).astype(float)
+    one = region(name, series.hours, values[:, 0], offset=OFFSETS[name], reference_end=TRAINED)
+    return one, values[:, 1] / one.peak
+
+
+def forecaster(path: Path, one: Region, issued: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The medians of `coordinator forecast --table PATH`, in reference peaks, [hour]; `issued`, DF, where there is none."""
+    rows = pd.read_parquet(path, columns=["respondent", "hour", "q0.5"], filters=[("respondent", "==", one.name)])
+    median = pd.Series(rows["q0.5"].to_numpy(float), rows["hour"]).reindex(one.hours.astype(np.int64)).to_numpy()
+    return np.where(np.isfinite(median), median / one.peak, issued)
+
+
+def weeks(data: Table) -> NDArray[np.int64]:
+    """First rows of the weeks that were measured whole, one after another from the first local midnight on.
+
+    A week that ended in the afternoon would have every store come back to rest in the hours of the peak.
+    """
+    every = np.arange(int(np.argmax(data.clock == 0)), len(data.load) - WEEK + 1, WEEK)
+    return every[np.isin(every, data.starts(WEEK))]
+
+
+def policies(
+    grid: Grid, one: Region, issued: NDArray[np.float64], ours: NDArray[np.float64] | None, data: Table
+) -> Iterator[tuple[str, Callable[[], Policy]]]:
+    """Every policy for the hours of `data`, fitted before `TRAINED`. `ours`: the forecaster's medians."""
+    train = table([one], [None], FIRST, TRAINED)
+    yield "nothing", lambda: nothing
+    yield "hour rule", lambda: hour_rule(grid, train).on(data)
+    yield "peak shaving", lambda: peak_shaving(data, *best_peak_shaving(grid, train, weeks(train), WEEK))
+    point = day_ahead(one, issued, HORIZON)
+    forecasts: dict[str, Callable[[], Forecast]] = {
+        "mpc yesterday": lambda: persistence(one, HORIZON),
+        "mpc DF": lambda: point,
+        "mpc DF corrected": lambda: corrected(one, point, TRAINED),
+        "mpc perfect": lambda: oracle(one, HORIZON),
+    }
+    if ours is not None:
+        better = cache(lambda: corrected(one, day_ahead(one, ours, HORIZON), TRAINED))
+        forecasts["mpc forecaster"] = better
+        forecasts["mpc forecaster quantiles"] = lambda: with_quantiles(one, better(), TRAINED, LEVELS)
+    for name, forecast in forecasts.items():
+
+        def plan(forecast: Callable[[], Forecast] = forecast) -> Policy:
+            ahead = forecast()
+            return Mpc(grid, data.gather([ahead]), WEIGHTS if ahead.shape[2] > 1 else None)
+
+        yield name, plan
+
+
+def run(args: argparse.Namespace) -> None:
+    """Append the lines of every region."""
+    grid = Grid()
+    for name in args.regions.split(","):
+        one, issued = recorded(args.data, name)
+        data = table(
+            [one], [None], f"{args.year}-01-01T00", f"{args.year + 1}-01-01T00" if args.year < 2019 else "2019-12-31T23"
+        )
+        starts = weeks(data)[:: args.every]
+        scale = yardstick(grid, data, starts, WEEK)
+        ours = forecaster(args.forecaster, one, issued) if args.forecaster else None
+        for policy_name, make in policies(grid, one, issued, ours, data):
+            if args.only and policy_name not in args.only.split(","):
+                continue
+            judge(args, grid, data, scale, starts, make(), name=name, policy_name=policy_name, peak=one.peak)
+
+
+def judge(
+    args: argparse.Namespace,
+    grid: Grid,
+    data: Table,
+    scale: Yardstick,
+    starts: NDArray[np.int64],
+    policy: Policy,
+    *,
+    name: str,
+    policy_name: str,
+    peak: float,
+) -> None:
+    """Append one line: a policy in the weeks from `starts` on."""
+    began = time.perf_counter()
+    trace = rollout(grid, data, policy, starts, WEEK)
+    line = {
+        "region": name,
+        "year": args.year,
+        "policy": policy_name,
+        "pop": scale.pop(trace.cost.sum(axis=0)),
+        "weeks": len(starts),
+        "horizon": HORIZON,
+        "saving_optimum": float((scale.nothing - scale.optimum).sum() / scale.nothing.sum()),
+        "seconds": time.perf_counter() - began,
+        "kpis": {k: v if isinstance(v, dict) else float(v) for k, v in asdict(kpis(grid, trace, peak)).items()},
+    }
+    with args.out.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    print(f"{name} {args.year} {policy_name}: PoP {line['pop']:.3f} ({line['seconds']:.0f} s)", flush=True)
+
+
+def learned(args: argparse.Namespace) -> None:
+    """Append the lines of a policy that `coordinator start --rollouts` left in the folder --control, in its test year."""
+    grid, about = Grid(), json.loads((args.control / "tables.json").read_text())
+    data, policy = load_table(args.control, about["tables"]["test"]), load_policy(args.control / "policy.npz")
+    every = data.starts(WEEK)
+    result = json.loads((args.control / "result.json").read_text())
+    with args.out.open("a") as file:
+        for name, pops in result["test_pop"].items():
+            file.write(
+                json.dumps({"region": name, "year": args.year, "whole_year": pops, "version": result["version"]}) + "\n"
+            )
+    for name, peak, (first, last) in zip(data.regions, about["peaks"], data.spans, strict=True):
+        own = np.arange(first + int(np.argmax(data.clock[first:last] == 0)), last - WEEK + 1, WEEK)
+        starts = own[np.isin(own, every)][:: args.every]
+        scale = yardstick(grid, data, starts, WEEK)
+        judge(args, grid, data, scale, starts, policy, name=name, policy_name="policy", peak=peak)
+
+
+def docs(lines: list[dict]) -> str:
+    """The generated tables."""
+    latest = {(line["region"], line["year"], line["policy"]): line for line in lines if "policy" in line}
+    parts = []
+    for year in sorted({key[1] for key in latest}):
+        regions = [name for name in OFFSETS if (name, year, "nothing") in latest]
+        rows = {
+            policy: [latest[r, year, policy]["pop"] if (r, year, policy) in latest else None for r in regions]
+            for policy in POLICIES
+        }
+        text = [f"| {year} | " + " | ".join(regions) + " | mean |", "|---" * (len(regions) + 2) + "|"]
+        text += [pop_row(policy, pops) for policy, pops in rows.items()]
+        for label, key in (("saving of the optimum, % of cost", "saving_optimum"), ("weeks", "weeks")):
+            values = [latest[r, year, "nothing"][key] for r in regions]
+            cells = [f"{100 * v:.2f}" if key == "saving_optimum" else str(v) for v in values]
+            text.append(f"| *{label}* | " + " | ".join(cells) + " | |")
+        parts.append("\n".join(text))
+        parts.extend(kpi_table(latest, name, year) for name in regions if name == "ERCO")
+    whole = {line["region"]: line["whole_year"] for line in lines if "whole_year" in line}
+    if whole:
+        parts.insert(1, whole_table(whole))
+    ablation = [line for line in lines if "known" in line]
+    if ablation:
+        parts.insert(2, ablation_table(ablation))
+    return "\n\n".join(parts)
+
+
+def pop_row(label: str, pops: Sequence[float | None]) -> str:
+    """A row of a table of PoPs, with their mean where all are there."""
+    cells = [f"{pop:.3f}" if pop is not None else "not run" for pop in pops]
+    found = [pop for pop in pops if pop is not None]
+    mean = f"{float(np.mean(found)):.3f}" if len(found) == len(pops) else "of all only"
+    return f"| {label} | " + " | ".join([*cells, mean]) + " |"
+
+
+def whole_table(whole: Mapping[str, Mapping[str, float]]) -> str:
+    """The policy and its members in all weeks of the test year."""
+    regions = [name for name in OFFSETS if name in whole]
+    text = ["| every week | " + " | ".join(regions) + " | mean |", "|---" * (len(regions) + 2) + "|"]
+    named = [name for name in next(iter(whole.values())) if not name.startswith("member")]
+    text += [pop_row(name, [whole[r].get(name) for r in regions]) for name in named]
+    members = np.array([[pop for name, pop in whole[r].items() if name.startswith("member")] for r in regions])
+    if members.size:
+        cells = [f"{each.mean():.3f} ± {each.std():.3f}" for each in (*members, members.mean(axis=0))]
+        text.append(f"| its {members.shape[1]} members (seeds), each alone | " + " | ".join(cells) + " |")
+    return "\n".join(text)
+
+
+def ablation_table(lines: list[dict]) -> str:
+    """One member each, by what it knew ahead; means over seeds."""
+    kinds = list(dict.fromkeys(line["known"] for line in lines))
+    seeds = len({line["seed"] for line in lines})
+    regions = [name for name in OFFSETS if any(line["region"] == name for line in lines)]
+    steps = lines[-1]["steps"]
+    text = [f"| known ahead ({steps} steps, {seeds} seed{'s'[: seeds > 1]}) | " + " | ".join(regions) + " | mean |"]
+    text.append("|---" * (len(regions) + 2) + "|")
+    for kind in kinds:
+        own = [[line["pop"] for line in lines if (line["known"], line["region"]) == (kind, r)] for r in regions]
+        text.append(pop_row(kind, [float(np.mean(pops)) if pops else None for pops in own]))
+    return "\n".join(text)
+
+
+def kpi_table(latest: dict[tuple[str, int, str], dict], name: str, year: int) -> str:
+    """Some of a region's numbers, a policy a column."""
+    wanted = ("nothing", "hour rule", "mpc DF", "mpc forecaster quantiles", "policy")
+    shown = [policy for policy in wanted if (name, year, policy) in latest]
+    numbers = {policy: latest[name, year, policy]["kpis"] for policy in shown}
+    rows = [f"| {name} {year} | " + " | ".join(shown) + " |", "|---" * (len(shown) + 1) + "|"]
+    for key, (label, unit) in LABELS.items():
+        rows.append(f"| {label} | " + " | ".join(f"{numbers[p][key] * unit:,.4g}" for p in shown) + " |")
+    rows += [
+        f"| cycles of {store} | " + " | ".join(f"{numbers[p]['cycles'][store]:,.4g}" for p in shown) + " |"
+        for store in numbers["nothing"]["cycles"]
+    ]
+    return "\n".join(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="data folder with the series of the regions")
+    parser.add_argument("--out", type=Path, required=True, help="JSON lines, appended to")
+    parser.add_argument("--forecaster", type=Path, help="Parquet file of `coordinator forecast --table`")
+    parser.add_argument(
+        "--control", type=Path, help="folder DATA/control of a finished training: judge its policy, and nothing else"
+    )
+    parser.add_argument("--regions", default=",".join(OFFSETS))
+    parser.add_argument("--year", type=int, default=2018)
+    parser.add_argument("--every", type=int, default=1, help="of the weeks, take one in so many")
+    parser.add_argument("--only", help="of the policies, these, with commas between")
+    parser.add_argument(
+        "--docs", action="store_true", help="only rewrite the tables of docs/reference/control.md from --out"
+    )
+    args = parser.parse_args()
+    if args.docs:
+        before, rest = DOCS.read_text().split(BEGIN)
+        lines = [json.loads(line) for line in args.out.read_text().splitlines()]
+        DOCS.write_text(f"{before}{BEGIN}\n\n{docs(lines)}\n\n{END}{rest.split(END)[1]}")
+    elif args.control:
+        learned(args)
+    elif args.data is None:
+        parser.error("--data: which folder? `coordinator start --extract … --data DIR` makes one")
+    else:
+        run(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""Plots and tables of the forecast evaluation, from its JSON lines alone; used by `python scripts/evaluate/forecast.py plot | docs`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs" / "reference" / "forecasting.md"
+IMAGES = ROOT / "docs" / "images"
+BEGIN, END = "<!-- evaluation: begin (scripts/evaluate/forecast.py docs) -->", "<!-- evaluation: end -->"
+Line = dict[str, Any]
+
+
+def read(path: Path) -> list[Line]:
+    """The lines; SystemExit when there are none."""
+    lines = [json.loads(text) for text in path.read_text().splitlines() if text]
+    if not lines:
+        raise SystemExit(f"no lines in {path}; run `python scripts/evaluate/forecast.py run --out {path}` first")
+    return lines
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows])
+
+
+def _main(lines: list[Line]) -> dict[str, dict[str, list[Line]]]:
+    """Contender → respondent → lines of the main comparison."""
+    found: dict[str, dict[str, list[Line]]] = defaultdict(lambda: defaultdict(list))
+    for line in lines:
+        if line["label"] == "main":
+            found[line["who"]][line["respondent"]].append(line)
+    return found
+
+
+def _mean(lines: list[Line], key: str) -> float:
+    return float(np.mean([line[key] for line in lines]))
+
+
+def _spread(lines: list[Line], key: str) -> str:
+    values = [line[key] for line in lines]
+    text = f"{np.mean(values):+.3f}"
+    return text if len(values) < 2 else f"{text} ± {np.std(values, ddof=1):.3f}"
+
+
+def _skills(lines: list[Line]) -> str:
+    found = _main(lines)
+    respondents = list(found["forecaster"])
+    rows = []
+    for who, by_respondent in found.items():
+        cells = [_spread(by_respondent[name], "skill") for name in respondents]
+        mean = np.mean([_mean(by_respondent[name], "skill") for name in respondents])
+        rows.append([who, *cells, f"{mean:+.3f}"])
+    return table(["MAE skill over DF", *respondents, "mean"], rows)
+
+
+def _details(lines: list[Line]) -> str:
+    rows = []
+    for who, by_respondent in _main(lines).items():
+        for name, found in by_respondent.items():
+            cells = [
+                f"{_mean(found, 'mae'):,.0f}",
+                f"{_mean(found, 'mape'):.2%}",
+                f"{_mean(found, 'peak_mape'):.2%}",
+                f"{_mean(found, 'mase'):.3f}",
+            ]
+            if who == "forecaster":
+                cells += [
+                    f"{_mean(found, 'crps'):,.0f}",
+                    f"{_mean(found, 'coverage_80'):.1%}",
+                    f"{_mean(found, 'coverage_95'):.1%}",
+                ]
+            else:
+                cells += ["–"] * 3
+            rows.append([who, name, *cells])
+    header = ["", "", "MAE, MWh", "MAPE", "peak-hour MAPE", "MASE", "CRPS, MWh", "80% covers", "95% covers"]
+    return table(header, rows)
+
+
+def _ablation(lines: list[Line], label: str = "context", key: str = "skill") -> dict[int, list[float]]:
+    """Context in hours → mean over respondents of `key`, one a seed."""
+    by_run: dict[tuple[int, int], list[float]] = defaultdict(list)
+    for line in lines:
+        if line["label"] == label:
+            by_run[line["context"], line["seed"]].append(line[key])
+    found: dict[int, list[float]] = defaultdict(list)
+    for (context, _), values in sorted(by_run.items()):
+        found[context].append(float(np.mean(values)))
+    return found
+
+
+def _ablation_table(lines: list[Line]) -> str:
+    rows = []
+    for label, words in (("context", ""), ("without DF", ", without DF")):
+        test, validation = _ablation(lines, label), _ablation(lines, label, "validation_skill")
+        for hours, skills in test.items():
+            cells = [f"{np.mean(x):+.4f} ({min(x):+.4f} … {max(x):+.4f})" for x in (validation[hours], skills)]
+            rows.append([f"{hours:,} h{words}", *cells, str(len(skills))])
+    header = ["context", "validation: mean skill (over seeds)", "test: mean skill over DF (over seeds)", "seeds"]
+    return table(header, rows)
+
+
+def _by(lines: list[Line], key: str, names: list[str]) -> str:
+    found = _main(lines)["forecaster"]
+    rows = [
+        [name, *(f"{np.nanmean([line[key][i] for line in found[name]]):+.2f}" for i in range(len(names)))]
+        for name in found
+    ]
+    return table(["", *names], rows)
+
+
+def docs(options: argparse.Namespace) -> int:
+    """Rewrite the generated section of docs/reference/forecasting.md."""
+    lines = read(options.lines)
+    seeds = len({line["seed"] for line in lines if line["label"] == "main" and line["who"] == "forecaster"})
+    first = next(line for line in lines if line["label"] == "main")
+    months = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
+    parts = [
+        f"Test hours {first['period']} (UTC); the forecaster's figures are means over {seeds} seed(s).",
+        _skills(lines),
+        "![skill by respondent](images/forecast_skill.png)",
+        _details(lines),
+        "Context, each trained anew:",
+        _ablation_table(lines),
+        "![skill against context](images/forecast_context.png)",
+        "Skill by month:",
+        _by(lines, "skill_by_month", months),
+        "Skill by local hour:",
+        _by(lines, "skill_by_hour", [str(h) for h in range(24)]),
+        "![fan charts](images/forecast_days.png)",
+    ]
+    text = DOCS.read_text()
+    body = "\n\n".join(parts)
+    DOCS.write_text(f"{text.split(BEGIN)[0]}{BEGIN}\n\n{body}\n\n{END}{text.split(END)[1]}")
+    return 0
+
+
+def plot(options: argparse.Namespace) -> int:
+    """Draw the pictures that docs/reference/forecasting.md shows."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    lines = read(options.lines)
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    found = _main(lines)
+    respondents = list(found["forecaster"])
+    contenders = [who for who in found if who != "operators"]
+    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    width = 0.8 / len(contenders)
+    for i, who in enumerate(contenders):
+        skills = [_mean(found[who][name], "skill") for name in respondents]
+        error = [np.std([line["skill"] for line in found[who][name]]) for name in respondents]
+        at = np.arange(len(respondents)) + (i - (len(contenders) - 1) / 2) * width
+        axes.bar(at, np.maximum(skills, -0.5), width, yerr=error if max(error) > 0 else None, label=who)
+    axes.set_xticks(range(len(respondents)), respondents)
+    axes.set(
+        ylabel="MAE skill over the operators' forecast", title=f"Test hours {lines[0]['period']} UTC (bars cut at -0.5)"
+    )
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend()
+    figure.savefig(IMAGES / "forecast_skill.png", dpi=120)
+    plt.close(figure)
+
+    if hours := list(_ablation(lines)):
+        figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+        for key, colour, name in (("validation_skill", "tab:blue", "validation"), ("skill", "tab:orange", "test")):
+            found_skills = _ablation(lines, key=key)
+            axes.plot(
+                hours,
+                [np.mean(x) for x in found_skills.values()],
+                marker="o",
+                color=colour,
+                label=f"{name}, mean of seeds",
+            )
+            for h, skills in found_skills.items():
+                axes.plot([h] * len(skills), skills, linestyle="", marker="_", markersize=12, color=colour)
+        axes.set_xscale("log")
+        axes.set_xticks(hours, [f"{h:,}" for h in hours])
+        axes.minorticks_off()
+        axes.set(
+            xlabel="context, hours",
+            ylabel="mean skill of the respondents",
+            title="What more context brings (dashes: seeds)",
+        )
+        axes.grid(alpha=0.3)
+        axes.legend()
+        figure.savefig(IMAGES / "forecast_context.png", dpi=120)
+        plt.close(figure)
+    if options.run is not None and options.data is not None:
+        _fans(options.data, options.run, lines[0]["period"])
+    return 0
+
+
+def _fans(data_dir: Path, run: Path, period: str) -> None:
+    """The day of highest demand of three respondents."""
+    from ingest.columns import hour_number
+    from worker.forecast.__main__ import draw, load_trained, predict
+    from worker.training.data import Period, open_store
+
+    trained = load_trained(run)
+    store = open_store(data_dir, trained.respondents, trained.reference)
+    start, _, end = period.partition(" to ")
+    chosen = []
+    for respondent in [name for name in ("ERCO", "MISO", "PACW") if name in trained.respondents]:
+        whole = predict(trained, store, respondent, Period(hour_number(start), hour_number(end)))
+        peak = int(whole.hours[np.nanargmax(whole.demand)])
+        chosen.append(predict(trained, store, respondent, Period(peak - 36, min(peak + 36, hour_number(end)))))
+    draw(chosen, IMAGES / "forecast_days.png")

@@ -1,0 +1,117 @@
+"""What the outlier rule masks on the recorded series, as Markdown: `uv run python scripts/evaluate/outlier_table.py [--write]`.
+
+Reads ../shared/data (EIA-930 demand and forecasts of 2015–2019, demand and generation of 2019); `--write` puts the tables between
+the markers in docs/reference/data.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ingest.build_series import year_hours
+from ingest.quality import outliers
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = ROOT.parent / "shared" / "data"
+DOCUMENT = ROOT / "docs" / "reference" / "data.md"
+BEGIN, END = "<!-- outlier_table: begin -->", "<!-- outlier_table: end -->"
+
+Columns = Mapping[str, NDArray[np.float64]]
+
+
+def demand_rows() -> list[tuple[str, str, Columns]]:
+    """(respondent, year, D and DF) of the recorded demand, vintage of October 2020."""
+    rows: list[tuple[str, str, Columns]] = []
+    for path in sorted((DATA / "eia-demand" / "2020_Oct").glob("*.csv")):
+        table = pd.read_csv(path, dtype=str)
+        for year, own in table.groupby(table["date_time"].str[:4]):
+            values = {
+                code: pd.to_numeric(own[name], errors="coerce").to_numpy(float)
+                for code, name in (("D", "demand (MW)"), ("DF", "forecast demand (MW)"))
+            }
+            rows.append((path.stem, str(year), values))
+    return rows
+
+
+def generation_rows() -> list[tuple[str, str, Columns]]:
+    """(respondent, "2019", demand and fuels) of the recorded generation."""
+    table = pd.read_parquet(DATA / "eia-2019" / "eia_2019_60d.parquet")
+    start, hours = year_hours(2019)
+    table["hour"] = (table["timestamp"] - pd.Timestamp(0)) // pd.Timedelta(hours=1) - start
+    table["variable"] = np.where(table["data_type"] == "demand", "D", "NG." + table["fuel_type"].astype(object))
+    rows: list[tuple[str, str, Columns]] = []
+    for respondent, own in table.groupby("region"):
+        wide = own.pivot_table(index="hour", columns="variable", values="value", aggfunc="first").reindex(range(hours))
+        rows.append((str(respondent), "2019", {str(name): wide[name].to_numpy(float) for name in wide}))
+    return rows
+
+
+def table_of(rows: list[tuple[str, str, Columns]]) -> list[str]:
+    """One line a respondent and variable: values, masked, share, and the ranges kept and masked."""
+    kept: dict[tuple[str, str], list[NDArray[np.float64]]] = {}
+    gone: dict[tuple[str, str], list[NDArray[np.float64]]] = {}
+    for respondent, _, columns in rows:
+        for variable, mask in outliers(columns).items():
+            values = columns[variable]
+            kept.setdefault((respondent, variable), []).append(values[~mask & ~np.isnan(values)])
+            gone.setdefault((respondent, variable), []).append(values[mask])
+    lines = [
+        "| respondent | variable | values | masked | share | kept, MWh | masked, MWh |",
+        "|---|---|--:|--:|--:|--:|--:|",
+    ]
+    for key, parts in kept.items():
+        stay, leave = np.concatenate(parts), np.concatenate(gone[key])
+        count = stay.size + leave.size
+        lines.append(
+            f"| {key[0]} | {key[1]} | {count:,} | {leave.size:,} | {leave.size / count:.4%} | {_range(stay)} | {_range(leave)} |"
+        )
+    return lines
+
+
+def _range(values: NDArray[np.float64]) -> str:
+    return f"{values.min():,.0f} … {values.max():,.0f}" if values.size else "–"
+
+
+def text() -> str:
+    generation = table_of(generation_rows())
+    touched = [line for line in generation[2:] if "| 0 |" not in line]
+    return "\n".join(
+        [
+            "Demand and day-ahead forecast, 2015-07 to 2019-12:",
+            "",
+            *table_of(demand_rows()),
+            "",
+            f"Demand and generation by fuel, 2019: {len(generation) - 2} series, of which the rule touches {len(touched)}:",
+            "",
+            *generation[:2],
+            *touched,
+        ]
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/reference/data.md")
+    arguments = parser.parse_args()
+    if not DATA.is_dir():
+        print(f"no recordings: {DATA} is absent", file=sys.stderr)
+        return 1
+    tables = text()
+    if not arguments.write:
+        print(tables)
+        return 0
+    before, _, rest = DOCUMENT.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    DOCUMENT.write_text(f"{before}{BEGIN}\n{tables}\n{END}{after}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,400 @@
+"""One voice on the command line: help with an example, completion, JSON, dry runs, any width, no colour where none is wanted, Ctrl-C."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import re
+import shlex
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import typer.main
+from typer.testing import CliRunner
+
+from coordinator.cli.app import app
+from coordinator.cli.errors import run
+from coordinator.doctor.checks import Finding, describe
+from ingest.emulator.process import Emulator
+from tests.support.data_folder import build_all, commit, shard
+from tests.support.program import SMALL, command, environment
+from tests.support.waiting import until
+from worker.forecast.__main__ import as_lines
+
+MONTH = ("--respondents", "PACW", "--start", "2024-03", "--end", "2024-03")
+SGR = re.compile(r"\x1b\[[0-9;]*m")  # bold, colours, and their end
+COLOUR = re.compile(r"\x1b\[(?:[0-9;]*;)?[349][0-7]m")
+
+
+def commands(group: Any = None, name: str = "coordinator") -> Iterator[tuple[str, Any]]:
+    """Every command's words and the command."""
+    group = group or typer.main.get_command(app)
+    for word, one in group.commands.items():
+        if hasattr(one, "commands"):
+            yield from commands(one, f"{name} {word}")
+        else:
+            yield f"{name} {word}", one
+
+
+COMMANDS = dict(commands())
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """One respondent, one month, proved and built."""
+    folder = tmp_path / "data"
+    one = shard("PACW", "2024-01-01T00", "2024-01-31T23")
+    commit(folder, one, {"D": 3000.0, "DF": 3100.0})
+    build_all(folder)
+    return folder
+
+
+Said = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def coordinator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """A command line in this process, in a folder of its own: exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("COORDINATOR_")]:
+        monkeypatch.delenv(name)
+
+    def said(*words: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = run(app, list(words))
+        return code, *capsys.readouterr()
+
+    return said
+
+
+# -- help --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+@pytest.mark.parametrize("words", ["coordinator", "coordinator keys", "coordinator config", *COMMANDS])
+def test_help_fits_the_terminal_and_has_an_example(words: str, columns: int) -> None:
+    env = {"COLUMNS": str(columns), "NO_COLOR": "1", "TERM": "dumb"}
+    said = CliRunner().invoke(app, [*words.split()[1:], "--help"], env=env).stdout
+    assert max(map(len, said.splitlines())) <= columns, said
+    if words in COMMANDS:
+        example = COMMANDS[words].epilog
+        assert example.startswith(words)
+        assert example in re.sub(r"\s+", " ", said)
+        options = [name for param in COMMANDS[words].params for name in param.opts if name.startswith("--")]
+        assert not [name for name in options if name not in said], "an option's name was cut"
+
+
+def test_examples_work(coordinator: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order of the help, in one folder. Those of the forecast, which needs a training, and of the doctor, which measures the
+    machine, are run by tests of their own with other values."""
+    monkeypatch.setenv("COORDINATOR_KEYS", str(tmp_path / "keys"))
+    for words, one in COMMANDS.items():
+        if words not in ("coordinator doctor", "coordinator forecast"):
+            code, out, err = coordinator(*shlex.split(one.epilog)[1:])
+            assert code == 0, f"{one.epilog}\n{err}"
+            assert out or words in ("coordinator keys revoke", "coordinator keys list")  # nobody is left on the list
+    assert (tmp_path / "report.html").exists()
+
+
+# -- completion ----------------------------------------------------------------------------------------------------------------
+
+
+def completed(shell: str, line: str) -> str:
+    """What the program answers when `shell` asks for completions of `line`."""
+    words = line.split(" ")
+    asked = {"COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1), "_TYPER_COMPLETE_ARGS": line}
+    asked |= {"_COORDINATOR_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    done = subprocess.run(command(), env=environment(**asked), capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("shell", "line", "known"),
+    [
+        ("bash", "coordinator st", {"start", "status"}),
+        ("bash", "coordinator start --train", {"train", "train-config"}),
+        ("zsh", "coordinator start --train", {"train", "train-config"}),
+        ("zsh", "coordinator keys ", {"init", "add", "revoke", "list"}),
+        ("fish", "coordinator start --train", {"train", "train-config"}),
+    ],
+)
+def test_completion_knows_commands_and_options(shell: str, line: str, known: set[str]) -> None:
+    said = completed(shell, line)
+    assert known <= set(re.findall(r"\w[\w-]*", said)), said
+    assert "verify" not in said
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_real_shell_takes_the_completion(shell: str, tmp_path: Path) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    program = tmp_path / "coordinator"
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m coordinator "$@"\n')
+    program.chmod(0o755)
+    script = {
+        "bash": 'eval "$(_COORDINATOR_COMPLETE=source_bash coordinator)"; COMP_WORDS=(coordinator sta); COMP_CWORD=1; '
+        '_coordinator_completion coordinator; echo "${COMPREPLY[@]}"',
+        "zsh": 'autoload -U compinit; compinit -u; eval "$(_COORDINATOR_COMPLETE=source_zsh coordinator)"; '
+        "echo $_comps[coordinator]; _COORDINATOR_COMPLETE=complete_zsh _TYPER_COMPLETE_ARGS='coordinator sta' coordinator",
+        "fish": "_COORDINATOR_COMPLETE=source_fish coordinator | source; complete -C 'coordinator sta'",
+    }[shell]
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    env = environment(PATH=path, HOME=str(tmp_path), PYTHONPATH=str(Path(__file__).resolve().parents[2]))
+    done = subprocess.run(
+        [shell, "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert {"start", "status"} <= set(re.findall(r"\w+", done.stdout)), done.stdout + done.stderr
+
+
+# -- one result, in words or JSON ------------------------------------------------------------------------------------------------
+
+
+def test_json_is_one_document_and_errors_are_json_too(coordinator: Said, data: Path) -> None:
+    def result(*words: str) -> Any:
+        code, out, err = coordinator(*words, "--json")
+        assert code == 0 and not err
+        return json.loads(out)
+
+    added = result("keys", "add", "m2-1", "--keys", "keys")
+    assert added["name"] == "m2-1" and (data.parent / added["key"]).exists()
+    assert list(result("keys", "list", "--keys", "keys")) == ["m2-1"]
+    assert result("keys", "init", "--keys", "keys") == {"key": "keys/coordinator.key"}
+    assert result("keys", "revoke", "m2-1", "--keys", "keys") == {"name": "m2-1", "revoked": True}
+    assert result("config", "show")["workers"] == {"value": "2", "origin": "default"}
+    assert result("status")["running"] is False
+    assert result("verify")["whole"] is True
+    assert result("report")["sections"]["training"]["there"] is False
+    code, out, err = coordinator("verify", "--json", "--data", "nowhere")
+    assert not out
+    error = json.loads(err)
+    assert (error["event"], error["exit_code"], code) == ("error", 2, 2)
+    assert "nowhere" in error["text"]
+
+
+def test_a_dry_run_says_what_each_stage_would_do_and_writes_nothing(coordinator: Said, data: Path) -> None:
+    before = sorted(data.rglob("*"))
+    later = json.loads(coordinator("start", "--train", "--rollouts", "--dry-run", "--json")[1])
+    assert (later["train"]["would"], later["rollouts"]["would"]) == ("run", "run")
+    assert "no checkpoint" in later["train"]["why"] and "train" in later["rollouts"]["why"]
+    state = data / "train" / "checkpoints" / "000020" / "state.json"
+    state.parent.mkdir(parents=True)
+    state.write_text("{}")
+    code, out, err = coordinator("start", "--train", "--dry-run")
+    assert (code, err) == (0, "") and "would go on: from step 20" in out
+    shutil.rmtree(data / "train")
+    whole = json.loads(coordinator("start", "--extract", "--train", "--dry-run", "--json", *MONTH)[1])
+    assert whole["extract"]["shards"] and "extraction" in whole["train"]["why"]
+    assert sorted(data.rglob("*")) == before
+
+
+def test_progress_begins_when_a_command_takes_long_and_quiet_says_nothing(coordinator: Said, data: Path) -> None:
+    """A page that does not come holds `verify` up: its words come, and then its result."""
+    with held_up(data) as (process, release):
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        assert re.search(r"proving manifests 0/2|proving manifests ·", line), line
+        release()
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 1 and "NOT WHOLE" in out
+    for page in data.rglob("*.json.gz"):
+        page.unlink()
+    code, out, err = coordinator("verify", "--quiet")
+    assert (code, err) == (1, "") and "mismatches" in out
+
+
+@contextmanager
+def held_up(data: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], Callable[[], None]]]:
+    """`coordinator verify`, standing at a page that is a pipe; what is given lets it go on with an empty one."""
+    page = next((data / "raw").rglob("*.json.gz"))
+    with blocked(data.parent, page, "verify", *words) as (process, writer):
+        yield process, lambda: os.close(writer)
+
+
+@contextmanager
+def blocked(folder: Path, path: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A command that reads a pipe in place of the file `path`, and waits; the pipe's other end."""
+    path.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(path)
+    process = subprocess.Popen(
+        command(*words), cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+    def reader() -> int | None:
+        assert process.poll() is None, process.communicate()
+        with suppress(OSError):  # nobody reads yet
+            return os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        return None
+
+    def reads() -> bool:
+        """A signal between its open and its read would find Python on the way into the kernel, where it waits for data first."""
+        family = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
+        tasks = [task for pid in family for task in Path(f"/proc/{pid}/task").glob("*/wchan")]
+        waits = []
+        for task in tasks:
+            with suppress(OSError):  # it has ended meanwhile
+                waits.append(task.read_text())
+        return all(wait in ("0", "") for wait in waits) or any("pipe_read" in wait for wait in waits)
+
+    try:
+        writer = until(reader, f"somebody who reads {path}")
+        until(reads, f"the read of {path}")
+        yield process, writer
+    finally:
+        process.kill()
+        process.communicate()
+
+
+# -- Ctrl-C ----------------------------------------------------------------------------------------------------------------------
+
+
+def interrupted(process: subprocess.Popen[str]) -> str:
+    """Send Ctrl-C; what the process said on stderr until it ended, with 130."""
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    print(f"{process.args!r}: ended {time.monotonic() - began:.2f} s after Ctrl-C")
+    assert process.returncode == 130, err
+    assert not out and "Traceback" not in err
+    return err
+
+
+@pytest.mark.parametrize(
+    ("words", "file"),
+    [
+        (("verify",), ""),
+        (("report",), "train/metrics.jsonl"),
+        (("forecast", "--region", "PACW", "--issue", "2024-01-10T10"), "train/result.json"),
+        (("start", "--train"), "manifest.json"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_ctrl_c_ends_a_command_with_one_line(data: Path, words: tuple[str, ...], file: str) -> None:
+    path = data / file if file else next((data / "raw").rglob("*.json.gz"))
+    if words[0] == "start":
+        path = next((data / "manifests" / "build").rglob("*.json"))
+    with blocked(data.parent, path, *words) as (process, _):
+        said = [line for line in interrupted(process).splitlines() if "interrupted" in line]
+    assert len(said) == 1 and "the same command" in said[0]
+
+
+def test_ctrl_c_ends_the_doctor_and_its_sessions(data: Path) -> None:
+    folder = data.parent
+    stub = folder / "bin" / "ssh"
+    stub.parent.mkdir()
+    stub.write_text('#!/bin/sh\necho $$ > "$0.pid"\nexec cat > /dev/null\n')
+    stub.chmod(0o755)
+    (folder / "hosts.json").write_text(json.dumps({"hosts": [{"ssh": "m2-1", "ips": ["127.0.0.2"]}]}))
+    process = subprocess.Popen(
+        command("doctor", "--hostfile", "hosts.json"),
+        cwd=folder,
+        env=environment(PATH=f"{stub.parent}{os.pathsep}{os.environ['PATH']}"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    pid = int(until(lambda: (folder / "bin" / "ssh.pid").exists() and (folder / "bin" / "ssh.pid").read_text(), "ssh"))
+    assert "interrupted" in interrupted(process)
+    until(lambda: not Path(f"/proc/{pid}/comm").exists(), "the end of ssh")
+
+
+def test_ctrl_c_in_a_run_is_answered_and_twice_ends_it(tmp_path: Path) -> None:
+    """The first finishes what is leased; where that takes long, the second does not wait for it."""
+    with Emulator("--latency-ms", "20000") as emulator:
+        process = subprocess.Popen(
+            command("start", "--extract", "--source", emulator.url, *SMALL),
+            cwd=tmp_path,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        until(emulator.requests, "a request")
+        assert process.stderr is not None
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        answer = next(line for line in process.stderr if "once more" in line)
+        print(f"start --extract: answered {time.monotonic() - began:.2f} s after Ctrl-C")
+        assert "start again to resume" in answer
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        print(f"start --extract: ended {time.monotonic() - began:.2f} s after the second")
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+
+
+# -- terminals -------------------------------------------------------------------------------------------------------------------
+
+
+def on_terminal(folder: Path, columns: int, *words: str, **env: str) -> tuple[int, str]:
+    """A command on a terminal of its own: exit code, and all that it was sent."""
+    main, side = pty.openpty()
+    fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
+    kept = {name: value for name, value in environment(TERM="xterm-256color", **env).items() if name != "COLUMNS"}
+    process = subprocess.Popen(command(*words), cwd=folder, env=kept, stdin=side, stdout=side, stderr=side)
+    os.close(side)
+    shown = b""
+    with suppress(OSError):  # EIO: the other side is closed
+        while part := os.read(main, 65_536):
+            shown += part
+    os.close(main)
+    return process.wait(60), shown.decode(errors="replace")
+
+
+@pytest.mark.parametrize(("columns", "colour"), [(40, False), (80, True), (200, True)])
+def test_results_on_a_terminal_of_any_width(tmp_path: Path, columns: int, colour: bool) -> None:
+    code, shown = on_terminal(tmp_path, columns, "config", "show", **({} if colour else {"NO_COLOR": "1"}))
+    lines = [SGR.sub("", line).rstrip() for line in shown.replace("\r", "").splitlines()]
+    assert code == 0 and max(map(len, lines)) <= columns
+    assert "workers" in "".join(lines)
+    assert SGR.search(shown) if colour else not COLOUR.search(shown)
+
+
+def test_a_run_on_a_narrow_terminal(tmp_path: Path) -> None:
+    code, shown = on_terminal(tmp_path, 40, "start", "--extract", *MONTH, NO_COLOR="1")
+    assert code == 0, shown
+    assert "Traceback" not in shown and "2 of 2 shards proved" in shown
+    assert not COLOUR.search(shown)
+
+
+def test_no_terminal_gets_whole_lines(coordinator: Said) -> None:
+    shown = coordinator("config", "show")[1]
+    assert (
+        next(line for line in shown.splitlines() if line.startswith("workers "))
+        .rstrip()
+        .endswith("COORDINATOR_WORKERS")
+    )
+    assert not SGR.search(shown)
+
+
+def test_tables_drop_columns_that_a_narrow_terminal_has_no_room_for() -> None:
+    names = ("q0.025", "q0.1", "q0.5", "q0.9", "q0.975", "operator", "demand")
+    row: dict[str, Any] = {"period": "2024-01-10T08", **dict.fromkeys(names, 12345.0), "demand": None}
+    assert max(map(len, as_lines([row], 40))) <= 40
+    assert "median" in as_lines([row], 40)[0]
+    assert max(map(len, as_lines([row], 80))) <= 80
+    assert "demand" in as_lines([row], 80)[0] and "–" in as_lines([row])[1]
+
+
+def test_findings_are_wrapped_under_one_another() -> None:
+    found = [Finding("m2-1.local packages", "mend", "numpy is missing " * 4, "`uv sync` in the project's folder " * 3)]
+    for columns in (40, 80, 200):
+        assert max(map(len, describe(found, columns).splitlines())) <= columns
+    assert len(describe(found).splitlines()) == 2

@@ -1,0 +1,151 @@
+"""README and docs hold together: links resolve, commands parse, the tree is the tree, cited figures stand where they are cited from."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import typer.main
+from typer.testing import CliRunner
+
+from coordinator.cli.app import app
+from tests.support.data_folder import build_all, commit, daily, shard
+from tests.support.pages import PAGES, ROOT, blocks, commands, name_of
+
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_resolve(page: Path) -> None:
+    links = [link for link in LINK.findall(page.read_text()) if not re.match("https?:|#|mailto:", link)]
+    broken = [link for link in links if not (page.parent / link.partition("#")[0]).exists()]
+    assert not broken, f"{name_of(page)}: {broken}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_parse(page: Path) -> None:
+    for line in commands(page.read_text()):
+        if not line.startswith("coordinator "):
+            continue
+        words = [word for word in shlex.split(line, comments=True) if word != "…"][1:]
+        parse(words, f"{name_of(page)}: {line}")
+
+
+def parse(words: list[str], what: str) -> None:
+    """Typer's own parser on the words, group by group; nothing is run."""
+    command = typer.main.get_command(app)
+    name = "coordinator"
+    while True:
+        children = getattr(command, "commands", None)
+        if children is None:
+            try:
+                command.make_context(name, list(words))
+            except Exception as error:
+                # Prose may name an option without a value.
+                if not (words and words[-1].startswith("--") and "requires an argument" in str(error)):
+                    pytest.fail(f"{what}: {error}")
+            return
+        if not words:
+            return  # a group by itself, e.g. `coordinator keys`
+        assert words[0] in children, f"{what}: no command {words[0]}; there are {', '.join(children)}"
+        name, command, words = words[0], children[words[0]], words[1:]
+
+
+def test_a_wrong_command_would_be_found() -> None:
+    with pytest.raises(AssertionError, match="no command strat"):
+        parse(["strat"], "here")
+    with pytest.raises(pytest.fail.Exception, match="--extrakt"):
+        parse(["start", "--extrakt"], "here")
+    page = "```toml\na = 1\n```\n```sh\nuv run coordinator verify  # proves\n```\n`coordinator keys`"
+    assert list(commands(page)) == ["coordinator verify", "coordinator keys"]
+
+
+def tree() -> list[str]:
+    """What README's tree lists."""
+    block = (ROOT / "README.md").read_text().split("## The tree", 1)[1].split("```")[1]
+    return [line.split()[0] for line in block.strip().splitlines() if not line.startswith(" " * 20)]
+
+
+def test_the_tree_is_the_tree() -> None:
+    listed = tree()
+    assert not [path for path in listed if not (ROOT / path).exists()]
+    known = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    code = [path for path in known if path.endswith((".py", ".c", ".inc", ".sh")) and not path.startswith("tests/")]
+    folders = {path.split("/")[0] + "/" for path in code}
+    assert not folders - set(listed), "README's tree lacks folders with code"
+    pages = {path for path in known if path.startswith("docs/") and path.endswith(".md")}
+    contents = (ROOT / "docs" / "README.md").read_text()
+    assert not [
+        page for page in pages if page != "docs/README.md" and f"({page.removeprefix('docs/')})" not in contents
+    ]
+
+
+def test_cited_figures_stand_in_the_page_that_they_are_cited_from() -> None:
+    """README prints figures bold, in a line that links the page with the generated table."""
+    cited = 0
+    for line in (ROOT / "README.md").read_text().splitlines():
+        figures = [figure for figure in re.findall(r"\*\*([^*]+)\*\*", line) if re.search(r"\d", figure)]
+        pages = [link for link in LINK.findall(line) if link.endswith(".md")]
+        for figure in figures:
+            assert pages, f"{line}: no page is linked"
+            assert any(figure in (ROOT / page).read_text() for page in pages), f"{figure} is not in {pages}"
+            cited += 1
+    assert cited >= 4
+
+
+def test_the_fast_tests_are_there() -> None:
+    words = (
+        (ROOT / "scripts" / "check").read_text().split("uv run pytest", 1)[1].partition("||")[0].replace("\\\n", " ")
+    )
+    for word in words.split():
+        head, brace, rest = word.partition("{")
+        names = rest.removesuffix("}.py").split(",") if brace else [""]
+        for name in names:
+            path = f"{head}{name}.py" if brace else word
+            assert (ROOT / path).exists(), path
+
+
+def test_every_dependency_has_its_reason() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    asked = [
+        *project["project"]["dependencies"],
+        *(one for group in project["dependency-groups"].values() for one in group),
+    ]
+    wanted = {re.split(r"[\[>=; ]", line)[0] for line in asked}
+    section = (ROOT / "docs" / "CONTRIBUTING.md").read_text().partition("## Dependencies")[2].partition("\n## ")[0]
+    table = "\n".join(line for line in section.splitlines() if line.startswith("| ") and "|" in line)
+    cells = [line.split("|")[1] if "`" in line.split("|")[1] else line.split("|")[2] for line in table.splitlines()]
+    assert {name for cell in cells for name in re.findall(r"`([\w-]+)`", cell)} == wanted
+
+
+def test_help_shows_brackets() -> None:
+    """Defaults stand in brackets, which rich would take for markup."""
+    said = CliRunner().invoke(app, ["start", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).output
+    whole = re.sub(r"[\s│]+", " ", said)
+    assert "[default: synthetic]" in whole
+    assert "[eia+|bulk+|oasis+]URL" in whole
+
+
+@pytest.mark.timeout(600)
+def test_readme_python_runs(tmp_path: Path) -> None:
+    one = shard("ERCO")
+    commit(tmp_path / "data", one, {"D": daily(one.hours), "DF": daily(one.hours)})
+    build_all(tmp_path / "data")
+    snippets = blocks((ROOT / "README.md").read_text(), "python")
+    assert len(snippets) == 3
+    ran = subprocess.run(
+        [sys.executable, "-c", "\n".join(snippets)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "(8784, 2)" in ran.stdout
+    assert "(1, 8, 4096, 64)" in ran.stdout

@@ -1,0 +1,201 @@
+"""Every command of README and docs is run: here, by another test that is named, by `scripts/dev/run_readme.py`; else the reason stands here."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from coordinator.cli.app import app
+from scripts.dev import run_readme
+from tests.support.data_folder import build_all, commit, daily, shard
+from tests.support.pages import PAGES, ROOT, blocks, commands, name_of
+
+# As they stand in the pages, in a folder with series. DIR is "data", and whatever is a key goes to a folder of the test.
+HERE = (
+    "coordinator config show",
+    "coordinator verify",
+    "coordinator status",
+    "coordinator status --json",
+    "coordinator report",
+    "coordinator report --data DIR",
+    "coordinator keys init",
+    "coordinator keys add m2-1",
+    "coordinator keys list",
+    "coordinator keys revoke m2-1",
+)
+
+BENCHMARK = "not run: a measurement of minutes, alone on its machine; `--help` is asked for its options under `-m long`"
+SUITE = "not run: it is the suite itself, which would start itself"
+HOST = "not run: it changes the machine, or asks one that is not there"
+
+# What a command matches in full → the test that runs it, with the options or smaller ones, or why none does.
+ELSEWHERE = {
+    r"coordinator start|mlx.launch": "not run: prose names the command",
+    r"coordinator start --extract( --data \S+)?": "tests/acceptance/test_extract.py::test_the_default_run_needs_nothing_and_proves_all",
+    r"coordinator start --extract --source recordings:.*": "tests/acceptance/test_extract.py::test_recorded_real_hours_come_through",
+    r"coordinator start --(extract --update|update --source eia --data real)": (
+        "tests/acceptance/test_extract.py::test_update_asks_for_what_may_be_revised_and_keeps_both_vintages"
+    ),
+    r"coordinator start --extract --source eia --data real( --dry-run)?": (
+        "tests/acceptance/test_extract.py::test_dry_run_prints_the_plan_and_asks_nothing"
+    ),
+    r"coordinator verify --data real": "tests/acceptance/test_extract.py::test_bulk_and_oasis_come_the_same_way",
+    r"coordinator start --train( --data DATA)?": "tests/acceptance/test_supervision.py",
+    r"coordinator start --rollouts( --data DATA --control-config CONTROL.toml)?": "tests/acceptance/test_rollouts.py",
+    r"coordinator start --extract --train --rollouts": "scripts/dev/run_readme.py",
+    r"coordinator start --extract --train --rollouts --dry-run": (
+        "tests/acceptance/test_cli_output.py::test_a_dry_run_says_what_each_stage_would_do_and_writes_nothing"
+    ),
+    r"coordinator start (--extract --train )?--hostfile( \S+)?( --data \S+ --host-data \S+)?": (
+        "tests/acceptance/cluster/test_fleet.py::test_a_killed_run_leaves_no_process_and_the_same_command_ends_with_series_and_training"
+    ),
+    r"coordinator start (--extract --train --rollouts )?--hostfile \S+( --extract --train --rollouts)?": (
+        "tests/acceptance/cluster/test_fleet.py::test_the_whole_pipeline_on_four_hosts_makes_the_policy_that_one_host_makes"
+    ),
+    r"coordinator start --extract --train --ranks 4 --bind tcp://10.0.0.1:5555": (
+        "tests/integration/worker/test_agent.py; tests/integration/coordinator/test_uploads_keys_lock.py::test_a_bind_off_loopback_needs_keys"
+    ),
+    r"coordinator doctor --hostfile \S+": "tests/integration/coordinator/test_doctor_hosts.py::test_a_host_that_is_down_is_a_finding_of_the_command",
+    r"coordinator forecast --region ERCO --issue 2025-08-12T10": "tests/integration/worker/test_forecast.py::test_a_local_day_is_forecast_hour_by_hour",
+    r"(coordinator forecast|python -m worker.forecast) --table.*": "tests/integration/worker/test_forecast.py::test_the_table_for_control",
+    r"coordinator keys revoke NAME": "tests/integration/coordinator/test_auth_proxy.py::test_the_commands_for_keys",
+    r"worker --(coordinator tcp://.*|key FILE)": (
+        "tests/acceptance/test_extract.py::test_a_worker_with_a_folder_of_its_own_sends_its_files"
+    ),
+    r"mlx.launch --hostfile \S+ (worker/train|script).py": "tests/integration/worker/test_train.py::test_mlx_launch_with_a_hostfile",
+    r"mlx.launch -n 2 worker/train.py": "tests/integration/worker/test_train.py::test_mlx_launch_with_a_hostfile",
+    r"python -m ringattn.launch -n 2 (script|program).py": "tests/integration/ringattn/test_launch.py::test_output_arguments_and_environment_by_rank",
+    r"python -m ringattn.planner": "tests/integration/ringattn/test_planner.py::test_command_line_measures_and_prints_json",
+    r"scripts/bench/soak.py": "tests/acceptance/test_soak.py::test_a_minute_of_leases_with_workers_killed_all_along",
+    r"python -m scripts\.testbed .*": "scripts/dev/run_readme.py; tests/acceptance/cluster/test_bed.py::test_by_hand",
+    r"python3 -m venv .venv && .*": "scripts/dev/run_readme.py",
+    r"uv sync": "scripts/dev/run_readme.py",
+    r"(python )?scripts/evaluate/outlier_table.py --write": "not run: it writes this folder's docs, from recordings that lie beside it",
+    r"scripts/dev/draw_run.py": "not run: it writes this folder's docs",
+    r"(--group \S+ |python (-m )?)?scripts[/.](bench|evaluate)[/.][a-z_]+(\.py)?( .*)?": BENCHMARK,
+    r"scripts/dev/run_readme.py": "not run: minutes; parts of it are tested below",
+    r"scripts/check": SUITE,
+    r"pytest.*( && uv run scripts/dev/suite_times.py FILE)?": SUITE,
+    r"(scp|ssh|apt-get|systemctl|launchctl) .*": HOST,
+}
+
+
+def quoted() -> dict[str, list[str]]:
+    """Command → pages that quote it."""
+    found: dict[str, list[str]] = {}
+    for page in PAGES:
+        for line in commands(page.read_text()):
+            found.setdefault(line, []).append(name_of(page))
+    return found
+
+
+def test_every_command_is_run_or_the_reason_stands_here() -> None:
+    found = quoted()
+    patterns = [re.compile(pattern) for pattern in ELSEWHERE]
+    lost = [line for line in found if line not in HERE and not any(p.fullmatch(line) for p in patterns)]
+    assert not lost, "\n".join(f"{', '.join(found[line])}: {line}" for line in lost)
+    idle = [p.pattern for p in patterns if not any(p.fullmatch(line) for line in found)]
+    assert not idle, f"no page quotes {idle}"
+    assert not set(HERE) - set(found)
+    assert len(found) > 50
+
+
+def test_the_tests_that_are_named_are_there() -> None:
+    for what in ELSEWHERE.values():
+        for node in [] if what.startswith("not run: ") else what.split("; "):
+            path, _, name = node.partition("::")
+            assert (ROOT / path).exists(), node
+            assert not name or f"def {name}(" in (ROOT / path).read_text(), node
+
+
+def test_commands_do_what_they_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = shard("ERCO", "2024-01-01T00", "2024-01-31T23")
+    commit(tmp_path / "data", one, {"D": daily(one.hours), "DF": daily(one.hours)})
+    build_all(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith(("COORDINATOR_", "EIA_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("COORDINATOR_KEYS", str(tmp_path / "keys"))
+    said = {}
+    for line in HERE:
+        ran = CliRunner().invoke(app, [{"DIR": "data"}.get(word, word) for word in line.split()[1:]])
+        assert ran.exit_code == 0, f"{line}: {ran.output} {ran.exception!r}"
+        said[line] = ran.stdout
+    assert "hostfile" in said["coordinator config show"]
+    assert "m2-1" in said["coordinator keys list"]
+    assert (tmp_path / "data" / "report.html").stat().st_size > 0
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_measurements_have_the_options_that_pages_name() -> None:
+    """One that is not run is at least one that starts, and knows every option quoted with it."""
+    helped = {}
+    for line in quoted():
+        if not re.search(r"scripts[/.]", line) or "testbed" in line or "check" in line or "draw_run" in line:
+            continue
+        script = re.search(r"scripts[/.]\w+[/.]\w+", line)
+        assert script
+        path = ROOT / f"{script[0].replace('.', '/')}.py"
+        if path not in helped:
+            command = [sys.executable, str(path), "--help"]
+            done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)
+            assert done.returncode == 0, f"{path}: {done.stderr.decode()[-500:]}"
+            helped[path] = path.read_text() + done.stdout.decode()
+        for option in re.findall(r"--[a-z-]+", line.partition(script[0])[2]):
+            assert option in helped[path], f"{line}: no {option}"
+    assert len(helped) > 5
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_python_of_the_pages_runs(tmp_path: Path) -> None:
+    """README's snippets run in `test_docs.py`. That of ring attention runs as a ring of one, on arrays that it does not make."""
+    for respondent in ("PACW", "ERCO"):
+        one = shard(respondent, "2024-01-01T00", "2024-01-31T23")
+        commit(tmp_path / "data", one, {"D": daily(one.hours), "DF": daily(one.hours)})
+    build_all(tmp_path / "data")
+    arrays = "import mlx.core as mx\nD = 8\ntokens = mx.zeros((1, 16, D))\nq = k = v = mx.zeros((1, 2, 16, D))\n"
+    ran = 0
+    for page in PAGES[1:]:
+        code = "\n".join(blocks(page.read_text(), "python"))
+        if not code:
+            continue
+        done = subprocess.run(
+            [sys.executable, "-c", arrays + code],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, f"{name_of(page)}: {done.stderr}"
+        ran += 1
+    assert ran == 3
+
+
+def test_the_script_reads_readme() -> None:
+    """`scripts/dev/run_readme.py` sees every block, and each either runs or says why not."""
+    page = (ROOT / "README.md").read_text()
+    steps = run_readme.steps(page)
+    lines = [line for block in blocks(page, "sh") for line, _ in run_readme.lines(block)]
+    assert [step.text for step in steps if step.kind == "sh"] == lines
+    assert {step.mode for step in steps} == {"", *run_readme.MODES}
+    assert all(step.skip for step in steps if "--source eia" in step.text and "--dry-run" not in step.text)
+    assert any("70 of 70 shards" in step.output for step in steps)
+    assert {step.codes for step in steps} == {(0,), (0, 1)}
+    with pytest.raises(ValueError, match="on the moon"):
+        run_readme.steps("<!-- run: on the moon -->\n```sh\nls\n```\n")
+
+
+def test_what_was_said_is_held_against_the_page() -> None:
+    said = "3 of 3 shards\nrows 5\n  gap one\n  gap two\n3 shards in 1.5 s (12,000 rows/s), 4 requests\n"
+    assert not run_readme.differs(said, "3 of 3 shards\n  gap one\n  …\n3 shards in 22.0 s (7 rows/s), 4 requests\n")
+    assert run_readme.differs(said, "rows 6\n") == "rows 6"
+    assert run_readme.differs(said, "rows 5\n3 of 3 shards\n") == "3 of 3 shards"
+    assert run_readme.differs(said, "3 shards in 1.5 s (12,000 rows/s), 5 requests\n")

@@ -1,0 +1,43 @@
+"""Check the fixed top level, the empty `coordinator/__init__.py` and a first docstring line in every module.
+
+The import contracts are in pyproject.toml; `lint-imports` checks them.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+OURS = ("coordinator", "worker", "ringattn", "ingest", "rl")
+
+
+def modules() -> list[Path]:
+    return sorted(path for package in OURS for path in (ROOT / package).rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def test_a_worker_never_loads_the_scheduler() -> None:
+    assert (ROOT / "coordinator" / "__init__.py").read_text() == ""
+
+
+@pytest.mark.parametrize("path", [p for p in modules() if p.read_text().strip()], ids=name_of)
+def test_module_says_in_one_line_what_it_is(path: Path) -> None:
+    doc = ast.get_docstring(ast.parse(path.read_text()))
+    assert doc and len(doc.splitlines()[0]) > 15, f"{path.relative_to(ROOT)}: no first docstring line"
+
+
+def test_top_level_is_the_fixed_one() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
+    top = {line.split("/")[0] for line in listed if line and not line.startswith(".")}
+    fixed = {*OURS, "tests", "hostfiles", "scripts", "docs", "pyproject.toml", "README.md", "LICENSE"}
+    assert top <= fixed, f"not in the fixed top level: {sorted(top - fixed)}"

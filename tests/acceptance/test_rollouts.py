@@ -1,0 +1,172 @@
+"""A control training under faults: real coordinators, workers and learners, real signals; its weights are those of an undisturbed run.
+
+Of the runs compared each has its own processes, number of workers and faults; the weights of every version that was looked at and
+every figure of every iteration must agree to the last bit.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rl.distributed.audit import EVERY
+from tests.support import control_data
+from tests.support.supervised import Supervised
+from tests.support.waiting import until
+
+PROCESS = Path(__file__).resolve().parents[1] / "support" / "rollout_process.py"
+SHORT = 24  # iterations
+LONG = {"pathwise": 200, "vtrace": 500}
+FAULTS = ("worker kill", "worker stop", "coordinator kill", "coordinator stop", "learner kill")
+
+pytestmark = pytest.mark.skipif(not hasattr(psutil.Process, "children"), reason="needs process lists")
+
+
+class Played(Supervised):
+    """A training in a copy of `data`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        data: Path,
+        workers: int = 2,
+        iterations: int = SHORT,
+        algorithm: str = "vtrace",
+        **env: str,
+    ) -> None:
+        folder.mkdir()
+        shutil.copytree(data, folder / "data")
+        toml = control_data.config(folder / "control.toml", iterations, algorithm)
+        command = [sys.executable, str(PROCESS), str(folder / "data"), str(workers), str(toml)]
+        super().__init__(folder, command, "worker.control.learner", {**os.environ, **env})
+        self.run = folder / "data" / "control"
+
+    def version(self) -> int:
+        path = self.run / "metrics.jsonl"
+        return path.read_text().count("\n") if path.exists() else 0
+
+    def learned(self) -> dict[str, bytes]:
+        """All that must not depend on who played, and when."""
+        files = [*sorted((self.run / "versions").glob("*.npz")), self.run / "metrics.jsonl", self.run / "policy.npz"]
+        return {path.name: path.read_bytes() for path in files}
+
+    def check_end(self) -> dict:
+        code, summary = self.end()
+        assert (code, summary.get("status")) == (0, "done"), self.log.read_text()
+        return summary
+
+
+def fault(training: Played, kind: str, draw: random.Random, apart: int = 3) -> None:
+    """One fault within `apart` iterations from now; returns when the training has gone on from it."""
+    whom, _, how = kind.partition(" ")
+    goal = training.version() + draw.randint(1, apart)
+    until(lambda: training.version() >= goal or training.process.poll() is not None, f"version {goal}")
+    assert training.process.poll() is None, f"over at version {training.version()}: {training.log.read_text()}"
+    family = {"worker": training.workers, "learner": training.ranks}
+    victims = until(family[whom], "somebody to fail") if whom in family else [psutil.Process(training.process.pid)]
+    victim = draw.choice(victims)
+    victim.send_signal(signal.SIGKILL if how == "kill" else signal.SIGSTOP)
+    if whom == "coordinator" and how == "kill":
+        training.process.communicate()
+        training.gone()
+        training.start()
+    elif whom == "coordinator":
+        victim.send_signal(signal.SIGCONT)
+    first = training.version()
+    until(lambda: training.version() > first or training.process.poll() is not None, f"a version after {kind}")
+    if how == "stop":
+        with suppress(psutil.NoSuchProcess):
+            victim.send_signal(signal.SIGCONT)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return control_data.make(tmp_path_factory.mktemp("series") / "data")
+
+
+@pytest.fixture
+def played(tmp_path: Path, data: Path) -> Iterator[Callable[..., Played]]:
+    made: list[Played] = []
+
+    def make(
+        name: str,
+        workers: int = 2,
+        iterations: int = SHORT,
+        algorithm: str = "vtrace",
+        source: Path = data,
+        **env: str,
+    ) -> Played:
+        made.append(Played(tmp_path / name, source, workers, iterations, algorithm, **env))
+        made[-1].start()
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.kill_all()
+
+
+@pytest.mark.timeout(600)  # some 30 s where nothing else runs
+def test_faults_lies_and_the_number_of_workers_change_no_bit(played: Callable[..., Played]) -> None:
+    undisturbed = played("undisturbed", workers=2)
+    undisturbed.check_end()
+    expected = undisturbed.learned()
+    assert undisturbed.version() == SHORT and "0.npz" in expected and f"{SHORT}.npz" in expected
+    # All results of one of three workers are wrong: its first is audited, so none of them is used.
+    # Two of the three have no part in the coordinator's files: tables come to them in pieces.
+    lied_to = played("lied to", workers=3, LIES_FROM="1", ELSEWHERE="1")
+    summary = lied_to.check_end()
+    assert len(summary["put_out"]) == 1 and "numbers differ" in lied_to.log.read_text()
+    brought = {path.name for path in lied_to.folder.glob("elsewhere-*/control/tables/*")}
+    assert brought and brought <= {path.name for path in (lied_to.run / "tables").iterdir()}
+    assert lied_to.learned() == expected
+    faulty, draw = played("faulty", workers=1), random.Random(3)
+    for kind in ("worker kill", "coordinator kill", "worker stop"):
+        fault(faulty, kind, draw)
+    faulty.check_end()
+    assert faulty.learned() == expected
+
+
+def test_what_can_not_be_trained_on_says_why(tmp_path: Path, played: Callable[..., Played]) -> None:
+    (tmp_path / "empty").mkdir()
+    training = played("nothing", workers=1, source=tmp_path / "empty")
+    code, summary = training.end()
+    assert (code, summary["status"]) == (2, "usage"), training.log.read_text()
+    assert "no series under" in summary["message"] and "coordinator start --extract" in summary["message"]
+
+
+@pytest.mark.long
+def test_a_worker_that_goes_wrong_later_is_put_out_within_the_stated_number_of_its_results(
+    played: Callable[..., Played],
+) -> None:
+    # Two workers share 360 rollouts; the liar's part is above 4 + 2 · EVERY - 1.
+    lied_to = played("late", workers=2, iterations=120, LIES_FROM="5")
+    summary = lied_to.check_end()
+    (worker,) = summary["put_out"]
+    until(lambda: "is put out" in lied_to.log.read_text(), "the line that names it")
+    assert f"{worker} is put out: rollout" in lied_to.log.read_text()
+    assert EVERY == 16
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1_200)
+@pytest.mark.parametrize("algorithm", ["pathwise", "vtrace"])
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_twenty_faults_change_no_bit(played: Callable[..., Played], workers: int, algorithm: str) -> None:
+    undisturbed = played("undisturbed", workers=2, iterations=LONG[algorithm], algorithm=algorithm)
+    undisturbed.check_end()
+    faulty, draw = played("faulty", workers, LONG[algorithm], algorithm), random.Random(workers)
+    kinds = [draw.choice(FAULTS) for _ in range(20)]
+    for kind in kinds:
+        fault(faulty, kind, draw, apart=LONG[algorithm] // 25)
+    faulty.check_end()
+    print(*kinds, sep=", ")
+    assert faulty.learned() == undisturbed.learned()

@@ -1,0 +1,132 @@
+"""A supervised training under faults: real coordinators, workers and ranks, real signals; the ranks keep train.py's contract.
+
+The curve of the losses is that of an undisturbed run to the last digit, whatever happened on the way.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from coordinator.cli import status as look
+from tests.support.fake_rank import curve
+from tests.support.supervised import KINDS, Supervised, fault, until
+
+PROCESS = Path(__file__).resolve().parents[1] / "support" / "train_process.py"
+
+pytestmark = pytest.mark.skipif(not hasattr(psutil.Process, "children"), reason="needs process lists")
+
+
+class Fake(Supervised):
+    """Ranks are `fake_rank.py`, times are shorter than a deployment's."""
+
+    def __init__(self, folder: Path, ranks: int = 2, retries: int = 20, **config: Any) -> None:
+        folder.mkdir()
+        self.settings = {"steps": 40, "step_s": 0.04, "every": 5, **config}
+        toml = folder / "fake.toml"
+        toml.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in self.settings.items()))
+        command = [sys.executable, str(PROCESS), str(folder / "data"), str(ranks), str(toml), str(retries)]
+        super().__init__(folder, command, "fake_rank.py")
+
+    def check(self) -> None:
+        """Each step's loss stands in the metrics once, and is that of an undisturbed run."""
+        lines = [json.loads(line) for line in (self.run / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines] == list(range(1, self.settings["steps"] + 1))
+        assert [line["loss"] for line in lines] == curve(self.settings["steps"])
+
+
+@pytest.fixture
+def supervised(tmp_path: Path) -> Iterator[Callable[..., Fake]]:
+    made: list[Fake] = []
+
+    def make(name: str = "one", **more: Any) -> Fake:
+        made.append(Fake(tmp_path / name, **more))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.kill_all()
+
+
+def check_end(training: Fake, faults: list[float]) -> None:
+    code, summary = training.end()
+    assert (code, summary["status"]) == (0, "done"), training.log.read_text()
+    assert len(summary["rounds"]) > len(faults)
+    print(f"seconds from fault to next step: {' '.join(f'{seconds:.1f}' for seconds in faults)}")
+    training.check()
+
+
+def test_each_kind_of_fault_ends_a_round_and_none_is_seen_in_the_curve(supervised: Callable[..., Fake]) -> None:
+    training = supervised(steps=120)
+    draw = random.Random(4)
+    training.start()
+    took = [fault(training, "rank kill", draw), fault(training, "worker stop", draw)]
+    assert "ring of 1 of 2" in training.log.read_text()
+    until(lambda: "a worker is back" in training.log.read_text(), "the ring to grow again")
+    took += [fault(training, "rank stop", draw), fault(training, "worker kill", draw)]
+    check_end(training, took)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_twenty_faults_over_a_run(supervised: Callable[..., Fake], ranks: int) -> None:
+    draw = random.Random(ranks)
+    training = supervised(ranks=ranks, steps=1_500)
+    training.start()
+    check_end(training, [fault(training, draw.choice(KINDS), draw) for _ in range(20)])
+
+
+def test_a_killed_and_an_interrupted_coordinator_leave_no_process_and_the_same_command_goes_on(
+    supervised: Callable[..., Fake],
+) -> None:
+    training = supervised(steps=60)
+    process = training.start()
+    until(lambda: training.step() >= 12 and len(training.ranks()) == 2, "step 12")
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    training.gone()
+    killed_at = training.step()
+    process = training.start()
+    until(lambda: training.step() > killed_at + 2 and len(training.ranks()) == 2, "further steps")
+    seen = look.status(training.data, training.data / "keys")
+    assert seen["running"] and "2 of 2 ranks" in look.describe(seen)
+    process.send_signal(signal.SIGINT)
+    code, summary = training.end()
+    assert (code, summary["status"]) == (130, "drain"), training.log.read_text()
+    assert summary["rounds"][0]["round"] == 2  # numbers go on: no old lease is taken for a new one
+    saved = max(int(path.name) for path in (training.run / "checkpoints").iterdir() if path.name.isdigit())
+    assert saved == training.step()  # Ctrl-C loses nothing
+    training.start()
+    code, summary = training.end()
+    assert (code, summary["status"], summary["restarts"]) == (0, "done", 0)
+    training.check()
+    training.start()
+    code, summary = training.end()
+    assert (code, summary["message"], summary["rounds"]) == (0, "nothing was left to do", [])
+
+
+def test_a_run_that_can_not_end_well_says_why(supervised: Callable[..., Fake]) -> None:
+    usage = supervised("usage", usage="series of ERCO are missing: extract them first")
+    failing = supervised("failing", ranks=1, retries=2, exit_step=3, exit_code=1)
+    empty = supervised("empty", ranks=1, exit_step=3, exit_code=0)
+    for training in (usage, failing, empty):
+        training.start()
+    code, summary = usage.end()
+    assert (code, summary["status"], summary["result"]) == (2, "usage", None)
+    assert "series of ERCO are missing: extract them first" in summary["message"]
+    code, summary = failing.end()
+    assert (code, summary["status"], len(summary["rounds"])) == (1, "failed", 3)
+    assert "this rank was told to fail" in summary["message"]
+    code, summary = empty.end()
+    assert (code, summary["status"], summary["result"]) == (1, "failed", None)
+    assert "proved nothing" in summary["message"]
+    assert "result.json is not there" in summary["message"]

@@ -1,0 +1,223 @@
+"""The gate and the door: who is refused is counted and named with its address, at once; a revoked key is out at once."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+
+from coordinator.cli.app import app
+from coordinator.cli.errors import run
+from coordinator.server.auth_proxy import MAX_PEERS, QUIET_S, Refusals, greeting_problem
+from coordinator.wire import auth, messages
+from coordinator.wire.messages import Heartbeat, Hello, Lease, PermitGrant, PermitRequest, StatusRequest, Stop
+from tests.support.serving import Peer, Running
+from tests.support.waiting import until
+
+GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"CURVE".ljust(20, b"\0") + bytes(32)
+
+
+def test_a_greeting_is_zmtp_3_with_curve() -> None:
+    assert greeting_problem(GREETING[:10]) == greeting_problem(GREETING) == ""
+    for other in (b"", b"GET / HTTP", b"\xff" * 64, b"\x16\x03\x01" + bytes(61)):
+        assert "does not speak ZeroMQ" in greeting_problem(other)
+    assert "mechanism NULL" in greeting_problem(GREETING.replace(b"CURVE", b"NULL\0"))
+    assert "no key" in greeting_problem(GREETING.replace(b"\x7f\x03", b"\x7f\x01"))
+
+
+def test_a_flood_from_one_host_hides_no_other_and_is_counted() -> None:
+    refusals = Refusals()
+    lines = [refusals.note("10.0.0.9", n, "x", now=n * 1e-3) for n in range(500)]
+    assert [bool(line) for line in lines] == [True] + [False] * 499
+    assert "10.0.0.7 (port 5)" in refusals.note("10.0.0.7", 5, "x", now=0.6)
+    assert "499 more" in refusals.note("10.0.0.9", 1, "x", now=QUIET_S + 0.1)
+    assert refusals.count == 502
+    for n in range(2 * MAX_PEERS):
+        refusals.note(f"host-{n}", 1, "x", now=20.0)
+    assert len(refusals._hosts) == MAX_PEERS
+
+
+class Keyed(Running):
+    """A server with keys, on an address of its own."""
+
+    def __init__(self, folder: Path, *tasks: str) -> None:
+        self.keys = folder / "keys"
+        self.worker_key = auth.load_worker(auth.add_worker(self.keys, "mine"))
+        super().__init__(folder / "data", tasks or ("a",), key=auth.load_coordinator(self.keys))
+
+    def leave(self, peer: Peer) -> None:
+        self.peers.remove(peer)
+        peer.close()
+
+    def raw(self, *pieces: bytes) -> socket.socket:
+        port = int(self.server.endpoint.rpartition(":")[2])
+        connection = socket.create_connection(("127.0.0.1", port), timeout=20)
+        for piece in pieces:
+            connection.sendall(piece)
+        return connection
+
+
+@pytest.fixture
+def keyed(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[Keyed]:
+    monkeypatch.setattr("coordinator.server.auth_proxy.QUIET_S", 0.0)
+    (tmp_path / "data").mkdir()
+    running = Keyed(tmp_path)
+    with caplog.at_level(logging.WARNING, "coordinator.server.auth_proxy"):
+        yield running
+    running.close()
+
+
+def refused(log: pytest.LogCaptureFixture, words: str, port: int | None = None) -> list[float]:
+    """Times of the lines that say so."""
+    address = re.escape(f"refused 127.0.0.1 (port {port})") if port else r"refused 127\.0\.0\.1"
+    return [
+        record.created for record in log.records if re.search(f"{address}.*{re.escape(words)}", record.getMessage())
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "words"),
+    [
+        ((b"GET / HTTP/1.1\r\n\r\n",), "does not speak ZeroMQ"),
+        ((b"\xff" * 100,), "does not speak ZeroMQ"),
+        ((), "said nothing"),
+        ((GREETING.replace(b"CURVE", b"NULL\0"),), "mechanism NULL"),
+        ((GREETING, b"\x04\xc8\x05HELLO" + bytes(194)), "did not finish its handshake"),
+    ],
+)  # fmt: skip
+def test_garbage_is_refused_within_a_second_and_named(
+    keyed: Keyed, caplog: pytest.LogCaptureFixture, pieces: tuple[bytes, ...], words: str
+) -> None:
+    began = time.time()
+    connection = keyed.raw(*pieces)
+    while connection.recv(4096):  # until it is cut off
+        pass
+    when = until(lambda: refused(caplog, words, connection.getsockname()[1]), "its line in the log")
+    assert when[0] - began < 1.0 + 1.0  # the promise, and a second for a busy machine
+    assert keyed.server.snapshot()["counters"]["refused"] == 1
+    serves(keyed)
+
+
+def serves(keyed: Keyed) -> None:
+    """A worker with a key is still served."""
+    peer = keyed.peer("w-good", keyed.worker_key)
+    peer.hello()
+    assert peer.finish(peer.hear(Lease)).accepted
+
+
+def test_a_worker_without_a_key_and_one_with_an_unknown_key_are_named(
+    keyed: Keyed, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    for key, words in ((None, "mechanism NULL"), (unknown_key(keyed), "not on the list")):
+        enemy = keyed.peer("enemy", key)
+        began = time.time()
+        enemy.socket.send(messages.encode(Hello("enemy", "h", 1, ("noop",), 1, "x", "0", "3")))
+        when = until(lambda: refused(caplog, words), "its line in the log")  # noqa: B023  # asked at once
+        assert when[0] - began < 1.0 + 1.0
+        keyed.leave(enemy)
+    serves(keyed)
+    assert "enemy" not in keyed.scheduler.workers
+
+
+def unknown_key(keyed: Keyed) -> auth.Curve:
+    public, secret = (key.decode() for key in zmq.curve_keypair())
+    return auth.Curve(public, secret, keyed.worker_key.server)
+
+
+def test_a_revoked_worker_is_out_at_once_and_what_it_holds_goes_back(
+    keyed: Keyed, caplog: pytest.LogCaptureFixture
+) -> None:
+    doomed = keyed.peer("doomed", auth.load_worker(auth.add_worker(keyed.keys, "doomed")))
+    doomed.hello()  # a key that was added while the coordinator runs
+    assert doomed.hear(Lease).attempt == 1
+    doomed.say(Heartbeat("doomed", (("a", 1),)))
+    until(lambda: keyed.scheduler.workers["doomed"].executing, "the heartbeat")
+    began = time.time()
+    auth.revoke_worker(keyed.keys, "doomed")
+    assert "revoked" in doomed.hear(Stop).reason
+    until(lambda: not keyed.scheduler.workers, "the worker to be forgotten")
+    task = keyed.scheduler.tasks["a"]
+    assert (task.state, task.failures) == ("pending", 0)
+    cut = until(lambda: refused(caplog, "revoked"), "its line in the log")
+    assert cut[0] - began < 1.0 + 1.0
+    again = until(lambda: refused(caplog, "not on the list"), "the refusal of its new connection")
+    assert again[0] >= cut[0] and not keyed.scheduler.workers
+    serves(keyed)
+
+
+def test_a_key_speaks_for_its_own_workers_only(keyed: Keyed, caplog: pytest.LogCaptureFixture) -> None:
+    other = auth.load_worker(auth.add_worker(keyed.keys, "other"))
+    victim = keyed.peer("victim", keyed.worker_key)
+    victim.hello()
+    lease = victim.hear(Lease)
+    thief = keyed.peer("victim", other)  # the same ROUTER identity: it takes over the route, and not the word
+    thief.socket.send(messages.encode(messages.Result("victim", lease.task, lease.attempt, {"false": 1}, 0.1)))
+    until(lambda: refused(caplog, "speaks as a worker of another key"), "the refusal")
+    assert keyed.scheduler.tasks["a"].state == "leased"
+    keyed.leave(thief)
+
+    keyed.leave(victim)
+    again = keyed.peer("victim", keyed.worker_key)  # as an agent does that hears nothing any more
+    assert again.finish(lease).accepted
+    assert keyed.end().status == "done"
+
+
+def test_only_the_coordinators_own_key_may_ask_for_the_status(keyed: Keyed, caplog: pytest.LogCaptureFixture) -> None:
+    stranger = keyed.peer("looker", keyed.worker_key)
+    stranger.say(StatusRequest())
+    until(lambda: refused(caplog, "may not ask"), "the refusal")
+    own = keyed.peer("own", auth.load_worker(auth.local_worker_key(keyed.keys)))
+    own.say(StatusRequest())
+    snapshot = own.hear(messages.Status).snapshot
+    assert snapshot["counters"]["refused"] == 1
+
+
+def test_a_list_that_others_may_read_is_not_followed(keyed: Keyed, caplog: pytest.LogCaptureFixture) -> None:
+    (keyed.keys / "allowed.json").chmod(0o666)
+    with caplog.at_level(logging.ERROR, "coordinator.wire.auth"):
+        until(lambda: "stays in force" in caplog.text, "the complaint")
+    serves(keyed)
+
+
+def test_files_pass_the_gate_whole(keyed: Keyed) -> None:
+    """More than all buffers hold, both ways at once."""
+    peer = keyed.peer("w-load", keyed.worker_key)
+    peer.hello()
+    for _ in range(3_000):
+        peer.say(PermitRequest("w-load", "none" * 60, 1))
+    for _ in range(3_000):
+        peer.hear(PermitGrant)
+
+
+def test_a_port_that_is_taken_is_told_with_the_way_out(tmp_path: Path) -> None:
+    from coordinator.server.auth_proxy import Gate
+    from ingest.errors import UsageError
+
+    with socket.create_server(("127.0.0.1", 0)) as busy, pytest.raises(UsageError, match="--bind"):
+        Gate(f"tcp://127.0.0.1:{busy.getsockname()[1]}", "tcp://127.0.0.1:1")
+    for bind in ("tcp://nosuchhost.invalid:1", "tcp://127.0.0.1:x", "tcp://127.0.0.1:99999"):
+        with pytest.raises((UsageError, OverflowError)):
+            Gate(bind, "tcp://127.0.0.1:1")
+
+
+def test_the_commands_for_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def keys(*words: str) -> tuple[int, str]:
+        code = run(app, ["keys", *words, "--keys", str(tmp_path / "keys")])
+        return code, "".join(capsys.readouterr())
+
+    assert keys("init") == (0, f"{tmp_path}/keys/coordinator.key\n")
+    code, said = keys("add", "m2-1")
+    assert (code, said) == (0, f"{tmp_path}/keys/workers/m2-1.key\n")
+    pair = json.loads(Path(said.strip()).read_text())
+    assert keys("list") == (0, f"m2-1\t{pair['public']}\n")
+    code, said = keys("add", "m2-1")
+    assert code == 2 and "coordinator keys revoke m2-1" in said
+    assert keys("revoke", "m2-1") == (0, "") and keys("list") == (0, "")
+    assert not list((tmp_path / "keys" / "workers").iterdir())

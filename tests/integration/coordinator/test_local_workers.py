@@ -1,0 +1,64 @@
+"""Workers of this host: one that dies, or lives and is not heard, is started again; one that has not registered yet is waited for."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from coordinator.workers.local import LocalWorkers
+
+WAIT_S = 60.0  # bound of every wait: reached only when something is broken
+STAND_IN = (sys.executable, "-c", "import time; time.sleep(600)")
+
+
+@pytest.fixture
+def workers(tmp_path: Path) -> Iterator[LocalWorkers]:
+    made = LocalWorkers(STAND_IN, "tcp://127.0.0.1:1", tmp_path, 2, 1, missing_s=0.1)
+    made.start()
+    yield made
+    made.stop(patience=0.0)
+
+
+def pids(workers: LocalWorkers) -> list[int]:
+    return [process.pid for process in workers._processes if process is not None]
+
+
+def supervise_until(workers: LocalWorkers, known: list[int], lost: list[int]) -> list[str]:
+    deadline, said = time.monotonic() + WAIT_S, []
+    while not lost:
+        assert time.monotonic() < deadline
+        said += workers.supervise(known, lambda pid, reason: lost.append(pid))
+    return said
+
+
+def test_a_dead_worker_is_started_again_and_reported(workers: LocalWorkers) -> None:
+    first, second = pids(workers)
+    os.kill(first, 9)
+    lost: list[int] = []
+    supervise_until(workers, [first, second], lost)
+    assert lost == [first]
+    assert pids(workers)[1] == second
+    assert (workers.alive, workers.restarts) == (2, 1)
+
+
+def test_a_worker_that_was_heard_and_is_heard_no_more_is_replaced(workers: LocalWorkers) -> None:
+    first, second = pids(workers)
+    workers.supervise([first], lambda pid, reason: None)
+    lost: list[int] = []
+    said = supervise_until(workers, [], lost)
+    assert lost == [first]
+    assert "lives, but was not heard" in said[0]
+    assert pids(workers)[1] == second  # it has not registered yet: it may take its time to start
+
+
+def test_a_worker_that_is_heard_is_let_alone(workers: LocalWorkers) -> None:
+    known = pids(workers)
+    until = time.monotonic() + 3 * workers.missing_s
+    while time.monotonic() < until:
+        assert not workers.supervise(known, lambda pid, reason: None)
+    assert pids(workers) == known

@@ -1,0 +1,178 @@
+"""Files from other hosts, CURVE keys and the folder's lock."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coordinator.server.folder_lock import FolderLock, FolderLocked
+from coordinator.server.uploads import FileInbox, RefusedPath, checked_path, missing_files
+from coordinator.wire import auth
+from coordinator.wire.messages import FileChunk, data_id
+
+BODY = bytes(range(256)) * 40
+SHA = hashlib.sha256(BODY).hexdigest()
+
+
+def chunk(path: str = "raw/a/page.json.gz", offset: int = 0, body: bytes = BODY, sha256: str = SHA) -> FileChunk:
+    return FileChunk("w", "t", 1, path, offset, len(body), sha256)
+
+
+def test_a_file_arrives_in_chunks_and_lies_there_only_when_whole(tmp_path: Path) -> None:
+    inbox, final = FileInbox(tmp_path), tmp_path / "raw/a/page.json.gz"
+    assert inbox.take(chunk(), b"") == 0
+    assert inbox.take(chunk(), BODY[:4000]) == 4000
+    assert inbox.take(chunk(offset=9000), BODY[9000:]) == 4000  # not where the next one starts
+    assert inbox.take(chunk(), BODY[:4000]) == 4000  # a repeated one
+    assert not final.exists()
+    inbox = FileInbox(tmp_path)  # the coordinator was restarted meanwhile: it goes on
+    assert inbox.take(chunk(), b"") == 4000
+    assert inbox.take(chunk(offset=4000), BODY[4000:]) == len(BODY)
+    assert final.read_bytes() == BODY
+    assert not list(tmp_path.rglob("*.part"))
+    assert FileInbox(tmp_path).take(chunk(), b"") == len(BODY)  # known to be whole by its hash
+
+
+def test_a_file_with_another_hash_is_refused_and_begun_again(tmp_path: Path) -> None:
+    inbox = FileInbox(tmp_path)
+    assert inbox.take(chunk(), BODY[:-1] + b"x") == 0
+    assert not (tmp_path / "raw/a/page.json.gz").exists()
+    assert inbox.take(chunk(), BODY) == len(BODY)
+
+
+def test_a_damaged_file_under_the_final_name_is_replaced(tmp_path: Path) -> None:
+    final = tmp_path / "raw/a/page.json.gz"
+    final.parent.mkdir(parents=True)
+    final.write_bytes(b"x" * len(BODY))
+    assert FileInbox(tmp_path).take(chunk(), BODY) == len(BODY)
+    assert final.read_bytes() == BODY
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../x/y", "raw/../../x", "/etc/passwd", "raw", "raw/", "raw//a", "./raw/a", "manifests/a.json", "journal.sqlite",
+        "raw/./a", "raw\\a", "raw/a\0b", "id", "raw/a.part", "", "raw/a/..",
+    ],
+)  # fmt: skip
+def test_paths_out_of_the_folders_are_refused(tmp_path: Path, path: str) -> None:
+    with pytest.raises(RefusedPath):
+        checked_path(tmp_path, path)
+
+
+@given(st.text(max_size=40))
+def test_no_path_leads_out(text: str) -> None:
+    root = Path("/nowhere/data")
+    try:
+        path = checked_path(root, text)
+    except RefusedPath:
+        return
+    assert os.path.normpath(path).startswith(("/nowhere/data/raw/", "/nowhere/data/pieces/", "/nowhere/data/series/"))
+
+
+def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "data/raw").mkdir(parents=True)
+    (tmp_path / "data/raw/out").symlink_to(tmp_path)
+    with pytest.raises(RefusedPath, match="leads out"):
+        checked_path(tmp_path / "data", "raw/out/x")
+
+
+def test_missing_files_of_a_proof_are_named(tmp_path: Path) -> None:
+    proof = {"pages": [{"file": {"path": "raw/a/page.json.gz", "bytes": len(BODY), "sha256": SHA}}], "rows": 1}
+    assert "not there" in missing_files(tmp_path, proof)
+    FileInbox(tmp_path).take(chunk(), BODY)
+    assert missing_files(tmp_path, proof) == ""
+    (tmp_path / "raw/a/page.json.gz").write_bytes(b"short")
+    assert "5 bytes" in missing_files(tmp_path, proof)
+
+
+def test_a_folder_keeps_its_id(tmp_path: Path) -> None:
+    assert data_id(tmp_path / "new") == data_id(tmp_path / "new") != data_id(tmp_path / "other")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["id"]
+
+
+# -- keys -------------------------------------------------------------------------------------------------------------------
+
+
+def test_keys_are_private_and_never_shown(tmp_path: Path) -> None:
+    path = auth.add_worker(tmp_path, "m2-max-1")
+    for file in [path, tmp_path / "coordinator.key", tmp_path / "allowed.json"]:
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    server, worker = auth.load_coordinator(tmp_path), auth.load_worker(path)
+    assert worker.server == server.public and server.allowed == {"m2-max-1": worker.public}
+    assert server.secret not in repr(server) and worker.secret not in str(worker)
+
+
+def test_key_files_that_others_can_read_are_refused(tmp_path: Path) -> None:
+    path = auth.add_worker(tmp_path, "a")
+    path.chmod(0o644)
+    with pytest.raises(auth.CurveError, match="chmod 600"):
+        auth.load_worker(path)
+
+
+def test_missing_and_broken_keys_name_the_command(tmp_path: Path) -> None:
+    with pytest.raises(auth.CurveError, match="coordinator keys"):
+        auth.load_coordinator(tmp_path)
+    for text in ("not json", "[]", "{}", '{"public": "short", "secret": "short"}'):
+        (tmp_path / "x.key").write_text(text)
+        (tmp_path / "x.key").chmod(0o600)
+        with pytest.raises(auth.CurveError, match="coordinator keys"):
+            auth.load_worker(tmp_path / "x.key")
+
+
+def test_a_name_is_given_once_and_can_be_taken_off(tmp_path: Path) -> None:
+    path = auth.add_worker(tmp_path, "a")
+    with pytest.raises(auth.CurveError, match="has a key"):
+        auth.add_worker(tmp_path, "a")
+    for name in ("", "../a", "a b", "-a"):
+        with pytest.raises(auth.CurveError, match="worker name"):
+            auth.add_worker(tmp_path, name)
+    auth.revoke_worker(tmp_path, "a")
+    assert not path.exists() and auth.load_coordinator(tmp_path).allowed == {}
+    with pytest.raises(auth.CurveError, match="known: none"):
+        auth.revoke_worker(tmp_path, "a")
+
+
+@pytest.mark.parametrize(
+    "bind", ["tcp://0.0.0.0:5555", "tcp://*:5555", "tcp://192.168.1.4:0", "tcp://[::]:1", "tcp://eth0:1"]
+)
+def test_a_bind_off_loopback_needs_keys(tmp_path: Path, bind: str) -> None:
+    with pytest.raises(auth.CurveError, match="coordinator keys"):
+        auth.check_bind(bind, None)
+    auth.make_coordinator_key(tmp_path)
+    auth.check_bind(bind, auth.load_coordinator(tmp_path))
+
+
+@pytest.mark.parametrize("bind", ["tcp://127.0.0.1:0", "tcp://127.8.0.1:9", "tcp://localhost:1", "tcp://[::1]:0"])
+def test_loopback_needs_none(bind: str) -> None:
+    auth.check_bind(bind, None)
+
+
+# -- the lock -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_coordinator_is_refused_with_pid_and_command(tmp_path: Path) -> None:
+    code = "import sys; from pathlib import Path; from coordinator.server.folder_lock import FolderLock\n" + (
+        "with FolderLock(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    with (
+        pytest.raises(FolderLocked, match=rf"pid {holder.pid}: -c {tmp_path}.*coordinator status"),
+        FolderLock(tmp_path),
+    ):
+        pass
+    holder.kill()  # the lock ends with its process, however it ends
+    holder.communicate()
+    with FolderLock(tmp_path):
+        pass

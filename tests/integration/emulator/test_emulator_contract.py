@@ -1,0 +1,154 @@
+"""The emulator's answers against recorded ones of EIA: same keys in the same order, same types, error bodies, headers."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import pytest
+import requests
+
+from ingest.emulator.process import Emulator
+from tests.support.eia_client import query
+
+# Not the server's own: of the transfer, or random for each request, or of a proxy's cache.
+_TRANSFER = {"content-length", "transfer-encoding", "content-encoding", "expires", "connection"}
+
+
+def shape(value: Any) -> Any:
+    """Keys in order and types; of a list, the distinct shapes of its items."""
+    if isinstance(value, dict):
+        return [(key, shape(item)) for key, item in value.items()]
+    if isinstance(value, list):
+        return ["list", *sorted({json.dumps(shape(item)) for item in value})]
+    return type(value).__name__
+
+
+def bodies(folder: Path) -> list[tuple[str, dict[str, Any]]]:
+    """(file name, body) of each recorded answer with rows."""
+    found = []
+    for path in sorted((folder / "eia-responses").glob("*.json")):
+        body = json.loads(path.read_text())
+        body = body.get("api_response", body)
+        if isinstance(body.get("response"), dict):
+            found.append((path.name, body))
+    return found
+
+
+def flat(params: dict[str, Any]) -> list[tuple[str, str]]:
+    """Echoed params → the query that EIA echoes so."""
+    pairs: list[tuple[str, str]] = []
+    for name, value in params.items():
+        if name == "data":
+            pairs += [(f"data[{i}]", item) for i, item in enumerate(value)]
+        elif name == "facets":
+            pairs += [(f"facets[{facet}][]", item) for facet, items in value.items() for item in items]
+        elif name == "sort":
+            pairs += [(f"sort[{i}][{key}]", text) for i, item in enumerate(value) for key, text in item.items()]
+        else:
+            pairs.append((name, value))
+    return pairs
+
+
+def test_pages_have_the_recorded_keys_order_and_types(emulator: Emulator, recorded: Path) -> None:
+    compared = 0
+    for name, body in bodies(recorded):
+        answer = requests.get(
+            emulator.url + body["request"]["command"], params=flat(body["request"]["params"]), timeout=20
+        )
+        ours = answer.json()
+        assert ours["request"] == body["request"], name
+        assert list(ours) == list(body), name  # `warnings` where EIA warns, and only there
+        assert ours.get("warnings") == body.get("warnings"), name
+        assert {key for row in ours["response"]["data"] for key in row} == set(body["response"]["data"][0]), name
+        assert list(ours["response"]["data"][0]) == list(body["response"]["data"][0]), name
+        for part in ("total", "dateFormat", "frequency", "description"):
+            assert type(ours["response"][part]) is type(body["response"][part]), (name, part)
+        assert ours["response"]["dateFormat"] == body["response"]["dateFormat"]
+        assert ours["response"]["description"].startswith(body["response"]["description"])
+        assert ours["apiVersion"] == body["apiVersion"]
+        first, last = (rows[0] for rows in (ours["response"]["data"], body["response"]["data"]))
+        for key in set(first) - {"value", "fueltype", "type-name"}:
+            assert first[key] == last[key], (name, key)
+        compared += 1
+    assert compared >= 10
+
+
+def test_bytes_around_the_rows_are_laid_out_as_recorded(emulator: Emulator, recorded: Path) -> None:
+    theirs = (recorded / "eia-responses" / "eia_oregon_demand_0_200.json").read_text()
+    params = flat(json.loads(theirs)["request"]["params"])
+    ours = requests.get(f"{emulator.url}/v2/electricity/rto/region-data/data/", params=params, timeout=20).text
+    blank = [re.sub(r'"value":("[-\d]+"|null)|"total":"\d+"', '"…"', text) for text in (ours, theirs)]
+    note = blank[0][blank[0].index("Grid Monitor") + len("Grid Monitor") : blank[0].index('"},"request"')]
+    assert "SYNTHETIC" in note
+    assert blank[0].replace(note, "", 1)[:180] == blank[1][:180]
+    assert blank[0].replace(note, "", 1)[-700:] == blank[1][-700:]
+
+
+def test_recorded_errors_are_the_same_bytes(recorded: Path) -> None:
+    folder = recorded / "eia-responses"
+    with Emulator("--keys", "good", keyless=False) as emulator:
+        data = f"{emulator.url}/v2/electricity/rto/region-data/data/"
+        refused = requests.get(data, headers={"X-Api-Key": "bad"}, timeout=20)
+        missing = requests.get(data, timeout=20)
+        unknown = requests.get(f"{emulator.url}/v2/electricity/wholesale-prices/data/?api_key=good", timeout=20)
+        assert requests.get(data, params=query(api_key="good"), timeout=20).status_code == 200
+        wrong = requests.get(data, params={"api_key": "good", "frequency": "daily"}, timeout=20)
+    assert refused.status_code == 403
+    assert refused.content == (folder / "eia_collector_demand_0_403.json").read_bytes()
+    assert (missing.status_code, missing.json()["error"]["code"]) == (403, "API_KEY_MISSING")
+    assert wrong.status_code == 400
+    assert unknown.status_code == 500
+    assert unknown.content == (folder / "eia_oregon_comprehensive_2_500.json").read_bytes()
+
+
+def test_every_recorded_header_is_there(emulator: Emulator, recorded: Path) -> None:
+    text = (recorded / "eia-responses" / "cassettes" / "eia_oregon_demand.yaml").read_text()
+    answered = text[text.rindex("    headers:\n") : text.rindex("    status:")]
+    names = {name.lower() for name in re.findall(r"^      ([A-Za-z-]+):$", answered, re.M)}
+    uri = urlsplit(re.search(r"uri: (\S+)", text)[1])  # type: ignore[index]
+    answer = requests.get(emulator.url + uri.path, params=parse_qsl(uri.query), timeout=20)
+    assert len(names) > 15
+    assert names - _TRANSFER <= {name.lower() for name in answer.headers}
+    assert answer.headers["X-Emulator-World"] == "synthetic"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"frequency": "daily"}, "daily"),
+        ({"frequency": "local-hourly"}, "local-hourly"),
+        ({"data[0]": "price"}, "price"),
+        ({"facets[fuel][]": "SUN"}, "fuel"),
+        ({"start": "yesterday"}, "yesterday"),
+        ({"start": "2024-02-30T00"}, "2024-02-30"),
+        ({"offset": "-1"}, "-1"),
+        ({"length": "all"}, "all"),
+        ({"sort[0][column]": "colour"}, "colour"),
+        ({"sort[0][direction]": "up"}, "up"),
+    ],
+)
+def test_a_wrong_parameter_is_named_with_code_400(emulator: Emulator, wrong: dict[str, str], named: str) -> None:
+    url = f"{emulator.url}/v2/electricity/rto/region-data/data/"
+    answer = requests.get(url, params={"sort[0][column]": "period", **wrong}, timeout=20)
+    assert answer.status_code == 400
+    assert answer.json()["code"] == 400
+    assert named in answer.json()["error"]
+
+
+def test_metadata_and_facets(emulator: Emulator, recorded: Path) -> None:
+    base = f"{emulator.url}/v2/electricity/rto/fuel-type-data"
+    response = requests.get(base, timeout=20).json()["response"]
+    routes = json.loads((recorded / "eia-catalog" / "rto_routes.json").read_text())
+    theirs = next(route for route in routes if route["id"] == "fuel-type-data")
+    assert response["name"] == theirs["name"]
+    assert response["facets"] == json.loads(theirs["facets"])
+    assert response["data"]["value"]["units"] == "megawatthours"
+    catalog = (recorded / "eia-catalog" / "rto_facet_values.csv").read_text()
+    facets = requests.get(f"{base}/facet/fueltype/", timeout=20).json()["response"]
+    assert facets["totalFacets"] == len(facets["facets"]) > 8
+    for facet in facets["facets"]:
+        assert f"fuel-type-data/data,fueltype,{facet['id']},{facet['name']}" in catalog

@@ -1,0 +1,238 @@
+"""EIA's six-month files: columns by name over the years, their numbers and times, and broken files."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ingest import fetch
+from ingest.columns import hour_number, hour_text, merge
+from ingest.errors import SourceError, UsageError
+from ingest.fetch import fetch_shard
+from ingest.models import FetchJob, Shard, ShardProof
+from ingest.sources.bulk import Bulk, variables_of
+from tests.support.stub_server import Reply, Stub, bench, serve
+
+GRID = Path(__file__).parents[3] / ".." / "shared" / "data" / "eia-grid"
+JOB = FetchJob(Shard("bulk", "BALANCE", "ALL", "2024-07-01T00", "2024-12-31T23"), "x", ("PACW", "MISO"))
+
+OLD = "Demand Forecast (MW)|Demand (MW)|Net Generation (MW)|Total Interchange (MW)|Demand (MW) (Adjusted)|" + "|".join(
+    f"Net Generation (MW) from {fuel}"
+    for fuel in ("Coal", "Hydropower and Pumped Storage", "Solar", "Coal (Imputed)", "Solar (Adjusted)")
+)
+NEW = "Demand Forecast (MW)|Demand (MW)|Net Generation (MW)|Total Interchange (MW)|" + "|".join(
+    f"Net Generation (MW) from {fuel}"
+    for fuel in (
+        "Coal (Adjusted)",
+        "Coal",
+        "Hydropower Excluding Pumped Storage",
+        "Pumped Storage",
+        "Solar without Integrated Battery Storage",
+        "Solar with Integrated Battery Storage",
+        "Battery Storage",
+        "Geothermal",
+        "Green Tea",
+    )
+)
+
+
+def table(columns: str, rows: list[tuple[str, str, list[str]]], newline: str = "\r\n", bom: bool = False) -> bytes:
+    """(balancing authority, UTC time, cells) → a file as EIA writes it: numbers from 1,000 on in quotes."""
+    header = ["Balancing Authority", "Data Date", "Hour Number", "UTC Time at End of Hour", *columns.split("|")]
+    lines = [",".join(f'"{name}"' for name in header)]
+    for respondent, time, cells in rows:
+        quoted = [f'"{cell}"' if "," in cell else cell for cell in cells]
+        lines.append(",".join([respondent, "07/01/2024", "1", time, *quoted]))
+    return ("\ufeff" if bom else "").encode() + (newline.join(lines) + newline).encode()
+
+
+def cells_of(plain: bytes, job: FetchJob = JOB) -> dict[tuple[str, str, str], float]:
+    columns = Bulk().parse(job, gzip.compress(plain)).columns
+    return {
+        (hour_text(hour), *columns.series[index]): value
+        for hour, index, value in zip(columns.hour, columns.index, columns.value, strict=True)
+    }
+
+
+def test_columns_are_found_by_name_in_both_vintages() -> None:
+    assert list(variables_of(OLD.split("|")).values()) == ["DF", "D", "NG", "TI", "NG.COL", "NG.WAT", "NG.SUN"]
+    assert list(variables_of(NEW.split("|")).values())[4:] == [
+        "NG.COL",
+        "NG.WAT",
+        "NG.PS",
+        "NG.SUN",
+        "NG.SNB",
+        "NG.BAT",
+        "NG.GEO",
+        "NG.GREEN_TEA",
+    ]
+    assert variables_of(NEW.split("|"))["Net Generation (MW) from Coal"] == "NG.COL"
+
+
+@pytest.mark.parametrize("bom", [True, False])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("07/01/2024 11:00:00 AM", "07/01/2024 12:00:00 PM"),
+        ("7/1/2024 11:00:00 AM", "7/1/2024 12:00:00 PM"),
+        ("07/01/2024 11:00", "07/01/2024 12:00"),
+        ("2024-07-01 11:00:00", "2024-07-01T12:00:00"),
+    ],
+)
+def test_numbers_times_and_nulls(first: str, second: str, bom: bool) -> None:
+    plain = table(
+        OLD,
+        [
+            ("PACW", first, ["1,060", "2,345,678", "-1,000", "", "9", "5", "-7", "", "1", "1"]),
+            ("PACW", second, ["990", "", "642", "0", "9", "", "6", "", "1", "1"]),
+            ("ERCO", first, ["1"] * 10),
+        ],
+        bom=bom,
+    )
+    cells = cells_of(plain)
+    a, b = "2024-07-01T11", "2024-07-01T12"
+    nan = float("nan")
+    want = {
+        (a, "PACW", "DF"): 1060.0,
+        (b, "PACW", "DF"): 990.0,
+        (a, "PACW", "D"): 2345678.0,
+        (b, "PACW", "D"): nan,
+        (a, "PACW", "NG"): -1000.0,
+        (b, "PACW", "NG"): 642.0,
+        (a, "PACW", "TI"): nan,
+        (b, "PACW", "TI"): 0.0,
+        (a, "PACW", "NG.COL"): 5.0,
+        (b, "PACW", "NG.COL"): nan,
+        (a, "PACW", "NG.WAT"): -7.0,
+        (b, "PACW", "NG.WAT"): 6.0,
+    }  # NG.SUN is empty in every hour: not reported
+    assert cells.keys() == want.keys()
+    assert all(cells[cell] == value or (np.isnan(value) and np.isnan(cells[cell])) for cell, value in want.items())
+
+
+@pytest.mark.skipif(not GRID.is_dir(), reason="no recordings beside the project (../shared/data)")
+def test_sample_of_a_real_file() -> None:
+    real = replace(JOB, shard=replace(JOB.shard, start="2020-07-01T00", end="2020-12-31T23"), respondents=("AEC",))
+    plain = (GRID / "balance_file.csv").read_bytes()
+    page = Bulk().parse(real, gzip.compress(plain))
+    assert (page.rows, page.total) == (9, 9)
+    cells = cells_of(plain, real)
+    assert {variable for _, _, variable in cells} == {"DF", "D", "NG", "TI", "NG.COL", "NG.NG", "NG.WAT", "NG.OTH"}
+    assert cells["2020-07-01T06", "AEC", "DF"] == 1060
+    assert cells["2020-07-01T06", "AEC", "D"] == 497
+    assert cells["2020-07-01T13", "AEC", "NG"] == 634
+    assert cells["2020-07-01T14", "AEC", "NG.NG"] == 503
+
+
+GOOD = table(OLD, [("PACW", f"07/01/2024 {hour}:00:00 AM", ["1"] * 10) for hour in range(7, 12)])
+
+
+@pytest.mark.parametrize(
+    ("plain", "kind"),
+    [
+        (GOOD[:-12], "csv"),
+        (GOOD.replace(b"UTC Time at End of Hour", b"UTC"), "csv"),
+        (GOOD.replace(b"07/01/2024 8:00:00 AM", b"07/01/2024 8:30:00 AM"), "csv"),
+        (GOOD.replace(b"07/01/2024 8:00:00 AM", b"yesterday"), "csv"),
+        (GOOD.replace(b"07/01/2024 8:00:00 AM,1", b"07/01/2024 8:00:00 AM,many"), "csv"),
+        (GOOD.replace(b"8:00:00 AM", b"9:00:00 AM"), "repeated"),
+        (GOOD.replace(b"07/01/2024 8:00", b"07/01/2023 8:00"), "foreign"),
+    ],
+)
+def test_a_broken_file_is_told_apart(plain: bytes, kind: str) -> None:
+    with pytest.raises(SourceError) as raised:
+        Bulk().parse(JOB, gzip.compress(plain))
+    assert raised.value.kind == kind
+
+
+def test_a_stored_file_cut_anywhere_is_not_a_file() -> None:
+    stored = gzip.compress(GOOD, mtime=0)
+    for length in range(0, len(stored), 7):
+        with pytest.raises(SourceError):
+            Bulk().parse(JOB, stored[:length])
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=4))
+def test_any_damage_is_a_source_error_or_another_file(damage: list[tuple[int, int]]) -> None:
+    plain = bytearray(GOOD)
+    for at, byte in damage:
+        plain[at % len(plain)] = byte
+    with contextlib.suppress(SourceError):
+        Bulk().parse(JOB, gzip.compress(bytes(plain)))
+
+
+def test_the_file_is_named_after_its_half_year() -> None:
+    assert Bulk().request(JOB, 0).endswith("/EIA930_BALANCE_2024_Jul_Dec.csv")
+    first_half = replace(JOB, shard=replace(JOB.shard, start="2019-01-01T00", end="2019-06-30T23"))
+    assert Bulk().request(first_half, 0).endswith("/EIA930_BALANCE_2019_Jan_Jun.csv")
+    with pytest.raises(UsageError, match="January to June"):
+        Bulk().request(replace(JOB, shard=replace(JOB.shard, end="2024-12-30T23")), 0)
+
+
+class BulkStub(Stub):
+    plain = b""
+    spoilt: Any = None
+
+    def answer(self, path: str, key: str | None) -> Reply:
+        self.paths.append(path)
+        self.keys.append(key)
+        if self.spoilt and len(self.paths) <= 2:
+            return Reply(body=self.spoilt, headers={"Content-Length": str(len(self.plain))})
+        return Reply(body=self.plain)
+
+
+@pytest.mark.parametrize("gzipped", [True, False])
+def test_a_file_is_stored_compressed_and_its_gaps_named(
+    tmp_path: Path, gzipped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "BACKOFF_S", (0.005, 0.02))
+    stub = BulkStub()
+    stub.gzip = gzipped
+    first = hour_number("2024-07-01T08")
+
+    def stamp(hour: int) -> str:
+        text = hour_text(hour)
+        clock = int(text[11:])
+        return f"{text[5:7]}/{text[8:10]}/{text[:4]} {clock % 12 or 12}:00:00 {'AM' if clock < 12 else 'PM'}"
+
+    rows = [
+        (name, stamp(first + i), [f"{1000 + i:,}"] * 10)
+        for name in ("PACW", "ERCO", "MISO")
+        for i in range(184 * 24)
+        if (name, i) not in {("PACW", 5), ("PACW", 6)}
+    ]
+    stub.plain = table(OLD, rows)
+
+    def fetched(folder: str, job: FetchJob) -> ShardProof:
+        with bench(tmp_path / folder, "KEY-0123456789") as one:
+            return fetch_shard(job, one.context)
+
+    with serve(stub) as url:
+        job = replace(JOB, base_url=url, respondents=("PACW", "MISO", "CISO"))
+        proof = fetched("a", job)
+        again = fetched("a", job)
+        stub.paths.clear()
+        stub.spoilt = stub.plain[:-4000]
+        mended = fetched("b", job)
+    assert set(stub.keys) == {None}
+    assert (proof.rows, proof.total) == (len(rows), len(rows))
+    assert (again.requests, again.reused, again.digest) == (0, 1, proof.digest)
+    assert mended.digest == proof.digest
+    assert mended.faults
+    assert {(gap.respondent, gap.variable, gap.start, gap.hours) for gap in proof.gaps} == {
+        *(("PACW", variable, "2024-07-01T13", 2) for variable in variables_of(OLD.split("|")).values()),
+        ("CISO", "*", "2024-07-01T00", 4416),
+    }
+    stored = (tmp_path / "a" / proof.pages[0].file.path).read_bytes()
+    assert gzip.decompress(stored) == stub.plain
+    columns = merge([Bulk().parse(job, stored).columns])[0]
+    assert columns.hour.max() == first + 184 * 24 - 1  # local dates: the last hours lie in the next half

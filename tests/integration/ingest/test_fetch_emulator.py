@@ -1,0 +1,105 @@
+"""The three sources against the emulator, a real server process: clean, and with its faults all together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ingest import fetch, store
+from ingest.columns import from_table
+from ingest.emulator.process import Emulator
+from ingest.fetch import fetch_shard
+from ingest.models import FetchJob, Shard, ShardProof
+from tests.support.stub_server import bench
+
+EIA = [
+    FetchJob(Shard("eia", "region-data", "PACW", "2023-01-01T00", "2023-06-30T23"), ""),
+    FetchJob(Shard("eia", "fuel-type-data", "ERCO", "2024-01-01T00", "2024-03-31T23"), ""),
+]
+OTHERS = [
+    FetchJob(Shard("oasis", "SLD_FCST", "CISO", "2023-01-01T01", "2023-02-15T00"), ""),
+    FetchJob(Shard("oasis", "SLD_REN_FCST", "CISO", "2023-01-01T01", "2023-01-08T00"), ""),
+    FetchJob(Shard("oasis", "ENE_SLRS", "CISO", "2023-01-01T01", "2023-01-03T00"), ""),
+    FetchJob(Shard("bulk", "BALANCE", "ALL", "2020-01-01T00", "2020-06-30T23"), "", ("PACW", "ERCO")),
+    FetchJob(Shard("bulk", "BALANCE", "ALL", "2025-01-01T00", "2025-06-30T23"), "", ("CISO", "MISO")),
+]
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "BACKOFF_S", (0.005, 0.02))
+    monkeypatch.setattr(fetch, "THROTTLE_S", (0.005, 0.02))
+
+
+@pytest.fixture(scope="module")
+def emulator() -> Iterator[Emulator]:
+    with Emulator("--clock-scale", "1000") as running:
+        yield running
+
+
+def fetched(emulator: Emulator, jobs: list[FetchJob], folder: Path) -> list[ShardProof]:
+    with bench(folder) as one:
+        return [fetch_shard(replace(job, base_url=emulator.url), one.context) for job in jobs]
+
+
+def test_faults_all_together_change_nothing(tmp_path: Path, emulator: Emulator) -> None:
+    clean = fetched(emulator, EIA, tmp_path / "clean")
+    kinds = [
+        "short",
+        "repeated",
+        "nulls",
+        "total",
+        "truncated",
+        "cut",
+        "reset",
+        "502",
+        "500-404",
+        "html",
+        "429",
+        "case",
+    ]
+    # The first ask of a page meets the first fault, the second the next, …: five checks may fail in a row, not more.
+    for some in (kinds[:4], kinds[4:8], kinds[8:]):
+        emulator.set_faults([{"kind": kind, "times": 1} for kind in some])
+        try:
+            spoilt = fetched(emulator, EIA, tmp_path / some[0])
+        finally:
+            emulator.set_faults([])
+        for before, after in zip(clean, spoilt, strict=True):
+            assert after.digest == before.digest
+            assert after.gaps == before.gaps
+            assert sum(after.faults.values()) >= len(some) - 1  # another spelling of a name is no fault
+    assert all(proof.origin == "synthetic" and proof.rows == proof.total for proof in clean)
+
+
+def test_oasis_and_bulk(tmp_path: Path, emulator: Emulator) -> None:
+    proofs = fetched(emulator, OTHERS, tmp_path)
+    for proof in proofs:
+        assert proof.origin == "synthetic"
+        assert proof.rows == proof.total > 0
+        assert (tmp_path / proof.piece.path).stat().st_size == proof.piece.bytes
+    again = fetched(emulator, OTHERS, tmp_path)
+    assert [proof.requests for proof in again] == [0] * len(OTHERS)
+    assert [proof.digest for proof in again] == [proof.digest for proof in proofs]
+
+
+def test_bulk_and_api_tell_the_same_hours(tmp_path: Path, emulator: Emulator) -> None:
+    bulk, api = (
+        fetched(emulator, [job], tmp_path)[0]
+        for job in (OTHERS[3], FetchJob(Shard("eia", "region-data", "PACW", "2020-02-01T00", "2020-02-29T23"), ""))
+    )
+    cells = []
+    for proof in (bulk, api):
+        columns = from_table(store.read_piece(tmp_path, proof.piece))
+        cells.append(
+            {
+                (int(hour), *columns.series[index]): value
+                for hour, index, value in zip(columns.hour, columns.index, columns.value, strict=True)
+                if value == value
+            }
+        )
+    assert len(cells[1]) > 2500
+    assert {cell: cells[0].get(cell) for cell in cells[1]} == cells[1]

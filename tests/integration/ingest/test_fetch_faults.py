@@ -1,0 +1,362 @@
+"""Each fault a source can show: the shard comes out identical to the faultless one, or fails with the right error."""
+
+from __future__ import annotations
+
+import copy
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ingest import fetch, http
+from ingest.errors import AuthenticationError, SourceError, UsageError
+from ingest.fetch import Cancelled, fetch_shard
+from ingest.models import ShardProof
+from tests.support.stub_server import Bench, Reply, Stub, bench, eia_job, serve
+
+KEY = "Se/cret-KEY-0123456789"
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "BACKOFF_S", (0.005, 0.02))
+    monkeypatch.setattr(fetch, "THROTTLE_S", (0.005, 0.02))
+    monkeypatch.setattr(fetch, "_worked", set())
+
+
+@pytest.fixture(scope="module")
+def faultless(tmp_path_factory: pytest.TempPathFactory) -> ShardProof:
+    with serve(Stub()) as url, bench(tmp_path_factory.mktemp("faultless")) as one:
+        return fetch_shard(eia_job(url), one.context)
+
+
+def once(offset: int, change: Any, times: int = 1) -> Any:
+    """A script that spoils the first `times` answers for the page at `offset`: a Reply, or a change of the body."""
+
+    def script(query: dict[str, Any], nth: int) -> Any:
+        if query["offset"] != offset or nth >= times:
+            return None
+        if isinstance(change, Reply):
+            return change
+        body = copy.deepcopy(Stub().body(query))
+        changed = change(body["response"])
+        return changed if isinstance(changed, Reply) else body
+
+    return script
+
+
+def drop(rows: int) -> Any:
+    return lambda response: response["data"].__delitem__(slice(100, 100 + rows))
+
+
+def repeat(response: dict[str, Any]) -> None:
+    response["data"][50:60] = response["data"][40:50]
+
+
+def nulls(response: dict[str, Any]) -> None:
+    for row in response["data"][7:27]:
+        row["value"] = None
+
+
+def total(delta: int) -> Any:
+    return lambda response: response.update(total=str(int(response["total"]) + delta))
+
+
+def numbers(response: dict[str, Any]) -> None:
+    response["total"] = int(response["total"])
+    for row in response["data"]:
+        row["value"] = float(row["value"])
+
+
+def case(response: dict[str, Any]) -> None:
+    for row in response["data"][::3]:
+        row["respondent"], row["type"], row["respondent-name"] = "pacw", row["type"].lower(), "SOMEWHERE"
+
+
+def stranger(response: dict[str, Any]) -> None:
+    response["data"][3]["respondent"] = "PACE"
+
+
+def outside(response: dict[str, Any]) -> None:
+    response["data"][3]["period"] = "2022-12-31T23"
+
+
+def cut_json(response: dict[str, Any]) -> Reply:
+    return Reply(body=json.dumps({"response": response}).encode()[:-5000])
+
+
+def shifted(response: dict[str, Any]) -> None:
+    """Rows of the page before, as paging without a total order gives: right count, keys twice over two pages."""
+    response["data"][0:3] = [dict(row, period="2023-01-05T00") for row in response["data"][0:3]]
+
+
+HTML = b"<!DOCTYPE html><html><body>Request rejected</body></html>"
+INVALID = b'{"error":{"code":"API_KEY_INVALID","message":"An invalid api_key was supplied."}}'
+LIMIT = b'{"error":{"code":"OVER_RATE_LIMIT","message":"You have exceeded your rate limit."}}'
+
+MENDED = {
+    "short": (once(0, drop(100)), {"short": 1}),
+    "short last page": (once(5000, drop(1), 2), {"short": 2}),
+    "repeated": (once(5000, repeat), {"repeated": 1}),
+    "repeated over pages": (once(5000, shifted), {"repeated": 1}),
+    "nulls": (once(0, nulls), {"nulls": 1}),
+    "total high on the first page": (once(0, total(100)), {"total": 2}),
+    "total low on the first page": (once(0, total(-100)), {"total": 2}),
+    "total high on a later page": (once(5000, total(100)), {"total": 1}),
+    "numbers": (once(0, numbers), {}),
+    "case": (once(5000, case), {}),
+    "stranger": (once(0, stranger), {"foreign": 1}),
+    "outside": (once(0, outside), {"foreign": 1}),
+    "cut JSON": (once(0, cut_json), {"json": 1}),
+    "cut gzip": (once(5000, Reply(body=b"\x1f\x8b\x08\x00garbage", headers={"Content-Encoding": "gzip"})), {"json": 1}),
+    "cut answer": (once(5000, Reply(body=b"{", headers={"Content-Length": "5000"})), {"reset": 1}),
+    "reset": (once(0, Reply(body=None), 2), {"reset": 2}),
+    "502": (once(0, Reply(502, HTML)), {"5xx": 1}),
+    "404 under 500": (once(0, Reply(500, b'{"error":"Not found.","code":404}')), {"5xx": 1}),
+    "error page as data": (once(0, Reply(200, b'{"error":"Not found.","code":404}')), {"json": 1}),
+    "html under 200": (once(0, Reply(200, HTML)), {"html": 1}),
+    "html under 403": (once(5000, Reply(403, HTML)), {"html": 1}),
+    "429": (once(5000, Reply(429, LIMIT, {"Retry-After": "0"}), 3), {"429": 3}),
+    "403 suspension": (once(0, Reply(403, LIMIT), 2), {"403": 2}),
+    "403 that looks like a wrong key": (once(5000, Reply(403, INVALID), 7), {"403": 7}),
+    "the same, before the key has worked": (once(0, Reply(403, INVALID), 2), {"403": 2}),
+}
+
+
+@pytest.mark.parametrize("name", MENDED)
+def test_mended(name: str, tmp_path: Path, faultless: ShardProof) -> None:
+    stub = Stub()
+    stub.script, faults = MENDED[name]
+    with serve(stub) as url, bench(tmp_path, KEY) as one:
+        proof = fetch_shard(eia_job(url), one.context)
+    assert proof.digest == faultless.digest
+    assert proof.piece.sha256 == faultless.piece.sha256
+    assert (proof.rows, proof.total, proof.nulls, proof.gaps) == (8640, 8640, 0, ())
+    assert proof.faults == faults
+    assert proof.requests == sum(stub.asked.values())
+    assert len(one.throttles) == sum(count for kind, count in faults.items() if kind in ("429", "403", "html"))
+    for page in proof.pages:
+        assert (tmp_path / page.file.path).stat().st_size == page.file.bytes
+    assert sum(page.rows for page in proof.pages) == proof.total
+
+
+def test_a_stalled_answer_is_asked_for_again(
+    tmp_path: Path, faultless: ShardProof, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "READ_TIMEOUT_S", 1.5)
+    stub = Stub()
+    stub.script = once(5000, Reply(body=b"{}", stall_s=60.0))
+    with serve(stub) as url, bench(tmp_path, KEY) as one:
+        proof = fetch_shard(eia_job(url), one.context)
+    assert proof.digest == faultless.digest
+    assert proof.faults["timeout"] >= 1
+
+
+def always(status: int, body: bytes) -> Any:
+    return lambda query, nth: Reply(status, body)
+
+
+FATAL = {
+    "wrong key": (always(403, INVALID), AuthenticationError, "EIA_API_KEY", 3),
+    "refused": (always(400, b'{"error":"Invalid facet","code":400}'), UsageError, "Invalid facet", fetch.ATTEMPTS),
+    "down": (always(502, HTML), SourceError, "asked 5 times", fetch.ATTEMPTS),
+    "junk": (always(200, b"{}"), SourceError, "not a page", fetch.ATTEMPTS),
+}
+
+
+@pytest.mark.parametrize("name", FATAL)
+def test_fatal(name: str, tmp_path: Path) -> None:
+    stub = Stub()
+    stub.script, error, text, asked = FATAL[name]
+    with serve(stub) as url, bench(tmp_path, KEY) as one, pytest.raises(error, match=text) as raised:
+        fetch_shard(eia_job(url), one.context)
+    assert KEY not in str(raised.value)
+    assert stub.asked[0] == asked
+    assert not list(tmp_path.rglob("*.json.gz"))
+
+
+def test_a_page_that_stays_short_fails_the_shard_but_keeps_the_whole_pages(tmp_path: Path) -> None:
+    stub = Stub()
+    stub.script = once(5000, drop(1), 99)
+    with (
+        serve(stub) as url,
+        bench(tmp_path) as one,
+        pytest.raises(SourceError, match="page at 5000: 3639 rows") as raised,
+    ):
+        fetch_shard(eia_job(url), one.context)
+    assert raised.value.kind == "short"
+    assert [path.name[:8] for path in tmp_path.rglob("*.json.gz")] == ["00000000"]
+
+
+def test_a_key_that_no_header_can_carry_is_refused_unseen(tmp_path: Path) -> None:
+    for key in ("two words", "line\nfeed", "kéy"):
+        with bench(tmp_path, key) as one, pytest.raises(AuthenticationError) as raised:
+            fetch_shard(eia_job("http://127.0.0.1:1"), one.context)
+        assert key not in str(raised.value)
+
+
+def test_a_throttle_without_end_goes_back_to_the_scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "THROTTLE_LIMIT_S", 0.1)
+    stub = Stub()
+    stub.script = always(429, LIMIT)
+    with serve(stub) as url, bench(tmp_path) as one, pytest.raises(SourceError) as raised:
+        fetch_shard(eia_job(url), one.context)
+    assert raised.value.kind == "throttle"
+    assert one.throttles[0] == ("429", None)
+
+
+def test_cancelled_while_waiting_and_nothing_is_written_after(tmp_path: Path) -> None:
+    stub = Stub()
+    stub.script = lambda query, nth: Reply(429, LIMIT, {"Retry-After": "3600"})
+    with serve(stub) as url, bench(tmp_path) as one:
+        ended: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                fetch_shard(eia_job(url), one.context)
+            except Cancelled as error:
+                ended.append(error)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        while not one.throttles:
+            time.sleep(0.005)
+        one.context.cancelled.set()
+        thread.join(timeout=5)
+    assert ended
+    assert not tmp_path.joinpath("raw").exists()
+
+
+def test_the_permit_comes_before_each_request_and_may_cancel(tmp_path: Path) -> None:
+    stub = Stub()
+    drawn: list[str] = []
+
+    def permit(bucket: str) -> None:
+        drawn.append(bucket)
+        if len(drawn) == 2:
+            raise Cancelled("taken back")
+
+    with serve(stub) as url, bench(tmp_path) as one, pytest.raises(Cancelled):
+        one.context.permit = permit
+        fetch_shard(eia_job(url), one.context)
+    assert drawn == ["", ""]
+    assert sum(stub.asked.values()) == 1
+
+
+# -- the key -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gzipped", [True, False])
+def test_the_key_is_in_no_stored_byte_even_when_echoed(tmp_path: Path, gzipped: bool, faultless: ShardProof) -> None:
+    stub = Stub()
+    stub.gzip = gzipped
+
+    def echo(query: dict[str, Any], nth: int) -> Reply:
+        body = stub.body(query)
+        body["request"]["params"]["api_key"] = query["key"]
+        body["request"]["command"] += f"?api_key={query['key']}"
+        return Reply(body=json.dumps(body).replace("/", r"\/").encode())
+
+    stub.script = echo
+    with serve(stub) as url, bench(tmp_path, KEY) as one:
+        proof = fetch_shard(eia_job(url), one.context)
+    assert set(stub.keys) == {KEY}
+    assert not any("cret" in path for path in stub.paths)
+    assert proof.digest == faultless.digest
+    assert "cret" not in repr(proof)
+    _assert_no_key(tmp_path)
+
+
+def _assert_no_key(folder: Path) -> None:
+    stored = [path for path in folder.rglob("*") if path.is_file()]
+    assert stored
+    for path in stored:
+        content = path.read_bytes()
+        plain = http.inflate(content) if path.suffix == ".gz" else content
+        assert b"KEY-0123456789" not in plain
+        assert b"KEY-0123456789" not in content
+
+
+def test_the_key_does_not_follow_a_redirect(tmp_path: Path, faultless: ShardProof) -> None:
+    other, stub = Stub(), Stub()
+    with serve(other) as elsewhere, serve(stub) as url, bench(tmp_path, KEY) as one:
+        stub.script = once(0, Reply(302, b"", {"Location": elsewhere}))
+        assert fetch_shard(eia_job(url), one.context).faults == {"status": 1}
+    assert not other.paths
+
+
+# -- nulls, gaps and empty shards ----------------------------------------------------------------------------------------
+
+
+def test_what_is_null_twice_is_the_sources_own(tmp_path: Path, faultless: ShardProof) -> None:
+    stub = Stub()
+    stub.nulls = {("2023-01-02T03", "D"), ("2023-01-02T04", "DF")}
+    with serve(stub) as url, bench(tmp_path) as one:
+        proof = fetch_shard(eia_job(url), one.context)
+    assert (proof.nulls, proof.faults, proof.gaps) == (2, {}, ())
+    assert stub.asked == {0: 2, 5000: 1}
+    assert proof.digest != faultless.digest
+
+
+def test_missing_hours_are_named_and_the_end_is_probed(tmp_path: Path) -> None:
+    stub = Stub()
+    stub.missing = {("2023-01-01T00", "D"), ("2023-02-01T10", "TI"), ("2023-02-01T11", "TI"), ("2023-03-31T23", "NG")}
+    with serve(stub) as url, bench(tmp_path) as one:
+        proof = fetch_shard(eia_job(url), one.context)
+    assert [(gap.variable, gap.start, gap.end, gap.hours) for gap in proof.gaps] == [
+        ("D", "2023-01-01T00", "2023-01-01T00", 1),
+        ("NG", "2023-03-31T23", "2023-03-31T23", 1),
+        ("TI", "2023-02-01T10", "2023-02-01T11", 2),
+    ]
+    assert [(page.offset, page.rows) for page in proof.pages] == [(0, 5000), (5000, 3636), (8636, 0)]
+    assert stub.asked == {0: 1, 5000: 1, 8636: 1}
+
+
+def test_a_total_that_is_too_low_everywhere_is_found_by_the_probe(tmp_path: Path) -> None:
+    stub = Stub()
+
+    def low(query: dict[str, Any], nth: int) -> dict[str, Any]:
+        body = stub.body(query)
+        body["response"]["total"] = "8600"
+        if query["offset"] == 5000:
+            del body["response"]["data"][3600:]
+        return body
+
+    stub.script = low
+    with serve(stub) as url, bench(tmp_path) as one, pytest.raises(SourceError, match="page at 8600") as raised:
+        fetch_shard(eia_job(url), one.context)
+    assert raised.value.kind == "total"
+
+
+def test_an_empty_answer_is_asked_twice_and_is_one_gap(tmp_path: Path) -> None:
+    stub = Stub()
+    stub.rows = lambda query: []  # type: ignore[method-assign]
+    with serve(stub) as url, bench(tmp_path) as one:
+        proof = fetch_shard(eia_job(url), one.context)
+    assert (proof.rows, proof.total, proof.requests) == (0, 0, 2)
+    assert [(gap.variable, gap.hours) for gap in proof.gaps] == [("*", 2160)]
+
+
+def test_rows_that_vanish_once_are_not_believed(tmp_path: Path, faultless: ShardProof) -> None:
+    stub = Stub()
+    stub.script = once(0, lambda response: response.update(total=0, data=[]))
+    with serve(stub) as url, bench(tmp_path) as one:
+        assert fetch_shard(eia_job(url), one.context).digest == faultless.digest
+
+
+def test_progress_adds_up(tmp_path: Path) -> None:
+    with serve(Stub()) as url, bench(tmp_path) as one:
+        proof = fetch_shard(eia_job(url), one.context)
+    assert one.progress == [proof.rows, proof.requests]
+    assert isinstance(one, Bench)
+
+
+def test_a_date_in_retry_after_counts_from_the_answers_own_date() -> None:
+    """Not from our clock, which may have jumped."""
+    headers = {"Retry-After": "Wed, 01 Jan 2020 00:01:00 GMT", "Date": "Wed, 01 Jan 2020 00:00:00 GMT"}
+    assert http.retry_after(headers) == 60.0
+    assert http.retry_after({"Retry-After": "7"}) == 7.0
+    assert http.retry_after(headers | {"Retry-After": "soon"}) is None

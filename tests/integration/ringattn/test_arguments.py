@@ -1,0 +1,76 @@
+"""Wrong arguments: an error that states the rule, on every rank, before anything is sent."""
+
+import json
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import ringattn as ra
+from ringattn import launch
+
+
+def arrays(heads: int = 2, kv_heads: int = 1, length: int = 8, dim: int = 4, dtype: mx.Dtype = mx.float32):
+    return mx.zeros((1, heads, length, dim), dtype), *(mx.zeros((1, kv_heads, length, dim), dtype) for _ in range(2))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "rule"),
+    [
+        ({"q": mx.zeros((2, 8, 4))}, ra.ShapeError, "batch, heads, tokens, head dimension"),
+        ({"q": mx.zeros((1, 2, 0, 4))}, ra.ShapeError, "none empty"),
+        ({"v": mx.zeros((1, 1, 9, 4))}, ra.ShapeError, "same shape"),
+        ({"q": mx.zeros((1, 2, 9, 4))}, ra.ShapeError, "must agree"),
+        (
+            {"q": mx.zeros((1, 3, 8, 4)), "k": mx.zeros((1, 2, 8, 4)), "v": mx.zeros((1, 2, 8, 4))},
+            ra.ShapeError,
+            "multiple",
+        ),
+        ({"k": mx.zeros((1, 1, 8, 4), mx.bfloat16)}, ra.DTypeError, "one dtype"),
+        ({n: mx.zeros((1, 1, 8, 4), mx.int32) for n in "qkv"}, ra.DTypeError, "float32, bfloat16 or float16"),
+        ({"q": np.zeros((1, 2, 8, 4))}, ra.DTypeError, "mlx arrays"),
+        ({"mask": "lower"}, ra.ArgumentError, "causal"),
+        ({"window": 0}, ra.ArgumentError, "from 1 up"),
+        ({"scale": float("nan")}, ra.ArgumentError, "finite"),
+        ({"segments": mx.zeros((7,), mx.int32)}, ra.ShapeError, "segments"),
+        ({"segments": mx.zeros((8,))}, ra.DTypeError, "integers"),
+        ({"layout": "spiral"}, ra.LayoutError, "unknown"),
+    ],
+)
+def test_rules_on_one_rank(change: dict, error: type[Exception], rule: str) -> None:
+    q, k, v = arrays()
+    given = {"q": q, "k": k, "v": v, "scale": 0.5} | change
+    with pytest.raises(error, match=rule):
+        ra.ring_attention(given.pop("q"), given.pop("k"), given.pop("v"), **given)
+
+
+def test_unknown_kernel_lists_the_others() -> None:
+    with pytest.raises(ra.KernelError, match="reference"):
+        ra.ring_attention(*arrays(), scale=0.5, kernel="fast")
+
+
+@pytest.mark.parametrize("transform", [mx.compile, lambda f: mx.vmap(f)])
+def test_compile_and_vmap_are_refused(transform) -> None:
+    q, k, v = (mx.zeros((1, 1, 2, 8, 4)) for _ in range(3))
+    attend = transform(lambda q, k, v: ra.ring_attention(q * 1, k * 1, v * 1, scale=0.5))
+    given = (q[0], k[0], v[0]) if transform is mx.compile else (q, k, v)
+    with pytest.raises(ra.TransformError, match=r"mx\.compile or mx\.vmap"):
+        mx.eval(attend(*given))
+
+
+def test_every_rank_hears_of_it_and_the_ring_stays_usable() -> None:
+    script = Path(__file__).parents[2] / "support" / "ranks" / "mismatch.py"
+    for lines in launch.run(2, [str(script)], timeout=60):
+        seen = json.loads(lines[-1])
+        assert seen.pop("good before") == seen.pop("good after") == "none"
+        for case, (kind, message) in seen.items():
+            assert kind in (
+                "MismatchError",
+                "ShapeError",
+                "LayoutError",
+                "DTypeError",
+                "KernelUnavailable",
+                "KernelError",
+            ), (case, kind)
+            assert any(word in message for word in case.split()), (case, message)

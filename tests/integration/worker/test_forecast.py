@@ -1,0 +1,147 @@
+"""Forecasts from a checkpoint: leak-free through the whole model, ascending, and what `coordinator forecast` says of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from ingest.calendar import calendar_of
+from ingest.features import CONDITION, FEATURES, make_tokens
+from ringattn.layout import Layout
+from tests.unit.ingest.test_features import poisoned, series
+from worker.forecast.__main__ import hours_of_issue
+from worker.forecast.model.network import QUANTILES, Forecaster, ModelConfig
+from worker.training.data import Normalisation, Period, Piece, TokenStore, draw_pieces, local_part, token_rows
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data folder as a training leaves it, with its run at the default place."""
+    folder = tmp_path_factory.mktemp("trained") / "data"
+    shutil.copytree(data, folder)
+    shutil.copytree(alone, folder / "train")
+    return folder
+
+
+def forecast(data: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "coordinator", "forecast", "--data", str(data), *flags]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+
+def model() -> Forecaster:
+    """Random weights, so that every input matters."""
+    mx.random.seed(3)
+    made = Forecaster(ModelConfig(len(FEATURES), len(CONDITION), 1, context=24 * 60, dim=16, hidden=16))
+    made.head.weight = mx.random.normal(made.head.weight.shape)
+    return made
+
+
+@pytest.mark.parametrize("day", [90, 137, 180])
+def test_forecasts_do_not_change_when_everything_after_the_issue_time_does(day: int) -> None:
+    clean = series(day)
+    tokens = make_tokens("PACW", clean)
+    calendar = tokens.calendar
+    target = calendar.day[0] + day
+    known = tokens.hours <= calendar.issue[calendar.day == target][0]
+    spoilt = make_tokens("PACW", poisoned(clean, known, calendar.day <= target))
+    norm = Normalisation(
+        np.zeros(len(FEATURES) + len(CONDITION), np.float32), np.ones(len(FEATURES) + len(CONDITION), np.float32)
+    )
+    forecaster = model()
+    quantiles = []
+    for one in (tokens, spoilt):
+        store = TokenStore(("PACW",), "DF", ((int(one.hours[0]), token_rows(one)),))
+        whole = Period(int(one.hours[0]), int(one.hours[-1]))
+        local = local_part(
+            store,
+            [Piece(0, whole.first, len(one.hours))],
+            norm,
+            layout=Layout("contiguous"),
+            size=1,
+            rank=0,
+            scored=whole,
+        )
+        quantiles.append(np.array(forecaster(local.batch)))
+    upto = calendar.day <= target
+    np.testing.assert_array_equal(quantiles[0][upto], quantiles[1][upto])
+    assert (quantiles[0][~upto] != quantiles[1][~upto]).any()
+    assert (np.diff(quantiles[0], axis=1) >= 0).all()
+
+
+def test_pieces_are_a_function_of_seed_and_step_and_always_hold_a_target() -> None:
+    rows = np.full((5000, len(FEATURES) + len(CONDITION) + 5), np.nan, np.float32)
+    rows[3000:3005] = 1.0
+    store = TokenStore(("PACW", "ERCO"), "DF", ((0, rows), (0, np.ones_like(rows))))
+    period = Period(100, 4900)
+    for step in range(50):
+        pieces = draw_pieces(store, period, 700, 3, seed=1, step=step)
+        assert pieces == draw_pieces(store, period, 700, 3, seed=1, step=step)
+        assert {piece.region for piece in pieces} == {0, 1}
+        for piece in pieces:
+            assert piece.first >= 100 and piece.first + piece.hours - 1 <= 4900
+            assert piece.region or piece.first <= 3004 < piece.first + piece.hours + 4
+    assert draw_pieces(store, period, 700, 3, 1, 1) != draw_pieces(store, period, 700, 3, 2, 1)
+
+
+def test_a_local_day_is_forecast_hour_by_hour(trained: Path) -> None:
+    done = forecast(trained, "--region", "pacw", "--issue", "2023-02-01T10", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert [row["period"] for row in told["hours"]] == [f"2023-02-02T{h:02d}" for h in range(9, 24)] + [
+        f"2023-02-03T{h:02d}" for h in range(9)
+    ]
+    for row in told["hours"]:
+        values = [row[f"q{level:g}"] for level in QUANTILES]
+        assert values == sorted(values) and 1000 < values[3] < 6000
+
+
+def test_a_picture_and_a_table_for_people(trained: Path, tmp_path: Path) -> None:
+    plot = tmp_path / "fan.png"
+    done = forecast(trained, "--region", "ERCO", "--issue", "2023-02-01T10", "--plot", str(plot))
+    assert done.returncode == 0 and plot.read_bytes()[:4] == b"\x89PNG"
+    assert len(done.stdout.splitlines()) == 26
+
+
+def test_the_table_for_control(trained: Path, tmp_path: Path) -> None:
+    path = tmp_path / "table.parquet"
+    done = forecast(trained, "--table", str(path), "--period", "2023-02-01:2023-02-10", "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)["rows"] == 480, done.stderr
+    table = pq.read_table(path)
+    assert table.num_rows == 480
+    assert set(table.column("respondent").to_pylist()) == {"PACW", "ERCO"}
+    assert len(table.column("embedding")[0]) == 16
+    q = np.stack([table.column(f"q{level:g}").to_numpy() for level in QUANTILES])
+    assert (np.diff(q, axis=0) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--region", "MISO", "--issue", "2023-02-01T10"), "not among those trained on"),
+        (("--region", "PACW", "--issue", "2023-02-01T09"), "10:00 local"),
+        (("--region", "PACW", "--issue", "01.02.2023"), "YYYY-MM-DDT10"),
+        (("--region", "PACW", "--issue", "2033-02-01T10"), "extract them"),
+        (("--region", "PACW"), "--issue"),
+        (("--region", "PACW", "--issue", "2023-02-01T10", "--run", "nowhere"), "coordinator start --train"),
+    ],
+)
+def test_wrong_questions_are_answered_with_what_to_do(trained: Path, flags: tuple[str, ...], words: str) -> None:
+    done = forecast(trained, *flags)
+    assert done.returncode == 2 and words in done.stderr, done.stderr
+
+
+def test_a_day_of_the_change_has_23_hours() -> None:
+    assert (lambda p: p.last - p.first + 1)(hours_of_issue("PACW", "2024-03-09T10")) == 23
+    period = hours_of_issue("PACW", "2024-11-02T10")
+    assert period.last - period.first + 1 == 25
+    assert set(calendar_of("PACW", period.first, period.last).hour) == set(range(24))

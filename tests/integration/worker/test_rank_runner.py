@@ -1,0 +1,278 @@
+"""The executor of ranks: real processes with scripts made for each case; its clock and its coordinator are the test's."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+import pytest
+
+from coordinator.wire.messages import RankJob
+from ingest.errors import UsageError
+from ingest.fetch import Cancelled
+from tests.support.waiting import WAIT_S, until
+from worker.agent.file_transfer import Answers, Line
+from worker.agent.lease import Ending, LeaseContext
+from worker.process import blas_env
+from worker.training import rank_runner
+from worker.training.heartbeat_file import Beats
+from worker.training.rank_runner import RankDied, RankEnded, Ranks, RingBroke
+from worker.training.replica import HostFull
+
+
+class Bench:
+    """One rank that runs `script`, and what was reported of it."""
+
+    def __init__(self, folder: Path, script: str, silence_s: float = 1_000.0) -> None:
+        self.data = folder / "data"
+        self.script = folder / "script.py"
+        self.script.write_text("import json, os, pathlib, signal, sys, time\n" + script)
+        self.reports: list[tuple[int, str, int, int, bool]] = []
+        self.unheard = 0.0
+        self.context = LeaseContext(
+            data_dir=self.data,
+            api_key=None,
+            pool=None,  # type: ignore[arg-type]
+            connections=None,  # type: ignore[arg-type]
+            session=None,  # type: ignore[arg-type]
+            permit=lambda bucket: None,
+            throttled=lambda bucket, kind, after: None,
+            progress=lambda rows, requests: None,
+            cancelled=threading.Event(),
+            endpoint="tcp://127.0.0.1:5555",
+            address=None,
+            folder=self.data,
+            line=None,
+            silence_s=silence_s,
+            unheard_s=lambda: self.unheard,
+            ending=Ending(),
+            report=lambda *word: self.reports.append(word),
+            weights=lambda sha256: b"",
+        )
+
+    def run(self, *addresses: str, rank: int = 0) -> dict[str, Any]:
+        job = RankJob(1, rank, addresses or ("127.0.0.1:20001",), "train")
+        return Ranks(self.script).train(msgspec.to_builtins(job), self.context)
+
+    def start(self) -> Any:
+        """The lease's answer, to come."""
+        self.pool = ThreadPoolExecutor(1)
+        return self.pool.submit(self.run)
+
+    @property
+    def process(self) -> psutil.Process:
+        """The rank, once its script runs."""
+        return psutil.Process(int(until(lambda: self.read("pid"), "the rank")))
+
+    def read(self, name: str) -> str:
+        path = self.data / name
+        return path.read_text() if path.exists() else ""
+
+
+READY = """
+data = pathlib.Path(sys.argv[sys.argv.index("--data") + 1])
+(data / "pid.part").write_text(str(os.getpid()))
+(data / "pid.part").rename(data / "pid")
+"""
+BEAT = """
+beats = open(sys.argv[sys.argv.index("--heartbeat") + 1], "a", buffering=1)
+"""
+SLEEP = READY + "time.sleep(600)\n"
+
+
+def test_a_rank_is_told_its_place_its_cores_and_its_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RINGATTN_THREADS", raising=False)  # a caller's own number would stay
+    bench = Bench(
+        tmp_path, READY + '(data / "seen").write_text(json.dumps([sys.argv[1:], dict(os.environ), sys.path[0]]))'
+    )
+    proof = bench.run("127.0.0.1:20001", "127.0.0.1:20002", "10.0.0.9:20003", rank=1)
+    assert proof == {"rank": 1, "round": 1}
+    arguments, environment, first = json.loads(bench.read("seen"))
+    given = dict(zip(arguments[::2], arguments[1::2], strict=True))
+    assert (given["--data"], given["--run"]) == (str(bench.data), str(bench.data / "train"))
+    assert first == str(tmp_path)
+    assert environment["MLX_RANK"] == "1"
+    assert not Path(environment["MLX_HOSTFILE"]).exists()  # cleaned up behind it
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    assert environment["RINGATTN_THREADS"] == environment["OPENBLAS_NUM_THREADS"] == str(max(1, cores // 2))
+
+
+@pytest.mark.parametrize("shares", [True, False])
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_the_runs_where_files_are_shared_and_else_the_hosts_own(tmp_path: Path, shares: bool) -> None:
+    bench = Bench(tmp_path, READY)
+    run = bench.data / "train"
+    if not shares:
+        bench.context.line = Line("worker", "train/1/1", 1, lambda *word: None, Answers(lambda: False))
+        run = bench.data / "mirror" / "run"
+    (run / "beats").mkdir(parents=True)
+    (run / "beats" / "1-1.hosts.json").symlink_to("/dev/full")
+    with pytest.raises(OSError if shares else HostFull, match="No space left"):
+        bench.run("127.0.0.1:20001", "127.0.0.1:20002", rank=1)
+
+
+def test_the_hostfile_lists_every_address(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, READY + '(data / "seen").write_text(open(os.environ["MLX_HOSTFILE"]).read())')
+    bench.run("127.0.0.1:20001", "127.0.0.1:20002")
+    assert json.loads(bench.read("seen")) == [["127.0.0.1:20001"], ["127.0.0.1:20002"]]
+
+
+def test_a_rank_alone_joins_no_ring_and_sees_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLX_RANK", "7")
+    monkeypatch.setenv("MLX_HOSTFILE", "/nowhere")
+    monkeypatch.setenv("EIA_API_KEY", "very-secret")
+    environment = rank_runner.rank_environment(RankJob(1, 0, ("h:1",), "train"), tmp_path, os.environ)
+    assert not {"MLX_RANK", "MLX_HOSTFILE", "EIA_API_KEY"} & environment.keys()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux needs it")
+def test_openblas_is_preloaded_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = RankJob(1, 0, ("h:1",), "train")
+    monkeypatch.setattr(blas_env, "openblas", lambda: Path("/lib/libopenblas.so.0"))
+    assert rank_runner.rank_environment(job, tmp_path, {})["LD_PRELOAD"] == "/lib/libopenblas.so.0"
+    monkeypatch.setattr(blas_env, "openblas", lambda: None)
+    assert "LD_PRELOAD" not in rank_runner.rank_environment(job, tmp_path, {})
+
+
+def test_a_port_offer_is_an_address_that_can_be_bound(tmp_path: Path) -> None:
+    import socket
+
+    offer = Ranks().port({}, Bench(tmp_path, "").context)
+    host, _, port = offer["address"].rpartition(":")
+    with socket.create_server((host, int(port))):
+        assert host == "127.0.0.1"
+    assert "BLAS" in offer["blas"]
+
+
+@pytest.mark.parametrize(
+    ("script", "error", "words"),
+    [
+        ("print('no series of ERCO', file=sys.stderr); sys.exit(2)", UsageError, "no series of ERCO"),
+        ("print('PeerLost: rank 1 left', file=sys.stderr); sys.exit(75)", RingBroke, "PeerLost: rank 1 left"),
+        ("print('LaunchError: port in use', file=sys.stderr); sys.exit(2)", RankDied, "port in use"),
+        ("raise ZeroDivisionError('at step 3')", RankDied, "at step 3"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", RankDied, "SIGKILL"),
+    ],
+)
+def test_how_a_rank_ends_is_what_the_coordinator_is_told(
+    tmp_path: Path, script: str, error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        Bench(tmp_path, script).run()
+
+
+def test_a_message_is_of_this_round_only(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "sys.exit(2)")
+    log = bench.data / "train" / "logs" / "rank-0.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("== round 0, rank 0 of 1\nan old message\n")
+    with pytest.raises(UsageError) as raised:
+        bench.run()
+    assert "an old message" not in str(raised.value)
+
+
+def test_words_are_passed_on_and_the_last_one_always(tmp_path: Path) -> None:
+    lines = 'beats.write(json.dumps({"step": n, "phase": "checkpoint" if n == 30 else "step", "time": 0.0}) + "\\n")'
+    bench = Bench(tmp_path, BEAT + f"for n in range(50):\n    {lines}\n")
+    bench.run()
+    assert bench.reports[-1] == (49, "step", 50, 30, False)
+    assert [report[2] for report in bench.reports] == sorted({report[2] for report in bench.reports})
+
+
+def test_a_stopped_rank_is_reported_and_so_is_its_waking(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, SLEEP)
+    answer = bench.start()
+    bench.process.send_signal(signal.SIGSTOP)
+    until(lambda: bench.reports and bench.reports[-1][-1], "the report")
+    bench.process.send_signal(signal.SIGCONT)
+    until(lambda: not bench.reports[-1][-1], "the report of its waking")
+    bench.context.cancelled.set()
+    with pytest.raises(Cancelled):
+        answer.result(WAIT_S)
+
+
+def test_a_rank_that_is_asked_to_end_may_save_first(tmp_path: Path) -> None:
+    save = """
+def save(*_):
+    (pathlib.Path(sys.argv[2]) / "saved").touch()
+    os._exit(75)
+signal.signal(signal.SIGTERM, save)
+"""
+    bench = Bench(tmp_path, save + SLEEP)
+    answer = bench.start()
+    until(lambda: bench.read("pid"), "the rank")
+    bench.context.ending.ask(WAIT_S)
+    with pytest.raises(RankEnded):
+        answer.result(WAIT_S)
+    assert (bench.data / "saved").exists()
+
+
+def test_a_stopped_rank_is_ended_by_force_when_its_time_is_up(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + SLEEP)
+    answer = bench.start()
+    process = bench.process
+    process.send_signal(signal.SIGSTOP)
+    bench.context.ending.ask(0.3)
+    with pytest.raises(RankEnded):
+        answer.result(WAIT_S)
+    assert not process.is_running()
+
+
+def test_the_earliest_deadline_counts() -> None:
+    ending = Ending()
+    assert ending.left_s is None
+    ending.ask(0.0)
+    ending.ask(100.0)
+    assert ending.left_s == 0.0
+
+
+def test_a_lease_that_was_taken_back_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank_runner, "CANCEL_GRACE_S", 0.2)
+    child = "import subprocess\nchild = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+    bench = Bench(tmp_path, child + "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + SLEEP)
+    answer = bench.start()
+    family = [bench.process, *bench.process.children(recursive=True)]
+    bench.context.cancelled.set()
+    with pytest.raises(Cancelled):
+        answer.result(WAIT_S)
+    _, left = psutil.wait_procs(family, timeout=WAIT_S)
+    assert not left
+
+
+def test_a_rank_ends_by_itself_when_its_worker_hears_no_coordinator(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, SLEEP, silence_s=2.0)
+    answer = bench.start()
+    process = bench.process
+    bench.unheard = 5.0
+    with pytest.raises(RingBroke):
+        answer.result(WAIT_S)
+    assert not process.is_running()
+
+
+def test_a_rank_on_its_leash_is_let_alone_while_its_worker_hears(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, READY + "time.sleep(2.5)\n", silence_s=4.0)  # a leash of 2 s
+    assert bench.run() == {"rank": 0, "round": 1}
+
+
+def test_what_is_no_word_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "beats"
+    beats = Beats(path)
+    assert not beats.look()
+    path.write_bytes(b'{"step": 1, "phase": "step", "time": 1.0}\n\xff\xfe\n{"step": -4, "phase": "step", "time": 1}\n')
+    assert beats.look()
+    with path.open("ab") as file:
+        file.write(b'{"step": 2, "phase": "dance", "time": 1.0}\n{"step": 3, "phase": "checkpoint", "ti')
+        file.flush()
+        assert not beats.look()
+        file.write(b'me": 1.0}\n' + b"x" * 10_000)
+    assert beats.look()
+    assert beats.last is not None
+    assert (beats.last.step, beats.count, beats.saved, beats.bad) == (3, 2, 3, 4)

@@ -1,0 +1,76 @@
+"""A worker process with kinds made for tests: `python agent_process.py ENDPOINT DATA CAPACITY [KEY]`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from coordinator.wire.auth import load_worker
+from ingest.fetch import Cancelled, FetchContext
+from worker.agent.agent import run_agent
+from worker.agent.handlers import noop
+
+
+def step(job: dict[str, Any], context: FetchContext) -> dict[str, Any]:
+    """A little work with a result that depends on the job alone."""
+    value = job["seed"].encode()
+    end = time.monotonic() + job.get("seconds", 0.0)
+    for _ in range(1_000):
+        value = hashlib.sha256(value).digest()
+    while time.monotonic() < end and not context.cancelled.wait(0.005):
+        pass
+    context.progress(10, 1)
+    return {"value": value.hex()}
+
+
+def wait(job: dict[str, Any], context: FetchContext) -> dict[str, Any]:
+    """Says that it has begun, then waits for a file or for its cancellation."""
+    begun = Path(job["begun"])
+    begun.with_name(begun.name + f".{os.getpid()}").touch()
+    while not Path(job["until"]).exists():
+        if context.cancelled.wait(0.01):
+            raise Cancelled("taken back")
+    return {"pid": os.getpid()}
+
+
+def suicide(job: dict[str, Any], context: FetchContext) -> dict[str, Any]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+
+
+def fail(job: dict[str, Any], context: FetchContext) -> dict[str, Any]:
+    raise ZeroDivisionError(f"told to fail with {os.environ.get('EIA_API_KEY')}")
+
+
+def huge(job: dict[str, Any], context: FetchContext) -> dict[str, Any]:
+    return {"x": "y" * (5 << 20)}
+
+
+def file(job: dict[str, Any], context: FetchContext) -> dict[str, Any]:
+    """Writes a file of its own folder and proves it."""
+    body = hashlib.sha256(job["seed"].encode()).digest() * (job["bytes"] // 32)
+    path = context.data_dir / job["path"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(body)
+    return {"piece": {"path": job["path"], "bytes": len(body), "sha256": hashlib.sha256(body).hexdigest()}}
+
+
+if __name__ == "__main__":
+    kinds = {"noop": noop, "step": step, "wait": wait, "suicide": suicide, "fail": fail, "huge": huge, "file": file}
+    key = load_worker(Path(sys.argv[4])) if len(sys.argv) > 4 else None
+    os._exit(
+        run_agent(
+            sys.argv[1],
+            Path(sys.argv[2]),
+            capacity=int(sys.argv[3]),
+            curve=key,
+            stop_with_parent=True,
+            handlers=kinds,
+            patience_s=90.0,
+        )
+    )

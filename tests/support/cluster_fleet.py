@@ -1,0 +1,117 @@
+"""A coordinator on host 0 of a bed, with workers on all of its hosts, as a test sees it from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from scripts.testbed.bed import Bed
+from tests.support import control_data
+from tests.support.program import TRAINING, environment
+from tests.support.waiting import until
+
+END_S = 300.0  # bound of every run
+
+
+class Fleet:
+    """`coordinator start --hostfile …` in the home folder of host 0; each host's data folder is its own."""
+
+    def __init__(self, bed: Bed) -> None:
+        self.bed, self.home = bed, bed.hosts[0].home
+        self.data = self.home / "energy"
+        self.log = bed.folder / "coordinator.log"
+
+    def start(self, *arguments: str | Path, hostfile: Path | None = None) -> None:
+        command = [sys.executable, "-m", "coordinator", "start", "--json", "--data", str(self.data)]
+        command += ["--hostfile", str(hostfile or self.bed.hostfile), "--host-data", "~/data", *map(str, arguments)]
+        with self.log.open("ab") as log:
+            self.process = self.bed.hosts[0].popen(*command, stdout=subprocess.PIPE, stderr=log, env=environment())
+
+    def training(self, **config: int) -> Path:
+        """A file of small settings, for --train-config."""
+        path = self.home / "small.toml"
+        path.write_text(
+            "".join(f"{name} = {value}\n" for name, value in ({**TRAINING, "checkpoint_every": 2} | config).items())
+        )
+        return path
+
+    def control(self, iterations: int, **pathwise: int) -> Path:
+        """A file of small settings, for --control-config."""
+        return control_data.config(self.home / "control.toml", iterations, "pathwise", pathwise)
+
+    def steps(self) -> list[dict[str, Any]]:
+        """The metrics of every step, as they have come to the coordinator."""
+        path = self.data / "train" / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines if '"loss"' in line]
+
+    def coordinator(self) -> psutil.Process:
+        """The coordinator's own process, below the one that entered the namespaces."""
+        return next(
+            child
+            for child in psutil.Process(self.process.pid).children(recursive=True)
+            if "coordinator" in child.cmdline() and "start" in child.cmdline()
+        )
+
+    def signal(self, number: int) -> None:
+        self.coordinator().send_signal(number)
+
+    def workers(self) -> dict[str, list[psutil.Process]]:
+        """Host's name → its worker that ssh started."""
+        return {host.name: host.running("worker.process.remote_main") for host in self.bed.hosts}
+
+    def await_workers(self) -> None:
+        """Until every host has a worker that the coordinator knows."""
+        marks = [host.data / "id" for host in self.bed.hosts]
+        until(lambda: all(self.workers().values()) and all(mark.exists() for mark in marks), "a worker on every host")
+
+    def end(self, within: float = END_S) -> tuple[int, dict[str, Any]]:
+        """Exit code and summary; asserts that no process is left on any host."""
+        out, _ = self.process.communicate(timeout=within)
+        self.gone()
+        lines = out.decode().strip().splitlines()
+        return self.process.returncode, json.loads(lines[-1]) if lines else {}
+
+    def kill(self) -> None:
+        """kill -9 of the coordinator; asserts that no process is left on any host."""
+        self.signal(signal.SIGKILL)
+        self.process.communicate(timeout=END_S)
+        self.gone()
+
+    def gone(self) -> None:
+        for host in self.bed.hosts:
+            until(lambda host=host: not host.processes(), f"the end of all processes of {host.name}")  # type: ignore[misc]
+
+    def until(self, condition: Callable[[], Any], what: str) -> float:
+        """Seconds until it is so. AssertionError, with the coordinator's last words, when the run ended, or after `END_S`."""
+        began = time.monotonic()
+        while not condition():
+            assert self.process.poll() is None, f"the run was over before {what}: {self.narration()[-3000:]}"
+            assert time.monotonic() - began < END_S, f"waited in vain for {what}: {self.narration()[-3000:]}"
+            time.sleep(0.05)
+        return time.monotonic() - began
+
+    def players(self) -> list[str]:
+        """Hosts whose workers the coordinator knows now."""
+        command = [sys.executable, "-m", "coordinator", "status", "--json", "--data", str(self.data)]
+        asked = self.bed.hosts[0].popen(*command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment())
+        out, _ = asked.communicate(timeout=END_S)
+        return [worker["host"] for worker in json.loads(out)["workers"]] if asked.returncode == 0 else []
+
+    def line(self, row: dict[str, Any]) -> dict[str, Any]:
+        """A measurement as its JSON line: with the machine, and seconds to a hundredth."""
+        machine = {"machine": platform.platform(terse=True), "cores": os.cpu_count(), "hosts": len(self.bed.hosts)}
+        return machine | {name: round(value, 2) if isinstance(value, float) else value for name, value in row.items()}
+
+    def narration(self) -> str:
+        return self.log.read_text()

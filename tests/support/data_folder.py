@@ -1,0 +1,99 @@
+"""A data folder made without a network: real pages, pieces, manifests and series of given values."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ingest import manifest
+from ingest.build_series import build
+from ingest.columns import Columns, digest, find_gaps, hour_number, hour_text, merge
+from ingest.models import BuildProof, FetchJob, PageProof, Shard, ShardProof
+from ingest.plan import build_job
+from ingest.sources import source
+from ingest.store import write_page, write_piece
+
+ABSENT = np.inf  # in the values given: no row for this hour; NaN is a null
+PAGE_ROWS = 5000
+COMMITTED = "2026-01-01T00:00:00+00:00"
+
+
+def shard(respondent: str = "PACW", start: str = "2024-01-01T00", end: str = "2024-12-31T23", **other: Any) -> Shard:
+    return Shard("eia", other.pop("route", "region-data"), respondent, start, end, **other)
+
+
+def commit(data_dir: Path, one: Shard, values: Mapping[str, ArrayLike], origin: str = "synthetic") -> ShardProof:
+    """Store the pages, piece and manifest of `values` (EIA code → one value an hour of the shard, or `ABSENT`)."""
+    proof = store(data_dir, one, values, origin)
+    manifest.write_shard(data_dir, manifest.ShardManifest(proof, 1, "test", COMMITTED))
+    return proof
+
+
+def store(data_dir: Path, one: Shard, values: Mapping[str, ArrayLike], origin: str = "synthetic") -> ShardProof:
+    facet = "fueltype" if one.route == "fuel-type-data" else "type"
+    first = hour_number(one.start)
+    table = {code: np.broadcast_to(np.asarray(column, float), one.hours) for code, column in sorted(values.items())}
+    rows = [
+        {
+            "period": hour_text(first + hour),
+            "respondent": one.respondent,
+            facet: code,
+            "value": None if np.isnan(column[hour]) else str(column[hour]),
+        }
+        for hour in range(one.hours)
+        for code, column in table.items()
+        if column[hour] != ABSENT
+    ]
+    reader = source("eia")
+    job = FetchJob(one, "")
+    pages: list[PageProof] = []
+    parts: list[Columns] = []
+    for offset in range(0, max(len(rows), 1), PAGE_ROWS):
+        content = page_body(rows[offset : offset + PAGE_ROWS], len(rows))
+        page = reader.parse(job, content)
+        file = write_page(data_dir, one, offset, content, reader.suffix)
+        pages.append(PageProof(file, offset, page.rows, page.total, COMMITTED, 0.01))
+        parts.append(page.columns)
+    merged, _ = merge(parts)
+    return ShardProof(
+        shard=one,
+        origin=origin,
+        total=len(rows),
+        rows=len(rows),
+        nulls=merged.nulls(),
+        gaps=find_gaps(merged, reader.spans(job, merged)),
+        pages=tuple(pages),
+        piece=write_piece(data_dir, one, merged),
+        digest=digest(merged),
+        requests=len(pages),
+        reused=0,
+    )
+
+
+def page_body(rows: list[dict[str, Any]], total: int) -> bytes:
+    body = {"response": {"total": str(total), "data": rows}, "apiVersion": "2.1.8"}
+    return gzip.compress(json.dumps(body).encode(), 1, mtime=0)
+
+
+def build_all(data_dir: Path) -> list[BuildProof]:
+    """Build and commit every respondent-year that has pieces, and the summary."""
+    shards = list(manifest.read_shards(data_dir))
+    keys = sorted({(one.shard.respondent, int(one.shard.start[:4])) for one in shards})
+    proofs = []
+    for respondent, year in keys:
+        proof = build(build_job(respondent, year, shards[0].origin, shards), data_dir)
+        manifest.write_build(data_dir, manifest.BuildManifest(proof, 1, "test", COMMITTED))
+        proofs.append(proof)
+    manifest.write_summary(data_dir)
+    return proofs
+
+
+def daily(hours: int, middle: float = 3000.0, swing: float = 600.0) -> np.ndarray[Any, Any]:
+    """A plain load: one cycle a day, whole MWh."""
+    return np.round(middle + swing * np.sin(np.arange(hours) * 2 * np.pi / 24))

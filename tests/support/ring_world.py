@@ -1,0 +1,100 @@
+"""Workers and ranks that a test moves by hand, around `Rounds`: leases are taken as they come, time passes when the test says so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from coordinator.scheduling.events import AddTasks, EndTasks, TaskGone, TaskProgress
+from coordinator.scheduling.task_state import TaskSpec
+from coordinator.stages.train.elastic import Rounds
+from coordinator.stages.train.ring_state import Look, PortFound, RankDone
+from coordinator.stages.train.stall import Patience
+from coordinator.wire.messages import Phase
+
+
+@dataclass
+class World:
+    """`workers`: those that the coordinator knows. Port leases are answered at once by those in it, unless they are in `mute`."""
+
+    wanted: int = 2
+    workers: list[str] = field(default_factory=lambda: ["a", "b"])
+    patience: Patience = field(default_factory=Patience)
+    mute: set[str] = field(default_factory=set)
+    now: float = 1_000.0
+    open: dict[str, TaskSpec] = field(default_factory=dict)
+    asked: dict[str, float] = field(default_factory=dict)  # rank's task → the grace that it was asked to end within
+    said: list[str] = field(default_factory=list)
+    draining: bool = False
+    beats: dict[str, int] = field(default_factory=dict)
+    saved: dict[str, int] = field(default_factory=dict)
+    opened: list[tuple[TaskSpec, ...]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.rounds = Rounds(self.wanted, "train", patience=self.patience)
+
+    def handle(self, event: Any) -> None:
+        for told in self.rounds.decide(event, self.now):
+            if isinstance(told, str):
+                self.said.append(told)
+            elif isinstance(told, AddTasks):
+                self.opened.append(told.tasks)
+                self.open |= {spec.id: spec for spec in told.tasks}
+            else:
+                assert isinstance(told, EndTasks)
+                for name in told.tasks:
+                    self.asked.setdefault(name, told.grace_s)
+                    self.asked[name] = min(self.asked[name], told.grace_s)
+        ports = [(name, spec) for name, spec in self.open.items() if spec.kind == "port"]
+        for name, spec in ports:
+            if name in self.open and spec.worker in self.workers and spec.worker not in self.mute:
+                del self.open[name]
+                self.handle(PortFound(name, f"10.0.0.{1 + sum(spec.worker.encode()) % 250}:{20_000 + len(self.said)}"))
+
+    def passes(self, seconds: float = 0.2) -> None:
+        """Time, looked at five times a second."""
+        until = self.now + seconds
+        while self.now < until - 1e-9:
+            self.now += min(0.2, until - self.now)
+            self.handle(Look(tuple(self.workers), self.draining))
+
+    @property
+    def ranks(self) -> dict[int, str]:
+        """Rank → its open task."""
+        return {int(name.split("/")[-1]): name for name, spec in self.open.items() if spec.kind == "train"}
+
+    def say(self, rank: int, step: int, phase: Phase = "step", *, stopped: bool = False) -> None:
+        name = self.ranks[rank]
+        if not stopped:
+            self.beats[name] = self.beats.get(name, 0) + 1
+        if phase == "checkpoint":
+            self.saved[name] = step
+        self.handle(TaskProgress(name, step, phase, self.beats.get(name, 0), self.saved.get(name, 0), stopped))
+
+    def steps(self, first: int, last: int, seconds: float = 1.0, every: int = 10) -> None:
+        """All ranks make steps together, with a checkpoint now and then."""
+        for step in range(first, last + 1):
+            self.passes(seconds)
+            for rank in list(self.ranks):
+                self.say(rank, step)
+                if step % every == 0:
+                    self.say(rank, step, "checkpoint")
+
+    def ends(self, rank: int, error: str, message: str = "why") -> None:
+        name = self.ranks[rank]
+        del self.open[name]
+        self.handle(TaskGone(name, error, message) if error else RankDone(name))
+
+    def obey(self) -> None:
+        """Every rank that was asked to end does."""
+        for rank, name in list(self.ranks.items()):
+            if name in self.asked:
+                self.ends(rank, "RankEnded")
+
+    def form(self) -> None:
+        """Until a ring stands."""
+        for _ in range(400):
+            self.passes()
+            if self.rounds.stage == "run":
+                return
+        raise AssertionError(f"no ring: {self.rounds.stage} {self.said}")

@@ -1,0 +1,80 @@
+"""Coordinator and workers of a control training, with a deployment's times cut short.
+
+`python rollout_process.py DATA WORKERS CONFIG` runs the stage; its summary is the last line on stdout. The workers that it starts are this
+file as well. `LIES_FROM=n` in the environment makes the first worker of the folder give wrong actions from its n-th result on;
+`ELSEWHERE=1` gives all but the first a data folder of their own, as on other hosts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve()
+LIE = 1.2  # noise is so much too loud: a cost that is right for it, and no number that looks odd, but beyond the audit's tolerance
+
+
+def liar(honest: Any, lies_from: int) -> Any:
+    """`Play.do`, wrong from its n-th rollout on: the episodes are played, with louder noise than was asked for."""
+    count = 0
+
+    def do(job: dict[str, Any], context: Any) -> Any:
+        nonlocal count
+        if job["kind"] == "rollout":
+            count += 1
+            if count >= lies_from:
+                job = {**job, "noise": [LIE * std for std in job["noise"]]}
+        return honest(job, context)
+
+    return do
+
+
+def work() -> int:
+    from worker.agent.agent import run_agent
+    from worker.agent.handlers import HANDLERS
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--coordinator")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--connections")
+    parser.add_argument("--stop-with-parent", action="store_true")
+    options = parser.parse_args()
+    handlers = dict(HANDLERS)
+    if (lies_from := os.environ.get("LIES_FROM")) and first(options.data / "liar"):
+        handlers["rollout"] = liar(handlers["rollout"], int(lies_from))
+    data = options.data
+    if os.environ.get("ELSEWHERE") and not first(options.data / "sharer"):
+        data = data.with_name(f"elsewhere-{os.getpid()}")
+    return run_agent(options.coordinator, data, handlers=handlers, stop_with_parent=options.stop_with_parent)
+
+
+def first(mark: Path) -> bool:
+    """Whether this process is the first to ask."""
+    try:
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def coordinate(data: Path, workers: int, config: Path) -> int:
+    from coordinator.scheduling.scheduler import Limits
+    from coordinator.stages.base import Fleet
+    from coordinator.stages.rollouts import stage
+
+    limits = Limits(heartbeat_s=0.2, silence_s=3.0, backoff_s=0.05)
+    fleet = Fleet(data, "tcp://127.0.0.1:0", workers, 1, 20, worker_command=(sys.executable, str(HERE)), limits=limits)
+    options = stage.Options(data, config, data / "train", workers, 1, fleet.bind, data / "keys", 20)
+    summary = stage.run(options, fleet=fleet)
+    print(json.dumps(summary), flush=True)
+    return int(summary["exit_code"])
+
+
+if __name__ == "__main__":
+    if "--coordinator" in sys.argv:
+        os._exit(work())
+    sys.exit(coordinate(Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])))

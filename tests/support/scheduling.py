@@ -1,0 +1,42 @@
+"""A scheduler with tasks, what is said to it, and what it says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from coordinator.scheduling.events import AddTasks, Decision, Restart, Send
+from coordinator.scheduling.scheduler import Limits, Scheduler, TaskSpec
+from coordinator.wire.messages import Failure, Hello, Lease, Result
+
+HERE = "this-folder"
+
+
+def hello(name: str = "w1", *, kinds: tuple[str, ...] = ("fetch",), capacity: int = 2, data_id: str = HERE) -> Hello:
+    return Hello(name, "host", 1, kinds, capacity, data_id, "0.1.0", "3.11")
+
+
+def started(*tasks: TaskSpec, limits: Limits | None = None) -> Scheduler:
+    scheduler = Scheduler(HERE, limits)
+    scheduler.decide(Restart(), 0.0)
+    scheduler.decide(AddTasks(tasks), 0.0)
+    return scheduler
+
+
+def spec(name: str, **more: Any) -> TaskSpec:
+    return TaskSpec(name, more.pop("kind", "fetch"), {"n": name}, **more)
+
+
+def sent(decision: Decision, kind: type) -> list[Any]:
+    return [a.message for a in decision.actions if isinstance(a, Send) and isinstance(a.message, kind)]
+
+
+def leases(decision: Decision) -> list[tuple[str, int]]:
+    return [(lease.task, lease.attempt) for lease in sent(decision, Lease)]
+
+
+def result(task: str, attempt: int = 1, worker: str = "w1") -> Result:
+    return Result(worker, task, attempt, {"rows": 1}, 0.5)
+
+
+def failure(task: str, attempt: int = 1, **more: Any) -> Failure:
+    return Failure("w1", task, attempt, more.pop("error", "SourceError"), more.pop("message", "why"), **more)

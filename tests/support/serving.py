@@ -1,0 +1,129 @@
+"""A server in a thread, over real sockets, and peers that speak with it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import zmq
+
+from coordinator.scheduling.events import Outcome, TaskDone
+from coordinator.scheduling.rate_limit import Budget
+from coordinator.scheduling.scheduler import Limits, Scheduler, TaskSpec
+from coordinator.server.journal import Journal
+from coordinator.server.server import Server
+from coordinator.wire import messages
+from coordinator.wire.auth import Curve
+from coordinator.wire.messages import Ack, Goodbye, Hello, Lease, Result, Weights, Welcome
+
+WAIT_MS = 20_000  # bound of every wait: reached only when something is broken
+FAILED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+M = TypeVar("M", bound=messages.Message)
+
+
+class Peer:
+    """A worker, or an enemy, made of one socket."""
+
+    def __init__(self, endpoint: str, name: str = "w1", key: Curve | None = None) -> None:
+        self.name = name
+        self.kept: list[messages.Message] = []
+        self.context = zmq.Context()
+        self.socket = self.context.socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.IDENTITY, name.encode())
+        self.socket.setsockopt(zmq.LINGER, 0)
+        if key is not None:
+            key.connect(self.socket)
+        self.monitor = self.socket.get_monitor_socket(FAILED | zmq.EVENT_DISCONNECTED)
+        self.socket.connect(endpoint)
+
+    def say(self, message: messages.Message, *more: bytes) -> None:
+        self.socket.send_multipart([messages.encode(message), *more])
+
+    def hear(self, kind: type[M]) -> M:
+        """The next message of a kind; others are kept for later."""
+        for index, message in enumerate(self.kept):
+            if isinstance(message, kind):
+                del self.kept[index]
+                return message
+        while self.socket.poll(WAIT_MS):
+            self.frames = self.socket.recv_multipart()
+            message = messages.decode(self.frames[0], messages.ToWorker)
+            if isinstance(message, kind):
+                return message
+            self.kept.append(message)
+        raise AssertionError(f"{self.name} waited in vain for {kind.__name__}")
+
+    def hello(self, data_id: str = "elsewhere", **more: Any) -> Welcome:
+        kinds = more.get("kinds", ("noop",))
+        self.say(Hello(self.name, "h", more.get("pid", 1), kinds, more.get("capacity", 4), data_id, "0", "3"))
+        return self.hear(Welcome)
+
+    def finish(self, lease: Lease, proof: dict[str, Any] | None = None) -> Ack:
+        self.say(Result(self.name, lease.task, lease.attempt, proof or {}, 0.1))
+        return self.hear(Ack)
+
+    def close(self) -> None:
+        self.socket.disable_monitor()
+        self.monitor.close(0)
+        self.socket.close(0)
+        self.context.term()
+
+
+@dataclass
+class Running:
+    """A server in a thread, and who speaks with it."""
+
+    data_dir: Path
+    tasks: tuple[str, ...] = ("a",)
+    key: Curve | None = None
+    on_done: Callable[[TaskDone], None] = lambda done: None
+    budgets: dict[str, Budget] = field(default_factory=dict)
+    weights: Callable[[str], Weights | None] = lambda sha256: None
+    lends: dict[str, Path] = field(default_factory=dict)
+    job: dict[str, Any] = field(default_factory=dict)  # of every task
+    peers: list[Peer] = field(default_factory=list)
+    outcome: Outcome | None = None
+
+    def __post_init__(self) -> None:
+        self.scheduler = Scheduler(messages.data_id(self.data_dir), Limits(heartbeat_s=0.2))
+        self.journal = Journal(self.data_dir / "journal.sqlite")
+        for record in self.journal.load():
+            self.scheduler.apply(record)
+        self.server = Server(
+            self.scheduler,
+            self.journal,
+            self.budgets,
+            data_dir=self.data_dir,
+            curve=self.key,
+            on_done=self.on_done,
+            weights=self.weights,
+            lends=self.lends,
+        )
+        self.server.add_tasks(TaskSpec(name, "noop", self.job) for name in self.tasks)
+        self.thread = threading.Thread(target=self.run)
+        self.thread.start()
+
+    def run(self) -> None:
+        self.outcome = self.server.run()
+
+    def peer(self, name: str = "w1", key: Curve | None = None) -> Peer:
+        self.peers.append(Peer(self.server.endpoint, name, key))
+        return self.peers[-1]
+
+    def end(self) -> Outcome:
+        for peer in self.peers:
+            if peer.name in self.scheduler.workers:
+                peer.say(Goodbye(peer.name))
+        self.thread.join(WAIT_MS / 1e3)
+        assert self.outcome is not None
+        return self.outcome
+
+    def close(self) -> None:
+        self.server.stop_now()
+        self.end()
+        for peer in self.peers:
+            peer.close()
+        self.journal.close()

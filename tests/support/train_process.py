@@ -1,0 +1,57 @@
+"""Coordinator and worker of a training whose ranks are `fake_rank.py`.
+
+`python train_process.py DATA RANKS CONFIG RETRIES` runs the stage; its summary is the last line on stdout. The workers that it starts are
+this file as well (`train_process.py --coordinator …`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve()
+FAKE = HERE.with_name("fake_rank.py")
+
+
+def work() -> int:
+    from worker.agent.agent import run_agent
+    from worker.training.rank_runner import Ranks
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--coordinator")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--connections")
+    parser.add_argument("--stop-with-parent", action="store_true")
+    options = parser.parse_args()
+    ranks = Ranks(FAKE)
+    handlers = {"port": ranks.port, "train": ranks.train}
+    return run_agent(options.coordinator, options.data, handlers=handlers, stop_with_parent=options.stop_with_parent)
+
+
+def coordinate(data: Path, ranks: int, config: Path, retries: int) -> int:
+    from coordinator.scheduling.scheduler import Limits
+    from coordinator.stages.base import Fleet
+    from coordinator.stages.train import stage
+    from coordinator.stages.train.stall import Patience
+
+    # A deployment's times, cut to a half or less, so that a test of a fault is over within seconds.
+    limits = Limits(heartbeat_s=0.2, silence_s=5.0)
+    patience = Patience(regather_s=2.0, stopped_s=1.0, floor_s=4.0, drain_grace_s=20.0, fruitless=retries)
+    fleet = Fleet(
+        data, "tcp://127.0.0.1:0", ranks, 1, retries, worker_command=(sys.executable, str(HERE)), limits=limits
+    )
+    options = stage.Options(
+        data, data / "train", ranks, config.read_bytes(), ranks, 1, fleet.bind, data / "keys", retries
+    )
+    summary = stage.run(options, fleet=fleet, patience=patience)
+    print(json.dumps(summary), flush=True)
+    return int(summary["exit_code"])
+
+
+if __name__ == "__main__":
+    if "--coordinator" in sys.argv:
+        os._exit(work())
+    sys.exit(coordinate(Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])))

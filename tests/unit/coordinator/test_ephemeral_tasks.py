@@ -1,0 +1,193 @@
+"""Fleeting tasks under any order of events: nothing of them is journaled or kept, each is done once, and who was put out gets none."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from coordinator.scheduling.events import (
+    AddTasks,
+    Confirmed,
+    Event,
+    PutOut,
+    Restart,
+    Send,
+    TaskDone,
+    Tick,
+    Withdraw,
+    WorkerLost,
+)
+from coordinator.scheduling.scheduler import Limits, Scheduler, TaskSpec
+from coordinator.scheduling.task_state import Added, Ledger
+from coordinator.wire.messages import (
+    Cancel,
+    Failure,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    Lease,
+    RegisterAgain,
+    Result,
+    Stop,
+    Welcome,
+)
+
+HERE = "here"
+LIMITS = Limits(heartbeat_s=1.0, silence_s=5.0, lease_s=8.0, backoff_s=0.5, backoff_max_s=2.0, max_failures=10_000)
+NAMES = st.sampled_from(["w0", "w1", "w2", "w3"])
+PICK = st.integers(0, 1_000)
+ARRAYS = (("cost", "float64", (3,)),)
+
+
+class Fleet(RuleBasedStateMachine):
+    """Workers that come, die, fail and are put out; a stage that adds tasks and changes its mind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.scheduler = Scheduler(HERE, LIMITS)
+        self.added = 0
+        self.wanted: set[str] = set()
+        self.done: set[str] = set()
+        self.out: set[str] = set()
+        self.holding: dict[str, dict[str, int]] = {}
+        self.handle(Restart())
+
+    def handle(self, event: Event) -> None:
+        decision = self.scheduler.decide(event, self.now)
+        assert not decision.records, "a fleeting task was journaled"
+        for action in decision.actions:
+            if isinstance(action, TaskDone):
+                assert action.task.id in self.wanted, "done again, or after it was withdrawn"
+                assert action.worker not in self.out
+                self.wanted.remove(action.task.id)
+                self.done.add(action.task.id)
+                self.handle(Confirmed(action.task.id, action.attempt))
+            elif isinstance(action, Send):
+                self.deliver(action)
+
+    def deliver(self, action: Send) -> None:
+        message = action.message
+        if isinstance(message, Lease):
+            assert action.worker not in self.out, "a lease for a worker that was put out"
+            assert message.task in self.wanted
+        if isinstance(message, Stop):
+            assert action.worker in self.out
+            self.holding.pop(action.worker, None)
+        held = self.holding.get(action.worker)
+        if held is None:
+            return
+        if isinstance(message, Lease):
+            held[message.task] = message.attempt
+        elif isinstance(message, Welcome | RegisterAgain):
+            held.clear()
+        elif isinstance(message, Cancel) and held.get(message.task) == message.attempt:
+            del held[message.task]
+
+    @rule(pinned=st.none() | NAMES)
+    def add(self, pinned: str | None) -> None:
+        name = f"control/{self.added:04d}"
+        self.added += 1
+        self.wanted.add(name)
+        spec = TaskSpec(name, "rollout", {}, local=True, worker=pinned or "", fleeting=True, arrays=ARRAYS)
+        self.handle(AddTasks((spec,)))
+
+    @rule(name=NAMES)
+    def join(self, name: str) -> None:
+        self.holding[name] = {}
+        self.handle(Hello(name, "h", 1, ("rollout",), 2, HERE, "0", "3"))
+
+    @rule(name=NAMES, listed=PICK)
+    def heartbeat(self, name: str, listed: int) -> None:
+        held = list(self.holding.get(name, {}).items())
+        self.handle(Heartbeat(name, tuple(held[: listed % (len(held) + 1)])))
+
+    @rule(name=NAMES, good=st.booleans(), again=st.booleans())
+    def answer(self, name: str, good: bool, again: bool) -> None:
+        if held := self.holding.get(name):
+            task, attempt = held.popitem()
+            said = Result(name, task, attempt, {}, 0.1) if good else Failure(name, task, attempt, "BadArrays", "")
+            for _ in range(1 + again):
+                self.handle(said)
+
+    @rule(name=NAMES)
+    def die(self, name: str) -> None:
+        self.holding.pop(name, None)
+        self.handle(WorkerLost(name, "died"))
+
+    @rule(name=NAMES)
+    def leave(self, name: str) -> None:
+        self.holding.pop(name, None)
+        self.handle(Goodbye(name))
+
+    @precondition(lambda self: self.wanted)
+    @rule(pick=PICK)
+    def withdraw(self, pick: int) -> None:
+        name = sorted(self.wanted)[pick % len(self.wanted)]
+        self.wanted.remove(name)
+        self.handle(Withdraw((name, "control/unknown")))
+        # Who was given up for its silence is told to drop all that it holds when it next speaks.
+        known = [held for worker, held in self.holding.items() if worker in self.scheduler.workers]
+        assert not any(name in held for held in known), "nobody told the worker"
+
+    @precondition(lambda self: len(self.out) < 2)
+    @rule(name=NAMES)
+    def put_out(self, name: str) -> None:
+        self.out.add(name)
+        self.handle(PutOut(name, "wrong numbers"))
+
+    @rule(seconds=st.sampled_from([0.5, 3.0, 9.0]))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        self.handle(Tick())
+
+    @rule()
+    def a_plan_that_is_whole_leaves_them_alone(self) -> None:
+        self.handle(AddTasks((), whole=True))
+
+    @invariant()
+    def what_is_known_is_what_is_wanted(self) -> None:
+        assert set(self.scheduler.tasks) == self.wanted
+        counts = self.scheduler.ledger.counts
+        assert sum(counts.values()) == len(self.wanted) and counts["done"] == counts["dropped"] == 0
+
+    def teardown(self) -> None:
+        """When the others are gone, one good worker does all that is wanted and not pinned to somebody else."""
+        for name in list(self.scheduler.workers):
+            self.handle(WorkerLost(name, "died"))
+        self.holding = {}
+        tasks = self.scheduler.tasks
+        self.handle(Withdraw(tuple(name for name in sorted(self.wanted) if tasks[name].spec.worker)))
+        self.wanted = set(tasks)
+        self.holding["good"] = {}
+        self.handle(Hello("good", "h", 1, ("rollout",), 2, HERE, "0", "3"))
+        for _ in range(200):
+            self.now += 1.0
+            self.handle(Heartbeat("good", tuple(self.holding["good"].items())))
+            self.handle(Tick())
+            while self.holding["good"]:
+                task, attempt = self.holding["good"].popitem()
+                self.handle(Result("good", task, attempt, {}, 0.1))
+            if not self.wanted:
+                break
+        assert not self.wanted, "a task that nobody does"
+
+
+Fleet.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestFleet = Fleet.TestCase
+
+
+def test_a_journal_written_anew_has_nothing_of_them() -> None:
+    """And what is added after it goes by the same numbers as before."""
+    ledger = Ledger()
+    specs = (TaskSpec("a", "noop", {}), TaskSpec("f", "rollout", {}, fleeting=True), TaskSpec("b", "noop", {}))
+    for spec in specs:
+        ledger.apply(Added(spec.id, spec))
+    again = Ledger()
+    for record in ledger.kept():
+        again.apply(record)
+    assert list(again.tasks) == ["a", "b"]
+    for one in (ledger, again):
+        one.apply(Added("c", TaskSpec("c", "noop", {}, ("b",))))
+    assert {name: task for name, task in ledger.tasks.items() if name != "f"} == again.tasks

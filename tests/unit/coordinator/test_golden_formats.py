@@ -1,0 +1,183 @@
+"""The bytes of every message, journal record and manifest, equal to those of earlier versions.
+
+`golden_formats.json` holds them, by tag: classes may be renamed, these bytes may not change. For a new type add a sample here
+and the bytes that the failing test shows.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any, get_args
+
+import msgspec
+import pytest
+
+from coordinator.scheduling import task_state
+from coordinator.server.journal import Journal
+from coordinator.wire import messages
+from coordinator.wire.failures import FailureKind
+from coordinator.wire.lease_kinds import LeaseKind
+from coordinator.wire.messages import Message
+from ingest import manifest
+from ingest.models import BuildProof, FileProof, Gap, PageProof, Shard, ShardProof
+from rl.distributed import jobs
+from worker.agent.handlers import FAILURES, HANDLERS
+
+GOLDEN = json.loads(Path(__file__).with_name("golden_formats.json").read_text())
+SHA = "0123456789abcdef" * 4
+HELLO = messages.Hello("w", "host", 7, ("fetch", "build"), 2, "id", "1.0", "3.12.1")
+MESSAGES: tuple[Message, ...] = (
+    HELLO,
+    messages.Heartbeat("w", (("t", 3),), 5000, 12, 1 << 27),
+    messages.Progress("w", "t", 3, 40, "validate", 17, 30, True),
+    messages.Result(
+        "w", "t", 3, {"rows": 5, "é": [None, 2.5, True]}, 0.25, (messages.Array("cost", "float32", (2, 3)),)
+    ),
+    messages.Failure("w", "t", 3, "SourceError", "why: é", True, False),
+    messages.PermitRequest("w", "eia", 4),
+    messages.ThrottleReport("w", "eia", "429", 1.5),
+    messages.FileChunk("w", "t", 3, "raw/a.json", 1024, 4096, SHA),
+    messages.FileRequest("w", "t", 3, "series/a.parquet", 1024),
+    messages.WeightsRequest("w", SHA),
+    messages.Goodbye("w"),
+    messages.StatusRequest(),
+    messages.Welcome(1.0, 10.0, True),
+    messages.RegisterAgain(),
+    messages.HeartbeatAck(),
+    messages.Lease("t", 3, "fetch", {"shard": {"start": "2019-01-01T00"}}, 60.0),
+    messages.Ack("t", 3, True, "raw/a.json", 2048),
+    messages.FilePart("t", 3, "series/a.parquet", 1024),
+    messages.PermitGrant("eia", (0.0, 1.5)),
+    messages.PermitsVoid("eia"),
+    messages.Weights(2, SHA, b"\x00\x01\xff"),
+    messages.Cancel("t", 3),
+    messages.End("t", 3, 2.5),
+    messages.Stop(True, "revoked"),
+    messages.Status({"counts": {"done": 3}, "workers": ["w"]}),
+)
+SPEC = task_state.TaskSpec(
+    "t", "rollout", {"n": [1, None, 2.5]}, ("b",), True, "w", True, False, (("cost", "float64", (2, 3)),)
+)
+RECORDS: tuple[task_state.AnyRecord, ...] = (
+    task_state.Added("t", SPEC),
+    task_state.Leased("t", 1, "w"),
+    task_state.Returned("t", 1, "restart"),
+    task_state.Failed("t", 2, "SourceError", "why: é", True, False),
+    task_state.Done("t", 3, "w", 0.25, {"rows": 5000}),
+    task_state.Committed("t"),
+    task_state.Dropped("t"),
+    task_state.Kept(
+        "t", task_state.Task(SPEC, 4, "quarantined", 3, 2, "Crash", "why", "w", 0.25, {"rows": 1}, False, 1, 0)
+    ),
+)
+JOBS: tuple[jobs.AnyJob, ...] = (
+    jobs.Labels(SHA, 1, 2, 3, 4),
+    jobs.Rollout(SHA, SHA, 1, 2, 3, (0.5, 0.25)),
+    jobs.Evaluate(SHA, "hour rule", (1, 2), 36, SHA),
+    jobs.Evolve(SHA, SHA, 1, (2, 3), 0.5, 4, 5),
+    jobs.Descend(SHA, SHA, SHA, SHA, 1, 2, 3, 4, 5, 6, 7, 8, 0.5, (0.25,)),
+)
+FILE = FileProof("raw/a.json", 12, SHA)
+SHARD = ShardProof(
+    shard=Shard("eia", "region-data", "PACW", "2019-01-01T00", "2019-12-31T23", 1),
+    origin="synthetic",
+    total=5,
+    rows=5,
+    nulls=1,
+    gaps=(Gap("PACW", "D", "2019-01-01T00", "2019-01-01T02", 3),),
+    pages=(PageProof(FILE, 0, 5, 5, "2024-01-01T00:00:00+00:00", 0.5, "2.1", "/v2/data?offset=0"),),
+    piece=FileProof("pieces/a.parquet", 34, SHA),
+    digest=SHA,
+    requests=2,
+    reused=1,
+    kept=("PACW",),
+    faults={"5xx": 1},
+)
+BUILD = BuildProof(
+    respondent="PACW",
+    year=2019,
+    long=FileProof("series/long.parquet", 1, SHA),
+    wide=FileProof("series/wide.parquet", 2, SHA),
+    summary=FileProof("series/series.json", 3, SHA),
+    hours=8760,
+    variables=("D", "NG.SUN"),
+    valid=8757,
+    masked={"missing": 3},
+    revised=1,
+    pieces=(SHA,),
+    duplicates=0,
+)
+
+
+def tag_of(struct: Any) -> str:
+    return str(struct.__struct_config__.tag)
+
+
+def stored(folder: Path) -> list[tuple[int, str]]:
+    """(crc, text) of `RECORDS`, each as the journal's table has it."""
+    journal = Journal(folder / "journal.sqlite")
+    journal.append(RECORDS)
+    journal.close()
+    with sqlite3.connect(journal.path) as database:
+        return [tuple(row) for row in database.execute("SELECT crc, record FROM records ORDER BY seq")]
+
+
+def written(folder: Path) -> dict[str, str]:
+    """The text of each kind of manifest."""
+    committed = "2024-01-01T00:00:00+00:00"
+    shard = manifest.write_shard(folder, manifest.ShardManifest(SHARD, 2, "w", committed))
+    build = manifest.write_build(folder, manifest.BuildManifest(BUILD, 1, "w", committed))
+    manifest.write_summary(folder)
+    paths = {"shard": shard, "build": build, "summary": folder / "manifest.json"}
+    return {kind: path.read_text() for kind, path in paths.items()}
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=tag_of)
+def test_message_bytes_are_golden(message: Message) -> None:
+    frame, union = messages.encode(message), messages.ToCoordinator
+    assert frame.hex() == GOLDEN["messages"].get(tag_of(message))
+    assert messages.decode(frame, union if type(message) in get_args(union) else messages.ToWorker) == message
+
+
+def test_every_message_has_golden_bytes() -> None:
+    kinds = {*get_args(messages.ToCoordinator), *get_args(messages.ToWorker)}
+    assert kinds == set(Message.__subclasses__()) == {type(message) for message in MESSAGES}
+    assert {tag_of(kind) for kind in kinds} == GOLDEN["messages"].keys()
+
+
+def test_record_bytes_are_golden(tmp_path: Path) -> None:
+    assert [list(row) for row in stored(tmp_path)] == GOLDEN["records"]
+    assert tuple(Journal(tmp_path / "journal.sqlite").load()) == RECORDS
+
+
+def test_every_record_has_golden_bytes() -> None:
+    kinds = set(get_args(task_state.AnyRecord))
+    assert kinds == set(task_state.Record.__subclasses__()) == {type(record) for record in RECORDS}
+    assert sorted(map(tag_of, kinds)) == sorted(json.loads(text)["r"] for _, text in GOLDEN["records"])
+
+
+@pytest.mark.parametrize("job", JOBS, ids=tag_of)
+def test_job_bytes_are_golden(job: jobs.AnyJob) -> None:
+    assert msgspec.json.encode(job).decode() == GOLDEN["jobs"].get(tag_of(job))
+
+
+def test_every_job_has_golden_bytes() -> None:
+    assert set(get_args(jobs.AnyJob)) == set(jobs.Job.__subclasses__()) == {type(job) for job in JOBS}
+
+
+def test_manifest_bytes_are_golden(tmp_path: Path) -> None:
+    assert written(tmp_path) == GOLDEN["manifests"]
+    assert [found.proof for found in manifest.shard_manifests(tmp_path)] == [SHARD]
+    assert [found.proof for found in manifest.build_manifests(tmp_path)] == [BUILD]
+
+
+def test_failure_kinds_are_golden() -> None:
+    assert sorted(FailureKind) == GOLDEN["failures"]
+    assert len(set(FAILURES.values())) == len(FAILURES)
+
+
+def test_lease_kinds_are_those_of_the_handlers() -> None:
+    assert set(LeaseKind) == set(HANDLERS)
+    assert {tag_of(kind) for kind in get_args(jobs.AnyJob)} < set(LeaseKind)

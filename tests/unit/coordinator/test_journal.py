@@ -1,0 +1,152 @@
+"""The journal: what comes back, group commit, and every kind of damage noticed."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from coordinator.scheduling.task_state import (
+    Added,
+    AnyRecord,
+    Committed,
+    Done,
+    Dropped,
+    Failed,
+    Leased,
+    Ledger,
+    Returned,
+    TaskSpec,
+)
+from coordinator.server.journal import Journal, JournalDamaged
+from ingest.errors import StorageError
+
+RECORDS: list[AnyRecord] = [
+    Added("a", TaskSpec("a", "fetch", {"shard": {"start": "2019-01-01T00"}, "n": [1, None, 2.5]}, ("b",), True)),
+    Leased("a", 1, "w"),
+    Returned("a", 1, "restart"),
+    Leased("a", 2, "w"),
+    Failed("a", 2, "SourceError", "why: é", True, False),
+    Leased("a", 3, "w"),
+    Done("a", 3, "w", 0.25, {"rows": 5000}),
+    Committed("a"),
+    Dropped("b"),
+]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    journal = Journal(tmp_path / "journal.sqlite")
+    journal.append(RECORDS[:4])
+    journal.append(RECORDS[4:])
+    journal.set_meta(source="emulator", plan="abc")
+    journal.close()
+    return journal.path
+
+
+def test_what_was_appended_comes_back_in_order(path: Path) -> None:
+    journal = Journal(path)
+    assert list(journal.load()) == RECORDS
+    assert journal.meta == {"source": "emulator", "plan": "abc"}
+    journal.append([Dropped("c")])
+    assert list(Journal(path).load()) == [*RECORDS, Dropped("c")]
+
+
+def test_it_is_synced_and_in_wal_mode(path: Path) -> None:
+    database = Journal(path)._db
+    assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert database.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+
+
+def test_a_batch_is_one_commit_or_nothing(path: Path) -> None:
+    journal = Journal(path)
+    with pytest.raises(TypeError):
+        journal.append([Dropped("c"), Done("a", 9, "w", 0.0, {"not": object()})])
+    assert list(journal.load()) == RECORDS
+    journal.append([Dropped("c")])
+    assert len(list(journal.load())) == len(RECORDS) + 1
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "UPDATE records SET record = replace(record, '5000', '5001') WHERE seq = 7",
+        "DELETE FROM records WHERE seq = 3",
+        "UPDATE records SET seq = 100 WHERE seq = 9",
+        "UPDATE records SET record = '{' WHERE seq = 2",
+        "DROP TABLE records",
+    ],
+)
+def test_changed_missing_and_reordered_rows_are_named(path: Path, sql: str) -> None:
+    database = sqlite3.connect(path)
+    database.execute(sql)
+    database.commit()
+    database.close()
+    if sql.startswith("DROP"):
+        database = sqlite3.connect(path)
+        database.execute("CREATE TABLE records (other)")
+        database.commit()
+        database.close()
+    with pytest.raises(JournalDamaged, match="--rebuild") as caught:
+        list(Journal(path).load())
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", ["garbage", "truncated", "flipped"])
+def test_a_file_that_is_no_journal_is_named(path: Path, damage: str) -> None:
+    whole = path.read_bytes()
+    path.with_name(path.name + "-wal").unlink(missing_ok=True)
+    flipped = bytearray(whole)
+    at = whole.index(b"SourceError")
+    flipped[at] ^= 0x20
+    path.write_bytes(
+        {"garbage": b"not a database" * 999, "truncated": whole[: len(whole) // 2], "flipped": bytes(flipped)}[damage]
+    )
+    with pytest.raises(JournalDamaged, match="--rebuild"):
+        list(Journal(path).load())
+
+
+def test_a_disk_that_refuses_is_not_damage(path: Path) -> None:
+    journal = Journal(path)
+    journal._db.execute("PRAGMA max_page_count = 1")  # SQLite clamps it to the present size: the next page does not fit
+    with pytest.raises(StorageError, match="Free space"):
+        journal.append([Failed("a", 1, "x", "y" * 100_000, True, False)])
+    assert list(Journal(path).load()) == RECORDS
+
+
+def test_written_anew_it_is_short_and_leads_to_the_same_state(path: Path) -> None:
+    ledger = Ledger()
+    records: list[AnyRecord] = [
+        Added("a", TaskSpec("a", "fetch", {})),
+        Added("b", TaskSpec("b", "build", {}, after=("a",))),
+        Leased("a", 1, "w"),
+        Failed("a", 1, "SourceError", "why", True, False),
+        Leased("a", 2, "w"),
+        Done("a", 2, "w", 0.25, {"rows": 5000}),
+    ]
+    for record in records:
+        ledger.apply(record)
+    journal = Journal(path)
+    journal.rewrite(ledger.kept())
+    assert journal.length == 2
+    more: list[AnyRecord] = [Committed("a"), Leased("b", 1, "w")]
+    journal.append(more)
+    for record in more:
+        ledger.apply(record)
+    journal.close()
+    again = Ledger()
+    for record in Journal(path).load():
+        again.apply(record)
+    assert (again.tasks, again.counts, again.uncommitted) == (ledger.tasks, ledger.counts, ledger.uncommitted)
+
+
+def test_a_full_disk_leaves_the_journal_as_it_was(path: Path) -> None:
+    journal = Journal(path)
+    pages = journal._db.execute("PRAGMA page_count").fetchone()[0]
+    journal._db.execute(f"PRAGMA max_page_count={pages}")
+    with pytest.raises(StorageError, match="Free space"):
+        journal.rewrite([Added("x", TaskSpec("x", "fetch", {"y": "z" * 100_000}))])
+    assert list(journal.load()) == RECORDS
+    journal.append([Dropped("c")])
+    assert list(Journal(path).load()) == [*RECORDS, Dropped("c")]

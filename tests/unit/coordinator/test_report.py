@@ -1,0 +1,195 @@
+"""The report: facts by value from a folder in which every stage left something, and a page that has every section."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from coordinator.report import build
+from coordinator.report.collect import ring
+from coordinator.report.collect.control import markdown
+from coordinator.report.collect.data import pace
+from coordinator.report.collect.training import chosen_days
+from coordinator.report.model import Absent, Facts
+from coordinator.report.render.html import TITLES
+from coordinator.report.render.page import page
+from ingest.errors import UsageError
+from tests.support.report_data import HOLE, controlled, extracted, trained
+
+VOID = {"meta", "link", "br"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return controlled(trained(extracted(tmp_path_factory.mktemp("report") / "data")))
+
+
+@pytest.fixture(scope="module")
+def facts(data: Path) -> Facts:
+    return build.collect(data)
+
+
+class Outline(HTMLParser):
+    """Sections, balance of tags, what pictures are called, and everything that a browser would fetch or run."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.sections: list[str] = []
+        self.open: list[str] = []
+        self.pictures: list[str] = []
+        self.fetched: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        named = dict(attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "section":
+            self.sections.append(named["id"] or "")
+        if tag == "svg":
+            assert named["role"] == "img"
+            self.pictures.append(named["aria-label"] or "")
+        if tag in ("script", "img", "iframe"):
+            self.fetched.append(tag)
+        self.fetched += [
+            value for name, value in attrs if name in ("src", "href") and value and not re.match("#|data:", value)
+        ]
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_every_stage_is_read(facts: Facts) -> None:
+    for name in build.FIELDS.values():
+        found = getattr(facts, name)
+        assert not isinstance(found, Absent), f"{name}: {found}"
+
+
+def test_coverage_by_value(facts: Facts) -> None:
+    hours = facts.hours
+    assert not isinstance(hours, Absent)
+    assert [(gap.variable, gap.hours) for gap in hours.gaps] == [("D", HOLE)]
+    assert [(one.year, one.cells, one.first) for one in hours.revised] == [(2024, 1, "2024-12-18T05")]
+    february = hours.coverage.months.index("2024-02")
+    assert hours.coverage.share[0, february] == pytest.approx(1 - HOLE / 696)
+
+
+def test_extraction_by_value(facts: Facts) -> None:
+    found = facts.extraction
+    assert not isinstance(found, Absent)
+    rows = 2 * (8760 + 8784) - HOLE + 14 * 24
+    assert (found.summary.rows, found.summary.total, found.rows) == (rows, rows, {"PACW": rows})
+
+
+def test_rate_of_answers() -> None:
+    """Two a second for half a minute, then silence, then one."""
+    moments = [f"2024-01-01T00:00:{half // 2:02d}.{5 * (half % 2)}00+00:00" for half in range(60)]
+    found = pace([*moments, "2024-01-01T00:10:00.000+00:00"], 2.5)
+    assert found is not None
+    assert (found.answers, found.span_s, found.busiest, found.ceiling) == (61, 600.0, 1.0, 2.5)
+    assert found.bins[0] == 2.0
+    assert found.bins.sum() * 10 == pytest.approx(61)
+    assert pace([], None) is None
+
+
+def test_training_and_forecasts_by_value(facts: Facts) -> None:
+    training, forecasts = facts.training, facts.forecasts
+    assert not isinstance(training, Absent)
+    assert training.loss[1][3] == 0.25
+    assert training.skill["PACW"][1].tolist() == [0.2, 0.4]
+    assert not isinstance(forecasts, Absent)
+    assert forecasts.mae == {"PACW": (pytest.approx(50), pytest.approx(100))}
+    assert forecasts.inside80 == {"PACW": 1.0}
+    assert [day.why for day in forecasts.days] == ["highest demand", "middle error", "largest error"]
+    assert all(len(day.hour) in (23, 24, 25) for day in forecasts.days)
+
+
+def test_chosen_days_are_whole_and_what_they_are_called() -> None:
+    day, hour = np.repeat(np.arange(5.0), 24), np.tile(np.arange(24.0), 5)
+    demand = 100 + day
+    columns = {name: demand.copy() for name in ("q0.025", "q0.1", "q0.25", "q0.5", "q0.75", "q0.9", "q0.975")}
+    columns |= {"demand": demand.copy(), "operator": demand + 1}
+    columns["q0.5"] += np.array([3.0, 0, 1, 2, 9])[day.astype(int)]
+    columns["demand"][-1] = np.nan  # the last day is not known whole
+    found = chosen_days("PACW", day, hour, columns)
+    assert [one.date[-2:] for one in found] == ["04", "04", "01"]  # of errors 0, 1, 2, 3 the third is the middle
+
+
+def test_control_by_value(facts: Facts) -> None:
+    found = facts.control
+    assert not isinstance(found, Absent)
+    assert found.history[1].tolist() == pytest.approx([0.0, 0.1, 0.2, 0.3])
+    assert found.curve[0] == "losses/cost"
+    (week,) = found.weeks
+    assert len(week.load) == 168
+    given = sum(week.stores.values())
+    np.testing.assert_allclose(week.load - given, week.policy, atol=1e-6)
+    assert found.tables["SYNTHETIC"][1] == ("peak, MW", "4,000", "3,900")
+
+
+def test_a_report_in_markdown() -> None:
+    intro, tables = markdown("# Title\n\nFirst.\n\n| a |\n|---|\n| 1 |\n\n## R\n\n| b | c |\n|---|--:|\n| 2 | 3 |\n")
+    assert intro == "First."
+    assert tables == {"R": (("b", "c"), ("2", "3"))}
+
+
+def test_a_peer_stands_at_its_best_setting() -> None:
+    line = {"what": "torch", "length": 8, "causal": True, "backward": True, "dtype": "float32", "peak": [1e6]}
+    lines = [line | {"setting": {"a": 1}, "seconds": [3.0, 1.0]}, line | {"setting": {"a": 2}, "seconds": [5.0]}]
+    lines.append(line | {"setting": {"a": 1}, "seconds": [2.0, 2.5]})
+    (case,), slowed = ring.pooled(lines)
+    assert (case.name, case.seconds, slowed) == ("torch SDPA", 2.25, ())
+
+
+def test_the_page_has_every_section_and_asks_for_nothing(facts: Facts) -> None:
+    outline = Outline(page(facts))
+    assert tuple(outline.sections) == tuple(TITLES)
+    assert outline.open == []
+    assert outline.fetched == []
+    assert len(outline.pictures) >= 12
+    assert all(outline.pictures)
+
+
+def test_the_same_folder_gives_the_same_bytes(data: Path, tmp_path: Path) -> None:
+    made = [build.report(data, tmp_path / name) for name in ("a.html", "b.html")]
+    assert made[0]["sha256"] == made[1]["sha256"]
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+
+
+def test_a_stage_that_has_not_run_names_its_command(tmp_path: Path) -> None:
+    made = build.report(tmp_path, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    assert tuple(Outline(text).sections) == tuple(TITLES)
+    for stage in ("--extract", "--train", "--rollouts"):
+        assert f"coordinator start {stage} --data {tmp_path}" in text
+    assert not made["sections"]["training"]["there"]
+    assert "not there" in build.describe(made)
+
+
+def test_what_can_not_be_read_says_so_and_the_rest_stands(tmp_path: Path) -> None:
+    data = trained(tmp_path)
+    (data / "train" / "metrics.jsonl").write_text("not JSON\n")
+    found = build.collect(data)
+    assert isinstance(found.training, Absent)
+    assert "metrics.jsonl can't be read" in found.training.why
+    assert not isinstance(found.forecasts, Absent)
+
+
+def test_no_folder_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=re.escape("coordinator start --extract --data")):
+        build.report(tmp_path / "nowhere", tmp_path / "report.html")
+
+
+def test_facts_that_look_like_markup_stay_text(facts: Facts) -> None:
+    text = page(Facts(**{**vars(facts), "data": '<script>"&', "training": Absent("<b>why</b>", "<i>")}))
+    assert "<script" not in text
+    assert "<b>" not in text
+    assert json.dumps(Outline(text).fetched) == "[]"

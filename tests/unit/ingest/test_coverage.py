@@ -1,0 +1,50 @@
+"""The coverage picture: shares from series.json, and a PNG that says where its data came from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ingest.coverage import SeriesSummary, coverage, write_coverage
+from ingest.errors import UsageError
+from tests.support.data_folder import ABSENT, build_all, commit, daily, shard
+
+MONTHS = [744, 696, 744, 720, 744, 720, 744, 744, 720, 744, 720, 744]
+
+
+def summary(respondent: str, year: int, **ok: list[int]) -> SeriesSummary:
+    return SeriesSummary(respondent, year, "synthetic", MONTHS, {name: {"ok": months} for name, months in ok.items()})
+
+
+def test_shares_by_group_and_month() -> None:
+    one = summary("PACW", 2024, D=MONTHS, **{"NG.COL": MONTHS, "NG.SUN": [0] * 12})
+    other = summary("ERCO", 2025, D=[372, *MONTHS[1:]])
+    picture = coverage([one, other])
+    assert picture.rows == (("ERCO", "demand"), ("PACW", "demand"), ("PACW", "fuels"))
+    assert (picture.months[0], picture.months[-1]) == ("2024-01", "2025-12")
+    assert picture.share[0, 12] == 0.5
+    assert np.isnan(picture.share[0, :12]).all()
+    assert (picture.share[1, :12] == 1).all()
+    assert (picture.share[2, :12] == 0.5).all()
+
+
+def test_the_picture_shows_gaps(tmp_path: Path) -> None:
+    pixels = []
+    for name, hole in (("whole", 0), ("one-hour", 1)):
+        load = daily(8784)
+        load[1000 : 1000 + hole] = ABSENT
+        data = tmp_path / name
+        commit(data, shard(), {"D": load, "DF": daily(8784)})
+        build_all(data)
+        path = write_coverage(data)
+        assert path.name == "coverage.png"
+        pixels.append(path.read_bytes())
+    assert pixels[0].startswith(b"\x89PNG")
+    assert pixels[0] != pixels[1]
+
+
+def test_nothing_to_draw(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no series"):
+        write_coverage(tmp_path)

@@ -1,0 +1,148 @@
+"""The synthetic world: every hour balances, forecasts miss as real ones do, quirks are rare, revisions settle."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ingest.emulator.worlds.base import ABSENT, NULL, VALUE
+from ingest.emulator.worlds.grid import AUTHORITIES, REGIONS
+from ingest.emulator.worlds.synthetic import SyntheticWorld
+from ingest.emulator.worlds.weather import FIRST, HOURS, calendar, federal_holidays, seeded, summer_time
+
+NOW = int(np.datetime64("2026-06-24T06", "h").astype(np.int64))
+DEFAULT = ("PACW", "ERCO", "CAL", "TEX", "MISO")
+
+
+@pytest.fixture(scope="module")
+def world() -> SyntheticWorld:
+    return SyntheticWorld(0)
+
+
+@pytest.mark.parametrize("code", [*AUTHORITIES, *REGIONS])
+def test_every_hour_balances_in_whole_mwh(world: SyntheticWorld, code: str) -> None:
+    region, fuels = world.clean(code)
+    assert np.array_equal(region["D"], region["NG"] - region["TI"])
+    assert np.array_equal(region["NG"], sum(fuels.values(), np.zeros(HOURS, np.int64)))
+    if code != "TEX":  # its one odd hour is in D and TI, not in a line
+        assert np.array_equal(region["TI"], sum(world.neighbours(code).values(), np.zeros(HOURS, np.int64)))
+    assert region["D"].min() > 0
+    for fuel in set(fuels) - {"BAT", "PS", "SUN"}:  # storage charges, and panels draw a little at night
+        assert fuels[fuel].min() >= 0, fuel
+
+
+@pytest.mark.parametrize("code", DEFAULT)
+def test_the_forecast_misses_as_real_ones_do(world: SyntheticWorld, code: str) -> None:
+    region, _ = world.clean(code)
+    error = (region["DF"] - region["D"]) / region["D"]
+    assert 0.015 < np.abs(error).mean() < 0.05
+    assert np.corrcoef(error[:-1], error[1:])[0, 1] > 0.7
+
+
+@pytest.mark.parametrize("code", ["ERCO", "CAL"])
+def test_the_forecast_is_too_low_in_heat_waves(world: SyntheticWorld, code: str) -> None:
+    region, _ = world.clean(code)
+    error = (region["DF"] - region["D"]) / region["D"]
+    top = region["D"] > np.quantile(region["D"], 0.999)
+    assert error[top].mean() < error.mean() - 0.005
+
+
+def test_demand_has_the_cycles_of_a_grid(world: SyntheticWorld) -> None:
+    region, fuels = world.clean("ERCO")
+    when = calendar(-6)
+    by_hour = [region["D"][when.hour == hour].mean() for hour in range(24)]
+    assert np.argmax(by_hour) in range(14, 20)
+    assert np.argmin(by_hour) in range(2, 6)
+    assert region["D"][~when.resting].mean() > 1.02 * region["D"][when.resting].mean()
+    assert fuels["SUN"][(when.hour < 4) | (when.hour > 21)].max() <= 0
+    assert fuels["SUN"][when.hour == 12].mean() > 0.3 * fuels["SUN"].max()
+    july, april = (np.abs(when.season - 2 * np.pi * day / 365) < 0.2 for day in (200, 100))
+    assert region["D"][july].mean() > 1.2 * region["D"][april].mean()
+
+
+def test_regions_hold_their_authorities(world: SyntheticWorld) -> None:
+    for line in ("D", "NG"):
+        assert (world.clean("CAL")[0][line] > world.clean("CISO")[0][line]).all()
+        assert np.count_nonzero(world.clean("TEX")[0][line] != world.clean("ERCO")[0][line]) <= 1
+    assert np.count_nonzero(world.clean("TEX")[0]["D"] != world.clean("ERCO")[0]["D"]) == 1
+
+
+def test_fuels_are_those_of_the_real_systems(world: SyntheticWorld) -> None:
+    before, after = (int(np.datetime64(day, "h").astype(np.int64)) for day in ("2023-06-01", "2025-06-01"))
+
+    def fuels(code: str, hour: int) -> set[str]:
+        block = world.block("fuel-type-data", code, hour, hour + 200, NOW)
+        assert block is not None
+        return {name for i, name in enumerate(block.codes) if (block.state[:, i] != ABSENT).any()}
+
+    assert sum(len(fuels(code, before)) for code in DEFAULT) == 35
+    assert fuels("CAL", before) == {"COL", "NG", "NUC", "OIL", "OTH", "SUN", "WAT", "WND"}
+    assert fuels("CAL", after) - fuels("CAL", before) == {"BAT", "GEO"}
+    assert fuels("MISO", after) - fuels("MISO", before) == {"BAT", "PS"}
+
+
+def test_a_seed_makes_one_world_whatever_is_asked_first(world: SyntheticWorld) -> None:
+    other, third = SyntheticWorld(0), SyntheticWorld(1)
+    other.block("fuel-type-data", "ERCO", 0, NOW, NOW)
+    for route in ("region-data", "fuel-type-data", "interchange-data"):
+        ours, theirs, different = (one.block(route, "PACW", 0, NOW, NOW) for one in (world, other, third))
+        assert ours and theirs and different
+        assert np.array_equal(ours.values, theirs.values)
+        assert np.array_equal(ours.state, theirs.state)
+        assert not np.array_equal(ours.values, different.values)
+
+
+def test_quirks_are_rare_and_can_be_switched_off(world: SyntheticWorld) -> None:
+    end = NOW - 15 * 24
+    clean = SyntheticWorld(0, quirks=False)
+    missing = nulls = outliers = cells = np.int64(0)
+    for code in DEFAULT:
+        spoiled, plain = (one.block("region-data", code, FIRST, end, NOW) for one in (world, clean))
+        assert spoiled and plain
+        assert (plain.state == VALUE).all()
+        cells += np.int64(spoiled.state.size)
+        missing += np.count_nonzero(spoiled.state == ABSENT)
+        nulls += np.count_nonzero(spoiled.state == NULL)
+        outliers += np.count_nonzero((spoiled.values == 100 * plain.values) & (plain.values != 0))
+    assert 0.00003 < missing / cells < 0.001
+    assert 0.00003 < nulls / cells < 0.0005
+    assert 0.000003 < outliers / cells < 0.0001
+
+
+def test_young_hours_are_revised_until_they_settle_and_stay_in_balance() -> None:
+    world = SyntheticWorld(0, quirks=False)
+    start = NOW - 20 * 24
+    now = [world.block("region-data", "ERCO", start, NOW, NOW + day * 24) for day in range(16)]
+    fuels = [world.block("fuel-type-data", "ERCO", start, NOW, NOW + day * 24) for day in range(16)]
+    final = world.clean("ERCO")[0]["D"][start - FIRST : NOW - FIRST + 1]
+    changed = []
+    for block, mix in zip(now, fuels, strict=True):
+        assert block and mix
+        demand, generation, interchange = (block.values[:, block.codes.index(code)] for code in ("D", "NG", "TI"))
+        assert np.array_equal(demand, generation - interchange)
+        assert np.array_equal(generation, mix.values.sum(axis=1))
+        changed.append(np.count_nonzero(demand != final))
+    assert changed[0] > 30
+    assert changed == sorted(changed, reverse=True)
+    assert changed[-1] == 0
+    assert np.array_equal(now[0].values[: 6 * 24], now[-1].values[: 6 * 24])  # type: ignore[union-attr]
+    assert (now[0].state == NULL).any() and (now[-1].state == VALUE).all()  # type: ignore[union-attr]
+    later = world.block("region-data", "ERCO", NOW + 1, NOW + 48, NOW)
+    assert later is not None and len(later.values) == 0  # what is to come is not served
+
+
+def test_summer_time_follows_the_us_rule() -> None:
+    hours = np.array(["2024-03-10T09", "2024-03-10T10", "2024-11-03T08", "2024-11-03T09"], "datetime64[h]")
+    assert summer_time(hours, -8).tolist() == [False, True, True, False]
+
+
+def test_federal_holidays_are_those_of_the_holidays_package() -> None:
+    holidays = pytest.importorskip("holidays")
+    theirs = {day for day in holidays.country_holidays("US", years=range(2018, 2028)) if day.year in range(2019, 2027)}
+    ours = {day for day in federal_holidays(range(2018, 2028)).tolist() if day.year in range(2019, 2027)}
+    assert ours == theirs
+
+
+def test_named_draws_do_not_depend_on_each_other() -> None:
+    assert seeded(0, "a").random() != seeded(0, "b").random() != seeded(1, "b").random()
+    assert seeded(3, "a").random() == seeded(3, "a").random()

@@ -1,0 +1,137 @@
+"""Tokens: leak-free by construction, bounded, and what they say they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ingest.columns import hour_number
+from ingest.errors import UsageError
+from ingest.features import (
+    COLUMNS,
+    CONDITION,
+    FEATURES,
+    LEAST_SCALE,
+    MEMORY_LAG,
+    TRAILING,
+    Reference,
+    cut,
+    load_tokens,
+    make_tokens,
+)
+from ingest.loader import SeriesArrays
+from ingest.quality import MISSING, OK
+from tests.support.data_folder import build_all, commit, shard
+
+FIRST = hour_number("2018-01-01T00")
+HOURS = 24 * 200
+
+
+def series(seed: int = 0, hours: int = HOURS, holes: float = 0.02) -> SeriesArrays:
+    draw = np.random.default_rng(seed)
+    t = np.arange(hours)
+    demand = 1000 + 200 * np.sin(2 * np.pi * t / 24) + 80 * np.sin(2 * np.pi * t / 168) + draw.normal(0, 30, hours)
+    forecast = demand + draw.normal(10, 40, hours)
+    sun = np.maximum(0, 300 * np.sin(2 * np.pi * (t - 6) / 24)) * draw.uniform(0.3, 1, hours)
+    values = np.stack([demand, forecast, sun], axis=1).astype(np.float32)
+    mask = draw.random(values.shape) > holes
+    stamps = (FIRST + t).astype("datetime64[h]").astype("datetime64[s]")
+    values[~mask] = np.nan
+    reason = np.where(mask, OK, MISSING).astype(np.int8)
+    return SeriesArrays(values, mask, reason, stamps, ("PACW.D", "PACW.DF", "PACW.NG.SUN"))
+
+
+def poisoned(clean: SeriesArrays, known: np.ndarray, published: np.ndarray) -> SeriesArrays:
+    """Garbage in actuals (D, fuels) that are not `known` and in DF that is not `published`."""
+    values, mask = clean.values.copy(), clean.mask.copy()
+    values[~known, 0], values[~known, 2], values[~published, 1] = 9e5, -7e5, 5e5
+    mask[~known, 0], mask[~published, 1] = True, True
+    return SeriesArrays(values, mask, clean.reason, clean.hours, clean.names)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 1000), st.integers(60, 199), st.sampled_from(["DF", "week"]))
+def test_nothing_after_the_issue_time_reaches_a_token(seed: int, day: int, reference: Reference) -> None:
+    """Every actual after the issue time of a day, and every DF after that day, is poisoned: all tokens up to the day's end stay."""
+    clean = series(seed)
+    tokens = make_tokens("PACW", clean, reference=reference)
+    calendar = tokens.calendar
+    target = calendar.day[0] + day
+    issue = calendar.issue[calendar.day == target][0]
+    upto = calendar.day <= target
+    spoilt = make_tokens("PACW", poisoned(clean, tokens.hours <= issue, calendar.day <= target), reference=reference)
+    for name in ("features", "condition", "reference", "scale"):
+        np.testing.assert_array_equal(getattr(tokens, name)[upto], getattr(spoilt, name)[upto], err_msg=name)
+    # and the outcome that a model remembers at an hour is MEMORY_LAG hours old, which is never after the issue time
+    assert (tokens.hours - MEMORY_LAG <= calendar.issue).all()
+    remembered = tokens.hours[upto] - MEMORY_LAG <= issue
+    assert remembered.all()
+
+
+def test_the_poison_is_seen_where_it_may_be() -> None:
+    """The test above can fail: the next day's tokens do see it."""
+    clean = series()
+    tokens = make_tokens("PACW", clean)
+    calendar = tokens.calendar
+    target = calendar.day[0] + 100
+    issue = calendar.issue[calendar.day == target][0]
+    spoilt = make_tokens("PACW", poisoned(clean, tokens.hours <= issue, calendar.day <= target))
+    later = calendar.day == target + 1
+    assert (tokens.features[later] != spoilt.features[later]).any()
+
+
+def test_target_and_reference_give_back_demand() -> None:
+    tokens = make_tokens("PACW", series())
+    there = np.isfinite(tokens.target)
+    assert there.mean() > 0.9
+    np.testing.assert_allclose(
+        (tokens.reference + tokens.target * tokens.scale)[there], tokens.demand[there], rtol=1e-5
+    )
+
+
+def test_a_model_without_df_reads_none() -> None:
+    clean = series()
+    values, mask = clean.values.copy(), clean.mask.copy()
+    values[:, 1], mask[:, 1] = np.nan, False
+    without = SeriesArrays(values, mask, clean.reason, clean.hours, clean.names)
+    one, two = (make_tokens("PACW", s, reference="week") for s in (clean, without))
+    np.testing.assert_array_equal(one.features, two.features)
+    np.testing.assert_array_equal(one.reference[168:], clean.values[:-168, 0])
+
+
+def test_lags_are_those_that_their_names_say() -> None:
+    clean = series(holes=0.0)
+    tokens = make_tokens("PACW", clean)
+    t = 24 * 150 + 3  # 3:00 UTC = 18:00 or 19:00 local: 24 h before is after the issue time, 48 h is not
+    error = (clean.values[:, 0] - clean.values[:, 1]).astype(float)
+    column = {name: tokens.features[t, i] for i, name in enumerate(FEATURES)}
+    issue = tokens.calendar.issue[t] - tokens.hours[0]
+    assert column["error.24"] == 0 and column["missing.24"] == 1
+    assert column["error.48"] == pytest.approx(error[t - 48] / tokens.scale[t], rel=1e-4)
+    assert column["error.issue-0"] == pytest.approx(error[issue] / tokens.scale[t], rel=1e-4)
+    assert column["error.mean-24"] == pytest.approx(error[issue - 23 : issue + 1].mean() / tokens.scale[t], rel=1e-3)
+    scale = np.abs(error[issue + 1 - TRAILING : issue + 1]).mean()
+    assert tokens.scale[t] == pytest.approx(scale, rel=1e-5) and scale > LEAST_SCALE * 1000
+
+
+def test_a_part_is_the_part_of_the_whole(tmp_path: Path) -> None:
+    draw = np.random.default_rng(1)
+    for year in (2022, 2023):
+        one = shard(start=f"{year}-01-01T00", end=f"{year}-12-31T23")
+        wave = 2000 + 300 * np.sin(np.arange(one.hours) / 24 * 2 * np.pi)
+        demand = np.round(wave + draw.normal(0, 20, one.hours))
+        commit(tmp_path, one, {"D": demand, "DF": np.round(demand + draw.normal(5, 30, one.hours))})
+    build_all(tmp_path)
+    whole = load_tokens(tmp_path, "PACW", "2022-01-01T00", "2023-12-31T23")
+    part = load_tokens(tmp_path, "PACW", "2023-06-01T00", "2023-06-30T23")
+    same = cut(whole, hour_number("2023-06-01T00"), hour_number("2023-06-30T23"))
+    assert len(part.hours) == 720
+    for name in ("hours", "features", "condition", *COLUMNS):
+        np.testing.assert_allclose(getattr(part, name), getattr(same, name), atol=1e-5, err_msg=name)
+    assert part.features.shape[1] == len(FEATURES) and part.condition.shape[1] == len(CONDITION)
+    with pytest.raises(UsageError, match="no series of ERCO"):
+        load_tokens(tmp_path, "ERCO", "2023-01-01T00", "2023-01-31T23")

@@ -1,0 +1,115 @@
+"""Loading series as arrays: shapes, masks, imputation, and errors that help."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+from ingest.errors import ProofError, UsageError
+from ingest.loader import load_series
+from ingest.quality import REASONS
+from tests.support.data_folder import ABSENT, build_all, commit, daily, shard
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """PACW in the last days of 2023 and the first of 2024, with BAT from 2024 on; ERCO in 2024 alone."""
+    data = tmp_path_factory.mktemp("data")
+    load = daily(24 * 30)
+    load[10], load[20:23], load[100:140], load[310] = np.nan, ABSENT, ABSENT, 90_000.0
+    commit(data, shard(start="2023-12-02T00", end="2023-12-31T23"), {"D": daily(24 * 30), "TI": np.arange(720.0)})
+    commit(data, shard(start="2024-01-01T00", end="2024-01-30T23"), {"D": load, "TI": np.arange(720.0) - 300})
+    commit(data, shard(route="fuel-type-data", start="2024-01-01T00", end="2024-01-30T23"), {"BAT": np.full(720, -5.0)})
+    commit(data, shard("ERCO", "2024-01-01T00", "2024-01-30T23"), {"D": daily(720, 40_000, 9_000)})
+    build_all(data)
+    return data
+
+
+def test_shapes_names_and_hours(folder: Path) -> None:
+    got = load_series(folder, ["PACW", "ERCO"], ["D"], "2024-01-01T00", "2024-01-30T23")
+    assert got.values.shape == got.mask.shape == got.reason.shape == (720, 2)
+    assert (got.values.dtype, got.mask.dtype) == (np.float32, np.bool_)
+    assert got.names == ("PACW.D", "ERCO.D")
+    assert got.hours[0] == np.datetime64("2024-01-01T00")
+    assert set(np.diff(got.hours).astype(int).tolist()) == {3600}
+    assert_array_equal(got.values[:, 1], daily(720, 40_000, 9_000).astype(np.float32))
+
+
+def test_masked_cells_are_nan_and_say_why(folder: Path) -> None:
+    got = load_series(folder, ["PACW"], ["D"], "2024-01-01T00", "2024-01-30T23")
+    why = {hour: REASONS[got.reason[hour, 0]] for hour in (10, 20, 310, 311)}
+    assert why == {10: "null", 20: "missing", 310: "outlier", 311: "ok"}
+    assert_array_equal(np.isnan(got.values), ~got.mask)
+    assert int((~got.mask).sum()) == 1 + 3 + 40 + 1
+    assert not got.imputed.any()
+
+
+def test_a_period_over_the_turn_of_the_year(folder: Path) -> None:
+    got = load_series(folder, ["PACW"], ["TI", "NG.BAT"], "2023-12-31T22", "2024-01-01T01")
+    assert_array_equal(got.values[:, 0], np.array([718, 719, -300, -299], np.float32))
+    assert_array_equal(got.mask[:, 1], [False, False, True, True])
+    assert REASONS[got.reason[0, 1]] == "missing"
+
+
+def test_linear_bridges_short_holes_alone_and_marks_them(folder: Path) -> None:
+    got = load_series(folder, ["PACW"], ["D"], "2024-01-01T00", "2024-01-30T23", impute="linear")
+    assert np.flatnonzero(got.imputed[:, 0]).tolist() == [10, 20, 21, 22, 310]
+    left, right = got.values[19, 0], got.values[23, 0]
+    assert got.values[20, 0] == pytest.approx(left + (right - left) / 4)
+    assert np.isnan(got.values[100:140, 0]).all()
+    assert not got.mask[10, 0]
+
+
+def test_week_takes_the_same_hour_a_week_away(folder: Path) -> None:
+    got = load_series(folder, ["PACW"], ["D"], "2024-01-01T00", "2024-01-30T23", impute="week")
+    plain = daily(720)
+    assert_array_equal(got.values[:, 0], plain.astype(np.float32))
+    assert int(got.imputed.sum()) == 45
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((["PACV"], ["D"], "2024-01-01T00", "2024-01-02T00"), "PACW"),
+        ((["PACW"], ["NG.BATT"], "2024-01-01T00", "2024-01-02T00"), r"did you mean NG\.BAT"),
+        (
+            (["PACW"], ["D"], "2022-01-01T00", "2024-01-02T00"),
+            r"for 2022.*there are 2023, 2024.*--start 2022 --end 2022",
+        ),
+        ((["PACW"], ["D"], "2024-01-02T00", "2024-01-01T00"), "ends before"),
+        ((["PACW"], ["D"], "2024-01-02", "2024-01-03"), "YYYY-MM-DDTHH"),
+    ],
+)
+def test_what_is_not_there_is_named_with_what_is(folder: Path, arguments: tuple, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        load_series(folder, *arguments)
+
+
+def test_an_empty_folder_and_a_damaged_file(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(UsageError, match="there is none"):
+        load_series(tmp_path, ["PACW"], ["D"], "2024-01-01T00", "2024-01-02T00")
+    wide = tmp_path / "series" / "PACW" / "2024" / "wide.parquet"
+    wide.parent.mkdir(parents=True)
+    wide.write_bytes((folder / "series/PACW/2024/wide.parquet").read_bytes()[:500])
+    with pytest.raises(ProofError, match="verify"):
+        load_series(tmp_path, ["PACW"], ["D"], "2024-01-01T00", "2024-01-02T00")
+
+
+def test_the_documented_lines_work(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    document = (Path(__file__).resolve().parents[3] / "docs" / "reference" / "data.md").read_text()
+    (lines,) = re.findall(r"```python\n(.*?)```", document, flags=re.DOTALL)
+    data = Path(shutil.copytree(folder, tmp_path / "data"))
+    for respondent in ("PACW", "ERCO"):
+        commit(data, shard(respondent, "2024-01-01T00", "2024-01-30T23", generation=1), {"DF": daily(720)})
+    build_all(data)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(lines, names)
+    assert names["series"].values.shape == (336, 4)
+    assert names["series"].names == ("PACW.D", "PACW.DF", "ERCO.D", "ERCO.DF")

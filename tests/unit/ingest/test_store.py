@@ -1,0 +1,191 @@
+"""The raw store and the pieces: all or nothing, deterministic, and honest about damage."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ingest import store
+from ingest.columns import (
+    Columns,
+    digest,
+    duplicate_owners,
+    find_gaps,
+    from_table,
+    has_duplicates,
+    hour_number,
+    merge,
+    to_table,
+)
+from ingest.errors import ProofError, StorageError
+from ingest.models import Shard
+
+SHARD = Shard("eia", "region-data", "PACW", "2023-01-01T00", "2023-12-31T23")
+SERIES = [("PACW", "D"), ("PACW", "NG.SUN"), ("ERCO", "D"), ("PACE", "TI")]
+
+values = st.one_of(st.just(float("nan")), st.floats(-1e6, 1e6, allow_nan=False), st.just(-0.0))
+cells = st.dictionaries(st.tuples(st.integers(400_000, 400_040), st.sampled_from(SERIES)), values, max_size=60)
+
+
+def columns_of(rows: dict[tuple[int, tuple[str, str]], float], series: list[tuple[str, str]]) -> Columns:
+    return Columns(
+        tuple(series),
+        np.array([hour for hour, _ in rows], np.int32),
+        np.array([series.index(one) for _, one in rows], np.int32),
+        np.array(list(rows.values()), np.float64),
+    )
+
+
+@settings(deadline=None, max_examples=60)
+@given(cells, st.randoms(use_true_random=False))
+def test_order_and_parts_do_not_change_the_data(rows: dict[tuple[int, tuple[str, str]], float], random: object) -> None:
+    whole = merge([columns_of(rows, SERIES)])[0]
+    items = list(rows.items())
+    random.shuffle(items)  # type: ignore[attr-defined]
+    parts = [columns_of(dict(items[i::3]), SERIES[::-1]) for i in range(3)]
+    again, owner = merge(parts)
+    assert digest(again) == digest(whole)
+    assert not duplicate_owners(again, owner)
+    assert to_table(again).equals(to_table(whole))
+    to_table(whole).validate(full=True)
+    assert digest(from_table(to_table(whole))) == digest(whole)
+    assert list(zip(again.hour, again.index, strict=True)) == sorted(zip(again.hour, again.index, strict=True))
+
+
+@settings(deadline=None, max_examples=60)
+@given(cells, st.data())
+def test_a_change_of_one_value_changes_the_digest(
+    rows: dict[tuple[int, tuple[str, str]], float], data: st.DataObject
+) -> None:
+    if not rows:
+        return
+    cell = data.draw(st.sampled_from(sorted(rows)))
+    changed = rows | {cell: 5e6}
+    assert digest(merge([columns_of(changed, SERIES)])[0]) != digest(merge([columns_of(rows, SERIES)])[0])
+
+
+@settings(deadline=None, max_examples=60)
+@given(cells)
+def test_gaps_are_exactly_the_missing_cells(rows: dict[tuple[int, tuple[str, str]], float]) -> None:
+    columns = merge([columns_of(rows, SERIES)])[0]
+    first, last = 400_000, 400_040
+    gaps = find_gaps(columns, dict.fromkeys(("PACW", "ERCO", "PACE"), (first, last)))
+    missing = {
+        (gap.respondent, gap.variable, hour)
+        for gap in gaps
+        for hour in range(hour_number(gap.start), hour_number(gap.end) + 1)
+    }
+    assert sum(gap.hours for gap in gaps) == len(missing)
+    seen = {one for _, one in rows}
+    for respondent, variable in SERIES:
+        for hour in range(first, last + 1):
+            there = (hour, (respondent, variable)) in rows
+            if (respondent, variable) in seen:
+                assert ((respondent, variable, hour) in missing) == (not there)
+    for respondent in {"PACW", "ERCO", "PACE"} - {respondent for respondent, _ in seen}:
+        assert sum(gap.hours for gap in gaps if gap.respondent == respondent and gap.variable == "*") == 41
+
+
+@settings(deadline=None, max_examples=60)
+@given(cells, cells)
+def test_duplicates_name_the_parts_that_share_a_cell(
+    one: dict[tuple[int, tuple[str, str]], float], two: dict[tuple[int, tuple[str, str]], float]
+) -> None:
+    merged, owner = merge([columns_of(one, SERIES), columns_of(two, SERIES)])
+    shared = one.keys() & two.keys()
+    assert duplicate_owners(merged, owner) == ({0, 1} if shared else set())
+    assert has_duplicates(merged) == bool(shared)
+
+
+def test_pieces_have_the_same_bytes_whoever_writes_them(tmp_path: Path) -> None:
+    rows = {(400_000 + i, SERIES[i % 4]): float(i) if i % 7 else float("nan") for i in range(500)}
+    proofs = []
+    for name in ("a", "b"):
+        proof = store.write_piece(tmp_path / name, SHARD, merge([columns_of(rows, SERIES)])[0])
+        table = store.read_piece(tmp_path / name, proof)
+        assert table.schema.field("hour").type == pa.int32()
+        assert pa.types.is_dictionary(table.schema.field("variable").type)
+        assert table.column("value").null_count == sum(value != value for value in rows.values())
+        proofs.append(proof)
+    assert proofs[0] == proofs[1]
+    (tmp_path / "a" / proofs[0].path).write_bytes(b"PAR1")
+    with pytest.raises(ProofError):
+        store.read_piece(tmp_path / "a", proofs[0])
+    (tmp_path / "a" / proofs[0].path).unlink()
+    with pytest.raises(ProofError):
+        store.read_piece(tmp_path / "a", proofs[0])
+
+
+def test_writing_a_piece_does_not_load_pandas() -> None:
+    code = (
+        "import sys, tempfile, pathlib, numpy as np; from ingest import store; from ingest.columns import Columns\n"
+        "from ingest.models import Shard\n"
+        "one = Columns((('A', 'D'),), np.zeros(1, np.int32), np.zeros(1, np.int32), np.ones(1))\n"
+        "store.write_piece(pathlib.Path(tempfile.mkdtemp()), Shard('eia', 'r', 'A', '2023-01-01T00', '2023-01-01T01'), one)\n"
+        "sys.exit('pandas' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], timeout=120).returncode == 0
+
+
+def test_a_page_is_named_by_its_content_and_proved_by_it(tmp_path: Path) -> None:
+    proof = store.write_page(tmp_path, SHARD, 5000, b"content", ".json.gz")
+    assert proof.path.startswith("raw/eia/region-data/PACW/2023/g000/00005000-")
+    (stored,) = store.scan_pages(tmp_path, SHARD, ".json.gz")
+    assert (stored.offset, store.read_page(stored.path)) == (5000, b"content")
+    stored.path.write_bytes(b"Content")
+    with pytest.raises(ProofError):
+        store.read_page(stored.path)
+    store.set_aside(stored.path)
+    assert not store.scan_pages(tmp_path, SHARD, ".json.gz")
+    assert stored.path.with_name(stored.path.name + ".stale").exists()
+
+
+def test_temporary_files_are_never_pages_and_old_ones_go(tmp_path: Path) -> None:
+    folder = store.page_folder(tmp_path, SHARD)
+    folder.mkdir(parents=True)
+    fresh, old = folder / ".00000000-ab.json.gz.1-1.tmp", folder / ".00005000-ab.json.gz.1-1.tmp"
+    for path in (fresh, old):
+        path.write_bytes(b"half")
+    past = time.time() - 2 * store.LEFTOVER_S
+    os.utime(old, (past, past))
+    assert not store.scan_pages(tmp_path, SHARD, ".json.gz")
+    assert (fresh.exists(), old.exists()) == (True, False)
+
+
+def test_a_temporary_file_that_is_taken_for_a_leftover_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a process whose clock jumped ahead by hours."""
+    sweeps = iter([True, False])
+    rename = Path.replace
+
+    def swept(self: Path, target: Path) -> Path:
+        if next(sweeps):
+            self.unlink()
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", swept)
+    store.atomic_write(tmp_path / "page", b"content")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("page", b"content")]
+
+
+@pytest.mark.parametrize("number", [28, 30, 122, 13])
+def test_a_disk_that_refuses_is_a_storage_error_that_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(store.os, "fsync", refuse)
+    with pytest.raises(StorageError, match=r"g000.*the same command"):
+        store.write_page(tmp_path, SHARD, 0, b"content", ".json.gz")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -1,0 +1,197 @@
+"""Verification: a whole folder passes; every kind of damage is found and named."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ingest import manifest
+from ingest.errors import UsageError
+from ingest.store import file_proof
+from ingest.verify import Report, verify
+from tests.support.data_folder import ABSENT, build_all, commit, daily, page_body, shard
+
+KEY = "eia/region-data/PACW/20240101T00-20240331T23/g000"
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three months of PACW: two pages of region data, one of fuels, one gap, one null."""
+    data = tmp_path_factory.mktemp("pristine")
+    quarter = {"start": "2024-01-01T00", "end": "2024-03-31T23"}
+    load = daily(2184)
+    load[5], load[70:80] = np.nan, ABSENT
+    commit(data, shard(**quarter), {"D": load, "TI": np.zeros(2184), "NG": load})
+    commit(data, shard(route="fuel-type-data", **quarter), {"COL": np.full(2184, 1000.0)})
+    build_all(data)
+    return data
+
+
+@pytest.fixture
+def folder(pristine: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(pristine, tmp_path / "data"))
+
+
+def kinds(report: Report) -> set[str]:
+    return {finding.kind for finding in report.mismatches}
+
+
+def page(folder: Path, number: int = 0) -> Path:
+    return sorted((folder / "raw" / KEY).iterdir())[number]
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], None], name: str = KEY) -> None:
+    path = folder / "manifests" / f"{name}.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_a_whole_folder(folder: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    report = verify(folder, lambda done, of: seen.append((done, of)))
+    assert report.whole, report.to_text()
+    assert (report.shards, report.builds, report.pages) == (2, 1, 3)
+    assert report.rows == report.total == 3 * 2184 - 20 + 2184
+    assert [(gap.variable, gap.start, gap.hours) for gap in report.gaps] == [
+        ("D", "2024-01-03T22", 10),
+        ("NG", "2024-01-03T22", 10),
+    ]
+    assert report.notes == []
+    assert seen[-1] == (3, 3)
+    assert json.loads(json.dumps(report.to_json()))["whole"] is True
+    assert "2024-01-03T22 to 2024-01-04T07 (10 h)" in report.to_text()
+
+
+@pytest.mark.parametrize("where", ["raw", "pieces", "series"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_damage_to_any_file_is_found_and_named(folder: Path, where: str, damage: str) -> None:
+    for path in sorted(path for path in (folder / where).rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        if damage == "flip":
+            middle = len(content) // 2
+            path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+        elif damage == "truncate":
+            path.write_bytes(content[:-1])
+        else:
+            path.unlink()
+        report = verify(folder)
+        assert [(finding.kind, finding.subject) for finding in report.mismatches] == [
+            ({"flip": "sha256", "truncate": "size", "remove": "missing"}[damage], path.relative_to(folder).as_posix())
+        ]
+        assert not report.whole
+        path.write_bytes(content)
+
+
+def test_an_edited_row_count(folder: Path) -> None:
+    edit(folder, lambda content: content["proof"].update(rows=content["proof"]["rows"] + 1))
+    assert {"rows", "total", "summary"} <= kinds(verify(folder))
+
+
+def test_an_edited_page_count_and_total(folder: Path) -> None:
+    edit(folder, lambda content: content["proof"]["pages"][1].update(rows=7, total=8))
+    assert kinds(verify(folder)) == {"rows", "total"}
+
+
+def test_an_edited_digest_null_count_and_gap(folder: Path) -> None:
+    edit(folder, lambda content: content["proof"].update(digest="0" * 64, nulls=0, gaps=content["proof"]["gaps"][1:]))
+    assert kinds(verify(folder)) == {"digest", "nulls", "gaps", "summary"}
+
+
+def test_an_edited_build(folder: Path) -> None:
+    edit(folder, lambda content: content["proof"].update(valid=1), "build/PACW/2024")
+    assert kinds(verify(folder)) == {"cells", "summary"}
+
+
+def test_a_repeated_row_behind_a_consistent_manifest(folder: Path) -> None:
+    """Someone doubles a row of the second page and mends every hash and count: only the keys can tell."""
+    path = page(folder, 1)
+    body = json.loads(gzip.decompress(path.read_bytes()))["response"]
+    rows, total = body["data"], int(body["total"])
+    # The first row of the page comes again in place of the last: counts stay as they are.
+    first = json.loads(gzip.decompress(page(folder).read_bytes()))["response"]["data"][0]
+    content = page_body([first, *rows[1:]], total)
+    path.write_bytes(content)
+    proof = file_proof(folder, path, content)
+    edit(folder, lambda one: one["proof"]["pages"][1]["file"].update(bytes=proof.bytes, sha256=proof.sha256))
+    report = verify(folder)
+    (duplicate,) = [finding for finding in report.mismatches if finding.kind == "duplicate"]
+    assert duplicate.detail == "PACW D 2024-01-01T00"
+    assert {"digest", "gaps"} <= kinds(report)
+
+
+def test_a_page_that_is_no_page(folder: Path) -> None:
+    path = page(folder)
+    content = gzip.compress(b"<html>please wait</html>")
+    path.write_bytes(content)
+    sha256 = hashlib.sha256(content).hexdigest()
+    edit(folder, lambda one: one["proof"]["pages"][0]["file"].update(bytes=len(content), sha256=sha256))
+    assert kinds(verify(folder)) == {"page", "summary"}
+
+
+def test_a_series_of_older_pieces_is_stale(folder: Path) -> None:
+    week = shard(start="2024-03-25T00", end="2024-03-31T23", generation=1)
+    commit(folder, week, {"D": daily(168) + 1})
+    report = verify(folder)
+    assert [(finding.kind, finding.subject) for finding in report.mismatches if finding.kind == "stale"] == [
+        ("stale", "build/PACW/2024")
+    ]
+    build_all(folder)
+    assert verify(folder).whole
+
+
+def test_a_manifest_that_is_none(folder: Path) -> None:
+    (folder / "manifests" / f"{KEY}.json").write_text("{")
+    assert {"manifest", "stale", "summary"} <= kinds(verify(folder))
+
+
+def test_strays_are_named_and_harmless(folder: Path) -> None:
+    (folder / "raw" / KEY / "00000000-0123456789abcdef.json.gz").write_bytes(b"x")
+    (folder / "raw" / KEY / ".page.tmp").write_bytes(b"x")
+    (folder / "raw" / KEY / "00005000-0123456789abcdef.json.gz.stale").write_bytes(b"x")
+    (folder / "raw" / "eia/region-data/ERCO/2024/g000").mkdir(parents=True)
+    (folder / "raw" / "eia/region-data/ERCO/2024/g000/00000000-0123456789abcdef.json.gz").write_bytes(b"x")
+    (folder / "pieces" / "x.parquet").write_bytes(b"x")
+    report = verify(folder)
+    assert report.whole
+    assert sorted(finding.kind for finding in report.notes) == [
+        "orphan",
+        "orphan",
+        "set-aside",
+        "temporary",
+        "unfinished",
+    ]
+
+
+def test_an_extraction_that_is_not_over_is_noted(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+    commit(folder, shard("ERCO", "2024-01-01T00", "2024-01-31T23"), {"D": daily(744)})
+    report = verify(folder)
+    assert report.whole
+    assert {finding.kind for finding in report.notes} == {"unfinished", "unbuilt"}
+
+
+def test_nothing_to_verify_is_no_success(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no manifest"):
+        verify(tmp_path)
+
+
+def test_verification_changes_nothing(folder: Path) -> None:
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    verify(folder)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_replaced_proof_of_the_same_data_is_whole(folder: Path) -> None:
+    (one, *_) = [one for one in manifest.shard_manifests(folder) if one.proof.shard.key == KEY]
+    manifest.write_shard(folder, replace(one, attempt=2))
+    assert verify(folder).whole

@@ -1,0 +1,198 @@
+"""The native kernel's threads, memory, dispatch and build, and the choice of a kernel."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from ringattn._errors import DTypeError, KernelError, ShapeError
+from ringattn.kernels import Block, available, native, select
+from ringattn.kernels.native import NativeKernel, best_isa, fma_peak, isas
+
+ROOT = Path(__file__).parents[3]
+needs_native = pytest.mark.skipif(available()["native"] is not None, reason=f"native kernel: {available()['native']}")
+
+
+def block(q_len: int, k_len: int, **mask: object) -> Block:
+    return Block(np.arange(q_len, dtype=np.int32), np.arange(k_len, dtype=np.int32), **mask)  # type: ignore[arg-type]
+
+
+def normal(*shape: int) -> mx.array:
+    return mx.array(np.random.default_rng(len(shape) + shape[1]).standard_normal(shape, dtype=np.float32))
+
+
+@needs_native
+@pytest.mark.parametrize("heads", [(1, 1), (4, 2)])
+def test_same_bits_for_any_number_of_threads(heads: tuple[int, int]) -> None:
+    q, k, v = normal(1, heads[0], 700, 40), normal(1, heads[1], 900, 40), normal(1, heads[1], 900, 40)
+    do, mask = q * 0.5, block(700, 900, causal=True, window=600)
+    results = []
+    for threads in (1, 2, 3, 8, 8, 8):
+        kernel = NativeKernel(threads=threads)
+        o, lse = kernel.forward(q, k, v, mask, scale=0.2)
+        results.append(
+            [np.array(x) for x in (o, lse, *kernel.backward(q, k, v, do, lse, (do * o).sum(-1), mask, scale=0.2))]
+        )
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@needs_native
+def test_threads_come_from_argument_then_environment_then_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RINGATTN_THREADS", "3")
+    assert native.default_threads() == 3
+    monkeypatch.delenv("RINGATTN_THREADS")
+    assert 1 <= native.default_threads() <= (os.cpu_count() or 1)
+    monkeypatch.setenv("RINGATTN_THREADS", "many")
+    with pytest.raises(KernelError, match="RINGATTN_THREADS"):
+        native.default_threads()
+
+
+@needs_native
+def test_fma_peak_grows_with_work_done() -> None:
+    assert fma_peak(threads=1, seconds=0.05) > 1e8
+
+
+@needs_native
+def test_an_isa_that_disagrees_is_warned_about_and_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = list(isas())[:2]
+    monkeypatch.setattr(native, "_parity_error", lambda isa: 1.0 if isa == first else 0.0)
+    best_isa.cache_clear()
+    try:
+        with pytest.warns(RuntimeWarning, match=f"{first} code differs"):
+            assert best_isa() == second
+    finally:
+        best_isa.cache_clear()
+
+
+@needs_native
+def test_parity_check_sees_a_difference() -> None:
+    assert all(0 <= native._difference(isa, mx.float32) < 1e-5 for isa in isas())
+    assert all(0 <= native._difference(isa, mx.bfloat16) < (3e-2 if "bf16" in isa else 1e-5) for isa in isas())
+
+
+@needs_native
+def test_an_isa_that_is_not_here_is_named() -> None:
+    with pytest.raises(KernelError, match="'sve2'"):
+        NativeKernel(isa="sve2")
+
+
+MEMORY_SCRIPT = """
+import resource, sys
+import mlx.core as mx, numpy as np
+from ringattn.kernels import Block, select
+kernel, n, dim = select(sys.argv[1]), int(sys.argv[2]), 8
+def step(n):
+    q = mx.random.normal((1, 1, n, dim)); pos = np.arange(n, dtype=np.int32); block = Block(pos, pos, causal=True)
+    o, lse = kernel.forward(q, q, q, block, scale=1.0)
+    mx.eval(kernel.backward(q, q, q, o, lse, (o * o).sum(-1), block, scale=1.0))
+step(512)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+step(n)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KB on Linux only")
+@pytest.mark.parametrize(("name", "length"), [("native", 16384), ("mlx", 6144)])
+def test_memory_is_not_quadratic(name: str, length: int) -> None:
+    if available()[name] is not None:
+        pytest.skip(f"{name}: {available()[name]}")
+    out = subprocess.run(
+        [sys.executable, "-c", MEMORY_SCRIPT, name, str(length)], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    scores_kb = length * length * 4 // 1024
+    assert int(out.stdout) < 0.3 * scores_kb
+
+
+def test_argument_then_environment_then_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RINGATTN_KERNEL", raising=False)
+    best = "native" if available()["native"] is None else "mlx"
+    assert select(device=mx.Device(mx.cpu)).name == best
+    assert select(device=mx.Device(mx.gpu)).name == "mlx"
+    monkeypatch.setenv("RINGATTN_KERNEL", "reference")
+    assert select().name == "reference"
+    assert select("mlx").name == "mlx"
+
+
+def test_unknown_kernel_lists_what_there_is() -> None:
+    with pytest.raises(KernelError, match=r"'cuda'.*no kernel has this name.*mlx: usable"):
+        select("cuda")
+
+
+def test_without_the_library_the_reason_and_the_way_to_build_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ringattn.kernels._made", {})
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    native.library.cache_clear()
+    best_isa.cache_clear()
+    try:
+        reason = available()["native"]
+        assert reason is not None and "uv sync --reinstall-package" in reason and "\n" not in reason
+        monkeypatch.delenv("RINGATTN_KERNEL", raising=False)
+        assert select(device=mx.Device(mx.cpu)).name == "mlx"
+        with pytest.raises(KernelError, match="uv sync"):
+            select("native")
+    finally:
+        native.library.cache_clear()
+        best_isa.cache_clear()
+
+
+@pytest.mark.parametrize("name", [n for n, why in available().items() if why is None])
+def test_inputs_that_break_a_rule(name: str) -> None:
+    kernel, q, k, mask = select(name), normal(1, 4, 5, 8), normal(1, 2, 6, 8), block(5, 6)
+    for bad in (
+        (q[0], k, k, mask),
+        (q, k, k[:, :, :5], mask),
+        (q, k[..., :4], k[..., :4], mask),
+        (q[:, :3], k, k, mask),
+        (q, k, k, block(4, 6)),
+        (q, k, k, block(5, 6, window=0)),
+        (q, k, k, block(5, 6, q_seg=np.zeros(5, np.int32))),
+        (q, k, k, block(5, 6, q_seg=np.zeros(5, np.int64), k_seg=np.zeros(6, np.int64))),
+    ):
+        with pytest.raises(ShapeError):
+            kernel.forward(*bad, scale=1.0)
+    with pytest.raises(DTypeError):
+        kernel.forward(q.astype(mx.int32), k, k, mask, scale=1.0)
+
+
+@needs_native
+def test_native_rules_of_its_own() -> None:
+    kernel, wide = NativeKernel(), normal(1, 1, 2, 257)
+    with pytest.raises(ShapeError, match="256"):
+        kernel.forward(wide, wide, wide, block(2, 2), scale=1.0)
+    q, short = normal(1, 1, 5, 8), mx.zeros((1, 1, 4))
+    with pytest.raises(ShapeError, match="lse"):
+        kernel.backward(q, q, q, q, short, short, block(5, 5), scale=1.0)
+
+
+@pytest.mark.long
+def test_install_without_a_compiler_goes_on_and_with_one_builds(tmp_path: Path) -> None:
+    uv = shutil.which("uv")
+    if uv is None:
+        pytest.skip("uv is not on the path")
+    source = tmp_path / "source"
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "*.so", "build", "*.egg-info", "data", "runs"))
+    for compiler, expected in (("/bin/false", "uv sync"), ("cc", "None")):
+        target = tmp_path / Path(compiler).name
+        subprocess.run(
+            [uv, "pip", "install", "-q", "--no-deps", "--python", sys.executable, "--target", target, source],
+            check=True,
+            env={**os.environ, "CC": compiler},
+        )
+        code = "from ringattn.kernels import available; print(available()['native'])"
+        out = subprocess.run(
+            [sys.executable, "-P", "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(target)},
+        )
+        assert expected in out.stdout

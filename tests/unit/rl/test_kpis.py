@@ -1,0 +1,78 @@
+"""The users' numbers, each against a sum by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rl.env.grid import Grid
+from rl.errors import DataError
+from rl.evaluation.kpis import cvar, kpis, mix_kpis, weekly
+from rl.evaluation.score import Trace
+
+GRID = Grid()
+
+
+def trace() -> Trace:
+    """One day of one episode at 0.5, with hour 5 at 1.2 and hour 9 at 0.1; some power in hours 1 to 3."""
+    residual = np.full((24, 1), 0.5)
+    residual[5], residual[9] = 1.2, 0.1
+    power = np.zeros((24, 3, 1))
+    power[1, :, 0] = 0.03, 0.046, 0.02
+    power[2, :, 0] = -0.03, 0, -0.021
+    shed = np.zeros((24, 1))
+    shed[3] = 0.01
+    return Trace(
+        starts=np.array([0]),
+        load=residual,
+        residual=residual,
+        before=np.array([0.4]),
+        power=power,
+        charge=np.zeros((24, 3, 1)),
+        shed=shed,
+        cost=np.ones((24, 1)),
+        cut=np.array([[0.1], [0.0], [0.05]]),
+    )
+
+
+def test_numbers_by_hand() -> None:
+    found = kpis(GRID, trace(), 1000.0)
+    assert found.cost == pytest.approx(24_000)
+    assert found.ramp_absolute == pytest.approx(100 + 2 * 700 + 2 * 400)
+    assert found.ramp_up_only == pytest.approx(100 + 700 + 400)
+    assert found.steepest_up == pytest.approx(700)
+    assert found.peak == found.daily_peak == pytest.approx(1200)
+    assert found.load_factor == pytest.approx((22 * 0.5 + 1.3) / 24 / 1.2)
+    assert found.unserved == pytest.approx(100) and found.curtailed == pytest.approx(200)
+    assert found.cycles == pytest.approx(
+        {"battery_2h": 0.03 / 0.92 / 0.06, "battery_4h": 0.05 / 0.2, "shiftable": 0.02 / 0.09}
+    )
+    assert (found.shifted, found.rebound, found.shed) == pytest.approx((20, 21, 10))
+    assert found.cut == pytest.approx(150) and found.cvar_week == pytest.approx(24_000)
+
+
+def test_cvar_is_the_mean_of_the_worst_weeks() -> None:
+    costs = np.arange(1.0, 21.0)
+    assert cvar(costs, 0.1) == pytest.approx(19.5) and cvar(costs[:3], 0.1) == 3
+    hourly = np.repeat(np.array([1.0, 3.0]), 168)[:, None]
+    assert weekly(np.concatenate([hourly, hourly[:5]])).tolist() == [168, 504]
+
+
+def test_carbon_and_inertia_of_a_mix_by_hand() -> None:
+    generation = {"COL": np.array([100.0, 0.0]), "NG": np.array([300.0, 200.0]), "WND": np.array([100.0, 300.0])}
+    found = mix_kpis(generation, np.array([-40.0, 20.0]), contingency=50.0, loading=0.8)
+    assert found.carbon_uncontrolled == pytest.approx(100 + 0.41 * 500)
+    assert found.carbon == pytest.approx(100 * 0.9 + 0.41 * (300 * 0.9 + 200 * 1.1))
+    assert found.lowest_synchronous_share == pytest.approx(220 / 520)
+    assert found.synchronous_share == pytest.approx((360 / 460 + 220 / 520) / 2)
+    assert found.rocof == pytest.approx(60 * 50 / (2 * 4.5 * 220 / 0.8))
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(DataError, match="fuel"):
+        mix_kpis({}, np.zeros(2), contingency=1.0)
+    with pytest.raises(DataError, match="fuel"):
+        mix_kpis({"NG": np.zeros(3)}, np.zeros(2), contingency=1.0)
+    short = trace()
+    with pytest.raises(DataError, match="24"):
+        kpis(GRID, Trace(**{**vars(short), "cost": short.cost[:10]}), 1.0)

@@ -1,0 +1,86 @@
+"""A control training's settings: what a file says over the defaults, and what it may not say. And what its folder proves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from coordinator.server.uploads import file_sha256
+from coordinator.stages.rollouts import artifacts
+from ingest.errors import ProofError, UsageError
+from worker.control.config import Settings, read
+
+
+def test_a_file_says_what_differs_from_the_defaults(tmp_path: Path) -> None:
+    assert read(None) == Settings()
+    path = tmp_path / "control.toml"
+    path.write_text('algorithm = "evolve"\nevery = 2\n[vtrace]\nstaleness = 0\nnoise = 1\n')
+    found = read(path)
+    assert (found.algorithm, found.every, found.vtrace.staleness, found.vtrace.noise) == ("evolve", 2, 0, 1)
+    assert found.clone == Settings().clone
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("every = ", "control-config"),
+        ("evry = 2", "unknown key 'evry'"),
+        ("vtrace = 3", r"\[vtrace\]"),
+        ("[vtrace]\nsteps = 3", r"\[vtrace\] unknown key 'steps'"),
+        ("every = 0", "above 0"),
+        ('every = "4"', "expected int"),
+        ("[vtrace]\nlearning_rate = true", "expected float"),
+        ('algorithm = "magic"', "choose pathwise or vtrace or evolve"),
+        ('baselines = "mpc,magic"', "choose from"),
+    ],
+)
+def test_what_it_may_not_say(tmp_path: Path, text: str, why: str) -> None:
+    path = tmp_path / "control.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=why):
+        read(path)
+
+
+def result(run: Path, **changes: object) -> None:
+    (run / "policy.npz").write_bytes(b"weights")
+    plain = {
+        "algorithm": "vtrace",
+        "version": 3,
+        "validation_pop": 0.8,
+        "test_pop": {"PACW": {"policy": 0.7, "mpc": None}},
+        "policy": "policy.npz",
+        "sha256": file_sha256(run / "policy.npz"),
+        "report": "report.md",
+        "known": "nothing",
+        "audits": 4,
+    }
+    (run / "result.json").write_text(json.dumps(plain | changes))
+
+
+def test_a_result_is_accepted_for_its_request_as_long_as_it_is_whole(tmp_path: Path) -> None:
+    assert artifacts.accepted(tmp_path, "a") is None
+    with pytest.raises(ProofError, match=r"result\.json"):
+        artifacts.accept(tmp_path, "a")
+    result(tmp_path)
+    accepted = artifacts.accept(tmp_path, "a")
+    assert artifacts.accepted(tmp_path, "a") == accepted
+    assert artifacts.accepted(tmp_path, "b") is None
+    (tmp_path / "policy.npz").write_bytes(b"other weights")
+    assert artifacts.accepted(tmp_path, "a") is None
+    with pytest.raises(ProofError, match="sha256 differs"):
+        artifacts.accept(tmp_path, "a")
+    result(tmp_path, version="three")
+    with pytest.raises(ProofError, match="version"):
+        artifacts.read_result(tmp_path)
+
+
+def test_another_forecaster_or_configuration_is_another_request(tmp_path: Path) -> None:
+    asked = {
+        artifacts.asked(tmp_path, b"", ""),
+        artifacts.asked(tmp_path, b"x", ""),
+        artifacts.asked(tmp_path, b"", "f" * 64),
+    }
+    assert len(asked) == 3
+    assert artifacts.forecaster(tmp_path) == ""

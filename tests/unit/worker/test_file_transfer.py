@@ -1,0 +1,139 @@
+"""Files on their way between a worker and its coordinator: only what is missing moves, what came before counts, damage is seen."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from coordinator.server.uploads import FileInbox
+from coordinator.stages.train.inputs import TrainingFiles
+from coordinator.wire.messages import Ack, FileChunk, FilePart, FileRequest, HostFile, Message
+from ingest.errors import ProofError
+from ingest.fetch import Cancelled
+from worker.agent.file_transfer import CHUNK, Answers, Line, described
+from worker.training import replica
+
+BODY = bytes(range(256)) * 5_000  # five chunks
+
+
+class Wire:
+    """A coordinator that answers at once, from and into `folder`; `drop` of its answers are lost."""
+
+    def __init__(self, folder: Path, drop: int = 0) -> None:
+        self.folder, self.drop = folder, drop
+        self.inbox = FileInbox(folder, {"run": folder / "run"})
+        self.cancelled = False
+        self.moved = 0  # bytes of files
+        self.answers = Answers(lambda: self.cancelled)
+        self.line = Line("w", "t", 1, self.say, self.answers)
+
+    def say(self, message: Message, frames: Iterable[bytes]) -> None:
+        if self.drop:
+            self.drop -= 1
+        elif isinstance(message, FileRequest):
+            with (self.folder / message.path).open("rb") as file:
+                file.seek(message.offset)
+                part = file.read(CHUNK)
+            self.moved += len(part)
+            self.answers.put_part(FilePart("t", 1, message.path, message.offset), part)
+        elif isinstance(message, FileChunk):
+            (data,) = frames
+            self.moved += len(data)
+            self.answers.put(Ack("t", 1, not self.cancelled, message.path, self.inbox.take(message, data)))
+
+
+def write(folder: Path, path: str, body: bytes = BODY) -> HostFile:
+    (folder / path).parent.mkdir(parents=True, exist_ok=True)
+    (folder / path).write_bytes(body)
+    return described(folder, path)
+
+
+def nothing() -> None:
+    pass
+
+
+def test_only_what_is_missing_is_brought_and_what_is_not_listed_goes(tmp_path: Path) -> None:
+    wire, here = Wire(tmp_path / "there"), tmp_path / "here"
+    listed = [write(wire.folder, path) for path in ("series/A/2021/wide.parquet", "run/checkpoints/000020/state.json")]
+    replica.bring(here, listed, wire.line, nothing)
+    assert wire.moved == 2 * len(BODY)
+    other = write(here, "run/checkpoints/000030/state.json")  # of a round that the coordinator has nothing of
+    for kept in ("run/logs/rank-0.log", "tokens/A.npy"):
+        write(here, kept)
+    replica.bring(here, listed, wire.line, nothing)
+    assert wire.moved == 2 * len(BODY)
+    assert not (here / other.path).parent.exists()
+    assert (here / "run/logs/rank-0.log").exists() and (here / "tokens/A.npy").exists()
+    (here / listed[0].path).write_bytes(BODY[::-1])  # as long as before
+    replica.bring(here, listed, wire.line, nothing)
+    assert (here / listed[0].path).read_bytes() == BODY and wire.moved == 3 * len(BODY)
+
+
+def test_a_file_that_came_in_part_is_gone_on_with_and_proved(tmp_path: Path) -> None:
+    wire, here = Wire(tmp_path / "there"), tmp_path / "here"
+    file = write(wire.folder, "series/A/2021/wide.parquet")
+    half = here / f"{file.path}.{file.sha256[:16]}.part"
+    half.parent.mkdir(parents=True)
+    half.write_bytes(BODY[: 2 * CHUNK])
+    replica.bring(here, [file], wire.line, nothing)
+    assert wire.moved == len(BODY) - 2 * CHUNK and (here / file.path).read_bytes() == BODY
+    (here / file.path).unlink()
+    half.write_bytes(b"x" * CHUNK)  # damaged: its hash tells at the end, and all of it comes again
+    replica.bring(here, [file], wire.line, nothing)
+    assert (here / file.path).read_bytes() == BODY and not half.exists()
+
+
+def test_a_file_that_is_another_by_now_is_refused(tmp_path: Path) -> None:
+    wire = Wire(tmp_path / "there")
+    file = write(wire.folder, "series/A/2021/wide.parquet")
+    write(wire.folder, file.path, BODY[::-1])
+    with pytest.raises(ProofError, match="never the file"):
+        wire.line.bring(tmp_path / "here", file, nothing)
+
+
+def test_requests_that_are_lost_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.agent.file_transfer.ANSWER_S", 0.2)
+    wire = Wire(tmp_path / "there", drop=3)
+    file = write(wire.folder, "series/A/2021/wide.parquet")
+    wire.line.bring(tmp_path / "here", file, nothing)
+    assert (tmp_path / "here" / file.path).read_bytes() == BODY
+
+
+def test_a_lease_that_was_taken_back_ends_a_transfer(tmp_path: Path) -> None:
+    wire = Wire(tmp_path / "there", drop=1 << 30)
+    file = write(wire.folder, "series/A/2021/wide.parquet")
+    wire.cancelled = True
+    with pytest.raises(Cancelled):
+        wire.line.bring(tmp_path / "here", file, nothing)
+    with pytest.raises(Cancelled):
+        wire.line.send(wire.folder, file)
+
+
+def checkpoint(run: Path, step: int, best: int) -> None:
+    write(run, f"checkpoints/{step:06d}/weights.safetensors", hashlib.sha256(str(step).encode()).digest() * 20_000)
+    write(run, f"checkpoints/{step:06d}/state.json", json.dumps({"step": step, "best_step": best}).encode())
+
+
+def test_checkpoints_are_sent_back_with_the_best_one_and_cleared_up_there(tmp_path: Path) -> None:
+    wire, here = Wire(tmp_path / "there"), tmp_path / "here"
+    returns = replica.Returns(here, wire.line)
+    write(here, "run/metrics.jsonl", b'{"step": 1}\n')
+    for step in (10, 20, 30, 40):
+        checkpoint(here / "run", step, best=20)
+        returns.poke()
+    returns.finish()
+    assert returns.error is None and returns.saved == 40
+    there = TrainingFiles(wire.folder, wire.folder / "run", config=False)
+    there.prune()
+    kept = {path.name for path in (wire.folder / "run" / "checkpoints").iterdir()}
+    assert {"000020", "000040"} <= kept and len(kept) <= 3
+    listed = {file.path for file in there.listed()}
+    assert "run/metrics.jsonl" in listed and "run/checkpoints/000040/weights.safetensors" in listed
+    assert "run/checkpoints/000020/state.json" in listed and "run/checkpoints/000030/state.json" not in listed
+    moved = wire.moved
+    replica.Returns(here, wire.line).finish()  # another round on the same host: what is held is not sent again
+    assert wire.moved == moved

@@ -1,0 +1,145 @@
+"""The forecaster's parts: attention as kernel regression, quantiles, scores, checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from ringattn.layout import Layout
+from worker.forecast.model import checkpoint, conformal, scores
+from worker.forecast.model.network import MEDIAN, QUANTILES, WAVES, Batch, Forecaster, ModelConfig, ascending, pinball
+
+CONFIG = ModelConfig(features=3, conditions=2, regions=2, context=30, dim=8, heads=2, head_dim=16, hidden=8)
+
+
+def batch(tokens: int, seed: int = 0) -> Batch:
+    draw = np.random.default_rng(seed)
+    hours = np.arange(tokens)
+    return Batch(
+        mx.array(draw.normal(size=(tokens, 3)).astype(np.float32)),
+        mx.array(draw.normal(size=(tokens, 2)).astype(np.float32)),
+        mx.array(draw.normal(size=(tokens, 6)).astype(np.float32)),
+        mx.array((hours % 2).astype(np.int32)),
+        mx.array(hours.astype(np.float32)),
+        mx.array((hours >= tokens // 2).astype(np.int32)),
+        mx.array((hours // 24).astype(np.int32)),
+        tokens // 24 + 1,
+        Layout("zigzag"),
+    )
+
+
+def test_recall_is_the_kernel_regression_that_it_says() -> None:
+    """Against a plain numpy Nadaraya-Watson with the same metric, window and segments."""
+    mx.random.seed(1)
+    recall = Forecaster(CONFIG).recall
+    given_ = batch(70)
+    got = np.array(recall(given_))
+    metric = np.array(recall.metric.weight).T
+    now = np.array(given_.condition) @ metric
+    then = np.array(given_.memory)[:, 3:5] @ metric
+    value = np.array(given_.memory) @ np.array(recall.value.weight).T
+    hours = np.arange(70)
+    gap = hours[:, None] - hours[None]
+    segment = np.array(given_.segment)
+    seen = (gap >= 0) & (gap < CONFIG.context) & (segment[:, None] == segment[None])
+    heads = []
+    for beta, wave in zip(np.exp(np.array(recall.log_beta)), np.array(recall.wave), strict=True):
+        score = -beta * ((now[:, None] - then[None]) ** 2).sum(-1)
+        score = score + sum(w * np.cos(2 * np.pi * gap / hours_of) for w, hours_of in zip(wave, WAVES, strict=True))
+        weight = np.where(seen, np.exp(score - score.max()), 0)
+        heads.append(weight / weight.sum(1, keepdims=True) @ value)
+    want = np.concatenate(heads, axis=1) @ np.array(recall.out.weight).T
+    np.testing.assert_allclose(got, want, atol=2e-5)
+
+
+def test_dropout_masks_are_one_a_day_and_follow_the_key() -> None:
+    model = Forecaster(CONFIG)
+    model.head.weight = mx.random.normal(model.head.weight.shape)
+    one, same, other = (np.array(model(batch(48), mx.random.key(k))) for k in (1, 1, 2))
+    np.testing.assert_array_equal(one, same)
+    assert (one != other).any()
+
+
+def test_a_new_model_forecasts_the_reference() -> None:
+    assert (np.array(Forecaster(CONFIG)(batch(40)))[:, MEDIAN] == 0).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(hnp.arrays(np.float32, (5, len(QUANTILES)), elements=st.floats(-20, 20, width=32)))
+def test_quantiles_never_cross(raw: np.ndarray) -> None:
+    q = np.array(ascending(mx.array(raw)))
+    assert (np.diff(q, axis=1) >= 0).all()
+    np.testing.assert_array_equal(q[:, MEDIAN], raw[:, MEDIAN])
+
+
+def test_pinball_of_equal_quantiles_is_the_absolute_error() -> None:
+    q = mx.zeros((3, len(QUANTILES)))
+    np.testing.assert_allclose(np.array(pinball(q, mx.array([1.0, -2.0, 0.0]))), [1.0, 2.0, 0.0], rtol=1e-6)
+
+
+def test_scores_by_hand() -> None:
+    actual = np.array([100.0, 200.0, np.nan, 50.0])
+    point = np.array([110.0, 180.0, 5.0, 50.0])
+    reference = np.array([120.0, 160.0, 5.0, 50.0])
+    assert scores.mae(actual, point) == pytest.approx(10)
+    assert scores.skill(actual, point, reference) == pytest.approx(0.5)
+    assert scores.mape(actual, point) == pytest.approx((0.1 + 0.1 + 0) / 3)
+    assert scores.coverage(actual, point - 10, point + 10) == pytest.approx(2 / 3)
+    assert scores.peak_mape(actual[:2], point[:2], np.zeros(2, np.int64)) == pytest.approx(0.1)
+    assert np.isnan(scores.peak_mape(actual, point, np.zeros(4, np.int64)))
+    history = np.concatenate([np.zeros(168), np.full(168, 4.0)])
+    assert scores.mase(actual, point, history) == pytest.approx(10 / 4)
+    quantiles = np.tile([0.0, 10.0], (1, 1))
+    assert scores.pinball(np.array([4.0]), quantiles, (0.1, 0.9)) == pytest.approx((0.4 + 0.6) / 2)
+    assert scores.crps(np.array([4.0]), quantiles, (0.1, 0.9)) == pytest.approx(2 * 0.5 * 0.8)
+
+
+def test_intervals_are_corrected_to_what_they_promise_and_know_nothing_late() -> None:
+    draw = np.random.default_rng(0)
+    hours = np.arange(24 * 200)
+    issue = hours // 24 * 24 - 15
+    spread = np.where(hours < 24 * 100, 3.0, 0.8)  # errors three times as wide as promised, then narrower
+    promised = np.array([-1.96, -1.2816, -0.6745, 0, 0.6745, 1.2816, 1.96])
+    quantiles = np.tile(promised, (len(hours), 1))
+    outcome = draw.normal(size=len(hours)) * spread
+    outcome[draw.random(len(hours)) < 0.05] = np.nan
+    mended = conformal.calibrated(quantiles, outcome, hours, issue)
+    np.testing.assert_array_equal(mended[:, MEDIAN], quantiles[:, MEDIAN])
+    assert (np.diff(mended, axis=1) > 0).all()
+    late = hours >= 24 * 160  # the window has left the wide errors behind
+    raw = scores.coverage(outcome[late], quantiles[late, 1], quantiles[late, -2])
+    good = scores.coverage(outcome[late], mended[late, 1], mended[late, -2])
+    assert raw > 0.87 and abs(good - 0.8) < 0.04
+    early = (hours > 24 * 30) & (hours < 24 * 100)
+    assert mended[early, -1].min() > 1.9 * promised[-1]  # up to the bound
+    day = 24 * 120
+    spoilt = np.where(hours > day - 15, 99.0, outcome)
+    np.testing.assert_array_equal(conformal.calibrated(quantiles, spoilt, hours, issue)[: day + 24], mended[: day + 24])
+
+
+def saved(step: int) -> checkpoint.Checkpoint:
+    tree = {"layer": {"weight": mx.full((2, 3), float(step))}}
+    return checkpoint.Checkpoint(tree, tree, {"step": mx.array(step)}, {"step": step})
+
+
+def test_checkpoints_come_whole_or_not_at_all(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
+        checkpoint.save(tmp_path, saved(step))
+    (tmp_path / ".000005.77.part").mkdir()  # what a kill leaves behind
+    found, refused = checkpoint.newest(tmp_path)
+    assert found is not None and found.state["step"] == 4 and not refused
+    np.testing.assert_array_equal(np.array(found.weights["layer"]["weight"]), np.full((2, 3), 4.0))
+    checkpoint.prune(tmp_path, {"000001"})
+    assert [path.name for path in checkpoint.steps(tmp_path)] == ["000001", "000003", "000004"]
+    (tmp_path / "000004" / "optimizer.safetensors").write_bytes(b"")
+    found, refused = checkpoint.newest(tmp_path)
+    assert found is not None and found.state["step"] == 3 and "optimizer" in refused[0]
+    (tmp_path / "000003" / "state.json").write_text("{")
+    with pytest.raises(checkpoint.CheckpointError, match="no checkpoint"):
+        checkpoint.load(tmp_path / "000003")

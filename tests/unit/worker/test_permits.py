@@ -1,0 +1,93 @@
+"""The worker's side of the budget: no permit before its time, none lost, none kept for a burst."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from coordinator.scheduling.rate_limit import Budget
+from ingest.errors import UsageError
+from ingest.fetch import Cancelled
+from worker.agent.permits import STALE_S, Permits
+
+
+class Owner:
+    """Answers requests for permits at once, as the coordinator does."""
+
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
+        self.asked: list[int] = []
+        self.promised: list[float] = []
+        self.permits = Permits(self.ask)
+
+    def ask(self, bucket: str, count: int) -> None:
+        self.asked.append(count)
+        now = time.monotonic()
+        delays = self.budget.grant(now, count)
+        self.promised += [now + delay for delay in delays]
+        threading.Thread(target=self.permits.granted, args=(bucket, delays)).start()
+
+
+def test_no_budget_asks_for_nothing() -> None:
+    Permits(lambda bucket, count: pytest.fail("asked")).take("", threading.Event())
+
+
+def test_each_permit_is_used_once_and_not_before_its_time() -> None:
+    owner, free = Owner(Budget(200.0, burst=3)), threading.Event()
+
+    def spend(_: int) -> float:
+        owner.permits.take("source", free)
+        return time.monotonic()
+
+    with ThreadPoolExecutor(8) as pool:
+        used = sorted(pool.map(spend, range(60)))
+    assert len(owner.promised) == sum(owner.asked) == 60  # asked for as many as were needed, not one more
+    assert all(use >= promise for use, promise in zip(used, sorted(owner.promised), strict=True))
+
+
+def test_a_cancelled_wait_ends_and_leaves_its_permit_to_the_next() -> None:
+    asked: list[int] = []
+    permits, cancelled = Permits(lambda bucket, count: asked.append(count)), threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(permits.take, "source", cancelled)
+        while not asked:
+            time.sleep(0.001)
+        cancelled.set()
+        with pytest.raises(Cancelled):
+            waiting.result(timeout=20)
+    permits.granted("source", (0.0,))
+    permits.take("source", threading.Event())
+    assert asked == [1]
+
+
+def test_void_permits_are_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    permits = Permits(lambda bucket, count: asked.append(count))
+    asked: list[int] = []
+    permits.granted("source", (0.0, 0.0))
+    permits.void("source")
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(permits.take, "source", threading.Event())
+        while not asked:
+            time.sleep(0.001)
+        permits.granted("source", (0.0,))
+        waiting.result(timeout=20)
+
+
+def test_an_old_permit_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    permits = Permits(lambda bucket, count: asked.append(count))
+    permits.granted("source", (-STALE_S - 1.0,))
+    cancelled = threading.Event()
+    cancelled.set()
+    with pytest.raises(Cancelled):
+        permits.take("source", cancelled)
+    assert asked == [1]
+
+
+def test_an_unknown_budget_is_an_error_and_not_a_wait() -> None:
+    permits = Permits(lambda bucket, count: permits.granted(bucket, ()))
+    with pytest.raises(UsageError, match="no request budget"):
+        permits.take("nonsense", threading.Event())

@@ -1,0 +1,1 @@
+"""The worker process: registers with the coordinator and executes leases."""

@@ -1,0 +1,70 @@
+"""The leases of a control training on a worker: `rl.distributed.jobs`, one at a time, with the tables of the data folder."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from coordinator.wire.messages import HostFile
+from ingest.fetch import Cancelled
+from worker.agent.lease import Arrays, LeaseContext
+
+if TYPE_CHECKING:  # loaded by the first lease: scipy is large, and most workers never need it
+    from rl.distributed.jobs import Player
+    from rl.policy import Mlp
+
+FOLDER = "control"  # in the data folder
+LOOK_S = 0.1  # between looks at `cancelled`
+
+
+class Play:
+    """The handlers. Leases wait for one another: threads that share an interpreter would only slow each other down."""
+
+    def __init__(self) -> None:
+        self._turn = threading.Lock()
+        self._player: Player | None = None
+        self._context: LeaseContext | None = None  # of the lease whose turn it is
+
+    def do(self, job: dict[str, Any], context: LeaseContext) -> Arrays:
+        """Any of `rl.distributed.jobs` → its arrays. Cancelled when the lease was taken back."""
+        while not self._turn.acquire(timeout=LOOK_S):
+            if context.cancelled.is_set():
+                raise Cancelled("the lease was taken back")
+        try:
+            if context.cancelled.is_set():
+                raise Cancelled("the lease was taken back")
+            from rl.distributed.jobs import AnyJob
+
+            self._context = context
+            files = msgspec.convert(job.pop("files", ()), tuple[HostFile, ...])
+            if context.line is not None:
+                for file in files:
+                    context.line.bring(context.data_dir / FOLDER, file, lambda: None)
+            return Arrays(self._own(context).do(msgspec.convert(job, AnyJob)))
+        finally:
+            self._context = None
+            self._turn.release()
+
+    def table(self, job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
+        """Make the tables of a training → `worker.control.datasets.TableProof`."""
+        from worker.control.datasets import TableJob, make
+
+        return msgspec.to_builtins(make(msgspec.convert(job, TableJob), context.data_dir, context.cancelled))
+
+    def _own(self, context: LeaseContext) -> Player:
+        if self._player is None:
+            from rl.distributed.jobs import Kept, Player
+
+            policies = Kept()
+            self._player = Player(
+                context.data_dir / FOLDER, lambda sha256: policies.get(sha256, lambda: self._policy(sha256))
+            )
+        return self._player
+
+    def _policy(self, sha256: str) -> Mlp:
+        from rl.policy import from_bytes
+
+        assert self._context is not None
+        return from_bytes(self._context.weights(sha256), f"weights {sha256[:16]}")

@@ -1,0 +1,1 @@
+"""Process entry points and process-wide settings: parent death, BLAS threads, probes."""

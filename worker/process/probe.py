@@ -1,0 +1,73 @@
+"""What this host computes with: `python -m worker.process.probe [--as-rank]` prints one JSON line for `coordinator doctor`.
+
+`--as-rank`: with the environment that a rank gets, which on Linux preloads OpenBLAS where it is installed.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from worker.process import blas_env
+
+if __name__ == "__main__" and "--as-rank" in sys.argv:
+    blas_env.restart_prepared()
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from typing import Any
+
+SIZE = 512  # of the square matrices that are multiplied: 0.27 GFLOP, 40 ms with the slowest BLAS
+BURST_S = 0.3  # of measuring each speed
+
+
+def main() -> None:
+    """Speeds in GFLOP/s of fp32 matrix products on all cores that this process may use."""
+    import mlx.core as mx
+    import numpy as np
+
+    import ringattn
+    from ringattn import kernels
+    from ringattn.kernels import native
+
+    draw = np.random.default_rng(0).standard_normal((SIZE, SIZE)).astype(np.float32)
+    array = mx.array(draw)
+    with mx.stream(mx.cpu):
+        on_cpu = _gflops(lambda: mx.eval(array @ array))
+    reasons = kernels.available()
+    try:
+        chosen, refusal = kernels.select().name, ""
+    except ringattn.RingError as error:
+        chosen, refusal = "", str(error)
+    facts: dict[str, Any] = {
+        "python": platform.python_version(),
+        "executable": sys.executable,
+        "platform": platform.platform(terse=True),
+        "device": str(mx.default_device().type).rpartition(".")[2],
+        "ring": bool(mx.distributed.is_available("ring")),
+        "blas": blas_env.describe(os.environ),
+        "numpy_gflops": _gflops(lambda: draw @ draw),
+        "mlx_cpu_gflops": on_cpu,
+        "kernels": reasons,
+        "kernel": chosen,
+        "kernel_refusal": refusal,
+        "isa": native.best_isa() if reasons["native"] is None else "",
+    }
+    print(json.dumps(facts))
+
+
+def _gflops(product: Callable[[], object]) -> float:
+    """The best of as many as fit."""
+    best, until = float("inf"), time.perf_counter() + BURST_S
+    product()
+    while time.perf_counter() < until:
+        began = time.perf_counter()
+        product()
+        best = min(best, time.perf_counter() - began)
+    return 2 * SIZE**3 / best / 1e9
+
+
+if __name__ == "__main__":
+    main()

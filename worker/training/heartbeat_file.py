@@ -1,0 +1,58 @@
+"""A rank's heartbeat file: a JSON line {"step", "phase", "time"} a word, appended by the rank, followed here as it grows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from coordinator.wire.messages import Count, Phase
+
+MAX_READ = 1 << 16  # bytes taken at once; a rank says about 60 a step
+MAX_LINE = 4_096  # bytes
+
+
+class Beat(msgspec.Struct, frozen=True):
+    """One word of a rank."""
+
+    step: Count
+    phase: Phase
+    time: float  # seconds since 1970, by the rank's own clock
+
+
+class Beats:
+    """Follows one file. `last` is the newest whole word, `count` how many there were, `saved` the step of the newest
+    checkpoint; what is no word is counted in `bad`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._read = 0
+        self._rest = b""
+        self.last: Beat | None = None
+        self.count = self.saved = self.bad = 0
+
+    def look(self) -> bool:
+        """Read what was appended; whether there was a new word."""
+        before = self.count
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._read)
+                while chunk := file.read(MAX_READ):
+                    self._read += len(chunk)
+                    *lines, self._rest = (self._rest + chunk).split(b"\n")
+                    for line in lines:
+                        self._take(line)
+                    if len(self._rest) > MAX_LINE:
+                        self.bad, self._rest = self.bad + 1, b""
+        except FileNotFoundError:
+            return False
+        return self.count > before
+
+    def _take(self, line: bytes) -> None:
+        try:
+            self.last = msgspec.json.decode(line, type=Beat)
+            self.count += 1
+            if self.last.phase == "checkpoint":
+                self.saved = self.last.step
+        except msgspec.MsgspecError:
+            self.bad += 1
