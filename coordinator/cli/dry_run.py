@@ -15,9 +15,9 @@ Plans = dict[str, dict[str, Any]]  # stage → its plan; "would" is "run", "go o
 
 
 def plans(
-    extraction: extract_stage.Options | None,
-    training: train_stage.Options | None,
-    control: rollouts_stage.Options | None,
+    extraction: extract_stage.ExtractOptions | None,
+    training: train_stage.TrainOptions | None,
+    control: rollouts_stage.RolloutOptions | None,
 ) -> Plans:
     """The plan of every stage that was asked for, in their order; a stage after one that would work has new series to work on."""
     made: Plans = {}
@@ -37,10 +37,12 @@ def _said(would: str, why: str) -> dict[str, Any]:
     return {"would": would, "why": why}
 
 
-def _train(options: train_stage.Options, renewed: str) -> dict[str, Any]:
+def _train(options: train_stage.TrainOptions, renewed: str) -> dict[str, Any]:
     if renewed:
         return _said("run", "on the series that the extraction makes")
-    result = train_artifacts.accepted(options.run, train_artifacts.asked(options.data_dir, options.config))
+    result = train_artifacts.completed_result(
+        options.run, train_artifacts.request_digest(options.data_dir, options.config)
+    )
     if result is not None:
         return _said("do nothing", f"{options.run} answers this configuration and these series: {result.steps:,} steps")
     whole = sorted(path.parent.name for path in (options.run / "checkpoints").glob("[0-9]*/state.json"))
@@ -49,12 +51,14 @@ def _train(options: train_stage.Options, renewed: str) -> dict[str, Any]:
     return _said("run", f"{options.run} holds no checkpoint")
 
 
-def _control(options: rollouts_stage.Options, renewed: str) -> dict[str, Any]:
+def _control(options: rollouts_stage.RolloutOptions, renewed: str) -> dict[str, Any]:
     if renewed:
         return _said("run", f"on what `{renewed}` makes")
     config = options.config.read_bytes() if options.config is not None else b""
-    forecaster = rollouts_artifacts.forecaster(options.forecaster)
-    result = rollouts_artifacts.accepted(options.run, rollouts_artifacts.asked(options.data_dir, config, forecaster))
+    forecaster = rollouts_artifacts.forecaster_digest(options.forecaster)
+    result = rollouts_artifacts.completed_result(
+        options.run, rollouts_artifacts.request_digest(options.data_dir, config, forecaster)
+    )
     if result is not None:
         return _said("do nothing", f"{options.run} answers this configuration, these series and this forecaster")
     known = "the trained forecaster" if forecaster else "the operators' day-ahead forecast, since none was trained"

@@ -9,7 +9,7 @@ from typing import Any
 import zmq
 
 from coordinator.stages.base import ENDPOINT_FILE
-from coordinator.stages.display import headline, view_of
+from coordinator.stages.display import headline, run_view
 from coordinator.wire import messages
 from coordinator.wire.auth import is_loopback, load_worker, local_worker_key
 from coordinator.wire.messages import Status, StatusRequest
@@ -70,7 +70,7 @@ def describe(snapshot: dict[str, Any]) -> str:
             f"no coordinator is running here; {snapshot['shards']} shards and {snapshot['series']} series are proved, "
             f"rows {snapshot['rows']:,} of {snapshot['total']:,} ({label})"
         )
-    view = view_of(snapshot, already_done=0)
+    view = run_view(snapshot, already_done=0)
     lines = [snapshot.get("training") or headline(view)]
     for worker in view.workers:
         doing = ", ".join(worker.executing) or "idle"

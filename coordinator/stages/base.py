@@ -18,7 +18,7 @@ from coordinator.scheduling.scheduler import Limits, Scheduler, TaskSpec
 from coordinator.server.journal import Journal
 from coordinator.server.server import Server
 from coordinator.server.uploads import NO_PLACES
-from coordinator.stages.display import Display, Shown, shown, view_of
+from coordinator.stages.display import Display, Rendering, render, run_view
 from coordinator.wire.auth import Curve, is_loopback, load_coordinator, local_worker_key, own_address
 from coordinator.wire.messages import Weights, data_id
 from coordinator.workers.hostfile import HERE, Hosts
@@ -47,7 +47,7 @@ class Fleet:
     hosts: HostWorkers | None = None  # on other hosts, their sessions open
 
 
-class Wanted(Protocol):
+class StageOptions(Protocol):
     """What every stage's options say of its fleet, under the names of the settings."""
 
     @property
@@ -79,14 +79,14 @@ class Wanted(Protocol):
         """Of the hostfile, if there is one."""
 
 
-def fleet_on(wanted: Wanted, say: Callable[[str], None]) -> Fleet:
+def build_fleet(wanted: StageOptions, say: Callable[[str], None]) -> Fleet:
     """Workers of this host go over loopback in clear, or with a key of their own where the bind is off loopback.
 
     Each host that is named gets a worker too, and a session to it is opened, which `say` is told of. UsageError tells of those
     that can't be used.
     """
     data_dir, hosts, keys, workers, command = wanted.data_dir, wanted.hosts, wanted.keys, wanted.workers, WORKER
-    bind = bind_for(wanted.bind, hosts)
+    bind = reachable_bind(wanted.bind, hosts)
     if hosts is not None:
         # Not by this host's own name, which may be one of the hostfile's; without an entry of its own it takes no rank.
         workers, command = max(1, hosts.here), (*WORKER, "--host", HERE[0], *(() if hosts.here else ("--no-ranks",)))
@@ -111,7 +111,7 @@ def fleet_on(wanted: Wanted, say: Callable[[str], None]) -> Fleet:
     )
 
 
-def bind_for(bind: str, hosts: Hosts | None) -> str:
+def reachable_bind(bind: str, hosts: Hosts | None) -> str:
     """Where to listen: with hosts that would have to reach loopback, on this host's address on the way to the first of them.
 
     UsageError where there is no way.
@@ -136,7 +136,7 @@ def bind_for(bind: str, hosts: Hosts | None) -> str:
 
 
 @dataclass(frozen=True)
-class Ended:
+class RunResult:
     """How the run ended, and what was seen on the way."""
 
     outcome: Outcome
@@ -146,25 +146,25 @@ class Ended:
     snapshot: dict[str, Any] | None = None  # the server's last
 
 
-class Supervisor(Protocol):
+class StageController(Protocol):
     """A stage that goes on deciding while its leases run."""
 
-    def begin(self, scheduler: Scheduler, post: Callable[[Event | Weights], None]) -> None:
+    def on_start(self, scheduler: Scheduler, post: Callable[[Event | Weights], None]) -> None:
         """The journal has been replayed; nothing is served yet. `post`: as `Server.post`, from any thread."""
 
-    def saw(self, what: TaskProgress | TaskGone) -> None:
+    def on_lease_event(self, what: TaskProgress | TaskGone) -> None:
         """What a lease said, or its end without a result."""
 
-    def tick(self, scheduler: Scheduler, now: float) -> Iterable[Event | str]:
+    def on_tick(self, scheduler: Scheduler, now: float) -> Iterable[Event | str]:
         """Five times a second: events to decide, and lines to say."""
 
-    def busy(self) -> bool:
+    def has_more_work(self) -> bool:
         """More is to come, even if no task is open."""
 
-    def weights(self, sha256: str) -> Weights | None:
+    def get_weights(self, sha256: str) -> Weights | None:
         """For a worker that asks for them; None: not known (any more)."""
 
-    def shown(self) -> Shown:
+    def view(self) -> Rendering:
         """What displays and `coordinator status` show."""
 
 
@@ -174,13 +174,13 @@ def run_tasks(
     budgets: dict[str, Budget],
     display: Display,
     on_done: Callable[[TaskDone], Iterable[TaskSpec]],
-    supervisor: Supervisor | None = None,
+    controller: StageController | None = None,
     places: Mapping[str, Path] = NO_PLACES,
     *,
     lends: Mapping[str, Path] = NO_PLACES,
     proofs: Mapping[str, Any] = MappingProxyType({}),
-) -> Ended:
-    """Lease `tasks`, and those that `on_done` or the supervisor opens, until all have ended or the run was interrupted.
+) -> RunResult:
+    """Lease `tasks`, and those that `on_done` or the controller opens, until all have ended or the run was interrupted.
 
     `proofs`: the type of a kind's proof.
     `places`: where files of workers may go beside the data folder's own; `lends`: whence they may be given more.
@@ -205,15 +205,15 @@ def run_tasks(
         peak_rss = max([peak_rss, *(worker["rss"] for worker in snapshot["workers"])])
         if already_done is None:
             already_done = snapshot["tasks"].get("done", 0)
-        if supervisor is None:
-            display.update(shown(view_of(snapshot, already_done)))
+        if controller is None:
+            display.update(render(run_view(snapshot, already_done)))
             return
-        for what in supervisor.tick(scheduler, time.monotonic()):
+        for what in controller.on_tick(scheduler, time.monotonic()):
             if isinstance(what, str):
                 display.say(what)
             else:
                 server.post(what)
-        display.update(supervisor.shown())
+        display.update(controller.view())
 
     def lost_host(host: str, reason: str) -> None:
         for name, worker in scheduler.workers.items():
@@ -233,16 +233,16 @@ def run_tasks(
         proofs=proofs,
         on_done=on_done,
         on_quarantined=quarantined,
-        on_lease=supervisor.saw if supervisor is not None else lambda what: None,
+        on_lease=controller.on_lease_event if controller is not None else lambda what: None,
         on_tick=tick,
-        busy=supervisor.busy if supervisor is not None else lambda: False,
-        weights=supervisor.weights if supervisor is not None else lambda sha256: None,
+        busy=controller.has_more_work if controller is not None else lambda: False,
+        weights=controller.get_weights if controller is not None else lambda sha256: None,
         places=places,
         lends=lends,
-        look=lambda: {} if supervisor is None else {"training": supervisor.shown().line},
+        look=lambda: {} if controller is None else {"training": controller.view().line},
     )
-    if supervisor is not None:
-        supervisor.begin(scheduler, server.post)
+    if controller is not None:
+        controller.on_start(scheduler, server.post)
     workers = LocalWorkers(
         fleet.worker_command,
         server.endpoint,
@@ -268,7 +268,7 @@ def run_tasks(
         workers.stop()
         journal.close()
     restarts = workers.restarts + (fleet.hosts.restarts if fleet.hosts is not None else 0)
-    return Ended(outcome, time.monotonic() - began, peak_rss, restarts, server.snapshot())
+    return RunResult(outcome, time.monotonic() - began, peak_rss, restarts, server.snapshot())
 
 
 @contextmanager

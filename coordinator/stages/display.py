@@ -1,6 +1,6 @@
 """How a run is seen: a rich table on a terminal, plain lines elsewhere, JSON lines for machines. Narration goes to stderr.
 
-`View` is a pure summary of the server's snapshot; the three displays only format it.
+`RunView` is a pure summary of the server's snapshot; the three displays only format it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class WorkerView:
 
 
 @dataclass(frozen=True)
-class View:
+class RunView:
     """What is shown: tasks by state, verified rows, requests against the budget, ETA, workers."""
 
     total: int
@@ -55,7 +55,7 @@ class View:
     workers: tuple[WorkerView, ...] = field(default=())
 
 
-def view_of(snapshot: Mapping[str, Any], already_done: int) -> View:
+def run_view(snapshot: Mapping[str, Any], already_done: int) -> RunView:
     """Server snapshot → view. Rows and requests are what workers of this run verified and sent; the ETA goes by tasks.
 
     `already_done`: tasks that an earlier run had done.
@@ -67,7 +67,7 @@ def view_of(snapshot: Mapping[str, Any], already_done: int) -> View:
     fresh = done - already_done
     rows = sum(worker["rows"] for worker in snapshot["workers"]) + snapshot["departed_rows"]
     requests = sum(worker["requests"] for worker in snapshot["workers"]) + snapshot["departed_requests"]
-    return View(
+    return RunView(
         total=total,
         done=done,
         leased=states.get("leased", 0),
@@ -98,7 +98,7 @@ def clock(seconds: float | None) -> str:
     return "-:--" if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
-def headline(view: View) -> str:
+def headline(view: RunView) -> str:
     """One line that says it all, for logs and for the top of the table."""
     budget = f" of {view.ceiling:g} allowed" if view.ceiling is not None else ""
     parts = [
@@ -115,7 +115,7 @@ def headline(view: View) -> str:
 
 
 @dataclass(frozen=True)
-class Shown:
+class Rendering:
     """What a display shows of a run: a line, a picture for terminals, plain data for machines."""
 
     line: str
@@ -123,15 +123,15 @@ class Shown:
     plain: Mapping[str, Any]
 
 
-def shown(view: View) -> Shown:
+def render(view: RunView) -> Rendering:
     """What a display shows of it."""
-    return Shown(headline(view), lambda: rendered(view), asdict(view))
+    return Rendering(headline(view), lambda: to_rich(view), asdict(view))
 
 
 class Display(Protocol):
     """Where narration goes."""
 
-    def update(self, what: Shown) -> None:
+    def update(self, what: Rendering) -> None:
         """Show this in place of what was shown."""
         ...
 
@@ -144,7 +144,7 @@ class Display(Protocol):
         ...
 
 
-def rendered(view: View) -> RenderableType:
+def to_rich(view: RunView) -> RenderableType:
     """The headline, a line a worker, the bar."""
     table = Table(box=None, pad_edge=False, show_edge=False, expand=True)
     table.add_column("worker", no_wrap=True)
@@ -168,7 +168,7 @@ class TerminalDisplay:
         self._live = Live(console=self._console, refresh_per_second=4, transient=True)
         self._live.start()
 
-    def update(self, what: Shown) -> None:
+    def update(self, what: Rendering) -> None:
         self._live.update(what.picture())
 
     def say(self, line: str) -> None:
@@ -185,7 +185,7 @@ class PlainDisplay:
         self._write = write or (lambda line: print(line, file=sys.stderr, flush=True))
         self._next = time.monotonic() + first_s
 
-    def update(self, what: Shown) -> None:
+    def update(self, what: Rendering) -> None:
         now = time.monotonic()
         if now >= self._next:
             self._next = now + PLAIN_EVERY_S
@@ -201,7 +201,7 @@ class PlainDisplay:
 class JsonDisplay(PlainDisplay):
     """The same, as JSON lines on stderr."""
 
-    def update(self, what: Shown) -> None:
+    def update(self, what: Rendering) -> None:
         now = time.monotonic()
         if now >= self._next:
             self._next = now + PLAIN_EVERY_S
@@ -214,7 +214,7 @@ class JsonDisplay(PlainDisplay):
 class QuietDisplay:
     """Nothing but errors."""
 
-    def update(self, what: Shown) -> None:
+    def update(self, what: Rendering) -> None:
         pass
 
     def say(self, line: str) -> None:
@@ -243,12 +243,12 @@ class StepsView:
     elapsed_s: float
 
 
-def steps_shown(view: StepsView) -> Shown:
+def render_steps(view: StepsView) -> Rendering:
     """A bar where the number of parts is known, else one that only moves."""
     counted = f" {view.done}/{view.total}" if view.total else ""
     line = f"{view.stage}{counted} · elapsed {clock(view.elapsed_s)}"
     bar = ProgressBar(total=view.total or None, completed=view.done, pulse=not view.total)
-    return Shown(line, lambda: Group(Text(line), bar), asdict(view))
+    return Rendering(line, lambda: Group(Text(line), bar), asdict(view))
 
 
 class Steps:
@@ -272,7 +272,7 @@ class Steps:
     def _refresh(self) -> None:
         while not self._over.wait(REFRESH_S):
             view = StepsView(self.stage, *self._counts, time.monotonic() - self._began)
-            self._display.update(steps_shown(view))
+            self._display.update(render_steps(view))
 
     def close(self) -> None:
         """The last word is over: the thread ends and the bar goes."""

@@ -27,7 +27,7 @@ from coordinator.scheduling.events import Outcome, TaskDone
 from coordinator.scheduling.rate_limit import Budget
 from coordinator.scheduling.scheduler import TaskSpec
 from coordinator.server.folder_lock import FolderLock
-from coordinator.stages.base import Ended, bind_for, fleet_on, run_tasks
+from coordinator.stages.base import RunResult, build_fleet, reachable_bind, run_tasks
 from coordinator.stages.display import choose_display, clock
 from coordinator.stages.source import EIA_POLICY, SourceChoice, parse_source
 from coordinator.wire.lease_kinds import LeaseKind
@@ -47,7 +47,7 @@ BUCKET = "source"  # the one request budget: one key, one source a run
 
 
 @dataclass(frozen=True)
-class Options:
+class ExtractOptions:
     """All that a run is told."""
 
     data_dir: Path
@@ -67,13 +67,13 @@ class Options:
     hosts: Hosts | None = None
 
 
-def options_from(settings: Mapping[str, Any], *, update: bool, rebuild: bool) -> Options:
-    """Resolved settings → Options. UsageError for an unknown source or respondent (near matches are named), and for a period
+def options_from(settings: Mapping[str, Any], *, update: bool, rebuild: bool) -> ExtractOptions:
+    """Resolved settings → ExtractOptions. UsageError for an unknown source or respondent (near matches are named), and for a period
     that the source does not have."""
     check_respondents(settings["respondents"])
     source = parse_source(settings["source"])
     plan_shards(source.kind, settings["respondents"], (settings["start"], settings["end"]))
-    return Options(
+    return ExtractOptions(
         data_dir=settings["data"],
         source=source,
         respondents=settings["respondents"],
@@ -92,10 +92,10 @@ def options_from(settings: Mapping[str, Any], *, update: bool, rebuild: bool) ->
     )
 
 
-class Extraction:
+class ExtractionPlan:
     """Which tasks there are, decided from the options and from the manifests on disk; and what a finished one leads to."""
 
-    def __init__(self, options: Options, base_url: str, now: datetime) -> None:
+    def __init__(self, options: ExtractOptions, base_url: str, now: datetime) -> None:
         self._options = options
         self._base_url = base_url
         self._proofs = {proof.shard.key: proof for proof in manifest.read_shards(options.data_dir)}
@@ -205,7 +205,7 @@ def clock_of(base_url: str) -> datetime:
         raise SourceError(f"{base_url} does not say what time it is: {error}. Is it reachable?", "clock") from error
 
 
-def budget_of(options: Options) -> Budget | None:
+def budget_of(options: ExtractOptions) -> Budget | None:
     """The request budget of this run: just under `--rate`, else just under the source's policy; None where there is no limit."""
     if options.rate is not None:
         return None if isinf(options.rate) else Budget(options.rate * UNDER, burst=BURST)
@@ -213,9 +213,9 @@ def budget_of(options: Options) -> Budget | None:
     return None if ceiling is None else Budget(ceiling.rate * UNDER, burst=min(BURST, ceiling.burst))
 
 
-def dry_run(options: Options) -> dict[str, Any]:
+def dry_run(options: ExtractOptions) -> dict[str, Any]:
     """The plan and what it costs, without a request: shards, requests, the least time that EIA's policy allows."""
-    extraction = Extraction(options, "", datetime.now(UTC))
+    extraction = ExtractionPlan(options, "", datetime.now(UTC))
     open_shards = [
         shard for shard in extraction.shards if not manifest.shard_path(options.data_dir, shard.key).exists()
     ]
@@ -244,7 +244,7 @@ def describe_plan(plan: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def run(options: Options, *, as_json: bool = False, quiet: bool = False) -> dict[str, Any]:
+def run(options: ExtractOptions, *, as_json: bool = False, quiet: bool = False) -> dict[str, Any]:
     """Run the stage to its end; the summary, whose `exit_code` says how it ended. The data folder is locked meanwhile.
 
     AuthenticationError, before anything is asked, where the source needs a key and has none that could be one.
@@ -257,16 +257,16 @@ def run(options: Options, *, as_json: bool = False, quiet: bool = False) -> dict
         base_url = options.source.base_url or stack.enter_context(_emulator(options)).url
         if options.rebuild:
             set_journal_aside(options.data_dir)
-        extraction = Extraction(options, base_url, clock_of(base_url) if options.update else datetime.now(UTC))
+        extraction = ExtractionPlan(options, base_url, clock_of(base_url) if options.update else datetime.now(UTC))
         tasks = extraction.open_tasks()
-        ended = Ended(Outcome("done"))
+        ended = RunResult(Outcome("done"))
         if tasks:
             if options.hosts is None and any(task.kind == LeaseKind.FETCH for task in tasks):
                 check_reachable(base_url)
             display = stack.enter_context(closing(choose_display(as_json=as_json, quiet=quiet)))
             budget = budget_of(options)
             budgets = {} if budget is None else {BUCKET: budget}
-            fleet = fleet_on(options, display.say)
+            fleet = build_fleet(options, display.say)
             ended = run_tasks(fleet, tasks, budgets, display, extraction.done, proofs=PROOFS)
         summary = manifest.write_summary(options.data_dir)
         seconds = time.monotonic() - began
@@ -308,10 +308,10 @@ def check_reachable(base_url: str) -> None:
         ) from None
 
 
-def _emulator(options: Options) -> Emulator:
+def _emulator(options: ExtractOptions) -> Emulator:
     """On loopback, unless hosts have to reach it too."""
     recordings = [word for path in options.source.recordings for word in ("--recordings", path)]
-    bind = bind_for(options.bind, options.hosts).removeprefix("tcp://").rpartition(":")[0]
+    bind = reachable_bind(options.bind, options.hosts).removeprefix("tcp://").rpartition(":")[0]
     return Emulator("--world", options.source.world or "synthetic", "--host", bind.strip("[]"), *recordings)
 
 
@@ -323,7 +323,7 @@ def set_journal_aside(data_dir: Path) -> None:
 
 
 def _summary(
-    options: Options, extraction: Extraction, ended: Ended, summary: manifest.Summary, seconds: float
+    options: ExtractOptions, extraction: ExtractionPlan, ended: RunResult, summary: manifest.Summary, seconds: float
 ) -> dict[str, Any]:
     fresh = extraction.fresh
     snapshot = ended.snapshot or {}

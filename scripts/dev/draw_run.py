@@ -18,7 +18,7 @@ from rich.console import Console
 
 from coordinator.cli import status
 from coordinator.stages.base import ENDPOINT_FILE
-from coordinator.stages.display import rendered, view_of
+from coordinator.stages.display import run_view, to_rich
 
 IMAGES = Path(__file__).resolve().parents[2] / "docs" / "images"
 WIDTH = 110  # columns
@@ -36,7 +36,7 @@ def main() -> None:
             endpoint = data / ENDPOINT_FILE
             snapshot = status.ask(endpoint.read_text(), Path(folder)) if endpoint.exists() else None
             if snapshot and snapshot["tasks"].get("done", 0) * 2 >= sum(snapshot["tasks"].values()) and picture is None:
-                picture = rendered(view_of(snapshot, already_done=0))
+                picture = to_rich(run_view(snapshot, already_done=0))
         assert process.stdout is not None
         console = Console(record=True, width=WIDTH, file=sys.stderr, force_terminal=True)
         console.print("$ uv run coordinator start --extract", style="bold")

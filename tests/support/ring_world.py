@@ -1,4 +1,4 @@
-"""Workers and ranks that a test moves by hand, around `Rounds`: leases are taken as they come, time passes when the test says so."""
+"""Workers and ranks that a test moves by hand, around `ElasticRing`: leases are taken as they come, time passes when the test says so."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 from coordinator.scheduling.events import AddTasks, EndTasks, TaskGone, TaskProgress
 from coordinator.scheduling.task_state import TaskSpec
-from coordinator.stages.train.elastic import Rounds
-from coordinator.stages.train.ring_state import Look, PortFound, RankDone
-from coordinator.stages.train.stall import Patience
+from coordinator.stages.train.elastic import ElasticRing
+from coordinator.stages.train.ring_state import AddressOffered, RankDone, SupervisionTick
+from coordinator.stages.train.stall import SupervisionTimeouts
 from coordinator.wire.messages import Phase
 
 
@@ -19,7 +19,7 @@ class World:
 
     wanted: int = 2
     workers: list[str] = field(default_factory=lambda: ["a", "b"])
-    patience: Patience = field(default_factory=Patience)
+    timeouts: SupervisionTimeouts = field(default_factory=SupervisionTimeouts)
     mute: set[str] = field(default_factory=set)
     now: float = 1_000.0
     open: dict[str, TaskSpec] = field(default_factory=dict)
@@ -31,10 +31,10 @@ class World:
     opened: list[tuple[TaskSpec, ...]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.rounds = Rounds(self.wanted, "train", patience=self.patience)
+        self.ring = ElasticRing(self.wanted, "train", timeouts=self.timeouts)
 
     def handle(self, event: Any) -> None:
-        for told in self.rounds.decide(event, self.now):
+        for told in self.ring.decide(event, self.now):
             if isinstance(told, str):
                 self.said.append(told)
             elif isinstance(told, AddTasks):
@@ -49,14 +49,16 @@ class World:
         for name, spec in ports:
             if name in self.open and spec.worker in self.workers and spec.worker not in self.mute:
                 del self.open[name]
-                self.handle(PortFound(name, f"10.0.0.{1 + sum(spec.worker.encode()) % 250}:{20_000 + len(self.said)}"))
+                self.handle(
+                    AddressOffered(name, f"10.0.0.{1 + sum(spec.worker.encode()) % 250}:{20_000 + len(self.said)}")
+                )
 
     def passes(self, seconds: float = 0.2) -> None:
         """Time, looked at five times a second."""
         until = self.now + seconds
         while self.now < until - 1e-9:
             self.now += min(0.2, until - self.now)
-            self.handle(Look(tuple(self.workers), self.draining))
+            self.handle(SupervisionTick(tuple(self.workers), self.draining))
 
     @property
     def ranks(self) -> dict[int, str]:
@@ -95,6 +97,6 @@ class World:
         """Until a ring stands."""
         for _ in range(400):
             self.passes()
-            if self.rounds.stage == "run":
+            if self.ring.stage == "running":
                 return
-        raise AssertionError(f"no ring: {self.rounds.stage} {self.said}")
+        raise AssertionError(f"no ring: {self.ring.stage} {self.said}")

@@ -68,7 +68,7 @@ def coordinate(data: Path, workers: int, config: Path) -> int:
 
     limits = Limits(heartbeat_s=0.2, silence_s=3.0, backoff_s=0.05)
     fleet = Fleet(data, "tcp://127.0.0.1:0", workers, 1, 20, worker_command=(sys.executable, str(HERE)), limits=limits)
-    options = stage.Options(data, config, data / "train", workers, 1, fleet.bind, data / "keys", 20)
+    options = stage.RolloutOptions(data, config, data / "train", workers, 1, fleet.bind, data / "keys", 20)
     summary = stage.run(options, fleet=fleet)
     print(json.dumps(summary), flush=True)
     return int(summary["exit_code"])

@@ -35,18 +35,20 @@ def coordinate(data: Path, ranks: int, config: Path, retries: int) -> int:
     from coordinator.scheduling.scheduler import Limits
     from coordinator.stages.base import Fleet
     from coordinator.stages.train import stage
-    from coordinator.stages.train.stall import Patience
+    from coordinator.stages.train.stall import SupervisionTimeouts
 
     # A deployment's times, cut to a half or less, so that a test of a fault is over within seconds.
     limits = Limits(heartbeat_s=0.2, silence_s=5.0)
-    patience = Patience(regather_s=2.0, stopped_s=1.0, floor_s=4.0, drain_grace_s=20.0, fruitless=retries)
+    timeouts = SupervisionTimeouts(
+        rejoin_s=2.0, stopped_s=1.0, min_s=4.0, drain_grace_s=20.0, max_rounds_without_progress=retries
+    )
     fleet = Fleet(
         data, "tcp://127.0.0.1:0", ranks, 1, retries, worker_command=(sys.executable, str(HERE)), limits=limits
     )
-    options = stage.Options(
+    options = stage.TrainOptions(
         data, data / "train", ranks, config.read_bytes(), ranks, 1, fleet.bind, data / "keys", retries
     )
-    summary = stage.run(options, fleet=fleet, patience=patience)
+    summary = stage.run(options, fleet=fleet, timeouts=timeouts)
     print(json.dumps(summary), flush=True)
     return int(summary["exit_code"])
 

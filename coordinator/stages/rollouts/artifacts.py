@@ -11,7 +11,7 @@ from coordinator.stages.train import artifacts
 from ingest.errors import ProofError
 
 
-class Result(msgspec.Struct, frozen=True):
+class ControlResult(msgspec.Struct, frozen=True):
     """What a training proved, by its own word. More fields may stand in the file."""
 
     algorithm: str
@@ -24,7 +24,7 @@ class Result(msgspec.Struct, frozen=True):
     known: str
 
 
-def forecaster(run: Path) -> str:
+def forecaster_digest(run: Path) -> str:
     """sha256 of the weights of a forecaster's training that has ended; "" where there is none."""
     try:
         return artifacts.read_result(run).sha256
@@ -32,16 +32,16 @@ def forecaster(run: Path) -> str:
         return ""
 
 
-def asked(data_dir: Path, config: bytes, weights: str) -> str:
+def request_digest(data_dir: Path, config: bytes, weights: str) -> str:
     """Digest of a request: configuration, series in the data folder, forecaster."""
-    return artifacts.asked(data_dir, config + b"\0" + weights.encode())
+    return artifacts.request_digest(data_dir, config + b"\0" + weights.encode())
 
 
-def read_result(run: Path) -> Result:
+def read_result(run: Path) -> ControlResult:
     """The result, with its policy proved. ProofError says what is wrong with it."""
     path = run / artifacts.RESULT
     try:
-        result = msgspec.json.decode(path.read_bytes(), type=Result)
+        result = msgspec.json.decode(path.read_bytes(), type=ControlResult)
         found = file_sha256(run / result.policy)
     except msgspec.MsgspecError as error:
         raise ProofError(f"{path}: {error}") from error
@@ -52,16 +52,16 @@ def read_result(run: Path) -> Result:
     return result
 
 
-def accept(run: Path, request: str) -> Result:
+def mark_complete(run: Path, request: str) -> ControlResult:
     """Remember that the result answers this request. ProofError unless it is whole."""
     result = read_result(run)
-    artifacts.remember(run, request)
+    artifacts.write_completion(run, request)
     return result
 
 
-def accepted(run: Path, request: str) -> Result | None:
+def completed_result(run: Path, request: str) -> ControlResult | None:
     """The result that was accepted for this request and is still whole; None where there is something to do."""
     try:
-        return read_result(run) if artifacts.remembered(run, request) else None
+        return read_result(run) if artifacts.is_completed(run, request) else None
     except ProofError:
         return None

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from coordinator.scheduling.events import AddTasks, Event, PutOut, TaskDone, TaskGone, TaskProgress, Withdraw
 from coordinator.scheduling.scheduler import Scheduler, TaskSpec
 from coordinator.scheduling.speculation import Out, second_issues
-from coordinator.stages.display import Shown
+from coordinator.stages.display import Rendering
 from coordinator.stages.rollouts.learner_process import Learner
-from coordinator.stages.rollouts.view import ControlView, PlayerView, shown
+from coordinator.stages.rollouts.view import ControlView, PlayerView, render
 from coordinator.wire.failures import FailureKind
 from coordinator.wire.lease_kinds import LeaseKind
 from coordinator.wire.messages import MAX_WEIGHTS, HostFile, Weights
@@ -44,7 +44,7 @@ class Asked:
     twice: bool = False
 
 
-class Rollouts:
+class RolloutController:
     """The supervisor of one run. The learner's words come in a thread of their own; `_lock` covers all that both touch."""
 
     def __init__(self, command: tuple[str, ...], run: Path, most_deaths: int) -> None:
@@ -68,7 +68,7 @@ class Rollouts:
         self._learner: Learner | None = None
         self.over: Over | None = None
 
-    def begin(self, scheduler: Scheduler, post: Callable[[Event | Weights], None]) -> None:
+    def on_start(self, scheduler: Scheduler, post: Callable[[Event | Weights], None]) -> None:
         self._post = post
         self._start()
 
@@ -128,7 +128,7 @@ class Rollouts:
         self._weights = {name: one for name, one in self._weights.items() if name in newest or name in wanted}
         self._post(weights)
 
-    def weights(self, sha256: str) -> Weights | None:
+    def get_weights(self, sha256: str) -> Weights | None:
         with self._lock:
             return self._weights.get(sha256)
 
@@ -180,7 +180,7 @@ class Rollouts:
 
     # -- the server's thread --------------------------------------------------------------------------------------------
 
-    def done(self, done: TaskDone) -> Iterable[TaskSpec]:
+    def on_task_done(self, done: TaskDone) -> Iterable[TaskSpec]:
         """Hand a result on. The second one of a job that was issued twice only where it differs."""
         with self._lock:
             number = self._number_of.pop(done.task.id, None)
@@ -202,10 +202,10 @@ class Rollouts:
                 del self._asked[number]
         return ()
 
-    def saw(self, what: TaskProgress | TaskGone) -> None:
+    def on_lease_event(self, what: TaskProgress | TaskGone) -> None:
         pass
 
-    def tick(self, scheduler: Scheduler, now: float) -> Iterable[Event | str]:
+    def on_tick(self, scheduler: Scheduler, now: float) -> Iterable[Event | str]:
         with self._lock:
             if scheduler.halted and self.over is None and self._learner is not None:
                 self._withdraw(*self._asked)
@@ -266,13 +266,13 @@ class Rollouts:
         if asked.given and not asked.tasks:
             del self._asked[number]
 
-    def busy(self) -> bool:
+    def has_more_work(self) -> bool:
         return self.over is None and self._learner is not None
 
-    def shown(self) -> Shown:
+    def view(self) -> Rendering:
         with self._lock:
             now = time.monotonic()
-            return shown(
+            return render(
                 ControlView(
                     stage=self._progress.stage if self.over is None else "over",
                     done=self._progress.done,

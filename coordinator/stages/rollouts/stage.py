@@ -16,10 +16,10 @@ from typing import Any
 import msgspec
 
 from coordinator.server.folder_lock import FolderLock
-from coordinator.stages.base import Fleet, fleet_on, run_tasks
+from coordinator.stages.base import Fleet, build_fleet, run_tasks
 from coordinator.stages.display import choose_display
 from coordinator.stages.rollouts import artifacts
-from coordinator.stages.rollouts.controller import Rollouts
+from coordinator.stages.rollouts.controller import RolloutController
 from coordinator.stages.rollouts.learner_process import COMMAND
 from coordinator.workers.hostfile import Hosts, hosts_from
 from ingest.errors import ProofError, UsageError
@@ -30,7 +30,7 @@ EXIT_CODES = {"done": 0, "failed": 1, "usage": 2, "storage": 75, "drain": 130}
 
 
 @dataclass(frozen=True)
-class Options:
+class RolloutOptions:
     """All that a run is told."""
 
     data_dir: Path
@@ -49,14 +49,14 @@ class Options:
         return self.data_dir / "control"
 
 
-def options_from(settings: Mapping[str, Any]) -> Options:
-    """Resolved settings → Options. UsageError for a configuration file that is not there."""
+def options_from(settings: Mapping[str, Any]) -> RolloutOptions:
+    """Resolved settings → RolloutOptions. UsageError for a configuration file that is not there."""
     path = settings["control-config"]
     if path is not None and not path.is_file():
         raise UsageError(
             f"control-config {path}: no such file. Name the TOML file that worker/control/config.py reads."
         )
-    return Options(
+    return RolloutOptions(
         data_dir=settings["data"],
         config=path,
         forecaster=settings["run"] or settings["data"] / "train",
@@ -70,7 +70,7 @@ def options_from(settings: Mapping[str, Any]) -> Options:
 
 
 def run(
-    options: Options,
+    options: RolloutOptions,
     *,
     as_json: bool = False,
     quiet: bool = False,
@@ -86,26 +86,26 @@ def run(
         stack.enter_context(FolderLock(options.data_dir))
         stack.enter_context(FolderLock(options.run))
         config = options.config.read_bytes() if options.config is not None else b""
-        forecaster = artifacts.forecaster(options.forecaster)
-        asked = artifacts.asked(options.data_dir, config, forecaster)
-        result = artifacts.accepted(options.run, asked)
+        forecaster = artifacts.forecaster_digest(options.forecaster)
+        asked = artifacts.request_digest(options.data_dir, config, forecaster)
+        result = artifacts.completed_result(options.run, asked)
         if result is not None:
             return _summary(options, Over("done", "nothing was left to do"), result, {}, time.monotonic() - began)
         command = [*learner, "--data", str(options.data_dir), "--run", str(options.run), "--asked", asked]
         command += ["--config", str(options.config)] if options.config is not None else []
         if forecaster:
             command += ["--forecaster", str(options.forecaster.resolve()), "--checkpoint", forecaster]
-        rollouts = Rollouts(tuple(command), options.run, options.retries)
+        rollouts = RolloutController(tuple(command), options.run, options.retries)
         stack.callback(rollouts.close)
         display = stack.enter_context(closing(choose_display(as_json=as_json, quiet=quiet)))
-        fleet = fleet or fleet_on(options, display.say)
-        ended = run_tasks(fleet, (), {}, display, rollouts.done, rollouts, lends={TABLES: options.run / TABLES})
+        fleet = fleet or build_fleet(options, display.say)
+        ended = run_tasks(fleet, (), {}, display, rollouts.on_task_done, rollouts, lends={TABLES: options.run / TABLES})
         over = rollouts.over or Over("drain", ended.outcome.message or "interrupted; start again to resume")
         if ended.outcome.status == "storage":
             over = Over("storage", ended.outcome.message)
         elif over.status == "done":
             try:
-                result = artifacts.accept(options.run, asked)
+                result = artifacts.mark_complete(options.run, asked)
             except ProofError as error:
                 over = Over("failed", f"the learner ended well, but proved nothing: {error}")
         figures = {**rollouts.figures, "worker_restarts": ended.restarts}
@@ -113,7 +113,11 @@ def run(
 
 
 def _summary(
-    options: Options, over: Over, result: artifacts.Result | None, figures: Mapping[str, Any], seconds: float
+    options: RolloutOptions,
+    over: Over,
+    result: artifacts.ControlResult | None,
+    figures: Mapping[str, Any],
+    seconds: float,
 ) -> dict[str, Any]:
     return {
         "exit_code": EXIT_CODES[over.status],

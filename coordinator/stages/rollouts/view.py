@@ -10,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from coordinator.stages.display import Shown, clock
+from coordinator.stages.display import Rendering, clock
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def headline(view: ControlView) -> str:
     return " · ".join([*parts, f"elapsed {clock(view.elapsed_s)}"])
 
 
-def rendered(view: ControlView) -> RenderableType:
+def to_rich(view: ControlView) -> RenderableType:
     """The headline, a line a worker, the bar."""
     table = Table(box=None, pad_edge=False, show_edge=False, expand=True)
     table.add_column("worker", overflow="ellipsis", no_wrap=True, ratio=1)
@@ -69,6 +69,6 @@ def rendered(view: ControlView) -> RenderableType:
     return Group(Text(headline(view)), table, ProgressBar(total=max(view.total, 1), completed=view.done))
 
 
-def shown(view: ControlView) -> Shown:
+def render(view: ControlView) -> Rendering:
     """What a display shows of it."""
-    return Shown(headline(view), lambda: rendered(view), asdict(view))
+    return Rendering(headline(view), lambda: to_rich(view), asdict(view))

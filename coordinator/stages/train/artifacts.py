@@ -23,7 +23,7 @@ CONFIG = "train.toml"  # the copy of the configuration file that the ranks read
 MAX_READ = 1 << 20  # bytes taken at once
 
 
-class Result(msgspec.Struct, frozen=True):
+class TrainingResult(msgspec.Struct, frozen=True):
     """What a training proved, by its own word. More fields may stand in the file."""
 
     steps: int
@@ -32,14 +32,14 @@ class Result(msgspec.Struct, frozen=True):
     sha256: str  # of its averaged weights
 
 
-class Proved(msgspec.Struct, frozen=True):
+class CompletionRecord(msgspec.Struct, frozen=True):
     """The result of this digest answers this request."""
 
     asked: str
     result: str
 
 
-def asked(data_dir: Path, config: bytes) -> str:
+def request_digest(data_dir: Path, config: bytes) -> str:
     """Digest of a request: the training's configuration and the series in the data folder."""
     digest = hashlib.sha256(config)
     for built in sorted(manifest.read_builds(data_dir), key=lambda proof: proof.key):
@@ -47,11 +47,11 @@ def asked(data_dir: Path, config: bytes) -> str:
     return digest.hexdigest()
 
 
-def read_result(run: Path) -> Result:
+def read_result(run: Path) -> TrainingResult:
     """The result, with its checkpoint proved. ProofError says what is wrong with it."""
     path = run / RESULT
     try:
-        result = msgspec.json.decode(path.read_bytes(), type=Result)
+        result = msgspec.json.decode(path.read_bytes(), type=TrainingResult)
     except FileNotFoundError:
         raise ProofError(f"{path} is not there: the training has not ended") from None
     except msgspec.MsgspecError as error:
@@ -66,37 +66,37 @@ def read_result(run: Path) -> Result:
     return result
 
 
-def accept(run: Path, request: str) -> Result:
+def mark_complete(run: Path, request: str) -> TrainingResult:
     """Remember that the result answers this request. ProofError unless it is whole."""
     result = read_result(run)
-    remember(run, request)
+    write_completion(run, request)
     return result
 
 
-def accepted(run: Path, request: str) -> Result | None:
+def completed_result(run: Path, request: str) -> TrainingResult | None:
     """The result that was accepted for this request and is still whole; None where there is something to do."""
     try:
-        return read_result(run) if remembered(run, request) else None
+        return read_result(run) if is_completed(run, request) else None
     except ProofError:
         return None
 
 
-def remember(run: Path, request: str) -> None:
+def write_completion(run: Path, request: str) -> None:
     """That the result as it lies there answers this request; of any training's folder."""
-    atomic_write(run / PROVED, msgspec.json.encode(Proved(request, file_sha256(run / RESULT))))
+    atomic_write(run / PROVED, msgspec.json.encode(CompletionRecord(request, file_sha256(run / RESULT))))
 
 
-def remembered(run: Path, request: str) -> bool:
+def is_completed(run: Path, request: str) -> bool:
     """Whether that was remembered, and the result is the same file still."""
     try:
-        proved = msgspec.json.decode((run / PROVED).read_bytes(), type=Proved)
-        return proved == Proved(request, file_sha256(run / RESULT))
+        proved = msgspec.json.decode((run / PROVED).read_bytes(), type=CompletionRecord)
+        return proved == CompletionRecord(request, file_sha256(run / RESULT))
     except (FileNotFoundError, msgspec.MsgspecError):
         return False
 
 
 @dataclass
-class Metrics:
+class MetricsFollower:
     """Follows `metrics.jsonl`: each figure's newest value. A run that goes on from a checkpoint writes the file anew."""
 
     path: Path
@@ -106,7 +106,7 @@ class Metrics:
     _read: int = 0
     _rest: bytes = b""
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Read the lines that were added since the last look; all of them of a file that is a new one."""
         try:
             with self.path.open("rb") as file:

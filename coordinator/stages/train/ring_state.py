@@ -9,7 +9,7 @@ from coordinator.wire.failures import FailureKind
 
 DONE = ""  # a rank's end: its part was done
 # A rank's end that says nothing against its worker: its ring broke, it was asked to, its lease went back.
-BLAMELESS = (
+NOT_WORKERS_FAULT = (
     DONE,
     FailureKind.RING_BROKE,
     FailureKind.RANK_ENDED,
@@ -21,7 +21,7 @@ BLAMELESS = (
 
 
 @dataclass(frozen=True)
-class Look:
+class SupervisionTick:
     """A few times a second: the workers that can take a rank, longest known first; whether all is to end."""
 
     workers: tuple[str, ...]
@@ -29,7 +29,7 @@ class Look:
 
 
 @dataclass(frozen=True)
-class PortFound:
+class AddressOffered:
     """A worker's answer to the roll call."""
 
     task: str
@@ -44,7 +44,7 @@ class RankDone:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class TrainingOutcome:
     """How the training ended. "done": rank 0 ended well; whether it proved anything is for the stage to see."""
 
     status: Literal["done", "drain", "usage", "storage", "failed", "incomplete"]
@@ -52,7 +52,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Past:
+class RoundSummary:
     """A round that is over."""
 
     round: int
@@ -75,4 +75,4 @@ class Rank:
     stopped_since: float | None = None
     ended: str | None = None  # None: lives; DONE; else its FailureKind, or an error's name
     message: str = ""
-    guilty: str = ""  # why the round's end is its fault
+    fault: str = ""  # why the round's end is its fault

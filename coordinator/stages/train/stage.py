@@ -18,15 +18,15 @@ import msgspec
 from coordinator.scheduling.events import AddTasks, Event, TaskDone, TaskGone, TaskProgress
 from coordinator.scheduling.scheduler import Scheduler, TaskSpec
 from coordinator.server.folder_lock import FolderLock
-from coordinator.stages.base import Fleet, fleet_on, run_tasks
-from coordinator.stages.display import Shown, choose_display
+from coordinator.stages.base import Fleet, build_fleet, run_tasks
+from coordinator.stages.display import Rendering, choose_display
 from coordinator.stages.train import artifacts
-from coordinator.stages.train.artifacts import Metrics
-from coordinator.stages.train.elastic import Rounds, Told
+from coordinator.stages.train.artifacts import MetricsFollower
+from coordinator.stages.train.elastic import ElasticRing, RingAction
 from coordinator.stages.train.inputs import TrainingFiles
-from coordinator.stages.train.ring_state import Look, Past, PortFound, RankDone, Verdict
-from coordinator.stages.train.stall import Patience
-from coordinator.stages.train.view import shares_told, shown, train_view
+from coordinator.stages.train.ring_state import AddressOffered, RankDone, RoundSummary, SupervisionTick, TrainingOutcome
+from coordinator.stages.train.stall import SupervisionTimeouts
+from coordinator.stages.train.view import describe_rebalance, render, train_view
 from coordinator.wire.failures import FailureKind
 from coordinator.wire.lease_kinds import LeaseKind
 from coordinator.wire.messages import PortJob, PortProof, Weights
@@ -38,7 +38,7 @@ EXIT_CODES = {"done": 0, "failed": 1, "usage": 2, "storage": 75, "incomplete": 7
 
 
 @dataclass(frozen=True)
-class Options:
+class TrainOptions:
     """All that a run is told."""
 
     data_dir: Path
@@ -53,8 +53,8 @@ class Options:
     hosts: Hosts | None = None
 
 
-def options_from(settings: Mapping[str, Any]) -> Options:
-    """Resolved settings → Options. UsageError for a configuration file that is not there."""
+def options_from(settings: Mapping[str, Any]) -> TrainOptions:
+    """Resolved settings → TrainOptions. UsageError for a configuration file that is not there."""
     data_dir, path = settings["data"], settings["train-config"]
     try:
         config = path.read_bytes() if path is not None else b""
@@ -63,7 +63,7 @@ def options_from(settings: Mapping[str, Any]) -> Options:
             f"train-config {path}: {error.strerror}. Name the TOML file that worker/train.py reads."
         ) from None
     hosts = hosts_from(settings)
-    return Options(
+    return TrainOptions(
         data_dir=data_dir,
         run=settings["run"] or data_dir / "train",
         ranks=settings["ranks"] or (hosts.size if hosts is not None else settings["workers"]),
@@ -77,30 +77,30 @@ def options_from(settings: Mapping[str, Any]) -> Options:
     )
 
 
-class Training:
-    """The supervisor of one run: feeds `Rounds` with what the server sees, and hands on what it decides."""
+class TrainController:
+    """The supervisor of one run: feeds `ElasticRing` with what the server sees, and hands on what it decides."""
 
-    def __init__(self, options: Options, patience: Patience) -> None:
-        self._options, self._patience = options, patience
-        self._told: list[Told] = []
+    def __init__(self, options: TrainOptions, timeouts: SupervisionTimeouts) -> None:
+        self._options, self._timeouts = options, timeouts
+        self._told: list[RingAction] = []
         self._blas: set[str] = set()
         self._began = time.monotonic()
-        self.metrics = Metrics(options.run / artifacts.METRICS)
+        self.metrics = MetricsFollower(options.run / artifacts.METRICS)
         self.files = TrainingFiles(options.data_dir, options.run, bool(options.config))
         self._order = {host.name: n for n, host in enumerate(options.hosts.remote if options.hosts else ())}
         self._shares: dict[str, bool] = {}  # worker → whether it has the coordinator's files
         self._shares_of_ranks: list[float] = []  # of the sequence, as the newest step had them
         self._pruned = 0  # the newest checkpoint when those that came from a host were last cleared up
-        self.rounds: Rounds
+        self.ring: ElasticRing
 
-    def begin(self, scheduler: Scheduler, post: Callable[[Event | Weights], None]) -> None:
-        """Rounds are numbered on from those in the journal, so that no lease of an old one is taken for one of ours."""
+    def on_start(self, scheduler: Scheduler, post: Callable[[Event | Weights], None]) -> None:
+        """ElasticRing are numbered on from those in the journal, so that no lease of an old one is taken for one of ours."""
         numbers = [int(name.split("/")[1]) for name in scheduler.tasks if name.startswith("train/")]
         config = artifacts.CONFIG if self._options.config else ""
         run = _below(self._options.run, self._options.data_dir)
-        self.rounds = Rounds(self._options.ranks, run, config, max(numbers, default=0) + 1, self._patience)
+        self.ring = ElasticRing(self._options.ranks, run, config, max(numbers, default=0) + 1, self._timeouts)
 
-    def done(self, done: TaskDone) -> Iterable[TaskSpec]:
+    def on_task_done(self, done: TaskDone) -> Iterable[TaskSpec]:
         """A port was found, or a rank has done its part."""
         if done.task.kind == LeaseKind.PORT:
             try:
@@ -111,15 +111,15 @@ class Training:
             if proof.blas not in self._blas:
                 self._blas.add(proof.blas)
                 self._told.append(f"{done.worker}: {proof.blas}")
-            self._decide(PortFound(done.task.id, proof.address))
+            self._decide(AddressOffered(done.task.id, proof.address))
         elif done.task.kind == LeaseKind.TRAIN:
             self._decide(RankDone(done.task.id))
         return ()
 
-    def saw(self, what: TaskProgress | TaskGone) -> None:
+    def on_lease_event(self, what: TaskProgress | TaskGone) -> None:
         self._decide(what)
 
-    def tick(self, scheduler: Scheduler, now: float) -> Iterable[Event | str]:
+    def on_tick(self, scheduler: Scheduler, now: float) -> Iterable[Event | str]:
         able = {name: worker for name, worker in scheduler.workers.items() if LeaseKind.TRAIN in worker.hello.kinds}
         self._shares = {name: worker.shares for name, worker in able.items()}
         # One a host of the hostfile: of two, the older is about to be given up.
@@ -127,18 +127,18 @@ class Training:
             worker.hello.host if worker.hello.host in self._order else name: name for name, worker in able.items()
         }
         fit = sorted(newest.values(), key=lambda name: self._order.get(able[name].hello.host, len(self._order)))
-        self._decide(Look(tuple(fit), scheduler.halted))
-        if self.rounds.saved != self._pruned and not self._shares.get(self._first_rank(), True):
-            self._pruned = self.rounds.saved
+        self._decide(SupervisionTick(tuple(fit), scheduler.halted))
+        if self.ring.saved != self._pruned and not self._shares.get(self._first_rank(), True):
+            self._pruned = self.ring.saved
             self.files.prune()
         shares = self.metrics.numbers("shares")
-        self._told += shares_told(self._shares_of_ranks, shares)
+        self._told += describe_rebalance(self._shares_of_ranks, shares)
         self._shares_of_ranks = shares
         told, self._told = self._told, []
         return told
 
-    def _decide(self, event: Look | PortFound | RankDone | TaskProgress | TaskGone) -> None:
-        for told in self.rounds.decide(event, time.monotonic()):
+    def _decide(self, event: SupervisionTick | AddressOffered | RankDone | TaskProgress | TaskGone) -> None:
+        for told in self.ring.decide(event, time.monotonic()):
             self._told.append(self._with_files(told) if isinstance(told, AddTasks) else told)
 
     def _with_files(self, tasks: AddTasks) -> AddTasks:
@@ -153,18 +153,18 @@ class Training:
         return AddTasks(tuple(specs), tasks.whole)
 
     def _first_rank(self) -> str:
-        return self.rounds.ranks[0].worker if self.rounds.ranks else ""
+        return self.ring.ranks[0].worker if self.ring.ranks else ""
 
-    def busy(self) -> bool:
-        return self.rounds.verdict is None
+    def has_more_work(self) -> bool:
+        return self.ring.outcome is None
 
-    def weights(self, sha256: str) -> Weights | None:
+    def get_weights(self, sha256: str) -> Weights | None:
         return None
 
-    def shown(self) -> Shown:
-        self.metrics.look()
+    def view(self) -> Rendering:
+        self.metrics.poll()
         now = time.monotonic()
-        return shown(train_view(self.rounds, self.metrics, now, now - self._began))
+        return render(train_view(self.ring, self.metrics, now, now - self._began))
 
 
 def _below(path: Path, folder: Path) -> str:
@@ -174,49 +174,57 @@ def _below(path: Path, folder: Path) -> str:
 
 
 def run(
-    options: Options,
+    options: TrainOptions,
     *,
     as_json: bool = False,
     quiet: bool = False,
     fleet: Fleet | None = None,
-    patience: Patience | None = None,
+    timeouts: SupervisionTimeouts | None = None,
 ) -> dict[str, Any]:
     """Run the stage to its end; the summary, whose `exit_code` says how it ended. Data and run folder are locked meanwhile.
 
-    `fleet`, `patience`: other workers and times than the options'.
+    `fleet`, `timeouts`: other workers and times than the options'.
     """
     began = time.monotonic()
     with ExitStack() as stack:
         stack.enter_context(FolderLock(options.data_dir))
         stack.enter_context(FolderLock(options.run))
-        request = artifacts.asked(options.data_dir, options.config)
-        result = artifacts.accepted(options.run, request)
+        request = artifacts.request_digest(options.data_dir, options.config)
+        result = artifacts.completed_result(options.run, request)
         if result is not None:
-            return _summary(options, Verdict("done", "nothing was left to do"), result, (), time.monotonic() - began)
+            return _summary(
+                options, TrainingOutcome("done", "nothing was left to do"), result, (), time.monotonic() - began
+            )
         if options.config:
             atomic_write(options.run / artifacts.CONFIG, options.config)
-        training = Training(options, patience or Patience(fruitless=options.retries))
+        training = TrainController(
+            options, timeouts or SupervisionTimeouts(max_rounds_without_progress=options.retries)
+        )
         display = stack.enter_context(closing(choose_display(as_json=as_json, quiet=quiet)))
-        fleet = fleet or fleet_on(options, display.say)
-        ended = run_tasks(fleet, (), {}, display, training.done, training, training.files.places)
-        verdict = training.rounds.verdict or Verdict("drain", ended.outcome.message)
+        fleet = fleet or build_fleet(options, display.say)
+        ended = run_tasks(fleet, (), {}, display, training.on_task_done, training, training.files.places)
+        outcome = training.ring.outcome or TrainingOutcome("drain", ended.outcome.message)
         if ended.outcome.status == "storage":
-            verdict = Verdict("storage", ended.outcome.message)
-        elif verdict.status == "done":
+            outcome = TrainingOutcome("storage", ended.outcome.message)
+        elif outcome.status == "done":
             try:
-                result = artifacts.accept(options.run, request)
+                result = artifacts.mark_complete(options.run, request)
             except ProofError as error:
-                verdict = Verdict("failed", f"rank 0 ended well, but proved nothing: {error}")
-        return _summary(options, verdict, result, training.rounds.history, time.monotonic() - began)
+                outcome = TrainingOutcome("failed", f"rank 0 ended well, but proved nothing: {error}")
+        return _summary(options, outcome, result, training.ring.history, time.monotonic() - began)
 
 
 def _summary(
-    options: Options, verdict: Verdict, result: artifacts.Result | None, history: Sequence[Past], seconds: float
+    options: TrainOptions,
+    outcome: TrainingOutcome,
+    result: artifacts.TrainingResult | None,
+    history: Sequence[RoundSummary],
+    seconds: float,
 ) -> dict[str, Any]:
     return {
-        "exit_code": EXIT_CODES[verdict.status],
-        "status": verdict.status,
-        "message": verdict.message,
+        "exit_code": EXIT_CODES[outcome.status],
+        "status": outcome.status,
+        "message": outcome.message,
         "run": str(options.run),
         "result": None if result is None else msgspec.to_builtins(result),
         "ranks": options.ranks,

@@ -9,9 +9,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from coordinator.stages.display import Shown, clock
-from coordinator.stages.train.artifacts import Metrics
-from coordinator.stages.train.elastic import Rounds
+from coordinator.stages.display import Rendering, clock
+from coordinator.stages.train.artifacts import MetricsFollower
+from coordinator.stages.train.elastic import ElasticRing
 
 
 @dataclass(frozen=True)
@@ -44,24 +44,24 @@ class TrainView:
     ranks: tuple[RankView, ...]
 
 
-def train_view(rounds: Rounds, metrics: Metrics, now: float, elapsed_s: float) -> TrainView:
+def train_view(ring: ElasticRing, metrics: MetricsFollower, now: float, elapsed_s: float) -> TrainView:
     """Supervision and metrics → view."""
     return TrainView(
-        stage=rounds.stage,
-        round=rounds.round,
-        step=max(rounds.step, int(metrics.number("step") or 0)),
+        stage=ring.stage,
+        round=ring.round,
+        step=max(ring.step, int(metrics.number("step") or 0)),
         loss=metrics.number("loss"),
         skill=metrics.number("skill"),
         best_skill=metrics.best_skill,
         tokens_per_s=metrics.number("tokens_per_s"),
         attention_share=metrics.number("attention_share"),
         wait_share=metrics.number("wait_share"),
-        wanted=rounds.wanted,
-        restarts=rounds.restarts,
+        wanted=ring.wanted,
+        restarts=ring.restarts,
         elapsed_s=elapsed_s,
         ranks=tuple(
             RankView(rank.number, rank.worker, rank.step, rank.phase, now - rank.heard)
-            for rank in rounds.ranks
+            for rank in ring.ranks
             if rank.ended is None
         ),
     )
@@ -81,12 +81,14 @@ def headline(view: TrainView) -> str:
     if view.wait_share is not None:
         parts.append(f"waiting {view.wait_share:.0%}")
     ring = f"{len(view.ranks)} of {view.wanted} ranks"
-    doing = {"gather": "waiting for workers", "call": "roll call", "end": f"{ring}, ending"}.get(view.stage, ring)
+    doing = {"waiting": "waiting for workers", "rendezvous": "roll call", "draining": f"{ring}, ending"}.get(
+        view.stage, ring
+    )
     parts += [doing, f"{view.restarts} restarts", f"elapsed {clock(view.elapsed_s)}"]
     return " · ".join(parts)
 
 
-def shares_told(before: Sequence[float], now: Sequence[float]) -> list[str]:
+def describe_rebalance(before: Sequence[float], now: Sequence[float]) -> list[str]:
     """What is said when the ranks' shares of the sequence have changed; 1.0 is an equal one, which a ring begins with."""
     if list(before) == list(now) or len({*before, 1.0}) == len({*now, 1.0}) == 1:
         return []
@@ -94,7 +96,7 @@ def shares_told(before: Sequence[float], now: Sequence[float]) -> list[str]:
     return [f"shares of the ranks follow their speeds: {each} of an equal one"]
 
 
-def rendered(view: TrainView) -> RenderableType:
+def to_rich(view: TrainView) -> RenderableType:
     """The headline and a line a rank."""
     table = Table(box=None, pad_edge=False, show_edge=False, expand=True)
     table.add_column("rank", justify="right")
@@ -107,6 +109,6 @@ def rendered(view: TrainView) -> RenderableType:
     return Group(Text(headline(view)), table)
 
 
-def shown(view: TrainView) -> Shown:
+def render(view: TrainView) -> Rendering:
     """What a display shows of it."""
-    return Shown(headline(view), lambda: rendered(view), asdict(view))
+    return Rendering(headline(view), lambda: to_rich(view), asdict(view))

@@ -6,8 +6,8 @@ import pytest
 
 from coordinator.scheduling.events import TaskGone, TaskProgress
 from coordinator.scheduling.worker_state import Limits
-from coordinator.stages.train.ring_state import PortFound
-from coordinator.stages.train.stall import Pace, Patience
+from coordinator.stages.train.ring_state import AddressOffered
+from coordinator.stages.train.stall import StallDetector, SupervisionTimeouts
 from tests.support.ring_world import World
 
 
@@ -22,7 +22,7 @@ def running(**more: object) -> World:
 
 
 def sizes(world: World) -> list[tuple[int, str]]:
-    return [(past.ranks, past.why) for past in world.rounds.history]
+    return [(past.ranks, past.why) for past in world.ring.history]
 
 
 def test_a_ring_has_one_rank_a_worker_in_the_order_of_their_coming() -> None:
@@ -39,17 +39,17 @@ def test_a_ring_has_one_rank_a_worker_in_the_order_of_their_coming() -> None:
 
 def test_it_waits_for_workers_and_then_begins_with_those_that_came() -> None:
     world = World(workers=["a"])
-    world.passes(world.patience.gather_s - 1)
-    assert world.rounds.stage == "gather"
+    world.passes(world.timeouts.join_s - 1)
+    assert world.ring.stage == "waiting"
     world.passes(2)
     assert [spec.worker for spec in world.opened[-1]] == ["a"]
 
 
 def test_nobody_comes_at_all() -> None:
     world = World(workers=[])
-    world.passes(world.patience.lonely_s + 1)
-    assert world.rounds.verdict is not None
-    assert world.rounds.verdict.status == "incomplete"
+    world.passes(world.timeouts.no_worker_s + 1)
+    assert world.ring.outcome is not None
+    assert world.ring.outcome.status == "incomplete"
 
 
 def test_a_worker_that_does_not_answer_the_roll_call_is_left_out() -> None:
@@ -63,7 +63,7 @@ def test_a_port_that_two_workers_found_is_given_to_the_first() -> None:
     world = World(mute={"a", "b"})
     world.passes(0.4)
     for name in ("train/1/port/0", "train/1/port/1"):
-        world.handle(PortFound(name, "127.0.0.1:20001"))
+        world.handle(AddressOffered(name, "127.0.0.1:20001"))
     world.passes(0.4)
     assert [spec.worker for spec in world.opened[-1]] == ["a"]
 
@@ -76,11 +76,11 @@ def test_workers_without_an_address_end_the_run_with_the_reason() -> None:
             assert spec.kind == "port"
             del world.open[name]
             world.handle(TaskGone(name, "Crash", "no network"))
-        if world.rounds.verdict is not None:
+        if world.ring.outcome is not None:
             break
-    assert world.rounds.verdict is not None
-    assert world.rounds.verdict.status == "failed"
-    assert "no network" in world.rounds.verdict.message
+    assert world.ring.outcome is not None
+    assert world.ring.outcome.status == "failed"
+    assert "no network" in world.ring.outcome.message
 
 
 def test_all_ranks_done_is_the_end() -> None:
@@ -88,26 +88,26 @@ def test_all_ranks_done_is_the_end() -> None:
     world.ends(0, "")
     world.ends(1, "")
     world.passes(1)
-    assert world.rounds.verdict is not None
-    assert world.rounds.verdict.status == "done"
+    assert world.ring.outcome is not None
+    assert world.ring.outcome.status == "done"
     assert sizes(world) == [(2, "done")]
 
 
 def test_a_rank_that_hangs_after_the_end_does_not_keep_the_run() -> None:
     world = running()
     world.ends(0, "")
-    world.passes(world.patience.last_s + 1)
+    world.passes(world.timeouts.last_rank_s + 1)
     world.obey()
     world.passes(1)
-    assert world.rounds.verdict is not None
-    assert world.rounds.verdict.status == "done"
+    assert world.ring.outcome is not None
+    assert world.ring.outcome.status == "done"
 
 
 def test_a_dead_rank_ends_the_round_and_only_it_is_blamed() -> None:
     world = running()
     world.ends(1, "RingBroke", "a neighbour left")  # the neighbour's word comes first
     world.passes(0.4)
-    assert world.asked == {"train/1/rank/0": world.patience.fault_grace_s}
+    assert world.asked == {"train/1/rank/0": world.timeouts.fault_grace_s}
     world.ends(0, "RankDied", "was ended by SIGKILL")
     world.passes(0.4)
     failed = [line for line in world.said if "failed" in line]
@@ -121,10 +121,10 @@ def test_no_round_begins_before_the_last_rank_of_the_one_before_has_ended() -> N
     world = running()
     world.ends(1, "RankDied")
     world.passes(300)
-    assert (world.rounds.stage, len(world.opened)) == ("end", 2)
+    assert (world.ring.stage, len(world.opened)) == ("draining", 2)
     world.obey()
     world.form()
-    assert world.rounds.round == 2
+    assert world.ring.round == 2
 
 
 def test_a_request_to_end_is_made_again_until_it_is_heard() -> None:
@@ -139,8 +139,8 @@ def test_a_request_to_end_is_made_again_until_it_is_heard() -> None:
 def test_a_stopped_rank_is_blamed_within_seconds_whatever_it_was_at() -> None:
     world = running()
     world.say(1, 20, stopped=True)
-    world.passes(world.patience.stopped_s - 1)
-    assert world.rounds.stage == "run"
+    world.passes(world.timeouts.stopped_s - 1)
+    assert world.ring.stage == "running"
     world.passes(1.4)
     assert set(world.asked) == {"train/1/rank/0", "train/1/rank/1"}
     world.obey()
@@ -151,20 +151,20 @@ def test_a_stopped_rank_is_blamed_within_seconds_whatever_it_was_at() -> None:
 def test_a_rank_that_is_stopped_for_a_moment_is_let_alone() -> None:
     world = running()
     world.say(1, 20, stopped=True)
-    world.passes(world.patience.stopped_s - 1)
+    world.passes(world.timeouts.stopped_s - 1)
     world.say(1, 21)
     world.steps(22, 30)
-    assert world.rounds.stage == "run"
+    assert world.ring.stage == "running"
 
 
 def test_a_stall_is_seen_after_a_few_steps_time_and_blames_the_rank_that_is_behind() -> None:
     world = running()
     world.passes(1)
     world.say(0, 21)
-    world.passes(world.patience.floor_s - 2)
-    assert world.rounds.stage == "run"
+    world.passes(world.timeouts.min_s - 2)
+    assert world.ring.stage == "running"
     world.passes(4)
-    assert world.rounds.stage == "end"
+    assert world.ring.stage == "draining"
     world.obey()
     world.passes(0.4)
     assert any("rank 1 on b failed: nothing new for" in line for line in world.said)
@@ -172,11 +172,11 @@ def test_a_stall_is_seen_after_a_few_steps_time_and_blames_the_rank_that_is_behi
 
 def test_a_stall_that_nothing_explains_blames_nobody_and_makes_it_more_patient() -> None:
     world = running()
-    before = world.rounds.pace.limit_s("checkpoint", 2)
+    before = world.ring.stalls.timeout_s("checkpoint", 2)
     world.passes(12)
-    assert world.rounds.stage == "end"
+    assert world.ring.stage == "draining"
     assert not any("failed" in line for line in world.said)
-    assert world.rounds.pace.limit_s("checkpoint", 2) == 2 * before
+    assert world.ring.stalls.timeout_s("checkpoint", 2) == 2 * before
 
 
 def test_slow_steps_get_the_time_that_they_need() -> None:
@@ -184,9 +184,9 @@ def test_slow_steps_get_the_time_that_they_need() -> None:
     world.form()
     world.steps(1, 5, seconds=60.0)
     world.passes(200)
-    assert world.rounds.stage == "run"
+    assert world.ring.stage == "running"
     world.passes(120)
-    assert world.rounds.stage == "end"
+    assert world.ring.stage == "draining"
 
 
 def test_a_lost_worker_leaves_a_smaller_ring_which_grows_at_a_checkpoint_after_its_return() -> None:
@@ -200,37 +200,37 @@ def test_a_lost_worker_leaves_a_smaller_ring_which_grows_at_a_checkpoint_after_i
     world.steps(21, 25)
     world.workers.append("b2")
     world.steps(26, 29)
-    assert world.rounds.stage == "run"  # not before the checkpoint
+    assert world.ring.stage == "running"  # not before the checkpoint
     world.steps(30, 30)
     world.passes(0.4)
-    assert world.asked["train/2/rank/0"] == world.patience.drain_grace_s
+    assert world.asked["train/2/rank/0"] == world.timeouts.drain_grace_s
     world.obey()
     world.form()
     assert world.said[-1] == "round 3: ring of 2, from checkpoint 30"
     assert sizes(world) == [(2, "fault"), (1, "grow")]
-    assert world.rounds.restarts == 1
+    assert world.ring.restarts == 1
 
 
 def test_a_worker_that_comes_and_goes_again_does_not_end_the_round() -> None:
-    world = World(workers=["a"], patience=Patience(gather_s=1.0))
+    world = World(workers=["a"], timeouts=SupervisionTimeouts(join_s=1.0))
     world.form()
     world.steps(1, 5)
     world.workers.append("b")
     world.steps(6, 9)
     world.workers.remove("b")
     world.steps(10, 25)
-    assert world.rounds.stage == "run"
+    assert world.ring.stage == "running"
 
 
 def test_a_rank_that_stops_while_the_ring_is_to_grow_is_not_waited_for() -> None:
-    world = World(workers=["a"], patience=Patience(gather_s=1.0))
+    world = World(workers=["a"], timeouts=SupervisionTimeouts(join_s=1.0))
     world.form()
     world.workers.append("b")
     world.steps(1, 10)
     world.passes(0.4)
     world.say(0, 10, stopped=True)
-    world.passes(world.patience.stopped_s + 1)
-    assert world.asked["train/1/rank/0"] == world.patience.fault_grace_s
+    world.passes(world.timeouts.stopped_s + 1)
+    assert world.asked["train/1/rank/0"] == world.timeouts.fault_grace_s
     world.obey()
     world.passes(0.4)
     assert sizes(world) == [(1, "fault")]
@@ -242,19 +242,19 @@ def test_a_usage_error_ends_the_run_at_once_with_its_message() -> None:
     world.ends(0, "UsageError", "series of ERCO are missing")
     world.ends(1, "RingBroke")
     world.passes(0.4)
-    assert world.rounds.verdict is not None
-    assert (world.rounds.verdict.status, world.rounds.verdict.message) == ("usage", "series of ERCO are missing")
+    assert world.ring.outcome is not None
+    assert (world.ring.outcome.status, world.ring.outcome.message) == ("usage", "series of ERCO are missing")
 
 
 def test_a_drain_lets_the_ranks_write_a_checkpoint() -> None:
     world = running()
     world.draining = True
     world.passes(0.4)
-    assert set(world.asked.values()) == {world.patience.drain_grace_s}
+    assert set(world.asked.values()) == {world.timeouts.drain_grace_s}
     world.obey()
     world.passes(0.4)
-    assert world.rounds.verdict is not None
-    assert world.rounds.verdict.status == "drain"
+    assert world.ring.outcome is not None
+    assert world.ring.outcome.status == "drain"
 
 
 @pytest.mark.parametrize(("kind", "at_most"), [("killed", 1.0), ("stopped", 9.0), ("worker lost", 17.0)])
@@ -273,9 +273,9 @@ def test_supervision_leaves_most_of_thirty_seconds_to_the_ranks(kind: str, at_mo
     world.passes(0.2)
     if kind != "stopped":
         world.ends(0, "RingBroke")  # at once: a connection was closed
-    while world.rounds.round < 2 or world.rounds.stage != "run":
+    while world.ring.round < 2 or world.ring.stage != "running":
         world.passes(0.2)
-        if world.asked and world.now - began > world.patience.stopped_s + world.patience.fault_grace_s:
+        if world.asked and world.now - began > world.timeouts.stopped_s + world.timeouts.fault_grace_s:
             world.obey()
         assert world.now - began < at_most
 
@@ -286,22 +286,22 @@ def test_a_drain_before_there_is_a_ring(seconds: float) -> None:
     world.passes(seconds)
     world.draining = True
     world.passes(1)
-    assert world.rounds.verdict is not None
-    assert world.rounds.verdict.status == "drain"
+    assert world.ring.outcome is not None
+    assert world.ring.outcome.status == "drain"
 
 
 def test_ranks_that_never_come_to_a_step_end_the_run_with_what_they_said() -> None:
     world = World()
-    for _ in range(world.patience.fruitless):
+    for _ in range(world.timeouts.max_rounds_without_progress):
         world.form()
         world.ends(0, "RankDied", "ended with exit code 1; no such file")
         world.obey()
         world.passes(0.4)
         world.obey()
         world.passes(0.4)
-    assert world.rounds.verdict is not None
-    assert world.rounds.verdict.status == "failed"
-    assert "no such file" in world.rounds.verdict.message
+    assert world.ring.outcome is not None
+    assert world.ring.outcome.status == "failed"
+    assert "no such file" in world.ring.outcome.message
 
 
 def test_faults_between_steps_forward_never_end_the_run() -> None:
@@ -312,7 +312,7 @@ def test_faults_between_steps_forward_never_end_the_run() -> None:
         world.obey()
         world.form()
         world.steps(21 + n, 22 + n)
-    assert world.rounds.verdict is None
+    assert world.ring.outcome is None
 
 
 def test_a_worker_whose_ranks_never_come_to_a_step_is_left_out_for_a_while() -> None:
@@ -324,8 +324,8 @@ def test_a_worker_whose_ranks_never_come_to_a_step_is_left_out_for_a_while() -> 
     world.form()
     assert [spec.worker for spec in world.opened[-1]] == ["a"]
     world.steps(1, 20)
-    assert world.rounds.stage == "run"
-    world.passes(world.patience.bench_s)
+    assert world.ring.stage == "running"
+    world.passes(world.timeouts.exclude_s)
     world.steps(21, 30)
     world.passes(0.4)
     world.obey()
@@ -337,7 +337,7 @@ def test_a_suspended_coordinator_does_not_call_its_ranks_stalled() -> None:
     world = running()
     world.now += 3_600
     world.passes(1)
-    assert world.rounds.stage == "run"
+    assert world.ring.stage == "running"
 
 
 def test_words_of_an_earlier_round_change_nothing() -> None:
@@ -349,19 +349,19 @@ def test_words_of_an_earlier_round_change_nothing() -> None:
     for error in ("RankDied", "UsageError", "RankEnded"):
         world.handle(TaskGone("train/1/rank/0", error, "late"))
     world.passes(1)
-    assert world.rounds.stage == "run"
+    assert world.ring.stage == "running"
 
 
 def test_the_limit_grows_when_fewer_ranks_share_the_work_and_one_hiccup_fades() -> None:
-    pace = Pace(Patience())
-    assert pace.limit_s("step", 4) == Patience().unseen_s
-    pace.saw("step", 4.0, 4)
-    assert pace.limit_s("step", 4) == 20.0
-    assert pace.limit_s("step", 1) == 80.0
-    assert pace.limit_s("step", 8) == 20.0  # more ranks may not be faster
+    stalls = StallDetector(SupervisionTimeouts())
+    assert stalls.timeout_s("step", 4) == SupervisionTimeouts().unknown_phase_s
+    stalls.record_gap("step", 4.0, 4)
+    assert stalls.timeout_s("step", 4) == 20.0
+    assert stalls.timeout_s("step", 1) == 80.0
+    assert stalls.timeout_s("step", 8) == 20.0  # more ranks may not be faster
     for _ in range(100):
-        pace.saw("step", 0.1, 4)
-    assert pace.limit_s("step", 4) == Patience().floor_s
+        stalls.record_gap("step", 0.1, 4)
+    assert stalls.timeout_s("step", 4) == SupervisionTimeouts().min_s
 
 
 def test_a_roll_call_waits_for_files_on_their_way_and_no_longer() -> None:
@@ -370,8 +370,8 @@ def test_a_roll_call_waits_for_files_on_their_way_and_no_longer() -> None:
     for beats in range(1, 30):
         world.passes(1)
         world.handle(TaskProgress("train/1/port/1", 0, "start", beats, 0, False))
-    assert world.rounds.stage == "call"
-    world.passes(world.patience.port_s + 1)
+    assert world.ring.stage == "rendezvous"
+    world.passes(world.timeouts.address_s + 1)
     assert [spec.worker for spec in world.opened[-1]] == ["a"]
 
 
@@ -381,8 +381,8 @@ def test_a_host_without_room_is_left_out_and_the_ring_does_not_break_for_it_at_e
     world.handle(TaskGone("train/1/port/1", "HostFull", "no space left"))
     world.form()
     assert any("b can't take part: no space left" in line for line in world.said)
-    world.steps(1, int(world.patience.bench_s) - 5)
-    assert world.rounds.round == 1 and world.rounds.stage == "run"
+    world.steps(1, int(world.timeouts.exclude_s) - 5)
+    assert world.ring.round == 1 and world.ring.stage == "running"
     world.mute.clear()
-    world.steps(int(world.patience.bench_s) - 4, int(world.patience.bench_s) + 25)
+    world.steps(int(world.timeouts.exclude_s) - 4, int(world.timeouts.exclude_s) + 25)
     assert any("a worker is back" in line for line in world.said)

@@ -1,4 +1,4 @@
-"""Supervision under any order of faults: hypothesis drives `Rounds` over the real scheduler, with workers and ranks that fail."""
+"""Supervision under any order of faults: hypothesis drives `ElasticRing` over the real scheduler, with workers and ranks that fail."""
 
 from __future__ import annotations
 
@@ -24,14 +24,16 @@ from coordinator.scheduling.events import (
 )
 from coordinator.scheduling.scheduler import Limits, Scheduler
 from coordinator.scheduling.task_state import AnyRecord, Ledger
-from coordinator.stages.train.elastic import Rounds
-from coordinator.stages.train.ring_state import BLAMELESS, Look, PortFound, RankDone
-from coordinator.stages.train.stall import Patience
+from coordinator.stages.train.elastic import ElasticRing
+from coordinator.stages.train.ring_state import NOT_WORKERS_FAULT, AddressOffered, RankDone, SupervisionTick
+from coordinator.stages.train.stall import SupervisionTimeouts
 from coordinator.wire.messages import Cancel, End, Failure, Goodbye, Heartbeat, Hello, Lease, Progress, Result
 
 HERE = "here"
 PICK = st.integers(0, 1_000)
-PATIENCE = Patience(gather_s=4.0, regather_s=1.0, lonely_s=1e6, port_s=2.0, stopped_s=2.0, floor_s=4.0, fruitless=4)
+TIMEOUTS = SupervisionTimeouts(
+    join_s=4.0, rejoin_s=1.0, no_worker_s=1e6, address_s=2.0, stopped_s=2.0, min_s=4.0, max_rounds_without_progress=4
+)
 # What a rank's end may be called, by itself or asked for.
 ENDS = st.sampled_from(["RankDied", "RingBroke", "Crash", "RankEnded"])
 
@@ -73,8 +75,8 @@ class Training(RuleBasedStateMachine):
         for record in self.records:
             self.scheduler.apply(record)
         numbers = [int(name.split("/")[1]) for name in self.scheduler.tasks]
-        self.rounds = Rounds(3, "train", first=max(numbers, default=0) + 1, patience=PATIENCE)
-        self.first = self.rounds.round + 1
+        self.ring = ElasticRing(3, "train", first=max(numbers, default=0) + 1, timeouts=TIMEOUTS)
+        self.first = self.ring.round + 1
         self.handle(Restart())
 
     def handle(self, event: Event) -> None:
@@ -87,19 +89,19 @@ class Training(RuleBasedStateMachine):
                     self.deliver(action)
                 elif isinstance(action, TaskDone):
                     if action.task.kind == "port":
-                        events += self.tell(PortFound(action.task.id, action.proof["address"]))
+                        events += self.tell(AddressOffered(action.task.id, action.proof["address"]))
                     else:
                         events += self.tell(RankDone(action.task.id))
                     events.append(Confirmed(action.task.id, action.attempt))
                 elif isinstance(action, TaskGone | TaskProgress):
                     events += self.tell(action)
 
-    def tell(self, event: Look | PortFound | RankDone | TaskProgress | TaskGone) -> list[Event]:
-        if isinstance(event, TaskGone) and event.error not in BLAMELESS:
+    def tell(self, event: SupervisionTick | AddressOffered | RankDone | TaskProgress | TaskGone) -> list[Event]:
+        if isinstance(event, TaskGone) and event.error not in NOT_WORKERS_FAULT:
             self.blamed.add(event.task)
-        over = self.rounds.verdict
-        told = [what for what in self.rounds.decide(event, self.now) if not isinstance(what, str)]
-        assert over is None or (not told and self.rounds.verdict is over), "nothing follows a verdict"
+        over = self.ring.outcome
+        told = [what for what in self.ring.decide(event, self.now) if not isinstance(what, str)]
+        assert over is None or (not told and self.ring.outcome is over), "nothing follows a outcome"
         return list(told)
 
     def deliver(self, action: Send) -> None:
@@ -172,7 +174,7 @@ class Training(RuleBasedStateMachine):
                 held = [(task, rank.attempt) for task, rank in worker.ranks.items()] + list(worker.ports.items())
                 self.handle(Heartbeat(name, tuple(held)))
             fit = tuple(self.scheduler.workers)
-            for event in self.tell(Look(fit, self.scheduler.halted)):
+            for event in self.tell(SupervisionTick(fit, self.scheduler.halted)):
                 self.handle(event)
 
     @rule(number=PICK)
@@ -240,10 +242,10 @@ class Training(RuleBasedStateMachine):
 
     @invariant()
     def only_a_rank_that_failed_stopped_or_fell_behind_is_blamed(self) -> None:
-        for rank in self.rounds.ranks:
-            task = f"train/{self.rounds.round}/rank/{rank.number}"
-            if rank.guilty and task not in self.blamed:
-                assert "stopped" in rank.guilty or "nothing new" in rank.guilty
+        for rank in self.ring.ranks:
+            task = f"train/{self.ring.round}/rank/{rank.number}"
+            if rank.fault and task not in self.blamed:
+                assert "stopped" in rank.fault or "nothing new" in rank.fault
 
     @invariant()
     def replay_is_the_live_state(self) -> None:
@@ -260,21 +262,21 @@ class Training(RuleBasedStateMachine):
             self.workers[f"w{self.names}"] = Worker()
             self.handle(Hello(f"w{self.names}", "h", 1, ("port", "train"), 4, HERE, "0", "3"))
         for _ in range(400):
-            if self.rounds.verdict is not None:
+            if self.ring.outcome is not None:
                 break
             self.time_passes(0.4)
             self.answer_ports(1)
             self.obey()
-            if self.rounds.stage == "run":
+            if self.ring.stage == "running":
                 living = [(name, worker) for name, worker in self.workers.items() if worker.ranks]
-                if len(living) == len(self.rounds.ranks):
+                if len(living) == len(self.ring.ranks):
                     for name, worker in living:
                         for task, rank in list(worker.ranks.items()):
                             del worker.ranks[task]
                             self.handle(Result(name, task, rank.attempt, {}, 1.0))
-        verdict = self.rounds.verdict
-        assert verdict is not None, (self.rounds.stage, self.rounds.ranks)
-        assert verdict.status in ("done", "failed")
+        outcome = self.ring.outcome
+        assert outcome is not None, (self.ring.stage, self.ring.ranks)
+        assert outcome.status in ("done", "failed")
         self.time_passes(8.0)
         self.answer_ports(1)
         self.time_passes(8.0)
@@ -296,11 +298,11 @@ def test_a_drain_ends_every_lease_of_a_running_ring() -> None:
     world.answer_ports(1)
     world.time_passes(1.0)
     world.step(False)
-    assert world.rounds.stage == "run"
+    assert world.ring.stage == "running"
     world.handle(Halt("drain"))
     world.time_passes(0.4)
     world.obey()
     world.time_passes(0.4)
-    assert world.rounds.verdict is not None
-    assert world.rounds.verdict.status == "drain"
+    assert world.ring.outcome is not None
+    assert world.ring.outcome.status == "drain"
     assert world.scheduler.outcome() is not None

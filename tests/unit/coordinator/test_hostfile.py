@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.stages.base import bind_for
+from coordinator.stages.base import reachable_bind
 from coordinator.wire.auth import CurveError
 from coordinator.workers.hostfile import Host, Hosts, per_host, read_hosts
 from coordinator.workers.remote import refusal
@@ -87,12 +87,12 @@ def test_a_shell_that_greets_before_the_worker_is_named() -> None:
 
 def test_the_coordinator_listens_where_its_hosts_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
     hosts = Hosts((Host("somewhere", "127.0.0.5", "py", "d"),), 0)
-    assert bind_for("tcp://127.0.0.1:0", None) == "tcp://127.0.0.1:0"
-    assert bind_for("tcp://10.0.0.9:5555", hosts) == "tcp://10.0.0.9:5555"
+    assert reachable_bind("tcp://127.0.0.1:0", None) == "tcp://127.0.0.1:0"
+    assert reachable_bind("tcp://10.0.0.9:5555", hosts) == "tcp://10.0.0.9:5555"
     with pytest.raises(UsageError, match=r"somewhere: 127.*no other host reaches. Correct its `ips`"):
-        bind_for("tcp://127.0.0.1:7", hosts)
+        reachable_bind("tcp://127.0.0.1:7", hosts)
     with pytest.raises((UsageError, CurveError), match="give its `ips`"):
-        bind_for("tcp://127.0.0.1:0", Hosts((Host("no-such-host.invalid", "", "py", "d"),), 0))
+        reachable_bind("tcp://127.0.0.1:0", Hosts((Host("no-such-host.invalid", "", "py", "d"),), 0))
     for own, where in (("10.0.0.1", "10.0.0.1"), ("fd00::1", "[fd00::1]")):
         monkeypatch.setattr("coordinator.stages.base.own_address", lambda endpoint, own=own: own)
-        assert bind_for("tcp://127.0.0.1:7", hosts) == f"tcp://{where}:7"
+        assert reachable_bind("tcp://127.0.0.1:7", hosts) == f"tcp://{where}:7"

@@ -10,10 +10,10 @@ import pytest
 
 from coordinator.stages.display import clock
 from coordinator.stages.train import artifacts
-from coordinator.stages.train.artifacts import Metrics
-from coordinator.stages.train.elastic import Rounds
+from coordinator.stages.train.artifacts import MetricsFollower
+from coordinator.stages.train.elastic import ElasticRing
 from coordinator.stages.train.ring_state import Rank
-from coordinator.stages.train.view import headline, shares_told, shown, train_view
+from coordinator.stages.train.view import describe_rebalance, headline, render, train_view
 from ingest.errors import ProofError
 
 
@@ -30,18 +30,18 @@ def finished(run: Path, body: bytes = b"weights") -> Path:
 
 def test_a_result_answers_the_request_that_it_was_accepted_for_and_no_other(tmp_path: Path) -> None:
     finished(tmp_path)
-    assert artifacts.accepted(tmp_path, "a") is None
-    assert artifacts.accept(tmp_path, "a").steps == 40
-    assert artifacts.accepted(tmp_path, "a") is not None
-    assert artifacts.accepted(tmp_path, "b") is None
+    assert artifacts.completed_result(tmp_path, "a") is None
+    assert artifacts.mark_complete(tmp_path, "a").steps == 40
+    assert artifacts.completed_result(tmp_path, "a") is not None
+    assert artifacts.completed_result(tmp_path, "b") is None
     finished(tmp_path, b"trained further")
-    assert artifacts.accepted(tmp_path, "a") is None
+    assert artifacts.completed_result(tmp_path, "a") is None
 
 
 @pytest.mark.parametrize("harm", ["changed", "gone", "no result", "not json", "fields"])
 def test_a_result_that_is_not_whole_proves_nothing(tmp_path: Path, harm: str) -> None:
     weights = finished(tmp_path)
-    artifacts.accept(tmp_path, "a")
+    artifacts.mark_complete(tmp_path, "a")
     result = tmp_path / "result.json"
     if harm == "changed":
         weights.write_bytes(b"other")
@@ -51,25 +51,25 @@ def test_a_result_that_is_not_whole_proves_nothing(tmp_path: Path, harm: str) ->
         result.unlink()
     else:
         result.write_text("{" if harm == "not json" else "{}")
-    assert artifacts.accepted(tmp_path, "a") is None
+    assert artifacts.completed_result(tmp_path, "a") is None
     with pytest.raises(ProofError):
-        artifacts.accept(tmp_path, "a")
+        artifacts.mark_complete(tmp_path, "a")
 
 
 def test_a_request_is_the_configuration_and_the_series(tmp_path: Path) -> None:
-    assert artifacts.asked(tmp_path, b"steps = 1") == artifacts.asked(tmp_path, b"steps = 1")
-    assert artifacts.asked(tmp_path, b"steps = 1") != artifacts.asked(tmp_path, b"steps = 2")
+    assert artifacts.request_digest(tmp_path, b"steps = 1") == artifacts.request_digest(tmp_path, b"steps = 1")
+    assert artifacts.request_digest(tmp_path, b"steps = 1") != artifacts.request_digest(tmp_path, b"steps = 2")
 
 
 def test_metrics_are_followed_as_they_grow_and_begun_again_with_a_new_file(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    metrics = Metrics(path)
-    metrics.look()
+    metrics = MetricsFollower(path)
+    metrics.poll()
     assert metrics.number("step") is None
     path.write_text(
         '{"step": 1, "loss": 0.5}\nno json\n{"step": 2, "skill": 0.3}\n{"step": 2, "skill": 0.1}\n{"step": 3, "lo'
     )
-    metrics.look()
+    metrics.poll()
     assert (metrics.number("step"), metrics.number("loss"), metrics.number("skill"), metrics.best_skill) == (
         2,
         0.5,
@@ -78,30 +78,30 @@ def test_metrics_are_followed_as_they_grow_and_begun_again_with_a_new_file(tmp_p
     )
     with path.open("a") as file:
         file.write('ss": 0.4}\n')
-    metrics.look()
+    metrics.poll()
     assert (metrics.number("step"), metrics.number("loss")) == (3, 0.4)
     fresh = tmp_path / "part"
     fresh.write_text('{"step": 1, "loss": 0.5}\n' * 40)
     fresh.replace(path)
-    metrics.look()
+    metrics.poll()
     assert (metrics.number("step"), metrics.best_skill) == (1, None)
 
 
 def test_changed_shares_are_said_once_and_equal_ones_are_not(tmp_path: Path) -> None:
-    metrics = Metrics(tmp_path / "metrics.jsonl")
+    metrics = MetricsFollower(tmp_path / "metrics.jsonl")
     assert metrics.numbers("shares") == []
     metrics.path.write_text('{"step": 1, "shares": [1.5, 0.5]}\n')
-    metrics.look()
+    metrics.poll()
     slow = metrics.numbers("shares")
-    assert shares_told([], slow) == ["shares of the ranks follow their speeds: 1.5, 0.5 of an equal one"]
-    assert shares_told(slow, [1.0, 1.0]) == ["shares of the ranks follow their speeds: 1, 1 of an equal one"]
-    assert not any(map(shares_told, ([], [1.0, 1.0], slow), ([1.0, 1.0], [1.0], slow)))
+    assert describe_rebalance([], slow) == ["shares of the ranks follow their speeds: 1.5, 0.5 of an equal one"]
+    assert describe_rebalance(slow, [1.0, 1.0]) == ["shares of the ranks follow their speeds: 1, 1 of an equal one"]
+    assert not any(map(describe_rebalance, ([], [1.0, 1.0], slow), ([1.0, 1.0], [1.0], slow)))
 
 
 def test_the_headline_says_what_is_known(tmp_path: Path) -> None:
-    rounds = Rounds(2, "train")
-    metrics = Metrics(tmp_path / "metrics.jsonl")
-    line = headline(train_view(rounds, metrics, 0.0, 5.0))
+    ring = ElasticRing(2, "train")
+    metrics = MetricsFollower(tmp_path / "metrics.jsonl")
+    line = headline(train_view(ring, metrics, 0.0, 5.0))
     assert line == f"step 0 · waiting for workers · 0 restarts · elapsed {clock(5)}"
     figures = {
         "step": 7,
@@ -112,9 +112,9 @@ def test_the_headline_says_what_is_known(tmp_path: Path) -> None:
         "wait_share": 0.05,
     }
     metrics.path.write_text(json.dumps(figures) + "\n")
-    metrics.look()
-    rounds.stage, rounds.ranks = "run", [Rank(0, "here-1", 10.0, step=8, phase="step")]
-    what = shown(train_view(rounds, metrics, 12.0, 65.0))
+    metrics.poll()
+    ring.stage, ring.ranks = "running", [Rank(0, "here-1", 10.0, step=8, phase="step")]
+    what = render(train_view(ring, metrics, 12.0, 65.0))
     assert what.line == (
         "step 8 · loss 0.25 · skill +0.100 (best +0.100) · 12,346 tokens/s · attention 50% · waiting 5% · 1 of 2 ranks · "
         "0 restarts · elapsed 1:05"

@@ -60,17 +60,17 @@ def result(run: Path, **changes: object) -> None:
 
 
 def test_a_result_is_accepted_for_its_request_as_long_as_it_is_whole(tmp_path: Path) -> None:
-    assert artifacts.accepted(tmp_path, "a") is None
+    assert artifacts.completed_result(tmp_path, "a") is None
     with pytest.raises(ProofError, match=r"result\.json"):
-        artifacts.accept(tmp_path, "a")
+        artifacts.mark_complete(tmp_path, "a")
     result(tmp_path)
-    accepted = artifacts.accept(tmp_path, "a")
-    assert artifacts.accepted(tmp_path, "a") == accepted
-    assert artifacts.accepted(tmp_path, "b") is None
+    accepted = artifacts.mark_complete(tmp_path, "a")
+    assert artifacts.completed_result(tmp_path, "a") == accepted
+    assert artifacts.completed_result(tmp_path, "b") is None
     (tmp_path / "policy.npz").write_bytes(b"other weights")
-    assert artifacts.accepted(tmp_path, "a") is None
+    assert artifacts.completed_result(tmp_path, "a") is None
     with pytest.raises(ProofError, match="sha256 differs"):
-        artifacts.accept(tmp_path, "a")
+        artifacts.mark_complete(tmp_path, "a")
     result(tmp_path, version="three")
     with pytest.raises(ProofError, match="version"):
         artifacts.read_result(tmp_path)
@@ -78,9 +78,9 @@ def test_a_result_is_accepted_for_its_request_as_long_as_it_is_whole(tmp_path: P
 
 def test_another_forecaster_or_configuration_is_another_request(tmp_path: Path) -> None:
     asked = {
-        artifacts.asked(tmp_path, b"", ""),
-        artifacts.asked(tmp_path, b"x", ""),
-        artifacts.asked(tmp_path, b"", "f" * 64),
+        artifacts.request_digest(tmp_path, b"", ""),
+        artifacts.request_digest(tmp_path, b"x", ""),
+        artifacts.request_digest(tmp_path, b"", "f" * 64),
     }
     assert len(asked) == 3
-    assert artifacts.forecaster(tmp_path) == ""
+    assert artifacts.forecaster_digest(tmp_path) == ""
