@@ -19,11 +19,11 @@ from ringattn._errors import (
 )
 from ringattn.attention import ring_attention
 from ringattn.layout import Layout, weighted_zigzag
-from ringattn.load_balance import Shares
-from ringattn.process_group import abandon, init
+from ringattn.load_balance import LoadBalancer
+from ringattn.process_group import abort, init
 from ringattn.ring import HopTime, trace
 from ringattn.sharding import positions, shard, unshard
-from ringattn.transport import MlxTransport, Throttled, Transport
+from ringattn.transport import MlxTransport, ThrottledTransport, Transport
 
 __all__ = [
     "ArgumentError",
@@ -33,6 +33,7 @@ __all__ = [
     "LaunchError",
     "Layout",
     "LayoutError",
+    "LoadBalancer",
     "MismatchError",
     "MlxTransport",
     "PeerError",
@@ -42,12 +43,11 @@ __all__ = [
     "RingError",
     "RunTimeout",
     "ShapeError",
-    "Shares",
     "StartTimeout",
-    "Throttled",
+    "ThrottledTransport",
     "TransformError",
     "Transport",
-    "abandon",
+    "abort",
     "init",
     "positions",
     "ring_attention",

@@ -3,8 +3,8 @@
 While mlx differentiates, its thread keeps the graph of everything that it evaluates (thread-local `RetainGraph`), so
 block after block would stay in memory; and another thread that evaluates anything reachable from a traced array cuts
 the trace (`array::detach` in mlx/transforms.cpp): gradients come back as zero, silently. So forward and backward run on
-one thread of their own, which builds mlx operations only on `leaf` arrays; what it merely reads, as memory, may be
-`settled` arrays of the trace.
+one thread of their own, which builds mlx operations only on `detached_copy` arrays; what it merely reads, as numpy_view, may be
+`materialize` arrays of the trace.
 """
 
 from __future__ import annotations
@@ -61,24 +61,24 @@ def _serve() -> None:
         done.set()
 
 
-def settled(x: mx.array) -> mx.array:
+def materialize(x: mx.array) -> mx.array:
     """`x` evaluated and row-contiguous, of the same shape and dtype, still part of the trace.
 
-    Other threads may read its memory, and nothing else.
+    Other threads may read its numpy_view, and nothing else.
     """
     y = mx.contiguous(x)
     mx.eval(y)
     return y
 
 
-def leaf(x: mx.array) -> mx.array:
+def detached_copy(x: mx.array) -> mx.array:
     """A row-contiguous copy of `x`, of the same shape and dtype, without a graph, for any thread and any operation."""
-    raw = settled(settled(x).view(mx.uint8))
+    raw = materialize(materialize(x).view(mx.uint8))
     y = mx.array(np.array(raw, copy=False)).view(x.dtype)
     mx.eval(y)
     return y
 
 
-def memory(x: mx.array) -> np.ndarray:
+def numpy_view(x: mx.array) -> np.ndarray:
     """The memory of a settled float32 array, without a copy and without touching its graph."""
     return np.array(x, copy=False)

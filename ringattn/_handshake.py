@@ -73,7 +73,7 @@ class Plan:
         return (batch, heads, len(self.positions[block]), dim)
 
 
-def check(
+def check_arguments(
     q: mx.array,
     k: mx.array,
     v: mx.array,
@@ -137,7 +137,7 @@ def _segments(segments: object, q_shape: tuple[int, ...]) -> np.ndarray | None:
     return np.ascontiguousarray(ids, dtype=np.int32)
 
 
-def agree(call: Call | RingError, transport: Transport, timeout: float) -> Plan:
+def agree_on_plan(call: Call | RingError, transport: Transport, timeout: float) -> Plan:
     """The plan of all ranks. `call` is this rank's refusal if its own check failed; it is raised after the exchange.
 
     Raises MismatchError on every rank when the ranks differ, LayoutError when local lengths do not follow the layout.

@@ -14,9 +14,9 @@ import mlx.core as mx
 import numpy as np
 
 from ringattn import kernels, ring, schedule
-from ringattn._compute_thread import leaf, memory, run_untraced, settled
+from ringattn._compute_thread import detached_copy, materialize, numpy_view, run_untraced
 from ringattn._errors import RingError, TransformError
-from ringattn._handshake import Plan, agree, check
+from ringattn._handshake import Plan, agree_on_plan, check_arguments
 from ringattn.layout import Layout, as_layout
 from ringattn.transport import Spec, Transport, default_timeout, transport_of
 
@@ -61,22 +61,24 @@ def ring_attention(
     transport = transport_of(group)
     limit = default_timeout() if timeout is None else timeout
     try:
-        call = check(q, k, v, scale=scale, mask=mask, window=window, segments=segments, layout=as_layout(layout))
+        call = check_arguments(
+            q, k, v, scale=scale, mask=mask, window=window, segments=segments, layout=as_layout(layout)
+        )
         block_kernel = kernels.select(kernel) if kernel is None or isinstance(kernel, str) else kernel
         _evaluate(q, k, v)
     except RingError as refusal:
-        agree(refusal, transport, limit)
+        agree_on_plan(refusal, transport, limit)
         raise
-    pass_ = _Pass(agree(call, transport, limit), transport, block_kernel, limit)
+    pass_ = _Pass(agree_on_plan(call, transport, limit), transport, block_kernel, limit)
 
     @mx.custom_function
     def attend(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-        q, k, v = pass_.take(q), pass_.take(k), pass_.take(v)
+        q, k, v = pass_.prepare(q), pass_.prepare(k), pass_.prepare(v)
         return run_untraced(lambda: pass_.forward(q, k, v))
 
     @attend.vjp
     def attend_vjp(primals: object, cotangent: mx.array, output: object) -> ring.Arrays:
-        do = pass_.take(cotangent)
+        do = pass_.prepare(cotangent)
         return run_untraced(lambda: pass_.backward(do))
 
     return cast(mx.array, attend(q, k, v))
@@ -99,20 +101,20 @@ class _Pass:
 
     def __init__(self, plan: Plan, transport: Transport, kernel: kernels.Kernel, timeout: float) -> None:
         self.plan, self.transport, self.kernel, self.timeout = plan, transport, kernel, timeout
-        # The native kernel reads float32 inputs as memory, so they need no copy to be safe from another thread.
-        self._shares = kernel.name == "native" and plan.call.dtype == mx.float32
+        # The native kernel reads float32 inputs as numpy_view, so they need no copy to be safe from another thread.
+        self._zero_copy = kernel.name == "native" and plan.call.dtype == mx.float32
         self._saved: ring.Arrays = ()
 
-    def take(self, x: mx.array) -> mx.array:
+    def prepare(self, x: mx.array) -> mx.array:
         """An input as this pass may use it on the ring's thread."""
-        return settled(x) if self._shares else leaf(x)
+        return materialize(x) if self._zero_copy else detached_copy(x)
 
     def forward(self, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         partial: list[tuple[mx.array, mx.array]] = []
 
         def compute(work: schedule.Work, block: ring.Arrays) -> ring.Arrays:
             new = self.kernel.forward(q, block[0], block[1], self._mask(work, block), scale=self.plan.call.scale)
-            new = ring.merge(*partial.pop(), *new) if partial else new
+            new = ring.merge_partials(*partial.pop(), *new) if partial else new
             mx.eval(new)
             partial.append(new)
             return ()
@@ -126,8 +128,8 @@ class _Pass:
 
     def backward(self, do: mx.array) -> ring.Arrays:
         q, k, v, o, lse = self._saved
-        if self._shares:
-            delta = mx.array(np.einsum("bhtd,bhtd->bht", memory(do), memory(o)))
+        if self._zero_copy:
+            delta = mx.array(np.einsum("bhtd,bhtd->bht", numpy_view(do), numpy_view(o)))
         else:
             delta = (do.astype(mx.float32) * o.astype(mx.float32)).sum(axis=-1)
         mx.eval(delta)
@@ -161,18 +163,20 @@ class _Pass:
     def _part(self, x: mx.array, rows: slice) -> mx.array:
         if rows == slice(None):
             return x
-        return mx.array(memory(x)[:, :, rows]) if self._shares else x[:, :, rows]
+        return mx.array(numpy_view(x)[:, :, rows]) if self._zero_copy else x[:, :, rows]
 
     def _run(
         self, k: mx.array, v: mx.array, compute: Callable[[schedule.Work, ring.Arrays], ring.Arrays], *, gradients: bool
     ) -> ring.Arrays:
         segments = () if self.plan.call.segments is None else (mx.array(self.plan.call.segments),)
         return ring.run(
-            schedule.proved(self.plan.needs, gradients=gradients)[self.transport.rank()],
+            schedule.verified_tables(self.plan.needs, gradients=gradients)[self.transport.rank()],
             (k, v, *segments),
             self.transport,
             compute,
-            outgoing=(lambda: (mx.array(memory(k)), mx.array(memory(v)), *segments)) if self._shares else None,
+            outgoing=(lambda: (mx.array(numpy_view(k)), mx.array(numpy_view(v)), *segments))
+            if self._zero_copy
+            else None,
             kv_specs=self._kv_specs,
             grad_specs=lambda block: [(self.plan.kv_shape(block), mx.float32)] * 2,
             timeout=self.timeout,

@@ -40,7 +40,7 @@ def init(timeout: float = 30.0) -> mx.distributed.Group:
     if _joined is None:
         rank, nodes = _ring_of_environment()
         if len(nodes) > 1:
-            _meet(rank, nodes, time.monotonic() + timeout, timeout)
+            _rendezvous_barrier(rank, nodes, time.monotonic() + timeout, timeout)
             _joined = mx.distributed.init(strict=True, backend="ring")
         else:
             _joined = mx.distributed.init()
@@ -76,7 +76,7 @@ def ring_ports() -> set[int]:
     return set()
 
 
-def _meet(rank: int, nodes: list[tuple[str, int]], deadline: float, timeout: float) -> None:
+def _rendezvous_barrier(rank: int, nodes: list[tuple[str, int]], deadline: float, timeout: float) -> None:
     """Return once every rank has reached this point: a byte goes round the ring as many times as there are ranks."""
     size = len(nodes)
     doing = "joining the ring"
@@ -147,23 +147,23 @@ def _accept(listener: socket.socket, deadline: float) -> socket.socket:
         peer.close()
 
 
-_stuck: threading.Event | None = None
+_freed: threading.Event | None = None
 
 
-def exit_when_broken(freed: threading.Event) -> None:
+def bound_exit_wait(freed: threading.Event) -> None:
     """Make sure that the interpreter's exit cannot hang on a transport thread that is still stuck in mlx then."""
-    global _stuck
-    _stuck = freed
+    global _freed
+    _freed = freed
 
 
 @atexit.register
-def _leave() -> None:
+def _exit_if_stuck() -> None:
     # Sockets were shut down when the group broke; the thread normally comes free at once.
-    if _stuck is not None and not _stuck.wait(2.0):
-        abandon(EXIT_BROKEN)
+    if _freed is not None and not _freed.wait(2.0):
+        abort(EXIT_BROKEN)
 
 
-def abandon(code: int = EXIT_BROKEN) -> NoReturn:
+def abort(code: int = EXIT_BROKEN) -> NoReturn:
     """End this process now, without mlx's own clean-up, which can wait for ever on a broken group."""
     sys.stdout.flush()
     sys.stderr.flush()

@@ -157,7 +157,7 @@ def record(hop: HopTime) -> None:
         hops.append(hop)
 
 
-def merge(o: mx.array, lse: mx.array, o_part: mx.array, lse_part: mx.array) -> tuple[mx.array, mx.array]:
+def merge_partials(o: mx.array, lse: mx.array, o_part: mx.array, lse_part: mx.array) -> tuple[mx.array, mx.array]:
     """Join two softmaxes over disjoint keys, both normalised. All fp32.
 
     o, o_part [..., T, D]; lse, lse_part [..., T], -inf where no key was visible. The weights are sigmoids of the

@@ -157,7 +157,7 @@ def _back(carries, rank: int, n: int, distance: int) -> Exchange | None:
 
 
 @lru_cache(maxsize=256)
-def proved(needs: tuple[tuple[bool, ...], ...], *, gradients: bool) -> tuple[Table, ...]:
+def verified_tables(needs: tuple[tuple[bool, ...], ...], *, gradients: bool) -> tuple[Table, ...]:
     """`forward` or, with `gradients`, `backward`, after `verify` has accepted it; remembered per needs."""
     tables = backward(needs) if gradients else forward(needs)
     verify(tables, needs, gradients=gradients)
@@ -177,7 +177,7 @@ def verify(tables: Sequence[Table], needs: Needs, *, gradients: bool) -> None:
     machines = [_Machine(rank, table) for rank, table in enumerate(tables)]
     while not all(m.done for m in machines):
         moved = [m.advance() for m in machines]
-        met = [_meet(m, machines) for m in machines]
+        met = [_match_exchange(m, machines) for m in machines]
         if not any(moved) and not any(met):
             stuck = {m.rank: m.at for m in machines if not m.done}
             raise AssertionError(f"the exchange deadlocks; ranks stand at hops {stuck}")
@@ -254,7 +254,7 @@ class _Posted:
     arrived: Sequence[tuple[int, str]] = ()
 
 
-def _meet(sender: _Machine, machines: Sequence[_Machine]) -> bool:
+def _match_exchange(sender: _Machine, machines: Sequence[_Machine]) -> bool:
     """Let the exchange at the front of `sender`'s links meet its receiver's, if that one is at the front too."""
     while sender.links and sender.links[0].sent and sender.links[0].received:
         sender.links.popleft()

@@ -22,7 +22,7 @@ from typing import Protocol
 import mlx.core as mx
 
 from ringattn._errors import PeerError, PeerLost, PeerStalled
-from ringattn.process_group import DEFAULT_TIMEOUT, exit_when_broken, ring_ports
+from ringattn.process_group import DEFAULT_TIMEOUT, bound_exit_wait, ring_ports
 
 Spec = tuple[tuple[int, ...], mx.Dtype]
 
@@ -163,7 +163,7 @@ class MlxTransport:
                 doing=doing,
             )
             _shut_down_ring_sockets()
-            exit_when_broken(task.done)
+            bound_exit_wait(task.done)
         raise self._broken
 
 
@@ -201,7 +201,7 @@ def _shut_down_ring_sockets() -> None:
                     copy.shutdown(socket.SHUT_RDWR)
 
 
-class Throttled:
+class ThrottledTransport:
     """A transport slowed on purpose to `latency` seconds plus bytes / `bandwidth` (bytes/s) an exchange, one at a time.
 
     For benchmarks and tests of overlap: the delay runs beside the computation, as a slow link would.
@@ -220,14 +220,14 @@ class Throttled:
     def shift(self, shift: Shift, doing: str) -> Ticket:
         nbytes = sum(x.nbytes for x in shift.sends)
         self._free_at = max(self._free_at, time.monotonic()) + self._latency + nbytes / self._bandwidth
-        return _Late(self._inner.shift(shift, doing), self._free_at)
+        return _DelayedTicket(self._inner.shift(shift, doing), self._free_at)
 
     def all_gather(self, x: mx.array, doing: str) -> Ticket:
         return self._inner.all_gather(x, doing)
 
 
 @dataclass(frozen=True)
-class _Late:
+class _DelayedTicket:
     ticket: Ticket
     not_before: float
 

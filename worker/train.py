@@ -52,8 +52,17 @@ from worker.forecast.model import checkpoint
 from worker.forecast.model.checkpoint import Checkpoint
 from worker.forecast.model.network import MEDIAN, QUANTILES, Forecaster, ModelConfig, pinball
 from worker.training.config import RESUMABLE, TrainConfig, parse, periods, plain
-from worker.training.data import Local, Normalisation, Period, Piece, draw_pieces, draw_signs, local_part, open_store
-from worker.training.metrics import EXIT_AGAIN, Metrics, StepDone, peak_bytes
+from worker.training.data import (
+    LocalBatch,
+    Normalisation,
+    Period,
+    Piece,
+    build_local_batch,
+    draw_pieces,
+    draw_sign_flips,
+    open_token_store,
+)
+from worker.training.metrics import EXIT_INCOMPLETE, Metrics, StepRecord, peak_bytes
 
 EXIT_USAGE, EXIT_INTERRUPTED = 2, 130
 INPUTS = [features.VERSION, *features.FEATURES, *features.CONDITION]
@@ -79,7 +88,7 @@ class Training:
         respondents = config.respondents or respondents_on_disk(config.data)
         years = sorted(set.intersection(*(set(available(config.data, name).years) for name in respondents)))
         self.train, self.validate = periods(config, years)
-        self.store = open_store(config.data, respondents, config.reference)
+        self.store = open_token_store(config.data, respondents, config.reference)
         self.say(f"{', '.join(respondents)}; training {self.train}, validation {self.validate} (UTC)")
         self.checkpoints = config.run_dir / "checkpoints"
         found, refused = checkpoint.newest(self.checkpoints)
@@ -88,7 +97,7 @@ class Training:
         self.norm = self.store.fit(self.train)
         mx.random.seed(config.seed)
         self.model = Forecaster(self.model_config(), group=group)
-        self.shares = ringattn.Shares(config.layout, self.size)
+        self.shares = ringattn.LoadBalancer(config.layout, self.size)
         self.busy = 0.0  # seconds since the ranks last met in `_summed`, less those of waiting for others
         self.optimizer = optim.AdamW(learning_rate=config.learning_rate, weight_decay=config.weight_decay)
         self.optimizer.init(self.model.trainable_parameters())
@@ -124,7 +133,7 @@ class Training:
                 self._save()
             if stopping:
                 self.say(f"stopped after step {p.step}; the same command goes on from there")
-                return EXIT_AGAIN
+                return EXIT_INCOMPLETE
         self._finish()
         return 0
 
@@ -134,7 +143,7 @@ class Training:
         p.step += 1
         began = time.monotonic()
         pieces = draw_pieces(self.store, self.train, c.piece_hours, c.pieces, c.seed, p.step)
-        signs = draw_signs(len(pieces), c.flip, c.seed, p.step)
+        signs = draw_sign_flips(len(pieces), c.flip, c.seed, p.step)
         local = self._local(pieces, self.train, signs)
         key = mx.random.key(c.seed * 1_000_003 + p.step)
         with ringattn.trace() as hops:
@@ -151,15 +160,15 @@ class Training:
         self.average = tree_map(lambda a, b: decay * a + (1 - decay) * b, self.average, new)
         mx.eval(new, self.optimizer.state, self.average, norm)
         self.busy = time.monotonic() - met
-        done = StepDone(p.step, loss, float(norm), local.total, time.monotonic() - began, busy, self.shares.weights)
+        done = StepRecord(p.step, loss, float(norm), local.total, time.monotonic() - began, busy, self.shares.weights)
         self.metrics.step(done, hops)
-        if self.shares.saw(busy):
+        if self.shares.record_step(busy):
             each = ", ".join(f"{weight:g}" for weight in self.shares.weights)
             self.say(f"step {p.step}: shares of the ranks follow their speeds: {each} of an equal one")
         return stopping
 
-    def _local(self, pieces: Sequence[Piece], scored: Period, signs: Sequence[float] | None = None) -> Local:
-        return local_part(
+    def _local(self, pieces: Sequence[Piece], scored: Period, signs: Sequence[float] | None = None) -> LocalBatch:
+        return build_local_batch(
             self.store,
             pieces,
             self.norm,
@@ -305,7 +314,7 @@ class Training:
         print(json.dumps(result))
 
 
-def _loss(model: Forecaster, local: Local, key: mx.array) -> mx.array:
+def _loss(model: Forecaster, local: LocalBatch, key: mx.array) -> mx.array:
     """Sum of the pinball losses of this rank's tokens."""
     return (pinball(model(local.batch, key), local.target) * local.valid).sum()
 
@@ -350,11 +359,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(
             f"{type(error).__name__}: {error}; start it again: it goes on from the newest checkpoint", file=sys.stderr
         )
-        ringattn.abandon(EXIT_AGAIN)
+        ringattn.abort(EXIT_INCOMPLETE)
 
 
 if __name__ == "__main__":
     code = main()
     if code:
-        ringattn.abandon(code)  # a rank that ends with an error must not wait in mlx's clean-up for the others
+        ringattn.abort(code)  # a rank that ends with an error must not wait in mlx's clean-up for the others
     sys.exit(cast(int, code))

@@ -194,14 +194,14 @@ class NativeKernel:
 
 
 def _empty(shape: tuple[int, ...]) -> mx.array:
-    """A zeroed fp32 array of its own memory, for the library to write into."""
+    """A zeroed fp32 array of its own numpy_view, for the library to write into."""
     x = mx.zeros(shape, dtype=mx.float32)
     mx.eval(x)
     return x
 
 
 def _view(x: mx.array) -> np.ndarray:
-    """The evaluated array's own memory, C-contiguous, with 16-bit floats as uint16."""
+    """The evaluated array's own numpy_view, C-contiguous, with 16-bit floats as uint16."""
     if x.dtype == mx.float32 and (view := np.array(x, copy=False)).flags.c_contiguous:
         # No mlx operation on what is already right: ringattn reads traced arrays from another thread this way.
         return view

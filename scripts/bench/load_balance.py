@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ringattn import launch
-from ringattn.load_balance import WARM, WINDOW
+from ringattn.load_balance import WARMUP_STEPS, WINDOW_STEPS
 from worker.process import blas_env
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,7 +54,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     plain = steps_of(options, str(ROOT / "worker" / "train.py"))
     slowed = steps_of(options, str(ROOT / "scripts" / "bench" / "slow_rank.py"), "1", str(options.factor))
     first = slowed[0]["shares"]
-    equal = [line for line in slowed if line["shares"] == first][WARM:]
+    equal = [line for line in slowed if line["shares"] == first][WARMUP_STEPS:]
 
     def seconds(lines: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -66,10 +66,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "hours": options.hours,
         "factor": options.factor,
-        "attention_share": round(statistics.median(line["attention_share"] for line in plain[WARM:]), 3),
-        "plain": seconds(plain[WARM:]),
+        "attention_share": round(statistics.median(line["attention_share"] for line in plain[WARMUP_STEPS:]), 3),
+        "plain": seconds(plain[WARMUP_STEPS:]),
         "equal": seconds(equal),
-        "followed": seconds(slowed[-WINDOW:]),
+        "rebalance": seconds(slowed[-WINDOW_STEPS:]),
         "loss_differs_by": max(abs(a["loss"] / b["loss"] - 1) for a, b in zip(plain, slowed, strict=True)),
         "machine": f"{platform.platform(terse=True)}, 2 ranks with a core each",
     }
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--end", type=int, default=2023, help="last training year; the year after validates")
     parser.add_argument("--hours", type=int, default=17_520)
     parser.add_argument("--factor", type=float, default=3.0)
-    parser.add_argument("--steps", type=int, default=3 * (WARM + WINDOW))
+    parser.add_argument("--steps", type=int, default=3 * (WARMUP_STEPS + WINDOW_STEPS))
     line = json.dumps(measure(parser.parse_args()))
     print(line)
     with parser.parse_args().out.open("a") as file:

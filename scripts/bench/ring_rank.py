@@ -67,7 +67,7 @@ def main() -> None:
     if size > 1:
         transport = ra.MlxTransport(group)
         if spec.get("bandwidth"):
-            transport = ra.Throttled(transport, bandwidth=spec["bandwidth"])
+            transport = ra.ThrottledTransport(transport, bandwidth=spec["bandwidth"])
     kernel = Slowed(spec["slow"][rank]) if spec.get("slow") else spec.get("kernel")
 
     def attend(q: mx.array, k: mx.array, v: mx.array) -> mx.array:

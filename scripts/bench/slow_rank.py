@@ -22,4 +22,4 @@ if __name__ == "__main__":
         slowed = Slowed(float(sys.argv[2]))
         kernels.select = lambda name=None, device=None: slowed
     if code := train.main(sys.argv[3:]):
-        ringattn.abandon(code)
+        ringattn.abort(code)

@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 
 from ingest.calendar import Calendar, calendar_of
 from ingest.features import CONDITION, FEATURES
-from worker.forecast.__main__ import Forecast, Trained, load_trained, predict
+from worker.forecast.__main__ import Forecast, TrainedModel, load_model, predict
 from worker.forecast.model import scores
 from worker.forecast.model.network import QUANTILES
 from worker.training.config import parse_period
-from worker.training.data import Period, Piece, TokenStore, open_store
+from worker.training.data import Period, Piece, TokenStore, open_token_store
 
 BOOSTING = [  # settings tried, the best on validation hours counts
     {"learning_rate": 0.05, "max_leaf_nodes": leaves, "min_samples_leaf": least, "l2_regularization": l2}
@@ -69,7 +69,7 @@ def points(
     }
 
 
-def score_run(trained: Trained, store: TokenStore, name: str, period: Period) -> Iterator[dict[str, Any]]:
+def score_run(trained: TrainedModel, store: TokenStore, name: str, period: Period) -> Iterator[dict[str, Any]]:
     """A line a respondent."""
     config = trained.state["config"]
     train = Period(*trained.state["train"])
@@ -101,7 +101,9 @@ def _rows(store: TokenStore, region: int, period: Period) -> NDArray[np.float32]
     return store.rows(Piece(region, first, last - first + 1), slice(None))
 
 
-def score_baselines(trained: Trained, store: TokenStore, period: Period, *, boosting: bool) -> Iterator[dict[str, Any]]:
+def score_baselines(
+    trained: TrainedModel, store: TokenStore, period: Period, *, boosting: bool
+) -> Iterator[dict[str, Any]]:
     """The operators' forecast, the weekly naive one, and gradient boosting, a line each and respondent."""
     train, validate = Period(*trained.state["train"]), Period(*trained.state["validate"])
     for region, respondent in enumerate(trained.respondents):
@@ -165,8 +167,8 @@ def run(options: argparse.Namespace) -> int:
             )
 
         for i, path in enumerate(options.run):
-            trained = load_trained(path)
-            store = open_store(options.data, trained.respondents, trained.reference)
+            trained = load_model(path)
+            store = open_token_store(options.data, trained.respondents, trained.reference)
             years = range(2000, 2101)
             last = max(year for year in years if store.period(0).last >= Period(*_year(year)).last)
             period = parse_period(options.test, "test") if options.test else Period(*_year(last))

@@ -203,15 +203,15 @@ def plot(options: argparse.Namespace) -> int:
 def _fans(data_dir: Path, run: Path, period: str) -> None:
     """The day of highest demand of three respondents."""
     from ingest.columns import hour_number
-    from worker.forecast.__main__ import draw, load_trained, predict
-    from worker.training.data import Period, open_store
+    from worker.forecast.__main__ import draw_fan_chart, load_model, predict
+    from worker.training.data import Period, open_token_store
 
-    trained = load_trained(run)
-    store = open_store(data_dir, trained.respondents, trained.reference)
+    trained = load_model(run)
+    store = open_token_store(data_dir, trained.respondents, trained.reference)
     start, _, end = period.partition(" to ")
     chosen = []
     for respondent in [name for name in ("ERCO", "MISO", "PACW") if name in trained.respondents]:
         whole = predict(trained, store, respondent, Period(hour_number(start), hour_number(end)))
         peak = int(whole.hours[np.nanargmax(whole.demand)])
         chosen.append(predict(trained, store, respondent, Period(peak - 36, min(peak + 36, hour_number(end)))))
-    draw(chosen, IMAGES / "forecast_days.png")
+    draw_fan_chart(chosen, IMAGES / "forecast_days.png")

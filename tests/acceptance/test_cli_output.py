@@ -32,7 +32,7 @@ from ingest.emulator.process import Emulator
 from tests.support.data_folder import build_all, commit, shard
 from tests.support.program import SMALL, command, environment
 from tests.support.waiting import until
-from worker.forecast.__main__ import as_lines
+from worker.forecast.__main__ import format_table
 
 MONTH = ("--respondents", "PACW", "--start", "2024-03", "--end", "2024-03")
 SGR = re.compile(r"\x1b\[[0-9;]*m")  # bold, colours, and their end
@@ -387,10 +387,10 @@ def test_no_terminal_gets_whole_lines(coordinator: Said) -> None:
 def test_tables_drop_columns_that_a_narrow_terminal_has_no_room_for() -> None:
     names = ("q0.025", "q0.1", "q0.5", "q0.9", "q0.975", "operator", "demand")
     row: dict[str, Any] = {"period": "2024-01-10T08", **dict.fromkeys(names, 12345.0), "demand": None}
-    assert max(map(len, as_lines([row], 40))) <= 40
-    assert "median" in as_lines([row], 40)[0]
-    assert max(map(len, as_lines([row], 80))) <= 80
-    assert "demand" in as_lines([row], 80)[0] and "–" in as_lines([row])[1]
+    assert max(map(len, format_table([row], 40))) <= 40
+    assert "median" in format_table([row], 40)[0]
+    assert max(map(len, format_table([row], 80))) <= 80
+    assert "demand" in format_table([row], 80)[0] and "–" in format_table([row])[1]
 
 
 def test_findings_are_wrapped_under_one_another() -> None:

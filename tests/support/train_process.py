@@ -18,7 +18,7 @@ FAKE = HERE.with_name("fake_rank.py")
 
 def work() -> int:
     from worker.agent.agent import run_agent
-    from worker.training.rank_runner import Ranks
+    from worker.training.rank_runner import RankRunner
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--coordinator")
@@ -26,8 +26,8 @@ def work() -> int:
     parser.add_argument("--connections")
     parser.add_argument("--stop-with-parent", action="store_true")
     options = parser.parse_args()
-    ranks = Ranks(FAKE)
-    handlers = {"port": ranks.port, "train": ranks.train}
+    ranks = RankRunner(FAKE)
+    handlers = {"port": ranks.join, "train": ranks.run}
     return run_agent(options.coordinator, options.data, handlers=handlers, stop_with_parent=options.stop_with_parent)
 
 

@@ -18,7 +18,7 @@ from ingest.fetch import fetch_shard
 from ingest.models import BuildJob, FetchJob
 from worker.agent.lease import Arrays, LeaseContext
 from worker.control.handler import Play
-from worker.training.rank_runner import RankDied, RankEnded, RankError, Ranks, RingBroke
+from worker.training.rank_runner import RankDied, RankEnded, RankError, RankRunner, RingBroke
 from worker.training.replica import HostFull
 
 # (job, what the worker lends) → proof, or arrays and no proof
@@ -60,13 +60,13 @@ def noop(job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
 
 
 RANKS = (LeaseKind.PORT, LeaseKind.TRAIN)  # kinds that make a worker's host one of a ring
-_ranks = Ranks()
+_ranks = RankRunner()
 _play = Play()
 HANDLERS: Mapping[str, Handler] = {
     LeaseKind.FETCH: fetch,
     LeaseKind.BUILD: build,
-    LeaseKind.PORT: _ranks.port,
-    LeaseKind.TRAIN: _ranks.train,
+    LeaseKind.PORT: _ranks.join,
+    LeaseKind.TRAIN: _ranks.run,
     LeaseKind.TABLE: _play.table,
     LeaseKind.LABELS: _play.do,
     LeaseKind.ROLLOUT: _play.do,

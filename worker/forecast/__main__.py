@@ -32,11 +32,11 @@ from worker.forecast.model.checkpoint import CheckpointError
 from worker.forecast.model.conformal import WINDOW, calibrated
 from worker.forecast.model.network import MEDIAN, QUANTILES, Forecaster, ModelConfig, ascending
 from worker.training.config import parse_period
-from worker.training.data import Normalisation, Period, Piece, TokenStore, local_part, open_store
+from worker.training.data import Normalisation, Period, Piece, TokenStore, build_local_batch, open_token_store
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     """A checkpoint ready to forecast: averaged weights, normalisation, and what it was trained on."""
 
     path: Path
@@ -64,7 +64,7 @@ class Forecast:
         return self.quantiles[:, MEDIAN]
 
 
-def load_trained(run: Path) -> Trained:
+def load_model(run: Path) -> TrainedModel:
     """The checkpoint that a finished run names in result.json, or the checkpoint folder `run` itself.
 
     CheckpointError where there is neither, or where its features are those of another version.
@@ -84,10 +84,10 @@ def load_trained(run: Path) -> Trained:
     model = Forecaster(ModelConfig(**state["model"]))
     model.update(found.average)
     norm = Normalisation(*(np.array(state["normalisation"][k], np.float32) for k in ("mean", "deviation")))
-    return Trained(path, model, norm, tuple(state["respondents"]), state["reference"], state)
+    return TrainedModel(path, model, norm, tuple(state["respondents"]), state["reference"], state)
 
 
-def predict(trained: Trained, store: TokenStore, respondent: str, period: Period) -> Forecast:
+def predict(trained: TrainedModel, store: TokenStore, respondent: str, period: Period) -> Forecast:
     """Forecasts of every hour of `period`, each issued on its own day before. UsageError for a respondent not trained on."""
     if respondent not in trained.respondents:
         raise UsageError(
@@ -100,7 +100,7 @@ def predict(trained: Trained, store: TokenStore, respondent: str, period: Period
     first = max(there.first, period.first - trained.model.config.context - WINDOW)
     piece = Piece(region, first, period.last - first + 1)
     whole = Period(first, period.last)
-    local = local_part(store, [piece], trained.norm, layout=Layout("contiguous"), size=1, rank=0, scored=whole)
+    local = build_local_batch(store, [piece], trained.norm, layout=Layout("contiguous"), size=1, rank=0, scored=whole)
     embedding = trained.model.embedding(local.batch)
     quantiles = np.array(ascending(trained.model.head(embedding))).astype(np.float64)
     outcome = np.where(np.array(local.valid) > 0, np.array(local.target), np.nan)
@@ -136,7 +136,7 @@ def hours_of_issue(respondent: str, issue: str) -> Period:
     return Period(int(hours[0]), int(hours[-1]))
 
 
-def as_rows(forecast: Forecast) -> list[dict[str, Any]]:
+def to_rows(forecast: Forecast) -> list[dict[str, Any]]:
     """One plain map an hour, for JSON."""
     return [
         {
@@ -156,7 +156,7 @@ COLUMNS |= {"operator": "DF", "demand": "demand"}
 NARROW = ("q0.1", "q0.5", "q0.9")  # what a narrow terminal has room for
 
 
-def as_lines(rows: Sequence[dict[str, Any]], columns: int | None = None) -> list[str]:
+def format_table(rows: Sequence[dict[str, Any]], columns: int | None = None) -> list[str]:
     """Rows as a table: all columns, or the middle ones where a terminal of `columns` has no room for more."""
     shown = list(COLUMNS) if columns is None or columns >= 13 + 9 * len(COLUMNS) else list(NARROW)
     lines = [f"{'period':<13}" + "".join(f"{COLUMNS[name]:>9}" for name in shown)]
@@ -171,7 +171,11 @@ def _number(x: float) -> float | None:
 
 
 def write_table(
-    trained: Trained, store: TokenStore, period: Period, path: Path, say: Callable[[str], None] = lambda words: None
+    trained: TrainedModel,
+    store: TokenStore,
+    period: Period,
+    path: Path,
+    say: Callable[[str], None] = lambda words: None,
 ) -> int:
     """Parquet of every respondent and hour of `period`: forecasts, DF, demand, embedding; the number of rows.
 
@@ -210,7 +214,7 @@ def write_table(
     return int(whole.num_rows)
 
 
-def draw(forecasts: Sequence[Forecast], path: Path) -> None:
+def draw_fan_chart(forecasts: Sequence[Forecast], path: Path) -> None:
     """Fan charts, one below the other: intervals, median, the operators' forecast, what happened."""
     import matplotlib
 
@@ -294,8 +298,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             region = options.region.upper()
             check_respondents([region])
             hours = hours_of_issue(region, options.issue)  # before the model is loaded
-        trained = load_trained(options.run or options.data / "train")
-        store = open_store(options.data, trained.respondents, trained.reference, voice.say)
+        trained = load_model(options.run or options.data / "train")
+        store = open_token_store(options.data, trained.respondents, trained.reference, voice.say)
         if options.table is not None:
             whole = Period(store.period(0).first, store.period(0).last)
             period = parse_period(options.period, "period") if options.period else whole
@@ -306,21 +310,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         voice.say(f"forecasting {region} with {trained.path}")
         forecast = predict(trained, store, region, hours)
         if options.plot is not None:
-            draw([forecast], options.plot)
+            draw_fan_chart([forecast], options.plot)
     except (UsageError, CheckpointError) as error:
         return voice.error(error, 2)
     except IngestError as error:
         return voice.error(error, 1)
     except OSError as error:
         return voice.error(f"{error.filename or options.data}: {error.strerror}; name a path that can be written", 1)
-    rows = as_rows(forecast)
+    rows = to_rows(forecast)
     if options.json:
         print(
             json.dumps({"respondent": region, "issue": options.issue, "checkpoint": str(trained.path), "hours": rows})
         )
         return 0
     print(f"{region}, issued {options.issue} local, MWh; hours end at the time given (UTC)")
-    print("\n".join(as_lines(rows, shutil.get_terminal_size().columns if sys.stdout.isatty() else None)))
+    print("\n".join(format_table(rows, shutil.get_terminal_size().columns if sys.stdout.isatty() else None)))
     return 0
 
 

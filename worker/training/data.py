@@ -99,7 +99,7 @@ class TokenStore:
 
 
 @dataclass(frozen=True)
-class Local:
+class LocalBatch:
     """A rank's part of a packed sequence; arrays `[T_local]`."""
 
     batch: Batch
@@ -111,7 +111,7 @@ class Local:
     regions: NDArray[np.int32]
 
 
-def local_part(
+def build_local_batch(
     store: TokenStore,
     pieces: Sequence[Piece],
     norm: Normalisation,
@@ -121,7 +121,7 @@ def local_part(
     rank: int,
     scored: Period,
     signs: Sequence[float] | None = None,
-) -> Local:
+) -> LocalBatch:
     """Rank `rank`'s tokens of the sequence `pieces`; targets count inside `scored`. `signs` (one a piece, 1 or -1) flips errors."""
     total = sum(piece.hours for piece in pieces)
     positions = local_positions(layout, total, size, rank).astype(np.int64)
@@ -167,7 +167,7 @@ def local_part(
         int(days[-1]),
         layout,
     )
-    return Local(
+    return LocalBatch(
         batch,
         mx.array(np.where(valid, target, 0.0).astype(np.float32)),
         mx.array(valid.astype(np.float32)),
@@ -203,13 +203,13 @@ def draw_pieces(store: TokenStore, period: Period, hours: int, count: int, seed:
     return pieces
 
 
-def draw_signs(count: int, rate: float, seed: int, step: int) -> list[float]:
+def draw_sign_flips(count: int, rate: float, seed: int, step: int) -> list[float]:
     """-1 for a share `rate` of the pieces: an error seen the other way round is as good an example."""
     draw = np.random.default_rng((seed, step, 1))
     return [-1.0 if x < rate else 1.0 for x in draw.random(count)]
 
 
-def open_store(
+def open_token_store(
     data_dir: Path,
     respondents: Sequence[str],
     reference: Reference = "DF",

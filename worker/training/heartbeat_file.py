@@ -12,7 +12,7 @@ MAX_READ = 1 << 16  # bytes taken at once; a rank says about 60 a step
 MAX_LINE = 4_096  # bytes
 
 
-class Beat(msgspec.Struct, frozen=True):
+class Heartbeat(msgspec.Struct, frozen=True):
     """One word of a rank."""
 
     step: Count
@@ -20,7 +20,7 @@ class Beat(msgspec.Struct, frozen=True):
     time: float  # seconds since 1970, by the rank's own clock
 
 
-class Beats:
+class HeartbeatFollower:
     """Follows one file. `last` is the newest whole word, `count` how many there were, `saved` the step of the newest
     checkpoint; what is no word is counted in `bad`."""
 
@@ -28,10 +28,10 @@ class Beats:
         self._path = path
         self._read = 0
         self._rest = b""
-        self.last: Beat | None = None
-        self.count = self.saved = self.bad = 0
+        self.last: Heartbeat | None = None
+        self.count = self.checkpoint_step = self.malformed = 0
 
-    def look(self) -> bool:
+    def poll(self) -> bool:
         """Read what was appended; whether there was a new word."""
         before = self.count
         try:
@@ -43,16 +43,16 @@ class Beats:
                     for line in lines:
                         self._take(line)
                     if len(self._rest) > MAX_LINE:
-                        self.bad, self._rest = self.bad + 1, b""
+                        self.malformed, self._rest = self.malformed + 1, b""
         except FileNotFoundError:
             return False
         return self.count > before
 
     def _take(self, line: bytes) -> None:
         try:
-            self.last = msgspec.json.decode(line, type=Beat)
+            self.last = msgspec.json.decode(line, type=Heartbeat)
             self.count += 1
             if self.last.phase == "checkpoint":
-                self.saved = self.last.step
+                self.checkpoint_step = self.last.step
         except msgspec.MsgspecError:
-            self.bad += 1
+            self.malformed += 1

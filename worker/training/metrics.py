@@ -15,12 +15,12 @@ from typing import IO, Any
 import ringattn
 from worker.training.config import TrainConfig, plain
 
-EXIT_AGAIN = 75  # broken off: start it again
+EXIT_INCOMPLETE = 75  # broken off: start it again
 AWAY_S = 10.0  # between looks of the watchdog, a second apart
 
 
 @dataclass(frozen=True)
-class StepDone:
+class StepRecord:
     """An optimiser step of the ring."""
 
     step: int
@@ -48,7 +48,7 @@ class Metrics:
             self._lines = path.open("a")
         threading.Thread(target=self._watch, daemon=True).start()
 
-    def step(self, done: StepDone, hops: Sequence[ringattn.HopTime]) -> None:
+    def step(self, done: StepRecord, hops: Sequence[ringattn.HopTime]) -> None:
         """A finished step and its hops: a line of metrics.jsonl, a word to the heartbeat, and a line for people every 10 s."""
         speed = done.tokens / done.seconds
         line = {
@@ -98,7 +98,7 @@ class Metrics:
             looked = now
             if now - self._moved > self._timeout:
                 print(f"no step for {self._timeout:g} s: a peer is gone or frozen; start again", file=sys.stderr)
-                ringattn.abandon(EXIT_AGAIN)
+                ringattn.abort(EXIT_INCOMPLETE)
 
 
 def peak_bytes() -> int:

@@ -30,11 +30,11 @@ from ingest.fetch import Cancelled
 from worker.agent.lease import LeaseContext
 from worker.process import blas_env
 from worker.training import replica
-from worker.training.heartbeat_file import Beats
+from worker.training.heartbeat_file import HeartbeatFollower
 
 log = logging.getLogger(__name__)
 
-TRAIN = Path(__file__).with_name("train.py")
+TRAIN = Path(__file__).parents[1] / "train.py"
 LOOK_S = 0.05  # between looks at a rank
 REPORT_S = 0.2  # between words that are passed on
 STATUS_S = 0.25  # between looks at whether the system runs it, and dots on its leash
@@ -65,13 +65,13 @@ class RankEnded(RankError):
     """As it was asked to."""
 
 
-class Ranks:
+class RankRunner:
     """The handlers of both kinds. `script` keeps train.py's contract: its flags, its heartbeat file, its exit codes."""
 
     def __init__(self, script: Path = TRAIN) -> None:
         self._script = script
 
-    def port(self, job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
+    def join(self, job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
         """The address of this host in a ring, with a free port → PortProof.
 
         Before it is offered, what the training needs is on this host: HostFull, ProofError.
@@ -87,22 +87,22 @@ class Ranks:
                     next_report = time.monotonic() + REPORT_S
                     context.report(0, "start", pieces, 0, False)
 
-            replica.bring(context.data_dir / replica.FOLDER, files, context.line, said)
+            replica.sync_replica(context.data_dir / replica.FOLDER, files, context.line, said)
         host = context.address or own_address(context.endpoint)
         where = f"[{host}]" if ":" in host else host
         matrices = blas_env.describe({**os.environ, **blas_env.rank_environment(os.environ)})
         return msgspec.to_builtins(PortProof(f"{where}:{free_port(host)}", matrices))
 
-    def train(self, job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
+    def run(self, job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
         """Run one rank to its end. RankError, HostFull, UsageError or Cancelled unless it ended well by itself."""
         rank = msgspec.convert(job, RankJob)
         if context.line is None:
-            return self._train(rank, context.data_dir, context)
+            return self._run(rank, context.data_dir, context)
         folder = context.data_dir / replica.FOLDER
-        with replica.own_disk(folder):
-            return self._train(rank, folder, context)
+        with replica.local_disk_errors(folder):
+            return self._run(rank, folder, context)
 
-    def _train(self, rank: RankJob, data: Path, context: LeaseContext) -> dict[str, Any]:
+    def _run(self, rank: RankJob, data: Path, context: LeaseContext) -> dict[str, Any]:
         line = context.line
         run = data / (rank.run if line is None else "run")
         log_path = run / "logs" / f"rank-{rank.rank}.log"
@@ -113,21 +113,21 @@ class Ranks:
         arguments = ["--data", str(data), "--run", str(run), "--heartbeat", str(heartbeat)]
         if rank.config:
             arguments += ["--config", str(run / rank.config)]
-        returns = replica.Returns(data, line) if line is not None and rank.rank == 0 else None
+        uploader = replica.CheckpointUploader(data, line) if line is not None and rank.rank == 0 else None
         try:
-            beats = Beats(heartbeat)
+            beats = HeartbeatFollower(heartbeat)
             with self._process(rank, run, log_path, arguments, context) as process:
-                asked = _watch(process, beats, context, returns)
+                asked = _watch(process, beats, context, uploader)
                 code = process.returncode
-            if returns is not None:
-                returns.finish()
-            if beats.bad:
-                log.warning("%d lines of %s were no words of a rank", beats.bad, heartbeat)
+            if uploader is not None:
+                uploader.finish()
+            if beats.malformed:
+                log.warning("%d lines of %s were no words of a rank", beats.malformed, heartbeat)
         finally:
             heartbeat.unlink(missing_ok=True)
         if code == 0:
             context.folder = data
-            files = {} if returns is None else {"files": msgspec.to_builtins(returns.proof())}
+            files = {} if uploader is None else {"files": msgspec.to_builtins(uploader.final_files())}
             return {"rank": rank.rank, "round": rank.round, **files}
         raise _error(code, asked, log_path)
 
@@ -191,7 +191,10 @@ def free_port(host: str) -> int:
 
 
 def _watch(
-    process: subprocess.Popen[bytes], beats: Beats, context: LeaseContext, returns: replica.Returns | None
+    process: subprocess.Popen[bytes],
+    beats: HeartbeatFollower,
+    context: LeaseContext,
+    uploader: replica.CheckpointUploader | None,
 ) -> bool:
     """Until the rank has ended: keep its leash, pass its words on, end it when asked to. True: it was asked to.
 
@@ -209,12 +212,17 @@ def _watch(
             with suppress(psutil.Error):
                 stopped = status.status() == psutil.STATUS_STOPPED
             if context.unheard_s() < HEARD * context.silence_s:
-                _hold(process)
-        beats.look()
-        if returns is not None and beats.last is not None and beats.last.phase != "checkpoint" and beats.saved > saved:
-            saved = beats.saved
-            returns.poke()
-        here = beats.saved if returns is None else returns.saved
+                _feed_watchdog(process)
+        beats.poll()
+        if (
+            uploader is not None
+            and beats.last is not None
+            and beats.last.phase != "checkpoint"
+            and beats.checkpoint_step > saved
+        ):
+            saved = beats.checkpoint_step
+            uploader.notify()
+        here = beats.checkpoint_step if uploader is None else uploader.saved
         if now >= next_report and said != (beats.count, here, stopped):
             next_report, said = now + REPORT_S, (beats.count, here, stopped)
             _report(beats, here, stopped, context)
@@ -229,17 +237,17 @@ def _watch(
             with suppress(subprocess.TimeoutExpired):
                 process.wait(CANCEL_GRACE_S)
             raise Cancelled("the lease was taken back")
-    if beats.look() or said[0] != beats.count:
-        _report(beats, beats.saved if returns is None else returns.saved, False, context)
+    if beats.poll() or said[0] != beats.count:
+        _report(beats, beats.checkpoint_step if uploader is None else uploader.saved, False, context)
     return asked
 
 
-def _report(beats: Beats, saved: int, stopped: bool, context: LeaseContext) -> None:
+def _report(beats: HeartbeatFollower, saved: int, stopped: bool, context: LeaseContext) -> None:
     last = beats.last
     context.report(last.step if last else 0, last.phase if last else "start", beats.count, saved, stopped)
 
 
-def _hold(process: subprocess.Popen[bytes]) -> None:
+def _feed_watchdog(process: subprocess.Popen[bytes]) -> None:
     """A dot on its leash. A rank that does not read is not waited for."""
     assert process.stdin is not None
     with suppress(OSError):

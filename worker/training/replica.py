@@ -29,16 +29,16 @@ class HostFull(IngestError):
     """This host has no room for a training; others may have."""
 
 
-def bring(folder: Path, files: Sequence[HostFile], line: Line, said: Callable[[], None]) -> None:
+def sync_replica(folder: Path, files: Sequence[HostFile], line: Line, said: Callable[[], None]) -> None:
     """Make `folder` hold `files` and nothing else. HostFull, ProofError, Cancelled."""
-    with own_disk(folder):
+    with local_disk_errors(folder):
         _drop_others(folder, {file.path for file in files})
         for file in files:
             line.bring(folder, file, said)
 
 
 @contextmanager
-def own_disk(folder: Path) -> Iterator[None]:
+def local_disk_errors(folder: Path) -> Iterator[None]:
     """HostFull where this host's disk is full, inside: it is not the coordinator's, whose full disk ends a run."""
     try:
         yield
@@ -66,26 +66,26 @@ def _part_of(relative: Path, listed: set[str]) -> bool:
     return relative.suffix == ".part" and str(relative).rsplit(".", 2)[0] in listed
 
 
-class Returns:
+class CheckpointUploader:
     """Sends rank 0's checkpoints back as they are written, in a thread of its own, so that the rank is watched meanwhile."""
 
     def __init__(self, folder: Path, line: Line) -> None:
         self._folder, self._line = folder, line
         self.saved = 0  # step of the newest that the coordinator holds
         self._sent: dict[str, int] = {}  # checkpoint → its state.json's mtime, in ns
-        self._poked, self._ended = threading.Event(), threading.Event()
+        self._notified, self._ended = threading.Event(), threading.Event()
         self.error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="returns", daemon=True)
         self._thread.start()
 
-    def poke(self) -> None:
+    def notify(self) -> None:
         """There is a new one."""
-        self._poked.set()
+        self._notified.set()
 
     def finish(self) -> None:
         """Send what is not sent yet, then the thread's end. Cancelled when the lease was taken back meanwhile."""
         self._ended.set()
-        self._poked.set()
+        self._notified.set()
         self._thread.join()
         if isinstance(self.error, Cancelled):
             raise self.error
@@ -93,8 +93,8 @@ class Returns:
     def _run(self) -> None:
         try:
             while True:
-                self._poked.wait()
-                self._poked.clear()
+                self._notified.wait()
+                self._notified.clear()
                 last = self._ended.is_set()
                 self._send_newest()
                 if last:
@@ -139,7 +139,7 @@ class Returns:
         shutil.copyfile(self._folder / path, copy / path)
         self._line.send(copy, described(copy, path))
 
-    def proof(self) -> list[HostFile]:
+    def final_files(self) -> list[HostFile]:
         """What a run that ended well has left, the result last. The lease's answer names it, and so it is sent before."""
         run = self._folder / "run"
         return [described(self._folder, f"run/{name}") for name in AT_END if (run / name).exists()]

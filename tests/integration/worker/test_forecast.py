@@ -19,7 +19,7 @@ from ringattn.layout import Layout
 from tests.unit.ingest.test_features import poisoned, series
 from worker.forecast.__main__ import hours_of_issue
 from worker.forecast.model.network import QUANTILES, Forecaster, ModelConfig
-from worker.training.data import Normalisation, Period, Piece, TokenStore, draw_pieces, local_part, token_rows
+from worker.training.data import Normalisation, Period, Piece, TokenStore, build_local_batch, draw_pieces, token_rows
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -62,7 +62,7 @@ def test_forecasts_do_not_change_when_everything_after_the_issue_time_does(day: 
     for one in (tokens, spoilt):
         store = TokenStore(("PACW",), "DF", ((int(one.hours[0]), token_rows(one)),))
         whole = Period(int(one.hours[0]), int(one.hours[-1]))
-        local = local_part(
+        local = build_local_batch(
             store,
             [Piece(0, whole.first, len(one.hours))],
             norm,

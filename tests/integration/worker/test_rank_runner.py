@@ -23,8 +23,8 @@ from worker.agent.file_transfer import Answers, Line
 from worker.agent.lease import Ending, LeaseContext
 from worker.process import blas_env
 from worker.training import rank_runner
-from worker.training.heartbeat_file import Beats
-from worker.training.rank_runner import RankDied, RankEnded, Ranks, RingBroke
+from worker.training.heartbeat_file import HeartbeatFollower
+from worker.training.rank_runner import RankDied, RankEnded, RankRunner, RingBroke
 from worker.training.replica import HostFull
 
 
@@ -60,7 +60,7 @@ class Bench:
 
     def run(self, *addresses: str, rank: int = 0) -> dict[str, Any]:
         job = RankJob(1, rank, addresses or ("127.0.0.1:20001",), "train")
-        return Ranks(self.script).train(msgspec.to_builtins(job), self.context)
+        return RankRunner(self.script).run(msgspec.to_builtins(job), self.context)
 
     def start(self) -> Any:
         """The lease's answer, to come."""
@@ -145,7 +145,7 @@ def test_openblas_is_preloaded_where_it_is_installed(tmp_path: Path, monkeypatch
 def test_a_port_offer_is_an_address_that_can_be_bound(tmp_path: Path) -> None:
     import socket
 
-    offer = Ranks().port({}, Bench(tmp_path, "").context)
+    offer = RankRunner().join({}, Bench(tmp_path, "").context)
     host, _, port = offer["address"].rpartition(":")
     with socket.create_server((host, int(port))):
         assert host == "127.0.0.1"
@@ -264,15 +264,15 @@ def test_a_rank_on_its_leash_is_let_alone_while_its_worker_hears(tmp_path: Path)
 
 def test_what_is_no_word_is_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "beats"
-    beats = Beats(path)
-    assert not beats.look()
+    beats = HeartbeatFollower(path)
+    assert not beats.poll()
     path.write_bytes(b'{"step": 1, "phase": "step", "time": 1.0}\n\xff\xfe\n{"step": -4, "phase": "step", "time": 1}\n')
-    assert beats.look()
+    assert beats.poll()
     with path.open("ab") as file:
         file.write(b'{"step": 2, "phase": "dance", "time": 1.0}\n{"step": 3, "phase": "checkpoint", "ti')
         file.flush()
-        assert not beats.look()
+        assert not beats.poll()
         file.write(b'me": 1.0}\n' + b"x" * 10_000)
-    assert beats.look()
+    assert beats.poll()
     assert beats.last is not None
-    assert (beats.last.step, beats.count, beats.saved, beats.bad) == (3, 2, 3, 4)
+    assert (beats.last.step, beats.count, beats.checkpoint_step, beats.malformed) == (3, 2, 3, 4)

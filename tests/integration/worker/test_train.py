@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from ringattn import Shares, launch
+from ringattn import LoadBalancer, launch
 from tests.support.training_data import ROOT, SMALL, TRAIN, environment, train
 from worker.forecast.model import checkpoint
 
@@ -68,10 +68,10 @@ def test_a_slow_rank_gets_fewer_tokens_and_the_loss_curve_stays(data: Path, alon
     ]
     said, _ = launch.run(2, [*command, "--steps", "8"], timeout=120)
     lines, plain = ([json.loads(line) for line in (x / "metrics.jsonl").read_text().splitlines()] for x in (run, alone))
-    shares = Shares("zigzag", 2)
+    shares = LoadBalancer("zigzag", 2)
     for line in (line for line in lines if "loss" in line):
         assert line["shares"] == list(shares.weights)
-        shares.saw(line["busy"])
+        shares.record_step(line["busy"])
     first, last = (line["shares"] for line in (lines[0], lines[-2]))
     assert first == [1.0, 1.0] and last[0] > 1.2 and last[1] < 0.8
     assert any(line.startswith("step 7: shares of the ranks follow their speeds: ") for line in said), said

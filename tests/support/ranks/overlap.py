@@ -73,7 +73,7 @@ def main() -> None:
     # exchanges in all, of which this link lets each take 0.8 of a forward's own block.
     nbytes = 2 * LENGTH // 2 * 4 * 4
     exchange = 0.8 * compute / 4 / 2
-    hops = timed("zigzag", ra.Throttled(plain, bandwidth=nbytes / exchange), 1.0)
+    hops = timed("zigzag", ra.ThrottledTransport(plain, bandwidth=nbytes / exchange), 1.0)
     print(json.dumps({"compute": sum(h.compute for h in hops), "communication": 3 * exchange, "total": total(hops)}))
 
 

@@ -59,17 +59,17 @@ def nothing() -> None:
 def test_only_what_is_missing_is_brought_and_what_is_not_listed_goes(tmp_path: Path) -> None:
     wire, here = Wire(tmp_path / "there"), tmp_path / "here"
     listed = [write(wire.folder, path) for path in ("series/A/2021/wide.parquet", "run/checkpoints/000020/state.json")]
-    replica.bring(here, listed, wire.line, nothing)
+    replica.sync_replica(here, listed, wire.line, nothing)
     assert wire.moved == 2 * len(BODY)
     other = write(here, "run/checkpoints/000030/state.json")  # of a round that the coordinator has nothing of
     for kept in ("run/logs/rank-0.log", "tokens/A.npy"):
         write(here, kept)
-    replica.bring(here, listed, wire.line, nothing)
+    replica.sync_replica(here, listed, wire.line, nothing)
     assert wire.moved == 2 * len(BODY)
     assert not (here / other.path).parent.exists()
     assert (here / "run/logs/rank-0.log").exists() and (here / "tokens/A.npy").exists()
     (here / listed[0].path).write_bytes(BODY[::-1])  # as long as before
-    replica.bring(here, listed, wire.line, nothing)
+    replica.sync_replica(here, listed, wire.line, nothing)
     assert (here / listed[0].path).read_bytes() == BODY and wire.moved == 3 * len(BODY)
 
 
@@ -79,11 +79,11 @@ def test_a_file_that_came_in_part_is_gone_on_with_and_proved(tmp_path: Path) -> 
     half = here / f"{file.path}.{file.sha256[:16]}.part"
     half.parent.mkdir(parents=True)
     half.write_bytes(BODY[: 2 * CHUNK])
-    replica.bring(here, [file], wire.line, nothing)
+    replica.sync_replica(here, [file], wire.line, nothing)
     assert wire.moved == len(BODY) - 2 * CHUNK and (here / file.path).read_bytes() == BODY
     (here / file.path).unlink()
     half.write_bytes(b"x" * CHUNK)  # damaged: its hash tells at the end, and all of it comes again
-    replica.bring(here, [file], wire.line, nothing)
+    replica.sync_replica(here, [file], wire.line, nothing)
     assert (here / file.path).read_bytes() == BODY and not half.exists()
 
 
@@ -120,13 +120,13 @@ def checkpoint(run: Path, step: int, best: int) -> None:
 
 def test_checkpoints_are_sent_back_with_the_best_one_and_cleared_up_there(tmp_path: Path) -> None:
     wire, here = Wire(tmp_path / "there"), tmp_path / "here"
-    returns = replica.Returns(here, wire.line)
+    uploader = replica.CheckpointUploader(here, wire.line)
     write(here, "run/metrics.jsonl", b'{"step": 1}\n')
     for step in (10, 20, 30, 40):
         checkpoint(here / "run", step, best=20)
-        returns.poke()
-    returns.finish()
-    assert returns.error is None and returns.saved == 40
+        uploader.notify()
+    uploader.finish()
+    assert uploader.error is None and uploader.saved == 40
     there = TrainingFiles(wire.folder, wire.folder / "run", config=False)
     there.prune()
     kept = {path.name for path in (wire.folder / "run" / "checkpoints").iterdir()}
@@ -135,5 +135,7 @@ def test_checkpoints_are_sent_back_with_the_best_one_and_cleared_up_there(tmp_pa
     assert "run/metrics.jsonl" in listed and "run/checkpoints/000040/weights.safetensors" in listed
     assert "run/checkpoints/000020/state.json" in listed and "run/checkpoints/000030/state.json" not in listed
     moved = wire.moved
-    replica.Returns(here, wire.line).finish()  # another round on the same host: what is held is not sent again
+    replica.CheckpointUploader(
+        here, wire.line
+    ).finish()  # another round on the same host: what is held is not sent again
     assert wire.moved == moved
