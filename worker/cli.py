@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None, key: Mapping[str, str] | None =
         curve=curve,
         stop_with_parent=options.stop_with_parent,
         handlers={kind: do for kind, do in HANDLERS.items() if not (options.no_ranks and kind in RANKS)},
-        patience_s=options.patience,
+        no_coordinator_timeout_s=options.patience,
         host=options.host,
         address=options.address,
     )

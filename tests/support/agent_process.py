@@ -71,6 +71,6 @@ if __name__ == "__main__":
             curve=key,
             stop_with_parent=True,
             handlers=kinds,
-            patience_s=90.0,
+            no_coordinator_timeout_s=90.0,
         )
     )

@@ -19,7 +19,7 @@ LIE = 1.2  # noise is so much too loud: a cost that is right for it, and no numb
 
 
 def liar(honest: Any, lies_from: int) -> Any:
-    """`Play.do`, wrong from its n-th rollout on: the episodes are played, with louder noise than was asked for."""
+    """`ControlHandler.run`, wrong from its n-th rollout on: the episodes are played, with louder noise than was asked for."""
     count = 0
 
     def do(job: dict[str, Any], context: Any) -> Any:

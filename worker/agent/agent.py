@@ -49,19 +49,19 @@ from coordinator.wire.messages import (
 )
 from ingest.fetch import Cancelled
 from ingest.http import make_session
-from worker.agent.file_transfer import Line
+from worker.agent.file_transfer import FileTransfer
 from worker.agent.handlers import HANDLERS, Handler, failure_of
-from worker.agent.lease import Arrays, Job, LeaseContext
+from worker.agent.lease import Arrays, LeaseContext, RunningLease
 from worker.agent.permits import Permits
-from worker.agent.policy_cache import WeightStore
-from worker.process.parent_death import EXIT_LOST, die_with_parent
+from worker.agent.policy_cache import PolicyCache
+from worker.process.parent_death import EXIT_LOST, exit_with_parent
 
 log = logging.getLogger(__name__)
 
 EXIT_OK, EXIT_REFUSED, EXIT_INTERRUPTED = 0, 1, 130
-HELLO_S = 1.0  # between tries to register
+REGISTER_INTERVAL_S = 1.0  # between tries to register
 RESEND_S = 5.0  # a result that was not acknowledged for this long is sent again
-PATIENCE_S = 60.0  # without a coordinator for this long, the worker gives up
+NO_COORDINATOR_TIMEOUT_S = 60.0  # without a coordinator for this long, the worker gives up
 PAGES = 2  # pages in hand for each connection: one on the wire, one being proved and stored
 SWITCH_S = (
     5e-4  # seconds until another thread gets the interpreter: one that waits for an answer must not idle its connection
@@ -81,11 +81,16 @@ class Agent:
         capacity: int = 4,
         curve: Curve | None = None,
         handlers: Mapping[str, Handler] = HANDLERS,
-        patience_s: float = PATIENCE_S,
+        no_coordinator_timeout_s: float = NO_COORDINATOR_TIMEOUT_S,
         host: str | None = None,
         address: str | None = None,
     ) -> None:
-        self._endpoint, self._data_dir, self._curve, self._patience_s = endpoint, data_dir, curve, patience_s
+        self._endpoint, self._data_dir, self._curve, self._patience_s = (
+            endpoint,
+            data_dir,
+            curve,
+            no_coordinator_timeout_s,
+        )
         self._address = address
         self._handlers = handlers
         data_dir.mkdir(parents=True, exist_ok=True)
@@ -106,8 +111,8 @@ class Agent:
         self._connections = threading.Semaphore(connections)
         self._session = make_session(connections)
         self._process = psutil.Process()
-        self._permits = Permits(lambda bucket, count: self._say(PermitRequest(self.name, bucket, count)))
-        self._weights = WeightStore(lambda sha256: self._say(messages.WeightsRequest(self.name, sha256)))
+        self._permits = Permits(lambda bucket, count: self._post(PermitRequest(self.name, bucket, count)))
+        self._policies = PolicyCache(lambda sha256: self._post(messages.WeightsRequest(self.name, sha256)))
         self._rows = self._requests = 0
         self._counting = threading.Lock()
         self._outbox: queue.SimpleQueue[tuple[messages.Message, list[bytes]]] = queue.SimpleQueue()
@@ -115,13 +120,13 @@ class Agent:
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
         self._awake = False  # the loop has been told to look into the outbox
-        self._todo: queue.SimpleQueue[Job] = queue.SimpleQueue()
-        self._jobs: dict[tuple[str, int], Job] = {}
+        self._ready: queue.SimpleQueue[RunningLease] = queue.SimpleQueue()
+        self._leases: dict[tuple[str, int], RunningLease] = {}
         self._unacked: dict[tuple[str, int], tuple[list[bytes], float]] = {}
-        self._fresh: list[Job] = []  # leased, but not yet listed in a heartbeat
+        self._unlisted: list[RunningLease] = []  # leased, but not yet listed in a heartbeat
         self._welcome: Welcome | None = None
-        self._heard = time.monotonic()
-        self._next_word = 0.0  # when the next Hello or heartbeat is due
+        self._last_contact = time.monotonic()
+        self._next_send = 0.0  # when the next Hello or heartbeat is due
         self._stop: Stop | None = None
         self._exit: int | None = None
         for _ in range(capacity):
@@ -143,18 +148,18 @@ class Agent:
                 poller = zmq.Poller()
                 poller.register(self._socket, zmq.POLLIN)
                 poller.register(self._wake_read, zmq.POLLIN)
-                poller.poll(max(0, min(1_000, round((self._next_word - time.monotonic()) * 1e3))))
+                poller.poll(max(0, min(1_000, round((self._next_send - time.monotonic()) * 1e3))))
                 self._receive()
-                self._speak()
-                self._look_at_the_clock()
-                if self._stop is not None and self._stop.drain and not self._jobs and not self._unacked:
+                self._flush_outbox()
+                self._check_timers()
+                if self._stop is not None and self._stop.drain and not self._leases and not self._unacked:
                     self._exit = EXIT_OK
             if self._welcome is not None:
-                self._drop_all()
+                self._cancel_all()
                 self._send(messages.encode(Goodbye(self.name)))
             return self._exit
         finally:
-            self._drop_all()
+            self._cancel_all()
             self._socket.close()
             self._context.term()
 
@@ -193,25 +198,25 @@ class Agent:
                 except messages.BadMessage as error:
                     log.warning("dropped a message: %s", error)
                     continue
-                self._heard = time.monotonic()
+                self._last_contact = time.monotonic()
                 if isinstance(message, FilePart):
-                    self._take_part(message, frames)
+                    self._receive_part(message, frames)
                 else:
                     self._handle(message)
-        if self._fresh:  # listed before they start: should one kill this process at once, it is known which it was
+        if self._unlisted:  # listed before they start: should one kill this process at once, it is known which it was
             self._heartbeat()
-            for job in self._fresh:
-                self._todo.put(job)
-            self._fresh.clear()
+            for job in self._unlisted:
+                self._ready.put(job)
+            self._unlisted.clear()
 
     def _handle(self, message: messages.Message) -> None:
         if isinstance(message, Lease):
-            self._take(message)
+            self._start_lease(message)
         elif isinstance(message, Ack):
             key = (message.task, message.attempt)
             if message.path:
-                if key in self._jobs:
-                    self._jobs[key].answers.put(message)
+                if key in self._leases:
+                    self._leases[key].answers.put(message)
             else:
                 self._unacked.pop(key, None)
         elif isinstance(message, PermitGrant):
@@ -219,71 +224,71 @@ class Agent:
         elif isinstance(message, PermitsVoid):
             self._permits.void(message.bucket)
         elif isinstance(message, messages.Weights):
-            self._weights.came(message)
+            self._policies.receive(message)
         elif isinstance(message, Welcome):
-            self._drop_all()  # to say Hello is to hold nothing
-            self._welcome, self._next_word = message, time.monotonic() + message.heartbeat_s
+            self._cancel_all()  # to say Hello is to hold nothing
+            self._welcome, self._next_send = message, time.monotonic() + message.heartbeat_s
         elif isinstance(message, RegisterAgain):
             if self._welcome is not None:
-                self._drop_all()
-                self._welcome, self._next_word = None, 0.0
+                self._cancel_all()
+                self._welcome, self._next_send = None, 0.0
         elif isinstance(message, Cancel):
-            self._abandon((message.task, message.attempt))
+            self._cancel_lease((message.task, message.attempt))
         elif isinstance(message, End):
-            if (running := self._jobs.get((message.task, message.attempt))) is not None:
-                running.ending.ask(message.grace_s)
+            if (running := self._leases.get((message.task, message.attempt))) is not None:
+                running.grace.ask(message.grace_s)
         elif isinstance(message, Stop):
             self._stop = message
             if not message.drain:
                 log.info("stopped by the coordinator: %s", message.reason)
                 self._exit = EXIT_OK if self._welcome is not None else EXIT_REFUSED
 
-    def _take_part(self, part: FilePart, frames: list[bytes]) -> None:
-        job = self._jobs.get((part.task, part.attempt))
+    def _receive_part(self, part: FilePart, frames: list[bytes]) -> None:
+        job = self._leases.get((part.task, part.attempt))
         if job is not None and len(frames) == 2:
             job.answers.put_part(part, frames[1])
 
-    def _take(self, lease: Lease) -> None:
+    def _start_lease(self, lease: Lease) -> None:
         key = (lease.task, lease.attempt)
-        if self._welcome is None or key in self._jobs or key in self._unacked:
+        if self._welcome is None or key in self._leases or key in self._unacked:
             return
-        job = self._jobs[key] = Job(lease, self._welcome.share_files, self._welcome.silence_s)
-        self._fresh.append(job)
+        job = self._leases[key] = RunningLease(lease, self._welcome.share_files, self._welcome.silence_s)
+        self._unlisted.append(job)
 
-    def _speak(self) -> None:
+    def _flush_outbox(self) -> None:
         """Pass on what the other threads say. An answer to a lease is kept until it is acknowledged."""
         with suppress(queue.Empty):
             while True:
                 message, frames = self._outbox.get_nowait()
                 if isinstance(message, Result | messages.Failure):
                     key = (message.task, message.attempt)
-                    if self._jobs.pop(key, None) is None:
+                    if self._leases.pop(key, None) is None:
                         continue  # taken back meanwhile
                     self._unacked[key] = (frames, time.monotonic())
                 if self._welcome is not None:
                     self._send(*frames)
 
-    def _look_at_the_clock(self) -> None:
+    def _check_timers(self) -> None:
         now = time.monotonic()
         if self._welcome is None:
-            if now - self._heard > self._patience_s:
+            if now - self._last_contact > self._patience_s:
                 log.error(
                     "no coordinator answers at %s: is `coordinator start` running there, with this worker's key on its list "
                     "(`coordinator keys list`)?",
                     self._endpoint,
                 )
                 self._exit = EXIT_LOST
-            elif now >= self._next_word:
-                self._next_word = now + (HELLO_S if self._send(messages.encode(self._hello)) else 0.05)
+            elif now >= self._next_send:
+                self._next_send = now + (REGISTER_INTERVAL_S if self._send(messages.encode(self._hello)) else 0.05)
             return
-        if now - self._heard > self._welcome.silence_s:
+        if now - self._last_contact > self._welcome.silence_s:
             log.warning("the coordinator is silent: dropping what is leased, and looking for it again")
-            self._drop_all()
-            self._welcome, self._next_word, self._heard = None, 0.0, now
+            self._cancel_all()
+            self._welcome, self._next_send, self._last_contact = None, 0.0, now
             self._socket.close(linger=0)
             self._connect()
             return
-        if now >= self._next_word:
+        if now >= self._next_send:
             self._heartbeat()
         for key, (frames, sent) in self._unacked.items():
             if now - sent > RESEND_S:
@@ -292,28 +297,28 @@ class Agent:
 
     def _heartbeat(self) -> None:
         if self._welcome is not None:
-            self._next_word = time.monotonic() + self._welcome.heartbeat_s
+            self._next_send = time.monotonic() + self._welcome.heartbeat_s
             rss = self._process.memory_info().rss
-            self._send(messages.encode(Heartbeat(self.name, tuple(self._jobs), self._rows, self._requests, rss)))
+            self._send(messages.encode(Heartbeat(self.name, tuple(self._leases), self._rows, self._requests, rss)))
 
-    def _abandon(self, key: tuple[str, int]) -> None:
-        job = self._jobs.pop(key, None)
+    def _cancel_lease(self, key: tuple[str, int]) -> None:
+        job = self._leases.pop(key, None)
         if job is not None and job.abandon():
             self._start_thread()
 
-    def _drop_all(self) -> None:
-        for key in list(self._jobs):
-            self._abandon(key)
-        for job in self._fresh:
-            self._todo.put(job)  # cancelled: it only frees its thread
-        self._fresh.clear()
+    def _cancel_all(self) -> None:
+        for key in list(self._leases):
+            self._cancel_lease(key)
+        for job in self._unlisted:
+            self._ready.put(job)  # cancelled: it only frees its thread
+        self._unlisted.clear()
         self._unacked.clear()
         self._permits.reset()
 
     # -- the leases' threads ------------------------------------------------------------------------------------------
 
     def _start_thread(self) -> None:
-        threading.Thread(target=self._work, name="lease", daemon=True).start()
+        threading.Thread(target=self._lease_thread, name="lease", daemon=True).start()
 
     def _wake(self) -> None:
         if not self._awake:
@@ -321,7 +326,7 @@ class Agent:
             with suppress(OSError):  # closed: the loop has ended
                 self._wake_write.send(b"\0")
 
-    def _say(self, message: messages.Message, frames: Iterable[bytes] = ()) -> None:
+    def _post(self, message: messages.Message, frames: Iterable[bytes] = ()) -> None:
         self._outbox.put((message, [messages.encode(message), *frames]))
         self._wake()
 
@@ -330,20 +335,20 @@ class Agent:
             self._rows += rows
             self._requests += requests
 
-    def _work(self) -> None:
+    def _lease_thread(self) -> None:
         while True:
-            job = self._todo.get()
+            job = self._ready.get()
             answer = self._execute(job)
             if not job.finish():
                 return  # its replacement goes on
             if answer is None:
                 continue
             try:
-                self._say(*answer)
+                self._post(*answer)
             except Exception as error:  # a proof that is too large, or no plain data
-                self._say(failure_of(error, self.name, job.lease, self._api_key))
+                self._post(failure_of(error, self.name, job.lease, self._api_key))
 
-    def _execute(self, job: Job) -> tuple[messages.Message, list[bytes]] | None:
+    def _execute(self, job: RunningLease) -> tuple[messages.Message, list[bytes]] | None:
         """Run a lease to its answer, a message and raw frames; None when it was taken back."""
         lease, began = job.lease, time.monotonic()
         if job.cancelled.is_set():
@@ -360,21 +365,23 @@ class Agent:
             cancelled=job.cancelled,
             endpoint=self._endpoint,
             address=self._address,
-            folder=self._data_dir,
-            line=None if job.share_files else Line(self.name, lease.task, lease.attempt, self._say, job.answers),
+            proof_root=self._data_dir,
+            transfer=None
+            if job.share_files
+            else FileTransfer(self.name, lease.task, lease.attempt, self._post, job.answers),
             silence_s=job.silence_s,
-            unheard_s=lambda: time.monotonic() - self._heard,
-            ending=job.ending,
-            report=lambda *word: self._say(Progress(self.name, lease.task, lease.attempt, *word)),
-            weights=lambda sha256: self._weights.take(sha256, job.cancelled),
+            seconds_since_contact=lambda: time.monotonic() - self._last_contact,
+            grace=job.grace,
+            report=lambda *word: self._post(Progress(self.name, lease.task, lease.attempt, *word)),
+            weights=lambda sha256: self._policies.get(sha256, job.cancelled),
         )
         try:
             answer = self._handlers[lease.kind](lease.job, context)
             if isinstance(answer, Arrays):
                 return self._with_arrays(lease, answer, time.monotonic() - began)
-            if context.line is not None:
+            if context.transfer is not None:
                 for path, size, sha256 in messages.files_in(answer):
-                    context.line.send(context.folder, HostFile(path, size, sha256))
+                    context.transfer.upload(context.proof_root, HostFile(path, size, sha256))
         except Cancelled:
             if job.cancelled.is_set():
                 return None
@@ -394,7 +401,7 @@ class Agent:
     def _report_throttle(self, bucket: str, kind: str, retry_after: float | None) -> None:
         if bucket:
             pause = None if retry_after is None else min(max(retry_after, 0.0), messages.MAX_PAUSE)
-            self._say(ThrottleReport(self.name, bucket, kind, pause))
+            self._post(ThrottleReport(self.name, bucket, kind, pause))
 
 
 def run_agent(
@@ -406,7 +413,7 @@ def run_agent(
     curve: Curve | None = None,
     stop_with_parent: bool = False,
     handlers: Mapping[str, Handler] = HANDLERS,
-    patience_s: float = PATIENCE_S,
+    no_coordinator_timeout_s: float = NO_COORDINATOR_TIMEOUT_S,
     host: str | None = None,
     address: str | None = None,
 ) -> int:
@@ -417,7 +424,7 @@ def run_agent(
     SIGTERM by giving back what is leased.
     """
     if stop_with_parent:
-        die_with_parent()
+        exit_with_parent()
     agent = Agent(
         endpoint,
         data_dir,
@@ -425,7 +432,7 @@ def run_agent(
         capacity=capacity,
         curve=curve,
         handlers=handlers,
-        patience_s=patience_s,
+        no_coordinator_timeout_s=no_coordinator_timeout_s,
         host=host,
         address=address,
     )

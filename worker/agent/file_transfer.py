@@ -7,7 +7,7 @@ import os
 import queue
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 REFUSALS = 3  # times that a whole file may be found wrong
 
 
-class Answers:
+class TransferInbox:
     """Answers to one lease, from the network's thread to the lease's."""
 
     def __init__(self, cancelled: Callable[[], bool]) -> None:
@@ -53,17 +53,16 @@ class Answers:
 
 
 @dataclass
-class Line:
+class FileTransfer:
     """A lease's own way to move files: to the coordinator, and from it."""
 
     worker: str
     task: str
     attempt: int
     say: Callable[[Message, Iterable[bytes]], None]
-    answers: Answers
-    _whole: dict[tuple[Path, str], tuple[int, int]] = field(default_factory=dict)
+    answers: TransferInbox
 
-    def send(self, folder: Path, file: HostFile) -> None:
+    def upload(self, folder: Path, file: HostFile) -> None:
         """Send `folder`/file.path until the coordinator holds it whole.
 
         Cancelled when the lease is not ours any more; ProofError when the file on disk is not what it is said to be.
@@ -113,13 +112,13 @@ class Line:
                 return
             last = ack.offset
 
-    def bring(self, folder: Path, file: HostFile, said: Callable[[], None]) -> None:
+    def download(self, folder: Path, file: HostFile, said: Callable[[], None]) -> None:
         """Have `folder`/file.path as the coordinator has it: nothing is moved where it is there, and what came of it before counts.
 
         `said()` is called with each piece. ProofError when the coordinator's file is not the one that the lease names (any more).
         """
         path = folder / file.path
-        if holds(path, file):
+        if _is_complete(path, file):
             return
         part = path.with_name(f"{path.name}.{file.sha256[:16]}.part")
         part.parent.mkdir(parents=True, exist_ok=True)
@@ -159,7 +158,7 @@ class Line:
 _known: dict[Path, tuple[int, int, str]] = {}  # size, mtime in ns, sha256: what this process hashed before
 
 
-def holds(path: Path, file: HostFile) -> bool:
+def _is_complete(path: Path, file: HostFile) -> bool:
     """Whether the file is there, whole."""
     try:
         status = path.stat()
@@ -179,6 +178,6 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def described(folder: Path, path: str) -> HostFile:
+def file_ref(folder: Path, path: str) -> HostFile:
     """A file as it is now."""
     return HostFile(path, (folder / path).stat().st_size, sha256_of(folder / path))

@@ -17,7 +17,7 @@ from ingest.errors import AuthenticationError, IngestError, ProofError, SourceEr
 from ingest.fetch import fetch_shard
 from ingest.models import BuildJob, FetchJob
 from worker.agent.lease import Arrays, LeaseContext
-from worker.control.handler import Play
+from worker.control.handler import ControlHandler
 from worker.training.rank_runner import RankDied, RankEnded, RankError, RankRunner, RingBroke
 from worker.training.replica import HostFull
 
@@ -61,18 +61,18 @@ def noop(job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
 
 RANKS = (LeaseKind.PORT, LeaseKind.TRAIN)  # kinds that make a worker's host one of a ring
 _ranks = RankRunner()
-_play = Play()
+_control = ControlHandler()
 HANDLERS: Mapping[str, Handler] = {
     LeaseKind.FETCH: fetch,
     LeaseKind.BUILD: build,
     LeaseKind.PORT: _ranks.join,
     LeaseKind.TRAIN: _ranks.run,
-    LeaseKind.TABLE: _play.table,
-    LeaseKind.LABELS: _play.do,
-    LeaseKind.ROLLOUT: _play.do,
-    LeaseKind.EVALUATE: _play.do,
-    LeaseKind.EVOLVE: _play.do,
-    LeaseKind.DESCEND: _play.do,
+    LeaseKind.TABLE: _control.build_datasets,
+    LeaseKind.LABELS: _control.run,
+    LeaseKind.ROLLOUT: _control.run,
+    LeaseKind.EVALUATE: _control.run,
+    LeaseKind.EVOLVE: _control.run,
+    LeaseKind.DESCEND: _control.run,
     LeaseKind.NOOP: noop,
 }
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from coordinator.wire.messages import Lease, Phase
 from ingest.fetch import FetchContext
-from worker.agent.file_transfer import Answers, Line
+from worker.agent.file_transfer import FileTransfer, TransferInbox
 
 
-class Ending:
+class GraceDeadline:
     """Whether a lease was asked to end, and how long it may take. The earliest deadline counts."""
 
     def __init__(self) -> None:
@@ -44,16 +44,16 @@ class LeaseContext(FetchContext):
 
     endpoint: str  # of the coordinator
     address: str | None  # of this host in a ring; None: the one that the coordinator's network reaches
-    folder: Path  # where the files lie that the lease's proof names
-    line: Line | None  # to move files with; None: the coordinator shares this host's file system
+    proof_root: Path  # where the files lie that the lease's proof names
+    transfer: FileTransfer | None  # to move files with; None: the coordinator shares this host's file system
     silence_s: float  # after which a worker that is not heard counts as lost
-    unheard_s: Callable[[], float]  # seconds since the coordinator's last word
-    ending: Ending
+    seconds_since_contact: Callable[[], float]  # seconds since the coordinator's last word
+    grace: GraceDeadline
     report: Callable[[int, Phase, int, int, bool], None]  # a Progress: (step, phase, beats, saved, stopped)
     weights: Callable[[str], bytes]  # of a sha256, from the coordinator. Cancelled when the lease was taken back
 
 
-class Job:
+class RunningLease:
     """A lease in execution."""
 
     def __init__(self, lease: Lease, share_files: bool, silence_s: float) -> None:
@@ -61,8 +61,8 @@ class Job:
         self.share_files = share_files
         self.silence_s = silence_s
         self.cancelled = threading.Event()
-        self.ending = Ending()
-        self.answers = Answers(self.cancelled.is_set)
+        self.grace = GraceDeadline()
+        self.answers = TransferInbox(self.cancelled.is_set)
         self._lock = threading.Lock()
         self._finished = False
 

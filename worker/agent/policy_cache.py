@@ -18,7 +18,7 @@ ANSWER_S = 2.0  # without an answer for this long, ask again
 LOOK_S = 0.1  # between looks at `cancelled`
 
 
-class WeightStore:
+class PolicyCache:
     """Thread-safe. `ask(sha256)` sends a request; it must not block."""
 
     def __init__(self, ask: Callable[[str], None]) -> None:
@@ -27,7 +27,7 @@ class WeightStore:
         self._unknown: set[str] = set()  # the coordinator has answered that it does not have them
         self._changed = threading.Condition()
 
-    def came(self, weights: Weights) -> None:
+    def receive(self, weights: Weights) -> None:
         """A broadcast or an answer."""
         with self._changed:
             if not weights.data:
@@ -41,7 +41,7 @@ class WeightStore:
                     del self._held[next(iter(self._held))]
             self._changed.notify_all()
 
-    def take(self, sha256: str, cancelled: threading.Event) -> bytes:
+    def get(self, sha256: str, cancelled: threading.Event) -> bytes:
         """The weights of that name; blocks until they have come.
 
         Cancelled when the lease was taken back, or when the coordinator does not have them: then another try may.

@@ -20,7 +20,7 @@ ALGORITHMS = ("pathwise", "vtrace", "evolve")
 
 
 @dataclass(frozen=True)
-class Settings:
+class ControlConfig:
     """A whole training: labels, cloning, improvement, judgement."""
 
     algorithm: str = "pathwise"
@@ -44,10 +44,10 @@ class Settings:
 TABLES = ("clone", "pathwise", "vtrace", "evolve")
 
 
-def read(path: Path | None) -> Settings:
+def read_config(path: Path | None) -> ControlConfig:
     """The file's settings over the defaults. UsageError for what is no TOML, an unknown key, a wrong type or algorithm."""
     if path is None:
-        return Settings()
+        return ControlConfig()
     try:
         given = tomllib.loads(path.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -59,8 +59,8 @@ def read(path: Path | None) -> Settings:
         own = given.pop(name, {})
         if not isinstance(own, dict):
             raise UsageError(f"control-config {path}: {name} is a table, [{name}]")
-        parts[name] = _made(getattr(Settings(), name), own, f"control-config {path}: [{name}]")
-    settings = _made(Settings(), given | parts, f"control-config {path}:")
+        parts[name] = _made(getattr(ControlConfig(), name), own, f"control-config {path}: [{name}]")
+    settings = _made(ControlConfig(), given | parts, f"control-config {path}:")
     if settings.algorithm not in ALGORITHMS:
         raise UsageError(f"control-config {path}: algorithm {settings.algorithm!r}: choose {' or '.join(ALGORITHMS)}")
     return settings

@@ -47,7 +47,7 @@ LOOK_S = 0.2
 THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-class TableJob(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class DatasetSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Years are whole; the last one tests, the one before validates, all before train."""
 
     respondents: tuple[str, ...]  # none: all on disk
@@ -56,7 +56,7 @@ class TableJob(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     horizon: int  # hours
 
 
-class TableProof(msgspec.Struct, frozen=True):
+class DatasetResult(msgspec.Struct, frozen=True):
     """What was made."""
 
     tables: dict[str, str]  # split → sha256
@@ -67,7 +67,7 @@ class TableProof(msgspec.Struct, frozen=True):
     origins: tuple[str, ...]  # of the series: "synthetic", a server
 
 
-def make(job: TableJob, data_dir: Path, cancelled: threading.Event) -> TableProof:
+def build_datasets(job: DatasetSpec, data_dir: Path, cancelled: threading.Event) -> DatasetResult:
     """Build and write the tables. UsageError where the series on disk do not reach."""
     names = job.respondents or respondents_on_disk(data_dir)
     years = sorted(set.intersection(*(set(available(data_dir, name).years) for name in names)))
@@ -76,28 +76,28 @@ def make(job: TableJob, data_dir: Path, cancelled: threading.Event) -> TableProo
             f"control needs {len(SPLITS)} whole years in a row of {', '.join(names)}; there are "
             f"{', '.join(map(str, years)) or 'none'}: `coordinator start --extract --start 2019 --end 2021` makes three"
         )
-    medians = _medians(job, data_dir, cancelled) if job.run else {}
+    medians = _forecast_medians(job, data_dir, cancelled) if job.run else {}
     turns = [f"{year}-01-01T00" for year in (years[-2], years[-1], years[-1] + 1)]
     regions, forecasts, renewable = [], [], []
     for name in names:
-        one, issued, less = _measured(data_dir, name, years, turns[0], medians.get(name))
+        one, issued, less = _load_region(data_dir, name, years, turns[0], medians.get(name))
         regions.append(one)
         forecasts.append(corrected(one, day_ahead(one, issued, job.horizon), turns[0]))
         renewable += [name] if less else []
     first = str(regions[0].hours[0] + np.timedelta64(HISTORY, "h"))
     proofs, grid = {}, Grid()
     for split, start, end in zip(SPLITS, (first, *turns), turns, strict=False):
-        proofs[split] = _written(data_dir, table(regions, forecasts, start, end, grid))
+        proofs[split] = _store_dataset(data_dir, table(regions, forecasts, start, end, grid))
     grown = [replace(one, load=one.load * GROWTH) for one in regions]
     more = [forecast * np.float32(GROWTH) for forecast in forecasts]
-    proofs["learn"] = _written(data_dir, table([*regions, *grown], [*forecasts, *more], first, turns[0], grid))
+    proofs["learn"] = _store_dataset(data_dir, table([*regions, *grown], [*forecasts, *more], first, turns[0], grid))
     known = "the forecaster's median" if job.run else "the operators' day-ahead forecast (no trained forecaster)"
     origins = manifest.summarise(manifest.read_shards(data_dir), manifest.read_builds(data_dir)).origins
     peaks = tuple(one.peak for one in regions)
-    return TableProof(proofs, tuple(names), peaks, tuple(renewable), known, tuple(origins))
+    return DatasetResult(proofs, tuple(names), peaks, tuple(renewable), known, tuple(origins))
 
 
-def _written(data_dir: Path, made: Table) -> str:
+def _store_dataset(data_dir: Path, made: Table) -> str:
     """Its sha256."""
     sha256, content = to_bytes(made)
     path = path_of(data_dir / "control", sha256)
@@ -106,7 +106,7 @@ def _written(data_dir: Path, made: Table) -> str:
     return sha256
 
 
-def _measured(
+def _load_region(
     data_dir: Path, name: str, years: list[int], train_end: str, median: Mapping[int, float] | None
 ) -> tuple[Region, Array, bool]:
     """A region; the demand forecast that control knows, net, in reference peaks [hour]; whether wind and solar were taken off."""
@@ -143,7 +143,7 @@ def _standard_offset(name: str) -> int:
     return round(offset.total_seconds() / 3600)
 
 
-def _medians(job: TableJob, data_dir: Path, cancelled: threading.Event) -> dict[str, dict[int, float]]:
+def _forecast_medians(job: DatasetSpec, data_dir: Path, cancelled: threading.Event) -> dict[str, dict[int, float]]:
     """The forecaster's median of every hour, respondent → hour number → MWh. A process of its own makes it, once a checkpoint."""
     path = data_dir / "control" / f"forecasts-{job.checkpoint[:16]}.parquet"
     if not path.exists():

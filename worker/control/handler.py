@@ -19,7 +19,7 @@ FOLDER = "control"  # in the data folder
 LOOK_S = 0.1  # between looks at `cancelled`
 
 
-class Play:
+class ControlHandler:
     """The handlers. Leases wait for one another: threads that share an interpreter would only slow each other down."""
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class Play:
         self._player: Player | None = None
         self._context: LeaseContext | None = None  # of the lease whose turn it is
 
-    def do(self, job: dict[str, Any], context: LeaseContext) -> Arrays:
+    def run(self, job: dict[str, Any], context: LeaseContext) -> Arrays:
         """Any of `rl.distributed.jobs` → its arrays. Cancelled when the lease was taken back."""
         while not self._turn.acquire(timeout=LOOK_S):
             if context.cancelled.is_set():
@@ -39,19 +39,21 @@ class Play:
 
             self._context = context
             files = msgspec.convert(job.pop("files", ()), tuple[HostFile, ...])
-            if context.line is not None:
+            if context.transfer is not None:
                 for file in files:
-                    context.line.bring(context.data_dir / FOLDER, file, lambda: None)
+                    context.transfer.download(context.data_dir / FOLDER, file, lambda: None)
             return Arrays(self._own(context).do(msgspec.convert(job, AnyJob)))
         finally:
             self._context = None
             self._turn.release()
 
-    def table(self, job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
-        """Make the tables of a training → `worker.control.datasets.TableProof`."""
-        from worker.control.datasets import TableJob, make
+    def build_datasets(self, job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
+        """Make the tables of a training → `worker.control.datasets.DatasetResult`."""
+        from worker.control.datasets import DatasetSpec, build_datasets
 
-        return msgspec.to_builtins(make(msgspec.convert(job, TableJob), context.data_dir, context.cancelled))
+        return msgspec.to_builtins(
+            build_datasets(msgspec.convert(job, DatasetSpec), context.data_dir, context.cancelled)
+        )
 
     def _own(self, context: LeaseContext) -> Player:
         if self._player is None:

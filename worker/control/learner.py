@@ -52,10 +52,10 @@ from rl.errors import ControlError
 from rl.policy import Mlp, from_bytes, to_bytes
 from worker.agent.file_transfer import sha256_of
 from worker.control import report
-from worker.control.config import Settings, read
-from worker.control.datasets import TableJob
+from worker.control.config import ControlConfig, read_config
+from worker.control.datasets import DatasetSpec
 from worker.control.lease_client import Jobs
-from worker.process.parent_death import end_by_kernel
+from worker.process.parent_death import set_parent_death_signal
 
 STATE, TABLES, METRICS, POLICY, RESULT = "state.pack", "tables.json", "metrics.jsonl", "policy.npz", "result.json"
 
@@ -71,7 +71,7 @@ class Looked:
 class Training:
     """One run. `jobs` leases out, everything else happens here."""
 
-    def __init__(self, data: Path, run: Path, asked: str, settings: Settings, forecaster: tuple[str, str]) -> None:
+    def __init__(self, data: Path, run: Path, asked: str, settings: ControlConfig, forecaster: tuple[str, str]) -> None:
         self.data, self.run, self.asked, self.settings, self.forecaster = data, run, asked, settings, forecaster
         self.grid = Grid()
         pipe = os.fdopen(os.dup(1), "wb")
@@ -106,7 +106,7 @@ class Training:
         if kept.get("asked") != self.asked or not all(there):
             self.jobs.progress("tables", 0, 1)
             run, checkpoint = self.forecaster
-            job = msgspec.to_builtins(TableJob((), run, checkpoint, self.settings.horizon))
+            job = msgspec.to_builtins(DatasetSpec((), run, checkpoint, self.settings.horizon))
             kept = {"asked": self.asked, **self.jobs.proof(LeaseKind.TABLE, job)}
             atomic_write(path, json.dumps(kept).encode())
         self.about, self.tables = kept, kept["tables"]
@@ -290,7 +290,7 @@ class Training:
             costs[name] = np.concatenate([part["cost"] for part in parts])
         atomic_write(self.run / POLICY, to_bytes(best))
         looked = max(self.history, key=lambda one: (one.pop, -one.version))
-        found = report.Found(
+        found = report.EvaluationResult(
             grid=self.grid,
             table=self.table("test"),
             starts=self.weeks("test"),
@@ -382,11 +382,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--forecaster", default="", help="run folder of a forecaster's training")
     parser.add_argument("--checkpoint", default="", help="sha256 of its weights")
     options = parser.parse_args(arguments)
-    end_by_kernel()
+    set_parent_death_signal()
     forecaster = (options.forecaster, options.checkpoint)
-    training = Training(options.data, options.run, options.asked, Settings(), forecaster)
+    training = Training(options.data, options.run, options.asked, ControlConfig(), forecaster)
     try:
-        training.settings = read(options.config)
+        training.settings = read_config(options.config)
         training.whole()
     except UsageError as error:
         training.jobs.say(Over("usage", str(error)))

@@ -29,7 +29,7 @@ LABELS = {"mpc": "MPC on the same forecast", "mpc perfect": "MPC, all known", "c
 
 
 @dataclass(frozen=True)
-class Found:
+class EvaluationResult:
     """What a training found out in the test year."""
 
     grid: Grid
@@ -57,7 +57,7 @@ class Found:
         return float((self.nothing[own] - self.costs[name][own]).sum()) / saving if saving > 0 else float("nan")
 
 
-def write(found: Found, folder: Path) -> dict[str, dict[str, float]]:
+def write(found: EvaluationResult, folder: Path) -> dict[str, dict[str, float]]:
     """Report and pictures; PoP by region and policy."""
     regions = found.table.regions
     names = [name for name in SHOWN if name in found.costs]
@@ -77,12 +77,12 @@ def write(found: Found, folder: Path) -> dict[str, dict[str, float]]:
     return {r: row | {f"member {i}": pop for i, pop in enumerate(members[r])} for r, row in pops.items()}
 
 
-def _starts(found: Found, region: int) -> NDArray[np.int64]:
+def _starts(found: EvaluationResult, region: int) -> NDArray[np.int64]:
     return found.starts[found.weeks_of(region)]
 
 
 def _text(
-    found: Found,
+    found: EvaluationResult,
     pops: Mapping[str, Mapping[str, float]],
     members: Mapping[str, Sequence[float]],
     numbers: Sequence[str],
@@ -126,7 +126,7 @@ def _gaps(pops: Mapping[str, Mapping[str, float]]) -> list[Gaps]:
     return [gaps(row["mpc perfect"], row["mpc"], row["policy"]) for row in pops.values()]
 
 
-def _numbers(found: Found, region: int, idle: Trace, trace: Trace) -> str:
+def _numbers(found: EvaluationResult, region: int, idle: Trace, trace: Trace) -> str:
     """Some of `rl.evaluation.kpis`, without control and with the policy."""
     peak = float(found.about["peaks"][region])
     before, after = (asdict(kpis(found.grid, one, peak)) for one in (idle, trace))
@@ -141,7 +141,7 @@ def _numbers(found: Found, region: int, idle: Trace, trace: Trace) -> str:
 # -- pictures -------------------------------------------------------------------------------------------------------------
 
 
-def _bars(found: Found, pops: Mapping[str, Mapping[str, float]]) -> bytes:
+def _bars(found: EvaluationResult, pops: Mapping[str, Mapping[str, float]]) -> bytes:
     """PoP of the policy, stacked with the gaps that are left to 1, a bar a region; the baselines as marks."""
     plt = _pyplot()
     figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
@@ -170,7 +170,7 @@ def _bars(found: Found, pops: Mapping[str, Mapping[str, float]]) -> bytes:
     return _png(plt, figure)
 
 
-def _curve(found: Found) -> bytes:
+def _curve(found: EvaluationResult) -> bytes:
     plt = _pyplot()
     figure, axis = plt.subplots(figsize=(6, 3.2), layout="constrained")
     versions, pops = zip(*found.history, strict=True)
@@ -182,7 +182,7 @@ def _curve(found: Found) -> bytes:
     return _png(plt, figure)
 
 
-def _week(found: Found, region: int, trace: Trace) -> bytes:
+def _week(found: EvaluationResult, region: int, trace: Trace) -> bytes:
     """The week with the highest load: net load without control, with the policy and in the optimum; what the stores do."""
     plt = _pyplot()
     worst = int(np.argmax(trace.load.max(axis=0)))
@@ -208,7 +208,7 @@ def _week(found: Found, region: int, trace: Trace) -> bytes:
     return _png(plt, figure)
 
 
-def _data(found: Found) -> str:
+def _data(found: EvaluationResult) -> str:
     """Said on every picture: made-up series must never pass for measured ones."""
     return f"series: {', '.join(found.about['origins'])}"
 

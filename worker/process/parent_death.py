@@ -12,7 +12,7 @@ import threading
 EXIT_LOST = 75
 
 
-def end_by_kernel() -> None:
+def set_parent_death_signal() -> None:
     """Have Linux end this process when its parent ends; elsewhere nothing."""
     if sys.platform == "linux":
         PR_SET_PDEATHSIG = 1
@@ -22,13 +22,13 @@ def end_by_kernel() -> None:
             os._exit(EXIT_LOST)
 
 
-def die_with_parent(leash_s: float | None = None) -> None:
+def exit_with_parent(watchdog_s: float | None = None) -> None:
     """End this process, at once and however it is busy, when its parent ends: on end of file on stdin, which the parent holds
     open; on Linux by the kernel as well. With a leash also when nothing has come on stdin for so many seconds."""
-    end_by_kernel()
+    set_parent_death_signal()
 
     def watch() -> None:
-        while select.select([0], [], [], leash_s)[0] and os.read(0, 4096):
+        while select.select([0], [], [], watchdog_s)[0] and os.read(0, 4096):
             pass
         os._exit(EXIT_LOST)
 

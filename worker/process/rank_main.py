@@ -10,12 +10,12 @@ import runpy
 import sys
 from pathlib import Path
 
-from worker.process.parent_death import die_with_parent
+from worker.process.parent_death import exit_with_parent
 
 
 def main() -> None:
     """`python leash.py SECONDS PROGRAM ARGUMENT…`"""
-    die_with_parent(leash_s=float(sys.argv[1]))
+    exit_with_parent(watchdog_s=float(sys.argv[1]))
     sys.argv = sys.argv[2:]
     sys.path[0] = str(Path(sys.argv[0]).resolve().parent)  # as with `python script.py`
     runpy.run_path(sys.argv[0], run_name="__main__")

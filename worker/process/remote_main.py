@@ -15,14 +15,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from worker.process.parent_death import die_with_parent
+from worker.process.parent_death import exit_with_parent
 
 EXIT_TAKEN = 3
 MLX = "mlx"
 PACKAGE = "ring-attention-energy"
 
 
-def greeting() -> dict[str, str]:
+def host_versions() -> dict[str, str]:
     """What has to be the same on both sides."""
     found = {"python": ".".join(map(str, sys.version_info[:2]))}
     for name in (PACKAGE, MLX):
@@ -35,15 +35,15 @@ def greeting() -> dict[str, str]:
 
 def main() -> None:
     """Greet, take the orders from stdin, work; end with stdin."""
-    print(json.dumps(greeting()), flush=True)
+    print(json.dumps(host_versions()), flush=True)
     line = os.fdopen(os.dup(0), "rb", buffering=0).readline()  # unbuffered: what follows on stdin is its end
     if not line:
         return
-    die_with_parent()
+    exit_with_parent()
     orders: dict[str, Any] = json.loads(line)
     os.environ.update(orders["environment"])
     data = Path(orders["data"]).expanduser()
-    lock = hold_place(data, orders["host"], orders["patience_s"])
+    lock = acquire_worker_lock(data, orders["host"], orders["patience_s"])
     if lock is None:
         print(f"another worker of {orders['host']} uses {data}: end it, or name another --host-data", file=sys.stderr)
         sys.exit(EXIT_TAKEN)
@@ -56,7 +56,7 @@ def main() -> None:
     work(arguments, orders["key"])
 
 
-def hold_place(data: Path, host: str, wait_s: float) -> int | None:
+def acquire_worker_lock(data: Path, host: str, wait_s: float) -> int | None:
     """One worker a host and data folder: an open lock, for as long as this process lives. One that was cut off ends by itself within
     its patience, so it is waited for; None when it did not."""
     data.mkdir(parents=True, exist_ok=True)

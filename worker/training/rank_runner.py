@@ -77,7 +77,7 @@ class RankRunner:
         Before it is offered, what the training needs is on this host: HostFull, ProofError.
         """
         files, pieces = msgspec.convert(job, PortJob).files, 0
-        if context.line is not None:
+        if context.transfer is not None:
             next_report = time.monotonic()
 
             def said() -> None:
@@ -87,7 +87,7 @@ class RankRunner:
                     next_report = time.monotonic() + REPORT_S
                     context.report(0, "start", pieces, 0, False)
 
-            replica.sync_replica(context.data_dir / replica.FOLDER, files, context.line, said)
+            replica.sync_replica(context.data_dir / replica.FOLDER, files, context.transfer, said)
         host = context.address or own_address(context.endpoint)
         where = f"[{host}]" if ":" in host else host
         matrices = blas_env.describe({**os.environ, **blas_env.rank_environment(os.environ)})
@@ -96,14 +96,14 @@ class RankRunner:
     def run(self, job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
         """Run one rank to its end. RankError, HostFull, UsageError or Cancelled unless it ended well by itself."""
         rank = msgspec.convert(job, RankJob)
-        if context.line is None:
+        if context.transfer is None:
             return self._run(rank, context.data_dir, context)
         folder = context.data_dir / replica.FOLDER
         with replica.local_disk_errors(folder):
             return self._run(rank, folder, context)
 
     def _run(self, rank: RankJob, data: Path, context: LeaseContext) -> dict[str, Any]:
-        line = context.line
+        line = context.transfer
         run = data / (rank.run if line is None else "run")
         log_path = run / "logs" / f"rank-{rank.rank}.log"
         heartbeat = run / "beats" / f"{rank.round}-{rank.rank}.jsonl"
@@ -126,7 +126,7 @@ class RankRunner:
         finally:
             heartbeat.unlink(missing_ok=True)
         if code == 0:
-            context.folder = data
+            context.proof_root = data
             files = {} if uploader is None else {"files": msgspec.to_builtins(uploader.final_files())}
             return {"rank": rank.rank, "round": rank.round, **files}
         raise _error(code, asked, log_path)
@@ -211,7 +211,7 @@ def _watch(
             next_look = now + STATUS_S
             with suppress(psutil.Error):
                 stopped = status.status() == psutil.STATUS_STOPPED
-            if context.unheard_s() < HEARD * context.silence_s:
+            if context.seconds_since_contact() < HEARD * context.silence_s:
                 _feed_watchdog(process)
         beats.poll()
         if (
@@ -226,7 +226,7 @@ def _watch(
         if now >= next_report and said != (beats.count, here, stopped):
             next_report, said = now + REPORT_S, (beats.count, here, stopped)
             _report(beats, here, stopped, context)
-        if (left := context.ending.left_s) is not None:
+        if (left := context.grace.left_s) is not None:
             if not asked:
                 asked = True
                 _terminate(process)

@@ -17,7 +17,7 @@ from pathlib import Path
 from coordinator.wire.messages import HostFile
 from ingest.errors import IngestError, ProofError
 from ingest.fetch import Cancelled
-from worker.agent.file_transfer import Line, described
+from worker.agent.file_transfer import FileTransfer, file_ref
 
 FOLDER = "mirror"
 LOCAL = ("logs", "beats")  # below run/: this host's own
@@ -29,12 +29,12 @@ class HostFull(IngestError):
     """This host has no room for a training; others may have."""
 
 
-def sync_replica(folder: Path, files: Sequence[HostFile], line: Line, said: Callable[[], None]) -> None:
+def sync_replica(folder: Path, files: Sequence[HostFile], line: FileTransfer, said: Callable[[], None]) -> None:
     """Make `folder` hold `files` and nothing else. HostFull, ProofError, Cancelled."""
     with local_disk_errors(folder):
         _drop_others(folder, {file.path for file in files})
         for file in files:
-            line.bring(folder, file, said)
+            line.download(folder, file, said)
 
 
 @contextmanager
@@ -69,7 +69,7 @@ def _part_of(relative: Path, listed: set[str]) -> bool:
 class CheckpointUploader:
     """Sends rank 0's checkpoints back as they are written, in a thread of its own, so that the rank is watched meanwhile."""
 
-    def __init__(self, folder: Path, line: Line) -> None:
+    def __init__(self, folder: Path, line: FileTransfer) -> None:
         self._folder, self._line = folder, line
         self.saved = 0  # step of the newest that the coordinator holds
         self._sent: dict[str, int] = {}  # checkpoint → its state.json's mtime, in ns
@@ -132,14 +132,14 @@ class CheckpointUploader:
         if not (self._folder / path).exists():
             return
         if not frozen:
-            self._line.send(self._folder, described(self._folder, path))
+            self._line.upload(self._folder, file_ref(self._folder, path))
             return
         copy = self._folder / "copies"
         (copy / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(self._folder / path, copy / path)
-        self._line.send(copy, described(copy, path))
+        self._line.upload(copy, file_ref(copy, path))
 
     def final_files(self) -> list[HostFile]:
         """What a run that ended well has left, the result last. The lease's answer names it, and so it is sent before."""
         run = self._folder / "run"
-        return [described(self._folder, f"run/{name}") for name in AT_END if (run / name).exists()]
+        return [file_ref(self._folder, f"run/{name}") for name in AT_END if (run / name).exists()]

@@ -19,8 +19,8 @@ from coordinator.wire.messages import RankJob
 from ingest.errors import UsageError
 from ingest.fetch import Cancelled
 from tests.support.waiting import WAIT_S, until
-from worker.agent.file_transfer import Answers, Line
-from worker.agent.lease import Ending, LeaseContext
+from worker.agent.file_transfer import FileTransfer, TransferInbox
+from worker.agent.lease import GraceDeadline, LeaseContext
 from worker.process import blas_env
 from worker.training import rank_runner
 from worker.training.heartbeat_file import HeartbeatFollower
@@ -49,11 +49,11 @@ class Bench:
             cancelled=threading.Event(),
             endpoint="tcp://127.0.0.1:5555",
             address=None,
-            folder=self.data,
-            line=None,
+            proof_root=self.data,
+            transfer=None,
             silence_s=silence_s,
-            unheard_s=lambda: self.unheard,
-            ending=Ending(),
+            seconds_since_contact=lambda: self.unheard,
+            grace=GraceDeadline(),
             report=lambda *word: self.reports.append(word),
             weights=lambda sha256: b"",
         )
@@ -111,7 +111,9 @@ def test_a_full_disk_is_the_runs_where_files_are_shared_and_else_the_hosts_own(t
     bench = Bench(tmp_path, READY)
     run = bench.data / "train"
     if not shares:
-        bench.context.line = Line("worker", "train/1/1", 1, lambda *word: None, Answers(lambda: False))
+        bench.context.transfer = FileTransfer(
+            "worker", "train/1/1", 1, lambda *word: None, TransferInbox(lambda: False)
+        )
         run = bench.data / "mirror" / "run"
     (run / "beats").mkdir(parents=True)
     (run / "beats" / "1-1.hosts.json").symlink_to("/dev/full")
@@ -209,7 +211,7 @@ signal.signal(signal.SIGTERM, save)
     bench = Bench(tmp_path, save + SLEEP)
     answer = bench.start()
     until(lambda: bench.read("pid"), "the rank")
-    bench.context.ending.ask(WAIT_S)
+    bench.context.grace.ask(WAIT_S)
     with pytest.raises(RankEnded):
         answer.result(WAIT_S)
     assert (bench.data / "saved").exists()
@@ -220,14 +222,14 @@ def test_a_stopped_rank_is_ended_by_force_when_its_time_is_up(tmp_path: Path) ->
     answer = bench.start()
     process = bench.process
     process.send_signal(signal.SIGSTOP)
-    bench.context.ending.ask(0.3)
+    bench.context.grace.ask(0.3)
     with pytest.raises(RankEnded):
         answer.result(WAIT_S)
     assert not process.is_running()
 
 
 def test_the_earliest_deadline_counts() -> None:
-    ending = Ending()
+    ending = GraceDeadline()
     assert ending.left_s is None
     ending.ask(0.0)
     ending.ask(100.0)

@@ -10,16 +10,16 @@ import pytest
 from coordinator.server.uploads import file_sha256
 from coordinator.stages.rollouts import artifacts
 from ingest.errors import ProofError, UsageError
-from worker.control.config import Settings, read
+from worker.control.config import ControlConfig, read_config
 
 
 def test_a_file_says_what_differs_from_the_defaults(tmp_path: Path) -> None:
-    assert read(None) == Settings()
+    assert read_config(None) == ControlConfig()
     path = tmp_path / "control.toml"
     path.write_text('algorithm = "evolve"\nevery = 2\n[vtrace]\nstaleness = 0\nnoise = 1\n')
-    found = read(path)
+    found = read_config(path)
     assert (found.algorithm, found.every, found.vtrace.staleness, found.vtrace.noise) == ("evolve", 2, 0, 1)
-    assert found.clone == Settings().clone
+    assert found.clone == ControlConfig().clone
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_what_it_may_not_say(tmp_path: Path, text: str, why: str) -> None:
     path = tmp_path / "control.toml"
     path.write_text(text)
     with pytest.raises(UsageError, match=why):
-        read(path)
+        read_config(path)
 
 
 def result(run: Path, **changes: object) -> None:

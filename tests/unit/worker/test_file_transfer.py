@@ -14,7 +14,7 @@ from coordinator.stages.train.inputs import TrainingFiles
 from coordinator.wire.messages import Ack, FileChunk, FilePart, FileRequest, HostFile, Message
 from ingest.errors import ProofError
 from ingest.fetch import Cancelled
-from worker.agent.file_transfer import CHUNK, Answers, Line, described
+from worker.agent.file_transfer import CHUNK, FileTransfer, TransferInbox, file_ref
 from worker.training import replica
 
 BODY = bytes(range(256)) * 5_000  # five chunks
@@ -28,8 +28,8 @@ class Wire:
         self.inbox = FileInbox(folder, {"run": folder / "run"})
         self.cancelled = False
         self.moved = 0  # bytes of files
-        self.answers = Answers(lambda: self.cancelled)
-        self.line = Line("w", "t", 1, self.say, self.answers)
+        self.answers = TransferInbox(lambda: self.cancelled)
+        self.line = FileTransfer("w", "t", 1, self.say, self.answers)
 
     def say(self, message: Message, frames: Iterable[bytes]) -> None:
         if self.drop:
@@ -49,7 +49,7 @@ class Wire:
 def write(folder: Path, path: str, body: bytes = BODY) -> HostFile:
     (folder / path).parent.mkdir(parents=True, exist_ok=True)
     (folder / path).write_bytes(body)
-    return described(folder, path)
+    return file_ref(folder, path)
 
 
 def nothing() -> None:
@@ -92,14 +92,14 @@ def test_a_file_that_is_another_by_now_is_refused(tmp_path: Path) -> None:
     file = write(wire.folder, "series/A/2021/wide.parquet")
     write(wire.folder, file.path, BODY[::-1])
     with pytest.raises(ProofError, match="never the file"):
-        wire.line.bring(tmp_path / "here", file, nothing)
+        wire.line.download(tmp_path / "here", file, nothing)
 
 
 def test_requests_that_are_lost_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.agent.file_transfer.ANSWER_S", 0.2)
     wire = Wire(tmp_path / "there", drop=3)
     file = write(wire.folder, "series/A/2021/wide.parquet")
-    wire.line.bring(tmp_path / "here", file, nothing)
+    wire.line.download(tmp_path / "here", file, nothing)
     assert (tmp_path / "here" / file.path).read_bytes() == BODY
 
 
@@ -108,9 +108,9 @@ def test_a_lease_that_was_taken_back_ends_a_transfer(tmp_path: Path) -> None:
     file = write(wire.folder, "series/A/2021/wide.parquet")
     wire.cancelled = True
     with pytest.raises(Cancelled):
-        wire.line.bring(tmp_path / "here", file, nothing)
+        wire.line.download(tmp_path / "here", file, nothing)
     with pytest.raises(Cancelled):
-        wire.line.send(wire.folder, file)
+        wire.line.upload(wire.folder, file)
 
 
 def checkpoint(run: Path, step: int, best: int) -> None:
