@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from ingest.balance import balances
 from ingest.columns import as_arrow, as_numpy, as_strings, hour_number, hour_text
-from ingest.models import REGION_TYPES, BuildJob, BuildProof, FileProof, Shard
+from ingest.models import REGION_TYPES, BuildJob, BuildResult, FileEntry, Shard
 from ingest.plan import piece_order
 from ingest.quality import MISSING, NULL, OK, OUTLIER, REASONS, outliers
-from ingest.store import atomic_write, file_proof, read_piece, sync_names
+from ingest.store import atomic_write, file_entry, fsync_folders, read_piece
 
 FORMAT = 1  # of the files: raised when a reader of the earlier ones would be wrong
 PERIOD = pa.timestamp("ms", "UTC")
@@ -28,7 +28,7 @@ MASKS = ("missing", "null", "outlier")
 
 
 @dataclass(frozen=True)
-class Rows:
+class PieceRows:
     """One piece's rows of one respondent. `variables[code[i]]` is row i's; NaN in `value` is the source's null."""
 
     shard: Shard
@@ -50,7 +50,7 @@ class Revision:
 
 
 @dataclass(frozen=True)
-class Cells:
+class MergedGrid:
     """A respondent-year as the source gave it, latest generation first in rank: arrays `[variable, hour]`."""
 
     variables: tuple[str, ...]
@@ -64,13 +64,13 @@ class Cells:
     duplicates: int  # rows of a piece beyond the first of their cell
 
 
-def build(job: BuildJob, data_dir: Path) -> BuildProof:
-    """Write series/<respondent>/<year>/{long,wide}.parquet and series.json. ProofError for a damaged piece; StorageError."""
+def build(job: BuildJob, data_dir: Path) -> BuildResult:
+    """Write series/<respondent>/<year>/{long,wide}.parquet and series.json. VerificationError for a damaged piece; StorageError."""
     pieces = sorted(job.pieces, key=lambda piece: piece_order(piece.shard))
     cells = merge(
         [rows_of(read_piece(data_dir, piece.file), piece.shard, job.respondent) for piece in pieces], job.year
     )
-    reason = judge(cells)
+    reason = classify_cells(cells)
     value = np.where(reason == OK, cells.raw, np.nan)
     folder = data_dir / "series" / job.respondent / str(job.year)
     summary = {
@@ -90,7 +90,7 @@ def build(job: BuildJob, data_dir: Path) -> BuildProof:
     long = _write(data_dir, folder / "long.parquet", _parquet(long_table(cells, value, reason, job)))
     wide = _write(data_dir, folder / "wide.parquet", _parquet(wide_table(cells, value, reason)))
     text = msgspec.json.format(msgspec.json.encode(summary), indent=1)
-    proof = BuildProof(
+    proof = BuildResult(
         job.respondent,
         job.year,
         long,
@@ -104,11 +104,11 @@ def build(job: BuildJob, data_dir: Path) -> BuildProof:
         pieces=tuple(piece.file.sha256 for piece in pieces),
         duplicates=cells.duplicates,
     )
-    sync_names(data_dir, folder)
+    fsync_folders(data_dir, folder)
     return proof
 
 
-def rows_of(table: pa.Table, shard: Shard, respondent: str) -> Rows:
+def rows_of(table: pa.Table, shard: Shard, respondent: str) -> PieceRows:
     """A piece's table → its rows of `respondent`."""
     respondents, own = _codes(table, "respondent")
     variables, code = _codes(table, "variable")
@@ -116,7 +116,7 @@ def rows_of(table: pa.Table, shard: Shard, respondent: str) -> Rows:
     if respondents != (respondent,):
         keep = own == (respondents.index(respondent) if respondent in respondents else -1)
         hour, code, value = hour[keep], code[keep], value[keep]
-    return Rows(shard, variables, hour, code, value)
+    return PieceRows(shard, variables, hour, code, value)
 
 
 def _codes(table: pa.Table, name: str) -> tuple[tuple[str, ...], NDArray[np.int32]]:
@@ -125,7 +125,7 @@ def _codes(table: pa.Table, name: str) -> tuple[tuple[str, ...], NDArray[np.int3
     return tuple(coded.dictionary.to_pylist()), as_numpy(coded.indices).astype(np.int32)
 
 
-def merge(pieces: Sequence[Rows], year: int) -> Cells:
+def merge(pieces: Sequence[PieceRows], year: int) -> MergedGrid:
     """Lay pieces over one another in the order given: a later row replaces, an equal one changes nothing.
 
     A later null is the source's word as well and replaces a value; an hour that a later piece does not have keeps its own.
@@ -158,10 +158,10 @@ def merge(pieces: Sequence[Rows], year: int) -> Cells:
         given.put(changed, True)
         vintage.put(changed, rows.shard.generation)
         source.put(changed, sources.index(rows.shard.source))
-    return Cells(variables, first, raw, given, vintage, source, sources, tuple(revisions), duplicates)
+    return MergedGrid(variables, first, raw, given, vintage, source, sources, tuple(revisions), duplicates)
 
 
-def judge(cells: Cells) -> NDArray[np.int8]:
+def classify_cells(cells: MergedGrid) -> NDArray[np.int8]:
     """Reason code of every cell, int8 `[variable, hour]`: an index into `quality.REASONS`."""
     masks = outliers(dict(zip(cells.variables, cells.raw, strict=True)))
     bad = np.stack([masks[variable] for variable in cells.variables]) if masks else np.zeros_like(cells.given)
@@ -175,7 +175,7 @@ def year_hours(year: int) -> tuple[int, int]:
     return first, hour_number(f"{year + 1}-01-01T00") - first
 
 
-def months_of(cells: Cells) -> NDArray[np.int8]:
+def months_of(cells: MergedGrid) -> NDArray[np.int8]:
     """Calendar month, 1…12, of each hour's end in UTC: int8 `[hour]`."""
     year = datetime.fromtimestamp(cells.first * 3600, UTC).year
     starts = [hour_number(f"{year}-{month:02d}-01T00") for month in range(1, 13)]
@@ -184,7 +184,7 @@ def months_of(cells: Cells) -> NDArray[np.int8]:
     )
 
 
-def long_table(cells: Cells, value: NDArray[np.float64], reason: NDArray[np.int8], job: BuildJob) -> pa.Table:
+def long_table(cells: MergedGrid, value: NDArray[np.float64], reason: NDArray[np.int8], job: BuildJob) -> pa.Table:
     """One row a cell, sorted by variable, then period; `value` (MWh) and `reason` are [variable, hour]."""
     count, hours = cells.raw.shape
     size = count * hours
@@ -204,7 +204,7 @@ def long_table(cells: Cells, value: NDArray[np.float64], reason: NDArray[np.int8
     )
 
 
-def wide_table(cells: Cells, value: NDArray[np.float64], reason: NDArray[np.int8]) -> pa.Table:
+def wide_table(cells: MergedGrid, value: NDArray[np.float64], reason: NDArray[np.int8]) -> pa.Table:
     """One row an hour: `period`, a column a variable, and `reason.<variable>` for each.
 
     `value` (MWh) and `reason` are [variable, hour].
@@ -224,7 +224,7 @@ def _rank(variable: str) -> tuple[int, str]:
     return (len(REGION_TYPES) if variable.startswith("NG.") else len(REGION_TYPES) + 1), variable
 
 
-def _counts(cells: Cells, reason: NDArray[np.int8]) -> Mapping[str, Any]:
+def _counts(cells: MergedGrid, reason: NDArray[np.int8]) -> Mapping[str, Any]:
     """Cells by variable, reason and month: what the coverage picture and the reader need without opening the Parquet."""
     months = months_of(cells)
     table = {
@@ -237,7 +237,7 @@ def _counts(cells: Cells, reason: NDArray[np.int8]) -> Mapping[str, Any]:
     return {"month_hours": np.bincount(months, minlength=13)[1:].tolist(), "variables": table}
 
 
-def _milliseconds(cells: Cells) -> NDArray[np.int64]:
+def _milliseconds(cells: MergedGrid) -> NDArray[np.int64]:
     return np.arange(cells.first, cells.first + cells.raw.shape[1], dtype=np.int64) * 3_600_000
 
 
@@ -265,6 +265,6 @@ def _parquet(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def _write(data_dir: Path, path: Path, content: bytes) -> FileProof:
+def _write(data_dir: Path, path: Path, content: bytes) -> FileEntry:
     atomic_write(path, content)
-    return file_proof(data_dir, path, content)
+    return file_entry(data_dir, path, content)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ingest.build_series import Revision
-from ingest.errors import ProofError, UsageError
+from ingest.errors import UsageError, VerificationError
 from ingest.store import atomic_write
 
 GROUPS: tuple[tuple[str, Callable[[str], bool]], ...] = (
@@ -117,18 +117,18 @@ def draw(picture: Coverage) -> bytes:
 
 
 def read_summaries(data_dir: Path) -> list[SeriesSummary]:
-    """Every series.json of a data folder, by respondent and year. ProofError for a damaged one."""
+    """Every series.json of a data folder, by respondent and year. VerificationError for a damaged one."""
     summaries = []
     for path in sorted((data_dir / "series").glob("*/*/series.json")):
         try:
             summaries.append(msgspec.json.decode(path.read_bytes(), type=SeriesSummary))
         except (OSError, ValueError) as error:
-            raise ProofError(f"{path} can't be read: {error}; run `coordinator verify`") from error
+            raise VerificationError(f"{path} can't be read: {error}; run `coordinator verify`") from error
     return summaries
 
 
 def write_coverage(data_dir: Path | str) -> Path:
-    """Draw coverage.png beside the data, from every series.json. UsageError when there is none; ProofError for a damaged one."""
+    """Draw coverage.png beside the data, from every series.json. UsageError when there is none; VerificationError for a damaged one."""
     folder = Path(data_dir)
     summaries = read_summaries(folder)
     if not summaries:

@@ -36,9 +36,9 @@ def check_folder(data_dir: Path) -> None:
 
 def check_series(data_dir: Path) -> None:
     """UsageError where a stage that works on series would find none."""
-    from ingest.manifest import read_builds
+    from ingest.manifest import build_results
 
-    if not any(True for _ in read_builds(data_dir)):
+    if not any(True for _ in build_results(data_dir)):
         raise UsageError(
             f"{data_dir} has no series to train on. `coordinator start --extract --data {data_dir}` makes them, or name another "
             "with --data."

@@ -3,10 +3,10 @@
 IngestError
 ├── UsageError            the request can't be right: unknown respondent, wrong period            (exit 2)
 ├── AuthenticationError   the server refuses the key, and it is not a throttle                     (exit 4)
-├── Throttled             429, 403 suspension or HTML notice: wait, then ask again                 (never final)
+├── ThrottledError             429, 403 suspension or HTML notice: wait, then ask again                 (never final)
 ├── SourceError           the source's answer can't be used (5xx, truncated, short, wrong total)   (retried, then quarantine)
 ├── StorageError          the disk refused: full, read-only                                        (exit 75, resumable)
-└── ProofError            what lies on disk is not what its manifest says
+└── VerificationError            what lies on disk is not what its manifest says
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class AuthenticationError(IngestError):
     """The server refuses the key, and it is not a throttle."""
 
 
-class Throttled(IngestError):
+class ThrottledError(IngestError):
     """The server asked for a pause. `kind`: "429", "403", "html"; `retry_after`: seconds, when the server said so."""
 
     def __init__(self, message: str, kind: str, retry_after: float | None = None) -> None:
@@ -34,7 +34,7 @@ class Throttled(IngestError):
 
 
 class SourceError(IngestError):
-    """`kind` counts it in `ShardProof.faults`: "5xx", "reset", "timeout", "json", "html", "short", "repeated", "total", "zip"…"""
+    """`kind` counts it in `ShardResult.faults`: "5xx", "reset", "timeout", "json", "html", "short", "repeated", "total", "zip"…"""
 
     def __init__(self, message: str, kind: str) -> None:
         super().__init__(message)
@@ -45,5 +45,9 @@ class StorageError(IngestError):
     """The disk refused: full, read-only. The same command goes on once it is mended."""
 
 
-class ProofError(IngestError):
+class VerificationError(IngestError):
     """What lies on disk is not what its manifest says."""
+
+
+class Cancelled(Exception):
+    """The lease was taken back; nothing more is written. No error of ingest, so it is outside the tree."""

@@ -105,7 +105,7 @@ def load_tokens(
 ) -> Tokens:
     """Tokens of `start`…`end` (`YYYY-MM-DDTHH`, both inclusive) of one respondent, from the series on disk.
 
-    Hours before the first series count as missing; UsageError and ProofError of `load_series` for a year between that is not there.
+    Hours before the first series count as missing; UsageError and VerificationError of `load_series` for a year between that is not there.
     """
     there = available(data_dir, respondent)
     first = max(hour_number(start) - LOOKBACK, hour_number(f"{there.years[0]}-01-01T00"))

@@ -21,9 +21,17 @@ import requests
 
 from ingest import store
 from ingest.columns import Columns, digest, duplicate_owners, find_gaps, merge
-from ingest.errors import AuthenticationError, IngestError, ProofError, SourceError, Throttled, UsageError
-from ingest.http import Answer, Floor, get, pause_s
-from ingest.models import FetchJob, FileProof, Gap, PageProof, ShardProof
+from ingest.errors import (
+    AuthenticationError,
+    Cancelled,
+    IngestError,
+    SourceError,
+    ThrottledError,
+    UsageError,
+    VerificationError,
+)
+from ingest.http import HttpResponse, MinInterval, get, pause_s
+from ingest.models import FetchJob, FileEntry, Gap, PageEntry, ShardResult
 from ingest.sources import Page, source
 
 ATTEMPTS = 5  # answers to one page request that may fail a check
@@ -37,11 +45,7 @@ _AGAIN = "`coordinator start --extract` asks again"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")  # an emulator keeps its own clock
 
 
-class Cancelled(Exception):
-    """The lease was taken back; nothing more is written."""
-
-
-class _Contradiction(Exception):
+class _InconsistentPages(Exception):
     """Whole pages that can't all be true: set `offsets` aside and ask again."""
 
     def __init__(self, kind: str, message: str, offsets: Iterable[int] = (), total: int | None = None) -> None:
@@ -60,27 +64,27 @@ class FetchContext:
     pool: ThreadPoolExecutor  # shared by all leases of the worker: one page each, from request to stored
     connections: threading.Semaphore  # requests at once; pages beyond it are proved and stored meanwhile
     session: requests.Session  # from `ingest.http.make_session`
-    permit: Callable[[str], None]  # blocks until one request may be sent for a bucket; may raise Cancelled
-    throttled: Callable[[str, str, float | None], None]  # (bucket, kind, retry_after): tell the budget's owner
-    progress: Callable[[int, int], None]  # (rows verified, requests) increments
+    acquire_permit: Callable[[str], None]  # blocks until one request may be sent for a bucket; may raise Cancelled
+    on_throttle: Callable[[str, str, float | None], None]  # (bucket, kind, retry_after): tell the budget's owner
+    on_progress: Callable[[int, int], None]  # (rows verified, requests) increments
     cancelled: threading.Event
 
 
 @dataclass(frozen=True)
-class _Held:
+class _VerifiedPage:
     page: Page
-    proof: PageProof
+    proof: PageEntry
     path: Path
 
 
 @dataclass(frozen=True)
 class _Received:
-    answer: Answer
+    answer: HttpResponse
     content: bytes  # to store
     page: Page
 
 
-def fetch_shard(job: FetchJob, context: FetchContext) -> ShardProof:
+def fetch_shard(job: FetchJob, context: FetchContext) -> ShardResult:
     """Fetch, verify and store one shard; returns its proof with every file durable.
 
     Raises Cancelled; AuthenticationError; UsageError when the source refuses the parameters; SourceError when its
@@ -89,7 +93,7 @@ def fetch_shard(job: FetchJob, context: FetchContext) -> ShardProof:
     return _Fetch(job, context).run()
 
 
-_floor = Floor()
+_floor = MinInterval()
 _worked: set[tuple[str, str]] = set()  # (base URL, key) that has been accepted in this process; never leaves it
 
 
@@ -102,7 +106,7 @@ class _Fetch:
         self.source = source(job.shard.source)
         self.host = urlsplit(job.base_url).hostname or ""
         self.key = (context.api_key or "").strip()
-        self.held: dict[int, _Held] = {}
+        self.held: dict[int, _VerifiedPage] = {}
         self.reused: set[int] = set()
         self.faults: Counter[str] = Counter()
         self.requests = 0
@@ -112,7 +116,7 @@ class _Fetch:
 
     # -- the shard -----------------------------------------------------------------------------------------------------
 
-    def run(self) -> ShardProof:
+    def run(self) -> ShardResult:
         if not (self.key.isascii() and self.key.isprintable()) or " " in self.key:
             raise AuthenticationError("the API key holds characters that no key has; set EIA_API_KEY to a valid key")
         if 0 < len(self.key) < MIN_KEY:  # cutting a short key out of a body would cut the data too
@@ -124,13 +128,13 @@ class _Fetch:
             try:
                 columns, gaps = self._prove()
                 return self._conclude(columns, gaps)
-            except _Contradiction as contradiction:
+            except _InconsistentPages as contradiction:
                 last = contradiction
                 self._set_aside(contradiction)
         raise SourceError(f"{self.job.shard.key}: {last}, {ROUNDS} times over; {_AGAIN}", last.kind)
 
     def _prove(self) -> tuple[Columns, tuple[Gap, ...]]:
-        """Complete the pages and prove them together. _Contradiction when they disagree."""
+        """Complete the pages and prove them together. _InconsistentPages when they disagree."""
         total = self._known_total()
         if total is None:
             self._complete(self.source.offsets(self.job, None), None)
@@ -140,9 +144,9 @@ class _Fetch:
         columns, owner = merge([held.page.columns for held in self._ordered()])
         if owners := duplicate_owners(columns, owner):
             offsets = [self._ordered()[part].proof.offset for part in owners]
-            raise _Contradiction("repeated", f"pages at {offsets} share an hour of one variable", offsets)
+            raise _InconsistentPages("repeated", f"pages at {offsets} share an hour of one variable", offsets)
         if self.source.paged and len(columns) != total:
-            raise _Contradiction("rows", f"{len(columns)} rows where the source says {total}", self.held)
+            raise _InconsistentPages("rows", f"{len(columns)} rows where the source says {total}", self.held)
         gaps = find_gaps(columns, self.source.spans(self.job, columns))
         if self.source.paged and gaps and total:
             # Rows beyond the end would mean that `total` is too low: the page there must come back empty.
@@ -154,20 +158,20 @@ class _Fetch:
             return None
         totals = {held.page.total for held in self.held.values()}
         if len(totals) > 1:
-            raise _Contradiction("total", f"pages say different totals: {sorted(totals)}", self.held)
+            raise _InconsistentPages("total", f"pages say different totals: {sorted(totals)}", self.held)
         return next(iter(totals), None)
 
-    def _ordered(self) -> list[_Held]:
+    def _ordered(self) -> list[_VerifiedPage]:
         return [self.held[offset] for offset in sorted(self.held)]
 
-    def _conclude(self, columns: Columns, gaps: tuple[Gap, ...]) -> ShardProof:
+    def _conclude(self, columns: Columns, gaps: tuple[Gap, ...]) -> ShardResult:
         shard, data_dir = self.job.shard, self.context.data_dir
         self._alive()
         piece = store.write_piece(data_dir, shard, columns)
-        store.sync_names(data_dir, store.page_folder(data_dir, shard), data_dir / "pieces")
+        store.fsync_folders(data_dir, store.page_folder(data_dir, shard), data_dir / "pieces")
         pages = tuple(held.proof for held in self._ordered())
         rows = sum(page.rows for page in pages)
-        return ShardProof(
+        return ShardResult(
             shard=shard,
             origin=self.origin or "",
             total=pages[0].total if self.source.paged else rows,
@@ -196,16 +200,16 @@ class _Fetch:
                 content = store.read_page(stored.path)
                 page = self.source.parse(self.job, content)
                 self._check(page, stored.offset)
-            except (SourceError, ProofError):
+            except (SourceError, VerificationError):
                 store.set_aside(stored.path)
                 self.faults["stale"] += 1
                 continue
-            proof = store.file_proof(self.context.data_dir, stored.path, content)
+            proof = store.file_entry(self.context.data_dir, stored.path, content)
             fetched = datetime.fromtimestamp(stored.path.stat().st_mtime, UTC).isoformat(timespec="milliseconds")
             self._hold(stored.offset, page, proof, fetched, 0.0)
             self.reused.add(stored.offset)
 
-    def _set_aside(self, why: _Contradiction) -> None:
+    def _set_aside(self, why: _InconsistentPages) -> None:
         offsets = set(why.offsets)
         if why.total is not None:
             offsets |= {offset for offset, held in self.held.items() if held.page.total != why.total}
@@ -230,7 +234,7 @@ class _Fetch:
             self.stopped.clear()
         if errors := [error for future in futures if (error := _error_of(future))]:
             self._alive()
-            raise min(errors, key=_gravity)
+            raise min(errors, key=_error_priority)
 
     def _fetch_page(self, offset: int, total: int | None) -> None:
         """(pool) Ask for one page until it is whole, then store and hold it. `total`: what the other pages say."""
@@ -244,7 +248,7 @@ class _Fetch:
                 if total is not None and page.total != total:
                     message = f"total was {total}, now {page.total}"
                     if page.total == other_total:
-                        raise _Contradiction("total", message, total=page.total)
+                        raise _InconsistentPages("total", message, total=page.total)
                     other_total = page.total
                     raise SourceError(message, "total")
                 self._check(page, offset)
@@ -282,37 +286,37 @@ class _Fetch:
                 return before
             try:
                 content, page = self.source.receive(self.job, answer, self.key)
-            except Throttled as error:
+            except ThrottledError as error:
                 throttle = error
             except AuthenticationError:
                 if credential not in _worked and attempt >= KEY_ATTEMPTS:
                     raise
-                throttle = Throttled(f"{answer.host} refuses the key for now", "403")
+                throttle = ThrottledError(f"{answer.host} refuses the key for now", "403")
             else:
                 _worked.add(credential)
                 self._note_origin(answer.origin)
                 return _Received(answer, content, page)
             self._count(throttle.kind)
-            self.context.throttled(self.job.bucket, throttle.kind, throttle.retry_after)
+            self.context.on_throttle(self.job.bucket, throttle.kind, throttle.retry_after)
             if time.monotonic() > give_up:
                 raise SourceError(f"{throttle}, for {THROTTLE_LIMIT_S:.0f} s", "throttle")
             self._pause(throttle.retry_after or pause_s(attempt, *THROTTLE_S))
         raise AssertionError("unreachable")
 
-    def _ask(self, offset: int) -> Answer:
+    def _ask(self, offset: int) -> HttpResponse:
         """(pool) One request, on a free connection and within its budget."""
         with self.context.connections:
             return self._send(offset)
 
-    def _send(self, offset: int) -> Answer:
+    def _send(self, offset: int) -> HttpResponse:
         self._alive()
-        self.context.permit(self.job.bucket)
-        if self.source.floor_s and self.host not in _LOOPBACK:
-            self._pause(_floor.reserve(self.host, self.source.floor_s, time.monotonic()))
+        self.context.acquire_permit(self.job.bucket)
+        if self.source.min_interval_s and self.host not in _LOOPBACK:
+            self._pause(_floor.reserve(self.host, self.source.min_interval_s, time.monotonic()))
         self._alive()
         with self.lock:
             self.requests += 1
-        self.context.progress(0, 1)
+        self.context.on_progress(0, 1)
         headers = {"Accept-Encoding": self.source.accept_encoding}
         if self.source.sends_key and self.key:
             headers["X-Api-Key"] = self.key
@@ -327,7 +331,7 @@ class _Fetch:
         )
 
     def _check(self, page: Page, offset: int) -> None:
-        due = self.source.rows_due(offset, page.total)
+        due = self.source.expected_rows(offset, page.total)
         if due is not None and page.rows != due:
             message = f"{page.rows} rows where {due} of {page.total} were due"
             raise SourceError(message, "short" if page.rows < due else "total")
@@ -340,10 +344,10 @@ class _Fetch:
             store.write_origin(self.context.data_dir, self.job.shard, origin)
             before, self.origin = self.origin, origin
             if self.held:
-                raise _Contradiction("origin", f"pages come from {before} and from {origin}", list(self.held))
+                raise _InconsistentPages("origin", f"pages come from {before} and from {origin}", list(self.held))
 
-    def _hold(self, offset: int, page: Page, file: FileProof, fetched: str, seconds: float) -> None:
-        proof = PageProof(
+    def _hold(self, offset: int, page: Page, file: FileEntry, fetched: str, seconds: float) -> None:
+        proof = PageEntry(
             file=file,
             offset=offset,
             rows=page.rows,
@@ -354,8 +358,8 @@ class _Fetch:
             request=self.source.request(self.job, offset),
         )
         with self.lock:
-            self.held[offset] = _Held(page, proof, self.context.data_dir / file.path)
-        self.context.progress(page.rows, 0)
+            self.held[offset] = _VerifiedPage(page, proof, self.context.data_dir / file.path)
+        self.context.on_progress(page.rows, 0)
 
     def _final(self, error: SourceError, offset: int, failures: int) -> IngestError:
         message = f"{self.job.shard.key}, page at {offset}: {error} (asked {failures} times)"
@@ -390,7 +394,7 @@ def _confirms(page: Page, before: Page) -> bool:
     return page is before or (page.total == before.total and page.columns.null_keys() <= before.columns.null_keys())
 
 
-def _gravity(error: BaseException) -> int:
+def _error_priority(error: BaseException) -> int:
     """The order in which errors of sister pages explain a failed fetch: what only follows from another comes last."""
-    order = {_Contradiction: 1, SourceError: 2, Cancelled: 3}
+    order = {_InconsistentPages: 1, SourceError: 2, Cancelled: 3}
     return order.get(type(error), 0)

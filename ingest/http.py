@@ -21,7 +21,7 @@ import urllib3
 from requests.adapters import HTTPAdapter
 from requests.utils import get_environ_proxies
 
-from ingest.errors import SourceError, Throttled
+from ingest.errors import SourceError, ThrottledError
 
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 30.0  # silence between two reads, not the whole answer
@@ -31,7 +31,7 @@ USER_AGENT = "ring-attention-energy/0.1 (+https://www.eia.gov/opendata)"
 
 
 @dataclass(frozen=True)
-class Answer:
+class HttpResponse:
     """One HTTP answer. `body` is what came over the wire: still gzip where `gzipped`."""
 
     status: int
@@ -74,7 +74,7 @@ def get(
     alive: Callable[[], None],
     pack: bool = False,
     follow: bool = False,
-) -> Answer:
+) -> HttpResponse:
     """One GET → its Answer, whatever the status.
 
     `alive` is called between reads and may raise. `pack` gzips a large plain body while it arrives, so that it is never
@@ -121,7 +121,7 @@ def get(
         raise SourceError(f"{parts.netloc} redirects without end", "status") from error
     except (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
         raise SourceError(f"{parts.netloc}: connection lost or refused ({type(error).__name__})", "reset") from error
-    return Answer(
+    return HttpResponse(
         response.status_code,
         response.headers,
         b"".join(chunks),
@@ -151,7 +151,7 @@ def inflate(packed: bytes, limit: int = PLAIN_LIMIT) -> bytes:
         raise SourceError(f"a gzip answer is damaged: {error}", "json") from error
 
 
-def plain_body(answer: Answer) -> bytes:
+def plain_body(answer: HttpResponse) -> bytes:
     """The body unpacked. SourceError "json" when it can't be; but of an answer that isn't 200 the status says enough."""
     try:
         return inflate(answer.body) if answer.gzipped else answer.body
@@ -182,16 +182,18 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         return None
 
 
-def refuse(answer: Answer, plain: bytes) -> None:
-    """Raise what any source's answer means when it is not data: Throttled or SourceError. Returns for a usable 200.
+def raise_for_response(answer: HttpResponse, plain: bytes) -> None:
+    """Raise what any source's answer means when it is not data: ThrottledError or SourceError. Returns for a usable 200.
 
     429 in any form, 403, and an HTML notice under 200 are throttles; 5xx, with whatever body, is a fault to retry.
     """
     status, pause = answer.status, retry_after(answer.headers)
     if status == 429:
-        raise Throttled(f"{answer.host} answered 429", "429", pause)
+        raise ThrottledError(f"{answer.host} answered 429", "429", pause)
     if status == 403:
-        raise Throttled(f"{answer.host} answered 403: suspended", "html" if looks_like_html(plain) else "403", pause)
+        raise ThrottledError(
+            f"{answer.host} answered 403: suspended", "html" if looks_like_html(plain) else "403", pause
+        )
     if status >= 500:
         raise SourceError(f"{answer.host} answered {status}", "5xx")
     if status == 400:
@@ -202,7 +204,7 @@ def refuse(answer: Answer, plain: bytes) -> None:
             f"{answer.host} answered {status}{f', to {urljoin(answer.host, where)}' if where else ''}", "status"
         )
     if looks_like_html(plain):
-        raise Throttled(f"{answer.host} answered an HTML page instead of data", "html", pause)
+        raise ThrottledError(f"{answer.host} answered an HTML page instead of data", "html", pause)
 
 
 def excerpt(plain: bytes, length: int = 160) -> str:
@@ -215,16 +217,16 @@ def pause_s(attempt: int, base: float, cap: float) -> float:
     return min(cap, base * 2 ** (attempt - 1)) * random.uniform(0.5, 1.5)
 
 
-class Floor:
+class MinInterval:
     """A least time between two requests to one host, for sources whose terms ask for it; shared by the whole process."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._next: dict[str, float] = {}
 
-    def reserve(self, host: str, floor_s: float, now: float) -> float:
-        """Seconds to wait from `now` until this request may be sent; the next one is `floor_s` later still."""
+    def reserve(self, host: str, min_interval_s: float, now: float) -> float:
+        """Seconds to wait from `now` until this request may be sent; the next one is `min_interval_s` later still."""
         with self._lock:
             at = max(now, self._next.get(host, now))
-            self._next[host] = at + floor_s
+            self._next[host] = at + min_interval_s
             return at - now

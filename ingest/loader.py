@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ingest.build_series import year_hours
 from ingest.columns import hour_number, hour_text
-from ingest.errors import ProofError, UsageError
+from ingest.errors import UsageError, VerificationError
 from ingest.quality import IMPUTED, MISSING, OK, REASONS
 
 Impute = Literal["linear", "week"]
@@ -84,7 +84,7 @@ def load_series(
     A variable that a respondent has in some of the years only is masked as missing in the others.
     `impute` fills masked cells and marks them: "linear" bridges holes of up to 24 hours between valid neighbours; "week" takes the
     same hour a week before, else a week after. What neither can fill stays NaN.
-    UsageError, naming near matches, for a respondent, year or variable that is not on disk; ProofError for a damaged file.
+    UsageError, naming near matches, for a respondent, year or variable that is not on disk; VerificationError for a damaged file.
     """
     if impute not in (None, "linear", "week"):
         raise UsageError(f"imputation {impute!r} is unknown: choose linear, week or None")
@@ -151,7 +151,7 @@ def _read(
             wanted = [variable for variable in variables if variable in there]
             table = file.read([*wanted, *(f"reason.{variable}" for variable in wanted)])
     except (OSError, pa.ArrowException) as error:
-        raise ProofError(f"can't read {path}: {error}; run `coordinator verify`") from error
+        raise VerificationError(f"can't read {path}: {error}; run `coordinator verify`") from error
     return there, {name: (table[name].to_numpy(), _codes(table[f"reason.{name}"])) for name in wanted}
 
 

@@ -10,30 +10,28 @@ from typing import TypeVar
 
 import msgspec
 
-from ingest.errors import ProofError
-from ingest.models import BuildProof, FileProof, Gap, ShardProof
+from ingest.errors import VerificationError
+from ingest.models import BuildResult, FileEntry, Gap, ShardResult
 from ingest.plan import open_gaps
-from ingest.store import atomic_write, sync_names
+from ingest.store import atomic_write, fsync_folders
 
 FORMAT = 1
 
 
-@dataclass(frozen=True)
-class ShardManifest:
+class ShardManifest(msgspec.Struct, frozen=True):
     """A committed fetch: which attempt of which worker, and when (UTC, ISO 8601)."""
 
-    proof: ShardProof
+    result: ShardResult = msgspec.field(name="proof")
     attempt: int
     worker: str
     committed: str
     format: int = FORMAT
 
 
-@dataclass(frozen=True)
-class BuildManifest:
+class BuildManifest(msgspec.Struct, frozen=True):
     """A committed build."""
 
-    proof: BuildProof
+    result: BuildResult = msgspec.field(name="proof")
     attempt: int
     worker: str
     committed: str
@@ -44,7 +42,7 @@ M = TypeVar("M", ShardManifest, BuildManifest)
 
 
 @dataclass(frozen=True)
-class Files:
+class FileTotals:
     """Counted from the proofs, not from the disk: `coordinator verify` compares the two."""
 
     files: int
@@ -65,9 +63,9 @@ class Summary:
     requests: int
     reused: int
     faults: dict[str, int]
-    raw: Files
-    pieces: Files
-    series: Files
+    raw: FileTotals
+    pieces: FileTotals
+    series: FileTotals
     builds: int
     valid: int
     masked: dict[str, int]
@@ -84,16 +82,16 @@ def shard_path(data_dir: Path, key: str) -> Path:
 
 def write_shard(data_dir: Path, manifest: ShardManifest) -> Path:
     """Commit a fetch: atomic, durable, the same bytes for the same manifest. StorageError."""
-    return _write(data_dir, shard_path(data_dir, manifest.proof.shard.key), manifest)
+    return _write(data_dir, shard_path(data_dir, manifest.result.shard.key), manifest)
 
 
 def write_build(data_dir: Path, manifest: BuildManifest) -> Path:
     """Commit a build, in place of an earlier one of the same respondent and year. StorageError."""
-    return _write(data_dir, shard_path(data_dir, manifest.proof.key), manifest)
+    return _write(data_dir, shard_path(data_dir, manifest.result.key), manifest)
 
 
 def shard_manifests(data_dir: Path) -> Iterator[ShardManifest]:
-    """Every committed fetch, by key. ProofError for a manifest that can't be read."""
+    """Every committed fetch, by key. VerificationError for a manifest that can't be read."""
     folder = data_dir / "manifests"
     for path in sorted(folder.rglob("*.json")):
         if path.relative_to(folder).parts[0] != "build":
@@ -101,38 +99,38 @@ def shard_manifests(data_dir: Path) -> Iterator[ShardManifest]:
 
 
 def build_manifests(data_dir: Path) -> Iterator[BuildManifest]:
-    """Every committed build, by respondent and year. ProofError for a manifest that can't be read."""
+    """Every committed build, by respondent and year. VerificationError for a manifest that can't be read."""
     for path in sorted((data_dir / "manifests" / "build").rglob("*.json")):
         yield read(path, BuildManifest)
 
 
-def read_shards(data_dir: Path) -> Iterator[ShardProof]:
+def shard_results(data_dir: Path) -> Iterator[ShardResult]:
     """The proofs of every committed fetch, by key."""
-    return (manifest.proof for manifest in shard_manifests(data_dir))
+    return (manifest.result for manifest in shard_manifests(data_dir))
 
 
-def read_builds(data_dir: Path) -> Iterator[BuildProof]:
+def build_results(data_dir: Path) -> Iterator[BuildResult]:
     """The proofs of every committed build."""
-    return (manifest.proof for manifest in build_manifests(data_dir))
+    return (manifest.result for manifest in build_manifests(data_dir))
 
 
 def read(path: Path, kind: type[M]) -> M:
-    """One manifest. ProofError when it isn't one, or not the one that its path names."""
+    """One manifest. VerificationError when it isn't one, or not the one that its path names."""
     try:
         manifest = msgspec.json.decode(path.read_bytes(), type=kind)
     except (OSError, ValueError) as error:
-        raise ProofError(
+        raise VerificationError(
             f"{path} is no readable manifest: {error}; remove it and run `coordinator start --extract`"
         ) from error
-    key = manifest.proof.shard.key if isinstance(manifest, ShardManifest) else manifest.proof.key
+    key = manifest.result.shard.key if isinstance(manifest, ShardManifest) else manifest.result.key
     if not path.as_posix().endswith(f"/manifests/{key}.json"):
-        raise ProofError(
+        raise VerificationError(
             f"{path} is the manifest of {key}; put it back or remove it, then run `coordinator start --extract`"
         )
     return manifest
 
 
-def summarise(shards: Iterable[ShardProof], builds: Iterable[BuildProof]) -> Summary:
+def summarise(shards: Iterable[ShardResult], builds: Iterable[BuildResult]) -> Summary:
     """Sums over proofs. Rows of a revised hour count once a generation, as they were fetched."""
     shards, builds = tuple(shards), tuple(builds)
     faults: Counter[str] = Counter()
@@ -168,18 +166,18 @@ def summarise(shards: Iterable[ShardProof], builds: Iterable[BuildProof]) -> Sum
 
 
 def write_summary(data_dir: Path) -> Summary:
-    """Sum up every manifest into manifest.json. ProofError for a damaged one; StorageError."""
-    summary = summarise(read_shards(data_dir), read_builds(data_dir))
+    """Sum up every manifest into manifest.json. VerificationError for a damaged one; StorageError."""
+    summary = summarise(shard_results(data_dir), build_results(data_dir))
     _write(data_dir, data_dir / "manifest.json", summary)
     return summary
 
 
-def _files(proofs: Iterable[FileProof]) -> Files:
+def _files(proofs: Iterable[FileEntry]) -> FileTotals:
     sizes = [proof.bytes for proof in proofs]
-    return Files(len(sizes), sum(sizes))
+    return FileTotals(len(sizes), sum(sizes))
 
 
 def _write(data_dir: Path, path: Path, content: ShardManifest | BuildManifest | Summary) -> Path:
     atomic_write(path, msgspec.json.format(msgspec.json.encode(content), indent=1))
-    sync_names(data_dir, path.parent)
+    fsync_folders(data_dir, path.parent)
     return path

@@ -58,7 +58,7 @@ class FetchJob:
 
 
 @dataclass(frozen=True)
-class FileProof:
+class FileEntry:
     """One file under the data folder."""
 
     path: str  # relative to the data folder, with "/" separators
@@ -67,10 +67,10 @@ class FileProof:
 
 
 @dataclass(frozen=True)
-class PageProof:
+class PageEntry:
     """One answer as received: which request, what came, where it lies."""
 
-    file: FileProof
+    file: FileEntry
     offset: int  # first row of the page; 0 where the source has no pages
     rows: int
     total: int  # rows that the server says the whole request has
@@ -92,7 +92,7 @@ class Gap:
 
 
 @dataclass(frozen=True)
-class ShardProof:
+class ShardResult:
     """What a fetch proved. `rows == total`, no key twice; each hour that the source does not have is a named gap."""
 
     shard: Shard
@@ -101,8 +101,8 @@ class ShardProof:
     rows: int
     nulls: int
     gaps: tuple[Gap, ...]
-    pages: tuple[PageProof, ...]
-    piece: FileProof  # Parquet: hour int32 (hours since 1970-01-01T00 UTC, hour-ending), respondent, variable, value float64 | null
+    pages: tuple[PageEntry, ...]
+    piece: FileEntry  # Parquet: hour int32 (hours since 1970-01-01T00 UTC, hour-ending), respondent, variable, value float64 | null
     digest: str  # sha256 of the canonical (hour, respondent, variable, value) rows: equal digests = equal data
     requests: int  # HTTP requests spent, retries and confirmations included
     reused: int  # pages found whole on disk from an earlier attempt
@@ -114,7 +114,7 @@ class ShardProof:
 class Piece:
     """A verified columnar piece as `build` needs it."""
 
-    file: FileProof
+    file: FileEntry
     shard: Shard
 
 
@@ -134,14 +134,14 @@ class BuildJob:
 
 
 @dataclass(frozen=True)
-class BuildProof:
+class BuildResult:
     """What a build wrote, and its checks. Monthly balance rows are in the series' own `series.json`."""
 
     respondent: str
     year: int
-    long: FileProof
-    wide: FileProof
-    summary: FileProof
+    long: FileEntry
+    wide: FileEntry
+    summary: FileEntry
     hours: int
     variables: tuple[str, ...]
     valid: int  # hour × variable cells with a value that passed

@@ -11,7 +11,7 @@ from itertools import combinations
 from ingest.catalog import ROUTES, check_respondents, check_routes
 from ingest.columns import hour_number, hour_text
 from ingest.errors import UsageError
-from ingest.models import BuildJob, Gap, Piece, Shard, ShardProof
+from ingest.models import BuildJob, Gap, Piece, Shard, ShardResult
 
 DEFAULT_RESPONDENTS = ("PACW", "ERCO", "CAL", "TEX", "MISO")
 DEFAULT_YEARS = (2019, 2020, 2021, 2022, 2023, 2024, 2025)
@@ -24,8 +24,8 @@ BULK_SPILL = 12  # hours: a six-month file is cut in local time, so its rows rea
 JOIN = 744  # hours: asking for a month between two holes costs no request more than two requests would
 
 Period = Sequence[int] | tuple[str, str]
-Line = tuple[str, str, str]  # source, route, respondent
-Span = tuple[int, int]  # hours since 1970-01-01T00 UTC, half open
+RouteKey = tuple[str, str, str]  # source, route, respondent
+HourSpan = tuple[int, int]  # hours since 1970-01-01T00 UTC, half open
 
 
 @dataclass(frozen=True)
@@ -72,17 +72,17 @@ def plan_builds(shards: Iterable[Shard], respondents: Sequence[str] = ()) -> tup
     needs: dict[tuple[str, int], list[str]] = defaultdict(list)
     for shard in shards:
         for code in respondents if shard.respondent == "ALL" else (shard.respondent,):
-            for year in sorted(years.intersection(_touched(shard))):
+            for year in sorted(years.intersection(_years_of(shard))):
                 needs[code, year].append(shard.key)
     return tuple(Build(code, year, tuple(keys)) for (code, year), keys in needs.items())
 
 
-def build_job(respondent: str, year: int, origin: str, proofs: Iterable[ShardProof]) -> BuildJob:
+def build_job(respondent: str, year: int, origin: str, proofs: Iterable[ShardResult]) -> BuildJob:
     """A build's payload: every generation's piece that can hold hours of this respondent and year, oldest generation first."""
     own = [
         proof
         for proof in proofs
-        if proof.shard.respondent in (respondent, "ALL") and year in _touched(proof.shard) and proof.rows
+        if proof.shard.respondent in (respondent, "ALL") and year in _years_of(proof.shard) and proof.rows
     ]
     own.sort(key=lambda proof: piece_order(proof.shard))
     return BuildJob(respondent, year, origin, tuple(Piece(proof.piece, proof.shard) for proof in own))
@@ -103,7 +103,7 @@ def expected_requests(shards: Iterable[Shard]) -> int:
 
 
 def plan_update(
-    proofs: Iterable[ShardProof],
+    proofs: Iterable[ShardResult],
     now: datetime,
     revise_days: int = 14,
     wanted: Iterable[Shard] | None = None,
@@ -116,8 +116,8 @@ def plan_update(
     of theirs, so its value replaces the earlier one in the series and the earlier one stays in its own piece.
     """
     horizon = int(now.timestamp()) // 3600 + 1
-    lines = _lines(proofs)
-    wishes: dict[Line, list[Span]] = defaultdict(list)
+    lines = _by_route(proofs)
+    wishes: dict[RouteKey, list[HourSpan]] = defaultdict(list)
     if wanted is None:
         for line, own in lines.items():
             wishes[line] = [(min(_span(proof.shard)[0] for proof in own), horizon)]
@@ -138,15 +138,17 @@ def plan_update(
         needed = _merge([*missing, *_clip(asked, revisable), *fillable], JOIN)
         for start, end in _cut(source, needed):
             period = hour_text(start), hour_text(end - 1)
-            generation = max((p.shard.generation + 1 for p in own if _meet(_span(p.shard), (start, end))), default=0)
+            generation = max(
+                (p.shard.generation + 1 for p in own if _overlaps(_span(p.shard), (start, end))), default=0
+            )
             fresh.append(Shard(source, route, respondent, *period, generation))
     return tuple(dict.fromkeys(fresh))
 
 
-def open_gaps(proofs: Iterable[ShardProof]) -> tuple[Gap, ...]:
+def open_gaps(proofs: Iterable[ShardResult]) -> tuple[Gap, ...]:
     """Named gaps, or what is left of them, over hours that no later generation of the same line has asked for again."""
     found: list[Gap] = []
-    for own in _lines(proofs).values():
+    for own in _by_route(proofs).values():
         for proof in own:
             later = _merge(_span(p.shard) for p in own if p.shard.generation > proof.shard.generation)
             for gap in proof.gaps:
@@ -155,18 +157,18 @@ def open_gaps(proofs: Iterable[ShardProof]) -> tuple[Gap, ...]:
     return tuple(found)
 
 
-def _lines(proofs: Iterable[ShardProof]) -> dict[Line, list[ShardProof]]:
-    lines: dict[Line, list[ShardProof]] = defaultdict(list)
+def _by_route(proofs: Iterable[ShardResult]) -> dict[RouteKey, list[ShardResult]]:
+    lines: dict[RouteKey, list[ShardResult]] = defaultdict(list)
     for proof in proofs:
         lines[proof.shard.source, proof.shard.route, proof.shard.respondent].append(proof)
     return lines
 
 
-def _span(shard: Shard) -> Span:
+def _span(shard: Shard) -> HourSpan:
     return hour_number(shard.start), hour_number(shard.end) + 1
 
 
-def _touched(shard: Shard) -> range:
+def _years_of(shard: Shard) -> range:
     """Years that the shard's rows can lie in."""
     if shard.source != "bulk":
         return range(int(shard.start[:4]), int(shard.end[:4]) + 1)
@@ -208,9 +210,9 @@ def _requests(shard: Shard) -> int:
 # -- spans of hours: half open, sorted ---------------------------------------------------------------------------------
 
 
-def _merge(spans: Iterable[Span], slack: int = 0) -> list[Span]:
+def _merge(spans: Iterable[HourSpan], slack: int = 0) -> list[HourSpan]:
     """Union; spans at most `slack` hours apart become one."""
-    merged: list[Span] = []
+    merged: list[HourSpan] = []
     for start, end in sorted(span for span in spans if span[0] < span[1]):
         if merged and start <= merged[-1][1] + slack:
             merged[-1] = merged[-1][0], max(end, merged[-1][1])
@@ -219,25 +221,25 @@ def _merge(spans: Iterable[Span], slack: int = 0) -> list[Span]:
     return merged
 
 
-def _subtract(spans: Iterable[Span], holes: Iterable[Span]) -> list[Span]:
+def _subtract(spans: Iterable[HourSpan], holes: Iterable[HourSpan]) -> list[HourSpan]:
     left = list(spans)
     for low, high in holes:
         left = [part for a, b in left for part in ((a, min(b, low)), (max(a, high), b)) if part[0] < part[1]]
     return left
 
 
-def _clip(spans: Iterable[Span], frames: Iterable[Span]) -> list[Span]:
+def _clip(spans: Iterable[HourSpan], frames: Iterable[HourSpan]) -> list[HourSpan]:
     frames = list(frames)
     return [(max(a, c), min(b, d)) for a, b in spans for c, d in frames if max(a, c) < min(b, d)]
 
 
-def _meet(a: Span, b: Span) -> bool:
+def _overlaps(a: HourSpan, b: HourSpan) -> bool:
     return a[0] < b[1] and b[0] < a[1]
 
 
-def _cut(source: str, spans: Iterable[Span]) -> list[Span]:
+def _cut(source: str, spans: Iterable[HourSpan]) -> list[HourSpan]:
     """Cut at the turns of the year; for bulk, widen to whole six-month files."""
-    parts: list[Span] = []
+    parts: list[HourSpan] = []
     for first, last in spans:
         for year in range(int(hour_text(first)[:4]), int(hour_text(last - 1)[:4]) + 1):
             start, middle, end = (
@@ -247,6 +249,6 @@ def _cut(source: str, spans: Iterable[Span]) -> list[Span]:
             parts += [
                 part if source == "bulk" else (max(part[0], first), min(part[1], last))
                 for part in whole
-                if _meet(part, (first, last))
+                if _overlaps(part, (first, last))
             ]
     return sorted(set(parts))

@@ -1,6 +1,6 @@
 """The raw store and the pieces: files named by content, written to a temporary name, fsynced, renamed into place.
 
-A final name is a promise: the page was proved before it was written. `sync_names` makes the names themselves
+A final name is a promise: the page was proved before it was written. `fsync_folders` makes the names themselves
 durable, once a shard, before its proof leaves the process.
 """
 
@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ingest.columns import Columns, to_table
-from ingest.errors import ProofError, StorageError
-from ingest.models import FileProof, Shard
+from ingest.errors import StorageError, VerificationError
+from ingest.models import FileEntry, Shard
 
 LEFTOVER_S = 3600.0  # a temporary file older than this belongs to nobody: a write takes seconds
 _REMEDIES = {
@@ -35,7 +35,7 @@ _REMEDIES = {
 
 
 @contextmanager
-def storage(path: Path) -> Iterator[None]:
+def storage_errors(path: Path) -> Iterator[None]:
     """Whatever the disk refuses becomes a StorageError with the path and the next command."""
     try:
         yield
@@ -57,7 +57,7 @@ def _write(path: Path, content: bytes) -> None:
 def atomic_write(path: Path, content: bytes) -> None:
     """All of `content` under `path`, or nothing: temporary name in the same folder, fsync, rename. StorageError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
-    with storage(path):
+    with storage_errors(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             _write(temporary, content)
@@ -74,7 +74,7 @@ def atomic_write(path: Path, content: bytes) -> None:
 _durable: set[Path] = set()  # folders whose own name is known to be on disk; they are never removed
 
 
-def sync_names(data_dir: Path, *folders: Path) -> None:
+def fsync_folders(data_dir: Path, *folders: Path) -> None:
     """Make the names in `folders`, and those of the folders themselves up to `data_dir`, durable. StorageError."""
     pending = list(folders)
     synced = set()
@@ -82,7 +82,7 @@ def sync_names(data_dir: Path, *folders: Path) -> None:
         folder = pending.pop()
         if folder not in synced:
             synced.add(folder)
-            with storage(folder):
+            with storage_errors(folder):
                 handle = os.open(folder, os.O_RDONLY)
                 try:
                     os.fsync(handle)
@@ -93,9 +93,9 @@ def sync_names(data_dir: Path, *folders: Path) -> None:
     _durable.update(synced)
 
 
-def file_proof(data_dir: Path, path: Path, content: bytes) -> FileProof:
+def file_entry(data_dir: Path, path: Path, content: bytes) -> FileEntry:
     """What proves a file of this content."""
-    return FileProof(path.relative_to(data_dir).as_posix(), len(content), hashlib.sha256(content).hexdigest())
+    return FileEntry(path.relative_to(data_dir).as_posix(), len(content), hashlib.sha256(content).hexdigest())
 
 
 # -- raw pages ---------------------------------------------------------------------------------------------------------
@@ -113,12 +113,12 @@ def page_folder(data_dir: Path, shard: Shard) -> Path:
     return data_dir / "raw" / shard.key
 
 
-def write_page(data_dir: Path, shard: Shard, offset: int, content: bytes, suffix: str) -> FileProof:
+def write_page(data_dir: Path, shard: Shard, offset: int, content: bytes, suffix: str) -> FileEntry:
     """Store one proved page as received, under `<offset>-<sha256[:16]><suffix>`. StorageError."""
     name = f"{offset:08d}-{hashlib.sha256(content).hexdigest()[:16]}{suffix}"
     path = page_folder(data_dir, shard) / name
     atomic_write(path, content)
-    return file_proof(data_dir, path, content)
+    return file_entry(data_dir, path, content)
 
 
 def scan_pages(data_dir: Path, shard: Shard, suffix: str) -> list[StoredPage]:
@@ -127,7 +127,7 @@ def scan_pages(data_dir: Path, shard: Shard, suffix: str) -> list[StoredPage]:
     pages = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if path.name.endswith(".tmp"):
-            with storage(path):
+            with storage_errors(path):
                 if time.time() - path.stat().st_mtime > LEFTOVER_S:
                     path.unlink(missing_ok=True)
         elif path.name.endswith(suffix) and path.name[:8].isdigit():
@@ -136,21 +136,21 @@ def scan_pages(data_dir: Path, shard: Shard, suffix: str) -> list[StoredPage]:
 
 
 def read_page(path: Path) -> bytes:
-    """A stored page's bytes. ProofError when they are not those that its name was made of."""
+    """A stored page's bytes. VerificationError when they are not those that its name was made of."""
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise ProofError(
+        raise VerificationError(
             f"can't read {path}: {error.strerror}; `coordinator verify` lists what else is amiss"
         ) from error
     if hashlib.sha256(content).hexdigest()[:16] != path.name[9:25]:
-        raise ProofError(f"{path} is not what was stored; `coordinator start --extract` fetches it again")
+        raise VerificationError(f"{path} is not what was stored; `coordinator start --extract` fetches it again")
     return content
 
 
 def set_aside(path: Path) -> None:
     """Take a page out of use but keep it: `<name>.stale`."""
-    with storage(path):
+    with storage_errors(path):
         if path.exists():
             path.replace(path.with_name(f"{path.name}.stale"))
 
@@ -169,7 +169,7 @@ def write_origin(data_dir: Path, shard: Shard, origin: str) -> None:
 # -- pieces ------------------------------------------------------------------------------------------------------------
 
 
-def write_piece(data_dir: Path, shard: Shard, columns: Columns) -> FileProof:
+def write_piece(data_dir: Path, shard: Shard, columns: Columns) -> FileEntry:
     """Canonical columns of one shard → one Parquet file, deterministic bytes, named by content. StorageError."""
     sink = io.BytesIO()
     pq.write_table(
@@ -179,16 +179,18 @@ def write_piece(data_dir: Path, shard: Shard, columns: Columns) -> FileProof:
     name = f"{shard.key.replace('/', '__')}-{hashlib.sha256(content).hexdigest()[:16]}.parquet"
     path = data_dir / "pieces" / name
     atomic_write(path, content)
-    return file_proof(data_dir, path, content)
+    return file_entry(data_dir, path, content)
 
 
-def read_piece(data_dir: Path, proof: FileProof) -> pa.Table:
-    """A piece as a table (hour, respondent, variable, value). ProofError when its bytes are not those proved."""
+def read_piece(data_dir: Path, proof: FileEntry) -> pa.Table:
+    """A piece as a table (hour, respondent, variable, value). VerificationError when its bytes are not those proved."""
     path = data_dir / proof.path
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise ProofError(f"can't read {path}: {error.strerror}; run `coordinator start --extract` again") from error
+        raise VerificationError(
+            f"can't read {path}: {error.strerror}; run `coordinator start --extract` again"
+        ) from error
     if hashlib.sha256(content).hexdigest() != proof.sha256:
-        raise ProofError(f"{path} is not what its manifest says; run `coordinator verify`")
+        raise VerificationError(f"{path} is not what its manifest says; run `coordinator verify`")
     return pq.ParquetFile(io.BytesIO(content)).read()  # `pq.read_table` would import pandas

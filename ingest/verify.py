@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from ingest import manifest
 from ingest.build_series import year_hours
 from ingest.columns import Columns, digest, duplicate_owners, find_gaps, from_table, hour_text, merge
-from ingest.errors import ProofError, SourceError, UsageError
-from ingest.models import BuildProof, FetchJob, FileProof, Gap, ShardProof
+from ingest.errors import SourceError, UsageError, VerificationError
+from ingest.models import BuildResult, FetchJob, FileEntry, Gap, ShardResult
 from ingest.plan import build_job, open_gaps
 from ingest.sources import Source, source
 
@@ -96,8 +96,8 @@ def verify(data_dir: Path | str, progress: Progress | None = None) -> Report:
     if not paths:
         raise UsageError(f"nothing to verify in {folder}: it has no manifest; `coordinator start --extract` makes some")
     report = Report(str(folder))
-    shards: list[ShardProof] = []
-    builds: list[BuildProof] = []
+    shards: list[ShardResult] = []
+    builds: list[BuildResult] = []
     done = 0
 
     def proved() -> None:
@@ -109,12 +109,12 @@ def verify(data_dir: Path | str, progress: Progress | None = None) -> Report:
     for path in paths:
         try:
             if path.is_relative_to(folder / "manifests" / "build"):
-                builds.append(manifest.read(path, manifest.BuildManifest).proof)
+                builds.append(manifest.read(path, manifest.BuildManifest).result)
                 continue  # proved when all shards are known
-            proof = manifest.read(path, manifest.ShardManifest).proof
+            proof = manifest.read(path, manifest.ShardManifest).result
             shards.append(proof)
             _prove_shard(folder, proof, report)
-        except ProofError as error:
+        except VerificationError as error:
             report.mismatches.append(Finding("manifest", path.relative_to(folder).as_posix(), str(error)))
         proved()
     for build in builds:
@@ -132,7 +132,7 @@ def verify(data_dir: Path | str, progress: Progress | None = None) -> Report:
     return report
 
 
-def _prove_shard(folder: Path, proof: ShardProof, report: Report) -> None:
+def _prove_shard(folder: Path, proof: ShardResult, report: Report) -> None:
     """Pages: bytes, rows, totals, keys; then the piece, the gaps and the digest, against what the pages hold."""
     key = proof.shard.key
     reader = source(proof.shard.source)
@@ -170,7 +170,7 @@ def _prove_shard(folder: Path, proof: ShardProof, report: Report) -> None:
     _prove_gaps(reader, job, merged, proof, report)
 
 
-def _piece(folder: Path, proof: ShardProof, report: Report) -> Columns | None:
+def _piece(folder: Path, proof: ShardResult, report: Report) -> Columns | None:
     content = _content(folder, proof.piece, report)
     if content is None:
         return None
@@ -194,7 +194,7 @@ def _name_duplicates(key: str, merged: Columns, owners: np.ndarray[Any, Any], re
         report.mismatches.append(Finding("duplicate", key, f"and {len(again) - NAMED} more"))
 
 
-def _prove_gaps(reader: Source, job: FetchJob, merged: Columns, proof: ShardProof, report: Report) -> None:
+def _prove_gaps(reader: Source, job: FetchJob, merged: Columns, proof: ShardResult, report: Report) -> None:
     found, named = set(find_gaps(merged, reader.spans(job, merged))), set(proof.gaps)
     for gap in sorted(found - named, key=lambda gap: (gap.variable, gap.start)):
         detail = f"{gap.respondent} {gap.variable} {gap.start} to {gap.end} is missing and not named"
@@ -204,7 +204,7 @@ def _prove_gaps(reader: Source, job: FetchJob, merged: Columns, proof: ShardProo
         report.mismatches.append(Finding("gaps", proof.shard.key, detail))
 
 
-def _prove_build(folder: Path, proof: BuildProof, shards: Iterable[ShardProof], report: Report) -> None:
+def _prove_build(folder: Path, proof: BuildResult, shards: Iterable[ShardResult], report: Report) -> None:
     """Files: bytes; cells by reason, counted again; and that the build saw every piece there is now."""
     long, _, _ = [_content(folder, file, report) for file in (proof.long, proof.wide, proof.summary)]
     _expect(report, "hours", proof.key, "hours", proof.hours, year_hours(proof.year)[1])
@@ -226,7 +226,7 @@ def _prove_build(folder: Path, proof: BuildProof, shards: Iterable[ShardProof], 
         _expect(report, "cells", proof.long.path, "masked cells", counts, masked)
 
 
-def _prove_summary(folder: Path, shards: list[ShardProof], builds: list[BuildProof], report: Report) -> None:
+def _prove_summary(folder: Path, shards: list[ShardResult], builds: list[BuildResult], report: Report) -> None:
     path = folder / "manifest.json"
     if not path.exists():
         report.notes.append(Finding("unfinished", path.name, "not written yet: the extraction has not come to its end"))
@@ -241,7 +241,7 @@ def _prove_summary(folder: Path, shards: list[ShardProof], builds: list[BuildPro
             _expect(report, "summary", path.name, f"{name} over all manifests", value, asdict(written)[name])
 
 
-def _find_strays(folder: Path, shards: list[ShardProof], builds: list[BuildProof], report: Report) -> None:
+def _find_strays(folder: Path, shards: list[ShardResult], builds: list[BuildResult], report: Report) -> None:
     """Files that no manifest names: harmless, but someone may wonder."""
     known = {page.file.path for proof in shards for page in proof.pages}
     known |= {proof.piece.path for proof in shards}
@@ -262,7 +262,7 @@ def _find_strays(folder: Path, shards: list[ShardProof], builds: list[BuildProof
                 report.notes.append(Finding("orphan", name, "no manifest names it"))
 
 
-def _content(folder: Path, proof: FileProof, report: Report) -> bytes | None:
+def _content(folder: Path, proof: FileEntry, report: Report) -> bytes | None:
     """The file's bytes if they are those proved; else a mismatch is named."""
     path = folder / proof.path
     try:

@@ -31,7 +31,7 @@ def status(data_dir: Path, keys: Path) -> dict[str, Any]:
             return {"running": True, **snapshot}
     if not (data_dir / "manifests").is_dir():
         raise UsageError(f"{data_dir} holds no run. Start one with `coordinator start --extract --data {data_dir}`.")
-    summary = manifest.summarise(manifest.read_shards(data_dir), manifest.read_builds(data_dir))
+    summary = manifest.summarise(manifest.shard_results(data_dir), manifest.build_results(data_dir))
     return {
         "running": False,
         "shards": summary.shards,

@@ -15,7 +15,7 @@ from coordinator.report.collect import training as collect_runs
 from coordinator.report.model import Absent, Facts
 from coordinator.report.render.html import TITLES
 from coordinator.report.render.page import page
-from ingest.errors import ProofError, UsageError
+from ingest.errors import UsageError, VerificationError
 from ingest.store import atomic_write
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ def collect(data_dir: Path, progress: Progress = lambda done, total: None) -> Fa
         progress(next(begun), len(TITLES))
         try:
             return read(data_dir)
-        except ProofError as error:
+        except VerificationError as error:
             return Absent(str(error), command)
 
     verify, train, rollouts = (

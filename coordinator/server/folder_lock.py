@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from ingest.errors import UsageError
-from ingest.store import storage
+from ingest.store import storage_errors
 
 
 class FolderLocked(UsageError):
@@ -25,7 +25,7 @@ class FolderLock:
         self._file: int | None = None
 
     def __enter__(self) -> FolderLock:
-        with storage(self._path.parent):
+        with storage_errors(self._path.parent):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -34,7 +34,7 @@ class FolderLock:
             holder = os.read(file, 65_536)
             os.close(file)
             raise FolderLocked(self._refusal(holder)) from None
-        with storage(self._path):
+        with storage_errors(self._path):
             os.ftruncate(file, 0)
             os.write(file, json.dumps({"pid": os.getpid(), "command": " ".join(sys.argv)}).encode())
         self._file = file

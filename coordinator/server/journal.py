@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from coordinator.scheduling.task_state import AnyRecord
-from ingest.errors import ProofError, StorageError
+from ingest.errors import StorageError, VerificationError
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS records (seq INTEGER PRIMARY KEY, crc INTEGER NOT NULL, record TEXT NOT NULL);
@@ -25,7 +25,7 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(AnyRecord).decode
 
 
-class JournalDamaged(ProofError):
+class JournalDamaged(VerificationError):
     """The journal can't be read, or its records don't follow from one another."""
 
     def __init__(self, path: Path, cause: str) -> None:

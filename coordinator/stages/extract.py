@@ -37,7 +37,7 @@ from ingest.catalog import check_respondents
 from ingest.coverage import write_coverage
 from ingest.emulator.process import Emulator
 from ingest.errors import AuthenticationError, SourceError, UsageError
-from ingest.models import BuildJob, BuildProof, FetchJob, Shard, ShardProof
+from ingest.models import BuildJob, BuildResult, FetchJob, Shard, ShardResult
 from ingest.plan import Build, build_job, expected_requests, plan_builds, plan_shards, plan_update
 
 UNDER = 0.985  # of a ceiling: requests that a busy machine or the network bunches together must not cross it
@@ -98,15 +98,15 @@ class ExtractionPlan:
     def __init__(self, options: ExtractOptions, base_url: str, now: datetime) -> None:
         self._options = options
         self._base_url = base_url
-        self._proofs = {proof.shard.key: proof for proof in manifest.read_shards(options.data_dir)}
-        self._built = {proof.key: proof.pieces for proof in manifest.read_builds(options.data_dir)}
+        self._proofs = {proof.shard.key: proof for proof in manifest.shard_results(options.data_dir)}
+        self._built = {proof.key: proof.pieces for proof in manifest.build_results(options.data_dir)}
         planned = plan_shards(options.source.kind, options.respondents, (options.start, options.end))
         if options.update:
             planned = plan_update(self._proofs.values(), now, options.revise_days, planned)
         self.shards = tuple(self._widened(shard) for shard in planned)
         self._builds = plan_builds(self.shards, options.respondents)
         self._world = options.source.world or ""
-        self.fresh: list[ShardProof] = []  # proved in this run
+        self.fresh: list[ShardResult] = []  # proved in this run
         self.new_files = 0  # written in this run: pages, pieces, series
         for proof in self._proofs.values():
             self._check_world(proof)
@@ -125,14 +125,14 @@ class ExtractionPlan:
         """Commit a proof: its manifest, atomic and idempotent. Returns the builds that it makes possible."""
         committed = datetime.now(UTC).isoformat(timespec="seconds")
         if done.task.kind == LeaseKind.BUILD:
-            built = msgspec.convert(done.proof, BuildProof)
+            built = msgspec.convert(done.proof, BuildResult)
             manifest.write_build(
                 self._options.data_dir, manifest.BuildManifest(built, done.attempt, done.worker, committed)
             )
             self._built[built.key] = built.pieces
             self.new_files += 3
             return []
-        proof = msgspec.convert(done.proof, ShardProof)
+        proof = msgspec.convert(done.proof, ShardResult)
         self._check_world(proof)
         manifest.write_shard(
             self._options.data_dir, manifest.ShardManifest(proof, done.attempt, done.worker, committed)
@@ -176,7 +176,7 @@ class ExtractionPlan:
         jobs = [job for build in builds if self._is_due(build) and (job := self._job(build)) is not None]
         return [TaskSpec(job.key, LeaseKind.BUILD, msgspec.to_builtins(job), local=True) for job in jobs]
 
-    def _check_world(self, proof: ShardProof) -> None:
+    def _check_world(self, proof: ShardResult) -> None:
         """Synthetic, recorded and real hours never share a data folder."""
         world = world_of(proof.origin)
         self._world = self._world or world
@@ -275,7 +275,7 @@ def run(options: ExtractOptions, *, as_json: bool = False, quiet: bool = False) 
     return _summary(options, extraction, ended, summary, seconds)
 
 
-PROOFS: dict[str, type] = {LeaseKind.FETCH: ShardProof, LeaseKind.BUILD: BuildProof}
+PROOFS: dict[str, type] = {LeaseKind.FETCH: ShardResult, LeaseKind.BUILD: BuildResult}
 
 
 def check_key(key: str) -> None:

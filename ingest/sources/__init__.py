@@ -7,7 +7,7 @@ from typing import Protocol
 
 from ingest.columns import Columns
 from ingest.errors import UsageError
-from ingest.http import Answer
+from ingest.http import HttpResponse
 from ingest.models import FetchJob
 
 
@@ -30,7 +30,7 @@ class Source(Protocol):
     packs: bool  # gzip a plain answer while it arrives
     paged: bool  # pages of one request that share a `total`; else every offset is a request of its own
     deadline_s: float  # for one answer
-    floor_s: float  # least time between two requests to one host; 0 = none
+    min_interval_s: float  # least time between two requests to one host; 0 = none
 
     def offsets(self, job: FetchJob, total: int | None) -> tuple[int, ...]:
         """Offsets to ask for: those known before any answer (`total` None), or all of them."""
@@ -40,14 +40,14 @@ class Source(Protocol):
         """Path and query of the page at `offset`, without a key."""
         ...
 
-    def rows_due(self, offset: int, total: int) -> int | None:
+    def expected_rows(self, offset: int, total: int) -> int | None:
         """Rows that the page at `offset` must have, or None where the source does not say."""
         ...
 
-    def receive(self, job: FetchJob, answer: Answer, key: str | None) -> tuple[bytes, Page]:
+    def receive(self, job: FetchJob, answer: HttpResponse, key: str | None) -> tuple[bytes, Page]:
         """Answer → bytes to store (as they came, free of `key`) and the page.
 
-        Throttled, SourceError; AuthenticationError when the answer says that the key is missing or wrong.
+        ThrottledError, SourceError; AuthenticationError when the answer says that the key is missing or wrong.
         """
         ...
 

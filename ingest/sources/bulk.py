@@ -26,7 +26,7 @@ from pyarrow import csv
 
 from ingest.columns import EMPTY, EPOCH, Columns, has_duplicates, hour_number
 from ingest.errors import SourceError, UsageError
-from ingest.http import Answer, plain_body, refuse
+from ingest.http import HttpResponse, plain_body, raise_for_response
 from ingest.models import HOUR, FetchJob, variable_of
 from ingest.sources import Page
 
@@ -98,7 +98,7 @@ class Bulk:
     packs = True
     paged = False
     deadline_s = 1800.0
-    floor_s = 0.0
+    min_interval_s = 0.0
 
     def offsets(self, job: FetchJob, total: int | None) -> tuple[int, ...]:
         return (0,)
@@ -112,14 +112,14 @@ class Bulk:
             raise UsageError(f"{job.shard.key}: a bulk file covers January to June or July to December of one year")
         return f"/electricity/gridmonitor/sixMonthFiles/EIA930_{job.shard.route}_{year}_{half}.csv"
 
-    def rows_due(self, offset: int, total: int) -> int | None:
+    def expected_rows(self, offset: int, total: int) -> int | None:
         return total
 
-    def receive(self, job: FetchJob, answer: Answer, key: str | None) -> tuple[bytes, Page]:
+    def receive(self, job: FetchJob, answer: HttpResponse, key: str | None) -> tuple[bytes, Page]:
         if answer.status != 200:
-            refuse(answer, plain_body(answer))
+            raise_for_response(answer, plain_body(answer))
         with gzip.GzipFile(fileobj=io.BytesIO(answer.body)) as file:
-            refuse(answer, _safely(lambda: file.read(256)))
+            raise_for_response(answer, _safely(lambda: file.read(256)))
         return answer.body, self.parse(job, answer.body)
 
     def parse(self, job: FetchJob, stored: bytes) -> Page:

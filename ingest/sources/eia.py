@@ -19,7 +19,7 @@ import numpy as np
 
 from ingest.columns import EMPTY, Columns, has_duplicates, hour_number, hour_table
 from ingest.errors import AuthenticationError, SourceError
-from ingest.http import Answer, excerpt, inflate, plain_body, refuse
+from ingest.http import HttpResponse, excerpt, inflate, plain_body, raise_for_response
 from ingest.models import FetchJob, Shard, variable_of
 from ingest.sources import Page
 
@@ -68,7 +68,7 @@ class Eia:
     packs = False
     paged = True
     deadline_s = 120.0
-    floor_s = 0.0
+    min_interval_s = 0.0
 
     def offsets(self, job: FetchJob, total: int | None) -> tuple[int, ...]:
         return tuple(range(0, max(total or 0, 1), PAGE_ROWS))
@@ -76,14 +76,14 @@ class Eia:
     def request(self, job: FetchJob, offset: int) -> str:
         return f"{_query(job.shard)}&offset={offset}&length={PAGE_ROWS}"
 
-    def rows_due(self, offset: int, total: int) -> int | None:
+    def expected_rows(self, offset: int, total: int) -> int | None:
         return max(0, min(PAGE_ROWS, total - offset))
 
-    def receive(self, job: FetchJob, answer: Answer, key: str | None) -> tuple[bytes, Page]:
+    def receive(self, job: FetchJob, answer: HttpResponse, key: str | None) -> tuple[bytes, Page]:
         plain = plain_body(answer)
         if answer.status in (401, 403) and (refusal := _key_refusal(plain)):
             raise AuthenticationError(f"{answer.host} refuses the API key: {refusal}. Set EIA_API_KEY to a valid key")
-        refuse(answer, plain)
+        raise_for_response(answer, plain)
         clean = scrub(plain, key)
         stored = answer.body if answer.gzipped and clean is plain else gzip.compress(clean, 1, mtime=0)
         return stored, _page(job, clean)

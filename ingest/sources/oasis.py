@@ -21,8 +21,8 @@ import pyarrow.compute as pc
 from pyarrow import csv
 
 from ingest.columns import EMPTY, EPOCH, Columns, hour_number
-from ingest.errors import SourceError, Throttled
-from ingest.http import Answer, excerpt, plain_body, refuse
+from ingest.errors import SourceError, ThrottledError
+from ingest.http import HttpResponse, excerpt, plain_body, raise_for_response
 from ingest.models import HOUR, FetchJob
 from ingest.sources import Page
 
@@ -43,7 +43,7 @@ class Oasis:
     packs = False
     paged = False
     deadline_s = 600.0
-    floor_s = 5.0  # the acceptable use policy: one request every 5 seconds
+    min_interval_s = 5.0  # the acceptable use policy: one request every 5 seconds
 
     def offsets(self, job: FetchJob, total: int | None) -> tuple[int, ...]:
         """Hours from the shard's start to each window's."""
@@ -62,14 +62,14 @@ class Oasis:
         }
         return f"/oasisapi/SingleZip?{urlencode(query)}"
 
-    def rows_due(self, offset: int, total: int) -> int | None:
+    def expected_rows(self, offset: int, total: int) -> int | None:
         return None
 
-    def receive(self, job: FetchJob, answer: Answer, key: str | None) -> tuple[bytes, Page]:
+    def receive(self, job: FetchJob, answer: HttpResponse, key: str | None) -> tuple[bytes, Page]:
         stored = plain_body(answer)
-        refuse(answer, stored)
+        raise_for_response(answer, stored)
         if b"Acceptable Use Policy" in stored[:1000]:
-            raise Throttled(f"{answer.host}: {excerpt(stored)}", "html")
+            raise ThrottledError(f"{answer.host}: {excerpt(stored)}", "html")
         return stored, self.parse(job, stored)
 
     def parse(self, job: FetchJob, stored: bytes) -> Page:

@@ -354,5 +354,5 @@ def test_a_path_with_spaces_works(tmp_path: Path) -> None:
             command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=150, check=False
         )
         assert done.returncode == 0, done.stderr
-    assert any(manifest.read_builds(data))
+    assert any(manifest.build_results(data))
     assert (data / "report.html").exists()

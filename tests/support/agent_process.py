@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from coordinator.wire.auth import load_worker
-from ingest.fetch import Cancelled, FetchContext
+from ingest.errors import Cancelled
+from ingest.fetch import FetchContext
 from worker.agent.agent import run_agent
 from worker.agent.handlers import noop
 
@@ -24,7 +25,7 @@ def step(job: dict[str, Any], context: FetchContext) -> dict[str, Any]:
         value = hashlib.sha256(value).digest()
     while time.monotonic() < end and not context.cancelled.wait(0.005):
         pass
-    context.progress(10, 1)
+    context.on_progress(10, 1)
     return {"value": value.hex()}
 
 

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from ingest import manifest
 from ingest.build_series import build
 from ingest.columns import Columns, digest, find_gaps, hour_number, hour_text, merge
-from ingest.models import BuildProof, FetchJob, PageProof, Shard, ShardProof
+from ingest.models import BuildResult, FetchJob, PageEntry, Shard, ShardResult
 from ingest.plan import build_job
 from ingest.sources import source
 from ingest.store import write_page, write_piece
@@ -28,14 +28,14 @@ def shard(respondent: str = "PACW", start: str = "2024-01-01T00", end: str = "20
     return Shard("eia", other.pop("route", "region-data"), respondent, start, end, **other)
 
 
-def commit(data_dir: Path, one: Shard, values: Mapping[str, ArrayLike], origin: str = "synthetic") -> ShardProof:
+def commit(data_dir: Path, one: Shard, values: Mapping[str, ArrayLike], origin: str = "synthetic") -> ShardResult:
     """Store the pages, piece and manifest of `values` (EIA code → one value an hour of the shard, or `ABSENT`)."""
     proof = store(data_dir, one, values, origin)
     manifest.write_shard(data_dir, manifest.ShardManifest(proof, 1, "test", COMMITTED))
     return proof
 
 
-def store(data_dir: Path, one: Shard, values: Mapping[str, ArrayLike], origin: str = "synthetic") -> ShardProof:
+def store(data_dir: Path, one: Shard, values: Mapping[str, ArrayLike], origin: str = "synthetic") -> ShardResult:
     facet = "fueltype" if one.route == "fuel-type-data" else "type"
     first = hour_number(one.start)
     table = {code: np.broadcast_to(np.asarray(column, float), one.hours) for code, column in sorted(values.items())}
@@ -52,16 +52,16 @@ def store(data_dir: Path, one: Shard, values: Mapping[str, ArrayLike], origin: s
     ]
     reader = source("eia")
     job = FetchJob(one, "")
-    pages: list[PageProof] = []
+    pages: list[PageEntry] = []
     parts: list[Columns] = []
     for offset in range(0, max(len(rows), 1), PAGE_ROWS):
         content = page_body(rows[offset : offset + PAGE_ROWS], len(rows))
         page = reader.parse(job, content)
         file = write_page(data_dir, one, offset, content, reader.suffix)
-        pages.append(PageProof(file, offset, page.rows, page.total, COMMITTED, 0.01))
+        pages.append(PageEntry(file, offset, page.rows, page.total, COMMITTED, 0.01))
         parts.append(page.columns)
     merged, _ = merge(parts)
-    return ShardProof(
+    return ShardResult(
         shard=one,
         origin=origin,
         total=len(rows),
@@ -81,9 +81,9 @@ def page_body(rows: list[dict[str, Any]], total: int) -> bytes:
     return gzip.compress(json.dumps(body).encode(), 1, mtime=0)
 
 
-def build_all(data_dir: Path) -> list[BuildProof]:
+def build_all(data_dir: Path) -> list[BuildResult]:
     """Build and commit every respondent-year that has pieces, and the summary."""
-    shards = list(manifest.read_shards(data_dir))
+    shards = list(manifest.shard_results(data_dir))
     keys = sorted({(one.shard.respondent, int(one.shard.start[:4])) for one in shards})
     proofs = []
     for respondent, year in keys:

@@ -185,9 +185,9 @@ def bench(data_dir: Path, key: str | None = None, connections: int = 5) -> Itera
             pool=pool,
             connections=threading.Semaphore(5),
             session=make_session(connections),
-            permit=lambda bucket: None,
-            throttled=lambda bucket, kind, after: throttles.append((kind, after)),
-            progress=add,
+            acquire_permit=lambda bucket: None,
+            on_throttle=lambda bucket, kind, after: throttles.append((kind, after)),
+            on_progress=add,
             cancelled=threading.Event(),
         )
         yield Bench(context, throttles, progress)

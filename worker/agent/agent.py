@@ -47,7 +47,7 @@ from coordinator.wire.messages import (
     ThrottleReport,
     Welcome,
 )
-from ingest.fetch import Cancelled
+from ingest.errors import Cancelled
 from ingest.http import make_session
 from worker.agent.file_transfer import FileTransfer
 from worker.agent.handlers import HANDLERS, Handler, failure_of
@@ -359,9 +359,9 @@ class Agent:
             pool=self._pool,
             connections=self._connections,
             session=self._session,
-            permit=lambda bucket: self._permits.take(bucket, job.cancelled),
-            throttled=self._report_throttle,
-            progress=self._count,
+            acquire_permit=lambda bucket: self._permits.take(bucket, job.cancelled),
+            on_throttle=self._report_throttle,
+            on_progress=self._count,
             cancelled=job.cancelled,
             endpoint=self._endpoint,
             address=self._address,

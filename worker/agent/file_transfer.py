@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from coordinator.wire.messages import Ack, FileChunk, FilePart, FileRequest, HostFile, Message
-from ingest.errors import ProofError
-from ingest.fetch import Cancelled
+from ingest.errors import Cancelled, VerificationError
 
 CHUNK = 256 << 10  # bytes; heartbeats share the connection and must not wait long behind chunks
 AHEAD = 4  # chunks sent, or asked for, before an answer is awaited
@@ -65,11 +64,11 @@ class FileTransfer:
     def upload(self, folder: Path, file: HostFile) -> None:
         """Send `folder`/file.path until the coordinator holds it whole.
 
-        Cancelled when the lease is not ours any more; ProofError when the file on disk is not what it is said to be.
+        Cancelled when the lease is not ours any more; VerificationError when the file on disk is not what it is said to be.
         """
         path = folder / file.path
         if path.stat().st_size != file.bytes:
-            raise ProofError(
+            raise VerificationError(
                 f"{file.path} has {path.stat().st_size} bytes, its proof says {file.bytes}: fetch it again"
             )
         refusals = 0
@@ -86,7 +85,7 @@ class FileTransfer:
                     held = self._held(file)
                     refusals += held == 0
                     if refusals >= REFUSALS:
-                        raise ProofError(f"{file.path} does not have the sha256 of its proof: fetch it again")
+                        raise VerificationError(f"{file.path} does not have the sha256 of its proof: fetch it again")
 
     def _chunk(self, file: HostFile, offset: int) -> FileChunk:
         return FileChunk(self.worker, self.task, self.attempt, file.path, offset, file.bytes, file.sha256)
@@ -115,7 +114,7 @@ class FileTransfer:
     def download(self, folder: Path, file: HostFile, said: Callable[[], None]) -> None:
         """Have `folder`/file.path as the coordinator has it: nothing is moved where it is there, and what came of it before counts.
 
-        `said()` is called with each piece. ProofError when the coordinator's file is not the one that the lease names (any more).
+        `said()` is called with each piece. VerificationError when the coordinator's file is not the one that the lease names (any more).
         """
         path = folder / file.path
         if _is_complete(path, file):
@@ -133,7 +132,7 @@ class FileTransfer:
                 part.replace(path)
                 return
             part.unlink()
-        raise ProofError(f"{file.path} came {REFUSALS} times and was never the file that was asked for")
+        raise VerificationError(f"{file.path} came {REFUSALS} times and was never the file that was asked for")
 
     def _fill(self, write: Callable[[bytes], int], held: int, file: HostFile, said: Callable[[], None]) -> None:
         asked, heard = held, time.monotonic()
@@ -150,7 +149,7 @@ class FileTransfer:
             if part.path != file.path or part.offset != held:
                 continue  # of a request that was made again
             if not data:
-                raise ProofError(f"the coordinator has {file.path} no more as it was listed")
+                raise VerificationError(f"the coordinator has {file.path} no more as it was listed")
             held, heard = held + write(data), time.monotonic()
             said()
 

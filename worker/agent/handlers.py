@@ -13,7 +13,15 @@ from coordinator.wire.failures import FailureKind
 from coordinator.wire.lease_kinds import LeaseKind
 from coordinator.wire.messages import Failure, Lease
 from ingest import build_series
-from ingest.errors import AuthenticationError, IngestError, ProofError, SourceError, StorageError, Throttled, UsageError
+from ingest.errors import (
+    AuthenticationError,
+    IngestError,
+    SourceError,
+    StorageError,
+    ThrottledError,
+    UsageError,
+    VerificationError,
+)
 from ingest.fetch import fetch_shard
 from ingest.models import BuildJob, FetchJob
 from worker.agent.lease import Arrays, LeaseContext
@@ -29,10 +37,10 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 FAILURES: Mapping[type[Exception], FailureKind] = {
     UsageError: FailureKind.USAGE,
     AuthenticationError: FailureKind.AUTHENTICATION,
-    Throttled: FailureKind.THROTTLED,
+    ThrottledError: FailureKind.THROTTLED,
     SourceError: FailureKind.SOURCE,
     StorageError: FailureKind.STORAGE,
-    ProofError: FailureKind.PROOF,
+    VerificationError: FailureKind.PROOF,
     RankError: FailureKind.RANK,
     RankDied: FailureKind.RANK_DIED,
     RankEnded: FailureKind.RANK_ENDED,
@@ -42,12 +50,12 @@ FAILURES: Mapping[type[Exception], FailureKind] = {
 
 
 def fetch(job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
-    """FetchJob → ShardProof."""
+    """FetchJob → ShardResult."""
     return msgspec.to_builtins(fetch_shard(msgspec.convert(job, FetchJob), context))
 
 
 def build(job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
-    """BuildJob → BuildProof."""
+    """BuildJob → BuildResult."""
     return msgspec.to_builtins(build_series.build(msgspec.convert(job, BuildJob), context.data_dir))
 
 

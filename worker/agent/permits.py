@@ -9,8 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from coordinator.wire.messages import MAX_PERMITS
-from ingest.errors import UsageError
-from ingest.fetch import Cancelled
+from ingest.errors import Cancelled, UsageError
 
 ANSWER_S = 5.0  # without an answer for this long, a request for permits counts as lost
 STALE_S = 2.0  # a permit this long past its time is dropped: kept ones would add up to a burst

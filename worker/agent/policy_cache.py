@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from coordinator.wire.messages import Weights
-from ingest.fetch import Cancelled
+from ingest.errors import Cancelled
 
 log = logging.getLogger(__name__)
 

@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 
 from ingest import manifest
 from ingest.calendar import zone_of
-from ingest.errors import IngestError, UsageError
-from ingest.fetch import Cancelled
+from ingest.errors import Cancelled, IngestError, UsageError
 from ingest.loader import available, load_series, respondents_on_disk
 from ingest.store import atomic_write
 from rl.env.dataset import Table, table
@@ -92,7 +91,7 @@ def build_datasets(job: DatasetSpec, data_dir: Path, cancelled: threading.Event)
     more = [forecast * np.float32(GROWTH) for forecast in forecasts]
     proofs["learn"] = _store_dataset(data_dir, table([*regions, *grown], [*forecasts, *more], first, turns[0], grid))
     known = "the forecaster's median" if job.run else "the operators' day-ahead forecast (no trained forecaster)"
-    origins = manifest.summarise(manifest.read_shards(data_dir), manifest.read_builds(data_dir)).origins
+    origins = manifest.summarise(manifest.shard_results(data_dir), manifest.build_results(data_dir)).origins
     peaks = tuple(one.peak for one in regions)
     return DatasetResult(proofs, tuple(names), peaks, tuple(renewable), known, tuple(origins))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from coordinator.wire.messages import HostFile
-from ingest.fetch import Cancelled
+from ingest.errors import Cancelled
 from worker.agent.lease import Arrays, LeaseContext
 
 if TYPE_CHECKING:  # loaded by the first lease: scipy is large, and most workers never need it

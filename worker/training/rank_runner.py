@@ -25,8 +25,7 @@ import psutil
 from coordinator.wire.auth import own_address
 from coordinator.wire.failures import LAUNCH_ERROR
 from coordinator.wire.messages import PortJob, PortProof, RankJob
-from ingest.errors import IngestError, UsageError
-from ingest.fetch import Cancelled
+from ingest.errors import Cancelled, IngestError, UsageError
 from worker.agent.lease import LeaseContext
 from worker.process import blas_env
 from worker.training import replica
@@ -74,7 +73,7 @@ class RankRunner:
     def join(self, job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
         """The address of this host in a ring, with a free port → PortProof.
 
-        Before it is offered, what the training needs is on this host: HostFull, ProofError.
+        Before it is offered, what the training needs is on this host: HostFull, VerificationError.
         """
         files, pieces = msgspec.convert(job, PortJob).files, 0
         if context.transfer is not None:

@@ -15,8 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from coordinator.wire.messages import HostFile
-from ingest.errors import IngestError, ProofError
-from ingest.fetch import Cancelled
+from ingest.errors import Cancelled, IngestError, VerificationError
 from worker.agent.file_transfer import FileTransfer, file_ref
 
 FOLDER = "mirror"
@@ -30,7 +29,7 @@ class HostFull(IngestError):
 
 
 def sync_replica(folder: Path, files: Sequence[HostFile], line: FileTransfer, said: Callable[[], None]) -> None:
-    """Make `folder` hold `files` and nothing else. HostFull, ProofError, Cancelled."""
+    """Make `folder` hold `files` and nothing else. HostFull, VerificationError, Cancelled."""
     with local_disk_errors(folder):
         _drop_others(folder, {file.path for file in files})
         for file in files:
@@ -99,7 +98,7 @@ class CheckpointUploader:
                 self._send_newest()
                 if last:
                     return
-        except (Cancelled, ProofError, OSError) as error:
+        except (Cancelled, VerificationError, OSError) as error:
             self.error = error
 
     def _send_newest(self) -> None:

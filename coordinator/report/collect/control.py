@@ -11,7 +11,7 @@ import numpy as np
 
 from coordinator.report.collect.training import curve, read_json, read_lines
 from coordinator.report.model import Absent, Control, Floats, Week
-from ingest.errors import ProofError
+from ingest.errors import VerificationError
 from rl.arrays import mapped
 from rl.env.dataset import Table
 from rl.env.dataset_file import load
@@ -26,7 +26,7 @@ CURVES = ("losses/cost", "charts/episodic_return", "charts/mean_cost")  # what a
 
 
 def control(data_dir: Path) -> Control | Absent:
-    """The training in DATA/control. ProofError for a damaged file."""
+    """The training in DATA/control. VerificationError for a damaged file."""
     run = data_dir / "control"
     lines = read_lines(run / "metrics.jsonl")
     result, about = read_json(run / "result.json"), read_json(run / "tables.json")
@@ -37,7 +37,7 @@ def control(data_dir: Path) -> Control | Absent:
         weeks = _weeks(run, result, about) if result else ()
         history = _history(run)
     except (ControlError, OSError) as error:
-        raise ProofError(f"control: {error}") from error
+        raise VerificationError(f"control: {error}") from error
     report = run / str(result.get("report", "report.md"))
     intro, tables = markdown(report.read_text() if report.exists() else "")
     return Control(

@@ -24,11 +24,11 @@ CEILINGS = {"eia": EIA_POLICY.rate, "oasis": OASIS_POLICY.rate}  # requests a se
 
 
 def hours(data_dir: Path) -> Hours | Absent:
-    """Coverage, gaps, masks, revisions. ProofError for a damaged file."""
-    builds = list(manifest.read_builds(data_dir))
+    """Coverage, gaps, masks, revisions. VerificationError for a damaged file."""
+    builds = list(manifest.build_results(data_dir))
     if not builds:
         return Absent("no series was built in this folder", f"coordinator start --extract --data {data_dir}")
-    summary = manifest.summarise(manifest.read_shards(data_dir), builds)
+    summary = manifest.summarise(manifest.shard_results(data_dir), builds)
     summaries = read_summaries(data_dir)
     return Hours(
         coverage=coverage(summaries),
@@ -46,16 +46,16 @@ def _revised(one: SeriesSummary) -> Revised:
 
 
 def extraction(data_dir: Path) -> Extraction | Absent:
-    """What was fetched, and how fast. ProofError for a damaged manifest."""
+    """What was fetched, and how fast. VerificationError for a damaged manifest."""
     shards = list(manifest.shard_manifests(data_dir))
     if not shards:
         return Absent("nothing was fetched into this folder", f"coordinator start --extract --data {data_dir}")
-    proofs = [one.proof for one in shards]
+    proofs = [one.result for one in shards]
     rows: Counter[str] = Counter()
     for proof in proofs:
         rows[proof.shard.respondent] += proof.rows
     return Extraction(
-        summary=manifest.summarise(proofs, manifest.read_builds(data_dir)),
+        summary=manifest.summarise(proofs, manifest.build_results(data_dir)),
         rows=dict(sorted(rows.items())),
         pace=pace([page.fetched for proof in proofs for page in proof.pages], _ceiling(shards)),
         restarts=sum(one.attempt > 1 for one in shards),
@@ -65,7 +65,7 @@ def extraction(data_dir: Path) -> Extraction | Absent:
 
 def _ceiling(shards: Sequence[ShardManifest]) -> float | None:
     """The policy of the source, where it is a real one; an emulator on this host may be asked as fast as it answers."""
-    known = {CEILINGS.get(one.proof.shard.source) for one in shards if world_of(one.proof.origin) == "real"}
+    known = {CEILINGS.get(one.result.shard.source) for one in shards if world_of(one.result.origin) == "real"}
     return known.pop() if len(known) == 1 else None
 
 
@@ -90,11 +90,11 @@ def pace(fetched: Sequence[str], ceiling: float | None) -> Pace | None:
 
 
 def provenance(data_dir: Path, training: Training | Absent, control: Control | Absent) -> Provenance | Absent:
-    """Sources, versions, seeds and machines, as far as the runs recorded them. ProofError for a damaged manifest."""
+    """Sources, versions, seeds and machines, as far as the runs recorded them. VerificationError for a damaged manifest."""
     shards = list(manifest.shard_manifests(data_dir))
     if not shards:
         return Absent("nothing was fetched into this folder", f"coordinator start --extract --data {data_dir}")
-    proofs = [one.proof for one in shards]
+    proofs = [one.result for one in shards]
     origins = tuple(sorted({proof.origin for proof in proofs}))
     versions = sorted({page.api_version for proof in proofs for page in proof.pages} - {""})
     sources = sorted({f"{proof.shard.source}/{proof.shard.route}" for proof in proofs})

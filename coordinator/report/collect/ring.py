@@ -32,7 +32,7 @@ CALM = 0.75  # of the best FMA peak
 
 
 def ring(benchmarks: Path = BENCHMARKS) -> Ring | Absent:
-    """Scaling, memory, predicted against measured. ProofError for a damaged file."""
+    """Scaling, memory, predicted against measured. VerificationError for a damaged file."""
     lines = read_lines(benchmarks / "ring.jsonl")
     if not lines:
         return Absent(

@@ -14,24 +14,24 @@ import pyarrow.parquet as pq
 from coordinator.report.model import Absent, Day, Floats, Forecasts, Training
 from ingest.calendar import calendar_of
 from ingest.columns import as_numpy
-from ingest.errors import ProofError
+from ingest.errors import VerificationError
 
 QUANTILES = ("q0.025", "q0.1", "q0.25", "q0.5", "q0.75", "q0.9", "q0.975")
 MEDIAN, LOW80, HIGH80 = "q0.5", "q0.1", "q0.9"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where the file is not there. ProofError for one that can't be read."""
+    """A JSON object; empty where the file is not there. VerificationError for one that can't be read."""
     try:
         return dict(json.loads(path.read_bytes()))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError) as error:
-        raise ProofError(f"{path} can't be read: {error}") from error
+        raise VerificationError(f"{path} can't be read: {error}") from error
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """JSON lines; the last may be half written. ProofError for another that can't be read."""
+    """JSON lines; the last may be half written. VerificationError for another that can't be read."""
     try:
         text = path.read_text()
     except FileNotFoundError:
@@ -39,7 +39,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     try:
         return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines() if line]
     except ValueError as error:
-        raise ProofError(f"{path} can't be read: {error}") from error
+        raise VerificationError(f"{path} can't be read: {error}") from error
 
 
 def curve(lines: Sequence[Mapping[str, Any]], x: str, y: str) -> tuple[Floats, Floats]:
@@ -49,7 +49,7 @@ def curve(lines: Sequence[Mapping[str, Any]], x: str, y: str) -> tuple[Floats, F
 
 
 def training(data_dir: Path) -> Training | Absent:
-    """The training in DATA/train. ProofError for a damaged file."""
+    """The training in DATA/train. VerificationError for a damaged file."""
     run = data_dir / "train"
     lines = read_lines(run / "metrics.jsonl")
     if not lines:
@@ -74,7 +74,7 @@ def training(data_dir: Path) -> Training | Absent:
 
 
 def forecasts(data_dir: Path) -> Forecasts | Absent:
-    """Chosen days of the forecasts' table. ProofError for one that can't be read."""
+    """Chosen days of the forecasts' table. VerificationError for one that can't be read."""
     result = read_json(data_dir / "train" / "result.json")
     path = _table(data_dir, str(result.get("sha256", "")))
     command = f"coordinator forecast --data {data_dir} --table {data_dir / 'forecasts.parquet'}"
@@ -86,7 +86,7 @@ def forecasts(data_dir: Path) -> Forecasts | Absent:
         with pq.ParquetFile(path) as file:
             table = file.read(["respondent", "hour", "demand", "operator", *QUANTILES])
     except (OSError, pa.ArrowException) as error:
-        raise ProofError(f"{path} can't be read: {error}; remove it, then `{command}`") from error
+        raise VerificationError(f"{path} can't be read: {error}; remove it, then `{command}`") from error
     names = table["respondent"].combine_chunks()
     codes, coded = names.dictionary.to_pylist(), as_numpy(names.indices)
     columns = {

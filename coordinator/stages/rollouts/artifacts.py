@@ -8,7 +8,7 @@ import msgspec
 
 from coordinator.server.uploads import file_sha256
 from coordinator.stages.train import artifacts
-from ingest.errors import ProofError
+from ingest.errors import VerificationError
 
 
 class ControlResult(msgspec.Struct, frozen=True):
@@ -28,7 +28,7 @@ def forecaster_digest(run: Path) -> str:
     """sha256 of the weights of a forecaster's training that has ended; "" where there is none."""
     try:
         return artifacts.read_result(run).sha256
-    except ProofError:
+    except VerificationError:
         return ""
 
 
@@ -38,22 +38,22 @@ def request_digest(data_dir: Path, config: bytes, weights: str) -> str:
 
 
 def read_result(run: Path) -> ControlResult:
-    """The result, with its policy proved. ProofError says what is wrong with it."""
+    """The result, with its policy proved. VerificationError says what is wrong with it."""
     path = run / artifacts.RESULT
     try:
         result = msgspec.json.decode(path.read_bytes(), type=ControlResult)
         found = file_sha256(run / result.policy)
     except msgspec.MsgspecError as error:
-        raise ProofError(f"{path}: {error}") from error
+        raise VerificationError(f"{path}: {error}") from error
     except OSError as error:
-        raise ProofError(f"{error.filename}: {error.strerror}") from error
+        raise VerificationError(f"{error.filename}: {error.strerror}") from error
     if found != result.sha256:
-        raise ProofError(f"{run / result.policy} is not the file that {path} names: its sha256 differs")
+        raise VerificationError(f"{run / result.policy} is not the file that {path} names: its sha256 differs")
     return result
 
 
 def mark_complete(run: Path, request: str) -> ControlResult:
-    """Remember that the result answers this request. ProofError unless it is whole."""
+    """Remember that the result answers this request. VerificationError unless it is whole."""
     result = read_result(run)
     artifacts.write_completion(run, request)
     return result
@@ -63,5 +63,5 @@ def completed_result(run: Path, request: str) -> ControlResult | None:
     """The result that was accepted for this request and is still whole; None where there is something to do."""
     try:
         return read_result(run) if artifacts.is_completed(run, request) else None
-    except ProofError:
+    except VerificationError:
         return None

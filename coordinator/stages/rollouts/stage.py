@@ -22,7 +22,7 @@ from coordinator.stages.rollouts import artifacts
 from coordinator.stages.rollouts.controller import RolloutController
 from coordinator.stages.rollouts.learner_process import COMMAND
 from coordinator.workers.hostfile import Hosts, hosts_from
-from ingest.errors import ProofError, UsageError
+from ingest.errors import UsageError, VerificationError
 from rl.distributed.protocol import Over
 from rl.env.dataset_file import TABLES
 
@@ -106,7 +106,7 @@ def run(
         elif over.status == "done":
             try:
                 result = artifacts.mark_complete(options.run, asked)
-            except ProofError as error:
+            except VerificationError as error:
                 over = Over("failed", f"the learner ended well, but proved nothing: {error}")
         figures = {**rollouts.figures, "worker_restarts": ended.restarts}
         return _summary(options, over, result, figures, time.monotonic() - began)

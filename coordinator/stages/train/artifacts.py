@@ -15,7 +15,7 @@ import msgspec
 
 from coordinator.server.uploads import file_sha256
 from ingest import manifest
-from ingest.errors import ProofError
+from ingest.errors import VerificationError
 from ingest.store import atomic_write
 
 RESULT, PROVED, METRICS, WEIGHTS = "result.json", "proved.json", "metrics.jsonl", "average.safetensors"
@@ -42,32 +42,32 @@ class CompletionRecord(msgspec.Struct, frozen=True):
 def request_digest(data_dir: Path, config: bytes) -> str:
     """Digest of a request: the training's configuration and the series in the data folder."""
     digest = hashlib.sha256(config)
-    for built in sorted(manifest.read_builds(data_dir), key=lambda proof: proof.key):
+    for built in sorted(manifest.build_results(data_dir), key=lambda proof: proof.key):
         digest.update(f"{built.key} {built.pieces}\n".encode())
     return digest.hexdigest()
 
 
 def read_result(run: Path) -> TrainingResult:
-    """The result, with its checkpoint proved. ProofError says what is wrong with it."""
+    """The result, with its checkpoint proved. VerificationError says what is wrong with it."""
     path = run / RESULT
     try:
         result = msgspec.json.decode(path.read_bytes(), type=TrainingResult)
     except FileNotFoundError:
-        raise ProofError(f"{path} is not there: the training has not ended") from None
+        raise VerificationError(f"{path} is not there: the training has not ended") from None
     except msgspec.MsgspecError as error:
-        raise ProofError(f"{path}: {error}") from error
+        raise VerificationError(f"{path}: {error}") from error
     weights = run / result.checkpoint / WEIGHTS
     try:
         found = file_sha256(weights)
     except OSError as error:
-        raise ProofError(f"{path} names {weights}: {error.strerror}") from error
+        raise VerificationError(f"{path} names {weights}: {error.strerror}") from error
     if found != result.sha256:
-        raise ProofError(f"{weights} is not the file that {path} names: its sha256 differs")
+        raise VerificationError(f"{weights} is not the file that {path} names: its sha256 differs")
     return result
 
 
 def mark_complete(run: Path, request: str) -> TrainingResult:
-    """Remember that the result answers this request. ProofError unless it is whole."""
+    """Remember that the result answers this request. VerificationError unless it is whole."""
     result = read_result(run)
     write_completion(run, request)
     return result
@@ -77,7 +77,7 @@ def completed_result(run: Path, request: str) -> TrainingResult | None:
     """The result that was accepted for this request and is still whole; None where there is something to do."""
     try:
         return read_result(run) if is_completed(run, request) else None
-    except ProofError:
+    except VerificationError:
         return None
 
 

@@ -31,7 +31,7 @@ from coordinator.wire.failures import FailureKind
 from coordinator.wire.lease_kinds import LeaseKind
 from coordinator.wire.messages import PortJob, PortProof, Weights
 from coordinator.workers.hostfile import Hosts, hosts_from
-from ingest.errors import ProofError, UsageError
+from ingest.errors import UsageError, VerificationError
 from ingest.store import atomic_write
 
 EXIT_CODES = {"done": 0, "failed": 1, "usage": 2, "storage": 75, "incomplete": 75, "drain": 130}
@@ -209,7 +209,7 @@ def run(
         elif outcome.status == "done":
             try:
                 result = artifacts.mark_complete(options.run, request)
-            except ProofError as error:
+            except VerificationError as error:
                 outcome = TrainingOutcome("failed", f"rank 0 ended well, but proved nothing: {error}")
         return _summary(options, outcome, result, training.ring.history, time.monotonic() - began)
 

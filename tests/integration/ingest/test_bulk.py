@@ -17,7 +17,7 @@ from ingest import fetch
 from ingest.columns import hour_number, hour_text, merge
 from ingest.errors import SourceError, UsageError
 from ingest.fetch import fetch_shard
-from ingest.models import FetchJob, Shard, ShardProof
+from ingest.models import FetchJob, Shard, ShardResult
 from ingest.sources.bulk import Bulk, variables_of
 from tests.support.stub_server import Reply, Stub, bench, serve
 
@@ -212,7 +212,7 @@ def test_a_file_is_stored_compressed_and_its_gaps_named(
     ]
     stub.plain = table(OLD, rows)
 
-    def fetched(folder: str, job: FetchJob) -> ShardProof:
+    def fetched(folder: str, job: FetchJob) -> ShardResult:
         with bench(tmp_path / folder, "KEY-0123456789") as one:
             return fetch_shard(job, one.context)
 

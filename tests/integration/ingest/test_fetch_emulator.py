@@ -12,7 +12,7 @@ from ingest import fetch, store
 from ingest.columns import from_table
 from ingest.emulator.process import Emulator
 from ingest.fetch import fetch_shard
-from ingest.models import FetchJob, Shard, ShardProof
+from ingest.models import FetchJob, Shard, ShardResult
 from tests.support.stub_server import bench
 
 EIA = [
@@ -40,7 +40,7 @@ def emulator() -> Iterator[Emulator]:
         yield running
 
 
-def fetched(emulator: Emulator, jobs: list[FetchJob], folder: Path) -> list[ShardProof]:
+def fetched(emulator: Emulator, jobs: list[FetchJob], folder: Path) -> list[ShardResult]:
     with bench(folder) as one:
         return [fetch_shard(replace(job, base_url=emulator.url), one.context) for job in jobs]
 

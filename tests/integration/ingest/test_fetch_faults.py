@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from ingest import fetch, http
-from ingest.errors import AuthenticationError, SourceError, UsageError
-from ingest.fetch import Cancelled, fetch_shard
-from ingest.models import ShardProof
+from ingest.errors import AuthenticationError, Cancelled, SourceError, UsageError
+from ingest.fetch import fetch_shard
+from ingest.models import ShardResult
 from tests.support.stub_server import Bench, Reply, Stub, bench, eia_job, serve
 
 KEY = "Se/cret-KEY-0123456789"
@@ -28,7 +28,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def faultless(tmp_path_factory: pytest.TempPathFactory) -> ShardProof:
+def faultless(tmp_path_factory: pytest.TempPathFactory) -> ShardResult:
     with serve(Stub()) as url, bench(tmp_path_factory.mktemp("faultless")) as one:
         return fetch_shard(eia_job(url), one.context)
 
@@ -127,7 +127,7 @@ MENDED = {
 
 
 @pytest.mark.parametrize("name", MENDED)
-def test_mended(name: str, tmp_path: Path, faultless: ShardProof) -> None:
+def test_mended(name: str, tmp_path: Path, faultless: ShardResult) -> None:
     stub = Stub()
     stub.script, faults = MENDED[name]
     with serve(stub) as url, bench(tmp_path, KEY) as one:
@@ -144,7 +144,7 @@ def test_mended(name: str, tmp_path: Path, faultless: ShardProof) -> None:
 
 
 def test_a_stalled_answer_is_asked_for_again(
-    tmp_path: Path, faultless: ShardProof, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, faultless: ShardResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http, "READ_TIMEOUT_S", 1.5)
     stub = Stub()
@@ -240,7 +240,7 @@ def test_the_permit_comes_before_each_request_and_may_cancel(tmp_path: Path) -> 
             raise Cancelled("taken back")
 
     with serve(stub) as url, bench(tmp_path) as one, pytest.raises(Cancelled):
-        one.context.permit = permit
+        one.context.acquire_permit = permit
         fetch_shard(eia_job(url), one.context)
     assert drawn == ["", ""]
     assert sum(stub.asked.values()) == 1
@@ -250,7 +250,7 @@ def test_the_permit_comes_before_each_request_and_may_cancel(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("gzipped", [True, False])
-def test_the_key_is_in_no_stored_byte_even_when_echoed(tmp_path: Path, gzipped: bool, faultless: ShardProof) -> None:
+def test_the_key_is_in_no_stored_byte_even_when_echoed(tmp_path: Path, gzipped: bool, faultless: ShardResult) -> None:
     stub = Stub()
     stub.gzip = gzipped
 
@@ -280,7 +280,7 @@ def _assert_no_key(folder: Path) -> None:
         assert b"KEY-0123456789" not in content
 
 
-def test_the_key_does_not_follow_a_redirect(tmp_path: Path, faultless: ShardProof) -> None:
+def test_the_key_does_not_follow_a_redirect(tmp_path: Path, faultless: ShardResult) -> None:
     other, stub = Stub(), Stub()
     with serve(other) as elsewhere, serve(stub) as url, bench(tmp_path, KEY) as one:
         stub.script = once(0, Reply(302, b"", {"Location": elsewhere}))
@@ -291,7 +291,7 @@ def test_the_key_does_not_follow_a_redirect(tmp_path: Path, faultless: ShardProo
 # -- nulls, gaps and empty shards ----------------------------------------------------------------------------------------
 
 
-def test_what_is_null_twice_is_the_sources_own(tmp_path: Path, faultless: ShardProof) -> None:
+def test_what_is_null_twice_is_the_sources_own(tmp_path: Path, faultless: ShardResult) -> None:
     stub = Stub()
     stub.nulls = {("2023-01-02T03", "D"), ("2023-01-02T04", "DF")}
     with serve(stub) as url, bench(tmp_path) as one:
@@ -340,7 +340,7 @@ def test_an_empty_answer_is_asked_twice_and_is_one_gap(tmp_path: Path) -> None:
     assert [(gap.variable, gap.hours) for gap in proof.gaps] == [("*", 2160)]
 
 
-def test_rows_that_vanish_once_are_not_believed(tmp_path: Path, faultless: ShardProof) -> None:
+def test_rows_that_vanish_once_are_not_believed(tmp_path: Path, faultless: ShardResult) -> None:
     stub = Stub()
     stub.script = once(0, lambda response: response.update(total=0, data=[]))
     with serve(stub) as url, bench(tmp_path) as one:

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from ingest import fetch
 from ingest.columns import find_gaps, hour_number
-from ingest.errors import SourceError, Throttled, UsageError
+from ingest.errors import SourceError, ThrottledError, UsageError
 from ingest.fetch import fetch_shard
-from ingest.http import Answer, Floor
+from ingest.http import HttpResponse, MinInterval
 from ingest.models import FetchJob, Shard
 from ingest.sources.oasis import Oasis
 from tests.support.stub_server import Reply, Stub, bench, serve
@@ -50,8 +50,8 @@ def line(minute: int, length: int, value: str, item: str = "X_MW") -> str:
     return f"{stamp(minute)},{stamp(minute + length)},CA ISO-TAC,{item},{value}\n"
 
 
-def answer(body: bytes, status: int = 200) -> Answer:
-    return Answer(status, {}, body, False, "oasis.caiso.com", 0.1, "2026-01-01T00:00:00+00:00")
+def answer(body: bytes, status: int = 200) -> HttpResponse:
+    return HttpResponse(status, {}, body, False, "oasis.caiso.com", 0.1, "2026-01-01T00:00:00+00:00")
 
 
 def test_windows_cover_the_period_once_and_are_at_most_31_days() -> None:
@@ -93,7 +93,7 @@ def test_recorded_refusals_and_throttle() -> None:
             assert raised.value.kind == "refused"
     page = (RECORDED / "caiso_collector_comprehensive_1_429.html").read_bytes()
     for status in (429, 200):
-        with pytest.raises(Throttled):
+        with pytest.raises(ThrottledError):
             Oasis().receive(job(), answer(page, status), None)
 
 
@@ -158,7 +158,7 @@ def test_no_data_is_an_empty_page() -> None:
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.floats(0, 20)), max_size=30))
 def test_requests_to_one_host_stay_apart(arrivals: list[tuple[str, float]]) -> None:
-    floor, now, sent = Floor(), 0.0, {"a": [-5.0], "b": [-5.0]}
+    floor, now, sent = MinInterval(), 0.0, {"a": [-5.0], "b": [-5.0]}
     for host, pause in arrivals:
         now += pause
         at = now + floor.reserve(host, 5.0, now)

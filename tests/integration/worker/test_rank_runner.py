@@ -16,8 +16,7 @@ import psutil
 import pytest
 
 from coordinator.wire.messages import RankJob
-from ingest.errors import UsageError
-from ingest.fetch import Cancelled
+from ingest.errors import Cancelled, UsageError
 from tests.support.waiting import WAIT_S, until
 from worker.agent.file_transfer import FileTransfer, TransferInbox
 from worker.agent.lease import GraceDeadline, LeaseContext
@@ -43,9 +42,9 @@ class Bench:
             pool=None,  # type: ignore[arg-type]
             connections=None,  # type: ignore[arg-type]
             session=None,  # type: ignore[arg-type]
-            permit=lambda bucket: None,
-            throttled=lambda bucket, kind, after: None,
-            progress=lambda rows, requests: None,
+            acquire_permit=lambda bucket: None,
+            on_throttle=lambda bucket, kind, after: None,
+            on_progress=lambda rows, requests: None,
             cancelled=threading.Event(),
             endpoint="tcp://127.0.0.1:5555",
             address=None,

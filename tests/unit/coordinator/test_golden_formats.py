@@ -21,7 +21,7 @@ from coordinator.wire.failures import FailureKind
 from coordinator.wire.lease_kinds import LeaseKind
 from coordinator.wire.messages import Message
 from ingest import manifest
-from ingest.models import BuildProof, FileProof, Gap, PageProof, Shard, ShardProof
+from ingest.models import BuildResult, FileEntry, Gap, PageEntry, Shard, ShardResult
 from rl.distributed import jobs
 from worker.agent.handlers import FAILURES, HANDLERS
 
@@ -79,28 +79,28 @@ JOBS: tuple[jobs.AnyJob, ...] = (
     jobs.Evolve(SHA, SHA, 1, (2, 3), 0.5, 4, 5),
     jobs.Descend(SHA, SHA, SHA, SHA, 1, 2, 3, 4, 5, 6, 7, 8, 0.5, (0.25,)),
 )
-FILE = FileProof("raw/a.json", 12, SHA)
-SHARD = ShardProof(
+FILE = FileEntry("raw/a.json", 12, SHA)
+SHARD = ShardResult(
     shard=Shard("eia", "region-data", "PACW", "2019-01-01T00", "2019-12-31T23", 1),
     origin="synthetic",
     total=5,
     rows=5,
     nulls=1,
     gaps=(Gap("PACW", "D", "2019-01-01T00", "2019-01-01T02", 3),),
-    pages=(PageProof(FILE, 0, 5, 5, "2024-01-01T00:00:00+00:00", 0.5, "2.1", "/v2/data?offset=0"),),
-    piece=FileProof("pieces/a.parquet", 34, SHA),
+    pages=(PageEntry(FILE, 0, 5, 5, "2024-01-01T00:00:00+00:00", 0.5, "2.1", "/v2/data?offset=0"),),
+    piece=FileEntry("pieces/a.parquet", 34, SHA),
     digest=SHA,
     requests=2,
     reused=1,
     kept=("PACW",),
     faults={"5xx": 1},
 )
-BUILD = BuildProof(
+BUILD = BuildResult(
     respondent="PACW",
     year=2019,
-    long=FileProof("series/long.parquet", 1, SHA),
-    wide=FileProof("series/wide.parquet", 2, SHA),
-    summary=FileProof("series/series.json", 3, SHA),
+    long=FileEntry("series/long.parquet", 1, SHA),
+    wide=FileEntry("series/wide.parquet", 2, SHA),
+    summary=FileEntry("series/series.json", 3, SHA),
     hours=8760,
     variables=("D", "NG.SUN"),
     valid=8757,
@@ -169,8 +169,8 @@ def test_every_job_has_golden_bytes() -> None:
 
 def test_manifest_bytes_are_golden(tmp_path: Path) -> None:
     assert written(tmp_path) == GOLDEN["manifests"]
-    assert [found.proof for found in manifest.shard_manifests(tmp_path)] == [SHARD]
-    assert [found.proof for found in manifest.build_manifests(tmp_path)] == [BUILD]
+    assert [found.result for found in manifest.shard_manifests(tmp_path)] == [SHARD]
+    assert [found.result for found in manifest.build_manifests(tmp_path)] == [BUILD]
 
 
 def test_failure_kinds_are_golden() -> None:

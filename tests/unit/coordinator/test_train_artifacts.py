@@ -14,7 +14,7 @@ from coordinator.stages.train.artifacts import MetricsFollower
 from coordinator.stages.train.elastic import ElasticRing
 from coordinator.stages.train.ring_state import Rank
 from coordinator.stages.train.view import describe_rebalance, headline, render, train_view
-from ingest.errors import ProofError
+from ingest.errors import VerificationError
 
 
 def finished(run: Path, body: bytes = b"weights") -> Path:
@@ -52,7 +52,7 @@ def test_a_result_that_is_not_whole_proves_nothing(tmp_path: Path, harm: str) ->
     else:
         result.write_text("{" if harm == "not json" else "{}")
     assert artifacts.completed_result(tmp_path, "a") is None
-    with pytest.raises(ProofError):
+    with pytest.raises(VerificationError):
         artifacts.mark_complete(tmp_path, "a")
 
 

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
-from ingest.build_series import Rows, build, judge, merge, year_hours
+from ingest.build_series import PieceRows, build, classify_cells, merge, year_hours
 from ingest.columns import hour_number
-from ingest.errors import ProofError
-from ingest.models import BuildProof, ShardProof
+from ingest.errors import VerificationError
+from ingest.models import BuildResult, ShardResult
 from ingest.plan import build_job
 from tests.support.data_folder import ABSENT, daily, shard, store
 from tests.support.recordings import RESPONDENTS, needs_recordings, year_of
@@ -28,10 +28,10 @@ cell = st.tuples(st.integers(-2, 4), st.sampled_from(["D", "TI", "NG.COL"]))
 pieces = st.lists(st.dictionaries(cell, st.sampled_from([None, 1.0, 2.0]), max_size=8), max_size=5)
 
 
-def rows_of(generation: int, cells: dict) -> Rows:
+def rows_of(generation: int, cells: dict) -> PieceRows:
     names = ("D", "TI", "NG.COL")
     keys = sorted(cells)
-    return Rows(
+    return PieceRows(
         shard(start="2023-01-01T00", end="2023-12-31T23", generation=generation),
         names,
         np.array([FIRST + hour for hour, _ in keys], np.int32),
@@ -71,11 +71,13 @@ def test_merge_keeps_the_latest_value_and_when_it_arrived(drawn: list[dict]) -> 
 
 def test_a_key_that_comes_twice_in_a_piece_is_counted() -> None:
     rows = rows_of(0, {(0, "D"): 1.0, (1, "D"): 2.0})
-    twice = Rows(rows.shard, rows.variables, np.repeat(rows.hour, 2), np.repeat(rows.code, 2), np.repeat(rows.value, 2))
+    twice = PieceRows(
+        rows.shard, rows.variables, np.repeat(rows.hour, 2), np.repeat(rows.code, 2), np.repeat(rows.value, 2)
+    )
     assert merge([twice], 2023).duplicates == 2
 
 
-def built(folder: Path, *proofs: ShardProof, respondent: str = "PACW", year: int = 2024) -> BuildProof:
+def built(folder: Path, *proofs: ShardResult, respondent: str = "PACW", year: int = 2024) -> BuildResult:
     return build(build_job(respondent, year, proofs[0].origin, proofs), folder)
 
 
@@ -170,7 +172,7 @@ def test_a_variable_that_never_came_is_not_invented(tmp_path: Path) -> None:
 def test_a_damaged_piece_is_refused(tmp_path: Path, values: dict[str, np.ndarray]) -> None:
     proof = store(tmp_path, shard(), values)
     (tmp_path / proof.piece.path).write_bytes(b"PAR1")
-    with pytest.raises(ProofError, match="verify"):
+    with pytest.raises(VerificationError, match="verify"):
         built(tmp_path, proof)
 
 
@@ -218,7 +220,7 @@ def test_two_real_vintages_of_the_same_hours(tmp_path: Path) -> None:
     assert_array_equal(raw[0], late["D"])
 
 
-def cells_of(folder: Path, proof: BuildProof) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def cells_of(folder: Path, proof: BuildResult) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """raw, value and reason of the long file, each `[variable, hour]`."""
     table = pq.read_table(folder / proof.long.path, columns=["raw", "value", "reason"])
     shape = len(proof.variables), proof.hours
@@ -228,4 +230,4 @@ def cells_of(folder: Path, proof: BuildProof) -> tuple[np.ndarray, np.ndarray, n
 
 def test_judge_names_one_reason_a_cell() -> None:
     cells = merge([rows_of(0, {(0, "D"): None, (1, "D"): 5.0})], 2023)
-    assert judge(cells)[0, :3].tolist() == [2, 0, 1]
+    assert classify_cells(cells)[0, :3].tolist() == [2, 0, 1]

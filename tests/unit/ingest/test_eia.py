@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest.columns import hour_number, hour_text
-from ingest.errors import AuthenticationError, SourceError, Throttled
-from ingest.http import Answer
+from ingest.errors import AuthenticationError, SourceError, ThrottledError
+from ingest.http import HttpResponse
 from ingest.models import FetchJob, Shard
 from ingest.sources.eia import Eia, scrub
 
@@ -27,8 +27,8 @@ def job(route: str, start: str, end: str) -> FetchJob:
     return FetchJob(Shard("eia", route, "PACW", start, end), "http://127.0.0.1")
 
 
-def answer(plain: bytes, status: int = 200) -> Answer:
-    return Answer(status, {}, plain, False, "api.eia.gov", 0.1, "2026-01-01T00:00:00+00:00")
+def answer(plain: bytes, status: int = 200) -> HttpResponse:
+    return HttpResponse(status, {}, plain, False, "api.eia.gov", 0.1, "2026-01-01T00:00:00+00:00")
 
 
 def body(rows: list[dict[str, Any]], total: Any = None, **more: Any) -> bytes:
@@ -62,7 +62,7 @@ def test_recorded_pages(name: str, route: str, rows: int, total: int) -> None:
     assert (page.rows, page.total, page.api_version) == (rows, total, "2.1.8")
     assert Eia().parse(whole, stored).columns.keys().tolist() == page.columns.keys().tolist()
     # A page is whole only when it has every row up to the limit or the end: the truncated ones lack their tail.
-    assert Eia().rows_due(0, total) == rows
+    assert Eia().expected_rows(0, total) == rows
     assert (len(Eia().offsets(whole, total)) > 1) == (total > rows)
     want = {
         (one["period"], one.get("type") or one["fueltype"]): one["value"]
@@ -95,7 +95,7 @@ def test_the_request_asks_for_a_total_order_and_carries_no_key() -> None:
 
 def test_a_403_is_a_throttle_unless_it_names_the_key() -> None:
     for plain in (b'{"error":{"code":"OVER_RATE_LIMIT"}}', b"<html>suspended</html>", b""):
-        with pytest.raises(Throttled):
+        with pytest.raises(ThrottledError):
             Eia().receive(job("region-data", "2023-01-01T00", "2023-01-01T01"), answer(plain, 403), "k")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from ingest.errors import ProofError, UsageError
+from ingest.errors import UsageError, VerificationError
 from ingest.loader import load_series
 from ingest.quality import REASONS
 from tests.support.data_folder import ABSENT, build_all, commit, daily, shard
@@ -97,7 +97,7 @@ def test_an_empty_folder_and_a_damaged_file(tmp_path: Path, folder: Path) -> Non
     wide = tmp_path / "series" / "PACW" / "2024" / "wide.parquet"
     wide.parent.mkdir(parents=True)
     wide.write_bytes((folder / "series/PACW/2024/wide.parquet").read_bytes()[:500])
-    with pytest.raises(ProofError, match="verify"):
+    with pytest.raises(VerificationError, match="verify"):
         load_series(tmp_path, ["PACW"], ["D"], "2024-01-01T00", "2024-01-02T00")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ingest import manifest
-from ingest.errors import ProofError
+from ingest.errors import VerificationError
 from tests.support.data_folder import ABSENT, COMMITTED, build_all, commit, daily, shard
 
 WEEK = {"start": "2024-01-01T00", "end": "2024-01-07T23"}
@@ -24,8 +24,8 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert manifest.write_shard(tmp_path, written) == path
     assert path.read_bytes() == before
     (built,) = build_all(tmp_path)
-    assert list(manifest.read_builds(tmp_path)) == [built]
-    assert list(manifest.read_shards(tmp_path)) == [proof]
+    assert list(manifest.build_results(tmp_path)) == [built]
+    assert list(manifest.shard_results(tmp_path)) == [proof]
 
 
 def test_the_summary_adds_up(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_a_gap_that_a_later_generation_filled_is_none(tmp_path: Path) -> None:
     load[50:53] = ABSENT
     commit(tmp_path, shard(**WEEK), {"D": load})
     commit(tmp_path, shard(start="2024-01-03T02", end="2024-01-03T03", generation=1), {"D": daily(168)[50:52]})
-    summary = manifest.summarise(manifest.read_shards(tmp_path), ())
+    summary = manifest.summarise(manifest.shard_results(tmp_path), ())
     assert [(gap.start, gap.hours) for gap in summary.gaps] == [("2024-01-03T04", 1)]
 
 
@@ -60,13 +60,13 @@ def test_a_damaged_manifest_is_named(tmp_path: Path, content: bytes) -> None:
     proof = commit(tmp_path, shard(**WEEK), {"D": daily(168)})
     path = manifest.shard_path(tmp_path, proof.shard.key)
     path.write_bytes(content)
-    with pytest.raises(ProofError, match="is no readable manifest"):
-        list(manifest.read_shards(tmp_path))
+    with pytest.raises(VerificationError, match="is no readable manifest"):
+        list(manifest.shard_results(tmp_path))
 
 
 def test_a_manifest_under_another_name_is_refused(tmp_path: Path) -> None:
     proof = commit(tmp_path, shard(**WEEK), {"D": daily(168)})
     path = manifest.shard_path(tmp_path, proof.shard.key)
     path.rename(path.with_name("g001.json"))
-    with pytest.raises(ProofError, match="is the manifest of"):
-        list(manifest.read_shards(tmp_path))
+    with pytest.raises(VerificationError, match="is the manifest of"):
+        list(manifest.shard_results(tmp_path))

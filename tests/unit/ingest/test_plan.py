@@ -11,18 +11,18 @@ from hypothesis import strategies as st
 
 from ingest.columns import hour_number, hour_text
 from ingest.errors import UsageError
-from ingest.models import FileProof, Gap, PageProof, Shard, ShardProof
+from ingest.models import FileEntry, Gap, PageEntry, Shard, ShardResult
 from ingest.plan import build_job, expected_requests, open_gaps, plan_builds, plan_shards, plan_update
 
-FILE = FileProof("pieces/x.parquet", 1, "0" * 64)
+FILE = FileEntry("pieces/x.parquet", 1, "0" * 64)
 
 
-def proof_of(shard: Shard, *gaps: tuple[str, str]) -> ShardProof:
+def proof_of(shard: Shard, *gaps: tuple[str, str]) -> ShardResult:
     named = tuple(
         Gap(shard.respondent, "D", start, end, hour_number(end) - hour_number(start) + 1) for start, end in gaps
     )
-    page = PageProof(FILE, 0, 1, 1, "2026-01-01T00:00:00", 0.1)
-    return ShardProof(shard, "synthetic", 1, 1, 0, named, (page,), FILE, "", 1, 0)
+    page = PageEntry(FILE, 0, 1, 1, "2026-01-01T00:00:00", 0.1)
+    return ShardResult(shard, "synthetic", 1, 1, 0, named, (page,), FILE, "", 1, 0)
 
 
 def test_the_default_plan_is_70_shards_735_requests_and_35_builds() -> None:

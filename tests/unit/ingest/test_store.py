@@ -26,7 +26,7 @@ from ingest.columns import (
     merge,
     to_table,
 )
-from ingest.errors import ProofError, StorageError
+from ingest.errors import StorageError, VerificationError
 from ingest.models import Shard
 
 SHARD = Shard("eia", "region-data", "PACW", "2023-01-01T00", "2023-12-31T23")
@@ -118,10 +118,10 @@ def test_pieces_have_the_same_bytes_whoever_writes_them(tmp_path: Path) -> None:
         proofs.append(proof)
     assert proofs[0] == proofs[1]
     (tmp_path / "a" / proofs[0].path).write_bytes(b"PAR1")
-    with pytest.raises(ProofError):
+    with pytest.raises(VerificationError):
         store.read_piece(tmp_path / "a", proofs[0])
     (tmp_path / "a" / proofs[0].path).unlink()
-    with pytest.raises(ProofError):
+    with pytest.raises(VerificationError):
         store.read_piece(tmp_path / "a", proofs[0])
 
 
@@ -142,7 +142,7 @@ def test_a_page_is_named_by_its_content_and_proved_by_it(tmp_path: Path) -> None
     (stored,) = store.scan_pages(tmp_path, SHARD, ".json.gz")
     assert (stored.offset, store.read_page(stored.path)) == (5000, b"content")
     stored.path.write_bytes(b"Content")
-    with pytest.raises(ProofError):
+    with pytest.raises(VerificationError):
         store.read_page(stored.path)
     store.set_aside(stored.path)
     assert not store.scan_pages(tmp_path, SHARD, ".json.gz")

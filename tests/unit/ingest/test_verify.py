@@ -7,16 +7,16 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from ingest import manifest
 from ingest.errors import UsageError
-from ingest.store import file_proof
+from ingest.store import file_entry
 from ingest.verify import Report, verify
 from tests.support.data_folder import ABSENT, build_all, commit, daily, page_body, shard
 
@@ -121,7 +121,7 @@ def test_a_repeated_row_behind_a_consistent_manifest(folder: Path) -> None:
     first = json.loads(gzip.decompress(page(folder).read_bytes()))["response"]["data"][0]
     content = page_body([first, *rows[1:]], total)
     path.write_bytes(content)
-    proof = file_proof(folder, path, content)
+    proof = file_entry(folder, path, content)
     edit(folder, lambda one: one["proof"]["pages"][1]["file"].update(bytes=proof.bytes, sha256=proof.sha256))
     report = verify(folder)
     (duplicate,) = [finding for finding in report.mismatches if finding.kind == "duplicate"]
@@ -192,6 +192,6 @@ def test_verification_changes_nothing(folder: Path) -> None:
 
 
 def test_a_replaced_proof_of_the_same_data_is_whole(folder: Path) -> None:
-    (one, *_) = [one for one in manifest.shard_manifests(folder) if one.proof.shard.key == KEY]
+    (one, *_) = [one for one in manifest.shard_manifests(folder) if one.result.shard.key == KEY]
     manifest.write_shard(folder, replace(one, attempt=2))
     assert verify(folder).whole

@@ -9,7 +9,7 @@ import pytest
 
 from coordinator.server.uploads import file_sha256
 from coordinator.stages.rollouts import artifacts
-from ingest.errors import ProofError, UsageError
+from ingest.errors import UsageError, VerificationError
 from worker.control.config import ControlConfig, read_config
 
 
@@ -61,7 +61,7 @@ def result(run: Path, **changes: object) -> None:
 
 def test_a_result_is_accepted_for_its_request_as_long_as_it_is_whole(tmp_path: Path) -> None:
     assert artifacts.completed_result(tmp_path, "a") is None
-    with pytest.raises(ProofError, match=r"result\.json"):
+    with pytest.raises(VerificationError, match=r"result\.json"):
         artifacts.mark_complete(tmp_path, "a")
     result(tmp_path)
     accepted = artifacts.mark_complete(tmp_path, "a")
@@ -69,10 +69,10 @@ def test_a_result_is_accepted_for_its_request_as_long_as_it_is_whole(tmp_path: P
     assert artifacts.completed_result(tmp_path, "b") is None
     (tmp_path / "policy.npz").write_bytes(b"other weights")
     assert artifacts.completed_result(tmp_path, "a") is None
-    with pytest.raises(ProofError, match="sha256 differs"):
+    with pytest.raises(VerificationError, match="sha256 differs"):
         artifacts.mark_complete(tmp_path, "a")
     result(tmp_path, version="three")
-    with pytest.raises(ProofError, match="version"):
+    with pytest.raises(VerificationError, match="version"):
         artifacts.read_result(tmp_path)
 
 

@@ -12,8 +12,7 @@ import pytest
 from coordinator.server.uploads import FileInbox
 from coordinator.stages.train.inputs import TrainingFiles
 from coordinator.wire.messages import Ack, FileChunk, FilePart, FileRequest, HostFile, Message
-from ingest.errors import ProofError
-from ingest.fetch import Cancelled
+from ingest.errors import Cancelled, VerificationError
 from worker.agent.file_transfer import CHUNK, FileTransfer, TransferInbox, file_ref
 from worker.training import replica
 
@@ -91,7 +90,7 @@ def test_a_file_that_is_another_by_now_is_refused(tmp_path: Path) -> None:
     wire = Wire(tmp_path / "there")
     file = write(wire.folder, "series/A/2021/wide.parquet")
     write(wire.folder, file.path, BODY[::-1])
-    with pytest.raises(ProofError, match="never the file"):
+    with pytest.raises(VerificationError, match="never the file"):
         wire.line.download(tmp_path / "here", file, nothing)
 
 

@@ -9,8 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from coordinator.scheduling.rate_limit import Budget
-from ingest.errors import UsageError
-from ingest.fetch import Cancelled
+from ingest.errors import Cancelled, UsageError
 from worker.agent.permits import STALE_S, Permits
 
 
