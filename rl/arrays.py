@@ -1,4 +1,4 @@
-"""Arrays as bytes, without pickle: a checked header, then raw arrays. Tables, checkpoints and messages between processes use it.
+"""Arrays as bytes, without pickle: a checked header, then raw arrays. Datasets, checkpoints and messages between processes use it.
 
 8 bytes (length of the header, little endian) | header, JSON: {"meta": …, "arrays": [[name, dtype, shape], …]} | arrays, each at 64
 """

@@ -1,6 +1,6 @@
 """gymnasium's two faces of the environment: `gymnasium.make("rl.gym:GridControl-v0")` and `make_vec` with the same name.
 
-Both are thin: `rl.env.vector.Episodes` does the work. The reward is minus the hour's cost, $ per MW of reference peak. An episode
+Both are thin: `rl.env.vector.VectorGridEnv` does the work. The reward is minus the hour's cost, $ per MW of reference peak. An episode
 *terminates* after its last hour, where the stores are at rest again: nothing is left to be valued, so it is never truncated.
 """
 
@@ -16,25 +16,25 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from rl.env.dataset import Table, table
+from rl.env.dataset import Dataset, build_dataset
 from rl.env.forecasts import day_ahead
 from rl.env.grid import Grid
 from rl.env.region import WEEK, synthetic
-from rl.env.vector import Episodes
+from rl.env.vector import VectorGridEnv
 from rl.errors import DataError
 
 Info = dict[str, Any]
 
 
 class GridControl(gymnasium.Env[Any, Any]):
-    """One episode at a time. `reset(options={"start": row})` names the row of the table; else it is drawn."""
+    """One episode at a time. `reset(options={"start": row})` names the row of the dataset; else it is drawn."""
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - gymnasium's own attribute
 
-    def __init__(self, grid: Grid | None = None, data: Table | None = None, hours: int = WEEK) -> None:
-        self.episodes = Episodes(grid or Grid(), data or synthetic_table(), 1, hours)
-        self._starts = _starts(self.episodes)
-        self.observation_space, self.action_space = _spaces(self.episodes)
+    def __init__(self, grid: Grid | None = None, data: Dataset | None = None, hours: int = WEEK) -> None:
+        self.env = VectorGridEnv(grid or Grid(), data or synthetic_dataset(), 1, hours)
+        self._starts = _starts(self.env)
+        self.observation_space, self.action_space = _spaces(self.env)
 
     def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[NDArray[np.float32], Info]:
         """As gymnasium has it: observation [feature] and the first row.
@@ -44,16 +44,16 @@ class GridControl(gymnasium.Env[Any, Any]):
         super().reset(seed=seed)
         start = (options or {}).get("start")
         row = int(self.np_random.choice(self._starts)) if start is None else int(start)
-        return self.episodes.reset(np.array([row]))[0].copy(), {"start": row}
+        return self.env.reset(np.array([row]))[0].copy(), {"start": row}
 
     def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, Info]:
         """An hour. `action` [action] → observation [feature], reward (minus the cost), terminated, truncated, info.
 
         The info has `cut`: energy that the projection took from what was asked, so far in this episode, by store.
         """
-        observation, cost = self.episodes.step(np.asarray(action, float)[:, None])
-        info = {"cut": self.episodes.cut[:, 0].copy()}
-        return observation[0].copy(), -float(cost[0]), self.episodes.left == 0, False, info
+        observation, cost = self.env.step(np.asarray(action, float)[:, None])
+        info = {"cut": self.env.clipped_energy[:, 0].copy()}
+        return observation[0].copy(), -float(cost[0]), self.env.hours_left == 0, False, info
 
 
 class GridControlVector(VectorEnv[Any, Any, Any]):
@@ -62,12 +62,12 @@ class GridControlVector(VectorEnv[Any, Any, Any]):
     metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
 
     def __init__(
-        self, num_envs: int = 1, grid: Grid | None = None, data: Table | None = None, hours: int = WEEK
+        self, num_envs: int = 1, grid: Grid | None = None, data: Dataset | None = None, hours: int = WEEK
     ) -> None:
         self.num_envs = num_envs
-        self.episodes = Episodes(grid or Grid(), data or synthetic_table(), num_envs, hours)
-        self._starts = _starts(self.episodes)
-        self.single_observation_space, self.single_action_space = _spaces(self.episodes)
+        self.env = VectorGridEnv(grid or Grid(), data or synthetic_dataset(), num_envs, hours)
+        self._starts = _starts(self.env)
+        self.single_observation_space, self.single_action_space = _spaces(self.env)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
 
@@ -83,19 +83,19 @@ class GridControlVector(VectorEnv[Any, Any, Any]):
         super().reset(seed=seed)
         start = (options or {}).get("start")
         rows = self._draw() if start is None else np.asarray(start, np.int64)
-        return self.episodes.reset(rows).copy(), {"start": rows}
+        return self.env.reset(rows).copy(), {"start": rows}
 
     def step(
         self, actions: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[Any], NDArray[Any], Info]:
         """At the end of the episodes the info has their `final_obs` and the `cut` of the whole episode, [store, N]."""
-        observation, cost = self.episodes.step(np.asarray(actions).T)
-        reward, ended = -cost, self.episodes.left == 0
+        observation, cost = self.env.step(np.asarray(actions).T)
+        reward, ended = -cost, self.env.hours_left == 0
         info: Info = {}
         if ended:
             everyone = np.ones(self.num_envs, bool)
-            info = {"final_obs": observation.copy(), "_final_obs": everyone, "cut": self.episodes.cut.copy()}
-            observation = self.episodes.reset(self._draw())
+            info = {"final_obs": observation.copy(), "_final_obs": everyone, "cut": self.env.clipped_energy.copy()}
+            observation = self.env.reset(self._draw())
         return observation.copy(), reward, np.full(self.num_envs, ended), np.zeros(self.num_envs, bool), info
 
     def _draw(self) -> NDArray[np.int64]:
@@ -103,24 +103,24 @@ class GridControlVector(VectorEnv[Any, Any, Any]):
 
 
 @cache
-def synthetic_table() -> Table:
+def synthetic_dataset() -> Dataset:
     """Two made-up years with a day-ahead forecast: what the environment uses when it is given nothing."""
     region, issued = synthetic()
-    return table([region], [day_ahead(region, issued, 24)], "2017-01-02T00", "2019-01-01T00")
+    return build_dataset([region], [day_ahead(region, issued, 24)], "2017-01-02T00", "2019-01-01T00")
 
 
-def _starts(episodes: Episodes) -> NDArray[np.int64]:
-    starts = episodes.table.starts(episodes.hours)
+def _starts(env: VectorGridEnv) -> NDArray[np.int64]:
+    starts = env.dataset.starts(env.hours)
     if not len(starts):
-        raise DataError(f"the table has no {episodes.hours} hours in a row that were all measured")
+        raise DataError(f"the dataset has no {env.hours} hours in a row that were all measured")
     return starts
 
 
-def _spaces(episodes: Episodes) -> tuple[Box, Box]:
-    n, grid = episodes.stores, episodes.grid
+def _spaces(env: VectorGridEnv) -> tuple[Box, Box]:
+    n, grid = env.num_stores, env.grid
     reach = grid.each("power").sum() + grid.shed_power
-    load = episodes.table.load
-    features = episodes.table.features
+    load = env.dataset.load
+    features = env.dataset.features
     low = np.concatenate([np.zeros(n), [load.min() - reach, 0], features.min(axis=0)])
     high = np.concatenate([np.ones(n), [load.max() + reach, 1], features.max(axis=0)])
     # Half a float32 step of room: the bounds were float64.

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import block_diag
 
-from rl.env.vector import Episodes
+from rl.env.vector import VectorGridEnv
 from rl.errors import DataError
 
 Weights = NDArray[np.float32]
@@ -29,24 +29,28 @@ FORMAT = 1
 class Mlp:
     """A policy: observation [N, feature] → action [action, N], the network's output as it is; the environment projects it."""
 
-    names: tuple[str, ...]  # [feature] what it was trained on
+    observation_names: tuple[str, ...]  # [feature] what it was trained on
     mean: Weights  # [feature]
     scale: Weights  # [feature] 1 / standard deviation
     layers: Layers
     folded: Layers = field(init=False, repr=False, compare=False)  # with the normalisation in the first
 
     def __post_init__(self) -> None:
-        if self.mean.shape != (len(self.names),) or self.layers[0][0].shape[1] != len(self.names):
-            raise DataError(f"policy: {len(self.names)} features, but a first layer of {self.layers[0][0].shape}")
+        if self.mean.shape != (len(self.observation_names),) or self.layers[0][0].shape[1] != len(
+            self.observation_names
+        ):
+            raise DataError(
+                f"policy: {len(self.observation_names)} features, but a first layer of {self.layers[0][0].shape}"
+            )
         weight, bias = self.layers[0]
         # (x - mean) · scale goes into the first layer: one product less an hour.
         first = weight * self.scale
         object.__setattr__(self, "folded", ((first, bias - first @ self.mean), *self.layers[1:]))
 
-    def __call__(self, episodes: Episodes) -> Weights:
-        if episodes.names != self.names:
+    def __call__(self, env: VectorGridEnv) -> Weights:
+        if env.observation_names != self.observation_names:
             raise DataError("policy: the environment shows other features than those it was trained on")
-        return self.act(episodes.observation)
+        return self.act(env.observation)
 
     def act(self, observation: Weights) -> Weights:
         """float32 [N, feature] → float32 [action, N]."""
@@ -63,7 +67,7 @@ class Mlp:
 
     def with_layers(self, layers: Layers) -> Mlp:
         """The same features and normalisation, other weights."""
-        return Mlp(self.names, self.mean, self.scale, layers)
+        return Mlp(self.observation_names, self.mean, self.scale, layers)
 
 
 def normalisation(observations: Weights) -> tuple[Weights, Weights]:
@@ -73,7 +77,7 @@ def normalisation(observations: Weights) -> tuple[Weights, Weights]:
     return observations.mean(axis=0, dtype=np.float64).astype(np.float32), scale.astype(np.float32)
 
 
-def start(
+def init_mlp(
     names: Sequence[str], mean: Weights, scale: Weights, actions: int, width: int, rng: np.random.Generator
 ) -> Mlp:
     """Two hidden layers of `width`, He et al. 2015; `mean` and `scale` [feature] normalise what it sees.
@@ -89,12 +93,12 @@ def start(
     return Mlp(tuple(names), mean, scale, layers)
 
 
-def flat(policy: Mlp) -> Weights:
+def flatten(policy: Mlp) -> Weights:
     """All weights in one row, float32 [weight]."""
     return np.concatenate([array.ravel() for layer in policy.layers for array in layer])
 
 
-def shaped(policy: Mlp, weights: Weights) -> Mlp:
+def unflatten(policy: Mlp, weights: Weights) -> Mlp:
     """`policy` with these weights, a row [weight] as of `flat`."""
     layers, at = [], 0
     for weight, bias in policy.layers:
@@ -111,7 +115,10 @@ def combined(members: Sequence[Mlp]) -> Mlp:
     normalisation differ.
     """
     one = members[0]
-    if any(m.names != one.names or (m.mean != one.mean).any() or (m.scale != one.scale).any() for m in members):
+    if any(
+        m.observation_names != one.observation_names or (m.mean != one.mean).any() or (m.scale != one.scale).any()
+        for m in members
+    ):
         raise DataError("policies of other features or another normalisation do not combine")
     parts = list(zip(*(m.layers for m in members), strict=True))
     first, *between, last = [[weight for weight, _ in layer] for layer in parts]
@@ -125,7 +132,7 @@ def combined(members: Sequence[Mlp]) -> Mlp:
 
 def to_bytes(policy: Mlp) -> bytes:
     """A .npz without pickle: format, names, normalisation, layers. Equal policies have equal bytes."""
-    arrays: dict[str, NDArray] = {"format": np.array(FORMAT), "names": np.array(policy.names)}
+    arrays: dict[str, NDArray] = {"format": np.array(FORMAT), "names": np.array(policy.observation_names)}
     arrays |= {"mean": policy.mean, "scale": policy.scale}
     for i, (weight, bias) in enumerate(policy.layers):
         arrays |= {f"weight.{i}": weight, f"bias.{i}": bias}

@@ -1,4 +1,4 @@
-"""Adam (Kingma & Ba 2015) on one row of weights, in numpy: for learners whose work is not MLX's, and whose state travels."""
+"""Adam (Kingma & Ba 2015) on one row of weights, in numpy: for learners without MLX whose optimizer state travels in jobs."""
 
 from __future__ import annotations
 
@@ -8,24 +8,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 Row = NDArray[np.float32]
+EPS = 1e-8
 
 
 @dataclass
 class Adam:
-    """Moments, [weight] each; a step changes them."""
+    """The moment estimates `m` and `v`, float32 [weight] each. `step` updates them in place."""
 
-    mean: Row
-    square: Row
+    m: Row
+    v: Row
 
     @classmethod
     def fresh(cls, size: int) -> Adam:
-        """Before the first step."""
+        """Return the state before the first step, for `size` weights."""
         return cls(np.zeros(size, np.float32), np.zeros(size, np.float32))
 
-    def step(self, gradient: Row, number: int, learning_rate: float, *, keep: float = 0.999) -> Row:
-        """What to take off the weights in step `number`, counted from 1. `keep`: of the square, usually called beta 2."""
-        self.mean += np.float32(0.1) * (gradient - self.mean)
-        self.square += np.float32(1 - keep) * (gradient * gradient - self.square)
-        mean = self.mean / np.float32(1 - 0.9**number)
-        square = self.square / np.float32(1 - keep**number)
-        return np.float32(learning_rate) * mean / (np.sqrt(square) + np.float32(1e-8))
+    def step(
+        self, gradient: Row, number: int, learning_rate: float, *, beta1: float = 0.9, beta2: float = 0.999
+    ) -> Row:
+        """Return what to subtract from the weights in step `number`, counted from 1."""
+        self.m += np.float32(1 - beta1) * (gradient - self.m)
+        self.v += np.float32(1 - beta2) * (gradient * gradient - self.v)
+        m_hat = self.m / np.float32(1 - beta1**number)
+        v_hat = self.v / np.float32(1 - beta2**number)
+        return np.float32(learning_rate) * m_hat / (np.sqrt(v_hat) + np.float32(EPS))

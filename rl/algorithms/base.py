@@ -1,4 +1,4 @@
-"""Versions of a policy while it is trained, and what an algorithm is to those who play its jobs.
+"""PolicyVersions of a policy while it is trained, and what an algorithm is to those who play its jobs.
 
 Iteration i is played with version max(0, i - staleness) and makes version i + 1: a fixed list of jobs, whoever does them and when.
 """
@@ -25,7 +25,7 @@ class Algorithm(Protocol):
 
     staleness: int
     iterations: int
-    versions: Versions
+    versions: PolicyVersions
 
     def jobs(self, iteration: int) -> Sequence[AnyJob]:
         """What an iteration plays."""
@@ -51,7 +51,7 @@ class Algorithm(Protocol):
         ...
 
 
-class Versions:
+class PolicyVersions:
     """The newest version, and the older ones that late rollouts still need."""
 
     def __init__(self, first: Mlp, staleness: int) -> None:
@@ -110,7 +110,7 @@ class Versions:
         self._content = {}
         self.held = {
             n: Mlp(
-                one.names,
+                one.observation_names,
                 one.mean,
                 one.scale,
                 tuple(

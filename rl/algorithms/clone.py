@@ -18,11 +18,11 @@ import mlx.optimizers as optim
 import numpy as np
 from numpy.typing import NDArray
 
-from rl.env.dataset import Table
+from rl.env.dataset import Dataset
 from rl.env.grid import Grid
-from rl.env.vector import LEFT, Episodes
+from rl.env.vector import HOURS_LEFT_CAP, VectorGridEnv
 from rl.planning.optimum import program
-from rl.policy import Mlp, normalisation, start
+from rl.policy import Mlp, init_mlp, normalisation
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Settings:
     """What cloning can be told."""
 
     width: int = 128  # of both hidden layers
-    batch: int = 512  # labels
+    batch_size: int = 512  # labels
     steps: int = 3000  # of Adam
     learning_rate: float = 2e-3  # at the start; falls to a hundredth as a cosine
     seed: int = 0
@@ -40,33 +40,35 @@ class Settings:
 class Labels:
     """What was seen, and what the optimum did."""
 
-    names: tuple[str, ...]
+    observation_names: tuple[str, ...]
     observations: NDArray[np.float32]  # [label, feature]
     actions: NDArray[np.float32]  # [label, action]
 
 
-def solve_labels(grid: Grid, table: Table, plans: int, rng: np.random.Generator, hours: int = LEFT + 24) -> Labels:
+def solve_labels(
+    grid: Grid, dataset: Dataset, plans: int, rng: np.random.Generator, hours: int = HOURS_LEFT_CAP + 24
+) -> Labels:
     """`plans` optima of `hours` hours each, from random rows and charges: `plans · hours` labels.
 
-    24 hours of each have at least `LEFT` to go, as most hours of a long episode have; the others show the way back to rest.
+    24 hours of each have at least `HOURS_LEFT_CAP` to go, as most hours of a long episode have; the others show the way back to rest.
     """
-    starts = rng.choice(table.starts(hours), plans)
+    starts = rng.choice(dataset.starts(hours), plans)
     charge = rng.uniform(0, 1, (len(grid.stores), plans)) * grid.each("energy")[:, None]
     # As far from the load as a residual load can be.
     reach = grid.each("power").sum()
-    before = table.before[starts] + rng.uniform(-reach, reach, plans)
+    before = dataset.previous_load[starts] + rng.uniform(-reach, reach, plans)
     solve = program(grid, hours).solve
-    loads = table.load[starts[:, None] + np.arange(hours)]
+    loads = dataset.load[starts[:, None] + np.arange(hours)]
     solved = [solve(load, first, held).actions(grid) for load, first, held in zip(loads, before, charge.T, strict=True)]
     actions = np.stack(solved, axis=-1).transpose(1, 0, 2)  # [hour, action, plan]
-    episodes = Episodes(grid, table, plans, hours)
-    episodes.reset(starts, charge, before)
-    seen = np.empty((hours, plans, len(episodes.names)), np.float32)
+    env = VectorGridEnv(grid, dataset, plans, hours)
+    env.reset(starts, charge, before)
+    seen = np.empty((hours, plans, len(env.observation_names)), np.float32)
     for hour, action in enumerate(actions):
-        seen[hour] = episodes.observation
-        episodes.step(action)
-    flat = actions.transpose(0, 2, 1).reshape(-1, episodes.actions)
-    return Labels(episodes.names, seen.reshape(len(flat), -1), flat.astype(np.float32))
+        seen[hour] = env.observation
+        env.step(action)
+    flat = actions.transpose(0, 2, 1).reshape(-1, env.num_actions)
+    return Labels(env.observation_names, seen.reshape(len(flat), -1), flat.astype(np.float32))
 
 
 class Network(nn.Module):
@@ -90,7 +92,7 @@ def clone(labels: Labels, settings: Settings = Settings(), log: Callable[[int, f
     """Train on `labels` by mean squared error, which is least at their mean; `log(step, loss)` every hundred steps."""
     rng = np.random.default_rng(settings.seed)
     mean, scale = normalisation(labels.observations)
-    policy = start(labels.names, mean, scale, labels.actions.shape[1], settings.width, rng)
+    policy = init_mlp(labels.observation_names, mean, scale, labels.actions.shape[1], settings.width, rng)
     network = Network(policy)
     optimiser = optim.Adam(optim.cosine_decay(settings.learning_rate, settings.steps, settings.learning_rate / 100))
     x, y = mx.array((labels.observations - mean) * scale), mx.array(labels.actions)
@@ -100,10 +102,10 @@ def clone(labels: Labels, settings: Settings = Settings(), log: Callable[[int, f
 
     step = nn.value_and_grad(network, loss)
     for done in range(settings.steps):
-        own = mx.array(rng.integers(0, len(labels.actions), settings.batch))
+        own = mx.array(rng.integers(0, len(labels.actions), settings.batch_size))
         value, gradient = step(network, x[own], y[own])
         optimiser.update(network, gradient)
         mx.eval(network.parameters(), optimiser.state)
         if log and done % 100 == 99:
             log(done + 1, float(value))
-    return Mlp(policy.names, mean, scale, network.numbers())
+    return Mlp(policy.observation_names, mean, scale, network.numbers())

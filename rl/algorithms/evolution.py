@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rl.algorithms.adam import Adam
-from rl.algorithms.base import Versions
-from rl.distributed.jobs import Arrays, Evolve
-from rl.env.vector import Episodes
-from rl.policy import Mlp, flat, shaped
+from rl.algorithms.base import PolicyVersions
+from rl.distributed.jobs import Arrays, EvaluatePerturbations
+from rl.env.vector import VectorGridEnv
+from rl.policy import Mlp, flatten, unflatten
 
 Array = NDArray[np.float32]
 
@@ -29,8 +29,8 @@ class Settings:
     iterations: int = 100
     jobs: int = 4  # leases an iteration
     pairs: int = 8  # mirrored perturbations a job
-    episodes: int = 32
-    hours: int = 168  # of an episode
+    num_envs: int = 32  # episodes side by side
+    episode_hours: int = 168
     staleness: int = 0  # iterations that the weights of a job may be behind
     sigma: float = 0.02  # standard deviation of a perturbation
     learning_rate: float = 0.01
@@ -43,18 +43,18 @@ def perturbation(seed: int, size: int) -> Array:
 
 
 def costs(
-    policy: Mlp, episodes: Episodes, starts: NDArray[np.int64], seeds: Sequence[int], sigma: float
+    policy: Mlp, env: VectorGridEnv, starts: NDArray[np.int64], seeds: Sequence[int], sigma: float
 ) -> NDArray[np.float64]:
     """Mean cost of an episode with each perturbation added and subtracted, [seed, 2], $ per MW of reference peak."""
-    weights = flat(policy)
+    weights = flatten(policy)
     out = np.zeros((len(seeds), 2))
     for i, seed in enumerate(seeds):
         step = np.float32(sigma) * perturbation(seed, weights.size)
         for side, sign in enumerate((np.float32(1), np.float32(-1))):
-            actor = shaped(policy, weights + sign * step)
-            episodes.reset(starts)
-            for _ in range(episodes.hours):
-                out[i, side] += episodes.step(actor(episodes))[1].mean()
+            actor = unflatten(policy, weights + sign * step)
+            env.reset(starts)
+            for _ in range(env.hours):
+                out[i, side] += env.step(actor(env))[1].mean()
     return out
 
 
@@ -68,28 +68,33 @@ def ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
 class Evolution:
     """An algorithm (`rl.algorithms.base.Algorithm`)."""
 
-    def __init__(self, table: str, policy: Mlp, settings: Settings) -> None:
+    def __init__(self, dataset: str, policy: Mlp, settings: Settings) -> None:
         self.settings, self.staleness, self.iterations = settings, settings.staleness, settings.iterations
-        self._table = table
-        self.versions = Versions(policy, settings.staleness)
-        self._adam = Adam.fresh(flat(policy).size)
+        self._dataset = dataset
+        self.versions = PolicyVersions(policy, settings.staleness)
+        self._adam = Adam.fresh(flatten(policy).size)
 
-    def jobs(self, iteration: int) -> list[Evolve]:
+    def jobs(self, iteration: int) -> list[EvaluatePerturbations]:
         """What iteration `iteration` plays."""
         s, sha256 = self.settings, self.versions.sha256(self.versions.of(iteration))
         drawn = np.random.SeedSequence([s.seed, iteration]).generate_state(1 + s.jobs * s.pairs, np.uint64)
         first, *seeds = (int(seed >> np.uint64(1)) for seed in drawn)
         parts = (tuple(seeds[at : at + s.pairs]) for at in range(0, len(seeds), s.pairs))
-        return [Evolve(self._table, sha256, first, part, s.sigma, s.episodes, s.hours) for part in parts]
+        return [
+            EvaluatePerturbations(self._dataset, sha256, first, part, s.sigma, s.num_envs, s.episode_hours)
+            for part in parts
+        ]
 
     def contents(self) -> list[bytes]:
         """What the jobs name."""
         return self.versions.contents()
 
-    def learn(self, iteration: int, jobs: Sequence[Evolve], results: Sequence[Arrays]) -> dict[str, float]:
+    def learn(
+        self, iteration: int, jobs: Sequence[EvaluatePerturbations], results: Sequence[Arrays]
+    ) -> dict[str, float]:
         """One step of Adam against the ranks of what the perturbations cost."""
         s, policy = self.settings, self.versions.newest
-        weights = flat(policy)
+        weights = flatten(policy)
         found = np.concatenate([result["cost"] for result in results])
         places = ranks(found)
         gradient = np.zeros_like(weights)
@@ -97,7 +102,7 @@ class Evolution:
             gradient += np.float32(place[0] - place[1]) * perturbation(seed, weights.size)
         gradient /= np.float32(len(found) * s.sigma)
         step = self._adam.step(gradient, iteration + 1, s.learning_rate)
-        self.versions.add(shaped(policy, weights - step))
+        self.versions.add(unflatten(policy, weights - step))
         return {
             "charts/episodic_cost": float(found.mean()),
             "charts/best_cost": float(found.min()),
@@ -106,7 +111,7 @@ class Evolution:
 
     def state(self) -> tuple[dict[str, float], Arrays]:
         """All that a restart needs."""
-        return {}, {"moment/mean": self._adam.mean, "moment/square": self._adam.square} | self.versions.arrays()
+        return {}, {"moment/mean": self._adam.m, "moment/square": self._adam.v} | self.versions.arrays()
 
     def restore(self, numbers: Mapping[str, float], arrays: Mapping[str, NDArray]) -> None:
         """Go on from `state`: its numbers and its float32 arrays."""

@@ -5,7 +5,7 @@ function of its weights, and its exact gradient comes from going through the epi
 must guess from random actions which of them was good (PPO, evolution strategies). The idea is direct backpropagation for
 exogenous decision processes, Madeka et al. 2022 ("Deep Inventory Management"); see also Sinclair et al. 2022 (hindsight learning).
 
-Read from top to bottom: settings, gradient, steps, algorithm. Forwards it is `Episodes` itself that steps; only its derivative is
+Read from top to bottom: settings, gradient, steps, algorithm. Forwards it is `VectorGridEnv` itself that steps; only its derivative is
 written here, by hand and in numpy, because MLX on a CPU spends tens of microseconds on each of the hundred small operations of an
 hour. A step depends on weights, moments, seed and its own number alone, so a lease of some steps can be done by anybody.
 """
@@ -21,13 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rl.algorithms.adam import Adam
-from rl.algorithms.base import Versions
-from rl.distributed.jobs import Arrays, Descend, Player
-from rl.env.dataset import Table
+from rl.algorithms.base import PolicyVersions
+from rl.distributed.jobs import Arrays, GradientSteps
+from rl.env.dataset import Dataset
 from rl.env.grid import Grid
-from rl.env.vector import Episodes
-from rl.evaluation.score import yardstick
-from rl.policy import Layers, Mlp, combined, flat, normalisation, shaped, start, to_bytes
+from rl.env.vector import VectorGridEnv
+from rl.evaluation.score import reference_costs
+from rl.policy import Layers, Mlp, combined, flatten, init_mlp, normalisation, to_bytes, unflatten
 
 Array = NDArray[np.float64]
 SAMPLE = 20_000  # hours from which the normalisation is taken
@@ -43,8 +43,8 @@ class Settings:
     iterations: int = 24  # with all else as it is, the whole pipeline ends within 15 minutes on two cores
     members: int = 4  # policies that learn side by side, each a lease an iteration
     steps: int = 100  # of Adam, of a lease
-    episodes: int = 128  # of a step, side by side
-    hours: int = 72  # of an episode
+    num_envs: int = 128  # episodes of a step, side by side
+    episode_hours: int = 72
     learning_rate: float = 3e-3
     width: int = 128  # of both hidden layers of a member
     seed: int = 0
@@ -62,31 +62,29 @@ class _Hour(NamedTuple):
     residual: Array
 
 
-def gradient(
-    episodes: Episodes, policy: Mlp, starts: NDArray[np.int64], charge: Array, weight: Array
+def episode_gradient(
+    env: VectorGridEnv, policy: Mlp, starts: NDArray[np.int64], charge: Array, weight: Array
 ) -> tuple[Array, Layers]:
     """Cost [hour, N] of an episode from each of `starts` [N] with `charge` [store, N], and d Σ weight · cost / d layers.
 
     `weight` [N]. Where the projection cuts an action, the derivative is 0 outwards and as if it were not cut inwards: a policy
     that asks too much can still learn to ask less.
     """
-    seen = np.empty((episodes.hours, episodes.count, len(policy.names)), np.float32)
+    seen = np.empty((env.hours, env.num_envs, len(policy.observation_names)), np.float32)
     cost = np.empty(seen.shape[:2])
     tape = []
-    episodes.reset(starts, charge)
-    for hour in range(episodes.hours):
-        seen[hour] = episodes.observation
+    env.reset(starts, charge)
+    for hour in range(env.hours):
+        seen[hour] = env.observation
         hidden, action = policy.forward(seen[hour])
-        held, before = episodes.charge.copy(), episodes.residual.copy()
-        _, cost[hour] = episodes.step(action)
-        tape.append(
-            _Hour(hidden, action, held, episodes.charge.copy(), episodes.power.copy(), before, episodes.residual.copy())
-        )
-    return cost, _backwards(episodes, policy, seen, tape, weight)
+        held, before = env.charge.copy(), env.residual.copy()
+        _, cost[hour] = env.step(action)
+        tape.append(_Hour(hidden, action, held, env.charge.copy(), env.power.copy(), before, env.residual.copy()))
+    return cost, _backwards(env, policy, seen, tape, weight)
 
 
-def _backwards(episodes: Episodes, policy: Mlp, seen: NDArray[np.float32], tape: list[_Hour], weight: Array) -> Layers:
-    grid, n = episodes.grid, episodes.stores
+def _backwards(env: VectorGridEnv, policy: Mlp, seen: NDArray[np.float32], tape: list[_Hour], weight: Array) -> Layers:
+    grid, n = env.grid, env.num_stores
     into, out, wear, holding, energy = (
         grid.each(name)[:, None] for name in ("charge_efficiency", "discharge_efficiency", "wear", "holding", "energy")
     )
@@ -106,7 +104,7 @@ def _backwards(episodes: Episodes, policy: Mlp, seen: NDArray[np.float32], tape:
         by_charge = by_change + of_charge - weight * holding
         of_charge = -by_change
         # Back through the two projections: to what rest allows, to what power allows.
-        lowest, highest = episodes.bounds[hour]
+        lowest, highest = env.bounds[hour]
         asked = np.minimum(h.action[:n] * fall, -h.action[:n] * rise)
         after = h.held + asked.clip(fall, rise)
         of_charge += np.where((after > highest) | (after < lowest), 0, by_charge)
@@ -139,14 +137,14 @@ def _inwards(flow: Array, value: Array, lowest: Array | float, highest: Array | 
     return np.where(((value > highest) & (flow < 0)) | ((value < lowest) & (flow > 0)), 0, flow)
 
 
-def savings(grid: Grid, table: Table, *, hours: int = 168, most: int = 26) -> Array:
+def optimal_savings(grid: Grid, dataset: Dataset, *, hours: int = 168, most: int = 26) -> Array:
     """[region] what the optimum saves in an hour, from up to `most` episodes evenly taken: costs over it count in PoP's unit."""
-    every, found = table.starts(hours), []
-    for first, last in table.spans:
+    every, found = dataset.starts(hours), []
+    for first, last in dataset.spans:
         own = every[(every >= first) & (every < last)]
         own = own[np.unique(np.linspace(0, len(own) - 1, most).astype(int))]
-        scale = yardstick(grid, table, own, hours)
-        found.append(float((scale.nothing - scale.optimum).mean()) / hours)
+        scale = reference_costs(grid, dataset, own, hours)
+        found.append(float((scale.idle - scale.optimum).mean()) / hours)
     return np.array(found)
 
 
@@ -156,18 +154,20 @@ def learning_rate(highest: float, step: int, total: int) -> float:
     return highest * min(1.0, (step + 1) / WARM_UP) * (0.02 + 0.98 * fall)
 
 
-def descend(episodes: Episodes, starts: NDArray[np.int64], job: Descend, policy: Mlp, mean: Mlp, square: Mlp) -> Arrays:
+def gradient_steps(
+    env: VectorGridEnv, starts: NDArray[np.int64], job: GradientSteps, policy: Mlp, mean: Mlp, square: Mlp
+) -> Arrays:
     """`job.steps` steps of Adam on episodes drawn from `starts`: weights and moments after them, cost and norm of each step.
 
     `mean`, `square`: the moments, in the shape of the policy. Cost is in units of what the optimum saves.
     """
-    table, grid = episodes.table, episodes.grid
-    region = np.searchsorted([last for _, last in table.spans], starts, side="right")
+    dataset, grid = env.dataset, env.grid
+    region = np.searchsorted([last for _, last in dataset.spans], starts, side="right")
     worth = 1 / (np.array(job.saving)[region] * job.episodes * job.hours)
     # Every region counts the same, however many of its hours were measured.
-    chance = 1 / np.bincount(region, minlength=len(table.spans))[region]
+    chance = 1 / np.bincount(region, minlength=len(dataset.spans))[region]
     chance /= chance.sum()
-    weights, adam = flat(policy), Adam(flat(mean), flat(square))
+    weights, adam = flatten(policy), Adam(flatten(mean), flatten(square))
     losses = np.empty((job.steps, 2))
     for at in range(job.steps):
         step = job.first + at
@@ -175,44 +175,43 @@ def descend(episodes: Episodes, starts: NDArray[np.int64], job: Descend, policy:
         drawn = rng.choice(len(starts), job.episodes, p=chance)
         charge = rng.uniform(0, 1, (len(grid.stores), job.episodes)) * grid.each("energy")[:, None]
         charge = np.where(rng.uniform(size=job.episodes) < AT_REST, grid.rest[:, None], charge)
-        cost, layers = gradient(episodes, shaped(policy, weights), starts[drawn], charge, worth[drawn])
+        cost, layers = episode_gradient(env, unflatten(policy, weights), starts[drawn], charge, worth[drawn])
         row = np.concatenate([array.ravel() for layer in layers for array in layer]).astype(np.float32)
         norm = float(np.sqrt((row.astype(float) ** 2).sum()))
         row *= np.float32(min(1.0, MAX_NORM / max(norm, 1e-12)))
-        weights = weights - adam.step(row, step + 1, learning_rate(job.learning_rate, step, job.total), keep=0.99)
+        weights = weights - adam.step(row, step + 1, learning_rate(job.learning_rate, step, job.total), beta2=0.99)
         losses[at] = (cost * worth[drawn]).sum(), norm
-    return {"weights": weights, "mean": adam.mean, "square": adam.square, "losses": losses}
+    return {"weights": weights, "mean": adam.m, "square": adam.v, "losses": losses}
 
 
-def _normalisation(episodes: Episodes, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Of the table's features as they are, of the state as it is with any charge at all."""
-    table = episodes.table
-    rows = rng.integers(0, len(table.load), SAMPLE)
-    share = rng.uniform(0, 1, (SAMPLE, episodes.stores))
-    state = np.column_stack([share, table.before[rows], rng.uniform(0, 1, SAMPLE)])
-    return normalisation(np.concatenate([state, table.features[rows]], axis=1).astype(np.float32))
+def _normalisation(env: VectorGridEnv, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Of the dataset's features as they are, of the state as it is with any charge at all."""
+    dataset = env.dataset
+    rows = rng.integers(0, len(dataset.load), SAMPLE)
+    share = rng.uniform(0, 1, (SAMPLE, env.num_stores))
+    state = np.column_stack([share, dataset.previous_load[rows], rng.uniform(0, 1, SAMPLE)])
+    return normalisation(np.concatenate([state, dataset.features[rows]], axis=1).astype(np.float32))
 
 
-class Descent:
+class PathwiseGradient:
     """An algorithm (`rl.algorithms.base.Algorithm`): members that learn each for itself, and act as one, by their mean action.
 
     The cost is convex in the action, so the mean of several policies costs no more than they do on average.
     """
 
-    def __init__(self, player: Player, table: str, settings: Settings) -> None:
+    def __init__(self, dataset: str, env: VectorGridEnv, settings: Settings) -> None:
         self.settings, self.staleness, self.iterations = settings, 0, settings.iterations
-        self._table = table
-        saving = savings(player.grid, player.table(table))
-        episodes = player.episodes(table, settings.episodes, settings.hours)
-        mean, scale = _normalisation(episodes, np.random.default_rng(settings.seed))
+        self._dataset = dataset
+        saving = optimal_savings(env.grid, env.dataset)
+        mean, scale = _normalisation(env, np.random.default_rng(settings.seed))
         self._saving = tuple(float(f"{each:.5g}") for each in saving)  # the same on every host
         self._members = []
         for member in range(settings.members):
             rng = np.random.default_rng([settings.seed, member])
-            first = start(episodes.names, mean, scale, episodes.actions, settings.width, rng)
-            nothing = shaped(first, np.zeros_like(flat(first)))
+            first = init_mlp(env.observation_names, mean, scale, env.num_actions, settings.width, rng)
+            nothing = unflatten(first, np.zeros_like(flatten(first)))
             self._members.append((first, nothing, nothing))
-        self.versions = Versions(self._combined(), 0)
+        self.versions = PolicyVersions(self._combined(), 0)
 
     @property
     def members(self) -> list[Mlp]:
@@ -222,25 +221,25 @@ class Descent:
     def _combined(self) -> Mlp:
         return combined(self.members)
 
-    def jobs(self, iteration: int) -> list[Descend]:
+    def jobs(self, iteration: int) -> list[GradientSteps]:
         """One a member."""
         s, found = self.settings, []
         for number, member in enumerate(self._members):
             policy, mean, square = (hashlib.sha256(to_bytes(part)).hexdigest() for part in member)
             found.append(
-                Descend(
-                    self._table,
+                GradientSteps(
+                    self._dataset,
                     policy,
                     mean,
                     square,
-                    size=flat(member[0]).size,
+                    size=flatten(member[0]).size,
                     seed=s.seed,
                     member=number,
                     first=iteration * s.steps,
                     steps=s.steps,
                     total=s.iterations * s.steps,
-                    episodes=s.episodes,
-                    hours=s.hours,
+                    episodes=s.num_envs,
+                    hours=s.episode_hours,
                     learning_rate=s.learning_rate,
                     saving=self._saving,
                 )
@@ -251,10 +250,10 @@ class Descent:
         """What the jobs name."""
         return [to_bytes(part) for member in self._members for part in member]
 
-    def learn(self, iteration: int, jobs: Sequence[Descend], results: Sequence[Arrays]) -> dict[str, float]:
+    def learn(self, iteration: int, jobs: Sequence[GradientSteps], results: Sequence[Arrays]) -> dict[str, float]:
         """Take what the members have become."""
         self._members = [
-            tuple(shaped(policy, result[name]) for name in ("weights", "mean", "square"))  # type: ignore[misc]
+            tuple(unflatten(policy, result[name]) for name in ("weights", "mean", "square"))  # type: ignore[misc]
             for (policy, _, _), result in zip(self._members, results, strict=True)
         ]
         self.versions.add(self._combined())
@@ -264,7 +263,7 @@ class Descent:
     def state(self) -> tuple[dict[str, float], Arrays]:
         """All that a restart needs."""
         return {"version": self.versions.number}, {
-            f"member/{number}/{name}": flat(part)
+            f"member/{number}/{name}": flatten(part)
             for number, member in enumerate(self._members)
             for name, part in zip(("weights", "mean", "square"), member, strict=True)
         }
@@ -272,7 +271,9 @@ class Descent:
     def restore(self, numbers: Mapping[str, float], arrays: Mapping[str, NDArray]) -> None:
         """Go on from `state`: its numbers and its float32 rows."""
         self._members = [
-            tuple(shaped(policy, np.array(arrays[f"member/{number}/{name}"])) for name in ("weights", "mean", "square"))  # type: ignore[misc]
+            tuple(
+                unflatten(policy, np.array(arrays[f"member/{number}/{name}"])) for name in ("weights", "mean", "square")
+            )  # type: ignore[misc]
             for number, (policy, _, _) in enumerate(self._members)
         ]
         self.versions.held = {int(numbers["version"]): self._combined()}

@@ -1,4 +1,4 @@
-"""Proximal policy optimisation (Schulman et al. 2017), one process: numpy actors in `Episodes`, learner in MLX.
+"""Proximal policy optimisation (Schulman et al. 2017), one process: numpy actors in `VectorGridEnv`, learner in MLX.
 
 Read from top to bottom: settings, rollout, advantages (GAE, Schulman et al. 2016), loss, loop. It starts from any `Mlp`, best from
 one that was cloned. The reward of an hour is what the action saved against leaving every store at rest: minus the cost, plus a
@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rl.algorithms.clone import Network
-from rl.env.dataset import Table
+from rl.env.dataset import Dataset
 from rl.env.grid import Grid
-from rl.env.vector import Episodes
-from rl.evaluation.score import nothing_cost
-from rl.policy import Mlp, start
+from rl.env.vector import VectorGridEnv
+from rl.evaluation.score import idle_cost
+from rl.policy import Mlp, init_mlp
 
 Array = NDArray[np.float32]
 
@@ -32,15 +32,15 @@ Array = NDArray[np.float32]
 class Settings:
     """What the algorithm can be told."""
 
-    episodes: int = 64  # side by side
-    hours: int = 168  # of an episode; a rollout is one episode of each
+    num_envs: int = 64  # episodes side by side
+    episode_hours: int = 168  # a rollout is one episode of each
     iterations: int = 100  # rollouts
     epochs: int = 4  # passes over a rollout
-    minibatch: int = 1024  # hours
+    minibatch_size: int = 1024  # hours
     learning_rate: float = 3e-4
     gamma: float = 0.995  # an hour
     gae_lambda: float = 0.95
-    clip: float = 0.2  # of the probability ratio
+    clip_coef: float = 0.2  # of the probability ratio
     noise: float = 0.1  # standard deviation of actions at the start, as a share of full power
     target_kl: float = 0.02  # epochs end when the policy has moved this far
     max_grad_norm: float = 0.5
@@ -57,7 +57,7 @@ class Batch:
     rewards: Array  # [hour, N] $ per MW of reference peak
 
 
-class Learner(nn.Module):
+class ActorCritic(nn.Module):
     """Policy mean, one standard deviation an action, value."""
 
     def __init__(self, policy: Mlp, value: Mlp, noise: float) -> None:
@@ -72,20 +72,20 @@ class Learner(nn.Module):
 
 
 def play(
-    grid: Grid, episodes: Episodes, policy: Mlp, std: Array, starts: NDArray[np.int64], rng: np.random.Generator
+    grid: Grid, env: VectorGridEnv, policy: Mlp, std: Array, starts: NDArray[np.int64], rng: np.random.Generator
 ) -> Batch:
     """One episode from each of the rows `starts` [N]: the policy's actions plus noise of deviation `std` [action]."""
-    hours, count, table = episodes.hours, episodes.count, episodes.table
-    seen = np.empty((hours, count, len(episodes.names)), np.float32)
-    tried = np.empty((hours, episodes.actions, count), np.float32)
+    hours, count, dataset = env.hours, env.num_envs, env.dataset
+    seen = np.empty((hours, count, len(env.observation_names)), np.float32)
+    tried = np.empty((hours, env.num_actions, count), np.float32)
     cost = np.empty((hours, count))
     noise = rng.standard_normal(tried.shape, np.float32) * std[:, None]
-    episodes.reset(starts)
+    env.reset(starts)
     for hour in range(hours):
-        seen[hour] = episodes.observation
-        tried[hour] = policy(episodes) + noise[hour]
-        _, cost[hour] = episodes.step(tried[hour])
-    idle = nothing_cost(grid, table.load[starts + np.arange(hours)[:, None]], table.before[starts])
+        seen[hour] = env.observation
+        tried[hour] = policy(env) + noise[hour]
+        _, cost[hour] = env.step(tried[hour])
+    idle = idle_cost(grid, dataset.load[starts + np.arange(hours)[:, None]], dataset.previous_load[starts])
     normal = (seen - policy.mean) * policy.scale
     return Batch(normal, tried.transpose(0, 2, 1), (idle - cost).astype(np.float32))
 
@@ -102,26 +102,26 @@ def advantages(rewards: Array, values: Array, gamma: float, gae_lambda: float) -
 
 def train(
     grid: Grid,
-    table: Table,
+    dataset: Dataset,
     policy: Mlp,
     settings: Settings,
     log: Callable[[int, Mapping[str, float]], None] | None = None,
 ) -> Mlp:
-    """Improve `policy` on episodes drawn from `table`; `log(iteration, metrics)` after each rollout."""
+    """Improve `policy` on episodes drawn from `dataset`; `log(iteration, metrics)` after each rollout."""
     rng = np.random.default_rng(settings.seed)
-    episodes = Episodes(grid, table, settings.episodes, settings.hours)
-    starts = table.starts(settings.hours)
-    value = start(policy.names, policy.mean, policy.scale, 1, settings.width, rng)
-    learner = Learner(policy, value, settings.noise)
+    env = VectorGridEnv(grid, dataset, settings.num_envs, settings.episode_hours)
+    starts = dataset.starts(settings.episode_hours)
+    value = init_mlp(policy.observation_names, policy.mean, policy.scale, 1, settings.width, rng)
+    learner = ActorCritic(policy, value, settings.noise)
     optimiser = optim.Adam(settings.learning_rate, eps=1e-5)
     scale = 1.0  # of returns: the value network learns numbers near 1
 
     def loss(
-        learner: Learner, seen: mx.array, actions: mx.array, old: mx.array, advantage: mx.array, target: mx.array
+        learner: ActorCritic, seen: mx.array, actions: mx.array, old: mx.array, advantage: mx.array, target: mx.array
     ) -> tuple[mx.array, mx.array, mx.array, mx.array]:
         log_ratio = learner.log_probability(seen, actions) - old
         ratio = mx.exp(log_ratio)
-        clipped = mx.clip(ratio, 1 - settings.clip, 1 + settings.clip)
+        clipped = mx.clip(ratio, 1 - settings.clip_coef, 1 + settings.clip_coef)
         policy_loss = -mx.minimum(ratio * advantage, clipped * advantage).mean()
         value_loss = 0.5 * mx.square(learner.value(seen)[:, 0] - target).mean()
         return policy_loss + value_loss, policy_loss, value_loss, (ratio - 1 - log_ratio).mean()
@@ -130,7 +130,7 @@ def train(
     began, played = time.perf_counter(), 0
     for iteration in range(settings.iterations):
         std = np.exp(np.array(learner.log_std))
-        batch = play(grid, episodes, policy, std, rng.choice(starts, settings.episodes), rng)
+        batch = play(grid, env, policy, std, rng.choice(starts, settings.num_envs), rng)
         played += batch.rewards.size
         seen = mx.array(batch.observations.reshape(batch.rewards.size, -1))
         actions = mx.array(batch.actions.reshape(batch.rewards.size, -1))
@@ -145,8 +145,8 @@ def train(
         moved = policy_loss = value_loss = 0.0
         for _ in range(settings.epochs):
             order = rng.permutation(batch.rewards.size)
-            for at in range(0, len(order), settings.minibatch):
-                own = mx.array(order[at : at + settings.minibatch])
+            for at in range(0, len(order), settings.minibatch_size):
+                own = mx.array(order[at : at + settings.minibatch_size])
                 losses, gradient = gradient_of(learner, *(x[own] for x in (seen, actions, old, normal, target)))
                 gradient, _ = optim.clip_grad_norm(gradient, settings.max_grad_norm)
                 optimiser.update(learner, gradient)
@@ -154,7 +154,7 @@ def train(
                 policy_loss, value_loss, moved = (float(x) for x in losses[1:])
             if moved > settings.target_kl:
                 break
-        policy = Mlp(policy.names, policy.mean, policy.scale, learner.mean.numbers())
+        policy = Mlp(policy.observation_names, policy.mean, policy.scale, learner.mean.numbers())
         if log:
             metrics = {
                 "charts/episodic_return": float(batch.rewards.sum(axis=0).mean()),

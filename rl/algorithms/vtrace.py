@@ -1,4 +1,4 @@
-"""V-trace (Espeholt et al. 2018) for rollouts that are late, with PPO's clipped objective: the learner of distributed rollouts.
+"""V-gae_lambda (Espeholt et al. 2018) for rollouts that are late, with PPO's clipped objective: the learner of distributed rollouts.
 
 Read from top to bottom: settings, targets, learner. The jobs of iteration i are played with the weights of iteration i - staleness,
 while the learner still learns; how much likelier the present policy makes what was tried than the one that tried it
@@ -20,12 +20,13 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 from numpy.typing import NDArray
 
-from rl.algorithms.base import Versions
-from rl.algorithms.ppo import Learner
-from rl.distributed.audit import replayed
-from rl.distributed.jobs import Arrays, Player, Rollout
-from rl.evaluation.score import nothing_cost
-from rl.policy import Mlp, start
+from rl.algorithms.base import PolicyVersions
+from rl.algorithms.ppo import ActorCritic
+from rl.distributed.audit import replay
+from rl.distributed.jobs import Arrays, Rollout
+from rl.distributed.runner import JobRunner
+from rl.evaluation.score import idle_cost
+from rl.policy import Mlp, init_mlp
 
 Array = NDArray[np.float32]
 Floats = NDArray[np.floating]
@@ -37,16 +38,16 @@ class Settings:
 
     iterations: int = 60
     jobs: int = 4  # rollouts an iteration, each a lease
-    episodes: int = 16  # of a rollout, side by side
-    hours: int = 168  # of an episode
+    num_envs: int = 16  # episodes of a rollout, side by side
+    episode_hours: int = 168
     staleness: int = 1  # iterations that the weights of a rollout may be behind; 0: PPO
     epochs: int = 4  # passes over an iteration's hours
-    minibatch: int = 1024  # hours
+    minibatch_size: int = 1024  # hours
     learning_rate: float = 3e-4
     gamma: float = 0.995  # an hour
-    trace: float = 0.95  # lambda
+    gae_lambda: float = 0.95
     rho_max: float = 1.0  # most weight of an hour
-    clip: float = 0.2  # of the probability ratio to the policy at the iteration's start
+    clip_coef: float = 0.2  # of the probability ratio to the policy at the iteration's start
     noise: float = 0.1  # standard deviation of actions at the start, as a share of full power
     target_kl: float = 0.02  # epochs end when the policy has moved this far
     max_grad_norm: float = 0.5
@@ -55,15 +56,15 @@ class Settings:
 
 
 def targets(
-    rewards: Floats, values: Floats, ratios: Floats, gamma: float, trace: float = 1.0, rho_max: float = 1.0
+    rewards: Floats, values: Floats, ratios: Floats, gamma: float, gae_lambda: float = 1.0, rho_max: float = 1.0
 ) -> Floats:
-    """V-trace targets of whole episodes, [hour, N]; `ratios` of the present policy's probability to that of the one that acted.
+    """V-gae_lambda targets of whole episodes, [hour, N]; `ratios` of the present policy's probability to that of the one that acted.
 
     v_t = V_t + rho_t (r_t + gamma V_{t+1} - V_t) + gamma c_t (v_{t+1} - V_{t+1}), with rho = min(rho_max, ratio) and
-    c = trace · min(1, ratio); the value after the last hour is 0.
+    c = gae_lambda · min(1, ratio); the value after the last hour is 0.
     """
     out = np.empty_like(rewards)
-    rho, c = np.minimum(rho_max, ratios), trace * np.minimum(1.0, ratios)
+    rho, c = np.minimum(rho_max, ratios), gae_lambda * np.minimum(1.0, ratios)
     ahead, following = np.zeros_like(rewards[0]), np.zeros_like(rewards[0])
     for hour in range(len(rewards) - 1, -1, -1):
         ahead = rho[hour] * (rewards[hour] + gamma * following - values[hour]) + gamma * c[hour] * ahead
@@ -80,11 +81,11 @@ class Batch:
     rewards: Array  # [hour, N] saved against doing nothing, $ per MW of reference peak
 
 
-def rebuild(player: Player, policy: Mlp, job: Rollout, result: Arrays) -> Batch:
+def rebuild(runner: JobRunner, policy: Mlp, job: Rollout, result: Arrays) -> Batch:
     """Replay a rollout's actions: its observations and rewards. DataError where the costs are not those that were reported."""
-    (starts, _), table = player.drawn(job), player.table(job.table)
-    seen, cost = replayed(player, job, result)
-    idle = nothing_cost(player.grid, table.load[starts + np.arange(job.hours)[:, None]], table.before[starts])
+    (starts, _), dataset = runner.draw_starts(job), runner.dataset(job.dataset)
+    seen, cost = replay(runner, job, result)
+    idle = idle_cost(runner.grid, dataset.load[starts + np.arange(job.hours)[:, None]], dataset.previous_load[starts])
     normal = (seen - policy.mean) * policy.scale
     return Batch(normal, result["actions"].transpose(0, 2, 1), (idle - cost).astype(np.float32))
 
@@ -92,15 +93,17 @@ def rebuild(player: Player, policy: Mlp, job: Rollout, result: Arrays) -> Batch:
 class VTrace:
     """An algorithm (`rl.algorithms.base.Algorithm`): policy and value, improved once an iteration."""
 
-    def __init__(self, player: Player, table: str, policy: Mlp, settings: Settings) -> None:
+    def __init__(self, runner: JobRunner, dataset: str, policy: Mlp, settings: Settings) -> None:
         self.settings, self.staleness, self.iterations = settings, settings.staleness, settings.iterations
-        self._player, self._table = player, table
-        value = start(policy.names, policy.mean, policy.scale, 1, settings.width, np.random.default_rng(settings.seed))
-        self._learner = Learner(policy, value, settings.noise)
+        self._player, self._dataset = runner, dataset
+        value = init_mlp(
+            policy.observation_names, policy.mean, policy.scale, 1, settings.width, np.random.default_rng(settings.seed)
+        )
+        self._learner = ActorCritic(policy, value, settings.noise)
         self._optimiser = optim.Adam(settings.learning_rate, eps=1e-5)
         self._optimiser.init(self._learner.trainable_parameters())
         self._scale = 0.0  # of returns: the value network learns numbers near 1
-        self.versions = Versions(policy, settings.staleness)
+        self.versions = PolicyVersions(policy, settings.staleness)
         self._noise = {0: np.full(policy.layers[-1][0].shape[0], settings.noise, np.float32)}
         self._gradient = nn.value_and_grad(self._learner, self._loss)
 
@@ -110,7 +113,7 @@ class VTrace:
         noise = tuple(map(float, self._noise[version]))
         sha256 = self.versions.sha256(version)
         seeds = np.random.SeedSequence([s.seed, iteration]).generate_state(s.jobs, np.uint64) >> np.uint64(1)
-        return [Rollout(self._table, sha256, int(seed), s.episodes, s.hours, noise) for seed in seeds]
+        return [Rollout(self._dataset, sha256, int(seed), s.num_envs, s.episode_hours, noise) for seed in seeds]
 
     def contents(self) -> list[bytes]:
         """What the jobs name."""
@@ -129,7 +132,7 @@ class VTrace:
         behaviour = self._behaviour(self.versions.of(iteration), batch).reshape(shape)
         ratios = np.exp(np.clip(np.array(old).reshape(shape) - behaviour, -20, 20))
         values = np.array(self._learner.value(seen)[:, 0]).reshape(shape) * np.float32(self._scale or 1.0)
-        found = targets(batch.rewards, values, ratios, s.gamma, s.trace, s.rho_max)
+        found = targets(batch.rewards, values, ratios, s.gamma, s.gae_lambda, s.rho_max)
         if not self._scale:
             self._scale = float(found.std()) or 1.0
         gains = found - values
@@ -139,8 +142,8 @@ class VTrace:
         rng = np.random.default_rng([s.seed, iteration])
         for _ in range(s.epochs):
             order = rng.permutation(count)
-            for at in range(0, count, s.minibatch):
-                own = mx.array(order[at : at + s.minibatch])
+            for at in range(0, count, s.minibatch_size):
+                own = mx.array(order[at : at + s.minibatch_size])
                 losses, gradient = self._gradient(self._learner, *(x[own] for x in (seen, tried, old, normal, target)))
                 gradient, _ = optim.clip_grad_norm(gradient, s.max_grad_norm)
                 self._optimiser.update(self._learner, gradient)
@@ -148,7 +151,7 @@ class VTrace:
                 policy_loss, value_loss, moved = (float(x) for x in losses[1:])
             if moved > s.target_kl:
                 break
-        self.versions.add(Mlp(policy.names, policy.mean, policy.scale, self._learner.mean.numbers()))
+        self.versions.add(Mlp(policy.observation_names, policy.mean, policy.scale, self._learner.mean.numbers()))
         self._noise[iteration + 1] = np.exp(np.array(self._learner.log_std))
         self._noise = {version: std for version, std in self._noise.items() if version in self.versions.held}
         return {
@@ -162,11 +165,11 @@ class VTrace:
         }
 
     def _loss(
-        self, learner: Learner, seen: mx.array, tried: mx.array, old: mx.array, gain: mx.array, target: mx.array
+        self, learner: ActorCritic, seen: mx.array, tried: mx.array, old: mx.array, gain: mx.array, target: mx.array
     ) -> tuple[mx.array, mx.array, mx.array, mx.array]:
         log_ratio = learner.log_probability(seen, tried) - old
         ratio = mx.exp(log_ratio)
-        clipped = mx.clip(ratio, 1 - self.settings.clip, 1 + self.settings.clip)
+        clipped = mx.clip(ratio, 1 - self.settings.clip_coef, 1 + self.settings.clip_coef)
         policy_loss = -mx.minimum(ratio * gain, clipped * gain).mean()
         value_loss = 0.5 * mx.square(learner.value(seen)[:, 0] - target).mean()
         return policy_loss + value_loss, policy_loss, value_loss, (ratio - 1 - log_ratio).mean()
@@ -174,7 +177,7 @@ class VTrace:
     def _behaviour(self, version: int, batch: Batch) -> Array:
         """Log-probability of what was tried under the policy that tried it, [hour · N]."""
         acted, std = self.versions.held[version], self._noise[version]
-        actor = Learner(acted, acted, 1.0)
+        actor = ActorCritic(acted, acted, 1.0)
         actor.log_std = mx.array(np.log(std))
         count = batch.rewards.size
         seen, tried = (mx.array(x.reshape(count, -1)) for x in (batch.observations, batch.actions))

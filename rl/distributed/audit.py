@@ -8,7 +8,8 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-from rl.distributed.jobs import Arrays, Player, Rollout
+from rl.distributed.jobs import Arrays, Rollout
+from rl.distributed.runner import JobRunner
 from rl.errors import DataError
 
 EVERY = 16  # of a worker's results of a kind, one is done again; and always the first
@@ -36,19 +37,19 @@ class Sampler:
         return count == 0 or place == drawn % self._every
 
 
-def replayed(player: Player, job: Rollout, result: Arrays) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+def replay(runner: JobRunner, job: Rollout, result: Arrays) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """A rollout's actions once more: observations [hour, N, feature] and costs [hour, N].
 
     DataError where the costs are not those that were reported.
     """
-    starts, _ = player.drawn(job)
-    episodes = player.episodes(job.table, job.episodes, job.hours)
-    seen = np.empty((job.hours, job.episodes, len(episodes.names)), np.float32)
+    starts, _ = runner.draw_starts(job)
+    env = runner.env(job.dataset, job.episodes, job.hours)
+    seen = np.empty((job.hours, job.episodes, len(env.observation_names)), np.float32)
     cost = np.empty((job.hours, job.episodes))
-    episodes.reset(starts)
+    env.reset(starts)
     for hour, tried in enumerate(result["actions"]):
-        seen[hour] = episodes.observation
-        _, cost[hour] = episodes.step(tried)
+        seen[hour] = env.observation
+        _, cost[hour] = env.step(tried)
     if not np.allclose(result["cost"], cost, rtol=1e-5, atol=1e-5):
         raise DataError(f"the costs of a rollout of seed {job.seed} are not those of its actions")
     return seen, cost

@@ -18,38 +18,38 @@ from rl.errors import DataError
 MAX_FRAME = 1 << 30  # bytes
 
 
-class Word(msgspec.Struct, frozen=True, tag_field="say", forbid_unknown_fields=True):
+class LinkMessage(msgspec.Struct, frozen=True, tag_field="say", forbid_unknown_fields=True):
     """Base: a tagged struct."""
 
 
 # -- learner → coordinator -------------------------------------------------------------------------------------------
 
 
-class Ask(Word, frozen=True, tag="Ask"):
+class RunJob(LinkMessage, frozen=True, tag="Ask"):
     """Have this done. A number that was asked for before is asked for again: what came for it is void."""
 
     number: int
     kind: str
     job: dict[str, Any]
     arrays: tuple[Spec, ...]
-    tables: tuple[str, ...] = ()  # sha256 of those that it reads; none: it reads the data folder's series
+    datasets: tuple[str, ...] = ()  # sha256 of those that it reads; none: it reads the data folder's series
 
 
-class Publish(Word, frozen=True, tag="Publish"):
+class PublishPolicy(LinkMessage, frozen=True, tag="Publish"):
     """A policy, the array `data` (uint8), before any job that names it."""
 
     version: int
     sha256: str
 
 
-class Distrust(Word, frozen=True, tag="Distrust"):
+class DistrustWorker(LinkMessage, frozen=True, tag="Distrust"):
     """This worker's results are wrong."""
 
     worker: str
     reason: str
 
 
-class Progress(Word, frozen=True, tag="Progress"):
+class Progress(LinkMessage, frozen=True, tag="Progress"):
     """How far it has come; figures as metrics.jsonl has them."""
 
     stage: str
@@ -58,13 +58,13 @@ class Progress(Word, frozen=True, tag="Progress"):
     figures: dict[str, float]
 
 
-class Note(Word, frozen=True, tag="Note"):
+class Log(LinkMessage, frozen=True, tag="Note"):
     """A line for people."""
 
     text: str
 
 
-class Over(Word, frozen=True, tag="Over"):
+class Finished(LinkMessage, frozen=True, tag="Over"):
     """The last word. `status`: done | usage | storage | failed."""
 
     status: str
@@ -74,7 +74,7 @@ class Over(Word, frozen=True, tag="Over"):
 # -- coordinator → learner -------------------------------------------------------------------------------------------
 
 
-class Given(Word, frozen=True, tag="Given"):
+class JobResult(LinkMessage, frozen=True, tag="Given"):
     """What came for a number: a result's arrays, or a proof. A second one may come where a job was issued twice."""
 
     number: int
@@ -83,11 +83,11 @@ class Given(Word, frozen=True, tag="Given"):
     proof: dict[str, Any]
 
 
-FromLearner = Ask | Publish | Distrust | Progress | Note | Over
-ToLearner = Given
+FromLearner = RunJob | PublishPolicy | DistrustWorker | Progress | Log | Finished
+ToLearner = JobResult
 
 
-def send(stream: IO[bytes], word: Word, arrays: Mapping[str, NDArray] | None = None) -> None:
+def send(stream: IO[bytes], word: LinkMessage, arrays: Mapping[str, NDArray] | None = None) -> None:
     """One message, `arrays` of any shape and dtype after it. OSError where nobody reads."""
     content = pack(msgspec.to_builtins(word), arrays or {})
     stream.write(len(content).to_bytes(4, "little"))
@@ -113,5 +113,5 @@ def receive(stream: IO[bytes], kind: Any) -> tuple[Any, dict[str, NDArray]] | No
 
 
 def as_bytes(data: NDArray) -> bytes:
-    """Of the array of a `Publish`, uint8 [bytes]."""
+    """Of the array of a `PublishPolicy`, uint8 [bytes]."""
     return np.asarray(data, np.uint8).tobytes()

@@ -25,14 +25,14 @@ LOADS = (1, 2, 3, 24)  # hours back
 
 
 @dataclass(frozen=True)
-class Table:
+class Dataset:
     """Rows of one or several regions, one after another; hours of a region follow one another."""
 
     load: Array  # [row] net load, reference peaks
-    before: Array  # [row] of the hour before
+    previous_load: Array  # [row] of the hour before
     known: NDArray[np.bool_]  # [row] this hour and the one before were measured
     features: NDArray[np.float32]  # [row, feature] known at the hour's start
-    names: tuple[str, ...]  # [feature]
+    feature_names: tuple[str, ...]  # [feature]
     regions: tuple[str, ...]
     spans: tuple[tuple[int, int], ...]  # [region] first row, last row + 1
     origins: tuple[int, ...]  # [region] hour of the region's series that is its first row
@@ -54,9 +54,9 @@ class Table:
         return np.concatenate([f[origin : origin + last - first] for f, origin, (first, last) in pairs])
 
 
-def table(
+def build_dataset(
     regions: Sequence[Region], forecasts: Sequence[Forecast | None], start: str, end: str, grid: Grid | None = None
-) -> Table:
+) -> Dataset:
     """The hours from `start` (inclusive) to `end` (exclusive), `YYYY-MM-DDTHH`, of every region with its forecast.
 
     Features: the load of 1, 2, 3 and 24 hours ago, hour, week and year as sines, then the forecast [hour, horizon, feature]
@@ -86,7 +86,7 @@ def table(
         ahead += [f"change +{h}" for h in range(1, shape[0])] + [f"price +{h}" for h in range(shape[0])]
         ahead += [f"above {knot:g} +{h}" for h in range(min(KNOTS_AHEAD, shape[0])) for knot in _knots(grid)]
     names = (*(f"load -{back}" for back in LOADS), *CLOCK, *ahead)
-    return Table(
+    return Dataset(
         load, before, known, features, names, tuple(r.name for r in regions), tuple(spans), tuple(origins), clock, month
     )
 

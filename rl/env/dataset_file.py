@@ -1,4 +1,4 @@
-"""Tables as files named by their content, which any process maps: `DATA/control/tables/<sha256>.table`."""
+"""Datasets as files named by their content, which any process maps: `DATA/control/tables/<sha256>.table`."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from dataclasses import fields
 from pathlib import Path
 
 from rl.arrays import mapped, pack
-from rl.env.dataset import Table
+from rl.env.dataset import Dataset
 from rl.errors import DataError
 
-TABLES = "tables"  # in a control folder
-_PLAIN = ("names", "regions", "spans", "origins")
-_ARRAYS = tuple(field.name for field in fields(Table) if field.name not in _PLAIN)
+DATASETS = "tables"  # in a control folder
+_PLAIN = ("feature_names", "regions", "spans", "origins")
+_ARRAYS = tuple(field.name for field in fields(Dataset) if field.name not in _PLAIN)
 
 
-def to_bytes(table: Table) -> tuple[str, bytes]:
-    """A table → the sha256 that names it, and the file's content."""
-    meta = {name: getattr(table, name) for name in _PLAIN}
-    content = pack(meta, {name: getattr(table, name) for name in _ARRAYS})
+def to_bytes(dataset: Dataset) -> tuple[str, bytes]:
+    """A dataset → the sha256 that names it, and the file's content."""
+    meta = {name: getattr(dataset, name) for name in _PLAIN}
+    content = pack(meta, {name: getattr(dataset, name) for name in _ARRAYS})
     return hashlib.sha256(content).hexdigest(), content
 
 
 def path_of(folder: Path, sha256: str) -> Path:
-    """Where the table of that name lies below a control folder. DataError for what is no sha256."""
+    """Where the dataset of that name lies below a control folder. DataError for what is no sha256."""
     if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
         raise DataError(f"table {sha256!r}: not named by a sha256")
-    return folder / TABLES / f"{sha256}.table"
+    return folder / DATASETS / f"{sha256}.table"
 
 
-def load(folder: Path, sha256: str) -> Table:
-    """The table of that name, mapped; its content is proved. DataError for a file that is not what its name says."""
+def load(folder: Path, sha256: str) -> Dataset:
+    """The dataset of that name, mapped; its content is proved. DataError for a file that is not what its name says."""
     path = path_of(folder, sha256)
     try:
         with path.open("rb") as file:
@@ -41,9 +41,9 @@ def load(folder: Path, sha256: str) -> Table:
         raise DataError(f"table {path} is not what its name says: remove it and start again")
     meta, arrays = mapped(path)
     try:
-        return Table(
+        return Dataset(
             **{name: arrays[name] for name in _ARRAYS},
-            names=tuple(meta["names"]),
+            feature_names=tuple(meta["feature_names"]),
             regions=tuple(meta["regions"]),
             spans=tuple((int(first), int(last)) for first, last in meta["spans"]),
             origins=tuple(map(int, meta["origins"])),

@@ -1,6 +1,6 @@
 """The environment: many episodes of grid control side by side, in numpy.
 
-`Episodes` holds N of them that walk in step: same length, each from a row of the table of its own. A step is some forty numpy
+`VectorGridEnv` holds N of them that walk in step: same length, each from a row of the dataset of its own. A step is some forty numpy
 calls on preallocated arrays, so its time is nearly the same for 1 and for 256. Units are those of `rl.env.grid`.
 
 Timing: the action for hour t is decided at its start. Then its load is seen, and paid for.
@@ -15,38 +15,45 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from rl.env.dataset import Table
+from rl.env.dataset import Dataset
 from rl.env.grid import Grid
 from rl.errors import DataError
 
 Array = NDArray[np.float64]
 
 FAR = 100.0  # reference peaks: no residual load lies beyond
-LEFT = 48  # hours: the observation of what is left of the episode saturates there, so that a year looks like a week
+HOURS_LEFT_CAP = (
+    48  # hours: the observation of what is left of the episode saturates there, so that a year looks like a week
+)
 
 
-class Episodes:
+class VectorGridEnv:
     """N episodes in step. The arrays that `reset` and `step` return, and the attributes, are overwritten by the next step.
 
     Attributes: `charge` [store, N], `power` [store, N] into the grid, `shed` [N], `residual` [N], `cost` [N] of the last hour,
-    `row` [N] of the hour to come, `left` hours to come, `cut` [store, N]: how much energy the projection has taken from
+    `row` [N] of the hour to come, `hours_left` hours to come, `clipped_energy` [store, N]: how much energy the projection has taken from
     what was asked, summed over the episode, and `bounds` [hour]: lowest and highest charge [store, N] at the hour's end from
     which rest can still be reached.
     """
 
-    def __init__(self, grid: Grid, table: Table, count: int, hours: int) -> None:
+    def __init__(self, grid: Grid, dataset: Dataset, count: int, hours: int) -> None:
         if hours < 1 or count < 1:
             raise DataError(f"{count} episodes of {hours} hours: both must be at least 1")
-        if not np.abs(table.load).max() < FAR - 1:
-            raise DataError(f"a load of the table is not finite, or above {FAR - 1:.0f} reference peaks")
-        self.grid, self.table, self.count, self.hours = grid, table, count, hours
-        n = self.stores = len(grid.stores)
-        self.actions = n + 1
-        self.names = (*(f"charge {s.name}" for s in grid.stores), "residual load", "hours left", *table.names)
-        # Leading columns of state, then the table's: one gather of whole rows fills an observation.
-        self._source = np.zeros((len(table.load), len(self.names)), np.float32)
-        self._source[:, n + 2 :] = table.features
-        self.observation = np.zeros((count, len(self.names)), np.float32)
+        if not np.abs(dataset.load).max() < FAR - 1:
+            raise DataError(f"a load of the dataset is not finite, or above {FAR - 1:.0f} reference peaks")
+        self.grid, self.dataset, self.num_envs, self.hours = grid, dataset, count, hours
+        n = self.num_stores = len(grid.stores)
+        self.num_actions = n + 1
+        self.observation_names = (
+            *(f"charge {s.name}" for s in grid.stores),
+            "residual load",
+            "hours left",
+            *dataset.feature_names,
+        )
+        # Leading columns of state, then the dataset's: one gather of whole rows fills an observation.
+        self._source = np.zeros((len(dataset.load), len(self.observation_names)), np.float32)
+        self._source[:, n + 2 :] = dataset.features
+        self.observation = np.zeros((count, len(self.observation_names)), np.float32)
         power, energy, rest = grid.each("power"), grid.each("energy"), grid.rest
         into, out = grid.each("charge_efficiency"), grid.each("discharge_efficiency")
 
@@ -80,9 +87,9 @@ class Episodes:
         self._a, self._b, self._before, self._nothing = (np.zeros((n, count)) for _ in range(4))
         self._ones_wide, self._sheddable = np.ones(count), np.full(count, grid.shed_power)
         self._load, self._old = np.zeros(count), np.zeros(count)
-        self.residual, self.cost, self.cut = np.zeros(count), np.zeros(count), np.zeros((n, count))
+        self.residual, self.cost, self.clipped_energy = np.zeros(count), np.zeros(count), np.zeros((n, count))
         self.row = np.zeros(count, np.int64)
-        self.left = 0
+        self.hours_left = 0
 
     def reset(
         self, starts: NDArray[np.int64], charge: Array | None = None, before: Array | None = None
@@ -93,16 +100,16 @@ class Episodes:
         the hour before, instead of its load.
         """
         if (
-            np.shape(starts) != (self.count,)
+            np.shape(starts) != (self.num_envs,)
             or np.min(starts) < 0
-            or np.max(starts) + self.hours > len(self.table.load)
+            or np.max(starts) + self.hours > len(self.dataset.load)
         ):
-            raise DataError(f"starts must be {self.count} rows with {self.hours} hours after each in the table")
+            raise DataError(f"starts must be {self.num_envs} rows with {self.hours} hours after each in the dataset")
         self.row[:] = starts
         self.charge[:] = self.grid.rest[:, None] if charge is None else charge
-        self.residual[:] = self.table.before[self.row] if before is None else before
-        self.cut[:] = 0
-        self.left = self.hours
+        self.residual[:] = self.dataset.previous_load[self.row] if before is None else before
+        self.clipped_energy[:] = 0
+        self.hours_left = self.hours
         return self._observe()
 
     def step(self, action: NDArray[np.floating]) -> tuple[NDArray[np.float32], Array]:
@@ -110,10 +117,10 @@ class Episodes:
 
         DataError where the episode is over. An action that is not finite is no action: it must not be given.
         """
-        if self.left == 0:
+        if self.hours_left == 0:
             raise DataError("the episode is over: reset before the next step")
-        n = self.stores
-        lowest, highest = self.bounds[self.hours - self.left]
+        n = self.num_stores
+        lowest, highest = self.bounds[self.hours - self.hours_left]
         asked, change, charge = self._a, self._b, self.charge
         # The change of charge that is asked: the smaller of two lines, because losses go the same way in both directions.
         np.multiply(action[:n], self._fall, out=asked)
@@ -129,7 +136,7 @@ class Episodes:
         np.subtract(change, self._before, out=change)
         np.subtract(asked, change, out=asked)
         np.abs(asked, out=asked)
-        np.add(self.cut, asked, out=self.cut)
+        np.add(self.clipped_energy, asked, out=self.clipped_energy)
         np.multiply(change, self._give, out=asked)
         np.multiply(change, self._take, out=change)
         np.minimum(asked, change, out=self.power)
@@ -139,12 +146,12 @@ class Episodes:
         np.multiply(self.shed, self._sheddable, out=self.shed)
         self._settle()
         np.add(self.row, 1, out=self.row)
-        self.left -= 1
+        self.hours_left -= 1
         return self._observe(), self.cost
 
     def _settle(self) -> None:
         """Residual load and cost of the hour, from its load and what store and shedding do."""
-        self.table.load.take(self.row, out=self._load, mode="clip")
+        self.dataset.load.take(self.row, out=self._load, mode="clip")
         self._old, self.residual = self.residual, self._old
         np.dot(self._ones, self._injected, out=self.residual)
         np.subtract(self._load, self.residual, out=self.residual)
@@ -155,10 +162,10 @@ class Episodes:
         np.add(self.cost, self._constant, out=self.cost)
 
     def _observe(self) -> NDArray[np.float32]:
-        n, seen = self.stores, self._seen
+        n, seen = self.num_stores, self._seen
         self._source.take(self.row, axis=0, out=self.observation, mode="clip")
         np.multiply(self.charge, self._shares, out=seen[:n])
         seen[n] = self.residual
-        seen[n + 1] = min(self.left, LEFT) / LEFT
+        seen[n + 1] = min(self.hours_left, HOURS_LEFT_CAP) / HOURS_LEFT_CAP
         self.observation[:, : n + 2] = seen.T
         return self.observation

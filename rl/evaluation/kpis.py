@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rl.env.grid import Grid
 from rl.errors import DataError
-from rl.evaluation.score import Trace
+from rl.evaluation.score import Trajectory
 
 Array = NDArray[np.float64]
 
@@ -24,7 +24,7 @@ CARBON = {"COL": 1.00, "NG": 0.41, "OIL": 0.95}
 INERTIA = {"NUC": 6.0, "COL": 4.0, "NG": 4.5, "OIL": 4.0, "WAT": 3.0, "GEO": 4.0, "OTH": 3.0, "PS": 3.0}
 DISPATCHED = ("COL", "NG", "OIL")  # fuels that follow a change of residual load, each by its share in that hour
 WEEK = 168  # hours
-# Numbers that a table shows: field of `Kpis` → what it is called there, and what one of it is in that unit.
+# Numbers that a dataset shows: field of `Kpis` → what it is called there, and what one of it is in that unit.
 LABELS = {
     "ramp_absolute": ("ramps, up and down, GW", 1e-3),
     "ramp_up_only": ("ramps, up only, GW", 1e-3),
@@ -61,14 +61,14 @@ class Kpis:
     cvar_week: float  # $: mean cost of the worst tenth of weeks, at least one
 
 
-def kpis(grid: Grid, trace: Trace, peak: float, *, shiftable: str = "shiftable", tail: float = 0.1) -> Kpis:
+def kpis(grid: Grid, trace: Trajectory, peak: float, *, shiftable: str = "shiftable", tail: float = 0.1) -> Kpis:
     """`peak`: MW of the region's reference peak. DataError for episodes shorter than a day."""
     hours, count = trace.cost.shape
     if hours < 24:
         raise DataError(f"episodes of {hours} hours: daily peaks need 24")
     names = [s.name for s in grid.stores]
     residual = trace.residual
-    ramps = np.diff(residual, axis=0, prepend=trace.before[None])
+    ramps = np.diff(residual, axis=0, prepend=trace.previous_load[None])
     given, taken = np.maximum(trace.power, 0).sum(axis=(0, 2)), np.maximum(-trace.power, 0).sum(axis=(0, 2))
     days = residual[: hours // 24 * 24].reshape(-1, 24, count).max(axis=1)
     out = given / grid.each("discharge_efficiency")
@@ -87,7 +87,7 @@ def kpis(grid: Grid, trace: Trace, peak: float, *, shiftable: str = "shiftable",
         shifted=0.0 if shift is None else given[shift] * peak,
         rebound=0.0 if shift is None else taken[shift] * peak,
         shed=trace.shed.sum() * peak,
-        cut=trace.cut.sum() * peak,
+        cut=trace.clipped_energy.sum() * peak,
         cvar_week=cvar(weekly(trace.cost), tail) * peak,
     )
 

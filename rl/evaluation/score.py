@@ -13,50 +13,52 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rl.env.dataset import Table
+from rl.env.dataset import Dataset
 from rl.env.grid import Grid
-from rl.env.vector import Episodes
+from rl.env.vector import VectorGridEnv
 from rl.errors import DataError
 from rl.planning.optimum import Schedule, optimum
 
 Array = NDArray[np.float64]
 Policy = Callable[
-    [Episodes], NDArray[np.floating]
+    [VectorGridEnv], NDArray[np.floating]
 ]  # [action, episode]; may read the row's past and features, never its load
 
 
 @dataclass(frozen=True)
-class Trace:
+class Trajectory:
     """What happened in N episodes of T hours, in the units of `rl.env.grid`."""
 
     starts: NDArray[np.int64]  # [N] first row
     load: Array  # [hour, N]
     residual: Array  # [hour, N]
-    before: Array  # [N] load of the hour before the first
+    previous_load: Array  # [N] load of the hour before the first
     power: Array  # [hour, store, N] into the grid; negative: charging
     charge: Array  # [hour, store, N] at the hour's end
     shed: Array  # [hour, N]
     cost: Array  # [hour, N] $ per MW of reference peak
-    cut: Array  # [store, N] energy that the projection took from what was asked
+    clipped_energy: Array  # [store, N] energy that the projection took from what was asked
 
 
-def rollout(grid: Grid, table: Table, policy: Policy, starts: NDArray[np.int64], hours: int) -> Trace:
+def rollout(grid: Grid, dataset: Dataset, policy: Policy, starts: NDArray[np.int64], hours: int) -> Trajectory:
     """Let `policy` run episodes of `hours` hours from rows `starts` [N]."""
     starts = np.asarray(starts, np.int64)
-    episodes = Episodes(grid, table, len(starts), hours)
-    episodes.reset(starts)
-    n = episodes.stores
+    env = VectorGridEnv(grid, dataset, len(starts), hours)
+    env.reset(starts)
+    n = env.num_stores
     residual, cost, shed = (np.empty((hours, len(starts))) for _ in range(3))
     power, charge = (np.empty((hours, n, len(starts))) for _ in range(2))
     for hour in range(hours):
-        _, cost[hour] = episodes.step(policy(episodes))
-        residual[hour], shed[hour] = episodes.residual, episodes.shed
-        power[hour], charge[hour] = episodes.power, episodes.charge
-    load = table.load[starts + np.arange(hours)[:, None]]
-    return Trace(starts, load, residual, table.before[starts], power, charge, shed, cost, episodes.cut.copy())
+        _, cost[hour] = env.step(policy(env))
+        residual[hour], shed[hour] = env.residual, env.shed
+        power[hour], charge[hour] = env.power, env.charge
+    load = dataset.load[starts + np.arange(hours)[:, None]]
+    return Trajectory(
+        starts, load, residual, dataset.previous_load[starts], power, charge, shed, cost, env.clipped_energy.copy()
+    )
 
 
-def nothing_cost(grid: Grid, load: Array, before: Array) -> Array:
+def idle_cost(grid: Grid, load: Array, before: Array) -> Array:
     """Hourly cost of leaving every store at rest, [hour, N], from loads [hour, N] and those of the hour before [N]."""
     ramps = np.abs(np.diff(load, axis=0, prepend=np.asarray(before)[None]))
     held = float(grid.each("holding") @ (grid.each("energy") - grid.rest))
@@ -64,27 +66,27 @@ def nothing_cost(grid: Grid, load: Array, before: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class Yardstick:
+class ReferenceCosts:
     """The two ends of the scale for some episodes, and the optimum's schedules."""
 
-    nothing: Array  # [N] $ per MW of reference peak
+    idle: Array  # [N] $ per MW of reference peak
     optimum: Array  # [N]
     schedules: tuple[Schedule, ...]
 
     def pop(self, cost: Array) -> float:
         """PoP of costs [N], all episodes together. DataError where nothing can be saved."""
-        saving = float((self.nothing - self.optimum).sum())
+        saving = float((self.idle - self.optimum).sum())
         if saving <= 0:
             raise DataError("the optimum saves nothing in these episodes: PoP has no meaning")
-        return float((self.nothing - np.asarray(cost)).sum()) / saving
+        return float((self.idle - np.asarray(cost)).sum()) / saving
 
 
-def yardstick(grid: Grid, table: Table, starts: NDArray[np.int64], hours: int) -> Yardstick:
+def reference_costs(grid: Grid, dataset: Dataset, starts: NDArray[np.int64], hours: int) -> ReferenceCosts:
     """Solve the optimum of every episode: those of `hours` hours from the rows `starts` [N]."""
     rows = np.asarray(starts) + np.arange(hours)[:, None]
-    loads, before = table.load[rows], table.before[starts]
+    loads, before = dataset.load[rows], dataset.previous_load[starts]
     schedules = tuple(optimum(grid, load, first) for load, first in zip(loads.T, before, strict=True))
-    return Yardstick(nothing_cost(grid, loads, before).sum(axis=0), np.array([s.cost for s in schedules]), schedules)
+    return ReferenceCosts(idle_cost(grid, loads, before).sum(axis=0), np.array([s.cost for s in schedules]), schedules)
 
 
 @dataclass(frozen=True)

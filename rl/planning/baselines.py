@@ -12,9 +12,9 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from rl.env.dataset import Table
+from rl.env.dataset import Dataset
 from rl.env.grid import Grid
-from rl.env.vector import Episodes
+from rl.env.vector import VectorGridEnv
 from rl.errors import DataError
 from rl.evaluation.score import rollout
 from rl.planning.optimum import program
@@ -23,9 +23,9 @@ Array = NDArray[np.float64]
 DAY = 24  # hours
 
 
-def nothing(episodes: Episodes) -> Array:
+def idle(env: VectorGridEnv) -> Array:
     """All stores stay as they are: zeros, [action, N]."""
-    return np.zeros((episodes.actions, episodes.count))
+    return np.zeros((env.num_actions, env.num_envs))
 
 
 @dataclass(frozen=True)
@@ -35,34 +35,34 @@ class HourRule:
     actions: Array  # [region, month, hour, action]
     region: NDArray[np.int64]  # [row]
 
-    def __call__(self, episodes: Episodes) -> Array:
-        table, row = episodes.table, episodes.row
-        return self.actions[self.region[row], table.month[row], table.clock[row]].T
+    def __call__(self, env: VectorGridEnv) -> Array:
+        dataset, row = env.dataset, env.row
+        return self.actions[self.region[row], dataset.month[row], dataset.clock[row]].T
 
-    def on(self, table: Table) -> HourRule:
+    def on(self, dataset: Dataset) -> HourRule:
         """The same rule for another period's table of the same regions."""
-        return HourRule(self.actions, _region_of(table))
+        return HourRule(self.actions, _region_of(dataset))
 
 
-def hour_rule(grid: Grid, table: Table, *, most_days: int = 40) -> HourRule:
-    """The best rule of its class for the hours of `table`: for every region and month one linear program.
+def hour_rule(grid: Grid, dataset: Dataset, *, most_days: int = 40) -> HourRule:
+    """The best rule of its class for the hours of `dataset`: for every region and month one linear program.
 
     It finds the daily schedule, from rest to rest, of least mean cost over that month's days (`most_days` of them, evenly
     taken). DataError where a month has no whole day that was measured.
     """
-    actions = np.zeros((len(table.regions), 12, DAY, len(grid.stores) + 1))
-    for region, (first, last) in enumerate(table.spans):
-        midnights = first + np.flatnonzero(table.clock[first : last - DAY + 1] == 0)
-        days = midnights[table.known[midnights[:, None] + np.arange(DAY)].all(axis=1)]
+    actions = np.zeros((len(dataset.regions), 12, DAY, len(grid.stores) + 1))
+    for region, (first, last) in enumerate(dataset.spans):
+        midnights = first + np.flatnonzero(dataset.clock[first : last - DAY + 1] == 0)
+        days = midnights[dataset.known[midnights[:, None] + np.arange(DAY)].all(axis=1)]
         for month in range(12):
-            own = days[table.month[days] == month]
+            own = days[dataset.month[days] == month]
             if not len(own):
-                raise DataError(f"{table.regions[region]}: no day of month {month + 1} was measured whole")
+                raise DataError(f"{dataset.regions[region]}: no day of month {month + 1} was measured whole")
             own = own[np.unique(np.linspace(0, len(own) - 1, most_days).astype(int))]
-            loads = table.load[own[:, None] + np.arange(DAY)]
-            plan = program(grid, DAY, (1 / len(own),) * len(own)).solve(loads, table.before[own])
+            loads = dataset.load[own[:, None] + np.arange(DAY)]
+            plan = program(grid, DAY, (1 / len(own),) * len(own)).solve(loads, dataset.previous_load[own])
             actions[region, month] = plan.actions(grid).T
-    return HourRule(actions, _region_of(table))
+    return HourRule(actions, _region_of(dataset))
 
 
 @dataclass(frozen=True)
@@ -73,33 +73,37 @@ class PeakShaving:
     low: Array  # [row]
     gain: float  # full power at the fleet's power / gain beyond a mark
 
-    def __call__(self, episodes: Episodes) -> Array:
-        row = episodes.row
-        load = episodes.table.before[row]
-        span = episodes.grid.each("power").sum() / self.gain
+    def __call__(self, env: VectorGridEnv) -> Array:
+        row = env.row
+        load = env.dataset.previous_load[row]
+        span = env.grid.each("power").sum() / self.gain
         give, take = ((load - self.high[row]) / span).clip(0, 1), ((self.low[row] - load) / span).clip(0, 1)
-        return np.vstack([np.tile(give - take, (episodes.stores, 1)), np.zeros_like(give)])
+        return np.vstack([np.tile(give - take, (env.num_stores, 1)), np.zeros_like(give)])
 
 
-def peak_shaving(table: Table, high: float, low: float, gain: float) -> PeakShaving:
+def peak_shaving(dataset: Dataset, high: float, low: float, gain: float) -> PeakShaving:
     """Marks at the quantiles `high` and `low` of the 24 hours before each row."""
-    marks = np.empty((2, len(table.load)))
-    for first, last in table.spans:
-        past = np.concatenate([np.full(DAY, table.before[first]), table.load[first : last - 1]])
-        past[DAY - 1] = table.before[first]
+    marks = np.empty((2, len(dataset.load)))
+    for first, last in dataset.spans:
+        past = np.concatenate([np.full(DAY, dataset.previous_load[first]), dataset.load[first : last - 1]])
+        past[DAY - 1] = dataset.previous_load[first]
         days = np.lib.stride_tricks.sliding_window_view(past, DAY)[: last - first]
         marks[:, first:last] = np.quantile(days, (high, low), axis=1)
     return PeakShaving(marks[0], marks[1], gain)
 
 
 def best_peak_shaving(
-    grid: Grid, table: Table, starts: NDArray[np.int64], hours: int, choices: Sequence[tuple[float, float, float]] = ()
+    grid: Grid,
+    dataset: Dataset,
+    starts: NDArray[np.int64],
+    hours: int,
+    choices: Sequence[tuple[float, float, float]] = (),
 ) -> tuple[float, float, float]:
     """The marks and gain of least cost in these (training) episodes, which begin at the rows `starts` [N]."""
     choices = choices or tuple(product((0.8, 0.9, 1.0), (0.0, 0.1, 0.3), (0.1, 0.3, 1.0, 3.0)))
-    costs = [rollout(grid, table, peak_shaving(table, *choice), starts, hours).cost.sum() for choice in choices]
+    costs = [rollout(grid, dataset, peak_shaving(dataset, *choice), starts, hours).cost.sum() for choice in choices]
     return choices[int(np.argmin(costs))]
 
 
-def _region_of(table: Table) -> NDArray[np.int64]:
-    return np.concatenate([np.full(last - first, i) for i, (first, last) in enumerate(table.spans)])
+def _region_of(dataset: Dataset) -> NDArray[np.int64]:
+    return np.concatenate([np.full(last - first, i) for i, (first, last) in enumerate(dataset.spans)])

@@ -7,20 +7,25 @@ it must, at the horizon because nobody knows what charge is worth there; 48 hour
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
+from rl.env.dataset import Dataset
 from rl.env.forecasts import Forecast
 from rl.env.grid import Grid
-from rl.env.vector import Episodes
+from rl.env.vector import VectorGridEnv
 from rl.errors import DataError
 from rl.planning.optimum import program
 
 Array = NDArray[np.float64]
 
+HORIZON = 36  # hours that a planning baseline looks ahead, or as far as the dataset's forecast goes
+
 
 class Mpc:
-    """A policy. `forecast` [row, horizon, scenario] (`Table.gather`), `weights` [scenario] of the scenarios, equal by default."""
+    """A policy. `forecast` [row, horizon, scenario] (`Dataset.gather`), `weights` [scenario] of the scenarios, equal by default."""
 
     def __init__(self, grid: Grid, forecast: Forecast, weights: tuple[float, ...] | None = None) -> None:
         count = forecast.shape[2]
@@ -29,11 +34,42 @@ class Mpc:
         if len(self.weights) != count or abs(sum(self.weights) - 1) > 1e-9:
             raise DataError(f"{len(self.weights)} weights for {count} scenarios: one each, with sum 1")
 
-    def __call__(self, episodes: Episodes) -> Array:
-        hours = min(self.forecast.shape[1], episodes.left)
+    def __call__(self, env: VectorGridEnv) -> Array:
+        hours = min(self.forecast.shape[1], env.hours_left)
         solve = program(self.grid, hours, self.weights).solve
         plans = [
             solve(self.forecast[row, :hours].T.astype(float), residual, charge)
-            for row, residual, charge in zip(episodes.row, episodes.residual, episodes.charge.T, strict=True)
+            for row, residual, charge in zip(env.row, env.residual, env.charge.T, strict=True)
         ]
         return np.stack([plan.actions(self.grid)[:, 0] for plan in plans], axis=1)
+
+
+def known_loads(dataset: Dataset, horizon: int) -> NDArray[np.float32]:
+    """Return the true loads of every row's hours ahead, [row, horizon, 1].
+
+    A region's last hour stands for the hours beyond it.
+    """
+    out = np.empty((len(dataset.load), horizon, 1), np.float32)
+    for first, last in dataset.spans:
+        rows = np.minimum(np.arange(first, last)[:, None] + np.arange(horizon), last - 1)
+        out[first:last, :, 0] = dataset.load[rows]
+    return out
+
+
+def point_forecast(dataset: Dataset) -> NDArray[np.float32]:
+    """Return the first forecast among a dataset's features, [row, horizon, 1].
+
+    Raises:
+        DataError: The dataset has no forecast.
+    """
+    columns = _forecast_columns(dataset.feature_names)
+    if not columns:
+        raise DataError("the dataset has no forecast, which the baseline `mpc` needs")
+    return np.ascontiguousarray(dataset.features[:, columns, None])
+
+
+@lru_cache
+def _forecast_columns(names: tuple[str, ...]) -> list[int]:
+    """Return the columns of the first feature, by horizon, up to `HORIZON`."""
+    column_of = {name: column for column, name in enumerate(names)}
+    return [column_of[f"forecast +{h}.0"] for h in range(HORIZON) if f"forecast +{h}.0" in column_of]

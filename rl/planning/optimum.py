@@ -80,8 +80,8 @@ class Program:
             rows.append({f"residual.{q}": change, f"up.{q}": -now, f"down.{q}": now})
         self._place = {name: slice(i * hours, (i + 1) * hours) for i, name in enumerate(columns)}
         self._matrix = sparse.block_array([[row.get(name) for name in columns] for row in rows], format="csc")
-        table = np.repeat(np.array(list(columns.values())), hours, axis=0)
-        self._costs, self._bounds = table[:, 0], table[:, 1:]
+        dataset = np.repeat(np.array(list(columns.values())), hours, axis=0)
+        self._costs, self._bounds = dataset[:, 0], dataset[:, 1:]
         self._constant = hours * float(grid.each("holding") @ grid.each("energy"))
 
     def solve(self, load: Array, before: float | Array, charge: Array | None = None) -> Schedule:

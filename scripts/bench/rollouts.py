@@ -38,12 +38,13 @@ from coordinator.wire import messages
 from coordinator.wire.lease_kinds import LeaseKind
 from coordinator.wire.messages import Weights
 from coordinator.workers.local import LocalWorkers
-from rl.distributed.jobs import Player, Rollout, shapes
+from rl.distributed.jobs import Rollout, shapes
+from rl.distributed.runner import JobRunner
 from rl.env import dataset_file
 from rl.env.grid import Grid
-from rl.env.vector import Episodes
-from rl.gym import synthetic_table
-from rl.policy import from_bytes, normalisation, start, to_bytes
+from rl.env.vector import VectorGridEnv
+from rl.gym import synthetic_dataset
+from rl.policy import from_bytes, init_mlp, normalisation, to_bytes
 
 HOURS = 168
 ROUND = 2  # episodes of HOURS steps in a round
@@ -56,17 +57,17 @@ WORKERS, AHEAD = 2, 4  # leases each worker holds: one played, the others on the
 
 def environment(count: int) -> Callable[[], int]:
     """A round of the numpy core: environment steps done."""
-    data = synthetic_table()
-    episodes = Episodes(Grid(), data, count, HOURS)
+    data = synthetic_dataset()
+    env = VectorGridEnv(Grid(), data, count, HOURS)
     rng = np.random.default_rng(0)
-    actions = rng.uniform(-1, 1, (DRAWN, episodes.actions, count))
+    actions = rng.uniform(-1, 1, (DRAWN, env.num_actions, count))
     starts = rng.choice(data.starts(HOURS), (ROUND, count))
 
     def play() -> int:
         for rows in starts:
-            episodes.reset(rows)
+            env.reset(rows)
             for hour in range(HOURS):
-                episodes.step(actions[hour % DRAWN])
+                env.step(actions[hour % DRAWN])
         return ROUND * HOURS * count
 
     return play
@@ -125,14 +126,14 @@ def citylearn(python: str | None, schema: str | None) -> dict[str, object]:
 
 def fleet_folder(folder: Path) -> tuple[str, str]:
     """A control folder with the synthetic table, and a policy beside it: the sha256 of both."""
-    data = synthetic_table()
+    data = synthetic_dataset()
     sha256, content = dataset_file.to_bytes(data)
     path = dataset_file.path_of(folder / "control", sha256)
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
-    episodes = Episodes(Grid(), data, 256, HOURS)
-    mean, scale = normalisation(episodes.reset(np.random.default_rng(0).choice(data.starts(HOURS), 256)))
-    policy = to_bytes(start(episodes.names, mean, scale, episodes.actions, 64, np.random.default_rng(0)))
+    env = VectorGridEnv(Grid(), data, 256, HOURS)
+    mean, scale = normalisation(env.reset(np.random.default_rng(0).choice(data.starts(HOURS), 256)))
+    policy = to_bytes(init_mlp(env.observation_names, mean, scale, env.num_actions, 64, np.random.default_rng(0)))
     (folder / "policy.npz").write_bytes(policy)
     return sha256, hashlib.sha256(policy).hexdigest()
 
@@ -144,11 +145,11 @@ def rollout_job(table: str, policy: str, seed: int) -> Rollout:
 def alone(folder: Path, table: str, policy: str) -> None:
     """One process of the loop without network: prints steps and seconds."""
     actor = from_bytes((folder / "policy.npz").read_bytes())
-    player = Player(folder / "control", lambda sha256: actor)
-    player.do(rollout_job(table, policy, 0))
+    runner = JobRunner(folder / "control", lambda sha256: actor)
+    runner.run(rollout_job(table, policy, 0))
     began, steps = time.perf_counter(), 0
     while (seconds := time.perf_counter() - began) < FLEET_SECONDS:
-        player.do(rollout_job(table, policy, steps + 1))
+        runner.run(rollout_job(table, policy, steps + 1))
         steps += HOURS * FLEET_EPISODES
     print(json.dumps([steps, seconds]))
 
@@ -173,7 +174,7 @@ def over_zeromq(folder: Path, table: str, policy: str) -> float:
         nonlocal issued
         issued += 1
         job = rollout_job(table, policy, issued)
-        plain = {"kind": LeaseKind.ROLLOUT, **msgspec.structs.asdict(job)}
+        plain = msgspec.to_builtins(job)
         arrays = shapes(job, 4)
         return TaskSpec(f"control/{issued:08d}", LeaseKind.ROLLOUT, plain, local=True, fleeting=True, arrays=arrays)
 

@@ -28,14 +28,14 @@ from control_baselines import (  # type: ignore[import-not-found]
 from numpy.typing import NDArray
 
 from rl.algorithms.base import train
-from rl.algorithms.pathwise import Descent, Settings
-from rl.distributed.jobs import Player
-from rl.env.dataset import Table, table
+from rl.algorithms.pathwise import PathwiseGradient, Settings
+from rl.distributed.runner import JobRunner
+from rl.env.dataset import Dataset, build_dataset
 from rl.env.dataset_file import path_of, to_bytes
 from rl.env.forecasts import Forecast, corrected, day_ahead, oracle, persistence
 from rl.env.grid import Grid
 from rl.env.region import WEEK, Region
-from rl.evaluation.score import rollout, yardstick
+from rl.evaluation.score import reference_costs, rollout
 from rl.policy import Mlp, from_bytes
 from worker.control.datasets import GROWTH
 
@@ -81,7 +81,7 @@ def known(kind: str, path: Path, one: Region, issued: Array) -> Forecast | None:
 
 def tables(
     kind: str, args: argparse.Namespace, grid: Grid, start: str, end: str, names: list[str], growths: tuple[float, ...]
-) -> Table:
+) -> Dataset:
     """The hours of the regions, once for each of `growths`, which load and forecast are multiplied with."""
     regions, forecasts, extra = [], [], []
     for name in names:
@@ -92,28 +92,28 @@ def tables(
             regions.append(replace(one, load=one.load * growth))
             forecasts.append(None if ahead is None else ahead * np.float32(growth))
             extra.append(more)
-    made = table(regions, forecasts, start, end, grid)
+    made = build_dataset(regions, forecasts, start, end, grid)
     pairs = zip(extra, made.origins, made.spans, strict=True)
     more = np.concatenate([e[origin : origin + last - first] for e, origin, (first, last) in pairs])
     names_more = tuple(f"embedding {i}" for i in range(more.shape[1]))
     features = np.concatenate([made.features, more], axis=1).astype(np.float32)
-    return replace(made, features=features, names=(*made.names, *names_more))
+    return replace(made, features=features, feature_names=(*made.feature_names, *names_more))
 
 
-def learnt(grid: Grid, made: Table, settings: Settings) -> Mlp:
+def learnt(grid: Grid, made: Dataset, settings: Settings) -> Mlp:
     """A policy trained on a table, in this process."""
     with tempfile.TemporaryDirectory() as folder:
         sha256, content = to_bytes(made)
         path_of(Path(folder), sha256).parent.mkdir()
         path_of(Path(folder), sha256).write_bytes(content)
         contents: dict[str, bytes] = {}
-        player = Player(Path(folder), lambda wanted: from_bytes(contents[wanted]), grid)
-        algorithm = Descent(player, sha256, settings)
+        runner = JobRunner(Path(folder), lambda wanted: from_bytes(contents[wanted]), grid)
+        algorithm = PathwiseGradient(sha256, runner.env(sha256, settings.num_envs, settings.episode_hours), settings)
 
         def do(job: object) -> dict[str, NDArray]:
-            names = (job.policy, job.mean, job.square)  # type: ignore[attr-defined]
+            names = (job.policy, job.m, job.v)  # type: ignore[attr-defined]
             contents.update(zip(names, algorithm.contents(), strict=True))
-            return player.do(job)  # type: ignore[arg-type]
+            return runner.run(job)  # type: ignore[arg-type]
 
         return train(algorithm, do)
 
@@ -128,7 +128,9 @@ def run(args: argparse.Namespace, say: Callable[[str], None]) -> None:
         for name in names:
             data = tables(kind, args, grid, *TEST, [name], (1.0,))
             starts = weeks(data)[:: args.every]
-            pop = yardstick(grid, data, starts, WEEK).pop(rollout(grid, data, policy, starts, WEEK).cost.sum(axis=0))
+            pop = reference_costs(grid, data, starts, WEEK).pop(
+                rollout(grid, data, policy, starts, WEEK).cost.sum(axis=0)
+            )
             line = {"known": kind, "seed": args.seed, "region": name, "year": 2019, "pop": pop}
             line |= {"weeks": len(starts), "steps": args.steps}
             with args.out.open("a") as file:

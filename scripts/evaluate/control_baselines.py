@@ -21,14 +21,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ingest.loader import load_series
-from rl.env.dataset import Table, table
-from rl.env.dataset_file import load as load_table
+from rl.env.dataset import Dataset, build_dataset
+from rl.env.dataset_file import load as load_dataset
 from rl.env.forecasts import Forecast, corrected, day_ahead, oracle, persistence, with_quantiles
 from rl.env.grid import Grid
 from rl.env.region import WEEK, Region, region
 from rl.evaluation.kpis import LABELS, kpis
-from rl.evaluation.score import Policy, Yardstick, rollout, yardstick
-from rl.planning.baselines import best_peak_shaving, hour_rule, nothing, peak_shaving
+from rl.evaluation.score import Policy, ReferenceCosts, reference_costs, rollout
+from rl.planning.baselines import best_peak_shaving, hour_rule, idle, peak_shaving
 from rl.planning.mpc import Mpc
 from rl.policy import load as load_policy
 
@@ -65,7 +65,7 @@ def forecaster(path: Path, one: Region, issued: NDArray[np.float64]) -> NDArray[
     return np.where(np.isfinite(median), median / one.peak, issued)
 
 
-def weeks(data: Table) -> NDArray[np.int64]:
+def weeks(data: Dataset) -> NDArray[np.int64]:
     """First rows of the weeks that were measured whole, one after another from the first local midnight on.
 
     A week that ended in the afternoon would have every store come back to rest in the hours of the peak.
@@ -75,11 +75,11 @@ def weeks(data: Table) -> NDArray[np.int64]:
 
 
 def policies(
-    grid: Grid, one: Region, issued: NDArray[np.float64], ours: NDArray[np.float64] | None, data: Table
+    grid: Grid, one: Region, issued: NDArray[np.float64], ours: NDArray[np.float64] | None, data: Dataset
 ) -> Iterator[tuple[str, Callable[[], Policy]]]:
     """Every policy for the hours of `data`, fitted before `TRAINED`. `ours`: the forecaster's medians."""
-    train = table([one], [None], FIRST, TRAINED)
-    yield "nothing", lambda: nothing
+    train = build_dataset([one], [None], FIRST, TRAINED)
+    yield "nothing", lambda: idle
     yield "hour rule", lambda: hour_rule(grid, train).on(data)
     yield "peak shaving", lambda: peak_shaving(data, *best_peak_shaving(grid, train, weeks(train), WEEK))
     point = day_ahead(one, issued, HORIZON)
@@ -107,11 +107,11 @@ def run(args: argparse.Namespace) -> None:
     grid = Grid()
     for name in args.regions.split(","):
         one, issued = recorded(args.data, name)
-        data = table(
+        data = build_dataset(
             [one], [None], f"{args.year}-01-01T00", f"{args.year + 1}-01-01T00" if args.year < 2019 else "2019-12-31T23"
         )
         starts = weeks(data)[:: args.every]
-        scale = yardstick(grid, data, starts, WEEK)
+        scale = reference_costs(grid, data, starts, WEEK)
         ours = forecaster(args.forecaster, one, issued) if args.forecaster else None
         for policy_name, make in policies(grid, one, issued, ours, data):
             if args.only and policy_name not in args.only.split(","):
@@ -122,8 +122,8 @@ def run(args: argparse.Namespace) -> None:
 def judge(
     args: argparse.Namespace,
     grid: Grid,
-    data: Table,
-    scale: Yardstick,
+    data: Dataset,
+    scale: ReferenceCosts,
     starts: NDArray[np.int64],
     policy: Policy,
     *,
@@ -141,7 +141,7 @@ def judge(
         "pop": scale.pop(trace.cost.sum(axis=0)),
         "weeks": len(starts),
         "horizon": HORIZON,
-        "saving_optimum": float((scale.nothing - scale.optimum).sum() / scale.nothing.sum()),
+        "saving_optimum": float((scale.idle - scale.optimum).sum() / scale.idle.sum()),
         "seconds": time.perf_counter() - began,
         "kpis": {k: v if isinstance(v, dict) else float(v) for k, v in asdict(kpis(grid, trace, peak)).items()},
     }
@@ -153,7 +153,7 @@ def judge(
 def learned(args: argparse.Namespace) -> None:
     """Append the lines of a policy that `coordinator start --rollouts` left in the folder --control, in its test year."""
     grid, about = Grid(), json.loads((args.control / "tables.json").read_text())
-    data, policy = load_table(args.control, about["tables"]["test"]), load_policy(args.control / "policy.npz")
+    data, policy = load_dataset(args.control, about["tables"]["test"]), load_policy(args.control / "policy.npz")
     every = data.starts(WEEK)
     result = json.loads((args.control / "result.json").read_text())
     with args.out.open("a") as file:
@@ -164,7 +164,7 @@ def learned(args: argparse.Namespace) -> None:
     for name, peak, (first, last) in zip(data.regions, about["peaks"], data.spans, strict=True):
         own = np.arange(first + int(np.argmax(data.clock[first:last] == 0)), last - WEEK + 1, WEEK)
         starts = own[np.isin(own, every)][:: args.every]
-        scale = yardstick(grid, data, starts, WEEK)
+        scale = reference_costs(grid, data, starts, WEEK)
         judge(args, grid, data, scale, starts, policy, name=name, policy_name="policy", peak=peak)
 
 

@@ -20,9 +20,9 @@ SMALL = {
     "every": 13,
     "baselines": "",
 }
-CLONE = {"width": 16, "steps": 60, "batch": 128}
-PATHWISE = {"members": 3, "steps": 3, "episodes": 8, "hours": 48, "width": 16}
-VTRACE = {"jobs": 3, "episodes": 4, "hours": 48, "width": 16, "minibatch": 192, "epochs": 2}
+CLONE = {"width": 16, "steps": 60, "batch_size": 128}
+PATHWISE = {"members": 3, "steps": 3, "num_envs": 8, "episode_hours": 48, "width": 16}
+VTRACE = {"jobs": 3, "num_envs": 4, "episode_hours": 48, "width": 16, "minibatch_size": 192, "epochs": 2}
 
 
 def make(data_dir: Path) -> Path:

@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 from coordinator.report.collect.training import QUANTILES
 from ingest.columns import hour_number
 from rl.arrays import pack
-from rl.env.dataset import table
+from rl.env.dataset import build_dataset
 from rl.env.dataset_file import path_of
-from rl.env.dataset_file import to_bytes as table_bytes
+from rl.env.dataset_file import to_bytes as dataset_bytes
 from rl.env.forecasts import day_ahead
 from rl.env.grid import Grid
 from rl.env.region import synthetic
-from rl.env.vector import Episodes
-from rl.policy import start, to_bytes
+from rl.env.vector import VectorGridEnv
+from rl.policy import init_mlp, to_bytes
 from tests.support.data_folder import ABSENT, build_all, commit, daily, shard
 
 WEIGHTS = "ab" * 32
@@ -80,14 +80,14 @@ def controlled(data: Path) -> Path:
     run = data / "control"
     run.mkdir(exist_ok=True)
     region, issued = synthetic()
-    made = table([region], [day_ahead(region, issued, 6)], "2018-01-01T00", "2018-03-01T00", Grid())
-    sha256, content = table_bytes(made)
+    made = build_dataset([region], [day_ahead(region, issued, 6)], "2018-01-01T00", "2018-03-01T00", Grid())
+    sha256, content = dataset_bytes(made)
     path_of(run, sha256).parent.mkdir()
     path_of(run, sha256).write_bytes(content)
     grid = Grid()
-    names = Episodes(grid, made, 1, 1).names
+    names = VectorGridEnv(grid, made, 1, 1).observation_names
     zeros, ones = np.zeros(len(names), np.float32), np.ones(len(names), np.float32)
-    policy = start(names, zeros, ones, len(grid.stores) + 1, 8, np.random.default_rng(0))
+    policy = init_mlp(names, zeros, ones, len(grid.stores) + 1, 8, np.random.default_rng(0))
     (run / "policy.npz").write_bytes(to_bytes(policy))
     about = {"tables": {"test": sha256}, "peaks": [4000.0], "renewable": [], "known": "the operators' forecast"}
     (run / "tables.json").write_text(json.dumps(about))

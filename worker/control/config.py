@@ -42,6 +42,15 @@ class ControlConfig:
 
 
 TABLES = ("clone", "pathwise", "vtrace", "evolve")
+# Keys of earlier versions, which a file may still use.
+OLD_KEYS = {
+    "batch": "batch_size",
+    "episodes": "num_envs",
+    "hours": "episode_hours",
+    "minibatch": "minibatch_size",
+    "trace": "gae_lambda",
+    "clip": "clip_coef",
+}
 
 
 def read_config(path: Path | None) -> ControlConfig:
@@ -59,7 +68,8 @@ def read_config(path: Path | None) -> ControlConfig:
         own = given.pop(name, {})
         if not isinstance(own, dict):
             raise UsageError(f"control-config {path}: {name} is a table, [{name}]")
-        parts[name] = _made(getattr(ControlConfig(), name), own, f"control-config {path}: [{name}]")
+        renamed = {OLD_KEYS.get(str(key), str(key)): value for key, value in own.items()}
+        parts[name] = _made(getattr(ControlConfig(), name), renamed, f"control-config {path}: [{name}]")
     settings = _made(ControlConfig(), given | parts, f"control-config {path}:")
     if settings.algorithm not in ALGORITHMS:
         raise UsageError(f"control-config {path}: algorithm {settings.algorithm!r}: choose {' or '.join(ALGORITHMS)}")

@@ -27,7 +27,7 @@ from ingest.calendar import zone_of
 from ingest.errors import Cancelled, IngestError, UsageError
 from ingest.loader import available, load_series, respondents_on_disk
 from ingest.store import atomic_write
-from rl.env.dataset import Table, table
+from rl.env.dataset import Dataset, build_dataset
 from rl.env.dataset_file import path_of, to_bytes
 from rl.env.forecasts import corrected, day_ahead
 from rl.env.grid import Grid
@@ -86,17 +86,19 @@ def build_datasets(job: DatasetSpec, data_dir: Path, cancelled: threading.Event)
     first = str(regions[0].hours[0] + np.timedelta64(HISTORY, "h"))
     proofs, grid = {}, Grid()
     for split, start, end in zip(SPLITS, (first, *turns), turns, strict=False):
-        proofs[split] = _store_dataset(data_dir, table(regions, forecasts, start, end, grid))
+        proofs[split] = _store_dataset(data_dir, build_dataset(regions, forecasts, start, end, grid))
     grown = [replace(one, load=one.load * GROWTH) for one in regions]
     more = [forecast * np.float32(GROWTH) for forecast in forecasts]
-    proofs["learn"] = _store_dataset(data_dir, table([*regions, *grown], [*forecasts, *more], first, turns[0], grid))
+    proofs["learn"] = _store_dataset(
+        data_dir, build_dataset([*regions, *grown], [*forecasts, *more], first, turns[0], grid)
+    )
     known = "the forecaster's median" if job.run else "the operators' day-ahead forecast (no trained forecaster)"
     origins = manifest.summarise(manifest.shard_results(data_dir), manifest.build_results(data_dir)).origins
     peaks = tuple(one.peak for one in regions)
     return DatasetResult(proofs, tuple(names), peaks, tuple(renewable), known, tuple(origins))
 
 
-def _store_dataset(data_dir: Path, made: Table) -> str:
+def _store_dataset(data_dir: Path, made: Dataset) -> str:
     """Its sha256."""
     sha256, content = to_bytes(made)
     path = path_of(data_dir / "control", sha256)

@@ -12,7 +12,7 @@ from ingest.errors import Cancelled
 from worker.agent.lease import Arrays, LeaseContext
 
 if TYPE_CHECKING:  # loaded by the first lease: scipy is large, and most workers never need it
-    from rl.distributed.jobs import Player
+    from rl.distributed.runner import JobRunner
     from rl.policy import Mlp
 
 FOLDER = "control"  # in the data folder
@@ -24,7 +24,7 @@ class ControlHandler:
 
     def __init__(self) -> None:
         self._turn = threading.Lock()
-        self._player: Player | None = None
+        self._player: JobRunner | None = None
         self._context: LeaseContext | None = None  # of the lease whose turn it is
 
     def run(self, job: dict[str, Any], context: LeaseContext) -> Arrays:
@@ -42,7 +42,7 @@ class ControlHandler:
             if context.transfer is not None:
                 for file in files:
                     context.transfer.download(context.data_dir / FOLDER, file, lambda: None)
-            return Arrays(self._own(context).do(msgspec.convert(job, AnyJob)))
+            return Arrays(self._own(context).run(msgspec.convert(job, AnyJob)))
         finally:
             self._context = None
             self._turn.release()
@@ -55,12 +55,12 @@ class ControlHandler:
             build_datasets(msgspec.convert(job, DatasetSpec), context.data_dir, context.cancelled)
         )
 
-    def _own(self, context: LeaseContext) -> Player:
+    def _own(self, context: LeaseContext) -> JobRunner:
         if self._player is None:
-            from rl.distributed.jobs import Kept, Player
+            from rl.distributed.runner import JobRunner, LruCache
 
-            policies = Kept()
-            self._player = Player(
+            policies = LruCache()
+            self._player = JobRunner(
                 context.data_dir / FOLDER, lambda sha256: policies.get(sha256, lambda: self._policy(sha256))
             )
         return self._player

@@ -37,31 +37,31 @@ from ingest.store import atomic_write
 from rl.algorithms.base import Algorithm
 from rl.algorithms.clone import Labels, clone
 from rl.algorithms.evolution import Evolution
-from rl.algorithms.pathwise import Descent
+from rl.algorithms.pathwise import PathwiseGradient
 from rl.algorithms.vtrace import VTrace
 from rl.arrays import mapped, pack
-from rl.distributed.jobs import Arrays, Evaluate, Player
-from rl.distributed.jobs import Labels as LabelsJob
-from rl.distributed.protocol import Over
-from rl.env.dataset import Table
+from rl.distributed.jobs import Arrays, Evaluate, MakeLabels
+from rl.distributed.protocol import Finished
+from rl.distributed.runner import JobRunner
+from rl.env.dataset import Dataset
 from rl.env.dataset_file import path_of
 from rl.env.grid import Grid
 from rl.env.region import WEEK
-from rl.env.vector import Episodes
+from rl.env.vector import VectorGridEnv
 from rl.errors import ControlError
 from rl.policy import Mlp, from_bytes, to_bytes
 from worker.agent.file_transfer import sha256_of
 from worker.control import report
 from worker.control.config import ControlConfig, read_config
 from worker.control.datasets import DatasetSpec
-from worker.control.lease_client import Jobs
+from worker.control.lease_client import LeaseClient
 from worker.process.parent_death import set_parent_death_signal
 
 STATE, TABLES, METRICS, POLICY, RESULT = "state.pack", "tables.json", "metrics.jsonl", "policy.npz", "result.json"
 
 
 @dataclass(frozen=True)
-class Looked:
+class EvaluatedVersion:
     """A version as the validation year judges it."""
 
     version: int
@@ -76,22 +76,22 @@ class Training:
         self.grid = Grid()
         pipe = os.fdopen(os.dup(1), "wb")
         os.dup2(2, 1)  # whatever a library prints goes to the log
-        self.jobs = Jobs(sys.stdin.buffer, pipe, len(self.grid.stores) + 1)
-        self.jobs.player = self.player = Player(data / "control", self.jobs.policy_of, self.grid)
-        self.history: list[Looked] = []
+        self.jobs = LeaseClient(sys.stdin.buffer, pipe, len(self.grid.stores) + 1)
+        self.jobs.runner = self.runner = JobRunner(data / "control", self.jobs.policy_of, self.grid)
+        self.history: list[EvaluatedVersion] = []
         self.members: list[Mlp] = []  # that the policy combines, as they are at the end
         self._rated = "", 0.0, 0  # stage, when it began, steps until then
         self.tables: dict[str, str] = {}
         self.about: dict[str, Any] = {}
 
-    def whole(self) -> None:
+    def train_and_evaluate(self) -> None:
         """All of it, from wherever an earlier learner of the same request had come."""
         self.run.mkdir(parents=True, exist_ok=True)
         for path in self.run.rglob(".*.tmp"):  # what a learner that was killed was writing
             path.unlink()
         self.make_tables()
-        best, first = self.improved(self.beginner())
-        self.judged(first, best)
+        best, first = self.improve(self.initial_policy())
+        self.evaluate_on_test(first, best)
 
     # -- tables ---------------------------------------------------------------------------------------------------------
 
@@ -112,32 +112,32 @@ class Training:
         self.about, self.tables = kept, kept["tables"]
         self.jobs.note(f"control of {', '.join(kept['respondents'])}; known ahead: {kept['known']}")
 
-    def table(self, split: str) -> Table:
+    def table(self, split: str) -> Dataset:
         """Of "train", "validate" or "test"."""
-        return self.player.table(self.tables[split])
+        return self.runner.dataset(self.tables[split])
 
     # -- what improvement starts from -----------------------------------------------------------------------------------
 
-    def beginner(self) -> Mlp | None:
+    def initial_policy(self) -> Mlp | None:
         """A clone, kept in the state or labelled and cloned now; None for an algorithm that needs none."""
         if self.settings.algorithm == "pathwise":
             return None
         meta, arrays = self._state()
-        return from_bytes(arrays["first"].tobytes(), f"{self.run / STATE}: first") if meta else self.cloned()
+        return from_bytes(arrays["first"].tobytes(), f"{self.run / STATE}: first") if meta else self.behaviour_clone()
 
-    def cloned(self) -> Mlp:
+    def behaviour_clone(self) -> Mlp:
         """A policy that imitates planning: labels by the fleet, then fitted here."""
         s = self.settings
-        features = len(Episodes(self.grid, self.table("train"), 1, 1).names)
+        features = len(VectorGridEnv(self.grid, self.table("train"), 1, 1).observation_names)
         seeds = np.random.SeedSequence([s.seed, 0]).generate_state(s.label_jobs, np.uint64) >> np.uint64(1)
         asked = self.jobs.ask(
-            [LabelsJob(self.tables["train"], int(seed), s.label_plans, s.label_hours, features) for seed in seeds]
+            [MakeLabels(self.tables["train"], int(seed), s.label_plans, s.label_hours, features) for seed in seeds]
         )
         parts = []
         for done, number in enumerate(asked):
             self.jobs.progress("labels", done, len(asked), self._rate("labels"))
             parts += self.jobs.collect([number])
-        names = Episodes(self.grid, self.table("train"), 1, 1).names
+        names = VectorGridEnv(self.grid, self.table("train"), 1, 1).observation_names
         labels = Labels(
             names, *(np.concatenate([part[name] for part in parts]) for name in ("observations", "actions"))
         )
@@ -154,12 +154,13 @@ class Training:
         """What the settings name. Another one needs a line here and a table in `worker.control.config`."""
         s = self.settings
         if policy is None:
-            return Descent(self.player, self.tables["learn"], replace(s.pathwise, seed=s.seed))
+            env = self.runner.env(self.tables["learn"], s.pathwise.num_envs, s.pathwise.episode_hours)
+            return PathwiseGradient(self.tables["learn"], env, replace(s.pathwise, seed=s.seed))
         if s.algorithm == "evolve":
             return Evolution(self.tables["train"], policy, replace(s.evolve, seed=s.seed))
-        return VTrace(self.player, self.tables["train"], policy, replace(s.vtrace, seed=s.seed))
+        return VTrace(self.runner, self.tables["train"], policy, replace(s.vtrace, seed=s.seed))
 
-    def improved(self, beginner: Mlp | None) -> tuple[Mlp, Mlp]:
+    def improve(self, beginner: Mlp | None) -> tuple[Mlp, Mlp]:
         """The version that is best on the validation year, and the first one."""
         s, algorithm = self.settings, self.algorithm(beginner)
         first = algorithm.versions.newest
@@ -168,7 +169,7 @@ class Training:
             self._save(0, first, algorithm)
             meta, arrays = self._state()
         done = int(meta["iteration"])
-        self.history = [Looked(**one) for one in meta["history"]]
+        self.history = [EvaluatedVersion(**one) for one in meta["history"]]
         if done:
             algorithm.restore(meta["numbers"], arrays)
         self._cut_metrics(done)
@@ -192,7 +193,7 @@ class Training:
             self._publish(version, algorithm)
             self._write_metrics(version, metrics)
             if version % s.evaluate_every == 0 or version == algorithm.iterations:
-                self._looked(looking, scale)
+                self._collect_evaluations(looking, scale)
                 looking = self._look(version, algorithm.versions.newest)
             if version % s.save_every == 0 or version == algorithm.iterations:
                 self._save(version, first, algorithm)
@@ -200,12 +201,12 @@ class Training:
             if self.history:
                 figures |= {"pop": self.history[-1].pop, "best_pop": max(one.pop for one in self.history)}
             self.jobs.progress("improve", version, algorithm.iterations, figures)
-        self._looked(looking, scale)
+        self._collect_evaluations(looking, scale)
         self._save(algorithm.iterations, first, algorithm)
-        if isinstance(algorithm, Descent):
+        if isinstance(algorithm, PathwiseGradient):
             self.members = algorithm.members
         best = max(self.history, key=lambda one: (one.pop, -one.version))
-        return self._kept(best.version), first
+        return self._load_version(best.version), first
 
     def _publish(self, version: int, algorithm: Algorithm) -> None:
         for content in algorithm.contents():
@@ -218,20 +219,22 @@ class Training:
         sha256 = self.jobs.publish(version, content)
         return version, self._ask_evaluation("validate", sha256, self.settings.chunk)
 
-    def _looked(self, looking: tuple[int, list[int]] | None, scale: tuple[NDArray, NDArray]) -> None:
+    def _collect_evaluations(self, looking: tuple[int, list[int]] | None, scale: tuple[NDArray, NDArray]) -> None:
         """Take what the validation year says; versions that were looked at before a restart are asked for once more."""
         known = {one.version for one in self.history}
         waiting = [] if looking is None else [looking]
         there = sorted(int(path.stem) for path in (self.run / "versions").glob("*.npz"))
         mine = {version for version, _ in waiting}
-        waiting += [self._look(version, self._kept(version)) for version in there if version not in known | mine]
+        waiting += [
+            self._look(version, self._load_version(version)) for version in there if version not in known | mine
+        ]
         for version, numbers in sorted(waiting):
             cost = np.concatenate([result["cost"] for result in self.jobs.collect(numbers)])
-            self.history.append(Looked(version, pop_of(cost, *scale)))
+            self.history.append(EvaluatedVersion(version, share_of_optimal_saving(cost, *scale)))
             self.jobs.note(f"version {version}: PoP {self.history[-1].pop:.3f} on the validation year")
         self.history.sort(key=lambda one: one.version)
 
-    def _kept(self, version: int) -> Mlp:
+    def _load_version(self, version: int) -> Mlp:
         path = self.run / "versions" / f"{version}.npz"
         return from_bytes(path.read_bytes(), str(path))
 
@@ -267,7 +270,7 @@ class Training:
         costs = [np.concatenate([r["cost"] for r in self.jobs.collect(numbers)]) for numbers in (nothing, optimum)]
         return costs[0], costs[1]
 
-    def judged(self, first: Mlp, best: Mlp) -> None:
+    def evaluate_on_test(self, first: Mlp, best: Mlp) -> None:
         """The test year, once: the policies, the baselines, the report, the result."""
         s = self.settings
         named = {"policy": best} if s.algorithm == "pathwise" else {"clone": first, "policy": best}
@@ -363,7 +366,7 @@ class Training:
             file.write(json.dumps({"version": version, **metrics}) + "\n")
 
 
-def pop_of(cost: NDArray, nothing: NDArray, optimum: NDArray) -> float:
+def share_of_optimal_saving(cost: NDArray, nothing: NDArray, optimum: NDArray) -> float:
     """PoP of all weeks together, as a share; each [week], $ per MW of reference peak."""
     return float((nothing - cost).sum() / (nothing - optimum).sum())
 
@@ -387,15 +390,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     training = Training(options.data, options.run, options.asked, ControlConfig(), forecaster)
     try:
         training.settings = read_config(options.config)
-        training.whole()
+        training.train_and_evaluate()
     except UsageError as error:
-        training.jobs.say(Over("usage", str(error)))
+        training.jobs.say(Finished("usage", str(error)))
     except StorageError as error:
-        training.jobs.say(Over("storage", str(error)))
+        training.jobs.say(Finished("storage", str(error)))
     except (IngestError, ControlError) as error:
-        training.jobs.say(Over("failed", f"{type(error).__name__}: {error}"))
+        training.jobs.say(Finished("failed", f"{type(error).__name__}: {error}"))
     else:
-        training.jobs.say(Over("done"))
+        training.jobs.say(Finished("done"))
     return 0
 
 

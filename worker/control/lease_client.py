@@ -14,9 +14,21 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from rl.distributed.audit import Sampler, difference, replayed
-from rl.distributed.jobs import AnyJob, Arrays, Descend, Evaluate, Evolve, Labels, Player, Rollout, shapes, tables_of
-from rl.distributed.protocol import Ask, Distrust, FromLearner, Given, Note, Progress, Publish, ToLearner, receive, send
+from rl.distributed.audit import Sampler, difference, replay
+from rl.distributed.jobs import AnyJob, Arrays, Rollout, datasets_of, kind_of, policies_of, shapes, steps_of
+from rl.distributed.protocol import (
+    DistrustWorker,
+    FromLearner,
+    JobResult,
+    Log,
+    Progress,
+    PublishPolicy,
+    RunJob,
+    ToLearner,
+    receive,
+    send,
+)
+from rl.distributed.runner import JobRunner
 from rl.errors import DataError
 from rl.policy import Mlp, from_bytes
 
@@ -25,7 +37,7 @@ KEPT = 256  # policies, and those that an open job names
 
 
 @dataclass(frozen=True)
-class Used:
+class AcceptedResult:
     """A result that was handed out."""
 
     job: AnyJob
@@ -33,7 +45,7 @@ class Used:
     digest: str
 
 
-class Jobs:
+class LeaseClient:
     """`ask`, then `collect`. One thread, and one that reads the pipe; the process ends with the pipe."""
 
     def __init__(
@@ -43,12 +55,12 @@ class Jobs:
         self._policies: dict[str, bytes] = {}
         self._number = 0
         self._open: dict[int, AnyJob | tuple[str, dict[str, Any]]] = {}
-        self._came: dict[int, tuple[Given, dict[str, NDArray]]] = {}
-        self._used: dict[int, Used] = {}
-        self._shunned: set[str] = set()
+        self._came: dict[int, tuple[JobResult, dict[str, NDArray]]] = {}
+        self._used: dict[int, AcceptedResult] = {}
+        self._distrusted: set[str] = set()
         self._sampler = Sampler()
-        self._inbox: queue.SimpleQueue[tuple[Given, dict[str, NDArray]]] = queue.SimpleQueue()
-        self.player: Player
+        self._inbox: queue.SimpleQueue[tuple[JobResult, dict[str, NDArray]]] = queue.SimpleQueue()
+        self.runner: JobRunner
         self.audits = 0
         self.steps = 0  # of environments, in all results taken
         threading.Thread(target=self._read, args=(reader,), name="pipe", daemon=True).start()
@@ -68,7 +80,7 @@ class Jobs:
 
     def note(self, text: str) -> None:
         """A line for whoever watches."""
-        self.say(Note(text))
+        self.say(Log(text))
 
     def progress(self, stage: str, done: int, total: int, figures: Mapping[str, float] | None = None) -> None:
         """How far a stage of the training is."""
@@ -81,10 +93,10 @@ class Jobs:
             return sha256
         self._policies[sha256] = content
         if len(self._policies) > KEPT:
-            wanted = {name for job in self._open.values() for name in names_of(job)}
+            wanted = {name for job in self._open.values() if not isinstance(job, tuple) for name in policies_of(job)}
             newest = list(self._policies)[-KEPT:]
             self._policies = {name: kept for name, kept in self._policies.items() if name in newest or name in wanted}
-        self.say(Publish(version, sha256), {"data": np.frombuffer(content, np.uint8)})
+        self.say(PublishPolicy(version, sha256), {"data": np.frombuffer(content, np.uint8)})
         return sha256
 
     def ask(self, jobs: Sequence[AnyJob]) -> list[int]:
@@ -100,10 +112,10 @@ class Jobs:
     def _ask(self, number: int) -> None:
         job = self._open[number]
         if isinstance(job, tuple):
-            self.say(Ask(number, job[0], job[1], ()))
+            self.say(RunJob(number, job[0], job[1], ()))
         else:
             arrays = shapes(job, self._actions)
-            self.say(Ask(number, kind_of(job), msgspec.to_builtins(job), arrays, tables_of(job)))
+            self.say(RunJob(number, kind_of(job), msgspec.to_builtins(job), arrays, datasets_of(job)))
 
     def proof(self, kind: str, job: dict[str, Any]) -> dict[str, Any]:
         """The proof of a job that gives no arrays."""
@@ -124,83 +136,72 @@ class Jobs:
         assert not isinstance(job, tuple)
         while True:
             given, arrays = self._wait(number)
-            wrong = self._miscounted(job, arrays)
+            wrong = self._replay_mismatch(job, arrays)
             if not wrong:
                 break
-            self._shun(given.worker, f"{kind_of(job)} {number}: {wrong}")
+            self._distrust(given.worker, f"{kind_of(job)} {number}: {wrong}")
             self._ask(number)
         del self._open[number]
-        self._used[number] = Used(job, given.worker, digest_of(arrays))
+        self._used[number] = AcceptedResult(job, given.worker, digest_of(arrays))
         while len(self._used) > REMEMBERED:
             del self._used[next(iter(self._used))]
         self.steps += steps_of(job)
         return arrays
 
-    def _miscounted(self, job: AnyJob, arrays: Arrays) -> str:
+    def _replay_mismatch(self, job: AnyJob, arrays: Arrays) -> str:
         """Why a rollout's costs are not those of its actions, or ""."""
         try:
             if isinstance(job, Rollout):
-                replayed(self.player, job, arrays)
+                replay(self.runner, job, arrays)
         except DataError as error:
             return str(error)
         return ""
 
-    def _wait(self, number: int) -> tuple[Given, dict[str, NDArray]]:
+    def _wait(self, number: int) -> tuple[JobResult, dict[str, NDArray]]:
         while number not in self._came:
             self._take(*self._inbox.get())
         return self._came.pop(number)
 
-    def _take(self, given: Given, arrays: dict[str, NDArray]) -> None:
-        if given.worker in self._shunned:
+    def _take(self, given: JobResult, arrays: dict[str, NDArray]) -> None:
+        if given.worker in self._distrusted:
             if given.number in self._open and given.number not in self._came:
                 self._ask(given.number)
         elif given.number in self._used:
-            self._second(self._used[given.number], given, arrays)
+            self._check_duplicate(self._used[given.number], given, arrays)
         elif given.number in self._open and given.number not in self._came:
             job = self._open[given.number]
             # Now, not when its turn has come: what this worker sends next may be used before.
             if not isinstance(job, tuple) and self._sampler.pick(given.worker, kind_of(job)):
                 self.audits += 1
-                if wrong := difference(arrays, self.player.do(job)):
-                    self._shun(given.worker, f"{kind_of(job)} {given.number}: {wrong}")
+                if wrong := difference(arrays, self.runner.run(job)):
+                    self._distrust(given.worker, f"{kind_of(job)} {given.number}: {wrong}")
                     self._ask(given.number)
                     return
             self._came[given.number] = given, arrays
 
-    def _second(self, used: Used, given: Given, arrays: dict[str, NDArray]) -> None:
+    def _check_duplicate(self, used: AcceptedResult, given: JobResult, arrays: dict[str, NDArray]) -> None:
         """Another worker's result of a job whose first was used: where the two differ, one of them is wrong."""
         if digest_of(arrays) == used.digest or not self._known(used.job):
             return
         self.audits += 1
-        wrong = difference(arrays, self.player.do(used.job))
+        wrong = difference(arrays, self.runner.run(used.job))
         who, what = (given.worker, wrong) if wrong else (used.worker, "a result that was used differs from another's")
-        self._shun(who, what)
+        self._distrust(who, what)
 
     def _known(self, job: AnyJob) -> bool:
         """Whether the job's policy is still here, to do it again."""
-        return all(name in self._policies for name in names_of(job))
+        return all(name in self._policies for name in policies_of(job))
 
-    def _shun(self, worker: str, why: str) -> None:
+    def _distrust(self, worker: str, why: str) -> None:
         """Believe nothing of this worker: what came of it and was not used is void, and asked for again."""
-        if worker in self._shunned:
+        if worker in self._distrusted:
             return
-        self._shunned.add(worker)
+        self._distrusted.add(worker)
         self.note(f"{worker} is put out: {why}")
-        self.say(Distrust(worker, why))
+        self.say(DistrustWorker(worker, why))
         for number in [number for number, (given, _) in self._came.items() if given.worker == worker]:
             del self._came[number]
             self._ask(number)
-
-
-def names_of(job: object) -> list[str]:
-    """The sha256s of the policies that a job needs."""
-    found = [getattr(job, part, "") for part in ("policy", "mean", "square")]
-    return [name for name in found if len(name) == 64]
-
-
-def kind_of(job: AnyJob) -> str:
-    """The name of a job's kind."""
-    return str(type(job).__struct_config__.tag)
 
 
 def digest_of(arrays: Mapping[str, NDArray]) -> str:
@@ -209,14 +210,3 @@ def digest_of(arrays: Mapping[str, NDArray]) -> str:
     for name, array in arrays.items():
         digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
-
-
-def steps_of(job: AnyJob) -> int:
-    """Steps of an environment that a job takes."""
-    if isinstance(job, Labels):
-        return job.plans * job.hours
-    if isinstance(job, Evaluate):
-        return len(job.starts) * job.hours
-    if isinstance(job, Descend):
-        return job.episodes * job.hours * job.steps
-    return job.episodes * job.hours * (2 * len(job.perturbations) if isinstance(job, Evolve) else 1)

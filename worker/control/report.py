@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ingest.store import atomic_write
-from rl.env.dataset import Table
+from rl.env.dataset import Dataset
 from rl.env.grid import Grid
 from rl.env.region import WEEK
 from rl.evaluation.kpis import LABELS as LABELS_OF_KPIS
 from rl.evaluation.kpis import kpis
-from rl.evaluation.score import Gaps, Trace, gaps, rollout
-from rl.planning.baselines import nothing
+from rl.evaluation.score import Gaps, Trajectory, gaps, rollout
+from rl.planning.baselines import idle as do_nothing
 from rl.planning.optimum import optimum
 from rl.policy import Mlp
 
@@ -33,7 +33,7 @@ class EvaluationResult:
     """What a training found out in the test year."""
 
     grid: Grid
-    table: Table
+    table: Dataset
     starts: NDArray[np.int64]  # [week] first row
     policy: Mlp
     costs: Mapping[str, NDArray[np.float64]]  # policy → [week] $ per MW of reference peak
@@ -68,7 +68,7 @@ def write(found: EvaluationResult, folder: Path) -> dict[str, dict[str, float]]:
     pictures = {"pop.png": _bars(found, pops), "learning.png": _curve(found)}
     numbers = []
     for i, name in enumerate(regions):
-        trace, idle = (rollout(found.grid, found.table, p, _starts(found, i), WEEK) for p in (found.policy, nothing))
+        trace, idle = (rollout(found.grid, found.table, p, _starts(found, i), WEEK) for p in (found.policy, do_nothing))
         pictures[f"week-{name}.png"] = _week(found, i, trace)
         numbers.append(_numbers(found, i, idle, trace))
     for name, content in pictures.items():
@@ -126,7 +126,7 @@ def _gaps(pops: Mapping[str, Mapping[str, float]]) -> list[Gaps]:
     return [gaps(row["mpc perfect"], row["mpc"], row["policy"]) for row in pops.values()]
 
 
-def _numbers(found: EvaluationResult, region: int, idle: Trace, trace: Trace) -> str:
+def _numbers(found: EvaluationResult, region: int, idle: Trajectory, trace: Trajectory) -> str:
     """Some of `rl.evaluation.kpis`, without control and with the policy."""
     peak = float(found.about["peaks"][region])
     before, after = (asdict(kpis(found.grid, one, peak)) for one in (idle, trace))
@@ -182,12 +182,12 @@ def _curve(found: EvaluationResult) -> bytes:
     return _png(plt, figure)
 
 
-def _week(found: EvaluationResult, region: int, trace: Trace) -> bytes:
+def _week(found: EvaluationResult, region: int, trace: Trajectory) -> bytes:
     """The week with the highest load: net load without control, with the policy and in the optimum; what the stores do."""
     plt = _pyplot()
     worst = int(np.argmax(trace.load.max(axis=0)))
     load, peak = trace.load[:, worst], float(found.about["peaks"][region]) / 1e3
-    best = optimum(found.grid, load, float(trace.before[worst]))
+    best = optimum(found.grid, load, float(trace.previous_load[worst]))
     hours = np.arange(WEEK)
     figure, (above, below) = plt.subplots(2, 1, figsize=(9, 5), sharex=True, layout="constrained")
     above.plot(hours, load * peak, color="black", linewidth=1, label="net load")

@@ -13,7 +13,7 @@ from coordinator.report.collect.training import curve, read_json, read_lines
 from coordinator.report.model import Absent, Control, Floats, Week
 from ingest.errors import VerificationError
 from rl.arrays import mapped
-from rl.env.dataset import Table
+from rl.env.dataset import Dataset
 from rl.env.dataset_file import load
 from rl.env.grid import Grid
 from rl.env.region import WEEK
@@ -76,7 +76,7 @@ def _weeks(run: Path, result: Mapping[str, Any], about: Mapping[str, Any]) -> tu
     )
 
 
-def highest(table: Table, region: int) -> int | None:
+def highest(table: Dataset, region: int) -> int | None:
     """First row of the week with the region's highest load, of the weeks that begin at its first local midnight and were measured whole."""
     first, last = table.spans[region]
     midnight = first + int(np.argmax(table.clock[first:last] == 0))
@@ -85,11 +85,11 @@ def highest(table: Table, region: int) -> int | None:
     return max(map(int, whole), key=lambda row: (float(table.load[row : row + WEEK].max()), -row), default=None)
 
 
-def _week(table: Table, policy: Mlp, region: int, peak: float, start: int) -> Week:
+def _week(table: Dataset, policy: Mlp, region: int, peak: float, start: int) -> Week:
     grid = Grid()
     trace = rollout(grid, table, policy, np.array([start]), WEEK)
     load = trace.load[:, 0]
-    best = optimum(grid, load, float(trace.before[0]))
+    best = optimum(grid, load, float(trace.previous_load[0]))
     number = (start - table.spans[region][0]) // WEEK + 1
     stores = {store.name: power * peak for store, power in zip(grid.stores, trace.power[:, :, 0].T, strict=True)}
     return Week(

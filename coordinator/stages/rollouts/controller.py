@@ -20,13 +20,23 @@ from coordinator.scheduling.events import AddTasks, Event, PutOut, TaskDone, Tas
 from coordinator.scheduling.scheduler import Scheduler, TaskSpec
 from coordinator.scheduling.speculation import Out, second_issues
 from coordinator.stages.display import Rendering
-from coordinator.stages.rollouts.learner_process import Learner
+from coordinator.stages.rollouts.learner_process import LearnerProcess
 from coordinator.stages.rollouts.view import ControlView, PlayerView, render
 from coordinator.wire.failures import FailureKind
 from coordinator.wire.lease_kinds import LeaseKind
 from coordinator.wire.messages import MAX_WEIGHTS, HostFile, Weights
-from rl.distributed.protocol import Ask, Distrust, FromLearner, Given, Note, Over, Progress, Publish, as_bytes
-from rl.env.dataset_file import TABLES, path_of
+from rl.distributed.protocol import (
+    DistrustWorker,
+    Finished,
+    FromLearner,
+    JobResult,
+    Log,
+    Progress,
+    PublishPolicy,
+    RunJob,
+    as_bytes,
+)
+from rl.env.dataset_file import DATASETS, path_of
 
 MOST_PUT_OUT = 10  # workers: then it is the learner that differs from all of them
 WEIGHTS_KEPT = 256  # a few hundred KB each
@@ -35,10 +45,10 @@ REMEMBERED = 64  # leases of a kind whose times are known
 
 
 @dataclass
-class Asked:
+class PendingJob:
     """What the learner wants, and the tasks that are out for it."""
 
-    ask: Ask
+    ask: RunJob
     tasks: dict[str, float] = field(default_factory=dict)  # id → when it was first seen leased; 0: not yet
     given: str = ""  # digest of the result that was handed on
     twice: bool = False
@@ -51,7 +61,7 @@ class RolloutController:
         """`command` starts a learner, which may die `most_deaths` times in one place; `run` has its log and the tables."""
         self._command, self._run, self._most_deaths = command, run, most_deaths
         self._lock = threading.RLock()
-        self._asked: dict[int, Asked] = {}
+        self._asked: dict[int, PendingJob] = {}
         self._number_of: dict[str, int] = {}  # task → number
         self._seconds: dict[str, deque[float]] = {}
         self._weights: dict[str, Weights] = {}
@@ -65,8 +75,8 @@ class RolloutController:
         self._leases = 0
         self._began = self._running = time.monotonic()  # when the learner was last seen to run
         self._post: Callable[[Event | Weights], None]
-        self._learner: Learner | None = None
-        self.over: Over | None = None
+        self._learner: LearnerProcess | None = None
+        self.over: Finished | None = None
 
     def on_start(self, scheduler: Scheduler, post: Callable[[Event | Weights], None]) -> None:
         self._post = post
@@ -75,7 +85,7 @@ class RolloutController:
     def _start(self) -> None:
         """A learner; ids of its tasks never meet those of another, whose results are void."""
         self._nonce = secrets.token_hex(4)
-        learner: list[Learner] = []
+        learner: list[LearnerProcess] = []
 
         def heard(word: FromLearner | None, arrays: Mapping[str, NDArray]) -> None:
             with self._lock:
@@ -83,38 +93,40 @@ class RolloutController:
                     self._heard(word, arrays)
 
         with self._lock:  # its first word waits until we know it
-            learner.append(Learner(self._command, self._run / "logs" / "learner.log", heard))
+            learner.append(LearnerProcess(self._command, self._run / "logs" / "learner.log", heard))
             self._learner = learner[0]
 
     # -- the learner's thread -------------------------------------------------------------------------------------------
 
     def _heard(self, word: FromLearner | None, arrays: Mapping[str, NDArray]) -> None:
-        if isinstance(word, Ask):
+        if isinstance(word, RunJob):
             self._withdraw(word.number)
-            self._asked[word.number] = Asked(word)
+            self._asked[word.number] = PendingJob(word)
             self._issue(word.number)
-        elif isinstance(word, Publish):
+        elif isinstance(word, PublishPolicy):
             data = as_bytes(arrays["data"])
             if len(data) > MAX_WEIGHTS:
-                self._finish(Over("usage", f"weights of {len(data)} bytes do not fit into a message: a smaller width"))
+                self._finish(
+                    Finished("usage", f"weights of {len(data)} bytes do not fit into a message: a smaller width")
+                )
             else:
                 self._keep(Weights(word.version, word.sha256, data))
-        elif isinstance(word, Distrust):
+        elif isinstance(word, DistrustWorker):
             self._put_out.add(word.worker)
             self._told.append(f"{word.worker} is put out: {word.reason}")
             self._post(PutOut(word.worker, f"its results are wrong: {word.reason}"[:1000]))
             if len(self._put_out) > MOST_PUT_OUT:
                 self._finish(
-                    Over("failed", f"{len(self._put_out)} workers gave other results than this host: {word.reason}")
+                    Finished("failed", f"{len(self._put_out)} workers gave other results than this host: {word.reason}")
                 )
         elif isinstance(word, Progress):
             if (word.stage, word.done) != (self._progress.stage, self._progress.done):
                 self._deaths = 0
             self._progress = word
             self._figures |= word.figures
-        elif isinstance(word, Note):
+        elif isinstance(word, Log):
             self._told.append(word.text)
-        elif isinstance(word, Over):
+        elif isinstance(word, Finished):
             self._finish(word)
         elif word is None:
             self._died()
@@ -136,19 +148,19 @@ class RolloutController:
         asked, self._issued = self._asked[number], self._issued + 1
         name, ask = f"control/{self._nonce}/{self._issued:08d}", asked.ask
         try:
-            job = {**ask.job, "files": self._files(ask.tables)} if ask.tables else ask.job
+            job = {**ask.job, "files": self._files(ask.datasets)} if ask.datasets else ask.job
         except OSError as error:
-            self._finish(Over("failed", f"{error.filename}: {error.strerror}; start again, and it is made again"))
+            self._finish(Finished("failed", f"{error.filename}: {error.strerror}; start again, and it is made again"))
             return
         asked.tasks[name] = 0.0
         self._number_of[name] = number
-        spec = TaskSpec(name, ask.kind, job, local=not ask.tables, worker=worker, fleeting=True, arrays=ask.arrays)
+        spec = TaskSpec(name, ask.kind, job, local=not ask.datasets, worker=worker, fleeting=True, arrays=ask.arrays)
         self._post(AddTasks((spec,)))
 
     def _files(self, tables: Iterable[str]) -> list[dict[str, Any]]:
         """Tables as files that a worker on another file system asks for."""
         paths = [path_of(self._run, sha256) for sha256 in tables]
-        listed = [HostFile(f"{TABLES}/{path.name}", path.stat().st_size, path.stem) for path in paths]
+        listed = [HostFile(f"{DATASETS}/{path.name}", path.stat().st_size, path.stem) for path in paths]
         return [msgspec.to_builtins(file) for file in listed]
 
     def _withdraw(self, *numbers: int) -> None:
@@ -161,19 +173,19 @@ class RolloutController:
     def _died(self) -> None:
         if self.over is not None or self._learner is None:
             return
-        how = self._learner.how
+        how = self._learner.exit_reason
         self._deaths += 1
         self._withdraw(*self._asked)
         self._asked.clear()
         if self._deaths >= self._most_deaths:
             self._finish(
-                Over("failed", f"the learner ended with {how}, {self._deaths} times in one place: see its log")
+                Finished("failed", f"the learner ended with {how}, {self._deaths} times in one place: see its log")
             )
             return
         self._told.append(f"the learner ended with {how}: started again from its newest state")
         self._start()
 
-    def _finish(self, over: Over) -> None:
+    def _finish(self, over: Finished) -> None:
         if self.over is None:
             self.over = over
             self._withdraw(*self._asked)
@@ -197,7 +209,7 @@ class RolloutController:
                     name: np.frombuffer(frame, dtype).reshape(shape)
                     for (name, dtype, shape), frame in zip(done.task.arrays, done.arrays, strict=True)
                 }
-                self._learner.give(Given(number, done.worker, done.seconds, done.proof), arrays)
+                self._learner.send_result(JobResult(number, done.worker, done.seconds, done.proof), arrays)
             if not asked.tasks:
                 del self._asked[number]
         return ()
@@ -217,12 +229,12 @@ class RolloutController:
             return told
 
     def _look(self, scheduler: Scheduler, now: float) -> None:
-        players = {
+        runners = {
             name: worker for name, worker in scheduler.workers.items() if LeaseKind.ROLLOUT in worker.hello.kinds
         }
         self._players = tuple(
             PlayerView(name, len(worker.held), self._results[name], now - worker.seen)
-            for name, worker in players.items()
+            for name, worker in runners.items()
         )
         out, waiting = [], False
         for name, number in list(self._number_of.items()):
@@ -232,12 +244,12 @@ class RolloutController:
             if task.state == "quarantined":
                 usage = task.error == FailureKind.USAGE
                 told = f"{asked.ask.kind} failed {task.failures} times: {task.error}: {task.message}"
-                self._finish(Over("usage", task.message) if usage else Over("failed", told))
+                self._finish(Finished("usage", task.message) if usage else Finished("failed", told))
                 return
             if task.state == "leased":
                 asked.tasks[name] = asked.tasks[name] or now
                 out.append(Out(number, asked.ask.kind, now - asked.tasks[name], task.worker))
-            elif asked.given or (task.spec.worker and task.spec.worker not in players):
+            elif asked.given or (task.spec.worker and task.spec.worker not in runners):
                 self._drop(name, asked)
             else:
                 asked.tasks[name] = 0.0
@@ -250,14 +262,14 @@ class RolloutController:
             self._running = now
             self._told.append("the learner's process is stopped: ended by force")
             self._learner.end()
-        idle = [name for name, worker in players.items() if not worker.held] if not waiting else []
+        idle = [name for name, worker in runners.items() if not worker.held] if not waiting else []
         twice = [number for number, asked in self._asked.items() if asked.twice or asked.given]
         for number, worker in second_issues(out, self._seconds, idle, twice):
             self._asked[number].twice = True
             self._twice += 1
             self._issue(number, worker)
 
-    def _drop(self, name: str, asked: Asked) -> None:
+    def _drop(self, name: str, asked: PendingJob) -> None:
         """A second issue that nobody needs, or whose worker is gone."""
         self._post(Withdraw((name,)))
         number = self._number_of.pop(name)

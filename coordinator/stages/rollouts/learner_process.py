@@ -14,14 +14,14 @@ from pathlib import Path
 import psutil
 from numpy.typing import NDArray
 
-from rl.distributed.protocol import FromLearner, Given, receive, send
+from rl.distributed.protocol import FromLearner, JobResult, receive, send
 from rl.errors import DataError
 
 Heard = Callable[[FromLearner | None, Mapping[str, NDArray]], None]
 COMMAND = (sys.executable, "-m", "worker.control.learner")
 
 
-class Learner:
+class LearnerProcess:
     """One process. `heard(word, arrays)` is called from a thread of its own; None: it has ended."""
 
     def __init__(self, command: Sequence[str], log: Path, heard: Heard) -> None:
@@ -36,7 +36,7 @@ class Learner:
                 env={name: value for name, value in os.environ.items() if name != "EIA_API_KEY"},
                 start_new_session=True,  # Ctrl-C reaches the coordinator alone
             )
-        self._outbox: queue.SimpleQueue[tuple[Given, Mapping[str, NDArray]] | None] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[tuple[JobResult, Mapping[str, NDArray]] | None] = queue.SimpleQueue()
         for what, name in ((self._read, "learner reader"), (self._write, "learner writer")):
             threading.Thread(target=what, name=name, daemon=True).start()
 
@@ -47,7 +47,7 @@ class Learner:
             return psutil.Process(self._process.pid).status() == psutil.STATUS_STOPPED
         return False
 
-    def give(self, given: Given, arrays: Mapping[str, NDArray]) -> None:
+    def send_result(self, given: JobResult, arrays: Mapping[str, NDArray]) -> None:
         """Send a result: `arrays` as its job has them, float32 or float64. Never waits."""
         self._outbox.put((given, arrays))
 
@@ -58,7 +58,7 @@ class Learner:
         self._process.wait()
 
     @property
-    def how(self) -> str:
+    def exit_reason(self) -> str:
         """How it ended, once it has."""
         code = self._process.wait()
         return f"signal {-code}" if code < 0 else f"exit code {code}"

@@ -23,8 +23,8 @@ from coordinator.stages.rollouts.controller import RolloutController
 from coordinator.stages.rollouts.learner_process import COMMAND
 from coordinator.workers.hostfile import Hosts, hosts_from
 from ingest.errors import UsageError, VerificationError
-from rl.distributed.protocol import Over
-from rl.env.dataset_file import TABLES
+from rl.distributed.protocol import Finished
+from rl.env.dataset_file import DATASETS
 
 EXIT_CODES = {"done": 0, "failed": 1, "usage": 2, "storage": 75, "drain": 130}
 
@@ -90,7 +90,7 @@ def run(
         asked = artifacts.request_digest(options.data_dir, config, forecaster)
         result = artifacts.completed_result(options.run, asked)
         if result is not None:
-            return _summary(options, Over("done", "nothing was left to do"), result, {}, time.monotonic() - began)
+            return _summary(options, Finished("done", "nothing was left to do"), result, {}, time.monotonic() - began)
         command = [*learner, "--data", str(options.data_dir), "--run", str(options.run), "--asked", asked]
         command += ["--config", str(options.config)] if options.config is not None else []
         if forecaster:
@@ -99,22 +99,24 @@ def run(
         stack.callback(rollouts.close)
         display = stack.enter_context(closing(choose_display(as_json=as_json, quiet=quiet)))
         fleet = fleet or build_fleet(options, display.say)
-        ended = run_tasks(fleet, (), {}, display, rollouts.on_task_done, rollouts, lends={TABLES: options.run / TABLES})
-        over = rollouts.over or Over("drain", ended.outcome.message or "interrupted; start again to resume")
+        ended = run_tasks(
+            fleet, (), {}, display, rollouts.on_task_done, rollouts, lends={DATASETS: options.run / DATASETS}
+        )
+        over = rollouts.over or Finished("drain", ended.outcome.message or "interrupted; start again to resume")
         if ended.outcome.status == "storage":
-            over = Over("storage", ended.outcome.message)
+            over = Finished("storage", ended.outcome.message)
         elif over.status == "done":
             try:
                 result = artifacts.mark_complete(options.run, asked)
             except VerificationError as error:
-                over = Over("failed", f"the learner ended well, but proved nothing: {error}")
+                over = Finished("failed", f"the learner ended well, but proved nothing: {error}")
         figures = {**rollouts.figures, "worker_restarts": ended.restarts}
         return _summary(options, over, result, figures, time.monotonic() - began)
 
 
 def _summary(
     options: RolloutOptions,
-    over: Over,
+    over: Finished,
     result: artifacts.ControlResult | None,
     figures: Mapping[str, Any],
     seconds: float,

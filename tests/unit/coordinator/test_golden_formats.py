@@ -73,11 +73,11 @@ RECORDS: tuple[task_state.AnyRecord, ...] = (
     ),
 )
 JOBS: tuple[jobs.AnyJob, ...] = (
-    jobs.Labels(SHA, 1, 2, 3, 4),
+    jobs.MakeLabels(SHA, 1, 2, 3, 4),
     jobs.Rollout(SHA, SHA, 1, 2, 3, (0.5, 0.25)),
     jobs.Evaluate(SHA, "hour rule", (1, 2), 36, SHA),
-    jobs.Evolve(SHA, SHA, 1, (2, 3), 0.5, 4, 5),
-    jobs.Descend(SHA, SHA, SHA, SHA, 1, 2, 3, 4, 5, 6, 7, 8, 0.5, (0.25,)),
+    jobs.EvaluatePerturbations(SHA, SHA, 1, (2, 3), 0.5, 4, 5),
+    jobs.GradientSteps(SHA, SHA, SHA, SHA, 1, 2, 3, 4, 5, 6, 7, 8, 0.5, (0.25,)),
 )
 FILE = FileEntry("raw/a.json", 12, SHA)
 SHARD = ShardResult(

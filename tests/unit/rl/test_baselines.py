@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from rl.env.dataset import Table, table
+from rl.env.dataset import Dataset, build_dataset
 from rl.env.forecasts import day_ahead, oracle, persistence, with_quantiles
 from rl.env.grid import Grid
 from rl.env.region import Region, synthetic
 from rl.errors import DataError
-from rl.evaluation.score import Policy, Yardstick, gaps, rollout, yardstick
-from rl.planning.baselines import best_peak_shaving, hour_rule, nothing, peak_shaving
+from rl.evaluation.score import Policy, ReferenceCosts, gaps, reference_costs, rollout
+from rl.planning.baselines import best_peak_shaving, hour_rule, idle, peak_shaving
 from rl.planning.mpc import Mpc
 
 GRID = Grid()
@@ -31,31 +31,31 @@ def made() -> tuple[Region, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def test_hours(made: tuple[Region, np.ndarray]) -> Table:
-    return table([made[0]], [None], *TEST)
+def test_hours(made: tuple[Region, np.ndarray]) -> Dataset:
+    return build_dataset([made[0]], [None], *TEST)
 
 
 @pytest.fixture(scope="module")
-def scale(test_hours: Table) -> Yardstick:
-    return yardstick(GRID, test_hours, STARTS, HOURS)
+def scale(test_hours: Dataset) -> ReferenceCosts:
+    return reference_costs(GRID, test_hours, STARTS, HOURS)
 
 
-def pop(data: Table, scale: Yardstick, policy: Policy) -> float:
+def pop(data: Dataset, scale: ReferenceCosts, policy: Policy) -> float:
     return scale.pop(rollout(GRID, data, policy, STARTS, HOURS).cost.sum(axis=0))
 
 
-def test_nothing_is_zero_and_the_optimum_one(test_hours: Table, scale: Yardstick) -> None:
-    trace = rollout(GRID, test_hours, nothing, STARTS, HOURS)
-    assert_allclose(trace.cost.sum(axis=0), scale.nothing, rtol=1e-12)
+def test_nothing_is_zero_and_the_optimum_one(test_hours: Dataset, scale: ReferenceCosts) -> None:
+    trace = rollout(GRID, test_hours, idle, STARTS, HOURS)
+    assert_allclose(trace.cost.sum(axis=0), scale.idle, rtol=1e-12)
     assert_array_equal(trace.residual, trace.load)
-    assert pop(test_hours, scale, nothing) == pytest.approx(0, abs=1e-9)
+    assert pop(test_hours, scale, idle) == pytest.approx(0, abs=1e-9)
     assert scale.pop(scale.optimum) == 1
     actions = np.stack([s.actions(GRID) for s in scale.schedules], axis=-1)
-    assert pop(test_hours, scale, lambda e: actions[:, HOURS - e.left]) == pytest.approx(1, abs=1e-9)
+    assert pop(test_hours, scale, lambda e: actions[:, HOURS - e.hours_left]) == pytest.approx(1, abs=1e-9)
 
 
 def test_mpc_closes_the_gaps_in_their_order(
-    made: tuple[Region, np.ndarray], test_hours: Table, scale: Yardstick
+    made: tuple[Region, np.ndarray], test_hours: Dataset, scale: ReferenceCosts
 ) -> None:
     one, issued = made
     point = day_ahead(one, issued, 24)
@@ -70,15 +70,15 @@ def test_mpc_closes_the_gaps_in_their_order(
     assert parts.horizon > 0 and parts.forecast > 0
 
 
-def test_mpc_on_the_whole_episode_is_the_optimum(made: tuple[Region, np.ndarray], test_hours: Table) -> None:
+def test_mpc_on_the_whole_episode_is_the_optimum(made: tuple[Region, np.ndarray], test_hours: Dataset) -> None:
     """Planned again every hour over all that is left, on the truth."""
     starts, hours = np.array([4000]), 30
     trace = rollout(GRID, test_hours, Mpc(GRID, test_hours.gather([oracle(made[0], hours)])), starts, hours)
     # The oracle is float32.
-    assert trace.cost.sum() == pytest.approx(yardstick(GRID, test_hours, starts, hours).optimum[0], rel=1e-6)
+    assert trace.cost.sum() == pytest.approx(reference_costs(GRID, test_hours, starts, hours).optimum[0], rel=1e-6)
 
 
-def test_scenarios_that_agree_are_one(made: tuple[Region, np.ndarray], test_hours: Table) -> None:
+def test_scenarios_that_agree_are_one(made: tuple[Region, np.ndarray], test_hours: Dataset) -> None:
     point = test_hours.gather([day_ahead(made[0], made[1], 12)])
     starts = np.array([1000])
     one, three = (rollout(GRID, test_hours, Mpc(GRID, f), starts, 24) for f in (point, np.repeat(point, 3, axis=2)))
@@ -88,7 +88,7 @@ def test_scenarios_that_agree_are_one(made: tuple[Region, np.ndarray], test_hour
 
 
 def test_the_hour_rule_is_the_best_of_its_class_on_its_own_days(made: tuple[Region, np.ndarray]) -> None:
-    train = table([made[0]], [None], *TRAIN)
+    train = build_dataset([made[0]], [None], *TRAIN)
     rule = hour_rule(GRID, train, most_days=31)
     january = np.flatnonzero((train.month == 0) & (train.clock == 0))[:-1]
 
@@ -96,7 +96,7 @@ def test_the_hour_rule_is_the_best_of_its_class_on_its_own_days(made: tuple[Regi
         return rollout(GRID, train, policy, january, 24).cost.sum()
 
     own = cost(rule)
-    assert own < cost(nothing)
+    assert own < cost(idle)
     rng = np.random.default_rng(0)
     for size in (0.02, 0.1, 0.5):
         other = replace(rule, actions=rule.actions + size * rng.standard_normal(rule.actions.shape))
@@ -104,9 +104,9 @@ def test_the_hour_rule_is_the_best_of_its_class_on_its_own_days(made: tuple[Regi
 
 
 def test_peak_shaving_is_chosen_on_training_weeks_and_lowers_peaks(
-    made: tuple[Region, np.ndarray], test_hours: Table
+    made: tuple[Region, np.ndarray], test_hours: Dataset
 ) -> None:
-    train = table([made[0]], [None], *TRAIN)
+    train = build_dataset([made[0]], [None], *TRAIN)
     choice = best_peak_shaving(GRID, train, train.starts(HOURS)[::400], HOURS)
     trace = rollout(GRID, test_hours, peak_shaving(test_hours, *choice), STARTS, HOURS)
     assert trace.residual.max(axis=0).mean() < trace.load.max(axis=0).mean()
@@ -118,9 +118,9 @@ def test_no_policy_sees_the_future(made: tuple[Region, np.ndarray], kind: str) -
     one, issued = made
 
     def run(region: Region) -> np.ndarray:
-        data = table([region], [None], *TEST)
+        data = build_dataset([region], [None], *TEST)
         make: dict[str, Callable[[], Policy]] = {
-            "rule": lambda: hour_rule(GRID, table([region], [None], *TRAIN), most_days=2).on(data),
+            "rule": lambda: hour_rule(GRID, build_dataset([region], [None], *TRAIN), most_days=2).on(data),
             "peak": lambda: peak_shaving(data, 0.8, 0.2, 1.0),
             "quantiles": lambda: Mpc(
                 GRID, data.gather([with_quantiles(region, day_ahead(region, issued, 8), TRAIN[1], (0.2, 0.8))])

@@ -10,41 +10,41 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from rl.algorithms.clone import Labels, Network, Settings, clone, solve_labels
-from rl.env.dataset import Table, table
+from rl.env.dataset import Dataset, build_dataset
 from rl.env.forecasts import oracle
 from rl.env.grid import Grid
 from rl.env.region import synthetic
-from rl.env.vector import Episodes
+from rl.env.vector import VectorGridEnv
 from rl.errors import DataError
-from rl.evaluation.score import rollout, yardstick
+from rl.evaluation.score import reference_costs, rollout
 from rl.planning.optimum import program
-from rl.policy import Mlp, load, normalisation, save, start
+from rl.policy import Mlp, init_mlp, load, normalisation, save
 
 GRID = Grid()
 
 
 @pytest.fixture(scope="module")
-def train() -> Table:
+def train() -> Dataset:
     made, _ = synthetic(8760)
-    return table([made], [oracle(made, 12)], "2017-01-02T00", "2017-11-01T00")
+    return build_dataset([made], [oracle(made, 12)], "2017-01-02T00", "2017-11-01T00")
 
 
 @pytest.fixture(scope="module")
-def labels(train: Table) -> Labels:
+def labels(train: Dataset) -> Labels:
     return solve_labels(GRID, train, 120, np.random.default_rng(0))
 
 
 def drawn(features: int, seed: int = 0) -> Mlp:
     rng = np.random.default_rng(seed)
     mean, scale = rng.normal(size=features), rng.uniform(0.5, 20, features)
-    return start([f"f{i}" for i in range(features)], mean.astype(np.float32), scale.astype(np.float32), 4, 64, rng)
+    return init_mlp([f"f{i}" for i in range(features)], mean.astype(np.float32), scale.astype(np.float32), 4, 64, rng)
 
 
 def test_actor_in_numpy_is_the_learner_in_mlx() -> None:
     policy = drawn(30)
     rng = np.random.default_rng(1)
     layers = tuple((w + rng.normal(0, 0.1, w.shape).astype(np.float32), b + np.float32(0.1)) for w, b in policy.layers)
-    policy = Mlp(policy.names, policy.mean, policy.scale, layers)
+    policy = Mlp(policy.observation_names, policy.mean, policy.scale, layers)
     seen = rng.normal(size=(200, 30)).astype(np.float32)
     learner = Network(policy)
     ours, theirs = policy.act(seen), np.array(learner(mx.array((seen - policy.mean) * policy.scale)))
@@ -58,7 +58,7 @@ def test_a_checkpoint_holds_everything(tmp_path: Path) -> None:
     policy, path = drawn(7), tmp_path / "policy.npz"
     save(policy, path)
     again = load(path)
-    assert again.names == policy.names
+    assert again.observation_names == policy.observation_names
     seen = np.random.default_rng(2).normal(size=(5, 7)).astype(np.float32)
     assert_array_equal(again.act(seen), policy.act(seen))
     assert [p.name for p in tmp_path.iterdir()] == ["policy.npz"]
@@ -72,14 +72,14 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes)
         load(path)
 
 
-def test_a_policy_refuses_other_features(train: Table) -> None:
-    episodes = Episodes(GRID, train, 2, 24)
-    episodes.reset(np.array([0, 1]))
+def test_a_policy_refuses_other_features(train: Dataset) -> None:
+    env = VectorGridEnv(GRID, train, 2, 24)
+    env.reset(np.array([0, 1]))
     with pytest.raises(DataError, match="other features"):
-        drawn(len(episodes.names))(episodes)
+        drawn(len(env.observation_names))(env)
     with pytest.raises(DataError, match="first layer"):
         policy = drawn(4)
-        Mlp(policy.names[:3], policy.mean[:3], policy.scale[:3], policy.layers)
+        Mlp(policy.observation_names[:3], policy.mean[:3], policy.scale[:3], policy.layers)
 
 
 def test_normalisation_leaves_what_never_changes() -> None:
@@ -88,32 +88,35 @@ def test_normalisation_leaves_what_never_changes() -> None:
     assert mean.tolist() == [2, 5] and scale.tolist() == [1, 1]
 
 
-def test_labels_are_the_optimum_of_what_was_seen(labels: Labels, train: Table) -> None:
+def test_labels_are_the_optimum_of_what_was_seen(labels: Labels, train: Dataset) -> None:
     """Solved once more from the state that an observation shows, an hour in the middle asks for the same cost."""
-    assert labels.observations.shape == (120 * 72, len(labels.names)) and labels.actions.shape == (120 * 72, 4)
-    hours = labels.observations[:, labels.names.index("hours left")].reshape(72, 120)
+    assert labels.observations.shape == (120 * 72, len(labels.observation_names)) and labels.actions.shape == (
+        120 * 72,
+        4,
+    )
+    hours = labels.observations[:, labels.observation_names.index("hours left")].reshape(72, 120)
     assert (hours[:24] == 1).all() and (np.diff(hours[24:], axis=0) < 0).all()
     stores = GRID.each("energy")
     seen = labels.observations.reshape(72, 120, -1)[:, 5]
     charge, before = seen[30, :3] * stores, seen[30, 3]
-    ahead = seen[30, [labels.names.index(f"forecast +{h}.0") for h in range(12)]]
+    ahead = seen[30, [labels.observation_names.index(f"forecast +{h}.0") for h in range(12)]]
     assert_allclose(ahead[:1], train.load[np.abs(train.load - ahead[0]).argmin()], atol=1e-6)
     asked = labels.actions.reshape(72, 120, 4)[:, 5]
     rows = np.flatnonzero(np.isclose(train.load, ahead[0], atol=1e-7))
     row = next(r for r in rows if np.allclose(train.load[r : r + 12], ahead, atol=1e-6))
     best = program(GRID, 42).solve(train.load[row : row + 42], float(before), charge.astype(float)).cost
-    episodes = Episodes(GRID, train, 1, 42)
-    episodes.reset(np.array([row]), charge[:, None].astype(float), np.array([before], float))
-    followed = sum(float(episodes.step(asked[hour][:, None].astype(float))[1][0]) for hour in range(30, 72))
+    env = VectorGridEnv(GRID, train, 1, 42)
+    env.reset(np.array([row]), charge[:, None].astype(float), np.array([before], float))
+    followed = sum(float(env.step(asked[hour][:, None].astype(float))[1][0]) for hour in range(30, 72))
     assert followed == pytest.approx(best, rel=1e-5)  # float32 on the way
 
 
-def test_cloning_earns_a_part_of_the_optimums_saving(labels: Labels, train: Table) -> None:
+def test_cloning_earns_a_part_of_the_optimums_saving(labels: Labels, train: Dataset) -> None:
     losses: list[float] = []
-    policy = clone(labels, Settings(width=64, batch=256, steps=400), log=lambda step, loss: losses.append(loss))
+    policy = clone(labels, Settings(width=64, batch_size=256, steps=400), log=lambda step, loss: losses.append(loss))
     assert losses[-1] < losses[0]
     starts = np.array([100, 3000, 6000])
-    scale = yardstick(GRID, train, starts, 168)
+    scale = reference_costs(GRID, train, starts, 168)
     assert scale.pop(rollout(GRID, train, policy, starts, 168).cost.sum(axis=0)) > 0.2
-    again = clone(labels, Settings(width=64, batch=256, steps=400))
+    again = clone(labels, Settings(width=64, batch_size=256, steps=400))
     assert_array_equal(again.layers[0][0], policy.layers[0][0])  # the seed decides

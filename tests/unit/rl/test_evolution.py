@@ -8,23 +8,23 @@ import numpy as np
 from numpy.testing import assert_allclose
 
 from rl.algorithms.base import train
-from rl.algorithms.evolution import Evolution, Settings, costs, flat, perturbation, ranks, shaped
+from rl.algorithms.evolution import Evolution, Settings, costs, flatten, perturbation, ranks, unflatten
 from rl.arrays import pack, unpack
-from rl.distributed.jobs import AnyJob, Arrays, Evolve
-from rl.env.dataset import table
+from rl.distributed.jobs import AnyJob, Arrays, EvaluatePerturbations
+from rl.env.dataset import build_dataset
 from rl.env.forecasts import oracle
 from rl.env.grid import Grid
 from rl.env.region import synthetic
-from rl.env.vector import Episodes
+from rl.env.vector import VectorGridEnv
 from rl.evaluation.score import rollout
-from rl.policy import Mlp, normalisation, start, to_bytes
+from rl.policy import Mlp, init_mlp, normalisation, to_bytes
 
 GRID = Grid()
 
 
 def beginner(names: int = 3, width: int = 4) -> Mlp:
     ones = np.ones(names, np.float32)
-    return start([f"f{i}" for i in range(names)], 0 * ones, ones, 2, width, np.random.default_rng(0))
+    return init_mlp([f"f{i}" for i in range(names)], 0 * ones, ones, 2, width, np.random.default_rng(0))
 
 
 def test_ranks_by_hand() -> None:
@@ -33,7 +33,7 @@ def test_ranks_by_hand() -> None:
 
 def test_flat_and_shaped_undo_one_another() -> None:
     policy = beginner()
-    assert to_bytes(shaped(policy, flat(policy))) == to_bytes(policy)
+    assert to_bytes(unflatten(policy, flatten(policy))) == to_bytes(policy)
 
 
 def test_a_step_by_hand() -> None:
@@ -42,7 +42,7 @@ def test_a_step_by_hand() -> None:
     algorithm = Evolution("t" * 64, policy, Settings(jobs=1, pairs=1, learning_rate=0.1))
     jobs = algorithm.jobs(0)
     algorithm.learn(0, jobs, [{"cost": np.array([[5.0, 3.0]])}])
-    moved = flat(algorithm.versions.newest) - flat(policy)
+    moved = flatten(algorithm.versions.newest) - flatten(policy)
     assert_allclose(moved, -0.1 * np.sign(perturbation(jobs[0].perturbations[0], moved.size)), atol=1e-5)
 
 
@@ -58,32 +58,32 @@ def test_every_perturbation_of_an_iteration_meets_the_same_episodes_and_is_drawn
 
 def test_training_costs_less_and_a_restart_changes_no_bit() -> None:
     made, _ = synthetic(8760)
-    data = table([made], [oracle(made, 12)], "2017-01-02T00", "2017-12-01T00")
-    episodes = Episodes(GRID, data, 16, 48)
+    data = build_dataset([made], [oracle(made, 12)], "2017-01-02T00", "2017-12-01T00")
+    env = VectorGridEnv(GRID, data, 16, 48)
     starts = data.starts(48)
-    mean, scale = normalisation(Episodes(GRID, data, 256, 48).reset(starts[:: len(starts) // 256][:256]))
-    policy = start(episodes.names, mean, scale, episodes.actions, 16, np.random.default_rng(0))
-    settings = Settings(iterations=25, jobs=2, pairs=8, episodes=16, hours=48, sigma=0.05, learning_rate=0.03)
+    mean, scale = normalisation(VectorGridEnv(GRID, data, 256, 48).reset(starts[:: len(starts) // 256][:256]))
+    policy = init_mlp(env.observation_names, mean, scale, env.num_actions, 16, np.random.default_rng(0))
+    settings = Settings(iterations=25, jobs=2, pairs=8, num_envs=16, episode_hours=48, sigma=0.05, learning_rate=0.03)
 
-    def player(algorithm: Evolution) -> Callable[[AnyJob], Arrays]:
+    def runner(algorithm: Evolution) -> Callable[[AnyJob], Arrays]:
         def do(job: AnyJob) -> Arrays:
-            assert isinstance(job, Evolve)
+            assert isinstance(job, EvaluatePerturbations)
             actor = next(p for n, p in algorithm.versions.held.items() if algorithm.versions.sha256(n) == job.policy)
             own = np.random.default_rng(job.seed).choice(starts, job.episodes)
-            return {"cost": costs(actor, episodes, own, job.perturbations, job.sigma)}
+            return {"cost": costs(actor, env, own, job.perturbations, job.sigma)}
 
         return do
 
     whole = Evolution("t" * 64, policy, settings)
-    found = train(whole, player(whole))
+    found = train(whole, runner(whole))
     some = starts[::301]
     assert rollout(GRID, data, found, some, 48).cost.sum() < rollout(GRID, data, policy, some, 48).cost.sum()
     first = Evolution("t" * 64, policy, Settings(**{**vars(settings), "iterations": 3}))
-    train(first, player(first))
+    train(first, runner(first))
     second = Evolution("t" * 64, policy, settings)
     second.restore(*unpack(pack(*first.state())))
     third = Evolution("t" * 64, policy, Settings(**{**vars(settings), "iterations": 4}))
-    train(third, player(third))
+    train(third, runner(third))
     jobs = second.jobs(3)
-    second.learn(3, jobs, [player(second)(job) for job in jobs])
+    second.learn(3, jobs, [runner(second)(job) for job in jobs])
     assert to_bytes(second.versions.newest) == to_bytes(third.versions.newest)

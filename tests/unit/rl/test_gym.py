@@ -30,7 +30,7 @@ def test_vector_declares_same_step_and_does_it() -> None:
     assert vector.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
     observation, info = vector.reset(seed=3)
     assert observation.shape == vector.observation_space.shape and observation in vector.observation_space
-    left = vector.episodes.names.index("hours left")
+    left = vector.env.observation_names.index("hours left")
     for hour in range(10):
         observation, reward, terminated, truncated, info = vector.step(vector.action_space.sample())
         assert observation in vector.observation_space and reward.shape == (3,) and not truncated.any()

@@ -8,12 +8,12 @@ import pytest
 from rl.env.grid import Grid
 from rl.errors import DataError
 from rl.evaluation.kpis import cvar, kpis, mix_kpis, weekly
-from rl.evaluation.score import Trace
+from rl.evaluation.score import Trajectory
 
 GRID = Grid()
 
 
-def trace() -> Trace:
+def trace() -> Trajectory:
     """One day of one episode at 0.5, with hour 5 at 1.2 and hour 9 at 0.1; some power in hours 1 to 3."""
     residual = np.full((24, 1), 0.5)
     residual[5], residual[9] = 1.2, 0.1
@@ -22,16 +22,16 @@ def trace() -> Trace:
     power[2, :, 0] = -0.03, 0, -0.021
     shed = np.zeros((24, 1))
     shed[3] = 0.01
-    return Trace(
+    return Trajectory(
         starts=np.array([0]),
         load=residual,
         residual=residual,
-        before=np.array([0.4]),
+        previous_load=np.array([0.4]),
         power=power,
         charge=np.zeros((24, 3, 1)),
         shed=shed,
         cost=np.ones((24, 1)),
-        cut=np.array([[0.1], [0.0], [0.05]]),
+        clipped_energy=np.array([[0.1], [0.0], [0.05]]),
     )
 
 
@@ -75,4 +75,4 @@ def test_what_does_not_fit_is_refused() -> None:
         mix_kpis({"NG": np.zeros(3)}, np.zeros(2), contingency=1.0)
     short = trace()
     with pytest.raises(DataError, match="24"):
-        kpis(GRID, Trace(**{**vars(short), "cost": short.cost[:10]}), 1.0)
+        kpis(GRID, Trajectory(**{**vars(short), "cost": short.cost[:10]}), 1.0)

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from numpy.typing import NDArray
 
-from rl.env.dataset import Table, table
+from rl.env.dataset import Dataset, build_dataset
 from rl.env.grid import Grid
 from rl.env.region import region, synthetic
-from rl.env.vector import Episodes
+from rl.env.vector import VectorGridEnv
 from rl.errors import DataError, SolveError
-from rl.evaluation.score import nothing_cost, yardstick
+from rl.evaluation.score import idle_cost, reference_costs
 from rl.planning.optimum import Program, Schedule, optimum
 from tests.support.recordings import RESPONDENTS, demand, needs_recordings
 
@@ -25,28 +25,30 @@ WEEK = 168
 
 
 @pytest.fixture(scope="module")
-def made() -> Table:
+def made() -> Dataset:
     one, _ = synthetic(2 * 8760)
-    return table([one], [None], "2017-01-02T00", "2018-12-31T00")
+    return build_dataset([one], [None], "2017-01-02T00", "2018-12-31T00")
 
 
-def replay(grid: Grid, data: Table, starts: NDArray[np.int64], schedules: tuple[Schedule, ...]) -> NDArray[np.float64]:
+def replay(
+    grid: Grid, data: Dataset, starts: NDArray[np.int64], schedules: tuple[Schedule, ...]
+) -> NDArray[np.float64]:
     """What the environment charges for following the schedules, [N]."""
     actions = np.stack([s.actions(grid) for s in schedules], axis=-1)
-    episodes = Episodes(grid, data, len(starts), actions.shape[1])
-    episodes.reset(starts)
-    return np.sum([episodes.step(actions[:, hour])[1].copy() for hour in range(actions.shape[1])], axis=0)
+    env = VectorGridEnv(grid, data, len(starts), actions.shape[1])
+    env.reset(starts)
+    return np.sum([env.step(actions[:, hour])[1].copy() for hour in range(actions.shape[1])], axis=0)
 
 
-def random_weeks(data: Table, seed: int) -> NDArray[np.int64]:
+def random_weeks(data: Dataset, seed: int) -> NDArray[np.int64]:
     return np.random.default_rng(seed).choice(data.starts(WEEK), 50)
 
 
-def test_replay_gives_the_objective_in_50_random_weeks(made: Table) -> None:
+def test_replay_gives_the_objective_in_50_random_weeks(made: Dataset) -> None:
     starts = random_weeks(made, 0)
-    scale = yardstick(GRID, made, starts, WEEK)
+    scale = reference_costs(GRID, made, starts, WEEK)
     assert_allclose(replay(GRID, made, starts, scale.schedules), scale.optimum, rtol=1e-9, atol=1e-6)
-    assert (scale.optimum < scale.nothing).all()
+    assert (scale.optimum < scale.idle).all()
 
 
 @needs_recordings
@@ -59,14 +61,14 @@ def test_replay_gives_the_objective_in_50_random_weeks_of_a_real_region(responde
     load = np.where(np.isfinite(columns["D"]) & (columns["D"] > 0), columns["D"], np.nan)
     load[load > 3 * np.nanmedian(load)] = np.nan  # real outliers of the recordings
     one = region(respondent, np.array(hours, "datetime64[h]"), load, offset=-6, reference_end="2018-01-01T00")
-    data = table([one], [None], "2016-01-01T00", "2020-01-01T00")
+    data = build_dataset([one], [None], "2016-01-01T00", "2020-01-01T00")
     starts = random_weeks(data, 1)
-    scale = yardstick(GRID, data, starts, WEEK)
+    scale = reference_costs(GRID, data, starts, WEEK)
     assert_allclose(replay(GRID, data, starts, scale.schedules), scale.optimum, rtol=1e-9, atol=1e-6)
 
 
-def test_a_year_is_solved_and_replayed(made: Table) -> None:
-    scale = yardstick(GRID, made, np.array([100]), 8760)
+def test_a_year_is_solved_and_replayed(made: Dataset) -> None:
+    scale = reference_costs(GRID, made, np.array([100]), 8760)
     assert_allclose(replay(GRID, made, np.array([100]), scale.schedules), scale.optimum, rtol=1e-9)
 
 
@@ -85,22 +87,22 @@ def test_no_policy_beats_it(seed: int, hours: int, level: float, spread: float, 
     load = level + spread * rng.standard_normal(hours + 1)
     stamps = np.datetime64("2018-01-01T00", "h") + np.arange(hours + 1).astype("timedelta64[h]")
     one = replace(synthetic(48)[0], hours=stamps, load=load, known=np.ones(hours + 1, bool))
-    data = table([one], [None], str(stamps[1]), str(stamps[-1] + 1))
+    data = build_dataset([one], [None], str(stamps[1]), str(stamps[-1] + 1))
     grid = Grid(curtailment=curtailment)
     plan = optimum(grid, load[1:], load[0])
     noise = np.array([0, 0, 0.01, 0.1, 0.5, 2.0])
     asked = plan.actions(grid)[..., None] * (noise != 0.5) + noise * rng.standard_normal((4, hours, 6))
-    episodes = Episodes(grid, data, 6, hours)
-    episodes.reset(np.zeros(6, np.int64))
-    costs = np.sum([episodes.step(asked[:, hour])[1].copy() for hour in range(hours)], axis=0)
+    env = VectorGridEnv(grid, data, 6, hours)
+    env.reset(np.zeros(6, np.int64))
+    costs = np.sum([env.step(asked[:, hour])[1].copy() for hour in range(hours)], axis=0)
     assert_allclose(costs[0], plan.cost, rtol=1e-9, atol=1e-7)
     assert (costs >= plan.cost - 1e-7).all()
-    assert nothing_cost(grid, load[1:, None], load[:1]).sum() >= plan.cost - 1e-7
+    assert idle_cost(grid, load[1:, None], load[:1]).sum() >= plan.cost - 1e-7
 
 
-def test_price_is_what_one_more_unit_of_load_costs(made: Table) -> None:
+def test_price_is_what_one_more_unit_of_load_costs(made: Dataset) -> None:
     """The dual lies between the costs of a little less and a little more load."""
-    load, before, step = made.load[4000:4036], made.before[4000], 1e-6
+    load, before, step = made.load[4000:4036], made.previous_load[4000], 1e-6
     program = Program(GRID, 36)
     plan = program.solve(load, before)
     for hour in (0, 9, 20, 35):
@@ -109,9 +111,9 @@ def test_price_is_what_one_more_unit_of_load_costs(made: Table) -> None:
         assert (plan.cost - less) / step - 1e-3 <= plan.price[hour] <= (more - plan.cost) / step + 1e-3
 
 
-def test_value_is_what_one_more_unit_in_a_store_saves(made: Table) -> None:
+def test_value_is_what_one_more_unit_in_a_store_saves(made: Dataset) -> None:
     """Energy given at the start stays until it is used, so it is worth the first hour's dual."""
-    load, before, step = made.load[3000:3048], made.before[3000], 1e-6
+    load, before, step = made.load[3000:3048], made.previous_load[3000], 1e-6
     program = Program(GRID, 48)
     plan = program.solve(load, before)
     for store in range(3):
@@ -128,7 +130,7 @@ def test_it_never_charges_and_gives_at_once_where_load_is_negative() -> None:
     assert_allclose(-np.diff(plan.charge, axis=1, prepend=GRID.rest[:, None]), lost, atol=1e-9)
 
 
-def test_scenarios_are_decided_for_together(made: Table) -> None:
+def test_scenarios_are_decided_for_together(made: Dataset) -> None:
     """One plan for two futures costs at least the mean of the two optima, and equal futures cost what one does."""
     a, b, before = made.load[1000:1024], made.load[5000:5024], 0.6
     pair = Program(GRID, 24, (0.3, 0.7))

@@ -7,11 +7,11 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 
-from rl.env.dataset import Table, table
+from rl.env.dataset import Dataset, build_dataset
 from rl.env.forecasts import oracle
 from rl.env.grid import Grid, Store
 from rl.env.region import Region, region, synthetic
-from rl.env.vector import LEFT, Episodes
+from rl.env.vector import HOURS_LEFT_CAP, VectorGridEnv
 from rl.errors import DataError
 
 BATTERY = Store("battery", power=0.1, hours=2.0, charge_efficiency=0.8, discharge_efficiency=0.5, wear=20.0)
@@ -28,17 +28,17 @@ SMALL = Grid(
 )
 
 
-def table_of(loads: list[float]) -> Table:
+def table_of(loads: list[float]) -> Dataset:
     """One region whose peak is 1 MW; the first load is that of the hour before the table's first row."""
     hours = np.datetime64("2018-01-01T00", "h") + np.arange(len(loads)).astype("timedelta64[h]")
     scaled = np.array(loads, float)
     one = Region("HAND", hours, scaled, np.ones(len(loads), bool), 1.0, 0)
     end = str(hours[-1] + 1)
-    return table([one], [None], str(hours[1]), end)
+    return build_dataset([one], [None], str(hours[1]), end)
 
 
-def random_actions(rng: np.random.Generator, hours: int, episodes: Episodes) -> NDArray[np.float64]:
-    return rng.uniform(-1.3, 1.3, (hours, episodes.actions, episodes.count))
+def random_actions(rng: np.random.Generator, hours: int, env: VectorGridEnv) -> NDArray[np.float64]:
+    return rng.uniform(-1.3, 1.3, (hours, env.num_actions, env.num_envs))
 
 
 # hour: load, ask of battery, of shiftable load, of shedding → power of both, shed, charge of both after the hour, all by hand.
@@ -91,12 +91,12 @@ def test_a_days_cost_by_hand() -> None:
     assert expected[0] == pytest.approx(0.4 * 20)
     assert expected[2] == pytest.approx(0.3 * 20 + 0.175 * 10 + 0.175)
     assert expected[7] == pytest.approx(45 + 0.01 * 1000 + 0.21 + 20 * 0.05 + 500 * 0.04 + 0.1)
-    episodes = Episodes(SMALL, table_of(loads), 1, 24)
-    episodes.reset(np.array([0]))
+    env = VectorGridEnv(SMALL, table_of(loads), 1, 24)
+    env.reset(np.array([0]))
     total = 0.0
     for hour, (_, ask, shift, shed_share, *after) in enumerate(DAY):
-        _, cost = episodes.step(np.array([[ask], [shift], [shed_share]], float))
-        found = [*episodes.power[:, 0], episodes.shed[0], *episodes.charge[:, 0]]
+        _, cost = env.step(np.array([[ask], [shift], [shed_share]], float))
+        found = [*env.power[:, 0], env.shed[0], *env.charge[:, 0]]
         assert_allclose(found, after, atol=1e-12, err_msg=f"hour {hour}")
         assert cost[0] == pytest.approx(expected[hour], abs=1e-11), f"hour {hour}"
         total += cost[0]
@@ -106,42 +106,40 @@ def test_a_days_cost_by_hand() -> None:
 
 def test_projection_is_counted_by_store() -> None:
     """Asked: the energy that full or empty stores, their power and the way back to rest did not allow."""
-    episodes = Episodes(SMALL, table_of([0.5] * 6), 1, 4)
-    episodes.reset(np.array([0]))
-    episodes.step(np.array([[-1.0], [-1.0], [0.0]]))  # the load is full: 0.04 were asked
-    assert_allclose(episodes.cut[:, 0], [0, 0.04], atol=1e-15)
-    episodes.step(
-        np.array([[2.0], [0.0], [0.0]])
-    )  # twice the power: 0.4 asked, 0.18 held, 0.16 can come back in two hours
-    assert_allclose(episodes.charge[0, 0], 0.0, atol=1e-15)
-    assert_allclose(episodes.cut[:, 0], [0.4 - 0.18, 0.04], atol=1e-15)
+    env = VectorGridEnv(SMALL, table_of([0.5] * 6), 1, 4)
+    env.reset(np.array([0]))
+    env.step(np.array([[-1.0], [-1.0], [0.0]]))  # the load is full: 0.04 were asked
+    assert_allclose(env.clipped_energy[:, 0], [0, 0.04], atol=1e-15)
+    env.step(np.array([[2.0], [0.0], [0.0]]))  # twice the power: 0.4 asked, 0.18 held, 0.16 can come back in two hours
+    assert_allclose(env.charge[0, 0], 0.0, atol=1e-15)
+    assert_allclose(env.clipped_energy[:, 0], [0.4 - 0.18, 0.04], atol=1e-15)
 
 
 @pytest.mark.parametrize("hours", [1, 2, 5, 24, 60])
 def test_any_actions_end_at_rest_and_stay_within_bounds(hours: int) -> None:
     made, _ = synthetic(24 * 30)
-    data = table([made], [None], "2017-01-02T00", "2017-01-25T00")
+    data = build_dataset([made], [None], "2017-01-02T00", "2017-01-25T00")
     for grid in (SMALL, Grid()):
-        episodes = Episodes(grid, data, 7, hours)
+        env = VectorGridEnv(grid, data, 7, hours)
         rng = np.random.default_rng(hours)
-        episodes.reset(rng.integers(0, 400, 7))
+        env.reset(rng.integers(0, 400, 7))
         power, energy = grid.each("power")[:, None], grid.each("energy")[:, None]
-        for action in random_actions(rng, hours, episodes):
-            before = episodes.charge.copy()
-            episodes.step(action)
-            assert (np.abs(episodes.power) <= power + 1e-12).all()
-            assert ((episodes.charge >= 0) & (episodes.charge <= energy)).all()
+        for action in random_actions(rng, hours, env):
+            before = env.charge.copy()
+            env.step(action)
+            assert (np.abs(env.power) <= power + 1e-12).all()
+            assert ((env.charge >= 0) & (env.charge <= energy)).all()
             into, out = grid.each("charge_efficiency")[:, None], grid.each("discharge_efficiency")[:, None]
-            lost = np.maximum(episodes.power, 0) / out - np.maximum(-episodes.power, 0) * into
-            assert_allclose(before - episodes.charge, lost, atol=1e-12)  # each efficiency once
-        assert_array_equal(episodes.charge, np.broadcast_to(grid.rest[:, None], episodes.charge.shape))
+            lost = np.maximum(env.power, 0) / out - np.maximum(-env.power, 0) * into
+            assert_allclose(before - env.charge, lost, atol=1e-12)  # each efficiency once
+        assert_array_equal(env.charge, np.broadcast_to(grid.rest[:, None], env.charge.shape))
 
 
 def test_episodes_do_not_see_one_another() -> None:
     made, _ = synthetic(24 * 60)
-    data = table([made], [oracle(made, 6)], "2017-01-02T00", "2017-02-20T00")
+    data = build_dataset([made], [oracle(made, 6)], "2017-01-02T00", "2017-02-20T00")
     starts = np.array([3, 500, 77])
-    together, alone = Episodes(Grid(), data, 3, 48), Episodes(Grid(), data, 1, 48)
+    together, alone = VectorGridEnv(Grid(), data, 3, 48), VectorGridEnv(Grid(), data, 1, 48)
     actions = random_actions(np.random.default_rng(1), 48, together)
     together.reset(starts)
     rows = [(o.copy(), c.copy()) for o, c in map(together.step, actions)]
@@ -156,18 +154,18 @@ def test_episodes_do_not_see_one_another() -> None:
 
 def test_observation_shows_state_and_the_past_and_nothing_of_the_hour_to_come() -> None:
     loads = [0.1 * k for k in range(3, 40)]
-    episodes = Episodes(SMALL, table_of(loads), 1, 4)
-    names = episodes.names
-    first = dict(zip(names, episodes.reset(np.array([30]))[0].tolist(), strict=True))
+    env = VectorGridEnv(SMALL, table_of(loads), 1, 4)
+    names = env.observation_names
+    first = dict(zip(names, env.reset(np.array([30]))[0].tolist(), strict=True))
     assert names[:4] == ("charge battery", "charge load", "residual load", "hours left")
     assert first["charge battery"] == 0.5 and first["charge load"] == 1.0
     assert first["residual load"] == pytest.approx(loads[30])  # row 30 is the series' hour 31
     assert first["load -1"] == pytest.approx(loads[30]) and first["load -24"] == pytest.approx(loads[7])
-    assert first["hours left"] == pytest.approx(4 / LEFT)
-    observation, _ = episodes.step(np.array([[1.0], [0.0], [0.0]]))
+    assert first["hours left"] == pytest.approx(4 / HOURS_LEFT_CAP)
+    observation, _ = env.step(np.array([[1.0], [0.0], [0.0]]))
     second = dict(zip(names, observation[0].tolist(), strict=True))
     assert second["charge battery"] == 0.0 and second["residual load"] == pytest.approx(loads[31] - 0.05)
-    assert second["load -1"] == pytest.approx(loads[31]) and second["hours left"] == pytest.approx(3 / LEFT)
+    assert second["load -1"] == pytest.approx(loads[31]) and second["hours left"] == pytest.approx(3 / HOURS_LEFT_CAP)
 
 
 def test_table_starts_leave_out_gaps_and_region_borders() -> None:
@@ -175,7 +173,7 @@ def test_table_starts_leave_out_gaps_and_region_borders() -> None:
     demand[40] = np.nan
     hours = np.datetime64("2018-01-01T00", "h") + np.arange(100).astype("timedelta64[h]")
     one = region("A", hours, demand, offset=0, reference_end="2018-01-04T00")
-    data = table([one, one], [None, None], "2018-01-01T01", "2018-01-05T03")
+    data = build_dataset([one, one], [None, None], "2018-01-01T01", "2018-01-05T03")
     assert data.spans == ((0, 98), (98, 196))
     # Row r is the series' hour r + 1: hour 40 is unknown, and hour 41 lacks the one before.
     assert data.starts(10).tolist() == [r + f for f in (0, 98) for r in (*range(30), *range(41, 89))]
@@ -184,13 +182,13 @@ def test_table_starts_leave_out_gaps_and_region_borders() -> None:
 def test_wrong_use_is_refused() -> None:
     data = table_of([0.5] * 10)
     with pytest.raises(DataError, match="at least 1"):
-        Episodes(SMALL, data, 1, 0)
-    episodes = Episodes(SMALL, data, 2, 4)
+        VectorGridEnv(SMALL, data, 1, 0)
+    env = VectorGridEnv(SMALL, data, 2, 4)
     for starts in ([0], [0, 6], [-1, 0]):
         with pytest.raises(DataError, match="starts must be"):
-            episodes.reset(np.array(starts))
+            env.reset(np.array(starts))
     with pytest.raises(DataError, match="reset before"):
-        episodes.step(np.zeros((3, 2)))
+        env.step(np.zeros((3, 2)))
     with pytest.raises(DataError, match="no reference peak"):
         region("A", np.arange(5).astype("datetime64[h]"), np.ones(5), offset=0, reference_end="1970-01-01T00")
     with pytest.raises(DataError, match="without a hole"):

@@ -8,36 +8,36 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from rl.algorithms.base import Versions, train
+from rl.algorithms.base import PolicyVersions, train
 from rl.algorithms.ppo import advantages
 from rl.algorithms.vtrace import Settings, VTrace, rebuild, targets
 from rl.arrays import pack, unpack
-from rl.distributed.jobs import Player
-from rl.env.dataset import Table, table
+from rl.distributed.runner import JobRunner
+from rl.env.dataset import Dataset, build_dataset
 from rl.env.dataset_file import path_of
-from rl.env.dataset_file import to_bytes as table_bytes
+from rl.env.dataset_file import to_bytes as dataset_bytes
 from rl.env.forecasts import oracle
 from rl.env.grid import Grid
 from rl.env.region import synthetic
-from rl.env.vector import Episodes
+from rl.env.vector import VectorGridEnv
 from rl.errors import DataError
 from rl.evaluation.score import rollout
-from rl.policy import Mlp, normalisation, start, to_bytes
+from rl.policy import Mlp, init_mlp, normalisation, to_bytes
 
 GRID = Grid()
 
 
 @pytest.fixture(scope="module")
-def data() -> Table:
+def data() -> Dataset:
     made, _ = synthetic(8760)
-    return table([made], [oracle(made, 12)], "2017-01-02T00", "2017-12-01T00")
+    return build_dataset([made], [oracle(made, 12)], "2017-01-02T00", "2017-12-01T00")
 
 
 @pytest.fixture(scope="module")
-def folder(data: Table, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def folder(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A control folder with the table."""
     made = tmp_path_factory.mktemp("control")
-    sha256, content = table_bytes(data)
+    sha256, content = dataset_bytes(data)
     path = path_of(made, sha256)
     path.parent.mkdir()
     path.write_bytes(content)
@@ -45,32 +45,32 @@ def folder(data: Table, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
 
 
 @pytest.fixture(scope="module")
-def beginner(data: Table) -> Mlp:
-    episodes = Episodes(GRID, data, 256, 24)
-    mean, scale = normalisation(episodes.reset(np.random.default_rng(0).choice(data.starts(24), 256)))
-    return start(episodes.names, mean, scale, episodes.actions, 32, np.random.default_rng(0))
+def beginner(data: Dataset) -> Mlp:
+    env = VectorGridEnv(GRID, data, 256, 24)
+    mean, scale = normalisation(env.reset(np.random.default_rng(0).choice(data.starts(24), 256)))
+    return init_mlp(env.observation_names, mean, scale, env.num_actions, 32, np.random.default_rng(0))
 
 
-def player_of(folder: Path, known: Versions | None = None) -> Player:
+def runner_of(folder: Path, known: PolicyVersions | None = None) -> JobRunner:
     """Looks policies up among the versions that it is given."""
 
     def policy_of(sha256: str) -> Mlp:
-        return next(held for number, held in players[0].held.items() if players[0].sha256(number) == sha256)
+        return next(held for number, held in runners[0].held.items() if runners[0].sha256(number) == sha256)
 
-    players: list[Versions] = [known] if known else []
-    made = Player(folder, policy_of)
-    made.known = players  # type: ignore[attr-defined]
+    runners: list[PolicyVersions] = [known] if known else []
+    made = JobRunner(folder, policy_of)
+    made.known = runners  # type: ignore[attr-defined]
     return made
 
 
-def algorithm(folder: tuple[Path, str], policy: Mlp, settings: Settings) -> tuple[VTrace, Player]:
-    player = player_of(folder[0])
-    made = VTrace(player, folder[1], policy, settings)
-    player.known.append(made.versions)  # type: ignore[attr-defined]
-    return made, player
+def algorithm(folder: tuple[Path, str], policy: Mlp, settings: Settings) -> tuple[VTrace, JobRunner]:
+    runner = runner_of(folder[0])
+    made = VTrace(runner, folder[1], policy, settings)
+    runner.known.append(made.versions)  # type: ignore[attr-defined]
+    return made, runner
 
 
-SMALL = Settings(iterations=10, jobs=2, episodes=16, hours=48, minibatch=512, width=32, learning_rate=2e-3)
+SMALL = Settings(iterations=10, jobs=2, num_envs=16, episode_hours=48, minibatch_size=512, width=32, learning_rate=2e-3)
 
 
 def test_targets_by_hand() -> None:
@@ -95,11 +95,11 @@ def test_where_nothing_is_late_it_is_ppo() -> None:
 
 @pytest.mark.parametrize("staleness", [0, 1])
 def test_training_earns_more_than_it_started_with(
-    folder: tuple[Path, str], data: Table, beginner: Mlp, staleness: int
+    folder: tuple[Path, str], data: Dataset, beginner: Mlp, staleness: int
 ) -> None:
-    made, player = algorithm(folder, beginner, Settings(**{**vars(SMALL), "staleness": staleness}))
+    made, runner = algorithm(folder, beginner, Settings(**{**vars(SMALL), "staleness": staleness}))
     ratios: list[float] = []
-    policy = train(made, player.do, lambda _, metrics: ratios.append(metrics["charts/mean_ratio"]))
+    policy = train(made, runner.run, lambda _, metrics: ratios.append(metrics["charts/mean_ratio"]))
     starts = data.starts(48)[::301]
     costs = [rollout(GRID, data, actor, starts, 48).cost.sum() for actor in (beginner, policy)]
     assert costs[1] < costs[0]
@@ -110,30 +110,30 @@ def test_training_earns_more_than_it_started_with(
 
 def test_a_restart_from_its_state_changes_no_bit(folder: tuple[Path, str], beginner: Mlp) -> None:
     settings = Settings(**{**vars(SMALL), "iterations": 4, "staleness": 1})
-    made, player = algorithm(folder, beginner, settings)
-    whole = train(made, player.do)
-    first, player = algorithm(folder, beginner, settings)
+    made, runner = algorithm(folder, beginner, settings)
+    whole = train(made, runner.run)
+    first, runner = algorithm(folder, beginner, settings)
     ahead = {0: first.jobs(0), 1: first.jobs(1)}
     for iteration in range(2):
-        first.learn(iteration, ahead[iteration], [player.do(job) for job in ahead[iteration]])
+        first.learn(iteration, ahead[iteration], [runner.run(job) for job in ahead[iteration]])
         ahead[iteration + 2] = first.jobs(iteration + 2) if iteration == 0 else []
     numbers, arrays = unpack(pack(*first.state()))
-    second, player = algorithm(folder, beginner, settings)
+    second, runner = algorithm(folder, beginner, settings)
     second.restore(numbers, arrays)
     assert second.jobs(2) == ahead[2]
     for iteration in range(2, 4):
         jobs = second.jobs(iteration)
-        second.learn(iteration, jobs, [player.do(job) for job in jobs])
+        second.learn(iteration, jobs, [runner.run(job) for job in jobs])
     assert to_bytes(second.versions.newest) == to_bytes(whole)
 
 
 def test_costs_that_are_not_those_of_the_actions_are_refused(folder: tuple[Path, str], beginner: Mlp) -> None:
-    made, player = algorithm(folder, beginner, SMALL)
+    made, runner = algorithm(folder, beginner, SMALL)
     job = made.jobs(0)[0]
-    result = player.do(job)
-    batch = rebuild(player, beginner, job, result)
-    again = rebuild(player, beginner, job, player.do(job))
+    result = runner.run(job)
+    batch = rebuild(runner, beginner, job, result)
+    again = rebuild(runner, beginner, job, runner.run(job))
     assert_array_equal(batch.observations, again.observations)
     result["cost"][5, 3] *= 1.001
     with pytest.raises(DataError, match="not those of its actions"):
-        rebuild(player, beginner, job, result)
+        rebuild(runner, beginner, job, result)

@@ -22,6 +22,14 @@ def test_a_file_says_what_differs_from_the_defaults(tmp_path: Path) -> None:
     assert found.clone == ControlConfig().clone
 
 
+def test_keys_of_earlier_versions_are_accepted(tmp_path: Path) -> None:
+    path = tmp_path / "control.toml"
+    path.write_text("[vtrace]\ntrace = 0.5\nclip = 0.1\nminibatch = 9\nepisodes = 3\nhours = 24\n[clone]\nbatch = 7\n")
+    found = read_config(path)
+    assert (found.vtrace.gae_lambda, found.vtrace.clip_coef, found.vtrace.minibatch_size) == (0.5, 0.1, 9)
+    assert (found.vtrace.num_envs, found.vtrace.episode_hours, found.clone.batch_size) == (3, 24, 7)
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
