@@ -1,4 +1,4 @@
-"""`coordinator`, also as `python -m coordinator`: Ctrl-C is answered from the first moment on, before what is slow to load is loaded."""
+"""Entry point of `coordinator` and `python -m coordinator`. Installs the Ctrl-C handler before it imports slow modules."""
 
 from __future__ import annotations
 
@@ -7,28 +7,29 @@ import signal
 import sys
 from types import FrameType
 
-INTERRUPTED = 130
-ANSWER = "interrupted; what was proved stays, and the same command starts again or goes on"
+from coordinator.wire.exit_codes import ExitCode
+
+MESSAGE = "Interrupted. Completed work is saved; run the same command to resume."
 
 
-def _answer(signum: int, frame: FrameType | None) -> None:
-    """One line at once; then what is under way unwinds. The next Ctrl-C does not wait for it."""
+def _on_interrupt(signum: int, frame: FrameType | None) -> None:
+    """Print one line at once, then unwind. The next Ctrl-C ends the process without waiting for that."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    line = json.dumps({"event": "note", "text": ANSWER}) if "--json" in sys.argv else f"coordinator: {ANSWER}"
+    line = json.dumps({"event": "note", "text": MESSAGE}) if "--json" in sys.argv else f"coordinator: {MESSAGE}"
     print(line, file=sys.stderr, flush=True)
     raise KeyboardInterrupt
 
 
 def main() -> None:
     """Run the command line and end the process with its exit code."""
-    signal.signal(signal.SIGINT, _answer)
+    signal.signal(signal.SIGINT, _on_interrupt)
     try:
         from coordinator.cli.app import app
         from coordinator.cli.errors import run
 
         code = run(app)
     except KeyboardInterrupt:
-        code = INTERRUPTED
+        code = ExitCode.INTERRUPTED
     sys.exit(code)
 
 

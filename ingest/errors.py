@@ -13,15 +13,24 @@ from __future__ import annotations
 
 
 class IngestError(Exception):
-    """Base. The message names the subject, the cause and the next command; never a key."""
+    """Base. The message names the subject, the cause and the next command; never a key.
+
+    `exit_code`: of a program that ends by it.
+    """
+
+    exit_code = 1
 
 
 class UsageError(IngestError):
     """The request can't be right."""
 
+    exit_code = 2
+
 
 class AuthenticationError(IngestError):
     """The server refuses the key, and it is not a throttle."""
+
+    exit_code = 4
 
 
 class ThrottledError(IngestError):
@@ -43,6 +52,8 @@ class SourceError(IngestError):
 
 class StorageError(IngestError):
     """The disk refused: full, read-only. The same command goes on once it is mended."""
+
+    exit_code = 75
 
 
 class VerificationError(IngestError):

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 
 class ControlError(Exception):
-    """Base. The message names the subject and the rule."""
+    """Base. The message names the subject and the rule. `exit_code`: of a program that ends by it."""
+
+    exit_code = 1
 
 
 class GridError(ControlError):

@@ -44,6 +44,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 import ringattn
+from coordinator.wire.exit_codes import ExitCode
 from coordinator.wire.failures import LAUNCH_ERROR
 from ingest import features
 from ingest.errors import IngestError, UsageError
@@ -62,9 +63,8 @@ from worker.training.data import (
     draw_sign_flips,
     open_token_store,
 )
-from worker.training.metrics import EXIT_INCOMPLETE, Metrics, StepRecord, peak_bytes
+from worker.training.metrics import Metrics, StepRecord, peak_bytes
 
-EXIT_USAGE, EXIT_INTERRUPTED = 2, 130
 INPUTS = [features.VERSION, *features.FEATURES, *features.CONDITION]
 STOP = threading.Event()  # SIGTERM: end after this step, with a checkpoint
 
@@ -133,7 +133,7 @@ class Training:
                 self._save()
             if stopping:
                 self.say(f"stopped after step {p.step}; the same command goes on from there")
-                return EXIT_INCOMPLETE
+                return ExitCode.INCOMPLETE
         self._finish()
         return 0
 
@@ -343,13 +343,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if group.rank() == 0:
             print(f"{group.size()} rank(s); {blas_env.describe(os.environ)}", file=sys.stderr, flush=True)
         code = Training(config, group).run()
-        return EXIT_INTERRUPTED if code and signal.getsignal(signal.SIGINT) == signal.SIG_DFL else code
+        return ExitCode.INTERRUPTED if code and signal.getsignal(signal.SIGINT) == signal.SIG_DFL else code
     except ringattn.LaunchError as error:
         print(f"{LAUNCH_ERROR}: {error}", file=sys.stderr)
-        return EXIT_USAGE
+        return ExitCode.USAGE
     except (UsageError, ringattn.ArgumentError, checkpoint.CheckpointError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return EXIT_USAGE
+        return ExitCode.USAGE
     except IngestError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
@@ -359,7 +359,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(
             f"{type(error).__name__}: {error}; start it again: it goes on from the newest checkpoint", file=sys.stderr
         )
-        ringattn.abort(EXIT_INCOMPLETE)
+        ringattn.abort(ExitCode.INCOMPLETE)
 
 
 if __name__ == "__main__":

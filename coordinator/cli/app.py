@@ -16,12 +16,13 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from coordinator.cli.errors import EXIT_FAILED, tell
+from coordinator.cli.errors import print_error
 from coordinator.cli.help import Command, Group
 from coordinator.cli.keys import config_app, keys_app
 from coordinator.cli.options import AsJson, Bind, Data, Keys, Quiet, folder_of, option, settings_of, width_of_stdout
 from coordinator.cli.settings import check_toml
 from coordinator.stages.display import Steps
+from coordinator.wire.exit_codes import ExitCode
 from ingest.errors import UsageError
 
 HELP = " ".join((__doc__ or "").split("\n\n")[1].split())  # rich would keep the ends of its lines
@@ -137,7 +138,7 @@ def start_(
             print(text)
         if summary["exit_code"]:
             message = f"{stage} is not complete ({summary['status']}): {summary['message']}"
-            tell(message, summary["exit_code"], as_json=as_json)
+            print_error(message, summary["exit_code"], as_json=as_json)
     code = max(summary["exit_code"] for summary in summaries.values())
     if as_json:
         print(json.dumps(next(iter(summaries.values())) if len(summaries) == 1 else {**summaries, "exit_code": code}))
@@ -187,7 +188,7 @@ def doctor(
     report = diagnosis.report(findings)
     print(json.dumps(report) if as_json else diagnosis.describe(findings, width_of_stdout()))
     if not report["fine"]:
-        raise typer.Exit(EXIT_FAILED)
+        raise typer.Exit(ExitCode.FAILED)
 
 
 @app.command(cls=Command, epilog="coordinator forecast --region PACW --issue 2025-08-12T10")
@@ -231,7 +232,7 @@ def forecast(
         process.kill()
         process.wait()
     if code:
-        raise typer.Exit(code if code > 0 else EXIT_FAILED)
+        raise typer.Exit(code if code > 0 else ExitCode.FAILED)
 
 
 @app.command(cls=Command, epilog="coordinator verify --data data")
@@ -243,7 +244,7 @@ def verify(data: Data = None, as_json: AsJson = False, quiet: Quiet = False) -> 
         report = prove(folder_of(settings_of(data=data)), steps)
     print(json.dumps(report.to_json()) if as_json else report.to_text())
     if not report.whole:
-        raise typer.Exit(EXIT_FAILED)
+        raise typer.Exit(ExitCode.FAILED)
 
 
 @app.command(cls=Command, epilog="coordinator report --out report.html")

@@ -1,4 +1,4 @@
-"""How every command speaks: results go to stdout, all else to stderr; an error is one line and an exit code.
+"""Report errors: one line on stderr and an exit code. Results go to stdout, everything else to stderr.
 
 With `--json` stdout holds one JSON document and stderr JSON lines, whose `event` is "progress", "note" or "error".
 """
@@ -11,50 +11,47 @@ from typing import Any
 
 import typer
 
-from coordinator.wire.auth import CurveError
-from ingest.errors import AuthenticationError, IngestError, StorageError, UsageError
-from rl.errors import ControlError
+from coordinator.wire.exit_codes import ExitCode
 
-EXIT_FAILED, EXIT_USAGE, EXIT_AUTHENTICATION, EXIT_INCOMPLETE = 1, 2, 4, 75
-OUR_ERRORS = (IngestError, CurveError, ControlError)
-# What typer raises for any wrong command line; it shows this child alone.
-WRONG_WORDS: Any = typer.BadParameter.__mro__[1]
+# The base class of what Typer raises for a wrong command line; Typer exports only this subclass of it.
+COMMAND_LINE_ERROR: Any = typer.BadParameter.__mro__[1]
 
 
 def run(app: typer.Typer, arguments: list[str] | None = None) -> int:
-    """The exit code of a command line (default: the process's own); errors have been told by then."""
+    """Run a command line and return its exit code; every error has been printed by then.
+
+    Args:
+        app: the commands.
+        arguments: the command line without the program's name; by default the process's own.
+
+    Raises:
+        Exception: an error without an `exit_code` and not of the disk, which is a defect of the program.
+    """
     words = sys.argv[1:] if arguments is None else arguments
     as_json = "--json" in words
     try:
         return int(app(words, prog_name="coordinator", standalone_mode=False) or 0)
-    except WRONG_WORDS as error:
-        if message := error.format_message():  # none: no command was named, and the help was shown
+    except COMMAND_LINE_ERROR as error:
+        if message := error.format_message():  # empty: no command was named, and the help was printed
             context = error.ctx.command_path if error.ctx is not None else " ".join(["coordinator", *words[:1]])
-            said = f"{message[0].lower()}{message[1:].rstrip('.?')}"
-            tell(f"{said}. `{context} --help` shows what it takes.", EXIT_USAGE, as_json=as_json)
-        return EXIT_USAGE
-    except OUR_ERRORS as error:
-        return tell(str(error), exit_code_of(error), as_json=as_json)
+            text = f"{message[0].lower()}{message[1:].rstrip('.?')}"
+            print_error(f"{text}. `{context} --help` lists the options.", ExitCode.USAGE, as_json=as_json)
+        return ExitCode.USAGE
     except OSError as error:
-        if error.filename is None:  # not the disk
+        if error.filename is None:  # not of the disk
             raise
-        cause = f"{error.filename}: {error.strerror}"
-        return tell(
-            f"{cause}. Mend it, or name another path, then run the same command again.", EXIT_FAILED, as_json=as_json
-        )
+        message = f"{error.filename}: {error.strerror}. Fix this or name another path, then run the same command again."
+        return print_error(message, ExitCode.FAILED, as_json=as_json)
+    except Exception as error:
+        # By attribute, so that no package of errors is loaded for it: an extraction loads nothing of `rl`.
+        code = getattr(error, "exit_code", None)
+        if code is None:
+            raise
+        return print_error(str(error), code, as_json=as_json)
 
 
-def tell(message: str, code: int, *, as_json: bool) -> int:
-    """One line on stderr, in words or as JSON; gives `code` back."""
+def print_error(message: str, code: int, *, as_json: bool) -> int:
+    """Print one line on stderr, as text or as JSON, and return `code`."""
     line = {"event": "error", "text": message, "exit_code": code}
     print(json.dumps(line) if as_json else f"coordinator: {message}", file=sys.stderr, flush=True)
     return code
-
-
-def exit_code_of(error: Exception) -> int:
-    """Exit code of one of our errors."""
-    if isinstance(error, AuthenticationError):
-        return EXIT_AUTHENTICATION
-    if isinstance(error, UsageError | CurveError):
-        return EXIT_USAGE
-    return EXIT_INCOMPLETE if isinstance(error, StorageError) else EXIT_FAILED

@@ -9,6 +9,7 @@ import msgspec
 
 from coordinator.scheduling.task_state import AnyRecord, TaskSpec
 from coordinator.wire import messages
+from coordinator.wire.exit_codes import ExitCode
 from coordinator.wire.messages import Failure, Goodbye, Heartbeat, Hello, Progress, Result
 
 # -- events: the messages Hello, Heartbeat, Progress, Result, Failure, Goodbye, and these ------------------------------
@@ -176,8 +177,6 @@ class Outcome:
     message: str = ""
 
     @property
-    def exit_code(self) -> int:
-        """As in README: 0 done, 4 authentication, 75 incomplete but resumable, 130 interrupted."""
-        return {"done": 0, "authentication": 4, "incomplete": 75, "storage": 75, "drain": 130, "stopped": 130}[
-            self.status
-        ]
+    def exit_code(self) -> ExitCode:
+        """0 done, 4 authentication, 75 incomplete but resumable, 130 interrupted."""
+        return ExitCode.of_status(self.status)

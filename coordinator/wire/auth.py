@@ -19,6 +19,8 @@ from pathlib import Path
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
+from coordinator.wire.exit_codes import ExitCode
+
 log = logging.getLogger(__name__)
 
 ALLOWED = "allowed.json"
@@ -27,6 +29,8 @@ LOCAL = "local"  # the key of the coordinator's own host: its workers, and `coor
 
 class CurveError(Exception):
     """Keys that are missing, readable by others, or not keys; a bind that would need them."""
+
+    exit_code = ExitCode.USAGE
 
 
 @dataclass(frozen=True)

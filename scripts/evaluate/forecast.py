@@ -26,7 +26,6 @@ from ingest.features import CONDITION, FEATURES
 from worker.forecast.__main__ import Forecast, TrainedModel, load_model, predict
 from worker.forecast.model import scores
 from worker.forecast.model.network import QUANTILES
-from worker.training.config import parse_period
 from worker.training.data import Period, Piece, TokenStore, open_token_store
 
 BOOSTING = [  # settings tried, the best on validation hours counts
@@ -171,7 +170,7 @@ def run(options: argparse.Namespace) -> int:
             store = open_token_store(options.data, trained.respondents, trained.reference)
             years = range(2000, 2101)
             last = max(year for year in years if store.period(0).last >= Period(*_year(year)).last)
-            period = parse_period(options.test, "test") if options.test else Period(*_year(last))
+            period = Period.parse(options.test, "test") if options.test else Period(*_year(last))
             if period.first <= trained.state["validate"][1]:
                 raise SystemExit(
                     f"{path} was validated on hours up to {Period(*trained.state['validate'])}: name a later --test"
@@ -185,7 +184,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _year(year: int) -> tuple[int, int]:
-    period = parse_period(str(year), "test")
+    period = Period.parse(str(year), "test")
     return period.first, period.last
 
 

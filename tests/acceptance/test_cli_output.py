@@ -290,7 +290,7 @@ def test_ctrl_c_ends_a_command_with_one_line(data: Path, words: tuple[str, ...],
     if words[0] == "start":
         path = next((data / "manifests" / "build").rglob("*.json"))
     with blocked(data.parent, path, *words) as (process, _):
-        said = [line for line in interrupted(process).splitlines() if "interrupted" in line]
+        said = [line for line in interrupted(process).splitlines() if "Interrupted" in line]
     assert len(said) == 1 and "the same command" in said[0]
 
 
@@ -310,7 +310,7 @@ def test_ctrl_c_ends_the_doctor_and_its_sessions(data: Path) -> None:
         text=True,
     )
     pid = int(until(lambda: (folder / "bin" / "ssh.pid").exists() and (folder / "bin" / "ssh.pid").read_text(), "ssh"))
-    assert "interrupted" in interrupted(process)
+    assert "Interrupted" in interrupted(process)
     until(lambda: not Path(f"/proc/{pid}/comm").exists(), "the end of ssh")
 
 

@@ -26,6 +26,7 @@ import zmq
 
 from coordinator.wire import messages
 from coordinator.wire.auth import Curve
+from coordinator.wire.exit_codes import ExitCode
 from coordinator.wire.failures import FailureKind
 from coordinator.wire.messages import (
     Ack,
@@ -54,11 +55,10 @@ from worker.agent.handlers import HANDLERS, Handler, failure_of
 from worker.agent.lease import Arrays, LeaseContext, RunningLease
 from worker.agent.permits import Permits
 from worker.agent.policy_cache import PolicyCache
-from worker.process.parent_death import EXIT_LOST, exit_with_parent
+from worker.process.parent_death import exit_with_parent
 
 log = logging.getLogger(__name__)
 
-EXIT_OK, EXIT_REFUSED, EXIT_INTERRUPTED = 0, 1, 130
 REGISTER_INTERVAL_S = 1.0  # between tries to register
 RESEND_S = 5.0  # a result that was not acknowledged for this long is sent again
 NO_COORDINATOR_TIMEOUT_S = 60.0  # without a coordinator for this long, the worker gives up
@@ -134,7 +134,7 @@ class Agent:
 
     def interrupt(self) -> None:
         """Give back what is held and end. From any thread, and from signal handlers."""
-        self._exit = EXIT_INTERRUPTED
+        self._exit = ExitCode.INTERRUPTED
         self._wake()
 
     # -- the network's thread -----------------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ class Agent:
                 self._flush_outbox()
                 self._check_timers()
                 if self._stop is not None and self._stop.drain and not self._leases and not self._unacked:
-                    self._exit = EXIT_OK
+                    self._exit = ExitCode.DONE
             if self._welcome is not None:
                 self._cancel_all()
                 self._send(messages.encode(Goodbye(self.name)))
@@ -241,7 +241,7 @@ class Agent:
             self._stop = message
             if not message.drain:
                 log.info("stopped by the coordinator: %s", message.reason)
-                self._exit = EXIT_OK if self._welcome is not None else EXIT_REFUSED
+                self._exit = ExitCode.DONE if self._welcome is not None else ExitCode.FAILED
 
     def _receive_part(self, part: FilePart, frames: list[bytes]) -> None:
         job = self._leases.get((part.task, part.attempt))
@@ -277,7 +277,7 @@ class Agent:
                     "(`coordinator keys list`)?",
                     self._endpoint,
                 )
-                self._exit = EXIT_LOST
+                self._exit = ExitCode.INCOMPLETE
             elif now >= self._next_send:
                 self._next_send = now + (REGISTER_INTERVAL_S if self._send(messages.encode(self._hello)) else 0.05)
             return

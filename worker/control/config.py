@@ -6,13 +6,11 @@ that module of `rl`. Each has a default.
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ingest.errors import UsageError
+from ingest.settings import from_table, read_toml
 from rl.algorithms import clone, evolution, pathwise, vtrace
 from rl.distributed.jobs import BASELINES
 
@@ -41,7 +39,6 @@ class ControlConfig:
     evolve: evolution.Settings = field(default_factory=evolution.Settings)
 
 
-TABLES = ("clone", "pathwise", "vtrace", "evolve")
 # Keys of earlier versions, which a file may still use.
 OLD_KEYS = {
     "batch": "batch_size",
@@ -53,41 +50,23 @@ OLD_KEYS = {
 }
 
 
+
 def read_config(path: Path | None) -> ControlConfig:
     """The file's settings over the defaults. UsageError for what is no TOML, an unknown key, a wrong type or algorithm."""
     if path is None:
         return ControlConfig()
-    try:
-        given = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(
-            f"control-config {path}: not TOML: {error}. Mend the file, or start without --control-config for the defaults."
-        ) from error
-    parts: dict[str, Any] = {}
-    for name in TABLES:
-        own = given.pop(name, {})
-        if not isinstance(own, dict):
-            raise UsageError(f"control-config {path}: {name} is a table, [{name}]")
-        renamed = {OLD_KEYS.get(str(key), str(key)): value for key, value in own.items()}
-        parts[name] = _made(getattr(ControlConfig(), name), renamed, f"control-config {path}: [{name}]")
-    settings = _made(ControlConfig(), given | parts, f"control-config {path}:")
+    where = f"control-config {path}"
+    table = read_toml(path, "control-config", "Correct the file, or start without --control-config for the defaults.")
+    for name, part in table.items():
+        if isinstance(part, dict):
+            table[name] = {OLD_KEYS.get(key, key): value for key, value in part.items()}
+    settings: ControlConfig = from_table(ControlConfig, table, where)
+    for part in (table, *(value for value in table.values() if isinstance(value, dict))):
+        for name, value in part.items():
+            if isinstance(value, int | float) and name not in ("staleness", "seed") and value <= 0:
+                raise UsageError(f"{where}: {name} = {value!r}: must be above 0")
     if settings.algorithm not in ALGORITHMS:
-        raise UsageError(f"control-config {path}: algorithm {settings.algorithm!r}: choose {' or '.join(ALGORITHMS)}")
+        raise UsageError(f"{where}: algorithm {settings.algorithm!r}: choose {' or '.join(ALGORITHMS)}")
+    if not {one for one in settings.baselines.split(",") if one} <= set(BASELINES):
+        raise UsageError(f"{where}: baselines = {settings.baselines!r}: choose from {', '.join(BASELINES)}")
     return settings
-
-
-def _made(defaults: Any, given: Mapping[str, Any], what: str) -> Any:
-    known = {f.name: f for f in fields(defaults)}
-    if unknown := sorted(set(given) - set(known)):
-        raise UsageError(f"{what} unknown key {unknown[0]!r}; there are {', '.join(known)}")
-    made = replace(defaults, **given)
-    for name, value in given.items():
-        default = getattr(defaults, name)
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if type(value) is not type(default) and not (isinstance(default, float) and whole):
-            raise UsageError(f"{what} {name} = {value!r}: expected {type(default).__name__}")
-        if name == "baselines" and not {one for one in value.split(",") if one} <= set(BASELINES):
-            raise UsageError(f"{what} baselines = {value!r}: choose from {', '.join(BASELINES)}")
-        if isinstance(value, int | float) and name not in ("staleness", "seed") and value <= 0:
-            raise UsageError(f"{what} {name} = {value!r}: must be above 0")
-    return made

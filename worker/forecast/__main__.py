@@ -31,7 +31,6 @@ from worker.forecast.model import checkpoint
 from worker.forecast.model.checkpoint import CheckpointError
 from worker.forecast.model.conformal import WINDOW, calibrated
 from worker.forecast.model.network import MEDIAN, QUANTILES, Forecaster, ModelConfig, ascending
-from worker.training.config import parse_period
 from worker.training.data import Normalisation, Period, Piece, TokenStore, build_local_batch, open_token_store
 
 
@@ -302,7 +301,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         store = open_token_store(options.data, trained.respondents, trained.reference, voice.say)
         if options.table is not None:
             whole = Period(store.period(0).first, store.period(0).last)
-            period = parse_period(options.period, "period") if options.period else whole
+            period = Period.parse(options.period, "period") if options.period else whole
             count = write_table(trained, store, period, options.table, voice.say)
             said = {"table": str(options.table), "rows": count}
             print(json.dumps(said) if options.json else f"{count:,} rows in {options.table}")

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 
-EXIT_LOST = 75
+from coordinator.wire.exit_codes import ExitCode
 
 
 def set_parent_death_signal() -> None:
@@ -19,7 +19,7 @@ def set_parent_death_signal() -> None:
         parent = os.getppid()
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:
-            os._exit(EXIT_LOST)
+            os._exit(ExitCode.INCOMPLETE)
 
 
 def exit_with_parent(watchdog_s: float | None = None) -> None:
@@ -30,6 +30,6 @@ def exit_with_parent(watchdog_s: float | None = None) -> None:
     def watch() -> None:
         while select.select([0], [], [], watchdog_s)[0] and os.read(0, 4096):
             pass
-        os._exit(EXIT_LOST)
+        os._exit(ExitCode.INCOMPLETE)
 
     threading.Thread(target=watch, name="parent", daemon=True).start()

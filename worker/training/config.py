@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import calendar
 import dataclasses
 import re
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
-from ingest.columns import hour_number
 from ingest.errors import UsageError
 from ingest.features import Reference
+from ingest.settings import Layer, check_keys, read_toml, resolve, settings_of
 from worker.argparse_errors import Parser
 from worker.training.data import Period
 
@@ -98,19 +96,20 @@ def parse(argv: Sequence[str]) -> TrainConfig:
         "Train the forecaster, alone or as a rank of a ring.",
         "mlx.launch -n 2 worker/train.py --data data",
     )
-    hints = get_type_hints(TrainConfig)
+    settings = settings_of(TrainConfig, text=True)
     parser.add_argument("--config", type=Path, help="TOML file of settings")
     help_of = _field_help()
-    for field in dataclasses.fields(TrainConfig):
-        parser.add_argument(f"--{field.name.replace('_', '-')}", metavar="X", help=help_of.get(field.name))
+    for setting in settings:
+        parser.add_argument(f"--{setting.name.replace('_', '-')}", metavar="X", help=help_of.get(setting.name))
     given = vars(parser.parse_args(list(argv)))
     path = given.pop("config")
-    table = _read_toml(path) if path is not None else {}
-    values = {**table, **{name: text for name, text in given.items() if text is not None}}
-    try:
-        return TrainConfig(**{name: _convert(hints[name], value, name) for name, value in values.items()})
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"{error}; `worker/train.py --help` lists the settings") from error
+    fix = "`worker/train.py --help` lists the settings."
+    layers = [Layer("flag", {name: text for name, text in given.items() if text is not None}, fix)]
+    if path is not None:
+        table = read_toml(path, "--config", "Give a TOML file of settings.")
+        check_keys(table, [setting.name for setting in settings], str(path))
+        layers.append(Layer(str(path), table, fix))
+    return TrainConfig(**{name: entry.value for name, entry in resolve(settings, layers).items()})
 
 
 def _field_help() -> dict[str, str]:
@@ -122,33 +121,6 @@ def _field_help() -> dict[str, str]:
         if colon:
             found.update({name.split(" ")[0]: words.replace("%", "%%") for name in names.split(", ")})
     return found
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        table = tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"--config {path}: {error}; give a TOML file of settings") from error
-    known = {field.name for field in dataclasses.fields(TrainConfig)}
-    if unknown := sorted(set(table) - known):
-        raise UsageError(f"{path}: unknown setting {unknown[0]!r}; known: {', '.join(sorted(known))}")
-    return table
-
-
-def _convert(kind: Any, value: Any, name: str) -> Any:
-    try:
-        if kind is Path:
-            return Path(str(value)).expanduser()
-        if kind in (int, float):
-            return kind(value)
-        if kind == tuple[str, ...]:
-            items = value if isinstance(value, list) else str(value).split(",")
-            return tuple(str(item).strip().upper() for item in items if str(item).strip())
-    except ValueError:
-        raise ValueError(f"{name} = {value!r} is no {kind.__name__}") from None
-    if name == "reference" and value not in ("DF", "week"):
-        raise ValueError(f"reference = {value!r} is unknown: choose DF or week")
-    return str(value)
 
 
 def plain(config: TrainConfig) -> dict[str, Any]:
@@ -167,27 +139,10 @@ def periods(config: TrainConfig, years: Sequence[int]) -> tuple[Period, Period]:
             f"the series cover {len(years)} year(s); training, validation and test want one each: extract more years, "
             "or name --train and --validate"
         )
-    train = parse_period(config.train or f"{years[0]}:{years[-3]}", "train")
-    validate = parse_period(config.validate or str(years[-2]), "validate")
+    train = Period.parse(config.train or f"{years[0]}:{years[-3]}", "train")
+    validate = Period.parse(config.validate or str(years[-2]), "validate")
     if train.last >= validate.first:
         raise UsageError(
             f"training ends {train} after validation begins {validate}: hours that validate must lie later"
         )
     return train, validate
-
-
-def parse_period(text: str, name: str) -> Period:
-    """`2015-07:2017` → its first and last hour. UsageError, naming the option, for anything else."""
-    start, _, end = text.partition(":")
-    try:
-        return Period(hour_number(_hour(start, last=False)), hour_number(_hour(end or start, last=True)))
-    except ValueError as error:
-        raise UsageError(f"--{name} {text}: {error}; write YYYY[-MM[-DD]]:YYYY[-MM[-DD]]") from error
-
-
-def _hour(day: str, *, last: bool) -> str:
-    parts = [int(part) for part in day.split("-")]
-    year, month, date = (*parts, 0, 0)[:3]
-    month = month or (12 if last else 1)
-    date = date or (calendar.monthrange(year, month)[1] if last else 1)
-    return f"{year:04d}-{month:02d}-{date:02d}T{23 if last else 0:02d}"

@@ -23,6 +23,7 @@ from ingest.columns import hour_number, hour_text
 from ingest.errors import UsageError
 from ingest.features import BOUND, COLUMNS, CONDITION, FEATURES, MEMORY_LAG, ODD, Reference, Tokens
 from ingest.loader import available
+from ingest.periods import parse_period
 from ringattn.layout import Layout, local_positions
 from worker.forecast.model.network import Batch
 
@@ -46,6 +47,12 @@ class Period:
 
     first: int
     last: int
+
+    @classmethod
+    def parse(cls, text: str, option: str) -> Period:
+        """Return the period that `text`, the value of `option`, names: `2015-07:2017`. UsageError for another form."""
+        first, last = parse_period(text, option)
+        return cls(hour_number(first), hour_number(last))
 
     def __str__(self) -> str:
         return f"{hour_text(self.first)} to {hour_text(self.last)}"

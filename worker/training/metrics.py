@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import ringattn
+from coordinator.wire.exit_codes import ExitCode
 from worker.training.config import TrainConfig, plain
 
-EXIT_INCOMPLETE = 75  # broken off: start it again
 AWAY_S = 10.0  # between looks of the watchdog, a second apart
 
 
@@ -98,7 +98,7 @@ class Metrics:
             looked = now
             if now - self._moved > self._timeout:
                 print(f"no step for {self._timeout:g} s: a peer is gone or frozen; start again", file=sys.stderr)
-                ringattn.abort(EXIT_INCOMPLETE)
+                ringattn.abort(ExitCode.INCOMPLETE)
 
 
 def peak_bytes() -> int:

@@ -23,6 +23,7 @@ import msgspec
 import psutil
 
 from coordinator.wire.auth import own_address
+from coordinator.wire.exit_codes import ExitCode
 from coordinator.wire.failures import LAUNCH_ERROR
 from coordinator.wire.messages import PortJob, PortProof, RankJob
 from ingest.errors import Cancelled, IngestError, UsageError
@@ -40,7 +41,6 @@ STATUS_S = 0.25  # between looks at whether the system runs it, and dots on its 
 CANCEL_GRACE_S = 2.0  # a lease that was taken back: nobody waits for its checkpoint
 LEASH, HEARD = 0.5, 0.25  # of the silence after which this worker counts as lost: the rank has ended before
 TAIL = 4_000  # bytes of a log that an error quotes
-EXIT_USAGE, EXIT_BROKEN = 2, 75
 # Of a worker's environment: another ring's place, the threads of a worker, which are one each, and the key.
 NOT_FOR_RANKS = (
     *("MLX_RANK", "MLX_HOSTFILE", "EIA_API_KEY"),
@@ -265,11 +265,13 @@ def _error(code: int, asked: bool, log_path: Path) -> RankError | UsageError:
         file.seek(max(0, log_path.stat().st_size - TAIL))
         tail = file.read().decode(errors="replace").rpartition("== round ")[2].partition("\n")[2].strip()
     last = tail.splitlines()[-8:]
-    if code == EXIT_USAGE and not (last and last[-1].startswith(LAUNCH_ERROR)):  # of addresses that a coordinator chose
+    if code == ExitCode.USAGE and not (
+        last and last[-1].startswith(LAUNCH_ERROR)
+    ):  # of addresses that a coordinator chose
         return UsageError(tail or f"train.py ended with exit code 2: see {log_path}")
     if asked:
         return RankEnded("ended as it was asked to")
-    if code == EXIT_BROKEN:
+    if code == ExitCode.INCOMPLETE:
         return RingBroke(last[-1] if last else "exit code 75")
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     return RankDied("\n  ".join([f"{how}; {log_path} says last:", *last]) if last else how)

@@ -21,12 +21,11 @@ from coordinator.stages.display import choose_display
 from coordinator.stages.rollouts import artifacts
 from coordinator.stages.rollouts.controller import RolloutController
 from coordinator.stages.rollouts.learner_process import COMMAND
+from coordinator.wire.exit_codes import ExitCode
 from coordinator.workers.hostfile import Hosts, hosts_from
 from ingest.errors import UsageError, VerificationError
 from rl.distributed.protocol import Finished
 from rl.env.dataset_file import DATASETS
-
-EXIT_CODES = {"done": 0, "failed": 1, "usage": 2, "storage": 75, "drain": 130}
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ def _summary(
     seconds: float,
 ) -> dict[str, Any]:
     return {
-        "exit_code": EXIT_CODES[over.status],
+        "exit_code": ExitCode.of_status(over.status),
         "status": over.status,
         "message": over.message,
         "run": str(options.run),

@@ -27,14 +27,13 @@ from coordinator.stages.train.inputs import TrainingFiles
 from coordinator.stages.train.ring_state import AddressOffered, RankDone, RoundSummary, SupervisionTick, TrainingOutcome
 from coordinator.stages.train.stall import SupervisionTimeouts
 from coordinator.stages.train.view import describe_rebalance, render, train_view
+from coordinator.wire.exit_codes import ExitCode
 from coordinator.wire.failures import FailureKind
 from coordinator.wire.lease_kinds import LeaseKind
 from coordinator.wire.messages import PortJob, PortProof, Weights
 from coordinator.workers.hostfile import Hosts, hosts_from
 from ingest.errors import UsageError, VerificationError
 from ingest.store import atomic_write
-
-EXIT_CODES = {"done": 0, "failed": 1, "usage": 2, "storage": 75, "incomplete": 75, "drain": 130}
 
 
 @dataclass(frozen=True)
@@ -222,7 +221,7 @@ def _summary(
     seconds: float,
 ) -> dict[str, Any]:
     return {
-        "exit_code": EXIT_CODES[outcome.status],
+        "exit_code": ExitCode.of_status(outcome.status),
         "status": outcome.status,
         "message": outcome.message,
         "run": str(options.run),

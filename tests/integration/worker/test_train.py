@@ -161,7 +161,7 @@ def test_a_wrong_hostfile_and_a_busy_port(data: Path, tmp_path: Path) -> None:
     [
         (("--train", "2022:2021"), "validation"),
         (("--validate", "2022-13"), "YYYY"),
-        (("--steps", "many"), "no int"),
+        (("--steps", "many"), "expected an integer"),
         (("--reference", "guess"), "choose DF or week"),
         (("--config", "nowhere.toml"), "nowhere.toml"),
     ],

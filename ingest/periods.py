@@ -1,0 +1,52 @@
+"""Parse periods as users write them: `2024`, `2024-01`, `2024-01-31`, `2024-01-31T05`, `2015-07:2017`."""
+
+from __future__ import annotations
+
+import calendar
+from datetime import UTC, datetime
+
+from ingest.errors import UsageError
+from ingest.models import format_hour
+
+FIRST_YEAR, LAST_YEAR = 2000, 2100  # bounds that catch a typing error in a year
+
+
+def parse_bound(text: str, *, last: bool) -> str:
+    """Return the first or the last hour of what `text` names, as `YYYY-MM-DDTHH`.
+
+    Args:
+        text: `YYYY`, `YYYY-MM`, `YYYY-MM-DD` or `YYYY-MM-DDTHH`, in UTC.
+        last: return the last hour instead of the first.
+
+    Raises:
+        ValueError: the text has another form, or names a date that does not exist.
+    """
+    day, _, hour = text.strip().partition("T")
+    try:
+        numbers = [int(part) for part in day.split("-")]
+        year, month, date = (*numbers, 0, 0)[:3] if len(numbers) <= 3 else (0, 0, 0)
+        clock = int(hour or (23 if last else 0))
+    except ValueError:
+        year = 0
+    if not FIRST_YEAR <= year <= LAST_YEAR:
+        raise ValueError("expected YYYY, YYYY-MM, YYYY-MM-DD or YYYY-MM-DDTHH")
+    month = month or (12 if last else 1)
+    date = date or (calendar.monthrange(year, month)[1] if last else 1)
+    return format_hour(datetime(year, month, date, clock, tzinfo=UTC))
+
+
+def parse_period(text: str, option: str) -> tuple[str, str]:
+    """Return the first and the last hour of a period, as `YYYY-MM-DDTHH`.
+
+    Args:
+        text: `START:END`, or one bound that stands for all of its hours.
+        option: name of the option that holds the text, for the message.
+
+    Raises:
+        UsageError: a bound has another form.
+    """
+    start, _, end = text.partition(":")
+    try:
+        return parse_bound(start, last=False), parse_bound(end or start, last=True)
+    except ValueError as error:
+        raise UsageError(f"--{option} {text}: {error}; write YYYY[-MM[-DD]][:YYYY[-MM[-DD]]]") from error
