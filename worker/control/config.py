@@ -50,7 +50,6 @@ OLD_KEYS = {
 }
 
 
-
 def read_config(path: Path | None) -> ControlConfig:
     """The file's settings over the defaults. UsageError for what is no TOML, an unknown key, a wrong type or algorithm."""
     if path is None:
