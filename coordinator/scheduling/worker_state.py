@@ -8,6 +8,7 @@ from hashlib import blake2b
 import msgspec
 
 from coordinator.wire.messages import Hello
+from ingest.backoff import backoff_s
 
 
 @dataclass(frozen=True)
@@ -50,4 +51,4 @@ class WorkerState(msgspec.Struct):
 def backoff(task: str, attempt: int, failures: int, limits: Limits) -> float:
     """Seconds until the next try: exponential, with a jitter of 0.5–1.5 drawn from (task, attempt), so that a replay agrees."""
     draw = int.from_bytes(blake2b(f"{task}/{attempt}".encode(), digest_size=8).digest(), "big") / 2**64
-    return min(limits.backoff_max_s, limits.backoff_s * 2.0 ** min(max(failures - 1, 0), 30)) * (0.5 + draw)
+    return backoff_s(failures, limits.backoff_s, limits.backoff_max_s) * (0.5 + draw)

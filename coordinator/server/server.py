@@ -6,7 +6,6 @@ What is not a message of a worker about itself is dropped and counted; nothing t
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import queue
 import socket
@@ -69,6 +68,7 @@ from coordinator.wire.messages import (
     WeightsRequest,
 )
 from ingest.errors import StorageError
+from ingest.files import DISK_FULL
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,6 @@ PART = 256 << 10  # bytes of a file at once: a lease must not wait long behind t
 FAREWELL_S = 2.0  # for the workers' goodbyes at the end
 LINGER_MS = 500
 PLAYS = LeaseKind.ROLLOUT  # the kind of task whose workers need weights
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class Server:
@@ -348,7 +347,7 @@ class Server:
         except RefusedPath as error:
             return Failure(chunk.worker, chunk.task, chunk.attempt, FailureKind.REFUSED_PATH, str(error), final=True)
         except OSError as error:
-            if error.errno not in FULL_DISK:
+            if error.errno not in DISK_FULL:
                 raise StorageError(
                     f"{chunk.path} can't be written in {self._data_dir}: {error.strerror}. Mend the disk or its rights, then "
                     "run the same command again: it goes on where it stopped."

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from coordinator.wire.messages import FileChunk, files_in
+from ingest.files import file_sha256
 
 IMPOSSIBLE = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.EINVAL, errno.EILSEQ)
 FOLDERS = ("raw", "pieces", "series")  # the only ones of the data folder that a worker may write to
@@ -35,12 +35,6 @@ def checked_path(data_dir: Path, relative: str, places: Mapping[str, Path] = NO_
     if not path.parent.resolve().is_relative_to(root.resolve()):
         raise RefusedPath(f"path {relative!r} leads out of the data folder")
     return path
-
-
-def file_sha256(path: Path) -> str:
-    """Of a file's content, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def missing_files(data_dir: Path, proof: dict[str, Any], places: Mapping[str, Path] = NO_PLACES) -> str:

@@ -6,7 +6,6 @@ go on from the same checkpoint with the same series. Nothing else of the data fo
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 import threading
@@ -16,11 +15,11 @@ from pathlib import Path
 
 from coordinator.wire.messages import HostFile
 from ingest.errors import Cancelled, IngestError, VerificationError
+from ingest.files import DISK_FULL
 from worker.agent.file_transfer import FileTransfer, file_ref
 
 FOLDER = "mirror"
 LOCAL = ("logs", "beats")  # below run/: this host's own
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 AT_END = ("metrics.jsonl", "config.json", "loss.png", "result.json")  # in this order: the result is believed last
 
 
@@ -42,7 +41,7 @@ def local_disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in DISK_FULL:
             raise
         raise HostFull(f"{folder}: {error.strerror}; free space on this host, and it takes part again") from error
 

@@ -34,6 +34,7 @@ from coordinator.stages.train.stall import StallDetector, SupervisionTimeouts
 from coordinator.wire.failures import FailureKind
 from coordinator.wire.lease_kinds import LeaseKind
 from coordinator.wire.messages import RankJob
+from ingest.backoff import backoff_s
 
 RESEND_S = 3.0  # a request to end that may have been lost is made again
 SUSPENDED_S = 5.0  # between looks: the coordinator was suspended, not the ranks
@@ -327,7 +328,7 @@ class ElasticRing:
 
     def _exclude(self, worker: str, now: float) -> None:
         times = self._excluded_until.get(worker, (0.0, 0))[1] + 1
-        away = min(self.timeouts.exclude_max_s, self.timeouts.exclude_s * 2.0 ** (times - 1))
+        away = backoff_s(times, self.timeouts.exclude_s, self.timeouts.exclude_max_s)
         self._excluded_until[worker] = (now + away, times)
 
     def _count_failure(self, what: str, now: float) -> None:
@@ -337,8 +338,8 @@ class ElasticRing:
             text = f"{self._rounds_without_progress} rounds in succession came no further than step {max(self._best_step, 0)}"
             self._finish(TrainingOutcome("failed", f"{text}; the last one: {what}"))
         elif self._rounds_without_progress > 1:
-            wait = self.timeouts.backoff_s * 2.0 ** (self._rounds_without_progress - 2)
-            self._not_before = now + min(self.timeouts.backoff_max_s, wait)
+            failures = self._rounds_without_progress - 1
+            self._not_before = now + backoff_s(failures, self.timeouts.backoff_s, self.timeouts.backoff_max_s)
 
     def _finish(self, outcome: TrainingOutcome) -> None:
         self.stage, self.outcome = "finished", outcome

@@ -7,10 +7,10 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from coordinator.server.uploads import file_sha256
 from coordinator.stages.train.artifacts import CONFIG, METRICS
 from coordinator.wire.messages import MAX_LISTED, HostFile
 from ingest.errors import UsageError
+from ingest.files import DigestCache
 
 SERIES, RUN = "series", "run"  # first parts of the paths under which files travel
 
@@ -20,7 +20,7 @@ class TrainingFiles:
 
     def __init__(self, data_dir: Path, run: Path, config: bool) -> None:
         self._data_dir, self._run, self._config = data_dir, run, config
-        self._known: dict[Path, tuple[int, int, str]] = {}
+        self._digests = DigestCache()
 
     @property
     def places(self) -> dict[str, Path]:
@@ -69,8 +69,4 @@ class TrainingFiles:
                 yield self._file(path, f"{name}/{path.relative_to(folder).as_posix()}")
 
     def _file(self, path: Path, name: str) -> HostFile:
-        status = path.stat()
-        known = self._known.get(path)
-        if known is None or known[:2] != (status.st_size, status.st_mtime_ns):
-            known = self._known[path] = (status.st_size, status.st_mtime_ns, file_sha256(path))
-        return HostFile(name, known[0], known[2])
+        return HostFile(name, *self._digests.size_and_sha256(path))

@@ -33,7 +33,7 @@ from coordinator.wire.lease_kinds import LeaseKind
 from coordinator.wire.messages import PortJob, PortProof, Weights
 from coordinator.workers.hostfile import Hosts, hosts_from
 from ingest.errors import UsageError, VerificationError
-from ingest.store import atomic_write
+from ingest.files import atomic_write
 
 
 @dataclass(frozen=True)
