@@ -66,13 +66,13 @@ def noop(job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
     return {"spun": spin}
 
 
-RANKS = (LeaseKind.PORT, LeaseKind.TRAIN)  # kinds that make a worker's host one of a ring
+RANKS = (LeaseKind.JOIN, LeaseKind.TRAIN)  # kinds that make a worker's host one of a ring
 _ranks = RankRunner()
 _control = ControlHandler()
 HANDLERS: Mapping[str, Handler] = {
     LeaseKind.FETCH: fetch,
     LeaseKind.BUILD: build,
-    LeaseKind.PORT: _ranks.join,
+    LeaseKind.JOIN: _ranks.join,
     LeaseKind.TRAIN: _ranks.run,
     LeaseKind.TABLE: _control.build_datasets,
     LeaseKind.LABELS: _control.run,

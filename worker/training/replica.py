@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from coordinator.wire.messages import HostFile
+from coordinator.wire.payloads import FileRef
 from ingest.errors import Cancelled, IngestError, VerificationError
 from ingest.files import DISK_FULL
 from worker.agent.file_transfer import FileTransfer, file_ref
@@ -27,7 +27,7 @@ class HostFull(IngestError):
     """This host has no room for a training; others may have."""
 
 
-def sync_replica(folder: Path, files: Sequence[HostFile], line: FileTransfer, said: Callable[[], None]) -> None:
+def sync_replica(folder: Path, files: Sequence[FileRef], line: FileTransfer, said: Callable[[], None]) -> None:
     """Make `folder` hold `files` and nothing else. HostFull, VerificationError, Cancelled."""
     with local_disk_errors(folder):
         _drop_others(folder, {file.path for file in files})
@@ -137,7 +137,7 @@ class CheckpointUploader:
         shutil.copyfile(self._folder / path, copy / path)
         self._line.upload(copy, file_ref(copy, path))
 
-    def final_files(self) -> list[HostFile]:
+    def final_files(self) -> list[FileRef]:
         """What a run that ended well has left, the result last. The lease's answer names it, and so it is sent before."""
         run = self._folder / "run"
         return [file_ref(self._folder, f"run/{name}") for name in AT_END if (run / name).exists()]

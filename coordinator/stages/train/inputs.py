@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from coordinator.stages.train.artifacts import CONFIG, METRICS
-from coordinator.wire.messages import MAX_LISTED, HostFile
+from coordinator.wire.messages import MAX_LISTED
+from coordinator.wire.payloads import FileRef
 from ingest.errors import UsageError
 from ingest.files import DigestCache
 
@@ -27,7 +28,7 @@ class TrainingFiles:
         """Where files of these names lie here."""
         return {RUN: self._run}
 
-    def listed(self) -> list[HostFile]:
+    def listed(self) -> list[FileRef]:
         """Series, configuration, metrics so far, the newest checkpoint and the best one that it names. UsageError beyond the bound."""
         files = [*self._below(self._data_dir / SERIES, SERIES)]
         files += [
@@ -63,10 +64,10 @@ class TrainingFiles:
         best = json.loads((whole[-1] / "state.json").read_text()).get("best_step", 0)
         return [path for path in whole if path == whole[-1] or path.name == f"{best:06d}"]
 
-    def _below(self, folder: Path, name: str) -> Iterator[HostFile]:
+    def _below(self, folder: Path, name: str) -> Iterator[FileRef]:
         for path in sorted(folder.rglob("*")):
             if path.is_file() and path.suffix != ".part":
                 yield self._file(path, f"{name}/{path.relative_to(folder).as_posix()}")
 
-    def _file(self, path: Path, name: str) -> HostFile:
-        return HostFile(name, *self._digests.size_and_sha256(path))
+    def _file(self, path: Path, name: str) -> FileRef:
+        return FileRef(name, *self._digests.size_and_sha256(path))
