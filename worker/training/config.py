@@ -13,7 +13,7 @@ from ingest.errors import UsageError
 from ingest.features import Reference
 from ingest.settings import Layer, check_keys, read_toml, resolve, settings_of
 from worker.argparse_errors import Parser
-from worker.training.data import Period
+from worker.training.tokens import Period
 
 
 @dataclass(frozen=True)

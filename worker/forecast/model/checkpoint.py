@@ -18,14 +18,15 @@ from typing import Any, cast
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
+from ingest.errors import UsageError
 from ingest.files import file_sha256
 
 FORMAT = 1
 _ARRAYS = ("weights", "average", "optimizer")
 
 
-class CheckpointError(Exception):
-    """A checkpoint is damaged, or does not fit; the message says what to do."""
+class CheckpointError(UsageError):
+    """A checkpoint is damaged or does not fit; the message states the next command."""
 
 
 @dataclass(frozen=True)
