@@ -26,8 +26,8 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 import ringattn
 from ingest import features
 from ingest.errors import UsageError
+from ingest.files import atomic_write
 from ingest.loader import available, respondents_on_disk
-from ingest.store import atomic_write
 from worker.forecast.model import checkpoint
 from worker.forecast.model.checkpoint import Checkpoint
 from worker.forecast.model.network import MEDIAN, QUANTILES, Forecaster, ModelConfig, pinball

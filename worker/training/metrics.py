@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import ringattn
 from coordinator.wire.exit_codes import ExitCode
-from ingest.store import atomic_write
+from ingest.files import atomic_write
 from worker.training.config import TrainConfig, plain
 
 SUSPENDED_S = 10.0  # the watchdog wakes every second: after a longer gap this process was suspended

@@ -20,9 +20,9 @@ from ingest import features
 from ingest.columns import hour_number, hour_text
 from ingest.errors import UsageError
 from ingest.features import COLUMNS, CONDITION, FEATURES, ODD, Reference, Tokens
+from ingest.files import atomic_write
 from ingest.loader import available
 from ingest.periods import parse_period
-from ingest.store import atomic_write
 
 INPUTS = (*FEATURES, *CONDITION)
 TARGET = len(INPUTS)  # column of the target; the other COLUMNS follow it
