@@ -100,7 +100,9 @@ def test_it_settles_just_under_a_limit_below_the_ceiling() -> None:
         else:
             served.append(now)
     settled = [time for time in served if time > 1_000.0]
-    assert len(settled) / 2_000.0
+    # Just under: 5.8 of 6. A recovery that is linear up to the ceiling gives 4.4 (docs/decisions/0003-adaptive-rate-limit.md).
+    accepted = len(settled) - sum(time > 1_000.0 for time in throttles)
+    assert 0.9 * limit <= accepted / 2_000.0 <= limit
     assert sum(time > 1_000.0 for time in throttles) <= 20  # seldom: it feels its way up slowly
 
 
