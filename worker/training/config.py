@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
 from ingest.errors import UsageError
 from ingest.features import Reference
@@ -15,94 +14,78 @@ from ingest.settings import Layer, check_keys, read_toml, resolve, settings_of
 from worker.argparse_errors import Parser
 from worker.training.tokens import Period
 
+_PERIOD = "period `YYYY[-MM[-DD]]:YYYY[-MM[-DD]]`, or one year, of the hours that"
+
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Every field is a flag (`--piece-hours 4380`) and a key of `--config FILE.toml` (`piece_hours = 4380`); the flag wins.
+    """Settings of a run.
 
-    data: data folder with the series.
-    run: folder of this run's checkpoints, metrics and result; empty: DATA/train. The same folder again goes on where it stopped.
-    respondents: codes, comma-separated; empty: all that have series on disk.
-    reference: the forecast that is corrected: DF, the operators' own, or week, demand a week before (a model without DF).
-    train, validate: periods `YYYY[-MM[-DD]]:YYYY[-MM[-DD]]`, or one year; empty: the last year on disk is kept for tests, the one
-        before it validates, those before it train.
-    context: hours that a token looks back.
-    dim, layers, heads, head_dim, hidden, dropout: shape of the model.
-    steps: optimiser steps, if validation does not end the run before.
-    pieces, piece_hours: how many stretches of series a step sees, and how long each is.
-    learning_rate, warmup (steps), weight_decay, clip (global norm): AdamW with linear warm-up and cosine decay to zero.
-    flip: share of pieces whose errors are seen with the other sign.
-    average: decay a step of the moving average of the weights, which is what validates and forecasts.
-    seed: of the weights, the pieces and the dropout masks.
-    validate_every, patience: steps between validations, and how many without a better one end the run.
-    checkpoint_every: steps between checkpoints; a validation also makes one.
-    layout: of the sequence over the ranks.
-    timeout: seconds without a step after which a rank gives the ring up.
-    heartbeat: file to which each rank appends a line a step; empty: none.
+    Every field is a flag (`--piece-hours 4380`) and a key of `--config FILE.toml` (`piece_hours = 4380`); the flag wins.
     """
 
-    data: Path = Path("data")
-    run: Path = Path()
-    respondents: tuple[str, ...] = ()
-    reference: Reference = "DF"
-    train: str = ""
-    validate: str = ""
-    context: int = 26280
-    dim: int = 64
-    layers: int = 2
-    heads: int = 2
-    head_dim: int = 32
-    hidden: int = 128
-    dropout: float = 0.3
-    steps: int = 160
-    pieces: int = 6
-    piece_hours: int = 4380
-    learning_rate: float = 2e-3
-    warmup: int = 30
-    weight_decay: float = 0.1
-    clip: float = 1.0
-    flip: float = 0.25
-    average: float = 0.98
-    seed: int = 0
-    validate_every: int = 20
-    patience: int = 4
-    checkpoint_every: int = 10
-    layout: str = "zigzag"
-    timeout: float = 120.0
-    heartbeat: Path = Path()
+    data: Annotated[Path, "data folder with the series"] = Path("data")
+    run: Annotated[
+        Path, "folder of the run's checkpoints, metrics and result, which resumes a run; empty: DATA/train"
+    ] = Path()
+    respondents: Annotated[tuple[str, ...], "codes, comma-separated; empty: all that have series on disk"] = ()
+    reference: Annotated[
+        Reference,
+        "forecast that is corrected: DF, the operators' own, or week, demand a week before (a model without DF)",
+    ] = "DF"
+    train: Annotated[str, f"{_PERIOD} train; empty: all years on disk but the last two"] = ""
+    validate: Annotated[str, f"{_PERIOD} validate; empty: the last year but one (the last is kept for tests)"] = ""
+    context: Annotated[int, "hours that a token attends to"] = 26280
+    dim: Annotated[int, "width of the model"] = 64
+    layers: Annotated[int, "feed-forward layers"] = 2
+    heads: Annotated[int, "attention heads"] = 2
+    head_dim: Annotated[int, "width of an attention head"] = 32
+    hidden: Annotated[int, "width of a feed-forward layer's hidden units"] = 128
+    dropout: Annotated[float, "dropout rate"] = 0.3
+    steps: Annotated[int, "optimiser steps, if validation does not end the run before"] = 160
+    pieces: Annotated[int, "pieces of series in a step"] = 6
+    piece_hours: Annotated[int, "hours of a piece"] = 4380
+    learning_rate: Annotated[float, "AdamW's peak rate, after linear warm-up and before cosine decay to zero"] = 2e-3
+    warmup: Annotated[int, "steps of the warm-up"] = 30
+    weight_decay: Annotated[float, "of AdamW"] = 0.1
+    clip: Annotated[float, "global norm at which gradients are clipped"] = 1.0
+    flip: Annotated[float, "share of pieces whose errors are seen with the other sign"] = 0.25
+    average: Annotated[float, "decay a step of the moving average of the weights, which validates and forecasts"] = 0.98
+    seed: Annotated[int, "of the weights, the pieces and the dropout masks"] = 0
+    validate_every: Annotated[int, "steps between validations"] = 20
+    patience: Annotated[int, "validations without a better one that end the run"] = 4
+    checkpoint_every: Annotated[int, "steps between checkpoints; a validation also writes one"] = 10
+    layout: Annotated[str, "layout of the sequence over the ranks"] = "zigzag"
+    timeout: Annotated[float, "seconds without a step after which a rank leaves the ring"] = 120.0
+    heartbeat: Annotated[Path, "file to which each rank appends a line a step; empty: none"] = Path()
 
     @property
     def run_dir(self) -> Path:
-        """Where the run lies: `run`, else DATA/train."""
+        """The folder of the run: `run`, else DATA/train."""
         return self.run if self.run != Path() else self.data / "train"
 
 
-RESUMABLE = (
-    "steps",
-    "patience",
-    "checkpoint_every",
-    "timeout",
-    "heartbeat",
-    "data",
-    "run",
-    "layout",
-)  # may differ at a resume
+# Settings that may change when a run resumes.
+RESUMABLE = ("steps", "patience", "checkpoint_every", "timeout", "heartbeat", "data", "run", "layout")
 
 
 def parse(argv: Sequence[str]) -> TrainConfig:
-    """Flags over file over defaults. UsageError for unknown keys and values that do not parse; --help exits."""
+    """Parse flags, over the settings of the file, over the defaults. `--help` exits.
+
+    Raises:
+        UsageError: if a key is unknown or a value does not parse.
+    """
     parser = Parser(
         "worker/train.py",
         "Train the forecaster, alone or as a rank of a ring.",
         "mlx.launch -n 2 worker/train.py --data data",
     )
-    settings = settings_of(TrainConfig, text=True)
     parser.add_argument("--config", type=Path, help="TOML file of settings")
-    help_of = _field_help()
-    for setting in settings:
-        parser.add_argument(f"--{setting.name.replace('_', '-')}", metavar="X", help=help_of.get(setting.name))
+    for name, hint in get_type_hints(TrainConfig, include_extras=True).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", metavar="X", help=hint.__metadata__[0])
     given = vars(parser.parse_args(list(argv)))
     path = given.pop("config")
+    settings = settings_of(TrainConfig, text=True)
     fix = "`worker/train.py --help` lists the settings."
     layers = [Layer("flag", {name: text for name, text in given.items() if text is not None}, fix)]
     if path is not None:
@@ -112,19 +95,8 @@ def parse(argv: Sequence[str]) -> TrainConfig:
     return TrainConfig(**{name: entry.value for name, entry in resolve(settings, layers).items()})
 
 
-def _field_help() -> dict[str, str]:
-    """Field → its words in the class's docstring."""
-    text = re.sub(r"\n {8}", " ", TrainConfig.__doc__ or "")
-    found = {}
-    for line in text.splitlines():
-        names, colon, words = line.strip().partition(": ")
-        if colon:
-            found.update({name.split(" ")[0]: words.replace("%", "%%") for name in names.split(", ")})
-    return found
-
-
 def plain(config: TrainConfig) -> dict[str, Any]:
-    """The settings as plain data."""
+    """Return the settings as plain data, for JSON."""
     return {
         name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
         for name, value in dataclasses.asdict(config).items()
@@ -132,7 +104,15 @@ def plain(config: TrainConfig) -> dict[str, Any]:
 
 
 def periods(config: TrainConfig, years: Sequence[int]) -> tuple[Period, Period]:
-    """Hours that train and hours that validate; `years`: those on disk. UsageError where they overlap or leave nothing."""
+    """Return the hours that train and the hours that validate.
+
+    Args:
+        config: names the periods, or leaves them to the years on disk.
+        years: years on disk, in order.
+
+    Raises:
+        UsageError: if there are too few years, or if training does not end before validation begins.
+    """
     named = bool(config.train), bool(config.validate)
     if named != (True, True) and len(years) < 3:
         raise UsageError(
