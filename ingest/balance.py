@@ -1,4 +1,4 @@
-"""Does the grid add up: demand against generation less exports, and generation against its fuels, month by month. Pure."""
+"""Energy balance by month: demand against generation less exports, and generation against its fuels. No I/O."""
 
 from __future__ import annotations
 
@@ -6,31 +6,33 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from ingest.array_types import Floats, Int8s
 
 ROUNDING = 0.5  # MWh: every term is reported as a whole number
-SHARE = 0.01  # of the quantity checked
+SHARE = 0.01  # of the checked quantity
 
 
 @dataclass(frozen=True)
 class MonthBalance:
-    """One check over one month, MWh. An hour is checked where every term has a valid value."""
+    """One check over one month, in MWh. An hour is checked where every term has a valid value."""
 
     check: str  # "D-(NG-TI)" | "NG-fuels"
     month: int  # 1…12
     hours: int  # checked
-    over: int  # hours beyond tolerance: 0.5 MWh a term for rounding, and 1 % of the quantity
+    over: int  # hours beyond tolerance: the larger of 0.5 MWh per term for rounding, and 1 % of the quantity
     mean_abs: float
     max_abs: float
 
 
-def balances(values: Mapping[str, Floats], months: NDArray[np.int8]) -> tuple[MonthBalance, ...]:
-    """Checks whose terms the respondent has, of the months with any checked hour.
+def balances(values: Mapping[str, Floats], months: Int8s) -> tuple[MonthBalance, ...]:
+    """Run the checks whose terms the respondent has, for each month with a checked hour.
 
-    `values`: variable → float64 `[hours]` MWh, NaN where masked; `months`: int8 `[hours]`, 1…12.
-    A fuel with no value at all in a month was not reported then and counts as nothing; otherwise an hour needs all fuels.
+    A fuel without any value in a month was not reported then and counts as zero; otherwise an hour needs all fuels.
+
+    Args:
+        values: variable → float64 [hour], MWh; NaN where masked.
+        months: int8 [hour], 1…12.
     """
     found: list[MonthBalance] = []
     if {"D", "NG", "TI"} <= values.keys():
@@ -48,7 +50,7 @@ def balances(values: Mapping[str, Floats], months: NDArray[np.int8]) -> tuple[Mo
     return tuple(found)
 
 
-def _by_month(check: str, error: Floats, size: Floats, floor: Floats, months: NDArray[np.int8]) -> list[MonthBalance]:
+def _by_month(check: str, error: Floats, size: Floats, floor: Floats, months: Int8s) -> list[MonthBalance]:
     off = np.abs(error)
     with np.errstate(invalid="ignore"):
         over = off > np.maximum(floor[months], SHARE * np.abs(size))

@@ -1,4 +1,4 @@
-"""The series of one respondent and year: every generation of its pieces, merged, judged and written as Parquet. Deterministic."""
+"""Build the series of one respondent and year: merge all generations of its pieces, mask outliers, write Parquet. Deterministic."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from ingest.array_types import Bools, Floats, Int8s, Int32s, Int64s
 from ingest.balance import balances
 from ingest.columns import as_arrow, as_numpy, as_strings, hour_number, hour_text
-from ingest.files import atomic_write
 from ingest.models import REGION_TYPES, BuildJob, BuildResult, FileEntry, Shard
 from ingest.plan import piece_order
 from ingest.quality import MISSING, NULL, OK, OUTLIER, REASONS, outliers
-from ingest.store import file_entry, fsync_folders, read_piece
+from ingest.store import atomic_write, file_entry, fsync_folders, read_piece
 
-FORMAT = 1  # of the files: raised when a reader of the earlier ones would be wrong
+SERIES_FORMAT = 1  # of the files: raised when a reader of the earlier ones would be wrong
 PERIOD = pa.timestamp("ms", "UTC")
 MASKS = ("missing", "null", "outlier")
 
 
 @dataclass(frozen=True)
 class PieceRows:
-    """One piece's rows of one respondent. `variables[code[i]]` is row i's; NaN in `value` is the source's null."""
+    """The rows of one piece and respondent. `variables[code[i]]` is the variable of row i; NaN in `value` is a null of the source."""
 
     shard: Shard
     variables: tuple[str, ...]
-    hour: NDArray[np.int32]  # hours since 1970-01-01T00 UTC, hour-ending
-    code: NDArray[np.int32]
-    value: NDArray[np.float64]
+    hour: Int32s  # [row] hours since 1970-01-01T00 UTC, hour-ending
+    code: Int32s  # [row]
+    value: Floats  # [row] MWh
 
 
 @dataclass(frozen=True)
 class Revision:
-    """A cell that a later piece gave another value; None is the source's null."""
+    """A cell whose value a later piece changed; None is a null of the source."""
 
     variable: str
     period: str
@@ -52,21 +52,24 @@ class Revision:
 
 @dataclass(frozen=True)
 class MergedGrid:
-    """A respondent-year as the source gave it, latest generation first in rank: arrays `[variable, hour]`."""
+    """The values of a respondent-year as the source sent them, the latest generation first in rank: arrays [variable, hour]."""
 
     variables: tuple[str, ...]
     first: int  # hour number of column 0
-    raw: NDArray[np.float64]  # MWh; NaN where nothing or null was given
-    given: NDArray[np.bool_]  # a row came, with a value or null
-    vintage: NDArray[np.int16]  # generation at which the present value arrived; -1 where nothing was given
-    source: NDArray[np.int8]  # index into `sources`; -1 where nothing was given
+    raw: Floats  # MWh; NaN where no row or a null was sent
+    given: Bools  # a row was sent, with a value or null
+    vintage: NDArray[np.int16]  # generation of the present value; -1 where no row was sent
+    source: Int8s  # index into `sources`; -1 where no row was sent
     sources: tuple[str, ...]
     revisions: tuple[Revision, ...]
     duplicates: int  # rows of a piece beyond the first of their cell
 
 
 def build(job: BuildJob, data_dir: Path) -> BuildResult:
-    """Write series/<respondent>/<year>/{long,wide}.parquet and series.json. VerificationError for a damaged piece; StorageError."""
+    """Write series/<respondent>/<year>/{long,wide}.parquet and series.json.
+
+    A damaged piece raises VerificationError; the disk's errors are raised as StorageError.
+    """
     pieces = sorted(job.pieces, key=lambda piece: piece_order(piece.shard))
     cells = merge(
         [rows_of(read_piece(data_dir, piece.file), piece.shard, job.respondent) for piece in pieces], job.year
@@ -75,7 +78,7 @@ def build(job: BuildJob, data_dir: Path) -> BuildResult:
     value = np.where(reason == OK, cells.raw, np.nan)
     folder = data_dir / "series" / job.respondent / str(job.year)
     summary = {
-        "format": FORMAT,
+        "format": SERIES_FORMAT,
         "respondent": job.respondent,
         "year": job.year,
         "origin": job.origin,
@@ -91,7 +94,7 @@ def build(job: BuildJob, data_dir: Path) -> BuildResult:
     long = _write(data_dir, folder / "long.parquet", _parquet(long_table(cells, value, reason, job)))
     wide = _write(data_dir, folder / "wide.parquet", _parquet(wide_table(cells, value, reason)))
     text = msgspec.json.format(msgspec.json.encode(summary), indent=1)
-    proof = BuildResult(
+    result = BuildResult(
         job.respondent,
         job.year,
         long,
@@ -106,11 +109,11 @@ def build(job: BuildJob, data_dir: Path) -> BuildResult:
         duplicates=cells.duplicates,
     )
     fsync_folders(data_dir, folder)
-    return proof
+    return result
 
 
 def rows_of(table: pa.Table, shard: Shard, respondent: str) -> PieceRows:
-    """A piece's table → its rows of `respondent`."""
+    """Return the rows of `respondent` in the table of a piece."""
     respondents, own = _codes(table, "respondent")
     variables, code = _codes(table, "variable")
     hour, value = (as_numpy(table.column(name).combine_chunks()) for name in ("hour", "value"))
@@ -120,16 +123,17 @@ def rows_of(table: pa.Table, shard: Shard, respondent: str) -> PieceRows:
     return PieceRows(shard, variables, hour, code, value)
 
 
-def _codes(table: pa.Table, name: str) -> tuple[tuple[str, ...], NDArray[np.int32]]:
+def _codes(table: pa.Table, name: str) -> tuple[tuple[str, ...], Int32s]:
+    """Return the distinct texts of a column and the index of each row among them: int32 [row]."""
     column = table.column(name).combine_chunks()
     coded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
     return tuple(coded.dictionary.to_pylist()), as_numpy(coded.indices).astype(np.int32)
 
 
 def merge(pieces: Sequence[PieceRows], year: int) -> MergedGrid:
-    """Lay pieces over one another in the order given: a later row replaces, an equal one changes nothing.
+    """Merge pieces in the order given: a later row replaces an earlier one, an equal one changes absent.
 
-    A later null is the source's word as well and replaces a value; an hour that a later piece does not have keeps its own.
+    A later null replaces a value too; an hour that a later piece lacks keeps its value.
     """
     first, hours = year_hours(year)
     inside = [(rows, np.flatnonzero((rows.hour >= first) & (rows.hour < first + hours))) for rows in pieces]
@@ -162,8 +166,8 @@ def merge(pieces: Sequence[PieceRows], year: int) -> MergedGrid:
     return MergedGrid(variables, first, raw, given, vintage, source, sources, tuple(revisions), duplicates)
 
 
-def classify_cells(cells: MergedGrid) -> NDArray[np.int8]:
-    """Reason code of every cell, int8 `[variable, hour]`: an index into `quality.REASONS`."""
+def classify_cells(cells: MergedGrid) -> Int8s:
+    """Return the reason code of every cell, an index into `quality.REASONS`: int8 [variable, hour]."""
     masks = outliers(dict(zip(cells.variables, cells.raw, strict=True)))
     bad = np.stack([masks[variable] for variable in cells.variables]) if masks else np.zeros_like(cells.given)
     reason = np.where(cells.given, np.where(np.isnan(cells.raw), NULL, OK), MISSING)
@@ -171,13 +175,13 @@ def classify_cells(cells: MergedGrid) -> NDArray[np.int8]:
 
 
 def year_hours(year: int) -> tuple[int, int]:
-    """Hour number of `<year>-01-01T00`, and the hours of that UTC year: 8,760 or 8,784."""
+    """Return the hour number of `<year>-01-01T00` and the number of hours of that UTC year: 8,760 or 8,784."""
     first = hour_number(f"{year}-01-01T00")
     return first, hour_number(f"{year + 1}-01-01T00") - first
 
 
-def months_of(cells: MergedGrid) -> NDArray[np.int8]:
-    """Calendar month, 1…12, of each hour's end in UTC: int8 `[hour]`."""
+def months_of(cells: MergedGrid) -> Int8s:
+    """Return the calendar month, 1…12, of the end of each hour in UTC: int8 [hour]."""
     year = datetime.fromtimestamp(cells.first * 3600, UTC).year
     starts = [hour_number(f"{year}-{month:02d}-01T00") for month in range(1, 13)]
     return np.searchsorted(starts, np.arange(cells.first, cells.first + cells.raw.shape[1]), side="right").astype(
@@ -185,11 +189,11 @@ def months_of(cells: MergedGrid) -> NDArray[np.int8]:
     )
 
 
-def long_table(cells: MergedGrid, value: NDArray[np.float64], reason: NDArray[np.int8], job: BuildJob) -> pa.Table:
-    """One row a cell, sorted by variable, then period; `value` (MWh) and `reason` are [variable, hour]."""
+def long_table(cells: MergedGrid, value: Floats, reason: Int8s, job: BuildJob) -> pa.Table:
+    """Return one row per cell, sorted by variable, then period; `value` (MWh) and `reason` are [variable, hour]."""
     count, hours = cells.raw.shape
     size = count * hours
-    nothing = ~cells.given.ravel()
+    absent = ~cells.given.ravel()
     return pa.table(
         {
             "period": as_arrow(np.tile(_milliseconds(cells), count), PERIOD),
@@ -198,15 +202,15 @@ def long_table(cells: MergedGrid, value: NDArray[np.float64], reason: NDArray[np
             "value": _numbers(value.ravel()),
             "raw": _numbers(cells.raw.ravel()),
             "reason": _labels(reason.ravel(), REASONS),
-            "vintage": as_arrow(cells.vintage.ravel(), pa.int16(), nothing),
-            "source": _labels(cells.source.ravel(), cells.sources, nothing),
+            "vintage": as_arrow(cells.vintage.ravel(), pa.int16(), absent),
+            "source": _labels(cells.source.ravel(), cells.sources, absent),
             "origin": _labels(np.zeros(size, np.int8), (job.origin,)),
         }
     )
 
 
-def wide_table(cells: MergedGrid, value: NDArray[np.float64], reason: NDArray[np.int8]) -> pa.Table:
-    """One row an hour: `period`, a column a variable, and `reason.<variable>` for each.
+def wide_table(cells: MergedGrid, value: Floats, reason: Int8s) -> pa.Table:
+    """Return one row per hour: `period`, one column per variable, and `reason.<variable>` for each.
 
     `value` (MWh) and `reason` are [variable, hour].
     """
@@ -219,14 +223,14 @@ def wide_table(cells: MergedGrid, value: NDArray[np.float64], reason: NDArray[np
 
 
 def _rank(variable: str) -> tuple[int, str]:
-    """Region types in EIA's order, fuels, then the rest, by name."""
+    """Return the sort key of a variable: region types in EIA's order, fuels, then the rest, by name."""
     if variable in REGION_TYPES:
         return REGION_TYPES.index(variable), ""
     return (len(REGION_TYPES) if variable.startswith("NG.") else len(REGION_TYPES) + 1), variable
 
 
-def _counts(cells: MergedGrid, reason: NDArray[np.int8]) -> Mapping[str, Any]:
-    """Cells by variable, reason and month: what the coverage picture and the reader need without opening the Parquet."""
+def _counts(cells: MergedGrid, reason: Int8s) -> Mapping[str, Any]:
+    """Count cells by variable, reason and month, for the coverage picture and for readers that do not open the Parquet."""
     months = months_of(cells)
     table = {
         variable: {
@@ -238,19 +242,17 @@ def _counts(cells: MergedGrid, reason: NDArray[np.int8]) -> Mapping[str, Any]:
     return {"month_hours": np.bincount(months, minlength=13)[1:].tolist(), "variables": table}
 
 
-def _milliseconds(cells: MergedGrid) -> NDArray[np.int64]:
+def _milliseconds(cells: MergedGrid) -> Int64s:
     return np.arange(cells.first, cells.first + cells.raw.shape[1], dtype=np.int64) * 3_600_000
 
 
-def _labels(
-    codes: NDArray[np.int8], names: Sequence[str], nothing: NDArray[np.bool_] | None = None
-) -> pa.DictionaryArray:
-    indices = as_arrow(codes if nothing is None else np.where(nothing, 0, codes).astype(np.int8), pa.int8(), nothing)
+def _labels(codes: Int8s, names: Sequence[str], absent: Bools | None = None) -> pa.DictionaryArray:
+    indices = as_arrow(codes if absent is None else np.where(absent, 0, codes).astype(np.int8), pa.int8(), absent)
     return pa.DictionaryArray.from_arrays(indices, as_strings(names))
 
 
-def _numbers(values: NDArray[np.float64]) -> pa.Array:
-    """NaN is null."""
+def _numbers(values: Floats) -> pa.Array:
+    """Convert to Arrow; NaN becomes null."""
     return as_arrow(values, pa.float64(), np.isnan(values))
 
 

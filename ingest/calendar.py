@@ -1,8 +1,8 @@
-"""Local time of a respondent: zones with daylight saving, local days, US federal holidays, and the issue time of each hour.
+"""Local time of a respondent: time zones, daylight saving, local days, US federal holidays, and the issue time of each hour.
 
-Hours are EIA's: UTC, hour-ending, as hour numbers (hours since 1970-01-01T00). A local day is the 23 to 25 hours that end after its
-midnight, up to and including the next one. Zones: the reference tables of Form EIA-930, in which an authority reports its local
-time; holidays: the `holidays` library's US federal ones.
+Hours are EIA's: UTC, hour-ending, as hour numbers (hours since 1970-01-01T00). A local day is the 23 to 25 hours that end
+after its midnight, up to and including the next one. Zones: the reference tables of Form EIA-930, in which an authority
+reports its local time. Holidays: the US federal ones of the `holidays` library.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from zoneinfo import ZoneInfo
 import holidays
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from ingest.array_types import Bools, Int64s
 from ingest.errors import UsageError
 
-ISSUE_HOUR = 10  # o'clock local on the day before: when operators have published their forecast of the day
+ISSUE_HOUR = 10  # o'clock local on the day before: operators have published their forecast of the day by then
 
 _EASTERN, _CENTRAL, _MOUNTAIN = "America/New_York", "America/Chicago", "America/Denver"
 _ARIZONA, _PACIFIC = "America/Phoenix", "America/Los_Angeles"
@@ -35,30 +35,35 @@ ZONES = {code: zone for zone, codes in _MEMBERS.items() for code in codes.split(
 
 @dataclass(frozen=True)
 class Calendar:
-    """Local time of consecutive hours; every array is `[hour]`."""
+    """Local time of consecutive hours; every array is [hour]."""
 
-    hours: NDArray[np.int64]  # hour numbers
-    hour: NDArray[np.int64]  # 0…23, the local hour that begins
-    day: NDArray[np.int64]  # local day, days since 1970-01-01
-    weekday: NDArray[np.int64]  # 0 = Monday
-    yearday: NDArray[np.int64]  # 1…366
-    year: NDArray[np.int64]
-    summer: NDArray[np.bool_]  # daylight saving
-    holiday: NDArray[np.bool_]  # a US federal holiday
-    issue: NDArray[np.int64]  # hour number: the last hour whose actual a forecast of this hour may know
+    hours: Int64s  # hour numbers
+    hour: Int64s  # 0…23, the local hour that begins
+    day: Int64s  # local day, days since 1970-01-01
+    weekday: Int64s  # 0 = Monday
+    yearday: Int64s  # 1…366
+    year: Int64s
+    summer: Bools  # daylight saving
+    holiday: Bools  # a US federal holiday
+    issue: Int64s  # hour number: the last hour whose actual value a forecast of this hour may use
 
 
 def zone_of(respondent: str) -> str:
-    """IANA zone of a respondent; UsageError where EIA's tables name none."""
+    """Return the IANA zone of a respondent.
+
+    Raises:
+        UsageError: EIA's tables name none.
+    """
     if respondent not in ZONES:
-        raise UsageError(f"{respondent}: its time zone isn't known; forecasts cover {', '.join(sorted(ZONES))}")
+        raise UsageError(f"the time zone of {respondent} is unknown; choose one of {', '.join(sorted(ZONES))}")
     return ZONES[respondent]
 
 
 def calendar_of(respondent: str, first: int, last: int, issue_hour: int = ISSUE_HOUR) -> Calendar:
-    """Calendar of the hours `first`…`last` (hour numbers, both inclusive) at a respondent.
+    """Return the calendar of the hours `first` to `last` (hour numbers, both inclusive) at a respondent.
 
-    The issue time of every hour of local day d is `issue_hour` o'clock local on day d - 1; it never goes back in time.
+    The issue time of every hour of local day d is `issue_hour` o'clock local on day d - 1; it never decreases from one hour to
+    the next.
     """
     zone = ZoneInfo(zone_of(respondent))
     hours = np.arange(first, last + 1)
@@ -83,7 +88,7 @@ def calendar_of(respondent: str, first: int, last: int, issue_hour: int = ISSUE_
 
 
 def _issue(day: date, zone: ZoneInfo, issue_hour: int) -> int:
-    """The hour that ends at `issue_hour` local on the day before `day`."""
+    """Return the number of the hour that ends at `issue_hour` local on the day before `day`."""
     before = day - timedelta(days=1)
     moment = datetime(before.year, before.month, before.day, issue_hour, tzinfo=zone).astimezone(UTC)
     return int(moment.timestamp()) // 3600

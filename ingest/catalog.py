@@ -1,26 +1,22 @@
-"""The EIA-930 catalogue: respondents, fuels and routes, and the checks made before the first request.
+"""The EIA-930 catalogue of respondents and fuels, checked before the first request.
 
-Codes and names: EIA, Form EIA-930, facet values of `electricity/rto` (2026-06). An unknown facet value is answered by
-200 with no rows, so a wrong code must be caught here.
+Codes and names: EIA, Form EIA-930, facet values of `electricity/rto` (2026-06). The API responds to an unknown facet
+value with 200 and no rows, so a wrong code must be caught here.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from ingest.errors import UsageError
-from ingest.models import REGION_TYPES
+from ingest.errors import UsageError, did_you_mean
 
 BALANCING_AUTHORITY = "balancing authority"
 REGION = "region"
-FIRST_YEAR = 2019  # EIA's hourly routes start at 2019-01-01T00
-LAST_YEAR = 2100  # beyond it, a year is a slip of the keyboard
 
 
 class Respondent(NamedTuple):
-    """Who reports hours to EIA-930."""
+    """A reporter of hours to EIA-930."""
 
     name: str
     kind: str  # BALANCING_AUTHORITY | REGION
@@ -137,60 +133,25 @@ FUELS: dict[str, str] = {
     "WND": "Wind",
 }
 
-TYPES: dict[str, str] = dict(
-    zip(REGION_TYPES, ("Demand", "Day-ahead demand forecast", "Net generation", "Total interchange"), strict=True)
-)
 
-ROUTES: dict[str, tuple[str, ...]] = {
-    "eia": ("region-data", "fuel-type-data"),
-    "oasis": ("SLD_FCST", "SLD_REN_FCST", "ENE_SLRS"),
-    "bulk": ("BALANCE",),
-}
-
-
-def _near(word: str, known: Iterable[str]) -> str:
-    matches = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
-    return f" (did you mean {', '.join(matches)}?)" if matches else ""
-
-
-def _near_respondent(code: str) -> str:
-    """Near matches by code, else by a name that holds the word: `california` → CAL, CISO."""
-    if near := _near(code.upper(), RESPONDENTS):
+def _near(code: str) -> str:
+    """Return near matches by code, otherwise by a name that contains the word: `california` → CAL, CISO."""
+    if near := did_you_mean([code.upper()], RESPONDENTS):
         return near
     word = code.casefold()
     named = [known for known, (name, _) in RESPONDENTS.items() if len(word) > 3 and word in name.casefold()][:5]
-    return f" (did you mean {', '.join(named)}?)" if named else ""
+    return f" (did you mean {' or '.join(named)}?)" if named else ""
 
 
-def check_respondents(codes: Iterable[str], source: str = "eia") -> None:
-    """UsageError that names every unknown code and its near matches, or a region asked of the bulk files."""
+def check_respondents(codes: Iterable[str]) -> None:
+    """Check respondent codes against the catalogue.
+
+    Raises:
+        UsageError: no code, or unknown ones; each is named with its near matches.
+    """
     codes = list(codes)
     if not codes:
-        raise UsageError("no respondent asked for; name at least one, e.g. `--respondents PACW`")
+        raise UsageError("no respondent given; name at least one, for example `--respondents PACW`")
     if unknown := [code for code in codes if code not in RESPONDENTS]:
-        listed = "; ".join(f"{code!r}{_near_respondent(code)}" for code in unknown)
+        listed = "; ".join(f"{code!r}{_near(code)}" for code in unknown)
         raise UsageError(f"unknown respondent: {listed}. `coordinator start --extract --dry-run` shows a plan")
-    if source == "bulk" and (regions := [code for code in codes if RESPONDENTS[code].kind == REGION]):
-        raise UsageError(
-            f"EIA's bulk files hold balancing authorities only, not the regions {', '.join(regions)}; "
-            "ask for CISO in place of CAL and ERCO in place of TEX, or use `--source eia`"
-        )
-    if source == "oasis" and (others := [code for code in codes if code != "CISO"]):
-        raise UsageError(f"OASIS serves CISO only, not {', '.join(others)}")
-
-
-def check_routes(routes: Iterable[str], source: str = "eia") -> None:
-    """UsageError for a source or a route that isn't known, with near matches."""
-    if source not in ROUTES:
-        raise UsageError(f"unknown source {source!r}{_near(source, ROUTES)}; known: {', '.join(ROUTES)}")
-    for route in routes:
-        if route not in ROUTES[source]:
-            known = ROUTES[source]
-            raise UsageError(f"unknown route {route!r} of {source}{_near(route, known)}; known: {', '.join(known)}")
-
-
-def check_years(years: Iterable[int], first: int = FIRST_YEAR) -> None:
-    """UsageError for a year before `first` (EIA's hourly routes start in 2019) or far in the future."""
-    for year in years:
-        if not first <= year <= LAST_YEAR:
-            raise UsageError(f"year {year}: hours are served from {first} on; ask for {first} or later")

@@ -1,4 +1,4 @@
-"""Rows as columns (hour, series, value): merge and sort, duplicates, gaps, and the digest that names equal data."""
+"""Rows as columns (hour, series, value): merge and sort, duplicates, gaps, and the digest of equal data."""
 
 from __future__ import annotations
 
@@ -8,60 +8,60 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
+from ingest.array_types import Array, Bools, Floats, Int32s, Int64s
 from ingest.models import HOUR, Gap, format_hour, parse_hour
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-EVERYTHING = "*"  # variable of the gap that stands for a respondent of whom nothing came
+EVERYTHING = "*"  # variable of the gap of a respondent without any row
 
-Series = tuple[str, str]  # (respondent, variable)
+SeriesName = tuple[str, str]  # (respondent, variable)
 
 
 def hour_number(period: str) -> int:
-    """`YYYY-MM-DDTHH` → hours since 1970-01-01T00 UTC."""
+    """Return hours since 1970-01-01T00 UTC of `YYYY-MM-DDTHH`; another form raises ValueError."""
     return (parse_hour(period) - EPOCH) // HOUR
 
 
 def hour_text(number: int) -> str:
-    """Hours since 1970-01-01T00 UTC → `YYYY-MM-DDTHH`."""
+    """Return `YYYY-MM-DDTHH` of hours since 1970-01-01T00 UTC."""
     return format_hour(EPOCH + int(number) * HOUR)
 
 
 @lru_cache(maxsize=16)
 def hour_table(start: str, end: str) -> dict[str, int]:
-    """Every period of `start`…`end` (both inclusive) → its hour number: parsing a period is one look-up."""
+    """Return every period of `start` to `end` (both inclusive) with its hour number: parsing a period is one look-up."""
     hours = np.arange(hour_number(start), hour_number(end) + 1)
     return dict(zip(np.datetime_as_string(hours.astype("datetime64[h]")).tolist(), hours.tolist(), strict=True))
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Rows in any order. `series[index[i]]` is row i's (respondent, variable); NaN in `value` is the source's null."""
+    """Rows in any order. `series[index[i]]` is the (respondent, variable) of row i; NaN in `value` is a null of the source."""
 
-    series: tuple[Series, ...]
-    hour: npt.NDArray[np.int32]  # hours since 1970-01-01T00 UTC, hour-ending
-    index: npt.NDArray[np.int32]
-    value: npt.NDArray[np.float64]
+    series: tuple[SeriesName, ...]
+    hour: Int32s  # [row] hours since 1970-01-01T00 UTC, hour-ending
+    index: Int32s  # [row]
+    value: Floats  # [row]
 
     def __len__(self) -> int:
+        """Return the number of rows."""
         return len(self.hour)
 
-    def keys(self) -> npt.NDArray[np.int64]:
-        """One integer a row, equal where (hour, series) is equal, ordered by hour and then by series."""
+    def keys(self) -> Int64s:
+        """Return one integer per row, equal where (hour, series) is equal, ordered by hour and then by series."""
         return self.hour.astype(np.int64) * max(len(self.series), 1) + self.index
 
     def null_keys(self) -> set[tuple[int, str, str]]:
-        """(hour, respondent, variable) of the null rows."""
+        """Return (hour, respondent, variable) of the null rows."""
         rows = np.flatnonzero(np.isnan(self.value))
         return {(int(self.hour[row]), *self.series[self.index[row]]) for row in rows}
 
     def nulls(self) -> int:
-        """How many rows are null."""
+        """Return the number of null rows."""
         return int(np.isnan(self.value).sum())
 
 
@@ -69,47 +69,54 @@ EMPTY = Columns((), np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np
 
 
 def has_duplicates(columns: Columns) -> bool:
-    """Whether any (hour, series) comes twice."""
+    """Return whether any (hour, series) occurs twice."""
     if len(columns) < 2:
         return False
     keys = columns.keys()
     return bool(np.bincount(keys - keys.min()).max() > 1)
 
 
-def merge(parts: Sequence[Columns]) -> tuple[Columns, npt.NDArray[np.int64]]:
-    """Parts → one canonical `Columns`, and the part of each row, [row].
+def merge(parts: Sequence[Columns]) -> tuple[Columns, Int64s]:
+    """Merge parts into one canonical `Columns`: series sorted, rows sorted by hour, respondent, variable.
 
-    Canonical: series sorted, rows sorted by hour, respondent, variable.
+    Returns:
+        The columns, and the index of the part that each row comes from: int64 [row].
     """
     used = {
         part.series[i] for part in parts for i in np.flatnonzero(np.bincount(part.index, minlength=len(part.series)))
     }
     series = tuple(sorted(used))
-    position = {one: i for i, one in enumerate(series)}
-    indexes = [np.array([position.get(one, -1) for one in part.series] or [0], np.int32)[part.index] for part in parts]
-    whole = Columns(
+    position = {name: i for i, name in enumerate(series)}
+    indexes = [
+        np.array([position.get(name, -1) for name in part.series] or [0], np.int32)[part.index] for part in parts
+    ]
+    merged = Columns(
         series,
         np.concatenate([part.hour for part in parts] or [EMPTY.hour]),
         np.concatenate(indexes or [EMPTY.index]),
         np.concatenate([part.value for part in parts] or [EMPTY.value]),
     )
     owner = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-    order = np.argsort(whole.keys(), kind="stable")
-    return Columns(series, whole.hour[order], whole.index[order], whole.value[order]), owner[order]
+    order = np.argsort(merged.keys(), kind="stable")
+    return Columns(series, merged.hour[order], merged.index[order], merged.value[order]), owner[order]
 
 
-def duplicate_owners(merged: Columns, owner: npt.NDArray[np.int64]) -> set[int]:
-    """Parts (as numbered by `merge`) that share a (hour, series) with another row."""
+def duplicate_owners(merged: Columns, owner: Int64s) -> set[int]:
+    """Return the parts (as numbered by `merge`) that share an (hour, series) with another row."""
     keys = merged.keys()
     same = np.flatnonzero(keys[1:] == keys[:-1])
     return {int(part) for part in np.concatenate([owner[same], owner[same + 1]])}
 
 
 def find_gaps(columns: Columns, spans: dict[str, tuple[int, int]]) -> tuple[Gap, ...]:
-    """Runs of hours that a series seen in `columns` does not have, by series, then time.
+    """Find the runs of hours that each series in `columns` lacks.
 
-    `spans`: respondent → first and last hour number (inclusive) that it should have; a respondent of whom nothing came
-    is one gap of the variable `EVERYTHING`.
+    Args:
+        columns: the rows.
+        spans: respondent → first and last hour number (inclusive) that it should have.
+
+    Returns:
+        Gaps by series, then time. A respondent without any row is one gap of the variable `EVERYTHING`.
     """
     gaps: list[Gap] = []
     for respondent, (first, last) in sorted(spans.items()):
@@ -128,9 +135,10 @@ def find_gaps(columns: Columns, spans: dict[str, tuple[int, int]]) -> tuple[Gap,
 
 
 def digest(columns: Columns) -> str:
-    """sha256 of canonical rows (`merge`'s order): series names as JSON, then hours, indexes and values, little-endian.
+    """Return the sha256 of canonical rows (the order of `merge`); equal digests mean equal data.
 
-    Every null is the same NaN and every zero the same zero, so that equal digests mean equal data.
+    It covers the series names as JSON, then hours, indexes and values, little-endian. Every null is the same NaN and
+    every zero the same zero.
     """
     value = np.where(np.isnan(columns.value), np.nan, columns.value) + 0.0
     hashed = hashlib.sha256(json.dumps(columns.series, separators=(",", ":")).encode() + b"\n")
@@ -141,7 +149,7 @@ def digest(columns: Columns) -> str:
 
 
 def to_table(columns: Columns) -> pa.Table:
-    """Canonical columns → hour int32, respondent and variable (dictionary of string), value float64 with nulls."""
+    """Convert canonical columns to Arrow: hour int32, respondent and variable (dictionary of string), value float64 with nulls."""
 
     def labels(names: list[str]) -> pa.DictionaryArray:
         distinct = sorted(set(names))
@@ -157,27 +165,21 @@ def to_table(columns: Columns) -> pa.Table:
     return pa.Table.from_arrays(arrays, ["hour", "respondent", "variable", "value"])
 
 
-def as_arrow(values: npt.NDArray[Any], kind: pa.DataType, null: npt.NDArray[np.bool_] | None = None) -> pa.Array:
-    """A numpy array [n] as it lies in memory → Arrow.
-
-    `pa.array` would import pandas, seconds of start-up, to look at it.
-    """
+def as_arrow(values: Array, kind: pa.DataType, null: Bools | None = None) -> pa.Array:
+    """Convert a numpy array [n] to Arrow without `pa.array`, which would import pandas: seconds of start-up."""
     valid = None if null is None else pa.py_buffer(np.packbits(~null, bitorder="little").tobytes())
     return pa.Array.from_buffers(kind, len(values), [valid, pa.py_buffer(np.ascontiguousarray(values))])
 
 
 def as_strings(names: Sequence[str]) -> pa.StringArray:
-    """Names → Arrow, likewise without `pa.array`."""
+    """Convert names to Arrow, also without `pa.array`."""
     encoded = [name.encode() for name in names]
     offsets = np.cumsum([0, *map(len, encoded)]).astype(np.int32)
     return pa.StringArray.from_buffers(len(names), pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded)))
 
 
-def as_numpy(array: pa.Array) -> npt.NDArray[Any]:
-    """Arrow numbers → numpy [n], as they lie in memory; where there are nulls, the floats there are NaN.
-
-    No pandas either.
-    """
+def as_numpy(array: pa.Array) -> Array:
+    """Convert Arrow numbers to numpy [n] without pandas, as a view where there are no nulls; null floats become NaN."""
     kind = np.dtype(array.type.to_pandas_dtype())
     if not len(array):
         return np.empty(0, kind)
@@ -190,7 +192,7 @@ def as_numpy(array: pa.Array) -> npt.NDArray[Any]:
 
 
 def from_table(table: pa.Table) -> Columns:
-    """A piece's table → canonical columns."""
+    """Convert the table of a piece to canonical columns."""
     respondent, variable = (table.column(name).combine_chunks() for name in ("respondent", "variable"))
     variables = variable.dictionary.to_pylist()
     pairs = tuple((one, other) for one in respondent.dictionary.to_pylist() for other in variables)

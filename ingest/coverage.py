@@ -1,4 +1,4 @@
-"""The coverage picture: respondent × month, the share of hours with a valid value, one row a group of variables."""
+"""Coverage picture: the share of hours with a valid value by respondent and month, one row per group of variables."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
+from ingest.array_types import Floats
 from ingest.build_series import Revision
 from ingest.errors import UsageError, VerificationError
-from ingest.files import atomic_write
+from ingest.store import atomic_write
 
 GROUPS: tuple[tuple[str, Callable[[str], bool]], ...] = (
     ("demand", lambda variable: variable == "D"),
@@ -23,7 +23,7 @@ GROUPS: tuple[tuple[str, Callable[[str], bool]], ...] = (
     ("fuels", lambda variable: variable.startswith("NG.")),
     ("other", lambda variable: variable not in ("D", "DF", "NG", "TI") and not variable.startswith("NG.")),
 )
-# Steps, not a ramp: one hour missing in a month is 99.87 % and must be seen.
+# Steps, not a ramp: one missing hour in a month is 99.87 % and must be visible.
 STEPS = (0.0, 1e-9, 0.5, 0.9, 0.99, 0.9999, 1.0)
 LABELS = ("none", "under 50 %", "50–90 %", "90–99 %", "99–99.99 %", "every hour")
 NOTHING = "#e6e6e6"  # no such variable, or no series
@@ -31,7 +31,7 @@ COLOURS = ("#b2182b", "#ef8a62", "#fddbc7", "#d1e5f0", "#67a9cf", "#2166ac")
 
 
 class SeriesSummary(msgspec.Struct):
-    """What is shown of a series.json: cells by variable, reason and month, and the cells that were restated."""
+    """The parts of a series.json that are drawn: cells by variable, reason and month, and revised cells."""
 
     respondent: str
     year: int
@@ -43,16 +43,16 @@ class SeriesSummary(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Coverage:
-    """`share[row, month]` in 0…1; NaN where the respondent-year has no such variable, or no series at all."""
+    """Shares of valid hours, `share[row, month]` in 0…1; NaN where the respondent-year has no such variable or no series."""
 
     rows: tuple[tuple[str, str], ...]  # respondent, group
     months: tuple[str, ...]  # "2019-01", …
-    share: NDArray[np.float64]
+    share: Floats
     origins: tuple[str, ...]
 
 
 def coverage(summaries: Iterable[SeriesSummary]) -> Coverage:
-    """Summaries of respondent-years → shares of valid cells, by respondent, group and month. Pure."""
+    """Return the shares of valid cells of respondent-years, by respondent, group and month. No I/O."""
     summaries = tuple(summaries)
     respondents = sorted({one.respondent for one in summaries})
     years = range(min(one.year for one in summaries), max(one.year for one in summaries) + 1)
@@ -73,8 +73,8 @@ def coverage(summaries: Iterable[SeriesSummary]) -> Coverage:
 
 
 def draw(picture: Coverage) -> bytes:
-    """Coverage → PNG. The title says where the data came from."""
-    # Here, since matplotlib takes a second to load and `coverage` needs none of it.
+    """Draw coverage as PNG. The title names the origins of the data."""
+    # Here, because matplotlib takes a second to load and `coverage` does not need it.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import BoundaryNorm, ListedColormap
     from matplotlib.figure import Figure
@@ -117,22 +117,30 @@ def draw(picture: Coverage) -> bytes:
 
 
 def read_summaries(data_dir: Path) -> list[SeriesSummary]:
-    """Every series.json of a data folder, by respondent and year. VerificationError for a damaged one."""
+    """Read every series.json of a data folder, by respondent and year.
+
+    Raises:
+        VerificationError: one is damaged.
+    """
     summaries = []
     for path in sorted((data_dir / "series").glob("*/*/series.json")):
         try:
             summaries.append(msgspec.json.decode(path.read_bytes(), type=SeriesSummary))
         except (OSError, ValueError) as error:
-            raise VerificationError(f"{path} can't be read: {error}; run `coordinator verify`") from error
+            raise VerificationError(f"can't read {path}: {error}; run `coordinator verify`") from error
     return summaries
 
 
 def write_coverage(data_dir: Path | str) -> Path:
-    """Draw coverage.png beside the data, from every series.json. UsageError when there is none; VerificationError for a damaged one."""
+    """Write coverage.png into the data folder, from every series.json; a damaged one raises VerificationError.
+
+    Raises:
+        UsageError: there is no series.
+    """
     folder = Path(data_dir)
     summaries = read_summaries(folder)
     if not summaries:
-        raise UsageError(f"no series in {folder} to draw: `coordinator start --extract` makes some")
+        raise UsageError(f"no series in {folder} to draw; run `coordinator start --extract` to make some")
     target = folder / "coverage.png"
     atomic_write(target, draw(coverage(summaries)))
     return target

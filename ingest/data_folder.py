@@ -1,4 +1,4 @@
-"""Whether a data folder is one that this version reads: asked before a command opens it."""
+"""Check that a data folder's format is supported, before a command opens it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ingest.errors import UsageError
+from ingest.models import MANIFEST_FORMAT
 
 
 def _formats(data_dir: Path) -> Iterator[int | None]:
@@ -14,32 +15,36 @@ def _formats(data_dir: Path) -> Iterator[int | None]:
     for folder in (data_dir / "manifests", *(data_dir / "manifests").rglob("*/")):
         if (path := min(folder.glob("*.json"), default=None)) is not None:
             try:
-                yield json.loads(path.read_bytes()).get("format", 1)  # the first format did not name itself
+                yield json.loads(path.read_bytes()).get("format", 1)  # the first format has no such key
             except (OSError, ValueError, AttributeError):
                 yield None
 
 
 def check_folder(data_dir: Path) -> None:
-    """UsageError where a file stands in the folder's place, or its manifests are of another version's format."""
+    """Check the path and the format of its manifests.
+
+    Raises:
+        UsageError: the path is a file, or its manifests have the format of another version.
+    """
     if data_dir.exists() and not data_dir.is_dir():
         raise UsageError(f"{data_dir} is a file, not a data folder: name another with --data.")
-    if not (found := list(_formats(data_dir))):
-        return
-    from ingest.manifest import FORMAT  # here and below, since it takes half a second to load
-
-    if other := [number for number in found if number not in (None, FORMAT)]:
+    if other := [number for number in _formats(data_dir) if number not in (None, MANIFEST_FORMAT)]:
         raise UsageError(
-            f"{data_dir} holds manifests of format {other[0]}; this version reads {FORMAT}. `mv {data_dir} {data_dir}.old` and "
-            "extract again, or install the version that wrote it."
+            f"{data_dir} holds manifests of format {other[0]}; this version reads {MANIFEST_FORMAT}. "
+            f"`mv {data_dir} {data_dir}.old` and extract again, or install the version that wrote it."
         )
 
 
 def check_series(data_dir: Path) -> None:
-    """UsageError where a stage that works on series would find none."""
-    from ingest.manifest import build_results
+    """Check that there is at least one series to train on.
+
+    Raises:
+        UsageError: there is none.
+    """
+    from ingest.manifest import build_results  # here, because it takes half a second to load
 
     if not any(True for _ in build_results(data_dir)):
         raise UsageError(
-            f"{data_dir} has no series to train on. `coordinator start --extract --data {data_dir}` makes them, or name another "
-            "with --data."
+            f"{data_dir} has no series to train on. Run `coordinator start --extract --data {data_dir}` to make them, or "
+            "name another folder with --data."
         )

@@ -1,64 +1,87 @@
 """Errors of ingest, drawn as a tree.
 
 IngestError
-├── UsageError            the request can't be right: unknown respondent, wrong period            (exit 2)
-├── AuthenticationError   the server refuses the key, and it is not a throttle                     (exit 4)
-├── ThrottledError             429, 403 suspension or HTML notice: wait, then ask again                 (never final)
-├── SourceError           the source's answer can't be used (5xx, truncated, short, wrong total)   (retried, then quarantine)
-├── StorageError          the disk refused: full, read-only                                        (exit 75, resumable)
-└── VerificationError            what lies on disk is not what its manifest says
+├── UsageError            invalid request: unknown respondent, wrong period                        (exit 2)
+├── AuthenticationError   the server rejects the API key, and it is not a throttle                 (exit 4)
+├── ThrottledError        429, 403 suspension or HTML notice: wait, then retry                     (never final)
+├── SourceError           unusable response (5xx, truncated, short, wrong total)                   (retried, then quarantine)
+├── StorageError          the disk refuses: full, read-only                                        (exit 75, resumable)
+└── VerificationError     a file on disk differs from its manifest
 """
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class IngestError(Exception):
-    """Base. The message names the subject, the cause and the next command; never a key.
+    """Base class. The message names the subject, the cause and the next command; never a key.
 
-    `exit_code`: of a program that ends by it.
+    Attributes:
+        exit_code: exit code of a program that ends by this error.
     """
 
     exit_code = 1
 
 
 class UsageError(IngestError):
-    """The request can't be right."""
+    """The request is invalid."""
 
     exit_code = 2
 
 
 class AuthenticationError(IngestError):
-    """The server refuses the key, and it is not a throttle."""
+    """The server rejects the API key, and it is not a throttle."""
 
     exit_code = 4
 
 
 class ThrottledError(IngestError):
-    """The server asked for a pause. `kind`: "429", "403", "html"; `retry_after`: seconds, when the server said so."""
+    """The server asked for a pause.
+
+    Attributes:
+        kind: "429", "403" or "html".
+        retry_after: seconds to wait; None where the server names none.
+    """
 
     def __init__(self, message: str, kind: str, retry_after: float | None = None) -> None:
+        """Store the kind of throttle and the pause."""
         super().__init__(message)
         self.kind = kind
         self.retry_after = retry_after
 
 
 class SourceError(IngestError):
-    """`kind` counts it in `ShardResult.faults`: "5xx", "reset", "timeout", "json", "html", "short", "repeated", "total", "zip"…"""
+    """A response of the source can't be used.
+
+    Attributes:
+        kind: the fault, as `ShardResult.faults` counts it: "5xx", "reset", "timeout", "json", "html", "short", "repeated",
+            "total", "zip"…
+    """
 
     def __init__(self, message: str, kind: str) -> None:
+        """Store the kind of fault."""
         super().__init__(message)
         self.kind = kind
 
 
 class StorageError(IngestError):
-    """The disk refused: full, read-only. The same command goes on once it is mended."""
+    """The disk refuses a write: full, read-only. After a fix, the same command resumes."""
 
     exit_code = 75
 
 
 class VerificationError(IngestError):
-    """What lies on disk is not what its manifest says."""
+    """A file on disk differs from its manifest."""
 
 
 class Cancelled(Exception):
-    """The lease was taken back; nothing more is written. No error of ingest, so it is outside the tree."""
+    """The lease was withdrawn; nothing more is written. Not an error of ingest, so it is outside the tree."""
+
+
+def did_you_mean(words: Iterable[str], known: Iterable[str]) -> str:
+    """Return ` (did you mean A or B?)` with the near matches of `words`; "" where there are none."""
+    choices = list(known)
+    near = [match for word in words for match in difflib.get_close_matches(word, choices, n=3, cutoff=0.5)]
+    return f" (did you mean {' or '.join(dict.fromkeys(near))}?)" if near else ""

@@ -1,12 +1,12 @@
-"""Series → tokens of the forecaster: one token an hour, holding only what is known at that hour's issue time.
+"""Features of the forecaster: one token per hour, with only the values that are known at the issue time of that hour.
 
-The token of hour t carries the operators' forecast (DF) of t and of the other hours of t's local day, the calendar, and actuals up
-to the issue time of t (10:00 local on the day before; `ingest.calendar`). Issue times never go back from one hour to the next, so a causal
-model that reads tokens up to t has seen nothing after the issue time of t. That is the whole argument, and a test poisons
-everything after it.
+The token of hour t contains the operators' forecast (DF) of t and of the other hours of t's local day, the calendar, and
+actual values up to the issue time of t (10:00 local on the day before; `ingest.calendar`). Issue times never decrease from
+one hour to the next. Therefore a causal model that reads the tokens up to t has seen nothing after the issue time of t. A
+test changes every later value and expects the same tokens.
 
-The target is what the reference forecast misses, (D - reference) / scale, where the scale is the reference's own mean absolute error over the
-56 days before the issue time. The reference is DF, or, where a model must do without it, demand a week before.
+The target is the error of the reference forecast, (D - reference) / scale, where the scale is the mean absolute error of
+the reference over the 56 days before the issue time. The reference is DF, or demand a week before for a model without DF.
 """
 
 from __future__ import annotations
@@ -18,28 +18,31 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ingest.array_types import Bools, Floats, Int64s
 from ingest.calendar import ISSUE_HOUR, Calendar, calendar_of
 from ingest.columns import hour_number, hour_text
 from ingest.loader import SeriesArrays, available, load_series
 
-Floats = NDArray[np.float64]
+Float32s = NDArray[np.float32]
 Reference = Literal["DF", "week"]
 
-VERSION = 1  # of the features: raised when a checkpoint trained on the earlier ones would read them wrongly
+VERSION = 1  # of the features: raised when a checkpoint trained on earlier ones would misread them
 DAY, WEEK = 24, 168  # hours
-MEMORY_LAG = 2 * DAY  # hours: the latest whole day whose outcome every hour of a local day may know at its issue time
+MEMORY_LAG = (
+    2 * DAY
+)  # hours: the latest whole day whose actual values every hour of a local day knows at its issue time
 TRAILING = 56 * DAY  # hours over which scale and level are taken
-LOOKBACK = TRAILING + 4 * WEEK + 2 * DAY  # hours before the first token that its features reach back to
-LEAST_SCALE = 0.003  # of the demand's level: a reference that was perfect for weeks has still an error of its own
-BOUND = 6.0  # features beyond this many scales are cut: a lost outlier must not carry a forecast away
-TARGET_BOUND = 20.0  # scales: no training target lies further out
+LOOKBACK = TRAILING + 4 * WEEK + 2 * DAY  # hours that the features of the first token reach back
+MIN_SCALE = 0.003  # of the demand's level: a reference that was perfect for weeks still has an error
+BOUND = 6.0  # scales: features are clipped here, so that a missed outlier does not dominate a forecast
+TARGET_BOUND = 20.0  # scales: training targets are clipped here
 
 ERROR_LAGS = (24, 48, 72, 96, 120, 144, 168, 192, 336)  # hours before t
 RECENT = tuple(range(12))  # hours before the issue time
 TRAILS = (3, 6, 12, 24, WEEK, 4 * WEEK)  # hours up to the issue time
 NEIGHBOURS = (-24, -12, -6, -3, -2, -1, 1, 2, 3, 6)  # hours from t
 CHANGES = (24, 48, 168)  # hours before t
-FUELS = ("NG.SUN", "NG.WND")  # what weather makes; other fuels follow from demand
+FUELS = ("NG.SUN", "NG.WND")  # generation that follows the weather; other fuels follow demand
 
 ODD = (  # features that change sign with the reference's errors
     *(f"error.{k}" for k in ERROR_LAGS),
@@ -62,35 +65,32 @@ CLOCK = (
 WEATHER = tuple(f"{fuel}.{k}" for fuel in FUELS for k in (48, 168))
 MISSING = ("missing.24", "missing.48", "missing.issue", *(f"missing.{fuel}" for fuel in FUELS))
 FEATURES = (*ODD, *LOAD, *CLOCK, *WEATHER, *MISSING)
-CONDITION = (  # what a day is like, to find days like it
+CONDITION = (  # describes a day, to find similar days
     *(f"profile.{h}" for h in range(0, DAY, 2)),
     *(f"change.{h}" for h in range(0, DAY, 2)),
     *("weekend", "free"),
 )
-COLUMNS = ("target", "reference", "scale", "demand", "operator")  # what else there is of an hour
+COLUMNS = ("target", "reference", "scale", "demand", "operator")  # further arrays of Tokens
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Consecutive hours of one respondent; arrays are `[hour]` or `[hour, feature]`."""
+    """Features of consecutive hours of one respondent; arrays are [hour] or [hour, feature]."""
 
     respondent: str
-    reference_name: Reference
     calendar: Calendar
-    hours: NDArray[np.int64]  # hour numbers, UTC, hour-ending
-    features: NDArray[
-        np.float32
-    ]  # [hour, feature] of FEATURES; 0 for what is not known, and a missing.* feature says so
-    condition: NDArray[np.float32]  # [hour, condition] of CONDITION: the reference over the local day, and its change
-    target: NDArray[np.float32]  # (D - reference) / scale; NaN where either was not measured
-    reference: NDArray[np.float32]  # MWh: the forecast that is corrected; NaN where there is none
-    scale: NDArray[np.float32]  # MWh
-    demand: NDArray[np.float32]  # MWh; NaN where not measured
-    operator: NDArray[np.float32]  # DF, MWh; NaN where there is none
+    hours: Int64s  # hour numbers, UTC, hour-ending
+    features: Float32s  # [hour, feature] of FEATURES; 0 where unknown, and then a missing.* feature is 1
+    condition: Float32s  # [hour, condition] of CONDITION: the reference over the local day, and its change
+    target: Float32s  # (D - reference) / scale; NaN where either was not measured
+    reference: Float32s  # MWh: the forecast to correct; NaN where there is none
+    scale: Float32s  # MWh
+    demand: Float32s  # MWh; NaN where not measured
+    operator: Float32s  # DF, MWh; NaN where there is none
 
     @property
-    def usable(self) -> NDArray[np.bool_]:
-        """[hour] a forecast can be made: there is a reference and a scale."""
+    def usable(self) -> Bools:
+        """Whether a forecast can be made, bool [hour]: there is a reference and a scale."""
         return np.isfinite(self.reference) & np.isfinite(self.scale)
 
 
@@ -103,22 +103,31 @@ def load_tokens(
     reference: Reference = "DF",
     issue_hour: int = ISSUE_HOUR,
 ) -> Tokens:
-    """Tokens of `start`…`end` (`YYYY-MM-DDTHH`, both inclusive) of one respondent, from the series on disk.
+    """Return the tokens of one respondent from the series on disk.
 
-    Hours before the first series count as missing; UsageError and VerificationError of `load_series` for a year between that is not there.
+    Hours before the first series count as missing; an absent year in between raises the UsageError of `load_series`, a
+    damaged file its VerificationError.
+
+    Args:
+        data_dir: data folder.
+        respondent: EIA code.
+        start: first hour, `YYYY-MM-DDTHH`.
+        end: last hour, inclusive.
+        reference: forecast to correct.
+        issue_hour: o'clock local on the day before.
     """
-    there = available(data_dir, respondent)
-    first = max(hour_number(start) - LOOKBACK, hour_number(f"{there.years[0]}-01-01T00"))
-    last = min(hour_number(end) + DAY, hour_number(f"{there.years[-1]}-12-31T23"))  # DF to the end of the local day
+    on_disk = available(data_dir, respondent)
+    first = max(hour_number(start) - LOOKBACK, hour_number(f"{on_disk.years[0]}-01-01T00"))
+    last = min(hour_number(end) + DAY, hour_number(f"{on_disk.years[-1]}-12-31T23"))  # DF to the end of the local day
     needed = ("D", "DF") if reference == "DF" else ("D",)
-    others = tuple(name for name in ("DF", *FUELS) if name in there.variables and name not in needed)
+    others = tuple(name for name in ("DF", *FUELS) if name in on_disk.variables and name not in needed)
     series = load_series(data_dir, [respondent], (*needed, *others), hour_text(first), hour_text(max(last, first)))
     tokens = make_tokens(respondent, series, reference=reference, issue_hour=issue_hour)
     return cut(tokens, hour_number(start), hour_number(end))
 
 
 def cut(tokens: Tokens, first: int, last: int) -> Tokens:
-    """The tokens of the hours `first`…`last` (hour numbers, inclusive) that there are."""
+    """Return the tokens of the hours `first` to `last` (hour numbers, inclusive), as far as `tokens` has them."""
     low, high = (int(x) for x in np.clip((first - tokens.hours[0], last + 1 - tokens.hours[0]), 0, len(tokens.hours)))
     calendar = Calendar(*(getattr(tokens.calendar, name)[low:high] for name in Calendar.__dataclass_fields__))
     arrays = {name: getattr(tokens, name)[low:high] for name in ("hours", "features", "condition", *COLUMNS)}
@@ -128,7 +137,7 @@ def cut(tokens: Tokens, first: int, last: int) -> Tokens:
 def make_tokens(
     respondent: str, series: SeriesArrays, *, reference: Reference = "DF", issue_hour: int = ISSUE_HOUR
 ) -> Tokens:
-    """Tokens of every hour of a respondent's series (columns `<respondent>.D`, `.DF` and the fuels that it has)."""
+    """Return the tokens of every hour of a respondent's series (columns `<respondent>.D`, `.DF` and its fuels)."""
     column = {name.partition(".")[2]: i for i, name in enumerate(series.names)}
     known = {name: np.where(series.mask[:, i], series.values[:, i], np.nan).astype(float) for name, i in column.items()}
     hours = series.hours.astype("datetime64[h]").astype(np.int64)
@@ -136,55 +145,54 @@ def make_tokens(
     demand = known["D"]
     operator = known.get("DF", np.full(len(hours), np.nan))
     corrected = operator if reference == "DF" else _before(demand, WEEK)
-    past = _Past(calendar, hours, demand, corrected)
-    groups = {**past.errors(), **past.loads(), **_clock(calendar)}
+    known_values = _KnownValues(calendar, hours, demand, corrected)
+    groups = {**known_values.errors(), **known_values.loads(), **_clock(calendar)}
     for fuel in FUELS:
-        groups |= past.fuel(fuel, known.get(fuel))
-    conditions = past.conditions()
+        groups |= known_values.fuel(fuel, known.get(fuel))
+    conditions = known_values.conditions()
     with np.errstate(invalid="ignore"):
-        target = np.clip((demand - corrected) / past.scale, -TARGET_BOUND, TARGET_BOUND)
-    columns = dict(zip(COLUMNS, (target, corrected, past.scale, demand, operator), strict=True))
+        target = np.clip((demand - corrected) / known_values.scale, -TARGET_BOUND, TARGET_BOUND)
+    columns = dict(zip(COLUMNS, (target, corrected, known_values.scale, demand, operator), strict=True))
     return Tokens(
         respondent,
-        reference,
         calendar,
         hours,
-        _known(groups, FEATURES),
-        _known(conditions, CONDITION),
+        _stack(groups, FEATURES),
+        _stack(conditions, CONDITION),
         **{name: x.astype(np.float32) for name, x in columns.items()},
     )
 
 
-class _Past:
-    """What is known of each hour at its issue time."""
+class _KnownValues:
+    """The values that are known of each hour at its issue time; arrays are [hour]."""
 
-    def __init__(self, calendar: Calendar, hours: NDArray[np.int64], demand: Floats, reference: Floats) -> None:
+    def __init__(self, calendar: Calendar, hours: Int64s, demand: Floats, reference: Floats) -> None:
         self.calendar, self.demand, self.reference = calendar, demand, reference
         self.at = np.arange(len(hours))
-        self.issue = calendar.issue - hours[0]  # index of the last hour that is known
+        self.issue = calendar.issue - hours[0]  # index of the last known hour
         self.error = demand - reference
         self._sums = {id(x): _sums(x) for x in (self.error, demand)}
         absolute = _mean(_sums(np.abs(self.error)), self.issue, TRAILING)
         self.level = self.mean(demand, TRAILING)
         with np.errstate(invalid="ignore"):
-            self.scale = np.where(self.level > 0, np.maximum(absolute, LEAST_SCALE * self.level), np.nan)
+            self.scale = np.where(self.level > 0, np.maximum(absolute, MIN_SCALE * self.level), np.nan)
 
     def mean(self, x: Floats, width: int) -> Floats:
-        """Mean over the `width` hours up to the issue time; NaN where none was measured."""
+        """Return the mean over the `width` hours up to the issue time; NaN where none was measured."""
         return _mean(self._sums[id(x)], self.issue, width)
 
     def known(self, x: Floats, lag: int) -> Floats:
-        """x of `lag` hours before, where that is not after the issue time."""
+        """Return x of `lag` hours before, where that is not after the issue time; otherwise NaN."""
         return np.where(self.at - lag <= self.issue, _before(x, lag), np.nan)
 
     def ahead(self, x: Floats, step: int) -> Floats:
-        """x of `step` hours away within what is published at the issue time: up to the end of the local day."""
+        """Return x of `step` hours away, if it is published at the issue time: up to the end of the local day; otherwise NaN."""
         to = np.clip(self.at + step, 0, len(x) - 1)
         inside = (self.at + step >= 0) & (self.calendar.day[to] <= self.calendar.day)
         return np.where(inside, x[to], np.nan)
 
     def errors(self) -> dict[str, Floats]:
-        """The reference's errors, in scales."""
+        """Return the errors of the reference, in scales."""
         same_hour = np.stack([self.known(self.error, DAY * k) for k in range(1, 29)])
         weeks = np.stack([self.known(self.error, WEEK * k) for k in range(1, 5)])
         recent = {k: self.issue - k for k in RECENT}
@@ -202,7 +210,7 @@ class _Past:
         }
 
     def loads(self) -> dict[str, Floats]:
-        """The load's shape, in levels."""
+        """Return the shape of the load, in levels."""
         mean, peak = _by_day(self.reference, self.calendar.day)
         now = self.reference
         raw = {
@@ -216,7 +224,7 @@ class _Past:
         return {name: x / self.level for name, x in raw.items()}
 
     def conditions(self) -> dict[str, Floats]:
-        """The local day's forecast, in levels, and its change from the day before."""
+        """Return the forecast of the local day, in levels, and its change from the day before."""
         day = self.calendar.day - self.calendar.day[0] + 1
         table = np.full((day[-1] + 1, DAY), np.nan)
         table[day, self.calendar.hour] = self.reference
@@ -229,15 +237,15 @@ class _Past:
             "free": free.astype(float),
         }
 
-    def fuel(self, name: str, made: Floats | None) -> dict[str, Floats]:
-        """Generation by a fuel, in levels; all missing where the respondent has none."""
-        made = np.full(len(self.at), np.nan) if made is None else made
-        lags = {k: self.known(made, k) / self.level for k in (48, 168)}
+    def fuel(self, name: str, generation: Floats | None) -> dict[str, Floats]:
+        """Return generation by a fuel, in levels; all missing where the respondent has none."""
+        generation = np.full(len(self.at), np.nan) if generation is None else generation
+        lags = {k: self.known(generation, k) / self.level for k in (48, 168)}
         return {**{f"{name}.{k}": x for k, x in lags.items()}, f"missing.{name}": np.isnan(lags[48]).astype(float)}
 
 
-def _known(columns: dict[str, Floats], names: tuple[str, ...]) -> NDArray[np.float32]:
-    """float32 `[hour, name]`, bounded, with 0 for what is not known."""
+def _stack(columns: dict[str, Floats], names: tuple[str, ...]) -> Float32s:
+    """Return float32 [hour, name], clipped, with 0 for unknown values."""
     stacked = np.stack([columns[name] for name in names], axis=1)
     return np.clip(np.nan_to_num(stacked), -BOUND, BOUND).astype(np.float32)
 
@@ -254,17 +262,17 @@ def _clock(calendar: Calendar) -> dict[str, Floats]:
 
 
 def _before(x: Floats, lag: int) -> Floats:
-    """x of `lag` hours before; NaN before its start."""
+    """Return x of `lag` hours before; NaN before its start."""
     return np.concatenate([np.full(min(lag, len(x)), np.nan), x[: max(len(x) - lag, 0)]])
 
 
-def _at(x: Floats, index: NDArray[np.int64]) -> Floats:
+def _at(x: Floats, index: Int64s) -> Floats:
     inside = (index >= 0) & (index < len(x))
     return np.where(inside, x[np.clip(index, 0, len(x) - 1)], np.nan)
 
 
 def _sums(x: Floats) -> tuple[Floats, Floats]:
-    """Running sum and count of what was measured, each with a 0 in front."""
+    """Return the running sum and count of measured values, each with a leading 0."""
     valid = ~np.isnan(x)
     return (
         np.concatenate([[0.0], np.cumsum(np.where(valid, x, 0.0))]),
@@ -272,7 +280,7 @@ def _sums(x: Floats) -> tuple[Floats, Floats]:
     )
 
 
-def _mean(sums: tuple[Floats, Floats], last: NDArray[np.int64], width: int) -> Floats:
+def _mean(sums: tuple[Floats, Floats], last: Int64s, width: int) -> Floats:
     high = np.clip(last + 1, 0, len(sums[0]) - 1)
     low = np.clip(last + 1 - width, 0, None)
     total, count = (s[high] - s[np.minimum(low, high)] for s in sums)
@@ -280,14 +288,14 @@ def _mean(sums: tuple[Floats, Floats], last: NDArray[np.int64], width: int) -> F
 
 
 def _nanmean(x: Floats) -> Floats:
-    """Mean over the first axis of what was measured."""
+    """Return the mean of measured values over the first axis."""
     valid = ~np.isnan(x)
     count = valid.sum(axis=0)
     return np.where(count > 0, np.where(valid, x, 0.0).sum(axis=0) / np.maximum(count, 1), np.nan)
 
 
-def _by_day(x: Floats, day: NDArray[np.int64]) -> tuple[Floats, Floats]:
-    """Mean and maximum of the local day that each hour lies in."""
+def _by_day(x: Floats, day: Int64s) -> tuple[Floats, Floats]:
+    """Return the mean and maximum of the local day of each hour."""
     days, where = np.unique(day, return_inverse=True)
     valid = ~np.isnan(x)
     count = np.bincount(where[valid], minlength=len(days))

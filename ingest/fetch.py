@@ -1,7 +1,7 @@
-"""Fetch one shard and prove it: every page asked for until it is whole, stored as received, merged into one piece.
+"""Fetch one shard and verify it: retry each page until it is complete, store it as received, merge all into one piece.
 
-A page that fails a check is asked again, up to `ATTEMPTS` times; a throttle is waited out without counting. Pages that
-an earlier attempt stored are proved again and reused, never requested twice.
+A page that fails a check is requested again, up to `ATTEMPTS` times, with back-off; a throttle is waited out and does not
+count. Pages that an earlier attempt stored are verified again and reused, never requested twice.
 """
 
 from __future__ import annotations
@@ -30,83 +30,87 @@ from ingest.errors import (
     UsageError,
     VerificationError,
 )
-from ingest.http import HttpResponse, MinInterval, get, pause_s
+from ingest.http import HttpResponse, MinInterval, backoff_s, get
 from ingest.models import FetchJob, FileEntry, Gap, PageEntry, ShardResult
-from ingest.sources import Page, source
+from ingest.sources import get_source
+from ingest.sources.base import Page
 
-ATTEMPTS = 5  # answers to one page request that may fail a check
-ROUNDS = 4  # times that pages may contradict each other before the shard is given up
+ATTEMPTS = 5  # responses to one page request that may fail a check
+ROUNDS = 4  # times that pages may contradict each other before the shard fails
 BACKOFF_S = (0.2, 5.0)  # first and longest pause after a fault
-THROTTLE_S = (0.5, 30.0)  # first and longest pause after a throttle that names none
-THROTTLE_LIMIT_S = 600.0  # a page that is throttled for longer is given back to the scheduler
+THROTTLE_S = (0.5, 30.0)  # first and longest pause after a throttle without Retry-After
+THROTTLE_LIMIT_S = 600.0  # a page that is throttled for longer goes back to the scheduler
 MIN_KEY = 8  # characters; EIA's keys have 40
-KEY_ATTEMPTS = 3  # answers "wrong key" to a key that has never worked, before they are believed
-_AGAIN = "`coordinator start --extract` asks again"
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")  # an emulator keeps its own clock
+KEY_ATTEMPTS = 3  # "wrong key" responses to a key that was never accepted, before they count
+_RETRY = "run `coordinator start --extract` to retry"
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")  # an emulator enforces its own rate limit, by its own clock
 
 
 class _InconsistentPages(Exception):
-    """Whole pages that can't all be true: set `offsets` aside and ask again."""
+    """Complete pages that contradict each other: set `offsets` aside and request them again."""
 
     def __init__(self, kind: str, message: str, offsets: Iterable[int] = (), total: int | None = None) -> None:
         super().__init__(message)
         self.kind = kind
         self.offsets = tuple(offsets)
-        self.total = total  # pages that say another total are set aside too
+        self.total = total  # pages with another total are set aside too
 
 
 @dataclass
 class FetchContext:
-    """What a worker lends to all its fetches."""
+    """Resources of a worker that all its fetches share."""
 
     data_dir: Path
     api_key: str | None  # from the worker's environment; None is fine for the emulator
-    pool: ThreadPoolExecutor  # shared by all leases of the worker: one page each, from request to stored
-    connections: threading.Semaphore  # requests at once; pages beyond it are proved and stored meanwhile
+    accepted_by: set[str]  # base URLs that have accepted the key; from then on, a refusal of the key is a suspension
+    pool: ThreadPoolExecutor  # for all leases of the worker: one page each, from request to stored
+    connections: threading.Semaphore  # concurrent requests; further pages are verified and stored meanwhile
     session: requests.Session  # from `ingest.http.make_session`
     acquire_permit: Callable[[str], None]  # blocks until one request may be sent for a bucket; may raise Cancelled
-    on_throttle: Callable[[str, str, float | None], None]  # (bucket, kind, retry_after): tell the budget's owner
-    on_progress: Callable[[int, int], None]  # (rows verified, requests) increments
+    on_throttle: Callable[[str, str, float | None], None]  # (bucket, kind, retry_after), for the rate limiter
+    on_progress: Callable[[int, int], None]  # increments of (rows verified, requests)
     cancelled: threading.Event
 
 
 @dataclass(frozen=True)
 class _VerifiedPage:
     page: Page
-    proof: PageEntry
+    entry: PageEntry
     path: Path
 
 
 @dataclass(frozen=True)
 class _Received:
-    answer: HttpResponse
+    response: HttpResponse
     content: bytes  # to store
     page: Page
 
 
 def fetch_shard(job: FetchJob, context: FetchContext) -> ShardResult:
-    """Fetch, verify and store one shard; returns its proof with every file durable.
+    """Fetch, verify and store one shard.
 
-    Raises Cancelled; AuthenticationError; UsageError when the source refuses the parameters; SourceError when its
-    answers can't be used; StorageError when the disk refuses.
+    Raised by the steps: Cancelled; AuthenticationError; UsageError where the source rejects the parameters; SourceError
+    where its responses can't be used; StorageError where the disk refuses.
+
+    Returns:
+        The result; every file that it names is durable.
     """
     return _Fetch(job, context).run()
 
 
-_floor = MinInterval()
-_worked: set[tuple[str, str]] = set()  # (base URL, key) that has been accepted in this process; never leaves it
+_min_interval = MinInterval()
 
 
 class _Fetch:
-    """One shard's fetch. Methods marked (pool) run on the pool's threads, the rest on the lease's."""
+    """The fetch of one shard. Methods marked (pool) run on the pool's threads, all others on the lease's thread."""
 
     def __init__(self, job: FetchJob, context: FetchContext) -> None:
         self.job = job
         self.context = context
-        self.source = source(job.shard.source)
+        self.source = get_source(job.shard.source)
         self.host = urlsplit(job.base_url).hostname or ""
         self.key = (context.api_key or "").strip()
-        self.held: dict[int, _VerifiedPage] = {}
+        self.pages: dict[int, _VerifiedPage] = {}
         self.reused: set[int] = set()
         self.faults: Counter[str] = Counter()
         self.requests = 0
@@ -117,24 +121,33 @@ class _Fetch:
     # -- the shard -----------------------------------------------------------------------------------------------------
 
     def run(self) -> ShardResult:
+        """Run the fetch.
+
+        Raises:
+            AuthenticationError: the key is malformed; it is not sent.
+            SourceError: the pages contradict each other `ROUNDS` times.
+        """
         if not (self.key.isascii() and self.key.isprintable()) or " " in self.key:
-            raise AuthenticationError("the API key holds characters that no key has; set EIA_API_KEY to a valid key")
-        if 0 < len(self.key) < MIN_KEY:  # cutting a short key out of a body would cut the data too
+            raise AuthenticationError("the API key contains characters that no key has; set EIA_API_KEY to a valid key")
+        if 0 < len(self.key) < MIN_KEY:  # removing a short key from a body would also remove data
             raise AuthenticationError(
                 f"the API key has {len(self.key)} characters, EIA's have 40; set EIA_API_KEY to a valid key"
             )
         self._reuse()
         for _ in range(ROUNDS):
             try:
-                columns, gaps = self._prove()
-                return self._conclude(columns, gaps)
-            except _InconsistentPages as contradiction:
-                last = contradiction
-                self._set_aside(contradiction)
-        raise SourceError(f"{self.job.shard.key}: {last}, {ROUNDS} times over; {_AGAIN}", last.kind)
+                return self._finish(*self._verified())
+            except _InconsistentPages as error:
+                last = error
+                self._set_aside(error)
+        raise SourceError(f"{self.job.shard.key}: {last}, {ROUNDS} times; {_RETRY}", last.kind)
 
-    def _prove(self) -> tuple[Columns, tuple[Gap, ...]]:
-        """Complete the pages and prove them together. _InconsistentPages when they disagree."""
+    def _verified(self) -> tuple[Columns, tuple[Gap, ...]]:
+        """Complete the pages and verify them together.
+
+        Raises:
+            _InconsistentPages: they contradict each other.
+        """
         total = self._known_total()
         if total is None:
             self._complete(self.source.offsets(self.job, None), None)
@@ -143,33 +156,39 @@ class _Fetch:
             self._complete(self.source.offsets(self.job, total), total)
         columns, owner = merge([held.page.columns for held in self._ordered()])
         if owners := duplicate_owners(columns, owner):
-            offsets = [self._ordered()[part].proof.offset for part in owners]
+            offsets = [self._ordered()[part].entry.offset for part in owners]
             raise _InconsistentPages("repeated", f"pages at {offsets} share an hour of one variable", offsets)
         if self.source.paged and len(columns) != total:
-            raise _InconsistentPages("rows", f"{len(columns)} rows where the source says {total}", self.held)
+            raise _InconsistentPages("rows", f"{len(columns)} rows, but the source reports {total}", self.pages)
         gaps = find_gaps(columns, self.source.spans(self.job, columns))
         if self.source.paged and gaps and total:
-            # Rows beyond the end would mean that `total` is too low: the page there must come back empty.
+            # Rows beyond the end would mean that `total` is too low: the page there must be empty.
             self._complete((total,), total)
         return columns, gaps
 
     def _known_total(self) -> int | None:
+        """Return the total that all pages report, or None before the first.
+
+        Raises:
+            _InconsistentPages: they report different totals.
+        """
         if not self.source.paged:
             return None
-        totals = {held.page.total for held in self.held.values()}
+        totals = {held.page.total for held in self.pages.values()}
         if len(totals) > 1:
-            raise _InconsistentPages("total", f"pages say different totals: {sorted(totals)}", self.held)
+            raise _InconsistentPages("total", f"pages report different totals: {sorted(totals)}", self.pages)
         return next(iter(totals), None)
 
     def _ordered(self) -> list[_VerifiedPage]:
-        return [self.held[offset] for offset in sorted(self.held)]
+        return [self.pages[offset] for offset in sorted(self.pages)]
 
-    def _conclude(self, columns: Columns, gaps: tuple[Gap, ...]) -> ShardResult:
+    def _finish(self, columns: Columns, gaps: tuple[Gap, ...]) -> ShardResult:
+        """Write the piece, make all names durable and return the result."""
         shard, data_dir = self.job.shard, self.context.data_dir
-        self._alive()
+        self._check_cancelled()
         piece = store.write_piece(data_dir, shard, columns)
         store.fsync_folders(data_dir, store.page_folder(data_dir, shard), data_dir / "pieces")
-        pages = tuple(held.proof for held in self._ordered())
+        pages = tuple(held.entry for held in self._ordered())
         rows = sum(page.rows for page in pages)
         return ShardResult(
             shard=shard,
@@ -190,13 +209,13 @@ class _Fetch:
     # -- pages of an earlier attempt -----------------------------------------------------------------------------------
 
     def _reuse(self) -> None:
-        """Prove the pages under final names again and hold those that are whole; set the others aside."""
+        """Verify the pages with final names again, keep the complete ones and set the others aside."""
         offsets = self.source.offsets(self.job, None)
         for stored in store.scan_pages(self.context.data_dir, self.job.shard, self.source.suffix):
-            self._alive()
+            self._check_cancelled()
             try:
-                if stored.offset in self.held or not (self.source.paged or stored.offset in offsets):
-                    raise SourceError("no page is due at this offset, or it is held already", "repeated")
+                if stored.offset in self.pages or not (self.source.paged or stored.offset in offsets):
+                    raise SourceError("no page belongs at this offset, or there is one already", "repeated")
                 content = store.read_page(stored.path)
                 page = self.source.parse(self.job, content)
                 self._check(page, stored.offset)
@@ -204,26 +223,26 @@ class _Fetch:
                 store.set_aside(stored.path)
                 self.faults["stale"] += 1
                 continue
-            proof = store.file_entry(self.context.data_dir, stored.path, content)
+            file = store.file_entry(self.context.data_dir, stored.path, content)
             fetched = datetime.fromtimestamp(stored.path.stat().st_mtime, UTC).isoformat(timespec="milliseconds")
-            self._hold(stored.offset, page, proof, fetched, 0.0)
+            self._keep(stored.offset, page, file, fetched, 0.0)
             self.reused.add(stored.offset)
 
-    def _set_aside(self, why: _InconsistentPages) -> None:
-        offsets = set(why.offsets)
-        if why.total is not None:
-            offsets |= {offset for offset, held in self.held.items() if held.page.total != why.total}
-        for offset in offsets & self.held.keys():
-            store.set_aside(self.held.pop(offset).path)
+    def _set_aside(self, error: _InconsistentPages) -> None:
+        offsets = set(error.offsets)
+        if error.total is not None:
+            offsets |= {offset for offset, held in self.pages.items() if held.page.total != error.total}
+        for offset in offsets & self.pages.keys():
+            store.set_aside(self.pages.pop(offset).path)
             self.reused.discard(offset)
-        self.faults[why.kind] += 1
+        self.faults[error.kind] += 1
 
     # -- pages ---------------------------------------------------------------------------------------------------------
 
     def _complete(self, offsets: Iterable[int], total: int | None) -> None:
-        """Fetch those of `offsets` that are not held, side by side. Raises the gravest error after all have ended."""
+        """Fetch the missing pages of `offsets` concurrently; after all have ended, raise the most informative error."""
         futures = [
-            self.context.pool.submit(self._fetch_page, offset, total) for offset in offsets if offset not in self.held
+            self.context.pool.submit(self._fetch_page, offset, total) for offset in offsets if offset not in self.pages
         ]
         _, pending = wait(futures, return_when=FIRST_EXCEPTION)
         if pending:
@@ -233,14 +252,14 @@ class _Fetch:
             wait(futures)
             self.stopped.clear()
         if errors := [error for future in futures if (error := _error_of(future))]:
-            self._alive()
+            self._check_cancelled()
             raise min(errors, key=_error_priority)
 
     def _fetch_page(self, offset: int, total: int | None) -> None:
-        """(pool) Ask for one page until it is whole, then store and hold it. `total`: what the other pages say."""
+        """(pool) Request one page until it is complete, then store and keep it. `total`: as the other pages report it."""
         failures = 0
         other_total: int | None = None
-        doubtful: _Received | None = None  # it has nulls, or is empty: believed when the source says so twice
+        doubtful: _Received | None = None  # has nulls, or is empty: accepted when the source sends it twice
         while True:
             try:
                 received = self._receive(offset, doubtful)
@@ -257,7 +276,7 @@ class _Fetch:
                     if before is None:
                         continue
                     if not _confirms(page, before.page):
-                        raise SourceError("nulls differ from one answer to the next", "nulls")
+                        raise SourceError("nulls differ from one response to the next", "nulls")
                     doubtful = before
                 break
             except SourceError as error:
@@ -265,89 +284,98 @@ class _Fetch:
                 self._count(error.kind)
                 if failures >= ATTEMPTS or error.kind == "throttle":
                     raise self._final(error, offset, failures) from error
-                self._pause(pause_s(failures, *BACKOFF_S))
+                self._pause(backoff_s(failures, *BACKOFF_S))
         if doubtful is not None and page.columns.nulls() < doubtful.page.columns.nulls():
             self._count("nulls")
-        self._alive()
-        proof = store.write_page(self.context.data_dir, self.job.shard, offset, received.content, self.source.suffix)
-        self._hold(offset, page, proof, received.answer.fetched, received.answer.seconds)
+        self._check_cancelled()
+        file = store.write_page(self.context.data_dir, self.job.shard, offset, received.content, self.source.suffix)
+        self._keep(offset, page, file, received.response.fetched, received.response.seconds)
 
     def _receive(self, offset: int, before: _Received | None) -> _Received:
-        """(pool) The first answer that is not a throttle; those are reported and waited out, up to THROTTLE_LIMIT_S.
+        """(pool) Return the first response that is not a throttle; report throttles and wait them out.
 
-        A key that has worked is not wrong when it is refused: it is suspended. An answer that equals `before`'s byte for
+        A key that was accepted once is not wrong when it is refused: it is suspended. A response equal to `before` byte for
         byte is not decoded again.
+
+        Raises:
+            SourceError: kind "throttle": throttled for longer than THROTTLE_LIMIT_S.
         """
-        credential = (self.job.base_url, self.key)
+        url, accepted_by = self.job.base_url, self.context.accepted_by
         give_up = time.monotonic() + THROTTLE_LIMIT_S
         for attempt in count(1):
-            answer = self._ask(offset)
-            if before is not None and answer.status == 200 and answer.body == before.answer.body:
+            response = self._request(offset)
+            if before is not None and response.status == 200 and response.body == before.response.body:
                 return before
             try:
-                content, page = self.source.receive(self.job, answer, self.key)
+                content, page = self.source.receive(self.job, response, self.key)
             except ThrottledError as error:
                 throttle = error
             except AuthenticationError:
-                if credential not in _worked and attempt >= KEY_ATTEMPTS:
+                if url not in accepted_by and attempt >= KEY_ATTEMPTS:
                     raise
-                throttle = ThrottledError(f"{answer.host} refuses the key for now", "403")
+                throttle = ThrottledError(f"{response.host} refuses the key for now", "403")
             else:
-                _worked.add(credential)
-                self._note_origin(answer.origin)
-                return _Received(answer, content, page)
+                accepted_by.add(url)
+                self._note_origin(response.origin)
+                return _Received(response, content, page)
             self._count(throttle.kind)
             self.context.on_throttle(self.job.bucket, throttle.kind, throttle.retry_after)
             if time.monotonic() > give_up:
                 raise SourceError(f"{throttle}, for {THROTTLE_LIMIT_S:.0f} s", "throttle")
-            self._pause(throttle.retry_after or pause_s(attempt, *THROTTLE_S))
+            self._pause(throttle.retry_after or backoff_s(attempt, *THROTTLE_S))
         raise AssertionError("unreachable")
 
-    def _ask(self, offset: int) -> HttpResponse:
-        """(pool) One request, on a free connection and within its budget."""
+    def _request(self, offset: int) -> HttpResponse:
+        """(pool) Send one request, on a free connection and within its budget."""
         with self.context.connections:
-            return self._send(offset)
-
-    def _send(self, offset: int) -> HttpResponse:
-        self._alive()
-        self.context.acquire_permit(self.job.bucket)
-        if self.source.min_interval_s and self.host not in _LOOPBACK:
-            self._pause(_floor.reserve(self.host, self.source.min_interval_s, time.monotonic()))
-        self._alive()
-        with self.lock:
-            self.requests += 1
-        self.context.on_progress(0, 1)
-        headers = {"Accept-Encoding": self.source.accept_encoding}
-        if self.source.sends_key and self.key:
-            headers["X-Api-Key"] = self.key
-        return get(
-            self.context.session,
-            self.job.base_url.rstrip("/") + self.source.request(self.job, offset),
-            headers,
-            deadline_s=self.source.deadline_s,
-            alive=self._alive,
-            pack=self.source.packs,
-            follow=not self.source.sends_key,
-        )
+            self._check_cancelled()
+            self.context.acquire_permit(self.job.bucket)
+            if self.source.min_interval_s and self.host not in _LOOPBACK:
+                self._pause(_min_interval.reserve(self.host, self.source.min_interval_s, time.monotonic()))
+            self._check_cancelled()
+            with self.lock:
+                self.requests += 1
+            self.context.on_progress(0, 1)
+            headers = {"Accept-Encoding": self.source.accept_encoding}
+            if self.source.uses_key and self.key:
+                headers["X-Api-Key"] = self.key
+            return get(
+                self.context.session,
+                self.job.base_url.rstrip("/") + self.source.request(self.job, offset),
+                headers,
+                deadline_s=self.source.deadline_s,
+                check_cancelled=self._check_cancelled,
+                compress=self.source.compress,
+                follow=not self.source.uses_key,
+            )
 
     def _check(self, page: Page, offset: int) -> None:
-        due = self.source.expected_rows(offset, page.total)
-        if due is not None and page.rows != due:
-            message = f"{page.rows} rows where {due} of {page.total} were due"
-            raise SourceError(message, "short" if page.rows < due else "total")
+        """Check a page's number of rows.
+
+        Raises:
+            SourceError: kind "short" or "total".
+        """
+        expected = self.source.expected_rows(offset, page.total)
+        if expected is not None and page.rows != expected:
+            message = f"{page.rows} rows, expected {expected} of {page.total}"
+            raise SourceError(message, "short" if page.rows < expected else "total")
 
     def _note_origin(self, origin: str) -> None:
-        """(pool) Pages of two origins never make one shard."""
+        """(pool) Record the origin of the pages.
+
+        Raises:
+            _InconsistentPages: earlier pages have another origin; one shard never mixes two.
+        """
         with self.lock:
             if origin == self.origin:
                 return
             store.write_origin(self.context.data_dir, self.job.shard, origin)
             before, self.origin = self.origin, origin
-            if self.held:
-                raise _InconsistentPages("origin", f"pages come from {before} and from {origin}", list(self.held))
+            if self.pages:
+                raise _InconsistentPages("origin", f"pages come from {before} and from {origin}", list(self.pages))
 
-    def _hold(self, offset: int, page: Page, file: FileEntry, fetched: str, seconds: float) -> None:
-        proof = PageEntry(
+    def _keep(self, offset: int, page: Page, file: FileEntry, fetched: str, seconds: float) -> None:
+        entry = PageEntry(
             file=file,
             offset=offset,
             rows=page.rows,
@@ -358,14 +386,14 @@ class _Fetch:
             request=self.source.request(self.job, offset),
         )
         with self.lock:
-            self.held[offset] = _VerifiedPage(page, proof, self.context.data_dir / file.path)
+            self.pages[offset] = _VerifiedPage(page, entry, self.context.data_dir / file.path)
         self.context.on_progress(page.rows, 0)
 
     def _final(self, error: SourceError, offset: int, failures: int) -> IngestError:
-        message = f"{self.job.shard.key}, page at {offset}: {error} (asked {failures} times)"
+        message = f"{self.job.shard.key}, page at {offset}: {error} (attempts: {failures})"
         if error.kind == "refused":
             return UsageError(f"{message}. Check respondents, routes and period with `--dry-run`")
-        return SourceError(f"{message}; {_AGAIN}", error.kind)
+        return SourceError(f"{message}; {_RETRY}", error.kind)
 
     def _count(self, kind: str) -> None:
         with self.lock:
@@ -373,16 +401,21 @@ class _Fetch:
 
     # -- ends ----------------------------------------------------------------------------------------------------------
 
-    def _alive(self) -> None:
+    def _check_cancelled(self) -> None:
+        """Check the lease and the other pages.
+
+        Raises:
+            Cancelled: the lease was withdrawn, or another page of this fetch has failed.
+        """
         if self.context.cancelled.is_set() or self.stopped.is_set():
             raise Cancelled(self.job.shard.key)
 
     def _pause(self, seconds: float) -> None:
-        """Sleep, ended by a cancelled lease or a failed sister page."""
+        """Sleep; a withdrawn lease or the failure of another page ends it with Cancelled."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             self.context.cancelled.wait(min(left, 0.1))
-            self._alive()
+            self._check_cancelled()
 
 
 def _error_of(future: Future[None]) -> BaseException | None:
@@ -390,11 +423,11 @@ def _error_of(future: Future[None]) -> BaseException | None:
 
 
 def _confirms(page: Page, before: Page) -> bool:
-    """Whether all that is null or empty in `page` was so in `before`: said twice, it is the source's own."""
+    """Return whether all nulls of `page` (or its emptiness) were in `before`: sent twice, they are the source's own."""
     return page is before or (page.total == before.total and page.columns.null_keys() <= before.columns.null_keys())
 
 
 def _error_priority(error: BaseException) -> int:
-    """The order in which errors of sister pages explain a failed fetch: what only follows from another comes last."""
+    """Return the order in which errors of concurrent pages explain a failed fetch: causes first, consequences last."""
     order = {_InconsistentPages: 1, SourceError: 2, Cancelled: 3}
     return order.get(type(error), 0)

@@ -1,4 +1,4 @@
-"""HTTP for every source: pooled sessions, one answer as its wire bytes, throttles told from faults, pauses."""
+"""HTTP client for all sources: pooled sessions, responses as wire bytes, throttle detection, back-off and rate limit."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ import urllib3
 from requests.adapters import HTTPAdapter
 from requests.utils import get_environ_proxies
 
-from ingest.backoff import backoff_s
 from ingest.errors import SourceError, ThrottledError
 
 CONNECT_TIMEOUT_S = 10.0
-READ_TIMEOUT_S = 30.0  # silence between two reads, not the whole answer
+READ_TIMEOUT_S = 30.0  # silence between two reads, not the whole response
 CHUNK = 1 << 18  # bytes read at a time: most pages are one chunk
 PLAIN_LIMIT = 64 << 20  # bytes: a page that unpacks to more is no page of 5,000 rows
 USER_AGENT = "ring-attention-energy/0.1 (+https://www.eia.gov/opendata)"
@@ -33,7 +32,7 @@ USER_AGENT = "ring-attention-energy/0.1 (+https://www.eia.gov/opendata)"
 
 @dataclass(frozen=True)
 class HttpResponse:
-    """One HTTP answer. `body` is what came over the wire: still gzip where `gzipped`."""
+    """One HTTP response. `body` holds the wire bytes: still gzip where `gzipped`."""
 
     status: int
     headers: Mapping[str, str]
@@ -45,14 +44,14 @@ class HttpResponse:
 
     @property
     def origin(self) -> str:
-        """The emulator's world ("synthetic", "recordings"), else the host name."""
+        """The emulator's world ("synthetic", "recordings"), otherwise the host name."""
         return self.headers.get("X-Emulator-World") or self.host
 
 
 def make_session(connections: int) -> requests.Session:
-    """A session with `connections` pooled connections a host, no cookies, no netrc, no retries of its own."""
+    """Return a session with `connections` pooled connections per host, and no cookies, netrc or retries of requests."""
     session = requests.Session()
-    session.trust_env = False  # proxies come from `_proxies`, once a host and not once a request
+    session.trust_env = False  # `_proxies` reads the environment once per host, not once per request
     session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
     adapter = HTTPAdapter(pool_connections=4, pool_maxsize=connections, max_retries=0, pool_block=False)
@@ -72,27 +71,29 @@ def get(
     headers: Mapping[str, str],
     *,
     deadline_s: float,
-    alive: Callable[[], None],
-    pack: bool = False,
+    check_cancelled: Callable[[], None],
+    compress: bool = False,
     follow: bool = False,
 ) -> HttpResponse:
-    """One GET → its Answer, whatever the status.
+    """Send one GET request, whatever the status of its response.
 
-    `alive` is called between reads and may raise. `pack` gzips a large plain body while it arrives, so that it is never
-    whole in memory. `follow` follows redirects: never with a key in `headers`, which another host would then see.
-    SourceError kinds: "timeout", "reset", "encoding", "status" (too many redirects).
+    Args:
+        session: from `make_session`.
+        url: already percent-encoded.
+        headers: request headers.
+        deadline_s: seconds for the whole response.
+        check_cancelled: called between reads; it may raise.
+        compress: gzip a large plain body while it arrives, so that it is never in memory as a whole.
+        follow: follow redirects. Never with a key in `headers`, which another host would then receive.
+
+    Raises:
+        SourceError: kind "timeout", "reset", "encoding" or "status" (too many redirects).
     """
     parts = urlsplit(url)
     started = time.monotonic()
-    prepared = requests.PreparedRequest()  # step by step: our URLs are encoded already, and doing it again costs most
-    prepared.prepare_method("GET")
-    prepared.url = url
-    prepared.prepare_headers({"User-Agent": USER_AGENT, **headers})
-    prepared.prepare_cookies({})
-    prepared.prepare_hooks({})
     try:
         response = session.send(
-            prepared,
+            _prepare(url, headers),
             stream=True,
             timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
             proxies=_proxies(f"{parts.scheme}://{parts.netloc}"),
@@ -101,23 +102,23 @@ def get(
         with response:
             encoding = response.headers.get("Content-Encoding", "identity").lower()
             if encoding not in ("gzip", "x-gzip", "identity"):
-                raise SourceError(
-                    f"{parts.netloc} answered in an encoding that was not asked for: {encoding}", "encoding"
-                )
+                raise SourceError(f"{parts.netloc} sent an encoding that was not requested: {encoding}", "encoding")
             gzipped = encoding != "identity"
             packer = (
-                zlib.compressobj(1, zlib.DEFLATED, 31) if pack and not gzipped and response.status_code == 200 else None
+                zlib.compressobj(1, zlib.DEFLATED, 31)
+                if compress and not gzipped and response.status_code == 200
+                else None
             )
             chunks = []
             while chunk := response.raw.read(CHUNK, decode_content=False):
                 chunks.append(packer.compress(chunk) if packer else chunk)
-                alive()
+                check_cancelled()
                 if time.monotonic() - started > deadline_s:
-                    raise SourceError(f"{parts.netloc} took over {deadline_s:.0f} s for one answer", "timeout")
+                    raise SourceError(f"{parts.netloc} took over {deadline_s:.0f} s for one response", "timeout")
             if packer:
                 chunks.append(packer.flush())
     except (requests.Timeout, urllib3.exceptions.TimeoutError) as error:
-        raise SourceError(f"{parts.netloc} did not answer in time ({type(error).__name__})", "timeout") from error
+        raise SourceError(f"{parts.netloc} did not respond in time ({type(error).__name__})", "timeout") from error
     except requests.TooManyRedirects as error:
         raise SourceError(f"{parts.netloc} redirects without end", "status") from error
     except (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
@@ -133,8 +134,23 @@ def get(
     )
 
 
+def _prepare(url: str, headers: Mapping[str, str]) -> requests.PreparedRequest:
+    """Build a request step by step: our URLs are encoded already, and encoding them again is the largest cost of `prepare`."""
+    prepared = requests.PreparedRequest()
+    prepared.prepare_method("GET")
+    prepared.url = url
+    prepared.prepare_headers({"User-Agent": USER_AGENT, **headers})
+    prepared.prepare_cookies({})
+    prepared.prepare_hooks({})
+    return prepared
+
+
 def inflate(packed: bytes, limit: int = PLAIN_LIMIT) -> bytes:
-    """Whole gzip bytes (one member or several) → plain. SourceError "json" when cut short, damaged or over `limit` bytes."""
+    """Decompress complete gzip bytes, one member or several.
+
+    Raises:
+        SourceError: kind "json": truncated, damaged, or larger than `limit` bytes.
+    """
     plain = b""
     try:
         while True:
@@ -142,33 +158,39 @@ def inflate(packed: bytes, limit: int = PLAIN_LIMIT) -> bytes:
             part = inflator.decompress(packed, limit + 1 - len(plain))
             plain = plain + part if plain else part
             if len(plain) > limit:
-                raise SourceError(f"an answer unpacks to more than {limit >> 20} MiB", "json")
+                raise SourceError(f"a response unpacks to more than {limit >> 20} MiB", "json")
             if not inflator.eof:
-                raise SourceError(f"a gzip answer is cut short after {len(packed)} bytes", "json")
+                raise SourceError(f"a gzip response is truncated after {len(packed)} bytes", "json")
             packed = inflator.unused_data
             if not packed:
                 return plain
     except zlib.error as error:
-        raise SourceError(f"a gzip answer is damaged: {error}", "json") from error
+        raise SourceError(f"a gzip response is damaged: {error}", "json") from error
 
 
-def plain_body(answer: HttpResponse) -> bytes:
-    """The body unpacked. SourceError "json" when it can't be; but of an answer that isn't 200 the status says enough."""
+def plain_body(response: HttpResponse) -> bytes:
+    """Return the decompressed body.
+
+    A damaged body of status 200 raises SourceError "json"; under any other status it reads as empty, because the status says enough.
+    """
     try:
-        return inflate(answer.body) if answer.gzipped else answer.body
+        return inflate(response.body) if response.gzipped else response.body
     except SourceError:
-        if answer.status == 200:
+        if response.status == 200:
             raise
         return b""
 
 
 def looks_like_html(plain: bytes) -> bool:
-    """Whether a body, uncompressed, is a page for people."""
+    """Return whether a decompressed body is an HTML page."""
     return plain[:256].lstrip().lower().startswith((b"<html", b"<!doctype html", b"<head", b"<body"))
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """`Retry-After` in seconds (either form), or None. A date counts from the answer's own `Date`: our clock may be wrong."""
+    """Return `Retry-After` (RFC 9110, either form) in seconds, or None.
+
+    A date is relative to the response's own `Date`, because the local clock may be wrong.
+    """
     text = headers.get("Retry-After", "").strip()
     if not text:
         return None
@@ -183,51 +205,63 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         return None
 
 
-def raise_for_response(answer: HttpResponse, plain: bytes) -> None:
-    """Raise what any source's answer means when it is not data: ThrottledError or SourceError. Returns for a usable 200.
+def raise_for_response(response: HttpResponse, plain: bytes) -> None:
+    """Raise for a response that is not data, by the rules that all sources share; return for a usable 200.
 
-    429 in any form, 403, and an HTML notice under 200 are throttles; 5xx, with whatever body, is a fault to retry.
+    Args:
+        response: the response.
+        plain: its decompressed body, or the start of it.
+
+    Raises:
+        ThrottledError: 429 in any form, 403, or an HTML notice under 200.
+        SourceError: 5xx with any body (kind "5xx"), 400 ("refused"), any other status ("status").
     """
-    status, pause = answer.status, retry_after(answer.headers)
+    status, pause = response.status, retry_after(response.headers)
     if status == 429:
-        raise ThrottledError(f"{answer.host} answered 429", "429", pause)
+        raise ThrottledError(f"{response.host} sent 429", "429", pause)
     if status == 403:
-        raise ThrottledError(
-            f"{answer.host} answered 403: suspended", "html" if looks_like_html(plain) else "403", pause
-        )
+        kind = "html" if looks_like_html(plain) else "403"
+        raise ThrottledError(f"{response.host} sent 403: suspended", kind, pause)
     if status >= 500:
-        raise SourceError(f"{answer.host} answered {status}", "5xx")
+        raise SourceError(f"{response.host} sent {status}", "5xx")
     if status == 400:
-        raise SourceError(f"{answer.host} refused the parameters (400): {excerpt(plain)}", "refused")
+        raise SourceError(f"{response.host} rejected the parameters (400): {excerpt(plain)}", "refused")
     if status != 200:
-        where = answer.headers.get("Location", "")
-        raise SourceError(
-            f"{answer.host} answered {status}{f', to {urljoin(answer.host, where)}' if where else ''}", "status"
-        )
+        where = response.headers.get("Location", "")
+        target = f", to {urljoin(response.host, where)}" if where else ""
+        raise SourceError(f"{response.host} sent {status}{target}", "status")
     if looks_like_html(plain):
-        raise ThrottledError(f"{answer.host} answered an HTML page instead of data", "html", pause)
+        raise ThrottledError(f"{response.host} sent an HTML page instead of data", "html", pause)
 
 
 def excerpt(plain: bytes, length: int = 160) -> str:
-    """The start of a body, fit for an error message."""
+    """Return the first `length` bytes of a body on one line, for an error message."""
     return " ".join(plain[:length].decode("utf-8", "replace").split())
 
 
-def pause_s(attempt: int, base: float, cap: float) -> float:
-    """Exponential back-off with jitter: attempt 1 waits `base`, each further one twice as long up to `cap`, ±50%."""
-    return backoff_s(attempt, base, cap) * random.uniform(0.5, 1.5)
+def backoff_s(attempt: int, base: float, cap: float) -> float:
+    """Return the seconds of an exponential back-off with jitter.
+
+    Attempt 1 waits `base`; each further one twice as long, up to `cap`; ±50%.
+    """
+    return min(cap, base * 2 ** (attempt - 1)) * random.uniform(0.5, 1.5)
 
 
 class MinInterval:
-    """A least time between two requests to one host, for sources whose terms ask for it; shared by the whole process."""
+    """Rate limit: a minimum time between two requests to one host, as some sources' terms require. Thread-safe."""
 
     def __init__(self) -> None:
+        """Start without a reservation."""
         self._lock = threading.Lock()
         self._next: dict[str, float] = {}
 
-    def reserve(self, host: str, min_interval_s: float, now: float) -> float:
-        """Seconds to wait from `now` until this request may be sent; the next one is `min_interval_s` later still."""
+    def reserve(self, host: str, interval_s: float, now: float) -> float:
+        """Reserve the next free moment for a request to `host`.
+
+        Returns:
+            Seconds to wait from `now`; the request after this one is `interval_s` later.
+        """
         with self._lock:
             at = max(now, self._next.get(host, now))
-            self._next[host] = at + min_interval_s
+            self._next[host] = at + interval_s
             return at - now

@@ -1,9 +1,8 @@
-"""Series on disk → float32 `[time, feature]` arrays with a validity mask, for any respondents, variables and period."""
+"""Load series from disk as float32 [time, feature] arrays with a validity mask."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,58 +12,68 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from ingest.array_types import Bools, Floats, Int8s
 from ingest.build_series import year_hours
-from ingest.columns import hour_number, hour_text
-from ingest.errors import UsageError, VerificationError
+from ingest.columns import hour_text
+from ingest.errors import UsageError, VerificationError, did_you_mean
+from ingest.plan import parse_span
 from ingest.quality import IMPUTED, MISSING, OK, REASONS
 
 Impute = Literal["linear", "week"]
 
-LONGEST_LINE = 24  # hours: "linear" bridges no longer hole
+LONGEST_LINE = 24  # hours: "linear" fills no longer gap
 WEEK = 168  # hours
 
 
 @dataclass(frozen=True)
 class SeriesArrays:
-    """Hours × features. Whatever is not `mask` was not measured: NaN, or a guess where `imputed` says so."""
+    """Series of hours × features. A cell outside `mask` was not measured: it is NaN, or an estimate where `imputed` is true."""
 
     values: NDArray[np.float32]  # [time, feature] MWh
-    mask: NDArray[np.bool_]  # [time, feature] a value that the source gave and the outlier rule passed
-    reason: NDArray[np.int8]  # [time, feature] index into `ingest.quality.REASONS`
+    mask: Bools  # [time, feature] the source sent a value, and it passed the outlier rule
+    reason: Int8s  # [time, feature] index into `ingest.quality.REASONS`
     hours: NDArray[np.datetime64]  # [time] datetime64[s], UTC, hour-ending
     names: tuple[str, ...]  # "<respondent>.<variable>", respondents outermost
 
     @property
-    def imputed(self) -> NDArray[np.bool_]:
-        """[time, feature] cells that imputation filled."""
+    def imputed(self) -> Bools:
+        """Cells that imputation filled: bool [time, feature]."""
         return self.reason == IMPUTED
 
 
 @dataclass(frozen=True)
 class Available:
-    """What is on disk of one respondent."""
+    """The years and variables of one respondent on disk."""
 
     years: tuple[int, ...]
     variables: tuple[str, ...]  # of any year
 
 
 def respondents_on_disk(data_dir: Path | str) -> tuple[str, ...]:
-    """Codes that have a series with demand, in order; UsageError where there is none."""
+    """Return the codes that have a series with demand, sorted.
+
+    Raises:
+        UsageError: there is no series at all.
+    """
     folder = Path(data_dir) / "series"
     codes = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     if not codes:
-        raise UsageError(f"no series under {folder}: `coordinator start --extract --data {data_dir}` makes them")
+        raise UsageError(f"no series under {folder}; run `coordinator start --extract --data {data_dir}` to make them")
     return tuple(code for code in codes if "D" in available(data_dir, code).variables)
 
 
 def available(data_dir: Path | str, respondent: str) -> Available:
-    """Years and variables of a respondent's series; UsageError, naming near matches, where there is none."""
+    """Return years and variables of a respondent's series.
+
+    Raises:
+        UsageError: there is none; near matches are named.
+    """
     folder = Path(data_dir) / "series"
     _check_years(folder, respondent, range(0))
     paths = sorted((folder / respondent).glob("*/wide.parquet"))
     if not paths:
         raise UsageError(
-            f"no series of {respondent} under {folder}; `coordinator start --extract --respondents {respondent}` makes it"
+            f"no series of {respondent} under {folder}; run `coordinator start --extract --respondents {respondent}` to make it"
         )
     variables = dict.fromkeys(name for path in paths for name in sorted(_read(path, ())[0]))
     return Available(tuple(int(path.parent.name) for path in paths), tuple(variables))
@@ -79,24 +88,32 @@ def load_series(
     *,
     impute: Impute | None = None,
 ) -> SeriesArrays:
-    """Every hour of `start`…`end` (`YYYY-MM-DDTHH`, both inclusive, UTC hour-ending) of respondents × variables.
+    """Load every hour of a period, of respondents × variables.
 
-    A variable that a respondent has in some of the years only is masked as missing in the others.
-    `impute` fills masked cells and marks them: "linear" bridges holes of up to 24 hours between valid neighbours; "week" takes the
-    same hour a week before, else a week after. What neither can fill stays NaN.
-    UsageError, naming near matches, for a respondent, year or variable that is not on disk; VerificationError for a damaged file.
+    A variable that a respondent has in only some of the years is masked as missing in the others. A damaged file raises
+    VerificationError.
+
+    Args:
+        data_dir: data folder.
+        respondents: EIA codes.
+        variables: `D`, `DF`, `NG`, `TI`, `NG.<fuel>`.
+        start: first hour, `YYYY-MM-DDTHH` (UTC, hour-ending).
+        end: last hour, inclusive.
+        impute: fill masked cells and mark them. "linear" fills gaps of up to 24 hours between valid neighbours; "week"
+            takes the same hour a week before, or a week after. Other cells stay NaN.
+
+    Returns:
+        Arrays [time, feature], MWh, with a mask.
+
+    Raises:
+        UsageError: a respondent, year or variable is not on disk (near matches are named), or an argument is malformed.
     """
     if impute not in (None, "linear", "week"):
-        raise UsageError(f"imputation {impute!r} is unknown: choose linear, week or None")
-    try:
-        first, last = hour_number(start), hour_number(end)
-    except ValueError as error:
-        raise UsageError(f"period {start} to {end} is not of the form YYYY-MM-DDTHH: {error}") from error
-    if first > last:
-        raise UsageError(f"period {start} to {end} ends before it starts: swap the two")
+        raise UsageError(f"imputation {impute!r} is unknown; choose linear, week or None")
+    first, stop = parse_span(start, end)
     folder = Path(data_dir) / "series"
     names = tuple(f"{respondent}.{variable}" for respondent in respondents for variable in variables)
-    values = np.full((last - first + 1, len(names)), np.nan)
+    values = np.full((stop - first, len(names)), np.nan)
     reason = np.full(values.shape, MISSING, np.int8)
     for i, respondent in enumerate(respondents):
         own = slice(i * len(variables), (i + 1) * len(variables))
@@ -106,7 +123,7 @@ def load_series(
         filled = _linear(values) if impute == "linear" else _week(values)
         guessed = ~mask & ~np.isnan(filled)
         values[guessed], reason[guessed] = filled[guessed], IMPUTED
-    hours = np.arange(first, last + 1).astype("datetime64[h]").astype("datetime64[s]")
+    hours = np.arange(first, stop).astype("datetime64[h]").astype("datetime64[s]")
     return SeriesArrays(values.astype(np.float32), mask, reason, hours, names)
 
 
@@ -115,91 +132,100 @@ def _fill(
     respondent: str,
     variables: Sequence[str],
     first: int,
-    values: NDArray[np.float64],
-    reason: NDArray[np.int8],
+    values: Floats,
+    reason: Int8s,
 ) -> None:
-    """Write one respondent's hours from `first` on into `values` and `reason`, `[time, variable]`."""
+    """Write one respondent's hours from `first` on into `values` and `reason`, both [time, variable].
+
+    Raises:
+        UsageError: a variable is in none of the years.
+    """
     last = first + len(values) - 1
     years = range(int(hour_text(first)[:4]), int(hour_text(last)[:4]) + 1)
     _check_years(folder, respondent, years)
     known: set[str] = set()
     for year in years:
         path = folder / respondent / str(year) / "wide.parquet"
-        there, table = _read(path, variables)
-        known.update(there)
+        available_here, table = _read(path, variables)
+        known.update(available_here)
         start, hours = year_hours(year)
         low, high = max(first, start), min(last + 1, start + hours)
         for column, variable in enumerate(variables):
-            if variable in there:
+            if variable in table:
                 value, code = table[variable]
                 values[low - first : high - first, column] = value[low - start : high - start]
                 reason[low - first : high - first, column] = code[low - start : high - start]
-    if strangers := [variable for variable in variables if variable not in known]:
+    if unknown := [variable for variable in variables if variable not in known]:
         raise UsageError(
-            f"{respondent} has no variable {', '.join(strangers)} in {years[0]}…{years[-1]}; "
-            f"it has {', '.join(sorted(known))}{_near(strangers, known)}"
+            f"{respondent} has no variable {', '.join(unknown)} in {years[0]}…{years[-1]}; "
+            f"it has {', '.join(sorted(known))}{did_you_mean(unknown, known)}"
         )
 
 
-def _read(
-    path: Path, variables: Sequence[str]
-) -> tuple[set[str], dict[str, tuple[NDArray[np.float64], NDArray[np.int8]]]]:
-    """All variables of a wide file, and of those asked for that it has: values with NaN, and reason codes, `[hour]`."""
+def _read(path: Path, variables: Sequence[str]) -> tuple[set[str], dict[str, tuple[Floats, Int8s]]]:
+    """Read a wide file.
+
+    Returns:
+        Its variables; and of the requested ones that it has, values with NaN and reason codes, both [hour].
+
+    Raises:
+        VerificationError: the file can't be read.
+    """
     try:
         with pq.ParquetFile(path) as file:
-            there = {name.removeprefix("reason.") for name in file.schema_arrow.names if name.startswith("reason.")}
-            wanted = [variable for variable in variables if variable in there]
+            known = {name.removeprefix("reason.") for name in file.schema_arrow.names if name.startswith("reason.")}
+            wanted = [variable for variable in variables if variable in known]
             table = file.read([*wanted, *(f"reason.{variable}" for variable in wanted)])
     except (OSError, pa.ArrowException) as error:
         raise VerificationError(f"can't read {path}: {error}; run `coordinator verify`") from error
-    return there, {name: (table[name].to_numpy(), _codes(table[f"reason.{name}"])) for name in wanted}
+    return known, {name: (table[name].to_numpy(), _codes(table[f"reason.{name}"])) for name in wanted}
 
 
-def _codes(column: pa.ChunkedArray) -> NDArray[np.int8]:
+def _codes(column: pa.ChunkedArray) -> Int8s:
+    """Return the reason code of each row: int8 [hour]."""
     whole = column.combine_chunks()
     lookup = np.array([REASONS.index(name) for name in whole.dictionary.to_pylist()], np.int8)
     return lookup[whole.indices.to_numpy()]
 
 
 def _check_years(folder: Path, respondent: str, years: range) -> None:
+    """Check that a respondent's series of all `years` are on disk.
+
+    Raises:
+        UsageError: names what there is, and the command that makes the rest.
+    """
     if not (folder / respondent).is_dir():
         have = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-        there = f"there are {', '.join(have)}{_near([respondent], have)}" if have else "there is none"
+        found = f"there are {', '.join(have)}{did_you_mean([respondent], have)}" if have else "there is none"
         raise UsageError(
-            f"no series of {respondent} under {folder}: {there}; "
-            f"`coordinator start --extract --respondents {respondent}` makes it"
+            f"no series of {respondent} under {folder}: {found}; "
+            f"run `coordinator start --extract --respondents {respondent}` to make it"
         )
     have = sorted(path.parent.name for path in (folder / respondent).glob("*/wide.parquet"))
     if absent := [str(year) for year in years if str(year) not in have]:
         raise UsageError(
             f"no series of {respondent} for {', '.join(absent)}: there are {', '.join(have) or 'none'}; "
-            f"`coordinator start --extract --respondents {respondent} --start {absent[0]} --end {absent[-1]}` makes them"
+            f"run `coordinator start --extract --respondents {respondent} --start {absent[0]} --end {absent[-1]}` to make them"
         )
 
 
-def _near(words: Iterable[str], known: Iterable[str]) -> str:
-    choices = list(known)
-    near = [match for word in words for match in difflib.get_close_matches(word, choices, n=2, cutoff=0.4)]
-    return f" (did you mean {' or '.join(dict.fromkeys(near))}?)" if near else ""
-
-
-def _linear(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Lines over holes of at most `LONGEST_LINE` hours that have a valid value on both sides."""
+def _linear(values: Floats) -> Floats:
+    """Fill gaps of at most `LONGEST_LINE` hours between two valid values by linear interpolation."""
     filled = values.copy()
     for column in filled.T:
         valid = np.flatnonzero(~np.isnan(column))
         if valid.size < 2:
             continue
-        hole = np.flatnonzero(np.isnan(column))
-        hole = hole[(hole > valid[0]) & (hole < valid[-1])]
-        after = np.searchsorted(valid, hole)
-        hole = hole[valid[after] - valid[after - 1] - 1 <= LONGEST_LINE]
-        column[hole] = np.interp(hole, valid, column[valid])
+        gap = np.flatnonzero(np.isnan(column))
+        gap = gap[(gap > valid[0]) & (gap < valid[-1])]
+        after = np.searchsorted(valid, gap)
+        gap = gap[valid[after] - valid[after - 1] - 1 <= LONGEST_LINE]
+        column[gap] = np.interp(gap, valid, column[valid])
     return filled
 
 
-def _week(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The measured value of the same hour a week before, else a week after, inside the period loaded."""
+def _week(values: Floats) -> Floats:
+    """Fill cells with the measured value of the same hour a week before, or a week after, inside the loaded period."""
     before, after = np.full_like(values, np.nan), np.full_like(values, np.nan)
     before[WEEK:], after[:-WEEK] = values[:-WEEK], values[WEEK:]
     return np.where(np.isnan(values), np.where(np.isnan(before), after, before), values)

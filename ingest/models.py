@@ -1,4 +1,4 @@
-"""What is fetched and what proves it: shards, jobs and proofs, as plain data shared by sources, workers and the coordinator."""
+"""Shards, jobs and verified results: plain data shared by sources, workers and the coordinator."""
 
 from __future__ import annotations
 
@@ -6,50 +6,67 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 HOUR = timedelta(hours=1)
+MANIFEST_FORMAT = 1  # raised when a reader of the earlier manifests would be wrong
+ALL_RESPONDENTS = "ALL"  # respondent of a shard whose file holds every balancing authority
+REGION_TYPES = ("D", "DF", "NG", "TI")  # demand, day-ahead demand forecast, net generation, total interchange
 
 
 def parse_hour(text: str) -> datetime:
-    """`YYYY-MM-DDTHH` (UTC, hour-ending, as EIA's `period`) → aware datetime. ValueError when it is not of that form."""
+    """Parse `YYYY-MM-DDTHH` (UTC, hour-ending, as EIA's `period`).
+
+    Any other form raises ValueError.
+
+    Returns:
+        An aware datetime.
+    """
     return datetime.strptime(text, "%Y-%m-%dT%H").replace(tzinfo=UTC)
 
 
 def format_hour(moment: datetime) -> str:
-    """Aware datetime → `YYYY-MM-DDTHH` in UTC."""
+    """Return an aware datetime as `YYYY-MM-DDTHH` in UTC."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H")
+
+
+def variable_of(route: str, code: str) -> str:
+    """Return the series variable of an EIA code: `D` for region types, `NG.<fuel>` for fuels.
+
+    The prefix is EIA's v1 convention: `NG` is both a region type and a fuel.
+    """
+    return f"NG.{code}" if route == "fuel-type-data" else code
 
 
 @dataclass(frozen=True, order=True)
 class Shard:
-    """One unit of lease: the hours `start`…`end` (both inclusive, UTC hour-ending) of one respondent on one route."""
+    """The unit of a fetch lease: hours `start` to `end` (both inclusive, UTC hour-ending) of one respondent on one route."""
 
     source: str  # "eia" | "oasis" | "bulk"
     route: str  # EIA: "region-data", "fuel-type-data"; OASIS: a query name; bulk: "BALANCE"
-    respondent: str  # EIA code, e.g. "PACW"; "ALL" for a bulk file, which holds every balancing authority
+    respondent: str  # EIA code, e.g. "PACW"; ALL_RESPONDENTS for a bulk file
     start: str  # "2019-01-01T00"
     end: str  # "2019-12-31T23"
     generation: int = 0  # 0 = first fetch; a later fetch of the same hours (--update) is the next generation
 
     @property
     def label(self) -> str:
-        """The period in a path or a table: `2019` for a whole year, else `20190101T00-20190630T23`."""
+        """The period in a path or a table: `2019` for a whole year, otherwise `20190101T00-20190630T23`."""
         if self.start.endswith("-01-01T00") and self.end == f"{self.start[:4]}-12-31T23":
             return self.start[:4]
         return f"{self.start.replace('-', '')}-{self.end.replace('-', '')}"
 
     @property
     def key(self) -> str:
-        """Path-like name, e.g. `eia/region-data/PACW/2019/g000`: the task's id, and the folder of its raw pages under raw/."""
+        """The task id and the folder of the raw pages under raw/, e.g. `eia/region-data/PACW/2019/g000`."""
         return f"{self.source}/{self.route}/{self.respondent}/{self.label}/g{self.generation:03d}"
 
     @property
     def hours(self) -> int:
-        """Hours in the period, both ends counted."""
+        """Hours in the period, both ends included."""
         return (parse_hour(self.end) - parse_hour(self.start)) // HOUR + 1
 
 
 @dataclass(frozen=True)
 class FetchJob:
-    """A lease's payload for a fetch. The API key is not in it: each worker reads EIA_API_KEY from its own environment."""
+    """The payload of a fetch lease. It holds no API key: each worker reads EIA_API_KEY from its own environment."""
 
     shard: Shard
     base_url: str  # e.g. "https://api.eia.gov", "http://127.0.0.1:8123"
@@ -59,7 +76,7 @@ class FetchJob:
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One file under the data folder."""
+    """One file below the data folder, with the checksum that verifies it."""
 
     path: str  # relative to the data folder, with "/" separators
     bytes: int
@@ -68,12 +85,12 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class PageEntry:
-    """One answer as received: which request, what came, where it lies."""
+    """One stored response: its request, its row counts and its file."""
 
     file: FileEntry
     offset: int  # first row of the page; 0 where the source has no pages
     rows: int
-    total: int  # rows that the server says the whole request has
+    total: int  # rows that the server reports for the whole request
     fetched: str  # UTC, ISO 8601
     seconds: float  # request to last byte
     api_version: str = ""
@@ -82,7 +99,7 @@ class PageEntry:
 
 @dataclass(frozen=True)
 class Gap:
-    """Hours of one variable that the source did not give: first and last (inclusive) and how many."""
+    """A run of hours of one variable that the source does not have: first and last hour (inclusive) and their number."""
 
     respondent: str
     variable: str
@@ -93,7 +110,7 @@ class Gap:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What a fetch proved. `rows == total`, no key twice; each hour that the source does not have is a named gap."""
+    """The verified result of a fetch: `rows == total`, no duplicate key, and a named gap for every absent hour."""
 
     shard: Shard
     origin: str  # "synthetic", "recordings", or the server's host name
@@ -105,14 +122,14 @@ class ShardResult:
     piece: FileEntry  # Parquet: hour int32 (hours since 1970-01-01T00 UTC, hour-ending), respondent, variable, value float64 | null
     digest: str  # sha256 of the canonical (hour, respondent, variable, value) rows: equal digests = equal data
     requests: int  # HTTP requests spent, retries and confirmations included
-    reused: int  # pages found whole on disk from an earlier attempt
+    reused: int  # complete pages found on disk from an earlier attempt
     kept: tuple[str, ...] = ()  # bulk only: the balancing authorities whose rows are in the piece
-    faults: dict[str, int] = field(default_factory=dict)  # faults met and mended, by kind
+    faults: dict[str, int] = field(default_factory=dict)  # faults recovered from, by kind
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A verified columnar piece as `build` needs it."""
+    """A verified columnar piece, as input of a build."""
 
     file: FileEntry
     shard: Shard
@@ -120,7 +137,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class BuildJob:
-    """A lease's payload for building the series of one respondent and year from every generation of its pieces."""
+    """The payload of a build lease: the series of one respondent and year, from every generation of its pieces."""
 
     respondent: str
     year: int
@@ -129,13 +146,13 @@ class BuildJob:
 
     @property
     def key(self) -> str:
-        """Its task's id."""
-        return f"build/{self.respondent}/{self.year}"
+        """The task id."""
+        return build_key(self.respondent, self.year)
 
 
 @dataclass(frozen=True)
 class BuildResult:
-    """What a build wrote, and its checks. Monthly balance rows are in the series' own `series.json`."""
+    """The files of a build and their verified counts. Monthly balance rows are in the `series.json` of the series."""
 
     respondent: str
     year: int
@@ -144,21 +161,18 @@ class BuildResult:
     summary: FileEntry
     hours: int
     variables: tuple[str, ...]
-    valid: int  # hour × variable cells with a value that passed
+    valid: int  # hour × variable cells with a value that passed the outlier rule
     masked: dict[str, int]  # reason → cells: missing, null, outlier
     revised: int  # cells whose value changed in a later generation
-    pieces: tuple[str, ...] = ()  # sha256 of each piece it was built from, in order: another list is another build
-    duplicates: int = 0  # rows of a piece beyond the first of their (hour, variable): counted again from the pieces
+    pieces: tuple[str, ...] = ()  # sha256 of each input piece, in order: another list means another build
+    duplicates: int = 0  # rows of a piece beyond the first of their (hour, variable), counted again from the pieces
 
     @property
     def key(self) -> str:
-        """The id of the task that it proves."""
-        return f"build/{self.respondent}/{self.year}"
+        """The task id of the build."""
+        return build_key(self.respondent, self.year)
 
 
-REGION_TYPES = ("D", "DF", "NG", "TI")  # demand, day-ahead demand forecast, net generation, total interchange
-
-
-def variable_of(route: str, code: str) -> str:
-    """Series variable of an EIA code: region types as they are, fuels as `NG.<fuel>` (EIA's v1 habit: NG is both a type and a fuel)."""
-    return f"NG.{code}" if route == "fuel-type-data" else code
+def build_key(respondent: str, year: int) -> str:
+    """Return the task id of a build."""
+    return f"build/{respondent}/{year}"

@@ -1,15 +1,19 @@
-"""The raw store and the pieces: files named by content, written to a temporary name, fsynced, renamed into place.
+"""Raw store and pieces: files named by content, written to a temporary name, fsynced and renamed.
 
-A final name is a promise: the page was proved before it was written. `fsync_folders` makes the names themselves
-durable, once a shard, before its proof leaves the process.
+A page is verified before it gets its final name, so a final name guarantees a verified page. `fsync_folders` makes the
+names durable, once per shard, before its result leaves the process.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,16 +21,73 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ingest.columns import Columns, to_table
-from ingest.errors import VerificationError
-from ingest.files import atomic_write, storage_errors
+from ingest.errors import StorageError, VerificationError
 from ingest.models import FileEntry, Shard
 
-LEFTOVER_S = 3600.0  # a temporary file older than this belongs to nobody: a write takes seconds
-_durable: set[Path] = set()  # folders whose own name is known to be on disk; they are never removed
+LEFTOVER_S = 3600.0  # an older temporary file has no owner: a write takes seconds
+_WRITABLE = "make the folder writable or choose another with --data"
+_REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "raise the quota or free some space",
+    errno.EROFS: _WRITABLE,
+    errno.EACCES: _WRITABLE,
+    errno.EPERM: _WRITABLE,
+}
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError into a StorageError with the path and the next command.
+
+    Raises:
+        StorageError: in place of any OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno or 0, "check the disk, or choose another with --data")
+        raise StorageError(
+            f"can't write {path}: {error.strerror or error}; {remedy}, then run the same command again to resume"
+        ) from error
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb", buffering=0) as file:
+        view = memoryview(content)
+        while view:
+            view = view[file.write(view) :]
+        os.fsync(file.fileno())
+
+
+def atomic_write(path: Path, content: bytes) -> None:
+    """Write `content` to `path` atomically: temporary name in the same folder, fsync, rename.
+
+    The disk's errors are raised as StorageError, and `path` keeps its earlier content.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    with storage_errors(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write(temporary, content)
+            try:
+                temporary.replace(path)
+            except FileNotFoundError:  # removed as a leftover by a process whose clock jumped meanwhile
+                _write(temporary, content)
+                temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+_durable: set[Path] = set()  # folders whose name is known to be on disk; nothing removes them
+_durable_lock = threading.Lock()
 
 
 def fsync_folders(data_dir: Path, *folders: Path) -> None:
-    """Make the names in `folders`, and those of the folders themselves up to `data_dir`, durable. StorageError."""
+    """Make the names in `folders`, and of the folders themselves up to `data_dir`, durable.
+
+    The disk's errors are raised as StorageError.
+    """
     pending = list(folders)
     synced = set()
     while pending:
@@ -39,13 +100,15 @@ def fsync_folders(data_dir: Path, *folders: Path) -> None:
                     os.fsync(handle)
                 finally:
                     os.close(handle)
-        if folder != data_dir and folder not in _durable:
-            pending.append(folder.parent)
-    _durable.update(synced)
+        with _durable_lock:
+            if folder != data_dir and folder not in _durable:
+                pending.append(folder.parent)
+    with _durable_lock:
+        _durable.update(synced)
 
 
 def file_entry(data_dir: Path, path: Path, content: bytes) -> FileEntry:
-    """What proves a file of this content."""
+    """Return the manifest entry of a file with this content."""
     return FileEntry(path.relative_to(data_dir).as_posix(), len(content), hashlib.sha256(content).hexdigest())
 
 
@@ -60,12 +123,15 @@ class StoredPage(NamedTuple):
 
 
 def page_folder(data_dir: Path, shard: Shard) -> Path:
-    """Where a shard's raw pages lie."""
+    """Return the folder of a shard's raw pages."""
     return data_dir / "raw" / shard.key
 
 
 def write_page(data_dir: Path, shard: Shard, offset: int, content: bytes, suffix: str) -> FileEntry:
-    """Store one proved page as received, under `<offset>-<sha256[:16]><suffix>`. StorageError."""
+    """Store a verified page as received, under `<offset>-<sha256[:16]><suffix>`.
+
+    The disk's errors are raised as StorageError.
+    """
     name = f"{offset:08d}-{hashlib.sha256(content).hexdigest()[:16]}{suffix}"
     path = page_folder(data_dir, shard) / name
     atomic_write(path, content)
@@ -73,7 +139,7 @@ def write_page(data_dir: Path, shard: Shard, offset: int, content: bytes, suffix
 
 
 def scan_pages(data_dir: Path, shard: Shard, suffix: str) -> list[StoredPage]:
-    """Pages under their final names, by offset. Temporary files that a killed process left behind are removed."""
+    """List the pages with a final name, by offset, and remove temporary files of killed processes."""
     folder = page_folder(data_dir, shard)
     pages = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
@@ -87,33 +153,39 @@ def scan_pages(data_dir: Path, shard: Shard, suffix: str) -> list[StoredPage]:
 
 
 def read_page(path: Path) -> bytes:
-    """A stored page's bytes. VerificationError when they are not those that its name was made of."""
+    """Read a stored page and verify it against the sha256 in its name.
+
+    Raises:
+        VerificationError: the file can't be read, or its bytes do not match its name.
+    """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise VerificationError(
-            f"can't read {path}: {error.strerror}; `coordinator verify` lists what else is amiss"
+            f"can't read {path}: {error.strerror}; run `coordinator verify` to list other damage"
         ) from error
     if hashlib.sha256(content).hexdigest()[:16] != path.name[9:25]:
-        raise VerificationError(f"{path} is not what was stored; `coordinator start --extract` fetches it again")
+        raise VerificationError(
+            f"{path}: the sha256 differs from its name; run `coordinator start --extract` to fetch it again"
+        )
     return content
 
 
 def set_aside(path: Path) -> None:
-    """Take a page out of use but keep it: `<name>.stale`."""
+    """Take a page out of use but keep it, as `<name>.stale`."""
     with storage_errors(path):
         if path.exists():
             path.replace(path.with_name(f"{path.name}.stale"))
 
 
 def read_origin(data_dir: Path, shard: Shard) -> str | None:
-    """Where the stored pages of `shard` came from, or None before the first."""
+    """Return the origin of the stored pages of `shard`, or None before the first."""
     path = page_folder(data_dir, shard) / "origin"
     return path.read_text() if path.exists() else None
 
 
 def write_origin(data_dir: Path, shard: Shard, origin: str) -> None:
-    """Say beside a shard's pages whether they are real, recorded or synthetic."""
+    """Record next to a shard's pages whether they are real, recorded or synthetic."""
     atomic_write(page_folder(data_dir, shard) / "origin", origin.encode())
 
 
@@ -121,7 +193,10 @@ def write_origin(data_dir: Path, shard: Shard, origin: str) -> None:
 
 
 def write_piece(data_dir: Path, shard: Shard, columns: Columns) -> FileEntry:
-    """Canonical columns of one shard → one Parquet file, deterministic bytes, named by content. StorageError."""
+    """Write the canonical columns of a shard as one Parquet file: deterministic bytes, named by content.
+
+    The disk's errors are raised as StorageError.
+    """
     sink = io.BytesIO()
     pq.write_table(
         to_table(columns), sink, compression="zstd", compression_level=1, use_dictionary=["respondent", "variable"]
@@ -133,15 +208,19 @@ def write_piece(data_dir: Path, shard: Shard, columns: Columns) -> FileEntry:
     return file_entry(data_dir, path, content)
 
 
-def read_piece(data_dir: Path, proof: FileEntry) -> pa.Table:
-    """A piece as a table (hour, respondent, variable, value). VerificationError when its bytes are not those proved."""
-    path = data_dir / proof.path
+def read_piece(data_dir: Path, entry: FileEntry) -> pa.Table:
+    """Read a piece as a table (hour, respondent, variable, value) and verify its sha256.
+
+    Raises:
+        VerificationError: the file can't be read, or its bytes differ from its entry.
+    """
+    path = data_dir / entry.path
     try:
         content = path.read_bytes()
     except OSError as error:
         raise VerificationError(
             f"can't read {path}: {error.strerror}; run `coordinator start --extract` again"
         ) from error
-    if hashlib.sha256(content).hexdigest() != proof.sha256:
-        raise VerificationError(f"{path} is not what its manifest says; run `coordinator verify`")
+    if hashlib.sha256(content).hexdigest() != entry.sha256:
+        raise VerificationError(f"{path}: the sha256 differs from its manifest; run `coordinator verify`")
     return pq.ParquetFile(io.BytesIO(content)).read()  # `pq.read_table` would import pandas

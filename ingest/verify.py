@@ -1,4 +1,4 @@
-"""Prove everything in a data folder again from the bytes on disk: `coordinator verify`. Reads only; names all it finds."""
+"""Verify a data folder again from the bytes on disk: `coordinator verify`. It only reads, and reports everything it finds."""
 
 from __future__ import annotations
 
@@ -16,32 +16,35 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ingest import manifest
+from ingest.array_types import Int64s
 from ingest.build_series import year_hours
 from ingest.columns import Columns, digest, duplicate_owners, find_gaps, from_table, hour_text, merge
 from ingest.errors import SourceError, UsageError, VerificationError
-from ingest.models import BuildResult, FetchJob, FileEntry, Gap, ShardResult
+from ingest.models import ALL_RESPONDENTS, BuildResult, FetchJob, FileEntry, Gap, ShardResult, build_key
 from ingest.plan import build_job, open_gaps
-from ingest.sources import Source, source
+from ingest.sources import get_source
+from ingest.sources.base import Source
 
-Progress = Callable[[int, int], None]  # manifests proved, manifests in all
+OnProgress = Callable[[int, int], None]  # manifests verified, manifests in all
 NAMED = 20  # duplicates named one by one; the rest are counted
 
 
 @dataclass(frozen=True)
 class Finding:
-    """`kind` is one word; `subject` a path or a shard's key."""
+    """One line of a report. `kind` is one word; `subject` a path or a shard's key."""
 
     kind: str
     subject: str
     detail: str
 
     def __str__(self) -> str:
+        """Return the line."""
         return f"{self.kind:<10} {self.subject}: {self.detail}"
 
 
 @dataclass
 class Report:
-    """What was proved and what was not. Mismatches make the folder not whole; gaps are the source's own, notes are harmless."""
+    """The outcome of a verification. Mismatches make a folder not whole; gaps are the source's own, notes are harmless."""
 
     data_dir: str
     shards: int = 0
@@ -56,27 +59,38 @@ class Report:
 
     @property
     def whole(self) -> bool:
-        """Everything that a manifest says is so on disk: `coordinator verify` exits with 0, else with 1."""
+        """Whether the disk agrees with every manifest: `coordinator verify` exits with 0, otherwise with 1."""
         return not self.mismatches
 
+    def mismatch(self, kind: str, subject: str, detail: str) -> None:
+        """Record a mismatch."""
+        self.mismatches.append(Finding(kind, subject, detail))
+
+    def note(self, kind: str, subject: str, detail: str) -> None:
+        """Record a note."""
+        self.notes.append(Finding(kind, subject, detail))
+
+    def expect(self, kind: str, subject: str, what: str, found: object, expected: object) -> None:
+        """Record a mismatch unless `found` equals `expected`."""
+        if found != expected:
+            self.mismatch(kind, subject, f"{what}: found {found}, expected {expected}")
+
     def to_json(self) -> dict[str, Any]:
-        """All of it as plain data, and whether it is whole."""
+        """Return the report as plain data, with `whole`."""
         return {**asdict(self), "whole": self.whole}
 
     def to_text(self) -> str:
-        """A table of counts, then one line a mismatch, gap and note."""
+        """Return a table of counts, then one line per mismatch, gap and note."""
+        gap_hours = sum(gap.hours for gap in self.gaps)
         counts = [
             ("manifests", f"{self.shards} shards, {self.builds} builds"),
             ("pages", f"{self.pages:,}"),
             ("rows", f"{self.rows:,} of {self.total:,}"),
             ("hashed", f"{self.bytes / 1e6:,.1f} MB"),
             ("mismatches", f"{len(self.mismatches):,}"),
-            (
-                "gaps",
-                f"{len(self.gaps):,} ({sum(gap.hours for gap in self.gaps):,} hours that the source does not have)",
-            ),
+            ("gaps", f"{len(self.gaps):,} ({gap_hours:,} hours that the source does not have)"),
             ("notes", f"{len(self.notes):,}"),
-            ("verdict", "whole" if self.whole else "NOT WHOLE: `coordinator start --extract` fetches what is amiss"),
+            ("verdict", "whole" if self.whole else "NOT WHOLE: run `coordinator start --extract` to repair"),
         ]
         gaps = [
             f"{'gap':<10} {gap.respondent} {gap.variable}: {gap.start} to {gap.end} ({gap.hours} h)"
@@ -86,21 +100,29 @@ class Report:
         return "\n".join([*lines, *map(str, self.mismatches), *gaps, *map(str, self.notes)])
 
 
-def verify(data_dir: Path | str, progress: Progress | None = None) -> Report:
-    """Hash, decode and count every page, piece and series again and hold them against their manifests.
+def verify(data_dir: Path | str, progress: OnProgress | None = None) -> Report:
+    """Hash, decode and count every page, piece and series again, and compare them with their manifests.
 
-    UsageError when there is no manifest at all: an empty folder proves nothing.
+    Args:
+        data_dir: data folder.
+        progress: called after each manifest.
+
+    Returns:
+        The report.
+
+    Raises:
+        UsageError: there is no manifest, so there is nothing to verify.
     """
     folder = Path(data_dir)
     paths = sorted((folder / "manifests").rglob("*.json"))
     if not paths:
-        raise UsageError(f"nothing to verify in {folder}: it has no manifest; `coordinator start --extract` makes some")
+        raise UsageError(f"nothing to verify in {folder}: no manifest; run `coordinator start --extract` to make some")
     report = Report(str(folder))
     shards: list[ShardResult] = []
     builds: list[BuildResult] = []
     done = 0
 
-    def proved() -> None:
+    def advance() -> None:
         nonlocal done
         done += 1
         if progress:
@@ -110,176 +132,169 @@ def verify(data_dir: Path | str, progress: Progress | None = None) -> Report:
         try:
             if path.is_relative_to(folder / "manifests" / "build"):
                 builds.append(manifest.read(path, manifest.BuildManifest).result)
-                continue  # proved when all shards are known
-            proof = manifest.read(path, manifest.ShardManifest).result
-            shards.append(proof)
-            _prove_shard(folder, proof, report)
+                continue  # verified when all shards are known
+            shards.append(manifest.read(path, manifest.ShardManifest).result)
+            _verify_shard(folder, shards[-1], report)
         except VerificationError as error:
-            report.mismatches.append(Finding("manifest", path.relative_to(folder).as_posix(), str(error)))
-        proved()
+            report.mismatch("manifest", path.relative_to(folder).as_posix(), str(error))
+        advance()
     for build in builds:
-        _prove_build(folder, build, shards, report)
-        proved()
+        _verify_build(folder, build, shards, report)
+        advance()
     built = {build.key for build in builds}
-    for proof in shards:
-        key = f"build/{proof.shard.respondent}/{proof.shard.start[:4]}"
-        if proof.rows and proof.shard.respondent != "ALL" and key not in built:
-            report.notes.append(Finding("unbuilt", proof.shard.key, f"{key} has no series yet"))
+    for result in shards:
+        key = build_key(result.shard.respondent, int(result.shard.start[:4]))
+        if result.rows and result.shard.respondent != ALL_RESPONDENTS and key not in built:
+            report.note("unbuilt", result.shard.key, f"{key} has no series yet")
     report.shards, report.builds = len(shards), len(builds)
     report.gaps = open_gaps(shards)
-    _prove_summary(folder, shards, builds, report)
+    _verify_summary(folder, shards, builds, report)
     _find_strays(folder, shards, builds, report)
     return report
 
 
-def _prove_shard(folder: Path, proof: ShardResult, report: Report) -> None:
-    """Pages: bytes, rows, totals, keys; then the piece, the gaps and the digest, against what the pages hold."""
-    key = proof.shard.key
-    reader = source(proof.shard.source)
-    piece = _piece(folder, proof, report)
+def _verify_shard(folder: Path, result: ShardResult, report: Report) -> None:
+    """Verify the pages (bytes, rows, totals, keys), then piece, gaps and digest against the rows of the pages."""
+    key = result.shard.key
+    reader = get_source(result.shard.source)
+    piece = _piece(folder, result, report)
     kept = tuple(dict.fromkeys(respondent for respondent, _ in piece.series)) if piece else ()
-    job = FetchJob(proof.shard, "", kept if proof.shard.respondent == "ALL" else ())
+    job = FetchJob(result.shard, "", kept if result.shard.respondent == ALL_RESPONDENTS else ())
     parts: list[Columns] = []
     rows = 0
-    for page in proof.pages:
+    for page in result.pages:
         content = _content(folder, page.file, report)
         if content is None:
             continue
         try:
             decoded = reader.parse(job, content)
         except SourceError as error:
-            report.mismatches.append(Finding("page", page.file.path, f"can't be decoded: {error}"))
+            report.mismatch("page", page.file.path, f"can't be decoded: {error}")
             continue
-        _expect(report, "rows", page.file.path, "rows", decoded.rows, page.rows)
-        _expect(report, "total", page.file.path, "total", decoded.total, page.total)
+        report.expect("rows", page.file.path, "rows", decoded.rows, page.rows)
+        report.expect("total", page.file.path, "total", decoded.total, page.total)
         parts.append(decoded.columns)
         rows += decoded.rows
-    report.pages += len(proof.pages)
+    report.pages += len(result.pages)
     report.rows += rows
-    report.total += proof.total
-    _expect(report, "total", key, "rows against the source's total", proof.rows, proof.total)
-    if len(parts) < len(proof.pages):
-        return  # said already; what follows could only repeat it
-    _expect(report, "rows", key, "rows", rows, proof.rows)
+    report.total += result.total
+    report.expect("total", key, "rows against the source's total", result.rows, result.total)
+    if len(parts) < len(result.pages):
+        return  # reported already; all further checks would only repeat it
+    report.expect("rows", key, "rows", rows, result.rows)
     merged, owners = merge(parts)
     _name_duplicates(key, merged, owners, report)
-    _expect(report, "nulls", key, "nulls", merged.nulls(), proof.nulls)
-    _expect(report, "digest", key, "digest of the pages' rows", digest(merged), proof.digest)
+    report.expect("nulls", key, "nulls", merged.nulls(), result.nulls)
+    report.expect("digest", key, "digest of the pages' rows", digest(merged), result.digest)
     if piece is not None:
-        _expect(report, "digest", proof.piece.path, "digest of the piece's rows", digest(piece), proof.digest)
-    _prove_gaps(reader, job, merged, proof, report)
+        report.expect("digest", result.piece.path, "digest of the piece's rows", digest(piece), result.digest)
+    _verify_gaps(reader, job, merged, result, report)
 
 
-def _piece(folder: Path, proof: ShardResult, report: Report) -> Columns | None:
-    content = _content(folder, proof.piece, report)
+def _piece(folder: Path, result: ShardResult, report: Report) -> Columns | None:
+    """Return the columns of the piece, or report why there are none."""
+    content = _content(folder, result.piece, report)
     if content is None:
         return None
     try:
         return from_table(pq.read_table(io.BytesIO(content)))
     except (pa.ArrowException, KeyError, OSError) as error:
-        report.mismatches.append(Finding("piece", proof.piece.path, f"can't be read: {error}"))
+        report.mismatch("piece", result.piece.path, f"can't be read: {error}")
         return None
 
 
-def _name_duplicates(key: str, merged: Columns, owners: np.ndarray[Any, Any], report: Report) -> None:
+def _name_duplicates(key: str, merged: Columns, owners: Int64s, report: Report) -> None:
     if not duplicate_owners(merged, owners):
         return
     keys = merged.keys()
     again = np.flatnonzero(keys[1:] == keys[:-1]) + 1
     for row in again[:NAMED]:
         respondent, variable = merged.series[merged.index[row]]
-        where = f"{respondent} {variable} {hour_text(int(merged.hour[row]))}"
-        report.mismatches.append(Finding("duplicate", key, where))
+        report.mismatch("duplicate", key, f"{respondent} {variable} {hour_text(int(merged.hour[row]))}")
     if len(again) > NAMED:
-        report.mismatches.append(Finding("duplicate", key, f"and {len(again) - NAMED} more"))
+        report.mismatch("duplicate", key, f"and {len(again) - NAMED} more")
 
 
-def _prove_gaps(reader: Source, job: FetchJob, merged: Columns, proof: ShardResult, report: Report) -> None:
-    found, named = set(find_gaps(merged, reader.spans(job, merged))), set(proof.gaps)
-    for gap in sorted(found - named, key=lambda gap: (gap.variable, gap.start)):
-        detail = f"{gap.respondent} {gap.variable} {gap.start} to {gap.end} is missing and not named"
-        report.mismatches.append(Finding("gaps", proof.shard.key, detail))
-    for gap in sorted(named - found, key=lambda gap: (gap.variable, gap.start)):
-        detail = f"{gap.respondent} {gap.variable} {gap.start} to {gap.end} is named, but the pages have it"
-        report.mismatches.append(Finding("gaps", proof.shard.key, detail))
+def _verify_gaps(reader: Source, job: FetchJob, merged: Columns, result: ShardResult, report: Report) -> None:
+    found, named = set(find_gaps(merged, reader.spans(job, merged))), set(result.gaps)
+    for gaps, problem in (
+        (found - named, "is missing and not named"),
+        (named - found, "is named, but the pages have it"),
+    ):
+        for gap in sorted(gaps, key=lambda gap: (gap.variable, gap.start)):
+            detail = f"{gap.respondent} {gap.variable} {gap.start} to {gap.end} {problem}"
+            report.mismatch("gaps", result.shard.key, detail)
 
 
-def _prove_build(folder: Path, proof: BuildResult, shards: Iterable[ShardResult], report: Report) -> None:
-    """Files: bytes; cells by reason, counted again; and that the build saw every piece there is now."""
-    long, _, _ = [_content(folder, file, report) for file in (proof.long, proof.wide, proof.summary)]
-    _expect(report, "hours", proof.key, "hours", proof.hours, year_hours(proof.year)[1])
-    _expect(report, "duplicate", proof.key, "rows of one key beyond the first", proof.duplicates, 0)
-    job = build_job(proof.respondent, proof.year, "", shards)
-    if proof.pieces != tuple(piece.file.sha256 for piece in job.pieces):
-        detail = (
-            "was built from other pieces than the manifests now name; `coordinator start --extract` builds it again"
-        )
-        report.mismatches.append(Finding("stale", proof.key, detail))
+def _verify_build(folder: Path, result: BuildResult, shards: Iterable[ShardResult], report: Report) -> None:
+    """Verify the files' bytes, the cells by reason, and that the build read every piece that the manifests name now."""
+    long, _, _ = [_content(folder, file, report) for file in (result.long, result.wide, result.summary)]
+    report.expect("hours", result.key, "hours", result.hours, year_hours(result.year)[1])
+    report.expect("duplicate", result.key, "rows of one key beyond the first", result.duplicates, 0)
+    job = build_job(result.respondent, result.year, "", shards)
+    if result.pieces != tuple(piece.file.sha256 for piece in job.pieces):
+        detail = "built from other pieces than the manifests name now; run `coordinator start --extract` to rebuild it"
+        report.mismatch("stale", result.key, detail)
     if long is not None:
         table = pq.read_table(io.BytesIO(long), columns=["value", "reason"])
         reasons = pc.value_counts(table["reason"].cast(pa.string())).to_pylist()
         counts = {entry["values"]: entry["counts"] for entry in reasons}
-        _expect(report, "cells", proof.long.path, "cells", len(table), proof.hours * len(proof.variables))
-        _expect(report, "cells", proof.long.path, "valid cells", counts.pop("ok", 0), proof.valid)
-        _expect(report, "cells", proof.long.path, "values", len(table) - table["value"].null_count, proof.valid)
-        masked = {reason: cells for reason, cells in proof.masked.items() if cells}
-        _expect(report, "cells", proof.long.path, "masked cells", counts, masked)
+        path = result.long.path
+        report.expect("cells", path, "cells", len(table), result.hours * len(result.variables))
+        report.expect("cells", path, "valid cells", counts.pop("ok", 0), result.valid)
+        report.expect("cells", path, "values", len(table) - table["value"].null_count, result.valid)
+        masked = {reason: cells for reason, cells in result.masked.items() if cells}
+        report.expect("cells", path, "masked cells", counts, masked)
 
 
-def _prove_summary(folder: Path, shards: list[ShardResult], builds: list[BuildResult], report: Report) -> None:
+def _verify_summary(folder: Path, shards: list[ShardResult], builds: list[BuildResult], report: Report) -> None:
     path = folder / "manifest.json"
     if not path.exists():
-        report.notes.append(Finding("unfinished", path.name, "not written yet: the extraction has not come to its end"))
+        report.note("unfinished", path.name, "not written yet: the extraction has not finished")
         return
     try:
-        written = msgspec.json.decode(path.read_bytes(), type=manifest.Summary)
+        written = asdict(msgspec.json.decode(path.read_bytes(), type=manifest.Summary))
     except (OSError, ValueError) as error:
-        report.mismatches.append(Finding("manifest", path.name, f"can't be read: {error}"))
+        report.mismatch("manifest", path.name, f"can't be read: {error}")
         return
     for name, value in asdict(manifest.summarise(shards, builds)).items():
-        if asdict(written)[name] != value and name not in ("gaps", "format"):
-            _expect(report, "summary", path.name, f"{name} over all manifests", value, asdict(written)[name])
+        if name not in ("gaps", "format"):
+            report.expect("summary", path.name, f"{name} over all manifests", value, written[name])
 
 
 def _find_strays(folder: Path, shards: list[ShardResult], builds: list[BuildResult], report: Report) -> None:
-    """Files that no manifest names: harmless, but someone may wonder."""
-    known = {page.file.path for proof in shards for page in proof.pages}
-    known |= {proof.piece.path for proof in shards}
-    known |= {file.path for proof in builds for file in (proof.long, proof.wide, proof.summary)}
-    proved = {proof.shard.key for proof in shards}
+    """Note files that no manifest names: harmless, but unexpected."""
+    known = {page.file.path for result in shards for page in result.pages}
+    known |= {result.piece.path for result in shards}
+    known |= {file.path for result in builds for file in (result.long, result.wide, result.summary)}
+    verified = {result.shard.key for result in shards}
     for top in ("raw", "pieces", "series", "manifests"):
         for path in sorted((folder / top).rglob("*")):
             name = path.relative_to(folder).as_posix()
             if path.is_dir() or name in known or (top == "manifests" and path.suffix == ".json"):
                 continue
             if path.suffix == ".tmp":
-                report.notes.append(Finding("temporary", name, "left by a process that was killed; may be removed"))
+                report.note("temporary", name, "left by a killed process; may be removed")
             elif path.suffix == ".stale":
-                report.notes.append(Finding("set-aside", name, "contradicted by a later answer; may be removed"))
-            elif top == "raw" and path.parent.relative_to(folder / "raw").as_posix() not in proved:
-                report.notes.append(Finding("unfinished", name, "its shard has no manifest yet; the next run uses it"))
+                report.note("set-aside", name, "contradicted by a later response; may be removed")
+            elif top == "raw" and path.parent.relative_to(folder / "raw").as_posix() not in verified:
+                report.note("unfinished", name, "its shard has no manifest yet; the next run uses it")
             elif path.name != "origin":
-                report.notes.append(Finding("orphan", name, "no manifest names it"))
+                report.note("orphan", name, "no manifest names it")
 
 
-def _content(folder: Path, proof: FileEntry, report: Report) -> bytes | None:
-    """The file's bytes if they are those proved; else a mismatch is named."""
-    path = folder / proof.path
+def _content(folder: Path, file: FileEntry, report: Report) -> bytes | None:
+    """Return the file's bytes if they match its entry; otherwise report a mismatch."""
     try:
-        content = path.read_bytes()
+        content = (folder / file.path).read_bytes()
     except OSError as error:
-        report.mismatches.append(Finding("missing", proof.path, error.strerror or str(error)))
+        report.mismatch("missing", file.path, error.strerror or str(error))
         return None
     report.bytes += len(content)
-    if len(content) != proof.bytes:
-        report.mismatches.append(Finding("size", proof.path, f"{len(content)} bytes, the manifest says {proof.bytes}"))
+    if len(content) != file.bytes:
+        report.mismatch("size", file.path, f"{len(content)} bytes, the manifest says {file.bytes}")
         return None
-    if hashlib.sha256(content).hexdigest() != proof.sha256:
-        report.mismatches.append(Finding("sha256", proof.path, "the bytes are not those that were proved"))
+    if hashlib.sha256(content).hexdigest() != file.sha256:
+        report.mismatch("sha256", file.path, "the sha256 differs from the manifest")
         return None
     return content
-
-
-def _expect(report: Report, kind: str, subject: str, what: str, found: object, said: object) -> None:
-    if found != said:
-        report.mismatches.append(Finding(kind, subject, f"{what}: found {found}, expected {said}"))

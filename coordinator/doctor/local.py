@@ -18,7 +18,7 @@ from coordinator.doctor import host_script
 from coordinator.doctor.checks import Finding, disk, fine, folder, mend, numbers, probes, python, sleep
 from coordinator.doctor.host_script import probe
 from coordinator.wire.auth import is_loopback
-from ingest.manifest import FORMAT
+from ingest.models import MANIFEST_FORMAT
 
 PACKAGE = "ring-attention-energy"
 RING_PORTS = range(32323, 32327)  # mlx.launch's first ones; rings of a coordinator find free ones by themselves
@@ -99,7 +99,10 @@ def room(data_dir: Path) -> list[Finding]:
     there = next(path for path in [data_dir.absolute(), *data_dir.absolute().parents] if path.exists())
     free, unwritable = shutil.disk_usage(there).free, host_script.unwritable(str(there))
     data = str(data_dir)
-    return [disk(free, unwritable, data), folder(host_script.holder(data), host_script.formats(data), FORMAT, data)]
+    return [
+        disk(free, unwritable, data),
+        folder(host_script.holder(data), host_script.formats(data), MANIFEST_FORMAT, data),
+    ]
 
 
 def key_files(keys: Path, bind: str) -> list[Finding]:

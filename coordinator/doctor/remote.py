@@ -22,7 +22,7 @@ from coordinator.doctor import host_script
 from coordinator.doctor.checks import Expected, Finding, HostFacts, LinkFacts, doubled, host_findings, link_finding
 from coordinator.doctor.local import RING_PORTS
 from coordinator.workers.hostfile import Host, Hosts
-from ingest.manifest import FORMAT
+from ingest.models import MANIFEST_FORMAT
 
 SSH = (
     *("ssh", "-T", "-S", "none"),  # no terminal, and no connection shared with sessions of the user's
@@ -122,7 +122,7 @@ class Visit:
 def examine_hosts(hosts: Hosts, keys: Path, *, probe: bool = True, ssh: Sequence[str] = SSH) -> list[Finding]:
     """Findings of every host that ssh reaches, and of every link between neighbours of the ring."""
     expected = Expected(
-        ".".join(platform.python_version_tuple()[:2]), {name: version(name) for name in PACKAGES}, FORMAT
+        ".".join(platform.python_version_tuple()[:2]), {name: version(name) for name in PACKAGES}, MANIFEST_FORMAT
     )
     addresses = [host.address for host in hosts.remote if host.address]
     visits: list[Visit] = []

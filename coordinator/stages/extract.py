@@ -24,12 +24,12 @@ import msgspec
 import requests
 
 from coordinator.scheduling.events import Outcome, TaskDone
-from coordinator.scheduling.rate_limit import RequestBudget
+from coordinator.scheduling.rate_limit import Budget
 from coordinator.scheduling.scheduler import TaskSpec
 from coordinator.server.folder_lock import FolderLock
 from coordinator.stages.base import RunResult, build_fleet, reachable_bind, run_tasks
 from coordinator.stages.display import choose_display, clock
-from coordinator.stages.source import EIA_POLICY, SourceChoice, parse_source
+from coordinator.stages.source import SourceChoice, parse_source
 from coordinator.wire.lease_kinds import LeaseKind
 from coordinator.workers.hostfile import Hosts, hosts_from
 from ingest import manifest
@@ -39,6 +39,7 @@ from ingest.emulator.process import Emulator
 from ingest.errors import AuthenticationError, SourceError, UsageError
 from ingest.models import BuildJob, BuildResult, FetchJob, Shard, ShardResult
 from ingest.plan import Build, build_job, expected_requests, plan_builds, plan_shards, plan_update
+from ingest.sources.eia import EIA_RATE_LIMIT
 
 UNDER = 0.985  # of a ceiling: requests that a busy machine or the network bunches together must not cross it
 BURST = 2  # requests at once; EIA allows 5, and what is left of them takes up a delay of three requests' time
@@ -174,7 +175,7 @@ class ExtractionPlan:
 
     def _due(self, builds: Iterable[Build]) -> list[TaskSpec]:
         jobs = [job for build in builds if self._is_due(build) and (job := self._job(build)) is not None]
-        return [TaskSpec(job.key, LeaseKind.BUILD, msgspec.to_builtins(job), requires_shared_fs=True) for job in jobs]
+        return [TaskSpec(job.key, LeaseKind.BUILD, msgspec.to_builtins(job), local=True) for job in jobs]
 
     def _check_world(self, proof: ShardResult) -> None:
         """Synthetic, recorded and real hours never share a data folder."""
@@ -205,19 +206,19 @@ def clock_of(base_url: str) -> datetime:
         raise SourceError(f"{base_url} does not say what time it is: {error}. Is it reachable?", "clock") from error
 
 
-def budget_of(options: ExtractOptions) -> RequestBudget | None:
+def budget_of(options: ExtractOptions) -> Budget | None:
     """The request budget of this run: just under `--rate`, else just under the source's policy; None where there is no limit."""
     if options.rate is not None:
-        return None if isinf(options.rate) else RequestBudget(options.rate * UNDER, burst=BURST)
-    ceiling = options.source.ceiling
-    return None if ceiling is None else RequestBudget(ceiling.rate * UNDER, burst=min(BURST, ceiling.burst))
+        return None if isinf(options.rate) else Budget(options.rate * UNDER, burst=BURST)
+    ceiling = options.source.rate_limit
+    return None if ceiling is None else Budget(ceiling.rate * UNDER, burst=min(BURST, ceiling.burst))
 
 
 def dry_run(options: ExtractOptions) -> dict[str, Any]:
     """The plan and what it costs, without a request: shards, requests, the least time that EIA's policy allows."""
     extraction = ExtractionPlan(options, "", datetime.now(UTC))
     open_shards = [
-        shard for shard in extraction.shards if not manifest.shard_path(options.data_dir, shard.key).exists()
+        shard for shard in extraction.shards if not manifest.manifest_path(options.data_dir, shard.key).exists()
     ]
     requests = expected_requests(open_shards)
     return {
@@ -229,7 +230,7 @@ def dry_run(options: ExtractOptions) -> dict[str, Any]:
         "shards": [shard.key for shard in open_shards],
         "proved": len(extraction.shards) - len(open_shards),
         "requests": requests,
-        "policy_seconds": requests / EIA_POLICY.rate,
+        "policy_seconds": requests / EIA_RATE_LIMIT.rate,
     }
 
 
@@ -239,7 +240,7 @@ def describe_plan(plan: Mapping[str, Any]) -> str:
         f"source {plan['source']}, {plan['start']} to {plan['end']} (UTC, hour-ending), data folder {plan['data']}",
         *(f"  {key}" for key in plan["shards"]),
         f"{len(plan['shards'])} shards to fetch, {plan['proved']} proved already; about {plan['requests']} requests",
-        f"at EIA's policy ceiling of {EIA_POLICY.rate:g} requests/s: at least {clock(plan['policy_seconds'])}",
+        f"at EIA's policy ceiling of {EIA_RATE_LIMIT.rate:g} requests/s: at least {clock(plan['policy_seconds'])}",
     ]
     return "\n".join(lines)
 

@@ -1,10 +1,10 @@
 """EIA's key-less six-month files `EIA930_BALANCE_<year>_{Jan_Jun,Jul_Dec}.csv`: every balancing authority, no region.
 
 https://www.eia.gov/electricity/gridmonitor/about. A file covers half a year of *local* dates, so its last UTC hours
-fall on the first day of the next half: they stay in this shard's piece. Columns are found by name, since they drift
-from year to year; of each variable the plain reported column is taken, never "(Imputed)" or "(Adjusted)". Hydro is
+fall on the first day of the next half; they stay in this shard's piece. Columns are found by name, because their order
+changes from year to year. The plain reported column of a variable counts, never "(Imputed)" or "(Adjusted)". Hydro is
 "Hydropower and Pumped Storage" in older files and "Hydropower Excluding Pumped Storage" in newer ones; both are WAT.
-A variable that is empty in every hour of a balancing authority is one that it does not report.
+A variable that is empty in every hour of a balancing authority counts as not reported.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import gzip
 import io
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -24,14 +24,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv
 
+from ingest.array_types import Floats, Int32s
+from ingest.catalog import REGION, RESPONDENTS
 from ingest.columns import EMPTY, EPOCH, Columns, has_duplicates, hour_number
 from ingest.errors import SourceError, UsageError
 from ingest.http import HttpResponse, plain_body, raise_for_response
 from ingest.models import HOUR, FetchJob, variable_of
-from ingest.sources import Page
+from ingest.sources.base import Page, Source
 
-Result = TypeVar("Result")
-IntArray = npt.NDArray[np.int32]
+T = TypeVar("T")
 
 BLOCK = 4 << 20  # bytes of CSV parsed at a time
 LOCAL_LAG_HOURS = 24  # the latest local midnight is well under a day behind UTC
@@ -69,10 +70,10 @@ _FORMATS = ("%m/%d/%Y %I:%M:%S %p", "%m/%d/%Y %H:%M:%S", "%m/%d/%Y %H:%M", "%Y-%
 
 
 def variables_of(header: list[str]) -> dict[str, str]:
-    """Column → variable, for the plain columns of a file's header.
+    """Return column → variable, for the plain columns of a file's header.
 
-    A fuel that is not known yet keeps its name (`Net Generation (MW) from Green Tea` → `NG.GREEN_TEA`), so that nothing
-    a new vintage adds is lost. Of two columns of one variable the first counts.
+    An unknown fuel keeps its name (`Net Generation (MW) from Green Tea` → `NG.GREEN_TEA`), so that nothing that a new
+    vintage adds is lost. Of two columns of one variable the first counts.
     """
     found: dict[str, str] = {}
     for column in header:
@@ -89,22 +90,36 @@ def variables_of(header: list[str]) -> dict[str, str]:
     return found
 
 
-class Bulk:
-    """EIA's six-month files: one request a shard, no key."""
+class Bulk(Source):
+    """EIA's six-month files: one request per shard, no key."""
 
-    suffix = ".csv.gz"
-    accept_encoding = "gzip"
-    sends_key = False
-    packs = True
-    paged = False
+    url = "https://www.eia.gov"
+    routes = ("BALANCE",)
     deadline_s = 1800.0
-    min_interval_s = 0.0
+    suffix = ".csv.gz"
+    compress = True
+    shard_months = 6
+    whole_files = True
+    spill_hours = 12  # a file is cut in local time
 
-    def offsets(self, job: FetchJob, total: int | None) -> tuple[int, ...]:
-        return (0,)
+    def check_respondents(self, codes: Sequence[str]) -> None:
+        """Refuse regions.
+
+        Raises:
+            UsageError: a region.
+        """
+        if regions := [code for code in codes if RESPONDENTS[code].kind == REGION]:
+            raise UsageError(
+                f"EIA's bulk files hold balancing authorities only, not the regions {', '.join(regions)}; "
+                "use CISO instead of CAL and ERCO instead of TEX, or use `--source eia`"
+            )
 
     def request(self, job: FetchJob, offset: int) -> str:
-        """The file whose local dates the shard covers. UsageError when its period is not half a year."""
+        """Return the path of the file whose local dates the shard covers.
+
+        Raises:
+            UsageError: the shard's period is not half a year.
+        """
         year, start, end = job.shard.start[:4], job.shard.start[4:], job.shard.end[4:]
         halves = {("-01-01T00", "-06-30T23"): "Jan_Jun", ("-07-01T00", "-12-31T23"): "Jul_Dec"}
         half = halves.get((start, end))
@@ -113,20 +128,23 @@ class Bulk:
         return f"/electricity/gridmonitor/sixMonthFiles/EIA930_{job.shard.route}_{year}_{half}.csv"
 
     def expected_rows(self, offset: int, total: int) -> int | None:
+        """Return `total`, the lines of the file."""
         return total
 
-    def receive(self, job: FetchJob, answer: HttpResponse, key: str | None) -> tuple[bytes, Page]:
-        if answer.status != 200:
-            raise_for_response(answer, plain_body(answer))
-        with gzip.GzipFile(fileobj=io.BytesIO(answer.body)) as file:
-            raise_for_response(answer, _safely(lambda: file.read(256)))
-        return answer.body, self.parse(job, answer.body)
+    def receive(self, job: FetchJob, response: HttpResponse, key: str | None) -> tuple[bytes, Page]:
+        """Decode a response; see `Source.receive`."""
+        if response.status != 200:
+            raise_for_response(response, plain_body(response))
+        with gzip.GzipFile(fileobj=io.BytesIO(response.body)) as file:
+            raise_for_response(response, _guarded(lambda: file.read(256)))
+        return response.body, self.parse(job, response.body)
 
     def parse(self, job: FetchJob, stored: bytes) -> Page:
-        return _safely(lambda: _parse(job, stored))
+        """Decode a stored file."""
+        return _guarded(lambda: _parse(job, stored))
 
     def spans(self, job: FetchJob, columns: Columns) -> dict[str, tuple[int, int]]:
-        """From the first to the last hour that the file lists; the shard's period for a respondent it does not know."""
+        """Return the first and last hour that the file lists; the shard's period for a respondent that it does not list."""
         spans = {name: (hour_number(job.shard.start), hour_number(job.shard.end)) for name in job.respondents}
         respondents = np.array([respondent for respondent, _ in columns.series])
         for name in set(respondents.tolist()):
@@ -135,26 +153,33 @@ class Bulk:
         return spans
 
 
-def _safely(read: Callable[[], Result]) -> Result:
-    """`read()`, with the ways in which a gzip stream breaks as a SourceError."""
+def _guarded(read: Callable[[], T]) -> T:
+    """Return `read()`.
+
+    Raises:
+        SourceError: kind "csv", for every way in which a gzip stream breaks.
+    """
     try:
         return read()
     except (EOFError, gzip.BadGzipFile, zlib.error, pa.ArrowInvalid, text_csv.Error, UnicodeDecodeError) as error:
-        raise SourceError(f"the file is cut short or damaged: {error}", "csv") from error
+        raise SourceError(f"the file is truncated or damaged: {error}", "csv") from error
 
 
-class _Counting(io.RawIOBase):
-    """A stream that counts the lines which pass through it."""
+class _LineCounter(io.RawIOBase):
+    """A stream that counts the lines that pass through it."""
 
     def __init__(self, inner: gzip.GzipFile) -> None:
+        """Wrap `inner`."""
         self.inner = inner
         self.newlines = 0
         self.last = b"\n"
 
     def readable(self) -> bool:
+        """Return True."""
         return True
 
     def readinto(self, buffer: Any) -> int:
+        """Read into `buffer` and return the number of bytes."""
         chunk = self.inner.read(len(buffer))
         buffer[: len(chunk)] = chunk
         self.newlines += chunk.count(b"\n")
@@ -163,12 +188,16 @@ class _Counting(io.RawIOBase):
 
     @property
     def lines(self) -> int:
-        """Lines of data read so far: the header isn't one, a last line without its newline is."""
+        """Lines of data read so far: without the header, with a last line that lacks its newline."""
         return self.newlines - 1 + (self.last != b"\n")
 
 
 def _parse(job: FetchJob, stored: bytes) -> Page:
-    """One pass over the file, a block at a time; only the rows of `job.respondents` are held."""
+    """Decode a file in one pass, a block at a time; only the rows of `job.respondents` are kept.
+
+    Raises:
+        SourceError: kind "csv", "foreign" (hours outside the shard) or "repeated".
+    """
     with gzip.GzipFile(fileobj=io.BytesIO(stored)) as file:
         header = next(text_csv.reader([file.readline().decode("utf-8-sig", "replace")]), [])
     variables = variables_of(header)
@@ -181,14 +210,14 @@ def _parse(job: FetchJob, stored: bytes) -> Page:
         strings_can_be_null=True,
         null_values=[""],
     )
-    counting = _Counting(gzip.GzipFile(fileobj=io.BytesIO(stored)))
+    counter = _LineCounter(gzip.GzipFile(fileobj=io.BytesIO(stored)))
     rows = 0
-    hours: list[IntArray] = [EMPTY.hour]
+    hours: list[Int32s] = [EMPTY.hour]
     respondents: list[npt.NDArray[np.object_]] = [np.empty(0, object)]
-    values: list[npt.NDArray[np.float64]] = [np.empty((0, len(variables)))]
+    values: list[Floats] = [np.empty((0, len(variables)))]
     wanted = pa.array(job.respondents, pa.string())
     with csv.open_csv(
-        pa.PythonFile(counting, "r"),
+        pa.PythonFile(counter, "r"),
         read_options=csv.ReadOptions(block_size=BLOCK, column_names=header, skip_rows=1),
         convert_options=convert,
     ) as reader:
@@ -204,19 +233,19 @@ def _parse(job: FetchJob, stored: bytes) -> Page:
     )
     first, last = hour_number(job.shard.start), hour_number(job.shard.end) + LOCAL_LAG_HOURS
     if len(columns) and (columns.hour.min() < first or columns.hour.max() > last):
-        raise SourceError(f"the file holds hours outside {job.shard.start}…{job.shard.end}", "foreign")
+        raise SourceError(f"the file contains hours outside {job.shard.start}…{job.shard.end}", "foreign")
     if has_duplicates(columns):
-        raise SourceError("an hour of one balancing authority comes twice", "repeated")
-    return Page(columns, rows, counting.lines)
+        raise SourceError("an hour of one balancing authority occurs twice", "repeated")
+    return Page(columns, rows, counter.lines)
 
 
 def _melt(
-    hours: IntArray,
+    hours: Int32s,
     respondents: npt.NDArray[np.object_],
-    values: npt.NDArray[np.float64],
+    values: Floats,
     variables: tuple[str, ...],
 ) -> Columns:
-    """Wide rows (`values` [row, variable]) → columns, without the variables that a respondent never reports."""
+    """Convert wide rows (`values` [row, variable]) to columns, without the variables that a respondent never reports."""
     series: list[tuple[str, str]] = []
     hour, index, value = [EMPTY.hour], [EMPTY.index], [EMPTY.value]
     for respondent in sorted(set(respondents.tolist())):
@@ -230,8 +259,12 @@ def _melt(
     return Columns(tuple(series), np.concatenate(hour), np.concatenate(index), np.concatenate(value))
 
 
-def _hours(column: pa.DictionaryArray) -> IntArray:
-    """UTC times at the end of an hour, as text → hour numbers, one parse a distinct text."""
+def _hours(column: pa.DictionaryArray) -> Int32s:
+    """Parse UTC times at the end of an hour to hour numbers [row], once per distinct text.
+
+    Raises:
+        SourceError: kind "csv": a line has no time.
+    """
     numbers = np.array([_hour(text) for text in column.dictionary.to_pylist()] or [0], np.int32)
     if column.null_count:
         raise SourceError("a line has no UTC time", "csv")
@@ -239,6 +272,11 @@ def _hours(column: pa.DictionaryArray) -> IntArray:
 
 
 def _hour(text: str) -> int:
+    """Parse one time in any of the formats that EIA has used.
+
+    Raises:
+        SourceError: kind "csv".
+    """
     for form in _FORMATS:
         try:
             since = datetime.strptime(text, form).replace(tzinfo=UTC) - EPOCH
@@ -250,7 +288,7 @@ def _hour(text: str) -> int:
     raise SourceError(f"{text!r} is not the UTC end of an hour", "csv")
 
 
-def _numbers(column: pa.StringArray) -> npt.NDArray[np.float64]:
-    """`"1,060"` → 1060.0, empty → NaN."""
+def _numbers(column: pa.StringArray) -> Floats:
+    """Parse `"1,060"` as 1060.0 and an empty cell as NaN: float64 [row]."""
     plain = pc.replace_substring(column, ",", "")
     return np.asarray(pc.cast(plain, pa.float64()).to_numpy(zero_copy_only=False))

@@ -1,8 +1,8 @@
 """EIA Open Data API v2, `electricity/rto/{region-data,fuel-type-data}`: pages of 5,000 rows in a total order.
 
-https://www.eia.gov/opendata/documentation.php. `period` is UTC and hour-ending, `start` and `end` are inclusive, and
-`request.params` of a body echoes the query: the key travels in a header, and a body that holds it all the same is
-rewritten before it is stored.
+https://www.eia.gov/opendata/documentation.php. `period` is UTC and hour-ending; `start` and `end` are inclusive. The key
+travels in a header. `request.params` of a body echoes the query, so a body that still contains the key is rewritten
+before it is stored.
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ from urllib.parse import quote, urlencode
 import msgspec
 import numpy as np
 
-from ingest.columns import EMPTY, Columns, has_duplicates, hour_number, hour_table
+from ingest.columns import EMPTY, Columns, has_duplicates, hour_table
 from ingest.errors import AuthenticationError, SourceError
 from ingest.http import HttpResponse, excerpt, inflate, plain_body, raise_for_response
 from ingest.models import FetchJob, Shard, variable_of
-from ingest.sources import Page
+from ingest.sources.base import Page, RateLimit, Source
 
-PAGE_ROWS = 5000  # the API's limit for a JSON answer
-FACET = {"region-data": "type", "fuel-type-data": "fueltype"}  # the facet beside `respondent`
+PAGE_ROWS = 5000  # the API's limit for a JSON response
+FACET = {"region-data": "type", "fuel-type-data": "fueltype"}  # the second facet, after `respondent`
+# D DF NG TI; about 35 fuel series over the five default respondents.
+EXPECTED_SERIES = {"region-data": 4, "fuel-type-data": 7}
+EIA_RATE_LIMIT = RateLimit(9000 / 3600, 5)  # EIA's FAQ: under 9,000 requests an hour sustained, 5 a second in a burst
 
 
 class _RegionRow(msgspec.Struct, gc=False):
@@ -44,13 +47,13 @@ class _FuelRow(msgspec.Struct, gc=False):
 Row = TypeVar("Row", _RegionRow, _FuelRow)
 
 
-class _Response(msgspec.Struct, Generic[Row]):
+class _ResponseBody(msgspec.Struct, Generic[Row]):
     total: Annotated[int, msgspec.Meta(ge=0)]
     data: list[Row]
 
 
 class _Body(msgspec.Struct, Generic[Row]):
-    response: _Response[Row]
+    response: _ResponseBody[Row]
     version: str = msgspec.field(name="apiVersion", default="")
 
 
@@ -59,45 +62,55 @@ _REGION = msgspec.json.Decoder(_Body[_RegionRow], strict=False)
 _FUEL = msgspec.json.Decoder(_Body[_FuelRow], strict=False)
 
 
-class Eia:
-    """EIA's API v2: pages of 5,000 rows, under a key."""
+class Eia(Source):
+    """EIA's API v2: pages of 5,000 rows, with a key."""
 
-    suffix = ".json.gz"
-    accept_encoding = "gzip"
-    sends_key = True
-    packs = False
-    paged = True
+    url = "https://api.eia.gov"
+    routes = ("region-data", "fuel-type-data")
+    rate_limit = EIA_RATE_LIMIT
     deadline_s = 120.0
-    min_interval_s = 0.0
+    uses_key = True
+    suffix = ".json.gz"
+    paged = True
+
+    def expected_requests(self, shard: Shard) -> int:
+        """Return hours × expected series / 5,000, rounded up."""
+        return -(-shard.hours * EXPECTED_SERIES[shard.route] // PAGE_ROWS)
 
     def offsets(self, job: FetchJob, total: int | None) -> tuple[int, ...]:
+        """Return the first row of each page; before the first response, only 0."""
         return tuple(range(0, max(total or 0, 1), PAGE_ROWS))
 
     def request(self, job: FetchJob, offset: int) -> str:
+        """Return path and query of the page at `offset`, without a key."""
         return f"{_query(job.shard)}&offset={offset}&length={PAGE_ROWS}"
 
     def expected_rows(self, offset: int, total: int) -> int | None:
+        """Return 5,000, or what is left of `total` on the last page."""
         return max(0, min(PAGE_ROWS, total - offset))
 
-    def receive(self, job: FetchJob, answer: HttpResponse, key: str | None) -> tuple[bytes, Page]:
-        plain = plain_body(answer)
-        if answer.status in (401, 403) and (refusal := _key_refusal(plain)):
-            raise AuthenticationError(f"{answer.host} refuses the API key: {refusal}. Set EIA_API_KEY to a valid key")
-        raise_for_response(answer, plain)
+    def receive(self, job: FetchJob, response: HttpResponse, key: str | None) -> tuple[bytes, Page]:
+        """Decode a response; see `Source.receive`.
+
+        Raises:
+            AuthenticationError: 401 or 403 whose body names the key as missing or invalid.
+        """
+        plain = plain_body(response)
+        if response.status in (401, 403) and (refusal := _key_refusal(plain)):
+            raise AuthenticationError(f"{response.host} rejects the API key: {refusal}. Set EIA_API_KEY to a valid key")
+        raise_for_response(response, plain)
         clean = scrub(plain, key)
-        stored = answer.body if answer.gzipped and clean is plain else gzip.compress(clean, 1, mtime=0)
+        stored = response.body if response.gzipped and clean is plain else gzip.compress(clean, 1, mtime=0)
         return stored, _page(job, clean)
 
     def parse(self, job: FetchJob, stored: bytes) -> Page:
+        """Decode a stored page."""
         return _page(job, inflate(stored))
-
-    def spans(self, job: FetchJob, columns: Columns) -> dict[str, tuple[int, int]]:
-        return {job.shard.respondent: (hour_number(job.shard.start), hour_number(job.shard.end))}
 
 
 @lru_cache(maxsize=64)
 def _query(shard: Shard) -> str:
-    """Path and query of a shard, but for the page: sorted by every column that identifies a row."""
+    """Return path and query of a shard without the page; rows are sorted by every column that identifies a row."""
     query = [
         ("frequency", "hourly"),
         ("data[0]", "value"),
@@ -111,7 +124,7 @@ def _query(shard: Shard) -> str:
 
 
 def _key_refusal(plain: bytes) -> str | None:
-    """ "API_KEY_INVALID" or "API_KEY_MISSING" when that is what the body says."""
+    """Return "API_KEY_INVALID" or "API_KEY_MISSING" where the body contains it."""
     for code in ("API_KEY_INVALID", "API_KEY_MISSING"):
         if code.encode() in plain:
             return code
@@ -119,7 +132,7 @@ def _key_refusal(plain: bytes) -> str | None:
 
 
 def scrub(plain: bytes, key: str | None) -> bytes:
-    """The same object where `key` is not in it, else a copy with every spelling of the key replaced."""
+    """Return `plain` itself where `key` is not in it, otherwise a copy with every spelling of the key replaced."""
     if not key:
         return plain
     in_json = json.dumps(key)[1:-1]
@@ -130,7 +143,11 @@ def scrub(plain: bytes, key: str | None) -> bytes:
 
 
 def _page(job: FetchJob, plain: bytes) -> Page:
-    """A body → its rows. SourceError kinds: "json", "foreign" (a row that was not asked for), "repeated"."""
+    """Decode a body.
+
+    Raises:
+        SourceError: kind "json", "foreign" (a row that was not requested) or "repeated".
+    """
     shard = job.shard
     try:
         body: _Body[_RegionRow] | _Body[_FuelRow] = (
@@ -142,9 +159,9 @@ def _page(job: FetchJob, plain: bytes) -> Page:
     total = body.response.total
     if not rows:
         return Page(EMPTY, 0, total, body.version)
-    # Names that differ only by case are the same: EIA has sent both.
+    # Names that differ only in case are equal: EIA has sent both.
     if strangers := sorted({name for name in {row.respondent for row in rows} if name.upper() != shard.respondent}):
-        raise SourceError(f"rows of {', '.join(strangers[:3])} were not asked for", "foreign")
+        raise SourceError(f"rows of {', '.join(strangers[:3])} were not requested", "foreign")
     raw_codes = [row.code for row in rows]
     spelt = {code: variable_of(shard.route, code.upper()) for code in set(raw_codes)}
     variables = sorted(set(spelt.values()))
@@ -161,5 +178,5 @@ def _page(job: FetchJob, plain: bytes) -> Page:
     index = np.array([position[code] for code in raw_codes], np.int32)
     columns = Columns(tuple((shard.respondent, variable) for variable in variables), hour, index, value)
     if has_duplicates(columns):
-        raise SourceError("an hour of one variable comes twice in one page", "repeated")
+        raise SourceError("an hour of one variable occurs twice in one page", "repeated")
     return Page(columns, len(rows), total, body.version)

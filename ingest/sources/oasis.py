@@ -1,9 +1,9 @@
 """CAISO OASIS `SingleZip`: load forecast, renewable forecast and schedules of CISO, in windows of at most 31 days.
 
-https://oasis.caiso.com (Interface Specification for OASIS). An answer is a zip of CSV, or, still under 200, a zip of
-`INVALID_REQUEST.xml`. Rows carry their interval in GMT columns and come in no order. Variables are
+https://oasis.caiso.com (Interface Specification for OASIS). A response is a zip of CSV or, also under 200, a zip of
+`INVALID_REQUEST.xml`. Rows name their interval in GMT columns and are unordered. Variables are
 `<query>.<XML_DATA_ITEM>.<area>[.<renewable type>]`, e.g. `ENE_SLRS.ISO_TOT_GEN_MW.Caiso_Totals`; values are MW averaged
-over an hour, which equals MWh. An hour of which an interval is missing is left out, so that it becomes a gap.
+over an hour, which equals MWh. An hour with a missing interval is omitted, so that it becomes a gap.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import io
 import re
 import zipfile
 import zlib
+from collections.abc import Sequence
 from datetime import datetime
 from urllib.parse import urlencode
 
@@ -20,11 +21,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv
 
+from ingest.array_types import Int64s
 from ingest.columns import EMPTY, EPOCH, Columns, hour_number
-from ingest.errors import SourceError, ThrottledError
+from ingest.errors import SourceError, ThrottledError, UsageError
 from ingest.http import HttpResponse, excerpt, plain_body, raise_for_response
-from ingest.models import HOUR, FetchJob
-from ingest.sources import Page
+from ingest.models import HOUR, FetchJob, Shard
+from ingest.sources.base import Page, RateLimit, Source
 
 WINDOW_HOURS = 31 * 24  # OASIS refuses longer periods
 PLAIN_LIMIT = 512 << 20  # bytes: 31 days of five-minute schedules are about 70 MB of CSV
@@ -34,23 +36,37 @@ _START, _END, _VALUE = "INTERVALSTARTTIME_GMT", "INTERVALENDTIME_GMT", "MW"
 _NO_DATA = "1000"  # "No data returned for the specified selection"
 
 
-class Oasis:
+class Oasis(Source):
     """CAISO's OASIS: reports as zipped CSV, a window of hours each, no key."""
 
-    suffix = ".zip"
-    accept_encoding = "identity"
-    sends_key = False
-    packs = False
-    paged = False
-    deadline_s = 600.0
+    url = "http://oasis.caiso.com"
+    routes = ("SLD_FCST", "SLD_REN_FCST", "ENE_SLRS")
+    rate_limit = RateLimit(1 / 5, 1)  # CAISO's 429 notice: one request every 5 seconds
     min_interval_s = 5.0  # the acceptable use policy: one request every 5 seconds
+    deadline_s = 600.0
+    accept_encoding = "identity"
+    suffix = ".zip"
+
+    def check_respondents(self, codes: Sequence[str]) -> None:
+        """Refuse every respondent but CISO.
+
+        Raises:
+            UsageError: another respondent.
+        """
+        if others := [code for code in codes if code != "CISO"]:
+            raise UsageError(f"OASIS serves CISO only, not {', '.join(others)}; use --respondents CISO")
+
+    def expected_requests(self, shard: Shard) -> int:
+        """Return the number of windows."""
+        return -(-shard.hours // WINDOW_HOURS)
 
     def offsets(self, job: FetchJob, total: int | None) -> tuple[int, ...]:
-        """Hours from the shard's start to each window's."""
+        """Return the hours from the start of the shard to the start of each window."""
         return tuple(range(0, job.shard.hours, WINDOW_HOURS))
 
     def request(self, job: FetchJob, offset: int) -> str:
-        first = hour_number(job.shard.start) - 1 + offset  # intervals start an hour before the hour that they end
+        """Return path and query of the window at `offset`."""
+        first = hour_number(job.shard.start) - 1 + offset  # an interval starts an hour before the hour that it ends
         last = min(first + WINDOW_HOURS, hour_number(job.shard.end))
         query = {
             "queryname": job.shard.route,
@@ -62,17 +78,24 @@ class Oasis:
         }
         return f"/oasisapi/SingleZip?{urlencode(query)}"
 
-    def expected_rows(self, offset: int, total: int) -> int | None:
-        return None
+    def receive(self, job: FetchJob, response: HttpResponse, key: str | None) -> tuple[bytes, Page]:
+        """Decode a response; see `Source.receive`.
 
-    def receive(self, job: FetchJob, answer: HttpResponse, key: str | None) -> tuple[bytes, Page]:
-        stored = plain_body(answer)
-        raise_for_response(answer, stored)
+        Raises:
+            ThrottledError: the body is the notice of the acceptable use policy.
+        """
+        stored = plain_body(response)
+        raise_for_response(response, stored)
         if b"Acceptable Use Policy" in stored[:1000]:
-            raise ThrottledError(f"{answer.host}: {excerpt(stored)}", "html")
+            raise ThrottledError(f"{response.host}: {excerpt(stored)}", "html")
         return stored, self.parse(job, stored)
 
     def parse(self, job: FetchJob, stored: bytes) -> Page:
+        """Decode a stored zip.
+
+        Raises:
+            SourceError: kind "zip", "csv", "foreign", "repeated" or "refused".
+        """
         try:
             with zipfile.ZipFile(io.BytesIO(stored)) as archive:
                 members = archive.infolist()
@@ -82,29 +105,34 @@ class Oasis:
                     return _refusal(archive.read(errors[0]).decode("utf-8", "replace"))
                 tables = [_read(archive, member) for member in members if member.filename.lower().endswith(".csv")]
         except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, zlib.error) as error:
-            raise SourceError(f"not a whole zip ({error}): {excerpt(stored, 60)}", "zip") from error
+            raise SourceError(f"not a complete zip ({error}): {excerpt(stored, 60)}", "zip") from error
         if not tables:
-            raise SourceError(f"the zip holds no CSV but {[member.filename for member in members][:3]}", "zip")
+            raise SourceError(f"the zip contains no CSV but {[member.filename for member in members][:3]}", "zip")
         table = pa.concat_tables(tables, promote_options="default")
         return Page(_hourly(job, table), table.num_rows, table.num_rows)
 
-    def spans(self, job: FetchJob, columns: Columns) -> dict[str, tuple[int, int]]:
-        return {job.shard.respondent: (hour_number(job.shard.start), hour_number(job.shard.end))}
-
 
 def _refusal(xml: str) -> Page:
-    """`INVALID_REQUEST.xml` → an empty page where it only means that there is no data, else SourceError."""
+    """Decode `INVALID_REQUEST.xml`: an empty page where it only means that there is no data.
+
+    Raises:
+        SourceError: any other code; kind "refused" for wrong parameters, otherwise "zip".
+    """
     code = re.search(r"ERR_CODE>\s*([^<\s]+)", xml)
     text = re.search(r"ERR_DESC>\s*([^<]+)", xml)
     if code and code[1] == _NO_DATA:
         return Page(EMPTY, 0, 0)
-    # 1001 parameters, 1002 datetime: "refused" ends as a UsageError, once the source has said so often enough.
+    # 1001 parameters, 1002 datetime: "refused" becomes a UsageError after repeated attempts.
     kind = "refused" if code and code[1] in ("1001", "1002") else "zip"
     raise SourceError(f"OASIS error {code[1] if code else '?'}: {text[1].strip() if text else 'no description'}", kind)
 
 
 def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> pa.Table:
-    """The columns of one CSV that name and date a value, texts as dictionaries."""
+    """Read the columns of one CSV that name and date a value, texts as dictionaries.
+
+    Raises:
+        SourceError: kind "csv": a column is missing, or the file is truncated.
+    """
     with archive.open(member) as file:
         header = file.readline().decode("utf-8-sig", "replace").strip().split(",")
     if missing := {_START, _END, _VALUE, "XML_DATA_ITEM"} - set(header):
@@ -116,22 +144,26 @@ def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> pa.Table:
         with archive.open(member) as file:
             return csv.read_csv(file, convert_options=options).unify_dictionaries()
     except pa.ArrowInvalid as error:
-        raise SourceError(f"{member.filename} is not whole: {error}", "csv") from error
+        raise SourceError(f"{member.filename} is truncated or damaged: {error}", "csv") from error
 
 
 def _hourly(job: FetchJob, table: pa.Table) -> Columns:
-    """Rows of any interval → one value an hour: the mean over the hours whose intervals add up to 60 minutes."""
+    """Average rows of any interval to one value per hour, over the hours whose intervals add up to 60 minutes.
+
+    Raises:
+        SourceError: kind "foreign" (rows outside the shard) or "repeated" (an interval occurs twice).
+    """
     if not table.num_rows:
         return EMPTY
     start, end = _minutes(table, _START), _minutes(table, _END)
     naming = [name for name in NAMING if name in table.column_names]
-    names, series = _label(table, naming)
+    names, series = _labels(table, naming)
     hour = -(-end // 60)
     first, last = hour_number(job.shard.start), hour_number(job.shard.end)
     if hour.min() < first or hour.max() > last:
         raise SourceError(f"rows outside {job.shard.start}…{job.shard.end}", "foreign")
     if len(np.unique(start * len(names) + series)) < len(start):
-        raise SourceError("an interval of one variable comes twice", "repeated")
+        raise SourceError("an interval of one variable occurs twice", "repeated")
     minutes = end - start
     cell = (hour - first) * len(names) + series
     value = table.column(_VALUE).to_numpy()
@@ -146,18 +178,22 @@ def _hourly(job: FetchJob, table: pa.Table) -> Columns:
     )
 
 
-def _minutes(table: pa.Table, column: str) -> np.ndarray:
-    """`2023-01-01T00:15:00-00:00` → minutes since 1970-01-01T00:00 UTC, one parse a distinct text."""
+def _minutes(table: pa.Table, column: str) -> Int64s:
+    """Parse `2023-01-01T00:15:00-00:00` to minutes since 1970-01-01T00:00 UTC [row], once per distinct text.
+
+    Raises:
+        SourceError: kind "csv".
+    """
     texts, codes = _codes(table, column)
     try:
         moments = [datetime.fromisoformat(text) for text in texts]
         return np.array([int((moment - EPOCH).total_seconds()) // 60 for moment in moments], np.int64)[codes]
     except (ValueError, TypeError) as error:
-        raise SourceError(f"a time in {column} can't be read: {error}", "csv") from error
+        raise SourceError(f"a time in {column} is not a timestamp: {error}", "csv") from error
 
 
-def _label(table: pa.Table, columns: list[str]) -> tuple[list[tuple[str, ...]], np.ndarray]:
-    """Distinct combinations of `columns`, sorted, and each row's number among them."""
+def _labels(table: pa.Table, columns: list[str]) -> tuple[list[tuple[str, ...]], Int64s]:
+    """Return the distinct combinations of `columns`, sorted, and the index of each row among them: int64 [row]."""
     combined = np.zeros(table.num_rows, np.int64)
     texts = []
     for column in columns:
@@ -178,7 +214,12 @@ def _label(table: pa.Table, columns: list[str]) -> tuple[list[tuple[str, ...]], 
     return [labels[i] for i in order], rank[rows]
 
 
-def _codes(table: pa.Table, column: str) -> tuple[list[str], np.ndarray]:
+def _codes(table: pa.Table, column: str) -> tuple[list[str], Int64s]:
+    """Return the distinct texts of a column and the index of each row among them: int64 [row].
+
+    Raises:
+        SourceError: kind "csv": a cell is empty.
+    """
     array = table.column(column).combine_chunks()
     if isinstance(array, pa.ChunkedArray):
         array = array.chunk(0)

@@ -16,7 +16,7 @@ from ingest.build_series import build
 from ingest.columns import Columns, digest, find_gaps, hour_number, hour_text, merge
 from ingest.models import BuildResult, FetchJob, PageEntry, Shard, ShardResult
 from ingest.plan import build_job
-from ingest.sources import source
+from ingest.sources import get_source
 from ingest.store import write_page, write_piece
 
 ABSENT = np.inf  # in the values given: no row for this hour; NaN is a null
@@ -50,7 +50,7 @@ def store(data_dir: Path, one: Shard, values: Mapping[str, ArrayLike], origin: s
         for code, column in table.items()
         if column[hour] != ABSENT
     ]
-    reader = source("eia")
+    reader = get_source("eia")
     job = FetchJob(one, "")
     pages: list[PageEntry] = []
     parts: list[Columns] = []

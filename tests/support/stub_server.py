@@ -182,6 +182,7 @@ def bench(data_dir: Path, key: str | None = None, connections: int = 5) -> Itera
         context = FetchContext(
             data_dir=data_dir,
             api_key=key,
+            accepted_by=set(),
             pool=pool,
             connections=threading.Semaphore(5),
             session=make_session(connections),

@@ -1,4 +1,4 @@
-"""Output of a training rank: metrics.jsonl, the heartbeat file, and a watchdog that ends a rank whose ring makes no progress."""
+"""What a training run says of itself: metrics.jsonl, the heartbeat, and the watchdog that ends a rank whose ring does not move."""
 
 from __future__ import annotations
 
@@ -14,16 +14,14 @@ from typing import IO, Any
 
 import ringattn
 from coordinator.wire.exit_codes import ExitCode
-from ingest.files import atomic_write
 from worker.training.config import TrainConfig, plain
 
-SUSPENDED_S = 10.0  # the watchdog wakes every second: after a longer gap this process was suspended
-PRINT_INTERVAL_S = 10.0
+AWAY_S = 10.0  # between looks of the watchdog, a second apart
 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One optimiser step of the ring."""
+    """An optimiser step of the ring."""
 
     step: int
     loss: float
@@ -34,37 +32,24 @@ class StepRecord:
     shares: Sequence[float]  # of the tokens, one a rank, 1.0 being an equal one
 
 
-class MetricsWriter:
-    """Write a rank's metrics and heartbeats, and watch its progress.
-
-    Only rank 0 writes metrics.jsonl; every rank has its own heartbeat file and watchdog.
-
-    Args:
-        config: settings of the run.
-        rank: this process's rank.
-        done: step that the run resumes from; metrics of later steps are removed, as the run repeats those steps.
-    """
+class Metrics:
+    """metrics.jsonl is rank 0's; each rank has its heartbeat and its watchdog."""
 
     def __init__(self, config: TrainConfig, rank: int, done: int) -> None:
-        self._timeout, self._last_progress = config.timeout, time.monotonic()
-        self._heartbeats = config.heartbeat.open("a") if config.heartbeat != Path() else None
+        self._timeout, self._moved, self._began = config.timeout, time.monotonic(), time.monotonic()
+        self._beats = config.heartbeat.open("a") if config.heartbeat != Path() else None
         self._lines: IO[str] | None = None
-        self._printed = 0.0
+        self._said = 0.0
         if rank == 0:
             config.run_dir.mkdir(parents=True, exist_ok=True)
             (config.run_dir / "config.json").write_text(json.dumps(plain(config), indent=1))
             path = config.run_dir / "metrics.jsonl"
             _drop_later_steps(path, done)
             self._lines = path.open("a")
-        threading.Thread(target=self._watchdog, daemon=True).start()
+        threading.Thread(target=self._watch, daemon=True).start()
 
     def step(self, done: StepRecord, hops: Sequence[ringattn.HopTime]) -> None:
-        """Record a finished step: a line of metrics.jsonl, a heartbeat, and a line on stderr every 10 s.
-
-        Args:
-            done: the step.
-            hops: times of the ring's hops during the step.
-        """
+        """A finished step and its hops: a line of metrics.jsonl, a word to the heartbeat, and a line for people every 10 s."""
         speed = done.tokens / done.seconds
         line = {
             "step": done.step,
@@ -79,9 +64,9 @@ class MetricsWriter:
             "shares": done.shares,
         }
         self.write(line)
-        self.heartbeat("step", done.step)
-        if self._lines is not None and time.monotonic() - self._printed > PRINT_INTERVAL_S:
-            self._printed = time.monotonic()
+        self.beat("step", done.step)
+        if self._lines is not None and time.monotonic() - self._said > 10:
+            self._said = time.monotonic()
             print(
                 f"step {done.step}: loss {done.loss:.4f}, {speed:,.0f} tokens/s, attention {line['attention_share']:.0%}, "
                 f"waiting {line['wait_share']:.0%}",
@@ -90,41 +75,42 @@ class MetricsWriter:
             )
 
     def write(self, line: dict[str, Any]) -> None:
-        """Append a line to metrics.jsonl on rank 0; do nothing on other ranks."""
+        """One JSON line; rank 0 alone."""
         if self._lines is not None:
             self._lines.write(json.dumps(line) + "\n")
             self._lines.flush()
 
-    def heartbeat(self, phase: str, step: int) -> None:
-        """Report progress to the watchdog and, through the heartbeat file, to the worker that started this rank."""
-        self._last_progress = time.monotonic()
-        if self._heartbeats is not None:
-            self._heartbeats.write(json.dumps({"step": step, "phase": phase, "time": time.time()}) + "\n")
-            self._heartbeats.flush()
+    def beat(self, phase: str, step: int) -> None:
+        """A sign of life, for the watchdog and for the worker that holds this rank."""
+        self._moved = time.monotonic()
+        if self._beats is not None:
+            self._beats.write(json.dumps({"step": step, "phase": phase, "time": time.time()}) + "\n")
+            self._beats.flush()
 
-    def _watchdog(self) -> None:
-        """End this process when it makes no progress for `timeout` seconds."""
+    def _watch(self) -> None:
         # mlx's collectives have no deadline: a rank whose peer is frozen would wait in all_sum for ever.
-        checked = time.monotonic()
+        looked = time.monotonic()
         while True:
             time.sleep(1)
             now = time.monotonic()
-            if now - checked > SUSPENDED_S:  # no peer is to blame for the gap
-                self._last_progress += now - checked
-            checked = now
-            if now - self._last_progress > self._timeout:
+            if now - looked > AWAY_S:  # this process itself was suspended: nobody kept it waiting
+                self._moved += now - looked
+            looked = now
+            if now - self._moved > self._timeout:
                 print(f"no step for {self._timeout:g} s: a peer is gone or frozen; start again", file=sys.stderr)
                 ringattn.abort(ExitCode.INCOMPLETE)
 
 
 def peak_bytes() -> int:
-    """Return the peak resident memory of this process, in bytes."""
+    """The most memory that this process has held."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
 
 
 def _drop_later_steps(path: Path, done: int) -> None:
-    """Remove the lines of steps after `done`."""
+    """Lines of steps that a resumed run makes again."""
     if path.exists():
         kept = [line for line in path.read_text().splitlines() if line and json.loads(line)["step"] <= done]
-        atomic_write(path, "".join(line + "\n" for line in kept).encode())
+        part = path.with_suffix(".part")
+        part.write_text("".join(line + "\n" for line in kept))
+        part.replace(path)

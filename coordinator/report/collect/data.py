@@ -12,15 +12,14 @@ import numpy as np
 
 from coordinator.report.model import Absent, Control, Extraction, Hours, Pace, Provenance, Revised, Training
 from coordinator.stages.extract import world_of
-from coordinator.stages.source import EIA_POLICY, OASIS_POLICY
 from ingest import manifest
 from ingest.coverage import SeriesSummary, coverage, read_summaries
 from ingest.manifest import ShardManifest
+from ingest.sources import get_source
 
 BINS = 60  # parts of the span of a run
 MINUTE_S = 60.0
 LEAST_S = 1.0  # span: a rate over less means nothing
-CEILINGS = {"eia": EIA_POLICY.rate, "oasis": OASIS_POLICY.rate}  # requests a second; bulk files have no stated limit
 
 
 def hours(data_dir: Path) -> Hours | Absent:
@@ -65,8 +64,10 @@ def extraction(data_dir: Path) -> Extraction | Absent:
 
 def _ceiling(shards: Sequence[ShardManifest]) -> float | None:
     """The policy of the source, where it is a real one; an emulator on this host may be asked as fast as it answers."""
-    known = {CEILINGS.get(one.result.shard.source) for one in shards if world_of(one.result.origin) == "real"}
-    return known.pop() if len(known) == 1 else None
+    real = {one.result.shard.source for one in shards if world_of(one.result.origin) == "real"}
+    limits = {get_source(name).rate_limit for name in real}
+    limit = limits.pop() if len(limits) == 1 else None
+    return None if limit is None else limit.rate
 
 
 def pace(fetched: Sequence[str], ceiling: float | None) -> Pace | None:

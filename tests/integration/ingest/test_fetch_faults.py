@@ -24,7 +24,6 @@ KEY = "Se/cret-KEY-0123456789"
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "BACKOFF_S", (0.005, 0.02))
     monkeypatch.setattr(fetch, "THROTTLE_S", (0.005, 0.02))
-    monkeypatch.setattr(fetch, "_worked", set())
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +161,7 @@ def always(status: int, body: bytes) -> Any:
 FATAL = {
     "wrong key": (always(403, INVALID), AuthenticationError, "EIA_API_KEY", 3),
     "refused": (always(400, b'{"error":"Invalid facet","code":400}'), UsageError, "Invalid facet", fetch.ATTEMPTS),
-    "down": (always(502, HTML), SourceError, "asked 5 times", fetch.ATTEMPTS),
+    "down": (always(502, HTML), SourceError, "attempts: 5", fetch.ATTEMPTS),
     "junk": (always(200, b"{}"), SourceError, "not a page", fetch.ATTEMPTS),
 }
 

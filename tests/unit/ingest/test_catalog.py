@@ -12,12 +12,12 @@ from ingest.catalog import (
     FUELS,
     REGION,
     RESPONDENTS,
-    TYPES,
     check_respondents,
-    check_routes,
-    check_years,
 )
 from ingest.errors import UsageError
+from ingest.models import REGION_TYPES
+from ingest.plan import plan_shards
+from ingest.sources import get_source
 
 VALUES = Path(__file__).parents[3] / ".." / "shared" / "data" / "eia-catalog" / "rto_facet_values.csv"
 
@@ -32,7 +32,7 @@ def test_same_codes_as_eia() -> None:
 
     assert set(RESPONDENTS) == codes("respondent")
     assert set(FUELS) == codes("fueltype")
-    assert set(TYPES) == codes("type")
+    assert set(REGION_TYPES) == codes("type")
 
 
 def test_kinds() -> None:
@@ -57,25 +57,19 @@ def test_every_unknown_respondent_is_named() -> None:
 
 def test_sources_that_do_not_serve_a_respondent() -> None:
     check_respondents(["PACW", "CAL"])
-    check_respondents(["PACW", "CISO"], "bulk")
-    check_respondents(["CISO"], "oasis")
+    get_source("bulk").check_respondents(["PACW", "CISO"])
+    get_source("oasis").check_respondents(["CISO"])
     with pytest.raises(UsageError, match="CAL, TEX"):
-        check_respondents(["PACW", "CAL", "TEX"], "bulk")
+        get_source("bulk").check_respondents(["PACW", "CAL", "TEX"])
     with pytest.raises(UsageError, match="PACW"):
-        check_respondents(["PACW"], "oasis")
+        get_source("oasis").check_respondents(["PACW"])
 
 
-def test_routes_and_years() -> None:
-    check_routes(["region-data", "fuel-type-data"])
-    check_routes(["BALANCE"], "bulk")
+def test_unknown_route_or_source_is_refused_with_near_matches() -> None:
+    assert {shard.route for shard in plan_shards("bulk", ["CISO"])} == {"BALANCE"}
     with pytest.raises(UsageError, match="did you mean region-data"):
-        check_routes(["regions-data"])
+        plan_shards(routes=["regions-data"])
     with pytest.raises(UsageError, match="SLD_FCST"):
-        check_routes(["SLD_RTO"], "oasis")
+        plan_shards("oasis", ["CISO"], routes=["SLD_RTO"])
     with pytest.raises(UsageError, match="did you mean eia"):
-        check_routes([], "eai")
-    check_years([2019, 2025])
-    check_years([2015], first=2015)
-    for year in (2018, 20199):
-        with pytest.raises(UsageError, match=str(year)):
-            check_years([year])
+        get_source("eai")

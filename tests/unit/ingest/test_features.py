@@ -15,8 +15,8 @@ from ingest.features import (
     COLUMNS,
     CONDITION,
     FEATURES,
-    LEAST_SCALE,
     MEMORY_LAG,
+    MIN_SCALE,
     TRAILING,
     Reference,
     cut,
@@ -115,7 +115,7 @@ def test_lags_are_those_that_their_names_say() -> None:
     assert column["error.issue-0"] == pytest.approx(error[issue] / tokens.scale[t], rel=1e-4)
     assert column["error.mean-24"] == pytest.approx(error[issue - 23 : issue + 1].mean() / tokens.scale[t], rel=1e-3)
     scale = np.abs(error[issue + 1 - TRAILING : issue + 1]).mean()
-    assert tokens.scale[t] == pytest.approx(scale, rel=1e-5) and scale > LEAST_SCALE * 1000
+    assert tokens.scale[t] == pytest.approx(scale, rel=1e-5) and scale > MIN_SCALE * 1000
 
 
 def test_a_part_is_the_part_of_the_whole(tmp_path: Path) -> None:

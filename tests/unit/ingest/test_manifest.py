@@ -19,7 +19,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     proof = commit(tmp_path, shard(**WEEK), {"D": daily(168)})
     (written,) = manifest.shard_manifests(tmp_path)
     assert written == manifest.ShardManifest(proof, 1, "test", COMMITTED)
-    path = manifest.shard_path(tmp_path, proof.shard.key)
+    path = manifest.manifest_path(tmp_path, proof.shard.key)
     before = path.read_bytes()
     assert manifest.write_shard(tmp_path, written) == path
     assert path.read_bytes() == before
@@ -58,15 +58,15 @@ def test_a_gap_that_a_later_generation_filled_is_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"proof": 3}', b"\xff\xfe"])
 def test_a_damaged_manifest_is_named(tmp_path: Path, content: bytes) -> None:
     proof = commit(tmp_path, shard(**WEEK), {"D": daily(168)})
-    path = manifest.shard_path(tmp_path, proof.shard.key)
+    path = manifest.manifest_path(tmp_path, proof.shard.key)
     path.write_bytes(content)
-    with pytest.raises(VerificationError, match="is no readable manifest"):
+    with pytest.raises(VerificationError, match="is not a readable manifest"):
         list(manifest.shard_results(tmp_path))
 
 
 def test_a_manifest_under_another_name_is_refused(tmp_path: Path) -> None:
     proof = commit(tmp_path, shard(**WEEK), {"D": daily(168)})
-    path = manifest.shard_path(tmp_path, proof.shard.key)
+    path = manifest.manifest_path(tmp_path, proof.shard.key)
     path.rename(path.with_name("g001.json"))
     with pytest.raises(VerificationError, match="is the manifest of"):
         list(manifest.shard_results(tmp_path))

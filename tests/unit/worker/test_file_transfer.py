@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.server.uploads import UploadReceiver
+from coordinator.server.uploads import FileInbox
 from coordinator.stages.train.inputs import TrainingFiles
-from coordinator.wire.messages import Ack, FileChunk, FilePart, FileRequest, Message
-from coordinator.wire.payloads import FileRef
+from coordinator.wire.messages import Ack, FileChunk, FilePart, FileRequest, HostFile, Message
 from ingest.errors import Cancelled, VerificationError
 from worker.agent.file_transfer import CHUNK, FileTransfer, TransferInbox, file_ref
 from worker.training import replica
@@ -25,7 +24,7 @@ class Wire:
 
     def __init__(self, folder: Path, drop: int = 0) -> None:
         self.folder, self.drop = folder, drop
-        self.inbox = UploadReceiver(folder, {"run": folder / "run"})
+        self.inbox = FileInbox(folder, {"run": folder / "run"})
         self.cancelled = False
         self.moved = 0  # bytes of files
         self.answers = TransferInbox(lambda: self.cancelled)
@@ -46,7 +45,7 @@ class Wire:
             self.answers.put(Ack("t", 1, not self.cancelled, message.path, self.inbox.take(message, data)))
 
 
-def write(folder: Path, path: str, body: bytes = BODY) -> FileRef:
+def write(folder: Path, path: str, body: bytes = BODY) -> HostFile:
     (folder / path).parent.mkdir(parents=True, exist_ok=True)
     (folder / path).write_bytes(body)
     return file_ref(folder, path)
