@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from ingest.array_types import Bools, Floats, Int8s, Int32s, Int64s
 from ingest.balance import balances
 from ingest.columns import as_arrow, as_numpy, as_strings, hour_number, hour_text
+from ingest.files import atomic_write
 from ingest.models import REGION_TYPES, BuildJob, BuildResult, FileEntry, Shard
 from ingest.plan import piece_order
 from ingest.quality import MISSING, NULL, OK, OUTLIER, REASONS, outliers
-from ingest.store import atomic_write, file_entry, fsync_folders, read_piece
+from ingest.store import file_entry, fsync_folders, read_piece
 
 SERIES_FORMAT = 1  # of the files: raised when a reader of the earlier ones would be wrong
 PERIOD = pa.timestamp("ms", "UTC")

@@ -13,7 +13,7 @@ import numpy as np
 from ingest.array_types import Floats
 from ingest.build_series import Revision
 from ingest.errors import UsageError, VerificationError
-from ingest.store import atomic_write
+from ingest.files import atomic_write
 
 GROUPS: tuple[tuple[str, Callable[[str], bool]], ...] = (
     ("demand", lambda variable: variable == "D"),

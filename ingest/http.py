@@ -21,6 +21,7 @@ import urllib3
 from requests.adapters import HTTPAdapter
 from requests.utils import get_environ_proxies
 
+from ingest.backoff import backoff_s
 from ingest.errors import SourceError, ThrottledError
 
 CONNECT_TIMEOUT_S = 10.0
@@ -239,12 +240,12 @@ def excerpt(plain: bytes, length: int = 160) -> str:
     return " ".join(plain[:length].decode("utf-8", "replace").split())
 
 
-def backoff_s(attempt: int, base: float, cap: float) -> float:
+def pause_s(attempt: int, base: float, cap: float) -> float:
     """Return the seconds of an exponential back-off with jitter.
 
     Attempt 1 waits `base`; each further one twice as long, up to `cap`; ±50%.
     """
-    return min(cap, base * 2 ** (attempt - 1)) * random.uniform(0.5, 1.5)
+    return backoff_s(attempt, base, cap) * random.uniform(0.5, 1.5)
 
 
 class MinInterval:

@@ -11,9 +11,10 @@ from typing import TypeVar
 import msgspec
 
 from ingest.errors import VerificationError
+from ingest.files import atomic_write
 from ingest.models import MANIFEST_FORMAT, BuildResult, FileEntry, Gap, ShardResult
 from ingest.plan import open_gaps
-from ingest.store import atomic_write, fsync_folders
+from ingest.store import fsync_folders
 
 
 class ShardManifest(msgspec.Struct, frozen=True):

@@ -6,14 +6,11 @@ names durable, once per shard, before its result leaves the process.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,64 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ingest.columns import Columns, to_table
-from ingest.errors import StorageError, VerificationError
+from ingest.errors import VerificationError
+from ingest.files import atomic_write, storage_errors
 from ingest.models import FileEntry, Shard
 
 LEFTOVER_S = 3600.0  # an older temporary file has no owner: a write takes seconds
-_WRITABLE = "make the folder writable or choose another with --data"
-_REMEDIES = {
-    errno.ENOSPC: "free some space",
-    errno.EDQUOT: "raise the quota or free some space",
-    errno.EROFS: _WRITABLE,
-    errno.EACCES: _WRITABLE,
-    errno.EPERM: _WRITABLE,
-}
-
-
-@contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError into a StorageError with the path and the next command.
-
-    Raises:
-        StorageError: in place of any OSError.
-    """
-    try:
-        yield
-    except OSError as error:
-        remedy = _REMEDIES.get(error.errno or 0, "check the disk, or choose another with --data")
-        raise StorageError(
-            f"can't write {path}: {error.strerror or error}; {remedy}, then run the same command again to resume"
-        ) from error
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb", buffering=0) as file:
-        view = memoryview(content)
-        while view:
-            view = view[file.write(view) :]
-        os.fsync(file.fileno())
-
-
-def atomic_write(path: Path, content: bytes) -> None:
-    """Write `content` to `path` atomically: temporary name in the same folder, fsync, rename.
-
-    The disk's errors are raised as StorageError, and `path` keeps its earlier content.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
-    with storage_errors(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write(temporary, content)
-            try:
-                temporary.replace(path)
-            except FileNotFoundError:  # removed as a leftover by a process whose clock jumped meanwhile
-                _write(temporary, content)
-                temporary.replace(path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
-
-
 _durable: set[Path] = set()  # folders whose name is known to be on disk; nothing removes them
 _durable_lock = threading.Lock()
 

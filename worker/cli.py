@@ -57,12 +57,12 @@ def main(arguments: Sequence[str] | None = None, key: Mapping[str, str] | None =
         parser.error("--connections and --capacity must be 1 or more")
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
 
-    from coordinator.wire.auth import CurveError, load_worker, worker_of
+    from coordinator.wire.auth import CurveError, load_worker, parse_worker_key
     from worker.agent.agent import run_agent
     from worker.agent.handlers import HANDLERS, RANKS
 
     try:
-        curve = load_worker(options.key) if options.key is not None else None if key is None else worker_of(key)
+        curve = load_worker(options.key) if options.key is not None else None if key is None else parse_worker_key(key)
     except CurveError as error:
         parser.error(str(error))
     code = run_agent(

@@ -12,7 +12,7 @@ from rich.table import Table
 from coordinator.cli.help import Command, Group
 from coordinator.cli.options import AsJson, Keys, settings_of, width_of_stdout
 from coordinator.cli.settings import SETTINGS
-from coordinator.wire import auth
+from coordinator.server import key_store
 
 UNWRAPPED = 1_000  # columns, for a table that is read by no terminal: its rows stay lines
 
@@ -23,21 +23,21 @@ config_app = typer.Typer(cls=Group, no_args_is_help=True, help="Settings and whe
 @keys_app.command("init", cls=Command, epilog="coordinator keys init")
 def keys_init(keys: Keys = None, as_json: AsJson = False) -> None:
     """Make the coordinator's own key pair, once."""
-    path = auth.make_coordinator_key(settings_of(keys=keys)["keys"].value)
+    path = key_store.make_coordinator_key(settings_of(keys=keys)["keys"].value)
     print(json.dumps({"key": str(path)}) if as_json else path)
 
 
 @keys_app.command("add", cls=Command, epilog="coordinator keys add m2-1")
 def keys_add(name: str, keys: Keys = None, as_json: AsJson = False) -> None:
     """Make a key file for the worker NAME and put it on the allow-list. Copy the file to its host: `worker --key FILE`."""
-    path = auth.add_worker(settings_of(keys=keys)["keys"].value, name)
+    path = key_store.add_worker(settings_of(keys=keys)["keys"].value, name)
     print(json.dumps({"name": name, "key": str(path)}) if as_json else path)
 
 
 @keys_app.command("revoke", cls=Command, epilog="coordinator keys revoke m2-1")
 def keys_revoke(name: str, keys: Keys = None, as_json: AsJson = False) -> None:
     """Take the worker NAME off the allow-list and delete its key file. A running coordinator cuts it off within a second."""
-    auth.revoke_worker(settings_of(keys=keys)["keys"].value, name)
+    key_store.revoke_worker(settings_of(keys=keys)["keys"].value, name)
     if as_json:
         print(json.dumps({"name": name, "revoked": True}))
 
@@ -45,7 +45,7 @@ def keys_revoke(name: str, keys: Keys = None, as_json: AsJson = False) -> None:
 @keys_app.command("list", cls=Command, epilog="coordinator keys list")
 def keys_list(keys: Keys = None, as_json: AsJson = False) -> None:
     """The workers that may connect, with their public keys."""
-    allowed = auth.read_allowed(settings_of(keys=keys)["keys"].value)
+    allowed = key_store.read_allowed(settings_of(keys=keys)["keys"].value)
     if as_json:
         print(json.dumps(allowed))
         return

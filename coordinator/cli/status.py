@@ -8,10 +8,11 @@ from typing import Any
 
 import zmq
 
+from coordinator.server.key_store import LOCAL, worker_key
 from coordinator.stages.base import ENDPOINT_FILE
 from coordinator.stages.display import headline, run_view
-from coordinator.wire import messages
-from coordinator.wire.auth import is_loopback, load_worker, local_worker_key
+from coordinator.wire import codec
+from coordinator.wire.auth import is_loopback, load_worker
 from coordinator.wire.messages import Status, StatusRequest
 from ingest import manifest
 from ingest.errors import UsageError
@@ -50,12 +51,12 @@ def ask(endpoint: str, keys: Path) -> dict[str, Any] | None:
     socket.setsockopt(zmq.ROUTING_ID, f"status-{os.getpid()}".encode())
     try:
         if not is_loopback(endpoint):
-            load_worker(local_worker_key(keys)).connect(socket)
+            load_worker(worker_key(keys, LOCAL)).connect(socket)
         socket.connect(endpoint)
-        socket.send(messages.encode(StatusRequest()))
+        socket.send(codec.encode(StatusRequest()))
         if not socket.poll(PATIENCE_MS):
             return None
-        answer = messages.decode(socket.recv(), Status)
+        answer = codec.decode(socket.recv(), Status)
         return dict(answer.snapshot)
     finally:
         socket.close()

@@ -16,7 +16,7 @@ from coordinator.report.model import Absent, Facts
 from coordinator.report.render.html import TITLES
 from coordinator.report.render.page import page
 from ingest.errors import UsageError, VerificationError
-from ingest.store import atomic_write
+from ingest.files import atomic_write
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]  # sections begun, sections in all

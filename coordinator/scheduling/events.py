@@ -10,7 +10,7 @@ import msgspec
 from coordinator.scheduling.task_state import AnyRecord, TaskSpec
 from coordinator.wire import messages
 from coordinator.wire.exit_codes import ExitCode
-from coordinator.wire.messages import Failure, Goodbye, Heartbeat, Hello, Progress, Result
+from coordinator.wire.messages import Deregister, Failure, Heartbeat, Progress, Register, Result
 
 # -- events: the messages Hello, Heartbeat, Progress, Result, Failure, Goodbye, and these ------------------------------
 
@@ -26,20 +26,20 @@ class AddTasks(msgspec.Struct, frozen=True):
     whole: bool = False  # these are all there is to do: open tasks that are not listed are dropped
 
 
-class EndTasks(msgspec.Struct, frozen=True):
+class TerminateTasks(msgspec.Struct, frozen=True):
     """Bring these tasks to their end: what is leased within `grace_s` seconds, what is not leased at once."""
 
     tasks: tuple[str, ...]
     grace_s: float
 
 
-class Withdraw(msgspec.Struct, frozen=True):
+class CancelTasks(msgspec.Struct, frozen=True):
     """Nobody waits for these fleeting tasks any more: whoever executes one is told, and they are forgotten."""
 
     tasks: tuple[str, ...]
 
 
-class PutOut(msgspec.Struct, frozen=True):
+class ExcludeWorker(msgspec.Struct, frozen=True):
     """This worker's results are not to be trusted: what it holds goes back, and it may not register again."""
 
     worker: str
@@ -78,36 +78,36 @@ class Tick(msgspec.Struct, frozen=True):
     """Time has passed: call it a few times per heartbeat, after all waiting messages were handled."""
 
 
-class Halt(msgspec.Struct, frozen=True):
+class Drain(msgspec.Struct, frozen=True):
     """Issue no more leases; finish when those that are out have ended. `reason`: "drain", "storage", "authentication"."""
 
     reason: Literal["drain", "storage", "authentication"]
     message: str = ""
 
 
-class StopNow(msgspec.Struct, frozen=True):
+class Abort(msgspec.Struct, frozen=True):
     """Give back everything at once."""
 
 
 Event = (
-    Hello
+    Register
     | Heartbeat
     | Progress
     | Result
     | Failure
-    | Goodbye
+    | Deregister
     | Restart
     | AddTasks
-    | EndTasks
-    | Withdraw
-    | PutOut
+    | TerminateTasks
+    | CancelTasks
+    | ExcludeWorker
     | Confirmed
     | WorkerLost
     | Revoked
     | Undelivered
     | Tick
-    | Halt
-    | StopNow
+    | Drain
+    | Abort
 )
 
 
@@ -146,12 +146,12 @@ class TaskProgress(msgspec.Struct, frozen=True):
     task: str
     step: int
     phase: messages.Phase
-    beats: int
-    saved: int
-    stopped: bool
+    heartbeat_count: int
+    checkpoint_step: int
+    is_stopped: bool
 
 
-class TaskGone(msgspec.Struct, frozen=True):
+class TaskFailed(msgspec.Struct, frozen=True):
     """A task that is leased once has ended without a result. `error`: a Failure's, else why its lease went back."""
 
     task: str
@@ -159,7 +159,7 @@ class TaskGone(msgspec.Struct, frozen=True):
     message: str
 
 
-Action = Send | TaskDone | TaskQuarantined | TaskProgress | TaskGone
+Action = Send | TaskDone | TaskQuarantined | TaskProgress | TaskFailed
 
 
 class Decision(msgspec.Struct):

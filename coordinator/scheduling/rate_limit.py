@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass
-class Budget:
+class RequestBudget:
     """Times are seconds of one clock that never goes back; rates are requests a second."""
 
     rate: float  # the ceiling: never exceeded

@@ -11,7 +11,7 @@ AT_LEAST_S = 2.0  # however short the median: a second issue costs a round trip 
 
 
 @dataclass(frozen=True)
-class Out:
+class RunningLease:
     """A lease that is out."""
 
     number: int
@@ -20,8 +20,8 @@ class Out:
     worker: str
 
 
-def second_issues(
-    out: Iterable[Out], seconds: Mapping[str, Sequence[float]], idle: Sequence[str], twice: Iterable[int]
+def select_speculative_copies(
+    out: Iterable[RunningLease], seconds: Mapping[str, Sequence[float]], idle: Sequence[str], twice: Iterable[int]
 ) -> list[tuple[int, str]]:
     """(number, worker) to issue once more, the longest out first, one an idle worker.
 

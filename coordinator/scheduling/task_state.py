@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
 
 State = Literal["pending", "leased", "done", "quarantined", "blocked", "dropped"]
-HOPELESS = ("quarantined", "blocked", "dropped")  # a task that needs one of these can't run
+UNRUNNABLE = ("quarantined", "blocked", "dropped")  # a task that needs one of these can't run
 
 
-@dataclass(frozen=True)
-class TaskSpec:
+class TaskSpec(msgspec.Struct, frozen=True):
     """One unit of work. `after`: ids of tasks, added before, that must be done first.
 
     `once`: leased once; without a result it is dropped, and its stage, which is told, decides what follows.
@@ -24,11 +22,13 @@ class TaskSpec:
     id: str
     kind: str
     job: dict[str, Any]
-    after: tuple[str, ...] = ()
-    local: bool = False  # only a worker that shares the data folder may take it
+    depends_on: tuple[str, ...] = msgspec.field(default=(), name="after")
+    requires_shared_fs: bool = msgspec.field(
+        default=False, name="local"
+    )  # only a worker that shares the data folder may take it
     worker: str = ""  # only this worker may take it
-    once: bool = False
-    fleeting: bool = False
+    no_retry: bool = msgspec.field(default=False, name="once")
+    ephemeral: bool = msgspec.field(default=False, name="fleeting")
     arrays: tuple[tuple[str, str, tuple[int, ...]], ...] = ()
 
 
@@ -46,8 +46,8 @@ class Task(msgspec.Struct):
     seconds: float = 0.0
     proof: dict[str, Any] | None = None  # kept until the commit is confirmed
     confirmed: bool = False
-    unmet: int = 0  # tasks in `after` that are not done
-    hopeless: int = 0  # tasks in `after` that can't be done
+    pending_deps: int = msgspec.field(default=0, name="unmet")  # tasks in `after` that are not done
+    failed_deps: int = msgspec.field(default=0, name="hopeless")  # tasks in `after` that can't be done
 
 
 # -- records: what the journal keeps ---------------------------------------------------------------------------------
@@ -72,7 +72,7 @@ class Leased(Record, frozen=True, tag="Leased"):
     worker: str
 
 
-class Returned(Record, frozen=True, tag="Returned"):
+class Released(Record, frozen=True, tag="Returned"):
     """A lease went back; nobody is to blame."""
 
     attempt: int
@@ -102,20 +102,20 @@ class Committed(Record, frozen=True, tag="Committed"):
     """The stage has written what the proof stands for (its manifest)."""
 
 
-class Dropped(Record, frozen=True, tag="Dropped"):
+class Cancelled(Record, frozen=True, tag="Dropped"):
     """Open, but not in the new plan, or withdrawn by its stage."""
 
 
-class Kept(Record, frozen=True, tag="Kept"):
+class Snapshot(Record, frozen=True, tag="Kept"):
     """All that was known of a task when the journal was written anew. These come first, in the tasks' order."""
 
     was: Task
 
 
-AnyRecord = Added | Leased | Returned | Failed | Done | Committed | Dropped | Kept
+AnyRecord = Added | Leased | Released | Failed | Done | Committed | Cancelled | Snapshot
 
 
-class Ledger:
+class TaskStore:
     """All tasks. Equal ledgers have equal `tasks`; what else is here follows from them."""
 
     def __init__(self) -> None:
@@ -125,7 +125,7 @@ class Ledger:
         )
         self.uncommitted = 0  # done, but not yet confirmed by the stage
         self._kept = 0  # tasks that are not fleeting: their order is that of the journal
-        self.ripe: list[Task] = []  # became runnable since the scheduler last looked
+        self.newly_ready: list[Task] = []  # became runnable since the scheduler last looked
         self._dependents: dict[str, list[str]] = {}
 
     def apply(self, record: AnyRecord) -> None:
@@ -133,16 +133,16 @@ class Ledger:
         if isinstance(record, Added):
             self._apply_added(record)
             return
-        if isinstance(record, Kept):
-            self._apply_kept(record.was)
+        if isinstance(record, Snapshot):
+            self._apply_snapshot(record.was)
             return
         task = self.tasks[record.task]
         self._change(task, record)
-        if task.spec.fleeting and (task.state == "dropped" or task.confirmed):
+        if task.spec.ephemeral and (task.state == "dropped" or task.confirmed):
             self.counts[task.state] -= 1
             del self.tasks[record.task]
 
-    def _change(self, task: Task, record: Leased | Returned | Failed | Done | Committed | Dropped) -> None:
+    def _change(self, task: Task, record: Leased | Released | Failed | Done | Committed | Cancelled) -> None:
         if isinstance(record, Leased):
             if task.state != "pending" or record.attempt != task.attempt + 1:
                 raise ValueError(f"{record.task}: lease {record.attempt} can't follow {task.state} {task.attempt}")
@@ -153,7 +153,7 @@ class Ledger:
                 raise ValueError(f"{record.task}: nothing to commit")
             task.confirmed, task.proof = True, None
             self.uncommitted -= 1
-        elif isinstance(record, Dropped):
+        elif isinstance(record, Cancelled):
             self._move(task, "dropped")
         else:
             if task.state != "leased" or record.attempt != task.attempt:
@@ -167,51 +167,53 @@ class Ledger:
             elif isinstance(record, Failed):
                 task.failures += record.blamed
                 task.error, task.message = record.error, record.message
-                self._move(task, "dropped" if task.spec.once else "quarantined" if record.quarantined else "pending")
+                self._move(
+                    task, "dropped" if task.spec.no_retry else "quarantined" if record.quarantined else "pending"
+                )
             else:
-                self._move(task, "dropped" if task.spec.once else "pending")
+                self._move(task, "dropped" if task.spec.no_retry else "pending")
 
-    def kept(self) -> Iterator[AnyRecord]:
+    def snapshot(self) -> Iterator[AnyRecord]:
         """The fewest records that lead to this state: one a task, and none of a fleeting one."""
-        lasting = ((name, task) for name, task in self.tasks.items() if not task.spec.fleeting)
-        return (Kept(name, msgspec.structs.replace(task)) for name, task in lasting)
+        lasting = ((name, task) for name, task in self.tasks.items() if not task.spec.ephemeral)
+        return (Snapshot(name, msgspec.structs.replace(task)) for name, task in lasting)
 
-    def _apply_kept(self, was: Task) -> None:
+    def _apply_snapshot(self, was: Task) -> None:
         if was.order != self._kept:
             raise ValueError(f"{was.spec.id} was number {was.order}, but {self._kept} are known")
         self._kept += 1
         task = self.tasks[was.spec.id] = msgspec.structs.replace(was)
-        for name in task.spec.after:
+        for name in task.spec.depends_on:
             self._dependents.setdefault(name, []).append(was.spec.id)
         self.counts[task.state] += 1
         self.uncommitted += task.state == "done" and not task.confirmed
-        if task.state == "pending" and not task.unmet:
-            self.ripe.append(task)
+        if task.state == "pending" and not task.pending_deps:
+            self.newly_ready.append(task)
 
     def _apply_added(self, record: Added) -> None:
         spec, known = record.spec, self.tasks.get(record.task)
-        if spec.fleeting and spec.after:
+        if spec.ephemeral and spec.depends_on:
             raise ValueError(f"{spec.id} is fleeting: it can't wait for others")
         task = Task(spec, order=self._kept) if known is None else known
         if known is None:
-            self._kept += not spec.fleeting
+            self._kept += not spec.ephemeral
             self.tasks[spec.id] = task
             self.counts["pending"] += 1
         else:
             if task.state == "leased" or (task.state == "done" and not task.confirmed):
                 raise ValueError(f"{spec.id} is {task.state}: it can't be opened again now")
-            for name in task.spec.after:
+            for name in task.spec.depends_on:
                 self._dependents[name].remove(spec.id)
             task.spec, task.failures, task.error, task.message = spec, 0, "", ""
             task.proof, task.confirmed, task.worker, task.seconds = None, False, "", 0.0
-        task.unmet = task.hopeless = 0
-        for name in spec.after:
+        task.pending_deps = task.failed_deps = 0
+        for name in spec.depends_on:
             needed = self.tasks.get(name)
             if needed is None or needed.order >= task.order:
                 raise ValueError(f"{spec.id} comes after {name}, which was not added before it")
             self._dependents.setdefault(name, []).append(spec.id)
-            task.unmet += needed.state != "done"
-            task.hopeless += needed.state in HOPELESS
+            task.pending_deps += needed.state != "done"
+            task.failed_deps += needed.state in UNRUNNABLE
         self._move(task, "pending")
 
     def _move(self, task: Task, state: State) -> None:
@@ -220,24 +222,24 @@ class Ledger:
         while moves:
             task, state = moves.pop()
             old = task.state
-            if state == "pending" and task.hopeless:
+            if state == "pending" and task.failed_deps:
                 state = "blocked"
             self.counts[old] -= 1
             self.counts[state] += 1
             task.state = state
-            if state == "pending" and not task.unmet:
-                self.ripe.append(task)
+            if state == "pending" and not task.pending_deps:
+                self.newly_ready.append(task)
             met = (old == "done") - (state == "done")
-            hopeless = (state in HOPELESS) - (old in HOPELESS)
-            if not met and not hopeless:
+            failed_deps = (state in UNRUNNABLE) - (old in UNRUNNABLE)
+            if not met and not failed_deps:
                 continue
             for name in self._dependents.get(task.spec.id, ()):
                 waiting = self.tasks[name]
-                waiting.unmet += met
-                waiting.hopeless += hopeless
-                if waiting.hopeless and waiting.state == "pending":
+                waiting.pending_deps += met
+                waiting.failed_deps += failed_deps
+                if waiting.failed_deps and waiting.state == "pending":
                     moves.append((waiting, "blocked"))
-                elif not waiting.hopeless and waiting.state == "blocked":
+                elif not waiting.failed_deps and waiting.state == "blocked":
                     moves.append((waiting, "pending"))
-                elif waiting.state == "pending" and not waiting.unmet:
-                    self.ripe.append(waiting)
+                elif waiting.state == "pending" and not waiting.pending_deps:
+                    self.newly_ready.append(waiting)

@@ -7,11 +7,12 @@ from hashlib import blake2b
 
 import msgspec
 
-from coordinator.wire.messages import Hello
+from coordinator.wire.messages import Register
+from ingest.backoff import backoff_s
 
 
 @dataclass(frozen=True)
-class Limits:
+class LeaseTimings:
     """Times in seconds."""
 
     heartbeat_s: float = 1.0
@@ -34,20 +35,20 @@ class LeaseState(msgspec.Struct):
 class WorkerState(msgspec.Struct):
     """What is known of a connected worker; forgotten with it."""
 
-    hello: Hello
-    shares: bool  # its data folder is the coordinator's
-    seen: float
+    registration: Register
+    shares_filesystem: bool  # its data folder is the coordinator's
+    last_seen: float
     held: dict[str, LeaseState]
     executing: tuple[str, ...] = ()
     reachable: bool = True
-    waiting: bool = False  # stands in the line for leases
-    rests_until: float = 0.0  # gets no leases before
+    is_queued: bool = False  # stands in the line for leases
+    no_leases_until: float = 0.0  # gets no leases before
     rows: int = 0
     requests: int = 0
     rss: int = 0
 
 
-def backoff(task: str, attempt: int, failures: int, limits: Limits) -> float:
+def backoff(task: str, attempt: int, failures: int, timings: LeaseTimings) -> float:
     """Seconds until the next try: exponential, with a jitter of 0.5–1.5 drawn from (task, attempt), so that a replay agrees."""
     draw = int.from_bytes(blake2b(f"{task}/{attempt}".encode(), digest_size=8).digest(), "big") / 2**64
-    return min(limits.backoff_max_s, limits.backoff_s * 2.0 ** min(max(failures - 1, 0), 30)) * (0.5 + draw)
+    return backoff_s(failures, timings.backoff_s, timings.backoff_max_s) * (0.5 + draw)

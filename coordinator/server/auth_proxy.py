@@ -31,13 +31,13 @@ QUIET_S = 10.0  # between two lines of the log about one host
 
 
 @dataclass
-class Refusals:
+class RejectionLog:
     """How often peers were refused, and which of it is worth a line: a host's first at once, then one line in `QUIET_S`."""
 
     count: int = 0
     _hosts: dict[str, tuple[float, int]] = field(default_factory=dict)  # host → (when its last line was, refused since)
 
-    def note(self, host: str, port: int, reason: str, now: float) -> str:
+    def record(self, host: str, port: int, reason: str, now: float) -> str:
         """The line for the log, or ""."""
         self.count += 1
         said, since = self._hosts.pop(host, (float("-inf"), 0))
@@ -64,7 +64,7 @@ def greeting_problem(greeting: bytes) -> str:
 
 
 @dataclass
-class Answer:
+class HandshakeSniffer:
     """The ROUTER's answer to a peer's key: READY or ERROR, after its greeting (64 bytes), WELCOME (170) and 2 bytes of length."""
 
     head: bytes = b""
@@ -83,14 +83,14 @@ class Answer:
         return "its key is not on the list" if self.refused(b"") else ""
 
 
-class Gate:
+class AuthProxy:
     """Listens at `bind` at once and passes on to `inner`, tcp://127.0.0.1:PORT, in a thread of its own until `close`.
 
     UsageError when the address can't be listened on.
     """
 
     def __init__(self, bind: str, inner: str) -> None:
-        self.refusals = Refusals()
+        self.rejections = RejectionLog()
         self._inner = int(inner.rpartition(":")[2])
         self._listening = _listen(bind)
         host, port = self._listening.getsockname()[:2]
@@ -102,9 +102,9 @@ class Gate:
         self._thread.start()
         self._ready.wait()
 
-    def refuse(self, inner_port: int, reason: str, *, cut: bool) -> None:
+    def refuse(self, inner_port: int, reason: str, *, disconnect: bool) -> None:
         """What came over the connection that the ROUTER sees as this port of loopback was refused. `cut`: end it."""
-        self._loop.call_soon_threadsafe(self._refuse_inner, inner_port, reason, cut)
+        self._loop.call_soon_threadsafe(self._refuse_inner, inner_port, reason, disconnect)
 
     def close(self) -> None:
         """Listen no more, and end what is left. After the ROUTER was closed: its last words are still passed on."""
@@ -154,8 +154,8 @@ class Gate:
             return ""  # the run has ended
         port = to_router.get_extra_info("sockname")[1]
         self._peers[port] = (peer, writer.transport.abort)
-        answer = Answer()
-        down = asyncio.create_task(_pass_on(from_router, writer, answer))
+        sniffer = HandshakeSniffer()
+        down = asyncio.create_task(_pass_on(from_router, writer, sniffer))
         try:
             to_router.write(first)
             try:
@@ -168,30 +168,32 @@ class Gate:
             up = asyncio.create_task(_pass_on(reader, to_router))
             await asyncio.wait((up, down), return_when=asyncio.FIRST_COMPLETED)
             up.cancel()
-            return answer.problem
+            return sniffer.problem
         finally:
             down.cancel()
             self._peers.pop(port, None)
             to_router.close()
 
-    def _refuse_inner(self, inner_port: int, reason: str, cut: bool) -> None:
+    def _refuse_inner(self, inner_port: int, reason: str, disconnect: bool) -> None:
         if inner_port in self._peers:
             peer, end = self._peers[inner_port]
             self._refused(peer, reason)
-            if cut:
+            if disconnect:
                 end()
 
     def _refused(self, peer: tuple[str, int], reason: str) -> None:
-        if line := self.refusals.note(*peer, reason, time.monotonic()):
+        if line := self.rejections.record(*peer, reason, time.monotonic()):
             log.warning(line)
 
 
-async def _pass_on(source: asyncio.StreamReader, sink: asyncio.StreamWriter, answer: Answer | None = None) -> None:
+async def _pass_on(
+    source: asyncio.StreamReader, sink: asyncio.StreamWriter, sniffer: HandshakeSniffer | None = None
+) -> None:
     """Until either side ends. `answer`: what the source, the ROUTER, says is looked at; a refusal ends it too."""
     with suppress(OSError):
         while piece := await source.read(PIECE):
             sink.write(piece)
-            if answer is not None and answer.refused(piece):
+            if sniffer is not None and sniffer.refused(piece):
                 return
             await sink.drain()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from ingest.errors import UsageError
-from ingest.store import storage_errors
+from ingest.files import storage_errors
 
 
 class FolderLocked(UsageError):

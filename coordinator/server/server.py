@@ -6,7 +6,6 @@ What is not a message of a worker about itself is dropped and counted; nothing t
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import queue
 import socket
@@ -21,54 +20,55 @@ import numpy as np
 import zmq
 
 from coordinator.scheduling.events import (
+    Abort,
     AddTasks,
     Confirmed,
     Decision,
+    Drain,
     Event,
-    Halt,
     Outcome,
     Restart,
     Revoked,
     Send,
-    StopNow,
     TaskDone,
-    TaskGone,
+    TaskFailed,
     TaskProgress,
     TaskQuarantined,
     Tick,
     Undelivered,
     WorkerLost,
 )
-from coordinator.scheduling.rate_limit import Budget
+from coordinator.scheduling.rate_limit import RequestBudget
 from coordinator.scheduling.scheduler import Scheduler, TaskSpec
 from coordinator.server.journal import Journal
-from coordinator.server.transport import Door, Sender
-from coordinator.server.uploads import NO_PLACES, FileInbox, RefusedPath, checked_path, missing_files
-from coordinator.wire import messages
-from coordinator.wire.auth import Curve, check_bind
+from coordinator.server.key_store import CoordinatorKeys, check_bind
+from coordinator.server.transport import AuthenticatedRouter, PeerIdentity
+from coordinator.server.uploads import NO_ROOTS, RefusedPath, UploadReceiver, checked_path, missing_files
+from coordinator.wire import codec, messages
 from coordinator.wire.failures import FailureKind
 from coordinator.wire.lease_kinds import LeaseKind
 from coordinator.wire.messages import (
     Ack,
     BadMessage,
+    Deregister,
     Failure,
     FileChunk,
     FilePart,
     FileRequest,
-    Goodbye,
     Lease,
     PermitGrant,
     PermitRequest,
-    PermitsVoid,
+    PermitsRevoked,
     Result,
+    Shutdown,
     Status,
     StatusRequest,
-    Stop,
     ThrottleReport,
     Weights,
     WeightsRequest,
 )
 from ingest.errors import StorageError
+from ingest.files import DISK_FULL
 
 log = logging.getLogger(__name__)
 
@@ -79,10 +79,9 @@ LONG_JOURNAL = 100_000  # records: 10 MB. Beyond it, and more than so many a tas
 LONG_FOR_ITS_TASKS = 8  # a task that goes well has 4
 HIGH_WATER = 10_000  # messages queued for one worker, either way
 PART = 256 << 10  # bytes of a file at once: a lease must not wait long behind them
-FAREWELL_S = 2.0  # for the workers' goodbyes at the end
+SHUTDOWN_S = 2.0  # for the workers' goodbyes at the end
 LINGER_MS = 500
 PLAYS = LeaseKind.ROLLOUT  # the kind of task whose workers need weights
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class Server:
@@ -100,29 +99,29 @@ class Server:
         self,
         scheduler: Scheduler,
         journal: Journal,
-        budgets: Mapping[str, Budget] | None = None,
+        budgets: Mapping[str, RequestBudget] | None = None,
         *,
         data_dir: Path,
         bind: str = "tcp://127.0.0.1:0",
-        curve: Curve | None = None,
+        keys: CoordinatorKeys | None = None,
         proofs: Mapping[str, Any] = MappingProxyType({}),
         on_done: Callable[[TaskDone], Iterable[TaskSpec] | None] = lambda done: None,
         on_quarantined: Callable[[TaskQuarantined], None] = lambda what: None,
-        on_lease: Callable[[TaskProgress | TaskGone], None] = lambda what: None,
+        on_lease: Callable[[TaskProgress | TaskFailed], None] = lambda what: None,
         on_tick: Callable[[], None] = lambda: None,
         busy: Callable[[], bool] = lambda: False,
         look: Callable[[], Mapping[str, Any]] = dict,
         weights: Callable[[str], Weights | None] = lambda sha256: None,
-        places: Mapping[str, Path] = NO_PLACES,
-        lends: Mapping[str, Path] = NO_PLACES,
+        places: Mapping[str, Path] = NO_ROOTS,
+        lends: Mapping[str, Path] = NO_ROOTS,
     ) -> None:
-        check_bind(bind, curve)
+        check_bind(bind, keys)
         self._scheduler, self._journal, self._budgets = scheduler, journal, dict(budgets or {})
         self._data_dir = data_dir
         self._on_done, self._on_quarantined, self._on_lease = on_done, on_quarantined, on_lease
         self._on_tick, self._busy, self._look, self._weights = on_tick, busy, look, weights
         self._proofs = proofs
-        self._files, self._places, self._lends = FileInbox(data_dir, places), places, {**places, **lends}
+        self._uploads, self._places, self._lends = UploadReceiver(data_dir, places), places, {**places, **lends}
         self._inbox: queue.SimpleQueue[Event | Weights] = queue.SimpleQueue()
         self._frames: dict[
             tuple[str, str, int], tuple[bytes, ...]
@@ -141,8 +140,8 @@ class Server:
         self._socket.setsockopt(zmq.MAXMSGSIZE, messages.MAX_MESSAGE)
         self._socket.setsockopt(zmq.LINGER, LINGER_MS)
         self._socket.setsockopt(zmq.IPV6, int("[" in bind))
-        self._door = Door(self._socket, self._context, bind, curve)
-        self.endpoint = self._door.endpoint
+        self._router = AuthenticatedRouter(self._socket, self._context, bind, keys)
+        self.endpoint = self._router.endpoint
         self._revoked: list[str] = []  # told to stop, to be cut off at the next tick
 
     # -- from any thread, and from signal handlers -------------------------------------------------------------------
@@ -159,16 +158,16 @@ class Server:
 
     def drain(self) -> None:
         """Finish what is leased, then end."""
-        self.post(Halt("drain", "drained; start again to resume"))
+        self.post(Drain("drain", "drained; start again to resume"))
 
     def stop_now(self) -> None:
         """End at once; what was leased is void."""
-        self.post(StopNow())
+        self.post(Abort())
 
     def lost(self, pid: int, reason: str = "died") -> None:
         """A worker process of this host is known to be dead: no need to wait until it counts as silent."""
         for name, worker in list(self._scheduler.workers.items()):
-            if worker.hello.pid == pid and worker.shares:
+            if worker.registration.pid == pid and worker.shares_filesystem:
                 self.post(WorkerLost(name, reason))
 
     # -- the loop -----------------------------------------------------------------------------------------------------
@@ -191,7 +190,7 @@ class Server:
                 events = self._step(events)
                 if ticked:
                     self._on_tick()
-                if not events and self._inbox.empty() and (outcome := self._outcome()) is not None:
+                if not events and self._inbox.empty() and (outcome := self._finished()) is not None:
                     return outcome
                 if all(isinstance(event, Confirmed) for event in events):
                     until_tick = max(0, round((next_tick - time.monotonic()) * 1e3))
@@ -203,7 +202,7 @@ class Server:
         finally:
             self._close()
 
-    def _outcome(self) -> Outcome | None:
+    def _finished(self) -> Outcome | None:
         outcome = self._scheduler.outcome()
         return None if outcome is not None and outcome.status != "stopped" and self._busy() else outcome
 
@@ -216,7 +215,7 @@ class Server:
             self._journal.append(records)
             self.counters["commits"] += 1
             if self._journal.length > LONG_JOURNAL + LONG_FOR_ITS_TASKS * len(self._scheduler.tasks):
-                self._journal.rewrite(self._scheduler.ledger.kept())
+                self._journal.rewrite(self._scheduler.store.snapshot())
                 self.counters["rewrites"] += 1
         following: list[Event] = []
         for decision in decisions:
@@ -242,8 +241,8 @@ class Server:
     def _revocations(self) -> list[Event]:
         """Workers whose key was revoked: told to stop now, cut off at the next tick."""
         for worker in self._revoked:
-            self._door.cut(worker)
-        self._revoked = self._door.revoked(self._scheduler.workers)
+            self._router.disconnect(worker)
+        self._revoked = self._router.workers_with_revoked_keys(self._scheduler.workers)
         return [Revoked(worker) for worker in self._revoked]
 
     def _posted(self) -> list[Event]:
@@ -261,7 +260,7 @@ class Server:
 
     def _publish(self, weights: Weights) -> None:
         for name, worker in self._scheduler.workers.items():
-            if PLAYS in worker.hello.kinds:
+            if PLAYS in worker.registration.kinds:
                 self._send(name.encode(), weights)
 
     def _received(self) -> list[Event]:
@@ -269,12 +268,12 @@ class Server:
         events: list[Event] = []
         for _ in range(MAX_BATCH):
             try:
-                identity, sender, frames = self._door.receive()
+                identity, sender, frames = self._router.receive()
             except zmq.Again:
                 break
             self.counters["messages"] += 1
             try:
-                event = self._event_of(identity, sender, frames)
+                event = self._to_event(identity, sender, frames)
             except (BadMessage, UnicodeDecodeError) as error:
                 self.counters["bad"] += 1
                 if self.counters["bad"] <= 20:
@@ -284,11 +283,11 @@ class Server:
                 events.append(event)
         return events
 
-    def _event_of(self, identity: bytes, sender: Sender, frames: list[bytes]) -> Event | None:
+    def _to_event(self, identity: bytes, sender: PeerIdentity, frames: list[bytes]) -> Event | None:
         if not 1 <= len(frames) <= 1 + messages.MAX_ARRAYS:
             raise BadMessage(f"{len(frames)} frames")
-        message = messages.decode(frames[0], messages.ToCoordinator)
-        self._door.check(message, sender)
+        message = codec.decode(frames[0], messages.ToCoordinator)
+        self._router.check(message, sender)
         if isinstance(message, StatusRequest):
             self._send(identity, Status(self.snapshot()))
             return None
@@ -299,7 +298,7 @@ class Server:
         if isinstance(message, FileChunk):
             return self._take_chunk(message, frames[1])
         if isinstance(message, FileRequest):
-            self._give_part(message)
+            self._send_file_part(message)
             return None
         if isinstance(message, PermitRequest):
             budget = self._budgets.get(message.bucket)
@@ -312,21 +311,21 @@ class Server:
         if isinstance(message, WeightsRequest):
             self._send(identity, self._weights(message.sha256) or Weights(0, message.sha256, b""))
             return None
-        return self._checked(message, tuple(frames[1:])) if isinstance(message, Result) else message
+        return self._validate_arrays(message, tuple(frames[1:])) if isinstance(message, Result) else message
 
-    def _checked(self, result: Result, frames: tuple[bytes, ...]) -> Event:
+    def _validate_arrays(self, result: Result, frames: tuple[bytes, ...]) -> Event:
         """A result, or the failure that it is: no such proof, files that are not there, arrays that its task does not want."""
         task = self._scheduler.tasks.get(result.task)
         if task is not None and (result.arrays or frames or task.spec.arrays):
             sizes = tuple(map(len, frames))
-            reason = messages.refused_frames(result.arrays, sizes, task.spec.arrays) or _not_finite(result, frames)
+            reason = codec.validate_frames(result.arrays, sizes, task.spec.arrays) or _non_finite_array(result, frames)
             if reason:
                 self.counters["bad_arrays"] += 1
                 return Failure(result.worker, result.task, result.attempt, FailureKind.BAD_ARRAYS, reason)
             self._frames[result.worker, result.task, result.attempt] = frames
-        return self._proved(result)
+        return self._validate_proof(result)
 
-    def _proved(self, result: Result) -> Event:
+    def _validate_proof(self, result: Result) -> Event:
         """The result, or the failure that it is when its proof can't be one or names files that are not there."""
         task = self._scheduler.tasks.get(result.task)
         try:
@@ -344,22 +343,22 @@ class Server:
             self._send(chunk.worker.encode(), Ack(chunk.task, chunk.attempt, False, chunk.path))
             return None
         try:
-            held = self._files.take(chunk, data)
+            held = self._uploads.take(chunk, data)
         except RefusedPath as error:
             return Failure(chunk.worker, chunk.task, chunk.attempt, FailureKind.REFUSED_PATH, str(error), final=True)
         except OSError as error:
-            if error.errno not in FULL_DISK:
+            if error.errno not in DISK_FULL:
                 raise StorageError(
                     f"{chunk.path} can't be written in {self._data_dir}: {error.strerror}. Mend the disk or its rights, then "
                     "run the same command again: it goes on where it stopped."
                 ) from error
             message = f"the coordinator's disk refused {chunk.path}: {error.strerror}. Free space, then start again."
-            self.post(Halt("storage", message))
+            self.post(Drain("storage", message))
             return Failure(chunk.worker, chunk.task, chunk.attempt, FailureKind.STORAGE, message, blame=False)
         self._send(chunk.worker.encode(), Ack(chunk.task, chunk.attempt, True, chunk.path, held))
         return None
 
-    def _give_part(self, asked: FileRequest) -> None:
+    def _send_file_part(self, asked: FileRequest) -> None:
         """A piece of a file that the lease lists; no bytes where it lists none of that name and size."""
         worker = self._scheduler.workers.get(asked.worker)
         lease = worker.held.get(asked.task) if worker is not None else None
@@ -382,12 +381,12 @@ class Server:
             return
         budget.throttled(time.monotonic(), report.kind, report.retry_after)
         for name in self._scheduler.workers:
-            self._send(name.encode(), PermitsVoid(report.bucket))
+            self._send(name.encode(), PermitsRevoked(report.bucket))
 
     def _send(self, identity: bytes, message: messages.Message, *data: bytes) -> bool:
         """False when the peer is gone or does not take its messages: it will be heard again, or count as silent."""
         try:
-            self._socket.send_multipart([identity, messages.encode(message), *data], zmq.NOBLOCK)
+            self._socket.send_multipart([identity, codec.encode(message), *data], zmq.NOBLOCK)
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                 raise
@@ -395,21 +394,21 @@ class Server:
             return False
         return True
 
-    def _farewell(self) -> None:
+    def _shutdown_workers(self) -> None:
         """Tell the workers, and read on until they have left: a socket closed on unread messages would lose our last word."""
         for name in self._scheduler.workers:
-            self._send(name.encode(), Stop(drain=False, reason="the run has ended"))
-        until = time.monotonic() + FAREWELL_S
+            self._send(name.encode(), Shutdown(drain=False, reason="the run has ended"))
+        until = time.monotonic() + SHUTDOWN_S
         while self._scheduler.workers and time.monotonic() < until:
             self._socket.poll(50)
             for event in self._received():
-                if isinstance(event, Goodbye):
+                if isinstance(event, Deregister):
                     self._scheduler.decide(event, time.monotonic())
 
     def _close(self) -> None:
-        self._farewell()
+        self._shutdown_workers()
         self._socket.close()
-        self._door.close()
+        self._router.close()
         self._context.term()
         self._wake_write.close()
         self._wake_read.close()
@@ -423,13 +422,13 @@ class Server:
             **self._look(),
             **self._scheduler.snapshot(now),
             "budgets": {name: budget.snapshot(now) for name, budget in self._budgets.items()},
-            "counters": {**self.counters, "refused": self._door.refused},
+            "counters": {**self.counters, "refused": self._router.refused},
             "elapsed_s": now - self._began,
             "quarantined": [[task.spec.id, task.error, task.message] for task in self._scheduler.quarantined()],
         }
 
 
-def _not_finite(result: Result, frames: tuple[bytes, ...]) -> str:
+def _non_finite_array(result: Result, frames: tuple[bytes, ...]) -> str:
     """The first array that holds what is no number, or ""."""
     for array, frame in zip(result.arrays, frames, strict=True):
         if not np.isfinite(np.frombuffer(frame, array.dtype)).all():

@@ -10,33 +10,37 @@ from dataclasses import dataclass
 
 import zmq
 
-from coordinator.server.auth_proxy import Gate
-from coordinator.wire.auth import LOCAL, AllowList, Curve
-from coordinator.wire.messages import BadMessage, Hello, Message, StatusRequest
+from coordinator.server.auth_proxy import AuthProxy
+from coordinator.server.key_store import LOCAL, AllowList, CoordinatorKeys
+from coordinator.wire.messages import BadMessage, Message, Register, StatusRequest
 from ingest.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Sender:
+class PeerIdentity:
     """Who sent a message. Both fields are empty on loopback without keys."""
 
     key: str = ""  # public key, as the authenticator saw it
     port: int = 0  # of loopback: which of the gate's connections it came over
 
 
-ANYBODY = Sender()
+ANONYMOUS = PeerIdentity()
 
 
-class Door:
-    """Binds `router`: in clear, or with `curve` behind a gate. UsageError when the address can't be listened on."""
+class AuthenticatedRouter:
+    """Binds `router`: in clear, or with `keys` behind a gate. UsageError when the address can't be listened on."""
 
     def __init__(
-        self, router: zmq.Socket[bytes], context: zmq.Context[zmq.Socket[bytes]], bind: str, curve: Curve | None
+        self,
+        router: zmq.Socket[bytes],
+        context: zmq.Context[zmq.Socket[bytes]],
+        bind: str,
+        keys: CoordinatorKeys | None,
     ) -> None:
         self._router = router
-        self._keyed = curve is not None
-        self._owners: dict[str, Sender] = {}  # worker → who said its Hello
-        if curve is None:
+        self._keyed = keys is not None
+        self._peers: dict[str, PeerIdentity] = {}  # worker → who said its Hello
+        if keys is None:
             try:
                 router.bind(bind)
             except zmq.ZMQError as error:
@@ -45,31 +49,31 @@ class Door:
                 ) from error
             self.endpoint: str = router.getsockopt_string(zmq.LAST_ENDPOINT)
             return
-        self._allow_list = AllowList(curve)
-        self._authenticator = curve.serve(router, context, self._allow_list)
+        self._allow_list = AllowList(keys)
+        self._authenticator = keys.authenticate(router, context, self._allow_list)
         router.bind("tcp://127.0.0.1:0")
         try:
-            self._gate = Gate(bind, router.getsockopt_string(zmq.LAST_ENDPOINT))
+            self._proxy = AuthProxy(bind, router.getsockopt_string(zmq.LAST_ENDPOINT))
         except UsageError:
             self._authenticator.stop()
             raise
-        self.endpoint = self._gate.endpoint
+        self.endpoint = self._proxy.endpoint
 
     @property
     def refused(self) -> int:
         """Connections that were not let in, and messages whose sender was somebody else than they said."""
-        return self._gate.refusals.count if self._keyed else 0
+        return self._proxy.rejections.count if self._keyed else 0
 
-    def receive(self) -> tuple[bytes, Sender, list[bytes]]:
+    def receive(self) -> tuple[bytes, PeerIdentity, list[bytes]]:
         """The next message that waits: identity, sender, frames. zmq.Again when there is none."""
         if not self._keyed:
             identity, *frames = self._router.recv_multipart(zmq.NOBLOCK)
-            return identity, ANYBODY, frames
+            return identity, ANONYMOUS, frames
         first = self._router.recv(zmq.NOBLOCK, copy=False)
         frames = self._router.recv_multipart(zmq.NOBLOCK) if first.more else []
-        return first.bytes, Sender(str(first.get("User-Id")), _port_of(first)), frames
+        return first.bytes, PeerIdentity(str(first.get("User-Id")), _port_of(first)), frames
 
-    def check(self, message: Message, sender: Sender) -> None:
+    def check(self, message: Message, sender: PeerIdentity) -> None:
         """BadMessage when this sender may not say this: a key speaks for its own workers only, and only while it is listed."""
         if not self._keyed:
             return
@@ -81,33 +85,33 @@ class Door:
                 self._refuse(sender, f"key {name!r} may not ask for the status: it names all workers")
             return
         worker: str = message.worker  # type: ignore[attr-defined]  # every other message bears one
-        owner = self._owners.get(worker)
+        owner = self._peers.get(worker)
         if owner is not None and owner.key != sender.key:
             self._refuse(sender, f"key {name!r} speaks as a worker of another key")
-        if isinstance(message, Hello):
-            self._owners[worker] = sender
+        if isinstance(message, Register):
+            self._peers[worker] = sender
 
-    def revoked(self, workers: Container[str]) -> list[str]:
+    def workers_with_revoked_keys(self, workers: Container[str]) -> list[str]:
         """Those of the connected `workers` whose key is no longer on the list. Cut them off once they were told."""
         if not self._keyed:
             return []
         self._allow_list.refresh()
-        self._owners = {worker: owner for worker, owner in self._owners.items() if worker in workers}
-        return [worker for worker, owner in self._owners.items() if not self._allow_list.name_of(owner.key)]
+        self._peers = {worker: owner for worker, owner in self._peers.items() if worker in workers}
+        return [worker for worker, owner in self._peers.items() if not self._allow_list.name_of(owner.key)]
 
-    def cut(self, worker: str) -> None:
+    def disconnect(self, worker: str) -> None:
         """End a worker's connection."""
-        if owner := self._owners.pop(worker, None):
-            self._gate.refuse(owner.port, "its key was revoked", cut=True)
+        if owner := self._peers.pop(worker, None):
+            self._proxy.refuse(owner.port, "its key was revoked", disconnect=True)
 
     def close(self) -> None:
         """After the router was closed."""
         if self._keyed:
             self._authenticator.stop()
-            self._gate.close()
+            self._proxy.close()
 
-    def _refuse(self, sender: Sender, reason: str) -> None:
-        self._gate.refuse(sender.port, reason, cut=True)
+    def _refuse(self, sender: PeerIdentity, reason: str) -> None:
+        self._proxy.refuse(sender.port, reason, disconnect=True)
         raise BadMessage(reason)
 
 

@@ -12,21 +12,31 @@ from pathlib import Path
 from types import FrameType, MappingProxyType
 from typing import Any, Protocol
 
-from coordinator.scheduling.events import Event, Outcome, TaskDone, TaskGone, TaskProgress, TaskQuarantined, WorkerLost
-from coordinator.scheduling.rate_limit import Budget
-from coordinator.scheduling.scheduler import Limits, Scheduler, TaskSpec
+from coordinator.scheduling.events import (
+    Event,
+    Outcome,
+    TaskDone,
+    TaskFailed,
+    TaskProgress,
+    TaskQuarantined,
+    WorkerLost,
+)
+from coordinator.scheduling.rate_limit import RequestBudget
+from coordinator.scheduling.scheduler import LeaseTimings, Scheduler, TaskSpec
 from coordinator.server.journal import Journal
+from coordinator.server.key_store import LOCAL, CoordinatorKeys, host_keys, load_coordinator, worker_key
 from coordinator.server.server import Server
-from coordinator.server.uploads import NO_PLACES
+from coordinator.server.uploads import NO_ROOTS
 from coordinator.stages.display import Display, Rendering, render, run_view
-from coordinator.wire.auth import Curve, is_loopback, load_coordinator, local_worker_key, own_address
-from coordinator.wire.messages import Weights, data_id
+from coordinator.wire.auth import is_loopback, local_address_towards
+from coordinator.wire.filesystem_id import filesystem_id
+from coordinator.wire.messages import Weights
 from coordinator.workers.hostfile import HERE, Hosts
 from coordinator.workers.local import LocalWorkers
 from coordinator.workers.remote import HostWorkers
 from ingest.errors import UsageError
 
-DEFAULT_LIMITS = Limits()
+DEFAULT_TIMINGS = LeaseTimings()
 WORKER = (sys.executable, "-m", "worker")
 ENDPOINT_FILE = ".endpoint"  # in the data folder while a coordinator runs: where `coordinator status` asks
 
@@ -40,10 +50,10 @@ class Fleet:
     workers: int  # to start on this host
     connections: int  # of each of them to the source
     retries: int  # failures until quarantine
-    curve: Curve | None = None
+    keys: CoordinatorKeys | None = None
     worker_key: Path | None = None  # key file of this host's workers, where CURVE is on
     worker_command: tuple[str, ...] = WORKER
-    limits: Limits = DEFAULT_LIMITS
+    timings: LeaseTimings = DEFAULT_TIMINGS
     hosts: HostWorkers | None = None  # on other hosts, their sessions open
 
 
@@ -94,17 +104,23 @@ def build_fleet(wanted: StageOptions, say: Callable[[str], None]) -> Fleet:
         return Fleet(data_dir, bind, workers, wanted.connections, wanted.retries, worker_command=command)
     remote = None
     if hosts is not None and hosts.remote:
-        remote = HostWorkers(hosts, wanted.connections, DEFAULT_LIMITS.silence_s / 2, data_dir / "logs", keys)
+        remote = HostWorkers(
+            hosts,
+            wanted.connections,
+            DEFAULT_TIMINGS.silence_s / 2,
+            data_dir / "logs",
+            {host.name: host_keys(keys, host.name) for host in hosts.remote},
+        )
         say(f"reaching {len(hosts.remote)} hosts over ssh")
         remote.open()
-    key = local_worker_key(keys)  # before the list is read
+    key = worker_key(keys, LOCAL)  # before the list is read
     return Fleet(
         data_dir,
         bind,
         workers,
         wanted.connections,
         wanted.retries,
-        curve=load_coordinator(keys),
+        keys=load_coordinator(keys),
         worker_key=key,
         worker_command=command,
         hosts=remote,
@@ -120,7 +136,7 @@ def reachable_bind(bind: str, hosts: Hosts | None) -> str:
         return bind
     first = hosts.remote[0]
     try:
-        own = own_address(f"tcp://{first.address or first.name.rpartition('@')[2]}:22")
+        own = local_address_towards(f"tcp://{first.address or first.name.rpartition('@')[2]}:22")
     except OSError as error:
         raise UsageError(
             f"{first.name} has no address here ({error}): give its `ips` in the hostfile, or say with "
@@ -152,7 +168,7 @@ class StageController(Protocol):
     def on_start(self, scheduler: Scheduler, post: Callable[[Event | Weights], None]) -> None:
         """The journal has been replayed; nothing is served yet. `post`: as `Server.post`, from any thread."""
 
-    def on_lease_event(self, what: TaskProgress | TaskGone) -> None:
+    def on_lease_event(self, what: TaskProgress | TaskFailed) -> None:
         """What a lease said, or its end without a result."""
 
     def on_tick(self, scheduler: Scheduler, now: float) -> Iterable[Event | str]:
@@ -171,13 +187,13 @@ class StageController(Protocol):
 def run_tasks(
     fleet: Fleet,
     tasks: Iterable[TaskSpec],
-    budgets: dict[str, Budget],
+    budgets: dict[str, RequestBudget],
     display: Display,
     on_done: Callable[[TaskDone], Iterable[TaskSpec]],
     controller: StageController | None = None,
-    places: Mapping[str, Path] = NO_PLACES,
+    places: Mapping[str, Path] = NO_ROOTS,
     *,
-    lends: Mapping[str, Path] = NO_PLACES,
+    lends: Mapping[str, Path] = NO_ROOTS,
     proofs: Mapping[str, Any] = MappingProxyType({}),
 ) -> RunResult:
     """Lease `tasks`, and those that `on_done` or the controller opens, until all have ended or the run was interrupted.
@@ -187,7 +203,7 @@ def run_tasks(
     The first Ctrl-C (or SIGTERM) finishes what is leased, the second stops at once; both leave a run that can be resumed.
     """
     journal = Journal(fleet.data_dir / "journal.sqlite")
-    scheduler = Scheduler(data_id(fleet.data_dir), replace(fleet.limits, max_failures=fleet.retries))
+    scheduler = Scheduler(filesystem_id(fleet.data_dir), replace(fleet.timings, max_failures=fleet.retries))
     for record in journal.load():
         scheduler.apply(record)
     began = time.monotonic()
@@ -195,11 +211,11 @@ def run_tasks(
 
     def tick() -> None:
         nonlocal peak_rss, already_done
-        heard = {worker.hello.pid for worker in scheduler.workers.values() if worker.shares}
+        heard = {worker.registration.pid for worker in scheduler.workers.values() if worker.shares_filesystem}
         for line in workers.supervise(heard, server.lost):
             display.say(line)
         if fleet.hosts is not None:
-            for line in fleet.hosts.supervise({w.hello.host for w in scheduler.workers.values()}, lost_host):
+            for line in fleet.hosts.supervise({w.registration.host for w in scheduler.workers.values()}, lost_host):
                 display.say(line)
         snapshot = server.snapshot()
         peak_rss = max([peak_rss, *(worker["rss"] for worker in snapshot["workers"])])
@@ -217,7 +233,7 @@ def run_tasks(
 
     def lost_host(host: str, reason: str) -> None:
         for name, worker in scheduler.workers.items():
-            if worker.hello.host == host:
+            if worker.registration.host == host:
                 server.post(WorkerLost(name, reason))
 
     def quarantined(what: TaskQuarantined) -> None:
@@ -229,7 +245,7 @@ def run_tasks(
         budgets,
         data_dir=fleet.data_dir,
         bind=fleet.bind,
-        curve=fleet.curve,
+        keys=fleet.keys,
         proofs=proofs,
         on_done=on_done,
         on_quarantined=quarantined,
@@ -249,7 +265,7 @@ def run_tasks(
         fleet.data_dir,
         fleet.workers,
         fleet.connections,
-        fleet.limits.silence_s / 2,
+        fleet.timings.silence_s / 2,
         key=fleet.worker_key,
     )
     endpoint = fleet.data_dir / ENDPOINT_FILE

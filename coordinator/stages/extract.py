@@ -24,7 +24,7 @@ import msgspec
 import requests
 
 from coordinator.scheduling.events import Outcome, TaskDone
-from coordinator.scheduling.rate_limit import Budget
+from coordinator.scheduling.rate_limit import RequestBudget
 from coordinator.scheduling.scheduler import TaskSpec
 from coordinator.server.folder_lock import FolderLock
 from coordinator.stages.base import RunResult, build_fleet, reachable_bind, run_tasks
@@ -175,7 +175,7 @@ class ExtractionPlan:
 
     def _due(self, builds: Iterable[Build]) -> list[TaskSpec]:
         jobs = [job for build in builds if self._is_due(build) and (job := self._job(build)) is not None]
-        return [TaskSpec(job.key, LeaseKind.BUILD, msgspec.to_builtins(job), local=True) for job in jobs]
+        return [TaskSpec(job.key, LeaseKind.BUILD, msgspec.to_builtins(job), requires_shared_fs=True) for job in jobs]
 
     def _check_world(self, proof: ShardResult) -> None:
         """Synthetic, recorded and real hours never share a data folder."""
@@ -206,12 +206,12 @@ def clock_of(base_url: str) -> datetime:
         raise SourceError(f"{base_url} does not say what time it is: {error}. Is it reachable?", "clock") from error
 
 
-def budget_of(options: ExtractOptions) -> Budget | None:
+def budget_of(options: ExtractOptions) -> RequestBudget | None:
     """The request budget of this run: just under `--rate`, else just under the source's policy; None where there is no limit."""
     if options.rate is not None:
-        return None if isinf(options.rate) else Budget(options.rate * UNDER, burst=BURST)
+        return None if isinf(options.rate) else RequestBudget(options.rate * UNDER, burst=BURST)
     ceiling = options.source.rate_limit
-    return None if ceiling is None else Budget(ceiling.rate * UNDER, burst=min(BURST, ceiling.burst))
+    return None if ceiling is None else RequestBudget(ceiling.rate * UNDER, burst=min(BURST, ceiling.burst))
 
 
 def dry_run(options: ExtractOptions) -> dict[str, Any]:

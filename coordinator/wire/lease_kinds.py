@@ -10,7 +10,7 @@ class LeaseKind(StrEnum):
 
     FETCH = "fetch"
     BUILD = "build"
-    PORT = "port"
+    JOIN = "port"
     TRAIN = "train"
     TABLE = "table"
     # Jobs of a control training: the tags of `rl.distributed.jobs.AnyJob`.

@@ -7,15 +7,8 @@ validate is `BadMessage`, counted and dropped. No pickle. A worker's ROUTER iden
 
 from __future__ import annotations
 
-import math
-import os
-import secrets
-from collections.abc import Iterator
-from math import isfinite
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import msgpack
 import msgspec
 
 VERSION = 3
@@ -57,7 +50,7 @@ class Message(msgspec.Struct, tag_field="t", forbid_unknown_fields=True, frozen=
 # -- worker → coordinator ------------------------------------------------------------------------------------------
 
 
-class Hello(Message, frozen=True, tag="Hello"):
+class Register(Message, frozen=True, tag="Hello"):
     """First word of a worker, and its answer to `RegisterAgain`."""
 
     worker: Name  # stable for the life of the process
@@ -65,7 +58,9 @@ class Hello(Message, frozen=True, tag="Hello"):
     pid: Count
     kinds: Annotated[tuple[Name, ...], msgspec.Meta(max_length=64)]  # task kinds it can execute: "fetch", "build", …
     capacity: Annotated[int, msgspec.Meta(ge=1, le=MAX_CAPACITY)]  # leases it will hold at once
-    data_id: Name  # random id found in its data folder: equal to the coordinator's = same file system
+    filesystem_id: Name = msgspec.field(
+        name="data_id"
+    )  # random id found in its data folder: equal to the coordinator's = same file system
     version: Name  # of the package
     python: Name
     protocol: int = VERSION
@@ -139,9 +134,11 @@ class Progress(Message, frozen=True, tag="Progress"):
     attempt: Attempt
     step: Count
     phase: Phase
-    beats: Count  # words that the rank has said in all; 0: none yet
-    saved: Count  # step of its newest checkpoint; 0: none yet
-    stopped: bool = False  # its process exists, but the system does not run it (SIGSTOP)
+    heartbeat_count: Count = msgspec.field(name="beats")  # words that the rank has said in all; 0: none yet
+    checkpoint_step: Count = msgspec.field(name="saved")  # step of its newest checkpoint; 0: none yet
+    is_stopped: bool = msgspec.field(
+        default=False, name="stopped"
+    )  # its process exists, but the system does not run it (SIGSTOP)
 
 
 class FileChunk(Message, frozen=True, tag="FileChunk"):
@@ -176,7 +173,7 @@ class FileRequest(Message, frozen=True, tag="FileRequest"):
     offset: Count
 
 
-class Goodbye(Message, frozen=True, tag="Goodbye"):
+class Deregister(Message, frozen=True, tag="Goodbye"):
     """The worker leaves; what it held goes back without blame."""
 
     worker: Name
@@ -185,7 +182,7 @@ class Goodbye(Message, frozen=True, tag="Goodbye"):
 # -- coordinator → worker ------------------------------------------------------------------------------------------
 
 
-class Welcome(Message, frozen=True, tag="Welcome"):
+class RegisterAck(Message, frozen=True, tag="Welcome"):
     """The answer to Hello: the times to keep, and how files travel."""
 
     heartbeat_s: float
@@ -193,7 +190,7 @@ class Welcome(Message, frozen=True, tag="Welcome"):
     share_files: bool  # True: same file system; False: send files in chunks before the result
 
 
-class RegisterAgain(Message, frozen=True, tag="RegisterAgain"):
+class ReRegister(Message, frozen=True, tag="RegisterAgain"):
     """The coordinator does not know this worker (it restarted): say Hello again, drop what you hold."""
 
 
@@ -240,7 +237,7 @@ class PermitGrant(Message, frozen=True, tag="PermitGrant"):
     delays: tuple[float, ...]
 
 
-class PermitsVoid(Message, frozen=True, tag="PermitsVoid"):
+class PermitsRevoked(Message, frozen=True, tag="PermitsVoid"):
     """The server throttled somebody: permits of this bucket that were not used yet are void; ask again."""
 
     bucket: str
@@ -254,14 +251,14 @@ class Weights(Message, frozen=True, tag="Weights"):
     data: Annotated[bytes, msgspec.Meta(max_length=MAX_WEIGHTS)]
 
 
-class Cancel(Message, frozen=True, tag="Cancel"):
+class AbandonLease(Message, frozen=True, tag="Cancel"):
     """Stop executing this attempt; no answer is expected."""
 
     task: str
     attempt: int
 
 
-class End(Message, frozen=True, tag="End"):
+class TerminateLease(Message, frozen=True, tag="End"):
     """Bring this attempt to its end within `grace_s` (it may save what it did), then by force; a Failure says when it is over."""
 
     task: str
@@ -269,7 +266,7 @@ class End(Message, frozen=True, tag="End"):
     grace_s: Seconds
 
 
-class Stop(Message, frozen=True, tag="Stop"):
+class Shutdown(Message, frozen=True, tag="Stop"):
     """End: `drain` True finishes what is leased first."""
 
     drain: bool
@@ -290,7 +287,7 @@ class Status(Message, frozen=True, tag="Status"):
 
 
 FromWorker = (
-    Hello
+    Register
     | Heartbeat
     | Progress
     | Result
@@ -300,138 +297,21 @@ FromWorker = (
     | FileChunk
     | FileRequest
     | WeightsRequest
-    | Goodbye
+    | Deregister
 )
 ToCoordinator = FromWorker | StatusRequest
 ToWorker = (
-    Welcome
-    | RegisterAgain
+    RegisterAck
+    | ReRegister
     | HeartbeatAck
     | Lease
     | Ack
     | FilePart
     | PermitGrant
-    | PermitsVoid
+    | PermitsRevoked
     | Weights
-    | Cancel
-    | End
-    | Stop
+    | AbandonLease
+    | TerminateLease
+    | Shutdown
     | Status
 )
-
-
-# -- the jobs of `port` and `train` leases and the proof of a `port` lease: plain data inside Lease and Result --------
-
-
-class HostFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A file that travels. `path` begins with series/, run/ or tables/, whatever these folders are called on either side."""
-
-    path: Name
-    bytes: Annotated[int, msgspec.Meta(ge=0, le=MAX_FILE)]
-    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-
-
-class PortJob(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a host that does not share the coordinator's files has to have before it offers an address."""
-
-    files: Annotated[tuple[HostFile, ...], msgspec.Meta(max_length=MAX_LISTED)] = ()
-
-
-class RankJob(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One rank of a ring. Paths are relative to the data folder, or absolute, and are for workers that share it."""
-
-    round: Count
-    rank: Count
-    addresses: Annotated[tuple[Name, ...], msgspec.Meta(min_length=1, max_length=MAX_RANKS)]  # host:port, in rank order
-    run: Text  # run folder
-    config: Text = ""  # the training's configuration file, in the run folder; "": train.py's defaults
-
-
-class PortProof(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where a rank of this worker can be reached, and what multiplies its matrices."""
-
-    address: Annotated[str, msgspec.Meta(max_length=MAX_NAME, pattern=r"^(\[[0-9a-zA-Z:.%]+\]|[^\s:]+):\d{1,5}$")]
-    blas: Name
-
-
-def encode(message: Message) -> bytes:
-    """Message → one msgpack frame. BadMessage when it is over `MAX_MESSAGE`."""
-    frame = msgspec.msgpack.encode(message)
-    if len(frame) > MAX_MESSAGE:
-        raise BadMessage(f"{type(message).__name__} of {len(frame)} bytes is over the limit of {MAX_MESSAGE}")
-    return frame
-
-
-def decode(frame: bytes, kind: Any) -> Any:
-    """One frame → a message of the union `kind` (`ToCoordinator` or `ToWorker`). BadMessage for anything else."""
-    if len(frame) > MAX_MESSAGE:
-        raise BadMessage(f"frame of {len(frame)} bytes is over the limit of {MAX_MESSAGE}")
-    try:
-        longest = MAX_WEIGHTS if kind is ToWorker else 0  # only the coordinator sends bytes inside a message
-        plain = msgpack.unpackb(frame, raw=False, strict_map_key=True, max_bin_len=longest, max_ext_len=0)
-        return msgspec.convert(plain, type=kind)
-    except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException) as error:
-        raise BadMessage(str(error) or type(error).__name__) from error
-
-
-def refused_frames(
-    described: tuple[Array, ...], sizes: tuple[int, ...], wanted: tuple[tuple[str, str, tuple[int, ...]], ...]
-) -> str:
-    """Why arrays are not those that a task wants, each as (name, dtype, shape) in this order; "" where they are.
-
-    `sizes`: bytes of the raw frames.
-    """
-    if len(sizes) != len(described):
-        return f"{len(sizes)} frames for {len(described)} arrays"
-    for array, size in zip(described, sizes, strict=True):
-        if array.dtype not in ITEM_BYTES:
-            return f"array {array.name} is {array.dtype}: there are {', '.join(ITEM_BYTES)}"
-        whole = math.prod(array.shape) * ITEM_BYTES[array.dtype]
-        if size != whole or size > MAX_ARRAY:
-            return (
-                f"array {array.name} of {array.shape} {array.dtype} has {size} bytes, not {whole} (at most {MAX_ARRAY})"
-            )
-    found = tuple((array.name, array.dtype, array.shape) for array in described)
-    return "" if found == wanted else f"arrays {found} in place of {wanted}"[:MAX_REASON]
-
-
-def files_in(proof: Any) -> Iterator[tuple[str, int, str]]:
-    """(path, bytes, sha256) of every file that a proof names, in its order: each map of just these three.
-
-    BadMessage for what no journal could give back: nested deeper than `MAX_DEPTH`, bytes, numbers that are none, a file that is none.
-    """
-    waiting = [(proof, 0)]
-    while waiting:
-        value, depth = waiting.pop()
-        if depth > MAX_DEPTH:
-            raise BadMessage(f"a proof nested deeper than {MAX_DEPTH}")
-        if isinstance(value, dict):
-            if value.keys() == {"path", "bytes", "sha256"}:
-                path, size, sha256 = value["path"], value["bytes"], value["sha256"]
-                if not (isinstance(path, str) and type(size) is int and isinstance(sha256, str)):
-                    raise BadMessage("a proof names a file that is none")
-                yield path, size, sha256
-            elif not all(isinstance(key, str) for key in value):
-                raise BadMessage("a proof with a name that is no text")
-            else:
-                waiting += [(inner, depth + 1) for inner in reversed(value.values())]
-        elif isinstance(value, list | tuple):
-            waiting += [(inner, depth + 1) for inner in reversed(value)]
-        elif isinstance(value, bytes) or (isinstance(value, float) and not isfinite(value)):
-            raise BadMessage("a proof with a value that JSON has not")
-
-
-def data_id(data_dir: Path) -> str:
-    """The random id of a data folder, made on first use: two processes that read the same id share the file system."""
-    path = data_dir / "id"
-    if not path.exists():
-        data_dir.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(f"id.{secrets.token_hex(8)}.part")
-        fresh.write_text(secrets.token_hex(16) + "\n")
-        try:
-            os.link(fresh, path)  # fails where another process was first
-        except FileExistsError:
-            pass
-        finally:
-            fresh.unlink()
-    return path.read_text().strip()

@@ -22,7 +22,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from coordinator.wire.auth import add_worker
 from coordinator.workers.hostfile import Host, Hosts
 from ingest.errors import UsageError
 
@@ -74,10 +73,9 @@ class HostWorkers:
     connections: int
     missing_s: float  # a worker that the coordinator does not hear for this long, though its session lives, is ended
     log_dir: Path
-    keys: Path
+    keys: Mapping[str, dict[str, str]]  # host → content of its key file
     restarts: int = 0
     _endpoint: str = ""
-    _keys: dict[str, dict[str, str]] = field(default_factory=dict)
     _sessions: dict[str, Session] = field(default_factory=dict)
     _heard: dict[str, float] = field(default_factory=dict)  # host → when the coordinator last knew its worker
     _retry: dict[str, tuple[float, float]] = field(
@@ -88,7 +86,6 @@ class HostWorkers:
         """Reach every host and compare what is installed. UsageError tells of all that can't be used; none is then left running."""
         self.log_dir.mkdir(parents=True, exist_ok=True)
         for host in self.hosts.remote:
-            self._keys[host.name] = _key_of(self.keys, host.name)
             self._sessions[host.name] = self._begin(host)
         until = time.monotonic() + GREET_S
         try:
@@ -146,7 +143,7 @@ class HostWorkers:
             "connections": self.connections,
             "host": host.name,
             "address": host.address,
-            "key": self._keys[host.name],
+            "key": self.keys[host.name],
             "patience_s": PATIENCE_S,
             "environment": environment,
         }
@@ -261,11 +258,3 @@ def _try(host: Host) -> str:
 def _quoted(path: str) -> str:
     """For the login's shell, which expands a leading ~/."""
     return f"~/{shlex.quote(path[2:])}" if path.startswith("~/") else shlex.quote(path)
-
-
-def _key_of(folder: Path, host: str) -> dict[str, str]:
-    """The host's key, made on its first use: it stays on this host, and goes there through ssh alone."""
-    name = re.sub(r"[^A-Za-z0-9._-]", "_", host)
-    path = folder / "workers" / f"{name}.key"
-    content: dict[str, str] = json.loads((path if path.exists() else add_worker(folder, name)).read_text())
-    return content

@@ -15,16 +15,16 @@ from coordinator.scheduling.events import TaskDone
 from coordinator.scheduling.scheduler import Scheduler, TaskSpec
 from coordinator.server.folder_lock import FolderLock
 from coordinator.server.journal import Journal
+from coordinator.server.key_store import load_coordinator
 from coordinator.server.server import Server
-from coordinator.wire import messages
-from coordinator.wire.auth import load_coordinator
+from coordinator.wire.filesystem_id import filesystem_id
 from coordinator.wire.lease_kinds import LeaseKind
 
 
 def main() -> None:
     data, bind, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     with FolderLock(data):
-        scheduler, journal = Scheduler(messages.data_id(data)), Journal(data / "journal.sqlite")
+        scheduler, journal = Scheduler(filesystem_id(data)), Journal(data / "journal.sqlite")
         for record in journal.load():
             scheduler.apply(record)
         times = [0.0, 0.0]
@@ -35,8 +35,8 @@ def main() -> None:
             times[min(commits, 1)] = time.perf_counter()
             commits += 1
 
-        curve = load_coordinator(Path(sys.argv[4])) if len(sys.argv) > 4 else None
-        server = Server(scheduler, journal, data_dir=data, bind=bind, curve=curve, on_done=commit)
+        keys = load_coordinator(Path(sys.argv[4])) if len(sys.argv) > 4 else None
+        server = Server(scheduler, journal, data_dir=data, bind=bind, keys=keys, on_done=commit)
         server.add_tasks(TaskSpec(f"t{n}", LeaseKind.NOOP, {}) for n in range(count) if f"t{n}" not in scheduler.tasks)
         print(server.endpoint, flush=True)
         outcome = server.run()

@@ -36,9 +36,9 @@ from coordinator.scheduling.events import AddTasks, Confirmed, Decision, Send
 from coordinator.scheduling.scheduler import Scheduler, TaskSpec
 from coordinator.scheduling.task_state import Committed, Done, Leased
 from coordinator.server.journal import Journal
-from coordinator.wire.auth import local_worker_key
+from coordinator.server.key_store import LOCAL, worker_key
 from coordinator.wire.lease_kinds import LeaseKind
-from coordinator.wire.messages import Hello, Lease, Result
+from coordinator.wire.messages import Lease, Register, Result
 
 ROOT = Path(__file__).resolve().parents[2]
 LINES = ROOT / "docs" / "benchmarks" / "leases.jsonl"
@@ -78,7 +78,7 @@ def coordinator(data: Path, bind: str, tasks: int, *keys: Path) -> subprocess.Po
 def over_sockets(tasks: int, keyed: bool = False) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=ROOT / "runs") as folder:
         data, bind, keys = Path(folder), free_endpoint(), Path(folder) / "keys"
-        key = local_worker_key(keys) if keyed else None
+        key = worker_key(keys, LOCAL) if keyed else None
         boss = coordinator(data, bind, tasks, *([keys] if keyed else []))
         with workers(bind, data, key):
             out, _ = boss.communicate(timeout=PATIENCE_S)
@@ -102,7 +102,7 @@ def scheduler_alone(tasks: int) -> dict[str, Any]:
 
     scheduler.decide(AddTasks(tuple(TaskSpec(f"t{n}", LeaseKind.NOOP, {}) for n in range(tasks))), 0.0)
     for name in ("a", "b"):
-        take(scheduler.decide(Hello(name, "h", 1, (LeaseKind.NOOP,), CAPACITY, "here", "0", "3"), 0.0))
+        take(scheduler.decide(Register(name, "h", 1, (LeaseKind.NOOP,), CAPACITY, "here", "0", "3"), 0.0))
     began, done = time.perf_counter(), 0
     while leases:
         worker, lease = leases.pop()

@@ -69,7 +69,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "attention_share": round(statistics.median(line["attention_share"] for line in plain[WARMUP_STEPS:]), 3),
         "plain": seconds(plain[WARMUP_STEPS:]),
         "equal": seconds(equal),
-        "rebalance": seconds(slowed[-WINDOW_STEPS:]),
+        "followed": seconds(slowed[-WINDOW_STEPS:]),
         "loss_differs_by": max(abs(a["loss"] / b["loss"] - 1) for a, b in zip(plain, slowed, strict=True)),
         "machine": f"{platform.platform(terse=True)}, 2 ranks with a core each",
     }

@@ -34,7 +34,7 @@ from coordinator.scheduling.events import TaskDone
 from coordinator.scheduling.scheduler import Scheduler, TaskSpec
 from coordinator.server.journal import Journal
 from coordinator.server.server import Server
-from coordinator.wire import messages
+from coordinator.wire.filesystem_id import filesystem_id
 from coordinator.wire.lease_kinds import LeaseKind
 from coordinator.wire.messages import Weights
 from coordinator.workers.local import LocalWorkers
@@ -164,7 +164,7 @@ def without_network(folder: Path, table: str, policy: str) -> float:
 
 def over_zeromq(folder: Path, table: str, policy: str) -> float:
     """Steps a second of two workers whose results come back through leases."""
-    scheduler = Scheduler(messages.data_id(folder))
+    scheduler = Scheduler(filesystem_id(folder))
     journal = Journal(folder / f"journal-{time.monotonic_ns()}.sqlite")
     content = (folder / "policy.npz").read_bytes()
     weights = Weights(0, policy, content)
@@ -176,7 +176,9 @@ def over_zeromq(folder: Path, table: str, policy: str) -> float:
         job = rollout_job(table, policy, issued)
         plain = msgspec.to_builtins(job)
         arrays = shapes(job, 4)
-        return TaskSpec(f"control/{issued:08d}", LeaseKind.ROLLOUT, plain, local=True, fleeting=True, arrays=arrays)
+        return TaskSpec(
+            f"control/{issued:08d}", LeaseKind.ROLLOUT, plain, requires_shared_fs=True, ephemeral=True, arrays=arrays
+        )
 
     def done(what: TaskDone) -> list[TaskSpec]:
         assert len(what.arrays) == 2

@@ -12,14 +12,12 @@ from pathlib import Path
 
 sys.path[0:1] = [str(Path(__file__).resolve().parents[2])]
 
-import ringattn
 from ringattn import kernels
 from scripts.bench.ring_rank import Slowed
-from worker import train
+from worker.training.cli import run_rank
 
 if __name__ == "__main__":
     if os.environ.get("MLX_RANK") == sys.argv[1]:
         slowed = Slowed(float(sys.argv[2]))
         kernels.select = lambda name=None, device=None: slowed
-    if code := train.main(sys.argv[3:]):
-        ringattn.abort(code)
+    run_rank(sys.argv[3:])

@@ -28,10 +28,10 @@ from typing import Any
 import psutil
 
 from coordinator.scheduling.events import Outcome, TaskDone
-from coordinator.scheduling.scheduler import Limits, Scheduler, TaskSpec
+from coordinator.scheduling.scheduler import LeaseTimings, Scheduler, TaskSpec
 from coordinator.server.journal import Journal
 from coordinator.server.server import MAX_BATCH, Server
-from coordinator.wire import messages
+from coordinator.wire.filesystem_id import filesystem_id
 from coordinator.wire.lease_kinds import LeaseKind
 from coordinator.workers.local import LocalWorkers
 
@@ -39,7 +39,7 @@ POOL = 2 * MAX_BATCH + 1_000  # tasks
 CAPACITY = 256  # leases a worker holds
 WARM_UP_S = 150.0  # the journal has been written anew several times by then
 FLAT = 0.05
-LIMITS = Limits(max_failures=1_000)  # a task that was held by killed workers many times is not to blame
+LIMITS = LeaseTimings(max_failures=1_000)  # a task that was held by killed workers many times is not to blame
 
 
 @dataclass
@@ -64,7 +64,7 @@ class Soak:
 
     def run(self) -> Outcome:
         self.scheduler, self.journal = (
-            Scheduler(messages.data_id(self.data), LIMITS),
+            Scheduler(filesystem_id(self.data), LIMITS),
             Journal(self.data / "journal.sqlite"),
         )
         self.server = Server(self.scheduler, self.journal, data_dir=self.data, on_done=self.done, on_tick=self.tick)
@@ -95,7 +95,7 @@ class Soak:
 
     def tick(self) -> None:
         now = time.monotonic()
-        heard = {worker.hello.pid for worker in self.scheduler.workers.values()}
+        heard = {worker.registration.pid for worker in self.scheduler.workers.values()}
         self.workers.supervise(heard, self.server.lost)
         if now >= self.next_kill and not self.over and heard:
             with suppress(ProcessLookupError):  # dead, and still known: the next tick kills another

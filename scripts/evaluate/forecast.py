@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 
 from ingest.calendar import Calendar, calendar_of
 from ingest.features import CONDITION, FEATURES
-from worker.forecast.__main__ import Forecast, TrainedModel, load_model, predict
 from worker.forecast.model import scores
 from worker.forecast.model.network import QUANTILES
-from worker.training.data import Period, Piece, TokenStore, open_token_store
+from worker.forecast.predict import Forecast, TrainedModel, load_model, predict
+from worker.training.tokens import Period, Piece, TokenStore, open_token_store
 
 BOOSTING = [  # settings tried, the best on validation hours counts
     {"learning_rate": 0.05, "max_leaf_nodes": leaves, "min_samples_leaf": least, "l2_regularization": l2}
@@ -169,8 +169,8 @@ def run(options: argparse.Namespace) -> int:
             trained = load_model(path)
             store = open_token_store(options.data, trained.respondents, trained.reference)
             years = range(2000, 2101)
-            last = max(year for year in years if store.period(0).last >= Period(*_year(year)).last)
-            period = Period.parse(options.test, "test") if options.test else Period(*_year(last))
+            last = max(year for year in years if store.period(0).last >= _year(year).last)
+            period = Period.parse(options.test, "test") if options.test else _year(last)
             if period.first <= trained.state["validate"][1]:
                 raise SystemExit(
                     f"{path} was validated on hours up to {Period(*trained.state['validate'])}: name a later --test"
@@ -183,9 +183,8 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _year(year: int) -> tuple[int, int]:
-    period = Period.parse(str(year), "test")
-    return period.first, period.last
+def _year(year: int) -> Period:
+    return Period.parse(str(year), "test")
 
 
 def _has_sklearn() -> bool:

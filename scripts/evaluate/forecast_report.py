@@ -203,8 +203,9 @@ def plot(options: argparse.Namespace) -> int:
 def _fans(data_dir: Path, run: Path, period: str) -> None:
     """The day of highest demand of three respondents."""
     from ingest.columns import hour_number
-    from worker.forecast.__main__ import draw_fan_chart, load_model, predict
-    from worker.training.data import Period, open_token_store
+    from worker.forecast.plot import draw_fan_chart
+    from worker.forecast.predict import load_model, predict
+    from worker.training.tokens import Period, open_token_store
 
     trained = load_model(run)
     store = open_token_store(data_dir, trained.respondents, trained.reference)

@@ -25,8 +25,8 @@ import pytest
 
 from coordinator.cli.app import app
 from coordinator.cli.errors import run
+from coordinator.server import key_store
 from coordinator.server.folder_lock import FolderLock
-from coordinator.wire import auth
 from ingest import manifest
 from tests.support.data_folder import build_all, commit, daily, shard
 from tests.support.program import environment
@@ -161,14 +161,14 @@ def mounted(options: str) -> Callable[[Place], object]:
 
 def key_file(mode: int) -> Callable[[Place], None]:
     def prepare(place: Place) -> None:
-        auth.add_worker(place.folder / "keys", "m2-1").chmod(mode)
+        key_store.add_worker(place.folder / "keys", "m2-1").chmod(mode)
 
     return prepare
 
 
 def revoked_key(place: Place) -> None:
-    auth.add_worker(place.folder / "keys", "m2-1")
-    auth.revoke_worker(place.folder / "keys", "m2-1")
+    key_store.add_worker(place.folder / "keys", "m2-1")
+    key_store.revoke_worker(place.folder / "keys", "m2-1")
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------------
@@ -241,9 +241,9 @@ MISTAKES = (
     Mistake("wrote no JSON into the hostfile", f"{EXTRACT} --hostfile hosts.json", USAGE, ("hostfile hosts.json", "Expecting", "hostfiles/README.md"), file("hosts.json", "m2-1, m2-2")),
     Mistake("started with a host that is down", f"{EXTRACT} --hostfile hosts.json --keys keys", USAGE, ("nobody@127.0.0.1", "can't be used", "`ssh -o BatchMode=yes nobody@127.0.0.1 true`"), down_host, process=True),
     Mistake("bound a port that is taken", EXTRACT, USAGE, ("bind tcp://127.0.0.1:", "in use", "--bind"), taken_port, process=True),
-    Mistake("named a worker with a blank", "coordinator keys add 'm2 1' --keys keys", USAGE, ("'m2 1'", "blank", "`coordinator keys add")),
+    Mistake("named a worker with a blank", "coordinator keys add 'm2 1' --keys keys", USAGE, ("'m2 1'", "malformed", "`coordinator keys add")),
     Mistake("revoked who has no key", "coordinator keys revoke m2-9 --keys keys", USAGE, ("'m2-9'", "known: m2-1", "`coordinator keys list`"), key_file(0o600)),
-    Mistake("left a key for all to read", "worker --coordinator tcp://127.0.0.1:1 --key keys/workers/m2-1.key", USAGE, ("keys/workers/m2-1.key", "read by others", "`chmod 600"), key_file(0o644), process=True),
+    Mistake("left a key for all to read", "worker --coordinator tcp://127.0.0.1:1 --key keys/workers/m2-1.key", USAGE, ("keys/workers/m2-1.key", "readable by others", "`chmod 600"), key_file(0o644), process=True),
     Mistake("used a key that was revoked", "worker --coordinator tcp://127.0.0.1:1 --key keys/workers/m2-1.key", USAGE, ("keys/workers/m2-1.key", "no key file", "`coordinator keys add NAME`"), revoked_key, process=True),
     Mistake("started a worker without tcp://", "worker --coordinator 127.0.0.1:5555", USAGE, ("127.0.0.1:5555", "tcp://HOST:PORT", "--help"), process=True),
     Mistake("started a worker where nobody listens", "worker --coordinator tcp://127.0.0.1:1 --patience 0.3", INCOMPLETE, ("tcp://127.0.0.1:1", "no coordinator answers", "`coordinator start`"), process=True),

@@ -32,7 +32,7 @@ from ingest.emulator.process import Emulator
 from tests.support.data_folder import build_all, commit, shard
 from tests.support.program import SMALL, command, environment
 from tests.support.waiting import until
-from worker.forecast.__main__ import format_table
+from worker.forecast.table import format_table
 
 MONTH = ("--respondents", "PACW", "--start", "2024-03", "--end", "2024-03")
 SGR = re.compile(r"\x1b\[[0-9;]*m")  # bold, colours, and their end

@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 
-from coordinator.scheduling.task_state import Failed, Returned
+from coordinator.scheduling.task_state import Failed, Released
 from coordinator.server.journal import Journal
 from ingest.emulator.process import Emulator
 from tests.support.program import PLAN, THREE, TRAINING, command, environment, series_digest
@@ -99,7 +99,7 @@ def test_an_extraction_whose_clocks_jump_leaves_the_same_series(
     lost = [
         record
         for record in Journal(tmp_path / "data" / "journal.sqlite").load()
-        if isinstance(record, Returned | Failed)
+        if isinstance(record, Released | Failed)
     ]
     assert not lost, "a lease was taken back, or failed"
     assert series_digest(tmp_path / "data") == undisturbed

@@ -11,18 +11,20 @@ import sys
 from pathlib import Path
 
 from coordinator.scheduling.events import TaskDone
-from coordinator.scheduling.scheduler import Limits, Scheduler, TaskSpec
+from coordinator.scheduling.scheduler import LeaseTimings, Scheduler, TaskSpec
 from coordinator.server.folder_lock import FolderLock
 from coordinator.server.journal import Journal
 from coordinator.server.server import Server
-from coordinator.wire import messages
+from coordinator.wire.filesystem_id import filesystem_id
 
 if __name__ == "__main__":
     data, bind, count, seconds = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
     with FolderLock(data):
         (data / "manifests").mkdir(exist_ok=True)
-        limits = Limits(heartbeat_s=0.2, silence_s=4.0, lease_s=8.0, backoff_s=0.05, backoff_max_s=0.5, max_failures=50)
-        scheduler = Scheduler(messages.data_id(data), limits)
+        timings = LeaseTimings(
+            heartbeat_s=0.2, silence_s=4.0, lease_s=8.0, backoff_s=0.05, backoff_max_s=0.5, max_failures=50
+        )
+        scheduler = Scheduler(filesystem_id(data), timings)
         journal = Journal(data / "journal.sqlite")
         for record in journal.load():
             scheduler.apply(record)

@@ -8,14 +8,15 @@ from typing import Any
 
 import msgpack
 
+from coordinator.wire import codec
 from coordinator.wire import messages as protocol
 from coordinator.wire.messages import (
+    Deregister,
     FileChunk,
-    Goodbye,
     Heartbeat,
-    Hello,
     PermitRequest,
     Progress,
+    Register,
     Result,
     StatusRequest,
     ThrottleReport,
@@ -38,7 +39,7 @@ def messages(draw: random.Random) -> protocol.Message:
     )
     return draw.choice(
         (
-            Hello(NAME, "h", 1, ("noop", task), draw.randint(1, 1024), "elsewhere", "0", "3", draw.randint(0, 3)),
+            Register(NAME, "h", 1, ("noop", task), draw.randint(1, 1024), "elsewhere", "0", "3", draw.randint(0, 3)),
             Heartbeat(NAME, ((task, attempt),) * draw.randint(0, 3), draw.getrandbits(40)),
             Result(NAME, task, attempt, proof, draw.random() * 1e9),
             protocol.Failure(NAME, task, attempt, "Crash", "m" * draw.randint(0, 99), draw.random() < 0.01),
@@ -46,7 +47,7 @@ def messages(draw: random.Random) -> protocol.Message:
             PermitRequest(NAME, "source", draw.randint(1, 64)),
             ThrottleReport(NAME, "none", "429", draw.random()),
             FileChunk(NAME, task, attempt, draw.choice(("raw/x", "../x", "raw/" + "é" * 250)), 0, 5, "0" * 64),
-            Goodbye(NAME),
+            Deregister(NAME),
             StatusRequest(),
         )
     )
@@ -61,7 +62,7 @@ def nested(depth: int) -> dict[str, Any]:
 
 def frames(draw: random.Random) -> Iterator[bytes]:
     """Without end. A corpus of 400 valid frames is drawn once; what comes out is one in eight of them, the rest damaged."""
-    corpus = [protocol.encode(messages(draw)) for _ in range(400)]
+    corpus = [codec.encode(messages(draw)) for _ in range(400)]
     while True:
         frame = draw.choice(corpus)
         how = draw.randrange(8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from coordinator.scheduling.events import AddTasks, EndTasks, TaskGone, TaskProgress
+from coordinator.scheduling.events import AddTasks, TaskFailed, TaskProgress, TerminateTasks
 from coordinator.scheduling.task_state import TaskSpec
 from coordinator.stages.train.elastic import ElasticRing
 from coordinator.stages.train.ring_state import AddressOffered, RankDone, SupervisionTick
@@ -41,7 +41,7 @@ class World:
                 self.opened.append(told.tasks)
                 self.open |= {spec.id: spec for spec in told.tasks}
             else:
-                assert isinstance(told, EndTasks)
+                assert isinstance(told, TerminateTasks)
                 for name in told.tasks:
                     self.asked.setdefault(name, told.grace_s)
                     self.asked[name] = min(self.asked[name], told.grace_s)
@@ -85,7 +85,7 @@ class World:
     def ends(self, rank: int, error: str, message: str = "why") -> None:
         name = self.ranks[rank]
         del self.open[name]
-        self.handle(TaskGone(name, error, message) if error else RankDone(name))
+        self.handle(TaskFailed(name, error, message) if error else RankDone(name))
 
     def obey(self) -> None:
         """Every rank that was asked to end does."""

@@ -62,12 +62,14 @@ def first(mark: Path) -> bool:
 
 
 def coordinate(data: Path, workers: int, config: Path) -> int:
-    from coordinator.scheduling.scheduler import Limits
+    from coordinator.scheduling.scheduler import LeaseTimings
     from coordinator.stages.base import Fleet
     from coordinator.stages.rollouts import stage
 
-    limits = Limits(heartbeat_s=0.2, silence_s=3.0, backoff_s=0.05)
-    fleet = Fleet(data, "tcp://127.0.0.1:0", workers, 1, 20, worker_command=(sys.executable, str(HERE)), limits=limits)
+    timings = LeaseTimings(heartbeat_s=0.2, silence_s=3.0, backoff_s=0.05)
+    fleet = Fleet(
+        data, "tcp://127.0.0.1:0", workers, 1, 20, worker_command=(sys.executable, str(HERE)), timings=timings
+    )
     options = stage.RolloutOptions(data, config, data / "train", workers, 1, fleet.bind, data / "keys", 20)
     summary = stage.run(options, fleet=fleet)
     print(json.dumps(summary), flush=True)

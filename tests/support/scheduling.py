@@ -5,18 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from coordinator.scheduling.events import AddTasks, Decision, Restart, Send
-from coordinator.scheduling.scheduler import Limits, Scheduler, TaskSpec
-from coordinator.wire.messages import Failure, Hello, Lease, Result
+from coordinator.scheduling.scheduler import LeaseTimings, Scheduler, TaskSpec
+from coordinator.wire.messages import Failure, Lease, Register, Result
 
 HERE = "this-folder"
 
 
-def hello(name: str = "w1", *, kinds: tuple[str, ...] = ("fetch",), capacity: int = 2, data_id: str = HERE) -> Hello:
-    return Hello(name, "host", 1, kinds, capacity, data_id, "0.1.0", "3.11")
+def hello(
+    name: str = "w1", *, kinds: tuple[str, ...] = ("fetch",), capacity: int = 2, filesystem_id: str = HERE
+) -> Register:
+    return Register(name, "host", 1, kinds, capacity, filesystem_id, "0.1.0", "3.11")
 
 
-def started(*tasks: TaskSpec, limits: Limits | None = None) -> Scheduler:
-    scheduler = Scheduler(HERE, limits)
+def started(*tasks: TaskSpec, timings: LeaseTimings | None = None) -> Scheduler:
+    scheduler = Scheduler(HERE, timings)
     scheduler.decide(Restart(), 0.0)
     scheduler.decide(AddTasks(tasks), 0.0)
     return scheduler

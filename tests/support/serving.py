@@ -11,13 +11,15 @@ from typing import Any, TypeVar
 import zmq
 
 from coordinator.scheduling.events import Outcome, TaskDone
-from coordinator.scheduling.rate_limit import Budget
-from coordinator.scheduling.scheduler import Limits, Scheduler, TaskSpec
+from coordinator.scheduling.rate_limit import RequestBudget
+from coordinator.scheduling.scheduler import LeaseTimings, Scheduler, TaskSpec
 from coordinator.server.journal import Journal
+from coordinator.server.key_store import CoordinatorKeys
 from coordinator.server.server import Server
-from coordinator.wire import messages
-from coordinator.wire.auth import Curve
-from coordinator.wire.messages import Ack, Goodbye, Hello, Lease, Result, Weights, Welcome
+from coordinator.wire import codec, messages
+from coordinator.wire.auth import KeyPair
+from coordinator.wire.filesystem_id import filesystem_id
+from coordinator.wire.messages import Ack, Deregister, Lease, Register, RegisterAck, Result, Weights
 
 WAIT_MS = 20_000  # bound of every wait: reached only when something is broken
 FAILED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
@@ -27,7 +29,7 @@ M = TypeVar("M", bound=messages.Message)
 class Peer:
     """A worker, or an enemy, made of one socket."""
 
-    def __init__(self, endpoint: str, name: str = "w1", key: Curve | None = None) -> None:
+    def __init__(self, endpoint: str, name: str = "w1", key: KeyPair | None = None) -> None:
         self.name = name
         self.kept: list[messages.Message] = []
         self.context = zmq.Context()
@@ -40,7 +42,7 @@ class Peer:
         self.socket.connect(endpoint)
 
     def say(self, message: messages.Message, *more: bytes) -> None:
-        self.socket.send_multipart([messages.encode(message), *more])
+        self.socket.send_multipart([codec.encode(message), *more])
 
     def hear(self, kind: type[M]) -> M:
         """The next message of a kind; others are kept for later."""
@@ -50,16 +52,16 @@ class Peer:
                 return message
         while self.socket.poll(WAIT_MS):
             self.frames = self.socket.recv_multipart()
-            message = messages.decode(self.frames[0], messages.ToWorker)
+            message = codec.decode(self.frames[0], messages.ToWorker)
             if isinstance(message, kind):
                 return message
             self.kept.append(message)
         raise AssertionError(f"{self.name} waited in vain for {kind.__name__}")
 
-    def hello(self, data_id: str = "elsewhere", **more: Any) -> Welcome:
+    def hello(self, filesystem_id: str = "elsewhere", **more: Any) -> RegisterAck:
         kinds = more.get("kinds", ("noop",))
-        self.say(Hello(self.name, "h", more.get("pid", 1), kinds, more.get("capacity", 4), data_id, "0", "3"))
-        return self.hear(Welcome)
+        self.say(Register(self.name, "h", more.get("pid", 1), kinds, more.get("capacity", 4), filesystem_id, "0", "3"))
+        return self.hear(RegisterAck)
 
     def finish(self, lease: Lease, proof: dict[str, Any] | None = None) -> Ack:
         self.say(Result(self.name, lease.task, lease.attempt, proof or {}, 0.1))
@@ -78,9 +80,9 @@ class Running:
 
     data_dir: Path
     tasks: tuple[str, ...] = ("a",)
-    key: Curve | None = None
+    key: CoordinatorKeys | None = None
     on_done: Callable[[TaskDone], None] = lambda done: None
-    budgets: dict[str, Budget] = field(default_factory=dict)
+    budgets: dict[str, RequestBudget] = field(default_factory=dict)
     weights: Callable[[str], Weights | None] = lambda sha256: None
     lends: dict[str, Path] = field(default_factory=dict)
     job: dict[str, Any] = field(default_factory=dict)  # of every task
@@ -88,7 +90,7 @@ class Running:
     outcome: Outcome | None = None
 
     def __post_init__(self) -> None:
-        self.scheduler = Scheduler(messages.data_id(self.data_dir), Limits(heartbeat_s=0.2))
+        self.scheduler = Scheduler(filesystem_id(self.data_dir), LeaseTimings(heartbeat_s=0.2))
         self.journal = Journal(self.data_dir / "journal.sqlite")
         for record in self.journal.load():
             self.scheduler.apply(record)
@@ -97,7 +99,7 @@ class Running:
             self.journal,
             self.budgets,
             data_dir=self.data_dir,
-            curve=self.key,
+            keys=self.key,
             on_done=self.on_done,
             weights=self.weights,
             lends=self.lends,
@@ -109,14 +111,14 @@ class Running:
     def run(self) -> None:
         self.outcome = self.server.run()
 
-    def peer(self, name: str = "w1", key: Curve | None = None) -> Peer:
+    def peer(self, name: str = "w1", key: KeyPair | None = None) -> Peer:
         self.peers.append(Peer(self.server.endpoint, name, key))
         return self.peers[-1]
 
     def end(self) -> Outcome:
         for peer in self.peers:
             if peer.name in self.scheduler.workers:
-                peer.say(Goodbye(peer.name))
+                peer.say(Deregister(peer.name))
         self.thread.join(WAIT_MS / 1e3)
         assert self.outcome is not None
         return self.outcome

@@ -32,18 +32,18 @@ def work() -> int:
 
 
 def coordinate(data: Path, ranks: int, config: Path, retries: int) -> int:
-    from coordinator.scheduling.scheduler import Limits
+    from coordinator.scheduling.scheduler import LeaseTimings
     from coordinator.stages.base import Fleet
     from coordinator.stages.train import stage
     from coordinator.stages.train.stall import SupervisionTimeouts
 
     # A deployment's times, cut to a half or less, so that a test of a fault is over within seconds.
-    limits = Limits(heartbeat_s=0.2, silence_s=5.0)
+    timings = LeaseTimings(heartbeat_s=0.2, silence_s=5.0)
     timeouts = SupervisionTimeouts(
         rejoin_s=2.0, stopped_s=1.0, min_s=4.0, drain_grace_s=20.0, max_rounds_without_progress=retries
     )
     fleet = Fleet(
-        data, "tcp://127.0.0.1:0", ranks, 1, retries, worker_command=(sys.executable, str(HERE)), limits=limits
+        data, "tcp://127.0.0.1:0", ranks, 1, retries, worker_command=(sys.executable, str(HERE)), timings=timings
     )
     options = stage.TrainOptions(
         data, data / "train", ranks, config.read_bytes(), ranks, 1, fleet.bind, data / "keys", retries

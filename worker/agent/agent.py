@@ -24,30 +24,31 @@ from pathlib import Path
 import psutil
 import zmq
 
-from coordinator.wire import messages
-from coordinator.wire.auth import Curve
+from coordinator.wire import codec, messages
+from coordinator.wire.auth import KeyPair
 from coordinator.wire.exit_codes import ExitCode
 from coordinator.wire.failures import FailureKind
+from coordinator.wire.filesystem_id import filesystem_id
 from coordinator.wire.messages import (
+    AbandonLease,
     Ack,
-    Cancel,
-    End,
+    Deregister,
     FilePart,
-    Goodbye,
     Heartbeat,
-    Hello,
-    HostFile,
     Lease,
     PermitGrant,
     PermitRequest,
-    PermitsVoid,
+    PermitsRevoked,
     Progress,
-    RegisterAgain,
+    Register,
+    RegisterAck,
+    ReRegister,
     Result,
-    Stop,
+    Shutdown,
+    TerminateLease,
     ThrottleReport,
-    Welcome,
 )
+from coordinator.wire.payloads import FileRef
 from ingest.errors import Cancelled
 from ingest.http import make_session
 from worker.agent.file_transfer import FileTransfer
@@ -79,7 +80,7 @@ class Agent:
         *,
         connections: int = 5,
         capacity: int = 4,
-        curve: Curve | None = None,
+        curve: KeyPair | None = None,
         handlers: Mapping[str, Handler] = HANDLERS,
         no_coordinator_timeout_s: float = NO_COORDINATOR_TIMEOUT_S,
         host: str | None = None,
@@ -96,13 +97,13 @@ class Agent:
         data_dir.mkdir(parents=True, exist_ok=True)
         host = host or platform.node() or "unknown"
         self.name = f"{host[:64]}-{os.getpid()}-{secrets.token_hex(8)}"  # who can't guess it can't take over its route
-        self._hello = Hello(
+        self._hello = Register(
             self.name,
             host[:128],
             os.getpid(),
             tuple(handlers),
             capacity,
-            messages.data_id(data_dir),
+            filesystem_id(data_dir),
             version("ring-attention-energy"),
             platform.python_version(),
         )
@@ -125,10 +126,10 @@ class Agent:
         self._leases: dict[tuple[str, int], RunningLease] = {}
         self._unacked: dict[tuple[str, int], tuple[list[bytes], float]] = {}
         self._unlisted: list[RunningLease] = []  # leased, but not yet listed in a heartbeat
-        self._welcome: Welcome | None = None
+        self._welcome: RegisterAck | None = None
         self._last_contact = time.monotonic()
         self._next_send = 0.0  # when the next Hello or heartbeat is due
-        self._stop: Stop | None = None
+        self._stop: Shutdown | None = None
         self._exit: int | None = None
         for _ in range(capacity):
             self._start_thread()
@@ -157,7 +158,7 @@ class Agent:
                     self._exit = ExitCode.DONE
             if self._welcome is not None:
                 self._cancel_all()
-                self._send(messages.encode(Goodbye(self.name)))
+                self._send(codec.encode(Deregister(self.name)))
             return self._exit
         finally:
             self._cancel_all()
@@ -195,7 +196,7 @@ class Agent:
             while True:
                 frames = self._socket.recv_multipart(zmq.NOBLOCK)
                 try:
-                    message = messages.decode(frames[0], messages.ToWorker)
+                    message = codec.decode(frames[0], messages.ToWorker)
                 except messages.BadMessage as error:
                     log.warning("dropped a message: %s", error)
                     continue
@@ -222,23 +223,23 @@ class Agent:
                 self._unacked.pop(key, None)
         elif isinstance(message, PermitGrant):
             self._permits.granted(message.bucket, message.delays)
-        elif isinstance(message, PermitsVoid):
+        elif isinstance(message, PermitsRevoked):
             self._permits.void(message.bucket)
         elif isinstance(message, messages.Weights):
             self._policies.receive(message)
-        elif isinstance(message, Welcome):
+        elif isinstance(message, RegisterAck):
             self._cancel_all()  # to say Hello is to hold nothing
             self._welcome, self._next_send = message, time.monotonic() + message.heartbeat_s
-        elif isinstance(message, RegisterAgain):
+        elif isinstance(message, ReRegister):
             if self._welcome is not None:
                 self._cancel_all()
                 self._welcome, self._next_send = None, 0.0
-        elif isinstance(message, Cancel):
+        elif isinstance(message, AbandonLease):
             self._cancel_lease((message.task, message.attempt))
-        elif isinstance(message, End):
+        elif isinstance(message, TerminateLease):
             if (running := self._leases.get((message.task, message.attempt))) is not None:
                 running.grace.ask(message.grace_s)
-        elif isinstance(message, Stop):
+        elif isinstance(message, Shutdown):
             self._stop = message
             if not message.drain:
                 log.info("stopped by the coordinator: %s", message.reason)
@@ -280,7 +281,7 @@ class Agent:
                 )
                 self._exit = ExitCode.INCOMPLETE
             elif now >= self._next_send:
-                self._next_send = now + (REGISTER_INTERVAL_S if self._send(messages.encode(self._hello)) else 0.05)
+                self._next_send = now + (REGISTER_INTERVAL_S if self._send(codec.encode(self._hello)) else 0.05)
             return
         if now - self._last_contact > self._welcome.silence_s:
             log.warning("the coordinator is silent: dropping what is leased, and looking for it again")
@@ -300,7 +301,7 @@ class Agent:
         if self._welcome is not None:
             self._next_send = time.monotonic() + self._welcome.heartbeat_s
             rss = self._process.memory_info().rss
-            self._send(messages.encode(Heartbeat(self.name, tuple(self._leases), self._rows, self._requests, rss)))
+            self._send(codec.encode(Heartbeat(self.name, tuple(self._leases), self._rows, self._requests, rss)))
 
     def _cancel_lease(self, key: tuple[str, int]) -> None:
         job = self._leases.pop(key, None)
@@ -328,7 +329,7 @@ class Agent:
                 self._wake_write.send(b"\0")
 
     def _post(self, message: messages.Message, frames: Iterable[bytes] = ()) -> None:
-        self._outbox.put((message, [messages.encode(message), *frames]))
+        self._outbox.put((message, [codec.encode(message), *frames]))
         self._wake()
 
     def _count(self, rows: int, requests: int) -> None:
@@ -382,8 +383,8 @@ class Agent:
             if isinstance(answer, Arrays):
                 return self._with_arrays(lease, answer, time.monotonic() - began)
             if context.transfer is not None:
-                for path, size, sha256 in messages.files_in(answer):
-                    context.transfer.upload(context.proof_root, HostFile(path, size, sha256))
+                for path, size, sha256 in codec.files_in(answer):
+                    context.transfer.upload(context.proof_root, FileRef(path, size, sha256))
         except Cancelled:
             if job.cancelled.is_set():
                 return None
@@ -412,7 +413,7 @@ def run_agent(
     *,
     connections: int = 5,
     capacity: int = 4,
-    curve: Curve | None = None,
+    curve: KeyPair | None = None,
     stop_with_parent: bool = False,
     handlers: Mapping[str, Handler] = HANDLERS,
     no_coordinator_timeout_s: float = NO_COORDINATOR_TIMEOUT_S,

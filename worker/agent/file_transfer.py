@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from coordinator.wire.messages import Ack, FileChunk, FilePart, FileRequest, HostFile, Message
+from coordinator.wire.messages import Ack, FileChunk, FilePart, FileRequest, Message
+from coordinator.wire.payloads import FileRef
 from ingest.errors import Cancelled, VerificationError
 
 CHUNK = 256 << 10  # bytes; heartbeats share the connection and must not wait long behind chunks
@@ -61,7 +62,7 @@ class FileTransfer:
     say: Callable[[Message, Iterable[bytes]], None]
     answers: TransferInbox
 
-    def upload(self, folder: Path, file: HostFile) -> None:
+    def upload(self, folder: Path, file: FileRef) -> None:
         """Send `folder`/file.path until the coordinator holds it whole.
 
         Cancelled when the lease is not ours any more; VerificationError when the file on disk is not what it is said to be.
@@ -87,17 +88,17 @@ class FileTransfer:
                     if refusals >= REFUSALS:
                         raise VerificationError(f"{file.path} does not have the sha256 of its proof: fetch it again")
 
-    def _chunk(self, file: HostFile, offset: int) -> FileChunk:
+    def _chunk(self, file: FileRef, offset: int) -> FileChunk:
         return FileChunk(self.worker, self.task, self.attempt, file.path, offset, file.bytes, file.sha256)
 
-    def _held(self, file: HostFile) -> int:
+    def _held(self, file: FileRef) -> int:
         """How much the coordinator holds: asked until it answers, or until the lease is taken back."""
         while True:
             self.say(self._chunk(file, 0), [b""])
             for held in self._acknowledged(file, 0):
                 return held
 
-    def _acknowledged(self, file: HostFile, end: int) -> Iterator[int]:
+    def _acknowledged(self, file: FileRef, end: int) -> Iterator[int]:
         """Bytes held, as acknowledgements come in; ends at `end`, at a step back (the file was refused), or with silence."""
         deadline, last = time.monotonic() + ANSWER_S, -1
         while (left := deadline - time.monotonic()) > 0:
@@ -111,7 +112,7 @@ class FileTransfer:
                 return
             last = ack.offset
 
-    def download(self, folder: Path, file: HostFile, said: Callable[[], None]) -> None:
+    def download(self, folder: Path, file: FileRef, said: Callable[[], None]) -> None:
         """Have `folder`/file.path as the coordinator has it: nothing is moved where it is there, and what came of it before counts.
 
         `said()` is called with each piece. VerificationError when the coordinator's file is not the one that the lease names (any more).
@@ -134,7 +135,7 @@ class FileTransfer:
             part.unlink()
         raise VerificationError(f"{file.path} came {REFUSALS} times and was never the file that was asked for")
 
-    def _fill(self, write: Callable[[bytes], int], held: int, file: HostFile, said: Callable[[], None]) -> None:
+    def _fill(self, write: Callable[[bytes], int], held: int, file: FileRef, said: Callable[[], None]) -> None:
         asked, heard = held, time.monotonic()
         while held < file.bytes:
             while asked < min(file.bytes, held + AHEAD * CHUNK):
@@ -157,7 +158,7 @@ class FileTransfer:
 _known: dict[Path, tuple[int, int, str]] = {}  # size, mtime in ns, sha256: what this process hashed before
 
 
-def _is_complete(path: Path, file: HostFile) -> bool:
+def _is_complete(path: Path, file: FileRef) -> bool:
     """Whether the file is there, whole."""
     try:
         status = path.stat()
@@ -177,6 +178,6 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def file_ref(folder: Path, path: str) -> HostFile:
+def file_ref(folder: Path, path: str) -> FileRef:
     """A file as it is now."""
-    return HostFile(path, (folder / path).stat().st_size, sha256_of(folder / path))
+    return FileRef(path, (folder / path).stat().st_size, sha256_of(folder / path))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,6 +22,7 @@ from ingest.errors import (
     VerificationError,
 )
 from ingest.fetch import fetch_shard
+from ingest.files import DISK_FULL
 from ingest.models import BuildJob, FetchJob
 from worker.agent.lease import Arrays, LeaseContext
 from worker.control.handler import ControlHandler
@@ -32,7 +32,6 @@ from worker.training.replica import HostFull
 # (job, what the worker lends) → proof, or arrays and no proof
 Handler = Callable[[dict[str, Any], LeaseContext], dict[str, Any] | Arrays]
 MAX_TEXT = 4_000  # characters of an error's message
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 # By exact class. Another error of ingest travels by its class's name, any other error as a crash.
 FAILURES: Mapping[type[Exception], FailureKind] = {
     UsageError: FailureKind.USAGE,
@@ -67,13 +66,13 @@ def noop(job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
     return {"spun": spin}
 
 
-RANKS = (LeaseKind.PORT, LeaseKind.TRAIN)  # kinds that make a worker's host one of a ring
+RANKS = (LeaseKind.JOIN, LeaseKind.TRAIN)  # kinds that make a worker's host one of a ring
 _ranks = RankRunner()
 _control = ControlHandler()
 HANDLERS: Mapping[str, Handler] = {
     LeaseKind.FETCH: fetch,
     LeaseKind.BUILD: build,
-    LeaseKind.PORT: _ranks.join,
+    LeaseKind.JOIN: _ranks.join,
     LeaseKind.TRAIN: _ranks.run,
     LeaseKind.TABLE: _control.build_datasets,
     LeaseKind.LABELS: _control.run,
@@ -90,7 +89,7 @@ def failure_of(error: Exception, worker: str, lease: Lease, secret: str | None) 
     name: str = FAILURES.get(type(error), type(error).__name__)
     blame = not isinstance(error, StorageError)
     message = str(error) or name
-    if isinstance(error, OSError) and error.errno in DISK:
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
         name, blame = FailureKind.STORAGE, False
         message = f"{error}. Free space or mend the disk, then run the same command again: it goes on where it stopped."
     elif not isinstance(error, IngestError):

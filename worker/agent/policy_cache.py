@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from coordinator.wire.messages import Weights
 from ingest.errors import Cancelled
+from ingest.lru_cache import LruCache
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ class PolicyCache:
 
     def __init__(self, ask: Callable[[str], None]) -> None:
         self._ask = ask
-        self._held: dict[str, bytes] = {}
+        self._held: LruCache[bytes] = LruCache(KEPT)
         self._unknown: set[str] = set()  # the coordinator has answered that it does not have them
         self._changed = threading.Condition()
 
@@ -35,10 +36,7 @@ class PolicyCache:
             elif hashlib.sha256(weights.data).hexdigest() != weights.sha256:
                 log.warning("dropped weights %s: their sha256 is another", weights.sha256[:16])
             else:
-                self._held.pop(weights.sha256, None)
-                self._held[weights.sha256] = weights.data
-                while len(self._held) > KEPT:
-                    del self._held[next(iter(self._held))]
+                self._held.put(weights.sha256, weights.data)
             self._changed.notify_all()
 
     def get(self, sha256: str, cancelled: threading.Event) -> bytes:
@@ -49,11 +47,11 @@ class PolicyCache:
         asked = 0.0
         with self._changed:
             self._unknown.discard(sha256)
-            while sha256 not in self._held:
+            while (data := self._held.get(sha256)) is None:
                 if cancelled.is_set() or sha256 in self._unknown:
                     raise Cancelled(f"weights {sha256[:16]} are not to be had")
                 if time.monotonic() - asked > ANSWER_S:
                     asked = time.monotonic()
                     self._ask(sha256)
                 self._changed.wait(LOOK_S)
-            return self._held[sha256]
+            return data

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from coordinator.wire.messages import HostFile
+from coordinator.wire.payloads import FileRef
 from ingest.errors import Cancelled
 from worker.agent.lease import Arrays, LeaseContext
 
@@ -38,7 +38,7 @@ class ControlHandler:
             from rl.distributed.jobs import AnyJob
 
             self._context = context
-            files = msgspec.convert(job.pop("files", ()), tuple[HostFile, ...])
+            files = msgspec.convert(job.pop("files", ()), tuple[FileRef, ...])
             if context.transfer is not None:
                 for file in files:
                     context.transfer.download(context.data_dir / FOLDER, file, lambda: None)

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from coordinator.wire.lease_kinds import LeaseKind
 from ingest.errors import IngestError, StorageError, UsageError
-from ingest.store import atomic_write
+from ingest.files import atomic_write, file_sha256
 from rl.algorithms.base import Algorithm
 from rl.algorithms.clone import Labels, clone
 from rl.algorithms.evolution import Evolution
@@ -50,7 +50,6 @@ from rl.env.region import WEEK
 from rl.env.vector import VectorGridEnv
 from rl.errors import ControlError
 from rl.policy import Mlp, from_bytes, to_bytes
-from worker.agent.file_transfer import sha256_of
 from worker.control import report
 from worker.control.config import ControlConfig, read_config
 from worker.control.datasets import DatasetSpec
@@ -314,7 +313,7 @@ class Training:
             "validation_pop": looked.pop,
             "test_pop": pops,
             "policy": POLICY,
-            "sha256": sha256_of(self.run / POLICY),
+            "sha256": file_sha256(self.run / POLICY),
             "report": report.REPORT,
             "known": self.about["known"],
             "audits": self.jobs.audits,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ingest.store import atomic_write
+from ingest.files import atomic_write
 from rl.env.dataset import Dataset
 from rl.env.grid import Grid
 from rl.env.region import WEEK

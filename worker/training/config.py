@@ -12,7 +12,7 @@ from ingest.errors import UsageError
 from ingest.features import Reference
 from ingest.settings import Layer, check_keys, read_toml, resolve, settings_of
 from worker.argparse_errors import Parser
-from worker.training.data import Period
+from worker.training.tokens import Period
 
 _PERIOD = "period `YYYY[-MM[-DD]]:YYYY[-MM[-DD]]`, or one year, of the hours that"
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import msgspec
 
 from coordinator.wire.messages import Count, Phase
+from ingest.files import LineFollower
 
-MAX_READ = 1 << 16  # bytes taken at once; a rank says about 60 a step
-MAX_LINE = 4_096  # bytes
+MAX_LINE = 4_096  # bytes; a rank writes about 60 a step
 
 
 class Heartbeat(msgspec.Struct, frozen=True):
@@ -25,27 +25,15 @@ class HeartbeatFollower:
     checkpoint; what is no word is counted in `bad`."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._read = 0
-        self._rest = b""
+        self._lines = LineFollower(path, MAX_LINE)
         self.last: Heartbeat | None = None
         self.count = self.checkpoint_step = self.malformed = 0
 
     def poll(self) -> bool:
         """Read what was appended; whether there was a new word."""
         before = self.count
-        try:
-            with self._path.open("rb") as file:
-                file.seek(self._read)
-                while chunk := file.read(MAX_READ):
-                    self._read += len(chunk)
-                    *lines, self._rest = (self._rest + chunk).split(b"\n")
-                    for line in lines:
-                        self._take(line)
-                    if len(self._rest) > MAX_LINE:
-                        self.malformed, self._rest = self.malformed + 1, b""
-        except FileNotFoundError:
-            return False
+        for line in self._lines.poll():
+            self._take(line)
         return self.count > before
 
     def _take(self, line: bytes) -> None:

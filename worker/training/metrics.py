@@ -1,4 +1,4 @@
-"""What a training run says of itself: metrics.jsonl, the heartbeat, and the watchdog that ends a rank whose ring does not move."""
+"""Output of a training rank: metrics.jsonl, the heartbeat file, and a watchdog that ends a rank whose ring makes no progress."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from typing import IO, Any
 
 import ringattn
 from coordinator.wire.exit_codes import ExitCode
+from ingest.files import atomic_write
 from worker.training.config import TrainConfig, plain
 
-AWAY_S = 10.0  # between looks of the watchdog, a second apart
+SUSPENDED_S = 10.0  # the watchdog wakes every second: after a longer gap this process was suspended
+PRINT_INTERVAL_S = 10.0
 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """An optimiser step of the ring."""
+    """One optimiser step of the ring."""
 
     step: int
     loss: float
@@ -32,24 +34,37 @@ class StepRecord:
     shares: Sequence[float]  # of the tokens, one a rank, 1.0 being an equal one
 
 
-class Metrics:
-    """metrics.jsonl is rank 0's; each rank has its heartbeat and its watchdog."""
+class MetricsWriter:
+    """Write a rank's metrics and heartbeats, and watch its progress.
+
+    Only rank 0 writes metrics.jsonl; every rank has its own heartbeat file and watchdog.
+
+    Args:
+        config: settings of the run.
+        rank: this process's rank.
+        done: step that the run resumes from; metrics of later steps are removed, as the run repeats those steps.
+    """
 
     def __init__(self, config: TrainConfig, rank: int, done: int) -> None:
-        self._timeout, self._moved, self._began = config.timeout, time.monotonic(), time.monotonic()
-        self._beats = config.heartbeat.open("a") if config.heartbeat != Path() else None
+        self._timeout, self._last_progress = config.timeout, time.monotonic()
+        self._heartbeats = config.heartbeat.open("a") if config.heartbeat != Path() else None
         self._lines: IO[str] | None = None
-        self._said = 0.0
+        self._printed = 0.0
         if rank == 0:
             config.run_dir.mkdir(parents=True, exist_ok=True)
             (config.run_dir / "config.json").write_text(json.dumps(plain(config), indent=1))
             path = config.run_dir / "metrics.jsonl"
             _drop_later_steps(path, done)
             self._lines = path.open("a")
-        threading.Thread(target=self._watch, daemon=True).start()
+        threading.Thread(target=self._watchdog, daemon=True).start()
 
     def step(self, done: StepRecord, hops: Sequence[ringattn.HopTime]) -> None:
-        """A finished step and its hops: a line of metrics.jsonl, a word to the heartbeat, and a line for people every 10 s."""
+        """Record a finished step: a line of metrics.jsonl, a heartbeat, and a line on stderr every 10 s.
+
+        Args:
+            done: the step.
+            hops: times of the ring's hops during the step.
+        """
         speed = done.tokens / done.seconds
         line = {
             "step": done.step,
@@ -64,9 +79,9 @@ class Metrics:
             "shares": done.shares,
         }
         self.write(line)
-        self.beat("step", done.step)
-        if self._lines is not None and time.monotonic() - self._said > 10:
-            self._said = time.monotonic()
+        self.heartbeat("step", done.step)
+        if self._lines is not None and time.monotonic() - self._printed > PRINT_INTERVAL_S:
+            self._printed = time.monotonic()
             print(
                 f"step {done.step}: loss {done.loss:.4f}, {speed:,.0f} tokens/s, attention {line['attention_share']:.0%}, "
                 f"waiting {line['wait_share']:.0%}",
@@ -75,42 +90,41 @@ class Metrics:
             )
 
     def write(self, line: dict[str, Any]) -> None:
-        """One JSON line; rank 0 alone."""
+        """Append a line to metrics.jsonl on rank 0; do nothing on other ranks."""
         if self._lines is not None:
             self._lines.write(json.dumps(line) + "\n")
             self._lines.flush()
 
-    def beat(self, phase: str, step: int) -> None:
-        """A sign of life, for the watchdog and for the worker that holds this rank."""
-        self._moved = time.monotonic()
-        if self._beats is not None:
-            self._beats.write(json.dumps({"step": step, "phase": phase, "time": time.time()}) + "\n")
-            self._beats.flush()
+    def heartbeat(self, phase: str, step: int) -> None:
+        """Report progress to the watchdog and, through the heartbeat file, to the worker that started this rank."""
+        self._last_progress = time.monotonic()
+        if self._heartbeats is not None:
+            self._heartbeats.write(json.dumps({"step": step, "phase": phase, "time": time.time()}) + "\n")
+            self._heartbeats.flush()
 
-    def _watch(self) -> None:
+    def _watchdog(self) -> None:
+        """End this process when it makes no progress for `timeout` seconds."""
         # mlx's collectives have no deadline: a rank whose peer is frozen would wait in all_sum for ever.
-        looked = time.monotonic()
+        checked = time.monotonic()
         while True:
             time.sleep(1)
             now = time.monotonic()
-            if now - looked > AWAY_S:  # this process itself was suspended: nobody kept it waiting
-                self._moved += now - looked
-            looked = now
-            if now - self._moved > self._timeout:
+            if now - checked > SUSPENDED_S:  # no peer is to blame for the gap
+                self._last_progress += now - checked
+            checked = now
+            if now - self._last_progress > self._timeout:
                 print(f"no step for {self._timeout:g} s: a peer is gone or frozen; start again", file=sys.stderr)
                 ringattn.abort(ExitCode.INCOMPLETE)
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has held."""
+    """Return the peak resident memory of this process, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
 
 
 def _drop_later_steps(path: Path, done: int) -> None:
-    """Lines of steps that a resumed run makes again."""
+    """Remove the lines of steps after `done`."""
     if path.exists():
         kept = [line for line in path.read_text().splitlines() if line and json.loads(line)["step"] <= done]
-        part = path.with_suffix(".part")
-        part.write_text("".join(line + "\n" for line in kept))
-        part.replace(path)
+        atomic_write(path, "".join(line + "\n" for line in kept).encode())

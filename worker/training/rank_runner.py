@@ -22,10 +22,10 @@ from typing import Any
 import msgspec
 import psutil
 
-from coordinator.wire.auth import own_address
+from coordinator.wire.auth import local_address_towards
 from coordinator.wire.exit_codes import ExitCode
 from coordinator.wire.failures import LAUNCH_ERROR
-from coordinator.wire.messages import PortJob, PortProof, RankJob
+from coordinator.wire.payloads import JoinReply, JoinRequest, RankSpec
 from ingest.errors import Cancelled, IngestError, UsageError
 from worker.agent.lease import LeaseContext
 from worker.process import blas_env
@@ -75,7 +75,7 @@ class RankRunner:
 
         Before it is offered, what the training needs is on this host: HostFull, VerificationError.
         """
-        files, pieces = msgspec.convert(job, PortJob).files, 0
+        files, pieces = msgspec.convert(job, JoinRequest).files, 0
         if context.transfer is not None:
             next_report = time.monotonic()
 
@@ -87,21 +87,21 @@ class RankRunner:
                     context.report(0, "start", pieces, 0, False)
 
             replica.sync_replica(context.data_dir / replica.FOLDER, files, context.transfer, said)
-        host = context.address or own_address(context.endpoint)
+        host = context.address or local_address_towards(context.endpoint)
         where = f"[{host}]" if ":" in host else host
         matrices = blas_env.describe({**os.environ, **blas_env.rank_environment(os.environ)})
-        return msgspec.to_builtins(PortProof(f"{where}:{free_port(host)}", matrices))
+        return msgspec.to_builtins(JoinReply(f"{where}:{free_port(host)}", matrices))
 
     def run(self, job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
         """Run one rank to its end. RankError, HostFull, UsageError or Cancelled unless it ended well by itself."""
-        rank = msgspec.convert(job, RankJob)
+        rank = msgspec.convert(job, RankSpec)
         if context.transfer is None:
             return self._run(rank, context.data_dir, context)
         folder = context.data_dir / replica.FOLDER
         with replica.local_disk_errors(folder):
             return self._run(rank, folder, context)
 
-    def _run(self, rank: RankJob, data: Path, context: LeaseContext) -> dict[str, Any]:
+    def _run(self, rank: RankSpec, data: Path, context: LeaseContext) -> dict[str, Any]:
         line = context.transfer
         run = data / (rank.run if line is None else "run")
         log_path = run / "logs" / f"rank-{rank.rank}.log"
@@ -132,7 +132,7 @@ class RankRunner:
 
     @contextmanager
     def _process(
-        self, rank: RankJob, run: Path, log_path: Path, arguments: list[str], context: LeaseContext
+        self, rank: RankSpec, run: Path, log_path: Path, arguments: list[str], context: LeaseContext
     ) -> Iterator[subprocess.Popen[bytes]]:
         """The rank's process; gone, with all that it started, when the context is left."""
         hosts = run / "beats" / f"{rank.round}-{rank.rank}.hosts.json"
@@ -169,7 +169,7 @@ class RankRunner:
             hosts.unlink(missing_ok=True)
 
 
-def rank_environment(rank: RankJob, hosts: Path, environ: Mapping[str, str]) -> dict[str, str]:
+def rank_environment(rank: RankSpec, hosts: Path, environ: Mapping[str, str]) -> dict[str, str]:
     """The whole environment of a rank: its place in the ring, its share of this host's cores, a fast BLAS where there is one."""
     kept = {name: value for name, value in environ.items() if name not in NOT_FOR_RANKS}
     if len(rank.addresses) > 1:

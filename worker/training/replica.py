@@ -6,7 +6,6 @@ go on from the same checkpoint with the same series. Nothing else of the data fo
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 import threading
@@ -14,13 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from coordinator.wire.messages import HostFile
+from coordinator.wire.payloads import FileRef
 from ingest.errors import Cancelled, IngestError, VerificationError
+from ingest.files import DISK_FULL
 from worker.agent.file_transfer import FileTransfer, file_ref
 
 FOLDER = "mirror"
 LOCAL = ("logs", "beats")  # below run/: this host's own
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 AT_END = ("metrics.jsonl", "config.json", "loss.png", "result.json")  # in this order: the result is believed last
 
 
@@ -28,7 +27,7 @@ class HostFull(IngestError):
     """This host has no room for a training; others may have."""
 
 
-def sync_replica(folder: Path, files: Sequence[HostFile], line: FileTransfer, said: Callable[[], None]) -> None:
+def sync_replica(folder: Path, files: Sequence[FileRef], line: FileTransfer, said: Callable[[], None]) -> None:
     """Make `folder` hold `files` and nothing else. HostFull, VerificationError, Cancelled."""
     with local_disk_errors(folder):
         _drop_others(folder, {file.path for file in files})
@@ -42,7 +41,7 @@ def local_disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in DISK_FULL:
             raise
         raise HostFull(f"{folder}: {error.strerror}; free space on this host, and it takes part again") from error
 
@@ -138,7 +137,7 @@ class CheckpointUploader:
         shutil.copyfile(self._folder / path, copy / path)
         self._line.upload(copy, file_ref(copy, path))
 
-    def final_files(self) -> list[HostFile]:
+    def final_files(self) -> list[FileRef]:
         """What a run that ended well has left, the result last. The lease's answer names it, and so it is sent before."""
         run = self._folder / "run"
         return [file_ref(self._folder, f"run/{name}") for name in AT_END if (run / name).exists()]

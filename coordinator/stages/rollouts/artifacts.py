@@ -6,9 +6,9 @@ from pathlib import Path
 
 import msgspec
 
-from coordinator.server.uploads import file_sha256
 from coordinator.stages.train import artifacts
 from ingest.errors import VerificationError
+from ingest.files import file_sha256
 
 
 class ControlResult(msgspec.Struct, frozen=True):

@@ -16,15 +16,24 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator.scheduling.events import AddTasks, Event, PutOut, TaskDone, TaskGone, TaskProgress, Withdraw
+from coordinator.scheduling.events import (
+    AddTasks,
+    CancelTasks,
+    Event,
+    ExcludeWorker,
+    TaskDone,
+    TaskFailed,
+    TaskProgress,
+)
 from coordinator.scheduling.scheduler import Scheduler, TaskSpec
-from coordinator.scheduling.speculation import Out, second_issues
+from coordinator.scheduling.speculation import RunningLease, select_speculative_copies
 from coordinator.stages.display import Rendering
 from coordinator.stages.rollouts.learner_process import LearnerProcess
 from coordinator.stages.rollouts.view import ControlView, PlayerView, render
 from coordinator.wire.failures import FailureKind
 from coordinator.wire.lease_kinds import LeaseKind
-from coordinator.wire.messages import MAX_WEIGHTS, HostFile, Weights
+from coordinator.wire.messages import MAX_WEIGHTS, Weights
+from coordinator.wire.payloads import FileRef
 from rl.distributed.protocol import (
     DistrustWorker,
     Finished,
@@ -114,7 +123,7 @@ class RolloutController:
         elif isinstance(word, DistrustWorker):
             self._put_out.add(word.worker)
             self._told.append(f"{word.worker} is put out: {word.reason}")
-            self._post(PutOut(word.worker, f"its results are wrong: {word.reason}"[:1000]))
+            self._post(ExcludeWorker(word.worker, f"its results are wrong: {word.reason}"[:1000]))
             if len(self._put_out) > MOST_PUT_OUT:
                 self._finish(
                     Finished("failed", f"{len(self._put_out)} workers gave other results than this host: {word.reason}")
@@ -154,13 +163,15 @@ class RolloutController:
             return
         asked.tasks[name] = 0.0
         self._number_of[name] = number
-        spec = TaskSpec(name, ask.kind, job, local=not ask.datasets, worker=worker, fleeting=True, arrays=ask.arrays)
+        spec = TaskSpec(
+            name, ask.kind, job, requires_shared_fs=not ask.datasets, worker=worker, ephemeral=True, arrays=ask.arrays
+        )
         self._post(AddTasks((spec,)))
 
     def _files(self, tables: Iterable[str]) -> list[dict[str, Any]]:
         """Tables as files that a worker on another file system asks for."""
         paths = [path_of(self._run, sha256) for sha256 in tables]
-        listed = [HostFile(f"{DATASETS}/{path.name}", path.stat().st_size, path.stem) for path in paths]
+        listed = [FileRef(f"{DATASETS}/{path.name}", path.stat().st_size, path.stem) for path in paths]
         return [msgspec.to_builtins(file) for file in listed]
 
     def _withdraw(self, *numbers: int) -> None:
@@ -168,7 +179,7 @@ class RolloutController:
         for name in names:
             self._asked[self._number_of.pop(name)].tasks.pop(name)
         if names:
-            self._post(Withdraw(tuple(names)))
+            self._post(CancelTasks(tuple(names)))
 
     def _died(self) -> None:
         if self.over is not None or self._learner is None:
@@ -214,12 +225,12 @@ class RolloutController:
                 del self._asked[number]
         return ()
 
-    def on_lease_event(self, what: TaskProgress | TaskGone) -> None:
+    def on_lease_event(self, what: TaskProgress | TaskFailed) -> None:
         pass
 
     def on_tick(self, scheduler: Scheduler, now: float) -> Iterable[Event | str]:
         with self._lock:
-            if scheduler.halted and self.over is None and self._learner is not None:
+            if scheduler.is_draining and self.over is None and self._learner is not None:
                 self._withdraw(*self._asked)
                 learner, self._learner = self._learner, None
                 learner.end()
@@ -230,10 +241,10 @@ class RolloutController:
 
     def _look(self, scheduler: Scheduler, now: float) -> None:
         runners = {
-            name: worker for name, worker in scheduler.workers.items() if LeaseKind.ROLLOUT in worker.hello.kinds
+            name: worker for name, worker in scheduler.workers.items() if LeaseKind.ROLLOUT in worker.registration.kinds
         }
         self._players = tuple(
-            PlayerView(name, len(worker.held), self._results[name], now - worker.seen)
+            PlayerView(name, len(worker.held), self._results[name], now - worker.last_seen)
             for name, worker in runners.items()
         )
         out, waiting = [], False
@@ -248,7 +259,7 @@ class RolloutController:
                 return
             if task.state == "leased":
                 asked.tasks[name] = asked.tasks[name] or now
-                out.append(Out(number, asked.ask.kind, now - asked.tasks[name], task.worker))
+                out.append(RunningLease(number, asked.ask.kind, now - asked.tasks[name], task.worker))
             elif asked.given or (task.spec.worker and task.spec.worker not in runners):
                 self._drop(name, asked)
             else:
@@ -264,14 +275,14 @@ class RolloutController:
             self._learner.end()
         idle = [name for name, worker in runners.items() if not worker.held] if not waiting else []
         twice = [number for number, asked in self._asked.items() if asked.twice or asked.given]
-        for number, worker in second_issues(out, self._seconds, idle, twice):
+        for number, worker in select_speculative_copies(out, self._seconds, idle, twice):
             self._asked[number].twice = True
             self._twice += 1
             self._issue(number, worker)
 
     def _drop(self, name: str, asked: PendingJob) -> None:
         """A second issue that nobody needs, or whose worker is gone."""
-        self._post(Withdraw((name,)))
+        self._post(CancelTasks((name,)))
         number = self._number_of.pop(name)
         del asked.tasks[name]
         asked.twice = bool(asked.given)

@@ -6,21 +6,18 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from coordinator.server.uploads import file_sha256
 from ingest import manifest
 from ingest.errors import VerificationError
-from ingest.store import atomic_write
+from ingest.files import LineFollower, atomic_write, file_sha256
 
 RESULT, PROVED, METRICS, WEIGHTS = "result.json", "proved.json", "metrics.jsonl", "average.safetensors"
 CONFIG = "train.toml"  # the copy of the configuration file that the ranks read
-MAX_READ = 1 << 20  # bytes taken at once
 
 
 class TrainingResult(msgspec.Struct, frozen=True):
@@ -102,24 +99,17 @@ class MetricsFollower:
     path: Path
     newest: dict[str, Any] = field(default_factory=dict)
     best_skill: float | None = None
-    _file: int = 0  # its inode
-    _read: int = 0
-    _rest: bytes = b""
+
+    def __post_init__(self) -> None:
+        self._lines = LineFollower(self.path)
 
     def poll(self) -> None:
         """Read the lines that were added since the last look; all of them of a file that is a new one."""
-        try:
-            with self.path.open("rb") as file:
-                if (found := os.fstat(file.fileno()).st_ino) != self._file:
-                    self._file, self._read, self._rest, self.best_skill = found, 0, b"", None
-                file.seek(self._read)
-                while chunk := file.read(MAX_READ):
-                    self._read += len(chunk)
-                    *lines, self._rest = (self._rest + chunk).split(b"\n")
-                    for line in lines:
-                        self._take(line)
-        except FileNotFoundError:
-            return
+        lines = self._lines.poll()
+        if self._lines.replaced:
+            self.best_skill = None
+        for line in lines:
+            self._take(line)
 
     def _take(self, line: bytes) -> None:
         try:

@@ -18,7 +18,7 @@ from typing import Literal
 
 import msgspec
 
-from coordinator.scheduling.events import AddTasks, EndTasks, TaskGone, TaskProgress
+from coordinator.scheduling.events import AddTasks, TaskFailed, TaskProgress, TerminateTasks
 from coordinator.scheduling.task_state import TaskSpec
 from coordinator.stages.train.ring_state import (
     DONE,
@@ -33,12 +33,13 @@ from coordinator.stages.train.ring_state import (
 from coordinator.stages.train.stall import StallDetector, SupervisionTimeouts
 from coordinator.wire.failures import FailureKind
 from coordinator.wire.lease_kinds import LeaseKind
-from coordinator.wire.messages import RankJob
+from coordinator.wire.payloads import RankSpec
+from ingest.backoff import backoff_s
 
 RESEND_S = 3.0  # a request to end that may have been lost is made again
 SUSPENDED_S = 5.0  # between looks: the coordinator was suspended, not the ranks
 
-RingAction = AddTasks | EndTasks | str
+RingAction = AddTasks | TerminateTasks | str
 
 
 class ElasticRing:
@@ -81,7 +82,7 @@ class ElasticRing:
         return max((rank.step for rank in self.ranks), default=-1)
 
     def decide(
-        self, event: SupervisionTick | AddressOffered | RankDone | TaskProgress | TaskGone, now: float
+        self, event: SupervisionTick | AddressOffered | RankDone | TaskProgress | TaskFailed, now: float
     ) -> list[RingAction]:
         """One event → what follows. What belongs to an earlier round changes nothing."""
         out: list[RingAction] = []
@@ -97,7 +98,7 @@ class ElasticRing:
             if self.stage == "rendezvous" and event.task in self._join_tasks:
                 taken = event.address in self._addresses.values()  # two workers of one host found the same port
                 self._addresses[self._join_tasks[event.task]] = "" if taken else event.address
-        elif isinstance(event, TaskGone) and event.task in self._join_tasks:
+        elif isinstance(event, TaskFailed) and event.task in self._join_tasks:
             worker = self._join_tasks[event.task]
             self._addresses.setdefault(worker, "")
             self._join_error = event.message
@@ -129,7 +130,7 @@ class ElasticRing:
             out.append(
                 AddTasks(
                     tuple(
-                        TaskSpec(task, LeaseKind.PORT, {}, worker=worker, once=True)
+                        TaskSpec(task, LeaseKind.JOIN, {}, worker=worker, no_retry=True)
                         for task, worker in self._join_tasks.items()
                     )
                 )
@@ -149,7 +150,7 @@ class ElasticRing:
         if not tick.draining and missing and now < self._until:
             return
         if missing:
-            out.append(EndTasks(missing, 0.0))
+            out.append(TerminateTasks(missing, 0.0))
         found = [
             (worker, self._addresses[worker]) for worker in self._join_tasks.values() if self._addresses.get(worker)
         ]
@@ -162,11 +163,13 @@ class ElasticRing:
         addresses = tuple(address for _, address in found)
         self.stage, self._last_done, self._grow_after_step = "running", None, None
         self.ranks = [Rank(number, worker, heard=now) for number, (worker, _) in enumerate(found)]
-        jobs = [RankJob(self.round, rank.number, addresses, self._run, self._config) for rank in self.ranks]
+        jobs = [RankSpec(self.round, rank.number, addresses, self._run, self._config) for rank in self.ranks]
         out.append(
             AddTasks(
                 tuple(
-                    TaskSpec(self._task(rank), LeaseKind.TRAIN, msgspec.to_builtins(job), worker=rank.worker, once=True)
+                    TaskSpec(
+                        self._task(rank), LeaseKind.TRAIN, msgspec.to_builtins(job), worker=rank.worker, no_retry=True
+                    )
                     for rank, job in zip(self.ranks, jobs, strict=True)
                 )
             )
@@ -189,20 +192,20 @@ class ElasticRing:
         return [rank for rank in self.ranks if rank.ended is None]
 
     def _on_heartbeat(self, rank: Rank, event: TaskProgress, now: float) -> None:
-        if not event.stopped:
+        if not event.is_stopped:
             rank.stopped_since = None
         elif rank.stopped_since is None:
             rank.stopped_since = now
-        if event.beats > rank.beats:
+        if event.heartbeat_count > rank.beats:
             if rank.beats:
                 self.stalls.record_gap(rank.phase, now - rank.heard, len(self.ranks))
-            rank.heard, rank.beats, rank.phase = now, event.beats, event.phase
+            rank.heard, rank.beats, rank.phase = now, event.heartbeat_count, event.phase
             if event.phase != "start":  # which names the checkpoint that it goes on from
                 rank.step = max(rank.step, event.step)
-            rank.saved = event.saved
-            self.saved = max(self.saved, event.saved)
+            rank.saved = event.checkpoint_step
+            self.saved = max(self.saved, event.checkpoint_step)
 
-    def _on_rank_end(self, rank: Rank, event: RankDone | TaskGone, now: float) -> None:
+    def _on_rank_end(self, rank: Rank, event: RankDone | TaskFailed, now: float) -> None:
         if rank.ended is not None:
             return
         if isinstance(event, RankDone):
@@ -237,8 +240,8 @@ class ElasticRing:
         """Whether a rank has stalled; marks the fault one, where it can be told from those that wait for it."""
         if self._stopped(live, now):
             return True
-        limits = {rank.number: self.stalls.timeout_s(rank.phase, len(self.ranks)) for rank in live}
-        late = [rank for rank in live if now - rank.heard > limits[rank.number]]
+        timings = {rank.number: self.stalls.timeout_s(rank.phase, len(self.ranks)) for rank in live}
+        late = [rank for rank in live if now - rank.heard > timings[rank.number]]
         if not late:
             return False
         last = min(rank.step for rank in live)
@@ -277,7 +280,7 @@ class ElasticRing:
     def _request_end(self, grace_s: float, now: float, out: list[RingAction]) -> None:
         self._asked_at, self._grace_s = now, grace_s
         if live := tuple(self._task(rank) for rank in self._live()):
-            out.append(EndTasks(live, grace_s))
+            out.append(TerminateTasks(live, grace_s))
 
     def _drain(self, tick: SupervisionTick, now: float, out: list[RingAction]) -> None:
         if live := self._live():
@@ -327,7 +330,7 @@ class ElasticRing:
 
     def _exclude(self, worker: str, now: float) -> None:
         times = self._excluded_until.get(worker, (0.0, 0))[1] + 1
-        away = min(self.timeouts.exclude_max_s, self.timeouts.exclude_s * 2.0 ** (times - 1))
+        away = backoff_s(times, self.timeouts.exclude_s, self.timeouts.exclude_max_s)
         self._excluded_until[worker] = (now + away, times)
 
     def _count_failure(self, what: str, now: float) -> None:
@@ -337,8 +340,8 @@ class ElasticRing:
             text = f"{self._rounds_without_progress} rounds in succession came no further than step {max(self._best_step, 0)}"
             self._finish(TrainingOutcome("failed", f"{text}; the last one: {what}"))
         elif self._rounds_without_progress > 1:
-            wait = self.timeouts.backoff_s * 2.0 ** (self._rounds_without_progress - 2)
-            self._not_before = now + min(self.timeouts.backoff_max_s, wait)
+            failures = self._rounds_without_progress - 1
+            self._not_before = now + backoff_s(failures, self.timeouts.backoff_s, self.timeouts.backoff_max_s)
 
     def _finish(self, outcome: TrainingOutcome) -> None:
         self.stage, self.outcome = "finished", outcome

@@ -7,10 +7,11 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from coordinator.server.uploads import file_sha256
 from coordinator.stages.train.artifacts import CONFIG, METRICS
-from coordinator.wire.messages import MAX_LISTED, HostFile
+from coordinator.wire.messages import MAX_LISTED
+from coordinator.wire.payloads import FileRef
 from ingest.errors import UsageError
+from ingest.files import DigestCache
 
 SERIES, RUN = "series", "run"  # first parts of the paths under which files travel
 
@@ -20,14 +21,14 @@ class TrainingFiles:
 
     def __init__(self, data_dir: Path, run: Path, config: bool) -> None:
         self._data_dir, self._run, self._config = data_dir, run, config
-        self._known: dict[Path, tuple[int, int, str]] = {}
+        self._digests = DigestCache()
 
     @property
     def places(self) -> dict[str, Path]:
         """Where files of these names lie here."""
         return {RUN: self._run}
 
-    def listed(self) -> list[HostFile]:
+    def listed(self) -> list[FileRef]:
         """Series, configuration, metrics so far, the newest checkpoint and the best one that it names. UsageError beyond the bound."""
         files = [*self._below(self._data_dir / SERIES, SERIES)]
         files += [
@@ -63,14 +64,10 @@ class TrainingFiles:
         best = json.loads((whole[-1] / "state.json").read_text()).get("best_step", 0)
         return [path for path in whole if path == whole[-1] or path.name == f"{best:06d}"]
 
-    def _below(self, folder: Path, name: str) -> Iterator[HostFile]:
+    def _below(self, folder: Path, name: str) -> Iterator[FileRef]:
         for path in sorted(folder.rglob("*")):
             if path.is_file() and path.suffix != ".part":
                 yield self._file(path, f"{name}/{path.relative_to(folder).as_posix()}")
 
-    def _file(self, path: Path, name: str) -> HostFile:
-        status = path.stat()
-        known = self._known.get(path)
-        if known is None or known[:2] != (status.st_size, status.st_mtime_ns):
-            known = self._known[path] = (status.st_size, status.st_mtime_ns, file_sha256(path))
-        return HostFile(name, known[0], known[2])
+    def _file(self, path: Path, name: str) -> FileRef:
+        return FileRef(name, *self._digests.size_and_sha256(path))

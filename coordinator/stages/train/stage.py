@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from coordinator.scheduling.events import AddTasks, Event, TaskDone, TaskGone, TaskProgress
+from coordinator.scheduling.events import AddTasks, Event, TaskDone, TaskFailed, TaskProgress
 from coordinator.scheduling.scheduler import Scheduler, TaskSpec
 from coordinator.server.folder_lock import FolderLock
 from coordinator.stages.base import Fleet, build_fleet, run_tasks
@@ -30,10 +30,11 @@ from coordinator.stages.train.view import describe_rebalance, render, train_view
 from coordinator.wire.exit_codes import ExitCode
 from coordinator.wire.failures import FailureKind
 from coordinator.wire.lease_kinds import LeaseKind
-from coordinator.wire.messages import PortJob, PortProof, Weights
+from coordinator.wire.messages import Weights
+from coordinator.wire.payloads import JoinReply, JoinRequest
 from coordinator.workers.hostfile import Hosts, hosts_from
 from ingest.errors import UsageError, VerificationError
-from ingest.store import atomic_write
+from ingest.files import atomic_write
 
 
 @dataclass(frozen=True)
@@ -101,11 +102,11 @@ class TrainController:
 
     def on_task_done(self, done: TaskDone) -> Iterable[TaskSpec]:
         """A port was found, or a rank has done its part."""
-        if done.task.kind == LeaseKind.PORT:
+        if done.task.kind == LeaseKind.JOIN:
             try:
-                proof = msgspec.convert(done.proof, PortProof)
+                proof = msgspec.convert(done.proof, JoinReply)
             except msgspec.ValidationError as error:
-                self._decide(TaskGone(done.task.id, FailureKind.BAD_PROOF, str(error)))
+                self._decide(TaskFailed(done.task.id, FailureKind.BAD_PROOF, str(error)))
                 return ()
             if proof.blas not in self._blas:
                 self._blas.add(proof.blas)
@@ -115,18 +116,21 @@ class TrainController:
             self._decide(RankDone(done.task.id))
         return ()
 
-    def on_lease_event(self, what: TaskProgress | TaskGone) -> None:
+    def on_lease_event(self, what: TaskProgress | TaskFailed) -> None:
         self._decide(what)
 
     def on_tick(self, scheduler: Scheduler, now: float) -> Iterable[Event | str]:
-        able = {name: worker for name, worker in scheduler.workers.items() if LeaseKind.TRAIN in worker.hello.kinds}
-        self._shares = {name: worker.shares for name, worker in able.items()}
+        able = {
+            name: worker for name, worker in scheduler.workers.items() if LeaseKind.TRAIN in worker.registration.kinds
+        }
+        self._shares = {name: worker.shares_filesystem for name, worker in able.items()}
         # One a host of the hostfile: of two, the older is about to be given up.
         newest = {
-            worker.hello.host if worker.hello.host in self._order else name: name for name, worker in able.items()
+            worker.registration.host if worker.registration.host in self._order else name: name
+            for name, worker in able.items()
         }
-        fit = sorted(newest.values(), key=lambda name: self._order.get(able[name].hello.host, len(self._order)))
-        self._decide(SupervisionTick(tuple(fit), scheduler.halted))
+        fit = sorted(newest.values(), key=lambda name: self._order.get(able[name].registration.host, len(self._order)))
+        self._decide(SupervisionTick(tuple(fit), scheduler.is_draining))
         if self.ring.saved != self._pruned and not self._shares.get(self._first_rank(), True):
             self._pruned = self.ring.saved
             self.files.prune()
@@ -136,7 +140,7 @@ class TrainController:
         told, self._told = self._told, []
         return told
 
-    def _decide(self, event: SupervisionTick | AddressOffered | RankDone | TaskProgress | TaskGone) -> None:
+    def _decide(self, event: SupervisionTick | AddressOffered | RankDone | TaskProgress | TaskFailed) -> None:
         for told in self.ring.decide(event, time.monotonic()):
             self._told.append(self._with_files(told) if isinstance(told, AddTasks) else told)
 
@@ -145,8 +149,8 @@ class TrainController:
         listed: Any = None
         specs = []
         for spec in tasks.tasks:
-            if spec.kind == LeaseKind.PORT and not self._shares.get(spec.worker, True):
-                listed = listed or msgspec.to_builtins(PortJob(tuple(self.files.listed())))
+            if spec.kind == LeaseKind.JOIN and not self._shares.get(spec.worker, True):
+                listed = listed or msgspec.to_builtins(JoinRequest(tuple(self.files.listed())))
                 spec = replace(spec, job=listed)
             specs.append(spec)
         return AddTasks(tuple(specs), tasks.whole)

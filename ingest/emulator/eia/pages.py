@@ -7,7 +7,6 @@ load: paging then repeats rows and loses others. The same page asked again is th
 from __future__ import annotations
 
 import zlib
-from collections import OrderedDict
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,6 +15,7 @@ import numpy.typing as npt
 from ingest.emulator.eia.query import MAX_ROWS, ROUTES, Query, php_json
 from ingest.emulator.worlds.base import ABSENT, NULL, World
 from ingest.emulator.worlds.grid import FUEL_NAMES, TYPE_NAMES, respondent_name
+from ingest.lru_cache import LruCache
 
 API_VERSION = "2.1.8"
 _WARNING = (
@@ -59,8 +59,7 @@ class Selections:
     def __init__(self, world: World, seed: int) -> None:
         self._world = world
         self._seed = seed
-        self._kept: OrderedDict[tuple, tuple[Rows, bool]] = OrderedDict()
-        self._size = 0
+        self._selected: LruCache[tuple[Rows, bool]] = LruCache(_SELECTION_ROWS, lambda found: len(found[0]))
 
     def page(self, query: Query, now: int) -> tuple[Rows, int]:
         """(rows of the page, total rows of the request)."""
@@ -74,18 +73,13 @@ class Selections:
         end = last if query.end is None else min(query.end, last)
         moment = now if end >= self._world.settled_before(now) else 0
         key = (query.route, query.who, query.what, start, end, query.sort, moment)
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key]
+        if (found := self._selected.get(key)) is not None:
+            return found
         rows = select(self._world, query, start, end, now)
         ordered = is_total(query)
         if ordered:
             rows = rows.take(order(query, rows))
-        self._kept[key] = (rows, ordered)
-        self._size += len(rows)
-        while self._size > _SELECTION_ROWS and len(self._kept) > 1:
-            self._size -= len(self._kept.popitem(last=False)[1][0])
-        return rows, ordered
+        return self._selected.put(key, (rows, ordered))
 
     def _drawn_order(self, query: Query, rows: Rows) -> npt.NDArray[np.int64]:
         rng = np.random.default_rng([self._seed, zlib.crc32(query.page.encode())])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -26,6 +25,7 @@ from ingest.emulator.http.server import Request
 from ingest.emulator.policy import Limits, Policy, Spacing
 from ingest.emulator.stats import Stats, fingerprint
 from ingest.emulator.worlds.base import World
+from ingest.lru_cache import LruCache
 
 _EIA = re.compile(r"/v2/electricity/rto/([a-z-]+)(/data|/facet/([a-z]+))?/?")
 _BULK = re.compile(r"/electricity/gridmonitor/sixMonthFiles/EIA930_BALANCE_(\d{4})_(Jan_Jun|Jul_Dec)\.csv")
@@ -71,7 +71,7 @@ class App:
         self._spacing = Spacing(5.0 if settings.limits else None)
         self._faults = FaultPlan(settings.faults, settings.seed)
         self._stats = Stats(settings.log)
-        self._bodies = Bodies(settings.cache_bytes)
+        self._bodies: LruCache[Answer] = LruCache(settings.cache_bytes, lambda answer: len(answer.body))
         self._parse = lru_cache(maxsize=4096)(self._read)
 
     def now(self) -> float:
@@ -151,7 +151,8 @@ class App:
             body = inject.cut_content(fault, self._render(query, rows, total, odd_case=fault.kind == "case"))
             return _packed(Answer(200, body, rows=len(rows), fault=fault.kind), zipped)
         moment = now if query.end is None or query.end >= self._world.settled_before(now) else 0
-        answer = self._bodies.get((query, zipped, moment), lambda: self._page(query, zipped, now))
+        which = (query, zipped, moment)
+        answer = self._bodies.get(which) or self._bodies.put(which, self._page(query, zipped, now))
         return replace(answer, fault=fault.kind, delivery=inject.delivery(fault)) if fault else answer
 
     def _page(self, query: Query, zipped: bool, now: int) -> Answer:
@@ -191,7 +192,7 @@ class App:
         """An answer that has no rows for a fault to change."""
         if fault and (answer := inject.instead(fault)):
             return answer
-        answer = self._bodies.get(key, make)
+        answer = self._bodies.get(key) or self._bodies.put(key, make())
         if fault is None:
             return answer
         return replace(
@@ -212,28 +213,6 @@ class App:
         except (FaultPlanError, ValueError, KeyError, TypeError) as error:
             return responses.bad_request(f"{type(error).__name__}: {error}")
         return responses.NO_SUCH_PAGE
-
-
-class Bodies:
-    """Finished answers, least recently used out first, bounded by the bytes of their bodies."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._kept: OrderedDict[tuple, Answer] = OrderedDict()
-        self._size = 0
-
-    def get(self, key: tuple, make: Callable[[], Answer]) -> Answer:
-        """The kept answer, else what `make` gives, kept; the least used go first."""
-        answer = self._kept.get(key)
-        if answer is not None:
-            self._kept.move_to_end(key)
-            return answer
-        answer = make()
-        self._kept[key] = answer
-        self._size += len(answer.body)
-        while self._size > self._limit and len(self._kept) > 1:
-            self._size -= len(self._kept.popitem(last=False)[1].body)
-        return answer
 
 
 def _target(query: Query) -> Target:

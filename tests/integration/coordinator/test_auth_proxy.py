@@ -15,9 +15,10 @@ import zmq
 
 from coordinator.cli.app import app
 from coordinator.cli.errors import run
-from coordinator.server.auth_proxy import MAX_PEERS, QUIET_S, Refusals, greeting_problem
-from coordinator.wire import auth, messages
-from coordinator.wire.messages import Heartbeat, Hello, Lease, PermitGrant, PermitRequest, StatusRequest, Stop
+from coordinator.server import key_store
+from coordinator.server.auth_proxy import MAX_PEERS, QUIET_S, RejectionLog, greeting_problem
+from coordinator.wire import auth, codec, messages
+from coordinator.wire.messages import Heartbeat, Lease, PermitGrant, PermitRequest, Register, Shutdown, StatusRequest
 from tests.support.serving import Peer, Running
 from tests.support.waiting import until
 
@@ -33,15 +34,15 @@ def test_a_greeting_is_zmtp_3_with_curve() -> None:
 
 
 def test_a_flood_from_one_host_hides_no_other_and_is_counted() -> None:
-    refusals = Refusals()
-    lines = [refusals.note("10.0.0.9", n, "x", now=n * 1e-3) for n in range(500)]
+    rejections = RejectionLog()
+    lines = [rejections.record("10.0.0.9", n, "x", now=n * 1e-3) for n in range(500)]
     assert [bool(line) for line in lines] == [True] + [False] * 499
-    assert "10.0.0.7 (port 5)" in refusals.note("10.0.0.7", 5, "x", now=0.6)
-    assert "499 more" in refusals.note("10.0.0.9", 1, "x", now=QUIET_S + 0.1)
-    assert refusals.count == 502
+    assert "10.0.0.7 (port 5)" in rejections.record("10.0.0.7", 5, "x", now=0.6)
+    assert "499 more" in rejections.record("10.0.0.9", 1, "x", now=QUIET_S + 0.1)
+    assert rejections.count == 502
     for n in range(2 * MAX_PEERS):
-        refusals.note(f"host-{n}", 1, "x", now=20.0)
-    assert len(refusals._hosts) == MAX_PEERS
+        rejections.record(f"host-{n}", 1, "x", now=20.0)
+    assert len(rejections._hosts) == MAX_PEERS
 
 
 class Keyed(Running):
@@ -49,8 +50,8 @@ class Keyed(Running):
 
     def __init__(self, folder: Path, *tasks: str) -> None:
         self.keys = folder / "keys"
-        self.worker_key = auth.load_worker(auth.add_worker(self.keys, "mine"))
-        super().__init__(folder / "data", tasks or ("a",), key=auth.load_coordinator(self.keys))
+        self.worker_key = auth.load_worker(key_store.add_worker(self.keys, "mine"))
+        super().__init__(folder / "data", tasks or ("a",), key=key_store.load_coordinator(self.keys))
 
     def leave(self, peer: Peer) -> None:
         self.peers.remove(peer)
@@ -118,7 +119,7 @@ def test_a_worker_without_a_key_and_one_with_an_unknown_key_are_named(
     for key, words in ((None, "mechanism NULL"), (unknown_key(keyed), "not on the list")):
         enemy = keyed.peer("enemy", key)
         began = time.time()
-        enemy.socket.send(messages.encode(Hello("enemy", "h", 1, ("noop",), 1, "x", "0", "3")))
+        enemy.socket.send(codec.encode(Register("enemy", "h", 1, ("noop",), 1, "x", "0", "3")))
         when = until(lambda: refused(caplog, words), "its line in the log")  # noqa: B023  # asked at once
         assert when[0] - began < 1.0 + 1.0
         keyed.leave(enemy)
@@ -126,22 +127,22 @@ def test_a_worker_without_a_key_and_one_with_an_unknown_key_are_named(
     assert "enemy" not in keyed.scheduler.workers
 
 
-def unknown_key(keyed: Keyed) -> auth.Curve:
+def unknown_key(keyed: Keyed) -> auth.KeyPair:
     public, secret = (key.decode() for key in zmq.curve_keypair())
-    return auth.Curve(public, secret, keyed.worker_key.server)
+    return auth.KeyPair(public, secret, keyed.worker_key.server)
 
 
 def test_a_revoked_worker_is_out_at_once_and_what_it_holds_goes_back(
     keyed: Keyed, caplog: pytest.LogCaptureFixture
 ) -> None:
-    doomed = keyed.peer("doomed", auth.load_worker(auth.add_worker(keyed.keys, "doomed")))
+    doomed = keyed.peer("doomed", auth.load_worker(key_store.add_worker(keyed.keys, "doomed")))
     doomed.hello()  # a key that was added while the coordinator runs
     assert doomed.hear(Lease).attempt == 1
     doomed.say(Heartbeat("doomed", (("a", 1),)))
     until(lambda: keyed.scheduler.workers["doomed"].executing, "the heartbeat")
     began = time.time()
-    auth.revoke_worker(keyed.keys, "doomed")
-    assert "revoked" in doomed.hear(Stop).reason
+    key_store.revoke_worker(keyed.keys, "doomed")
+    assert "revoked" in doomed.hear(Shutdown).reason
     until(lambda: not keyed.scheduler.workers, "the worker to be forgotten")
     task = keyed.scheduler.tasks["a"]
     assert (task.state, task.failures) == ("pending", 0)
@@ -153,12 +154,12 @@ def test_a_revoked_worker_is_out_at_once_and_what_it_holds_goes_back(
 
 
 def test_a_key_speaks_for_its_own_workers_only(keyed: Keyed, caplog: pytest.LogCaptureFixture) -> None:
-    other = auth.load_worker(auth.add_worker(keyed.keys, "other"))
+    other = auth.load_worker(key_store.add_worker(keyed.keys, "other"))
     victim = keyed.peer("victim", keyed.worker_key)
     victim.hello()
     lease = victim.hear(Lease)
     thief = keyed.peer("victim", other)  # the same ROUTER identity: it takes over the route, and not the word
-    thief.socket.send(messages.encode(messages.Result("victim", lease.task, lease.attempt, {"false": 1}, 0.1)))
+    thief.socket.send(codec.encode(messages.Result("victim", lease.task, lease.attempt, {"false": 1}, 0.1)))
     until(lambda: refused(caplog, "speaks as a worker of another key"), "the refusal")
     assert keyed.scheduler.tasks["a"].state == "leased"
     keyed.leave(thief)
@@ -173,7 +174,7 @@ def test_only_the_coordinators_own_key_may_ask_for_the_status(keyed: Keyed, capl
     stranger = keyed.peer("looker", keyed.worker_key)
     stranger.say(StatusRequest())
     until(lambda: refused(caplog, "may not ask"), "the refusal")
-    own = keyed.peer("own", auth.load_worker(auth.local_worker_key(keyed.keys)))
+    own = keyed.peer("own", auth.load_worker(key_store.worker_key(keyed.keys, key_store.LOCAL)))
     own.say(StatusRequest())
     snapshot = own.hear(messages.Status).snapshot
     assert snapshot["counters"]["refused"] == 1
@@ -181,7 +182,7 @@ def test_only_the_coordinators_own_key_may_ask_for_the_status(keyed: Keyed, capl
 
 def test_a_list_that_others_may_read_is_not_followed(keyed: Keyed, caplog: pytest.LogCaptureFixture) -> None:
     (keyed.keys / "allowed.json").chmod(0o666)
-    with caplog.at_level(logging.ERROR, "coordinator.wire.auth"):
+    with caplog.at_level(logging.ERROR, "coordinator.server.key_store"):
         until(lambda: "stays in force" in caplog.text, "the complaint")
     serves(keyed)
 
@@ -197,14 +198,14 @@ def test_files_pass_the_gate_whole(keyed: Keyed) -> None:
 
 
 def test_a_port_that_is_taken_is_told_with_the_way_out(tmp_path: Path) -> None:
-    from coordinator.server.auth_proxy import Gate
+    from coordinator.server.auth_proxy import AuthProxy
     from ingest.errors import UsageError
 
     with socket.create_server(("127.0.0.1", 0)) as busy, pytest.raises(UsageError, match="--bind"):
-        Gate(f"tcp://127.0.0.1:{busy.getsockname()[1]}", "tcp://127.0.0.1:1")
+        AuthProxy(f"tcp://127.0.0.1:{busy.getsockname()[1]}", "tcp://127.0.0.1:1")
     for bind in ("tcp://nosuchhost.invalid:1", "tcp://127.0.0.1:x", "tcp://127.0.0.1:99999"):
         with pytest.raises((UsageError, OverflowError)):
-            Gate(bind, "tcp://127.0.0.1:1")
+            AuthProxy(bind, "tcp://127.0.0.1:1")
 
 
 def test_the_commands_for_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from coordinator.doctor import checks, host_script, local
 from coordinator.doctor.checks import Finding
-from coordinator.wire import auth
+from coordinator.server import key_store
 
 FACTS: dict[str, Any] = {
     "python": "3.11.7",
@@ -97,7 +97,7 @@ def test_a_busy_port_is_named() -> None:
 def test_key_files(tmp_path: Path) -> None:
     assert only(local.key_files(tmp_path, "tcp://127.0.0.1:0")).state == "fine"
     troubled(local.key_files(tmp_path, "tcp://10.0.0.1:5555"), "coordinator keys add")
-    path = auth.add_worker(tmp_path, "m2-1")
+    path = key_store.add_worker(tmp_path, "m2-1")
     assert "3 files" in only(local.key_files(tmp_path, "tcp://10.0.0.1:5555")).seen
     path.chmod(0o644)
     troubled(local.key_files(tmp_path, "tcp://127.0.0.1:0"), f"chmod 600 {path}")

@@ -22,7 +22,7 @@ import pytest
 from coordinator.doctor import checks
 from coordinator.doctor.checks import Expected, Finding, HostFacts, LinkFacts
 from coordinator.doctor.remote import SSH, Visit, _link, examine_hosts
-from coordinator.wire import auth
+from coordinator.server import key_store
 from coordinator.workers.hostfile import Host, Hosts
 from tests.support.waiting import until
 
@@ -156,7 +156,7 @@ def test_planted_faults_are_found_with_their_fixes(sshd: Sshd, tmp_path: Path, m
     with ExitStack() as stack:
         hosts = plant(sshd, tmp_path, mounts, stack)
         keys = tmp_path / "keys"
-        opened = auth.add_worker(keys, "m2-1")
+        opened = key_store.add_worker(keys, "m2-1")
         opened.chmod(0o644)
         began = time.monotonic()
         findings = examine_hosts(hosts, keys, probe=False, ssh=sshd.ssh)

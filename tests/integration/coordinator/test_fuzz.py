@@ -17,12 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.scheduling.events import WorkerLost
-from coordinator.scheduling.rate_limit import Budget
+from coordinator.scheduling.rate_limit import RequestBudget
 from coordinator.scheduling.scheduler import Scheduler
 from coordinator.scheduling.task_state import Done
-from coordinator.server import journal
+from coordinator.server import journal, key_store
 from coordinator.server.journal import Journal
-from coordinator.wire import auth, messages
+from coordinator.wire import auth, codec, messages
+from coordinator.wire.filesystem_id import filesystem_id
 from coordinator.wire.messages import BadMessage, Lease
 from tests.support.fuzz import NAME, frames
 from tests.support.serving import Running
@@ -49,7 +50,7 @@ TYPES = [kind.__name__ for kind in messages.ToCoordinator.__args__]
 
 def decoded(frame: bytes) -> messages.Message | None:
     try:
-        return messages.decode(frame, messages.ToCoordinator)
+        return codec.decode(frame, messages.ToCoordinator)
     except BadMessage:
         return None
 
@@ -62,7 +63,7 @@ def test_what_decodes_can_be_said_again(kind: str, fields: dict[str, Any]) -> No
     """Any map with a type's name: a message that encodes to one that decodes to the same, or `BadMessage`."""
     message = decoded(msgpack.packb({"t": kind, **fields}))
     if message is not None:
-        assert repr(decoded(messages.encode(message))) == repr(message)
+        assert repr(decoded(codec.encode(message))) == repr(message)
 
 
 @settings(deadline=None)
@@ -76,14 +77,14 @@ def test_a_proof_that_is_taken_survives_the_journal(proof: Any) -> None:
         return
     assert isinstance(message, messages.Result)
     try:
-        list(messages.files_in(message.proof))
+        list(codec.files_in(message.proof))
     except BadMessage:
         return
     record = Done("t", 1, "w", message.seconds, message.proof)
     assert journal._decode(journal._encode(record)) == record
 
 
-def codec(count: int, seed: int) -> int:
+def count_decoded(count: int, seed: int) -> int:
     draw = random.Random(seed)
     return sum(decoded(frame) is not None for frame, _ in zip(frames(draw), range(count), strict=False))
 
@@ -102,16 +103,16 @@ def test_the_codec_takes_anything() -> None:
 
     def work() -> None:
         nonlocal good
-        good = codec(20_000, seed=1)
+        good = count_decoded(20_000, seed=1)
 
-    assert grows(work, lambda: codec(2_000, seed=2)) < GROWTH
+    assert grows(work, lambda: count_decoded(2_000, seed=2)) < GROWTH
     assert 2_000 < good < 18_000  # the fuzzer makes both kinds
 
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_the_codec_takes_a_million_frames() -> None:
-    assert grows(lambda: codec(1_000_000, seed=3), lambda: codec(50_000, seed=4)) < GROWTH
+    assert grows(lambda: count_decoded(1_000_000, seed=3), lambda: count_decoded(50_000, seed=4)) < GROWTH
 
 
 def bombard(running: Running, count: int, seed: int) -> None:
@@ -138,9 +139,9 @@ def bombard(running: Running, count: int, seed: int) -> None:
 
 
 def besieged(folder: Path, warm_up: int, count: int) -> None:
-    running = Running(folder, ("a", "b", "c"), budgets={"source": Budget(1e6, 5)})
+    running = Running(folder, ("a", "b", "c"), budgets={"source": RequestBudget(1e6, 5)})
     # What the enemy made fail comes again at once: the worker that comes after him waits for it.
-    running.scheduler.limits = replace(running.scheduler.limits, backoff_s=0.01)
+    running.scheduler.timings = replace(running.scheduler.timings, backoff_s=0.01)
     try:
         grown = grows(lambda: bombard(running, count, seed=5), lambda: bombard(running, warm_up, seed=6))
         assert grown < GROWTH
@@ -154,7 +155,7 @@ def besieged(folder: Path, warm_up: int, count: int) -> None:
             assert peer.finish(peer.hear(Lease)).accepted
     finally:
         running.close()
-    again = Scheduler(messages.data_id(folder))
+    again = Scheduler(filesystem_id(folder))
     kept = Journal(folder / "journal.sqlite")
     for record in kept.load():
         again.apply(record)
@@ -191,8 +192,8 @@ def storm(running: Running, count: int, seed: int) -> None:
 
 def test_a_gate_in_a_storm_lets_its_own_worker_in(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
-    key = auth.load_worker(auth.add_worker(keys, "mine"))
-    running = Running(tmp_path, ("a",), key=auth.load_coordinator(keys))
+    key = auth.load_worker(key_store.add_worker(keys, "mine"))
+    running = Running(tmp_path, ("a",), key=key_store.load_coordinator(keys))
     try:
         assert grows(lambda: storm(running, 200, seed=8), lambda: storm(running, 50, seed=9)) < GROWTH
         assert until(lambda: running.server.snapshot()["counters"]["refused"] == 250, "all to be counted")

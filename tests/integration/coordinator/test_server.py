@@ -10,25 +10,25 @@ import msgpack
 import numpy as np
 import pytest
 
-from coordinator.scheduling.events import PutOut, TaskDone
-from coordinator.scheduling.rate_limit import Budget
+from coordinator.scheduling.events import ExcludeWorker, TaskDone
+from coordinator.scheduling.rate_limit import RequestBudget
 from coordinator.scheduling.scheduler import TaskSpec
-from coordinator.wire import messages
+from coordinator.wire import codec, messages
 from coordinator.wire.messages import (
     Ack,
     FileChunk,
     Heartbeat,
     HeartbeatAck,
-    Hello,
     Lease,
     PermitGrant,
     PermitRequest,
-    PermitsVoid,
-    RegisterAgain,
+    PermitsRevoked,
+    Register,
+    ReRegister,
     Result,
+    Shutdown,
     Status,
     StatusRequest,
-    Stop,
     ThrottleReport,
     Weights,
     WeightsRequest,
@@ -43,7 +43,7 @@ def test_a_lease_goes_out_its_result_is_committed_and_the_run_ends(serve: Callab
     assert not peer.hello().share_files
     for _ in range(2):
         assert peer.finish(peer.hear(Lease)).accepted
-    peer.hear(Stop)
+    peer.hear(Shutdown)
     assert running.end().status == "done"
     assert committed == ["a", "b"]
 
@@ -51,17 +51,17 @@ def test_a_lease_goes_out_its_result_is_committed_and_the_run_ends(serve: Callab
 def test_garbage_is_counted_and_dropped_and_the_service_goes_on(serve: Callable[..., Running]) -> None:
     running = serve()
     enemy = running.peer("enemy")
-    good = messages.encode(Heartbeat("enemy", ()))
+    good = codec.encode(Heartbeat("enemy", ()))
     bad = [
         [b""], [b"\xff" * 50], [b"{}", b"x"], [good, b"", b""], [good, b"tail"], [good[:-1]],
-        [messages.encode(Heartbeat("w1", ()))], [messages.encode(Lease("a", 1, "noop", {}, 1.0))],
+        [codec.encode(Heartbeat("w1", ()))], [codec.encode(Lease("a", 1, "noop", {}, 1.0))],
         [msgpack.packb({"t": "Result", "worker": "enemy", "task": "a", "attempt": "1", "proof": {}, "seconds": 0})],
-        [messages.encode(FileChunk("enemy", "a", 1, "raw/x", 0, 1, "0" * 64))], [b"x"] * 50,
+        [codec.encode(FileChunk("enemy", "a", 1, "raw/x", 0, 1, "0" * 64))], [b"x"] * 50,
     ]  # fmt: skip
     for frames in bad:
         enemy.socket.send_multipart(frames)
     enemy.say(Heartbeat("enemy", ()))  # its answer comes after all of them were read
-    enemy.hear(RegisterAgain)
+    enemy.hear(ReRegister)
     assert running.server.counters["bad"] == len(bad)
     peer = running.peer()
     peer.hello()
@@ -82,7 +82,7 @@ def test_an_oversized_frame_ends_its_connection_and_nothing_else(serve: Callable
 
 
 def test_status_can_be_asked_by_anybody_on_the_host(serve: Callable[..., Running]) -> None:
-    running = serve("a", budgets={"source": Budget(2.5, 5)})
+    running = serve("a", budgets={"source": RequestBudget(2.5, 5)})
     peer, looker = running.peer(), running.peer("looker")
     peer.hello()
     peer.hear(Lease)
@@ -95,7 +95,7 @@ def test_status_can_be_asked_by_anybody_on_the_host(serve: Callable[..., Running
 
 
 def test_permits_come_with_delays_and_a_throttle_voids_them_for_everyone(serve: Callable[..., Running]) -> None:
-    running = serve(budgets={"source": Budget(2.0, 1)})
+    running = serve(budgets={"source": RequestBudget(2.0, 1)})
     one, two = running.peer("w1"), running.peer("w2")
     one.hello()
     two.hello()
@@ -105,7 +105,7 @@ def test_permits_come_with_delays_and_a_throttle_voids_them_for_everyone(serve: 
     one.say(PermitRequest("w1", "nonsense", 1))
     assert one.hear(PermitGrant) == PermitGrant("nonsense", ())
     two.say(ThrottleReport("w2", "source", "429", 30.0))
-    assert one.hear(PermitsVoid).bucket == two.hear(PermitsVoid).bucket == "source"
+    assert one.hear(PermitsRevoked).bucket == two.hear(PermitsRevoked).bucket == "source"
     one.say(PermitRequest("w1", "source", 1))
     assert one.hear(PermitGrant).delays[0] > 25.0
 
@@ -115,7 +115,7 @@ def test_arrays_are_refused_unless_they_are_what_the_task_wants_and_blamed_on_wh
 ) -> None:
     done: list[TaskDone] = []
     running = serve(on_done=done.append)
-    spec = TaskSpec("control/1", "noop", {}, fleeting=True, arrays=(("cost", "float32", (2, 3)),))
+    spec = TaskSpec("control/1", "noop", {}, ephemeral=True, arrays=(("cost", "float32", (2, 3)),))
     running.server.add_tasks([spec])
     peer = running.peer()
     peer.hello(capacity=1)
@@ -170,12 +170,12 @@ def test_who_was_put_out_is_stopped_and_may_not_come_back(serve: Callable[..., R
     peer, honest = running.peer("w1"), running.peer("w2")
     peer.hello()
     lease = peer.hear(Lease)
-    running.server.post(PutOut("w1", "its results are wrong"))
-    assert peer.hear(Stop).reason == "its results are wrong"
+    running.server.post(ExcludeWorker("w1", "its results are wrong"))
+    assert peer.hear(Shutdown).reason == "its results are wrong"
     peer.say(Result("w1", lease.task, lease.attempt, {}, 0.1))
     assert not peer.hear(Ack).accepted
-    peer.say(Hello("w1", "h", 1, ("noop",), 4, "elsewhere", "0", "3"))
-    assert not peer.hear(Stop).drain
+    peer.say(Register("w1", "h", 1, ("noop",), 4, "elsewhere", "0", "3"))
+    assert not peer.hear(Shutdown).drain
     honest.hello()
     again = honest.hear(Lease)
     assert (again.task, again.attempt) == (lease.task, lease.attempt + 1)

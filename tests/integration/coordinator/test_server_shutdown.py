@@ -12,8 +12,10 @@ from zmq.utils.monitor import recv_monitor_message
 
 from coordinator.scheduling.events import TaskDone
 from coordinator.scheduling.scheduler import Scheduler, TaskSpec
-from coordinator.wire import auth, messages
-from coordinator.wire.messages import Ack, FileChunk, FilePart, FileRequest, Heartbeat, HeartbeatAck, Hello, Lease
+from coordinator.server import key_store
+from coordinator.wire import auth
+from coordinator.wire.filesystem_id import filesystem_id
+from coordinator.wire.messages import Ack, FileChunk, FilePart, FileRequest, Heartbeat, HeartbeatAck, Lease, Register
 from ingest.errors import StorageError
 from tests.support.serving import FAILED, WAIT_MS, Running
 
@@ -135,7 +137,7 @@ def test_a_finished_task_can_open_others(serve: Callable[..., Running]) -> None:
 def test_drain_finishes_what_is_leased_and_a_dead_process_is_known_at_once(serve: Callable[..., Running]) -> None:
     running = serve("a", "b", "c")
     doomed, peer = running.peer("w1"), running.peer("w2")
-    doomed.hello(data_id=messages.data_id(running.data_dir), pid=4242, capacity=1)
+    doomed.hello(filesystem_id=filesystem_id(running.data_dir), pid=4242, capacity=1)
     assert doomed.hear(Lease).task == "a"
     doomed.say(Heartbeat("w1", (("a", 1),)))
     doomed.hear(HeartbeatAck)
@@ -151,12 +153,12 @@ def test_drain_finishes_what_is_leased_and_a_dead_process_is_known_at_once(serve
 
 def test_only_keys_on_the_list_are_let_in(serve: Callable[..., Running], tmp_path: Path) -> None:
     keys = tmp_path / "keys"
-    mine, removed = auth.add_worker(keys, "mine"), auth.load_worker(auth.add_worker(keys, "removed"))
-    auth.revoke_worker(keys, "removed")
-    running = serve(key=auth.load_coordinator(keys))
+    mine, removed = key_store.add_worker(keys, "mine"), auth.load_worker(key_store.add_worker(keys, "removed"))
+    key_store.revoke_worker(keys, "removed")
+    running = serve(key=key_store.load_coordinator(keys))
     for name, key in (("stranger", None), ("removed", removed)):
         enemy = running.peer(name, key)
-        enemy.say(Hello(name, "h", 1, ("noop",), 1, "x", "0", "3"))
+        enemy.say(Register(name, "h", 1, ("noop",), 1, "x", "0", "3"))
         assert enemy.monitor.poll(WAIT_MS)
         assert recv_monitor_message(enemy.monitor)["event"] & (FAILED | zmq.EVENT_DISCONNECTED)
         assert not enemy.socket.poll(0)

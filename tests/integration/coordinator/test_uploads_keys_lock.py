@@ -13,10 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coordinator.server import key_store
 from coordinator.server.folder_lock import FolderLock, FolderLocked
-from coordinator.server.uploads import FileInbox, RefusedPath, checked_path, missing_files
+from coordinator.server.uploads import RefusedPath, UploadReceiver, checked_path, missing_files
 from coordinator.wire import auth
-from coordinator.wire.messages import FileChunk, data_id
+from coordinator.wire.filesystem_id import filesystem_id
+from coordinator.wire.messages import FileChunk
 
 BODY = bytes(range(256)) * 40
 SHA = hashlib.sha256(BODY).hexdigest()
@@ -27,22 +29,22 @@ def chunk(path: str = "raw/a/page.json.gz", offset: int = 0, body: bytes = BODY,
 
 
 def test_a_file_arrives_in_chunks_and_lies_there_only_when_whole(tmp_path: Path) -> None:
-    inbox, final = FileInbox(tmp_path), tmp_path / "raw/a/page.json.gz"
+    inbox, final = UploadReceiver(tmp_path), tmp_path / "raw/a/page.json.gz"
     assert inbox.take(chunk(), b"") == 0
     assert inbox.take(chunk(), BODY[:4000]) == 4000
     assert inbox.take(chunk(offset=9000), BODY[9000:]) == 4000  # not where the next one starts
     assert inbox.take(chunk(), BODY[:4000]) == 4000  # a repeated one
     assert not final.exists()
-    inbox = FileInbox(tmp_path)  # the coordinator was restarted meanwhile: it goes on
+    inbox = UploadReceiver(tmp_path)  # the coordinator was restarted meanwhile: it goes on
     assert inbox.take(chunk(), b"") == 4000
     assert inbox.take(chunk(offset=4000), BODY[4000:]) == len(BODY)
     assert final.read_bytes() == BODY
     assert not list(tmp_path.rglob("*.part"))
-    assert FileInbox(tmp_path).take(chunk(), b"") == len(BODY)  # known to be whole by its hash
+    assert UploadReceiver(tmp_path).take(chunk(), b"") == len(BODY)  # known to be whole by its hash
 
 
 def test_a_file_with_another_hash_is_refused_and_begun_again(tmp_path: Path) -> None:
-    inbox = FileInbox(tmp_path)
+    inbox = UploadReceiver(tmp_path)
     assert inbox.take(chunk(), BODY[:-1] + b"x") == 0
     assert not (tmp_path / "raw/a/page.json.gz").exists()
     assert inbox.take(chunk(), BODY) == len(BODY)
@@ -52,7 +54,7 @@ def test_a_damaged_file_under_the_final_name_is_replaced(tmp_path: Path) -> None
     final = tmp_path / "raw/a/page.json.gz"
     final.parent.mkdir(parents=True)
     final.write_bytes(b"x" * len(BODY))
-    assert FileInbox(tmp_path).take(chunk(), BODY) == len(BODY)
+    assert UploadReceiver(tmp_path).take(chunk(), BODY) == len(BODY)
     assert final.read_bytes() == BODY
 
 
@@ -88,14 +90,14 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
 def test_missing_files_of_a_proof_are_named(tmp_path: Path) -> None:
     proof = {"pages": [{"file": {"path": "raw/a/page.json.gz", "bytes": len(BODY), "sha256": SHA}}], "rows": 1}
     assert "not there" in missing_files(tmp_path, proof)
-    FileInbox(tmp_path).take(chunk(), BODY)
+    UploadReceiver(tmp_path).take(chunk(), BODY)
     assert missing_files(tmp_path, proof) == ""
     (tmp_path / "raw/a/page.json.gz").write_bytes(b"short")
     assert "5 bytes" in missing_files(tmp_path, proof)
 
 
 def test_a_folder_keeps_its_id(tmp_path: Path) -> None:
-    assert data_id(tmp_path / "new") == data_id(tmp_path / "new") != data_id(tmp_path / "other")
+    assert filesystem_id(tmp_path / "new") == filesystem_id(tmp_path / "new") != filesystem_id(tmp_path / "other")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["id"]
 
 
@@ -103,16 +105,16 @@ def test_a_folder_keeps_its_id(tmp_path: Path) -> None:
 
 
 def test_keys_are_private_and_never_shown(tmp_path: Path) -> None:
-    path = auth.add_worker(tmp_path, "m2-max-1")
+    path = key_store.add_worker(tmp_path, "m2-max-1")
     for file in [path, tmp_path / "coordinator.key", tmp_path / "allowed.json"]:
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    server, worker = auth.load_coordinator(tmp_path), auth.load_worker(path)
+    server, worker = key_store.load_coordinator(tmp_path), auth.load_worker(path)
     assert worker.server == server.public and server.allowed == {"m2-max-1": worker.public}
     assert server.secret not in repr(server) and worker.secret not in str(worker)
 
 
 def test_key_files_that_others_can_read_are_refused(tmp_path: Path) -> None:
-    path = auth.add_worker(tmp_path, "a")
+    path = key_store.add_worker(tmp_path, "a")
     path.chmod(0o644)
     with pytest.raises(auth.CurveError, match="chmod 600"):
         auth.load_worker(path)
@@ -120,7 +122,7 @@ def test_key_files_that_others_can_read_are_refused(tmp_path: Path) -> None:
 
 def test_missing_and_broken_keys_name_the_command(tmp_path: Path) -> None:
     with pytest.raises(auth.CurveError, match="coordinator keys"):
-        auth.load_coordinator(tmp_path)
+        key_store.load_coordinator(tmp_path)
     for text in ("not json", "[]", "{}", '{"public": "short", "secret": "short"}'):
         (tmp_path / "x.key").write_text(text)
         (tmp_path / "x.key").chmod(0o600)
@@ -129,16 +131,16 @@ def test_missing_and_broken_keys_name_the_command(tmp_path: Path) -> None:
 
 
 def test_a_name_is_given_once_and_can_be_taken_off(tmp_path: Path) -> None:
-    path = auth.add_worker(tmp_path, "a")
+    path = key_store.add_worker(tmp_path, "a")
     with pytest.raises(auth.CurveError, match="has a key"):
-        auth.add_worker(tmp_path, "a")
+        key_store.add_worker(tmp_path, "a")
     for name in ("", "../a", "a b", "-a"):
         with pytest.raises(auth.CurveError, match="worker name"):
-            auth.add_worker(tmp_path, name)
-    auth.revoke_worker(tmp_path, "a")
-    assert not path.exists() and auth.load_coordinator(tmp_path).allowed == {}
+            key_store.add_worker(tmp_path, name)
+    key_store.revoke_worker(tmp_path, "a")
+    assert not path.exists() and key_store.load_coordinator(tmp_path).allowed == {}
     with pytest.raises(auth.CurveError, match="known: none"):
-        auth.revoke_worker(tmp_path, "a")
+        key_store.revoke_worker(tmp_path, "a")
 
 
 @pytest.mark.parametrize(
@@ -146,14 +148,14 @@ def test_a_name_is_given_once_and_can_be_taken_off(tmp_path: Path) -> None:
 )
 def test_a_bind_off_loopback_needs_keys(tmp_path: Path, bind: str) -> None:
     with pytest.raises(auth.CurveError, match="coordinator keys"):
-        auth.check_bind(bind, None)
-    auth.make_coordinator_key(tmp_path)
-    auth.check_bind(bind, auth.load_coordinator(tmp_path))
+        key_store.check_bind(bind, None)
+    key_store.make_coordinator_key(tmp_path)
+    key_store.check_bind(bind, key_store.load_coordinator(tmp_path))
 
 
 @pytest.mark.parametrize("bind", ["tcp://127.0.0.1:0", "tcp://127.8.0.1:9", "tcp://localhost:1", "tcp://[::1]:0"])
 def test_loopback_needs_none(bind: str) -> None:
-    auth.check_bind(bind, None)
+    key_store.check_bind(bind, None)
 
 
 # -- the lock -----------------------------------------------------------------------------------------------------------------

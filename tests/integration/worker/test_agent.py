@@ -18,17 +18,18 @@ from pathlib import Path
 import pytest
 
 from coordinator.scheduling.events import Outcome, TaskDone
-from coordinator.scheduling.scheduler import Limits, Scheduler, TaskSpec
+from coordinator.scheduling.scheduler import LeaseTimings, Scheduler, TaskSpec
 from coordinator.scheduling.task_state import Committed, Done, Leased
+from coordinator.server import key_store
 from coordinator.server.journal import Journal
+from coordinator.server.key_store import CoordinatorKeys
 from coordinator.server.server import Server
-from coordinator.wire import auth, messages
-from coordinator.wire.auth import Curve
+from coordinator.wire.filesystem_id import filesystem_id
 from tests.support.waiting import WAIT_S, until
 
 AGENT = Path(__file__).resolve().parents[2] / "support" / "agent_process.py"
 COORDINATOR = Path(__file__).resolve().parents[2] / "support" / "coordinator_process.py"
-LIMITS = Limits(heartbeat_s=0.2, silence_s=4.0, lease_s=20.0, backoff_s=0.05, max_failures=2)
+LIMITS = LeaseTimings(heartbeat_s=0.2, silence_s=4.0, lease_s=20.0, backoff_s=0.05, max_failures=2)
 
 
 class Fleet:
@@ -41,14 +42,14 @@ class Fleet:
         self.processes: list[subprocess.Popen[bytes]] = []
         self.thread: threading.Thread | None = None
 
-    def serve(self, *tasks: TaskSpec, bind: str = "tcp://127.0.0.1:0", key: Curve | None = None) -> Server:
+    def serve(self, *tasks: TaskSpec, bind: str = "tcp://127.0.0.1:0", key: CoordinatorKeys | None = None) -> Server:
         self.data_dir.mkdir(exist_ok=True)
-        self.scheduler = Scheduler(messages.data_id(self.data_dir), LIMITS)
+        self.scheduler = Scheduler(filesystem_id(self.data_dir), LIMITS)
         self.journal = Journal(self.data_dir / "journal.sqlite")
         for record in self.journal.load():
             self.scheduler.apply(record)
         self.server = Server(
-            self.scheduler, self.journal, data_dir=self.data_dir, bind=bind, curve=key, on_done=self._commit
+            self.scheduler, self.journal, data_dir=self.data_dir, bind=bind, keys=key, on_done=self._commit
         )
         self.server.add_tasks(tasks)
         self.thread = threading.Thread(target=self._run)
@@ -143,7 +144,7 @@ def test_a_frozen_worker_loses_its_lease_by_silence_and_its_late_result_is_dropp
 
 
 def test_a_lease_that_kills_its_workers_is_quarantined_and_the_rest_is_done(fleet: Fleet) -> None:
-    server = fleet.serve(TaskSpec("poison", "suicide", {}), TaskSpec("good", "step", {"seed": "x"}, after=()))
+    server = fleet.serve(TaskSpec("poison", "suicide", {}), TaskSpec("good", "step", {"seed": "x"}, depends_on=()))
     while fleet.outcome is None and len(fleet.processes) < 12:
         process = fleet.worker(capacity=1)
         until(lambda: fleet.outcome or fleet.processes[-1].poll() is not None, "an end")
@@ -157,7 +158,7 @@ def test_a_lease_that_kills_its_workers_is_quarantined_and_the_rest_is_done(flee
 def test_crashes_are_told_with_their_trace_and_without_the_key(fleet: Fleet) -> None:
     fleet.serve(TaskSpec("bad", "fail", {}), TaskSpec("huge", "huge", {}), TaskSpec("odd", "nonsense", {}))
     fleet.worker()
-    until(lambda: fleet.scheduler.ledger.counts["quarantined"] == 2, "both quarantines")
+    until(lambda: fleet.scheduler.store.counts["quarantined"] == 2, "both quarantines")
     bad, huge = fleet.scheduler.tasks["bad"], fleet.scheduler.tasks["huge"]
     assert bad.error == "Crash" and "ZeroDivisionError: told to fail with [key]" in bad.message
     assert huge.error == "Crash" and "over the limit" in huge.message
@@ -249,13 +250,13 @@ def test_files_travel_to_a_coordinator_on_another_folder(fleet: Fleet, tmp_path:
             TaskSpec(f"f{n}", "file", {"seed": str(n), "bytes": size, "path": f"raw/a/{n}.bin"})
             for n, size in enumerate(sizes)
         ),
-        TaskSpec("near", "noop", {}, local=True),
+        TaskSpec("near", "noop", {}, requires_shared_fs=True),
         TaskSpec("escape", "file", {"seed": "e", "bytes": 32, "path": "manifests/e.json"}),
     )
     fleet.worker(tmp_path / "far", capacity=3)
     until(lambda: len(fleet.done) == len(sizes), "the files")
     assert fleet.scheduler.tasks["near"].attempt == 0  # not for a worker on another folder
-    until(lambda: fleet.scheduler.ledger.counts["quarantined"] == 1, "the refusal")
+    until(lambda: fleet.scheduler.store.counts["quarantined"] == 1, "the refusal")
     fleet.worker()
     assert fleet.end().exit_code == 75
     assert fleet.scheduler.tasks["escape"].error == "RefusedPath"
@@ -267,12 +268,12 @@ def test_files_travel_to_a_coordinator_on_another_folder(fleet: Fleet, tmp_path:
 
 
 def test_a_worker_with_a_key_works_and_one_without_gets_no_answer(fleet: Fleet, tmp_path: Path) -> None:
-    key = auth.add_worker(tmp_path / "keys", "mine")
-    fleet.serve(TaskSpec("t", "step", {"seed": "t"}), key=auth.load_coordinator(tmp_path / "keys"))
+    key = key_store.add_worker(tmp_path / "keys", "mine")
+    fleet.serve(TaskSpec("t", "step", {"seed": "t"}), key=key_store.load_coordinator(tmp_path / "keys"))
     fleet.worker()
     fleet.worker(key=key)
     assert fleet.end().status == "done"
-    assert fleet.server.counters["messages"] > 0 and fleet.scheduler.departed["rows"] in (0, 10)
+    assert fleet.server.counters["messages"] > 0 and fleet.scheduler.totals_of_departed_workers["rows"] in (0, 10)
 
 
 # -- kills at random ----------------------------------------------------------------------------------------------------------

@@ -17,9 +17,10 @@ from ingest.calendar import calendar_of
 from ingest.features import CONDITION, FEATURES, make_tokens
 from ringattn.layout import Layout
 from tests.unit.ingest.test_features import poisoned, series
-from worker.forecast.__main__ import hours_of_issue
 from worker.forecast.model.network import QUANTILES, Forecaster, ModelConfig
-from worker.training.data import Normalisation, Period, Piece, TokenStore, build_local_batch, draw_pieces, token_rows
+from worker.forecast.predict import hours_of_issue
+from worker.training.data import build_local_batch, draw_pieces
+from worker.training.tokens import Normalisation, Period, Piece, TokenStore, token_rows
 
 ROOT = Path(__file__).resolve().parents[3]
 

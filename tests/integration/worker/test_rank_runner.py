@@ -15,7 +15,7 @@ import msgspec
 import psutil
 import pytest
 
-from coordinator.wire.messages import RankJob
+from coordinator.wire.payloads import RankSpec
 from ingest.errors import Cancelled, UsageError
 from tests.support.waiting import WAIT_S, until
 from worker.agent.file_transfer import FileTransfer, TransferInbox
@@ -59,7 +59,7 @@ class Bench:
         )
 
     def run(self, *addresses: str, rank: int = 0) -> dict[str, Any]:
-        job = RankJob(1, rank, addresses or ("127.0.0.1:20001",), "train")
+        job = RankSpec(1, rank, addresses or ("127.0.0.1:20001",), "train")
         return RankRunner(self.script).run(msgspec.to_builtins(job), self.context)
 
     def start(self) -> Any:
@@ -131,13 +131,13 @@ def test_a_rank_alone_joins_no_ring_and_sees_no_key(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("MLX_RANK", "7")
     monkeypatch.setenv("MLX_HOSTFILE", "/nowhere")
     monkeypatch.setenv("EIA_API_KEY", "very-secret")
-    environment = rank_runner.rank_environment(RankJob(1, 0, ("h:1",), "train"), tmp_path, os.environ)
+    environment = rank_runner.rank_environment(RankSpec(1, 0, ("h:1",), "train"), tmp_path, os.environ)
     assert not {"MLX_RANK", "MLX_HOSTFILE", "EIA_API_KEY"} & environment.keys()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux needs it")
 def test_openblas_is_preloaded_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = RankJob(1, 0, ("h:1",), "train")
+    job = RankSpec(1, 0, ("h:1",), "train")
     monkeypatch.setattr(blas_env, "openblas", lambda: Path("/lib/libopenblas.so.0"))
     assert rank_runner.rank_environment(job, tmp_path, {})["LD_PRELOAD"] == "/lib/libopenblas.so.0"
     monkeypatch.setattr(blas_env, "openblas", lambda: None)

@@ -74,7 +74,7 @@ def test_a_slow_rank_gets_fewer_tokens_and_the_loss_curve_stays(data: Path, alon
         shares.record_step(line["busy"])
     first, last = (line["shares"] for line in (lines[0], lines[-2]))
     assert first == [1.0, 1.0] and last[0] > 1.2 and last[1] < 0.8
-    assert any(line.startswith("step 7: shares of the ranks follow their speeds: ") for line in said), said
+    assert any(line.startswith("step 7: rebalanced the sequence by rank speed: ") for line in said), said
     np.testing.assert_allclose(losses(run), losses(alone), rtol=1e-4)
     assert lines[-1]["skill"] == pytest.approx(plain[-1]["skill"], abs=1e-4)
 
@@ -94,9 +94,9 @@ def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(data: Path, alone: 
     code = process.wait(60)
     if code == 0:
         pytest.skip("it had ended before the signal came")
-    assert code == 130 and "once more ends at once" in rest and "goes on from there" in rest
+    assert code == 130 and "Press Ctrl-C again" in rest and "Run the same command to resume" in rest
     done = train(data, run, "--steps", "8")
-    assert done.returncode == 0 and "goes on from step" in done.stderr
+    assert done.returncode == 0 and "resuming from step" in done.stderr
     assert losses(run) == losses(alone)
     one, two = weights(run, 8), weights(alone, 8)
     assert one.keys() == two.keys()
@@ -111,7 +111,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(data: Path, alone: Path, t
     newest.write_bytes(newest.read_bytes()[:-8])
     done = train(data, run, "--steps", "8")
     assert done.returncode == 0, done.stderr
-    assert "passed over" in done.stderr and "goes on from step 4" in done.stderr
+    assert "skipped a checkpoint" in done.stderr and "resuming from step 4" in done.stderr
 
 
 def test_mlx_launch_with_a_hostfile(data: Path, alone: Path, tmp_path: Path) -> None:

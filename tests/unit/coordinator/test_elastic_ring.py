@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.scheduling.events import TaskGone, TaskProgress
-from coordinator.scheduling.worker_state import Limits
+from coordinator.scheduling.events import TaskFailed, TaskProgress
+from coordinator.scheduling.worker_state import LeaseTimings
 from coordinator.stages.train.ring_state import AddressOffered
 from coordinator.stages.train.stall import StallDetector, SupervisionTimeouts
 from tests.support.ring_world import World
@@ -31,7 +31,7 @@ def test_a_ring_has_one_rank_a_worker_in_the_order_of_their_coming() -> None:
     ports, ranks = world.opened
     assert [(spec.kind, spec.worker) for spec in ports] == [("port", "c"), ("port", "a"), ("port", "b")]
     assert [spec.worker for spec in ranks] == ["c", "a", "b"]
-    assert all(spec.once and not spec.local and spec.kind == "train" for spec in ranks)
+    assert all(spec.no_retry and not spec.requires_shared_fs and spec.kind == "train" for spec in ranks)
     addresses = ranks[0].job["addresses"]
     assert len(set(addresses)) == 3
     assert [(spec.job["rank"], spec.job["addresses"]) for spec in ranks] == [(n, addresses) for n in range(3)]
@@ -75,7 +75,7 @@ def test_workers_without_an_address_end_the_run_with_the_reason() -> None:
         for name, spec in list(world.open.items()):
             assert spec.kind == "port"
             del world.open[name]
-            world.handle(TaskGone(name, "Crash", "no network"))
+            world.handle(TaskFailed(name, "Crash", "no network"))
         if world.ring.outcome is not None:
             break
     assert world.ring.outcome is not None
@@ -267,7 +267,7 @@ def test_supervision_leaves_most_of_thirty_seconds_to_the_ranks(kind: str, at_mo
     elif kind == "stopped":
         world.say(1, 20, stopped=True)
     else:
-        world.passes(Limits().silence_s)
+        world.passes(LeaseTimings().silence_s)
         world.workers.remove("b")
         world.ends(1, "WorkerLost", "b was not heard for 10 s while executing")
     world.passes(0.2)
@@ -347,7 +347,7 @@ def test_words_of_an_earlier_round_change_nothing() -> None:
     world.obey()
     world.form()
     for error in ("RankDied", "UsageError", "RankEnded"):
-        world.handle(TaskGone("train/1/rank/0", error, "late"))
+        world.handle(TaskFailed("train/1/rank/0", error, "late"))
     world.passes(1)
     assert world.ring.stage == "running"
 
@@ -378,7 +378,7 @@ def test_a_roll_call_waits_for_files_on_their_way_and_no_longer() -> None:
 def test_a_host_without_room_is_left_out_and_the_ring_does_not_break_for_it_at_each_checkpoint() -> None:
     world = World(mute={"b"})
     world.passes(0.4)
-    world.handle(TaskGone("train/1/port/1", "HostFull", "no space left"))
+    world.handle(TaskFailed("train/1/port/1", "HostFull", "no space left"))
     world.form()
     assert any("b can't take part: no space left" in line for line in world.said)
     world.steps(1, int(world.timeouts.exclude_s) - 5)

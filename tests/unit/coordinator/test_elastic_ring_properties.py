@@ -11,23 +11,33 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from coordinator.scheduling.events import (
     Confirmed,
     Decision,
+    Drain,
     Event,
-    Halt,
     Restart,
     Send,
     TaskDone,
-    TaskGone,
+    TaskFailed,
     TaskProgress,
     Tick,
     Undelivered,
     WorkerLost,
 )
-from coordinator.scheduling.scheduler import Limits, Scheduler
-from coordinator.scheduling.task_state import AnyRecord, Ledger
+from coordinator.scheduling.scheduler import LeaseTimings, Scheduler
+from coordinator.scheduling.task_state import AnyRecord, TaskStore
 from coordinator.stages.train.elastic import ElasticRing
 from coordinator.stages.train.ring_state import NOT_WORKERS_FAULT, AddressOffered, RankDone, SupervisionTick
 from coordinator.stages.train.stall import SupervisionTimeouts
-from coordinator.wire.messages import Cancel, End, Failure, Goodbye, Heartbeat, Hello, Lease, Progress, Result
+from coordinator.wire.messages import (
+    AbandonLease,
+    Deregister,
+    Failure,
+    Heartbeat,
+    Lease,
+    Progress,
+    Register,
+    Result,
+    TerminateLease,
+)
 
 HERE = "here"
 PICK = st.integers(0, 1_000)
@@ -71,7 +81,7 @@ class Training(RuleBasedStateMachine):
         self.begin()
 
     def begin(self) -> None:
-        self.scheduler = Scheduler(HERE, Limits(heartbeat_s=1.0, silence_s=5.0, lease_s=8.0))
+        self.scheduler = Scheduler(HERE, LeaseTimings(heartbeat_s=1.0, silence_s=5.0, lease_s=8.0))
         for record in self.records:
             self.scheduler.apply(record)
         numbers = [int(name.split("/")[1]) for name in self.scheduler.tasks]
@@ -93,11 +103,11 @@ class Training(RuleBasedStateMachine):
                     else:
                         events += self.tell(RankDone(action.task.id))
                     events.append(Confirmed(action.task.id, action.attempt))
-                elif isinstance(action, TaskGone | TaskProgress):
+                elif isinstance(action, TaskFailed | TaskProgress):
                     events += self.tell(action)
 
-    def tell(self, event: SupervisionTick | AddressOffered | RankDone | TaskProgress | TaskGone) -> list[Event]:
-        if isinstance(event, TaskGone) and event.error not in NOT_WORKERS_FAULT:
+    def tell(self, event: SupervisionTick | AddressOffered | RankDone | TaskProgress | TaskFailed) -> list[Event]:
+        if isinstance(event, TaskFailed) and event.error not in NOT_WORKERS_FAULT:
             self.blamed.add(event.task)
         over = self.ring.outcome
         told = [what for what in self.ring.decide(event, self.now) if not isinstance(what, str)]
@@ -116,9 +126,9 @@ class Training(RuleBasedStateMachine):
                 living = {held.round for other in self.workers.values() for held in other.ranks.values()}
                 assert living <= {message.job["round"]}, "a rank of an earlier round still runs"
                 worker.ranks[message.task] = Held(message.attempt, message.job["round"])
-        elif isinstance(message, Cancel):
+        elif isinstance(message, AbandonLease):
             worker.ranks.pop(message.task, None)
-        elif isinstance(message, End) and message.task in worker.ranks:
+        elif isinstance(message, TerminateLease) and message.task in worker.ranks:
             worker.ranks[message.task].grace = message.grace_s
 
     # -- what may happen ------------------------------------------------------------------------------------------------
@@ -129,7 +139,7 @@ class Training(RuleBasedStateMachine):
         self.names += 1
         name = f"w{self.names}"
         self.workers[name] = Worker()
-        self.handle(Hello(name, "h", 1, ("port", "train"), 4, HERE, "0", "3"))
+        self.handle(Register(name, "h", 1, ("port", "train"), 4, HERE, "0", "3"))
 
     def pick(self, number: int) -> str | None:
         return sorted(self.workers)[number % len(self.workers)] if self.workers else None
@@ -144,7 +154,7 @@ class Training(RuleBasedStateMachine):
     def leave(self, number: int) -> None:
         if (name := self.pick(number)) is not None:
             del self.workers[name]
-            self.handle(Goodbye(name))
+            self.handle(Deregister(name))
 
     @rule(number=PICK)
     def fall_silent(self, number: int) -> None:
@@ -174,7 +184,7 @@ class Training(RuleBasedStateMachine):
                 held = [(task, rank.attempt) for task, rank in worker.ranks.items()] + list(worker.ports.items())
                 self.handle(Heartbeat(name, tuple(held)))
             fit = tuple(self.scheduler.workers)
-            for event in self.tell(SupervisionTick(fit, self.scheduler.halted)):
+            for event in self.tell(SupervisionTick(fit, self.scheduler.is_draining)):
                 self.handle(event)
 
     @rule(number=PICK)
@@ -199,7 +209,9 @@ class Training(RuleBasedStateMachine):
     def stop_a_rank(self, number: int) -> None:
         if (name := self.pick(number)) is not None:
             for task, rank in list(self.workers[name].ranks.items()):
-                self.handle(Progress(name, task, rank.attempt, rank.step, "step", rank.beats, rank.saved, stopped=True))
+                self.handle(
+                    Progress(name, task, rank.attempt, rank.step, "step", rank.beats, rank.saved, is_stopped=True)
+                )
 
     @rule(number=PICK, error=ENDS)
     def end_a_rank(self, number: int, error: str) -> None:
@@ -249,18 +261,18 @@ class Training(RuleBasedStateMachine):
 
     @invariant()
     def replay_is_the_live_state(self) -> None:
-        ledger = Ledger()
+        store = TaskStore()
         for record in self.records:
-            ledger.apply(record)
-        assert ledger.tasks == self.scheduler.tasks
-        assert ledger.counts == self.scheduler.ledger.counts
+            store.apply(record)
+        assert store.tasks == self.scheduler.tasks
+        assert store.counts == self.scheduler.store.counts
 
     def teardown(self) -> None:
         """When everyone behaves, the training ends, and with it every lease."""
         for _ in range(3):
             self.names += 1
             self.workers[f"w{self.names}"] = Worker()
-            self.handle(Hello(f"w{self.names}", "h", 1, ("port", "train"), 4, HERE, "0", "3"))
+            self.handle(Register(f"w{self.names}", "h", 1, ("port", "train"), 4, HERE, "0", "3"))
         for _ in range(400):
             if self.ring.outcome is not None:
                 break
@@ -299,7 +311,7 @@ def test_a_drain_ends_every_lease_of_a_running_ring() -> None:
     world.time_passes(1.0)
     world.step(False)
     assert world.ring.stage == "running"
-    world.handle(Halt("drain"))
+    world.handle(Drain("drain"))
     world.time_passes(0.4)
     world.obey()
     world.time_passes(0.4)

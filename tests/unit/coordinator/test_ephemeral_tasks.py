@@ -8,33 +8,35 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from coordinator.scheduling.events import (
     AddTasks,
+    CancelTasks,
     Confirmed,
     Event,
-    PutOut,
+    ExcludeWorker,
     Restart,
     Send,
     TaskDone,
     Tick,
-    Withdraw,
     WorkerLost,
 )
-from coordinator.scheduling.scheduler import Limits, Scheduler, TaskSpec
-from coordinator.scheduling.task_state import Added, Ledger
+from coordinator.scheduling.scheduler import LeaseTimings, Scheduler, TaskSpec
+from coordinator.scheduling.task_state import Added, TaskStore
 from coordinator.wire.messages import (
-    Cancel,
+    AbandonLease,
+    Deregister,
     Failure,
-    Goodbye,
     Heartbeat,
-    Hello,
     Lease,
-    RegisterAgain,
+    Register,
+    RegisterAck,
+    ReRegister,
     Result,
-    Stop,
-    Welcome,
+    Shutdown,
 )
 
 HERE = "here"
-LIMITS = Limits(heartbeat_s=1.0, silence_s=5.0, lease_s=8.0, backoff_s=0.5, backoff_max_s=2.0, max_failures=10_000)
+LIMITS = LeaseTimings(
+    heartbeat_s=1.0, silence_s=5.0, lease_s=8.0, backoff_s=0.5, backoff_max_s=2.0, max_failures=10_000
+)
 NAMES = st.sampled_from(["w0", "w1", "w2", "w3"])
 PICK = st.integers(0, 1_000)
 ARRAYS = (("cost", "float64", (3,)),)
@@ -72,7 +74,7 @@ class Fleet(RuleBasedStateMachine):
         if isinstance(message, Lease):
             assert action.worker not in self.out, "a lease for a worker that was put out"
             assert message.task in self.wanted
-        if isinstance(message, Stop):
+        if isinstance(message, Shutdown):
             assert action.worker in self.out
             self.holding.pop(action.worker, None)
         held = self.holding.get(action.worker)
@@ -80,9 +82,9 @@ class Fleet(RuleBasedStateMachine):
             return
         if isinstance(message, Lease):
             held[message.task] = message.attempt
-        elif isinstance(message, Welcome | RegisterAgain):
+        elif isinstance(message, RegisterAck | ReRegister):
             held.clear()
-        elif isinstance(message, Cancel) and held.get(message.task) == message.attempt:
+        elif isinstance(message, AbandonLease) and held.get(message.task) == message.attempt:
             del held[message.task]
 
     @rule(pinned=st.none() | NAMES)
@@ -90,13 +92,15 @@ class Fleet(RuleBasedStateMachine):
         name = f"control/{self.added:04d}"
         self.added += 1
         self.wanted.add(name)
-        spec = TaskSpec(name, "rollout", {}, local=True, worker=pinned or "", fleeting=True, arrays=ARRAYS)
+        spec = TaskSpec(
+            name, "rollout", {}, requires_shared_fs=True, worker=pinned or "", ephemeral=True, arrays=ARRAYS
+        )
         self.handle(AddTasks((spec,)))
 
     @rule(name=NAMES)
     def join(self, name: str) -> None:
         self.holding[name] = {}
-        self.handle(Hello(name, "h", 1, ("rollout",), 2, HERE, "0", "3"))
+        self.handle(Register(name, "h", 1, ("rollout",), 2, HERE, "0", "3"))
 
     @rule(name=NAMES, listed=PICK)
     def heartbeat(self, name: str, listed: int) -> None:
@@ -119,14 +123,14 @@ class Fleet(RuleBasedStateMachine):
     @rule(name=NAMES)
     def leave(self, name: str) -> None:
         self.holding.pop(name, None)
-        self.handle(Goodbye(name))
+        self.handle(Deregister(name))
 
     @precondition(lambda self: self.wanted)
     @rule(pick=PICK)
     def withdraw(self, pick: int) -> None:
         name = sorted(self.wanted)[pick % len(self.wanted)]
         self.wanted.remove(name)
-        self.handle(Withdraw((name, "control/unknown")))
+        self.handle(CancelTasks((name, "control/unknown")))
         # Who was given up for its silence is told to drop all that it holds when it next speaks.
         known = [held for worker, held in self.holding.items() if worker in self.scheduler.workers]
         assert not any(name in held for held in known), "nobody told the worker"
@@ -135,7 +139,7 @@ class Fleet(RuleBasedStateMachine):
     @rule(name=NAMES)
     def put_out(self, name: str) -> None:
         self.out.add(name)
-        self.handle(PutOut(name, "wrong numbers"))
+        self.handle(ExcludeWorker(name, "wrong numbers"))
 
     @rule(seconds=st.sampled_from([0.5, 3.0, 9.0]))
     def wait(self, seconds: float) -> None:
@@ -149,7 +153,7 @@ class Fleet(RuleBasedStateMachine):
     @invariant()
     def what_is_known_is_what_is_wanted(self) -> None:
         assert set(self.scheduler.tasks) == self.wanted
-        counts = self.scheduler.ledger.counts
+        counts = self.scheduler.store.counts
         assert sum(counts.values()) == len(self.wanted) and counts["done"] == counts["dropped"] == 0
 
     def teardown(self) -> None:
@@ -158,10 +162,10 @@ class Fleet(RuleBasedStateMachine):
             self.handle(WorkerLost(name, "died"))
         self.holding = {}
         tasks = self.scheduler.tasks
-        self.handle(Withdraw(tuple(name for name in sorted(self.wanted) if tasks[name].spec.worker)))
+        self.handle(CancelTasks(tuple(name for name in sorted(self.wanted) if tasks[name].spec.worker)))
         self.wanted = set(tasks)
         self.holding["good"] = {}
-        self.handle(Hello("good", "h", 1, ("rollout",), 2, HERE, "0", "3"))
+        self.handle(Register("good", "h", 1, ("rollout",), 2, HERE, "0", "3"))
         for _ in range(200):
             self.now += 1.0
             self.handle(Heartbeat("good", tuple(self.holding["good"].items())))
@@ -180,14 +184,14 @@ TestFleet = Fleet.TestCase
 
 def test_a_journal_written_anew_has_nothing_of_them() -> None:
     """And what is added after it goes by the same numbers as before."""
-    ledger = Ledger()
-    specs = (TaskSpec("a", "noop", {}), TaskSpec("f", "rollout", {}, fleeting=True), TaskSpec("b", "noop", {}))
+    store = TaskStore()
+    specs = (TaskSpec("a", "noop", {}), TaskSpec("f", "rollout", {}, ephemeral=True), TaskSpec("b", "noop", {}))
     for spec in specs:
-        ledger.apply(Added(spec.id, spec))
-    again = Ledger()
-    for record in ledger.kept():
+        store.apply(Added(spec.id, spec))
+    again = TaskStore()
+    for record in store.snapshot():
         again.apply(record)
     assert list(again.tasks) == ["a", "b"]
-    for one in (ledger, again):
+    for one in (store, again):
         one.apply(Added("c", TaskSpec("c", "noop", {}, ("b",))))
-    assert {name: task for name, task in ledger.tasks.items() if name != "f"} == again.tasks
+    assert {name: task for name, task in store.tasks.items() if name != "f"} == again.tasks

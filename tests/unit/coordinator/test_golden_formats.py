@@ -16,7 +16,7 @@ import pytest
 
 from coordinator.scheduling import task_state
 from coordinator.server.journal import Journal
-from coordinator.wire import messages
+from coordinator.wire import codec, messages
 from coordinator.wire.failures import FailureKind
 from coordinator.wire.lease_kinds import LeaseKind
 from coordinator.wire.messages import Message
@@ -27,7 +27,7 @@ from worker.agent.handlers import FAILURES, HANDLERS
 
 GOLDEN = json.loads(Path(__file__).with_name("golden_formats.json").read_text())
 SHA = "0123456789abcdef" * 4
-HELLO = messages.Hello("w", "host", 7, ("fetch", "build"), 2, "id", "1.0", "3.12.1")
+HELLO = messages.Register("w", "host", 7, ("fetch", "build"), 2, "id", "1.0", "3.12.1")
 MESSAGES: tuple[Message, ...] = (
     HELLO,
     messages.Heartbeat("w", (("t", 3),), 5000, 12, 1 << 27),
@@ -41,20 +41,20 @@ MESSAGES: tuple[Message, ...] = (
     messages.FileChunk("w", "t", 3, "raw/a.json", 1024, 4096, SHA),
     messages.FileRequest("w", "t", 3, "series/a.parquet", 1024),
     messages.WeightsRequest("w", SHA),
-    messages.Goodbye("w"),
+    messages.Deregister("w"),
     messages.StatusRequest(),
-    messages.Welcome(1.0, 10.0, True),
-    messages.RegisterAgain(),
+    messages.RegisterAck(1.0, 10.0, True),
+    messages.ReRegister(),
     messages.HeartbeatAck(),
     messages.Lease("t", 3, "fetch", {"shard": {"start": "2019-01-01T00"}}, 60.0),
     messages.Ack("t", 3, True, "raw/a.json", 2048),
     messages.FilePart("t", 3, "series/a.parquet", 1024),
     messages.PermitGrant("eia", (0.0, 1.5)),
-    messages.PermitsVoid("eia"),
+    messages.PermitsRevoked("eia"),
     messages.Weights(2, SHA, b"\x00\x01\xff"),
-    messages.Cancel("t", 3),
-    messages.End("t", 3, 2.5),
-    messages.Stop(True, "revoked"),
+    messages.AbandonLease("t", 3),
+    messages.TerminateLease("t", 3, 2.5),
+    messages.Shutdown(True, "revoked"),
     messages.Status({"counts": {"done": 3}, "workers": ["w"]}),
 )
 SPEC = task_state.TaskSpec(
@@ -63,12 +63,12 @@ SPEC = task_state.TaskSpec(
 RECORDS: tuple[task_state.AnyRecord, ...] = (
     task_state.Added("t", SPEC),
     task_state.Leased("t", 1, "w"),
-    task_state.Returned("t", 1, "restart"),
+    task_state.Released("t", 1, "restart"),
     task_state.Failed("t", 2, "SourceError", "why: é", True, False),
     task_state.Done("t", 3, "w", 0.25, {"rows": 5000}),
     task_state.Committed("t"),
-    task_state.Dropped("t"),
-    task_state.Kept(
+    task_state.Cancelled("t"),
+    task_state.Snapshot(
         "t", task_state.Task(SPEC, 4, "quarantined", 3, 2, "Crash", "why", "w", 0.25, {"rows": 1}, False, 1, 0)
     ),
 )
@@ -136,9 +136,9 @@ def written(folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("message", MESSAGES, ids=tag_of)
 def test_message_bytes_are_golden(message: Message) -> None:
-    frame, union = messages.encode(message), messages.ToCoordinator
+    frame, union = codec.encode(message), messages.ToCoordinator
     assert frame.hex() == GOLDEN["messages"].get(tag_of(message))
-    assert messages.decode(frame, union if type(message) in get_args(union) else messages.ToWorker) == message
+    assert codec.decode(frame, union if type(message) in get_args(union) else messages.ToWorker) == message
 
 
 def test_every_message_has_golden_bytes() -> None:

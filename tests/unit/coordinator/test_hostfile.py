@@ -94,5 +94,5 @@ def test_the_coordinator_listens_where_its_hosts_reach_it(monkeypatch: pytest.Mo
     with pytest.raises((UsageError, CurveError), match="give its `ips`"):
         reachable_bind("tcp://127.0.0.1:0", Hosts((Host("no-such-host.invalid", "", "py", "d"),), 0))
     for own, where in (("10.0.0.1", "10.0.0.1"), ("fd00::1", "[fd00::1]")):
-        monkeypatch.setattr("coordinator.stages.base.own_address", lambda endpoint, own=own: own)
+        monkeypatch.setattr("coordinator.stages.base.local_address_towards", lambda endpoint, own=own: own)
         assert reachable_bind("tcp://127.0.0.1:7", hosts) == f"tcp://{where}:7"

@@ -10,14 +10,14 @@ import pytest
 from coordinator.scheduling.task_state import (
     Added,
     AnyRecord,
+    Cancelled,
     Committed,
     Done,
-    Dropped,
     Failed,
     Leased,
-    Ledger,
-    Returned,
+    Released,
     TaskSpec,
+    TaskStore,
 )
 from coordinator.server.journal import Journal, JournalDamaged
 from ingest.errors import StorageError
@@ -25,13 +25,13 @@ from ingest.errors import StorageError
 RECORDS: list[AnyRecord] = [
     Added("a", TaskSpec("a", "fetch", {"shard": {"start": "2019-01-01T00"}, "n": [1, None, 2.5]}, ("b",), True)),
     Leased("a", 1, "w"),
-    Returned("a", 1, "restart"),
+    Released("a", 1, "restart"),
     Leased("a", 2, "w"),
     Failed("a", 2, "SourceError", "why: é", True, False),
     Leased("a", 3, "w"),
     Done("a", 3, "w", 0.25, {"rows": 5000}),
     Committed("a"),
-    Dropped("b"),
+    Cancelled("b"),
 ]
 
 
@@ -49,8 +49,8 @@ def test_what_was_appended_comes_back_in_order(path: Path) -> None:
     journal = Journal(path)
     assert list(journal.load()) == RECORDS
     assert journal.meta == {"source": "emulator", "plan": "abc"}
-    journal.append([Dropped("c")])
-    assert list(Journal(path).load()) == [*RECORDS, Dropped("c")]
+    journal.append([Cancelled("c")])
+    assert list(Journal(path).load()) == [*RECORDS, Cancelled("c")]
 
 
 def test_it_is_synced_and_in_wal_mode(path: Path) -> None:
@@ -62,9 +62,9 @@ def test_it_is_synced_and_in_wal_mode(path: Path) -> None:
 def test_a_batch_is_one_commit_or_nothing(path: Path) -> None:
     journal = Journal(path)
     with pytest.raises(TypeError):
-        journal.append([Dropped("c"), Done("a", 9, "w", 0.0, {"not": object()})])
+        journal.append([Cancelled("c"), Done("a", 9, "w", 0.0, {"not": object()})])
     assert list(journal.load()) == RECORDS
-    journal.append([Dropped("c")])
+    journal.append([Cancelled("c")])
     assert len(list(journal.load())) == len(RECORDS) + 1
 
 
@@ -116,29 +116,29 @@ def test_a_disk_that_refuses_is_not_damage(path: Path) -> None:
 
 
 def test_written_anew_it_is_short_and_leads_to_the_same_state(path: Path) -> None:
-    ledger = Ledger()
+    store = TaskStore()
     records: list[AnyRecord] = [
         Added("a", TaskSpec("a", "fetch", {})),
-        Added("b", TaskSpec("b", "build", {}, after=("a",))),
+        Added("b", TaskSpec("b", "build", {}, depends_on=("a",))),
         Leased("a", 1, "w"),
         Failed("a", 1, "SourceError", "why", True, False),
         Leased("a", 2, "w"),
         Done("a", 2, "w", 0.25, {"rows": 5000}),
     ]
     for record in records:
-        ledger.apply(record)
+        store.apply(record)
     journal = Journal(path)
-    journal.rewrite(ledger.kept())
+    journal.rewrite(store.snapshot())
     assert journal.length == 2
     more: list[AnyRecord] = [Committed("a"), Leased("b", 1, "w")]
     journal.append(more)
     for record in more:
-        ledger.apply(record)
+        store.apply(record)
     journal.close()
-    again = Ledger()
+    again = TaskStore()
     for record in Journal(path).load():
         again.apply(record)
-    assert (again.tasks, again.counts, again.uncommitted) == (ledger.tasks, ledger.counts, ledger.uncommitted)
+    assert (again.tasks, again.counts, again.uncommitted) == (store.tasks, store.counts, store.uncommitted)
 
 
 def test_a_full_disk_leaves_the_journal_as_it_was(path: Path) -> None:
@@ -148,5 +148,5 @@ def test_a_full_disk_leaves_the_journal_as_it_was(path: Path) -> None:
     with pytest.raises(StorageError, match="Free space"):
         journal.rewrite([Added("x", TaskSpec("x", "fetch", {"y": "z" * 100_000}))])
     assert list(journal.load()) == RECORDS
-    journal.append([Dropped("c")])
-    assert list(Journal(path).load()) == [*RECORDS, Dropped("c")]
+    journal.append([Cancelled("c")])
+    assert list(Journal(path).load()) == [*RECORDS, Cancelled("c")]

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordinator.scheduling.rate_limit import Budget
+from coordinator.scheduling.rate_limit import RequestBudget
 
 ASKS = st.lists(st.tuples(st.floats(0.0, 20.0), st.integers(1, 8), st.booleans()), min_size=1, max_size=60)
 
 
-def times_of(budget: Budget, asks: list[tuple[float, int, bool]]) -> list[float]:
+def times_of(budget: RequestBudget, asks: list[tuple[float, int, bool]]) -> list[float]:
     now, times = 100.0, []
     for wait, count, throttle in asks:
         now += wait
@@ -28,7 +28,7 @@ def times_of(budget: Budget, asks: list[tuple[float, int, bool]]) -> list[float]
 def test_no_window_holds_more_than_rate_times_its_length_plus_burst(
     asks: list[tuple[float, int, bool]], rate: float, burst: int
 ) -> None:
-    times = times_of(Budget(rate, burst), asks)
+    times = times_of(RequestBudget(rate, burst), asks)
     for first in range(len(times)):
         for last in range(first, len(times)):
             assert last - first + 1 <= rate * (times[last] - times[first]) + burst + 1e-6
@@ -37,7 +37,7 @@ def test_no_window_holds_more_than_rate_times_its_length_plus_burst(
 @settings(max_examples=200, deadline=None)
 @given(asks=ASKS, rate=st.floats(0.1, 50.0))
 def test_delays_are_never_negative_and_permits_come_in_order(asks: list[tuple[float, int, bool]], rate: float) -> None:
-    budget, now, last = Budget(rate, 3), 0.0, -1.0
+    budget, now, last = RequestBudget(rate, 3), 0.0, -1.0
     for wait, count, _ in asks:
         now += wait
         delays = budget.grant(now, count)
@@ -50,7 +50,7 @@ def test_delays_are_never_negative_and_permits_come_in_order(asks: list[tuple[fl
 @settings(max_examples=50, deadline=None)
 @given(rate=st.floats(0.2, 50.0), burst=st.integers(1, 5), workers=st.integers(1, 10))
 def test_at_saturation_97_percent_of_the_ceiling_is_used(rate: float, burst: int, workers: int) -> None:
-    budget, now, sent = Budget(rate, burst), 0.0, 0
+    budget, now, sent = RequestBudget(rate, burst), 0.0, 0
     while now < 400 / rate:  # each worker asks again as soon as it has sent
         delays = budget.grant(now, workers)
         sent += workers
@@ -59,7 +59,7 @@ def test_at_saturation_97_percent_of_the_ceiling_is_used(rate: float, burst: int
 
 
 def test_during_a_pause_nobody_sends_and_afterwards_there_is_no_burst() -> None:
-    budget = Budget(10.0, burst=5)
+    budget = RequestBudget(10.0, burst=5)
     budget.grant(0.0, 1)
     budget.throttled(10.0, "403", retry_after=60.0)
     delays = budget.grant(11.0, 4)
@@ -68,7 +68,7 @@ def test_during_a_pause_nobody_sends_and_afterwards_there_is_no_burst() -> None:
 
 
 def test_many_reports_of_one_throttle_slow_down_once() -> None:
-    once, often = Budget(10.0), Budget(10.0)
+    once, often = RequestBudget(10.0), RequestBudget(10.0)
     once.throttled(5.0, "429")
     for report in range(8):
         often.throttled(5.0 + report * 0.01, "429")
@@ -76,7 +76,7 @@ def test_many_reports_of_one_throttle_slow_down_once() -> None:
 
 
 def test_throttle_after_throttle_waits_longer_but_never_without_end() -> None:
-    budget, now, pauses = Budget(10.0), 0.0, []
+    budget, now, pauses = RequestBudget(10.0), 0.0, []
     for _ in range(20):
         budget.throttled(now, "html")
         pauses.append(budget.snapshot(now)["paused_s"])
@@ -87,7 +87,7 @@ def test_throttle_after_throttle_waits_longer_but_never_without_end() -> None:
 
 def test_it_settles_just_under_a_limit_below_the_ceiling() -> None:
     """The server allows 6 of 10 a second (somebody else spends the rest) and suspends for 5 s whoever goes beyond."""
-    limit, budget, now = 6.0, Budget(10.0), 0.0
+    limit, budget, now = 6.0, RequestBudget(10.0), 0.0
     served: list[float] = []
     throttles: list[float] = []
     while now < 3_000.0:
@@ -108,11 +108,11 @@ def test_it_settles_just_under_a_limit_below_the_ceiling() -> None:
 
 def test_a_budget_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="rate over 0"):
-        Budget(0.0)
+        RequestBudget(0.0)
 
 
 def test_it_finds_the_ceiling_again_when_the_other_client_has_gone() -> None:
-    budget = Budget(10.0)
+    budget = RequestBudget(10.0)
     for now in (0.0, 100.0, 200.0):
         budget.throttled(now, "429", 5.0)
     assert budget.snapshot(200.0)["pace"] < 10.0
@@ -121,7 +121,7 @@ def test_it_finds_the_ceiling_again_when_the_other_client_has_gone() -> None:
 
 
 def test_a_report_during_the_pause_can_lengthen_it() -> None:
-    budget = Budget(10.0)
+    budget = RequestBudget(10.0)
     budget.throttled(0.0, "403", 5.0)
     budget.throttled(1.0, "403", 30.0)
     assert budget.grant(2.0, 1)[0] == pytest.approx(29.0)

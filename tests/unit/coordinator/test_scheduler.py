@@ -14,17 +14,26 @@ from coordinator.scheduling.events import (
     Undelivered,
     WorkerLost,
 )
-from coordinator.scheduling.scheduler import Limits
+from coordinator.scheduling.scheduler import LeaseTimings
 from coordinator.scheduling.worker_state import backoff
 from coordinator.wire import messages
-from coordinator.wire.messages import Ack, Cancel, Goodbye, Heartbeat, Hello, RegisterAgain, Stop, Welcome
+from coordinator.wire.messages import (
+    AbandonLease,
+    Ack,
+    Deregister,
+    Heartbeat,
+    Register,
+    RegisterAck,
+    ReRegister,
+    Shutdown,
+)
 from tests.support.scheduling import HERE, failure, hello, leases, result, sent, spec, started
 
 
 def test_leases_go_out_in_plan_order_up_to_capacity() -> None:
     scheduler = started(spec("a"), spec("b"), spec("c"))
     decision = scheduler.decide(hello(), 0.0)
-    assert sent(decision, Welcome)[0].share_files
+    assert sent(decision, RegisterAck)[0].share_files
     assert leases(decision) == [("a", 1), ("b", 1)]
     assert leases(scheduler.decide(result("a"), 1.0)) == [("c", 1)]
 
@@ -67,18 +76,18 @@ def test_after_the_death_the_next_attempt_counts_and_the_old_one_is_stale() -> N
     assert leases(scheduler.decide(hello("w2"), 2.0)) == [("a", 2)]
     late = scheduler.decide(result("a", 1, "w1"), 3.0)
     assert sent(late, Ack) == [Ack("a", 1, False)]
-    assert sent(late, RegisterAgain)
+    assert sent(late, ReRegister)
     assert scheduler.tasks["a"].state == "leased"
     assert scheduler.decide(result("a", 2, "w2"), 4.0).records
 
 
 def test_heartbeats_renew_only_what_they_list() -> None:
-    scheduler = started(spec("a"), spec("b"), limits=Limits(lease_s=5.0))
+    scheduler = started(spec("a"), spec("b"), timings=LeaseTimings(lease_s=5.0))
     scheduler.decide(hello(), 0.0)
     scheduler.decide(Heartbeat("w1", (("a", 1),)), 4.0)
     scheduler.decide(Tick(), 4.0)
     decision = scheduler.decide(Tick(), 6.0)
-    assert sent(decision, Cancel) == [Cancel("b", 1)]
+    assert sent(decision, AbandonLease) == [AbandonLease("b", 1)]
     assert leases(decision) == [("b", 2)]  # nobody is to blame: at once, under the next number
     assert scheduler.tasks["b"].failures == 0
     assert (scheduler.tasks["a"].state, scheduler.tasks["a"].attempt) == ("leased", 1)
@@ -87,22 +96,22 @@ def test_heartbeats_renew_only_what_they_list() -> None:
 def test_a_heartbeat_that_lists_what_is_not_held_is_told_to_stop_it() -> None:
     scheduler = started(spec("a"))
     scheduler.decide(hello(), 0.0)
-    assert sent(scheduler.decide(Heartbeat("w1", (("a", 7),)), 1.0), Cancel) == [Cancel("a", 7)]
+    assert sent(scheduler.decide(Heartbeat("w1", (("a", 7),)), 1.0), AbandonLease) == [AbandonLease("a", 7)]
 
 
 def test_an_unknown_heartbeat_is_asked_to_register_again() -> None:
-    assert sent(started().decide(Heartbeat("ghost", ()), 0.0), RegisterAgain) == [RegisterAgain()]
+    assert sent(started().decide(Heartbeat("ghost", ()), 0.0), ReRegister) == [ReRegister()]
 
 
 def test_failures_back_off_and_end_in_quarantine_with_the_last_error() -> None:
-    scheduler = started(spec("a"), limits=Limits(max_failures=3))
+    scheduler = started(spec("a"), timings=LeaseTimings(max_failures=3))
     decision, now = scheduler.decide(hello(), 0.0), 0.0
     for attempt in (1, 2, 3):
         assert leases(decision) == [("a", attempt)]
         decision = scheduler.decide(failure("a", attempt, message=f"try {attempt}"), now)
         assert not leases(decision)
         if attempt < 3:
-            wait = backoff("a", attempt, attempt, scheduler.limits)
+            wait = backoff("a", attempt, attempt, scheduler.timings)
             assert 0.25 * 2 ** (attempt - 1) <= wait <= 0.75 * 2 ** (attempt - 1)
             assert not leases(scheduler.decide(Tick(), now + wait * 0.99))
             now += wait * 1.01
@@ -113,7 +122,7 @@ def test_failures_back_off_and_end_in_quarantine_with_the_last_error() -> None:
 
 
 def test_a_final_failure_is_quarantined_at_once_and_blocks_what_needs_it() -> None:
-    scheduler = started(spec("a"), spec("b", after=("a",)), spec("c", after=("b",)), spec("d"))
+    scheduler = started(spec("a"), spec("b", depends_on=("a",)), spec("c", depends_on=("b",)), spec("d"))
     scheduler.decide(hello(), 0.0)
     scheduler.decide(failure("a", final=True, error="UsageError"), 1.0)
     assert [scheduler.tasks[name].state for name in "abc"] == ["quarantined", "blocked", "blocked"]
@@ -126,19 +135,19 @@ def test_a_final_failure_is_quarantined_at_once_and_blocks_what_needs_it() -> No
 
 
 def test_a_task_waits_for_all_that_it_comes_after() -> None:
-    scheduler = started(spec("a"), spec("b"), spec("c", after=("a", "b")))
+    scheduler = started(spec("a"), spec("b"), spec("c", depends_on=("a", "b")))
     scheduler.decide(hello(capacity=3), 0.0)
     assert not leases(scheduler.decide(result("a"), 1.0))
     assert leases(scheduler.decide(result("b"), 1.0)) == [("c", 1)]
     with pytest.raises(ValueError, match="was not added before"):
-        scheduler.decide(AddTasks((spec("y", after=("z",)),)), 1.0)
+        scheduler.decide(AddTasks((spec("y", depends_on=("z",)),)), 1.0)
 
 
 def test_local_tasks_go_to_workers_that_share_the_folder_and_kinds_to_those_that_know_them() -> None:
-    scheduler = started(spec("a", local=True), spec("b", kind="build"), spec("c"))
-    assert leases(scheduler.decide(hello("far", data_id="other"), 0.0)) == [("c", 1)]
+    scheduler = started(spec("a", requires_shared_fs=True), spec("b", kind="build"), spec("c"))
+    assert leases(scheduler.decide(hello("far", filesystem_id="other"), 0.0)) == [("c", 1)]
     assert leases(scheduler.decide(hello("near"), 0.0)) == [("a", 1)]
-    assert leases(scheduler.decide(hello("builder", kinds=("build",), data_id="other"), 0.0)) == [("b", 1)]
+    assert leases(scheduler.decide(hello("builder", kinds=("build",), filesystem_id="other"), 0.0)) == [("b", 1)]
 
 
 def test_work_is_spread_over_the_workers() -> None:
@@ -154,7 +163,7 @@ def test_goodbye_and_a_second_hello_give_back_without_blame() -> None:
     scheduler.decide(hello(), 0.0)
     scheduler.decide(Heartbeat("w1", (("a", 1),)), 0.5)
     assert leases(scheduler.decide(hello(), 1.0)) == [("a", 2)]
-    scheduler.decide(Goodbye("w1"), 2.0)
+    scheduler.decide(Deregister("w1"), 2.0)
     assert (scheduler.tasks["a"].state, scheduler.tasks["a"].failures) == ("pending", 0)
 
 
@@ -174,13 +183,13 @@ def test_a_coordinator_that_was_suspended_does_not_call_its_workers_dead() -> No
 
 
 def test_another_protocol_is_refused_with_the_reason() -> None:
-    stranger = Hello("w1", "host", 1, ("fetch",), 1, HERE, "0.1.0", "3.11", messages.VERSION + 1)
-    stops = sent(started(spec("a")).decide(stranger, 0.0), Stop)
+    stranger = Register("w1", "host", 1, ("fetch",), 1, HERE, "0.1.0", "3.11", messages.VERSION + 1)
+    stops = sent(started(spec("a")).decide(stranger, 0.0), Shutdown)
     assert stops and "install the same version" in stops[0].reason
 
 
 def test_an_older_attempt_of_the_same_worker_is_stale_too() -> None:
-    scheduler = started(spec("a"), limits=Limits(lease_s=5.0))
+    scheduler = started(spec("a"), timings=LeaseTimings(lease_s=5.0))
     scheduler.decide(hello(), 0.0)
     scheduler.decide(Tick(), 4.0)
     scheduler.decide(Heartbeat("w1", ()), 5.5)
@@ -191,7 +200,7 @@ def test_an_older_attempt_of_the_same_worker_is_stale_too() -> None:
 
 
 def test_a_renewed_lease_still_lapses_once_it_is_no_longer_listed() -> None:
-    scheduler = started(spec("a"), limits=Limits(lease_s=5.0))
+    scheduler = started(spec("a"), timings=LeaseTimings(lease_s=5.0))
     scheduler.decide(hello(), 0.0)
     for now in (2.0, 4.0, 6.0, 8.0):
         scheduler.decide(Heartbeat("w1", (("a", 1),)), now)
@@ -204,7 +213,7 @@ def test_a_renewed_lease_still_lapses_once_it_is_no_longer_listed() -> None:
 
 
 def test_failures_without_blame_are_tried_again_for_ever_but_not_at_once() -> None:
-    scheduler = started(spec("a"), limits=Limits(max_failures=2))
+    scheduler = started(spec("a"), timings=LeaseTimings(max_failures=2))
     scheduler.decide(hello(), 0.0)
     for attempt in range(1, 9):
         assert not leases(scheduler.decide(failure("a", attempt, blame=attempt == 1), float(attempt)))
@@ -213,7 +222,7 @@ def test_failures_without_blame_are_tried_again_for_ever_but_not_at_once() -> No
 
 
 def test_what_waits_for_a_task_that_is_opened_again_waits_once_more() -> None:
-    scheduler = started(spec("a"), spec("b", kind="build", after=("a",)))
+    scheduler = started(spec("a"), spec("b", kind="build", depends_on=("a",)))
     scheduler.decide(hello(), 0.0)
     scheduler.decide(result("a"), 1.0)
     scheduler.decide(Confirmed("a", 1), 1.0)

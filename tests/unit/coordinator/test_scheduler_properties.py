@@ -18,13 +18,23 @@ from coordinator.scheduling.events import (
     Undelivered,
     WorkerLost,
 )
-from coordinator.scheduling.scheduler import Limits, Scheduler, TaskSpec
-from coordinator.scheduling.task_state import HOPELESS, AnyRecord, Done, Failed, Leased, Ledger
+from coordinator.scheduling.scheduler import LeaseTimings, Scheduler, TaskSpec
+from coordinator.scheduling.task_state import UNRUNNABLE, AnyRecord, Done, Failed, Leased, TaskStore
 from coordinator.server import journal
-from coordinator.wire.messages import Cancel, Failure, Goodbye, Heartbeat, Hello, Lease, RegisterAgain, Result, Welcome
+from coordinator.wire.messages import (
+    AbandonLease,
+    Deregister,
+    Failure,
+    Heartbeat,
+    Lease,
+    Register,
+    RegisterAck,
+    ReRegister,
+    Result,
+)
 
 HERE = "here"
-LIMITS = Limits(heartbeat_s=1.0, silence_s=5.0, lease_s=8.0, backoff_s=0.5, backoff_max_s=4.0, max_failures=3)
+LIMITS = LeaseTimings(heartbeat_s=1.0, silence_s=5.0, lease_s=8.0, backoff_s=0.5, backoff_max_s=4.0, max_failures=3)
 NAMES = st.sampled_from(["w0", "w1", "w2"])
 PICK = st.integers(0, 1_000)
 
@@ -68,14 +78,14 @@ class Fleet(RuleBasedStateMachine):
         if isinstance(message, Lease):
             assert len(held) < 3, "more leases than capacity"
             held[message.task] = message.attempt
-        elif isinstance(message, Welcome | RegisterAgain):
+        elif isinstance(message, RegisterAck | ReRegister):
             held.clear()
-        elif isinstance(message, Cancel) and held.get(message.task) == message.attempt:
+        elif isinstance(message, AbandonLease) and held.get(message.task) == message.attempt:
             del held[message.task]
 
     def hello(self, name: str, shares: bool) -> None:
         self.holding[name] = {}
-        self.handle(Hello(name, "h", 1, ("fetch",), 3, HERE if shares else "there", "0", "3"))
+        self.handle(Register(name, "h", 1, ("fetch",), 3, HERE if shares else "there", "0", "3"))
 
     # -- what may happen ------------------------------------------------------------------------------------------------
 
@@ -134,7 +144,7 @@ class Fleet(RuleBasedStateMachine):
     def leave(self, name: str) -> None:
         failures = {task.spec.id: task.failures for task in self.scheduler.tasks.values()}
         self.holding.pop(name, None)
-        self.handle(Goodbye(name))
+        self.handle(Deregister(name))
         assert failures == {task.spec.id: task.failures for task in self.scheduler.tasks.values()}
 
     @rule(name=NAMES)
@@ -161,32 +171,32 @@ class Fleet(RuleBasedStateMachine):
         for record in self.records:
             self.scheduler.apply(record)
         self.handle(Restart())
-        assert not self.scheduler.ledger.counts["leased"]
+        assert not self.scheduler.store.counts["leased"]
 
     # -- what must hold ------------------------------------------------------------------------------------------------
 
     @invariant()
     def replay_is_the_live_state(self) -> None:
-        ledger = Ledger()
+        store = TaskStore()
         for record in self.records:
-            ledger.apply(record)
-        assert ledger.tasks == self.scheduler.tasks
-        assert (ledger.counts, ledger.uncommitted) == (self.scheduler.ledger.counts, self.scheduler.ledger.uncommitted)
+            store.apply(record)
+        assert store.tasks == self.scheduler.tasks
+        assert (store.counts, store.uncommitted) == (self.scheduler.store.counts, self.scheduler.store.uncommitted)
 
     @rule()
     def write_the_journal_anew(self) -> None:
-        self.records[:] = [journal._decode(journal._encode(record)) for record in self.scheduler.ledger.kept()]
+        self.records[:] = [journal._decode(journal._encode(record)) for record in self.scheduler.store.snapshot()]
 
     @invariant()
     def counts_are_what_a_scan_finds(self) -> None:
         tasks = self.scheduler.tasks
-        for state, count in self.scheduler.ledger.counts.items():
+        for state, count in self.scheduler.store.counts.items():
             assert count == sum(task.state == state for task in tasks.values())
         for task in tasks.values():
-            states = [tasks[name].state for name in task.spec.after]
-            assert task.unmet == sum(state != "done" for state in states)
-            assert task.hopeless == sum(state in HOPELESS for state in states)
-            assert (task.state == "blocked") <= (task.hopeless > 0)
+            states = [tasks[name].state for name in task.spec.depends_on]
+            assert task.pending_deps == sum(state != "done" for state in states)
+            assert task.failed_deps == sum(state in UNRUNNABLE for state in states)
+            assert (task.state == "blocked") <= (task.failed_deps > 0)
 
     @invariant()
     def every_lease_has_one_holder(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.scheduling.events import AddTasks, Confirmed, Halt, Restart, StopNow, TaskDone, Tick, Withdraw
+from coordinator.scheduling.events import Abort, AddTasks, CancelTasks, Confirmed, Drain, Restart, TaskDone, Tick
 from coordinator.scheduling.scheduler import Scheduler
 from coordinator.wire.messages import Failure, Heartbeat
 from tests.support.scheduling import HERE, failure, hello, leases, result, spec, started
@@ -13,7 +13,7 @@ from tests.support.scheduling import HERE, failure, hello, leases, result, spec,
 def test_drain_issues_nothing_more_and_ends_when_the_last_lease_has() -> None:
     scheduler = started(spec("a"), spec("b"))
     scheduler.decide(hello(capacity=1), 0.0)
-    scheduler.decide(Halt("drain"), 1.0)
+    scheduler.decide(Drain("drain"), 1.0)
     assert scheduler.outcome() is None
     assert not leases(scheduler.decide(result("a"), 2.0))
     scheduler.decide(Confirmed("a", 1), 2.0)
@@ -24,16 +24,16 @@ def test_drain_issues_nothing_more_and_ends_when_the_last_lease_has() -> None:
 def test_stop_now_ends_at_once_and_a_replay_finds_nothing_leased() -> None:
     scheduler = started(spec("a"))
     scheduler.decide(hello(), 0.0)
-    scheduler.decide(StopNow(), 1.0)
+    scheduler.decide(Abort(), 1.0)
     assert scheduler.outcome().exit_code == 130  # type: ignore[union-attr]
     assert scheduler.tasks["a"].state == "pending"
 
 
 def test_a_full_disk_is_the_outcome_even_if_the_stage_withdraws_what_was_open() -> None:
-    scheduler = started(spec("a", fleeting=True))
+    scheduler = started(spec("a", ephemeral=True))
     scheduler.decide(hello(), 0.0)
     scheduler.decide(failure("a", error="StorageError", message="no space", blame=False), 1.0)
-    scheduler.decide(Withdraw(("a",)), 1.0)
+    scheduler.decide(CancelTasks(("a",)), 1.0)
     outcome = scheduler.outcome()
     assert outcome is not None
     assert (outcome.status, outcome.message, outcome.exit_code) == ("storage", "no space", 75)
@@ -55,10 +55,10 @@ def test_a_full_disk_and_a_refused_key_stop_the_run(
 
 def test_a_full_disk_of_another_host_leaves_its_worker_out_for_a_while_and_the_run_goes_on() -> None:
     scheduler = started(spec("a"))
-    assert leases(scheduler.decide(hello("far", data_id="other"), 0.0)) == [("a", 1)]
+    assert leases(scheduler.decide(hello("far", filesystem_id="other"), 0.0)) == [("a", 1)]
     assert not leases(scheduler.decide(Failure("far", "a", 1, "StorageError", "why", blame=False), 1.0))
     assert scheduler.outcome() is None
-    rest = scheduler.limits.full_disk_s
+    rest = scheduler.timings.full_disk_s
     for now in range(2, int(rest), 5):
         assert not leases(scheduler.decide(Heartbeat("far", ()), float(now)))
         assert not leases(scheduler.decide(Tick(), float(now)))

@@ -5,27 +5,31 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.scheduling.speculation import AT_LEAST_S, LATE, Out, second_issues
+from coordinator.scheduling.speculation import AT_LEAST_S, LATE, RunningLease, select_speculative_copies
 
 SECONDS = {"rollout": [1.0, 2.0, 9.0], "labels": [0.01], "evaluate": []}
 
 
 def test_late_is_three_times_the_median_and_never_below_the_floor() -> None:
     late, early = LATE * 2.0 + 0.1, LATE * 2.0 - 0.1
-    assert second_issues([Out(1, "rollout", late, "a")], SECONDS, ["b"], []) == [(1, "b")]
-    assert not second_issues([Out(1, "rollout", early, "a")], SECONDS, ["b"], [])
-    assert not second_issues([Out(1, "labels", AT_LEAST_S - 0.1, "a")], SECONDS, ["b"], [])
-    assert second_issues([Out(1, "labels", AT_LEAST_S + 0.1, "a")], SECONDS, ["b"], []) == [(1, "b")]
-    assert not second_issues([Out(1, "evaluate", 1e6, "a"), Out(2, "port", 1e6, "a")], SECONDS, ["b"], [])
+    assert select_speculative_copies([RunningLease(1, "rollout", late, "a")], SECONDS, ["b"], []) == [(1, "b")]
+    assert not select_speculative_copies([RunningLease(1, "rollout", early, "a")], SECONDS, ["b"], [])
+    assert not select_speculative_copies([RunningLease(1, "labels", AT_LEAST_S - 0.1, "a")], SECONDS, ["b"], [])
+    assert select_speculative_copies([RunningLease(1, "labels", AT_LEAST_S + 0.1, "a")], SECONDS, ["b"], []) == [
+        (1, "b")
+    ]
+    assert not select_speculative_copies(
+        [RunningLease(1, "evaluate", 1e6, "a"), RunningLease(2, "port", 1e6, "a")], SECONDS, ["b"], []
+    )
 
 
 def test_nobody_is_given_what_he_has_already() -> None:
-    assert not second_issues([Out(1, "rollout", 100.0, "a")], SECONDS, ["a"], [])
+    assert not select_speculative_copies([RunningLease(1, "rollout", 100.0, "a")], SECONDS, ["a"], [])
 
 
 OUTS = st.lists(
     st.builds(
-        Out,
+        RunningLease,
         st.integers(0, 20),
         st.sampled_from(["rollout", "labels", "evaluate"]),
         st.floats(0, 100),
@@ -37,8 +41,8 @@ OUTS = st.lists(
 
 
 @given(OUTS, st.lists(st.sampled_from("abcde"), unique=True), st.sets(st.integers(0, 20)))
-def test_each_late_one_once_and_the_latest_first(out: list[Out], idle: list[str], twice: set[int]) -> None:
-    issued = second_issues(out, SECONDS, idle, twice)
+def test_each_late_one_once_and_the_latest_first(out: list[RunningLease], idle: list[str], twice: set[int]) -> None:
+    issued = select_speculative_copies(out, SECONDS, idle, twice)
     of = {one.number: one for one in out}
     numbers, workers = [number for number, _ in issued], [worker for _, worker in issued]
     assert len(set(numbers)) == len(numbers) and len(set(workers)) == len(workers)

@@ -11,18 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordinator.wire import messages
+from coordinator.wire import codec, messages, payloads
+from coordinator.wire.codec import decode, encode
 from coordinator.wire.messages import (
     BadMessage,
     FileChunk,
     Heartbeat,
-    Hello,
     Lease,
     PermitGrant,
+    Register,
+    RegisterAck,
     Result,
-    Welcome,
-    decode,
-    encode,
 )
 
 NAMES = st.text(min_size=1, max_size=20)
@@ -41,7 +40,7 @@ def test_a_result_comes_back_as_it_was_sent(worker: str, task: str, attempt: int
 
 
 @pytest.mark.parametrize(
-    "message", [Welcome(1.0, 10.0, True), Lease("t", 1, "noop", {"a": [1]}, 60.0), PermitGrant("b", (0.0, 1.5))]
+    "message", [RegisterAck(1.0, 10.0, True), Lease("t", 1, "noop", {"a": [1]}, 60.0), PermitGrant("b", (0.0, 1.5))]
 )
 def test_answers_come_back_as_they_were_sent(message: messages.Message) -> None:
     assert decode(encode(message), messages.ToWorker) == message
@@ -88,8 +87,8 @@ def test_too_large_is_refused_on_both_sides() -> None:
 
 def test_bounds_hold_for_every_worker_message() -> None:
     bad = [
-        Hello("w", "h", 1, ("k",) * 65, 1, "i", "v", "p"),
-        Hello("w", "h", 1, ("k",), 0, "i", "v", "p"),
+        Register("w", "h", 1, ("k",) * 65, 1, "i", "v", "p"),
+        Register("w", "h", 1, ("k",), 0, "i", "v", "p"),
         Heartbeat("w", (("t", 0),)),
         Heartbeat("w", (("t", 1),) * (messages.MAX_CAPACITY + 1)),
         messages.PermitRequest("w", "b", messages.MAX_PERMITS + 1),
@@ -111,7 +110,7 @@ def test_the_files_of_a_proof_are_found_however_deep() -> None:
         "piece": {**file, "path": "pieces/c"},
         "n": 1,
     }
-    assert [path for path, _, _ in messages.files_in(proof)] == ["raw/a", "raw/b", "pieces/c"]
+    assert [path for path, _, _ in codec.files_in(proof)] == ["raw/a", "raw/b", "pieces/c"]
 
 
 WORD = {"t": "Progress", "worker": "w", "task": "t", "attempt": 1, "step": 3, "phase": "step", "beats": 4, "saved": 2}
@@ -128,13 +127,13 @@ def test_progress_that_is_none_is_no_message(change: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("address", ["10.0.0.1:20001", "[fe80::1%en0]:20001", "m2-0.local:32323"])
 def test_an_address_of_a_ring(address: str) -> None:
-    assert msgspec.convert({"address": address, "blas": "x"}, messages.PortProof).address == address
+    assert msgspec.convert({"address": address, "blas": "x"}, payloads.JoinReply).address == address
 
 
 @pytest.mark.parametrize("address", ["", "10.0.0.1", "10.0.0.1:", "a b:1", "x:123456", "x:1:2"])
 def test_no_address_of_a_ring(address: str) -> None:
     with pytest.raises(msgspec.ValidationError):
-        msgspec.convert({"address": address, "blas": "x"}, messages.PortProof)
+        msgspec.convert({"address": address, "blas": "x"}, payloads.JoinReply)
 
 
 WANTED = (("actions", "float32", (48, 4, 2)), ("cost", "float32", (48, 2)))
@@ -143,8 +142,8 @@ GOOD_SIZES = (48 * 4 * 2 * 4, 48 * 2 * 4)
 
 
 def test_frames_that_a_task_wants_are_taken() -> None:
-    assert messages.refused_frames(GOOD_ARRAYS, GOOD_SIZES, WANTED) == ""
-    assert messages.refused_frames((), (), ()) == ""
+    assert codec.validate_frames(GOOD_ARRAYS, GOOD_SIZES, WANTED) == ""
+    assert codec.validate_frames((), (), ()) == ""
 
 
 @pytest.mark.parametrize(
@@ -165,7 +164,7 @@ def test_frames_that_a_task_wants_are_taken() -> None:
 def test_frames_of_another_dtype_shape_or_size_are_refused(
     arrays: tuple[messages.Array, ...], sizes: tuple[int, ...], why: str
 ) -> None:
-    assert why in messages.refused_frames(arrays, sizes, WANTED)
+    assert why in codec.validate_frames(arrays, sizes, WANTED)
 
 
 @given(
@@ -182,7 +181,7 @@ def test_frames_of_another_dtype_shape_or_size_are_refused(
 )
 def test_only_what_is_wanted_is_ever_taken(arrays: list[messages.Array], sizes: list[int]) -> None:
     wanted = tuple((one.name, one.dtype, one.shape) for one in arrays)
-    taken = messages.refused_frames(tuple(arrays), tuple(sizes), wanted) == ""
+    taken = codec.validate_frames(tuple(arrays), tuple(sizes), wanted) == ""
     exact = len(arrays) == len(sizes) and all(
         one.dtype in messages.ITEM_BYTES
         and math.prod(one.shape) * messages.ITEM_BYTES[one.dtype] == size <= messages.MAX_ARRAY
@@ -190,7 +189,7 @@ def test_only_what_is_wanted_is_ever_taken(arrays: list[messages.Array], sizes: 
     )
     assert taken == exact
     if arrays:
-        assert messages.refused_frames(tuple(arrays), tuple(sizes), ()) != ""
+        assert codec.validate_frames(tuple(arrays), tuple(sizes), ()) != ""
 
 
 def test_weights_travel_in_one_frame_and_only_from_the_coordinator() -> None:

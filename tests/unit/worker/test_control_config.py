@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.server.uploads import file_sha256
 from coordinator.stages.rollouts import artifacts
 from ingest.errors import UsageError, VerificationError
+from ingest.files import file_sha256
 from worker.control.config import ControlConfig, read_config
 
 

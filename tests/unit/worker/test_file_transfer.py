@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.server.uploads import FileInbox
+from coordinator.server.uploads import UploadReceiver
 from coordinator.stages.train.inputs import TrainingFiles
-from coordinator.wire.messages import Ack, FileChunk, FilePart, FileRequest, HostFile, Message
+from coordinator.wire.messages import Ack, FileChunk, FilePart, FileRequest, Message
+from coordinator.wire.payloads import FileRef
 from ingest.errors import Cancelled, VerificationError
 from worker.agent.file_transfer import CHUNK, FileTransfer, TransferInbox, file_ref
 from worker.training import replica
@@ -24,7 +25,7 @@ class Wire:
 
     def __init__(self, folder: Path, drop: int = 0) -> None:
         self.folder, self.drop = folder, drop
-        self.inbox = FileInbox(folder, {"run": folder / "run"})
+        self.inbox = UploadReceiver(folder, {"run": folder / "run"})
         self.cancelled = False
         self.moved = 0  # bytes of files
         self.answers = TransferInbox(lambda: self.cancelled)
@@ -45,7 +46,7 @@ class Wire:
             self.answers.put(Ack("t", 1, not self.cancelled, message.path, self.inbox.take(message, data)))
 
 
-def write(folder: Path, path: str, body: bytes = BODY) -> HostFile:
+def write(folder: Path, path: str, body: bytes = BODY) -> FileRef:
     (folder / path).parent.mkdir(parents=True, exist_ok=True)
     (folder / path).write_bytes(body)
     return file_ref(folder, path)

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from coordinator.scheduling.rate_limit import Budget
+from coordinator.scheduling.rate_limit import RequestBudget
 from ingest.errors import Cancelled, UsageError
 from worker.agent.permits import STALE_S, Permits
 
@@ -16,7 +16,7 @@ from worker.agent.permits import STALE_S, Permits
 class Owner:
     """Answers requests for permits at once, as the coordinator does."""
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: RequestBudget) -> None:
         self.budget = budget
         self.asked: list[int] = []
         self.promised: list[float] = []
@@ -35,7 +35,7 @@ def test_no_budget_asks_for_nothing() -> None:
 
 
 def test_each_permit_is_used_once_and_not_before_its_time() -> None:
-    owner, free = Owner(Budget(200.0, burst=3)), threading.Event()
+    owner, free = Owner(RequestBudget(200.0, burst=3)), threading.Event()
 
     def spend(_: int) -> float:
         owner.permits.take("source", free)

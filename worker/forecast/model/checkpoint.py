@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -19,12 +18,15 @@ from typing import Any, cast
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
+from ingest.errors import UsageError
+from ingest.files import file_sha256
+
 FORMAT = 1
 _ARRAYS = ("weights", "average", "optimizer")
 
 
-class CheckpointError(Exception):
-    """A checkpoint is damaged, or does not fit; the message says what to do."""
+class CheckpointError(UsageError):
+    """A checkpoint is damaged or does not fit; the message states the next command."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     for name in _ARRAYS:
         path = part / f"{name}.safetensors"
         mx.save_safetensors(str(path), dict(tree_flatten(getattr(checkpoint, name))))
-        digests[name] = _digest(path)
+        digests[name] = file_sha256(path)
     state = part / "state.json"
     state.write_text(json.dumps({"format": FORMAT, **checkpoint.state, "sha256": digests}, indent=1))
     for path in part.iterdir():
@@ -64,7 +66,7 @@ def load(path: Path) -> Checkpoint:
     trees = {}
     for name in _ARRAYS:
         file = path / f"{name}.safetensors"
-        if not file.exists() or _digest(file) != state["sha256"][name]:
+        if not file.exists() or file_sha256(file) != state["sha256"][name]:
             raise CheckpointError(
                 f"{file} is missing or damaged: `rm -r {path}`, then `coordinator start --train` goes on from the one before it"
             )
@@ -110,10 +112,6 @@ def prune(folder: Path, keep: set[str]) -> None:
 def fingerprint(path: Path) -> str:
     """sha256 of a checkpoint's averaged weights, as its state.json has it."""
     return str(read_state(path)["sha256"]["average"])
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -1,0 +1,129 @@
+"""Files that survive a crash: atomic writes, digests, and lines that another process appends."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ingest.errors import StorageError
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # the disk takes no more; other errors blame the file
+MAX_READ = 1 << 16  # bytes read at once by a `LineFollower`
+_REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "raise the quota or free some space",
+    errno.EROFS: "make the folder writable or choose another with --data",
+    errno.EACCES: "make the folder writable or choose another with --data",
+    errno.EPERM: "make the folder writable or choose another with --data",
+}
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn an `OSError` of the disk into a message with the path and the next command.
+
+    Raises:
+        StorageError: The disk refused an operation inside the context.
+    """
+    try:
+        yield
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno or 0, "check the disk, or choose another with --data")
+        raise StorageError(
+            f"can't write {path}: {error.strerror or error}; {remedy}, then run the same command again to resume"
+        ) from error
+
+
+def atomic_write(path: Path, content: bytes) -> None:
+    """Write all of `content` to `path`, or nothing: a temporary name in the same folder, fsync, rename.
+
+    Raises:
+        StorageError: The disk refused the write.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    with storage_errors(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write(temporary, content)
+            try:
+                temporary.replace(path)
+            except FileNotFoundError:  # removed as a leftover by a process whose clock jumped meanwhile
+                _write(temporary, content)
+                temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb", buffering=0) as file:
+        view = memoryview(content)
+        while view:
+            view = view[file.write(view) :]
+        os.fsync(file.fileno())
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class DigestCache:
+    """SHA-256 of files, computed again only when a file's size or modification time changed. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, tuple[int, int, str]] = {}  # size in bytes, mtime in ns, digest
+        self._lock = threading.Lock()
+
+    def size_and_sha256(self, path: Path) -> tuple[int, str]:
+        """Return the bytes of a file and the digest of its content, in hex."""
+        status = path.stat()
+        with self._lock:
+            known = self._known.get(path)
+        if known is None or known[:2] != (status.st_size, status.st_mtime_ns):
+            known = status.st_size, status.st_mtime_ns, file_sha256(path)
+            with self._lock:
+                self._known[path] = known
+        return known[0], known[2]
+
+
+class LineFollower:
+    """Read the lines that another process appends to a file, as `tail -F` does.
+
+    Args:
+        path: The file; it may not exist yet.
+        max_line: Bytes. A longer line is returned in pieces, so that a process that writes no newline costs no memory.
+    """
+
+    def __init__(self, path: Path, max_line: int = 1 << 20) -> None:
+        self._path, self._max_line = path, max_line
+        self._inode, self._offset, self._rest = 0, 0, b""
+        self.replaced = False  # the last poll found another file under the name and read it from its start
+
+    def poll(self) -> list[bytes]:
+        """Return the complete lines appended since the last poll, without their newline."""
+        lines: list[bytes] = []
+        self.replaced = False
+        try:
+            with self._path.open("rb") as file:
+                inode = os.fstat(file.fileno()).st_ino
+                self.replaced = inode != self._inode
+                if self.replaced:
+                    self._inode, self._offset, self._rest = inode, 0, b""
+                file.seek(self._offset)
+                while chunk := file.read(MAX_READ):
+                    self._offset += len(chunk)
+                    *whole, self._rest = (self._rest + chunk).split(b"\n")
+                    lines += whole
+                    if len(self._rest) > self._max_line:
+                        lines.append(self._rest)
+                        self._rest = b""
+        except FileNotFoundError:
+            pass
+        return lines

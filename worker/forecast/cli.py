@@ -1,0 +1,113 @@
+"""Command line of forecasts from a trained checkpoint; `coordinator forecast` runs it.
+
+    python -m worker.forecast --region ERCO --issue 2019-08-12T10 --data data [--run data/train] [--json] [--plot FILE.png]
+    python -m worker.forecast --table FILE.parquet --data data [--run data/train] [--period 2019]
+
+Results go to stdout; messages and errors go to stderr, as JSON lines with `--json`.
+Exit codes: 0 done, 1 failed, 2 usage, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from coordinator.wire.exit_codes import ExitCode
+from ingest.catalog import check_respondents
+from ingest.errors import IngestError, UsageError
+from worker.argparse_errors import Parser
+from worker.forecast.plot import draw_fan_chart
+from worker.forecast.predict import hours_of_issue, load_model, predict
+from worker.forecast.table import format_table, to_rows, write_table
+from worker.training.tokens import Period, open_token_store
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(
+        "python -m worker.forecast",
+        "Forecasts from a trained checkpoint.",
+        "python -m worker.forecast --region ERCO --issue 2019-08-12T10 --data data",
+    )
+    parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="data folder (default: data)")
+    parser.add_argument("--run", type=Path, metavar="DIR", help="finished run, or one checkpoint (default: DATA/train)")
+    parser.add_argument("--region", metavar="CODE", help="respondent to forecast")
+    parser.add_argument("--issue", metavar="YYYY-MM-DDTHH", help="issue time, local: forecasts the next local day")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout, JSON lines on stderr")
+    parser.add_argument("--quiet", action="store_true", help="print only errors and the result")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw a fan chart")
+    parser.add_argument(
+        "--table", type=Path, metavar="FILE.parquet", help="forecasts and embeddings of all respondents"
+    )
+    parser.add_argument(
+        "--period", metavar="P", help="with --table: YYYY[-MM[-DD]][:YYYY[-MM[-DD]]] (default: all on disk)"
+    )
+    options = parser.parse_args(argv)
+    if (options.table is None) == (options.region is None) or (options.region and not options.issue):
+        parser.error("name --region and --issue for one day, or --table FILE.parquet for all hours")
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        argv: the flags; None reads them from `sys.argv`.
+    """
+    options = _parse(argv)
+
+    def report(event: dict[str, Any], line: str) -> None:
+        print(json.dumps(event) if options.json else line, file=sys.stderr, flush=True)
+
+    def log(message: str) -> None:
+        if not options.quiet:
+            report({"event": "note", "text": message}, message)
+
+    def fail(error: object, code: int) -> int:
+        report({"event": "error", "text": str(error), "exit_code": code}, f"forecast: {error}")
+        return code
+
+    try:
+        result = _run(options, log)
+    except IngestError as error:
+        return fail(error, ExitCode.USAGE if isinstance(error, UsageError) else ExitCode.FAILED)
+    except OSError as error:
+        return fail(
+            f"{error.filename or options.data}: {error.strerror}; name a path that can be written", ExitCode.FAILED
+        )
+    except KeyboardInterrupt:
+        return fail("interrupted; run the same command again", ExitCode.INTERRUPTED)
+    print(result)
+    return 0
+
+
+def _run(options: argparse.Namespace, log: Callable[[str], None]) -> str:
+    """Forecast one day or write the table; return the text for stdout."""
+    if options.region is not None:
+        region = options.region.upper()
+        check_respondents([region])
+        hours = hours_of_issue(region, options.issue)  # before the model is loaded
+    trained = load_model(options.run or options.data / "train")
+    store = open_token_store(options.data, trained.respondents, trained.reference, log)
+    if options.table is not None:
+        whole = Period(store.period(0).first, store.period(0).last)
+        period = Period.parse(options.period, "period") if options.period else whole
+        count = write_table(trained, store, period, options.table, log)
+        result = {"table": str(options.table), "rows": count}
+        return json.dumps(result) if options.json else f"{count:,} rows in {options.table}"
+    log(f"forecasting {region} with {trained.path}")
+    forecast = predict(trained, store, region, hours)
+    if options.plot is not None:
+        draw_fan_chart([forecast], options.plot)
+    rows = to_rows(forecast)
+    if options.json:
+        return json.dumps(
+            {"respondent": region, "issue": options.issue, "checkpoint": str(trained.path), "hours": rows}
+        )
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    title = f"{region}, issued {options.issue} local, MWh; hours end at the time given (UTC)"
+    return "\n".join([title, *format_table(rows, width)])

@@ -1,0 +1,148 @@
+"""Probabilistic forecasts of demand: load a trained model and predict the quantiles of every hour of a period.
+
+A forecast is issued at 10:00 local time for the hours of the next local day, from what was known then.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ingest import features
+from ingest.calendar import ISSUE_HOUR, calendar_of
+from ingest.errors import UsageError
+from ringattn.layout import Layout
+from worker.forecast.model import checkpoint
+from worker.forecast.model.checkpoint import CheckpointError
+from worker.forecast.model.conformal import WINDOW, calibrated
+from worker.forecast.model.network import MEDIAN, QUANTILES, Forecaster, ModelConfig, ascending
+from worker.training.data import build_local_batch
+from worker.training.tokens import Normalisation, Period, Piece, TokenStore
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A checkpoint that is ready to forecast: averaged weights, normalisation, and the state of its training."""
+
+    path: Path
+    model: Forecaster
+    norm: Normalisation
+    respondents: tuple[str, ...]
+    reference: features.Reference
+    state: dict[str, Any]  # of `model.checkpoint.Checkpoint`
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Consecutive hours of one respondent; arrays are [hour], in MWh unless stated."""
+
+    respondent: str
+    hours: NDArray[np.int64]  # hour numbers, UTC, hour-ending
+    quantiles: NDArray[np.float64]  # [hour, level] of QUANTILES; NaN where there is no reference to correct
+    demand: NDArray[np.float32]  # NaN where not measured (yet)
+    operator: NDArray[np.float32]  # the operators' own forecast, DF
+    embedding: NDArray[np.float32]  # [hour, dim], no unit
+
+    @property
+    def median(self) -> NDArray[np.float64]:
+        """The level 0.5 of every hour, MWh, [hour]."""
+        return self.quantiles[:, MEDIAN]
+
+
+def load_model(run: Path) -> TrainedModel:
+    """Load a trained model.
+
+    Args:
+        run: folder of a finished run, whose result.json names the checkpoint, or the folder of one checkpoint.
+
+    Raises:
+        CheckpointError: if there is neither, or if the checkpoint was trained on another version of the features.
+    """
+    result = run / "result.json"
+    path = run / json.loads(result.read_text())["checkpoint"] if result.exists() else run
+    if not (path / "state.json").exists():
+        raise CheckpointError(
+            f"{run} holds no finished training: `coordinator start --train` makes one, or name its folder with --run"
+        )
+    found = checkpoint.load(path)
+    state = found.state
+    inputs = [features.VERSION, *features.FEATURES, *features.CONDITION]
+    if state["features"] != inputs or state["quantiles"] != list(QUANTILES):
+        raise CheckpointError(f"{path} was trained on features of another version: train again with this one")
+    model = Forecaster(ModelConfig(**state["model"]))
+    model.update(found.average)
+    norm = Normalisation.from_state(state["normalisation"])
+    return TrainedModel(path, model, norm, tuple(state["respondents"]), state["reference"], state)
+
+
+def predict(trained: TrainedModel, store: TokenStore, respondent: str, period: Period) -> Forecast:
+    """Forecast every hour of a period, each as issued on the day before.
+
+    Args:
+        trained: the model.
+        store: tokens of the model's respondents.
+        respondent: its code.
+        period: hours to forecast.
+
+    Raises:
+        UsageError: if the model was not trained on the respondent, or if the store lacks hours of the period.
+    """
+    if respondent not in trained.respondents:
+        raise UsageError(
+            f"{respondent} is not among those trained on: {', '.join(trained.respondents)}; train with --respondents"
+        )
+    region = trained.respondents.index(respondent)
+    stored = store.period(region)
+    if period.first < stored.first or period.last > stored.last:
+        raise UsageError(f"{respondent} has hours from {stored}, not all of {period}: extract them")
+    first = max(stored.first, period.first - trained.model.config.context - WINDOW)
+    piece = Piece(region, first, period.last - first + 1)
+    whole = Period(first, period.last)
+    local = build_local_batch(store, [piece], trained.norm, layout=Layout("contiguous"), size=1, rank=0, scored=whole)
+    embedding = trained.model.embedding(local.batch)
+    quantiles = np.array(ascending(trained.model.head(embedding))).astype(np.float64)
+    outcome = np.where(np.array(local.valid) > 0, np.array(local.target), np.nan)
+    issue = calendar_of(respondent, first, period.last).issue
+    quantiles = calibrated(quantiles, outcome, local.hours, issue)
+    inside = slice(period.first - first, None)
+    reference, scale, demand, operator = local.columns[inside].T
+    return Forecast(
+        respondent,
+        local.hours[inside],
+        reference[:, None] + quantiles[inside] * scale[:, None],
+        demand,
+        operator,
+        np.array(embedding)[inside],
+    )
+
+
+def hours_of_issue(respondent: str, issue: str) -> Period:
+    """Return the hours of the local day after an issue time.
+
+    Args:
+        respondent: its code.
+        issue: local time `YYYY-MM-DDTHH`.
+
+    Raises:
+        UsageError: if it is no time at which forecasts are issued.
+    """
+    try:
+        moment = datetime.strptime(issue, "%Y-%m-%dT%H")
+    except ValueError as error:
+        raise UsageError(
+            f"--issue {issue} is no issue time: write YYYY-MM-DDT{ISSUE_HOUR}, local time of the respondent"
+        ) from error
+    if moment.hour != ISSUE_HOUR:
+        raise UsageError(
+            f"--issue {issue}: forecasts are issued at {ISSUE_HOUR}:00 local; ask for {issue[:11]}{ISSUE_HOUR:02d}"
+        )
+    day = int(np.datetime64(moment.date(), "D").astype(np.int64)) + 1
+    calendar = calendar_of(respondent, (day - 1) * 24, (day + 2) * 24)
+    hours = calendar.hours[calendar.day == day]
+    return Period(int(hours[0]), int(hours[-1]))

@@ -1,0 +1,164 @@
+"""The token store: features of every hour on disk, as memory-mapped rows, with their normalisation.
+
+Tokens are computed once and kept in `<data>/tokens/`, in files named by a digest of all that they depend on. A rank then reads only the
+rows of its own part of the ring.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ingest import features
+from ingest.columns import hour_number, hour_text
+from ingest.errors import UsageError
+from ingest.features import COLUMNS, CONDITION, FEATURES, ODD, Reference, Tokens
+from ingest.files import atomic_write
+from ingest.loader import available
+from ingest.periods import parse_period
+
+INPUTS = (*FEATURES, *CONDITION)
+TARGET = len(INPUTS)  # column of the target; the other COLUMNS follow it
+FLIP = np.array([-1.0 if name in ODD else 1.0 for name in INPUTS], np.float32)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive hours of one respondent: a segment of a packed sequence."""
+
+    region: int  # index of the respondent
+    first: int  # hour number
+    hours: int
+
+
+@dataclass(frozen=True)
+class Period:
+    """The hours `first` to `last` (hour numbers, both inclusive)."""
+
+    first: int
+    last: int
+
+    @classmethod
+    def parse(cls, text: str, option: str) -> Period:
+        """Parse the value of an option, such as `2015-07:2017`.
+
+        Raises:
+            UsageError: if the text has another form.
+        """
+        first, last = parse_period(text, option)
+        return cls(hour_number(first), hour_number(last))
+
+    def __str__(self) -> str:
+        return f"{hour_text(self.first)} to {hour_text(self.last)}"
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Means and standard deviations of the inputs over the training hours; both [input].
+
+    Inputs that change sign with the forecast's errors have mean 0, so that zero stays zero.
+    """
+
+    mean: NDArray[np.float32]
+    deviation: NDArray[np.float32]
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Sequence[float]]) -> Normalisation:
+        """Build it from a checkpoint's `normalisation`."""
+        return cls(np.array(state["mean"], np.float32), np.array(state["deviation"], np.float32))
+
+
+@dataclass(frozen=True)
+class TokenStore:
+    """Tokens of several respondents: of each the first hour number and the rows [hour, INPUTS + COLUMNS], float32."""
+
+    respondents: tuple[str, ...]
+    reference: Reference
+    maps: tuple[tuple[int, NDArray[np.float32]], ...]
+
+    def period(self, region: int) -> Period:
+        """Return the hours that the store has of a respondent."""
+        first, rows = self.maps[region]
+        return Period(first, first + len(rows) - 1)
+
+    def rows(self, piece: Piece, inside: NDArray[np.int64] | slice) -> NDArray[np.float32]:
+        """Read the rows [row, column] at the hours `inside` a piece, and no others."""
+        first, rows = self.maps[piece.region]
+        return rows[piece.first - first : piece.first - first + piece.hours][inside]
+
+    def targets(self, region: int, period: Period) -> NDArray[np.int64]:
+        """Return the hour numbers of `period` that have a target."""
+        first, rows = self.maps[region]
+        low = max(period.first - first, 0)
+        return first + low + np.flatnonzero(np.isfinite(rows[low : max(period.last + 1 - first, low), TARGET]))
+
+    def fit(self, period: Period) -> Normalisation:
+        """Compute the normalisation from the hours of `period` that have a target.
+
+        Raises:
+            UsageError: if no hour has one.
+        """
+        count, total, square = 0, np.zeros(TARGET), np.zeros(TARGET)
+        for first, rows in self.maps:
+            part = rows[max(period.first - first, 0) : max(period.last + 1 - first, 0)]
+            x = part[np.isfinite(part[:, TARGET]), :TARGET].astype(np.float64)
+            count, total, square = count + len(x), total + x.sum(axis=0), square + (x * x).sum(axis=0)
+        if not count:
+            raise UsageError(f"no hour from {period} has both demand and its forecast: train on other hours")
+        mean = np.where(FLIP < 0, 0.0, total / count)
+        deviation = np.sqrt(np.maximum(square / count - mean**2, 0.0))
+        deviation = np.where(deviation > 1e-6, deviation, 1.0)
+        return Normalisation(mean.astype(np.float32), deviation.astype(np.float32))
+
+
+def open_token_store(
+    data_dir: Path,
+    respondents: Sequence[str],
+    reference: Reference = "DF",
+    log: Callable[[str], None] = lambda message: None,
+) -> TokenStore:
+    """Open the tokens of all years on disk as memory maps; compute them on first use.
+
+    Args:
+        data_dir: data folder with the series.
+        respondents: codes of the respondents.
+        reference: the forecast that is corrected.
+        log: called with a message before the tokens of a respondent are computed.
+    """
+    maps = tuple(_open_map(data_dir, name, reference, log) for name in respondents)
+    return TokenStore(tuple(respondents), reference, maps)
+
+
+def token_rows(tokens: Tokens) -> NDArray[np.float32]:
+    """Return tokens as rows of a store, [hour, TARGET + COLUMNS]."""
+    columns = [tokens.features, tokens.condition, *(getattr(tokens, name)[:, None] for name in COLUMNS)]
+    return np.concatenate(columns, axis=1)
+
+
+def _open_map(
+    data_dir: Path, respondent: str, reference: Reference, log: Callable[[str], None]
+) -> tuple[int, NDArray[np.float32]]:
+    years = available(data_dir, respondent).years
+    start, end = f"{years[0]}-01-01T00", f"{years[-1]}-12-31T23"
+    path = data_dir / "tokens" / f"{respondent}-{_key(data_dir, respondent, years, reference)}.npy"
+    if not path.exists():
+        log(f"computing the tokens of {respondent}")
+        content = io.BytesIO()
+        np.save(content, token_rows(features.load_tokens(data_dir, respondent, start, end, reference=reference)))
+        atomic_write(path, content.getvalue())
+    return hour_number(start), np.load(path, mmap_mode="r")
+
+
+def _key(data_dir: Path, respondent: str, years: Sequence[int], reference: Reference) -> str:
+    """Digest all that tokens depend on: the series' files, the features, the reference."""
+    folder = data_dir / "series" / respondent
+    pieces = [json.loads((folder / str(year) / "series.json").read_text())["pieces"] for year in years]
+    text = json.dumps([features.VERSION, INPUTS, reference, pieces])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
