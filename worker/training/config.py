@@ -16,8 +16,6 @@ from worker.training.tokens import Period
 
 _PERIOD = "period `YYYY[-MM[-DD]]:YYYY[-MM[-DD]]`, or one year, of the hours that"
 
-_PERIOD = "period `YYYY[-MM[-DD]]:YYYY[-MM[-DD]]`, or one year, of the hours that"
-
 
 @dataclass(frozen=True)
 class TrainConfig:
