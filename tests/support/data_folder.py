@@ -1,4 +1,4 @@
-"""A data folder made without a network: real pages, pieces, manifests and series of given values."""
+"""Make a data folder without a network: pages, pieces, manifests and series of given values."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def shard(respondent: str = "PACW", start: str = "2024-01-01T00", end: str = "20
 
 
 def commit(data_dir: Path, one: Shard, values: Mapping[str, ArrayLike], origin: str = "synthetic") -> ShardResult:
-    """Store the pages, piece and manifest of `values` (EIA code → one value an hour of the shard, or `ABSENT`)."""
-    proof = store(data_dir, one, values, origin)
-    manifest.write_shard(data_dir, manifest.ShardManifest(proof, 1, "test", COMMITTED))
-    return proof
+    """Store the pages, piece and manifest of `values` (EIA code → one value per hour of the shard, or `ABSENT`)."""
+    result = store(data_dir, one, values, origin)
+    manifest.write_shard(data_dir, manifest.ShardManifest(result, 1, "test", COMMITTED))
+    return result
 
 
 def store(data_dir: Path, one: Shard, values: Mapping[str, ArrayLike], origin: str = "synthetic") -> ShardResult:
@@ -85,15 +85,15 @@ def build_all(data_dir: Path) -> list[BuildResult]:
     """Build and commit every respondent-year that has pieces, and the summary."""
     shards = list(manifest.shard_results(data_dir))
     keys = sorted({(one.shard.respondent, int(one.shard.start[:4])) for one in shards})
-    proofs = []
+    results = []
     for respondent, year in keys:
-        proof = build(build_job(respondent, year, shards[0].origin, shards), data_dir)
-        manifest.write_build(data_dir, manifest.BuildManifest(proof, 1, "test", COMMITTED))
-        proofs.append(proof)
+        result = build(build_job(respondent, year, shards[0].origin, shards), data_dir)
+        manifest.write_build(data_dir, manifest.BuildManifest(result, 1, "test", COMMITTED))
+        results.append(result)
     manifest.write_summary(data_dir)
-    return proofs
+    return results
 
 
 def daily(hours: int, middle: float = 3000.0, swing: float = 600.0) -> np.ndarray[Any, Any]:
-    """A plain load: one cycle a day, whole MWh."""
+    """Return a plain load: one cycle per day, whole MWh."""
     return np.round(middle + swing * np.sin(np.arange(hours) * 2 * np.pi / 24))

@@ -1,4 +1,4 @@
-"""The real series in ../shared/data, as arrays; tests that need them skip, with the reason, where the folder is absent."""
+"""Real series of ../shared/data as arrays. Where the folder is absent, tests that need it are skipped with the reason."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ needs_recordings = pytest.mark.skipif(not (DATA / "eia-demand").is_dir(), reason
 
 @cache
 def demand(respondent: str, vintage: str = "2020_Oct") -> tuple[tuple[str, ...], dict[str, NDArray[np.float64]]]:
-    """Hours (`YYYY-MM-DDTHH`) and {"D", "DF"}: NaN for EMPTY, inf for MISSING."""
+    """Return hours (`YYYY-MM-DDTHH`) and {"D", "DF"}: NaN for EMPTY, inf for MISSING."""
     with (DATA / "eia-demand" / vintage / f"{respondent}.csv").open() as file:
         rows = list(csv.reader(file))[1:]
     words = {"EMPTY": np.nan, "MISSING": np.inf}
@@ -29,7 +29,7 @@ def demand(respondent: str, vintage: str = "2020_Oct") -> tuple[tuple[str, ...],
 
 
 def year_of(respondent: str, year: int, vintage: str = "2020_Oct") -> tuple[str, str, dict[str, NDArray[np.float64]]]:
-    """First hour, last hour and columns of one year of `demand`."""
+    """Return first hour, last hour and columns of one year of `demand`."""
     hours, columns = demand(respondent, vintage)
     own = [i for i, hour in enumerate(hours) if hour.startswith(str(year))]
     part = slice(own[0], own[-1] + 1)

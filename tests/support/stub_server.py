@@ -1,4 +1,4 @@
-"""A small EIA server with scripted answers, for tests that must say exactly what happens to which request."""
+"""A small EIA server with scripted responses, for tests that control the response to each request."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ROWS: dict[Any, list[dict[str, Any]]] = {}
 
 @dataclass
 class Reply:
-    """What a scripted request gets; `body` None closes the connection with a reset."""
+    """The scripted response to a request; `body` None closes the connection with a reset."""
 
     status: int = 200
     body: bytes | None = b""
@@ -37,11 +37,11 @@ class Reply:
 
 
 Script = Callable[[dict[str, Any], int], Reply | dict[str, Any] | None]
-"""(parsed query, how often this page was asked before) → a Reply, a changed body, or None for the true answer."""
+"""(parsed query, number of earlier requests of this page) → a Reply, a changed body, or None for the normal response."""
 
 
 class Stub:
-    """`script` decides each answer; `asked` counts requests by offset; `missing` and `nulls` are (hour, code) cells."""
+    """`script` decides each response; `asked` counts requests by offset; `missing` and `nulls` are (hour, code) cells."""
 
     def __init__(self) -> None:
         self.script: Script = lambda query, nth: None
@@ -115,7 +115,7 @@ class Stub:
 
 @contextmanager
 def serve(stub: Stub) -> Iterator[str]:
-    """Run `stub` on an ephemeral port of loopback; yields its base URL."""
+    """Run `stub` on an ephemeral port of loopback and yield its base URL."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -136,7 +136,7 @@ def serve(stub: Stub) -> Iterator[str]:
             if "Content-Length" not in reply.headers:
                 self.send_header("Content-Length", str(len(body)))
             else:
-                self.close_connection = True  # the length lies, so nothing else may follow on this connection
+                self.close_connection = True  # the length is wrong, so nothing else may follow on this connection
             for name, value in reply.headers.items():
                 self.send_header(name, value)
             self.end_headers()
@@ -160,7 +160,7 @@ def serve(stub: Stub) -> Iterator[str]:
 
 @dataclass
 class Bench:
-    """A context with what it was told: `throttles` (kind, retry_after) and `progress` sums."""
+    """A fetch context and its reports: `throttles` (kind, retry_after) and `progress` sums."""
 
     context: FetchContext
     throttles: list[tuple[str, float | None]]

@@ -1,4 +1,4 @@
-"""EIA's six-month files: columns by name over the years, their numbers and times, and broken files."""
+"""EIA's six-month files: columns by name over the years, numbers, times, and damaged files."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ NEW = "Demand Forecast (MW)|Demand (MW)|Net Generation (MW)|Total Interchange (M
 
 
 def table(columns: str, rows: list[tuple[str, str, list[str]]], newline: str = "\r\n", bom: bool = False) -> bytes:
-    """(balancing authority, UTC time, cells) → a file as EIA writes it: numbers from 1,000 on in quotes."""
+    """Return a file of (balancing authority, UTC time, cells) as EIA writes it: numbers from 1,000 on in quotes."""
     header = ["Balancing Authority", "Data Date", "Hour Number", "UTC Time at End of Hour", *columns.split("|")]
     lines = [",".join(f'"{name}"' for name in header)]
     for respondent, time, cells in rows:
@@ -87,7 +87,7 @@ def test_columns_are_found_by_name_in_both_vintages() -> None:
         ("2024-07-01 11:00:00", "2024-07-01T12:00:00"),
     ],
 )
-def test_numbers_times_and_nulls(first: str, second: str, bom: bool) -> None:
+def test_numbers_times_and_nulls_are_parsed(first: str, second: str, bom: bool) -> None:
     plain = table(
         OLD,
         [
@@ -118,8 +118,8 @@ def test_numbers_times_and_nulls(first: str, second: str, bom: bool) -> None:
     assert all(cells[cell] == value or (np.isnan(value) and np.isnan(cells[cell])) for cell, value in want.items())
 
 
-@pytest.mark.skipif(not GRID.is_dir(), reason="no recordings beside the project (../shared/data)")
-def test_sample_of_a_real_file() -> None:
+@pytest.mark.skipif(not GRID.is_dir(), reason="no recordings next to the project (../shared/data)")
+def test_sample_of_a_real_file_is_parsed() -> None:
     real = replace(JOB, shard=replace(JOB.shard, start="2020-07-01T00", end="2020-12-31T23"), respondents=("AEC",))
     plain = (GRID / "balance_file.csv").read_bytes()
     page = Bulk().parse(real, gzip.compress(plain))
@@ -147,13 +147,13 @@ GOOD = table(OLD, [("PACW", f"07/01/2024 {hour}:00:00 AM", ["1"] * 10) for hour 
         (GOOD.replace(b"07/01/2024 8:00", b"07/01/2023 8:00"), "foreign"),
     ],
 )
-def test_a_broken_file_is_told_apart(plain: bytes, kind: str) -> None:
+def test_invalid_file_raises_its_fault_kind(plain: bytes, kind: str) -> None:
     with pytest.raises(SourceError) as raised:
         Bulk().parse(JOB, gzip.compress(plain))
     assert raised.value.kind == kind
 
 
-def test_a_stored_file_cut_anywhere_is_not_a_file() -> None:
+def test_truncated_stored_file_is_refused() -> None:
     stored = gzip.compress(GOOD, mtime=0)
     for length in range(0, len(stored), 7):
         with pytest.raises(SourceError):
@@ -162,7 +162,7 @@ def test_a_stored_file_cut_anywhere_is_not_a_file() -> None:
 
 @settings(deadline=None, max_examples=100)
 @given(st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=4))
-def test_any_damage_is_a_source_error_or_another_file(damage: list[tuple[int, int]]) -> None:
+def test_damaged_file_is_a_source_error_or_a_valid_file(damage: list[tuple[int, int]]) -> None:
     plain = bytearray(GOOD)
     for at, byte in damage:
         plain[at % len(plain)] = byte
@@ -170,7 +170,7 @@ def test_any_damage_is_a_source_error_or_another_file(damage: list[tuple[int, in
         Bulk().parse(JOB, gzip.compress(bytes(plain)))
 
 
-def test_the_file_is_named_after_its_half_year() -> None:
+def test_file_name_follows_its_half_year() -> None:
     assert Bulk().request(JOB, 0).endswith("/EIA930_BALANCE_2024_Jul_Dec.csv")
     first_half = replace(JOB, shard=replace(JOB.shard, start="2019-01-01T00", end="2019-06-30T23"))
     assert Bulk().request(first_half, 0).endswith("/EIA930_BALANCE_2019_Jan_Jun.csv")
@@ -191,7 +191,7 @@ class BulkStub(Stub):
 
 
 @pytest.mark.parametrize("gzipped", [True, False])
-def test_a_file_is_stored_compressed_and_its_gaps_named(
+def test_file_is_stored_compressed_with_named_gaps(
     tmp_path: Path, gzipped: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fetch, "BACKOFF_S", (0.005, 0.02))
@@ -218,21 +218,21 @@ def test_a_file_is_stored_compressed_and_its_gaps_named(
 
     with serve(stub) as url:
         job = replace(JOB, base_url=url, respondents=("PACW", "MISO", "CISO"))
-        proof = fetched("a", job)
+        result = fetched("a", job)
         again = fetched("a", job)
         stub.paths.clear()
         stub.spoilt = stub.plain[:-4000]
-        mended = fetched("b", job)
+        recovered = fetched("b", job)
     assert set(stub.keys) == {None}
-    assert (proof.rows, proof.total) == (len(rows), len(rows))
-    assert (again.requests, again.reused, again.digest) == (0, 1, proof.digest)
-    assert mended.digest == proof.digest
-    assert mended.faults
-    assert {(gap.respondent, gap.variable, gap.start, gap.hours) for gap in proof.gaps} == {
+    assert (result.rows, result.total) == (len(rows), len(rows))
+    assert (again.requests, again.reused, again.digest) == (0, 1, result.digest)
+    assert recovered.digest == result.digest
+    assert recovered.faults
+    assert {(gap.respondent, gap.variable, gap.start, gap.hours) for gap in result.gaps} == {
         *(("PACW", variable, "2024-07-01T13", 2) for variable in variables_of(OLD.split("|")).values()),
         ("CISO", "*", "2024-07-01T00", 4416),
     }
-    stored = (tmp_path / "a" / proof.pages[0].file.path).read_bytes()
+    stored = (tmp_path / "a" / result.pages[0].file.path).read_bytes()
     assert gzip.decompress(stored) == stub.plain
     columns = merge([Bulk().parse(job, stored).columns])[0]
-    assert columns.hour.max() == first + 184 * 24 - 1  # local dates: the last hours lie in the next half
+    assert columns.hour.max() == first + 184 * 24 - 1  # local dates: the last hours are in the next half

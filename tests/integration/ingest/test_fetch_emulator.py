@@ -1,4 +1,4 @@
-"""The three sources against the emulator, a real server process: clean, and with its faults all together."""
+"""The three sources against the emulator, a real server process: without faults, and with mixed faults."""
 
 from __future__ import annotations
 
@@ -28,10 +28,12 @@ OTHERS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "BACKOFF_S", (0.005, 0.02))
-    monkeypatch.setattr(fetch, "THROTTLE_S", (0.005, 0.02))
+@pytest.fixture(autouse=True, scope="module")
+def _quick() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fetch, "BACKOFF_S", (0.005, 0.02))
+        patch.setattr(fetch, "THROTTLE_S", (0.005, 0.02))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def fetched(emulator: Emulator, jobs: list[FetchJob], folder: Path) -> list[Shar
         return [fetch_shard(replace(job, base_url=emulator.url), one.context) for job in jobs]
 
 
-def test_faults_all_together_change_nothing(tmp_path: Path, emulator: Emulator) -> None:
+def test_mixed_faults_do_not_change_the_data(tmp_path: Path, emulator: Emulator) -> None:
     clean = fetched(emulator, EIA, tmp_path / "clean")
     kinds = [
         "short",
@@ -61,7 +63,7 @@ def test_faults_all_together_change_nothing(tmp_path: Path, emulator: Emulator) 
         "429",
         "case",
     ]
-    # The first ask of a page meets the first fault, the second the next, …: five checks may fail in a row, not more.
+    # The first request of a page meets the first fault, the second the next, …: at most five checks may fail in a row.
     for some in (kinds[:4], kinds[4:8], kinds[8:]):
         emulator.set_faults([{"kind": kind, "times": 1} for kind in some])
         try:
@@ -71,29 +73,34 @@ def test_faults_all_together_change_nothing(tmp_path: Path, emulator: Emulator) 
         for before, after in zip(clean, spoilt, strict=True):
             assert after.digest == before.digest
             assert after.gaps == before.gaps
-            assert sum(after.faults.values()) >= len(some) - 1  # another spelling of a name is no fault
-    assert all(proof.origin == "synthetic" and proof.rows == proof.total for proof in clean)
+            assert sum(after.faults.values()) >= len(some) - 1  # another spelling of a name is not a fault
+    assert all(result.origin == "synthetic" and result.rows == result.total for result in clean)
 
 
-def test_oasis_and_bulk(tmp_path: Path, emulator: Emulator) -> None:
-    proofs = fetched(emulator, OTHERS, tmp_path)
-    for proof in proofs:
-        assert proof.origin == "synthetic"
-        assert proof.rows == proof.total > 0
-        assert (tmp_path / proof.piece.path).stat().st_size == proof.piece.bytes
-    again = fetched(emulator, OTHERS, tmp_path)
-    assert [proof.requests for proof in again] == [0] * len(OTHERS)
-    assert [proof.digest for proof in again] == [proof.digest for proof in proofs]
+@pytest.fixture(scope="module")
+def others(emulator: Emulator, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[ShardResult]]:
+    folder = tmp_path_factory.mktemp("others")
+    return folder, fetched(emulator, OTHERS, folder)
 
 
-def test_bulk_and_api_tell_the_same_hours(tmp_path: Path, emulator: Emulator) -> None:
-    bulk, api = (
-        fetched(emulator, [job], tmp_path)[0]
-        for job in (OTHERS[3], FetchJob(Shard("eia", "region-data", "PACW", "2020-02-01T00", "2020-02-29T23"), ""))
-    )
+def test_oasis_and_bulk_fetch_and_reuse(emulator: Emulator, others: tuple[Path, list[ShardResult]]) -> None:
+    folder, results = others
+    for result in results:
+        assert result.origin == "synthetic"
+        assert result.rows == result.total > 0
+        assert (folder / result.piece.path).stat().st_size == result.piece.bytes
+    again = fetched(emulator, OTHERS, folder)
+    assert [result.requests for result in again] == [0] * len(OTHERS)
+    assert [result.digest for result in again] == [result.digest for result in results]
+
+
+def test_bulk_and_api_agree(emulator: Emulator, others: tuple[Path, list[ShardResult]]) -> None:
+    folder, results = others
+    job = FetchJob(Shard("eia", "region-data", "PACW", "2020-02-01T00", "2020-02-29T23"), "")
+    bulk, api = results[3], fetched(emulator, [job], folder)[0]
     cells = []
-    for proof in (bulk, api):
-        columns = from_table(store.read_piece(tmp_path, proof.piece))
+    for result in (bulk, api):
+        columns = from_table(store.read_piece(folder, result.piece))
         cells.append(
             {
                 (int(hour), *columns.series[index]): value

@@ -1,4 +1,4 @@
-"""Each fault a source can show: the shard comes out identical to the faultless one, or fails with the right error."""
+"""Every fault of a source: the shard equals the one fetched without faults, or fails with the right error."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def faultless(tmp_path_factory: pytest.TempPathFactory) -> ShardResult:
 
 
 def once(offset: int, change: Any, times: int = 1) -> Any:
-    """A script that spoils the first `times` answers for the page at `offset`: a Reply, or a change of the body."""
+    """Return a script that changes the first `times` responses for the page at `offset`: to a Reply, or by a change of the body."""
 
     def script(query: dict[str, Any], nth: int) -> Any:
         if query["offset"] != offset or nth >= times:
@@ -88,7 +88,7 @@ def cut_json(response: dict[str, Any]) -> Reply:
 
 
 def shifted(response: dict[str, Any]) -> None:
-    """Rows of the page before, as paging without a total order gives: right count, keys twice over two pages."""
+    """Repeat rows of the previous page, as paging without a total order does: the count is right, keys occur on two pages."""
     response["data"][0:3] = [dict(row, period="2023-01-05T00") for row in response["data"][0:3]]
 
 
@@ -96,7 +96,7 @@ HTML = b"<!DOCTYPE html><html><body>Request rejected</body></html>"
 INVALID = b'{"error":{"code":"API_KEY_INVALID","message":"An invalid api_key was supplied."}}'
 LIMIT = b'{"error":{"code":"OVER_RATE_LIMIT","message":"You have exceeded your rate limit."}}'
 
-MENDED = {
+RECOVERABLE = {
     "short": (once(0, drop(100)), {"short": 1}),
     "short last page": (once(5000, drop(1), 2), {"short": 2}),
     "repeated": (once(5000, repeat), {"repeated": 1}),
@@ -121,37 +121,35 @@ MENDED = {
     "429": (once(5000, Reply(429, LIMIT, {"Retry-After": "0"}), 3), {"429": 3}),
     "403 suspension": (once(0, Reply(403, LIMIT), 2), {"403": 2}),
     "403 that looks like a wrong key": (once(5000, Reply(403, INVALID), 7), {"403": 7}),
-    "the same, before the key has worked": (once(0, Reply(403, INVALID), 2), {"403": 2}),
+    "the same, before the key was accepted": (once(0, Reply(403, INVALID), 2), {"403": 2}),
 }
 
 
-@pytest.mark.parametrize("name", MENDED)
-def test_mended(name: str, tmp_path: Path, faultless: ShardResult) -> None:
+@pytest.mark.parametrize("name", RECOVERABLE)
+def test_recoverable_fault_does_not_change_the_data(name: str, tmp_path: Path, faultless: ShardResult) -> None:
     stub = Stub()
-    stub.script, faults = MENDED[name]
+    stub.script, faults = RECOVERABLE[name]
     with serve(stub) as url, bench(tmp_path, KEY) as one:
-        proof = fetch_shard(eia_job(url), one.context)
-    assert proof.digest == faultless.digest
-    assert proof.piece.sha256 == faultless.piece.sha256
-    assert (proof.rows, proof.total, proof.nulls, proof.gaps) == (8640, 8640, 0, ())
-    assert proof.faults == faults
-    assert proof.requests == sum(stub.asked.values())
+        result = fetch_shard(eia_job(url), one.context)
+    assert result.digest == faultless.digest
+    assert result.piece.sha256 == faultless.piece.sha256
+    assert (result.rows, result.total, result.nulls, result.gaps) == (8640, 8640, 0, ())
+    assert result.faults == faults
+    assert result.requests == sum(stub.asked.values())
     assert len(one.throttles) == sum(count for kind, count in faults.items() if kind in ("429", "403", "html"))
-    for page in proof.pages:
+    for page in result.pages:
         assert (tmp_path / page.file.path).stat().st_size == page.file.bytes
-    assert sum(page.rows for page in proof.pages) == proof.total
+    assert sum(page.rows for page in result.pages) == result.total
 
 
-def test_a_stalled_answer_is_asked_for_again(
-    tmp_path: Path, faultless: ShardResult, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stalled_response_is_retried(tmp_path: Path, faultless: ShardResult, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "READ_TIMEOUT_S", 1.5)
     stub = Stub()
     stub.script = once(5000, Reply(body=b"{}", stall_s=60.0))
     with serve(stub) as url, bench(tmp_path, KEY) as one:
-        proof = fetch_shard(eia_job(url), one.context)
-    assert proof.digest == faultless.digest
-    assert proof.faults["timeout"] >= 1
+        result = fetch_shard(eia_job(url), one.context)
+    assert result.digest == faultless.digest
+    assert result.faults["timeout"] >= 1
 
 
 def always(status: int, body: bytes) -> Any:
@@ -167,7 +165,7 @@ FATAL = {
 
 
 @pytest.mark.parametrize("name", FATAL)
-def test_fatal(name: str, tmp_path: Path) -> None:
+def test_fatal_fault_raises_its_error(name: str, tmp_path: Path) -> None:
     stub = Stub()
     stub.script, error, text, asked = FATAL[name]
     with serve(stub) as url, bench(tmp_path, KEY) as one, pytest.raises(error, match=text) as raised:
@@ -177,7 +175,7 @@ def test_fatal(name: str, tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.json.gz"))
 
 
-def test_a_page_that_stays_short_fails_the_shard_but_keeps_the_whole_pages(tmp_path: Path) -> None:
+def test_short_page_fails_the_shard_and_keeps_complete_pages(tmp_path: Path) -> None:
     stub = Stub()
     stub.script = once(5000, drop(1), 99)
     with (
@@ -190,14 +188,14 @@ def test_a_page_that_stays_short_fails_the_shard_but_keeps_the_whole_pages(tmp_p
     assert [path.name[:8] for path in tmp_path.rglob("*.json.gz")] == ["00000000"]
 
 
-def test_a_key_that_no_header_can_carry_is_refused_unseen(tmp_path: Path) -> None:
+def test_malformed_key_is_refused_without_quoting_it(tmp_path: Path) -> None:
     for key in ("two words", "line\nfeed", "kéy"):
         with bench(tmp_path, key) as one, pytest.raises(AuthenticationError) as raised:
             fetch_shard(eia_job("http://127.0.0.1:1"), one.context)
         assert key not in str(raised.value)
 
 
-def test_a_throttle_without_end_goes_back_to_the_scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endless_throttle_returns_the_shard_to_the_scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "THROTTLE_LIMIT_S", 0.1)
     stub = Stub()
     stub.script = always(429, LIMIT)
@@ -207,7 +205,7 @@ def test_a_throttle_without_end_goes_back_to_the_scheduler(tmp_path: Path, monke
     assert one.throttles[0] == ("429", None)
 
 
-def test_cancelled_while_waiting_and_nothing_is_written_after(tmp_path: Path) -> None:
+def test_cancel_while_throttled_writes_nothing(tmp_path: Path) -> None:
     stub = Stub()
     stub.script = lambda query, nth: Reply(429, LIMIT, {"Retry-After": "3600"})
     with serve(stub) as url, bench(tmp_path) as one:
@@ -229,7 +227,7 @@ def test_cancelled_while_waiting_and_nothing_is_written_after(tmp_path: Path) ->
     assert not tmp_path.joinpath("raw").exists()
 
 
-def test_the_permit_comes_before_each_request_and_may_cancel(tmp_path: Path) -> None:
+def test_each_request_needs_a_permit_that_may_cancel(tmp_path: Path) -> None:
     stub = Stub()
     drawn: list[str] = []
 
@@ -249,7 +247,7 @@ def test_the_permit_comes_before_each_request_and_may_cancel(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("gzipped", [True, False])
-def test_the_key_is_in_no_stored_byte_even_when_echoed(tmp_path: Path, gzipped: bool, faultless: ShardResult) -> None:
+def test_echoed_key_is_in_no_stored_byte(tmp_path: Path, gzipped: bool, faultless: ShardResult) -> None:
     stub = Stub()
     stub.gzip = gzipped
 
@@ -261,11 +259,11 @@ def test_the_key_is_in_no_stored_byte_even_when_echoed(tmp_path: Path, gzipped: 
 
     stub.script = echo
     with serve(stub) as url, bench(tmp_path, KEY) as one:
-        proof = fetch_shard(eia_job(url), one.context)
+        result = fetch_shard(eia_job(url), one.context)
     assert set(stub.keys) == {KEY}
     assert not any("cret" in path for path in stub.paths)
-    assert proof.digest == faultless.digest
-    assert "cret" not in repr(proof)
+    assert result.digest == faultless.digest
+    assert "cret" not in repr(result)
     _assert_no_key(tmp_path)
 
 
@@ -279,7 +277,7 @@ def _assert_no_key(folder: Path) -> None:
         assert b"KEY-0123456789" not in content
 
 
-def test_the_key_does_not_follow_a_redirect(tmp_path: Path, faultless: ShardResult) -> None:
+def test_key_is_not_sent_to_a_redirect_target(tmp_path: Path, faultless: ShardResult) -> None:
     other, stub = Stub(), Stub()
     with serve(other) as elsewhere, serve(stub) as url, bench(tmp_path, KEY) as one:
         stub.script = once(0, Reply(302, b"", {"Location": elsewhere}))
@@ -290,31 +288,31 @@ def test_the_key_does_not_follow_a_redirect(tmp_path: Path, faultless: ShardResu
 # -- nulls, gaps and empty shards ----------------------------------------------------------------------------------------
 
 
-def test_what_is_null_twice_is_the_sources_own(tmp_path: Path, faultless: ShardResult) -> None:
+def test_repeated_null_is_the_sources_own(tmp_path: Path, faultless: ShardResult) -> None:
     stub = Stub()
     stub.nulls = {("2023-01-02T03", "D"), ("2023-01-02T04", "DF")}
     with serve(stub) as url, bench(tmp_path) as one:
-        proof = fetch_shard(eia_job(url), one.context)
-    assert (proof.nulls, proof.faults, proof.gaps) == (2, {}, ())
+        result = fetch_shard(eia_job(url), one.context)
+    assert (result.nulls, result.faults, result.gaps) == (2, {}, ())
     assert stub.asked == {0: 2, 5000: 1}
-    assert proof.digest != faultless.digest
+    assert result.digest != faultless.digest
 
 
-def test_missing_hours_are_named_and_the_end_is_probed(tmp_path: Path) -> None:
+def test_missing_hours_are_gaps_and_the_end_is_probed(tmp_path: Path) -> None:
     stub = Stub()
     stub.missing = {("2023-01-01T00", "D"), ("2023-02-01T10", "TI"), ("2023-02-01T11", "TI"), ("2023-03-31T23", "NG")}
     with serve(stub) as url, bench(tmp_path) as one:
-        proof = fetch_shard(eia_job(url), one.context)
-    assert [(gap.variable, gap.start, gap.end, gap.hours) for gap in proof.gaps] == [
+        result = fetch_shard(eia_job(url), one.context)
+    assert [(gap.variable, gap.start, gap.end, gap.hours) for gap in result.gaps] == [
         ("D", "2023-01-01T00", "2023-01-01T00", 1),
         ("NG", "2023-03-31T23", "2023-03-31T23", 1),
         ("TI", "2023-02-01T10", "2023-02-01T11", 2),
     ]
-    assert [(page.offset, page.rows) for page in proof.pages] == [(0, 5000), (5000, 3636), (8636, 0)]
+    assert [(page.offset, page.rows) for page in result.pages] == [(0, 5000), (5000, 3636), (8636, 0)]
     assert stub.asked == {0: 1, 5000: 1, 8636: 1}
 
 
-def test_a_total_that_is_too_low_everywhere_is_found_by_the_probe(tmp_path: Path) -> None:
+def test_probe_finds_a_total_that_is_too_low(tmp_path: Path) -> None:
     stub = Stub()
 
     def low(query: dict[str, Any], nth: int) -> dict[str, Any]:
@@ -330,31 +328,31 @@ def test_a_total_that_is_too_low_everywhere_is_found_by_the_probe(tmp_path: Path
     assert raised.value.kind == "total"
 
 
-def test_an_empty_answer_is_asked_twice_and_is_one_gap(tmp_path: Path) -> None:
+def test_empty_response_is_confirmed_and_is_one_gap(tmp_path: Path) -> None:
     stub = Stub()
     stub.rows = lambda query: []  # type: ignore[method-assign]
     with serve(stub) as url, bench(tmp_path) as one:
-        proof = fetch_shard(eia_job(url), one.context)
-    assert (proof.rows, proof.total, proof.requests) == (0, 0, 2)
-    assert [(gap.variable, gap.hours) for gap in proof.gaps] == [("*", 2160)]
+        result = fetch_shard(eia_job(url), one.context)
+    assert (result.rows, result.total, result.requests) == (0, 0, 2)
+    assert [(gap.variable, gap.hours) for gap in result.gaps] == [("*", 2160)]
 
 
-def test_rows_that_vanish_once_are_not_believed(tmp_path: Path, faultless: ShardResult) -> None:
+def test_single_empty_response_is_not_accepted(tmp_path: Path, faultless: ShardResult) -> None:
     stub = Stub()
     stub.script = once(0, lambda response: response.update(total=0, data=[]))
     with serve(stub) as url, bench(tmp_path) as one:
         assert fetch_shard(eia_job(url), one.context).digest == faultless.digest
 
 
-def test_progress_adds_up(tmp_path: Path) -> None:
+def test_progress_sums_rows_and_requests(tmp_path: Path) -> None:
     with serve(Stub()) as url, bench(tmp_path) as one:
-        proof = fetch_shard(eia_job(url), one.context)
-    assert one.progress == [proof.rows, proof.requests]
+        result = fetch_shard(eia_job(url), one.context)
+    assert one.progress == [result.rows, result.requests]
     assert isinstance(one, Bench)
 
 
-def test_a_date_in_retry_after_counts_from_the_answers_own_date() -> None:
-    """Not from our clock, which may have jumped."""
+def test_retry_after_date_is_relative_to_the_response_date() -> None:
+    """The local clock may have jumped."""
     headers = {"Retry-After": "Wed, 01 Jan 2020 00:01:00 GMT", "Date": "Wed, 01 Jan 2020 00:00:00 GMT"}
     assert http.retry_after(headers) == 60.0
     assert http.retry_after({"Retry-After": "7"}) == 7.0

@@ -1,4 +1,4 @@
-"""A fetch that goes on where another stopped: nothing is requested twice, nothing contradictory is kept."""
+"""A fetch that resumes another: no page is requested twice, no contradictory page is kept."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def year(url: str) -> FetchJob:
     return eia_job(url, start="2023-01-01T00", end="2023-07-22T01")
 
 
-def test_only_what_is_missing_is_requested(tmp_path: Path) -> None:
+def test_only_missing_pages_are_requested(tmp_path: Path) -> None:
     stub = Stub()
     stub.script = lambda query, nth: Reply(502) if query["offset"] == 10000 else None
     with serve(stub) as url, bench(tmp_path) as one:
@@ -39,50 +39,50 @@ def test_only_what_is_missing_is_requested(tmp_path: Path) -> None:
         assert 10000 not in whole
         stub.script = lambda query, nth: None
         stub.asked.clear()
-        proof = fetch_shard(year(url), one.context)
+        result = fetch_shard(year(url), one.context)
         assert set(stub.asked) == {0, 5000, 10000, 15000} - whole
-        assert proof.reused == len(whole)
+        assert result.reused == len(whole)
         again = fetch_shard(year(url), one.context)
-    assert (again.requests, again.reused, again.digest, again.piece) == (0, 4, proof.digest, proof.piece)
-    assert again.origin == proof.origin == "synthetic"
-    assert [page.file for page in again.pages] == [page.file for page in proof.pages]
+    assert (again.requests, again.reused, again.digest, again.piece) == (0, 4, result.digest, result.piece)
+    assert again.origin == result.origin == "synthetic"
+    assert [page.file for page in again.pages] == [page.file for page in result.pages]
 
 
-def test_pages_without_the_first_still_tell_the_total(tmp_path: Path) -> None:
+def test_total_is_known_without_the_first_page(tmp_path: Path) -> None:
     stub = Stub()
     with serve(stub) as url, bench(tmp_path) as one:
-        proof = fetch_shard(year(url), one.context)
-        (tmp_path / proof.pages[0].file.path).unlink()
+        result = fetch_shard(year(url), one.context)
+        (tmp_path / result.pages[0].file.path).unlink()
         stub.asked.clear()
-        assert fetch_shard(year(url), one.context).digest == proof.digest
+        assert fetch_shard(year(url), one.context).digest == result.digest
     assert stub.asked == {0: 1}
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "twice"])
-def test_a_damaged_page_is_set_aside_and_fetched_again(tmp_path: Path, damage: str) -> None:
+def test_damaged_page_is_set_aside_and_fetched_again(tmp_path: Path, damage: str) -> None:
     stub = Stub()
     with serve(stub) as url, bench(tmp_path) as one:
-        proof = fetch_shard(year(url), one.context)
-        path = tmp_path / proof.pages[1].file.path
+        result = fetch_shard(year(url), one.context)
+        path = tmp_path / result.pages[1].file.path
         content = path.read_bytes()
         if damage == "twice":
-            # A whole page under a second name, as if two vintages had met: the first by name counts.
+            # A complete page under a second name, as after two vintages: the first by name counts.
             store.write_page(
-                tmp_path, proof.shard, 5000, (tmp_path / proof.pages[1].file.path).read_bytes() + b"", ".json.gz"
+                tmp_path, result.shard, 5000, (tmp_path / result.pages[1].file.path).read_bytes() + b"", ".json.gz"
             )
-            other = (tmp_path / proof.pages[0].file.path).read_bytes()
-            store.write_page(tmp_path, proof.shard, 5000, other, ".json.gz")
+            other = (tmp_path / result.pages[0].file.path).read_bytes()
+            store.write_page(tmp_path, result.shard, 5000, other, ".json.gz")
         else:
             path.write_bytes(
                 {"flipped": content[:99] + b"\0" + content[100:], "cut": content[:-9], "empty": b""}[damage]
             )
         again = fetch_shard(year(url), one.context)
-    assert again.digest == proof.digest
+    assert again.digest == result.digest
     assert again.faults
     assert list(tmp_path.rglob("*.stale"))
 
 
-def test_pages_of_another_total_are_set_aside(tmp_path: Path) -> None:
+def test_pages_with_another_total_are_set_aside(tmp_path: Path) -> None:
     stub = Stub()
     with serve(stub) as url, bench(tmp_path) as one:
         old = fetch_shard(year(url), one.context)
@@ -96,21 +96,21 @@ def test_pages_of_another_total_are_set_aside(tmp_path: Path) -> None:
     assert new.reused == 0
 
 
-def test_a_page_at_an_offset_that_is_not_due_never_counts(tmp_path: Path) -> None:
+def test_page_at_an_unexpected_offset_is_ignored(tmp_path: Path) -> None:
     stub = Stub()
     with serve(stub) as url, bench(tmp_path) as one:
-        proof = fetch_shard(year(url), one.context)
-        odd = http.inflate((tmp_path / proof.pages[3].file.path).read_bytes())
+        result = fetch_shard(year(url), one.context)
+        odd = http.inflate((tmp_path / result.pages[3].file.path).read_bytes())
         rows = json.loads(odd)
         rows["response"]["data"] = rows["response"]["data"][-400:]
-        store.write_page(tmp_path, proof.shard, 19000, gzip.compress(json.dumps(rows).encode()), ".json.gz")
+        store.write_page(tmp_path, result.shard, 19000, gzip.compress(json.dumps(rows).encode()), ".json.gz")
         again = fetch_shard(year(url), one.context)
-    assert again.digest == proof.digest
-    assert sum(page.rows for page in again.pages) == again.total == proof.total
+    assert again.digest == result.digest
+    assert sum(page.rows for page in again.pages) == again.total == result.total
     assert again.faults == {"repeated": 1}
 
 
-def test_pages_of_another_origin_never_mix(tmp_path: Path) -> None:
+def test_pages_of_two_origins_never_mix(tmp_path: Path) -> None:
     stub = Stub()
     with serve(stub) as url, bench(tmp_path) as one:
         old = fetch_shard(year(url), one.context)
@@ -141,7 +141,7 @@ with bench(pathlib.Path({data!r}), connections=1) as one:
 """
 
 
-def test_kill_9_between_pages_costs_only_the_page_in_flight(tmp_path: Path) -> None:
+def test_kill_9_loses_only_the_page_in_flight(tmp_path: Path) -> None:
     stub = Stub()
     with serve(stub) as url, bench(tmp_path) as one:
         script = KILLED.format(here=str(Path(__file__).parents[3]), data=str(tmp_path), url=url)
@@ -149,13 +149,13 @@ def test_kill_9_between_pages_costs_only_the_page_in_flight(tmp_path: Path) -> N
         stored = {int(path.name[:8]) for path in tmp_path.rglob("*.json.gz")}
         assert len(stored) == 2
         before = stub.asked.copy()
-        proof = fetch_shard(year(url), one.context)
+        result = fetch_shard(year(url), one.context)
         assert all(stub.asked[offset] == before[offset] for offset in stored)
-    assert proof.reused == 2
-    assert not any(".half" in page.file.path for page in proof.pages)
+    assert result.reused == 2
+    assert not any(".half" in page.file.path for page in result.pages)
 
 
-def test_a_full_disk_is_a_storage_error_and_resumable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_a_storage_error_and_resumable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stub = Stub()
 
     def full(descriptor: int) -> None:
@@ -166,11 +166,11 @@ def test_a_full_disk_is_a_storage_error_and_resumable(tmp_path: Path, monkeypatc
             patched.setattr(store.os, "fsync", full)
             fetch_shard(year(url), one.context)
         assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-        proof = fetch_shard(year(url), one.context)
-    assert proof.rows == proof.total
+        result = fetch_shard(year(url), one.context)
+    assert result.rows == result.total
 
 
-def test_a_second_generation_shares_nothing_with_the_first(tmp_path: Path) -> None:
+def test_second_generation_shares_no_file_with_the_first(tmp_path: Path) -> None:
     from dataclasses import replace
 
     stub = Stub()

@@ -1,4 +1,4 @@
-"""OASIS: windows, the recorded zips, errors inside a zip, and five-minute rows that become hours."""
+"""OASIS: windows, recorded zips, errors inside a zip, and averaging of five-minute rows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ingest.sources.oasis import Oasis
 from tests.support.stub_server import Reply, Stub, bench, serve
 
 RECORDED = Path(__file__).parents[3] / ".." / "shared" / "data" / "caiso-oasis"
-recorded = pytest.mark.skipif(not RECORDED.is_dir(), reason="no recordings beside the project (../shared/data)")
+recorded = pytest.mark.skipif(not RECORDED.is_dir(), reason="no recordings next to the project (../shared/data)")
 
 HEADER = "INTERVALSTARTTIME_GMT,INTERVALENDTIME_GMT,TAC_AREA_NAME,XML_DATA_ITEM,MW\n"
 REFUSED = "<m:ERROR>\n<m:ERR_CODE>{}</m:ERR_CODE>\n<m:ERR_DESC>No such thing</m:ERR_DESC>\n</m:ERROR>"
@@ -42,7 +42,7 @@ def zipped(text: str, name: str = "20230101_ENE_SLRS_RTM_v1.csv") -> bytes:
 
 
 def line(minute: int, length: int, value: str, item: str = "X_MW") -> str:
-    """An interval that starts `minute` minutes after 2023-01-01T00 GMT."""
+    """Return the row of an interval that starts `minute` minutes after 2023-01-01T00 GMT."""
 
     def stamp(at: int) -> str:
         return f"2023-01-{1 + at // 1440:02d}T{at // 60 % 24:02d}:{at % 60:02d}:00-00:00"
@@ -50,11 +50,11 @@ def line(minute: int, length: int, value: str, item: str = "X_MW") -> str:
     return f"{stamp(minute)},{stamp(minute + length)},CA ISO-TAC,{item},{value}\n"
 
 
-def answer(body: bytes, status: int = 200) -> HttpResponse:
+def response(body: bytes, status: int = 200) -> HttpResponse:
     return HttpResponse(status, {}, body, False, "oasis.caiso.com", 0.1, "2026-01-01T00:00:00+00:00")
 
 
-def test_windows_cover_the_period_once_and_are_at_most_31_days() -> None:
+def test_windows_cover_the_period_once_in_31_days_at_most() -> None:
     shard = job("2023-01-01T00", "2023-12-31T23", "SLD_FCST")
     queries = [parse_qs(urlsplit(Oasis().request(shard, offset)).query) for offset in Oasis().offsets(shard, None)]
     assert len(queries) == 12
@@ -85,16 +85,16 @@ def test_recorded_schedules_become_hours() -> None:
 
 
 @recorded
-def test_recorded_refusals_and_throttle() -> None:
+def test_recorded_refusals_and_throttle_are_recognised() -> None:
     for path in RECORDED.glob("*.zip"):
         if path.stat().st_size < 1000:
             with pytest.raises(SourceError, match=r"OASIS error 100[12]") as raised:
-                Oasis().receive(job(), answer(path.read_bytes()), None)
+                Oasis().receive(job(), response(path.read_bytes()), None)
             assert raised.value.kind == "refused"
     page = (RECORDED / "caiso_collector_comprehensive_1_429.html").read_bytes()
     for status in (429, 200):
         with pytest.raises(ThrottledError):
-            Oasis().receive(job(), answer(page, status), None)
+            Oasis().receive(job(), response(page, status), None)
 
 
 @settings(deadline=None, max_examples=40)
@@ -110,7 +110,7 @@ def test_unordered_five_minute_rows_average_to_hours(values: list[int], shuffler
     assert columns.value[columns.index == 1].tolist() == values[:3]
 
 
-def test_an_hour_without_all_its_intervals_is_a_gap_and_an_empty_value_a_null() -> None:
+def test_incomplete_hour_is_a_gap_and_empty_value_a_null() -> None:
     lines = [line(5 * i, 5, "" if i == 30 else "7") for i in range(48) if i != 14]
     columns = Oasis().parse(job(), zipped(HEADER + "".join(lines))).columns
     assert (columns.hour - hour_number("2023-01-01T01")).tolist() == [0, 2, 3]
@@ -133,13 +133,13 @@ def test_an_hour_without_all_its_intervals_is_a_gap_and_an_empty_value_a_null() 
         (zipped(REFUSED.format("1015"), "INVALID_REQUEST.xml"), "zip"),
     ],
 )
-def test_what_is_not_data_is_told_apart(content: bytes, kind: str) -> None:
+def test_invalid_zip_raises_its_fault_kind(content: bytes, kind: str) -> None:
     with pytest.raises(SourceError) as raised:
         Oasis().parse(job(), content)
     assert raised.value.kind == kind
 
 
-def test_a_flipped_byte_anywhere_is_found_or_harmless() -> None:
+def test_flipped_byte_is_detected_or_harmless() -> None:
     whole = zipped(HEADER + "".join(line(60 * i, 60, str(i * i)) for i in range(24)))
     values = Oasis().parse(job(), whole).columns.value.tolist()
     for at in range(len(whole)):
@@ -157,17 +157,17 @@ def test_no_data_is_an_empty_page() -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.floats(0, 20)), max_size=30))
-def test_requests_to_one_host_stay_apart(arrivals: list[tuple[str, float]]) -> None:
-    floor, now, sent = MinInterval(), 0.0, {"a": [-5.0], "b": [-5.0]}
+def test_requests_to_one_host_keep_the_minimum_interval(arrivals: list[tuple[str, float]]) -> None:
+    interval, now, sent = MinInterval(), 0.0, {"a": [-5.0], "b": [-5.0]}
     for host, pause in arrivals:
         now += pause
-        at = now + floor.reserve(host, 5.0, now)
+        at = now + interval.reserve(host, 5.0, now)
         assert at - sent[host][-1] >= 5.0 - 1e-9
         assert at <= max(now, sent[host][-1] + 5.0) + 1e-9
         sent[host].append(at)
 
 
-def test_a_shard_over_windows_mends_errors_and_throttles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shard_of_windows_recovers_from_errors_and_throttles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "BACKOFF_S", (0.005, 0.02))
     monkeypatch.setattr(fetch, "THROTTLE_S", (0.005, 0.02))
     stub = OasisStub()
@@ -183,9 +183,9 @@ def test_a_shard_over_windows_mends_errors_and_throttles(tmp_path: Path, monkeyp
         Reply(200, zipped("")[:50]),
     ]
     with serve(stub) as url, bench(tmp_path / "b") as one:
-        mended = fetch_shard(job("2023-01-01T01", "2023-02-10T00", url=url), one.context)
-        assert mended.digest == clean.digest
-        assert mended.faults == {"429": 1, "html": 1, "refused": 1, "zip": 1}
+        recovered = fetch_shard(job("2023-01-01T01", "2023-02-10T00", url=url), one.context)
+        assert recovered.digest == clean.digest
+        assert recovered.faults == {"429": 1, "html": 1, "refused": 1, "zip": 1}
         again = fetch_shard(job("2023-01-01T01", "2023-02-10T00", url=url), one.context)
         assert (again.requests, again.digest) == (0, clean.digest)
     stub.spoilt = [Reply(200, zipped(REFUSED.format("1001"), "INVALID_REQUEST.xml"))] * 99
@@ -194,7 +194,7 @@ def test_a_shard_over_windows_mends_errors_and_throttles(tmp_path: Path, monkeyp
 
 
 class OasisStub(Stub):
-    """Hourly rows of the window asked for; `spoilt` replies go first."""
+    """Serves hourly rows of the requested window; `spoilt` replies come first."""
 
     spoilt: tuple[Reply, ...] | list[Reply] = ()
 

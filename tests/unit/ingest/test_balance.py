@@ -9,7 +9,7 @@ from ingest.balance import balances
 MONTHS = np.repeat(np.array([1, 2], np.int8), 100)
 
 
-def test_a_grid_that_adds_up_does() -> None:
+def test_balanced_grid_has_no_hours_over_tolerance() -> None:
     fuel = np.arange(200.0)
     rows = balances(
         {"D": fuel * 2 - 50, "NG": fuel * 2, "TI": np.full(200, 50.0), "NG.COL": fuel, "NG.SUN": fuel}, MONTHS
@@ -22,7 +22,7 @@ def test_a_grid_that_adds_up_does() -> None:
     ]
 
 
-def test_an_hour_that_does_not_is_counted_and_measured() -> None:
+def test_unbalanced_hour_is_counted_and_measured() -> None:
     demand = np.full(200, 1000.0)
     demand[120] += 30
     (_, february) = balances({"D": demand, "NG": np.full(200, 900.0), "TI": np.full(200, -100.0)}, MONTHS)
@@ -36,7 +36,7 @@ def test_rounding_and_one_percent_are_tolerated() -> None:
     assert [row.over for row in large] == [0, 0]
 
 
-def test_masked_hours_are_not_checked_and_a_fuel_not_yet_reported_counts_as_nothing() -> None:
+def test_masked_hours_are_skipped_and_unreported_fuel_counts_as_zero() -> None:
     net = np.full(200, 100.0)
     net[3] = np.nan
     coal = np.full(200, 100.0)
@@ -47,5 +47,5 @@ def test_masked_hours_are_not_checked_and_a_fuel_not_yet_reported_counts_as_noth
     assert [(row.month, row.hours, row.over) for row in rows] == [(1, 99, 0), (2, 99, 0)]
 
 
-def test_without_the_terms_there_is_no_check() -> None:
+def test_check_needs_all_its_terms() -> None:
     assert balances({"D": np.zeros(200), "NG": np.zeros(200)}, MONTHS) == ()

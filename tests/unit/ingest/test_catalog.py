@@ -1,4 +1,4 @@
-"""The catalogue against EIA's own facet values, and the errors that name near matches."""
+"""The catalogue against EIA's facet values, and errors with near matches."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from ingest.sources import get_source
 VALUES = Path(__file__).parents[3] / ".." / "shared" / "data" / "eia-catalog" / "rto_facet_values.csv"
 
 
-@pytest.mark.skipif(not VALUES.exists(), reason="no catalogue beside the project (../shared/data)")
-def test_same_codes_as_eia() -> None:
+@pytest.mark.skipif(not VALUES.exists(), reason="no catalogue next to the project (../shared/data)")
+def test_codes_equal_eias_facet_values() -> None:
     with VALUES.open() as file:
         rows = list(csv.DictReader(file))
 
@@ -35,7 +35,7 @@ def test_same_codes_as_eia() -> None:
     assert set(REGION_TYPES) == codes("type")
 
 
-def test_kinds() -> None:
+def test_kinds_of_respondents() -> None:
     assert {RESPONDENTS[code].kind for code in ("PACW", "ERCO", "MISO", "CISO")} == {BALANCING_AUTHORITY}
     assert {RESPONDENTS[code].kind for code in ("CAL", "TEX", "US48")} == {REGION}
 
@@ -43,7 +43,7 @@ def test_kinds() -> None:
 @pytest.mark.parametrize(
     ("code", "near"), [("PACX", "PACW"), ("pacw", "PACW"), ("CAISO", "CISO"), ("ERCOT", "ERCO"), ("california", "CAL")]
 )
-def test_an_unknown_respondent_is_refused_with_near_matches(code: str, near: str) -> None:
+def test_unknown_respondent_is_refused_with_near_matches(code: str, near: str) -> None:
     with pytest.raises(UsageError, match=rf"{code}.*did you mean.*\b{near}\b"):
         check_respondents(["PACW", code])
 
@@ -55,7 +55,7 @@ def test_every_unknown_respondent_is_named() -> None:
         check_respondents([])
 
 
-def test_sources_that_do_not_serve_a_respondent() -> None:
+def test_source_refuses_respondents_it_does_not_serve() -> None:
     check_respondents(["PACW", "CAL"])
     get_source("bulk").check_respondents(["PACW", "CISO"])
     get_source("oasis").check_respondents(["CISO"])

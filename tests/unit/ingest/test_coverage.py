@@ -1,4 +1,4 @@
-"""The coverage picture: shares from series.json, and a PNG that says where its data came from."""
+"""The coverage picture: shares from series.json, and a PNG that names the origin of its data."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_shares_by_group_and_month() -> None:
     assert (picture.share[2, :12] == 0.5).all()
 
 
-def test_the_picture_shows_gaps(tmp_path: Path) -> None:
+def test_coverage_picture_shows_gaps(tmp_path: Path) -> None:
     pixels = []
     for name, hole in (("whole", 0), ("one-hour", 1)):
         load = daily(8784)
@@ -45,6 +45,6 @@ def test_the_picture_shows_gaps(tmp_path: Path) -> None:
     assert pixels[0] != pixels[1]
 
 
-def test_nothing_to_draw(tmp_path: Path) -> None:
+def test_coverage_without_series_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no series"):
         write_coverage(tmp_path)

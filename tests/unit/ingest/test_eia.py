@@ -1,4 +1,4 @@
-"""Bodies of the EIA API: the recorded ones, every spelling of a value, and what must not pass."""
+"""Bodies of the EIA API: recorded pages, every spelling of a value, and invalid pages."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from ingest.models import FetchJob, Shard
 from ingest.sources.eia import Eia, scrub
 
 RECORDED = Path(__file__).parents[3] / ".." / "shared" / "data" / "eia-responses"
-recorded = pytest.mark.skipif(not RECORDED.is_dir(), reason="no recordings beside the project (../shared/data)")
+recorded = pytest.mark.skipif(not RECORDED.is_dir(), reason="no recordings next to the project (../shared/data)")
 
 
 def job(route: str, start: str, end: str) -> FetchJob:
     return FetchJob(Shard("eia", route, "PACW", start, end), "http://127.0.0.1")
 
 
-def answer(plain: bytes, status: int = 200) -> HttpResponse:
+def response(plain: bytes, status: int = 200) -> HttpResponse:
     return HttpResponse(status, {}, plain, False, "api.eia.gov", 0.1, "2026-01-01T00:00:00+00:00")
 
 
@@ -54,14 +54,14 @@ def parse(plain: bytes, start: str = "2023-01-01T00", end: str = "2023-01-31T23"
         ("eia_generation_PACW_2024-02-15_to_2024-03-30_20250710_161238", "fuel-type-data", 5000, 5285),
     ],
 )
-def test_recorded_pages(name: str, route: str, rows: int, total: int) -> None:
+def test_recorded_pages_are_parsed(name: str, route: str, rows: int, total: int) -> None:
     content = json.loads((RECORDED / f"{name}.json").read_text())
     plain = json.dumps(content.get("api_response", content)).encode()
     whole = job(route, "2023-01-01T00", "2024-12-31T23")
-    stored, page = Eia().receive(whole, answer(plain), "no-such-key")
+    stored, page = Eia().receive(whole, response(plain), "no-such-key")
     assert (page.rows, page.total, page.api_version) == (rows, total, "2.1.8")
     assert Eia().parse(whole, stored).columns.keys().tolist() == page.columns.keys().tolist()
-    # A page is whole only when it has every row up to the limit or the end: the truncated ones lack their tail.
+    # A page is complete when it has every row up to the limit or the end; truncated ones lack their tail.
     assert Eia().expected_rows(0, total) == rows
     assert (len(Eia().offsets(whole, total)) > 1) == (total > rows)
     want = {
@@ -74,17 +74,17 @@ def test_recorded_pages(name: str, route: str, rows: int, total: int) -> None:
 
 
 @recorded
-def test_recorded_errors() -> None:
+def test_recorded_errors_are_recognised() -> None:
     invalid = (RECORDED / "eia_collector_demand_0_403.json").read_bytes()
     with pytest.raises(AuthenticationError, match="API_KEY_INVALID"):
-        Eia().receive(job("region-data", "2023-01-01T00", "2023-01-01T01"), answer(invalid, 403), None)
+        Eia().receive(job("region-data", "2023-01-01T00", "2023-01-01T01"), response(invalid, 403), None)
     missing = (RECORDED / "eia_oregon_comprehensive_2_500.json").read_bytes()
     with pytest.raises(SourceError) as raised:
-        Eia().receive(job("region-data", "2023-01-01T00", "2023-01-01T01"), answer(missing, 500), None)
+        Eia().receive(job("region-data", "2023-01-01T00", "2023-01-01T01"), response(missing, 500), None)
     assert raised.value.kind == "5xx"
 
 
-def test_the_request_asks_for_a_total_order_and_carries_no_key() -> None:
+def test_request_sorts_in_total_order_and_has_no_key() -> None:
     query = parse_qs(urlsplit(Eia().request(job("fuel-type-data", "2019-01-01T00", "2019-12-31T23"), 5000)).query)
     assert [query[f"sort[{i}][column]"] for i in range(3)] == [["period"], ["respondent"], ["fueltype"]]
     assert {query[f"sort[{i}][direction]"][0] for i in range(3)} == {"asc"}
@@ -93,10 +93,10 @@ def test_the_request_asks_for_a_total_order_and_carries_no_key() -> None:
     assert not [name for name in query if "key" in name]
 
 
-def test_a_403_is_a_throttle_unless_it_names_the_key() -> None:
+def test_403_is_a_throttle_unless_it_names_the_key() -> None:
     for plain in (b'{"error":{"code":"OVER_RATE_LIMIT"}}', b"<html>suspended</html>", b""):
         with pytest.raises(ThrottledError):
-            Eia().receive(job("region-data", "2023-01-01T00", "2023-01-01T01"), answer(plain, 403), "k")
+            Eia().receive(job("region-data", "2023-01-01T00", "2023-01-01T01"), response(plain, 403), "k")
 
 
 number = st.one_of(st.integers(-(10**7), 10**7), st.floats(-1e7, 1e7, allow_nan=False))
@@ -109,7 +109,7 @@ spelling = st.one_of(st.none(), number, number.map(str))
         st.tuples(st.integers(0, 743), st.sampled_from(["D", "DF", "NG", "TI"])), st.tuples(spelling, st.booleans())
     )
 )
-def test_any_spelling_of_a_row_parses_to_the_same_value(cells: dict[tuple[int, str], tuple[Any, bool]]) -> None:
+def test_every_spelling_of_a_row_parses_to_the_same_value(cells: dict[tuple[int, str], tuple[Any, bool]]) -> None:
     first = hour_number("2023-01-01T00")
     rows = [
         row(hour_text(first + hour), code.lower() if lower else code, value, "pacw" if lower else "PACW")
@@ -140,7 +140,7 @@ def test_any_spelling_of_a_row_parses_to_the_same_value(cells: dict[tuple[int, s
         (body([row("2023-01-01T00", value="nan")]), "json"),
         (body([row("2023-01-01T00", value="inf"), row("2023-01-01T01", value=None)]), "json"),
         (body([row("2023-01-01T00", value=True)]), "json"),
-        (body([{"period": "2023-01-01T00", "respondent": "PACW", "type": "D"}]), "json"),  # asked without data[0]
+        (body([{"period": "2023-01-01T00", "respondent": "PACW", "type": "D"}]), "json"),  # requested without data[0]
         (body([row("2023-01-01T00")], total=-1), "json"),
         (body([row("2023-01-01T00")], total="many"), "json"),
         (body([row("2023-01-01T00")])[:-2], "json"),
@@ -149,13 +149,13 @@ def test_any_spelling_of_a_row_parses_to_the_same_value(cells: dict[tuple[int, s
         (b"", "json"),
     ],
 )
-def test_what_is_not_a_page_is_told_apart(plain: bytes, kind: str) -> None:
+def test_invalid_page_raises_its_fault_kind(plain: bytes, kind: str) -> None:
     with pytest.raises(SourceError) as raised:
         parse(plain)
     assert raised.value.kind == kind
 
 
-def test_a_stored_page_cut_anywhere_is_not_a_page() -> None:
+def test_truncated_stored_page_is_refused() -> None:
     stored = gzip.compress(body([row(f"2023-01-01T{hour:02d}", value=str(hour * 999)) for hour in range(24)]))
     for length in range(len(stored)):
         with pytest.raises(SourceError):
@@ -164,7 +164,7 @@ def test_a_stored_page_cut_anywhere_is_not_a_page() -> None:
 
 @settings(deadline=None, max_examples=200)
 @given(st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=4))
-def test_any_damage_is_a_source_error_or_another_page(damage: list[tuple[int, int]]) -> None:
+def test_damaged_page_is_a_source_error_or_a_valid_page(damage: list[tuple[int, int]]) -> None:
     plain = bytearray(body([row(f"2023-01-01T{hour:02d}") for hour in range(24)]))
     for at, byte in damage:
         plain[at % len(plain)] = byte
@@ -181,7 +181,7 @@ def test_any_damage_is_a_source_error_or_another_page(damage: list[tuple[int, in
     around=st.binary(max_size=20),
     times=st.integers(0, 3),
 )
-def test_no_spelling_of_the_key_survives_scrubbing(key: str, around: bytes, times: int) -> None:
+def test_scrub_removes_every_spelling_of_the_key(key: str, around: bytes, times: int) -> None:
     quoted = json.dumps(key)[1:-1]
     plain = around.join([key.encode(), quoted.encode(), quoted.replace("/", r"\/").encode()] * times)
     clean = scrub(plain, key)

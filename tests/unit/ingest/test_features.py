@@ -1,4 +1,4 @@
-"""Tokens: leak-free by construction, bounded, and what they say they are."""
+"""Tokens: no leak of later values, bounds, and values that match their names."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def series(seed: int = 0, hours: int = HOURS, holes: float = 0.02) -> SeriesArra
 
 
 def poisoned(clean: SeriesArrays, known: np.ndarray, published: np.ndarray) -> SeriesArrays:
-    """Garbage in actuals (D, fuels) that are not `known` and in DF that is not `published`."""
+    """Return `clean` with wrong actual values (D, fuels) outside `known` and wrong DF outside `published`."""
     values, mask = clean.values.copy(), clean.mask.copy()
     values[~known, 0], values[~known, 2], values[~published, 1] = 9e5, -7e5, 5e5
     mask[~known, 0], mask[~published, 1] = True, True
@@ -55,8 +55,8 @@ def poisoned(clean: SeriesArrays, known: np.ndarray, published: np.ndarray) -> S
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 1000), st.integers(60, 199), st.sampled_from(["DF", "week"]))
-def test_nothing_after_the_issue_time_reaches_a_token(seed: int, day: int, reference: Reference) -> None:
-    """Every actual after the issue time of a day, and every DF after that day, is poisoned: all tokens up to the day's end stay."""
+def test_no_value_after_issue_time_reaches_a_token(seed: int, day: int, reference: Reference) -> None:
+    """With every actual value after a day's issue time and every DF after that day changed, all tokens up to its end are equal."""
     clean = series(seed)
     tokens = make_tokens("PACW", clean, reference=reference)
     calendar = tokens.calendar
@@ -66,14 +66,14 @@ def test_nothing_after_the_issue_time_reaches_a_token(seed: int, day: int, refer
     spoilt = make_tokens("PACW", poisoned(clean, tokens.hours <= issue, calendar.day <= target), reference=reference)
     for name in ("features", "condition", "reference", "scale"):
         np.testing.assert_array_equal(getattr(tokens, name)[upto], getattr(spoilt, name)[upto], err_msg=name)
-    # and the outcome that a model remembers at an hour is MEMORY_LAG hours old, which is never after the issue time
+    # A model's memory at an hour is MEMORY_LAG hours old, which is never after the issue time.
     assert (tokens.hours - MEMORY_LAG <= calendar.issue).all()
     remembered = tokens.hours[upto] - MEMORY_LAG <= issue
     assert remembered.all()
 
 
-def test_the_poison_is_seen_where_it_may_be() -> None:
-    """The test above can fail: the next day's tokens do see it."""
+def test_changed_values_reach_later_tokens() -> None:
+    """The test above can fail: the tokens of the next day do change."""
     clean = series()
     tokens = make_tokens("PACW", clean)
     calendar = tokens.calendar
@@ -84,7 +84,7 @@ def test_the_poison_is_seen_where_it_may_be() -> None:
     assert (tokens.features[later] != spoilt.features[later]).any()
 
 
-def test_target_and_reference_give_back_demand() -> None:
+def test_target_and_reference_reconstruct_demand() -> None:
     tokens = make_tokens("PACW", series())
     there = np.isfinite(tokens.target)
     assert there.mean() > 0.9
@@ -93,7 +93,7 @@ def test_target_and_reference_give_back_demand() -> None:
     )
 
 
-def test_a_model_without_df_reads_none() -> None:
+def test_week_reference_does_not_read_df() -> None:
     clean = series()
     values, mask = clean.values.copy(), clean.mask.copy()
     values[:, 1], mask[:, 1] = np.nan, False
@@ -103,7 +103,7 @@ def test_a_model_without_df_reads_none() -> None:
     np.testing.assert_array_equal(one.reference[168:], clean.values[:-168, 0])
 
 
-def test_lags_are_those_that_their_names_say() -> None:
+def test_lagged_features_match_their_names() -> None:
     clean = series(holes=0.0)
     tokens = make_tokens("PACW", clean)
     t = 24 * 150 + 3  # 3:00 UTC = 18:00 or 19:00 local: 24 h before is after the issue time, 48 h is not
@@ -118,7 +118,7 @@ def test_lags_are_those_that_their_names_say() -> None:
     assert tokens.scale[t] == pytest.approx(scale, rel=1e-5) and scale > MIN_SCALE * 1000
 
 
-def test_a_part_is_the_part_of_the_whole(tmp_path: Path) -> None:
+def test_tokens_of_a_part_equal_the_cut_of_the_whole(tmp_path: Path) -> None:
     draw = np.random.default_rng(1)
     for year in (2022, 2023):
         one = shard(start=f"{year}-01-01T00", end=f"{year}-12-31T23")

@@ -1,4 +1,4 @@
-"""Loading series as arrays: shapes, masks, imputation, and errors that help."""
+"""Loading series as arrays: shapes, masks, imputation, and errors."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_shapes_names_and_hours(folder: Path) -> None:
     assert_array_equal(got.values[:, 1], daily(720, 40_000, 9_000).astype(np.float32))
 
 
-def test_masked_cells_are_nan_and_say_why(folder: Path) -> None:
+def test_masked_cells_are_nan_with_a_reason(folder: Path) -> None:
     got = load_series(folder, ["PACW"], ["D"], "2024-01-01T00", "2024-01-30T23")
     why = {hour: REASONS[got.reason[hour, 0]] for hour in (10, 20, 310, 311)}
     assert why == {10: "null", 20: "missing", 310: "outlier", 311: "ok"}
@@ -50,14 +50,14 @@ def test_masked_cells_are_nan_and_say_why(folder: Path) -> None:
     assert not got.imputed.any()
 
 
-def test_a_period_over_the_turn_of_the_year(folder: Path) -> None:
+def test_period_across_the_turn_of_the_year(folder: Path) -> None:
     got = load_series(folder, ["PACW"], ["TI", "NG.BAT"], "2023-12-31T22", "2024-01-01T01")
     assert_array_equal(got.values[:, 0], np.array([718, 719, -300, -299], np.float32))
     assert_array_equal(got.mask[:, 1], [False, False, True, True])
     assert REASONS[got.reason[0, 1]] == "missing"
 
 
-def test_linear_bridges_short_holes_alone_and_marks_them(folder: Path) -> None:
+def test_linear_imputation_fills_and_marks_short_gaps_only(folder: Path) -> None:
     got = load_series(folder, ["PACW"], ["D"], "2024-01-01T00", "2024-01-30T23", impute="linear")
     assert np.flatnonzero(got.imputed[:, 0]).tolist() == [10, 20, 21, 22, 310]
     left, right = got.values[19, 0], got.values[23, 0]
@@ -66,7 +66,7 @@ def test_linear_bridges_short_holes_alone_and_marks_them(folder: Path) -> None:
     assert not got.mask[10, 0]
 
 
-def test_week_takes_the_same_hour_a_week_away(folder: Path) -> None:
+def test_week_imputation_takes_the_same_hour_a_week_away(folder: Path) -> None:
     got = load_series(folder, ["PACW"], ["D"], "2024-01-01T00", "2024-01-30T23", impute="week")
     plain = daily(720)
     assert_array_equal(got.values[:, 0], plain.astype(np.float32))
@@ -86,12 +86,12 @@ def test_week_takes_the_same_hour_a_week_away(folder: Path) -> None:
         ((["PACW"], ["D"], "2024-01-02", "2024-01-03"), "YYYY-MM-DDTHH"),
     ],
 )
-def test_what_is_not_there_is_named_with_what_is(folder: Path, arguments: tuple, words: str) -> None:
+def test_absent_data_is_named_with_the_available(folder: Path, arguments: tuple, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         load_series(folder, *arguments)
 
 
-def test_an_empty_folder_and_a_damaged_file(tmp_path: Path, folder: Path) -> None:
+def test_empty_folder_and_damaged_file_are_refused(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(UsageError, match="there is none"):
         load_series(tmp_path, ["PACW"], ["D"], "2024-01-01T00", "2024-01-02T00")
     wide = tmp_path / "series" / "PACW" / "2024" / "wide.parquet"
@@ -101,7 +101,7 @@ def test_an_empty_folder_and_a_damaged_file(tmp_path: Path, folder: Path) -> Non
         load_series(tmp_path, ["PACW"], ["D"], "2024-01-01T00", "2024-01-02T00")
 
 
-def test_the_documented_lines_work(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_documented_loader_example_runs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     document = (Path(__file__).resolve().parents[3] / "docs" / "reference" / "data.md").read_text()
     (lines,) = re.findall(r"```python\n(.*?)```", document, flags=re.DOTALL)
     data = Path(shutil.copytree(folder, tmp_path / "data"))

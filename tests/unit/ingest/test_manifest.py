@@ -1,4 +1,4 @@
-"""Manifests: written once, read back the same, summed up."""
+"""Manifests: round trip, damage, and the summary."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from tests.support.data_folder import ABSENT, COMMITTED, build_all, commit, dail
 WEEK = {"start": "2024-01-01T00", "end": "2024-01-07T23"}
 
 
-def test_what_is_written_is_read_back(tmp_path: Path) -> None:
-    proof = commit(tmp_path, shard(**WEEK), {"D": daily(168)})
+def test_manifest_round_trip(tmp_path: Path) -> None:
+    result = commit(tmp_path, shard(**WEEK), {"D": daily(168)})
     (written,) = manifest.shard_manifests(tmp_path)
-    assert written == manifest.ShardManifest(proof, 1, "test", COMMITTED)
-    path = manifest.manifest_path(tmp_path, proof.shard.key)
+    assert written == manifest.ShardManifest(result, 1, "test", COMMITTED)
+    path = manifest.manifest_path(tmp_path, result.shard.key)
     before = path.read_bytes()
     assert manifest.write_shard(tmp_path, written) == path
     assert path.read_bytes() == before
     (built,) = build_all(tmp_path)
     assert list(manifest.build_results(tmp_path)) == [built]
-    assert list(manifest.shard_results(tmp_path)) == [proof]
+    assert list(manifest.shard_results(tmp_path)) == [result]
 
 
-def test_the_summary_adds_up(tmp_path: Path) -> None:
+def test_summary_sums_all_manifests(tmp_path: Path) -> None:
     load = daily(168)
     load[3], load[50:53] = np.nan, ABSENT
     first = commit(tmp_path, shard(**WEEK), {"D": load, "TI": np.zeros(168)})
@@ -46,7 +46,7 @@ def test_the_summary_adds_up(tmp_path: Path) -> None:
     assert (summary.raw.files, summary.raw.bytes) == (len(files), sum(path.stat().st_size for path in files))
 
 
-def test_a_gap_that_a_later_generation_filled_is_none(tmp_path: Path) -> None:
+def test_gap_filled_by_a_later_generation_is_closed(tmp_path: Path) -> None:
     load = daily(168)
     load[50:53] = ABSENT
     commit(tmp_path, shard(**WEEK), {"D": load})
@@ -56,17 +56,17 @@ def test_a_gap_that_a_later_generation_filled_is_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"proof": 3}', b"\xff\xfe"])
-def test_a_damaged_manifest_is_named(tmp_path: Path, content: bytes) -> None:
-    proof = commit(tmp_path, shard(**WEEK), {"D": daily(168)})
-    path = manifest.manifest_path(tmp_path, proof.shard.key)
+def test_damaged_manifest_is_named(tmp_path: Path, content: bytes) -> None:
+    result = commit(tmp_path, shard(**WEEK), {"D": daily(168)})
+    path = manifest.manifest_path(tmp_path, result.shard.key)
     path.write_bytes(content)
     with pytest.raises(VerificationError, match="is not a readable manifest"):
         list(manifest.shard_results(tmp_path))
 
 
-def test_a_manifest_under_another_name_is_refused(tmp_path: Path) -> None:
-    proof = commit(tmp_path, shard(**WEEK), {"D": daily(168)})
-    path = manifest.manifest_path(tmp_path, proof.shard.key)
+def test_manifest_under_another_name_is_refused(tmp_path: Path) -> None:
+    result = commit(tmp_path, shard(**WEEK), {"D": daily(168)})
+    path = manifest.manifest_path(tmp_path, result.shard.key)
     path.rename(path.with_name("g001.json"))
     with pytest.raises(VerificationError, match="is the manifest of"):
         list(manifest.shard_results(tmp_path))

@@ -1,4 +1,4 @@
-"""The plan: shards, builds, expected requests, and what an update asks for again."""
+"""The plan: shards, builds, expected requests, and updates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ingest.plan import build_job, expected_requests, open_gaps, plan_builds, pl
 FILE = FileEntry("pieces/x.parquet", 1, "0" * 64)
 
 
-def proof_of(shard: Shard, *gaps: tuple[str, str]) -> ShardResult:
+def result_of(shard: Shard, *gaps: tuple[str, str]) -> ShardResult:
     named = tuple(
         Gap(shard.respondent, "D", start, end, hour_number(end) - hour_number(start) + 1) for start, end in gaps
     )
@@ -25,7 +25,7 @@ def proof_of(shard: Shard, *gaps: tuple[str, str]) -> ShardResult:
     return ShardResult(shard, "synthetic", 1, 1, 0, named, (page,), FILE, "", 1, 0)
 
 
-def test_the_default_plan_is_70_shards_735_requests_and_35_builds() -> None:
+def test_default_plan_is_70_shards_735_requests_and_35_builds() -> None:
     shards = plan_shards()
     assert len(shards) == len({shard.key for shard in shards}) == 70
     assert expected_requests(shards) == 735
@@ -35,12 +35,12 @@ def test_the_default_plan_is_70_shards_735_requests_and_35_builds() -> None:
     assert all(len(build.shards) == 2 for build in builds)
 
 
-def test_a_leap_year_has_its_day() -> None:
+def test_leap_year_has_8784_hours() -> None:
     (shard,) = plan_shards("eia", ("PACW",), (2024,), ("region-data",))
     assert (shard.hours, shard.label) == (8784, "2024")
 
 
-def test_a_period_is_cut_at_the_turn_of_the_year() -> None:
+def test_period_is_cut_at_the_turn_of_the_year() -> None:
     shards = plan_shards("eia", ("PACW",), ("2023-12-30T05", "2024-01-31T23"), ("region-data",))
     assert [(shard.start, shard.end) for shard in shards] == [
         ("2023-12-30T05", "2023-12-31T23"),
@@ -48,7 +48,7 @@ def test_a_period_is_cut_at_the_turn_of_the_year() -> None:
     ]
 
 
-def test_oasis_is_planned_by_query_and_year() -> None:
+def test_oasis_plan_is_by_query_and_year() -> None:
     shards = plan_shards("oasis", ("CISO",), (2023, 2024))
     assert len(shards) == 6
     assert expected_requests(shards) == 6 * 12
@@ -56,7 +56,7 @@ def test_oasis_is_planned_by_query_and_year() -> None:
         plan_shards("oasis", ("PACW",), (2024,))
 
 
-def test_bulk_is_planned_by_file_and_a_build_waits_for_the_file_before() -> None:
+def test_bulk_plan_is_by_file_and_builds_need_the_previous_file() -> None:
     shards = plan_shards("bulk", ("PACW", "CISO"), (2020, 2021))
     assert [shard.respondent for shard in shards] == ["ALL"] * 4
     assert expected_requests(shards) == 4
@@ -66,7 +66,7 @@ def test_bulk_is_planned_by_file_and_a_build_waits_for_the_file_before() -> None
     assert builds["build/CISO/2020"] == (shards[0].key, shards[1].key)
 
 
-def test_bulk_refuses_regions_and_names_what_to_ask_for() -> None:
+def test_bulk_refuses_regions_and_names_alternatives() -> None:
     with pytest.raises(UsageError, match=r"balancing authorities only, not the regions CAL, TEX.*CISO.*ERCO"):
         plan_shards("bulk")
 
@@ -83,43 +83,43 @@ def test_bulk_refuses_regions_and_names_what_to_ask_for() -> None:
         (("eia", ("PACW",), ("2024-02-01", "2024-03-01")), "YYYY-MM-DDTHH"),
     ],
 )
-def test_what_cannot_be_planned_is_refused(arguments: tuple, words: str) -> None:
+def test_invalid_plan_is_refused(arguments: tuple, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         plan_shards(*arguments)
 
 
-def test_build_job_lays_generations_over_one_another_in_order() -> None:
+def test_build_job_orders_pieces_by_generation() -> None:
     year = plan_shards("eia", ("PACW",), (2024,), ("region-data",))[0]
     later = Shard("eia", "region-data", "PACW", "2024-12-01T00", "2024-12-31T23", 1)
     other = Shard("eia", "region-data", "ERCO", "2024-01-01T00", "2024-12-31T23")
-    job = build_job("PACW", 2024, "synthetic", [proof_of(later), proof_of(other), proof_of(year)])
+    job = build_job("PACW", 2024, "synthetic", [result_of(later), result_of(other), result_of(year)])
     assert [piece.shard for piece in job.pieces] == [year, later]
 
 
-def test_update_fetches_what_is_new_revisable_and_missing() -> None:
+def test_update_plans_new_revisable_and_missing_hours() -> None:
     shards = plan_shards("eia", ("PACW",), ("2023-01-01T00", "2024-05-31T23"), ("region-data",))
-    proofs = [proof_of(shards[0], ("2023-03-01T00", "2023-03-01T04")), proof_of(shards[1])]
+    results = [result_of(shards[0], ("2023-03-01T00", "2023-03-01T04")), result_of(shards[1])]
     now = datetime(2024, 6, 10, 12, 30, tzinfo=UTC)
-    fresh = plan_update(proofs, now)
+    fresh = plan_update(results, now)
     assert [(shard.start, shard.end, shard.generation) for shard in fresh] == [
         ("2023-03-01T00", "2023-03-01T04", 1),  # a named gap
         ("2024-05-27T13", "2024-06-10T12", 1),  # 14 days to the last whole hour; June was never fetched
     ]
-    # Asked for twice, the gap is the source's own: it isn't asked for again.
-    settled = [*proofs, *(proof_of(shard, ("2023-03-01T00", "2023-03-01T04")) for shard in fresh[:1])]
-    again = plan_update([*settled, proof_of(fresh[1])], now)
+    # After two fetches the gap is the source's own: it is not requested again.
+    settled = [*results, *(result_of(shard, ("2023-03-01T00", "2023-03-01T04")) for shard in fresh[:1])]
+    again = plan_update([*settled, result_of(fresh[1])], now)
     assert [(shard.start, shard.end, shard.generation) for shard in again] == [("2024-05-27T13", "2024-06-10T12", 2)]
 
 
-def test_update_of_a_wanted_plan_returns_a_missing_year_as_planned() -> None:
+def test_update_returns_a_missing_year_as_planned() -> None:
     wanted = plan_shards("eia", ("PACW",), (2022, 2023), ("region-data",))
-    fresh = plan_update([proof_of(wanted[0])], datetime(2026, 1, 1, tzinfo=UTC), 14, wanted)
+    fresh = plan_update([result_of(wanted[0])], datetime(2026, 1, 1, tzinfo=UTC), 14, wanted)
     assert fresh == (wanted[1],)
 
 
-def test_update_asks_for_whole_bulk_files() -> None:
+def test_update_plans_whole_bulk_files() -> None:
     wanted = plan_shards("bulk", ("PACW",), (2024,))
-    fresh = plan_update([proof_of(one) for one in wanted], datetime(2024, 12, 30, tzinfo=UTC), 14, wanted)
+    fresh = plan_update([result_of(one) for one in wanted], datetime(2024, 12, 30, tzinfo=UTC), 14, wanted)
     assert [(shard.start, shard.end, shard.generation) for shard in fresh] == [("2024-07-01T00", "2024-12-31T23", 1)]
 
 
@@ -133,25 +133,23 @@ spans = st.tuples(st.integers(0, 17_000), st.integers(1, 4000)).map(lambda s: (F
     st.integers(0, 20_000),
     spans,
 )
-def test_update_covers_what_is_needed_and_nothing_of_the_future(
-    drawn: list, elapsed: int, wish: tuple[int, int]
-) -> None:
+def test_update_covers_needed_hours_and_none_in_the_future(drawn: list, elapsed: int, wish: tuple[int, int]) -> None:
     def shard_of(span: tuple[int, int], generation: int = 0) -> Shard:
         return Shard("eia", "region-data", "PACW", hour_text(span[0]), hour_text(span[1] - 1), generation)
 
-    proofs = []
+    results = []
     for span, generation, holes in drawn:
         inside = [(max(a, span[0]), min(b, span[1])) for a, b in holes if max(a, span[0]) < min(b, span[1])]
         texts = [(hour_text(a), hour_text(b - 1)) for a, b in inside]
-        proofs.append(proof_of(shard_of(span, generation), *texts))
+        results.append(result_of(shard_of(span, generation), *texts))
     horizon = FIRST + elapsed
     now = datetime.fromtimestamp(horizon * 3600 + 1, UTC)
     wanted = range(wish[0], min(wish[1], horizon + 1))
     asked = Counter(hour for span, *_ in drawn for hour in range(*span))
-    absent = {hour for gap in open_gaps(proofs) for hour in range(hour_number(gap.start), hour_number(gap.end) + 1)}
+    absent = {hour for gap in open_gaps(results) for hour in range(hour_number(gap.start), hour_number(gap.end) + 1)}
     once = {hour for hour in absent if asked[hour] == 1}
     need = {hour for hour in wanted if not asked[hour] or hour in once or hour > horizon - 14 * 24}
-    fresh = plan_update(proofs, now, 14, [shard_of(wish)])
+    fresh = plan_update(results, now, 14, [shard_of(wish)])
     got = [hour for one in fresh for hour in range(hour_number(one.start), hour_number(one.end) + 1)]
     assert need <= set(got)
     assert len(got) == len(set(got))
@@ -162,4 +160,4 @@ def test_update_covers_what_is_needed_and_nothing_of_the_future(
         for span, generation, _ in drawn:
             if span[0] <= hour_number(one.end) and hour_number(one.start) < span[1]:
                 assert one.generation > generation
-    assert plan_update([*proofs, *map(proof_of, fresh)], now, 0, [shard_of(wish)]) == ()
+    assert plan_update([*results, *map(result_of, fresh)], now, 0, [shard_of(wish)]) == ()

@@ -1,4 +1,4 @@
-"""The outlier rule: what it catches, what it leaves alone, and that nothing but the values decides."""
+"""The outlier rule: what it masks, what passes, and independence of the order of variables."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def masked(variable: str, values: np.ndarray, **others: np.ndarray) -> list[int]
     return np.flatnonzero(outliers({variable: values, **others})[variable]).tolist()
 
 
-def test_a_plain_load_has_none() -> None:
+def test_plain_load_has_no_outliers() -> None:
     assert masked("D", daily(24 * DAYS)) == []
 
 
@@ -32,28 +32,28 @@ def test_a_plain_load_has_none() -> None:
     st.sampled_from([100.0, 10.0, 4.0, 0.0, 0.1, -1.0]),
     st.sets(st.integers(0, 24 * DAYS - 1), max_size=200),
 )
-def test_one_wrong_hour_is_caught_and_alone(hour: int, factor: float, holes: set[int]) -> None:
+def test_single_wrong_hour_is_masked_alone(hour: int, factor: float, holes: set[int]) -> None:
     values = daily(24 * DAYS)
     values[sorted(holes - {hour})] = np.nan
     values[hour] *= factor
     assert masked("D", values) == [hour]
 
 
-def test_a_run_of_wrong_hours_is_caught_whole() -> None:
+def test_run_of_wrong_hours_is_masked_completely() -> None:
     values = daily(24 * DAYS)
     values[700:730] *= 0.2
     values[900:904] *= 20
     assert masked("D", values) == [*range(700, 730), *range(900, 904)]
 
 
-def test_a_cold_snap_and_a_rolling_blackout_are_real() -> None:
+def test_cold_snap_and_rolling_blackout_pass() -> None:
     values = daily(24 * DAYS)
     values[700:760] = np.round(values[700:760] * 1.7)
     values[730:745] = np.round(values[730:745] * 0.6)
     assert masked("D", values) == []
 
 
-def test_signs_that_physics_allows_stay() -> None:
+def test_legal_negative_values_pass() -> None:
     load = daily(24 * DAYS)
     pumping = np.where(np.arange(load.size) % 24 < 6, -800.0, 500.0)
     sun = np.where(np.arange(load.size) % 24 < 12, 900.0, -3.0)
@@ -62,7 +62,7 @@ def test_signs_that_physics_allows_stay() -> None:
     assert not any(mask.any() for mask in judged.values())
 
 
-def test_generation_lone_spikes_and_impossible_runs() -> None:
+def test_generation_spikes_and_impossible_runs_are_masked() -> None:
     load = daily(24 * DAYS)
     sun = np.where(np.arange(load.size) % 24 < 12, 200.0, 0.0)
     sun[103] = 1338.0
@@ -73,7 +73,7 @@ def test_generation_lone_spikes_and_impossible_runs() -> None:
     assert np.flatnonzero(judged["NG.OTH"]).tolist() == list(range(600, 610))
 
 
-def test_no_value_is_no_outlier_and_a_short_series_is_not_judged_by_its_neighbours() -> None:
+def test_absent_values_and_short_series_have_no_outliers() -> None:
     assert masked("D", np.full(48, np.nan)) == []
     assert masked("NG.SUN", np.array([0.0, 0.0, 5.0])) == []
     assert outliers({}) == {}
@@ -81,7 +81,7 @@ def test_no_value_is_no_outlier_and_a_short_series_is_not_judged_by_its_neighbou
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**32 - 1))
-def test_the_order_of_the_variables_does_not_matter(seed: int) -> None:
+def test_variable_order_does_not_change_the_mask(seed: int) -> None:
     random = np.random.default_rng(seed)
     columns = {
         name: np.round(daily(24 * 30) * random.lognormal(0, 0.3, 24 * 30)) for name in ("D", "NG", "TI", "NG.WND")
@@ -111,7 +111,7 @@ def test_real_storms_and_heat_waves_pass(respondent: str) -> None:
         ("CISO", "2019-02-13T18", 14012),  # a digit lost: its neighbours are 24,590 and 23,928
     ],
 )
-def test_real_outliers_are_caught(respondent: str, hour: str, value: float) -> None:
+def test_real_outliers_are_masked(respondent: str, hour: str, value: float) -> None:
     first, _, columns = year_of(respondent, int(hour[:4]))
     at = int((np.datetime64(hour) - np.datetime64(first)).astype(int))
     assert columns["D"][at] == value
@@ -123,6 +123,6 @@ def finite(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 @needs_recordings
-def test_the_documented_table_is_what_the_rule_does() -> None:
+def test_documented_outlier_table_is_current() -> None:
     script = runpy.run_path(str(ROOT / "scripts" / "evaluate" / "outlier_table.py"))
     assert script["text"]() in (ROOT / "docs" / "reference" / "data.md").read_text()

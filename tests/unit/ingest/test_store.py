@@ -1,4 +1,4 @@
-"""The raw store and the pieces: all or nothing, deterministic, and honest about damage."""
+"""The raw store and the pieces: atomic writes, deterministic bytes, detection of damage."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ def columns_of(rows: dict[tuple[int, tuple[str, str]], float], series: list[tupl
 
 @settings(deadline=None, max_examples=60)
 @given(cells, st.randoms(use_true_random=False))
-def test_order_and_parts_do_not_change_the_data(rows: dict[tuple[int, tuple[str, str]], float], random: object) -> None:
+def test_merge_is_independent_of_order_and_parts(
+    rows: dict[tuple[int, tuple[str, str]], float], random: object
+) -> None:
     whole = merge([columns_of(rows, SERIES)])[0]
     items = list(rows.items())
     random.shuffle(items)  # type: ignore[attr-defined]
@@ -63,9 +65,7 @@ def test_order_and_parts_do_not_change_the_data(rows: dict[tuple[int, tuple[str,
 
 @settings(deadline=None, max_examples=60)
 @given(cells, st.data())
-def test_a_change_of_one_value_changes_the_digest(
-    rows: dict[tuple[int, tuple[str, str]], float], data: st.DataObject
-) -> None:
+def test_changed_value_changes_the_digest(rows: dict[tuple[int, tuple[str, str]], float], data: st.DataObject) -> None:
     if not rows:
         return
     cell = data.draw(st.sampled_from(sorted(rows)))
@@ -97,7 +97,7 @@ def test_gaps_are_exactly_the_missing_cells(rows: dict[tuple[int, tuple[str, str
 
 @settings(deadline=None, max_examples=60)
 @given(cells, cells)
-def test_duplicates_name_the_parts_that_share_a_cell(
+def test_duplicate_owners_are_the_parts_that_share_a_cell(
     one: dict[tuple[int, tuple[str, str]], float], two: dict[tuple[int, tuple[str, str]], float]
 ) -> None:
     merged, owner = merge([columns_of(one, SERIES), columns_of(two, SERIES)])
@@ -106,23 +106,23 @@ def test_duplicates_name_the_parts_that_share_a_cell(
     assert has_duplicates(merged) == bool(shared)
 
 
-def test_pieces_have_the_same_bytes_whoever_writes_them(tmp_path: Path) -> None:
+def test_piece_bytes_are_deterministic_and_verified_on_read(tmp_path: Path) -> None:
     rows = {(400_000 + i, SERIES[i % 4]): float(i) if i % 7 else float("nan") for i in range(500)}
-    proofs = []
+    results = []
     for name in ("a", "b"):
-        proof = store.write_piece(tmp_path / name, SHARD, merge([columns_of(rows, SERIES)])[0])
-        table = store.read_piece(tmp_path / name, proof)
+        result = store.write_piece(tmp_path / name, SHARD, merge([columns_of(rows, SERIES)])[0])
+        table = store.read_piece(tmp_path / name, result)
         assert table.schema.field("hour").type == pa.int32()
         assert pa.types.is_dictionary(table.schema.field("variable").type)
         assert table.column("value").null_count == sum(value != value for value in rows.values())
-        proofs.append(proof)
-    assert proofs[0] == proofs[1]
-    (tmp_path / "a" / proofs[0].path).write_bytes(b"PAR1")
+        results.append(result)
+    assert results[0] == results[1]
+    (tmp_path / "a" / results[0].path).write_bytes(b"PAR1")
     with pytest.raises(VerificationError):
-        store.read_piece(tmp_path / "a", proofs[0])
-    (tmp_path / "a" / proofs[0].path).unlink()
+        store.read_piece(tmp_path / "a", results[0])
+    (tmp_path / "a" / results[0].path).unlink()
     with pytest.raises(VerificationError):
-        store.read_piece(tmp_path / "a", proofs[0])
+        store.read_piece(tmp_path / "a", results[0])
 
 
 def test_writing_a_piece_does_not_load_pandas() -> None:
@@ -136,9 +136,9 @@ def test_writing_a_piece_does_not_load_pandas() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], timeout=120).returncode == 0
 
 
-def test_a_page_is_named_by_its_content_and_proved_by_it(tmp_path: Path) -> None:
-    proof = store.write_page(tmp_path, SHARD, 5000, b"content", ".json.gz")
-    assert proof.path.startswith("raw/eia/region-data/PACW/2023/g000/00005000-")
+def test_page_name_verifies_its_content(tmp_path: Path) -> None:
+    result = store.write_page(tmp_path, SHARD, 5000, b"content", ".json.gz")
+    assert result.path.startswith("raw/eia/region-data/PACW/2023/g000/00005000-")
     (stored,) = store.scan_pages(tmp_path, SHARD, ".json.gz")
     assert (stored.offset, store.read_page(stored.path)) == (5000, b"content")
     stored.path.write_bytes(b"Content")
@@ -149,7 +149,7 @@ def test_a_page_is_named_by_its_content_and_proved_by_it(tmp_path: Path) -> None
     assert stored.path.with_name(stored.path.name + ".stale").exists()
 
 
-def test_temporary_files_are_never_pages_and_old_ones_go(tmp_path: Path) -> None:
+def test_temporary_files_are_ignored_and_old_ones_removed(tmp_path: Path) -> None:
     folder = store.page_folder(tmp_path, SHARD)
     folder.mkdir(parents=True)
     fresh, old = folder / ".00000000-ab.json.gz.1-1.tmp", folder / ".00005000-ab.json.gz.1-1.tmp"
@@ -161,10 +161,8 @@ def test_temporary_files_are_never_pages_and_old_ones_go(tmp_path: Path) -> None
     assert (fresh.exists(), old.exists()) == (True, False)
 
 
-def test_a_temporary_file_that_is_taken_for_a_leftover_is_written_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By a process whose clock jumped ahead by hours."""
+def test_atomic_write_survives_removal_of_its_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process whose clock jumped ahead by hours takes the temporary file for a leftover."""
     sweeps = iter([True, False])
     rename = Path.replace
 
@@ -179,7 +177,7 @@ def test_a_temporary_file_that_is_taken_for_a_leftover_is_written_again(
 
 
 @pytest.mark.parametrize("number", [28, 30, 122, 13])
-def test_a_disk_that_refuses_is_a_storage_error_that_leaves_nothing(
+def test_disk_error_is_a_storage_error_and_leaves_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     def refuse(descriptor: int) -> None:

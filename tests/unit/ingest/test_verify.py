@@ -1,4 +1,4 @@
-"""Verification: a whole folder passes; every kind of damage is found and named."""
+"""Verification: an intact folder passes; every kind of damage is found and named."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], None], name: str = KEY
     path.write_text(json.dumps(content))
 
 
-def test_a_whole_folder(folder: Path) -> None:
+def test_intact_folder_is_whole(folder: Path) -> None:
     seen: list[tuple[int, int]] = []
     report = verify(folder, lambda done, of: seen.append((done, of)))
     assert report.whole, report.to_text()
@@ -74,7 +74,7 @@ def test_a_whole_folder(folder: Path) -> None:
 
 @pytest.mark.parametrize("where", ["raw", "pieces", "series"])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
-def test_damage_to_any_file_is_found_and_named(folder: Path, where: str, damage: str) -> None:
+def test_damage_to_any_file_is_named(folder: Path, where: str, damage: str) -> None:
     for path in sorted(path for path in (folder / where).rglob("*") if path.is_file()):
         content = path.read_bytes()
         if damage == "flip":
@@ -92,44 +92,44 @@ def test_damage_to_any_file_is_found_and_named(folder: Path, where: str, damage:
         path.write_bytes(content)
 
 
-def test_an_edited_row_count(folder: Path) -> None:
+def test_edited_row_count_is_found(folder: Path) -> None:
     edit(folder, lambda content: content["proof"].update(rows=content["proof"]["rows"] + 1))
     assert {"rows", "total", "summary"} <= kinds(verify(folder))
 
 
-def test_an_edited_page_count_and_total(folder: Path) -> None:
+def test_edited_page_count_and_total_are_found(folder: Path) -> None:
     edit(folder, lambda content: content["proof"]["pages"][1].update(rows=7, total=8))
     assert kinds(verify(folder)) == {"rows", "total"}
 
 
-def test_an_edited_digest_null_count_and_gap(folder: Path) -> None:
+def test_edited_digest_null_count_and_gap_are_found(folder: Path) -> None:
     edit(folder, lambda content: content["proof"].update(digest="0" * 64, nulls=0, gaps=content["proof"]["gaps"][1:]))
     assert kinds(verify(folder)) == {"digest", "nulls", "gaps", "summary"}
 
 
-def test_an_edited_build(folder: Path) -> None:
+def test_edited_build_is_found(folder: Path) -> None:
     edit(folder, lambda content: content["proof"].update(valid=1), "build/PACW/2024")
     assert kinds(verify(folder)) == {"cells", "summary"}
 
 
-def test_a_repeated_row_behind_a_consistent_manifest(folder: Path) -> None:
-    """Someone doubles a row of the second page and mends every hash and count: only the keys can tell."""
+def test_duplicate_row_behind_a_consistent_manifest_is_found(folder: Path) -> None:
+    """A row of the second page is duplicated, and every hash and count agrees: only the keys reveal it."""
     path = page(folder, 1)
     body = json.loads(gzip.decompress(path.read_bytes()))["response"]
     rows, total = body["data"], int(body["total"])
-    # The first row of the page comes again in place of the last: counts stay as they are.
+    # The first row of the data replaces the first of this page, so that counts stay equal.
     first = json.loads(gzip.decompress(page(folder).read_bytes()))["response"]["data"][0]
     content = page_body([first, *rows[1:]], total)
     path.write_bytes(content)
-    proof = file_entry(folder, path, content)
-    edit(folder, lambda one: one["proof"]["pages"][1]["file"].update(bytes=proof.bytes, sha256=proof.sha256))
+    result = file_entry(folder, path, content)
+    edit(folder, lambda one: one["proof"]["pages"][1]["file"].update(bytes=result.bytes, sha256=result.sha256))
     report = verify(folder)
     (duplicate,) = [finding for finding in report.mismatches if finding.kind == "duplicate"]
     assert duplicate.detail == "PACW D 2024-01-01T00"
     assert {"digest", "gaps"} <= kinds(report)
 
 
-def test_a_page_that_is_no_page(folder: Path) -> None:
+def test_undecodable_page_is_found(folder: Path) -> None:
     path = page(folder)
     content = gzip.compress(b"<html>please wait</html>")
     path.write_bytes(content)
@@ -138,7 +138,7 @@ def test_a_page_that_is_no_page(folder: Path) -> None:
     assert kinds(verify(folder)) == {"page", "summary"}
 
 
-def test_a_series_of_older_pieces_is_stale(folder: Path) -> None:
+def test_series_of_older_pieces_is_stale(folder: Path) -> None:
     week = shard(start="2024-03-25T00", end="2024-03-31T23", generation=1)
     commit(folder, week, {"D": daily(168) + 1})
     report = verify(folder)
@@ -149,12 +149,12 @@ def test_a_series_of_older_pieces_is_stale(folder: Path) -> None:
     assert verify(folder).whole
 
 
-def test_a_manifest_that_is_none(folder: Path) -> None:
+def test_unreadable_manifest_is_found(folder: Path) -> None:
     (folder / "manifests" / f"{KEY}.json").write_text("{")
     assert {"manifest", "stale", "summary"} <= kinds(verify(folder))
 
 
-def test_strays_are_named_and_harmless(folder: Path) -> None:
+def test_stray_files_are_notes(folder: Path) -> None:
     (folder / "raw" / KEY / "00000000-0123456789abcdef.json.gz").write_bytes(b"x")
     (folder / "raw" / KEY / ".page.tmp").write_bytes(b"x")
     (folder / "raw" / KEY / "00005000-0123456789abcdef.json.gz.stale").write_bytes(b"x")
@@ -172,7 +172,7 @@ def test_strays_are_named_and_harmless(folder: Path) -> None:
     ]
 
 
-def test_an_extraction_that_is_not_over_is_noted(folder: Path) -> None:
+def test_unfinished_extraction_is_a_note(folder: Path) -> None:
     (folder / "manifest.json").unlink()
     commit(folder, shard("ERCO", "2024-01-01T00", "2024-01-31T23"), {"D": daily(744)})
     report = verify(folder)
@@ -180,18 +180,18 @@ def test_an_extraction_that_is_not_over_is_noted(folder: Path) -> None:
     assert {finding.kind for finding in report.notes} == {"unfinished", "unbuilt"}
 
 
-def test_nothing_to_verify_is_no_success(tmp_path: Path) -> None:
+def test_empty_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no manifest"):
         verify(tmp_path)
 
 
-def test_verification_changes_nothing(folder: Path) -> None:
+def test_verification_writes_nothing(folder: Path) -> None:
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     verify(folder)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_a_replaced_proof_of_the_same_data_is_whole(folder: Path) -> None:
+def test_replaced_manifest_of_equal_data_is_whole(folder: Path) -> None:
     (one, *_) = [one for one in manifest.shard_manifests(folder) if one.result.shard.key == KEY]
     manifest.write_shard(folder, replace(one, attempt=2))
     assert verify(folder).whole
