@@ -10,9 +10,8 @@ import logging
 import queue
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -31,8 +30,6 @@ from coordinator.scheduling.events import (
     Revoked,
     Send,
     TaskDone,
-    TaskFailed,
-    TaskProgress,
     TaskQuarantined,
     Tick,
     Undelivered,
@@ -40,13 +37,13 @@ from coordinator.scheduling.events import (
 )
 from coordinator.scheduling.rate_limit import RequestBudget
 from coordinator.scheduling.scheduler import Scheduler, TaskSpec
+from coordinator.server.hooks import StageHooks
 from coordinator.server.journal import Journal
 from coordinator.server.key_store import CoordinatorKeys, check_bind
 from coordinator.server.transport import AuthenticatedRouter, PeerIdentity
-from coordinator.server.uploads import NO_ROOTS, RefusedPath, UploadReceiver, checked_path, missing_files
+from coordinator.server.uploads import RefusedPath, UploadReceiver, checked_path, missing_files
 from coordinator.wire import codec, messages
 from coordinator.wire.failures import FailureKind
-from coordinator.wire.lease_kinds import LeaseKind
 from coordinator.wire.messages import (
     Ack,
     BadMessage,
@@ -81,19 +78,10 @@ HIGH_WATER = 10_000  # messages queued for one worker, either way
 PART = 256 << 10  # bytes of a file at once: a lease must not wait long behind them
 SHUTDOWN_S = 2.0  # for the workers' goodbyes at the end
 LINGER_MS = 500
-PLAYS = LeaseKind.ROLLOUT  # the kind of task whose workers need weights
 
 
 class Server:
-    """Serves one scheduler until all tasks have ended, or it is drained or stopped.
-
-    `proofs`: the type of a kind's proof, which a worker's is held against before it counts.
-    `on_done(done)` commits a proof, idempotently, and may return tasks that it opens; StorageError from it ends the run,
-    resumable. `on_quarantined(what)`, `on_lease(what)` and `on_tick()`, five times a second, may look on and `post`.
-    `busy()` True: the stage has more to come, so no outcome yet. `look()`: what it adds to snapshots. `weights(sha256)`: for a
-    worker that asks. `places`: where files of workers may go beside the data folder's own; `lends`: whence they may be given more.
-    All run in the thread of `run`.
-    """
+    """Serves one scheduler until all tasks have ended, or it is drained or stopped."""
 
     def __init__(
         self,
@@ -104,24 +92,14 @@ class Server:
         data_dir: Path,
         bind: str = "tcp://127.0.0.1:0",
         keys: CoordinatorKeys | None = None,
-        proofs: Mapping[str, Any] = MappingProxyType({}),
-        on_done: Callable[[TaskDone], Iterable[TaskSpec] | None] = lambda done: None,
-        on_quarantined: Callable[[TaskQuarantined], None] = lambda what: None,
-        on_lease: Callable[[TaskProgress | TaskFailed], None] = lambda what: None,
-        on_tick: Callable[[], None] = lambda: None,
-        busy: Callable[[], bool] = lambda: False,
-        look: Callable[[], Mapping[str, Any]] = dict,
-        weights: Callable[[str], Weights | None] = lambda sha256: None,
-        places: Mapping[str, Path] = NO_ROOTS,
-        lends: Mapping[str, Path] = NO_ROOTS,
+        hooks: StageHooks | None = None,
     ) -> None:
         check_bind(bind, keys)
         self._scheduler, self._journal, self._budgets = scheduler, journal, dict(budgets or {})
         self._data_dir = data_dir
-        self._on_done, self._on_quarantined, self._on_lease = on_done, on_quarantined, on_lease
-        self._on_tick, self._busy, self._look, self._weights = on_tick, busy, look, weights
-        self._proofs = proofs
-        self._uploads, self._places, self._lends = UploadReceiver(data_dir, places), places, {**places, **lends}
+        self._hooks = hooks = hooks or StageHooks()
+        self._uploads = UploadReceiver(data_dir, hooks.upload_roots)
+        self._download_roots = {**hooks.upload_roots, **hooks.download_roots}
         self._inbox: queue.SimpleQueue[Event | Weights] = queue.SimpleQueue()
         self._frames: dict[
             tuple[str, str, int], tuple[bytes, ...]
@@ -189,7 +167,7 @@ class Server:
                     events += [Tick(), *self._revocations()]
                 events = self._step(events)
                 if ticked:
-                    self._on_tick()
+                    self._hooks.on_tick()
                 if not events and self._inbox.empty() and (outcome := self._finished()) is not None:
                     return outcome
                 if all(isinstance(event, Confirmed) for event in events):
@@ -204,7 +182,7 @@ class Server:
 
     def _finished(self) -> Outcome | None:
         outcome = self._scheduler.outcome()
-        return None if outcome is not None and outcome.status != "stopped" and self._busy() else outcome
+        return None if outcome is not None and outcome.status != "stopped" and self._hooks.has_more_work() else outcome
 
     def _step(self, events: list[Event]) -> list[Event]:
         """Decide a batch, commit it, act on it; what follows from the actions is the next batch."""
@@ -230,13 +208,13 @@ class Server:
                     following.append(Undelivered(action.worker, action.message.task, action.message.attempt))
             elif isinstance(action, TaskDone):
                 frames = self._frames.get((action.worker, action.task.id, action.attempt), ())
-                if opened := tuple(self._on_done(msgspec.structs.replace(action, arrays=frames)) or ()):
+                if opened := tuple(self._hooks.on_task_done(msgspec.structs.replace(action, arrays=frames)) or ()):
                     following.append(AddTasks(opened))
                 following.append(Confirmed(action.task.id, action.attempt))
             elif isinstance(action, TaskQuarantined):
-                self._on_quarantined(action)
+                self._hooks.on_quarantined(action)
             else:
-                self._on_lease(action)
+                self._hooks.on_lease_event(action)
 
     def _revocations(self) -> list[Event]:
         """Workers whose key was revoked: told to stop now, cut off at the next tick."""
@@ -260,7 +238,7 @@ class Server:
 
     def _publish(self, weights: Weights) -> None:
         for name, worker in self._scheduler.workers.items():
-            if PLAYS in worker.registration.kinds:
+            if worker.registration.wants_weights:
                 self._send(name.encode(), weights)
 
     def _received(self) -> list[Event]:
@@ -309,7 +287,7 @@ class Server:
             self._throttled(message)
             return None
         if isinstance(message, WeightsRequest):
-            self._send(identity, self._weights(message.sha256) or Weights(0, message.sha256, b""))
+            self._send(identity, self._hooks.get_weights(message.sha256) or Weights(0, message.sha256, b""))
             return None
         return self._validate_arrays(message, tuple(frames[1:])) if isinstance(message, Result) else message
 
@@ -329,9 +307,12 @@ class Server:
         """The result, or the failure that it is when its proof can't be one or names files that are not there."""
         task = self._scheduler.tasks.get(result.task)
         try:
-            if task is not None and (kind := self._proofs.get(task.spec.kind)) is not None:
+            if task is not None and (kind := self._hooks.result_types.get(task.spec.kind)) is not None:
                 msgspec.convert(result.proof, kind)
-            error, problem = FailureKind.FILES_MISSING, missing_files(self._data_dir, result.proof, self._places)
+            error, problem = (
+                FailureKind.FILES_MISSING,
+                missing_files(self._data_dir, result.proof, self._hooks.upload_roots),
+            )
         except (msgspec.ValidationError, BadMessage) as refusal:
             error, problem = FailureKind.BAD_PROOF, str(refusal)
         return Failure(result.worker, result.task, result.attempt, error, problem) if problem else result
@@ -368,7 +349,7 @@ class Server:
         size = next((file["bytes"] for file in listed if file["path"] == asked.path), None)
         data = b""
         with contextlib.suppress(OSError, RefusedPath):
-            path = checked_path(self._data_dir, asked.path, self._lends)
+            path = checked_path(self._data_dir, asked.path, self._download_roots)
             if size is not None and path.stat().st_size == size:
                 with path.open("rb") as file:
                     file.seek(asked.offset)
@@ -419,7 +400,7 @@ class Server:
         """Tasks by state, workers, budgets, counters, as plain data."""
         now = time.monotonic()
         return {
-            **self._look(),
+            **self._hooks.status_extra(),
             **self._scheduler.snapshot(now),
             "budgets": {name: budget.snapshot(now) for name, budget in self._budgets.items()},
             "counters": {**self.counters, "refused": self._router.refused},

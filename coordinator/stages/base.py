@@ -5,17 +5,16 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType, MappingProxyType
+from types import FrameType
 from typing import Any, Protocol
 
 from coordinator.scheduling.events import (
     Event,
     Outcome,
-    TaskDone,
     TaskFailed,
     TaskProgress,
     TaskQuarantined,
@@ -23,10 +22,10 @@ from coordinator.scheduling.events import (
 )
 from coordinator.scheduling.rate_limit import RequestBudget
 from coordinator.scheduling.scheduler import LeaseTimings, Scheduler, TaskSpec
+from coordinator.server.hooks import StageHooks
 from coordinator.server.journal import Journal
 from coordinator.server.key_store import LOCAL, CoordinatorKeys, host_keys, load_coordinator, worker_key
 from coordinator.server.server import Server
-from coordinator.server.uploads import NO_ROOTS
 from coordinator.stages.display import Display, Rendering, render, run_view
 from coordinator.wire.auth import is_loopback, local_address_towards
 from coordinator.wire.filesystem_id import filesystem_id
@@ -189,17 +188,12 @@ def run_tasks(
     tasks: Iterable[TaskSpec],
     budgets: dict[str, RequestBudget],
     display: Display,
-    on_done: Callable[[TaskDone], Iterable[TaskSpec]],
+    hooks: StageHooks,
     controller: StageController | None = None,
-    places: Mapping[str, Path] = NO_ROOTS,
-    *,
-    lends: Mapping[str, Path] = NO_ROOTS,
-    proofs: Mapping[str, Any] = MappingProxyType({}),
 ) -> RunResult:
-    """Lease `tasks`, and those that `on_done` or the controller opens, until all have ended or the run was interrupted.
+    """Lease `tasks`, and those that a hook or the controller opens, until all have ended or the run was interrupted.
 
-    `proofs`: the type of a kind's proof.
-    `places`: where files of workers may go beside the data folder's own; `lends`: whence they may be given more.
+    With a controller, its methods take the place of the hooks of the same names.
     The first Ctrl-C (or SIGTERM) finishes what is leased, the second stops at once; both leave a run that can be resumed.
     """
     journal = Journal(fleet.data_dir / "journal.sqlite")
@@ -239,6 +233,14 @@ def run_tasks(
     def quarantined(what: TaskQuarantined) -> None:
         display.say(f"quarantined {what.task.id}: {what.error}: {what.message}")
 
+    if controller is not None:
+        hooks = replace(
+            hooks,
+            on_lease_event=controller.on_lease_event,
+            has_more_work=controller.has_more_work,
+            get_weights=controller.get_weights,
+            status_extra=lambda: {"training": controller.view().line},
+        )
     server = Server(
         scheduler,
         journal,
@@ -246,16 +248,7 @@ def run_tasks(
         data_dir=fleet.data_dir,
         bind=fleet.bind,
         keys=fleet.keys,
-        proofs=proofs,
-        on_done=on_done,
-        on_quarantined=quarantined,
-        on_lease=controller.on_lease_event if controller is not None else lambda what: None,
-        on_tick=tick,
-        busy=controller.has_more_work if controller is not None else lambda: False,
-        weights=controller.get_weights if controller is not None else lambda sha256: None,
-        places=places,
-        lends=lends,
-        look=lambda: {} if controller is None else {"training": controller.view().line},
+        hooks=replace(hooks, on_quarantined=quarantined, on_tick=tick),
     )
     if controller is not None:
         controller.on_start(scheduler, server.post)

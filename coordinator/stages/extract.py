@@ -27,6 +27,7 @@ from coordinator.scheduling.events import Outcome, TaskDone
 from coordinator.scheduling.rate_limit import RequestBudget
 from coordinator.scheduling.scheduler import TaskSpec
 from coordinator.server.folder_lock import FolderLock
+from coordinator.server.hooks import StageHooks
 from coordinator.stages.base import RunResult, build_fleet, reachable_bind, run_tasks
 from coordinator.stages.display import choose_display, clock
 from coordinator.stages.source import SourceChoice, parse_source
@@ -268,7 +269,9 @@ def run(options: ExtractOptions, *, as_json: bool = False, quiet: bool = False) 
             budget = budget_of(options)
             budgets = {} if budget is None else {BUCKET: budget}
             fleet = build_fleet(options, display.say)
-            ended = run_tasks(fleet, tasks, budgets, display, extraction.done, proofs=PROOFS)
+            ended = run_tasks(
+                fleet, tasks, budgets, display, StageHooks(on_task_done=extraction.done, result_types=PROOFS)
+            )
         summary = manifest.write_summary(options.data_dir)
         seconds = time.monotonic() - began
         if tasks and summary.builds:

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from coordinator.wire.lease_kinds import LeaseKind
+
 VERSION = 3
 MAX_MESSAGE = 4 << 20  # bytes: a shard's proof with thousands of pages and gaps stays under 2 MiB
 MAX_CHUNK = 1 << 20  # bytes: the raw frame of a FileChunk
@@ -64,6 +66,11 @@ class Register(Message, frozen=True, tag="Hello"):
     version: Name  # of the package
     python: Name
     protocol: int = VERSION
+
+    @property
+    def wants_weights(self) -> bool:
+        """Whether the coordinator sends this worker every new policy: it runs rollouts."""
+        return LeaseKind.ROLLOUT in self.kinds
 
 
 class Heartbeat(Message, frozen=True, tag="Heartbeat"):

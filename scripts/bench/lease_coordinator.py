@@ -14,6 +14,7 @@ from pathlib import Path
 from coordinator.scheduling.events import TaskDone
 from coordinator.scheduling.scheduler import Scheduler, TaskSpec
 from coordinator.server.folder_lock import FolderLock
+from coordinator.server.hooks import StageHooks
 from coordinator.server.journal import Journal
 from coordinator.server.key_store import load_coordinator
 from coordinator.server.server import Server
@@ -36,7 +37,7 @@ def main() -> None:
             commits += 1
 
         keys = load_coordinator(Path(sys.argv[4])) if len(sys.argv) > 4 else None
-        server = Server(scheduler, journal, data_dir=data, bind=bind, keys=keys, on_done=commit)
+        server = Server(scheduler, journal, data_dir=data, bind=bind, keys=keys, hooks=StageHooks(on_task_done=commit))
         server.add_tasks(TaskSpec(f"t{n}", LeaseKind.NOOP, {}) for n in range(count) if f"t{n}" not in scheduler.tasks)
         print(server.endpoint, flush=True)
         outcome = server.run()

@@ -32,6 +32,7 @@ import numpy as np
 
 from coordinator.scheduling.events import TaskDone
 from coordinator.scheduling.scheduler import Scheduler, TaskSpec
+from coordinator.server.hooks import StageHooks
 from coordinator.server.journal import Journal
 from coordinator.server.server import Server
 from coordinator.wire.filesystem_id import filesystem_id
@@ -188,7 +189,10 @@ def over_zeromq(folder: Path, table: str, policy: str) -> float:
         return [more()]
 
     server = Server(
-        scheduler, journal, data_dir=folder, on_done=done, weights=lambda sha256: weights, busy=lambda: True
+        scheduler,
+        journal,
+        data_dir=folder,
+        hooks=StageHooks(on_task_done=done, get_weights=lambda sha256: weights, has_more_work=lambda: True),
     )
     command = (sys.executable, "-m", "worker")
     workers = LocalWorkers(command, server.endpoint, folder, WORKERS, 1, 60.0)

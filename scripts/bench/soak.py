@@ -29,6 +29,7 @@ import psutil
 
 from coordinator.scheduling.events import Outcome, TaskDone
 from coordinator.scheduling.scheduler import LeaseTimings, Scheduler, TaskSpec
+from coordinator.server.hooks import StageHooks
 from coordinator.server.journal import Journal
 from coordinator.server.server import MAX_BATCH, Server
 from coordinator.wire.filesystem_id import filesystem_id
@@ -67,7 +68,12 @@ class Soak:
             Scheduler(filesystem_id(self.data), LIMITS),
             Journal(self.data / "journal.sqlite"),
         )
-        self.server = Server(self.scheduler, self.journal, data_dir=self.data, on_done=self.done, on_tick=self.tick)
+        self.server = Server(
+            self.scheduler,
+            self.journal,
+            data_dir=self.data,
+            hooks=StageHooks(on_task_done=self.done, on_tick=self.tick),
+        )
         command = (sys.executable, "-m", "worker", "--capacity", str(CAPACITY))
         self.workers = LocalWorkers(command, self.server.endpoint, self.data, 2, 1, LIMITS.silence_s)
         self.server.add_tasks(TaskSpec(f"t{n}", LeaseKind.NOOP, {}) for n in range(POOL))

@@ -13,6 +13,7 @@ from pathlib import Path
 from coordinator.scheduling.events import TaskDone
 from coordinator.scheduling.scheduler import LeaseTimings, Scheduler, TaskSpec
 from coordinator.server.folder_lock import FolderLock
+from coordinator.server.hooks import StageHooks
 from coordinator.server.journal import Journal
 from coordinator.server.server import Server
 from coordinator.wire.filesystem_id import filesystem_id
@@ -36,7 +37,7 @@ if __name__ == "__main__":
             with (data / "commits.log").open("a") as log:
                 log.write(f"{done.task.id} {done.attempt}\n")
 
-        server = Server(scheduler, journal, data_dir=data, bind=bind, on_done=commit)
+        server = Server(scheduler, journal, data_dir=data, bind=bind, hooks=StageHooks(on_task_done=commit))
         known = [f"t{n}" for n in range(count) if not (data / "manifests" / f"t{n}.json").exists()]
         server.add_tasks([TaskSpec(name, "step", {"seed": name, "seconds": seconds}) for name in known], whole=True)
         signal.signal(signal.SIGINT, lambda *_: server.drain())

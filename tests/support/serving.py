@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import zmq
 
-from coordinator.scheduling.events import Outcome, TaskDone
+from coordinator.scheduling.events import Outcome
 from coordinator.scheduling.rate_limit import RequestBudget
 from coordinator.scheduling.scheduler import LeaseTimings, Scheduler, TaskSpec
+from coordinator.server.hooks import StageHooks
 from coordinator.server.journal import Journal
 from coordinator.server.key_store import CoordinatorKeys
 from coordinator.server.server import Server
 from coordinator.wire import codec, messages
 from coordinator.wire.auth import KeyPair
 from coordinator.wire.filesystem_id import filesystem_id
-from coordinator.wire.messages import Ack, Deregister, Lease, Register, RegisterAck, Result, Weights
+from coordinator.wire.messages import Ack, Deregister, Lease, Register, RegisterAck, Result
 
 WAIT_MS = 20_000  # bound of every wait: reached only when something is broken
 FAILED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
@@ -81,10 +81,8 @@ class Running:
     data_dir: Path
     tasks: tuple[str, ...] = ("a",)
     key: CoordinatorKeys | None = None
-    on_done: Callable[[TaskDone], None] = lambda done: None
     budgets: dict[str, RequestBudget] = field(default_factory=dict)
-    weights: Callable[[str], Weights | None] = lambda sha256: None
-    lends: dict[str, Path] = field(default_factory=dict)
+    hooks: StageHooks = field(default_factory=StageHooks)
     job: dict[str, Any] = field(default_factory=dict)  # of every task
     peers: list[Peer] = field(default_factory=list)
     outcome: Outcome | None = None
@@ -100,9 +98,7 @@ class Running:
             self.budgets,
             data_dir=self.data_dir,
             keys=self.key,
-            on_done=self.on_done,
-            weights=self.weights,
-            lends=self.lends,
+            hooks=self.hooks,
         )
         self.server.add_tasks(TaskSpec(name, "noop", self.job) for name in self.tasks)
         self.thread = threading.Thread(target=self.run)

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from coordinator.server.folder_lock import FolderLock
+from coordinator.server.hooks import StageHooks
 from coordinator.stages.base import Fleet, build_fleet, run_tasks
 from coordinator.stages.display import choose_display
 from coordinator.stages.rollouts import artifacts
@@ -98,9 +99,8 @@ def run(
         stack.callback(rollouts.close)
         display = stack.enter_context(closing(choose_display(as_json=as_json, quiet=quiet)))
         fleet = fleet or build_fleet(options, display.say)
-        ended = run_tasks(
-            fleet, (), {}, display, rollouts.on_task_done, rollouts, lends={DATASETS: options.run / DATASETS}
-        )
+        hooks = StageHooks(on_task_done=rollouts.on_task_done, download_roots={DATASETS: options.run / DATASETS})
+        ended = run_tasks(fleet, (), {}, display, hooks, rollouts)
         over = rollouts.over or Finished("drain", ended.outcome.message or "interrupted; start again to resume")
         if ended.outcome.status == "storage":
             over = Finished("storage", ended.outcome.message)

@@ -24,7 +24,7 @@ class TrainingFiles:
         self._digests = DigestCache()
 
     @property
-    def places(self) -> dict[str, Path]:
+    def upload_roots(self) -> dict[str, Path]:
         """Where files of these names lie here."""
         return {RUN: self._run}
 

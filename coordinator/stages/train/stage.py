@@ -18,6 +18,7 @@ import msgspec
 from coordinator.scheduling.events import AddTasks, Event, TaskDone, TaskFailed, TaskProgress
 from coordinator.scheduling.scheduler import Scheduler, TaskSpec
 from coordinator.server.folder_lock import FolderLock
+from coordinator.server.hooks import StageHooks
 from coordinator.stages.base import Fleet, build_fleet, run_tasks
 from coordinator.stages.display import Rendering, choose_display
 from coordinator.stages.train import artifacts
@@ -205,7 +206,8 @@ def run(
         )
         display = stack.enter_context(closing(choose_display(as_json=as_json, quiet=quiet)))
         fleet = fleet or build_fleet(options, display.say)
-        ended = run_tasks(fleet, (), {}, display, training.on_task_done, training, training.files.places)
+        hooks = StageHooks(on_task_done=training.on_task_done, upload_roots=training.files.upload_roots)
+        ended = run_tasks(fleet, (), {}, display, hooks, training)
         outcome = training.ring.outcome or TrainingOutcome("drain", ended.outcome.message)
         if ended.outcome.status == "storage":
             outcome = TrainingOutcome("storage", ended.outcome.message)

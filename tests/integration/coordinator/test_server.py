@@ -13,6 +13,7 @@ import pytest
 from coordinator.scheduling.events import ExcludeWorker, TaskDone
 from coordinator.scheduling.rate_limit import RequestBudget
 from coordinator.scheduling.scheduler import TaskSpec
+from coordinator.server.hooks import StageHooks
 from coordinator.wire import codec, messages
 from coordinator.wire.messages import (
     Ack,
@@ -38,7 +39,7 @@ from tests.support.serving import WAIT_MS, Running
 
 def test_a_lease_goes_out_its_result_is_committed_and_the_run_ends(serve: Callable[..., Running]) -> None:
     committed: list[str] = []
-    running = serve("a", "b", on_done=lambda done: committed.append(done.task.id))
+    running = serve("a", "b", hooks=StageHooks(on_task_done=lambda done: committed.append(done.task.id)))
     peer = running.peer()
     assert not peer.hello().share_files
     for _ in range(2):
@@ -114,7 +115,7 @@ def test_arrays_are_refused_unless_they_are_what_the_task_wants_and_blamed_on_wh
     serve: Callable[..., Running],
 ) -> None:
     done: list[TaskDone] = []
-    running = serve(on_done=done.append)
+    running = serve(hooks=StageHooks(on_task_done=done.append))
     spec = TaskSpec("control/1", "noop", {}, ephemeral=True, arrays=(("cost", "float32", (2, 3)),))
     running.server.add_tasks([spec])
     peer = running.peer()
@@ -150,7 +151,7 @@ def test_arrays_are_refused_unless_they_are_what_the_task_wants_and_blamed_on_wh
 
 def test_weights_go_to_those_that_play_and_to_those_that_ask(serve: Callable[..., Running]) -> None:
     weights = Weights(7, hashlib.sha256(b"w").hexdigest(), b"w")
-    running = serve(weights={weights.sha256: weights}.get)
+    running = serve(hooks=StageHooks(get_weights={weights.sha256: weights}.get))
     player, other = running.peer("w1"), running.peer("w2")
     player.hello(kinds=("rollout", "noop"))
     other.hello()

@@ -13,6 +13,7 @@ from zmq.utils.monitor import recv_monitor_message
 from coordinator.scheduling.events import TaskDone
 from coordinator.scheduling.scheduler import Scheduler, TaskSpec
 from coordinator.server import key_store
+from coordinator.server.hooks import StageHooks
 from coordinator.wire import auth
 from coordinator.wire.filesystem_id import filesystem_id
 from coordinator.wire.messages import Ack, FileChunk, FilePart, FileRequest, Heartbeat, HeartbeatAck, Lease, Register
@@ -70,7 +71,7 @@ def test_what_is_lent_is_read_where_the_lease_lists_it_and_written_by_nobody(
     (folder / "listed").write_bytes(BODY)
     (folder / "other").write_bytes(BODY)
     listed = {"path": "tables/listed", "bytes": len(BODY), "sha256": FILE["sha256"]}
-    running = serve(lends={"tables": folder}, job={"files": [listed]})
+    running = serve(hooks=StageHooks(download_roots={"tables": folder}), job={"files": [listed]})
     peer = running.peer()
     peer.hello()
     peer.hear(Lease)
@@ -89,7 +90,7 @@ def test_a_full_disk_at_the_commit_ends_resumable_and_the_proof_is_handed_out_ag
     def refuse(done: TaskDone) -> None:
         raise StorageError("no space left on the disk")
 
-    running = serve(on_done=refuse)
+    running = serve(hooks=StageHooks(on_task_done=refuse))
     peer = running.peer()
     peer.hello()
     peer.finish(peer.hear(Lease), {"rows": 7})
@@ -97,7 +98,7 @@ def test_a_full_disk_at_the_commit_ends_resumable_and_the_proof_is_handed_out_ag
     assert (outcome.status, outcome.exit_code) == ("storage", 75)
     running.journal.close()
     again: list[TaskDone] = []
-    resumed = serve(on_done=again.append)
+    resumed = serve(hooks=StageHooks(on_task_done=again.append))
     assert resumed.end().status == "done"
     assert [(done.task.id, done.attempt, done.proof) for done in again] == [("a", 1, {"rows": 7})]
 
@@ -124,7 +125,7 @@ def test_a_finished_task_can_open_others(serve: Callable[..., Running]) -> None:
     def then(done: TaskDone) -> list[TaskSpec]:
         return [TaskSpec("build", "noop", {"of": done.task.id})] if done.task.id == "a" else []
 
-    running = serve(on_done=then)
+    running = serve(hooks=StageHooks(on_task_done=then))
     peer = running.peer()
     peer.hello()
     peer.finish(peer.hear(Lease))

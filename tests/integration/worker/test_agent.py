@@ -21,6 +21,7 @@ from coordinator.scheduling.events import Outcome, TaskDone
 from coordinator.scheduling.scheduler import LeaseTimings, Scheduler, TaskSpec
 from coordinator.scheduling.task_state import Committed, Done, Leased
 from coordinator.server import key_store
+from coordinator.server.hooks import StageHooks
 from coordinator.server.journal import Journal
 from coordinator.server.key_store import CoordinatorKeys
 from coordinator.server.server import Server
@@ -49,7 +50,12 @@ class Fleet:
         for record in self.journal.load():
             self.scheduler.apply(record)
         self.server = Server(
-            self.scheduler, self.journal, data_dir=self.data_dir, bind=bind, keys=key, on_done=self._commit
+            self.scheduler,
+            self.journal,
+            data_dir=self.data_dir,
+            bind=bind,
+            keys=key,
+            hooks=StageHooks(on_task_done=self._commit),
         )
         self.server.add_tasks(tasks)
         self.thread = threading.Thread(target=self._run)

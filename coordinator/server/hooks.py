@@ -1,0 +1,41 @@
+"""What a stage supplies to the server: callbacks, result types and file roots, each with a default that does nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from coordinator.scheduling.events import TaskDone, TaskFailed, TaskProgress, TaskQuarantined
+from coordinator.scheduling.task_state import TaskSpec
+from coordinator.wire.messages import Weights
+
+
+@dataclass(frozen=True)
+class StageHooks:
+    """The server calls every hook in the thread of `Server.run`.
+
+    Attributes:
+        on_task_done: Commit a result, idempotently; return the tasks that it opens. A StorageError ends the run, resumable.
+        on_quarantined: A task was given up.
+        on_lease_event: A lease reports progress, or a task with `no_retry` ended without a result.
+        on_tick: Called five times a second.
+        has_more_work: True while the stage may still add tasks: the run has no outcome yet.
+        status_extra: Entries that the stage adds to the status.
+        get_weights: Return the policy with this sha256, or None when it is unknown.
+        result_types: Type of the result of a task kind. The server rejects a result that does not convert to it.
+        upload_roots: Folders that workers may write to besides the data folder's own, by the first part of a path.
+        download_roots: Further folders that workers may read from, by the first part of a path.
+    """
+
+    on_task_done: Callable[[TaskDone], Iterable[TaskSpec] | None] = lambda done: None
+    on_quarantined: Callable[[TaskQuarantined], None] = lambda event: None
+    on_lease_event: Callable[[TaskProgress | TaskFailed], None] = lambda event: None
+    on_tick: Callable[[], None] = lambda: None
+    has_more_work: Callable[[], bool] = lambda: False
+    status_extra: Callable[[], Mapping[str, Any]] = dict
+    get_weights: Callable[[str], Weights | None] = lambda sha256: None
+    result_types: Mapping[str, Any] = field(default_factory=dict)
+    upload_roots: Mapping[str, Path] = field(default_factory=dict)
+    download_roots: Mapping[str, Path] = field(default_factory=dict)
