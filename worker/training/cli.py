@@ -26,6 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Args:
         argv: the flags; None reads them from `sys.argv`.
+
+    Raises:
+        RuntimeError: if MLX fails for another reason than a lost peer.
     """
     stop = threading.Event()
 

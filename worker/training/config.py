@@ -72,8 +72,7 @@ RESUMABLE = ("steps", "patience", "checkpoint_every", "timeout", "heartbeat", "d
 def parse(argv: Sequence[str]) -> TrainConfig:
     """Parse flags, over the settings of the file, over the defaults. `--help` exits.
 
-    Raises:
-        UsageError: if a key is unknown or a value does not parse.
+    An unknown key and a value that does not parse are a UsageError.
     """
     parser = Parser(
         "worker/train.py",

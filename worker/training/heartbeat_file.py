@@ -1,4 +1,4 @@
-"""A rank's heartbeat file: a JSON line {"step", "phase", "time"} a word, appended by the rank, followed here as it grows."""
+"""Follow a rank's heartbeat file, to which the rank appends JSON lines {"step", "phase", "time"}."""
 
 from __future__ import annotations
 
@@ -13,16 +13,22 @@ MAX_LINE = 4_096  # bytes; a rank writes about 60 a step
 
 
 class Heartbeat(msgspec.Struct, frozen=True):
-    """One word of a rank."""
+    """One line of a heartbeat file."""
 
     step: Count
     phase: Phase
-    time: float  # seconds since 1970, by the rank's own clock
+    time: float  # seconds since 1970, by the rank's clock
 
 
 class HeartbeatFollower:
-    """Follows one file. `last` is the newest whole word, `count` how many there were, `saved` the step of the newest
-    checkpoint; what is no word is counted in `bad`."""
+    """Follow one heartbeat file.
+
+    Attributes:
+        last: the newest heartbeat.
+        count: number of heartbeats.
+        checkpoint_step: step of the newest checkpoint.
+        malformed: number of lines that are no heartbeat.
+    """
 
     def __init__(self, path: Path) -> None:
         self._lines = LineFollower(path, MAX_LINE)
@@ -30,7 +36,7 @@ class HeartbeatFollower:
         self.count = self.checkpoint_step = self.malformed = 0
 
     def poll(self) -> bool:
-        """Read what was appended; whether there was a new word."""
+        """Read what was appended. Returns whether there is a new heartbeat."""
         before = self.count
         for line in self._lines.poll():
             self._take(line)

@@ -305,9 +305,6 @@ class Trainer:
             "reference": self.config.reference,
             "peak_mb": [round(float(x), 1) for x in peaks],
         }
-        from worker.training.plots import draw_training  # here, since matplotlib takes a second to load
-
-        draw_training(self.config.run_dir)
         atomic_write(self.config.run_dir / "result.json", json.dumps(result, indent=1).encode())
         print(json.dumps(result))
 

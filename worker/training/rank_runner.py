@@ -1,7 +1,7 @@
-"""Ranks of a training: a `port` lease offers this host's address, a `train` lease runs `worker/train.py` as one rank.
+"""Run ranks of a training: a `port` lease offers this host's address (rendezvous), a `train` lease runs `worker/train.py` as one rank.
 
-The rank is a process of its own with a log in the run folder. Its heartbeat file is passed on to the coordinator, its exit
-code becomes the lease's answer: 0 done, 75 its ring broke or it was asked to end, 2 usage, anything else its own fault.
+A rank is a separate process with a log in the run folder. Its heartbeats are reported to the coordinator. Its exit code becomes
+the lease's result: 0 done, 75 the ring broke or the rank was asked to end, 2 usage error, any other code is the rank's own failure.
 """
 
 from __future__ import annotations
@@ -35,13 +35,16 @@ from worker.training.heartbeat_file import HeartbeatFollower
 log = logging.getLogger(__name__)
 
 TRAIN = Path(__file__).parents[1] / "train.py"
-LOOK_S = 0.05  # between looks at a rank
-REPORT_S = 0.2  # between words that are passed on
-STATUS_S = 0.25  # between looks at whether the system runs it, and dots on its leash
-CANCEL_GRACE_S = 2.0  # a lease that was taken back: nobody waits for its checkpoint
-LEASH, HEARD = 0.5, 0.25  # of the silence after which this worker counts as lost: the rank has ended before
+POLL_S = 0.05  # between polls of a rank's heartbeat file
+REPORT_S = 0.2  # between reports to the coordinator, at least
+STATUS_S = 0.25  # between checks of the process's state, and writes to its watchdog
+CANCEL_GRACE_S = 2.0  # for a lease that was taken back: its checkpoint is not needed
+# Shares of the silence after which the coordinator counts this worker as lost. A rank whose worker writes nothing for the first
+# share ends; the worker writes while it heard from the coordinator within the second. So the rank ends before the worker is lost.
+WATCHDOG, CONTACT = 0.5, 0.25
 TAIL = 4_000  # bytes of a log that an error quotes
-# Of a worker's environment: another ring's place, the threads of a worker, which are one each, and the key.
+# Variables of a worker's environment that a rank must not inherit: the place in another ring, the API key, and the thread counts
+# of a worker, which are 1.
 NOT_FOR_RANKS = (
     *("MLX_RANK", "MLX_HOSTFILE", "EIA_API_KEY"),
     *("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"),
@@ -49,51 +52,69 @@ NOT_FOR_RANKS = (
 
 
 class RankError(IngestError):
-    """A rank that did not end well. `worker.agent.handlers.FAILURES` has what the coordinator is told."""
+    """A rank failed. `worker.agent.handlers.FAILURES` maps each kind to what is reported."""
 
 
 class RankDied(RankError):
-    """By a signal, or by an exit code of its own: its own fault."""
+    """The rank ended by a signal or with an exit code that no other class stands for: its own failure."""
 
 
 class RingBroke(RankError):
-    """Exit code 75: a neighbour was lost, or too late."""
+    """The rank ended with exit code 75: a neighbour was lost or too slow."""
 
 
 class RankEnded(RankError):
-    """As it was asked to."""
+    """The rank ended because it was asked to."""
 
 
 class RankRunner:
-    """The handlers of both kinds. `script` keeps train.py's contract: its flags, its heartbeat file, its exit codes."""
+    """Handlers of `port` and `train` leases.
+
+    Args:
+        script: program to run; it keeps the contract of `worker/train.py`: its flags, its heartbeat file, its exit codes.
+    """
 
     def __init__(self, script: Path = TRAIN) -> None:
         self._script = script
 
     def join(self, job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
-        """The address of this host in a ring, with a free port → PortProof.
+        """Offer an address of this host for the ring, after the training's files are on this host.
 
-        Before it is offered, what the training needs is on this host: HostFull, VerificationError.
+        Args:
+            job: a JoinRequest.
+            context: of the lease.
+
+        Returns:
+            A JoinReply with this host's address and a free port.
         """
-        files, pieces = msgspec.convert(job, JoinRequest).files, 0
+        files, chunks = msgspec.convert(job, JoinRequest).files, 0
         if context.transfer is not None:
             next_report = time.monotonic()
 
-            def said() -> None:
-                nonlocal pieces, next_report
-                pieces += 1
+            def on_chunk() -> None:
+                nonlocal chunks, next_report
+                chunks += 1
                 if time.monotonic() >= next_report:
                     next_report = time.monotonic() + REPORT_S
-                    context.report(0, "start", pieces, 0, False)
+                    context.report(0, "start", chunks, 0, False)
 
-            replica.sync_replica(context.data_dir / replica.FOLDER, files, context.transfer, said)
+            replica.sync_replica(context.data_dir / replica.FOLDER, files, context.transfer, on_chunk)
         host = context.address or local_address_towards(context.endpoint)
-        where = f"[{host}]" if ":" in host else host
-        matrices = blas_env.describe({**os.environ, **blas_env.rank_environment(os.environ)})
-        return msgspec.to_builtins(JoinReply(f"{where}:{free_port(host)}", matrices))
+        bracketed = f"[{host}]" if ":" in host else host
+        blas = blas_env.describe({**os.environ, **blas_env.rank_environment(os.environ)})
+        return msgspec.to_builtins(JoinReply(f"{bracketed}:{free_port(host)}", blas))
 
     def run(self, job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
-        """Run one rank to its end. RankError, HostFull, UsageError or Cancelled unless it ended well by itself."""
+        """Run one rank to its end.
+
+        Args:
+            job: a RankSpec.
+            context: of the lease.
+
+        Returns:
+            Rank, round, and the files of the finished run where this host has its own file system. A rank that does not
+            end well raises RankError, UsageError or HostFull; Cancelled means that the lease was taken back.
+        """
         rank = msgspec.convert(job, RankSpec)
         if context.transfer is None:
             return self._run(rank, context.data_dir, context)
@@ -102,17 +123,17 @@ class RankRunner:
             return self._run(rank, folder, context)
 
     def _run(self, rank: RankSpec, data: Path, context: LeaseContext) -> dict[str, Any]:
-        line = context.transfer
-        run = data / (rank.run if line is None else "run")
+        transfer = context.transfer
+        run = data / (rank.run if transfer is None else "run")
         log_path = run / "logs" / f"rank-{rank.rank}.log"
         heartbeat = run / "beats" / f"{rank.round}-{rank.rank}.jsonl"
         for folder in (log_path.parent, heartbeat.parent):
             folder.mkdir(parents=True, exist_ok=True)
-        heartbeat.unlink(missing_ok=True)  # of a round of that number before the journal was made again
+        heartbeat.unlink(missing_ok=True)  # left by a round of the same number, from before the journal was rebuilt
         arguments = ["--data", str(data), "--run", str(run), "--heartbeat", str(heartbeat)]
         if rank.config:
             arguments += ["--config", str(run / rank.config)]
-        uploader = replica.CheckpointUploader(data, line) if line is not None and rank.rank == 0 else None
+        uploader = replica.CheckpointUploader(data, transfer) if transfer is not None and rank.rank == 0 else None
         try:
             beats = HeartbeatFollower(heartbeat)
             with self._process(rank, run, log_path, arguments, context) as process:
@@ -121,7 +142,7 @@ class RankRunner:
             if uploader is not None:
                 uploader.finish()
             if beats.malformed:
-                log.warning("%d lines of %s were no words of a rank", beats.malformed, heartbeat)
+                log.warning("%d lines of %s are no heartbeats", beats.malformed, heartbeat)
         finally:
             heartbeat.unlink(missing_ok=True)
         if code == 0:
@@ -134,7 +155,7 @@ class RankRunner:
     def _process(
         self, rank: RankSpec, run: Path, log_path: Path, arguments: list[str], context: LeaseContext
     ) -> Iterator[subprocess.Popen[bytes]]:
-        """The rank's process; gone, with all that it started, when the context is left."""
+        """Start the rank's process; leaving the context kills it and all processes that it started."""
         hosts = run / "beats" / f"{rank.round}-{rank.rank}.hosts.json"
         hosts.write_bytes(msgspec.json.encode([[address] for address in rank.addresses]))
         with log_path.open("ab") as output:
@@ -146,7 +167,7 @@ class RankRunner:
                     sys.executable,
                     "-m",
                     "worker.process.rank_main",
-                    str(LEASH * context.silence_s),
+                    str(WATCHDOG * context.silence_s),
                     str(self._script),
                     *arguments,
                 ],
@@ -170,7 +191,7 @@ class RankRunner:
 
 
 def rank_environment(rank: RankSpec, hosts: Path, environ: Mapping[str, str]) -> dict[str, str]:
-    """The whole environment of a rank: its place in the ring, its share of this host's cores, a fast BLAS where there is one."""
+    """Return the environment of a rank: its place in the ring, its share of this host's cores, and a fast BLAS if there is one."""
     kept = {name: value for name, value in environ.items() if name not in NOT_FOR_RANKS}
     if len(rank.addresses) > 1:
         kept |= {"MLX_RANK": str(rank.rank), "MLX_HOSTFILE": str(hosts)}
@@ -178,9 +199,10 @@ def rank_environment(rank: RankSpec, hosts: Path, environ: Mapping[str, str]) ->
 
 
 def free_port(host: str) -> int:
-    """A port of this address that nothing listens on now, below the range that outgoing connections draw from.
+    """Return a port of this host that is free now, from 20000 to 31999: below the range that outgoing connections use.
 
-    RankError where none was found.
+    Raises:
+        RankError: if no free port was found.
     """
     for _ in range(200):
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe, suppress(OSError):
@@ -195,48 +217,52 @@ def _watch(
     context: LeaseContext,
     uploader: replica.CheckpointUploader | None,
 ) -> bool:
-    """Until the rank has ended: keep its leash, pass its words on, end it when asked to. True: it was asked to.
+    """Watch a rank until it ends: feed its watchdog, report its heartbeats, end it when asked to.
 
-    Cancelled when the lease was taken back.
+    Returns:
+        Whether it was asked to end.
+
+    Raises:
+        Cancelled: if the lease was taken back.
     """
     status = psutil.Process(process.pid)
     asked = stopped = False
-    said = (0, 0, False)
-    saved = 0
-    next_look = next_report = 0.0
+    reported = (0, 0, False)
+    uploading = 0  # step of the newest checkpoint that the uploader knows
+    next_check = next_report = 0.0
     while process.poll() is None:
         now = time.monotonic()
-        if now >= next_look:
-            next_look = now + STATUS_S
+        if now >= next_check:
+            next_check = now + STATUS_S
             with suppress(psutil.Error):
                 stopped = status.status() == psutil.STATUS_STOPPED
-            if context.seconds_since_contact() < HEARD * context.silence_s:
+            if context.seconds_since_contact() < CONTACT * context.silence_s:
                 _feed_watchdog(process)
         beats.poll()
         if (
             uploader is not None
             and beats.last is not None
             and beats.last.phase != "checkpoint"
-            and beats.checkpoint_step > saved
+            and beats.checkpoint_step > uploading
         ):
-            saved = beats.checkpoint_step
+            uploading = beats.checkpoint_step
             uploader.notify()
-        here = beats.checkpoint_step if uploader is None else uploader.saved
-        if now >= next_report and said != (beats.count, here, stopped):
-            next_report, said = now + REPORT_S, (beats.count, here, stopped)
-            _report(beats, here, stopped, context)
+        saved = beats.checkpoint_step if uploader is None else uploader.saved
+        if now >= next_report and reported != (beats.count, saved, stopped):
+            next_report, reported = now + REPORT_S, (beats.count, saved, stopped)
+            _report(beats, saved, stopped, context)
         if (left := context.grace.left_s) is not None:
             if not asked:
                 asked = True
                 _terminate(process)
             if left <= 0:
                 process.kill()
-        if context.cancelled.wait(LOOK_S):
+        if context.cancelled.wait(POLL_S):
             _terminate(process)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(CANCEL_GRACE_S)
             raise Cancelled("the lease was taken back")
-    if beats.poll() or said[0] != beats.count:
+    if beats.poll() or reported[0] != beats.count:
         _report(beats, beats.checkpoint_step if uploader is None else uploader.saved, False, context)
     return asked
 
@@ -247,31 +273,30 @@ def _report(beats: HeartbeatFollower, saved: int, stopped: bool, context: LeaseC
 
 
 def _feed_watchdog(process: subprocess.Popen[bytes]) -> None:
-    """A dot on its leash. A rank that does not read is not waited for."""
+    """Write a byte to the rank's stdin, without waiting for a rank that does not read."""
     assert process.stdin is not None
     with suppress(OSError):
         os.write(process.stdin.fileno(), b".")
 
 
 def _terminate(process: subprocess.Popen[bytes]) -> None:
-    for number in (signal.SIGTERM, signal.SIGCONT):  # a stopped process takes the first with the second
+    for number in (signal.SIGTERM, signal.SIGCONT):  # a stopped process acts on the first after the second
         with suppress(ProcessLookupError, PermissionError):
             process.send_signal(number)
 
 
 def _error(code: int, asked: bool, log_path: Path) -> RankError | UsageError:
-    """What an exit code means. RankError or UsageError, with the end of the log where it helps."""
+    """Return the error that an exit code stands for, with the end of the log where it helps."""
     with log_path.open("rb") as file:
         file.seek(max(0, log_path.stat().st_size - TAIL))
         tail = file.read().decode(errors="replace").rpartition("== round ")[2].partition("\n")[2].strip()
     last = tail.splitlines()[-8:]
-    if code == ExitCode.USAGE and not (
-        last and last[-1].startswith(LAUNCH_ERROR)
-    ):  # of addresses that a coordinator chose
+    # A launch error is about addresses that the coordinator chose, not about the user's settings.
+    if code == ExitCode.USAGE and not (last and last[-1].startswith(LAUNCH_ERROR)):
         return UsageError(tail or f"train.py ended with exit code 2: see {log_path}")
     if asked:
         return RankEnded("ended as it was asked to")
     if code == ExitCode.INCOMPLETE:
         return RingBroke(last[-1] if last else "exit code 75")
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    return RankDied("\n  ".join([f"{how}; {log_path} says last:", *last]) if last else how)
+    return RankDied("\n  ".join([f"{how}; last lines of {log_path}:", *last]) if last else how)

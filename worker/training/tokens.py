@@ -47,11 +47,7 @@ class Period:
 
     @classmethod
     def parse(cls, text: str, option: str) -> Period:
-        """Parse the value of an option, such as `2015-07:2017`.
-
-        Raises:
-            UsageError: if the text has another form.
-        """
+        """Parse the value of an option, such as `2015-07:2017`; another form is a UsageError that names the option."""
         first, last = parse_period(text, option)
         return cls(hour_number(first), hour_number(last))
 

@@ -37,7 +37,6 @@ def test_a_run_leaves_what_it_says(alone: Path) -> None:
     result = json.loads((alone / "result.json").read_text())
     assert result["sha256"] == checkpoint.fingerprint(alone / result["checkpoint"])
     assert result["respondents"] == ["ERCO", "PACW"]
-    assert (alone / "loss.png").stat().st_size > 10_000
     beats = [json.loads(line) for line in (alone.parent / "beats").read_text().splitlines()]
     assert beats[0]["phase"] == "start" and beats[-1]["phase"] == "end"
     assert [beat["step"] for beat in beats if beat["phase"] == "step"] == list(range(1, 9))

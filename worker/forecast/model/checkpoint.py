@@ -1,9 +1,9 @@
-"""Checkpoints: a folder a step, written whole or not at all, with everything that training and forecasting need to go on.
+"""Checkpoints of a training: one folder a step, written atomically, with all that resuming and forecasting need.
 
 <folder>/000120/weights.safetensors    the trained weights
-                average.safetensors    their moving average: what forecasts are made with
+                average.safetensors    their moving average, which validates and forecasts
                 optimizer.safetensors
-                state.json             model, normalisation, position, and the sha256 of the other three
+                state.json             model, normalisation, position, and the SHA-256 of the other three
 """
 
 from __future__ import annotations
@@ -31,16 +31,20 @@ class CheckpointError(UsageError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One checkpoint, in memory."""
+    """One checkpoint in memory."""
 
-    weights: dict[str, Any]  # trees of arrays, as `Module.parameters` and `Optimizer.state` give them
+    weights: dict[str, Any]  # trees of arrays: `Module.parameters` and `Optimizer.state`
     average: dict[str, Any]
     optimizer: dict[str, Any]
     state: dict[str, Any]  # plain data; "step" is its position
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write `folder/<step>` atomically: its files are synced before the folder gets its name. Returns its path."""
+    """Write `folder/<step>` atomically: its files are synced before the folder gets its name.
+
+    Returns:
+        Path of the new folder.
+    """
     final = folder / f"{checkpoint.state['step']:06d}"
     part = folder / f".{final.name}.{os.getpid()}.part"
     shutil.rmtree(part, ignore_errors=True)
@@ -61,14 +65,18 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint and hold its files against their digests. CheckpointError names what is wrong."""
+    """Read a checkpoint and verify its files against their digests.
+
+    Raises:
+        CheckpointError: if a file is missing or damaged.
+    """
     state = read_state(path)
     trees = {}
     for name in _ARRAYS:
         file = path / f"{name}.safetensors"
         if not file.exists() or file_sha256(file) != state["sha256"][name]:
             raise CheckpointError(
-                f"{file} is missing or damaged: `rm -r {path}`, then `coordinator start --train` goes on from the one before it"
+                f"{file} is missing or damaged: `rm -r {path}`, then `coordinator start --train` resumes from the previous one"
             )
         arrays = cast(dict[str, mx.array], mx.load(str(file)))
         trees[name] = tree_unflatten(list(arrays.items()))
@@ -76,7 +84,11 @@ def load(path: Path) -> Checkpoint:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """state.json alone. CheckpointError where there is none that this version reads."""
+    """Read state.json alone.
+
+    Raises:
+        CheckpointError: if there is none, or if it has another format.
+    """
     try:
         state = json.loads((path / "state.json").read_text())
     except (OSError, ValueError) as error:
@@ -87,30 +99,34 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def steps(folder: Path) -> list[Path]:
-    """All checkpoints under `folder`, oldest first."""
+    """Return the paths of all checkpoints in `folder`, oldest first."""
     return sorted(path for path in folder.glob("[0-9]" * 6) if path.is_dir())
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest whole checkpoint, None when there is none, and why newer ones were passed over."""
-    refused: list[str] = []
+    """Load the newest checkpoint that is not damaged.
+
+    Returns:
+        The checkpoint, or None if there is none, and a reason for each newer one that was skipped.
+    """
+    rejected: list[str] = []
     for path in reversed(steps(folder)):
         try:
-            return load(path), refused
+            return load(path), rejected
         except CheckpointError as error:
-            refused.append(str(error))
-    return None, refused
+            rejected.append(str(error))
+    return None, rejected
 
 
 def prune(folder: Path, keep: set[str]) -> None:
-    """Remove all checkpoints but the two newest and those named in `keep`."""
+    """Remove all checkpoints except the two newest and those named in `keep`."""
     for path in steps(folder)[:-2]:
         if path.name not in keep:
             shutil.rmtree(path)
 
 
 def fingerprint(path: Path) -> str:
-    """sha256 of a checkpoint's averaged weights, as its state.json has it."""
+    """Return the SHA-256 of a checkpoint's averaged weights, as its state.json has it."""
     return str(read_state(path)["sha256"]["average"])
 
 

@@ -1,9 +1,9 @@
-"""The forecaster: a causal transformer on ring attention that turns tokens of hours into quantiles of what a reference forecast misses.
+"""The forecaster: a causal transformer on ring attention that predicts quantiles of a reference forecast's error.
 
-One token an hour (`ingest.features` makes them). Pre-norm blocks (Vaswani et al. 2017; RMSNorm, Zhang and Sennrich 2019), grouped-query
+One token an hour (from `ingest.features`). Pre-norm blocks (Vaswani et al. 2017; RMSNorm, Zhang and Sennrich 2019), grouped-query
 attention (Ainslie et al. 2023) with rotary positions in hours (Su et al. 2021), a sliding window of `context` hours. Dropout masks are
-the same for all hours of a local day of one segment (in the manner of Gal and Ghahramani 2016) and are drawn from the step's key, so
-that a run does not depend on how many ranks share the sequence.
+the same for all hours of a local day of one segment (as in Gal and Ghahramani 2016) and are drawn from the step's key, so that a run
+does not depend on the number of ranks that share the sequence.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from ringattn.layout import Layout
 
 QUANTILES = (0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975)
 MEDIAN = QUANTILES.index(0.5)
-WAVES = (24.0, 8766.0)  # hours: of a day, of a year
+WAVES = (24.0, 8766.0)  # periods, hours: a day, a year
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of the model; a checkpoint fits only the shape that it was trained with."""
+    """Shape of the model; a checkpoint fits only its own shape."""
 
     features: int  # of a token
-    conditions: int  # that say what a day is like
-    regions: int  # respondents that the model knows
-    context: int = 8760  # hours that a token looks back
+    conditions: int  # inputs that describe a day
+    regions: int  # number of respondents
+    context: int = 8760  # hours that a token attends to
     dim: int = 64
     layers: int = 2  # of the feed-forward part
     heads: int = 2
@@ -40,21 +40,28 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Batch:
-    """This rank's tokens of one packed sequence, `[T]` or `[T, …]`, in the order of its layout."""
+    """This rank's tokens of one packed sequence, [T] or [T, …], in the order of its layout."""
 
     features: mx.array  # float32 [T, feature], normalised
     condition: mx.array  # float32 [T, condition], normalised
-    memory: mx.array  # float32 [T, feature + condition + 1]: the hour remembered here, and its outcome (the target)
+    memory: (
+        mx.array
+    )  # float32 [T, feature + condition + 1]: the inputs of the remembered hour, and its outcome (the target)
     region: mx.array  # int32 [T], index of the respondent
     position: mx.array  # float32 [T], hours from the start of the token's segment
-    segment: mx.array  # int32 [T], tokens of different segments do not see each other
-    day: mx.array  # int32 [T], counts the segments' days through: tokens of one number share their dropout masks
+    segment: mx.array  # int32 [T], tokens of different segments do not attend to each other
+    day: mx.array  # int32 [T], number of the day, over all segments: tokens of a day share their dropout masks
     days: int  # of the whole sequence
     layout: Layout  # of the whole sequence over the ranks
 
 
 class Forecaster(nn.Module):
-    """Batch → quantiles [T, len(QUANTILES)] of the target, ascending, float32."""
+    """Predict quantiles of the target from a Batch.
+
+    Args:
+        config: shape of the model.
+        group: ranks that share a sequence; None is MLX's global group.
+    """
 
     def __init__(self, config: ModelConfig, *, group: Group = None) -> None:
         super().__init__()
@@ -70,11 +77,16 @@ class Forecaster(nn.Module):
         self.head.weight, self.head.bias = mx.zeros_like(self.head.weight), mx.zeros_like(self.head.bias)
 
     def __call__(self, batch: Batch, key: mx.array | None = None) -> mx.array:
-        """key: draws the dropout masks; None for none (evaluation)."""
+        """Return the quantiles, float32 [T, len(QUANTILES)], ascending.
+
+        Args:
+            batch: the tokens.
+            key: draws the dropout masks; None applies none (evaluation).
+        """
         return ascending(self.head(self.embedding(batch, key)))
 
     def embedding(self, batch: Batch, key: mx.array | None = None) -> mx.array:
-        """What the head reads, float32 [T, dim]: a summary of the hour for whoever decides with it."""
+        """Return the input of the head, float32 [T, dim]: a summary of the hour, which control also reads."""
         count = len(self.layers) + 2
         keys = [None] * count if key is None else list(mx.random.split(key, count))
         drop = _DayDropout(self.config.dropout, batch)
@@ -109,11 +121,11 @@ class _FeedForward(nn.Module):
 
 
 class _Recall(nn.Module):
-    """Attention to hours like this one: a kernel regression (Nadaraya 1964, Watson 1964) whose metric is learned.
+    """Attention to similar hours: a kernel regression (Nadaraya 1964, Watson 1964) with a learned metric.
 
-    The score of hour t for a remembered hour s is -beta |m(c_t) - m(c_s)|² + Σ_j w_j cos(ω_j (t - s)): how unlike the days' conditions
-    are, the hour of the day and the season. With m' = m(c_s) it is the dot product of q = (2 beta m, -beta, w turned by ω t) and
-    k = (m', |m'|², 1 turned by ω s), but for -beta |m|², which the softmax cancels. The heads share k and v and differ in beta and w.
+    The score of hour t for a remembered hour s is -beta |m(c_t) - m(c_s)|² + Σ_j w_j cos(ω_j (t - s)): the distance of the days'
+    conditions, the hour of the day and the season. With m' = m(c_s) it is the dot product of q = (2 beta m, -beta, w turned by ω t) and
+    k = (m', |m'|², 1 turned by ω s), except for -beta |m|², which the softmax cancels. The heads share k and v and differ in beta and w.
     """
 
     def __init__(self, config: ModelConfig, group: Group) -> None:
@@ -152,7 +164,7 @@ class _Recall(nn.Module):
 
 
 def ascending(raw: mx.array) -> mx.array:
-    """Head outputs → quantiles that never cross: the median as it is, the others at positive distances. Same shape."""
+    """Turn head outputs [T, level] into quantiles that never cross: the median unchanged, the others at positive distances."""
     steps = nn.softplus(raw)
     middle = raw[:, MEDIAN : MEDIAN + 1]
     below = middle - mx.cumsum(steps[:, :MEDIAN], axis=1, reverse=True)
@@ -161,7 +173,7 @@ def ascending(raw: mx.array) -> mx.array:
 
 
 def pinball(quantiles: mx.array, target: mx.array) -> mx.array:
-    """Mean over levels of twice the pinball loss, [T]; at the median alone it is the absolute error (Koenker and Bassett 1978)."""
+    """Return the mean over levels of twice the pinball loss, [T] (Koenker and Bassett 1978); at the median it is the absolute error."""
     miss = target[:, None] - quantiles
     levels = mx.array(QUANTILES)
     return 2 * mx.maximum(levels * miss, (levels - 1) * miss).mean(axis=1)
