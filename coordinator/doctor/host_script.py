@@ -1,7 +1,7 @@
-"""What `coordinator doctor` runs on each host: answers orders, a JSON line each, until its stdin ends. Changes nothing there.
+"""The program that `coordinator doctor` runs on each host: one JSON order a line on stdin, one JSON answer a line on stdout.
 
-Sent over ssh as it stands, so that a host without the project can still say what it lacks. Hence the standard library alone, and
-nothing that Python 3.6 would not read: an old Python is a finding, not a syntax error.
+It changes nothing on the host. The doctor sends this file unchanged over ssh, so that a host without the project can be examined.
+Therefore it uses the standard library alone and only syntax of Python 3.6: an old Python is a finding, not a syntax error.
 """
 
 import json
@@ -14,15 +14,19 @@ import sys
 import threading
 import time
 
-PROBE_S = 120.0  # at most, for a probe of speeds
-DIAL_S = 3.0  # for a connection to a neighbour
+PROBE_S = 120.0  # bound of one probe of speeds
+DIAL_S = 3.0  # time-out of a connection to a neighbour
 ROUND_TRIPS = 21
-BURST_S = 0.4  # of sending as fast as the link takes it
+BURST_S = 0.4  # duration of sending at full speed
 PIECE = 1 << 18  # bytes
 
 
 def facts(order):
-    """What this host is and has. `order`: data (folder), ports, packages, probe (whether to measure), manifest_format."""
+    """Collect the facts of this host.
+
+    Args:
+        order: data (folder), keys (folder), ports, packages, addresses, probe (whether to measure speeds).
+    """
     data = os.path.expanduser(order["data"])
     there = data
     while not os.path.exists(there) and os.path.dirname(there) != there:
@@ -49,17 +53,17 @@ def facts(order):
 
 
 def version_of(name):
-    """Of an installed package; None where there is none."""
+    """Return the version of an installed package, or None."""
     try:
         from importlib import metadata
 
         return metadata.version(name)
-    except Exception:  # no such package, or a Python without this module: either way it can't be used
+    except Exception:  # no such package, or a Python without this module: unusable in both cases
         return None
 
 
 def free(port):
-    """Whether nothing listens on this port."""
+    """Return whether nothing listens on this port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -71,7 +75,7 @@ def free(port):
 
 
 def own(address):
-    """Whether this host has the address: it can listen on it."""
+    """Return whether the address is this host's: it can bind it."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family) as probe:
         try:
@@ -82,8 +86,13 @@ def own(address):
 
 
 def unwritable(folder):
-    """Why nothing can be written there, or "". Tried with a file, since root may write where the mode says no and NFS may not."""
-    path = os.path.join(folder, f".doctor-{os.urandom(8).hex()}")  # hosts that share it may share process ids too
+    """Return why the folder cannot be written, or "".
+
+    It writes a file, because root may write where the mode forbids it and NFS may forbid it where the mode allows it.
+    """
+    path = os.path.join(
+        folder, f".doctor-{os.urandom(8).hex()}"
+    )  # random: hosts that share the folder may share process ids
     try:
         with open(path, "xb") as file:
             file.write(b"x" * 65536)
@@ -98,7 +107,7 @@ def unwritable(folder):
 
 
 def open_keys(folder):
-    """Key files that others can read."""
+    """Return the key files that other users can read."""
     found = []
     for base, _, names in os.walk(folder):
         for name in names:
@@ -109,7 +118,11 @@ def open_keys(folder):
 
 
 def holder(data):
-    """Who holds the data folder: [pid, command], or whose endpoint file was left behind: [0, endpoint]. None: nobody."""
+    """Return who holds the data folder.
+
+    Returns:
+        [pid, command] of a running process; [0, endpoint] that a killed coordinator left; None when it is free.
+    """
     import fcntl
 
     try:
@@ -126,21 +139,24 @@ def holder(data):
 
 
 def formats(data):
-    """Formats of manifests found in the data folder, one of each folder."""
+    """Return the formats of the manifests in the data folder, one per folder; None for an unreadable one."""
     found = []
     for base, _, names in os.walk(os.path.join(data, "manifests")):
         name = next((name for name in sorted(names) if name.endswith(".json")), None)
         if name is not None:
             try:
                 with open(os.path.join(base, name)) as file:
-                    found.append(json.load(file).get("format", 1))  # the first format's did not say so
+                    found.append(json.load(file).get("format", 1))  # the first format has no such key
             except (OSError, ValueError, AttributeError):
                 found.append(None)
     return found
 
 
 def sleep_settings():
-    """macOS: `pmset -g custom` on mains power, name → minutes. None elsewhere. Written from its manual page, not run here."""
+    """Return the settings of `pmset -g custom` on mains power, name → minutes; None on other systems than macOS.
+
+    Written from pmset's manual page; never run on a Mac.
+    """
     if sys.platform != "darwin":
         return None
     try:
@@ -157,7 +173,7 @@ def sleep_settings():
 
 
 def probe(*arguments):
-    """What `python -m worker.process.probe` prints, or the last words of its failure."""
+    """Return what `python -m worker.process.probe` prints, or the last line of its error."""
     environment = {name: value for name, value in os.environ.items() if name not in ("MLX_RANK", "MLX_HOSTFILE")}
     command = [sys.executable, "-m", "worker.process.probe", *arguments]
     try:
@@ -177,7 +193,7 @@ def probe(*arguments):
 
 
 def listen(order):
-    """A port of this address at which a neighbour may measure the link, once within 30 s. Address "": any of IPv4."""
+    """Listen on a free port of this address for one link measurement within 30 s. Address "" means any IPv4 address."""
     family = socket.AF_INET6 if ":" in order["address"] else socket.AF_INET
     listening = socket.socket(family)
     try:
@@ -194,7 +210,7 @@ def listen(order):
 
 
 def answer(listening):
-    """The listening end of a link's measurement: sends back what it gets, then says how much came, and in what time."""
+    """Serve one link measurement: echo the round trips, then report the bytes received and the seconds."""
     try:
         with listening:
             connection, _ = listening.accept()
@@ -211,11 +227,15 @@ def answer(listening):
                     break
             connection.sendall(f"{taken} {time.monotonic() - began}\n".encode())
     except OSError:
-        pass  # the one who dials tells of it
+        pass  # the dialling side reports it
 
 
 def dial(order):
-    """Reach a neighbour: {"delay_s", "bytes_per_s"} of the link, or {"error"}."""
+    """Measure the link to a neighbour.
+
+    Returns:
+        {"delay_s", "bytes_per_s"}, delay one way; or {"error"}.
+    """
     try:
         connection = socket.create_connection((order["address"], order["port"]), timeout=DIAL_S)
     except OSError as error:
@@ -239,11 +259,11 @@ def dial(order):
                 "bytes_per_s": int(words[0]) / max(float(words[1]), 1e-6),
             }
     except (OSError, IndexError, ValueError) as error:
-        return {"error": f"it answered, and then no more: {error}"}
+        return {"error": f"the connection broke during the measurement: {error}"}
 
 
 def clock(order):
-    """This host's time, s since 1970."""
+    """Return this host's time, in seconds since 1970."""
     return {"time": time.time()}
 
 
@@ -251,7 +271,7 @@ ORDERS = {"facts": facts, "listen": listen, "dial": dial, "clock": clock}
 
 
 def main():
-    """One order a line from stdin, one answer a line to stdout."""
+    """Answer one order a line from stdin until it ends."""
     for line in sys.stdin.buffer:
         order = json.loads(line.decode())
         print(json.dumps(ORDERS[order["do"]](order)), flush=True)

@@ -1,7 +1,7 @@
-"""`coordinator doctor`: what this host has and lacks for the stages, each finding with its fix. Measures, binds and reads; changes nothing.
+"""Health checks of this host for `coordinator doctor`. Measures, binds ports and reads files; changes nothing.
 
-`examine` looks; what is seen means what `coordinator/doctor/checks.py` says. Speeds come from `python -m worker.process.probe`,
-once with this environment and once with that of a rank, in processes of their own: a BLAS is chosen when a process starts.
+`coordinator/doctor/checks.py` interprets what is found. Speeds come from `python -m worker.process.probe`, once with this
+environment and once with that of a rank, each in a new process, because a BLAS is chosen when a process starts.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from importlib import metadata
 from pathlib import Path
 
 from coordinator.doctor import host_script
-from coordinator.doctor.checks import Finding, disk, fine, folder, mend, numbers, probes, python, sleep
+from coordinator.doctor.checks import Finding, disk, folder, numbers, ok, probes, problem, python, sleep
 from coordinator.doctor.host_script import probe
 from coordinator.wire.auth import is_loopback
 from ingest.models import MANIFEST_FORMAT
 
 PACKAGE = "ring-attention-energy"
-RING_PORTS = range(32323, 32327)  # mlx.launch's first ones; rings of a coordinator find free ones by themselves
-
-
-# -- what each thing means ---------------------------------------------------------------------------------------------
+RING_PORTS = range(32323, 32327)  # the first ports of mlx.launch; the coordinator's rings choose free ports
 
 
 def packages(required: Iterable[str], installed: Mapping[str, str], platform: str) -> list[Finding]:
-    """Requirements as package metadata has them, against versions found. What is for extras or another system is left out."""
+    """Compare requirements, as package metadata lists them, with the installed versions.
+
+    Requirements of extras and of other systems are ignored.
+    """
     found, short = [], []
     for line in required:
         requirement, _, marker = (part.strip() for part in line.partition(";"))
@@ -43,18 +43,21 @@ def packages(required: Iterable[str], installed: Mapping[str, str], platform: st
             found.append(f"{name} {version}")
     if short:
         return [
-            mend(
+            problem(
                 "packages", ", ".join(short), "`uv sync` in the project's folder installs what pyproject.toml asks for"
             )
         ]
-    return [fine("packages", ", ".join(found))]
-
-
-# -- looking -------------------------------------------------------------------------------------------------------------
+    return [ok("packages", ", ".join(found))]
 
 
 def examine(data_dir: Path, bind: str, keys: Path) -> list[Finding]:
-    """All findings, the machine's first."""
+    """Run all checks of this host, the machine's first.
+
+    Args:
+        data_dir: The data folder; need not exist.
+        bind: The coordinator's endpoint, `tcp://host:port`.
+        keys: The key folder; need not exist.
+    """
     installed = {name.lower(): dist.version for dist in metadata.distributions() if (name := dist.metadata["Name"])}
     found = packages(metadata.requires(PACKAGE) or [], installed, sys.platform)
     plain, rank = probe(), probe("--as-rank")
@@ -65,25 +68,25 @@ def examine(data_dir: Path, bind: str, keys: Path) -> list[Finding]:
 
 
 def ports(bind: str) -> list[Finding]:
-    """The coordinator's own port, and those that `mlx.launch` takes first."""
+    """Check the coordinator's port and the first ports of `mlx.launch`."""
     host, _, port = bind.removeprefix("tcp://").rpartition(":")
     host = host.strip("[]")
     found = []
     if reason := _refused(host, [int(port)]):
-        fix = "stop what listens there (`coordinator status` shows a coordinator), or name another port with --bind"
-        found.append(mend("bind", f"{bind}: {reason}", fix))
+        fix = "stop the listener (`coordinator status` shows a coordinator), or name another port with --bind"
+        found.append(problem("bind", f"{bind}: {reason}", fix))
     else:
-        found.append(fine("bind", f"{bind} is free"))
+        found.append(ok("bind", f"{bind} is free"))
     if reason := _refused("127.0.0.1", RING_PORTS):
-        fix = "`mlx.launch --starting-port PORT` takes others; a coordinator's rings find free ones by themselves"
-        found.append(mend("ring ports", f"mlx.launch's ports {RING_PORTS[0]} to {RING_PORTS[-1]}: {reason}", fix))
+        fix = "`mlx.launch --starting-port PORT` uses others; the coordinator's rings choose free ports"
+        found.append(problem("ring ports", f"mlx.launch's ports {RING_PORTS[0]} to {RING_PORTS[-1]}: {reason}", fix))
     else:
-        found.append(fine("ring ports", f"{RING_PORTS[0]} to {RING_PORTS[-1]} are free for mlx.launch"))
+        found.append(ok("ring ports", f"{RING_PORTS[0]} to {RING_PORTS[-1]} are free for mlx.launch"))
     return found
 
 
 def _refused(host: str, numbers: Iterable[int]) -> str:
-    """Why one of these ports can't be listened on; "" when all can."""
+    """Return why one of these ports cannot be bound, or "" when all can."""
     with ExitStack() as stack:
         for number in numbers:
             try:
@@ -95,7 +98,7 @@ def _refused(host: str, numbers: Iterable[int]) -> str:
 
 
 def room(data_dir: Path) -> list[Finding]:
-    """Room, and the right to write, where the data folder is or will be; who holds it, and what was left there."""
+    """Check free space, write access, the lock and the format of the data folder."""
     there = next(path for path in [data_dir.absolute(), *data_dir.absolute().parents] if path.exists())
     free, unwritable = shutil.disk_usage(there).free, host_script.unwritable(str(there))
     data = str(data_dir)
@@ -106,7 +109,7 @@ def room(data_dir: Path) -> list[Finding]:
 
 
 def key_files(keys: Path, bind: str) -> list[Finding]:
-    """CURVE keys: there where the bind needs them, and nobody else's to read."""
+    """Check that CURVE keys exist where the bind needs them and that no other user can read them."""
     files = [
         path for path in (keys / "coordinator.key", keys / "allowed.json", *keys.glob("workers/*.key")) if path.exists()
     ]
@@ -114,15 +117,19 @@ def key_files(keys: Path, bind: str) -> list[Finding]:
     if open_to_others:
         names = " ".join(map(str, open_to_others))
         return [
-            mend("keys", f"others can read {names}", f"`chmod 600 {names}`; make new keys if others may have read them")
+            problem(
+                "keys",
+                f"readable by others: {names}",
+                f"`chmod 600 {names}`; make new keys if others may have read them",
+            )
         ]
     if not files and not is_loopback(bind):
         return [
-            mend(
+            problem(
                 "keys",
                 f"none in {keys}, and {bind} is off loopback",
-                "`coordinator keys add NAME`, one a worker's host",
+                "`coordinator keys add NAME`, once for each worker's host",
             )
         ]
-    seen = f"{len(files)} files in {keys}, mode 600" if files else f"none in {keys}; none are needed on loopback"
-    return [fine("keys", seen)]
+    seen = f"{len(files)} files in {keys}, mode 600" if files else f"none in {keys}; not needed on loopback"
+    return [ok("keys", seen)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import signal
 import sys
 import time
@@ -31,8 +33,8 @@ from coordinator.wire.auth import is_loopback, local_address_towards
 from coordinator.wire.filesystem_id import filesystem_id
 from coordinator.wire.messages import Weights
 from coordinator.workers.hostfile import HERE, Hosts
-from coordinator.workers.local import LocalWorkers
-from coordinator.workers.remote import HostWorkers
+from coordinator.workers.local import LocalWorkerPool
+from coordinator.workers.remote import SshWorkerPool
 from ingest.errors import UsageError
 
 DEFAULT_TIMINGS = LeaseTimings()
@@ -53,7 +55,7 @@ class Fleet:
     worker_key: Path | None = None  # key file of this host's workers, where CURVE is on
     worker_command: tuple[str, ...] = WORKER
     timings: LeaseTimings = DEFAULT_TIMINGS
-    hosts: HostWorkers | None = None  # on other hosts, their sessions open
+    hosts: SshWorkerPool | None = None  # on other hosts, their sessions open
 
 
 class StageOptions(Protocol):
@@ -103,7 +105,7 @@ def build_fleet(wanted: StageOptions, say: Callable[[str], None]) -> Fleet:
         return Fleet(data_dir, bind, workers, wanted.connections, wanted.retries, worker_command=command)
     remote = None
     if hosts is not None and hosts.remote:
-        remote = HostWorkers(
+        remote = SshWorkerPool(
             hosts,
             wanted.connections,
             DEFAULT_TIMINGS.silence_s / 2,
@@ -252,7 +254,7 @@ def run_tasks(
     )
     if controller is not None:
         controller.on_start(scheduler, server.post)
-    workers = LocalWorkers(
+    workers = LocalWorkerPool(
         fleet.worker_command,
         server.endpoint,
         fleet.data_dir,

@@ -1,4 +1,4 @@
-"""Hostfiles as mlx writes them: which hosts there are, how ssh reaches each, and at which addresses its neighbours do."""
+"""Read hostfiles in mlx's format: the hosts, how ssh reaches each, and the address that its neighbours in the ring use."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from typing import Any
 
 from ingest.errors import UsageError
 
-HERE = ("127.0.0.1", "localhost")  # mlx's sign for "start it here, without ssh"
-NEXT = "hostfiles/README.md says how to fill one in"
+HERE = ("127.0.0.1", "localhost")  # mlx starts these entries on this host, without ssh
+NEXT = "hostfiles/README.md explains the format"
 
 
 @dataclass(frozen=True)
 class Host:
-    """One host that ssh reaches. `name` is what ssh is given; `address`, where its neighbours in the ring reach it."""
+    """A host that ssh reaches."""
 
-    name: str
-    address: str
-    python: str
-    data: str  # data folder there; relative ones and ~ are of the login's home
+    name: str  # as passed to ssh
+    address: str  # where its neighbours in the ring reach it
+    python: str  # path of its Python
+    data: str  # its data folder; relative paths and ~ start at the login's home
 
 
 @dataclass(frozen=True)
 class Hosts:
-    """A hostfile: hosts in the ring's order, entries of this host counted apart, and the environment of every worker."""
+    """A hostfile: remote hosts in the ring's order, the number of entries for this host, and every worker's environment."""
 
     remote: tuple[Host, ...]
     here: int
@@ -36,14 +36,20 @@ class Hosts:
 
     @property
     def size(self) -> int:
-        """Ranks of the ring, one an entry."""
+        """Return the number of ranks of the ring: one per entry."""
         return len(self.remote) + self.here
 
 
 def read_hosts(path: Path, python: Mapping[str, str], data: Mapping[str, str]) -> Hosts:
-    """A hostfile with the settings of each host; `python`, `data`: host's name → value, "" for all others.
+    """Read a hostfile and combine it with the settings of each host.
 
-    UsageError, naming the entry, for what mlx would not take either, and for settings of hosts that it does not list.
+    Args:
+        path: The hostfile.
+        python: Host's name → path of its Python; the key "" holds the default.
+        data: Host's name → its data folder; the key "" holds the default.
+
+    Raises:
+        UsageError: An entry is not valid (mlx would refuse it too), a host is listed twice, or a setting names an unlisted host.
     """
     try:
         found = json.loads(path.read_text())
@@ -62,16 +68,18 @@ def read_hosts(path: Path, python: Mapping[str, str], data: Mapping[str, str]) -
             remote.append(Host(name, addresses[0] if addresses else "", chosen["p"], chosen["d"]))
     names = [host.name for host in remote]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise UsageError(f"hostfile {path}: {min(twice)} stands there twice; a host holds one rank, name it once.")
+        raise UsageError(f"hostfile {path}: {min(twice)} is listed twice; a host holds one rank, list it once.")
     if unknown := (set(python) | set(data)) - set(names) - {""}:
-        raise UsageError(f"{min(unknown)!r} has a setting of its own, but {path} does not list it: it lists {names}.")
+        raise UsageError(
+            f"--host-python or --host-data names {min(unknown)!r}, but {path} lists only {names}: correct the name."
+        )
     return Hosts(tuple(remote), here, _environment(path, found))
 
 
 def _entry(path: Path, number: int, entry: Any) -> tuple[str, list[str]]:
     name = entry.get("ssh") if isinstance(entry, dict) else None
     addresses = entry.get("ips", []) if isinstance(entry, dict) else None
-    # ssh takes a name that begins with a dash for an option.
+    # ssh reads a name that begins with a dash as an option.
     if not isinstance(name, str) or not re.fullmatch(r"[^\s-]\S{0,127}", name):
         raise UsageError(f'hostfile {path}: host {number} needs "ssh": a name that `ssh NAME` reaches; {NEXT}.')
     if not isinstance(addresses, list) or not all(isinstance(address, str) for address in addresses):
@@ -87,9 +95,13 @@ def _environment(path: Path, found: Any) -> tuple[tuple[str, str], ...]:
 
 
 def per_host(value: Any) -> dict[str, str]:
-    """`PATH`, or `PATH,host2=PATH`, or a TOML table → host's name → value, "" for all others.
+    """Parse a per-host setting: `PATH`, `PATH,host2=PATH`, or a TOML table.
 
-    ValueError for a host that comes twice.
+    Returns:
+        Host's name → value; the key "" holds the default.
+
+    Raises:
+        ValueError: A host is listed twice.
     """
     if isinstance(value, dict):
         return {str(name): str(text) for name, text in value.items()}
@@ -101,7 +113,7 @@ def per_host(value: Any) -> dict[str, str]:
 
 
 def hosts_from(settings: Mapping[str, Any]) -> Hosts | None:
-    """The hosts of resolved settings; None without a hostfile. By default a host has this one's Python and data folder."""
+    """Return the hosts of resolved settings, or None without a hostfile. A host's default Python and data folder are this host's."""
     if settings["hostfile"] is None:
         return None
     here = {"": sys.executable}, {"": str(settings["data"].absolute())}

@@ -1,4 +1,4 @@
-"""Workers on this host: started over loopback, watched, started again when one dies, ended with the coordinator."""
+"""Start worker processes on this host, restart them when they die, and end them with the coordinator."""
 
 from __future__ import annotations
 
@@ -9,27 +9,29 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
-RESTARTS = 100  # a worker that dies more often than this is left dead: something is wrong that a restart does not mend
+MAX_RESTARTS = 100  # of all workers together; more deaths have a cause that a restart does not remove
 BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass
-class LocalWorkers:
-    """`count` worker processes of this coordinator. Each holds a pipe to it, so none outlives it, not even a kill -9."""
+class LocalWorkerPool:
+    """`count` worker processes. Each holds a pipe to this process, so none outlives it, not even after `kill -9`."""
 
-    command: tuple[str, ...]  # what a worker is started with; the rest is appended
+    command: tuple[str, ...]  # how to start a worker; its options are appended
     endpoint: str
     data_dir: Path
     count: int
     connections: int
-    missing_s: float  # a process that the coordinator has lost for this long, though it lives, is stopped or stuck: it is ended
+    unresponsive_timeout_s: (
+        float  # a registered process without a heartbeat for this long is stopped or stuck: it is killed
+    )
     key: Path | None = None
     restarts: int = 0
-    _registered: dict[int, float] = field(default_factory=dict)  # pid → when the coordinator last knew it
+    _last_heard: dict[int, float] = field(default_factory=dict)  # pid → when the coordinator last knew it
     _processes: list[subprocess.Popen[bytes] | None] = field(default_factory=list)
 
     def start(self) -> None:
-        """Start all of them; what they say goes to `logs/` in the data folder."""
+        """Start all workers. Their output goes to `logs/` in the data folder."""
         (self.data_dir / "logs").mkdir(parents=True, exist_ok=True)
         self._processes = [self._spawn(index) for index in range(self.count)]
 
@@ -45,55 +47,54 @@ class LocalWorkers:
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **dict.fromkeys(BLAS_THREADS, "1")},
-                start_new_session=True,  # Ctrl-C reaches the coordinator alone; it decides what the workers do
+                start_new_session=True,  # Ctrl-C reaches the coordinator alone, which decides what the workers do
             )
 
-    def supervise(self, known: Collection[int], lost: Callable[[int, str], None]) -> list[str]:
-        """Start dead workers again; one line for each thing that happened. Call it a few times a second.
+    def supervise(self, heard: Collection[int], lost: Callable[[int, str], None]) -> list[str]:
+        """Restart dead and unresponsive workers. Call it a few times a second.
 
-        `known`: pids of the workers that the coordinator hears. `lost(pid, reason)` is told of each death, so that its leases
-        go out again without waiting for silence.
+        Args:
+            heard: Process ids of the workers that send heartbeats.
+            lost: Called with (pid, reason) at each death, so that the worker's leases are released at once.
+
+        Returns:
+            One line for each event.
         """
-        said = self._end_the_missing(known)
+        events = self._kill_unresponsive(heard)
         for index, process in enumerate(self._processes):
             if process is None or process.poll() is None:
                 continue
             how = f"signal {-process.returncode}" if process.returncode < 0 else f"exit code {process.returncode}"
             lost(process.pid, f"ended with {how}")
-            if self.restarts < RESTARTS:
+            if self.restarts < MAX_RESTARTS:
                 self.restarts += 1
                 self._processes[index] = self._spawn(index)
-                said.append(f"worker {index} (pid {process.pid}) ended with {how}: started again")
+                events.append(f"worker {index} (pid {process.pid}) ended with {how}: restarted")
             else:
                 self._processes[index] = None
-                said.append(
-                    f"worker {index} ended with {how}; {RESTARTS} restarts are used up: see logs/worker-{index}.log"
+                events.append(
+                    f"worker {index} ended with {how}; not restarted after {MAX_RESTARTS} restarts: see logs/worker-{index}.log"
                 )
-        return said
+        return events
 
-    def _end_the_missing(self, known: Collection[int]) -> list[str]:
-        now, said = time.monotonic(), []
-        self._registered.update(dict.fromkeys(known, now))
+    def _kill_unresponsive(self, heard: Collection[int]) -> list[str]:
+        now, events = time.monotonic(), []
+        self._last_heard.update(dict.fromkeys(heard, now))
         for index, process in enumerate(self._processes):
-            if process is None or now - self._registered.get(process.pid, now) <= self.missing_s:
+            if process is None or now - self._last_heard.get(process.pid, now) <= self.unresponsive_timeout_s:
                 continue
             if process.poll() is None:
-                said.append(f"worker {index} (pid {process.pid}) lives, but was not heard: ended by force")
+                events.append(f"worker {index} (pid {process.pid}) runs but sends no heartbeat: killed")
                 process.kill()
                 process.wait()
-        return said
+        return events
 
-    @property
-    def alive(self) -> int:
-        """How many run now."""
-        return sum(process is not None and process.poll() is None for process in self._processes)
-
-    def stop(self, patience: float = 5.0) -> None:
-        """End all: terminate, wait `patience` seconds in all, kill what is left."""
+    def stop(self, timeout_s: float = 5.0) -> None:
+        """Terminate all workers; kill those that still run after `timeout_s` in total."""
         running = [process for process in self._processes if process is not None and process.poll() is None]
         for process in running:
             process.terminate()
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + timeout_s
         for process in running:
             try:
                 process.wait(max(0.0, deadline - time.monotonic()))

@@ -38,7 +38,7 @@ from coordinator.server.server import Server
 from coordinator.wire.filesystem_id import filesystem_id
 from coordinator.wire.lease_kinds import LeaseKind
 from coordinator.wire.messages import Weights
-from coordinator.workers.local import LocalWorkers
+from coordinator.workers.local import LocalWorkerPool
 from rl.distributed.jobs import Rollout, shapes
 from rl.distributed.runner import JobRunner
 from rl.env import dataset_file
@@ -195,7 +195,7 @@ def over_zeromq(folder: Path, table: str, policy: str) -> float:
         hooks=StageHooks(on_task_done=done, get_weights=lambda sha256: weights, has_more_work=lambda: True),
     )
     command = (sys.executable, "-m", "worker")
-    workers = LocalWorkers(command, server.endpoint, folder, WORKERS, 1, 60.0)
+    workers = LocalWorkerPool(command, server.endpoint, folder, WORKERS, 1, 60.0)
     server.add_tasks([more() for _ in range(WORKERS * (AHEAD + 1))])
     workers.start()
     try:

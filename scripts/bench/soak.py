@@ -34,7 +34,7 @@ from coordinator.server.journal import Journal
 from coordinator.server.server import MAX_BATCH, Server
 from coordinator.wire.filesystem_id import filesystem_id
 from coordinator.wire.lease_kinds import LeaseKind
-from coordinator.workers.local import LocalWorkers
+from coordinator.workers.local import LocalWorkerPool
 
 POOL = 2 * MAX_BATCH + 1_000  # tasks
 CAPACITY = 256  # leases a worker holds
@@ -75,7 +75,7 @@ class Soak:
             hooks=StageHooks(on_task_done=self.done, on_tick=self.tick),
         )
         command = (sys.executable, "-m", "worker", "--capacity", str(CAPACITY))
-        self.workers = LocalWorkers(command, self.server.endpoint, self.data, 2, 1, LIMITS.silence_s)
+        self.workers = LocalWorkerPool(command, self.server.endpoint, self.data, 2, 1, LIMITS.silence_s)
         self.server.add_tasks(TaskSpec(f"t{n}", LeaseKind.NOOP, {}) for n in range(POOL))
         self.draw, self.process, self.next_kill = random.Random(0), psutil.Process(), self.began + self.kill_every
         self.workers.start()

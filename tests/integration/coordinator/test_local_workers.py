@@ -10,25 +10,25 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.workers.local import LocalWorkers
+from coordinator.workers.local import LocalWorkerPool
 
 WAIT_S = 60.0  # bound of every wait: reached only when something is broken
 STAND_IN = (sys.executable, "-c", "import time; time.sleep(600)")
 
 
 @pytest.fixture
-def workers(tmp_path: Path) -> Iterator[LocalWorkers]:
-    made = LocalWorkers(STAND_IN, "tcp://127.0.0.1:1", tmp_path, 2, 1, missing_s=0.1)
+def workers(tmp_path: Path) -> Iterator[LocalWorkerPool]:
+    made = LocalWorkerPool(STAND_IN, "tcp://127.0.0.1:1", tmp_path, 2, 1, missing_s=0.1)
     made.start()
     yield made
     made.stop(patience=0.0)
 
 
-def pids(workers: LocalWorkers) -> list[int]:
+def pids(workers: LocalWorkerPool) -> list[int]:
     return [process.pid for process in workers._processes if process is not None]
 
 
-def supervise_until(workers: LocalWorkers, known: list[int], lost: list[int]) -> list[str]:
+def supervise_until(workers: LocalWorkerPool, known: list[int], lost: list[int]) -> list[str]:
     deadline, said = time.monotonic() + WAIT_S, []
     while not lost:
         assert time.monotonic() < deadline
@@ -36,7 +36,7 @@ def supervise_until(workers: LocalWorkers, known: list[int], lost: list[int]) ->
     return said
 
 
-def test_a_dead_worker_is_started_again_and_reported(workers: LocalWorkers) -> None:
+def test_a_dead_worker_is_started_again_and_reported(workers: LocalWorkerPool) -> None:
     first, second = pids(workers)
     os.kill(first, 9)
     lost: list[int] = []
@@ -46,7 +46,7 @@ def test_a_dead_worker_is_started_again_and_reported(workers: LocalWorkers) -> N
     assert (workers.alive, workers.restarts) == (2, 1)
 
 
-def test_a_worker_that_was_heard_and_is_heard_no_more_is_replaced(workers: LocalWorkers) -> None:
+def test_a_worker_that_was_heard_and_is_heard_no_more_is_replaced(workers: LocalWorkerPool) -> None:
     first, second = pids(workers)
     workers.supervise([first], lambda pid, reason: None)
     lost: list[int] = []
@@ -56,7 +56,7 @@ def test_a_worker_that_was_heard_and_is_heard_no_more_is_replaced(workers: Local
     assert pids(workers)[1] == second  # it has not registered yet: it may take its time to start
 
 
-def test_a_worker_that_is_heard_is_let_alone(workers: LocalWorkers) -> None:
+def test_a_worker_that_is_heard_is_let_alone(workers: LocalWorkerPool) -> None:
     known = pids(workers)
     until = time.monotonic() + 3 * workers.missing_s
     while time.monotonic() < until:
