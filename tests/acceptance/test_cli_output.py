@@ -394,7 +394,9 @@ def test_tables_drop_columns_that_a_narrow_terminal_has_no_room_for() -> None:
 
 
 def test_findings_are_wrapped_under_one_another() -> None:
-    found = [Finding("m2-1.local packages", "mend", "numpy is missing " * 4, "`uv sync` in the project's folder " * 3)]
+    found = [
+        Finding("m2-1.local packages", "problem", "numpy is missing " * 4, "`uv sync` in the project's folder " * 3)
+    ]
     for columns in (40, 80, 200):
         assert max(map(len, describe(found, columns).splitlines())) <= columns
     assert len(describe(found).splitlines()) == 2

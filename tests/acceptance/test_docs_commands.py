@@ -61,7 +61,7 @@ ELSEWHERE = {
     r"coordinator start --extract --train --ranks 4 --bind tcp://10.0.0.1:5555": (
         "tests/integration/worker/test_agent.py; tests/integration/coordinator/test_uploads_keys_lock.py::test_a_bind_off_loopback_needs_keys"
     ),
-    r"coordinator doctor --hostfile \S+": "tests/integration/coordinator/test_doctor_hosts.py::test_a_host_that_is_down_is_a_finding_of_the_command",
+    r"coordinator doctor --hostfile \S+": "tests/integration/coordinator/test_doctor_hosts.py::test_host_that_is_down_is_a_finding",
     r"coordinator forecast --region ERCO --issue 2025-08-12T10": "tests/integration/worker/test_forecast.py::test_a_local_day_is_forecast_hour_by_hour",
     r"(coordinator forecast|python -m worker.forecast) --table.*": "tests/integration/worker/test_forecast.py::test_the_table_for_control",
     r"coordinator keys revoke NAME": "tests/integration/coordinator/test_auth_proxy.py::test_the_commands_for_keys",

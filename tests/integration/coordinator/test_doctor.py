@@ -1,4 +1,4 @@
-"""The doctor: what each thing that it sees means, and that every trouble comes with its fix."""
+"""Health checks of this host: every problem is found and comes with its fix."""
 
 from __future__ import annotations
 
@@ -37,89 +37,91 @@ def only(findings: list[Finding]) -> Finding:
     return findings[0]
 
 
-def troubled(findings: list[Finding], words: str) -> None:
-    finding = only([finding for finding in findings if finding.state == "mend"])
-    assert finding.fix, "a trouble without a fix"
+def assert_problem(findings: list[Finding], words: str) -> None:
+    finding = only([finding for finding in findings if finding.state == "problem"])
+    assert finding.fix, "a problem without a fix"
     assert words in finding.seen + finding.fix
 
 
-def test_a_slow_blas_in_a_rank_is_to_be_mended_and_one_that_is_only_slow_outside_is_not() -> None:
+def test_slow_blas_in_a_rank_is_a_problem() -> None:
     fast = {**FACTS, "mlx_cpu_gflops": 150.0, "blas": "BLAS: /lib/libopenblas.so.0"}
     finding = only(checks.speeds(FACTS, fast))
-    assert finding.state == "fine"
+    assert finding.state == "ok"
     assert "numpy 140 GFLOP/s; mlx 4, in a rank 150" in finding.seen
-    troubled(checks.speeds(FACTS, FACTS), "libopenblas0-pthread")
-    troubled(checks.speeds(FACTS, {**fast, "mlx_cpu_gflops": 20.0}), "when nothing else runs")
-    assert only(checks.speeds({**FACTS, "device": "gpu"}, FACTS)).state == "fine"
+    assert_problem(checks.speeds(FACTS, FACTS), "libopenblas0-pthread")
+    assert_problem(checks.speeds(FACTS, {**fast, "mlx_cpu_gflops": 20.0}), "when nothing else runs")
+    assert only(checks.speeds({**FACTS, "device": "gpu"}, FACTS)).state == "ok"
 
 
-def test_a_host_that_shares_the_folder_and_the_process_id_does_not_make_it_unwritable(tmp_path: Path) -> None:
+def test_write_check_survives_a_file_of_another_host(tmp_path: Path) -> None:
     (tmp_path / f".doctor-{os.getpid()}").touch()
     assert host_script.unwritable(str(tmp_path)) == ""
     assert [path.name for path in tmp_path.iterdir()] == [f".doctor-{os.getpid()}"]
 
 
-def test_kernels_that_can_not_be_used_say_why() -> None:
+def test_unusable_kernels_have_a_reason() -> None:
     assert "avx2" in only(checks.kernels(FACTS)).seen
     missing = {**FACTS, "kernel": "mlx", "kernels": {**FACTS["kernels"], "native": "no C compiler: install gcc"}}
-    troubled(checks.kernels(missing), "install gcc")
-    assert only(checks.kernels({**missing, "device": "gpu"})).state == "fine"
-    troubled(checks.kernels({**FACTS, "kernel": "", "kernel_refusal": "RINGATTN_KERNEL is none"}), "RINGATTN_KERNEL")
+    assert_problem(checks.kernels(missing), "install gcc")
+    assert only(checks.kernels({**missing, "device": "gpu"})).state == "ok"
+    assert_problem(
+        checks.kernels({**FACTS, "kernel": "", "kernel_refusal": "RINGATTN_KERNEL is none"}), "RINGATTN_KERNEL"
+    )
 
 
-def test_packages_that_are_missing_or_too_old_are_named() -> None:
+def test_missing_and_old_packages_are_named() -> None:
     required = [
         'mlx>=0.32; sys_platform == "darwin"',
         'mlx[cpu]>=0.32; sys_platform == "linux"',
         "numpy>=2.0",
         'x>=1; extra == "y"',
     ]
-    assert only(local.packages(required, {"mlx": "0.32.4", "numpy": "2.0.1"}, "linux")).state == "fine"
-    troubled(local.packages(required, {"mlx": "0.32.4", "numpy": "1.26.4"}, "linux"), "numpy 1.26.4 (needs 2.0)")
-    troubled(local.packages(required, {"numpy": "2.0"}, "linux"), "mlx is missing")
+    assert only(local.packages(required, {"mlx": "0.32.4", "numpy": "2.0.1"}, "linux")).state == "ok"
+    assert_problem(local.packages(required, {"mlx": "0.32.4", "numpy": "1.26.4"}, "linux"), "numpy 1.26.4 (needs 2.0)")
+    assert_problem(local.packages(required, {"numpy": "2.0"}, "linux"), "mlx is missing")
 
 
-def test_an_old_python_and_an_mlx_without_ring() -> None:
-    troubled(checks.python({**FACTS, "python": "3.9.1"}), "3.11")
-    troubled(checks.python(FACTS, same="3.12"), "3.12 here")
-    troubled(checks.backend({**FACTS, "ring": False}), "without its ring")
+def test_old_python_and_mlx_without_ring() -> None:
+    assert_problem(checks.python({**FACTS, "python": "3.9.1"}), "3.11")
+    assert_problem(checks.python(FACTS, same="3.12"), "3.12 here")
+    assert_problem(checks.backend({**FACTS, "ring": False}), "without its ring")
 
 
-def test_a_busy_port_is_named() -> None:
+def test_busy_port_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = busy.getsockname()[1]
         findings = local.ports(f"tcp://127.0.0.1:{port}")
-        assert findings[0].state == "mend"
+        assert findings[0].state == "problem"
         assert str(port) in findings[0].seen and "--bind" in findings[0].fix
-    assert local.ports(f"tcp://127.0.0.1:{port}")[0].state == "fine"
+    assert local.ports(f"tcp://127.0.0.1:{port}")[0].state == "ok"
 
 
 def test_key_files(tmp_path: Path) -> None:
-    assert only(local.key_files(tmp_path, "tcp://127.0.0.1:0")).state == "fine"
-    troubled(local.key_files(tmp_path, "tcp://10.0.0.1:5555"), "coordinator keys add")
+    assert only(local.key_files(tmp_path, "tcp://127.0.0.1:0")).state == "ok"
+    assert_problem(local.key_files(tmp_path, "tcp://10.0.0.1:5555"), "coordinator keys add")
     path = key_store.add_worker(tmp_path, "m2-1")
     assert "3 files" in only(local.key_files(tmp_path, "tcp://10.0.0.1:5555")).seen
     path.chmod(0o644)
-    troubled(local.key_files(tmp_path, "tcp://127.0.0.1:0"), f"chmod 600 {path}")
+    assert_problem(local.key_files(tmp_path, "tcp://127.0.0.1:0"), f"chmod 600 {path}")
 
 
-def test_a_probe_that_fails_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_probe_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "probe", lambda *arguments: "ImportError: no mlx")
-    troubled(local.examine(tmp_path, "tcp://127.0.0.1:0", tmp_path / "keys"), "python -m worker.process.probe")
+    assert_problem(local.examine(tmp_path, "tcp://127.0.0.1:0", tmp_path / "keys"), "python -m worker.process.probe")
 
 
-def test_macos_that_falls_asleep() -> None:
-    """On what pmset's manual page says: this was not run on a Mac."""
+def test_macos_sleep_settings() -> None:
+    """Values follow pmset's manual page; this never ran on a Mac."""
     assert checks.sleep(None) == []
-    assert only(checks.sleep({"sleep": "0", "disksleep": "0", "displaysleep": "10"})).state == "fine"
-    troubled(checks.sleep({"sleep": "1", "disksleep": "10"}), "sudo pmset -c sleep 0 disksleep 0")
+    assert only(checks.sleep({"sleep": "0", "disksleep": "0", "displaysleep": "10"})).state == "ok"
+    assert_problem(checks.sleep({"sleep": "1", "disksleep": "10"}), "sudo pmset -c sleep 0 disksleep 0")
 
 
-def test_the_command_measures_this_machine(tmp_path: Path) -> None:
+def test_command_checks_this_machine(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "coordinator", "doctor", "--json", "--data", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=150)
     report = json.loads(done.stdout)
     assert done.returncode == (0 if report["fine"] else 1), done.stderr
     names = [finding["name"] for finding in report["findings"]]
     assert names == ["packages", "python", "mlx", "BLAS", "kernels", "bind", "ring ports", "disk", "data", "keys"]
-    assert all(finding["fix"] for finding in report["findings"] if finding["state"] == "mend")
+    assert all(finding["fix"] for finding in report["findings"] if finding["state"] == "problem")

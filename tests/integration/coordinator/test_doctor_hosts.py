@@ -1,4 +1,4 @@
-"""`coordinator doctor --hostfile` against real sshd and really planted faults: each is found, and its fix named."""
+"""`coordinator doctor --hostfile` against a real sshd with planted faults: each is found and its fix named."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import pytest
 
 from coordinator.doctor import checks
 from coordinator.doctor.checks import Expected, Finding, HostFacts, LinkFacts
-from coordinator.doctor.remote import SSH, Visit, _link, examine_hosts
+from coordinator.doctor.remote import SSH, HostProbe, _measure_link, examine_hosts
 from coordinator.server import key_store
 from coordinator.workers.hostfile import Host, Hosts
 from tests.support.waiting import until
@@ -32,7 +32,7 @@ HERE = ".".join(map(str, sys.version_info[:2]))
 
 @dataclass
 class Sshd:
-    """An sshd of the test's own on loopback, a key that it takes, and ssh's configuration."""
+    """An sshd on loopback for the tests, with its client key and ssh configuration."""
 
     folder: Path
     port: int
@@ -46,7 +46,7 @@ class Sshd:
         return ("ssh", "-F", str(self.config), *SSH[1:])
 
     def name(self, host: str, **options: Any) -> None:
-        """Make `ssh HOST` reach this sshd, but for `options`."""
+        """Let `ssh HOST` reach this sshd, with changed `options`."""
         settings = {
             "HostName": "127.0.0.1",
             "Port": self.port,
@@ -65,7 +65,7 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
     if os.geteuid() != 0 or not Path(SSHD).exists() or shutil.which("ssh") is None:
         pytest.skip("needs root and an sshd: `apt-get install openssh-server openssh-client`")
     folder = tmp_path_factory.mktemp("sshd")
-    Path("/run/sshd").mkdir(exist_ok=True)  # its own, for privilege separation
+    Path("/run/sshd").mkdir(exist_ok=True)  # for sshd's privilege separation
     for name in ("key", "host_key"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -92,7 +92,7 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
 
 
 def stub(folder: Path, name: str, change: str) -> str:
-    """A Python that changes the program before it runs it: what it says of its host is not so."""
+    """Create a Python that modifies the host script before it runs it, so that it reports false facts."""
     path = folder / name
     path.write_text(
         f"#!{sys.executable}\n"
@@ -100,13 +100,13 @@ def stub(folder: Path, name: str, change: str) -> str:
         "size = int(re.search(r'read\\((\\d+)\\)', sys.argv[2]).group(1))\n"
         "program = sys.stdin.buffer.read(size)\n"
         f"{change}\n"
-        f"exec(compile(program, 'visit', 'exec'), {{'__name__': '__main__'}})\n"
+        f"exec(compile(program, 'host_script', 'exec'), {{'__name__': '__main__'}})\n"
     )
     path.chmod(0o755)
     return str(path)
 
 
-def replaced(old: str, new: str) -> str:
+def replace_code(old: str, new: str) -> str:
     return f"assert {old.encode()!r} in program; program = program.replace({old.encode()!r}, {new.encode()!r})"
 
 
@@ -116,11 +116,11 @@ PLANTED = {
     "closed": ("Connection refused", "Remote Login"),
     "keyless": ("Permission denied", "ssh-copy-id keyless"),
     "stranger": ("Host key verification failed", "once by hand"),
-    "nameless": ("resolve", "mend it in the hostfile"),
+    "nameless": ("resolve", "correct it in the hostfile"),
     "pythonless": ("no Python at /nowhere/python", "uv sync"),
     "oldpython": ("3.9.2", "3.11 or later"),
     "otherpython": (f"it is {HERE} here", "--host-python"),
-    "noisy": ("its shell says 'Welcome to noisy", "ssh noisy"),
+    "noisy": ("login shell: 'Welcome to noisy", "ssh noisy true"),
     "oldpackage": (r"mlx 0.0.1 \(", "uv pip install .*mlx=="),
     "late": (r"clock -9\d\.\d+ s", "set-ntp"),
     "full": ("GB free at", "free 2 GB"),
@@ -137,7 +137,7 @@ WHERE = {"twin": "hostfile"}
 
 @pytest.fixture
 def mounts(tmp_path: Path) -> Iterator[dict[str, Path]]:
-    """A full disk and one that may not be written, as small file systems of their own."""
+    """Mount a full disk and a read-only disk as small file systems."""
     made = {}
     for name, options in (("full", "size=64k"), ("readonly", "ro,size=4g")):
         path = tmp_path / name
@@ -152,7 +152,7 @@ def mounts(tmp_path: Path) -> Iterator[dict[str, Path]]:
         subprocess.run(["umount", "-l", str(path)], check=False)
 
 
-def test_planted_faults_are_found_with_their_fixes(sshd: Sshd, tmp_path: Path, mounts: dict[str, Path]) -> None:
+def test_planted_faults_are_found_with_fixes(sshd: Sshd, tmp_path: Path, mounts: dict[str, Path]) -> None:
     with ExitStack() as stack:
         hosts = plant(sshd, tmp_path, mounts, stack)
         keys = tmp_path / "keys"
@@ -160,20 +160,20 @@ def test_planted_faults_are_found_with_their_fixes(sshd: Sshd, tmp_path: Path, m
         opened.chmod(0o644)
         began = time.monotonic()
         findings = examine_hosts(hosts, keys, probe=False, ssh=sshd.ssh)
-        assert time.monotonic() - began < 60.0  # at once, not one after the other
+        assert time.monotonic() - began < 60.0  # in parallel, not one after another
     missed = []
     for host, (seen, fix) in PLANTED.items():
         if host in ("full", "readonly") and host not in mounts:
             continue
-        words = [f for f in findings if f.name.startswith(WHERE.get(host, host + " ")) and f.state == "mend"]
+        words = [f for f in findings if f.name.startswith(WHERE.get(host, host + " ")) and f.state == "problem"]
         if not any(re.search(seen, f.seen) and re.search(fix, f.fix) for f in words):
             missed.append((host, words))
     assert not missed, missed
-    assert all(finding.fix for finding in findings if finding.state == "mend")
+    assert all(finding.fix for finding in findings if finding.state == "problem")
     for finding in findings:
         if finding.name.endswith(" keys"):
             assert str(opened) in finding.seen and f"chmod 600 {opened}" in finding.fix
-    healthy = {finding.name for finding in findings if finding.state == "fine" and finding.name.startswith("good ")}
+    healthy = {finding.name for finding in findings if finding.state == "ok" and finding.name.startswith("good ")}
     assert healthy >= {
         "good ssh",
         "good python",
@@ -189,9 +189,7 @@ def test_planted_faults_are_found_with_their_fixes(sshd: Sshd, tmp_path: Path, m
 
 
 def plant(sshd: Sshd, folder: Path, mounts: dict[str, Path], stack: ExitStack) -> Hosts:
-    silent = stack.enter_context(
-        socket.create_server(("127.0.0.1", 0))
-    )  # as a stopped host: the kernel answers, nobody else
+    silent = stack.enter_context(socket.create_server(("127.0.0.1", 0)))  # like a stopped host: only the kernel answers
     options: dict[str, dict[str, Any]] = {
         "frozen": {"Port": silent.getsockname()[1]},
         "closed": {"Port": 1},
@@ -202,11 +200,13 @@ def plant(sshd: Sshd, folder: Path, mounts: dict[str, Path], stack: ExitStack) -
     say = "platform.python_version()"
     pythons = {
         "pythonless": "/nowhere/python",
-        "oldpython": stub(folder, "python3.9", replaced(say, '"3.9.2"')),
-        "otherpython": stub(folder, "python3.99", replaced(say, '"3.99.0"')),
+        "oldpython": stub(folder, "python3.9", replace_code(say, '"3.9.2"')),
+        "otherpython": stub(folder, "python3.99", replace_code(say, '"3.99.0"')),
         "noisy": stub(folder, "noisy-python", "print('Welcome to noisy, have a nice day', flush=True)"),
-        "oldpackage": stub(folder, "oldpackage-python", replaced("return metadata.version(name)", "return '0.0.1'")),
-        "late": stub(folder, "late-python", replaced('{"time": time.time()}', '{"time": time.time() - 95}')),
+        "oldpackage": stub(
+            folder, "oldpackage-python", replace_code("return metadata.version(name)", "return '0.0.1'")
+        ),
+        "late": stub(folder, "late-python", replace_code('{"time": time.time()}', '{"time": time.time() - 95}')),
     }
     data = {name: folder / f"data-{name}" for name in ("held", "killed", "oldformat")} | mounts
     for name in ("held", "killed", "oldformat"):
@@ -232,28 +232,28 @@ def plant(sshd: Sshd, folder: Path, mounts: dict[str, Path], stack: ExitStack) -
     return Hosts(tuple(hosts), here=0)
 
 
-def test_a_link_is_measured_both_ways_and_one_that_is_cut_is_named(sshd: Sshd, tmp_path: Path) -> None:
+def test_links_are_measured_both_ways_and_a_cut_one_is_named(sshd: Sshd, tmp_path: Path) -> None:
     sshd.name("left")
     sshd.name("right")
     left, right = (
-        Visit(Host(name, f"127.0.0.{n}", sys.executable, str(tmp_path)), sshd.ssh)
+        HostProbe(Host(name, f"127.0.0.{n}", sys.executable, str(tmp_path)), sshd.ssh)
         for name, n in (("left", 2), ("right", 3))
     )
     try:
         for pair in ((left, right), (right, left)):
-            link = _link(*pair)
+            link = _measure_link(*pair)
             assert not link.error and link.bytes_per_s > 1e6 and 0 < link.delay_s < 1.0
         assert checks.link_finding(link).name == "right → left"
         nobody = left.ask("dial", address="127.0.0.3", port=1)
         assert nobody is not None and "refused" in nobody["error"]
         right.facts = replace(right.facts, address="192.0.2.9")
-        assert "can't listen" in _link(left, right).error
+        assert "can't listen" in _measure_link(left, right).error
     finally:
         left.close()
         right.close()
 
 
-def test_a_host_that_is_down_is_a_finding_of_the_command(tmp_path: Path) -> None:
+def test_host_that_is_down_is_a_finding(tmp_path: Path) -> None:
     hostfile = tmp_path / "hosts.json"
     hostfile.write_text(json.dumps([{"ssh": "ssh://nobody@127.0.0.1:1", "ips": ["127.0.0.1"]}]))
     command = [
@@ -270,24 +270,24 @@ def test_a_host_that_is_down_is_a_finding_of_the_command(tmp_path: Path) -> None
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=170)
     assert done.returncode == 1, done.stderr
     last = json.loads(done.stdout)["findings"][-1]
-    assert last["name"] == "ssh://nobody@127.0.0.1:1 ssh" and last["state"] == "mend" and last["fix"]
+    assert last["name"] == "ssh://nobody@127.0.0.1:1 ssh" and last["state"] == "problem" and last["fix"]
 
 
-# -- what can't be planted here: on facts ----------------------------------------------------------------------------------
+# -- faults that cannot be planted here, on facts ----------------------------------------------------------------------------------
 
 
-def said(**changes: Any) -> HostFacts:
+def host_facts(**changes: Any) -> HostFacts:
     facts = {
         "python": f"{HERE}.1", "executable": "python", "system": "Darwin", "platform": "macOS", "versions": {"mlx": "1"}, "busy": [],
         "data": "/data", "free": 1 << 40, "unwritable": "", "open_keys": [], "holder": None, "formats": [1, 1], "sleep": {"sleep": "0"},
         "addresses": ["10.0.0.1"], "probe": None, "rank_probe": None,
     }  # fmt: skip
-    return HostFacts("m2-0", "10.0.0.1", "python", said=facts | changes)
+    return HostFacts("m2-0", "10.0.0.1", collected=facts | changes)
 
 
 def only(findings: list[Finding], words: str, fix: str) -> None:
-    troubles = [finding for finding in findings if finding.state == "mend"]
-    assert len(troubles) == 1 and words in troubles[0].seen and fix in troubles[0].fix, troubles
+    problems = [finding for finding in findings if finding.state == "problem"]
+    assert len(problems) == 1 and words in problems[0].seen and fix in problems[0].fix, problems
 
 
 EXPECTED = Expected(HERE, {"mlx": "1"}, 1)
@@ -296,9 +296,9 @@ SPEEDS = {"device": "cpu", "ring": True, "numpy_gflops": 100.0, "mlx_cpu_gflops"
 FAST = {**SPEEDS, "mlx_cpu_gflops": 90.0}
 
 
-def test_a_healthy_host_has_no_trouble() -> None:
+def test_healthy_host_has_no_problem() -> None:
     assert all(
-        finding.state == "fine" for finding in checks.host_findings(said(probe=SPEEDS, rank_probe=FAST), EXPECTED)
+        finding.state == "ok" for finding in checks.host_findings(host_facts(probe=SPEEDS, rank_probe=FAST), EXPECTED)
     )
 
 
@@ -313,14 +313,14 @@ def test_a_healthy_host_has_no_trouble() -> None:
         ({"versions": {}}, "mlx is missing", "uv sync"),
     ],
 )  # fmt: skip
-def test_what_a_host_may_say(changes: dict[str, Any], words: str, fix: str) -> None:
-    only(checks.host_findings(said(**changes), EXPECTED), words, fix)
+def test_problems_in_facts(changes: dict[str, Any], words: str, fix: str) -> None:
+    only(checks.host_findings(host_facts(**changes), EXPECTED), words, fix)
 
 
-def test_links_that_are_cut_or_slow_name_their_direction() -> None:
+def test_cut_and_slow_links_name_their_direction() -> None:
     link = LinkFacts("m2-0", "m2-1", "10.0.0.2", delay_s=1e-4, bytes_per_s=9e8)
-    assert checks.link_finding(link).state == "fine"
+    assert checks.link_finding(link).state == "ok"
     cut = checks.link_finding(replace(link, error="timed out"))
-    assert (cut.name, cut.state) == ("m2-0 → m2-1", "mend") and "ping 10.0.0.2" in cut.fix and "firewall" in cut.fix
+    assert (cut.name, cut.state) == ("m2-0 → m2-1", "problem") and "ping 10.0.0.2" in cut.fix and "firewall" in cut.fix
     for slow in (replace(link, bytes_per_s=2e7), replace(link, delay_s=9e-3)):
         assert "cable" in checks.link_finding(slow).fix

@@ -1,4 +1,4 @@
-"""Hostfiles and what a host answers: read as mlx reads them, refused by name, compared before anything runs there."""
+"""Hostfiles in mlx's format, and the version check before a remote worker starts."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import pytest
 from coordinator.stages.base import reachable_bind
 from coordinator.wire.auth import CurveError
 from coordinator.workers.hostfile import Host, Hosts, per_host, read_hosts
-from coordinator.workers.remote import refusal
+from coordinator.workers.remote import check_handshake
 from ingest.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[3]
-OWN = {"python": "3.12", "ring-attention-energy": "0.1.0", "mlx": "0.32.0"}
+REQUIRED = {"python": "3.12", "ring-attention-energy": "0.1.0", "mlx": "0.32.0"}
 
 
-def written(tmp_path: Path, content: Any) -> Path:
+def write_hostfile(tmp_path: Path, content: Any) -> Path:
     path = tmp_path / "hosts.json"
     path.write_text(json.dumps(content))
     return path
 
 
-def test_the_projects_own_hostfiles_can_be_read() -> None:
+def test_project_hostfiles_are_valid() -> None:
     four = read_hosts(ROOT / "hostfiles" / "m2x4.json", {"": "py", "m2-1.local": "other"}, {"": "~/data"})
     assert [host.name for host in four.remote] == [f"m2-{n}.local" for n in range(4)]
     assert [host.python for host in four.remote] == ["py", "other", "py", "py"]
@@ -33,11 +33,11 @@ def test_the_projects_own_hostfiles_can_be_read() -> None:
     assert (two.remote, two.here, two.size) == ((), 2, 2)
 
 
-def test_envs_are_the_workers_environment_and_a_bare_list_is_a_hostfile(tmp_path: Path) -> None:
+def test_envs_and_a_bare_list_are_accepted(tmp_path: Path) -> None:
     entries = [{"ssh": "one", "ips": ["10.0.0.1"]}, {"ssh": "127.0.0.1", "ips": ["127.0.0.1"]}]
-    found = read_hosts(written(tmp_path, {"hosts": entries, "envs": ["A=b=c"]}), {}, {})
+    found = read_hosts(write_hostfile(tmp_path, {"hosts": entries, "envs": ["A=b=c"]}), {}, {})
     assert found.environment == (("A", "b=c"),) and found.here == 1
-    assert read_hosts(written(tmp_path, entries), {}, {}).size == 2
+    assert read_hosts(write_hostfile(tmp_path, entries), {}, {}).size == 2
 
 
 @pytest.mark.parametrize(
@@ -48,23 +48,23 @@ def test_envs_are_the_workers_environment_and_a_bare_list_is_a_hostfile(tmp_path
         ([{"ssh": "-oProxyCommand=evil"}], "host 0 needs"),
         ([{"ssh": "a b"}], "host 0 needs"),
         ([{"ssh": "a", "ips": "10.0.0.1"}], 'a needs "ips"'),
-        ([{"ssh": "a"}, {"ssh": "a"}], "stands there twice"),
+        ([{"ssh": "a"}, {"ssh": "a"}], "is listed twice"),
         ({"hosts": [{"ssh": "a"}], "envs": ["PATH"]}, "NAME=value"),
     ],
 )
-def test_a_hostfile_that_is_none_is_refused_by_name(tmp_path: Path, content: Any, words: str) -> None:
+def test_invalid_hostfile_names_the_entry(tmp_path: Path, content: Any, words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        read_hosts(written(tmp_path, content), {}, {})
+        read_hosts(write_hostfile(tmp_path, content), {}, {})
 
 
-def test_settings_of_a_host(tmp_path: Path) -> None:
+def test_per_host_settings(tmp_path: Path) -> None:
     assert per_host("/py") == {"": "/py"}
     assert per_host("a=/x, /py") == {"a": "/x", "": "/py"} and per_host("") == {}
     assert per_host({"a": "/x"}) == {"a": "/x"}
     with pytest.raises(ValueError, match="two values"):
         per_host("/x,/y")
-    with pytest.raises(UsageError, match="'b' has a setting"):
-        read_hosts(written(tmp_path, [{"ssh": "a"}]), {"b": "/x"}, {})
+    with pytest.raises(UsageError, match="names 'b', but"):
+        read_hosts(write_hostfile(tmp_path, [{"ssh": "a"}]), {"b": "/x"}, {})
 
 
 @pytest.mark.parametrize(
@@ -76,16 +76,16 @@ def test_settings_of_a_host(tmp_path: Path) -> None:
         ({"mlx": ""}, "mlx none there"),
     ],
 )
-def test_both_sides_have_to_have_the_same_versions(change: dict[str, str], words: str) -> None:
-    found = refusal(Host("m2", "", "py", "d"), json.dumps(OWN | change).encode(), OWN)
+def test_different_versions_are_refused(change: dict[str, str], words: str) -> None:
+    found = check_handshake(Host("m2", "", "py", "d"), json.dumps(REQUIRED | change).encode(), REQUIRED)
     assert words in found if words else not found
 
 
-def test_a_shell_that_greets_before_the_worker_is_named() -> None:
-    assert "'Welcome to m2'" in refusal(Host("m2", "", "py", "d"), b"Welcome to m2\n", OWN)
+def test_output_of_the_login_shell_is_named() -> None:
+    assert "'Welcome to m2'" in check_handshake(Host("m2", "", "py", "d"), b"Welcome to m2\n", REQUIRED)
 
 
-def test_the_coordinator_listens_where_its_hosts_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bind_is_the_address_that_hosts_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     hosts = Hosts((Host("somewhere", "127.0.0.5", "py", "d"),), 0)
     assert reachable_bind("tcp://127.0.0.1:0", None) == "tcp://127.0.0.1:0"
     assert reachable_bind("tcp://10.0.0.9:5555", hosts) == "tcp://10.0.0.9:5555"
