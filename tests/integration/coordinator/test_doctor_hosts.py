@@ -112,7 +112,7 @@ def replace_code(old: str, new: str) -> str:
 
 # host → (words in what is seen, words in the fix)
 PLANTED = {
-    "frozen": ("timed out", "is it on, awake"),
+    "frozen": ("timed out", "it is on, awake"),
     "closed": ("Connection refused", "Remote Login"),
     "keyless": ("Permission denied", "ssh-copy-id keyless"),
     "stranger": ("Host key verification failed", "once by hand"),
