@@ -1,84 +1,89 @@
-"""Arrays as bytes, without pickle: a checked header, then raw arrays. Datasets, checkpoints and messages between processes use it.
+"""Files of named arrays with one JSON document of metadata, in the safetensors format. Datasets and the learner's state use it.
 
-8 bytes (length of the header, little endian) | header, JSON: {"meta": …, "arrays": [[name, dtype, shape], …]} | arrays, each at 64
+Files of format 1, which earlier versions wrote, are read too: 8 bytes (length of the header, little endian) | header, JSON:
+{"meta": …, "arrays": [[name, dtype, shape], …]} | arrays, each at a multiple of 64 bytes.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import mmap
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 
 from rl.errors import DataError
 
-DTYPES = ("bool", "float32", "float64", "int64", "uint64", "uint8")
-ALIGN = 64  # bytes
-MAX_HEADER = 4 << 20  # bytes
-MAX_DIMENSIONS = 8
+DTYPES = {
+    "BOOL": "bool",
+    "F32": "float32",
+    "F64": "float64",
+    "I64": "int64",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U8": "uint8",
+}
+ALIGN = 64  # bytes; of format 1
 
 Arrays = Mapping[str, NDArray]
 Spec = tuple[str, str, tuple[int, ...]]  # an array: name, dtype, shape
 
 
-def pack(meta: Mapping[str, Any], arrays: Arrays) -> bytes:
-    """`meta` must be plain JSON data. DataError for an array whose dtype is not one of `DTYPES`."""
-    listed, parts = [], []
-    for name, array in arrays.items():
-        if str(array.dtype) not in DTYPES:
-            raise DataError(f"pack: array {name} is {array.dtype}; there are {', '.join(DTYPES)}")
-        listed.append([name, str(array.dtype), list(array.shape)])
-        raw = np.ascontiguousarray(array).tobytes()
-        parts += [raw, bytes(-len(raw) % ALIGN)]
-    header = json.dumps({"meta": meta, "arrays": listed}, separators=(",", ":")).encode()
-    header += b" " * (-(8 + len(header)) % ALIGN)
-    return b"".join([len(header).to_bytes(8, "little"), header, *parts])
+def to_bytes(meta: Mapping[str, Any], arrays: Arrays) -> bytes:
+    """Serialize `arrays` and plain JSON data `meta`. Equal content gives equal bytes, in any order of the arrays.
 
-
-def unpack(content: bytes | mmap.mmap, what: str = "packed arrays") -> tuple[dict[str, Any], dict[str, NDArray]]:
-    """Meta, and arrays that look into `content` (read-only), of the shapes and dtypes that it says.
-
-    DataError, naming `what`, for anything that `pack` has not made.
+    Raises:
+        DataError: An array has a dtype that is not one of `DTYPES`.
     """
-    length = int.from_bytes(content[:8], "little")
-    if len(content) < 8 or not 2 <= length <= min(MAX_HEADER, len(content) - 8):
-        raise DataError(f"{what}: no header of {length} bytes in {len(content)}")
+    for name, array in arrays.items():
+        if str(array.dtype) not in DTYPES.values():
+            raise DataError(f"array {name} is {array.dtype}; supported are {', '.join(DTYPES.values())}")
+    # safetensors copies the memory as it lies, so every array must be contiguous.
+    contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    # One key: safetensors writes several in an order that changes from call to call.
+    return safetensors.numpy.save(contiguous, {"meta": json.dumps(meta, separators=(",", ":"))})
+
+
+def load(path: Path) -> tuple[dict[str, Any], dict[str, NDArray]]:
+    """Map a file into memory and return its metadata and its arrays, which are read-only.
+
+    Processes share the mapped pages, and a page is read from disk when it is first used.
+
+    Raises:
+        DataError: The file is missing, damaged, or of another format.
+    """
     try:
-        header = json.loads(content[8 : 8 + length])
-        meta, listed = dict(header["meta"]), [(str(n), str(d), [int(x) for x in s]) for n, d, s in header["arrays"]]
-    except (ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{what}: {error or type(error).__name__} in its header") from error
-    arrays, at = {}, 8 + length
-    for name, dtype, shape in listed:
-        size = _size(name, dtype, shape, what)
-        if at + size > len(content):
-            raise DataError(f"{what}: {name} ends {at + size - len(content)} bytes beyond its end")
-        arrays[name] = np.frombuffer(content, dtype, math.prod(shape), at).reshape(shape)
-        at += size + -size % ALIGN
-    if at != len(content):
-        raise DataError(f"{what}: {len(content) - at} bytes too many")
+        content = np.memmap(path, np.uint8, "r")
+        start = 8 + int.from_bytes(content[:8].tobytes(), "little")
+        header = json.loads(content[8:start].tobytes())
+        if "__metadata__" not in header:
+            return dict(header["meta"]), _arrays_of_format_1(content, start, header["arrays"])
+        with safe_open(path, "numpy"):  # checks types, shapes and offsets
+            pass
+        meta = json.loads(header.pop("__metadata__")["meta"])
+        arrays = {
+            name: _view(content, DTYPES[array["dtype"]], array["shape"], start + array["data_offsets"][0])
+            for name, array in header.items()
+        }
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        raise DataError(
+            f"{path}: not a readable array file ({error}). Remove it and run the same command again, which writes it again."
+        ) from error
     return meta, arrays
 
 
-def _size(name: str, dtype: str, shape: Iterable[int], what: str) -> int:
-    shape = list(shape)
-    if dtype not in DTYPES or len(shape) > MAX_DIMENSIONS or any(not 0 <= n < 1 << 40 for n in shape):
-        raise DataError(f"{what}: {name} is {dtype} of {shape}")
-    return math.prod(shape) * np.dtype(dtype).itemsize
+def _view(content: NDArray[np.uint8], dtype: str, shape: Sequence[int], offset: int) -> NDArray:
+    return np.frombuffer(content, dtype, math.prod(shape), offset).reshape(shape)
 
 
-def mapped(path: Path) -> tuple[dict[str, Any], dict[str, NDArray]]:
-    """`unpack` of a file, mapped: its arrays, of any shape, are read when they are used, once for all processes.
-
-    DataError.
-    """
-    try:
-        with path.open("rb") as file:
-            return unpack(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), str(path))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: {error}") from error
+def _arrays_of_format_1(content: NDArray[np.uint8], offset: int, listed: Sequence[Any]) -> dict[str, NDArray]:
+    arrays = {}
+    for name, dtype, shape in listed:
+        arrays[name] = _view(content, dtype, shape, offset)
+        offset += arrays[name].nbytes + -arrays[name].nbytes % ALIGN
+    return arrays

@@ -1,6 +1,7 @@
-"""PolicyVersions of a policy while it is trained, and what an algorithm is to those who play its jobs.
+"""Policy versions kept for stale rollouts, and the `Algorithm` interface.
 
-Iteration i is played with version max(0, i - staleness) and makes version i + 1: a fixed list of jobs, whoever does them and when.
+Iteration i runs with version max(0, i - staleness) and makes version i + 1. Its list of jobs is fixed, whichever worker runs them
+and when.
 """
 
 from __future__ import annotations
@@ -17,10 +18,9 @@ from rl.policy import Mlp, to_bytes
 
 
 class Algorithm(Protocol):
-    """What makes weights from results. Weights must follow from settings and results in job order alone.
+    """Makes weights from results. The weights must follow from settings and results in job order alone.
 
-    The jobs of an iteration may be asked for as soon as its version is there, before the iterations between are learned.
-    `contents`: whatever jobs name by its sha256, as `rl.policy.to_bytes` gives it.
+    The jobs of an iteration may be requested as soon as its version exists, before the iterations between are learned.
     """
 
     staleness: int
@@ -28,31 +28,31 @@ class Algorithm(Protocol):
     versions: PolicyVersions
 
     def jobs(self, iteration: int) -> Sequence[AnyJob]:
-        """What an iteration plays."""
+        """Return the jobs of an iteration."""
         ...
 
     def contents(self) -> list[bytes]:
-        """Policies that jobs name, as they travel."""
+        """Return every policy that jobs name by sha256, as `rl.policy.to_bytes` serializes it."""
         ...
 
     def learn(self, iteration: int, jobs: Sequence[Any], results: Sequence[Arrays]) -> dict[str, float]:
-        """Make the next version; metrics.
+        """Make the next version and return metrics.
 
-        `results` are in the order of `jobs`, each as `rl.distributed.jobs.shapes` has it.
+        `results` are in the order of `jobs`; each has the arrays that `rl.distributed.jobs.shapes` lists.
         """
         ...
 
     def state(self) -> tuple[dict[str, float], Arrays]:
-        """All that a restart needs: plain numbers, and arrays of any shape and dtype."""
+        """Return all that a restart needs: plain numbers, and arrays of any shape and dtype."""
         ...
 
     def restore(self, numbers: Mapping[str, float], arrays: Mapping[str, NDArray]) -> None:
-        """Go on from what `state` gave: arrays of the same shapes and dtypes."""
+        """Resume from `state`: arrays of the same shapes and dtypes."""
         ...
 
 
 class PolicyVersions:
-    """The newest version, and the older ones that late rollouts still need."""
+    """The newest version, and the older ones that stale rollouts still need."""
 
     def __init__(self, first: Mlp, staleness: int) -> None:
         self._staleness = staleness
@@ -60,42 +60,42 @@ class PolicyVersions:
         self._content: dict[int, bytes] = {}
 
     def of(self, iteration: int) -> int:
-        """The version that an iteration is played with."""
+        """Return the version that an iteration runs with."""
         return max(0, iteration - self._staleness)
 
     @property
     def number(self) -> int:
-        """The newest version's number."""
+        """Return the newest version's number."""
         return max(self.held)
 
     @property
     def newest(self) -> Mlp:
-        """Its policy."""
+        """Return the newest version's policy."""
         return self.held[self.number]
 
     def add(self, policy: Mlp) -> None:
-        """The next version; those that no iteration to come is played with are let go."""
+        """Add the next version; drop those that no later iteration runs with."""
         self.held[self.number + 1] = policy
-        keep = self.of(self.number)
-        self.held = {number: policy for number, policy in self.held.items() if number >= keep}
-        self._content = {number: content for number, content in self._content.items() if number >= keep}
+        oldest = self.of(self.number)
+        self.held = {number: policy for number, policy in self.held.items() if number >= oldest}
+        self._content = {number: content for number, content in self._content.items() if number >= oldest}
 
     def content(self, number: int) -> bytes:
-        """The version as it travels."""
+        """Return a version as `rl.policy.to_bytes` serializes it."""
         if number not in self._content:
             self._content[number] = to_bytes(self.held[number])
         return self._content[number]
 
     def contents(self) -> list[bytes]:
-        """All that is held, as it travels."""
+        """Return all held versions, serialized."""
         return [self.content(number) for number in sorted(self.held)]
 
     def sha256(self, number: int) -> str:
-        """The digest that jobs name it by, in hex."""
+        """Return the hex digest by which jobs name a version."""
         return hashlib.sha256(self.content(number)).hexdigest()
 
     def arrays(self) -> Arrays:
-        """For a checkpoint: the layers of all that is held; names and normalisation do not change."""
+        """Return the layers of all held versions for a state; names and normalisation do not change."""
         return {
             f"version/{number}/{i}/{part}": array
             for number, policy in self.held.items()
@@ -104,40 +104,41 @@ class PolicyVersions:
         }
 
     def restore(self, arrays: Mapping[str, NDArray]) -> None:
-        """Go on from `arrays`: weight [out, in] and bias [out] of every layer held."""
-        one = self.newest
+        """Resume from `arrays`: weight [out, in] and bias [out] of each layer of each version."""
+        newest = self.newest
         numbers = sorted({int(name.split("/")[1]) for name in arrays if name.startswith("version/")})
+
+        def layer(number: int, i: int) -> tuple[NDArray, NDArray]:
+            weight, bias = (np.array(arrays[f"version/{number}/{i}/{part}"]) for part in ("weight", "bias"))
+            return weight, bias
+
         self._content = {}
         self.held = {
-            n: Mlp(
-                one.observation_names,
-                one.mean,
-                one.scale,
-                tuple(
-                    (np.array(arrays[f"version/{n}/{i}/weight"]), np.array(arrays[f"version/{n}/{i}/bias"]))
-                    for i in range(len(one.layers))
-                ),
-            )
-            for n in numbers
+            number: newest.with_layers(tuple(layer(number, i) for i in range(len(newest.layers)))) for number in numbers
         }
 
 
 def train(
     algorithm: Algorithm,
-    do: Callable[[AnyJob], Arrays],
+    run: Callable[[AnyJob], Arrays],
     log: Callable[[int, Mapping[str, float]], None] | None = None,
 ) -> Mlp:
-    """One process: play and learn in turn; the last version. `log(iteration, metrics)` after each iteration.
+    """Train in one process: run the jobs and learn in turn, and return the last version.
 
-    Jobs are asked for when they would be in a fleet, as soon as their version is there, so the weights are the same.
+    Jobs are requested when a fleet's learner would, as soon as their version exists, so the weights are the same.
+
+    Args:
+        algorithm: Trained to its last iteration.
+        run: Runs a job and returns its arrays.
+        log: Called after each iteration with its number and metrics.
     """
-    asked: dict[int, Sequence[AnyJob]] = {}
+    requested: dict[int, Sequence[AnyJob]] = {}
     for iteration in range(algorithm.iterations):
         for ahead in range(iteration, min(iteration + algorithm.staleness + 1, algorithm.iterations)):
-            if ahead not in asked:
-                asked[ahead] = algorithm.jobs(ahead)
-        jobs = asked.pop(iteration)
-        metrics = algorithm.learn(iteration, jobs, [do(job) for job in jobs])
+            if ahead not in requested:
+                requested[ahead] = algorithm.jobs(ahead)
+        jobs = requested.pop(iteration)
+        metrics = algorithm.learn(iteration, jobs, [run(job) for job in jobs])
         if log:
             log(iteration, metrics)
     return algorithm.versions.newest

@@ -1,8 +1,8 @@
-"""Behaviour cloning: a policy that does what the exact optimum would do, as far as it can see.
+"""Behaviour cloning: a policy that imitates the exact optimum, as far as its observations allow.
 
-The labels are the optimum's actions for the hours ahead, known to the linear program alone; the policy has forecasts. What it
-learns is the mean of the right actions given what it sees, which hedges, because the cost is convex. Labels start from random
-charge and a random residual load before, so that the policy knows its way from where its own errors will bring it.
+The labels are the optimum's actions for the hours ahead, which only the linear program knows; the policy has forecasts. It
+learns the mean of the right actions given its observation, which hedges, because the cost is convex. Labels start from random
+charge and a random previous residual load, so that the policy can recover from the states that its own errors lead to.
 
 Read from top to bottom: labels, loss, learner. The learner is MLX; see `rl.policy` for the actor.
 """
@@ -27,7 +27,7 @@ from rl.policy import Mlp, init_mlp, normalisation
 
 @dataclass(frozen=True)
 class Settings:
-    """What cloning can be told."""
+    """Settings of cloning."""
 
     width: int = 128  # of both hidden layers
     batch_size: int = 512  # labels
@@ -38,7 +38,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Labels:
-    """What was seen, and what the optimum did."""
+    """Observations, and the optimum's actions."""
 
     observation_names: tuple[str, ...]
     observations: NDArray[np.float32]  # [label, feature]
@@ -48,9 +48,10 @@ class Labels:
 def solve_labels(
     grid: Grid, dataset: Dataset, plans: int, rng: np.random.Generator, hours: int = HOURS_LEFT_CAP + 24
 ) -> Labels:
-    """`plans` optima of `hours` hours each, from random rows and charges: `plans · hours` labels.
+    """Solve `plans` optima of `hours` hours each, from random rows and charges: `plans · hours` labels.
 
-    24 hours of each have at least `HOURS_LEFT_CAP` to go, as most hours of a long episode have; the others show the way back to rest.
+    In 24 hours of each, at least `HOURS_LEFT_CAP` hours are left, as in most hours of a long episode; the other hours show the
+    way back to rest.
     """
     starts = rng.choice(dataset.starts(hours), plans)
     charge = rng.uniform(0, 1, (len(grid.stores), plans)) * grid.each("energy")[:, None]
@@ -63,33 +64,34 @@ def solve_labels(
     actions = np.stack(solved, axis=-1).transpose(1, 0, 2)  # [hour, action, plan]
     env = VectorGridEnv(grid, dataset, plans, hours)
     env.reset(starts, charge, before)
-    seen = np.empty((hours, plans, len(env.observation_names)), np.float32)
+    observations = np.empty((hours, plans, len(env.observation_names)), np.float32)
     for hour, action in enumerate(actions):
-        seen[hour] = env.observation
+        observations[hour] = env.observation
         env.step(action)
-    flat = actions.transpose(0, 2, 1).reshape(-1, env.num_actions)
-    return Labels(env.observation_names, seen.reshape(len(flat), -1), flat.astype(np.float32))
+    rows = actions.transpose(0, 2, 1).reshape(-1, env.num_actions)
+    return Labels(env.observation_names, observations.reshape(len(rows), -1), rows.astype(np.float32))
 
 
 class Network(nn.Module):
-    """The learner's twin of `rl.policy.Mlp`, on normalised observations."""
+    """`rl.policy.Mlp` in MLX, on normalised observations."""
 
     def __init__(self, policy: Mlp) -> None:
         super().__init__()
         self.layers = [{"weight": mx.array(weight), "bias": mx.array(bias)} for weight, bias in policy.layers]
 
     def __call__(self, x: mx.array) -> mx.array:
+        """Return the network's output [sample, action] for normalised observations [sample, feature]."""
         for layer in self.layers[:-1]:
             x = nn.relu(x @ layer["weight"].T + layer["bias"])
         return x @ self.layers[-1]["weight"].T + self.layers[-1]["bias"]
 
     def numbers(self) -> tuple[tuple[NDArray[np.float32], NDArray[np.float32]], ...]:
-        """The layers as numpy, for an actor: weight [out, in] and bias [out] each."""
+        """Return the layers as numpy arrays for an actor: weight [out, in] and bias [out] each."""
         return tuple((np.array(layer["weight"]), np.array(layer["bias"])) for layer in self.layers)
 
 
 def clone(labels: Labels, settings: Settings = Settings(), log: Callable[[int, float], None] | None = None) -> Mlp:
-    """Train on `labels` by mean squared error, which is least at their mean; `log(step, loss)` every hundred steps."""
+    """Train on `labels` by mean squared error, which is least at their mean; call `log(step, loss)` every hundred steps."""
     rng = np.random.default_rng(settings.seed)
     mean, scale = normalisation(labels.observations)
     policy = init_mlp(labels.observation_names, mean, scale, labels.actions.shape[1], settings.width, rng)
@@ -100,12 +102,12 @@ def clone(labels: Labels, settings: Settings = Settings(), log: Callable[[int, f
     def loss(network: Network, x: mx.array, y: mx.array) -> mx.array:
         return nn.losses.mse_loss(network(x), y, reduction="mean")
 
-    step = nn.value_and_grad(network, loss)
-    for done in range(settings.steps):
-        own = mx.array(rng.integers(0, len(labels.actions), settings.batch_size))
-        value, gradient = step(network, x[own], y[own])
+    value_and_grad = nn.value_and_grad(network, loss)
+    for step in range(1, settings.steps + 1):
+        batch = mx.array(rng.integers(0, len(labels.actions), settings.batch_size))
+        value, gradient = value_and_grad(network, x[batch], y[batch])
         optimiser.update(network, gradient)
         mx.eval(network.parameters(), optimiser.state)
-        if log and done % 100 == 99:
-            log(done + 1, float(value))
-    return Mlp(policy.observation_names, mean, scale, network.numbers())
+        if log and step % 100 == 0:
+            log(step, float(value))
+    return policy.with_layers(network.numbers())

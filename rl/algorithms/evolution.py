@@ -1,8 +1,8 @@
-"""Evolution strategies (Salimans et al. 2017): weights are moved towards perturbations that cost less. No gradient, no mlx.
+"""Evolution strategies (Salimans et al. 2017): move the weights towards perturbations with lower cost. No gradient, no mlx.
 
-Read from top to bottom: settings, costs of perturbations, learner. A perturbation is a seed, played with both signs (mirrored
-sampling) in the same episodes as all others of its iteration; a worker gives back two costs for it, so nothing large travels. Costs
-are replaced by their ranks, the step is Adam's (Kingma & Ba 2015). Left out: weight decay, virtual batch normalisation.
+Read from top to bottom: settings, costs of perturbations, algorithm. A perturbation is a seed, evaluated with both signs (mirrored
+sampling) in the same episodes as all others of its iteration. A worker returns two costs for it, so little data travels. Costs
+are replaced by their ranks, and the step is Adam's (Kingma & Ba 2015). Left out: weight decay, virtual batch normalisation.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Settings:
-    """What the algorithm can be told."""
+    """The algorithm's settings."""
 
     iterations: int = 100
     jobs: int = 4  # leases an iteration
@@ -38,14 +38,14 @@ class Settings:
 
 
 def perturbation(seed: int, size: int) -> Array:
-    """Standard normal numbers [size], the same for the same seed anywhere."""
+    """Return standard normal numbers [size], the same for the same seed on every host."""
     return np.random.default_rng(seed).standard_normal(size, np.float32)
 
 
 def costs(
     policy: Mlp, env: VectorGridEnv, starts: NDArray[np.int64], seeds: Sequence[int], sigma: float
 ) -> NDArray[np.float64]:
-    """Mean cost of an episode with each perturbation added and subtracted, [seed, 2], $ per MW of reference peak."""
+    """Return the mean cost of an episode with each perturbation added and subtracted, [seed, 2], $ per MW of reference peak."""
     weights = flatten(policy)
     out = np.zeros((len(seeds), 2))
     for i, seed in enumerate(seeds):
@@ -59,7 +59,7 @@ def costs(
 
 
 def ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Centred ranks, -0.5 for the lowest to 0.5 for the highest, whatever the values' scale; of the values' shape."""
+    """Return centred ranks of the values' shape: -0.5 for the lowest to 0.5 for the highest, whatever the values' scale."""
     order = np.empty(values.size)
     order[np.argsort(values, axis=None, kind="stable")] = np.arange(values.size)
     return (order / max(values.size - 1, 1) - 0.5).reshape(values.shape)
@@ -75,7 +75,7 @@ class Evolution:
         self._adam = Adam.fresh(flatten(policy).size)
 
     def jobs(self, iteration: int) -> list[EvaluatePerturbations]:
-        """What iteration `iteration` plays."""
+        """Return the jobs of an iteration."""
         s, sha256 = self.settings, self.versions.sha256(self.versions.of(iteration))
         drawn = np.random.SeedSequence([s.seed, iteration]).generate_state(1 + s.jobs * s.pairs, np.uint64)
         first, *seeds = (int(seed >> np.uint64(1)) for seed in drawn)
@@ -86,20 +86,19 @@ class Evolution:
         ]
 
     def contents(self) -> list[bytes]:
-        """What the jobs name."""
+        """Return the policies that jobs name."""
         return self.versions.contents()
 
     def learn(
         self, iteration: int, jobs: Sequence[EvaluatePerturbations], results: Sequence[Arrays]
     ) -> dict[str, float]:
-        """One step of Adam against the ranks of what the perturbations cost."""
+        """Take one step of Adam against the ranks of the perturbations' costs; return metrics."""
         s, policy = self.settings, self.versions.newest
         weights = flatten(policy)
         found = np.concatenate([result["cost"] for result in results])
-        places = ranks(found)
         gradient = np.zeros_like(weights)
-        for seed, place in zip((seed for job in jobs for seed in job.perturbations), places, strict=True):
-            gradient += np.float32(place[0] - place[1]) * perturbation(seed, weights.size)
+        for seed, (plus, minus) in zip((seed for job in jobs for seed in job.perturbations), ranks(found), strict=True):
+            gradient += np.float32(plus - minus) * perturbation(seed, weights.size)
         gradient /= np.float32(len(found) * s.sigma)
         step = self._adam.step(gradient, iteration + 1, s.learning_rate)
         self.versions.add(unflatten(policy, weights - step))
@@ -110,10 +109,10 @@ class Evolution:
         }
 
     def state(self) -> tuple[dict[str, float], Arrays]:
-        """All that a restart needs."""
+        """Return all that a restart needs."""
         return {}, {"moment/mean": self._adam.m, "moment/square": self._adam.v} | self.versions.arrays()
 
     def restore(self, numbers: Mapping[str, float], arrays: Mapping[str, NDArray]) -> None:
-        """Go on from `state`: its numbers and its float32 arrays."""
+        """Resume from `state`: its numbers and its float32 arrays."""
         self._adam = Adam(arrays["moment/mean"].copy(), arrays["moment/square"].copy())
         self.versions.restore(arrays)

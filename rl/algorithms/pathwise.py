@@ -1,13 +1,13 @@
-"""Pathwise policy gradient: the cost of whole episodes, differentiated through the environment.
+"""Pathwise policy gradient: differentiate the cost of whole episodes through the environment.
 
-The load does not depend on what the fleet does. So on hours that were measured, the cost of a policy is a known, piecewise smooth
-function of its weights, and its exact gradient comes from going through the episode backwards, without the noise of methods that
-must guess from random actions which of them was good (PPO, evolution strategies). The idea is direct backpropagation for
-exogenous decision processes, Madeka et al. 2022 ("Deep Inventory Management"); see also Sinclair et al. 2022 (hindsight learning).
+The load does not depend on the fleet's actions. So on measured hours the cost of a policy is a known, piecewise smooth function of
+its weights. Going through the episode backwards gives its exact gradient, without the noise of methods that estimate from random
+actions which of them was good (PPO, evolution strategies). The idea is direct backpropagation for exogenous decision processes,
+Madeka et al. 2022 ("Deep Inventory Management"); see also Sinclair et al. 2022 (hindsight learning).
 
-Read from top to bottom: settings, gradient, steps, algorithm. Forwards it is `VectorGridEnv` itself that steps; only its derivative is
-written here, by hand and in numpy, because MLX on a CPU spends tens of microseconds on each of the hundred small operations of an
-hour. A step depends on weights, moments, seed and its own number alone, so a lease of some steps can be done by anybody.
+Read from top to bottom: settings, gradient, steps, algorithm. `VectorGridEnv` itself does the forward pass; only its derivative
+is written here, by hand and in numpy, because MLX on a CPU spends tens of microseconds on each of the hundred small operations of
+an hour. A step depends only on weights, moments, seed and its own number, so any worker can take the steps of a lease.
 """
 
 from __future__ import annotations
@@ -30,17 +30,19 @@ from rl.evaluation.score import reference_costs
 from rl.policy import Layers, Mlp, combined, flatten, init_mlp, normalisation, to_bytes, unflatten
 
 Array = NDArray[np.float64]
-SAMPLE = 20_000  # hours from which the normalisation is taken
+SAMPLE = 20_000  # hours from which the normalisation is computed
 WARM_UP = 50  # steps until the learning rate is full
 AT_REST = 0.3  # share of episodes that start at rest; the others start with any charge
 MAX_NORM = 1.0  # of a gradient
+BETA2 = 0.99  # of Adam
+RESULTS = ("weights", "mean", "square")  # names of weights, m and v in results and states
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the algorithm can be told."""
+    """The algorithm's settings."""
 
-    iterations: int = 24  # with all else as it is, the whole pipeline ends within 15 minutes on two cores
+    iterations: int = 24  # with the other defaults, the whole pipeline ends within 15 minutes on two cores
     members: int = 4  # policies that learn side by side, each a lease an iteration
     steps: int = 100  # of Adam, of a lease
     num_envs: int = 128  # episodes of a step, side by side
@@ -51,10 +53,10 @@ class Settings:
 
 
 class _Hour(NamedTuple):
-    """What the way back needs of an hour; arrays [store, N] or [N] unless said."""
+    """What the backward pass needs of an hour; arrays [store, N] or [N] unless said."""
 
     hidden: tuple[NDArray[np.float32], ...]  # [width, N] of each hidden layer
-    action: NDArray[np.float32]  # [action, N] as asked
+    action: NDArray[np.float32]  # [action, N] before the projection
     held: Array  # charge before
     charge: Array  # charge after
     power: Array
@@ -65,10 +67,20 @@ class _Hour(NamedTuple):
 def episode_gradient(
     env: VectorGridEnv, policy: Mlp, starts: NDArray[np.int64], charge: Array, weight: Array
 ) -> tuple[Array, Layers]:
-    """Cost [hour, N] of an episode from each of `starts` [N] with `charge` [store, N], and d Σ weight · cost / d layers.
+    """Run one episode from each start and differentiate the weighted sum of the costs.
 
-    `weight` [N]. Where the projection cuts an action, the derivative is 0 outwards and as if it were not cut inwards: a policy
-    that asks too much can still learn to ask less.
+    Where the projection cuts an action, the derivative is 0 outwards, and inwards as if it were not cut: a policy that asks
+    for too much can still learn to ask for less.
+
+    Args:
+        env: Reset here.
+        policy: Acts, and is differentiated.
+        starts: First rows, [N].
+        charge: At the start, [store, N].
+        weight: Of each episode in the sum, [N].
+
+    Returns:
+        The cost [hour, N], and d Σ weight · cost / d layers.
     """
     seen = np.empty((env.hours, env.num_envs, len(policy.observation_names)), np.float32)
     cost = np.empty(seen.shape[:2])
@@ -125,41 +137,53 @@ def _backwards(env: VectorGridEnv, policy: Mlp, seen: NDArray[np.float32], tape:
         of_state = state @ flow
         of_charge += of_state[:n] / energy
         of_residual = of_state[n] - weight * up
-    flat, inputs = first.reshape(-1, first.shape[2]), seen.reshape(-1, seen.shape[2])
-    bias = flat.sum(axis=0)
-    # On normalised inputs, without making them: (x - mean) · scale.
-    sums[0] = ((flat.T @ inputs - np.outer(bias, policy.mean)) * policy.scale, bias)
+    flows, inputs = first.reshape(-1, first.shape[2]), seen.reshape(-1, seen.shape[2])
+    bias = flows.sum(axis=0)
+    # On normalised inputs, without computing them: (x - mean) · scale.
+    sums[0] = ((flows.T @ inputs - np.outer(bias, policy.mean)) * policy.scale, bias)
     return tuple(sums)
 
 
 def _inwards(flow: Array, value: Array, lowest: Array | float, highest: Array | float) -> Array:
-    """The derivative through a clip to [lowest, highest]; outside, only the part by which a descent would come back."""
+    """Differentiate through a clip to [lowest, highest]; outside, keep only the part that brings a descent back in."""
     return np.where(((value > highest) & (flow < 0)) | ((value < lowest) & (flow > 0)), 0, flow)
 
 
 def optimal_savings(grid: Grid, dataset: Dataset, *, hours: int = 168, most: int = 26) -> Array:
-    """[region] what the optimum saves in an hour, from up to `most` episodes evenly taken: costs over it count in PoP's unit."""
-    every, found = dataset.starts(hours), []
+    """Return the optimum's saving in an hour, [region], from up to `most` episodes at even distances.
+
+    A cost divided by it is in units of the share of the perfect-foresight saving.
+    """
+    every, savings = dataset.starts(hours), []
     for first, last in dataset.spans:
         own = every[(every >= first) & (every < last)]
         own = own[np.unique(np.linspace(0, len(own) - 1, most).astype(int))]
         scale = reference_costs(grid, dataset, own, hours)
-        found.append(float((scale.idle - scale.optimum).mean()) / hours)
-    return np.array(found)
+        savings.append(float((scale.idle - scale.optimum).mean()) / hours)
+    return np.array(savings)
 
 
 def learning_rate(highest: float, step: int, total: int) -> float:
-    """Of step `step`, counted from 0: up in a line, then down to a fiftieth as a cosine."""
+    """Return the rate of a step, counted from 0: up in a line, then down to a fiftieth as a cosine."""
     fall = 0.5 * (1 + np.cos(np.pi * step / total))
     return highest * min(1.0, (step + 1) / WARM_UP) * (0.02 + 0.98 * fall)
 
 
 def gradient_steps(
-    env: VectorGridEnv, starts: NDArray[np.int64], job: GradientSteps, policy: Mlp, mean: Mlp, square: Mlp
+    env: VectorGridEnv, starts: NDArray[np.int64], job: GradientSteps, policy: Mlp, m: Mlp, v: Mlp
 ) -> Arrays:
-    """`job.steps` steps of Adam on episodes drawn from `starts`: weights and moments after them, cost and norm of each step.
+    """Take `job.steps` steps of Adam on episodes drawn from `starts`.
 
-    `mean`, `square`: the moments, in the shape of the policy. Cost is in units of what the optimum saves.
+    Args:
+        env: Reset here.
+        starts: Rows at which an episode can begin, [start].
+        job: Steps, seed and learning rate.
+        policy: The weights before the first step.
+        m: Adam's first moments, in the shape of the policy.
+        v: Adam's second moments, in the shape of the policy.
+
+    Returns:
+        Weights and moments after the steps, and `losses` [step, 2]: cost, in units of the optimum's saving, and gradient norm.
     """
     dataset, grid = env.dataset, env.grid
     region = np.searchsorted([last for _, last in dataset.spans], starts, side="right")
@@ -167,7 +191,7 @@ def gradient_steps(
     # Every region counts the same, however many of its hours were measured.
     chance = 1 / np.bincount(region, minlength=len(dataset.spans))[region]
     chance /= chance.sum()
-    weights, adam = flatten(policy), Adam(flatten(mean), flatten(square))
+    weights, adam = flatten(policy), Adam(flatten(m), flatten(v))
     losses = np.empty((job.steps, 2))
     for at in range(job.steps):
         step = job.first + at
@@ -176,16 +200,17 @@ def gradient_steps(
         charge = rng.uniform(0, 1, (len(grid.stores), job.episodes)) * grid.each("energy")[:, None]
         charge = np.where(rng.uniform(size=job.episodes) < AT_REST, grid.rest[:, None], charge)
         cost, layers = episode_gradient(env, unflatten(policy, weights), starts[drawn], charge, worth[drawn])
-        row = np.concatenate([array.ravel() for layer in layers for array in layer]).astype(np.float32)
-        norm = float(np.sqrt((row.astype(float) ** 2).sum()))
-        row *= np.float32(min(1.0, MAX_NORM / max(norm, 1e-12)))
-        weights = weights - adam.step(row, step + 1, learning_rate(job.learning_rate, step, job.total), beta2=0.99)
+        gradient = flatten(policy.with_layers(layers)).astype(np.float32)
+        norm = float(np.sqrt((gradient.astype(float) ** 2).sum()))
+        gradient *= np.float32(min(1.0, MAX_NORM / max(norm, 1e-12)))
+        rate = learning_rate(job.learning_rate, step, job.total)
+        weights = weights - adam.step(gradient, step + 1, rate, beta2=BETA2)
         losses[at] = (cost * worth[drawn]).sum(), norm
-    return {"weights": weights, "mean": adam.m, "square": adam.v, "losses": losses}
+    return {**dict(zip(RESULTS, (weights, adam.m, adam.v), strict=True)), "losses": losses}
 
 
 def _normalisation(env: VectorGridEnv, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Of the dataset's features as they are, of the state as it is with any charge at all."""
+    """Normalise the dataset's features on drawn rows, and the state on any charge at all."""
     dataset = env.dataset
     rows = rng.integers(0, len(dataset.load), SAMPLE)
     share = rng.uniform(0, 1, (SAMPLE, env.num_stores))
@@ -194,44 +219,42 @@ def _normalisation(env: VectorGridEnv, rng: np.random.Generator) -> tuple[NDArra
 
 
 class PathwiseGradient:
-    """An algorithm (`rl.algorithms.base.Algorithm`): members that learn each for itself, and act as one, by their mean action.
+    """An algorithm (`rl.algorithms.base.Algorithm`): members learn independently and act as one policy, by their mean action.
 
     The cost is convex in the action, so the mean of several policies costs no more than they do on average.
     """
 
     def __init__(self, dataset: str, env: VectorGridEnv, settings: Settings) -> None:
+        """Initialise the members for `env`, which runs on the dataset named `dataset`."""
         self.settings, self.staleness, self.iterations = settings, 0, settings.iterations
         self._dataset = dataset
         saving = optimal_savings(env.grid, env.dataset)
         mean, scale = _normalisation(env, np.random.default_rng(settings.seed))
         self._saving = tuple(float(f"{each:.5g}") for each in saving)  # the same on every host
-        self._members = []
+        self._members: list[tuple[Mlp, ...]] = []  # policy, m, v
         for member in range(settings.members):
             rng = np.random.default_rng([settings.seed, member])
-            first = init_mlp(env.observation_names, mean, scale, env.num_actions, settings.width, rng)
-            nothing = unflatten(first, np.zeros_like(flatten(first)))
-            self._members.append((first, nothing, nothing))
-        self.versions = PolicyVersions(self._combined(), 0)
+            policy = init_mlp(env.observation_names, mean, scale, env.num_actions, settings.width, rng)
+            zeros = unflatten(policy, np.zeros_like(flatten(policy)))
+            self._members.append((policy, zeros, zeros))
+        self.versions = PolicyVersions(combined(self.members), 0)
 
     @property
     def members(self) -> list[Mlp]:
-        """Each as it is now."""
+        """Return the members' present policies."""
         return [policy for policy, _, _ in self._members]
 
-    def _combined(self) -> Mlp:
-        return combined(self.members)
-
     def jobs(self, iteration: int) -> list[GradientSteps]:
-        """One a member."""
-        s, found = self.settings, []
+        """Return one job a member."""
+        s, jobs = self.settings, []
         for number, member in enumerate(self._members):
-            policy, mean, square = (hashlib.sha256(to_bytes(part)).hexdigest() for part in member)
-            found.append(
+            policy, m, v = (hashlib.sha256(to_bytes(part)).hexdigest() for part in member)
+            jobs.append(
                 GradientSteps(
                     self._dataset,
                     policy,
-                    mean,
-                    square,
+                    m,
+                    v,
                     size=flatten(member[0]).size,
                     seed=s.seed,
                     member=number,
@@ -244,36 +267,37 @@ class PathwiseGradient:
                     saving=self._saving,
                 )
             )
-        return found
+        return jobs
 
     def contents(self) -> list[bytes]:
-        """What the jobs name."""
+        """Return the policies and moments that jobs name."""
         return [to_bytes(part) for member in self._members for part in member]
 
-    def learn(self, iteration: int, jobs: Sequence[GradientSteps], results: Sequence[Arrays]) -> dict[str, float]:
-        """Take what the members have become."""
+    def _update(self, rows: Sequence[Mapping[str, NDArray]]) -> None:
+        """Set each member's weights and moments from rows of `RESULTS`."""
         self._members = [
-            tuple(unflatten(policy, result[name]) for name in ("weights", "mean", "square"))  # type: ignore[misc]
-            for (policy, _, _), result in zip(self._members, results, strict=True)
+            tuple(unflatten(policy, np.array(row[name])) for name in RESULTS)
+            for policy, row in zip(self.members, rows, strict=True)
         ]
-        self.versions.add(self._combined())
+
+    def learn(self, iteration: int, jobs: Sequence[GradientSteps], results: Sequence[Arrays]) -> dict[str, float]:
+        """Take the members' weights and moments from the results; return metrics."""
+        self._update(results)
+        self.versions.add(combined(self.members))
         cost, norm = np.mean([result["losses"] for result in results], axis=(0, 1))
         return {"losses/cost": float(cost), "losses/grad_norm": float(norm)}
 
     def state(self) -> tuple[dict[str, float], Arrays]:
-        """All that a restart needs."""
+        """Return all that a restart needs."""
         return {"version": self.versions.number}, {
             f"member/{number}/{name}": flatten(part)
             for number, member in enumerate(self._members)
-            for name, part in zip(("weights", "mean", "square"), member, strict=True)
+            for name, part in zip(RESULTS, member, strict=True)
         }
 
     def restore(self, numbers: Mapping[str, float], arrays: Mapping[str, NDArray]) -> None:
-        """Go on from `state`: its numbers and its float32 rows."""
-        self._members = [
-            tuple(
-                unflatten(policy, np.array(arrays[f"member/{number}/{name}"])) for name in ("weights", "mean", "square")
-            )  # type: ignore[misc]
-            for number, (policy, _, _) in enumerate(self._members)
-        ]
-        self.versions.held = {int(numbers["version"]): self._combined()}
+        """Resume from `state`: its numbers and its float32 rows."""
+        self._update(
+            [{name: arrays[f"member/{number}/{name}"] for name in RESULTS} for number in range(len(self._members))]
+        )
+        self.versions.held = {int(numbers["version"]): combined(self.members)}

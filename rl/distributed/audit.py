@@ -18,7 +18,7 @@ EVERY = 16  # of a worker's results of a kind, one is done again; and always the
 TOLERANCE = 1e-3  # of the largest number of an array
 
 
-class Sampler:
+class AuditSampler:
     """Which results are audited. Of each worker and kind the first, then one in each `EVERY`, at a place drawn from both names.
 
     So a worker whose results of a kind are all wrong is caught by its first, and one that goes wrong later within 2 · EVERY - 1.

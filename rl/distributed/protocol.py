@@ -1,56 +1,58 @@
-"""What a learner and its coordinator say to each other over a pipe: framed `rl.arrays`, each a message and its arrays.
+"""Messages between a learner and its coordinator over a pipe: a msgpack head, then raw frames.
 
-The learner decides what is played and what to make of it; the coordinator leases it out and hands back what came.
+    4 bytes (length of the head, little endian) | head: [message, [bytes of each frame]] | frames
+
+The learner decides which jobs run and what it makes of their results; the coordinator leases the jobs to workers and returns the
+results. It passes the frames of a worker's result on without a copy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import IO, Any
+from collections.abc import Sequence
+from typing import IO, Annotated, Any
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
-from rl.arrays import Spec, pack, unpack
+from rl.arrays import Spec
 from rl.errors import DataError
 
-MAX_FRAME = 1 << 30  # bytes
+MAX_HEAD = 64 << 20  # bytes
+FrameSize = Annotated[int, msgspec.Meta(ge=0, le=1 << 30)]  # bytes
 
 
 class LinkMessage(msgspec.Struct, frozen=True, tag_field="say", forbid_unknown_fields=True):
-    """Base: a tagged struct."""
+    """Base of all messages of the link."""
 
 
 # -- learner → coordinator -------------------------------------------------------------------------------------------
 
 
 class RunJob(LinkMessage, frozen=True, tag="Ask"):
-    """Have this done. A number that was asked for before is asked for again: what came for it is void."""
+    """Run this job. A number that is sent again restarts its job, and earlier results of it are void."""
 
     number: int
     kind: str
     job: dict[str, Any]
     arrays: tuple[Spec, ...]
-    datasets: tuple[str, ...] = ()  # sha256 of those that it reads; none: it reads the data folder's series
+    datasets: tuple[str, ...] = ()  # sha256 of each that it reads; none: it reads the data folder's series
 
 
 class PublishPolicy(LinkMessage, frozen=True, tag="Publish"):
-    """A policy, the array `data` (uint8), before any job that names it."""
+    """Send this policy, the only frame, to the workers. It comes before any job that names it."""
 
     version: int
     sha256: str
 
 
 class DistrustWorker(LinkMessage, frozen=True, tag="Distrust"):
-    """This worker's results are wrong."""
+    """Exclude this worker: its results are wrong."""
 
     worker: str
     reason: str
 
 
 class Progress(LinkMessage, frozen=True, tag="Progress"):
-    """How far it has come; figures as metrics.jsonl has them."""
+    """Report progress, with figures under the names of metrics.jsonl."""
 
     stage: str
     done: int
@@ -59,13 +61,13 @@ class Progress(LinkMessage, frozen=True, tag="Progress"):
 
 
 class Log(LinkMessage, frozen=True, tag="Note"):
-    """A line for people."""
+    """Show a line to the user."""
 
     text: str
 
 
 class Finished(LinkMessage, frozen=True, tag="Over"):
-    """The last word. `status`: done | usage | storage | failed."""
+    """End the training; the last message. `status`: done | usage | storage | failed."""
 
     status: str
     message: str = ""
@@ -75,7 +77,7 @@ class Finished(LinkMessage, frozen=True, tag="Over"):
 
 
 class JobResult(LinkMessage, frozen=True, tag="Given"):
-    """What came for a number: a result's arrays, or a proof. A second one may come where a job was issued twice."""
+    """The result of a job: the frames of its arrays, or a proof. A second one may come for a job that ran twice."""
 
     number: int
     worker: str
@@ -87,31 +89,25 @@ FromLearner = RunJob | PublishPolicy | DistrustWorker | Progress | Log | Finishe
 ToLearner = JobResult
 
 
-def send(stream: IO[bytes], word: LinkMessage, arrays: Mapping[str, NDArray] | None = None) -> None:
-    """One message, `arrays` of any shape and dtype after it. OSError where nobody reads."""
-    content = pack(msgspec.to_builtins(word), arrays or {})
-    stream.write(len(content).to_bytes(4, "little"))
-    stream.write(content)
+def send(stream: IO[bytes], message: LinkMessage, frames: Sequence[bytes] = ()) -> None:
+    """Write one message and its frames. Raises OSError if the other process has closed the pipe."""
+    head = msgspec.msgpack.encode((message, [len(frame) for frame in frames]))
+    stream.writelines([len(head).to_bytes(4, "little"), head, *frames])
     stream.flush()
 
 
-def receive(stream: IO[bytes], kind: Any) -> tuple[Any, dict[str, NDArray]] | None:
-    """The next message of the union `kind`, and its arrays, of the shapes and dtypes that `send` had; None at the end.
+def receive(stream: IO[bytes], kind: Any) -> tuple[Any, tuple[bytes, ...]] | None:
+    """Read the next message of the union `kind` and its frames; return None at the end of the stream.
 
-    DataError for what is none.
+    Raises:
+        DataError: The bytes are not a message of `kind`.
     """
-    head = stream.read(4)
-    length = int.from_bytes(head, "little")
-    content = stream.read(length) if len(head) == 4 and length <= MAX_FRAME else b""
-    if len(head) < 4 or len(content) < length:
+    length = int.from_bytes(stream.read(4), "little")
+    if not 0 < length <= MAX_HEAD or len(head := stream.read(length)) < length:
         return None
-    meta, arrays = unpack(content, "link")
     try:
-        return msgspec.convert(meta, kind), arrays
-    except msgspec.ValidationError as error:
-        raise DataError(f"link: {error}") from error
-
-
-def as_bytes(data: NDArray) -> bytes:
-    """Of the array of a `PublishPolicy`, uint8 [bytes]."""
-    return np.asarray(data, np.uint8).tobytes()
+        message, sizes = msgspec.msgpack.decode(head, type=tuple[kind, tuple[FrameSize, ...]])
+    except msgspec.MsgspecError as error:
+        raise DataError(f"message of the learner's pipe: {error}") from error
+    frames = tuple(stream.read(size) for size in sizes)
+    return (message, frames) if tuple(map(len, frames)) == sizes else None

@@ -151,8 +151,8 @@ def test_a_worker_that_goes_wrong_later_is_put_out_within_the_stated_number_of_i
     lied_to = played("late", workers=2, iterations=120, LIES_FROM="5")
     summary = lied_to.check_end()
     (worker,) = summary["put_out"]
-    until(lambda: "is put out" in lied_to.log.read_text(), "the line that names it")
-    assert f"{worker} is put out: rollout" in lied_to.log.read_text()
+    until(lambda: "Excluded worker" in lied_to.log.read_text(), "the line that names it")
+    assert f"Excluded worker {worker}: wrong result for rollout" in lied_to.log.read_text()
     assert EVERY == 16
 
 

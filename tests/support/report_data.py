@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from coordinator.report.collect.training import QUANTILES
 from ingest.columns import hour_number
-from rl.arrays import pack
+from rl.arrays import to_bytes as arrays_bytes
 from rl.env.dataset import build_dataset
 from rl.env.dataset_file import path_of
 from rl.env.dataset_file import to_bytes as dataset_bytes
@@ -96,7 +96,7 @@ def controlled(data: Path) -> Path:
     (run / "result.json").write_text(json.dumps(result))
     (run / "proved.json").write_text("{}")
     history = [{"version": version, "pop": 0.1 * version} for version in range(4)]
-    (run / "state.pack").write_bytes(pack({"history": history}, {"first": np.zeros(1, np.uint8)}))
+    (run / "state.pack").write_bytes(arrays_bytes({"history": history}, {"first": np.zeros(1, np.uint8)}))
     lines = [{"version": version, "losses/cost": 100.0 - version} for version in range(1, 4)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     numbers = "## SYNTHETIC\n\n| 4 weeks | nothing | policy |\n|---|---|---|\n| peak, MW | 4,000 | 3,900 |\n"

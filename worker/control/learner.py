@@ -34,12 +34,12 @@ from numpy.typing import NDArray
 from coordinator.wire.lease_kinds import LeaseKind
 from ingest.errors import IngestError, StorageError, UsageError
 from ingest.files import atomic_write, file_sha256
+from rl import arrays as array_file
 from rl.algorithms.base import Algorithm
 from rl.algorithms.clone import Labels, clone
 from rl.algorithms.evolution import Evolution
 from rl.algorithms.pathwise import PathwiseGradient
 from rl.algorithms.vtrace import VTrace
-from rl.arrays import mapped, pack
 from rl.distributed.jobs import Arrays, Evaluate, MakeLabels
 from rl.distributed.protocol import Finished
 from rl.distributed.runner import JobRunner
@@ -75,8 +75,8 @@ class Training:
         self.grid = Grid()
         pipe = os.fdopen(os.dup(1), "wb")
         os.dup2(2, 1)  # whatever a library prints goes to the log
-        self.jobs = LeaseClient(sys.stdin.buffer, pipe, len(self.grid.stores) + 1)
-        self.jobs.runner = self.runner = JobRunner(data / "control", self.jobs.policy_of, self.grid)
+        self.client = LeaseClient(sys.stdin.buffer, pipe, len(self.grid.stores) + 1)
+        self.client.runner = self.runner = JobRunner(data / "control", self.client.policy_of, self.grid)
         self.history: list[EvaluatedVersion] = []
         self.members: list[Mlp] = []  # that the policy combines, as they are at the end
         self._rated = "", 0.0, 0  # stage, when it began, steps until then
@@ -103,13 +103,13 @@ class Training:
             kept = {}
         there = [path_of(self.data / "control", sha256).exists() for sha256 in kept.get("tables", {}).values()]
         if kept.get("asked") != self.asked or not all(there):
-            self.jobs.progress("tables", 0, 1)
+            self.client.progress("tables", 0, 1)
             run, checkpoint = self.forecaster
             job = msgspec.to_builtins(DatasetSpec((), run, checkpoint, self.settings.horizon))
-            kept = {"asked": self.asked, **self.jobs.proof(LeaseKind.TABLE, job)}
+            kept = {"asked": self.asked, **self.client.run_on_series(LeaseKind.TABLE, job)}
             atomic_write(path, json.dumps(kept).encode())
         self.about, self.tables = kept, kept["tables"]
-        self.jobs.note(f"control of {', '.join(kept['respondents'])}; known ahead: {kept['known']}")
+        self.client.log(f"control of {', '.join(kept['respondents'])}; known ahead: {kept['known']}")
 
     def table(self, split: str) -> Dataset:
         """Of "train", "validate" or "test"."""
@@ -129,13 +129,13 @@ class Training:
         s = self.settings
         features = len(VectorGridEnv(self.grid, self.table("train"), 1, 1).observation_names)
         seeds = np.random.SeedSequence([s.seed, 0]).generate_state(s.label_jobs, np.uint64) >> np.uint64(1)
-        asked = self.jobs.ask(
+        asked = self.client.submit(
             [MakeLabels(self.tables["train"], int(seed), s.label_plans, s.label_hours, features) for seed in seeds]
         )
         parts = []
         for done, number in enumerate(asked):
-            self.jobs.progress("labels", done, len(asked), self._rate("labels"))
-            parts += self.jobs.collect([number])
+            self.client.progress("labels", done, len(asked), self._rate("labels"))
+            parts += self.client.collect([number])
         names = VectorGridEnv(self.grid, self.table("train"), 1, 1).observation_names
         labels = Labels(
             names, *(np.concatenate([part[name] for part in parts]) for name in ("observations", "actions"))
@@ -143,7 +143,7 @@ class Training:
         settings = replace(s.clone, seed=s.seed)
 
         def log(step: int, loss: float) -> None:
-            self.jobs.progress("clone", step, settings.steps, {"clone/loss": loss})
+            self.client.progress("clone", step, settings.steps, {"clone/loss": loss})
 
         return clone(labels, settings, log)
 
@@ -185,9 +185,9 @@ class Training:
             for ahead in range(iteration, min(iteration + algorithm.staleness + 1, algorithm.iterations)):
                 if ahead not in asked:
                     jobs = algorithm.jobs(ahead)
-                    asked[ahead] = jobs, self.jobs.ask(jobs)
+                    asked[ahead] = jobs, self.client.submit(jobs)
             jobs, numbers = asked.pop(iteration)
-            metrics = algorithm.learn(iteration, jobs, self.jobs.collect(numbers))
+            metrics = algorithm.learn(iteration, jobs, self.client.collect(numbers))
             version = iteration + 1
             self._publish(version, algorithm)
             self._write_metrics(version, metrics)
@@ -199,7 +199,7 @@ class Training:
             figures = {**self._rate("improve"), **metrics, "staleness": float(version - algorithm.versions.of(version))}
             if self.history:
                 figures |= {"pop": self.history[-1].pop, "best_pop": max(one.pop for one in self.history)}
-            self.jobs.progress("improve", version, algorithm.iterations, figures)
+            self.client.progress("improve", version, algorithm.iterations, figures)
         self._collect_evaluations(looking, scale)
         self._save(algorithm.iterations, first, algorithm)
         if isinstance(algorithm, PathwiseGradient):
@@ -209,13 +209,13 @@ class Training:
 
     def _publish(self, version: int, algorithm: Algorithm) -> None:
         for content in algorithm.contents():
-            self.jobs.publish(version, content)
+            self.client.publish(version, content)
 
     def _look(self, version: int, policy: Mlp) -> tuple[int, list[int]]:
         """Have a version judged; its weights are kept meanwhile, should it be the best."""
         content = to_bytes(policy)
         atomic_write(self.run / "versions" / f"{version}.npz", content)
-        sha256 = self.jobs.publish(version, content)
+        sha256 = self.client.publish(version, content)
         return version, self._ask_evaluation("validate", sha256, self.settings.chunk)
 
     def _collect_evaluations(self, looking: tuple[int, list[int]] | None, scale: tuple[NDArray, NDArray]) -> None:
@@ -228,9 +228,9 @@ class Training:
             self._look(version, self._load_version(version)) for version in there if version not in known | mine
         ]
         for version, numbers in sorted(waiting):
-            cost = np.concatenate([result["cost"] for result in self.jobs.collect(numbers)])
+            cost = np.concatenate([result["cost"] for result in self.client.collect(numbers)])
             self.history.append(EvaluatedVersion(version, share_of_optimal_saving(cost, *scale)))
-            self.jobs.note(f"version {version}: PoP {self.history[-1].pop:.3f} on the validation year")
+            self.client.log(f"version {version}: PoP {self.history[-1].pop:.3f} on the validation year")
         self.history.sort(key=lambda one: one.version)
 
     def _load_version(self, version: int) -> Mlp:
@@ -256,7 +256,7 @@ class Training:
     def _ask_evaluation(self, split: str, policy: str, chunk: int) -> list[int]:
         starts = [int(row) for row in self.weeks(split)]
         fit = self.tables["train"] if policy == "hour rule" else ""
-        return self.jobs.ask(
+        return self.client.submit(
             [
                 Evaluate(self.tables[split], policy, tuple(starts[at : at + chunk]), WEEK, fit)
                 for at in range(0, len(starts), chunk)
@@ -266,7 +266,7 @@ class Training:
     def _scale(self, split: str) -> tuple[NDArray, NDArray]:
         """Costs of nothing and of the optimum, [week] each."""
         nothing, optimum = (self._ask_evaluation(split, name, 32) for name in ("nothing", "optimum"))
-        costs = [np.concatenate([r["cost"] for r in self.jobs.collect(numbers)]) for numbers in (nothing, optimum)]
+        costs = [np.concatenate([r["cost"] for r in self.client.collect(numbers)]) for numbers in (nothing, optimum)]
         return costs[0], costs[1]
 
     def evaluate_on_test(self, first: Mlp, best: Mlp) -> None:
@@ -280,14 +280,14 @@ class Training:
             # The rule is fitted once, in one lease.
             asked[name] = self._ask_evaluation("test", name, 1 << 20 if name == "hour rule" else s.plan_chunk)
         for name, policy in named.items():
-            asked[name] = self._ask_evaluation("test", self.jobs.publish(0, to_bytes(policy)), s.chunk)
+            asked[name] = self._ask_evaluation("test", self.client.publish(0, to_bytes(policy)), s.chunk)
         costs: dict[str, NDArray] = {}
         whole, taken = sum(map(len, asked.values())), 0
         for name, numbers in asked.items():
             parts = []
             for number in numbers:
-                self.jobs.progress("test", taken, whole, self._rate("test"))
-                parts += self.jobs.collect([number])
+                self.client.progress("test", taken, whole, self._rate("test"))
+                parts += self.client.collect([number])
                 taken += 1
             costs[name] = np.concatenate([part["cost"] for part in parts])
         atomic_write(self.run / POLICY, to_bytes(best))
@@ -316,7 +316,7 @@ class Training:
             "sha256": file_sha256(self.run / POLICY),
             "report": report.REPORT,
             "known": self.about["known"],
-            "audits": self.jobs.audits,
+            "audits": self.client.audits,
             "seed": s.seed,
             "machine": f"{platform.platform(terse=True)}, numpy {np.__version__}",  # of the learner
         }
@@ -329,7 +329,7 @@ class Training:
         path = self.run / STATE
         if not path.exists():
             return {}, {}
-        meta, arrays = mapped(path)
+        meta, arrays = array_file.load(path)
         return (meta, arrays) if meta.get("asked") == self.asked else ({}, {})
 
     def _save(self, iteration: int, first: Mlp, algorithm: Algorithm) -> None:
@@ -344,14 +344,14 @@ class Training:
         if not iteration:
             for path in (self.run / "versions").glob("*.npz"):
                 path.unlink()
-        atomic_write(self.run / STATE, pack(meta, {"first": content, **arrays}))
+        atomic_write(self.run / STATE, array_file.to_bytes(meta, {"first": content, **arrays}))
 
     def _rate(self, stage: str) -> dict[str, float]:
         """Environment steps a second since the stage's first call."""
         if self._rated[0] != stage:
-            self._rated = stage, time.monotonic(), self.jobs.steps
+            self._rated = stage, time.monotonic(), self.client.steps
         _, began, steps = self._rated
-        return {"charts/SPS": (self.jobs.steps - steps) / max(time.monotonic() - began, 1e-3)}
+        return {"charts/SPS": (self.client.steps - steps) / max(time.monotonic() - began, 1e-3)}
 
     def _cut_metrics(self, iteration: int) -> None:
         """Lines of iterations that are done once more go."""
@@ -391,13 +391,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         training.settings = read_config(options.config)
         training.train_and_evaluate()
     except UsageError as error:
-        training.jobs.say(Finished("usage", str(error)))
+        training.client.send(Finished("usage", str(error)))
     except StorageError as error:
-        training.jobs.say(Finished("storage", str(error)))
+        training.client.send(Finished("storage", str(error)))
     except (IngestError, ControlError) as error:
-        training.jobs.say(Finished("failed", f"{type(error).__name__}: {error}"))
+        training.client.send(Finished("failed", f"{type(error).__name__}: {error}"))
     else:
-        training.jobs.say(Finished("done"))
+        training.client.send(Finished("done"))
     return 0
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from coordinator.report.collect.training import curve, read_json, read_lines
 from coordinator.report.model import Absent, Control, Floats, Week
 from ingest.errors import VerificationError
-from rl.arrays import mapped
+from rl.arrays import load as load_arrays
 from rl.env.dataset import Dataset
 from rl.env.dataset_file import load
 from rl.env.grid import Grid
@@ -57,7 +57,7 @@ def _history(run: Path) -> tuple[Floats, Floats]:
     """Versions that the validation year judged, from the learner's newest state."""
     if not (run / "state.pack").exists():
         return np.array([]), np.array([])
-    meta, _ = mapped(run / "state.pack")
+    meta, _ = load_arrays(run / "state.pack")
     return curve(meta.get("history", []), "version", "pop")
 
 

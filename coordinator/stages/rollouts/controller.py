@@ -1,4 +1,4 @@
-"""The supervisor of a control training: leases out what the learner asks for, twice what is late, and nothing to who cheats."""
+"""Rollout controller: schedules the learner's jobs, runs stragglers a second time, and excludes workers with wrong results."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ import secrets
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from coordinator.scheduling.events import (
     AddTasks,
@@ -43,256 +41,265 @@ from rl.distributed.protocol import (
     Progress,
     PublishPolicy,
     RunJob,
-    as_bytes,
 )
 from rl.env.dataset_file import DATASETS, path_of
 
-MOST_PUT_OUT = 10  # workers: then it is the learner that differs from all of them
+MAX_EXCLUDED = 10  # workers: beyond it, it is the learner that differs from all of them
 WEIGHTS_KEPT = 256  # a few hundred KB each
-STOPPED_S = 5.0  # that a learner may be stopped (SIGSTOP) until another takes its place
-REMEMBERED = 64  # leases of a kind whose times are known
+STOPPED_S = 5.0  # that a learner may be stopped (SIGSTOP) before another replaces it
+DURATIONS_KEPT = 64  # of the last leases of each kind
 
 
 @dataclass
 class PendingJob:
-    """What the learner wants, and the tasks that are out for it."""
+    """A job of the learner, and its tasks that have not ended."""
 
-    ask: RunJob
+    request: RunJob
     tasks: dict[str, float] = field(default_factory=dict)  # id → when it was first seen leased; 0: not yet
-    given: str = ""  # digest of the result that was handed on
-    twice: bool = False
+    digest: str = ""  # of the result that the learner has; "": none yet
+    speculated: bool = False  # issued a second time
 
 
 class RolloutController:
-    """The supervisor of one run. The learner's words come in a thread of their own; `_lock` covers all that both touch."""
+    """Controls one run. The learner's messages arrive in a thread of their own; `_lock` guards what both threads touch."""
 
-    def __init__(self, command: tuple[str, ...], run: Path, most_deaths: int) -> None:
-        """`command` starts a learner, which may die `most_deaths` times in one place; `run` has its log and the tables."""
-        self._command, self._run, self._most_deaths = command, run, most_deaths
+    def __init__(self, command: tuple[str, ...], run: Path, max_deaths: int) -> None:
+        """Take the learner's `command`, the folder `run` of its log and datasets, and its deaths without progress until failure."""
+        self._command, self._run, self._max_deaths = command, run, max_deaths
         self._lock = threading.RLock()
-        self._asked: dict[int, PendingJob] = {}
-        self._number_of: dict[str, int] = {}  # task → number
-        self._seconds: dict[str, deque[float]] = {}
+        self._pending: dict[int, PendingJob] = {}
+        self._number_of: dict[str, int] = {}  # task → number of its job
+        self._durations: dict[str, deque[float]] = {}  # kind → seconds
         self._weights: dict[str, Weights] = {}
         self._results: Counter[str] = Counter()
-        self._issued = self._twice = self._deaths = 0
-        self._put_out: set[str] = set()
-        self._told: list[str] = []
+        self._issued = self._speculated = self._deaths = 0
+        self._excluded: set[str] = set()
+        self._lines: list[str] = []  # to show
         self._progress = Progress("start", 0, 0, {})
         self._figures: dict[str, float] = {}
         self._players: tuple[PlayerView, ...] = ()
         self._leases = 0
-        self._began = self._running = time.monotonic()  # when the learner was last seen to run
+        self._began = self._running = time.monotonic()  # `_running`: when the learner was last seen to run
         self._post: Callable[[Event | Weights], None]
         self._learner: LearnerProcess | None = None
         self.over: Finished | None = None
 
     def on_start(self, scheduler: Scheduler, post: Callable[[Event | Weights], None]) -> None:
+        """Start the learner."""
         self._post = post
         self._start()
 
     def _start(self) -> None:
-        """A learner; ids of its tasks never meet those of another, whose results are void."""
+        """Start a learner. Its tasks have ids that no other learner's have, so results for an earlier one are ignored."""
         self._nonce = secrets.token_hex(4)
-        learner: list[LearnerProcess] = []
+        with self._lock:  # its first message waits until the process is known
+            self._learner = LearnerProcess(self._command, self._run / "logs" / "learner.log", self._on_message)
 
-        def heard(word: FromLearner | None, arrays: Mapping[str, NDArray]) -> None:
-            with self._lock:
-                if learner and self._learner is learner[0]:
-                    self._heard(word, arrays)
+    # -- the learner's reading thread -----------------------------------------------------------------------------------
 
-        with self._lock:  # its first word waits until we know it
-            learner.append(LearnerProcess(self._command, self._run / "logs" / "learner.log", heard))
-            self._learner = learner[0]
-
-    # -- the learner's thread -------------------------------------------------------------------------------------------
-
-    def _heard(self, word: FromLearner | None, arrays: Mapping[str, NDArray]) -> None:
-        if isinstance(word, RunJob):
-            self._withdraw(word.number)
-            self._asked[word.number] = PendingJob(word)
-            self._issue(word.number)
-        elif isinstance(word, PublishPolicy):
-            data = as_bytes(arrays["data"])
-            if len(data) > MAX_WEIGHTS:
-                self._finish(
-                    Finished("usage", f"weights of {len(data)} bytes do not fit into a message: a smaller width")
-                )
+    def _on_message(self, learner: LearnerProcess, message: FromLearner | None, frames: tuple[bytes, ...]) -> None:
+        with self._lock:
+            if learner is not self._learner:
+                return
+            if isinstance(message, RunJob):
+                self._withdraw(message.number)
+                self._pending[message.number] = PendingJob(message)
+                self._issue(message.number)
+            elif isinstance(message, PublishPolicy):
+                self._publish(Weights(message.version, message.sha256, frames[0]))
+            elif isinstance(message, DistrustWorker):
+                self._exclude(message)
+            elif isinstance(message, Progress):
+                if (message.stage, message.done) != (self._progress.stage, self._progress.done):
+                    self._deaths = 0
+                self._progress = message
+                self._figures |= message.figures
+            elif isinstance(message, Log):
+                self._lines.append(message.text)
+            elif isinstance(message, Finished):
+                self._finish(message)
             else:
-                self._keep(Weights(word.version, word.sha256, data))
-        elif isinstance(word, DistrustWorker):
-            self._put_out.add(word.worker)
-            self._told.append(f"{word.worker} is put out: {word.reason}")
-            self._post(ExcludeWorker(word.worker, f"its results are wrong: {word.reason}"[:1000]))
-            if len(self._put_out) > MOST_PUT_OUT:
-                self._finish(
-                    Finished("failed", f"{len(self._put_out)} workers gave other results than this host: {word.reason}")
-                )
-        elif isinstance(word, Progress):
-            if (word.stage, word.done) != (self._progress.stage, self._progress.done):
-                self._deaths = 0
-            self._progress = word
-            self._figures |= word.figures
-        elif isinstance(word, Log):
-            self._told.append(word.text)
-        elif isinstance(word, Finished):
-            self._finish(word)
-        elif word is None:
-            self._died()
+                self._learner_died(learner.exit_reason)
 
-    def _keep(self, weights: Weights) -> None:
-        """The newest few, and those that somebody who plays for an open job may still ask for."""
+    def _publish(self, weights: Weights) -> None:
+        """Send weights to the workers; keep the newest and those that a pending job names."""
+        if len(weights.data) > MAX_WEIGHTS:
+            size = f"weights of {len(weights.data)} bytes are over the limit of {MAX_WEIGHTS} for a message"
+            self._finish(Finished("usage", f"{size}. Choose a smaller `width` in the control configuration."))
+            return
         self._weights.pop(weights.sha256, None)
         self._weights[weights.sha256] = weights
-        wanted = {value for asked in self._asked.values() for value in asked.ask.job.values() if isinstance(value, str)}
-        newest = list(self._weights)[-WEIGHTS_KEPT:]
-        self._weights = {name: one for name, one in self._weights.items() if name in newest or name in wanted}
+        named = {
+            value for job in self._pending.values() for value in job.request.job.values() if isinstance(value, str)
+        }
+        named.update(list(self._weights)[-WEIGHTS_KEPT:])
+        self._weights = {sha256: kept for sha256, kept in self._weights.items() if sha256 in named}
         self._post(weights)
 
     def get_weights(self, sha256: str) -> Weights | None:
+        """Return the weights of this digest, for a worker that requests them."""
         with self._lock:
             return self._weights.get(sha256)
 
+    def _exclude(self, message: DistrustWorker) -> None:
+        self._excluded.add(message.worker)
+        self._lines.append(f"Excluded worker {message.worker}: wrong result for {message.reason}")
+        self._post(ExcludeWorker(message.worker, f"its results are wrong: {message.reason}"[:1000]))
+        if len(self._excluded) > MAX_EXCLUDED:
+            differ = f"the results of {len(self._excluded)} workers differ from this host's"
+            self._finish(Finished("failed", f"{differ}; the last one: {message.reason}"))
+
     def _issue(self, number: int, worker: str = "") -> None:
-        asked, self._issued = self._asked[number], self._issued + 1
-        name, ask = f"control/{self._nonce}/{self._issued:08d}", asked.ask
+        job, self._issued = self._pending[number], self._issued + 1
+        name, request = f"control/{self._nonce}/{self._issued:08d}", job.request
         try:
-            job = {**ask.job, "files": self._files(ask.datasets)} if ask.datasets else ask.job
+            files = {"files": self._files(request.datasets)} if request.datasets else {}
         except OSError as error:
-            self._finish(Finished("failed", f"{error.filename}: {error.strerror}; start again, and it is made again"))
+            message = f"dataset {error.filename}: {error.strerror}. Run the same command again: it builds the dataset."
+            self._finish(Finished("failed", message))
             return
-        asked.tasks[name] = 0.0
+        job.tasks[name] = 0.0
         self._number_of[name] = number
         spec = TaskSpec(
-            name, ask.kind, job, requires_shared_fs=not ask.datasets, worker=worker, ephemeral=True, arrays=ask.arrays
+            name,
+            request.kind,
+            {**request.job, **files},
+            requires_shared_fs=not request.datasets,
+            worker=worker,
+            ephemeral=True,
+            arrays=request.arrays,
         )
         self._post(AddTasks((spec,)))
 
-    def _files(self, tables: Iterable[str]) -> list[dict[str, Any]]:
-        """Tables as files that a worker on another file system asks for."""
-        paths = [path_of(self._run, sha256) for sha256 in tables]
+    def _files(self, datasets: Iterable[str]) -> list[dict[str, Any]]:
+        """Return datasets as files that a worker on another file system downloads."""
+        paths = [path_of(self._run, sha256) for sha256 in datasets]
         listed = [FileRef(f"{DATASETS}/{path.name}", path.stat().st_size, path.stem) for path in paths]
         return [msgspec.to_builtins(file) for file in listed]
 
     def _withdraw(self, *numbers: int) -> None:
-        names = [name for number in numbers if number in self._asked for name in self._asked[number].tasks]
+        names = [name for number in numbers if number in self._pending for name in self._pending[number].tasks]
         for name in names:
-            self._asked[self._number_of.pop(name)].tasks.pop(name)
+            self._pending[self._number_of.pop(name)].tasks.pop(name)
         if names:
             self._post(CancelTasks(tuple(names)))
 
-    def _died(self) -> None:
-        if self.over is not None or self._learner is None:
+    def _learner_died(self, exit_reason: str) -> None:
+        if self.over is not None:
             return
-        how = self._learner.exit_reason
         self._deaths += 1
-        self._withdraw(*self._asked)
-        self._asked.clear()
-        if self._deaths >= self._most_deaths:
+        self._withdraw(*self._pending)
+        self._pending.clear()
+        if self._deaths >= self._max_deaths:
+            log = self._run / "logs" / "learner.log"
             self._finish(
-                Finished("failed", f"the learner ended with {how}, {self._deaths} times in one place: see its log")
+                Finished(
+                    "failed", f"the learner ended {self._deaths} times without progress ({exit_reason}). Read {log}."
+                )
             )
             return
-        self._told.append(f"the learner ended with {how}: started again from its newest state")
+        self._lines.append(f"the learner ended with {exit_reason}; another one resumes from its newest state")
         self._start()
 
     def _finish(self, over: Finished) -> None:
         if self.over is None:
             self.over = over
-            self._withdraw(*self._asked)
+            self._withdraw(*self._pending)
 
     # -- the server's thread --------------------------------------------------------------------------------------------
 
     def on_task_done(self, done: TaskDone) -> Iterable[TaskSpec]:
-        """Hand a result on. The second one of a job that was issued twice only where it differs."""
+        """Pass a result on to the learner; the second one of a job that ran twice only where it differs."""
         with self._lock:
             number = self._number_of.pop(done.task.id, None)
             if number is None or self._learner is None:
                 return ()
-            asked = self._asked[number]
-            asked.tasks.pop(done.task.id)
-            self._seconds.setdefault(done.task.kind, deque(maxlen=REMEMBERED)).append(done.seconds)
+            job = self._pending[number]
+            job.tasks.pop(done.task.id)
+            self._durations.setdefault(done.task.kind, deque(maxlen=DURATIONS_KEPT)).append(done.seconds)
             self._results[done.worker] += 1
             digest = hashlib.sha256(b"".join(done.arrays)).hexdigest()
-            if digest != asked.given:
-                asked.given = asked.given or digest
-                arrays = {
-                    name: np.frombuffer(frame, dtype).reshape(shape)
-                    for (name, dtype, shape), frame in zip(done.task.arrays, done.arrays, strict=True)
-                }
-                self._learner.send_result(JobResult(number, done.worker, done.seconds, done.proof), arrays)
-            if not asked.tasks:
-                del self._asked[number]
+            if digest != job.digest:
+                job.digest = job.digest or digest
+                result = JobResult(number, done.worker, done.seconds, done.proof)
+                self._learner.send_result(result, done.arrays)
+            if not job.tasks:
+                del self._pending[number]
         return ()
 
-    def on_lease_event(self, what: TaskProgress | TaskFailed) -> None:
-        pass
+    def on_lease_event(self, event: TaskProgress | TaskFailed) -> None:
+        """Do nothing: the controller polls its tasks in `on_tick`."""
 
     def on_tick(self, scheduler: Scheduler, now: float) -> Iterable[Event | str]:
+        """Supervise tasks and learner; return the lines to show."""
         with self._lock:
             if scheduler.is_draining and self.over is None and self._learner is not None:
-                self._withdraw(*self._asked)
+                self._withdraw(*self._pending)
                 learner, self._learner = self._learner, None
-                learner.end()
+                learner.kill()
             if self.over is None and self._learner is not None:
-                self._look(scheduler, now)
-            told, self._told = self._told, []
-            return told
+                self._supervise_learner(self._learner, now)
+                self._supervise_tasks(scheduler, now)
+            lines, self._lines = self._lines, []
+            return lines
 
-    def _look(self, scheduler: Scheduler, now: float) -> None:
-        runners = {
+    def _supervise_learner(self, learner: LearnerProcess, now: float) -> None:
+        if not learner.stopped:
+            self._running = now
+        elif now - self._running > STOPPED_S:
+            self._running = now
+            self._lines.append(f"the learner's process has been stopped for {STOPPED_S:.0f} s: killed")
+            learner.kill()
+
+    def _supervise_tasks(self, scheduler: Scheduler, now: float) -> None:
+        players = {
             name: worker for name, worker in scheduler.workers.items() if LeaseKind.ROLLOUT in worker.registration.kinds
         }
         self._players = tuple(
             PlayerView(name, len(worker.held), self._results[name], now - worker.last_seen)
-            for name, worker in runners.items()
+            for name, worker in players.items()
         )
-        out, waiting = [], False
+        running, waiting = [], False
         for name, number in list(self._number_of.items()):
-            task, asked = scheduler.tasks.get(name), self._asked[number]
+            task, job = scheduler.tasks.get(name), self._pending[number]
             if task is None:
                 continue  # posted, not decided yet
             if task.state == "quarantined":
+                failed = f"{job.request.kind} failed {task.failures} times: {task.error}: {task.message}"
                 usage = task.error == FailureKind.USAGE
-                told = f"{asked.ask.kind} failed {task.failures} times: {task.error}: {task.message}"
-                self._finish(Finished("usage", task.message) if usage else Finished("failed", told))
+                self._finish(Finished("usage", task.message) if usage else Finished("failed", failed))
                 return
             if task.state == "leased":
-                asked.tasks[name] = asked.tasks[name] or now
-                out.append(RunningLease(number, asked.ask.kind, now - asked.tasks[name], task.worker))
-            elif asked.given or (task.spec.worker and task.spec.worker not in runners):
-                self._drop(name, asked)
+                job.tasks[name] = job.tasks[name] or now
+                running.append(RunningLease(number, job.request.kind, now - job.tasks[name], task.worker))
+            elif job.digest or (task.spec.worker and task.spec.worker not in players):
+                self._drop(name, job)
             else:
-                asked.tasks[name] = 0.0
+                job.tasks[name] = 0.0
                 waiting = True
-        self._leases = len(out)
-        assert self._learner is not None
-        if not self._learner.stopped:
-            self._running = now
-        elif now - self._running > STOPPED_S:
-            self._running = now
-            self._told.append("the learner's process is stopped: ended by force")
-            self._learner.end()
-        idle = [name for name, worker in runners.items() if not worker.held] if not waiting else []
-        twice = [number for number, asked in self._asked.items() if asked.twice or asked.given]
-        for number, worker in select_speculative_copies(out, self._seconds, idle, twice):
-            self._asked[number].twice = True
-            self._twice += 1
+        self._leases = len(running)
+        idle = [] if waiting else [name for name, worker in players.items() if not worker.held]
+        settled = [number for number, job in self._pending.items() if job.speculated or job.digest]
+        for number, worker in select_speculative_copies(running, self._durations, idle, settled):
+            self._pending[number].speculated = True
+            self._speculated += 1
             self._issue(number, worker)
 
-    def _drop(self, name: str, asked: PendingJob) -> None:
-        """A second issue that nobody needs, or whose worker is gone."""
+    def _drop(self, name: str, job: PendingJob) -> None:
+        """Withdraw a second issue that nobody needs, or whose worker has gone."""
         self._post(CancelTasks((name,)))
         number = self._number_of.pop(name)
-        del asked.tasks[name]
-        asked.twice = bool(asked.given)
-        if asked.given and not asked.tasks:
-            del self._asked[number]
+        del job.tasks[name]
+        job.speculated = bool(job.digest)
+        if job.digest and not job.tasks:
+            del self._pending[number]
 
     def has_more_work(self) -> bool:
+        """Whether the learner may submit more jobs."""
         return self.over is None and self._learner is not None
 
     def view(self) -> Rendering:
+        """Return what displays show."""
         with self._lock:
             now = time.monotonic()
             return render(
@@ -302,8 +309,8 @@ class RolloutController:
                     total=self._progress.total,
                     figures=dict(self._figures),
                     out=self._leases,
-                    issued_twice=self._twice,
-                    put_out=len(self._put_out),
+                    issued_twice=self._speculated,
+                    put_out=len(self._excluded),
                     elapsed_s=now - self._began,
                     workers=self._players,
                 )
@@ -314,9 +321,10 @@ class RolloutController:
         with self._lock:
             learner, self._learner = self._learner, None
         if learner is not None:
-            learner.end()
+            learner.kill()
+            learner.join()
 
     @property
     def figures(self) -> dict[str, Any]:
-        """For the summary."""
-        return {"leases": self._issued, "issued_twice": self._twice, "put_out": sorted(self._put_out)}
+        """Return the run's numbers for the summary."""
+        return {"leases": self._issued, "issued_twice": self._speculated, "put_out": sorted(self._excluded)}

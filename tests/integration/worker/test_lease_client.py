@@ -1,4 +1,4 @@
-"""The learner's end of the pipe against a coordinator of a few lines: order, audit, voided results, second results."""
+"""The learner's client against a coordinator of a few lines: order, audit, discarded results, second results."""
 
 from __future__ import annotations
 
@@ -11,62 +11,60 @@ import msgspec
 import numpy as np
 import pytest
 
-from rl.distributed.jobs import AnyJob, Arrays, Rollout
+from rl.distributed.jobs import AnyJob, Rollout, shapes
 from rl.distributed.protocol import DistrustWorker, FromLearner, JobResult, PublishPolicy, RunJob, receive, send
 from rl.distributed.runner import JobRunner
-from rl.env.dataset import Dataset, build_dataset
-from rl.env.dataset_file import path_of
-from rl.env.dataset_file import to_bytes as dataset_bytes
-from rl.env.forecasts import oracle
-from rl.env.grid import Grid
-from rl.env.region import synthetic
-from rl.env.vector import VectorGridEnv
-from rl.policy import init_mlp, normalisation, to_bytes
+from rl.policy import to_bytes
+from tests.support.grid_control import untrained, write_dataset, year
 from worker.control.lease_client import LeaseClient
 
 WAIT_S = 30.0  # bound of every wait: reached only when something is broken
-Workers = Callable[[int, int], str]  # (number, how often it was asked for) → who does it
+ACTIONS = 4
+Workers = Callable[[int, int], str]  # (number, how often it was submitted) → the worker that runs it
 
 
 class Coordinator:
-    """Answers each RunJob at once, by a worker that the test names; results of `liars` are of louder noise, with the right costs."""
+    """Runs each job at once, on a worker that the test names; results of `liars` have louder noise, and matching costs."""
 
-    def __init__(self, runner: JobRunner, learners: JobRunner, workers: Workers, liars: set[str]) -> None:
-        self.runner, self.workers, self.liars = runner, workers, liars
-        self.asked: dict[int, list[Rollout]] = {}
+    def __init__(self, folder: Path, workers: Workers, liars: set[str]) -> None:
+        self.workers, self.liars = workers, liars
+        self.submitted: dict[int, list[Rollout]] = {}
         self.distrusted: list[DistrustWorker] = []
         self.published: list[int] = []
-        theirs, self._out = os.pipe()
-        self._in, ours = os.pipe()
-        self._files = [os.fdopen(fd, mode) for fd, mode in ((theirs, "rb"), (ours, "wb"))]
+        to_client, self._out = os.pipe()
+        self._in, from_client = os.pipe()
+        self._files = [os.fdopen(fd, mode) for fd, mode in ((to_client, "rb"), (from_client, "wb"))]
         self._reader, self._writer = os.fdopen(self._in, "rb"), os.fdopen(self._out, "wb")
-        self.jobs = LeaseClient(self._files[0], self._files[1], 4, ended=lambda: None)
-        self.jobs.runner = learners
+        self.client = LeaseClient(self._files[0], self._files[1], ACTIONS, on_end=lambda: None)
+        # One each for the thread of the workers and for the learner's.
+        self.runner, self.client.runner = (JobRunner(folder, self.client.policy_of) for _ in range(2))
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
     def _serve(self) -> None:
-        while (found := receive(self._reader, FromLearner)) is not None:
-            word, _ = found
-            if isinstance(word, RunJob):
-                job = msgspec.convert(word.job, AnyJob)
+        while (received := receive(self._reader, FromLearner)) is not None:
+            message, _ = received
+            if isinstance(message, RunJob):
+                job = msgspec.convert(message.job, AnyJob)
                 assert isinstance(job, Rollout)
-                times = self.asked.setdefault(word.number, [])
+                times = self.submitted.setdefault(message.number, [])
                 times.append(job)
-                self.give(word.number, self.workers(word.number, len(times)))
-            elif isinstance(word, DistrustWorker):
-                self.distrusted.append(word)
-            elif isinstance(word, PublishPolicy):
-                self.published.append(word.version)
+                self.return_result(message.number, self.workers(message.number, len(times)))
+            elif isinstance(message, DistrustWorker):
+                self.distrusted.append(message)
+            elif isinstance(message, PublishPolicy):
+                self.published.append(message.version)
 
-    def result(self, number: int, worker: str) -> Arrays:
-        job = self.asked[number][-1]
+    def return_result(self, number: int, worker: str) -> None:
+        job = self.submitted[number][-1]
         if worker in self.liars:
-            job = msgspec.structs.replace(job, noise=(0.2,) * 4)
-        return self.runner.run(job)
-
-    def give(self, number: int, worker: str) -> None:
-        send(self._writer, JobResult(number, worker, 0.1, {}), self.result(number, worker))
+            job = msgspec.structs.replace(job, noise=(0.2,) * ACTIONS)
+        arrays = self.runner.run(job)
+        send(
+            self._writer,
+            JobResult(number, worker, 0.1, {}),
+            [arrays[name].tobytes() for name, _, _ in shapes(job, ACTIONS)],
+        )
 
     def close(self) -> None:
         self._files[1].close()
@@ -74,80 +72,69 @@ class Coordinator:
         self._writer.close()
 
 
-@pytest.fixture(scope="module")
-def data() -> Dataset:
-    made, _ = synthetic(8760)
-    return build_dataset([made], [oracle(made, 6)], "2017-01-02T00", "2017-12-01T00")
-
-
 @pytest.fixture
-def serve(data: Dataset, tmp_path: Path) -> Iterator[Callable[..., Coordinator]]:
-    sha256, content = dataset_bytes(data)
-    path_of(tmp_path, sha256).parent.mkdir()
-    path_of(tmp_path, sha256).write_bytes(content)
+def serve(tmp_path: Path) -> Iterator[Callable[..., Coordinator]]:
+    write_dataset(tmp_path, year(6))
     made: list[Coordinator] = []
 
-    def begin(workers: Workers, *liars: str) -> Coordinator:
-        # One each for the thread of the workers and for the learner's.
-        theirs, learners = (JobRunner(tmp_path, lambda sha256: made[0].jobs.policy_of(sha256)) for _ in range(2))
-        made.append(Coordinator(theirs, learners, workers, set(liars)))
+    def start(workers: Workers, *liars: str) -> Coordinator:
+        made.append(Coordinator(tmp_path, workers, set(liars)))
         return made[0]
 
-    yield begin
+    yield start
     for one in made:
         one.close()
 
 
-def rollouts(jobs: LeaseClient, data: Dataset, count: int) -> list[Rollout]:
-    env = VectorGridEnv(Grid(), data, 256, 24)
-    mean, scale = normalisation(env.reset(np.random.default_rng(0).choice(data.starts(24), 256)))
-    policy = init_mlp(env.observation_names, mean, scale, env.num_actions, 8, np.random.default_rng(0))
-    sha256, _ = dataset_bytes(data)
-    name = jobs.publish(1, to_bytes(policy))
-    return [Rollout(sha256, name, seed, 2, 24, (0.1,) * 4) for seed in range(count)]
+def rollouts(client: LeaseClient, folder: Path, count: int) -> list[Rollout]:
+    sha256 = write_dataset(folder, year(6))
+    policy = client.publish(1, to_bytes(untrained(year(6), 8)))
+    return [Rollout(sha256, policy, seed, 2, 24, (0.1,) * ACTIONS) for seed in range(count)]
 
 
-def test_results_come_in_the_order_of_their_jobs(serve: Callable[..., Coordinator], data: Dataset) -> None:
+def test_results_keep_the_order_of_their_jobs(serve: Callable[..., Coordinator], tmp_path: Path) -> None:
     coordinator = serve(lambda number, times: f"w{number % 3}")
-    wanted = rollouts(coordinator.jobs, data, 5)
-    numbers = coordinator.jobs.ask(wanted)
-    found = coordinator.jobs.collect(numbers[::-1])
-    for job, result in zip(wanted[::-1], found, strict=True):
-        assert np.array_equal(result["actions"], coordinator.jobs.runner.run(job)["actions"])
-    assert coordinator.jobs.audits == 3 and coordinator.jobs.steps == 5 * 2 * 24
+    client = coordinator.client
+    jobs = rollouts(client, tmp_path, 5)
+    results = client.collect(client.submit(jobs)[::-1])
+    for job, result in zip(jobs[::-1], results, strict=True):
+        assert np.array_equal(result["actions"], client.runner.run(job)["actions"])
+    assert client.audits == 3 and client.steps == 5 * 2 * 24
     assert not coordinator.distrusted and coordinator.published == [1]
 
 
 @pytest.mark.parametrize("turn", [1, -1])
-def test_nothing_of_a_worker_whose_first_result_is_wrong_is_used(
-    turn: int, serve: Callable[..., Coordinator], data: Dataset
+def test_no_result_of_a_worker_is_used_if_its_first_is_wrong(
+    turn: int, serve: Callable[..., Coordinator], tmp_path: Path
 ) -> None:
-    # Three of five are the liar's; asked for again, they are somebody else's.
+    # The liar runs three of the five first; submitted again, they run on another worker.
     coordinator = serve(lambda number, times: "bad" if number % 2 and times == 1 else "good", "bad")
-    wanted = rollouts(coordinator.jobs, data, 5)
+    client = coordinator.client
+    jobs = rollouts(client, tmp_path, 5)
     # Also where its later results are collected before its first.
-    found = coordinator.jobs.collect(coordinator.jobs.ask(wanted)[::turn])
-    for job, result in zip(wanted[::turn], found, strict=True):
-        assert np.array_equal(result["actions"], coordinator.jobs.runner.run(job)["actions"])
-    assert [one.worker for one in coordinator.distrusted] == ["bad"]
-    assert sorted(n for n, times in coordinator.asked.items() if len(times) == 2) == [1, 3, 5]
+    results = client.collect(client.submit(jobs)[::turn])
+    for job, result in zip(jobs[::turn], results, strict=True):
+        assert np.array_equal(result["actions"], client.runner.run(job)["actions"])
+    assert [message.worker for message in coordinator.distrusted] == ["bad"]
+    assert sorted(n for n, times in coordinator.submitted.items() if len(times) == 2) == [1, 3, 5]
 
 
-def test_of_two_results_that_differ_the_wrong_one_is_found(serve: Callable[..., Coordinator], data: Dataset) -> None:
+def test_wrong_one_of_two_differing_results_is_found(serve: Callable[..., Coordinator], tmp_path: Path) -> None:
     coordinator = serve(lambda number, times: "w" if times == 1 else "another")
-    first, *others = rollouts(coordinator.jobs, data, 40)
-    coordinator.jobs.collect(coordinator.jobs.ask([first]))  # audited, and right
+    client = coordinator.client
+    first, *others = rollouts(client, tmp_path, 40)
+    client.collect(client.submit([first]))  # audited, and right
     coordinator.liars.add("w")
-    used = 0
-    while not used:  # until one is used that the sample leaves out
-        numbers = coordinator.jobs.ask([others.pop()])
-        audits = coordinator.jobs.audits
-        coordinator.jobs.collect(numbers)
-        used = numbers[0] if coordinator.jobs.audits == audits else 0
-    coordinator.give(used, "w")  # the same once more: nothing to say
+    accepted = 0
+    while not accepted:  # until one is accepted that the sample leaves out
+        numbers = client.submit([others.pop()])
+        audits = client.audits
+        client.collect(numbers)
+        accepted = numbers[0] if client.audits == audits else 0
+    coordinator.return_result(accepted, "w")  # an equal second result
     assert not coordinator.distrusted
-    coordinator.give(used, "honest")
+    coordinator.return_result(accepted, "honest")
     coordinator.liars.clear()
-    coordinator.jobs.collect(coordinator.jobs.ask([first]))  # whatever came before was taken by then
-    assert [one.worker for one in coordinator.distrusted] == ["w"]
-    assert "a result that was used differs" in coordinator.distrusted[0].reason
+    client.collect(client.submit([first]))  # earlier results were taken by then
+    assert [message.worker for message in coordinator.distrusted] == ["w"]
+    assert "the accepted result differs" in coordinator.distrusted[0].reason

@@ -18,7 +18,7 @@ from rl.env.vector import VectorGridEnv
 from rl.errors import DataError
 from rl.evaluation.score import reference_costs, rollout
 from rl.planning.optimum import program
-from rl.policy import Mlp, init_mlp, load, normalisation, save
+from rl.policy import Mlp, init_mlp, load, normalisation, to_bytes
 
 GRID = Grid()
 
@@ -56,12 +56,11 @@ def test_actor_in_numpy_is_the_learner_in_mlx() -> None:
 
 def test_a_checkpoint_holds_everything(tmp_path: Path) -> None:
     policy, path = drawn(7), tmp_path / "policy.npz"
-    save(policy, path)
+    path.write_bytes(to_bytes(policy))
     again = load(path)
     assert again.observation_names == policy.observation_names
     seen = np.random.default_rng(2).normal(size=(5, 7)).astype(np.float32)
     assert_array_equal(again.act(seen), policy.act(seen))
-    assert [p.name for p in tmp_path.iterdir()] == ["policy.npz"]
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04garbage", b"PK\x05\x06" + bytes(18)])

@@ -1,53 +1,51 @@
-"""Evolution strategies: ranks and the step by hand, and training that costs less than it started with."""
+"""Evolution strategies: ranks and a step by hand, training that lowers the cost, and bit-identical restarts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from numpy.testing import assert_allclose
 
 from rl.algorithms.base import train
-from rl.algorithms.evolution import Evolution, Settings, costs, flatten, perturbation, ranks, unflatten
-from rl.arrays import pack, unpack
+from rl.algorithms.evolution import Evolution, Settings, costs, perturbation, ranks
 from rl.distributed.jobs import AnyJob, Arrays, EvaluatePerturbations
-from rl.env.dataset import build_dataset
-from rl.env.forecasts import oracle
-from rl.env.grid import Grid
-from rl.env.region import synthetic
 from rl.env.vector import VectorGridEnv
 from rl.evaluation.score import rollout
-from rl.policy import Mlp, init_mlp, normalisation, to_bytes
+from rl.policy import Mlp, flatten, init_mlp, to_bytes, unflatten
+from tests.support.grid_control import GRID, through_file, untrained, year
 
-GRID = Grid()
+DATASET = "t" * 64
 
 
-def beginner(names: int = 3, width: int = 4) -> Mlp:
+def tiny(names: int = 3, width: int = 4) -> Mlp:
     ones = np.ones(names, np.float32)
     return init_mlp([f"f{i}" for i in range(names)], 0 * ones, ones, 2, width, np.random.default_rng(0))
 
 
-def test_ranks_by_hand() -> None:
+def test_ranks_equal_numbers_by_hand() -> None:
     assert_allclose(ranks(np.array([[10.0, -5.0], [7.0, 1e9]])), np.array([[1 / 6, -0.5], [-1 / 6, 0.5]]))
 
 
-def test_flat_and_shaped_undo_one_another() -> None:
-    policy = beginner()
+def test_unflatten_inverts_flatten() -> None:
+    policy = tiny()
     assert to_bytes(unflatten(policy, flatten(policy))) == to_bytes(policy)
 
 
 def test_a_step_by_hand() -> None:
     """One pair whose plus side costs more: the first step of Adam is the learning rate against the perturbation's signs."""
-    policy = beginner()
-    algorithm = Evolution("t" * 64, policy, Settings(jobs=1, pairs=1, learning_rate=0.1))
+    policy = tiny()
+    algorithm = Evolution(DATASET, policy, Settings(jobs=1, pairs=1, learning_rate=0.1))
     jobs = algorithm.jobs(0)
     algorithm.learn(0, jobs, [{"cost": np.array([[5.0, 3.0]])}])
     moved = flatten(algorithm.versions.newest) - flatten(policy)
     assert_allclose(moved, -0.1 * np.sign(perturbation(jobs[0].perturbations[0], moved.size)), atol=1e-5)
 
 
-def test_every_perturbation_of_an_iteration_meets_the_same_episodes_and_is_drawn_once() -> None:
-    algorithm = Evolution("t" * 64, beginner(), Settings(jobs=3, pairs=5))
+def test_perturbations_share_episodes_and_are_drawn_once() -> None:
+    algorithm = Evolution(DATASET, tiny(), Settings(jobs=3, pairs=5))
     jobs = algorithm.jobs(0)
     seeds = [seed for job in jobs for seed in job.perturbations]
     assert len(set(seeds)) == 15 and len({job.seed for job in jobs}) == 1
@@ -56,34 +54,29 @@ def test_every_perturbation_of_an_iteration_meets_the_same_episodes_and_is_drawn
     assert not {seed for job in algorithm.jobs(1) for seed in job.perturbations} & set(seeds)
 
 
-def test_training_costs_less_and_a_restart_changes_no_bit() -> None:
-    made, _ = synthetic(8760)
-    data = build_dataset([made], [oracle(made, 12)], "2017-01-02T00", "2017-12-01T00")
-    env = VectorGridEnv(GRID, data, 16, 48)
-    starts = data.starts(48)
-    mean, scale = normalisation(VectorGridEnv(GRID, data, 256, 48).reset(starts[:: len(starts) // 256][:256]))
-    policy = init_mlp(env.observation_names, mean, scale, env.num_actions, 16, np.random.default_rng(0))
+def test_training_lowers_cost_and_restart_is_bit_identical(tmp_path: Path) -> None:
+    policy, env, starts = untrained(year(12), 16), VectorGridEnv(GRID, year(12), 16, 48), year(12).starts(48)
     settings = Settings(iterations=25, jobs=2, pairs=8, num_envs=16, episode_hours=48, sigma=0.05, learning_rate=0.03)
 
     def runner(algorithm: Evolution) -> Callable[[AnyJob], Arrays]:
-        def do(job: AnyJob) -> Arrays:
+        def run(job: AnyJob) -> Arrays:
             assert isinstance(job, EvaluatePerturbations)
             actor = next(p for n, p in algorithm.versions.held.items() if algorithm.versions.sha256(n) == job.policy)
             own = np.random.default_rng(job.seed).choice(starts, job.episodes)
             return {"cost": costs(actor, env, own, job.perturbations, job.sigma)}
 
-        return do
+        return run
 
-    whole = Evolution("t" * 64, policy, settings)
-    found = train(whole, runner(whole))
+    whole = Evolution(DATASET, policy, settings)
+    trained = train(whole, runner(whole))
     some = starts[::301]
-    assert rollout(GRID, data, found, some, 48).cost.sum() < rollout(GRID, data, policy, some, 48).cost.sum()
-    first = Evolution("t" * 64, policy, Settings(**{**vars(settings), "iterations": 3}))
+    before, after = (rollout(GRID, year(12), actor, some, 48).cost.sum() for actor in (policy, trained))
+    assert after < before
+    first, third = (Evolution(DATASET, policy, replace(settings, iterations=count)) for count in (3, 4))
     train(first, runner(first))
-    second = Evolution("t" * 64, policy, settings)
-    second.restore(*unpack(pack(*first.state())))
-    third = Evolution("t" * 64, policy, Settings(**{**vars(settings), "iterations": 4}))
     train(third, runner(third))
+    second = Evolution(DATASET, policy, settings)
+    second.restore(*through_file(tmp_path, *first.state()))
     jobs = second.jobs(3)
     second.learn(3, jobs, [runner(second)(job) for job in jobs])
     assert to_bytes(second.versions.newest) == to_bytes(third.versions.newest)
