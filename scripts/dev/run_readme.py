@@ -134,7 +134,7 @@ class Stranger:
                 text += " --config small.toml --data fleet --run by-hand"  # it reads no cluster.toml
         if step.kind == "python":
             (place / "program.py").write_text(text)
-            start = re.search(r"# start with: (.*)", text)
+            start = re.search(r"start with: (.*)", text)
             text = "uv run " + (start[1].strip() if start else "python program.py")
         command = ["bash", "-c", text]
         if self.bed is not None and "bed" in step.mode:

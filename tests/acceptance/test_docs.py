@@ -1,4 +1,4 @@
-"""README and docs hold together: links resolve, commands parse, the tree is the tree, cited figures stand where they are cited from."""
+"""Check README and docs: links resolve, commands parse, listed paths exist, cited figures are in the linked page."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_commands_parse(page: Path) -> None:
 
 
 def parse(words: list[str], what: str) -> None:
-    """Typer's own parser on the words, group by group; nothing is run."""
+    """Parse the words with Typer, group by group; run nothing."""
     command = typer.main.get_command(app)
     name = "coordinator"
     while True:
@@ -52,12 +52,12 @@ def parse(words: list[str], what: str) -> None:
                     pytest.fail(f"{what}: {error}")
             return
         if not words:
-            return  # a group by itself, e.g. `coordinator keys`
+            return  # a group without a command, e.g. `coordinator keys`
         assert words[0] in children, f"{what}: no command {words[0]}; there are {', '.join(children)}"
         name, command, words = words[0], children[words[0]], words[1:]
 
 
-def test_a_wrong_command_would_be_found() -> None:
+def test_wrong_command_is_found() -> None:
     with pytest.raises(AssertionError, match="no command strat"):
         parse(["strat"], "here")
     with pytest.raises(pytest.fail.Exception, match="--extrakt"):
@@ -66,40 +66,53 @@ def test_a_wrong_command_would_be_found() -> None:
     assert list(commands(page)) == ["coordinator verify", "coordinator keys"]
 
 
-def tree() -> list[str]:
-    """What README's tree lists."""
-    block = (ROOT / "README.md").read_text().split("## The tree", 1)[1].split("```")[1]
-    return [line.split()[0] for line in block.strip().splitlines() if not line.startswith(" " * 20)]
+def source_tree() -> list[str]:
+    """Folders that the architecture page lists."""
+    page = (ROOT / "docs" / "internals" / "architecture.md").read_text()
+    block = page.split("## The source tree", 1)[1].split("```")[1]
+    return re.findall(r"(?:^|; )([\w/]+/) ", block, re.MULTILINE)
 
 
-def test_the_tree_is_the_tree() -> None:
-    listed = tree()
+def test_source_tree_lists_all_folders() -> None:
+    listed = source_tree()
     assert not [path for path in listed if not (ROOT / path).exists()]
     known = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    code = [path for path in known if path.endswith((".py", ".c", ".inc", ".sh")) and not path.startswith("tests/")]
-    folders = {path.split("/")[0] + "/" for path in code}
-    assert not folders - set(listed), "README's tree lacks folders with code"
-    pages = {path for path in known if path.startswith("docs/") and path.endswith(".md")}
+    code = [path for path in known if path.endswith((".py", ".c", ".sh")) and not path.startswith("tests/")]
+    missing = {path for path in code if not any(path.startswith(folder) for folder in listed)}
+    assert {path.partition("/")[0] for path in missing} <= {"coordinator", "worker", "rl", "docs"}
+    assert not [path for path in missing if path.count("/") > 1 and not path.startswith("docs/")]
+
+
+def test_index_lists_all_pages() -> None:
     contents = (ROOT / "docs" / "README.md").read_text()
-    assert not [
-        page for page in pages if page != "docs/README.md" and f"({page.removeprefix('docs/')})" not in contents
-    ]
+    pages = {str(page.relative_to(ROOT / "docs")) for page in PAGES if page.is_relative_to(ROOT / "docs")}
+    pages = {page for page in pages if not page.startswith("decisions/")} - {"README.md"}
+    assert not [page for page in pages if f"({page})" not in contents]
 
 
-def test_cited_figures_stand_in_the_page_that_they_are_cited_from() -> None:
-    """README prints figures bold, in a line that links the page with the generated table."""
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_quoted_paths_exist(page: Path) -> None:
+    """A path between backticks that begins with one of our folders exists."""
+    quoted = re.findall(
+        r"`((?:coordinator|worker|ringattn|ingest|rl|tests|scripts|hostfiles|docs)/[\w./-]+)(?:::\w+)?`", page.read_text()
+    )
+    assert not [path for path in quoted if not (ROOT / path).exists()]
+
+
+def test_cited_figures_are_in_the_linked_page() -> None:
+    """The page of benchmarks prints figures bold, in a line that links the page with the table."""
     cited = 0
-    for line in (ROOT / "README.md").read_text().splitlines():
+    for line in (ROOT / "docs" / "benchmarks.md").read_text().splitlines():
         figures = [figure for figure in re.findall(r"\*\*([^*]+)\*\*", line) if re.search(r"\d", figure)]
         pages = [link for link in LINK.findall(line) if link.endswith(".md")]
         for figure in figures:
             assert pages, f"{line}: no page is linked"
-            assert any(figure in (ROOT / page).read_text() for page in pages), f"{figure} is not in {pages}"
+            assert any(figure in (ROOT / "docs" / page).read_text() for page in pages), f"{figure} is not in {pages}"
             cited += 1
     assert cited >= 4
 
 
-def test_the_fast_tests_are_there() -> None:
+def test_paths_of_scripts_check_exist() -> None:
     words = (
         (ROOT / "scripts" / "check").read_text().split("uv run pytest", 1)[1].partition("||")[0].replace("\\\n", " ")
     )
@@ -111,7 +124,7 @@ def test_the_fast_tests_are_there() -> None:
             assert (ROOT / path).exists(), path
 
 
-def test_every_dependency_has_its_reason() -> None:
+def test_every_dependency_has_a_reason() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     asked = [
         *project["project"]["dependencies"],
@@ -125,9 +138,9 @@ def test_every_dependency_has_its_reason() -> None:
 
 
 def test_help_shows_brackets() -> None:
-    """Defaults stand in brackets, which rich would take for markup."""
-    said = CliRunner().invoke(app, ["start", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).output
-    whole = re.sub(r"[\s│]+", " ", said)
+    """Defaults are in brackets, which rich would take for markup."""
+    output = CliRunner().invoke(app, ["start", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).output
+    whole = re.sub(r"[\s│]+", " ", output)
     assert "[default: synthetic]" in whole
     assert "[eia+|bulk+|oasis+]URL" in whole
 
