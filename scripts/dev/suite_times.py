@@ -25,7 +25,7 @@ def measured(report: Path) -> list[dict[str, object]]:
     for case in ET.parse(report).iter("testcase"):
         if case.find("skipped") is None:
             parts = case.get("classname", "").split(".")
-            folder = f"tests/{parts[1]}" if len(parts) > 2 else "tests/*.py"
+            folder = "/".join(parts[:3] if len(parts) > 3 else parts[:2])
             found[folder].append((float(case.get("time", "0")), case.get("name", "").partition("[")[0]))
     machine = f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, Python {platform.python_version()}"
     return [

@@ -15,6 +15,7 @@ import typer.main
 from typer.testing import CliRunner
 
 from coordinator.cli.app import app
+from scripts.dev import generate_docs
 from tests.support.data_folder import build_all, commit, daily, shard
 from tests.support.pages import PAGES, ROOT, blocks, commands, name_of
 
@@ -70,17 +71,16 @@ def source_tree() -> list[str]:
     """Folders that the architecture page lists."""
     page = (ROOT / "docs" / "internals" / "architecture.md").read_text()
     block = page.split("## The source tree", 1)[1].split("```")[1]
-    return re.findall(r"(?:^|; )([\w/]+/) ", block, re.MULTILINE)
+    return re.findall(r"^([\w/]+/) ", block, re.MULTILINE)
 
 
 def test_source_tree_lists_all_folders() -> None:
     listed = source_tree()
     assert not [path for path in listed if not (ROOT / path).exists()]
     known = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    code = [path for path in known if path.endswith((".py", ".c", ".sh")) and not path.startswith("tests/")]
-    missing = {path for path in code if not any(path.startswith(folder) for folder in listed)}
-    assert {path.partition("/")[0] for path in missing} <= {"coordinator", "worker", "rl", "docs"}
-    assert not [path for path in missing if path.count("/") > 1 and not path.startswith("docs/")]
+    code = {str(Path(path).parent) + "/" for path in known if path.endswith((".py", ".c"))}
+    packages = {"coordinator/", "worker/", "rl/", "tests/"}  # their own few modules are described by their folders
+    assert not [folder for folder in code if not folder.startswith(tuple(listed)) and folder not in packages]
 
 
 def test_index_lists_all_pages() -> None:
@@ -90,11 +90,13 @@ def test_index_lists_all_pages() -> None:
     assert not [page for page in pages if f"({page})" not in contents]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=name_of)
 def test_quoted_paths_exist(page: Path) -> None:
-    """A path between backticks that begins with one of our folders exists."""
+    """A path between backticks that begins with one of our folders exists. Generated sections have the paths of their measurement."""
+    text = re.sub(r"<!-- \w+: begin.*?end -->", "", page.read_text(), flags=re.DOTALL)
     quoted = re.findall(
-        r"`((?:coordinator|worker|ringattn|ingest|rl|tests|scripts|hostfiles|docs)/[\w./-]+)(?:::\w+)?`", page.read_text()
+        r"`((?:coordinator|worker|ringattn|ingest|rl|tests|scripts|hostfiles|docs)/[\w./-]+)(?:::\w+)?`",
+        text,
     )
     assert not [path for path in quoted if not (ROOT / path).exists()]
 
@@ -110,6 +112,12 @@ def test_cited_figures_are_in_the_linked_page() -> None:
             assert any(figure in (ROOT / "docs" / page).read_text() for page in pages), f"{figure} is not in {pages}"
             cited += 1
     assert cited >= 4
+
+
+def test_generated_pages_are_current() -> None:
+    """After a change of an option, a setting or a public docstring: `uv run python scripts/dev/generate_docs.py`."""
+    assert generate_docs.CLI.read_text() == generate_docs.cli_page()
+    assert generate_docs.API.read_text() == generate_docs.api_page()
 
 
 def test_paths_of_scripts_check_exist() -> None:

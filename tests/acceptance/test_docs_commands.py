@@ -1,4 +1,8 @@
-"""Every command of README and docs is run: here, by another test that is named, by `scripts/dev/run_readme.py`; else the reason stands here."""
+"""Check that each command quoted in README and docs is run: here, by a test that is named here, or by `scripts/dev/run_readme.py`.
+
+A command that nothing runs has its reason here. `test_tutorials.py` runs those of the tutorials; the generated pages quote examples of the
+help, which `test_cli_output.py` parses.
+"""
 
 from __future__ import annotations
 
@@ -12,31 +16,31 @@ import pytest
 from typer.testing import CliRunner
 
 from coordinator.cli.app import app
-from scripts.dev import run_readme
+from scripts.dev import generate_docs, run_readme
 from tests.support.data_folder import build_all, commit, daily, shard
 from tests.support.pages import PAGES, ROOT, blocks, commands, name_of
 
-# As they stand in the pages, in a folder with series. DIR is "data", and whatever is a key goes to a folder of the test.
+# Run as written, in a folder with series. Keys are written to a folder of the test.
 HERE = (
     "coordinator config show",
     "coordinator verify",
     "coordinator status",
     "coordinator status --json",
     "coordinator report",
-    "coordinator report --data DIR",
     "coordinator keys init",
     "coordinator keys add m2-1",
     "coordinator keys list",
     "coordinator keys revoke m2-1",
 )
 
-BENCHMARK = "not run: a measurement of minutes, alone on its machine; `--help` is asked for its options under `-m long`"
-SUITE = "not run: it is the suite itself, which would start itself"
-HOST = "not run: it changes the machine, or asks one that is not there"
+BENCHMARK = "not run: a measurement of minutes that needs an idle machine; `-m long` checks its options"
+SUITE = "not run: it is the suite itself"
+HOST = "not run: it changes this machine, or needs another one"
 
-# What a command matches in full → the test that runs it, with the options or smaller ones, or why none does.
+# Pattern of a whole command → the test that runs it (possibly with smaller settings), or the reason why none does.
 ELSEWHERE = {
-    r"coordinator start|mlx.launch": "not run: prose names the command",
+    r"coordinator (start|doctor)|mlx.launch|python -m ringattn.launch|scripts/dev/suite_times.py": "not run: prose names the command",
+    r"coordinator start --extract --rebuild": "tests/acceptance/test_extract.py::test_a_damaged_journal_is_named_and_rebuilt_from_the_manifests",
     r"coordinator start --extract( --data \S+)?": "tests/acceptance/test_extract.py::test_the_default_run_needs_nothing_and_proves_all",
     r"coordinator start --extract --source recordings:.*": "tests/acceptance/test_extract.py::test_recorded_real_hours_come_through",
     r"coordinator start --(extract --update|update --source eia --data real)": (
@@ -76,8 +80,8 @@ ELSEWHERE = {
     r"python -m scripts\.testbed .*": "scripts/dev/run_readme.py; tests/acceptance/cluster/test_bed.py::test_by_hand",
     r"python3 -m venv .venv && .*": "scripts/dev/run_readme.py",
     r"uv sync": "scripts/dev/run_readme.py",
-    r"(python )?scripts/evaluate/outlier_table.py --write": "not run: it writes this folder's docs, from recordings that lie beside it",
-    r"scripts/dev/draw_run.py": "not run: it writes this folder's docs",
+    r"(python )?scripts/evaluate/outlier_table.py --write": "not run: it writes these docs, from recordings beside the checkout",
+    r"scripts/dev/draw_run.py|python scripts/dev/generate_docs.py": "not run: it writes these docs",
     r"(--group \S+ |python (-m )?)?scripts[/.](bench|evaluate)[/.][a-z_]+(\.py)?( .*)?": BENCHMARK,
     r"scripts/dev/run_readme.py": "not run: minutes; parts of it are tested below",
     r"scripts/check": SUITE,
@@ -87,15 +91,17 @@ ELSEWHERE = {
 
 
 def quoted() -> dict[str, list[str]]:
-    """Command → pages that quote it."""
+    """Return command → pages that quote it."""
     found: dict[str, list[str]] = {}
     for page in PAGES:
+        if page.parent.name == "tutorials" or page in (generate_docs.CLI, generate_docs.API):
+            continue
         for line in commands(page.read_text()):
             found.setdefault(line, []).append(name_of(page))
     return found
 
 
-def test_every_command_is_run_or_the_reason_stands_here() -> None:
+def test_every_command_is_run_or_has_a_reason() -> None:
     found = quoted()
     patterns = [re.compile(pattern) for pattern in ELSEWHERE]
     lost = [line for line in found if line not in HERE and not any(p.fullmatch(line) for p in patterns)]
@@ -106,7 +112,7 @@ def test_every_command_is_run_or_the_reason_stands_here() -> None:
     assert len(found) > 50
 
 
-def test_the_tests_that_are_named_are_there() -> None:
+def test_named_tests_exist() -> None:
     for what in ELSEWHERE.values():
         for node in [] if what.startswith("not run: ") else what.split("; "):
             path, _, name = node.partition("::")
@@ -114,7 +120,7 @@ def test_the_tests_that_are_named_are_there() -> None:
             assert not name or f"def {name}(" in (ROOT / path).read_text(), node
 
 
-def test_commands_do_what_they_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quoted_commands_succeed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = shard("ERCO", "2024-01-01T00", "2024-01-31T23")
     commit(tmp_path / "data", one, {"D": daily(one.hours), "DF": daily(one.hours)})
     build_all(tmp_path / "data")
@@ -122,20 +128,20 @@ def test_commands_do_what_they_say(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for name in [name for name in os.environ if name.startswith(("COORDINATOR_", "EIA_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("COORDINATOR_KEYS", str(tmp_path / "keys"))
-    said = {}
+    output = {}
     for line in HERE:
-        ran = CliRunner().invoke(app, [{"DIR": "data"}.get(word, word) for word in line.split()[1:]])
+        ran = CliRunner().invoke(app, line.split()[1:])
         assert ran.exit_code == 0, f"{line}: {ran.output} {ran.exception!r}"
-        said[line] = ran.stdout
-    assert "hostfile" in said["coordinator config show"]
-    assert "m2-1" in said["coordinator keys list"]
+        output[line] = ran.stdout
+    assert "hostfile" in output["coordinator config show"]
+    assert "m2-1" in output["coordinator keys list"]
     assert (tmp_path / "data" / "report.html").stat().st_size > 0
 
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_measurements_have_the_options_that_pages_name() -> None:
-    """One that is not run is at least one that starts, and knows every option quoted with it."""
+def test_measurements_accept_the_quoted_options() -> None:
+    """A measurement that no test runs starts at least, and accepts every option quoted with it."""
     helped = {}
     for line in quoted():
         if not re.search(r"scripts[/.]", line) or "testbed" in line or "check" in line or "draw_run" in line:
@@ -155,8 +161,8 @@ def test_measurements_have_the_options_that_pages_name() -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_python_of_the_pages_runs(tmp_path: Path) -> None:
-    """README's snippets run in `test_docs.py`. That of ring attention runs as a ring of one, on arrays that it does not make."""
+def test_python_of_pages_runs(tmp_path: Path) -> None:
+    """README's snippets run in `test_docs.py`. The snippet of ring attention runs as a ring of one, on arrays made here."""
     for respondent in ("PACW", "ERCO"):
         one = shard(respondent, "2024-01-01T00", "2024-01-31T23")
         commit(tmp_path / "data", one, {"D": daily(one.hours), "DF": daily(one.hours)})
@@ -164,6 +170,8 @@ def test_python_of_the_pages_runs(tmp_path: Path) -> None:
     arrays = "import mlx.core as mx\nD = 8\ntokens = mx.zeros((1, 16, D))\nq = k = v = mx.zeros((1, 2, 16, D))\n"
     ran = 0
     for page in PAGES[1:]:
+        if page.parent.name == "tutorials":
+            continue
         code = "\n".join(blocks(page.read_text(), "python"))
         if not code:
             continue
@@ -179,8 +187,8 @@ def test_python_of_the_pages_runs(tmp_path: Path) -> None:
     assert ran == 3
 
 
-def test_the_script_reads_readme() -> None:
-    """`scripts/dev/run_readme.py` sees every block, and each either runs or says why not."""
+def test_run_readme_reads_every_block() -> None:
+    """`scripts/dev/run_readme.py` reads every block; each one runs or has a reason."""
     page = (ROOT / "README.md").read_text()
     steps = run_readme.steps(page)
     lines = [line for block in blocks(page, "sh") for line, _ in run_readme.lines(block)]
@@ -193,9 +201,9 @@ def test_the_script_reads_readme() -> None:
         run_readme.steps("<!-- run: on the moon -->\n```sh\nls\n```\n")
 
 
-def test_what_was_said_is_held_against_the_page() -> None:
-    said = "3 of 3 shards\nrows 5\n  gap one\n  gap two\n3 shards in 1.5 s (12,000 rows/s), 4 requests\n"
-    assert not run_readme.differs(said, "3 of 3 shards\n  gap one\n  …\n3 shards in 22.0 s (7 rows/s), 4 requests\n")
-    assert run_readme.differs(said, "rows 6\n") == "rows 6"
-    assert run_readme.differs(said, "rows 5\n3 of 3 shards\n") == "3 of 3 shards"
-    assert run_readme.differs(said, "3 shards in 1.5 s (12,000 rows/s), 5 requests\n")
+def test_output_is_compared_with_page() -> None:
+    output = "3 of 3 shards\nrows 5\n  gap one\n  gap two\n3 shards in 1.5 s (12,000 rows/s), 4 requests\n"
+    assert not run_readme.differs(output, "3 of 3 shards\n  gap one\n  …\n3 shards in 22.0 s (7 rows/s), 4 requests\n")
+    assert run_readme.differs(output, "rows 6\n") == "rows 6"
+    assert run_readme.differs(output, "rows 5\n3 of 3 shards\n") == "3 of 3 shards"
+    assert run_readme.differs(output, "3 shards in 1.5 s (12,000 rows/s), 5 requests\n")
