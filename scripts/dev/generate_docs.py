@@ -122,7 +122,7 @@ def stub(node: ast.stmt, lines: list[str]) -> list[str]:
             ) == "__init__":
                 kept += ["", *stub(child, lines)]
             elif isinstance(child, ast.AnnAssign) and not ast.unparse(child.target).startswith("_"):
-                kept += lines[child.lineno - 1 : child.end_lineno]
+                kept += [""] * kept[-1].endswith('"""') + lines[child.lineno - 1 : child.end_lineno]
         return kept
     assert isinstance(node, ast.FunctionDef)
     first = node.body[0]
