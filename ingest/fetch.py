@@ -30,7 +30,7 @@ from ingest.errors import (
     UsageError,
     VerificationError,
 )
-from ingest.http import HttpResponse, MinInterval, backoff_s, get
+from ingest.http import HttpResponse, MinInterval, get, jittered_backoff_s
 from ingest.models import FetchJob, FileEntry, Gap, PageEntry, ShardResult
 from ingest.sources import get_source
 from ingest.sources.base import Page
@@ -284,7 +284,7 @@ class _Fetch:
                 self._count(error.kind)
                 if failures >= ATTEMPTS or error.kind == "throttle":
                     raise self._final(error, offset, failures) from error
-                self._pause(backoff_s(failures, *BACKOFF_S))
+                self._pause(jittered_backoff_s(failures, *BACKOFF_S))
         if doubtful is not None and page.columns.nulls() < doubtful.page.columns.nulls():
             self._count("nulls")
         self._check_cancelled()
@@ -322,7 +322,7 @@ class _Fetch:
             self.context.on_throttle(self.job.bucket, throttle.kind, throttle.retry_after)
             if time.monotonic() > give_up:
                 raise SourceError(f"{throttle}, for {THROTTLE_LIMIT_S:.0f} s", "throttle")
-            self._pause(throttle.retry_after or backoff_s(attempt, *THROTTLE_S))
+            self._pause(throttle.retry_after or jittered_backoff_s(attempt, *THROTTLE_S))
         raise AssertionError("unreachable")
 
     def _request(self, offset: int) -> HttpResponse:

@@ -240,7 +240,7 @@ def excerpt(plain: bytes, length: int = 160) -> str:
     return " ".join(plain[:length].decode("utf-8", "replace").split())
 
 
-def pause_s(attempt: int, base: float, cap: float) -> float:
+def jittered_backoff_s(attempt: int, base: float, cap: float) -> float:
     """Return the seconds of an exponential back-off with jitter.
 
     Attempt 1 waits `base`; each further one twice as long, up to `cap`; ±50%.

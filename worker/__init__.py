@@ -1,1 +1,1 @@
-"""Worker agent: takes leases from the coordinator, executes them, and returns proved results."""
+"""Worker: registers with a coordinator, runs its leases, and returns verified results."""

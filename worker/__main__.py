@@ -1,4 +1,4 @@
-"""`python -m worker`: the same as the command `worker`."""
+"""Run the command `worker` as `python -m worker`."""
 
 from worker.cli import main
 

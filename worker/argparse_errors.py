@@ -1,13 +1,15 @@
-"""The argument parser of a worker's programs: what is wrong with a command line is told in one line, with the next command."""
+"""Argument parser of a worker's programs: prints one line for an error, with the next command."""
 
 from __future__ import annotations
 
 import argparse
 from typing import NoReturn
 
+from coordinator.wire.exit_codes import ExitCode
+
 
 class Parser(argparse.ArgumentParser):
-    """`epilog` is an example, printed as it stands."""
+    """Parser whose help ends with an example, printed without line wrapping."""
 
     def __init__(self, prog: str, description: str, example: str) -> None:
         super().__init__(
@@ -18,5 +20,5 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        """End with exit code 2 and one line that says what is wrong with the command line."""
-        self.exit(2, f"{self.prog}: {message}; `{self.prog} --help` shows what it takes\n")
+        """Print the error in one line and exit with code 2."""
+        self.exit(ExitCode.USAGE, f"{self.prog}: {message}; run `{self.prog} --help` for the options\n")

@@ -1,4 +1,4 @@
-"""The worker's command line: `worker --coordinator tcp://host:port [--data DIR] [--connections 5] [--key FILE]`."""
+"""Command line of a worker: `worker --coordinator tcp://host:port [--data DIR] [--connections 5] [--key FILE]`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from worker.argparse_errors import Parser
 
-# Before numpy is loaded: several workers on one host must not each start a thread a core.
+# Set before numpy is imported: several workers on one host must not each start one thread per core.
 for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
@@ -18,36 +19,37 @@ for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 def _parser() -> Parser:
     parser = Parser(
         "worker",
-        "Executes leases of a coordinator on this host.",
+        "Run leases of a coordinator on this host.",
         "worker --coordinator tcp://10.0.0.1:5555 --key m2-1.key --data data",
     )
-    parser.add_argument(
-        "--coordinator", required=True, metavar="tcp://HOST:PORT", help="where `coordinator start` listens"
-    )
-    parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="data folder (default: ./data)")
-    parser.add_argument("--connections", type=int, default=5, metavar="N", help="page requests at once (default: 5)")
-    parser.add_argument("--capacity", type=int, default=4, metavar="N", help="leases at once (default: 4)")
-    parser.add_argument("--key", type=Path, metavar="FILE", help="key file made by `coordinator keys add NAME`")
-    parser.add_argument("--host", metavar="NAME", help="this host's name in the hostfile (default: its own)")
-    parser.add_argument(
-        "--address", metavar="IP", help="where neighbours reach it (default: on the coordinator's network)"
-    )
-    parser.add_argument("--no-ranks", action="store_true", help="leave the ranks of a ring to other workers")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--coordinator", required=True, metavar="tcp://HOST:PORT", help="address that `coordinator start` listens on")
+    add("--data", type=Path, default=Path("data"), metavar="DIR", help="data folder (default: ./data)")
+    add("--connections", type=int, default=5, metavar="N", help="page requests at once (default: 5)")
+    add("--capacity", type=int, default=4, metavar="N", help="leases at once (default: 4)")
+    add("--key", type=Path, metavar="FILE", help="key file made by `coordinator keys add NAME`")
+    add("--host", metavar="NAME", help="name of this host in the hostfile (default: the system's)")
+    add("--address", metavar="IP", help="address for the neighbours in a ring (default: on the coordinator's network)")
+    add("--no-ranks", action="store_true", help="run no ranks of a ring on this host")
+    add(
         "--patience",
         type=float,
         default=60.0,
         metavar="S",
-        help="seconds without a coordinator until it gives up; inf: wait for its return (default: 60)",
+        help="seconds without a coordinator until the worker exits; inf: wait for its return (default: 60)",
     )
-    parser.add_argument("--stop-with-parent", action="store_true", help="end with the process that started this one")
+    add("--stop-with-parent", action="store_true", help="end with the process that started this one")
     return parser
 
 
-def main(arguments: Sequence[str] | None = None, key: Mapping[str, str] | None = None) -> int:
-    """Exit codes: 0 stopped by the coordinator, 1 refused, 2 usage, 75 no coordinator answers, 130 interrupted.
+def main(arguments: Sequence[str] | None = None, key: Mapping[str, str] | None = None) -> None:
+    """Run a worker and end the process with its exit code.
 
-    key: content of a key file, for who has it without the file.
+    Exit codes: 0 stopped by the coordinator, 1 refused, 2 usage, 75 no coordinator answered, 130 interrupted.
+
+    Args:
+        arguments: Command line; None for that of the process.
+        key: Content of a key file, for a caller that has it without the file.
     """
     parser = _parser()
     options = parser.parse_args(arguments)
@@ -58,27 +60,27 @@ def main(arguments: Sequence[str] | None = None, key: Mapping[str, str] | None =
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
 
     from coordinator.wire.auth import CurveError, load_worker, parse_worker_key
-    from worker.agent.agent import run_agent
-    from worker.agent.handlers import HANDLERS, RANKS
+    from worker.agent.agent import WorkerConfig, run_agent
+    from worker.agent.handlers import default_handlers
 
     try:
         curve = load_worker(options.key) if options.key is not None else None if key is None else parse_worker_key(key)
     except CurveError as error:
         parser.error(str(error))
-    code = run_agent(
+    config = WorkerConfig(
         options.coordinator,
         options.data,
         connections=options.connections,
         capacity=options.capacity,
         curve=curve,
-        stop_with_parent=options.stop_with_parent,
-        handlers={kind: do for kind, do in HANDLERS.items() if not (options.no_ranks and kind in RANKS)},
+        make_handlers=partial(default_handlers, ranks=not options.no_ranks),
         no_coordinator_timeout_s=options.patience,
         host=options.host,
         address=options.address,
     )
+    code = run_agent(config, stop_with_parent=options.stop_with_parent)
     logging.shutdown()
-    os._exit(code)  # not sys.exit: threads of cancelled leases may still wait for a server, and nobody waits for them
+    os._exit(code)  # not sys.exit, which would join the page threads of cancelled leases that still wait for a server
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 from coordinator.wire.auth import load_worker
 from ingest.errors import Cancelled
 from ingest.fetch import FetchContext
-from worker.agent.agent import run_agent
+from worker.agent.agent import WorkerConfig, run_agent
 from worker.agent.handlers import noop
 
 
@@ -64,14 +64,12 @@ def file(job: dict[str, Any], context: FetchContext) -> dict[str, Any]:
 if __name__ == "__main__":
     kinds = {"noop": noop, "step": step, "wait": wait, "suicide": suicide, "fail": fail, "huge": huge, "file": file}
     key = load_worker(Path(sys.argv[4])) if len(sys.argv) > 4 else None
-    os._exit(
-        run_agent(
-            sys.argv[1],
-            Path(sys.argv[2]),
-            capacity=int(sys.argv[3]),
-            curve=key,
-            stop_with_parent=True,
-            handlers=kinds,
-            no_coordinator_timeout_s=90.0,
-        )
+    config = WorkerConfig(
+        sys.argv[1],
+        Path(sys.argv[2]),
+        capacity=int(sys.argv[3]),
+        curve=key,
+        make_handlers=lambda: kinds,
+        no_coordinator_timeout_s=90.0,
     )
+    os._exit(run_agent(config, stop_with_parent=True))

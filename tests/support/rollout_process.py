@@ -34,8 +34,8 @@ def liar(honest: Any, lies_from: int) -> Any:
 
 
 def work() -> int:
-    from worker.agent.agent import run_agent
-    from worker.agent.handlers import HANDLERS
+    from worker.agent.agent import WorkerConfig, run_agent
+    from worker.agent.handlers import default_handlers
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--coordinator")
@@ -43,13 +43,14 @@ def work() -> int:
     parser.add_argument("--connections")
     parser.add_argument("--stop-with-parent", action="store_true")
     options = parser.parse_args()
-    handlers = dict(HANDLERS)
+    handlers = default_handlers()
     if (lies_from := os.environ.get("LIES_FROM")) and first(options.data / "liar"):
         handlers["rollout"] = liar(handlers["rollout"], int(lies_from))
     data = options.data
     if os.environ.get("ELSEWHERE") and not first(options.data / "sharer"):
         data = data.with_name(f"elsewhere-{os.getpid()}")
-    return run_agent(options.coordinator, data, handlers=handlers, stop_with_parent=options.stop_with_parent)
+    config = WorkerConfig(options.coordinator, data, make_handlers=lambda: handlers)
+    return run_agent(config, stop_with_parent=options.stop_with_parent)
 
 
 def first(mark: Path) -> bool:

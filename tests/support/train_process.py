@@ -17,7 +17,7 @@ FAKE = HERE.with_name("fake_rank.py")
 
 
 def work() -> int:
-    from worker.agent.agent import run_agent
+    from worker.agent.agent import WorkerConfig, run_agent
     from worker.training.rank_runner import RankRunner
 
     parser = argparse.ArgumentParser()
@@ -28,7 +28,8 @@ def work() -> int:
     options = parser.parse_args()
     ranks = RankRunner(FAKE)
     handlers = {"port": ranks.join, "train": ranks.run}
-    return run_agent(options.coordinator, options.data, handlers=handlers, stop_with_parent=options.stop_with_parent)
+    config = WorkerConfig(options.coordinator, options.data, make_handlers=lambda: handlers)
+    return run_agent(config, stop_with_parent=options.stop_with_parent)
 
 
 def coordinate(data: Path, ranks: int, config: Path, retries: int) -> int:

@@ -1,1 +1,1 @@
-"""The worker process: registers with the coordinator and executes leases."""
+"""Worker process: registration, heartbeats, leases, file transfer, and the client side of the rate limiter."""

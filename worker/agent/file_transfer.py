@@ -1,108 +1,131 @@
-"""Files between this host and a coordinator on another file system: bounded pieces, a few ahead of their answer, resumable, proved."""
+"""File transfer between a worker and a coordinator on another file system: chunked, pipelined, resumable, verified."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import queue
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 from coordinator.wire.messages import Ack, FileChunk, FilePart, FileRequest, Message
 from coordinator.wire.payloads import FileRef
 from ingest.errors import Cancelled, VerificationError
+from ingest.files import DigestCache, file_sha256
 
 CHUNK = 256 << 10  # bytes; heartbeats share the connection and must not wait long behind chunks
-AHEAD = 4  # chunks sent, or asked for, before an answer is awaited
-ANSWER_S = 10.0  # without one for this long, ask again
-T = TypeVar("T")
-REFUSALS = 3  # times that a whole file may be found wrong
+AHEAD = 4  # chunks sent, or requested, before an answer is awaited
+ANSWER_S = 10.0  # without an answer for this long, the request is sent again
+POLL_S = 0.25  # between checks of the cancellation
+ATTEMPTS = 3  # transfers of a whole file whose SHA-256 may differ
+Item = TypeVar("Item")
 
 
 class TransferInbox:
-    """Answers to one lease, from the network's thread to the lease's."""
+    """Answers to one lease's transfers, from the thread that owns the socket to the lease's thread."""
 
     def __init__(self, cancelled: Callable[[], bool]) -> None:
         self._cancelled = cancelled
         self._acks: queue.SimpleQueue[Ack] = queue.SimpleQueue()
         self._parts: queue.SimpleQueue[tuple[FilePart, bytes]] = queue.SimpleQueue()
-        self.put = self._acks.put
+
+    def put_ack(self, ack: Ack) -> None:
+        """Add the acknowledgement of a chunk."""
+        self._acks.put(ack)
 
     def put_part(self, part: FilePart, data: bytes) -> None:
-        """From the socket's thread: a piece has come."""
+        """Add a received part of a file."""
         self._parts.put((part, data))
 
     def ack(self, seconds: float) -> Ack | None:
-        """The next one within a while of at most `seconds`, else None. Cancelled when the lease was taken back."""
+        """Return the next acknowledgement; None when none came within `seconds` or `POLL_S`, whichever is shorter.
+
+        Raises:
+            Cancelled: The lease was cancelled.
+        """
         return self._next(self._acks, seconds)
 
     def part(self, seconds: float) -> tuple[FilePart, bytes] | None:
-        """The same, of a file that was asked for."""
+        """Return the next received part, with the rules of `ack`."""
         return self._next(self._parts, seconds)
 
-    def _next(self, waiting: queue.SimpleQueue[T], seconds: float) -> T | None:
+    def _next(self, waiting: queue.SimpleQueue[Item], seconds: float) -> Item | None:
         try:
-            return waiting.get(timeout=min(seconds, 0.25))
+            return waiting.get(timeout=min(seconds, POLL_S))
         except queue.Empty:
             if self._cancelled():
-                raise Cancelled("the lease was taken back") from None
+                raise Cancelled("the lease was cancelled") from None
             return None
 
 
 @dataclass
 class FileTransfer:
-    """A lease's own way to move files: to the coordinator, and from it."""
+    """Transfers of one lease, to the coordinator and from it.
+
+    Attributes:
+        worker: Name of the worker.
+        task: Task of the lease.
+        attempt: Attempt of the lease.
+        post: Queues a message, with raw frames after it; must not block.
+        inbox: Answers of the coordinator.
+        digests: Digests of files that this worker has computed before.
+    """
 
     worker: str
     task: str
     attempt: int
-    say: Callable[[Message, Iterable[bytes]], None]
-    answers: TransferInbox
+    post: Callable[[Message, Iterable[bytes]], None]
+    inbox: TransferInbox
+    digests: DigestCache = field(default_factory=DigestCache)
 
     def upload(self, folder: Path, file: FileRef) -> None:
-        """Send `folder`/file.path until the coordinator holds it whole.
+        """Send `folder`/file.path until the coordinator holds the whole file.
 
-        Cancelled when the lease is not ours any more; VerificationError when the file on disk is not what it is said to be.
+        Raises:
+            Cancelled: The coordinator has given the lease to another worker, or cancelled it.
+            VerificationError: The file on disk does not match `file`.
         """
         path = folder / file.path
         if path.stat().st_size != file.bytes:
             raise VerificationError(
-                f"{file.path} has {path.stat().st_size} bytes, its proof says {file.bytes}: fetch it again"
+                f"{file.path} has {path.stat().st_size} bytes, but its result says {file.bytes}: fetch it again"
             )
         refusals = 0
         with path.open("rb") as source:
-            held = self._held(file)
+            held = self._bytes_held(file)
             while held < file.bytes:
                 end = min(file.bytes, held + AHEAD * CHUNK)
                 source.seek(held)
                 for offset in range(held, end, CHUNK):
-                    self.say(self._chunk(file, offset), [source.read(min(CHUNK, end - offset))])
+                    self.post(self._chunk(file, offset), [source.read(min(CHUNK, end - offset))])
                 for offset in self._acknowledged(file, end):
                     held = offset
                 if held < end:
-                    held = self._held(file)
+                    held = self._bytes_held(file)
                     refusals += held == 0
-                    if refusals >= REFUSALS:
-                        raise VerificationError(f"{file.path} does not have the sha256 of its proof: fetch it again")
+                    if refusals >= ATTEMPTS:
+                        raise VerificationError(f"{file.path} does not have the SHA-256 of its result: fetch it again")
 
     def _chunk(self, file: FileRef, offset: int) -> FileChunk:
         return FileChunk(self.worker, self.task, self.attempt, file.path, offset, file.bytes, file.sha256)
 
-    def _held(self, file: FileRef) -> int:
-        """How much the coordinator holds: asked until it answers, or until the lease is taken back."""
+    def _bytes_held(self, file: FileRef) -> int:
+        """Ask the coordinator how many bytes of the file it holds, until it answers."""
         while True:
-            self.say(self._chunk(file, 0), [b""])
+            self.post(self._chunk(file, 0), [b""])
             for held in self._acknowledged(file, 0):
                 return held
 
     def _acknowledged(self, file: FileRef, end: int) -> Iterator[int]:
-        """Bytes held, as acknowledgements come in; ends at `end`, at a step back (the file was refused), or with silence."""
+        """Yield the bytes held after each acknowledgement.
+
+        Ends at `end`, at a step back (the coordinator refused the file), or after `ANSWER_S` in all.
+        """
         deadline, last = time.monotonic() + ANSWER_S, -1
         while (left := deadline - time.monotonic()) > 0:
-            ack = self.answers.ack(left)
+            ack = self.inbox.ack(left)
             if ack is None or ack.path != file.path:
                 continue
             if not ack.accepted:
@@ -112,72 +135,61 @@ class FileTransfer:
                 return
             last = ack.offset
 
-    def download(self, folder: Path, file: FileRef, said: Callable[[], None]) -> None:
-        """Have `folder`/file.path as the coordinator has it: nothing is moved where it is there, and what came of it before counts.
+    def download(self, folder: Path, file: FileRef, on_part: Callable[[], None]) -> None:
+        """Make `folder`/file.path equal to the coordinator's file; transfers only what is missing here.
 
-        `said()` is called with each piece. VerificationError when the coordinator's file is not the one that the lease names (any more).
+        Args:
+            folder: Folder of this host.
+            file: The file as the lease lists it.
+            on_part: Called after each part that arrives.
+
+        Raises:
+            VerificationError: The coordinator's file is not the one that the lease lists, or has changed since.
         """
         path = folder / file.path
-        if _is_complete(path, file):
+        if self._is_complete(path, file):
             return
         part = path.with_name(f"{path.name}.{file.sha256[:16]}.part")
         part.parent.mkdir(parents=True, exist_ok=True)
-        for _ in range(REFUSALS):
+        for _ in range(ATTEMPTS):
             with part.open("ab") as target:
                 if target.tell() > file.bytes:
                     target.truncate(0)
-                self._fill(target.write, target.tell(), file, said)
+                self._receive(target.write, target.tell(), file, on_part)
                 target.flush()
                 os.fsync(target.fileno())
-            if sha256_of(part) == file.sha256:
+            if file_sha256(part) == file.sha256:
                 part.replace(path)
                 return
             part.unlink()
-        raise VerificationError(f"{file.path} came {REFUSALS} times and was never the file that was asked for")
+        raise VerificationError(f"{file.path} was received {ATTEMPTS} times, each time with a wrong SHA-256")
 
-    def _fill(self, write: Callable[[bytes], int], held: int, file: FileRef, said: Callable[[], None]) -> None:
-        asked, heard = held, time.monotonic()
+    def _receive(self, write: Callable[[bytes], int], held: int, file: FileRef, on_part: Callable[[], None]) -> None:
+        requested, last_answer = held, time.monotonic()
         while held < file.bytes:
-            while asked < min(file.bytes, held + AHEAD * CHUNK):
-                self.say(FileRequest(self.worker, self.task, self.attempt, file.path, asked), ())
-                asked += CHUNK
-            answer = self.answers.part(1.0)
+            while requested < min(file.bytes, held + AHEAD * CHUNK):
+                self.post(FileRequest(self.worker, self.task, self.attempt, file.path, requested), ())
+                requested += CHUNK
+            answer = self.inbox.part(1.0)
             if answer is None:
-                if time.monotonic() - heard > ANSWER_S:
-                    asked, heard = held, time.monotonic()
+                if time.monotonic() - last_answer > ANSWER_S:
+                    requested, last_answer = held, time.monotonic()
                 continue
             part, data = answer
             if part.path != file.path or part.offset != held:
-                continue  # of a request that was made again
+                continue  # the answer to a request that was sent again
             if not data:
-                raise VerificationError(f"the coordinator has {file.path} no more as it was listed")
-            held, heard = held + write(data), time.monotonic()
-            said()
+                raise VerificationError(f"{file.path} changed on the coordinator after the lease was issued")
+            held, last_answer = held + write(data), time.monotonic()
+            on_part()
 
-
-_known: dict[Path, tuple[int, int, str]] = {}  # size, mtime in ns, sha256: what this process hashed before
-
-
-def _is_complete(path: Path, file: FileRef) -> bool:
-    """Whether the file is there, whole."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return False
-    if status.st_size != file.bytes:
-        return False
-    known = _known.get(path)
-    if known is None or known[:2] != (status.st_size, status.st_mtime_ns):
-        known = _known[path] = (status.st_size, status.st_mtime_ns, sha256_of(path))
-    return known[2] == file.sha256
-
-
-def sha256_of(path: Path) -> str:
-    """Of a file's content, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    def _is_complete(self, path: Path, file: FileRef) -> bool:
+        try:
+            return path.stat().st_size == file.bytes and self.digests.size_and_sha256(path)[1] == file.sha256
+        except FileNotFoundError:
+            return False
 
 
 def file_ref(folder: Path, path: str) -> FileRef:
-    """A file as it is now."""
-    return FileRef(path, (folder / path).stat().st_size, sha256_of(folder / path))
+    """Describe `folder`/path as it is now."""
+    return FileRef(path, (folder / path).stat().st_size, file_sha256(folder / path))

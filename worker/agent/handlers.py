@@ -1,4 +1,4 @@
-"""What each kind of lease does, and what its errors mean to the coordinator."""
+"""Handler registry: which function runs which kind of lease, and how its errors are reported to the coordinator."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from worker.control.handler import ControlHandler
 from worker.training.rank_runner import RankDied, RankEnded, RankError, RankRunner, RingBroke
 from worker.training.replica import HostFull
 
-# (job, what the worker lends) → proof, or arrays and no proof
+# (job, context) → the result as plain data, or as arrays alone
 Handler = Callable[[dict[str, Any], LeaseContext], dict[str, Any] | Arrays]
 MAX_TEXT = 4_000  # characters of an error's message
-# By exact class. Another error of ingest travels by its class's name, any other error as a crash.
+# By exact class. Another error of ingest is reported by the name of its class, any other error as a crash.
 FAILURES: Mapping[type[Exception], FailureKind] = {
     UsageError: FailureKind.USAGE,
     AuthenticationError: FailureKind.AUTHENTICATION,
@@ -49,49 +49,61 @@ FAILURES: Mapping[type[Exception], FailureKind] = {
 
 
 def fetch(job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
-    """FetchJob → ShardResult."""
+    """Fetch one shard: `FetchJob` → `ShardResult`."""
     return msgspec.to_builtins(fetch_shard(msgspec.convert(job, FetchJob), context))
 
 
 def build(job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
-    """BuildJob → BuildResult."""
+    """Build the series of one year: `BuildJob` → `BuildResult`."""
     return msgspec.to_builtins(build_series.build(msgspec.convert(job, BuildJob), context.data_dir))
 
 
 def noop(job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
-    """Turns `spin` times round a loop: measures the control plane alone."""
+    """Run `spin` iterations of an empty loop. `scripts/bench/leases.py` measures the control plane alone with it."""
     spin = int(job.get("spin", 0))
     for _ in range(spin):
         pass
     return {"spun": spin}
 
 
-RANKS = (LeaseKind.JOIN, LeaseKind.TRAIN)  # kinds that make a worker's host one of a ring
-_ranks = RankRunner()
-_control = ControlHandler()
-HANDLERS: Mapping[str, Handler] = {
-    LeaseKind.FETCH: fetch,
-    LeaseKind.BUILD: build,
-    LeaseKind.JOIN: _ranks.join,
-    LeaseKind.TRAIN: _ranks.run,
-    LeaseKind.TABLE: _control.build_datasets,
-    LeaseKind.LABELS: _control.run,
-    LeaseKind.ROLLOUT: _control.run,
-    LeaseKind.EVALUATE: _control.run,
-    LeaseKind.EVOLVE: _control.run,
-    LeaseKind.DESCEND: _control.run,
-    LeaseKind.NOOP: noop,
-}
+def default_handlers(ranks: bool = True) -> dict[str, Handler]:
+    """Return a handler for each kind of lease. The handlers of one call share state, those of two calls do not.
+
+    Args:
+        ranks: Also take part in the rings of trainings.
+    """
+    control, rank_runner = ControlHandler(), RankRunner()
+    handlers: dict[str, Handler] = {
+        LeaseKind.FETCH: fetch,
+        LeaseKind.BUILD: build,
+        LeaseKind.TABLE: control.build_datasets,
+        LeaseKind.LABELS: control.run,
+        LeaseKind.ROLLOUT: control.run,
+        LeaseKind.EVALUATE: control.run,
+        LeaseKind.EVOLVE: control.run,
+        LeaseKind.DESCEND: control.run,
+        LeaseKind.NOOP: noop,
+    }
+    if ranks:
+        handlers |= {LeaseKind.JOIN: rank_runner.join, LeaseKind.TRAIN: rank_runner.run}
+    return handlers
 
 
 def failure_of(error: Exception, worker: str, lease: Lease, secret: str | None) -> Failure:
-    """An exception of a handler → what the coordinator is told. `secret` is cut out of the message."""
+    """Convert an exception of a handler to the message for the coordinator.
+
+    Args:
+        error: The exception.
+        worker: Name of the worker.
+        lease: The lease that failed.
+        secret: Text that is removed from the message; None for none.
+    """
     name: str = FAILURES.get(type(error), type(error).__name__)
     blame = not isinstance(error, StorageError)
     message = str(error) or name
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         name, blame = FailureKind.STORAGE, False
-        message = f"{error}. Free space or mend the disk, then run the same command again: it goes on where it stopped."
+        message = f"{error}. Free some disk space, then run the same command again to resume."
     elif not isinstance(error, IngestError):
         name = FailureKind.CRASH
         message = "".join(traceback.format_exception(error))

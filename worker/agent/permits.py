@@ -1,4 +1,4 @@
-"""The worker's side of the request budget: asks for permits as threads come to need them, and uses none before its time."""
+"""Client side of the rate limiter: requests permits as threads need them, and uses none before its time."""
 
 from __future__ import annotations
 
@@ -11,48 +11,57 @@ from dataclasses import dataclass, field
 from coordinator.wire.messages import MAX_PERMITS
 from ingest.errors import Cancelled, UsageError
 
-ANSWER_S = 5.0  # without an answer for this long, a request for permits counts as lost
-STALE_S = 2.0  # a permit this long past its time is dropped: kept ones would add up to a burst
-LOOK_S = 0.25  # between looks at `cancelled`
+ANSWER_S = 5.0  # a request for permits without an answer for this long counts as lost
+STALE_S = 2.0  # a permit this long past its time is dropped: unused permits would add up to a burst
+POLL_S = 0.25  # between checks of `cancelled`
 
 
 @dataclass
 class _Bucket:
     times: deque[float] = field(default_factory=deque)  # when each permit held may be used, ascending
-    waiting: int = 0  # threads in `take`
-    asked: int = 0  # permits asked for and not yet granted
-    asked_at: float = 0.0
+    waiting: int = 0  # threads in `acquire`
+    requested: int = 0  # permits requested and not granted yet
+    requested_at: float = 0.0
     unknown: bool = False  # the coordinator has no such budget
 
 
 class Permits:
-    """Thread-safe. `ask(bucket, count)` sends a request for permits; it must not block."""
+    """Request permits of this worker, by bucket. Thread-safe.
 
-    def __init__(self, ask: Callable[[str, int], None]) -> None:
-        self._ask = ask
+    Args:
+        request: Sends a request for a number of permits of a bucket; must not block.
+    """
+
+    def __init__(self, request: Callable[[str, int], None]) -> None:
+        self._request = request
         self._buckets: dict[str, _Bucket] = {}
         self._changed = threading.Condition()
 
-    def take(self, bucket: str, cancelled: threading.Event) -> None:
-        """Block until one request may be sent. At once for bucket "". Cancelled when the lease is taken back meanwhile."""
+    def acquire(self, bucket: str, cancelled: threading.Event) -> None:
+        """Block until one request may be sent. Returns at once for the bucket "", which has no limit.
+
+        Raises:
+            Cancelled: The lease was cancelled while it waited.
+        """
         if not bucket:
             return
         with self._changed:
             held = self._buckets.setdefault(bucket, _Bucket())
             held.waiting += 1
             try:
-                while not self._try(bucket, held):
+                while not self._try_acquire(bucket, held):
                     if cancelled.is_set():
-                        raise Cancelled(f"no permit of budget {bucket!r} is needed any more")
-                    ahead = held.times[0] - time.monotonic() if held.times else LOOK_S
-                    self._changed.wait(min(max(ahead, 0.0), LOOK_S))
+                        raise Cancelled(f"the lease was cancelled while it waited for a permit of budget {bucket!r}")
+                    ahead = held.times[0] - time.monotonic() if held.times else POLL_S
+                    self._changed.wait(min(max(ahead, 0.0), POLL_S))
             finally:
                 held.waiting -= 1
 
-    def _try(self, bucket: str, held: _Bucket) -> bool:
+    def _try_acquire(self, bucket: str, held: _Bucket) -> bool:
         if held.unknown:
             raise UsageError(
-                f"the coordinator has no request budget {bucket!r}: coordinator and worker disagree on the job"
+                f"the coordinator has no request budget {bucket!r}: coordinator and worker disagree on the job; "
+                "install the same version on both"
             )
         now = time.monotonic()
         while held.times and held.times[0] < now - STALE_S:
@@ -60,36 +69,41 @@ class Permits:
         if held.times and held.times[0] <= now:
             held.times.popleft()
             return True
-        if held.asked and now - held.asked_at > ANSWER_S:
-            held.asked = 0
-        lacking = min(held.waiting - len(held.times) - held.asked, MAX_PERMITS)
-        if lacking > 0:
-            held.asked += lacking
-            held.asked_at = now
-            self._ask(bucket, lacking)
+        if held.requested and now - held.requested_at > ANSWER_S:
+            held.requested = 0
+        missing = min(held.waiting - len(held.times) - held.requested, MAX_PERMITS)
+        if missing > 0:
+            held.requested += missing
+            held.requested_at = now
+            self._request(bucket, missing)
         return False
 
     def granted(self, bucket: str, delays: tuple[float, ...]) -> None:
-        """Permits have come: delays in seconds from now. None at all: there is no such budget."""
+        """Add granted permits.
+
+        Args:
+            bucket: Name of the budget.
+            delays: Seconds from now until each permit may be used. Empty: the coordinator has no such budget.
+        """
         now = time.monotonic()
         with self._changed:
             held = self._buckets.setdefault(bucket, _Bucket())
             held.unknown = not delays
-            held.asked = max(0, held.asked - len(delays))
+            held.requested = max(0, held.requested - len(delays))
             held.times.extend(now + delay for delay in delays)
             self._changed.notify_all()
 
-    def void(self, bucket: str) -> None:
-        """What is held of a bucket is void."""
+    def revoke(self, bucket: str) -> None:
+        """Drop all permits of a bucket."""
         with self._changed:
             if bucket in self._buckets:
                 self._buckets[bucket].times.clear()
                 self._changed.notify_all()
 
     def reset(self) -> None:
-        """Another coordinator: nothing is held, nothing is asked for."""
+        """Drop all permits and open requests, for a new connection to a coordinator."""
         with self._changed:
             for held in self._buckets.values():
                 held.times.clear()
-                held.asked = 0
+                held.requested = 0
             self._changed.notify_all()

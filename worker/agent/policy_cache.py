@@ -1,4 +1,4 @@
-"""Policies' weights as this worker has them: broadcast by the coordinator, or asked for, each proved by its sha256."""
+"""Cache of policy weights, broadcast by the coordinator or requested from it, each verified by its SHA-256."""
 
 from __future__ import annotations
 
@@ -14,44 +14,49 @@ from ingest.lru_cache import LruCache
 
 log = logging.getLogger(__name__)
 
-KEPT = 32  # newest weights
-ANSWER_S = 2.0  # without an answer for this long, ask again
-LOOK_S = 0.1  # between looks at `cancelled`
+CAPACITY = 32  # policies
+ANSWER_S = 2.0  # without an answer for this long, the request is sent again
+POLL_S = 0.1  # between checks of `cancelled`
 
 
 class PolicyCache:
-    """Thread-safe. `ask(sha256)` sends a request; it must not block."""
+    """Policy weights by SHA-256, least recently used evicted first. Thread-safe.
 
-    def __init__(self, ask: Callable[[str], None]) -> None:
-        self._ask = ask
-        self._held: LruCache[bytes] = LruCache(KEPT)
-        self._unknown: set[str] = set()  # the coordinator has answered that it does not have them
+    Args:
+        request: Sends a request for the weights of a SHA-256; must not block.
+    """
+
+    def __init__(self, request: Callable[[str], None]) -> None:
+        self._request = request
+        self._weights: LruCache[bytes] = LruCache(CAPACITY)
+        self._unavailable: set[str] = set()  # the coordinator has answered that it does not have them
         self._changed = threading.Condition()
 
     def receive(self, weights: Weights) -> None:
-        """A broadcast or an answer."""
+        """Store a broadcast or an answer; weights with another SHA-256 than their name are dropped."""
         with self._changed:
             if not weights.data:
-                self._unknown.add(weights.sha256)
+                self._unavailable.add(weights.sha256)
             elif hashlib.sha256(weights.data).hexdigest() != weights.sha256:
-                log.warning("dropped weights %s: their sha256 is another", weights.sha256[:16])
+                log.warning("dropped policy %s: its SHA-256 does not match", weights.sha256[:16])
             else:
-                self._held.put(weights.sha256, weights.data)
+                self._weights.put(weights.sha256, weights.data)
             self._changed.notify_all()
 
     def get(self, sha256: str, cancelled: threading.Event) -> bytes:
-        """The weights of that name; blocks until they have come.
+        """Return the weights of a SHA-256; blocks until they have arrived.
 
-        Cancelled when the lease was taken back, or when the coordinator does not have them: then another try may.
+        Raises:
+            Cancelled: The lease was cancelled, or the coordinator does not have the weights: a later attempt may succeed.
         """
-        asked = 0.0
+        requested = 0.0
         with self._changed:
-            self._unknown.discard(sha256)
-            while (data := self._held.get(sha256)) is None:
-                if cancelled.is_set() or sha256 in self._unknown:
-                    raise Cancelled(f"weights {sha256[:16]} are not to be had")
-                if time.monotonic() - asked > ANSWER_S:
-                    asked = time.monotonic()
-                    self._ask(sha256)
-                self._changed.wait(LOOK_S)
+            self._unavailable.discard(sha256)
+            while (data := self._weights.get(sha256)) is None:
+                if cancelled.is_set() or sha256 in self._unavailable:
+                    raise Cancelled(f"policy {sha256[:16]} is not available from the coordinator")
+                if time.monotonic() - requested > ANSWER_S:
+                    requested = time.monotonic()
+                    self._request(sha256)
+                self._changed.wait(POLL_S)
             return data

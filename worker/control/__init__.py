@@ -1,1 +1,1 @@
-"""Training and evaluation of control policies."""
+"""Training and evaluation of control policies with jobs that workers run."""

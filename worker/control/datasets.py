@@ -155,7 +155,7 @@ def _forecast_medians(job: DatasetSpec, data_dir: Path, cancelled: threading.Eve
         command = [sys.executable, "-m", "worker.forecast", "--data", str(data_dir), "--run", str(data_dir / job.run)]
         with subprocess.Popen(
             [*command, "--table", str(part)],
-            env={**kept, **blas_env.rank_environment(kept)},
+            env={**kept, **blas_env.blas_environment(kept)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

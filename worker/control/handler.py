@@ -1,4 +1,4 @@
-"""The leases of a control training on a worker: `rl.distributed.jobs`, one at a time, with the tables of the data folder."""
+"""Control lease handler: runs the jobs of `rl.distributed.jobs`, one at a time, on the datasets of the data folder."""
 
 from __future__ import annotations
 
@@ -11,30 +11,38 @@ from coordinator.wire.payloads import FileRef
 from ingest.errors import Cancelled
 from worker.agent.lease import Arrays, LeaseContext
 
-if TYPE_CHECKING:  # loaded by the first lease: scipy is large, and most workers never need it
+if TYPE_CHECKING:  # imported by the first lease: scipy is large, and most workers never need it
     from rl.distributed.runner import JobRunner
     from rl.policy import Mlp
 
 FOLDER = "control"  # in the data folder
-LOOK_S = 0.1  # between looks at `cancelled`
+POLL_S = 0.1  # between checks of `cancelled`
 
 
 class ControlHandler:
-    """The handlers. Leases wait for one another: threads that share an interpreter would only slow each other down."""
+    """Handler of all leases of a control training.
+
+    Jobs run one after the other: threads that share an interpreter would only slow each other down. The datasets and
+    policies that a job loads are kept for the next one, so a handler serves one data folder.
+    """
 
     def __init__(self) -> None:
         self._turn = threading.Lock()
-        self._player: JobRunner | None = None
+        self._runner: JobRunner | None = None
         self._context: LeaseContext | None = None  # of the lease whose turn it is
 
     def run(self, job: dict[str, Any], context: LeaseContext) -> Arrays:
-        """Any of `rl.distributed.jobs` → its arrays. Cancelled when the lease was taken back."""
-        while not self._turn.acquire(timeout=LOOK_S):
+        """Run a job of `rl.distributed.jobs` to its arrays; downloads the datasets that it lists first.
+
+        Raises:
+            Cancelled: The lease was cancelled before its turn.
+        """
+        while not self._turn.acquire(timeout=POLL_S):
             if context.cancelled.is_set():
-                raise Cancelled("the lease was taken back")
+                raise Cancelled("the lease was cancelled")
         try:
             if context.cancelled.is_set():
-                raise Cancelled("the lease was taken back")
+                raise Cancelled("the lease was cancelled")
             from rl.distributed.jobs import AnyJob
 
             self._context = context
@@ -42,31 +50,30 @@ class ControlHandler:
             if context.transfer is not None:
                 for file in files:
                     context.transfer.download(context.data_dir / FOLDER, file, lambda: None)
-            return Arrays(self._own(context).run(msgspec.convert(job, AnyJob)))
+            return Arrays(self._job_runner(context).run(msgspec.convert(job, AnyJob)))
         finally:
             self._context = None
             self._turn.release()
 
     def build_datasets(self, job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
-        """Make the tables of a training → `worker.control.datasets.DatasetResult`."""
+        """Build the datasets of a training: `DatasetSpec` → `DatasetResult` of `worker.control.datasets`."""
         from worker.control.datasets import DatasetSpec, build_datasets
 
-        return msgspec.to_builtins(
-            build_datasets(msgspec.convert(job, DatasetSpec), context.data_dir, context.cancelled)
-        )
+        spec = msgspec.convert(job, DatasetSpec)
+        return msgspec.to_builtins(build_datasets(spec, context.data_dir, context.cancelled))
 
-    def _own(self, context: LeaseContext) -> JobRunner:
-        if self._player is None:
+    def _job_runner(self, context: LeaseContext) -> JobRunner:
+        if self._runner is None:
             from rl.distributed.runner import JobRunner, LruCache
 
             policies = LruCache()
-            self._player = JobRunner(
-                context.data_dir / FOLDER, lambda sha256: policies.get(sha256, lambda: self._policy(sha256))
+            self._runner = JobRunner(
+                context.data_dir / FOLDER, lambda sha256: policies.get(sha256, lambda: self._load_policy(sha256))
             )
-        return self._player
+        return self._runner
 
-    def _policy(self, sha256: str) -> Mlp:
+    def _load_policy(self, sha256: str) -> Mlp:
         from rl.policy import from_bytes
 
         assert self._context is not None
-        return from_bytes(self._context.weights(sha256), f"weights {sha256[:16]}")
+        return from_bytes(self._context.weights(sha256), f"policy {sha256[:16]}")

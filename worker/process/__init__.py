@@ -1,1 +1,1 @@
-"""Process entry points and process-wide settings: parent death, BLAS threads, probes."""
+"""Entry points of processes and process-wide settings: parent death, watchdog, BLAS threads, compute probe."""

@@ -1,6 +1,6 @@
-"""What this host computes with: `python -m worker.process.probe [--as-rank]` prints one JSON line for `coordinator doctor`.
+"""Probe of this host's compute: `python -m worker.process.probe [--as-rank]` prints one JSON line for `coordinator doctor`.
 
-`--as-rank`: with the environment that a rank gets, which on Linux preloads OpenBLAS where it is installed.
+`--as-rank` measures with the environment of a rank, which on Linux preloads OpenBLAS where it is installed.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-SIZE = 512  # of the square matrices that are multiplied: 0.27 GFLOP, 40 ms with the slowest BLAS
-BURST_S = 0.3  # of measuring each speed
+SIZE = 512  # rows of the square matrices: a product takes 0.27 GFLOP, 40 ms with the slowest BLAS
+BURST_S = 0.3  # seconds to measure each speed
 
 
 def main() -> None:
-    """Speeds in GFLOP/s of fp32 matrix products on all cores that this process may use."""
+    """Print versions, kernels and the speeds of fp32 matrix products, in GFLOP/s on all cores of this process."""
     import mlx.core as mx
     import numpy as np
 
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def _gflops(product: Callable[[], object]) -> float:
-    """The best of as many as fit."""
+    """Return the speed of the fastest of as many products as fit into `BURST_S`, after one to warm up."""
     best, until = float("inf"), time.perf_counter() + BURST_S
     product()
     while time.perf_counter() < until:

@@ -1,7 +1,8 @@
-"""One rank on a leash: `python -m worker.process.rank_main SECONDS script.py args…`, started by `worker.training.rank_runner` and by nobody else.
+"""Rank bootstrap with a watchdog: `python -m worker.process.rank_main SECONDS script.py args…`.
 
-Runs the script as `__main__`, as `python script.py` would. The rank ends with its worker, and also when its worker has
-said nothing on stdin for SECONDS: a rank that its coordinator has lost sight of must not write to a run that goes on elsewhere.
+Only `worker.training.rank_runner` starts it. It runs the script as `__main__`, as `python script.py` would. The rank
+ends with its worker, and also when its worker has written nothing to stdin for SECONDS: a rank whose coordinator has
+lost contact with it must not write to a run that goes on elsewhere.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from worker.process.parent_death import exit_with_parent
 
 
 def main() -> None:
-    """`python leash.py SECONDS PROGRAM ARGUMENT…`"""
+    """Start the watchdog, then run the script with its arguments."""
     exit_with_parent(watchdog_s=float(sys.argv[1]))
     sys.argv = sys.argv[2:]
     sys.path[0] = str(Path(sys.argv[0]).resolve().parent)  # as with `python script.py`

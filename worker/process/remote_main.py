@@ -1,7 +1,8 @@
-"""A worker that a coordinator starts over ssh: `python -m worker.process.remote_main`, by coordinator/workers/remote.py and by nobody else.
+"""Remote worker bootstrap over SSH: `python -m worker.process.remote_main`, started by `coordinator.workers.remote` only.
 
-Says on stdout what is installed here; takes one line of orders on stdin, with the key, so that no secret is on a command line or
-on this host's disk; then works until the coordinator says Stop, its ssh session ends, or nobody answers for the patience's time.
+It prints the installed versions to stdout and reads one line of configuration from stdin. The key is part of that line,
+so no secret is on a command line or on this host's disk. The worker then runs until the coordinator stops it, its SSH
+session ends, or no coordinator answers for `patience_s`.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from typing import Any
 
 from worker.process.parent_death import exit_with_parent
 
-EXIT_TAKEN = 3
+EXIT_TAKEN = 3  # another worker uses the data folder
+LOCK_RETRY_S = 0.2
 MLX = "mlx"
 PACKAGE = "ring-attention-energy"
 
 
 def host_versions() -> dict[str, str]:
-    """What has to be the same on both sides."""
+    """Return the versions that must be equal on both sides; "" for a package that is not installed."""
     found = {"python": ".".join(map(str, sys.version_info[:2]))}
     for name in (PACKAGE, MLX):
         try:
@@ -34,31 +36,41 @@ def host_versions() -> dict[str, str]:
 
 
 def main() -> None:
-    """Greet, take the orders from stdin, work; end with stdin."""
+    """Print the versions, read the configuration from stdin, run a worker, and end with stdin."""
     print(json.dumps(host_versions()), flush=True)
-    line = os.fdopen(os.dup(0), "rb", buffering=0).readline()  # unbuffered: what follows on stdin is its end
+    line = os.fdopen(os.dup(0), "rb", buffering=0).readline()  # unbuffered: the rest of stdin is for the watch thread
     if not line:
         return
     exit_with_parent()
-    orders: dict[str, Any] = json.loads(line)
-    os.environ.update(orders["environment"])
-    data = Path(orders["data"]).expanduser()
-    lock = acquire_worker_lock(data, orders["host"], orders["patience_s"])
+    config: dict[str, Any] = json.loads(line)
+    os.environ.update(config["environment"])
+    data = Path(config["data"]).expanduser()
+    lock = acquire_worker_lock(data, config["host"], config["patience_s"])
     if lock is None:
-        print(f"another worker of {orders['host']} uses {data}: end it, or name another --host-data", file=sys.stderr)
+        print(f"another worker of {config['host']} uses {data}: end it, or choose another --host-data", file=sys.stderr)
         sys.exit(EXIT_TAKEN)
-    from worker.cli import main as work
+    from worker.cli import main as run_worker
 
-    arguments = ["--coordinator", orders["endpoint"], "--data", str(data), "--connections", str(orders["connections"])]
-    arguments += ["--host", orders["host"], "--patience", str(orders["patience_s"])]
-    if orders["address"]:
-        arguments += ["--address", orders["address"]]
-    work(arguments, orders["key"])
+    arguments = ["--coordinator", config["endpoint"], "--data", str(data), "--connections", str(config["connections"])]
+    arguments += ["--host", config["host"], "--patience", str(config["patience_s"])]
+    if config["address"]:
+        arguments += ["--address", config["address"]]
+    run_worker(arguments, config["key"])
 
 
 def acquire_worker_lock(data: Path, host: str, wait_s: float) -> int | None:
-    """One worker a host and data folder: an open lock, for as long as this process lives. One that was cut off ends by itself within
-    its patience, so it is waited for; None when it did not."""
+    """Take the lock that allows one worker per host name and data folder.
+
+    A worker that has lost its coordinator exits within its own patience, so a lock that is held is waited for.
+
+    Args:
+        data: Data folder; created where it is missing.
+        host: Name of this host.
+        wait_s: Seconds to wait for the lock.
+
+    Returns:
+        A file descriptor that holds the lock for the life of this process; None when another worker kept it.
+    """
     data.mkdir(parents=True, exist_ok=True)
     file = os.open(data / f".worker-{host.replace('/', '_')}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     until = time.monotonic() + wait_s
@@ -69,7 +81,7 @@ def acquire_worker_lock(data: Path, host: str, wait_s: float) -> int | None:
         except BlockingIOError:
             if time.monotonic() > until:
                 return None
-            time.sleep(0.2)
+            time.sleep(LOCK_RETRY_S)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from coordinator.wire.exit_codes import ExitCode
 from coordinator.wire.failures import LAUNCH_ERROR
 from coordinator.wire.payloads import JoinReply, JoinRequest, RankSpec
 from ingest.errors import Cancelled, IngestError, UsageError
-from worker.agent.lease import LeaseContext
+from worker.agent.lease import LeaseContext, RankProgress
 from worker.process import blas_env
 from worker.training import replica
 from worker.training.heartbeat_file import HeartbeatFollower
@@ -96,12 +96,12 @@ class RankRunner:
                 chunks += 1
                 if time.monotonic() >= next_report:
                     next_report = time.monotonic() + REPORT_S
-                    context.report(0, "start", chunks, 0, False)
+                    context.report(RankProgress(heartbeat_count=chunks))
 
             replica.sync_replica(context.data_dir / replica.FOLDER, files, context.transfer, on_chunk)
         host = context.address or local_address_towards(context.endpoint)
         bracketed = f"[{host}]" if ":" in host else host
-        blas = blas_env.describe({**os.environ, **blas_env.rank_environment(os.environ)})
+        blas = blas_env.describe({**os.environ, **blas_env.blas_environment(os.environ)})
         return msgspec.to_builtins(JoinReply(f"{bracketed}:{free_port(host)}", blas))
 
     def run(self, job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
@@ -195,7 +195,7 @@ def rank_environment(rank: RankSpec, hosts: Path, environ: Mapping[str, str]) ->
     kept = {name: value for name, value in environ.items() if name not in NOT_FOR_RANKS}
     if len(rank.addresses) > 1:
         kept |= {"MLX_RANK": str(rank.rank), "MLX_HOSTFILE": str(hosts)}
-    return {**kept, **blas_env.rank_environment(kept), "PYTHONUNBUFFERED": "1"}
+    return {**kept, **blas_env.blas_environment(kept), "PYTHONUNBUFFERED": "1"}
 
 
 def free_port(host: str) -> int:
@@ -268,8 +268,8 @@ def _watch(
 
 
 def _report(beats: HeartbeatFollower, saved: int, stopped: bool, context: LeaseContext) -> None:
-    last = beats.last
-    context.report(last.step if last else 0, last.phase if last else "start", beats.count, saved, stopped)
+    last = beats.last or RankProgress()
+    context.report(RankProgress(last.step, last.phase, beats.count, saved, stopped))
 
 
 def _feed_watchdog(process: subprocess.Popen[bytes]) -> None:

@@ -19,7 +19,7 @@ from coordinator.wire.payloads import RankSpec
 from ingest.errors import Cancelled, UsageError
 from tests.support.waiting import WAIT_S, until
 from worker.agent.file_transfer import FileTransfer, TransferInbox
-from worker.agent.lease import GraceDeadline, LeaseContext
+from worker.agent.lease import GraceDeadline, LeaseContext, RankProgress
 from worker.process import blas_env
 from worker.training import rank_runner
 from worker.training.heartbeat_file import HeartbeatFollower
@@ -34,7 +34,7 @@ class Bench:
         self.data = folder / "data"
         self.script = folder / "script.py"
         self.script.write_text("import json, os, pathlib, signal, sys, time\n" + script)
-        self.reports: list[tuple[int, str, int, int, bool]] = []
+        self.reports: list[RankProgress] = []
         self.unheard = 0.0
         self.context = LeaseContext(
             data_dir=self.data,
@@ -54,7 +54,7 @@ class Bench:
             silence_s=silence_s,
             seconds_since_contact=lambda: self.unheard,
             grace=GraceDeadline(),
-            report=lambda *word: self.reports.append(word),
+            report=self.reports.append,
             weights=lambda sha256: b"",
         )
 
@@ -185,17 +185,17 @@ def test_words_are_passed_on_and_the_last_one_always(tmp_path: Path) -> None:
     lines = 'beats.write(json.dumps({"step": n, "phase": "checkpoint" if n == 30 else "step", "time": 0.0}) + "\\n")'
     bench = Bench(tmp_path, BEAT + f"for n in range(50):\n    {lines}\n")
     bench.run()
-    assert bench.reports[-1] == (49, "step", 50, 30, False)
-    assert [report[2] for report in bench.reports] == sorted({report[2] for report in bench.reports})
+    assert bench.reports[-1] == RankProgress(49, "step", 50, 30, False)
+    assert [one.heartbeat_count for one in bench.reports] == sorted({one.heartbeat_count for one in bench.reports})
 
 
 def test_a_stopped_rank_is_reported_and_so_is_its_waking(tmp_path: Path) -> None:
     bench = Bench(tmp_path, SLEEP)
     answer = bench.start()
     bench.process.send_signal(signal.SIGSTOP)
-    until(lambda: bench.reports and bench.reports[-1][-1], "the report")
+    until(lambda: bench.reports and bench.reports[-1].is_stopped, "the report")
     bench.process.send_signal(signal.SIGCONT)
-    until(lambda: not bench.reports[-1][-1], "the report of its waking")
+    until(lambda: not bench.reports[-1].is_stopped, "the report of its waking")
     bench.context.cancelled.set()
     with pytest.raises(Cancelled):
         answer.result(WAIT_S)
@@ -211,7 +211,7 @@ signal.signal(signal.SIGTERM, save)
     bench = Bench(tmp_path, save + SLEEP)
     answer = bench.start()
     until(lambda: bench.read("pid"), "the rank")
-    bench.context.grace.ask(WAIT_S)
+    bench.context.grace.start(WAIT_S)
     with pytest.raises(RankEnded):
         answer.result(WAIT_S)
     assert (bench.data / "saved").exists()
@@ -222,18 +222,18 @@ def test_a_stopped_rank_is_ended_by_force_when_its_time_is_up(tmp_path: Path) ->
     answer = bench.start()
     process = bench.process
     process.send_signal(signal.SIGSTOP)
-    bench.context.grace.ask(0.3)
+    bench.context.grace.start(0.3)
     with pytest.raises(RankEnded):
         answer.result(WAIT_S)
     assert not process.is_running()
 
 
 def test_the_earliest_deadline_counts() -> None:
-    ending = GraceDeadline()
-    assert ending.left_s is None
-    ending.ask(0.0)
-    ending.ask(100.0)
-    assert ending.left_s == 0.0
+    grace = GraceDeadline()
+    assert grace.left_s is None
+    grace.start(0.0)
+    grace.start(100.0)
+    assert grace.left_s == 0.0
 
 
 def test_a_lease_that_was_taken_back_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from coordinator.wire.messages import Message
 from ingest import manifest
 from ingest.models import BuildResult, FileEntry, Gap, PageEntry, Shard, ShardResult
 from rl.distributed import jobs
-from worker.agent.handlers import FAILURES, HANDLERS
+from worker.agent.handlers import FAILURES, default_handlers
 
 GOLDEN = json.loads(Path(__file__).with_name("golden_formats.json").read_text())
 SHA = "0123456789abcdef" * 4
@@ -179,5 +179,5 @@ def test_failure_kinds_are_golden() -> None:
 
 
 def test_lease_kinds_are_those_of_the_handlers() -> None:
-    assert set(LeaseKind) == set(HANDLERS)
+    assert set(LeaseKind) == set(default_handlers())
     assert {tag_of(kind) for kind in get_args(jobs.AnyJob)} < set(LeaseKind)

@@ -28,8 +28,8 @@ class Wire:
         self.inbox = UploadReceiver(folder, {"run": folder / "run"})
         self.cancelled = False
         self.moved = 0  # bytes of files
-        self.answers = TransferInbox(lambda: self.cancelled)
-        self.line = FileTransfer("w", "t", 1, self.say, self.answers)
+        self.transfer_inbox = TransferInbox(lambda: self.cancelled)
+        self.transfer = FileTransfer("w", "t", 1, self.say, self.transfer_inbox)
 
     def say(self, message: Message, frames: Iterable[bytes]) -> None:
         if self.drop:
@@ -39,11 +39,11 @@ class Wire:
                 file.seek(message.offset)
                 part = file.read(CHUNK)
             self.moved += len(part)
-            self.answers.put_part(FilePart("t", 1, message.path, message.offset), part)
+            self.transfer_inbox.put_part(FilePart("t", 1, message.path, message.offset), part)
         elif isinstance(message, FileChunk):
             (data,) = frames
             self.moved += len(data)
-            self.answers.put(Ack("t", 1, not self.cancelled, message.path, self.inbox.take(message, data)))
+            self.transfer_inbox.put_ack(Ack("t", 1, not self.cancelled, message.path, self.inbox.take(message, data)))
 
 
 def write(folder: Path, path: str, body: bytes = BODY) -> FileRef:
@@ -59,17 +59,17 @@ def nothing() -> None:
 def test_only_what_is_missing_is_brought_and_what_is_not_listed_goes(tmp_path: Path) -> None:
     wire, here = Wire(tmp_path / "there"), tmp_path / "here"
     listed = [write(wire.folder, path) for path in ("series/A/2021/wide.parquet", "run/checkpoints/000020/state.json")]
-    replica.sync_replica(here, listed, wire.line, nothing)
+    replica.sync_replica(here, listed, wire.transfer, nothing)
     assert wire.moved == 2 * len(BODY)
     other = write(here, "run/checkpoints/000030/state.json")  # of a round that the coordinator has nothing of
     for kept in ("run/logs/rank-0.log", "tokens/A.npy"):
         write(here, kept)
-    replica.sync_replica(here, listed, wire.line, nothing)
+    replica.sync_replica(here, listed, wire.transfer, nothing)
     assert wire.moved == 2 * len(BODY)
     assert not (here / other.path).parent.exists()
     assert (here / "run/logs/rank-0.log").exists() and (here / "tokens/A.npy").exists()
     (here / listed[0].path).write_bytes(BODY[::-1])  # as long as before
-    replica.sync_replica(here, listed, wire.line, nothing)
+    replica.sync_replica(here, listed, wire.transfer, nothing)
     assert (here / listed[0].path).read_bytes() == BODY and wire.moved == 3 * len(BODY)
 
 
@@ -79,11 +79,11 @@ def test_a_file_that_came_in_part_is_gone_on_with_and_proved(tmp_path: Path) -> 
     half = here / f"{file.path}.{file.sha256[:16]}.part"
     half.parent.mkdir(parents=True)
     half.write_bytes(BODY[: 2 * CHUNK])
-    replica.sync_replica(here, [file], wire.line, nothing)
+    replica.sync_replica(here, [file], wire.transfer, nothing)
     assert wire.moved == len(BODY) - 2 * CHUNK and (here / file.path).read_bytes() == BODY
     (here / file.path).unlink()
     half.write_bytes(b"x" * CHUNK)  # damaged: its hash tells at the end, and all of it comes again
-    replica.sync_replica(here, [file], wire.line, nothing)
+    replica.sync_replica(here, [file], wire.transfer, nothing)
     assert (here / file.path).read_bytes() == BODY and not half.exists()
 
 
@@ -91,15 +91,15 @@ def test_a_file_that_is_another_by_now_is_refused(tmp_path: Path) -> None:
     wire = Wire(tmp_path / "there")
     file = write(wire.folder, "series/A/2021/wide.parquet")
     write(wire.folder, file.path, BODY[::-1])
-    with pytest.raises(VerificationError, match="never the file"):
-        wire.line.download(tmp_path / "here", file, nothing)
+    with pytest.raises(VerificationError, match="wrong SHA-256"):
+        wire.transfer.download(tmp_path / "here", file, nothing)
 
 
 def test_requests_that_are_lost_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.agent.file_transfer.ANSWER_S", 0.2)
     wire = Wire(tmp_path / "there", drop=3)
     file = write(wire.folder, "series/A/2021/wide.parquet")
-    wire.line.download(tmp_path / "here", file, nothing)
+    wire.transfer.download(tmp_path / "here", file, nothing)
     assert (tmp_path / "here" / file.path).read_bytes() == BODY
 
 
@@ -108,9 +108,9 @@ def test_a_lease_that_was_taken_back_ends_a_transfer(tmp_path: Path) -> None:
     file = write(wire.folder, "series/A/2021/wide.parquet")
     wire.cancelled = True
     with pytest.raises(Cancelled):
-        wire.line.download(tmp_path / "here", file, nothing)
+        wire.transfer.download(tmp_path / "here", file, nothing)
     with pytest.raises(Cancelled):
-        wire.line.upload(wire.folder, file)
+        wire.transfer.upload(wire.folder, file)
 
 
 def checkpoint(run: Path, step: int, best: int) -> None:
@@ -120,7 +120,7 @@ def checkpoint(run: Path, step: int, best: int) -> None:
 
 def test_checkpoints_are_sent_back_with_the_best_one_and_cleared_up_there(tmp_path: Path) -> None:
     wire, here = Wire(tmp_path / "there"), tmp_path / "here"
-    uploader = replica.CheckpointUploader(here, wire.line)
+    uploader = replica.CheckpointUploader(here, wire.transfer)
     write(here, "run/metrics.jsonl", b'{"step": 1}\n')
     for step in (10, 20, 30, 40):
         checkpoint(here / "run", step, best=20)
@@ -136,6 +136,6 @@ def test_checkpoints_are_sent_back_with_the_best_one_and_cleared_up_there(tmp_pa
     assert "run/checkpoints/000020/state.json" in listed and "run/checkpoints/000030/state.json" not in listed
     moved = wire.moved
     replica.CheckpointUploader(
-        here, wire.line
+        here, wire.transfer
     ).finish()  # another round on the same host: what is held is not sent again
     assert wire.moved == moved

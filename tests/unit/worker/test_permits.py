@@ -31,14 +31,14 @@ class Owner:
 
 
 def test_no_budget_asks_for_nothing() -> None:
-    Permits(lambda bucket, count: pytest.fail("asked")).take("", threading.Event())
+    Permits(lambda bucket, count: pytest.fail("asked")).acquire("", threading.Event())
 
 
 def test_each_permit_is_used_once_and_not_before_its_time() -> None:
     owner, free = Owner(RequestBudget(200.0, burst=3)), threading.Event()
 
     def spend(_: int) -> float:
-        owner.permits.take("source", free)
+        owner.permits.acquire("source", free)
         return time.monotonic()
 
     with ThreadPoolExecutor(8) as pool:
@@ -51,14 +51,14 @@ def test_a_cancelled_wait_ends_and_leaves_its_permit_to_the_next() -> None:
     asked: list[int] = []
     permits, cancelled = Permits(lambda bucket, count: asked.append(count)), threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(permits.take, "source", cancelled)
+        waiting = pool.submit(permits.acquire, "source", cancelled)
         while not asked:
             time.sleep(0.001)
         cancelled.set()
         with pytest.raises(Cancelled):
             waiting.result(timeout=20)
     permits.granted("source", (0.0,))
-    permits.take("source", threading.Event())
+    permits.acquire("source", threading.Event())
     assert asked == [1]
 
 
@@ -66,9 +66,9 @@ def test_void_permits_are_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> No
     permits = Permits(lambda bucket, count: asked.append(count))
     asked: list[int] = []
     permits.granted("source", (0.0, 0.0))
-    permits.void("source")
+    permits.revoke("source")
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(permits.take, "source", threading.Event())
+        waiting = pool.submit(permits.acquire, "source", threading.Event())
         while not asked:
             time.sleep(0.001)
         permits.granted("source", (0.0,))
@@ -82,11 +82,11 @@ def test_an_old_permit_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     cancelled = threading.Event()
     cancelled.set()
     with pytest.raises(Cancelled):
-        permits.take("source", cancelled)
+        permits.acquire("source", cancelled)
     assert asked == [1]
 
 
 def test_an_unknown_budget_is_an_error_and_not_a_wait() -> None:
     permits = Permits(lambda bucket, count: permits.granted(bucket, ()))
     with pytest.raises(UsageError, match="no request budget"):
-        permits.take("nonsense", threading.Event())
+        permits.acquire("nonsense", threading.Event())
