@@ -1,1 +1,1 @@
-"""EIA-930 and CAISO hours: sources, raw store, proofs, series, and an emulator of both APIs."""
+"""EIA-930 and CAISO hours: sources, raw store, manifests, series, verification, and an emulator of both APIs."""

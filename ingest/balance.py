@@ -33,6 +33,9 @@ def balances(values: Mapping[str, Floats], months: Int8s) -> tuple[MonthBalance,
     Args:
         values: variable → float64 [hour], MWh; NaN where masked.
         months: int8 [hour], 1…12.
+
+    Returns:
+        One row per check and month.
     """
     found: list[MonthBalance] = []
     if {"D", "NG", "TI"} <= values.keys():

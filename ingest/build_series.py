@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 from ingest.array_types import Bools, Floats, Int8s, Int32s, Int64s
 from ingest.balance import balances
 from ingest.columns import as_arrow, as_numpy, as_strings, hour_number, hour_text
-from ingest.files import atomic_write
-from ingest.models import REGION_TYPES, BuildJob, BuildResult, FileEntry, Shard
+from ingest.models import REGION_TYPES, BuildJob, BuildResult, Shard
 from ingest.plan import piece_order
 from ingest.quality import MISSING, NULL, OK, OUTLIER, REASONS, outliers
-from ingest.store import file_entry, fsync_folders, read_piece
+from ingest.store import fsync_folders, read_piece, write_file
 
 SERIES_FORMAT = 1  # of the files: raised when a reader of the earlier ones would be wrong
 PERIOD = pa.timestamp("ms", "UTC")
@@ -70,6 +69,9 @@ def build(job: BuildJob, data_dir: Path) -> BuildResult:
     """Write series/<respondent>/<year>/{long,wide}.parquet and series.json.
 
     A damaged piece raises VerificationError; the disk's errors are raised as StorageError.
+
+    Returns:
+        The entries of the files, which are durable, and the counts of their cells.
     """
     pieces = sorted(job.pieces, key=lambda piece: piece_order(piece.shard))
     cells = merge(
@@ -92,15 +94,15 @@ def build(job: BuildJob, data_dir: Path) -> BuildResult:
             {"shard": piece.shard.key, "file": piece.file.path, "sha256": piece.file.sha256} for piece in pieces
         ],
     }
-    long = _write(data_dir, folder / "long.parquet", _parquet(long_table(cells, value, reason, job)))
-    wide = _write(data_dir, folder / "wide.parquet", _parquet(wide_table(cells, value, reason)))
+    long = write_file(data_dir, folder / "long.parquet", _parquet(long_table(cells, value, reason, job)))
+    wide = write_file(data_dir, folder / "wide.parquet", _parquet(wide_table(cells, value, reason)))
     text = msgspec.json.format(msgspec.json.encode(summary), indent=1)
     result = BuildResult(
         job.respondent,
         job.year,
         long,
         wide,
-        _write(data_dir, folder / "series.json", text),
+        write_file(data_dir, folder / "series.json", text),
         hours=cells.raw.shape[1],
         variables=cells.variables,
         valid=int((reason == OK).sum()),
@@ -135,6 +137,13 @@ def merge(pieces: Sequence[PieceRows], year: int) -> MergedGrid:
     """Merge pieces in the order given: a later row replaces an earlier one, an equal one changes absent.
 
     A later null replaces a value too; an hour that a later piece lacks keeps its value.
+
+    Args:
+        pieces: rows of one respondent, in the order of `plan.piece_order`.
+        year: UTC year; other hours are ignored.
+
+    Returns:
+        Arrays [variable, hour] over all hours of the year.
     """
     first, hours = year_hours(year)
     inside = [(rows, np.flatnonzero((rows.hour >= first) & (rows.hour < first + hours))) for rows in pieces]
@@ -231,7 +240,7 @@ def _rank(variable: str) -> tuple[int, str]:
 
 
 def _counts(cells: MergedGrid, reason: Int8s) -> Mapping[str, Any]:
-    """Count cells by variable, reason and month, for the coverage picture and for readers that do not open the Parquet."""
+    """Return counts of cells by variable, reason and month, for the coverage picture and for readers that do not open the Parquet."""
     months = months_of(cells)
     table = {
         variable: {
@@ -253,7 +262,7 @@ def _labels(codes: Int8s, names: Sequence[str], absent: Bools | None = None) -> 
 
 
 def _numbers(values: Floats) -> pa.Array:
-    """Convert to Arrow; NaN becomes null."""
+    """Return Arrow numbers; NaN becomes null."""
     return as_arrow(values, pa.float64(), np.isnan(values))
 
 
@@ -267,8 +276,3 @@ def _parquet(table: pa.Table) -> bytes:
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd", compression_level=1, use_dictionary=labels, column_encoding=numbers)
     return sink.getvalue()
-
-
-def _write(data_dir: Path, path: Path, content: bytes) -> FileEntry:
-    atomic_write(path, content)
-    return file_entry(data_dir, path, content)

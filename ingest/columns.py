@@ -149,7 +149,7 @@ def digest(columns: Columns) -> str:
 
 
 def to_table(columns: Columns) -> pa.Table:
-    """Convert canonical columns to Arrow: hour int32, respondent and variable (dictionary of string), value float64 with nulls."""
+    """Return canonical columns as an Arrow table: hour int32, respondent and variable (dictionary of string), value float64 with nulls."""
 
     def labels(names: list[str]) -> pa.DictionaryArray:
         distinct = sorted(set(names))
@@ -166,20 +166,20 @@ def to_table(columns: Columns) -> pa.Table:
 
 
 def as_arrow(values: Array, kind: pa.DataType, null: Bools | None = None) -> pa.Array:
-    """Convert a numpy array [n] to Arrow without `pa.array`, which would import pandas: seconds of start-up."""
+    """Return a numpy array [n] as Arrow, without `pa.array`, which would import pandas: seconds of start-up."""
     valid = None if null is None else pa.py_buffer(np.packbits(~null, bitorder="little").tobytes())
     return pa.Array.from_buffers(kind, len(values), [valid, pa.py_buffer(np.ascontiguousarray(values))])
 
 
 def as_strings(names: Sequence[str]) -> pa.StringArray:
-    """Convert names to Arrow, also without `pa.array`."""
+    """Return names as Arrow, also without `pa.array`."""
     encoded = [name.encode() for name in names]
     offsets = np.cumsum([0, *map(len, encoded)]).astype(np.int32)
     return pa.StringArray.from_buffers(len(names), pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded)))
 
 
 def as_numpy(array: pa.Array) -> Array:
-    """Convert Arrow numbers to numpy [n] without pandas, as a view where there are no nulls; null floats become NaN."""
+    """Return Arrow numbers as numpy [n] without pandas, as a view where there are no nulls; null floats become NaN."""
     kind = np.dtype(array.type.to_pandas_dtype())
     if not len(array):
         return np.empty(0, kind)
@@ -192,7 +192,7 @@ def as_numpy(array: pa.Array) -> Array:
 
 
 def from_table(table: pa.Table) -> Columns:
-    """Convert the table of a piece to canonical columns."""
+    """Return the table of a piece as canonical columns."""
     respondent, variable = (table.column(name).combine_chunks() for name in ("respondent", "variable"))
     variables = variable.dictionary.to_pylist()
     pairs = tuple((one, other) for one in respondent.dictionary.to_pylist() for other in variables)

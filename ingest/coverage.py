@@ -73,7 +73,7 @@ def coverage(summaries: Iterable[SeriesSummary]) -> Coverage:
 
 
 def draw(picture: Coverage) -> bytes:
-    """Draw coverage as PNG. The title names the origins of the data."""
+    """Return coverage drawn as PNG. The title names the origins of the data."""
     # Here, because matplotlib takes a second to load and `coverage` does not need it.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import BoundaryNorm, ListedColormap
@@ -117,7 +117,7 @@ def draw(picture: Coverage) -> bytes:
 
 
 def read_summaries(data_dir: Path) -> list[SeriesSummary]:
-    """Read every series.json of a data folder, by respondent and year.
+    """Return every series.json of a data folder, by respondent and year.
 
     Raises:
         VerificationError: one is damaged.
@@ -133,6 +133,9 @@ def read_summaries(data_dir: Path) -> list[SeriesSummary]:
 
 def write_coverage(data_dir: Path | str) -> Path:
     """Write coverage.png into the data folder, from every series.json; a damaged one raises VerificationError.
+
+    Returns:
+        The path of the picture.
 
     Raises:
         UsageError: there is no series.

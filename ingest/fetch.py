@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import count
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -121,7 +120,7 @@ class _Fetch:
     # -- the shard -----------------------------------------------------------------------------------------------------
 
     def run(self) -> ShardResult:
-        """Run the fetch.
+        """Return the result of the fetch.
 
         Raises:
             AuthenticationError: the key is malformed; it is not sent.
@@ -143,7 +142,7 @@ class _Fetch:
         raise SourceError(f"{self.job.shard.key}: {last}, {ROUNDS} times; {_RETRY}", last.kind)
 
     def _verified(self) -> tuple[Columns, tuple[Gap, ...]]:
-        """Complete the pages and verify them together.
+        """Return the columns and gaps of all pages, completed and verified together.
 
         Raises:
             _InconsistentPages: they contradict each other.
@@ -183,7 +182,7 @@ class _Fetch:
         return [self.pages[offset] for offset in sorted(self.pages)]
 
     def _finish(self, columns: Columns, gaps: tuple[Gap, ...]) -> ShardResult:
-        """Write the piece, make all names durable and return the result."""
+        """Return the result, after writing the piece and making all names durable."""
         shard, data_dir = self.job.shard, self.context.data_dir
         self._check_cancelled()
         piece = store.write_piece(data_dir, shard, columns)
@@ -214,12 +213,13 @@ class _Fetch:
         for stored in store.scan_pages(self.context.data_dir, self.job.shard, self.source.suffix):
             self._check_cancelled()
             try:
-                if stored.offset in self.pages or not (self.source.paged or stored.offset in offsets):
-                    raise SourceError("no page belongs at this offset, or there is one already", "repeated")
                 content = store.read_page(stored.path)
                 page = self.source.parse(self.job, content)
                 self._check(page, stored.offset)
+                expected = stored.offset not in self.pages and (self.source.paged or stored.offset in offsets)
             except (SourceError, VerificationError):
+                expected = False
+            if not expected:
                 store.set_aside(stored.path)
                 self.faults["stale"] += 1
                 continue
@@ -253,10 +253,21 @@ class _Fetch:
             self.stopped.clear()
         if errors := [error for future in futures if (error := _error_of(future))]:
             self._check_cancelled()
-            raise min(errors, key=_error_priority)
+            cause = min(errors, key=_error_priority)
+            raise cause
 
     def _fetch_page(self, offset: int, total: int | None) -> None:
-        """(pool) Request one page until it is complete, then store and keep it. `total`: as the other pages report it."""
+        """Request one page until it is complete, then store and keep it (pool).
+
+        Args:
+            offset: of the page.
+            total: as the other pages report it.
+
+        Raises:
+            SourceError: `ATTEMPTS` responses failed a check, or the page was throttled too long. `_final` makes it a
+                UsageError where the source rejects the parameters.
+            _InconsistentPages: two responses agree on another total.
+        """
         failures = 0
         other_total: int | None = None
         doubtful: _Received | None = None  # has nulls, or is empty: accepted when the source sends it twice
@@ -292,17 +303,20 @@ class _Fetch:
         self._keep(offset, page, file, received.response.fetched, received.response.seconds)
 
     def _receive(self, offset: int, before: _Received | None) -> _Received:
-        """(pool) Return the first response that is not a throttle; report throttles and wait them out.
+        """Return the first response that is not a throttle; report throttles and wait them out (pool).
 
         A key that was accepted once is not wrong when it is refused: it is suspended. A response equal to `before` byte for
         byte is not decoded again.
 
         Raises:
+            AuthenticationError: `KEY_ATTEMPTS` responses reject a key that was never accepted.
             SourceError: kind "throttle": throttled for longer than THROTTLE_LIMIT_S.
         """
         url, accepted_by = self.job.base_url, self.context.accepted_by
         give_up = time.monotonic() + THROTTLE_LIMIT_S
-        for attempt in count(1):
+        attempt = 0
+        while True:
+            attempt += 1
             response = self._request(offset)
             if before is not None and response.status == 200 and response.body == before.response.body:
                 return before
@@ -323,10 +337,9 @@ class _Fetch:
             if time.monotonic() > give_up:
                 raise SourceError(f"{throttle}, for {THROTTLE_LIMIT_S:.0f} s", "throttle")
             self._pause(throttle.retry_after or jittered_backoff_s(attempt, *THROTTLE_S))
-        raise AssertionError("unreachable")
 
     def _request(self, offset: int) -> HttpResponse:
-        """(pool) Send one request, on a free connection and within its budget."""
+        """Return the response to one request, sent on a free connection and within its budget (pool)."""
         with self.context.connections:
             self._check_cancelled()
             self.context.acquire_permit(self.job.bucket)
@@ -361,7 +374,7 @@ class _Fetch:
             raise SourceError(message, "short" if page.rows < expected else "total")
 
     def _note_origin(self, origin: str) -> None:
-        """(pool) Record the origin of the pages.
+        """Record the origin of the pages (pool).
 
         Raises:
             _InconsistentPages: earlier pages have another origin; one shard never mixes two.

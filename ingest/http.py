@@ -76,7 +76,7 @@ def get(
     compress: bool = False,
     follow: bool = False,
 ) -> HttpResponse:
-    """Send one GET request, whatever the status of its response.
+    """Send one GET request.
 
     Args:
         session: from `make_session`.
@@ -86,6 +86,9 @@ def get(
         check_cancelled: called between reads; it may raise.
         compress: gzip a large plain body while it arrives, so that it is never in memory as a whole.
         follow: follow redirects. Never with a key in `headers`, which another host would then receive.
+
+    Returns:
+        The response, whatever its status.
 
     Raises:
         SourceError: kind "timeout", "reset", "encoding" or "status" (too many redirects).
@@ -136,7 +139,7 @@ def get(
 
 
 def _prepare(url: str, headers: Mapping[str, str]) -> requests.PreparedRequest:
-    """Build a request step by step: our URLs are encoded already, and encoding them again is the largest cost of `prepare`."""
+    """Return a request, built step by step: our URLs are encoded already, and `prepare` spends most on encoding them again."""
     prepared = requests.PreparedRequest()
     prepared.prepare_method("GET")
     prepared.url = url
@@ -147,7 +150,7 @@ def _prepare(url: str, headers: Mapping[str, str]) -> requests.PreparedRequest:
 
 
 def inflate(packed: bytes, limit: int = PLAIN_LIMIT) -> bytes:
-    """Decompress complete gzip bytes, one member or several.
+    """Return the content of complete gzip bytes, one member or several.
 
     Raises:
         SourceError: kind "json": truncated, damaged, or larger than `limit` bytes.
@@ -172,7 +175,10 @@ def inflate(packed: bytes, limit: int = PLAIN_LIMIT) -> bytes:
 def plain_body(response: HttpResponse) -> bytes:
     """Return the decompressed body.
 
-    A damaged body of status 200 raises SourceError "json"; under any other status it reads as empty, because the status says enough.
+    A damaged body under another status than 200 reads as empty, because the status says enough.
+
+    Raises:
+        SourceError: kind "json": the body of status 200 is damaged.
     """
     try:
         return inflate(response.body) if response.gzipped else response.body

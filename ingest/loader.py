@@ -210,7 +210,7 @@ def _check_years(folder: Path, respondent: str, years: range) -> None:
 
 
 def _linear(values: Floats) -> Floats:
-    """Fill gaps of at most `LONGEST_LINE` hours between two valid values by linear interpolation."""
+    """Return values with gaps of at most `LONGEST_LINE` hours between two valid values filled by linear interpolation."""
     filled = values.copy()
     for column in filled.T:
         valid = np.flatnonzero(~np.isnan(column))
@@ -225,7 +225,7 @@ def _linear(values: Floats) -> Floats:
 
 
 def _week(values: Floats) -> Floats:
-    """Fill cells with the measured value of the same hour a week before, or a week after, inside the loaded period."""
+    """Return values with absent cells filled from the same hour a week before, or a week after, inside the loaded period."""
     before, after = np.full_like(values, np.nan), np.full_like(values, np.nan)
     before[WEEK:], after[:-WEEK] = values[:-WEEK], values[WEEK:]
     return np.where(np.isnan(values), np.where(np.isnan(before), after, before), values)

@@ -83,12 +83,19 @@ def write_shard(data_dir: Path, manifest: ShardManifest) -> Path:
     """Commit a fetch: atomic, durable, the same bytes for the same manifest.
 
     The disk's errors are raised as StorageError.
+
+    Returns:
+        The path of the manifest.
     """
     return _write(data_dir, manifest_path(data_dir, manifest.result.shard.key), manifest)
 
 
 def write_build(data_dir: Path, manifest: BuildManifest) -> Path:
-    """Commit a build in place of an earlier one of the same respondent and year; otherwise as `write_shard`."""
+    """Commit a build as `write_shard` does, in place of an earlier one of its respondent and year.
+
+    Returns:
+        The path of the manifest.
+    """
     return _write(data_dir, manifest_path(data_dir, manifest.result.key), manifest)
 
 
@@ -117,7 +124,7 @@ def build_results(data_dir: Path) -> Iterator[BuildResult]:
 
 
 def read(path: Path, kind: type[M]) -> M:
-    """Read one manifest.
+    """Return one manifest.
 
     Raises:
         VerificationError: the file is not a manifest, or not the one that its path names.
@@ -137,7 +144,7 @@ def read(path: Path, kind: type[M]) -> M:
 
 
 def summarise(shards: Iterable[ShardResult], builds: Iterable[BuildResult]) -> Summary:
-    """Sum up results. Rows of a revised hour count once per generation, as they were fetched."""
+    """Return the sums over results. Rows of a revised hour count once per generation, as they were fetched."""
     shards, builds = tuple(shards), tuple(builds)
     faults: Counter[str] = Counter()
     masked: Counter[str] = Counter()
@@ -174,6 +181,9 @@ def write_summary(data_dir: Path) -> Summary:
     """Write manifest.json, the summary of every manifest.
 
     A damaged manifest raises VerificationError; the disk's errors are raised as StorageError.
+
+    Returns:
+        The summary.
     """
     summary = summarise(shard_results(data_dir), build_results(data_dir))
     _write(data_dir, data_dir / "manifest.json", summary)

@@ -43,7 +43,7 @@ def plan_shards(
     period: Period = DEFAULT_YEARS,
     routes: Sequence[str] | None = None,
 ) -> tuple[Shard, ...]:
-    """Plan shards: the routes of one respondent and year next to each other; 5 × 7 × 2 = 70 by default.
+    """Return the shards of a plan: the routes of one respondent and year next to each other; 5 × 7 × 2 = 70 by default.
 
     Args:
         source: a name in `ingest.sources.SOURCES`.
@@ -74,7 +74,7 @@ def plan_shards(
 
 
 def plan_builds(shards: Iterable[Shard], respondents: Sequence[str] = ()) -> tuple[Build, ...]:
-    """Plan (respondent, year) builds in the order of `shards`.
+    """Return the (respondent, year) builds in the order of `shards`.
 
     Args:
         shards: of this plan.
@@ -121,7 +121,7 @@ def plan_update(
     revise_days: int = 14,
     wanted: Iterable[Shard] | None = None,
 ) -> tuple[Shard, ...]:
-    """Plan the shards that bring the data on disk up to `now`: missing hours, and hours that operators may still revise.
+    """Return the shards that bring the data on disk up to `now`: missing hours, and hours that operators may still revise.
 
     Missing are the hours of `wanted` that no result covers, and named gaps. A gap is requested once more: after two
     fetches it counts as the source's own. Revisable are the last `revise_days` days of `wanted`. A shard over covered hours
@@ -211,7 +211,7 @@ def _spans_of(period: Period) -> list[HourSpan]:
 
 
 def parse_span(start: str, end: str) -> HourSpan:
-    """Parse a period of `YYYY-MM-DDTHH` texts, both inclusive.
+    """Return the span of a period of `YYYY-MM-DDTHH` texts, both inclusive.
 
     Raises:
         UsageError: the period is malformed or reversed.
@@ -256,7 +256,7 @@ def _overlaps(a: HourSpan, b: HourSpan) -> bool:
 
 
 def _cut(source: str, spans: Iterable[HourSpan]) -> list[HourSpan]:
-    """Cut spans at the shard boundaries of a source; where shards are whole files, widen them to whole files."""
+    """Return spans cut at the shard boundaries of a source; where shards are whole files, widened to whole files."""
     reader = get_source(source)
     parts: set[HourSpan] = set()
     for first, last in spans:

@@ -56,6 +56,12 @@ def file_entry(data_dir: Path, path: Path, content: bytes) -> FileEntry:
     return FileEntry(path.relative_to(data_dir).as_posix(), len(content), hashlib.sha256(content).hexdigest())
 
 
+def write_file(data_dir: Path, path: Path, content: bytes) -> FileEntry:
+    """Return the entry of a file, after writing it atomically; the disk's errors are raised as StorageError."""
+    atomic_write(path, content)
+    return file_entry(data_dir, path, content)
+
+
 # -- raw pages ---------------------------------------------------------------------------------------------------------
 
 
@@ -72,18 +78,13 @@ def page_folder(data_dir: Path, shard: Shard) -> Path:
 
 
 def write_page(data_dir: Path, shard: Shard, offset: int, content: bytes, suffix: str) -> FileEntry:
-    """Store a verified page as received, under `<offset>-<sha256[:16]><suffix>`.
-
-    The disk's errors are raised as StorageError.
-    """
+    """Return the entry of a verified page, after storing it as received; its name is `<offset>-<sha256[:16]><suffix>`."""
     name = f"{offset:08d}-{hashlib.sha256(content).hexdigest()[:16]}{suffix}"
-    path = page_folder(data_dir, shard) / name
-    atomic_write(path, content)
-    return file_entry(data_dir, path, content)
+    return write_file(data_dir, page_folder(data_dir, shard) / name, content)
 
 
 def scan_pages(data_dir: Path, shard: Shard, suffix: str) -> list[StoredPage]:
-    """List the pages with a final name, by offset, and remove temporary files of killed processes."""
+    """Return the pages with a final name, by offset, and remove temporary files of killed processes."""
     folder = page_folder(data_dir, shard)
     pages = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
@@ -97,7 +98,7 @@ def scan_pages(data_dir: Path, shard: Shard, suffix: str) -> list[StoredPage]:
 
 
 def read_page(path: Path) -> bytes:
-    """Read a stored page and verify it against the sha256 in its name.
+    """Return the bytes of a stored page, verified against the sha256 in its name.
 
     Raises:
         VerificationError: the file can't be read, or its bytes do not match its name.
@@ -137,23 +138,18 @@ def write_origin(data_dir: Path, shard: Shard, origin: str) -> None:
 
 
 def write_piece(data_dir: Path, shard: Shard, columns: Columns) -> FileEntry:
-    """Write the canonical columns of a shard as one Parquet file: deterministic bytes, named by content.
-
-    The disk's errors are raised as StorageError.
-    """
+    """Return the entry of a shard's canonical columns, written as one Parquet file: deterministic bytes, named by content."""
     sink = io.BytesIO()
     pq.write_table(
         to_table(columns), sink, compression="zstd", compression_level=1, use_dictionary=["respondent", "variable"]
     )
     content = sink.getvalue()
     name = f"{shard.key.replace('/', '__')}-{hashlib.sha256(content).hexdigest()[:16]}.parquet"
-    path = data_dir / "pieces" / name
-    atomic_write(path, content)
-    return file_entry(data_dir, path, content)
+    return write_file(data_dir, data_dir / "pieces" / name, content)
 
 
 def read_piece(data_dir: Path, entry: FileEntry) -> pa.Table:
-    """Read a piece as a table (hour, respondent, variable, value) and verify its sha256.
+    """Return a piece as a table (hour, respondent, variable, value), after verification of its sha256.
 
     Raises:
         VerificationError: the file can't be read, or its bytes differ from its entry.

@@ -132,7 +132,7 @@ class Bulk(Source):
         return total
 
     def receive(self, job: FetchJob, response: HttpResponse, key: str | None) -> tuple[bytes, Page]:
-        """Decode a response; see `Source.receive`."""
+        """Return the bytes to store and the page; see `Source.receive`."""
         if response.status != 200:
             raise_for_response(response, plain_body(response))
         with gzip.GzipFile(fileobj=io.BytesIO(response.body)) as file:
@@ -140,7 +140,7 @@ class Bulk(Source):
         return response.body, self.parse(job, response.body)
 
     def parse(self, job: FetchJob, stored: bytes) -> Page:
-        """Decode a stored file."""
+        """Return the page of a stored file."""
         return _guarded(lambda: _parse(job, stored))
 
     def spans(self, job: FetchJob, columns: Columns) -> dict[str, tuple[int, int]]:
@@ -179,7 +179,7 @@ class _LineCounter(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Read into `buffer` and return the number of bytes."""
+        """Return the number of bytes read into `buffer`."""
         chunk = self.inner.read(len(buffer))
         buffer[: len(chunk)] = chunk
         self.newlines += chunk.count(b"\n")
@@ -193,7 +193,7 @@ class _LineCounter(io.RawIOBase):
 
 
 def _parse(job: FetchJob, stored: bytes) -> Page:
-    """Decode a file in one pass, a block at a time; only the rows of `job.respondents` are kept.
+    """Return the page of a file, decoded in one pass, a block at a time; only the rows of `job.respondents` are kept.
 
     Raises:
         SourceError: kind "csv", "foreign" (hours outside the shard) or "repeated".
@@ -245,7 +245,7 @@ def _melt(
     values: Floats,
     variables: tuple[str, ...],
 ) -> Columns:
-    """Convert wide rows (`values` [row, variable]) to columns, without the variables that a respondent never reports."""
+    """Return wide rows (`values` [row, variable]) as columns, without the variables that a respondent never reports."""
     series: list[tuple[str, str]] = []
     hour, index, value = [EMPTY.hour], [EMPTY.index], [EMPTY.value]
     for respondent in sorted(set(respondents.tolist())):
@@ -260,7 +260,7 @@ def _melt(
 
 
 def _hours(column: pa.DictionaryArray) -> Int32s:
-    """Parse UTC times at the end of an hour to hour numbers [row], once per distinct text.
+    """Return the hour numbers [row] of UTC times at the end of an hour, parsed once per distinct text.
 
     Raises:
         SourceError: kind "csv": a line has no time.
@@ -272,7 +272,7 @@ def _hours(column: pa.DictionaryArray) -> Int32s:
 
 
 def _hour(text: str) -> int:
-    """Parse one time in any of the formats that EIA has used.
+    """Return the hour number of a time in any of the formats that EIA has used.
 
     Raises:
         SourceError: kind "csv".
@@ -289,6 +289,6 @@ def _hour(text: str) -> int:
 
 
 def _numbers(column: pa.StringArray) -> Floats:
-    """Parse `"1,060"` as 1060.0 and an empty cell as NaN: float64 [row]."""
+    """Return `"1,060"` as 1060.0 and an empty cell as NaN: float64 [row]."""
     plain = pc.replace_substring(column, ",", "")
     return np.asarray(pc.cast(plain, pa.float64()).to_numpy(zero_copy_only=False))

@@ -90,7 +90,7 @@ class Eia(Source):
         return max(0, min(PAGE_ROWS, total - offset))
 
     def receive(self, job: FetchJob, response: HttpResponse, key: str | None) -> tuple[bytes, Page]:
-        """Decode a response; see `Source.receive`.
+        """Return the bytes to store and the page; see `Source.receive`.
 
         Raises:
             AuthenticationError: 401 or 403 whose body names the key as missing or invalid.
@@ -104,7 +104,7 @@ class Eia(Source):
         return stored, _page(job, clean)
 
     def parse(self, job: FetchJob, stored: bytes) -> Page:
-        """Decode a stored page."""
+        """Return the page of stored bytes."""
         return _page(job, inflate(stored))
 
 
@@ -143,7 +143,7 @@ def scrub(plain: bytes, key: str | None) -> bytes:
 
 
 def _page(job: FetchJob, plain: bytes) -> Page:
-    """Decode a body.
+    """Return the page of a body.
 
     Raises:
         SourceError: kind "json", "foreign" (a row that was not requested) or "repeated".

@@ -79,7 +79,7 @@ class Oasis(Source):
         return f"/oasisapi/SingleZip?{urlencode(query)}"
 
     def receive(self, job: FetchJob, response: HttpResponse, key: str | None) -> tuple[bytes, Page]:
-        """Decode a response; see `Source.receive`.
+        """Return the bytes to store and the page; see `Source.receive`.
 
         Raises:
             ThrottledError: the body is the notice of the acceptable use policy.
@@ -91,7 +91,7 @@ class Oasis(Source):
         return stored, self.parse(job, stored)
 
     def parse(self, job: FetchJob, stored: bytes) -> Page:
-        """Decode a stored zip.
+        """Return the page of a stored zip.
 
         Raises:
             SourceError: kind "zip", "csv", "foreign", "repeated" or "refused".
@@ -113,7 +113,7 @@ class Oasis(Source):
 
 
 def _refusal(xml: str) -> Page:
-    """Decode `INVALID_REQUEST.xml`: an empty page where it only means that there is no data.
+    """Return an empty page where `INVALID_REQUEST.xml` only means that there is no data.
 
     Raises:
         SourceError: any other code; kind "refused" for wrong parameters, otherwise "zip".
@@ -128,7 +128,7 @@ def _refusal(xml: str) -> Page:
 
 
 def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> pa.Table:
-    """Read the columns of one CSV that name and date a value, texts as dictionaries.
+    """Return the columns of one CSV that name and date a value, texts as dictionaries.
 
     Raises:
         SourceError: kind "csv": a column is missing, or the file is truncated.
@@ -148,7 +148,7 @@ def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> pa.Table:
 
 
 def _hourly(job: FetchJob, table: pa.Table) -> Columns:
-    """Average rows of any interval to one value per hour, over the hours whose intervals add up to 60 minutes.
+    """Return one value per hour: the average of rows of any interval, for hours whose intervals add up to 60 minutes.
 
     Raises:
         SourceError: kind "foreign" (rows outside the shard) or "repeated" (an interval occurs twice).
@@ -179,7 +179,7 @@ def _hourly(job: FetchJob, table: pa.Table) -> Columns:
 
 
 def _minutes(table: pa.Table, column: str) -> Int64s:
-    """Parse `2023-01-01T00:15:00-00:00` to minutes since 1970-01-01T00:00 UTC [row], once per distinct text.
+    """Return the minutes since 1970-01-01T00:00 UTC [row] of `2023-01-01T00:15:00-00:00`, parsed once per distinct text.
 
     Raises:
         SourceError: kind "csv".
