@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
-"""uv run --group bench-extract scripts/bench/extract.py [--rounds 3] [--only speed,latency,policy,linear]: this pipeline beside its peers.
+"""Benchmark the extraction against its peers.
 
-One emulator, one run, every client a process of its own, in turn, round after round:
-- ours: `coordinator start --extract`, 2 workers × 5 connections; pages proved, raw files, Parquet, journal and manifests synced
-- gridstatus' EIA client (BASE_URL patched) with 1, 2 and 5 threads; it keeps a DataFrame in memory and writes nothing
-- bare: `requests` with 5 and 10 threads over the same pages; bodies are decompressed and thrown away
+    uv run --group bench-extract scripts/bench/extract.py [--rounds 3] [--only speed,latency,policy,linear]
 
-Writes JSON lines to docs/benchmarks/extract.jsonl, then the plot and docs/internals/extraction_benchmark.md from those lines alone.
-A client that is not installed is named and left out.
+All clients use one emulator in one run, each as a separate process, in turn, round after round:
+- ours: `coordinator start --extract`, 2 workers × 5 connections; verifies pages, syncs raw files, Parquet, journal and manifests
+- gridstatus' EIA client (BASE_URL patched) with 1, 2 and 5 threads; keeps a DataFrame in memory and writes nothing
+- bare: `requests` with 5 and 10 threads over the same pages; decompresses bodies and discards them
+
+Writes JSON lines to docs/benchmarks/extract.jsonl, then the plot and docs/internals/extraction_benchmark.md from these lines
+alone. A client that is not installed is named and skipped.
 """
 
 from __future__ import annotations
@@ -33,12 +35,12 @@ from ingest.emulator.process import Emulator
 
 ROOT = Path(__file__).resolve().parents[2]
 LINES = ROOT / "docs" / "benchmarks" / "extract.jsonl"
-RUNS = ROOT / "runs"  # where the measured runs write: on the disk of the checkout, not in memory
+RUNS = ROOT / "runs"  # data folders of the measured runs: on the disk of the checkout, not in memory
 KEY = "BENCHMARK-KEY-OF-40-CHARACTERS-OR-SO"
 Period = tuple[str, str]  # first and last year
 RESPONDENTS = ("PACW", "ERCO", "CAL", "TEX", "MISO")
-POLICY_RATE = 2.5  # requests a second, sustained: EIA's ceiling
-CLOCK = 2.0  # the policy benchmark's clock runs this many times faster: the faster, the more a hiccup of this machine weighs
+POLICY_RATE = 2.5  # requests per second, sustained: EIA's limit
+CLOCK = 2.0  # speed-up of the clock in the policy benchmark: the faster, the more a delay of this machine weighs
 
 GRIDSTATUS = """
 import sys, json, time
@@ -77,7 +79,7 @@ with ThreadPoolExecutor(threads) as pool:
 print(json.dumps({"bytes": size, "s": time.perf_counter() - began}))
 """
 
-# Spends requests of the same key at a steady pace, and waits when it is refused.
+# Spends requests of the same key at a steady rate, and waits after a refusal.
 OTHER = """
 import sys, time, requests
 url, rate = sys.argv[1], float(sys.argv[2])
@@ -93,7 +95,11 @@ while True:
 
 
 def timed(command: list[str], **environment: str) -> dict[str, Any]:
-    """Run a client to its end: wall seconds of the whole process, its JSON answer, its children's peak memory."""
+    """Return the JSON output of a client, after running it to its end, and the wall seconds of the whole process.
+
+    Raises:
+        RuntimeError: the client failed; its error output is in the message.
+    """
     kept = {k: v for k, v in os.environ.items() if not k.startswith("COORDINATOR_")}
     began = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, env={**kept, **environment}, check=False)
@@ -104,6 +110,7 @@ def timed(command: list[str], **environment: str) -> dict[str, Any]:
 
 
 def emit(line: dict[str, Any]) -> None:
+    """Append a line to the JSON lines and print it to stderr."""
     LINES.parent.mkdir(parents=True, exist_ok=True)
     with LINES.open("a") as file:
         file.write(json.dumps(line) + "\n")
@@ -111,6 +118,7 @@ def emit(line: dict[str, Any]) -> None:
 
 
 def machine() -> dict[str, Any]:
+    """Return the line that describes this machine."""
     return {
         "event": "machine",
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -121,7 +129,7 @@ def machine() -> dict[str, Any]:
 
 
 def ours(url: str, period: Period, *extra: str, keep: Path | None = None) -> dict[str, Any]:
-    """One extraction into an empty folder, everything synced. `s`: from the first task leased to the summary written."""
+    """Return the line of one extraction into an empty folder, everything synced. `s`: from the first lease to the summary."""
     folder = keep or Path(tempfile.mkdtemp(dir=RUNS))
     command = [sys.executable, "-m", "coordinator", "start", "--extract", "--json", "--quiet", "--source", url]
     command += ["--data", str(folder), "--start", period[0], "--end", period[1], *extra]
@@ -144,18 +152,20 @@ def ours(url: str, period: Period, *extra: str, keep: Path | None = None) -> dic
 
 
 def gridstatus(url: str, period: Period, threads: int) -> dict[str, Any]:
+    """Return the line of one run of gridstatus' client."""
     arguments = [url, f"{period[0]}-01-01T00", f"{period[1]}-12-31T23", str(threads), ",".join(RESPONDENTS)]
     result = timed([sys.executable, "-c", GRIDSTATUS, *arguments])
     return {"client": "gridstatus", "setting": f"{threads} threads", **result}
 
 
 def bare(pages: Path, rows: int, threads: int) -> dict[str, Any]:
+    """Return the line of one run of the bare reader over the URLs in `pages`."""
     result = timed([sys.executable, "-c", BARE, str(pages), str(threads)])
     return {"client": "bare", "setting": f"{threads} threads", "rows": rows, **result}
 
 
 def pages_of(url: str, period: Period, folder: Path) -> tuple[Path, int]:
-    """The pages that hold the same rows, as URLs for the bare reader, and how many rows: from a run's own manifests."""
+    """Return a file with the URLs of all pages, for the bare reader, and their rows: from the manifests of one run."""
     data = folder / "pages"
     rows = ours(url, period, keep=data)["rows"]
     manifests = [json.loads(path.read_text()) for path in sorted((data / "manifests" / "eia").rglob("g*.json"))]
@@ -167,7 +177,7 @@ def pages_of(url: str, period: Period, folder: Path) -> tuple[Path, int]:
 
 
 def speed(rounds: int) -> None:
-    """No throttle, no latency: rows a second, every client in turn on one emulator whose pages are all rendered."""
+    """Measure rows per second without throttle or latency, every client in turn on one emulator with rendered pages."""
     period = ("2019", "2025")
     with Emulator("--quirks", "none") as emulator, tempfile.TemporaryDirectory(dir=RUNS) as folder:
         pages, rows = pages_of(emulator.url, period, Path(folder))  # renders every page of ours and of bare
@@ -184,7 +194,7 @@ def speed(rounds: int) -> None:
 
 
 def latency(rounds: int) -> None:
-    """150 ms a request: against the time that latency and the number of connections allow."""
+    """Measure with 150 ms per request, against the bound of latency and number of connections."""
     milliseconds, period = 150, ("2019", "2025")
     with Emulator("--quirks", "none", "--latency-ms", str(milliseconds)) as emulator:
         ours(emulator.url, ("2019", "2025"))  # renders the pages
@@ -208,13 +218,13 @@ def latency(rounds: int) -> None:
 
 
 def share_of(stats: dict[str, Any], requests: int, rate: float) -> float:
-    """Requests of ours against what the policy allows between the first and the last request that the emulator saw."""
+    """Return our requests as a share of those that the policy allows between the emulator's first and last request."""
     key = max(stats["keys"].values(), key=lambda entry: entry["requests"])
     return requests / ((key["last"] - key["first"]) * rate)
 
 
 def policy() -> None:
-    """Under EIA's policy on a fast clock: share of the ceiling and suspensions, alone and with a second client on the key."""
+    """Measure the share of EIA's rate limit used, and suspensions, on a fast clock, alone and with a second client on the key."""
     period, rate = ("2023", "2025"), POLICY_RATE * CLOCK
     for second in (False, True):
         with Emulator("--quirks", "none", "--policy", "eia", "--clock-scale", str(CLOCK)) as emulator:
@@ -239,7 +249,7 @@ def policy() -> None:
 
 
 def linear(rounds: int) -> None:
-    """One year and seven: time and the largest worker's memory."""
+    """Measure time and the largest worker's memory for one year and for seven."""
     with Emulator("--quirks", "none") as emulator:
         ours(emulator.url, ("2019", "2025"))
         for number in range(rounds):
@@ -248,19 +258,21 @@ def linear(rounds: int) -> None:
                 emit({"event": "linear", "round": number, "years": years, **ours(emulator.url, period)})
 
 
-# -- what the lines say ------------------------------------------------------------------------------------------------
+# -- the report ------------------------------------------------------------------------------------------------------
 
 
 def median(lines: Iterable[dict[str, Any]], of: Callable[[dict[str, Any]], float]) -> float:
+    """Return the median of `of(line)`."""
     return statistics.median(of(line) for line in lines)
 
 
 def read_lines() -> list[dict[str, Any]]:
+    """Return the JSON lines."""
     return [json.loads(line) for line in LINES.read_text().splitlines()]
 
 
 def best_of(lines: list[dict[str, Any]], client: str, seconds: str) -> tuple[str, float] | None:
-    """A client's best setting and its median rows/s."""
+    """Return a client's best setting and its median rows per second; None without lines of it."""
     settings = {line["setting"] for line in lines if line["client"] == client}
     rates = {
         s: median((x for x in lines if x["client"] == client and x["setting"] == s), lambda x: x["rows"] / x[seconds])
@@ -270,7 +282,7 @@ def best_of(lines: list[dict[str, Any]], client: str, seconds: str) -> tuple[str
 
 
 def write_docs() -> None:
-    """docs/internals/extraction_benchmark.md and its plot, from the JSON lines alone."""
+    """Write docs/internals/extraction_benchmark.md and its plot from the JSON lines alone."""
     lines = read_lines()
     by_event = {
         event: [line for line in lines if line["event"] == event] for event in {line["event"] for line in lines}
@@ -285,7 +297,7 @@ def write_docs() -> None:
         plot(speeds)
     if lines_of := by_event.get("latency"):
         text.append(
-            "## With 150 ms a request\n\n| connections | requests | first to last answer / bound | whole run / bound | range |\n|---|---|---|---|---|"
+            "## With 150 ms per request\n\n| connections | requests | first to last answer / bound | whole run / bound | range |\n|---|---|---|---|---|"
         )
         for connections in sorted({line["connections"] for line in lines_of}):
             of = [line for line in lines_of if line["connections"] == connections]
@@ -295,17 +307,17 @@ def write_docs() -> None:
                 f"| {connections} | {of[0]['requests']} | {statistics.median(spans):.2f} | {statistics.median(ratios):.2f} | "
                 f"{min(ratios):.2f}–{max(ratios):.2f} |"
             )
-        text.append("\nThe bound is requests × latency / connections: what an infinitely fast client would need.\n")
+        text.append("\nThe bound is requests × latency / connections: the time of an infinitely fast client.\n")
     if lines_of := by_event.get("policy"):
         text.append(
-            "## Under EIA's policy\n\n| second client on the key | share of the ceiling used | suspensions | requests while suspended |\n|---|---|---|---|"
+            "## Under EIA's policy\n\n| second client on the key | share of the limit used | suspensions | requests while suspended |\n|---|---|---|---|"
         )
         text += [
             f"| {'yes' if line['second_client'] else 'no'} | {line['share']:.3f} | {line['suspensions']} | {line['while_suspended']} |"
             for line in lines_of
         ]
         text.append(
-            f"\n2.5 requests a second sustained, 5 in a burst, on a clock {CLOCK:g} times as fast. With a second client that takes a fifth of the ceiling, ours can have at most 0.8 of it.\n"
+            f"\n2.5 requests per second sustained, 5 in a burst, on a clock {CLOCK:g} times as fast. With a second client that takes a fifth of the limit, ours can use at most 0.8 of it.\n"
         )
     if lines_of := by_event.get("linear"):
         one, seven = ([line for line in lines_of if line["years"] == years] for years in (1, 7))
@@ -317,8 +329,9 @@ def write_docs() -> None:
 
 
 def speed_section(speeds: list[dict[str, Any]]) -> str:
+    """Return the Markdown of the speed benchmark."""
     rows = [
-        "## Rows a second\n",
+        "## Rows per second\n",
         "| client | setting | rows/s in the run | rows/s of the whole process |",
         "|---|---|---|---|",
     ]
@@ -334,10 +347,11 @@ def speed_section(speeds: list[dict[str, Any]]) -> str:
         assert mine and floor
         against = f"{mine[1] / peer[1]:.2f}× gridstatus at its best ({peer[0]}), " if peer else ""
         rows.append(f"- {name}: ours is {against}{mine[1] / floor[1]:.2f} of the bare reader at its best ({floor[0]})")
-    return "\n".join(rows) + "\n\n![rows a second](benchmarks/extract.png)\n"
+    return "\n".join(rows) + "\n\n![rows per second](../benchmarks/extract.png)\n"
 
 
 def plot(speeds: list[dict[str, Any]]) -> None:
+    """Draw the speed benchmark next to the JSON lines."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -355,29 +369,30 @@ def plot(speeds: list[dict[str, Any]]) -> None:
     axes.bar(names, [statistics.median(rate) for rate in rates], color=["#9aa5b1", "#1f6f8b", "#d9dee3"])
     for position, rate in enumerate(rates):
         axes.plot([position] * len(rate), rate, "k.", markersize=4)
-    axes.set_ylabel("thousand rows a second")
+    axes.set_ylabel("thousand rows per second")
     axes.set_title("One emulator, one run; dots are rounds, bars their medians")
     figure.savefig(LINES.with_suffix(".png"), dpi=130)
 
 
 DOC_HEAD = """# Extraction benchmark
 
-`uv run --group bench-extract scripts/bench/extract.py` made every figure here; the lines are in `benchmarks/extract.jsonl`.
+`uv run --group bench-extract scripts/bench/extract.py` made all figures; the lines are in `../benchmarks/extract.jsonl`.
 
-How to read it: all clients ask one emulator, in turn, on the same cores as the emulator. *Ours* proves every page (rows
+How to read it: all clients use one emulator, in turn, on the same cores as the emulator. *Ours* verifies every page (rows
 against `total`, keys, hours), stores it, syncs raw files, Parquet, manifests and the journal. *gridstatus* builds a
-DataFrame in memory and writes nothing. *Bare* decompresses the same pages and throws them away: what `requests` alone
-allows. "In the run" leaves out starting the interpreter and its imports, for every client; "whole process" counts them.
-The world has no nulls (`--quirks none`): ours asks a page with nulls twice, which costs requests that peers don't spend.
+DataFrame in memory and writes nothing. *Bare* decompresses the same pages and discards them: the limit of `requests`.
+"In the run" excludes the start of the interpreter and its imports, for every client; "whole process" includes them.
+The world has no nulls (`--quirks none`): ours requests a page with nulls twice, which costs requests that peers don't spend.
 """
 
 
 def main() -> None:
+    """Run the benchmarks of --only and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="speed,latency,policy,linear")
-    parser.add_argument("--add", action="store_true", help="keep the lines there are: replace those of --only alone")
-    parser.add_argument("--docs", action="store_true", help="only write the page and the plot from the lines there are")
+    parser.add_argument("--add", action="store_true", help="keep existing lines; replace only those of --only")
+    parser.add_argument("--docs", action="store_true", help="only write the page and the plot from existing lines")
     options = parser.parse_args()
     RUNS.mkdir(exist_ok=True)
     if not options.docs:

@@ -1,7 +1,9 @@
-"""What the outlier rule masks on the recorded series, as Markdown: `uv run python scripts/evaluate/outlier_table.py [--write]`.
+"""Print a Markdown table of the values that the outlier rule masks on the recorded series.
 
-Reads ../shared/data (EIA-930 demand and forecasts of 2015–2019, demand and generation of 2019); `--write` puts the tables between
-the markers in docs/reference/data.md.
+    uv run python scripts/evaluate/outlier_table.py [--write]
+
+Reads ../shared/data (EIA-930 demand and forecasts of 2015–2019, demand and generation of 2019). `--write` puts the tables
+between the markers in docs/reference/data.md.
 """
 
 from __future__ import annotations
@@ -13,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from ingest.array_types import Floats
 from ingest.build_series import year_hours
 from ingest.quality import outliers
 
@@ -23,11 +25,11 @@ DATA = ROOT.parent / "shared" / "data"
 DOCUMENT = ROOT / "docs" / "reference" / "data.md"
 BEGIN, END = "<!-- outlier_table: begin -->", "<!-- outlier_table: end -->"
 
-Columns = Mapping[str, NDArray[np.float64]]
+Columns = Mapping[str, Floats]
 
 
 def demand_rows() -> list[tuple[str, str, Columns]]:
-    """(respondent, year, D and DF) of the recorded demand, vintage of October 2020."""
+    """Return (respondent, year, D and DF) of the recorded demand, vintage of October 2020."""
     rows: list[tuple[str, str, Columns]] = []
     for path in sorted((DATA / "eia-demand" / "2020_Oct").glob("*.csv")):
         table = pd.read_csv(path, dtype=str)
@@ -41,7 +43,7 @@ def demand_rows() -> list[tuple[str, str, Columns]]:
 
 
 def generation_rows() -> list[tuple[str, str, Columns]]:
-    """(respondent, "2019", demand and fuels) of the recorded generation."""
+    """Return (respondent, "2019", demand and fuels) of the recorded generation."""
     table = pd.read_parquet(DATA / "eia-2019" / "eia_2019_60d.parquet")
     start, hours = year_hours(2019)
     table["hour"] = (table["timestamp"] - pd.Timestamp(0)) // pd.Timedelta(hours=1) - start
@@ -54,20 +56,20 @@ def generation_rows() -> list[tuple[str, str, Columns]]:
 
 
 def table_of(rows: list[tuple[str, str, Columns]]) -> list[str]:
-    """One line a respondent and variable: values, masked, share, and the ranges kept and masked."""
-    kept: dict[tuple[str, str], list[NDArray[np.float64]]] = {}
-    gone: dict[tuple[str, str], list[NDArray[np.float64]]] = {}
+    """Return one line per respondent and variable: values, masked, share, and the ranges kept and masked."""
+    kept: dict[tuple[str, str], list[Floats]] = {}
+    masked: dict[tuple[str, str], list[Floats]] = {}
     for respondent, _, columns in rows:
         for variable, mask in outliers(columns).items():
             values = columns[variable]
             kept.setdefault((respondent, variable), []).append(values[~mask & ~np.isnan(values)])
-            gone.setdefault((respondent, variable), []).append(values[mask])
+            masked.setdefault((respondent, variable), []).append(values[mask])
     lines = [
         "| respondent | variable | values | masked | share | kept, MWh | masked, MWh |",
         "|---|---|--:|--:|--:|--:|--:|",
     ]
     for key, parts in kept.items():
-        stay, leave = np.concatenate(parts), np.concatenate(gone[key])
+        stay, leave = np.concatenate(parts), np.concatenate(masked[key])
         count = stay.size + leave.size
         lines.append(
             f"| {key[0]} | {key[1]} | {count:,} | {leave.size:,} | {leave.size / count:.4%} | {_range(stay)} | {_range(leave)} |"
@@ -75,11 +77,12 @@ def table_of(rows: list[tuple[str, str, Columns]]) -> list[str]:
     return lines
 
 
-def _range(values: NDArray[np.float64]) -> str:
+def _range(values: Floats) -> str:
     return f"{values.min():,.0f} … {values.max():,.0f}" if values.size else "–"
 
 
 def text() -> str:
+    """Return both tables."""
     generation = table_of(generation_rows())
     touched = [line for line in generation[2:] if "| 0 |" not in line]
     return "\n".join(
@@ -97,6 +100,7 @@ def text() -> str:
 
 
 def main() -> int:
+    """Return the exit code after printing or writing the tables: 1 without recordings."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="put the tables into docs/reference/data.md")
     arguments = parser.parse_args()
