@@ -35,6 +35,7 @@ from ingest.emulator.process import Emulator
 
 ROOT = Path(__file__).resolve().parents[2]
 LINES = ROOT / "docs" / "benchmarks" / "extract.jsonl"
+DOCS = ROOT / "docs" / "internals" / "extraction_benchmark.md"
 RUNS = ROOT / "runs"  # data folders of the measured runs: on the disk of the checkout, not in memory
 KEY = "BENCHMARK-KEY-OF-40-CHARACTERS-OR-SO"
 Period = tuple[str, str]  # first and last year
@@ -325,7 +326,7 @@ def write_docs() -> None:
         text.append(
             f"## Cost in years\n\nSeven years take {ratio:.2f}× the time of one (medians of {len(one)}); the largest worker peaks at {max(x['peak_mb'] for x in lines_of):.0f} MB.\n"
         )
-    (ROOT / "docs" / "internals" / "extraction_benchmark.md").write_text("\n".join(text))
+    DOCS.write_text("\n".join(text))
 
 
 def speed_section(speeds: list[dict[str, Any]]) -> str:

@@ -28,17 +28,17 @@ BEGIN, END = "<!-- faults: begin (python -m scripts.bench.faults --docs) -->", "
 STAGES = {"fault in a training": "step", "fault in a control training": "version"}  # and what only its lines have
 COLUMNS = {
     "notice_s": "noticed after",
-    "recover_s": "goes on after",
-    "steps_repeated": "steps made again",
-    "back_s": "host takes part again, once mended, after",
+    "recover_s": "resumed after",
+    "steps_repeated": "steps repeated",
+    "back_s": "host takes part again after its repair",
 }
 
 
 def write_table() -> None:
-    """The lines as a table of medians by kind, in place of the one that stands there."""
+    """Write the table of medians by kind into the generated section of the page."""
     rows = [json.loads(line) for line in LINES.read_text().splitlines()]
     parts = [
-        f"On one machine with {rows[0]['cores']} cores for all {rows[0]['hosts']} hosts, which other work kept busy ({rows[0]['machine']}).",
+        f"On one machine with {rows[0]['cores']} cores for all {rows[0]['hosts']} hosts, shared with other work ({rows[0]['machine']}).",
         "",
     ]
     for stage, mark in STAGES.items():

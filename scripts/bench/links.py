@@ -153,19 +153,19 @@ def draw(path: Path) -> None:
 def measured_part() -> list[str]:
     if not LINES.exists():
         return [
-            "Not measured: no run of it has had a core for each rank yet. `python -m scripts.bench.links run` makes the lines."
+            "Not measured: no run has had a core for each rank yet. `python -m scripts.bench.links run` writes the lines."
         ]
     lines = [json.loads(text) for text in LINES.read_text().splitlines()]
     off = [abs(statistics.median(line["seconds"]) / line["predicted"] - 1) for line in lines]
     beyond = [f"{line['link']} at {line['length']:,}" for line, by in zip(lines, off, strict=True) if by > 0.15]
-    head = "| link | tokens | GB/s, delay, kernel beside | step | predicted of that | predicted of the nominal link | waiting | efficiency |"
+    head = "| link | tokens | measured link: GB/s, delay, share of kernel speed left | step | predicted from the measured link | predicted from the nominal link | waiting | efficiency |"
     return [
         f"Ring attention, forward and backward, causal, 8 heads of 64, fp32, {REPEATS} repeats, medians, on two network namespaces of one",
-        f"machine ({lines[0]['machine']}), a core and a thread each. The link's rate is set in both directions by tc's token bucket,",
-        "without a delay: Wi-Fi has the rate alone. Efficiency: one host's time over twice the ring's.",
+        f"machine ({lines[0]['machine']}), one core and one thread each. The link's rate is set in both directions by tc's token bucket,",
+        "without a delay: for Wi-Fi only the rate is set. Efficiency: one host's time divided by twice the ring's.",
         "",
         *table(head, measured(lines)),
-        f"Asked: within 15% of the prediction. Beyond: {', '.join(beyond) or 'none'}.",
+        f"Target: within 15% of the prediction. Outside it: {', '.join(beyond) or 'none'}.",
     ]
 
 
@@ -186,18 +186,18 @@ def unequal_part() -> list[str]:
                 f"{line['loss_differs_by']:.0e}",
             ]
         )
-    head = "| hours | rank 1 slowed | nobody slowed | equal shares | shares that follow | faster | busy by rank | loss differs by |"
+    head = "| hours | rank 1 slowed | no rank slowed | equal shares | load balancing (shares) | speed-up | busy by rank | loss differs by |"
     return [
-        "`worker/train.py` on two ranks of one machine, a core each, one piece of so many hours. The attention kernel of rank 1 is made slower on",
-        "purpose (`python -m scripts.bench.load_balance`); the ring begins with equal shares, measures, and changes them by itself. Medians of steps;",
-        "the loss of each step against that of the ring in which nobody is slow, at most.",
+        "`worker/train.py` on two ranks of one machine, one core each, one piece of the given hours. The attention kernel of rank 1 is slowed on",
+        "purpose (`python -m scripts.bench.load_balance`); the ring starts with equal shares, measures, and rebalances itself. Medians of steps;",
+        "the last column is the largest difference of a step's loss from that of the ring in which no rank is slow.",
         "",
         *table(head, rows),
     ]
 
 
 def docs() -> None:
-    paper = f"| link | hides from, tokens a host | {' | '.join(f'{n} hosts' for n in PAPER_HOSTS)} |"
+    paper = f"| link | hidden from, tokens a host | {' | '.join(f'{n} hosts' for n in PAPER_HOSTS)} |"
     text = [
         "# Scaling over links",
         "",
@@ -212,15 +212,15 @@ def docs() -> None:
         *unequal_part(),
         "## On paper: Apple hosts",
         "",
-        "Not measured: no Apple host was at hand. The planner's loop with a clock, for hosts of",
-        f"{APPLE.forward / 1e12:g} TFLOP/s (half of what an M2's GPU is said to reach), {PAPER.length:,} tokens, 8 heads of 64, causal, bf16 blocks,",
+        "Not measured: no Apple host was available. The planner's simulation, for hosts of",
+        f"{APPLE.forward / 1e12:g} TFLOP/s (half of the stated speed of an M2's GPU), {PAPER.length:,} tokens, 8 heads of 64, causal, bf16 blocks,",
         "fp32 gradients, nominal links. Each cell: seconds a step, efficiency.",
         "",
         *table(paper, on_paper()),
-        "![efficiency on paper](images/scaling.png)",
+        "![efficiency on paper](../images/scaling.png)",
         "",
-        "With n hosts a block has 1/n of the tokens: computation a hop falls with n², what moves falls with n, so from some number of hosts on",
-        "the link decides. A context k times as long moves that number up k times.",
+        "With n hosts a block has 1/n of the tokens: computation a hop decreases with n², the bytes sent decrease with n, so above some number of",
+        "hosts the link is the limit. A context k times as long raises that number k times.",
         "",
     ]
     DOCS.write_text("\n".join(text))

@@ -217,9 +217,9 @@ def section(lines: Lines) -> str:
         return "–" if line["disturbed"] else f"{line['median']:.3f}"
 
     parts = [
-        f"Machine: {first['machine']}. One run, both cores for everyone, medians (and minima) of up to "
+        f"Machine: {first['machine']}. One run, both cores for each contender, medians (and minima) of up to "
         f"{max(len(x['seconds']) for x in lines.done)} repeats in which the contenders took turns (steps over 3 s are not "
-        f"warmed up: there the minimum is the fairer); B1 H{first['heads']} D{first['dim']} fp32 unless said. "
+        f"warmed up: for these the minimum is the fairer figure); B1 H{first['heads']} D{first['dim']} fp32 unless said. "
         f"FMA peak {lines.peak / 1e9:.0f} GFLOP/s; where other work left less than {CALM:.0%} of it, no time is given. "
         f"Peers: {', '.join(versions)}, each at its best setting below.",
         _ratios(lines),
@@ -243,8 +243,8 @@ def section(lines: Lines) -> str:
         "Settings tried for the peers:",
         _tuning(lines),
         *(["Not measured:", "\n".join(skipped)] if skipped else []),
-        "![time](images/ring_time.png) ![memory](images/ring_memory.png)",
-        "![share of peak](images/ring_peak.png) ![efficiency](images/ring_efficiency.png)",
+        "![time](../images/ring_time.png) ![memory](../images/ring_memory.png)",
+        "![share of peak](../images/ring_peak.png) ![efficiency](../images/ring_efficiency.png)",
     ]
     return "\n\n".join(parts)
 

@@ -1,7 +1,7 @@
 """Write docs/cli.md and docs/reference/python_api.md from the code: `uv run python scripts/dev/generate_docs.py`.
 
 The command line page comes from the Typer app, `SETTINGS` and `ExitCode`; the API page from the signatures and docstrings of the public
-modules. `tests/acceptance/test_docs.py` compares both files with what this script makes.
+modules. `tests/acceptance/test_docs_generated.py` compares both files with what this script makes.
 """
 
 from __future__ import annotations

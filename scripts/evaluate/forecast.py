@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from evaluate_report import docs, plot  # type: ignore[import-not-found]
+from forecast_report import docs, plot  # type: ignore[import-not-found]
 from numpy.typing import NDArray
 
 from ingest.calendar import Calendar, calendar_of

@@ -124,16 +124,16 @@ def docs(options: argparse.Namespace) -> int:
     parts = [
         f"Test hours {first['period']} (UTC); the forecaster's figures are means over {seeds} seed(s).",
         _skills(lines),
-        "![skill by respondent](images/forecast_skill.png)",
+        "![skill by respondent](../images/forecast_skill.png)",
         _details(lines),
-        "Context, each trained anew:",
+        "Context, each trained from scratch:",
         _ablation_table(lines),
-        "![skill against context](images/forecast_context.png)",
+        "![skill against context](../images/forecast_context.png)",
         "Skill by month:",
         _by(lines, "skill_by_month", months),
         "Skill by local hour:",
         _by(lines, "skill_by_hour", [str(h) for h in range(24)]),
-        "![fan charts](images/forecast_days.png)",
+        "![fan charts](../images/forecast_days.png)",
     ]
     text = DOCS.read_text()
     body = "\n\n".join(parts)

@@ -15,7 +15,6 @@ import typer.main
 from typer.testing import CliRunner
 
 from coordinator.cli.app import app
-from scripts.dev import generate_docs
 from tests.support.data_folder import build_all, commit, daily, shard
 from tests.support.pages import PAGES, ROOT, blocks, commands, name_of
 
@@ -112,12 +111,6 @@ def test_cited_figures_are_in_the_linked_page() -> None:
             assert any(figure in (ROOT / "docs" / page).read_text() for page in pages), f"{figure} is not in {pages}"
             cited += 1
     assert cited >= 4
-
-
-def test_generated_pages_are_current() -> None:
-    """After a change of an option, a setting or a public docstring: `uv run python scripts/dev/generate_docs.py`."""
-    assert generate_docs.CLI.read_text() == generate_docs.cli_page()
-    assert generate_docs.API.read_text() == generate_docs.api_page()
 
 
 def test_paths_of_scripts_check_exist() -> None:

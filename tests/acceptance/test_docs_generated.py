@@ -1,0 +1,65 @@
+"""Check that the generated sections of the pages are those that their scripts make from docs/benchmarks, and the generated pages those of the code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from scripts.bench import extract, faults, links, ring_report
+from scripts.dev import generate_docs, suite_times
+from scripts.evaluate import control_baselines, forecast_report
+from tests.support.pages import ROOT
+
+LINES = ROOT / "docs" / "benchmarks"
+
+
+def write_control() -> None:
+    lines = [json.loads(line) for line in (LINES / "control.jsonl").read_text().splitlines()]
+    before, rest = control_baselines.DOCS.read_text().split(control_baselines.BEGIN)
+    after = rest.split(control_baselines.END)[1]
+    section = f"{control_baselines.BEGIN}\n\n{control_baselines.docs(lines)}\n\n{control_baselines.END}"
+    control_baselines.DOCS.write_text(before + section + after)
+
+
+def options(name: str) -> argparse.Namespace:
+    return argparse.Namespace(lines=LINES / name)
+
+
+# Module with the page in `DOCS`, and what writes the page.
+WRITERS: tuple[tuple[object, Callable[[], object]], ...] = (
+    (faults, lambda: faults.write_table()),
+    (links, lambda: links.docs()),
+    (ring_report, lambda: ring_report.docs(options("ring.jsonl"))),
+    (forecast_report, lambda: forecast_report.docs(options("forecast.jsonl"))),
+    (control_baselines, write_control),
+    (extract, lambda: extract.write_docs()),
+)
+
+
+@pytest.mark.parametrize(("module", "write"), WRITERS, ids=lambda x: getattr(x, "__name__", "").rpartition(".")[2])
+def test_section_is_that_of_the_lines(
+    module: object, write: Callable[[], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page: Path = module.DOCS
+    copy = tmp_path / page.name
+    copy.write_text(page.read_text())
+    monkeypatch.setattr(module, "DOCS", copy)
+    monkeypatch.setattr(links, "draw", lambda path: None)
+    monkeypatch.setattr(extract, "plot", lambda speeds: None)
+    write()
+    assert copy.read_text() == page.read_text()
+
+
+def test_table_of_suite_times_is_that_of_the_lines() -> None:
+    lines = [json.loads(line) for line in suite_times.LINES.read_text().splitlines()]
+    assert suite_times.table(lines) in suite_times.PAGE.read_text()
+
+
+def test_generated_pages_are_current() -> None:
+    """After a change of an option, a setting or a public docstring: `uv run python scripts/dev/generate_docs.py`."""
+    assert generate_docs.CLI.read_text() == generate_docs.cli_page()
+    assert generate_docs.API.read_text() == generate_docs.api_page()
