@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -30,7 +31,7 @@ def options(name: str) -> argparse.Namespace:
 
 
 # Module with the page in `DOCS`, and what writes the page.
-WRITERS: tuple[tuple[object, Callable[[], object]], ...] = (
+WRITERS: tuple[tuple[ModuleType, Callable[[], object]], ...] = (
     (faults, lambda: faults.write_table()),
     (links, lambda: links.docs()),
     (ring_report, lambda: ring_report.docs(options("ring.jsonl"))),
@@ -42,7 +43,7 @@ WRITERS: tuple[tuple[object, Callable[[], object]], ...] = (
 
 @pytest.mark.parametrize(("module", "write"), WRITERS, ids=lambda x: getattr(x, "__name__", "").rpartition(".")[2])
 def test_section_is_that_of_the_lines(
-    module: object, write: Callable[[], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    module: ModuleType, write: Callable[[], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page: Path = module.DOCS
     copy = tmp_path / page.name
