@@ -35,8 +35,7 @@ class Connection:
     def post(self, message: Message, frames: Iterable[bytes] = ()) -> None:
         """Queue a message, with raw frames after it, for the owner to send. From any thread.
 
-        Raises:
-            BadMessage: The message is over the limit of the protocol.
+        A message over the limit of the protocol raises BadMessage.
         """
         self._outbox.put((message, [codec.encode(message), *frames]))
         self.wake()

@@ -41,7 +41,8 @@ PAGES = 2  # pages in progress for each connection: one being requested, one bei
 class Post(Protocol):
     """Queue a message, with raw frames after it, for the thread that owns the socket."""
 
-    def __call__(self, message: Message, frames: Iterable[bytes] = ()) -> None: ...
+    def __call__(self, message: Message, frames: Iterable[bytes] = ()) -> None:
+        """Queue the message; must not block."""
 
 
 class LeaseExecutor:

@@ -42,13 +42,12 @@ class TransferInbox:
     def ack(self, seconds: float) -> Ack | None:
         """Return the next acknowledgement; None when none came within `seconds` or `POLL_S`, whichever is shorter.
 
-        Raises:
-            Cancelled: The lease was cancelled.
+        A cancelled lease raises Cancelled, here and in `part`.
         """
         return self._next(self._acks, seconds)
 
     def part(self, seconds: float) -> tuple[FilePart, bytes] | None:
-        """Return the next received part, with the rules of `ack`."""
+        """Return the next received part, with the time limits of `ack`."""
         return self._next(self._parts, seconds)
 
     def _next(self, waiting: queue.SimpleQueue[Item], seconds: float) -> Item | None:
@@ -83,8 +82,9 @@ class FileTransfer:
     def upload(self, folder: Path, file: FileRef) -> None:
         """Send `folder`/file.path until the coordinator holds the whole file.
 
+        A lease that has ended, here or for the coordinator, raises Cancelled.
+
         Raises:
-            Cancelled: The coordinator has given the lease to another worker, or cancelled it.
             VerificationError: The file on disk does not match `file`.
         """
         path = folder / file.path
@@ -122,6 +122,9 @@ class FileTransfer:
         """Yield the bytes held after each acknowledgement.
 
         Ends at `end`, at a step back (the coordinator refused the file), or after `ANSWER_S` in all.
+
+        Raises:
+            Cancelled: The lease has ended for the coordinator.
         """
         deadline, last = time.monotonic() + ANSWER_S, -1
         while (left := deadline - time.monotonic()) > 0:

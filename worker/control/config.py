@@ -1,7 +1,7 @@
-"""What a control training can be told, from a TOML file: `coordinator start --rollouts --control-config FILE`.
+"""Configuration of a control training, read from a TOML file: `coordinator start --rollouts --control-config FILE`.
 
-Top-level keys are `Settings`' own; the tables [clone], [pathwise], [vtrace] and [evolve] have those of the `Settings` of
-that module of `rl`. Each has a default.
+Top-level keys are the fields of `ControlConfig`; the tables [clone], [pathwise], [vtrace] and [evolve] have the fields of
+the `Settings` of that module of `rl.algorithms`. Each key has a default.
 """
 
 from __future__ import annotations
@@ -19,19 +19,38 @@ ALGORITHMS = ("pathwise", "vtrace", "evolve")
 
 @dataclass(frozen=True)
 class ControlConfig:
-    """A whole training: labels, cloning, improvement, judgement."""
+    """Configuration of a whole training: labels, cloning, improvement, evaluation.
+
+    Attributes:
+        algorithm: Name of the algorithm.
+        horizon: Hours of forecast that the policy sees.
+        label_jobs: Jobs that label observations for the clone.
+        label_plans: Linear programs per job.
+        label_hours: Hours of a plan.
+        evaluate_every: Iterations between evaluations on the validation year.
+        save_every: Iterations between saved states; a learner that was killed repeats those since the last one.
+        every: One in so many weeks of the validation and test year is evaluated.
+        chunk: Weeks of one evaluation lease.
+        plan_chunk: Weeks of one lease of a planning baseline, which plans every hour and is slow.
+        baselines: Baselines that the test year compares with, separated by commas; empty for none.
+        seed: Seed of every random draw.
+        clone: Settings of `rl.algorithms.clone`.
+        pathwise: Settings of `rl.algorithms.pathwise`.
+        vtrace: Settings of `rl.algorithms.vtrace`.
+        evolve: Settings of `rl.algorithms.evolution`.
+    """
 
     algorithm: str = "pathwise"
-    horizon: int = 36  # hours of forecast that the policy sees
+    horizon: int = 36
     label_jobs: int = 24
-    label_plans: int = 50  # linear programs a job
-    label_hours: int = 72  # of a plan
-    evaluate_every: int = 5  # iterations between looks at the validation year
-    save_every: int = 1  # iterations between states: what a learner that was killed does once more
-    every: int = 4  # of the weeks of validation and test year, one in so many
-    chunk: int = 33  # weeks of an evaluation's lease
-    plan_chunk: int = 4  # weeks of a planning baseline's lease: a plan an hour is slow
-    baselines: str = "hour rule,mpc,mpc perfect"  # that the test year compares with; empty: none
+    label_plans: int = 50
+    label_hours: int = 72
+    evaluate_every: int = 5
+    save_every: int = 1
+    every: int = 4
+    chunk: int = 33
+    plan_chunk: int = 4
+    baselines: str = "hour rule,mpc,mpc perfect"
     seed: int = 0
     clone: clone.Settings = field(default_factory=clone.Settings)
     pathwise: pathwise.Settings = field(default_factory=pathwise.Settings)
@@ -51,7 +70,11 @@ OLD_KEYS = {
 
 
 def read_config(path: Path | None) -> ControlConfig:
-    """The file's settings over the defaults. UsageError for what is no TOML, an unknown key, a wrong type or algorithm."""
+    """Return the settings of a file over the defaults; the defaults alone without a file.
+
+    Raises:
+        UsageError: The file is not TOML, or has an unknown key, a value of a wrong type or range, or an unknown name.
+    """
     if path is None:
         return ControlConfig()
     where = f"control-config {path}"

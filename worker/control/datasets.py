@@ -1,8 +1,9 @@
-"""The tables of a control training, from the series of the data folder: net load, and what is known ahead.
+"""Datasets of a control training, built from the series of the data folder: net load and its forecast.
 
-Net load is demand less wind and solar where a respondent has them. What is known ahead is the forecaster's median where a training has
-ended (`worker.forecast`, one file a checkpoint), else the operators' day-ahead forecast, less the wind and solar of the hour in
-the mean of a week that was known then; then corrected by its own last errors (`rl.env.forecasts.corrected`). The same hours always make the same bytes, named by their sha256.
+Net load is demand less wind and solar, where a respondent has them. The forecast is the median of the trained forecaster
+where there is one (`worker.forecast`, one file per checkpoint), else the operators' day-ahead forecast less the mean wind
+and solar of the same hour over the week that was known then. `rl.env.forecasts.corrected` then corrects it by its own
+latest errors. The same hours always make the same bytes, named by their SHA-256.
 """
 
 from __future__ import annotations
@@ -38,69 +39,88 @@ Array = NDArray[np.float64]
 
 RENEWABLE = ("NG.WND", "NG.SUN")
 SPLITS = ("train", "validate", "test")
-GROWTH = 1.05  # of a copy of the years that train, in the table `learn`: the next peak is higher than all before
-HISTORY = 168  # hours before the first row, so that a week back is real
-KNOWN = range(48, 216, 24)  # hours before: days whose wind and solar are known when tomorrow is planned
+GROWTH = 1.05  # of a copy of the training years in the dataset `learn`: the next peak is higher than all before
+HISTORY = 168  # hours before the first row, so that features of a week back are measured
+KNOWN = range(48, 216, 24)  # hours back: days whose wind and solar are known when tomorrow is planned
 MEDIAN = "q0.5"
-LOOK_S = 0.2
+POLL_S = 0.2  # between checks of `cancelled`
 THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class DatasetSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Years are whole; the last one tests, the one before validates, all before train."""
+    """Datasets to build, of whole years: the last one tests, the one before validates, all earlier ones train.
 
-    respondents: tuple[str, ...]  # none: all on disk
-    run: str  # run folder of a forecaster's training, relative to the data folder or absolute; "": none
-    checkpoint: str  # sha256 of its weights
-    horizon: int  # hours
+    Attributes:
+        respondents: Respondents; empty for all on disk.
+        run: Run folder of a forecaster's training, relative to the data folder or absolute; "" for none.
+        checkpoint: SHA-256 of the forecaster's weights.
+        horizon: Hours of forecast in each observation.
+    """
+
+    respondents: tuple[str, ...]
+    run: str
+    checkpoint: str
+    horizon: int
 
 
 class DatasetResult(msgspec.Struct, frozen=True):
-    """What was made."""
+    """Datasets that were built.
 
-    tables: dict[str, str]  # split → sha256
+    Attributes:
+        tables: SHA-256 by split.
+        respondents: Respondents, in the order of the datasets' regions.
+        peaks: Reference peak of each respondent, in MW.
+        renewable: Respondents whose wind and solar were subtracted.
+        known: Forecast that the policy sees, in words.
+        origins: Of the series: "synthetic", or a server.
+    """
+
+    tables: dict[str, str]
     respondents: tuple[str, ...]
-    peaks: tuple[float, ...]  # MW: what one reference peak is
-    renewable: tuple[str, ...]  # respondents whose wind and solar were taken off
-    known: str  # what the policy knows ahead
-    origins: tuple[str, ...]  # of the series: "synthetic", a server
+    peaks: tuple[float, ...]
+    renewable: tuple[str, ...]
+    known: str
+    origins: tuple[str, ...]
 
 
-def build_datasets(job: DatasetSpec, data_dir: Path, cancelled: threading.Event) -> DatasetResult:
-    """Build and write the tables. UsageError where the series on disk do not reach."""
-    names = job.respondents or respondents_on_disk(data_dir)
+def build_datasets(spec: DatasetSpec, data_dir: Path, cancelled: threading.Event) -> DatasetResult:
+    """Build the datasets and write them to `control/` of the data folder.
+
+    Raises:
+        UsageError: The series on disk do not cover three whole years in a row.
+    """
+    names = spec.respondents or respondents_on_disk(data_dir)
     years = sorted(set.intersection(*(set(available(data_dir, name).years) for name in names)))
     if len(years) < len(SPLITS) or years != list(range(years[0], years[-1] + 1)):
         raise UsageError(
             f"control needs {len(SPLITS)} whole years in a row of {', '.join(names)}; there are "
             f"{', '.join(map(str, years)) or 'none'}: `coordinator start --extract --start 2019 --end 2021` makes three"
         )
-    medians = _forecast_medians(job, data_dir, cancelled) if job.run else {}
-    turns = [f"{year}-01-01T00" for year in (years[-2], years[-1], years[-1] + 1)]
+    medians = _forecast_medians(spec, data_dir, cancelled) if spec.run else {}
+    starts = [f"{year}-01-01T00" for year in (years[-2], years[-1], years[-1] + 1)]  # of validation, test, and after
     regions, forecasts, renewable = [], [], []
     for name in names:
-        one, issued, less = _load_region(data_dir, name, years, turns[0], medians.get(name))
-        regions.append(one)
-        forecasts.append(corrected(one, day_ahead(one, issued, job.horizon), turns[0]))
-        renewable += [name] if less else []
+        loaded, forecast, subtracted = _load_region(data_dir, name, years, starts[0], medians.get(name))
+        regions.append(loaded)
+        forecasts.append(corrected(loaded, day_ahead(loaded, forecast, spec.horizon), starts[0]))
+        renewable += [name] if subtracted else []
     first = str(regions[0].hours[0] + np.timedelta64(HISTORY, "h"))
-    proofs, grid = {}, Grid()
-    for split, start, end in zip(SPLITS, (first, *turns), turns, strict=False):
-        proofs[split] = _store_dataset(data_dir, build_dataset(regions, forecasts, start, end, grid))
+    tables, grid = {}, Grid()
+    for split, start, end in zip(SPLITS, (first, *starts), starts, strict=False):
+        tables[split] = _store_dataset(data_dir, build_dataset(regions, forecasts, start, end, grid))
     grown = [replace(one, load=one.load * GROWTH) for one in regions]
     more = [forecast * np.float32(GROWTH) for forecast in forecasts]
-    proofs["learn"] = _store_dataset(
-        data_dir, build_dataset([*regions, *grown], [*forecasts, *more], first, turns[0], grid)
-    )
-    known = "the forecaster's median" if job.run else "the operators' day-ahead forecast (no trained forecaster)"
+    learn = build_dataset([*regions, *grown], [*forecasts, *more], first, starts[0], grid)
+    tables["learn"] = _store_dataset(data_dir, learn)
+    known = "the forecaster's median" if spec.run else "the operators' day-ahead forecast (no trained forecaster)"
     origins = manifest.summarise(manifest.shard_results(data_dir), manifest.build_results(data_dir)).origins
     peaks = tuple(one.peak for one in regions)
-    return DatasetResult(proofs, tuple(names), peaks, tuple(renewable), known, tuple(origins))
+    return DatasetResult(tables, tuple(names), peaks, tuple(renewable), known, tuple(origins))
 
 
-def _store_dataset(data_dir: Path, made: Dataset) -> str:
-    """Its sha256."""
-    sha256, content = to_bytes(made)
+def _store_dataset(data_dir: Path, dataset: Dataset) -> str:
+    """Write a dataset where it is missing. Returns its SHA-256."""
+    sha256, content = to_bytes(dataset)
     path = path_of(data_dir / "control", sha256)
     if not path.exists():
         atomic_write(path, content)
@@ -110,14 +130,25 @@ def _store_dataset(data_dir: Path, made: Dataset) -> str:
 def _load_region(
     data_dir: Path, name: str, years: list[int], train_end: str, median: Mapping[int, float] | None
 ) -> tuple[Region, Array, bool]:
-    """A region; the demand forecast that control knows, net, in reference peaks [hour]; whether wind and solar were taken off."""
-    there = available(data_dir, name).variables
-    less = [variable for variable in RENEWABLE if variable in there]
-    wanted = ["D", *(["DF"] if "DF" in there else []), *less]
+    """Load a respondent's series.
+
+    Args:
+        data_dir: Data folder.
+        name: The respondent.
+        years: Whole years, ascending.
+        train_end: End of the training hours, which the reference peak is taken from.
+        median: The forecaster's median by hour number, in MWh; None for the operators' forecast.
+
+    Returns:
+        The region; the forecast of its net load in reference peaks, [hour]; whether wind and solar were subtracted.
+    """
+    variables = available(data_dir, name).variables
+    less = [variable for variable in RENEWABLE if variable in variables]
+    wanted = ["D", *(["DF"] if "DF" in variables else []), *less]
     series = load_series(data_dir, [name], wanted, f"{years[0]}-01-01T00", f"{years[-1]}-12-31T23")
     values = np.where(series.mask, series.values, np.nan).astype(float)
     parts = dict(zip(wanted, values.T, strict=True))
-    one = region(
+    loaded = region(
         name,
         series.hours,
         parts["D"],
@@ -130,51 +161,25 @@ def _load_region(
     issued = parts.get("DF", np.full(len(hours), np.nan))
     if median is not None:
         issued = np.array([median.get(int(hour), np.nan) for hour in hours])
-    off = np.sum([parts[variable] for variable in less], axis=0) if less else np.zeros(len(hours))
-    days = np.stack([np.concatenate([np.full(back, np.nan), off[:-back]]) for back in KNOWN])
-    seen = np.isfinite(days).sum(axis=0)
-    expected = np.divide(np.nansum(days, axis=0), seen, out=np.full(len(hours), np.nan), where=seen > 0)
-    return one, (issued - (expected if less else 0)) / one.peak, bool(less)
+    renewable = np.sum([parts[variable] for variable in less], axis=0) if less else np.zeros(len(hours))
+    days = np.stack([np.concatenate([np.full(back, np.nan), renewable[:-back]]) for back in KNOWN])
+    known = np.isfinite(days).sum(axis=0)
+    expected = np.divide(np.nansum(days, axis=0), known, out=np.full(len(hours), np.nan), where=known > 0)
+    return loaded, (issued - (expected if less else 0)) / loaded.peak, bool(less)
 
 
 def _standard_offset(name: str) -> int:
-    """Hours from UTC to the respondent's standard time."""
+    """Return the hours from UTC to the respondent's standard time."""
     offset = ZoneInfo(zone_of(name)).utcoffset(datetime(2021, 1, 1))
     assert offset is not None
     return round(offset.total_seconds() / 3600)
 
 
-def _forecast_medians(job: DatasetSpec, data_dir: Path, cancelled: threading.Event) -> dict[str, dict[int, float]]:
-    """The forecaster's median of every hour, respondent → hour number → MWh. A process of its own makes it, once a checkpoint."""
-    path = data_dir / "control" / f"forecasts-{job.checkpoint[:16]}.parquet"
+def _forecast_medians(spec: DatasetSpec, data_dir: Path, cancelled: threading.Event) -> dict[str, dict[int, float]]:
+    """Return the forecaster's median by respondent and hour number, in MWh; computed once per checkpoint."""
+    path = data_dir / "control" / f"forecasts-{spec.checkpoint[:16]}.parquet"
     if not path.exists():
-        part = path.with_name(
-            f"{path.stem}.{os.getpid()}.parquet"
-        )  # a worker that was killed may leave its process behind
-        kept = {name: value for name, value in os.environ.items() if name not in THREADS}
-        command = [sys.executable, "-m", "worker.forecast", "--data", str(data_dir), "--run", str(data_dir / job.run)]
-        with subprocess.Popen(
-            [*command, "--table", str(part)],
-            env={**kept, **blas_env.blas_environment(kept)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        ) as process:
-            try:
-                while True:
-                    try:
-                        said, _ = process.communicate(timeout=LOOK_S)
-                        break
-                    except subprocess.TimeoutExpired:
-                        if cancelled.is_set():
-                            raise Cancelled("the lease was taken back") from None
-            finally:
-                process.kill()
-        if process.returncode:
-            raise IngestError(
-                f"`{' '.join(command)}` ended with exit code {process.returncode}: {said.strip()[-1000:]}"
-            )
-        part.replace(path)
+        _forecast_table(path, data_dir, data_dir / spec.run, cancelled)
     found: dict[str, dict[int, float]] = {}
     with pq.ParquetFile(path) as file:
         columns = file.read(["respondent", "hour", MEDIAN]).to_pydict()
@@ -182,3 +187,36 @@ def _forecast_medians(job: DatasetSpec, data_dir: Path, cancelled: threading.Eve
         if value is not None:
             found.setdefault(name, {})[int(hour)] = float(value)
     return found
+
+
+def _forecast_table(path: Path, data_dir: Path, run: Path, cancelled: threading.Event) -> None:
+    """Write a table of forecasts in a process of its own, whose BLAS and threads are a rank's.
+
+    Raises:
+        Cancelled: The lease was cancelled.
+        IngestError: The process failed.
+    """
+    # By process: a worker that was killed may leave its forecast process running.
+    part = path.with_name(f"{path.stem}.{os.getpid()}.parquet")
+    kept = {name: value for name, value in os.environ.items() if name not in THREADS}
+    command = [sys.executable, "-m", "worker.forecast", "--data", str(data_dir), "--run", str(run)]
+    with subprocess.Popen(
+        [*command, "--table", str(part)],
+        env={**kept, **blas_env.blas_environment(kept)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        try:
+            while True:
+                try:
+                    output, _ = process.communicate(timeout=POLL_S)
+                    break
+                except subprocess.TimeoutExpired:
+                    if cancelled.is_set():
+                        raise Cancelled("the lease was cancelled") from None
+        finally:
+            process.kill()
+    if process.returncode:
+        raise IngestError(f"`{' '.join(command)}` exited with {process.returncode}: {output.strip()[-1000:]}")
+    part.replace(path)
