@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import calendar
-from datetime import UTC, datetime
+from datetime import datetime
 
 from ingest.errors import UsageError
-from ingest.models import format_hour
 
 FIRST_YEAR, LAST_YEAR = 2000, 2100  # bounds that catch a typing error in a year
 
@@ -32,7 +31,7 @@ def parse_bound(text: str, *, last: bool) -> str:
         raise ValueError("expected YYYY, YYYY-MM, YYYY-MM-DD or YYYY-MM-DDTHH")
     month = month or (12 if last else 1)
     date = date or (calendar.monthrange(year, month)[1] if last else 1)
-    return format_hour(datetime(year, month, date, clock, tzinfo=UTC))
+    return datetime(year, month, date, clock).strftime("%Y-%m-%dT%H")
 
 
 def parse_period(text: str, option: str) -> tuple[str, str]:

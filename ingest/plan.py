@@ -85,7 +85,7 @@ def plan_builds(shards: Iterable[Shard], respondents: Sequence[str] = ()) -> tup
     needs: dict[tuple[str, int], list[str]] = defaultdict(list)
     for shard in shards:
         for code in respondents if shard.respondent == ALL_RESPONDENTS else (shard.respondent,):
-            for year in sorted(years.intersection(_years_of(shard))):
+            for year in sorted(years.intersection(years_of(shard))):
                 needs[code, year].append(shard.key)
     return tuple(Build(code, year, tuple(keys)) for (code, year), keys in needs.items())
 
@@ -95,7 +95,7 @@ def build_job(respondent: str, year: int, origin: str, results: Iterable[ShardRe
     own = [
         result
         for result in results
-        if result.shard.respondent in (respondent, ALL_RESPONDENTS) and year in _years_of(result.shard) and result.rows
+        if result.shard.respondent in (respondent, ALL_RESPONDENTS) and year in years_of(result.shard) and result.rows
     ]
     own.sort(key=lambda result: piece_order(result.shard))
     return BuildJob(respondent, year, origin, tuple(Piece(result.piece, result.shard) for result in own))
@@ -186,7 +186,7 @@ def _span(shard: Shard) -> HourSpan:
     return hour_number(shard.start), hour_number(shard.end) + 1
 
 
-def _years_of(shard: Shard) -> range:
+def years_of(shard: Shard) -> range:
     """Return the years that the shard's rows can be in."""
     end = shard.end
     if spill := get_source(shard.source).spill_hours:

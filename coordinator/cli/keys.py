@@ -3,60 +3,82 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from coordinator.cli.help import Command, Group
-from coordinator.cli.options import AsJson, Keys, settings_of, width_of_stdout
-from coordinator.cli.settings import SETTINGS
-from coordinator.server import key_store
+from coordinator.cli.options import AsJson, width_of_stdout, with_settings
+from coordinator.cli.settings import SETTINGS, resolve
 
-UNWRAPPED = 1_000  # columns, for a table that is read by no terminal: its rows stay lines
+UNWRAPPED = 1_000  # columns, for a table that no terminal reads: each row stays a line
 
-keys_app = typer.Typer(cls=Group, no_args_is_help=True, help="CURVE keys for workers on other hosts.")
-config_app = typer.Typer(cls=Group, no_args_is_help=True, help="Settings and where each came from.")
+keys_app = typer.Typer(
+    cls=Group, no_args_is_help=True, rich_markup_mode=None, help="CURVE keys of workers on other hosts."
+)
+config_app = typer.Typer(cls=Group, no_args_is_help=True, rich_markup_mode=None, help="Settings and their origins.")
+
+Settings = Mapping[str, Any]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the worker.")]
+
+
+def _print(as_json: bool, document: Any, text: object) -> None:
+    print(json.dumps(document) if as_json else text)
 
 
 @keys_app.command("init", cls=Command, epilog="coordinator keys init")
-def keys_init(keys: Keys = None, as_json: AsJson = False) -> None:
-    """Make the coordinator's own key pair, once."""
-    path = key_store.make_coordinator_key(settings_of(keys=keys)["keys"].value)
-    print(json.dumps({"key": str(path)}) if as_json else path)
+@with_settings("keys")
+def keys_init(settings: Settings, as_json: AsJson = False) -> None:
+    """Create the coordinator's own key pair, once."""
+    from coordinator.server import key_store
+
+    path = key_store.make_coordinator_key(settings["keys"])
+    _print(as_json, {"key": str(path)}, path)
 
 
 @keys_app.command("add", cls=Command, epilog="coordinator keys add m2-1")
-def keys_add(name: str, keys: Keys = None, as_json: AsJson = False) -> None:
-    """Make a key file for the worker NAME and put it on the allow-list. Copy the file to its host: `worker --key FILE`."""
-    path = key_store.add_worker(settings_of(keys=keys)["keys"].value, name)
-    print(json.dumps({"name": name, "key": str(path)}) if as_json else path)
+@with_settings("keys")
+def keys_add(settings: Settings, name: Name, as_json: AsJson = False) -> None:
+    """Create a key file for the worker NAME and allow the key. Copy the file to the worker's host: `worker --key FILE`."""
+    from coordinator.server import key_store
+
+    path = key_store.add_worker(settings["keys"], name)
+    _print(as_json, {"name": name, "key": str(path)}, path)
 
 
 @keys_app.command("revoke", cls=Command, epilog="coordinator keys revoke m2-1")
-def keys_revoke(name: str, keys: Keys = None, as_json: AsJson = False) -> None:
-    """Take the worker NAME off the allow-list and delete its key file. A running coordinator cuts it off within a second."""
-    key_store.revoke_worker(settings_of(keys=keys)["keys"].value, name)
+@with_settings("keys")
+def keys_revoke(settings: Settings, name: Name, as_json: AsJson = False) -> None:
+    """Revoke the key of the worker NAME and delete its key file. A running coordinator disconnects it within a second."""
+    from coordinator.server import key_store
+
+    key_store.revoke_worker(settings["keys"], name)
     if as_json:
         print(json.dumps({"name": name, "revoked": True}))
 
 
 @keys_app.command("list", cls=Command, epilog="coordinator keys list")
-def keys_list(keys: Keys = None, as_json: AsJson = False) -> None:
-    """The workers that may connect, with their public keys."""
-    allowed = key_store.read_allowed(settings_of(keys=keys)["keys"].value)
-    if as_json:
-        print(json.dumps(allowed))
-        return
-    for name, public in sorted(allowed.items()):
-        print(f"{name}\t{public}")
+@with_settings("keys")
+def keys_list(settings: Settings, as_json: AsJson = False) -> None:
+    """List the workers that may connect, with their public keys."""
+    from coordinator.server import key_store
+
+    allowed = key_store.read_allowed(settings["keys"])
+    if as_json or allowed:
+        _print(as_json, allowed, "\n".join(f"{name}\t{public}" for name, public in sorted(allowed.items())))
 
 
 @config_app.command("show", cls=Command, epilog="coordinator config show")
 def config_show(as_json: AsJson = False) -> None:
-    """Every setting, its value, and where it came from (flag, environment, cluster.toml, default)."""
-    settings = settings_of()
+    """Print every setting, its value and its origin (flag, environment, cluster.toml, default)."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    settings = resolve({}, os.environ, Path.cwd())
     if as_json:
         print(
             json.dumps({name: {"value": str(entry.value), "origin": entry.origin} for name, entry in settings.items()})

@@ -1,47 +1,105 @@
-"""What the commands share: options as settings have them, the resolved settings, the folder, the width of the terminal."""
+"""Options and helpers shared by all commands."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
 import shutil
 import sys
+from collections.abc import Callable, Mapping, Sequence
+from inspect import Parameter
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
-from coordinator.cli.settings import SETTINGS, Resolved, resolve
+from coordinator.cli.settings import BY_NAME, resolve
+from coordinator.stages.stage import STAGES
 
-
-def option(name: str, *extra: str) -> Any:
-    """The option of a setting, with its words."""
-    setting = next(s for s in SETTINGS if s.name == name)
-    default = "" if setting.default in ("", 0) else f" [default: {setting.default}]"  # those say what they stand for
-    return typer.Option(f"--{name}", *extra, help=escape(setting.help + default), show_default=False)
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and JSON lines on stderr.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print only errors and the result.")]
+Command = Callable[..., None]
 
 
-Data = Annotated[str | None, option("data")]
-Keys = Annotated[str | None, option("keys")]
-Bind = Annotated[str | None, option("bind")]
-AsJson = Annotated[bool, typer.Option("--json", help="one JSON document on stdout, JSON lines on stderr")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="say nothing but errors and the result")]
+def with_settings(*names: str) -> Callable[[Command], Command]:
+    """Give a command an option for each of these settings; its argument `settings` is every setting's value."""
+
+    def load(given: Mapping[str, Any]) -> dict[str, Any]:
+        resolved = resolve({name: given[_identifier(name)] for name in names}, os.environ, Path.cwd())
+        return {name: entry.value for name, entry in resolved.items()}
+
+    return _with_options([(_identifier(name), *_option(name)) for name in names], "settings", load)
 
 
-def settings_of(**flags: Any) -> dict[str, Resolved]:
-    """All settings, where `flags` are those of the command line (None: not given). UsageError for one that does not parse."""
-    return resolve({name.replace("_", "-"): value for name, value in flags.items()}, os.environ, Path.cwd())
+def with_stages(command: Command) -> Command:
+    """Give a command a flag for each stage; its argument `stages` is the set of those that were given."""
+    flags = [(stage.name, bool, typer.Option(f"--{stage.name}", help=stage.help), False) for stage in STAGES]
+    return _with_options(flags, "stages", lambda given: {name for name, value in given.items() if value})(command)
 
 
-def folder_of(settings: dict[str, Resolved]) -> Path:
-    """The data folder. UsageError where this version does not read it."""
-    from ingest.data_folder import check_folder  # here, since completion has no time for pyarrow
+def _identifier(name: str) -> str:
+    return name.replace("-", "_")
 
-    folder: Path = settings["data"].value
+
+def _option(name: str) -> tuple[Any, Any, Any]:
+    """Type, option and default of a setting."""
+    setting = BY_NAME[name]
+    # The help of an empty default and of 0 states what it stands for.
+    default = "" if setting.default in ("", 0) else f" [default: {setting.default}]"
+    option = typer.Option(
+        f"--{name}",
+        help=setting.help + default,
+        metavar=setting.metavar,
+        min=setting.least,
+        show_default=False,
+    )
+    return setting.kind | None, option, None
+
+
+def _with_options(
+    options: Sequence[tuple[str, Any, Any, Any]], argument: str, collect: Callable[[Mapping[str, Any]], Any]
+) -> Callable[[Command], Command]:
+    """Add options (identifier, type, option, default) to a command, which gets what `collect` makes of them as `argument`."""
+
+    def decorate(command: Command) -> Command:
+        own = inspect.signature(command, eval_str=True)
+        kept = [
+            parameter.replace(kind=Parameter.KEYWORD_ONLY)
+            for name, parameter in own.parameters.items()
+            if name != argument
+        ]
+        added = [
+            Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
+            for name, kind, option, default in options
+        ]
+
+        @functools.wraps(command)
+        def extended(**given: Any) -> None:
+            taken = {name: given.pop(name) for name, *_ in options}
+            command(**given, **{argument: collect(taken)})
+
+        # Settings come last in the help, since most of them have a good default.
+        order = [*kept, *added] if argument == "settings" else [*added, *kept]
+        extended.__signature__ = own.replace(parameters=order)  # type: ignore[attr-defined]
+        return extended
+
+    return decorate
+
+
+def folder_of(settings: Mapping[str, Any]) -> Path:
+    """Return the data folder.
+
+    Raises:
+        UsageError: this version cannot read the folder.
+    """
+    from ingest.data_folder import check_folder  # here: completion has no time to load pyarrow
+
+    folder: Path = settings["data"]
     check_folder(folder)
     return folder
 
 
 def width_of_stdout() -> int | None:
-    """Columns of the terminal that reads stdout; None: no terminal does."""
+    """Return the columns of the terminal that stdout is; None: it is no terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None

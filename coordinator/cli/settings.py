@@ -1,79 +1,45 @@
-"""Settings and where each came from: flag, environment, `cluster.toml`, default, in that order.
+"""The settings of `coordinator`. Precedence: flag, environment variable, `cluster.toml`, default.
 
-`coordinator config show` prints the table. A setting that does not parse is a UsageError naming its origin.
+`coordinator config show` prints each setting with its value and origin.
 """
 
 from __future__ import annotations
 
-import calendar
-import difflib
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from coordinator.workers.hostfile import per_host
-from ingest.errors import UsageError
+from ingest.periods import parse_bound
+from ingest.settings import Layer, ResolvedSetting, at_least, check_keys, parse_codes, read_toml
+from ingest.settings import Setting as BaseSetting
+from ingest.settings import resolve as resolve_layers
 
 CONFIG_FILE = "cluster.toml"
 
 
-def _moment(value: Any, last: bool) -> str:
-    """`2024`, `2024-01`, `2024-01-31` or `2024-01-31T05` → its first (or last) hour as `YYYY-MM-DDTHH`."""
-    text = str(value).strip()
-    day, _, hour = text.partition("T")
-    try:
-        numbers = [int(part) for part in day.split("-")]
-    except ValueError:
-        numbers = []
-    year, month, date = [*numbers, 0, 0, 0][:3] if len(numbers) <= 3 else (0, 0, 0)
-    if not 2000 <= year <= 2100:
-        raise ValueError("expected YYYY, YYYY-MM, YYYY-MM-DD or YYYY-MM-DDTHH")
-    month = month or (12 if last else 1)
-    date = date or (calendar.monthrange(year, month)[1] if last else 1)
-    return datetime(year, month, date, int(hour or (23 if last else 0)), tzinfo=UTC).strftime("%Y-%m-%dT%H")
-
-
-def _codes(value: Any) -> tuple[str, ...]:
-    """`PACW,ERCO` or a TOML list → upper-case codes, in order, each once."""
-    items = value if isinstance(value, list) else str(value).split(",")
-    return tuple(dict.fromkeys(str(item).strip().upper() for item in items if str(item).strip()))
-
-
-def _positive(value: Any) -> int:
-    number = int(value)
-    if number < 1:
-        raise ValueError("must be 1 or more")
-    return number
-
-
-def _count(value: Any) -> int:
-    number = int(value)
-    if number < 0:
-        raise ValueError("must be 0 or more")
-    return number
-
-
 def _rate(value: Any) -> float | None:
-    """Requests per second; `none` = no limit; `policy` = the source's own ceiling."""
+    """Requests per second; `none`: no limit; `policy`: the source's own ceiling."""
     if str(value) == "policy":
         return None
-    rate = float("inf") if str(value) == "none" else float(value)
-    if rate <= 0:
-        raise ValueError("must be above 0, or `none`")
+    try:
+        rate = float("inf") if str(value) == "none" else float(value)
+    except ValueError:
+        rate = 0.0
+    if not rate > 0:
+        raise ValueError("expected a number above 0, `none` or `policy`")
     return rate
 
 
 @dataclass(frozen=True)
-class Setting:
+class Setting(BaseSetting):
     """One setting: its flag is `--name`, its variable `COORDINATOR_NAME`, its key in cluster.toml `name`."""
 
-    name: str
-    default: Any
-    parse: Callable[[Any], Any]
     help: str
+    kind: type = str  # of its flag
+    metavar: str = "TEXT"
+    least: int | None = None  # of an integer
 
     @property
     def variable(self) -> str:
@@ -81,131 +47,106 @@ class Setting:
         return f"COORDINATOR_{self.name.upper().replace('-', '_')}"
 
 
+def _integer(name: str, default: int, least: int, help_text: str) -> Setting:
+    return Setting(name, default, at_least(least), help_text, int, "INTEGER", least)
+
+
+def _path(name: str, default: str, help_text: str) -> Setting:
+    """A path; an empty default stands for none."""
+    return Setting(
+        name, default, lambda value: Path(str(value)).expanduser() if str(value) else None, help_text, Path, "PATH"
+    )
+
+
+def _text(name: str, default: str, parse: Callable[[Any], Any], help_text: str, metavar: str = "TEXT") -> Setting:
+    return Setting(name, default, parse, help_text, str, metavar)
+
+
 SETTINGS = (
-    Setting("data", "data", lambda v: Path(str(v)), "data folder: raw pages, manifests, series, journal"),
-    Setting(
+    _path("data", "data", "Data folder: raw pages, manifests, series, journal."),
+    _text(
         "source",
         "synthetic",
         str,
-        "synthetic | recordings:PATH[,PATH…] | eia | bulk | oasis | [eia+|bulk+|oasis+]URL",
+        "Where hours come from: synthetic | recordings:PATH[,PATH…] | eia | bulk | oasis | [eia+|bulk+|oasis+]URL.",
     ),
-    Setting("respondents", "PACW,ERCO,CAL,TEX,MISO", _codes, "EIA-930 codes of balancing authorities and regions"),
-    Setting(
-        "start", "2019", lambda v: _moment(v, last=False), "first hour, UTC: YYYY, YYYY-MM, YYYY-MM-DD or YYYY-MM-DDTHH"
+    _text("respondents", "PACW,ERCO,CAL,TEX,MISO", parse_codes, "EIA-930 codes of balancing authorities and regions."),
+    _text(
+        "start",
+        "2019",
+        lambda value: parse_bound(str(value), last=False),
+        "First hour, UTC: YYYY, YYYY-MM, YYYY-MM-DD or YYYY-MM-DDTHH.",
+        "TIME",
     ),
-    Setting("end", "2025", lambda v: _moment(v, last=True), "last hour, inclusive: YYYY is all of that year"),
-    Setting(
+    _text(
+        "end",
+        "2025",
+        lambda value: parse_bound(str(value), last=True),
+        "Last hour, inclusive, in the same forms; YYYY includes the whole year.",
+        "TIME",
+    ),
+    _integer(
         "workers",
         2,
-        _positive,
-        "workers to start on this host; with a hostfile: its entries of this host, else one, to build series where the data is",
+        1,
+        "Number of local workers. With --hostfile: the number of its local entries (at least one, because series are "
+        "built next to the data).",
     ),
-    Setting(
-        "hostfile",
+    _path("hostfile", "", "Start a worker on each host of this mlx hostfile, over ssh."),
+    _text("host-python", "", per_host, "Python on the hosts: PATH[,HOST=PATH…]. Empty: the same path as on this host."),
+    _text(
+        "host-data",
         "",
-        lambda v: Path(str(v)).expanduser() if str(v) else None,
-        "start a worker on each host of this mlx hostfile, over ssh",
+        per_host,
+        "Data folder on the hosts: PATH[,HOST=PATH…]. Empty: the same path as on this host.",
     ),
-    Setting("host-python", "", per_host, "Python on the hosts: PATH[,HOST=PATH…]; empty = the same path as here"),
-    Setting("host-data", "", per_host, "data folder on the hosts: PATH[,HOST=PATH…]; empty = the same path as here"),
-    Setting("connections", 5, _positive, "connections (threads) of each worker to the source"),
-    Setting("bind", "tcp://127.0.0.1:0", str, "where workers connect; off loopback only with CURVE keys"),
-    Setting("keys", "~/.ring-attention-energy/keys", lambda v: Path(str(v)).expanduser(), "folder of the CURVE keys"),
-    Setting(
-        "rate", "policy", _rate, "requests per second over all workers; policy = the source's ceiling; none = no limit"
+    _integer("connections", 5, 1, "Connections (threads) of each worker to the source."),
+    _text("bind", "tcp://127.0.0.1:0", str, "Address where workers connect. Addresses off loopback need CURVE keys."),
+    _path("keys", "~/.ring-attention-energy/keys", "Folder of the CURVE keys."),
+    _text(
+        "rate",
+        "policy",
+        _rate,
+        "Requests per second over all workers. policy: the source's ceiling. none: no limit.",
+        "RATE",
     ),
-    Setting(
-        "retries",
-        5,
-        _positive,
-        "failures of one task before it is quarantined; of rounds in succession before a training gives up",
-    ),
-    Setting("run", "", lambda v: Path(str(v)) if str(v) else None, "run folder of the training; empty = DATA/train"),
-    Setting(
+    _integer("retries", 5, 1, "Maximum attempts per task. For training: maximum consecutive rounds without progress."),
+    _path("run", "", "Run folder of the training. Empty: DATA/train."),
+    _integer(
         "ranks",
         0,
-        _count,
-        "ranks of the training's ring, one a worker; 0 = as many as workers, or as hosts in the hostfile",
+        0,
+        "Ranks of the training's ring, one per worker. 0: as many as workers, or as hosts in the hostfile.",
     ),
-    Setting(
-        "train-config",
-        "",
-        lambda v: Path(str(v)).expanduser() if str(v) else None,
-        "TOML file that worker/train.py reads; empty = its defaults",
-    ),
-    Setting(
-        "control-config",
-        "",
-        lambda v: Path(str(v)).expanduser() if str(v) else None,
-        "TOML file that worker/control/config.py reads; empty = its defaults",
-    ),
-    Setting("revise-days", 14, _count, "days that --update asks for again, since operators still revise them"),
+    _path("train-config", "", "TOML file that worker/train.py reads. Empty: its defaults."),
+    _path("control-config", "", "TOML file that worker/control/config.py reads. Empty: its defaults."),
+    _integer("revise-days", 14, 0, "Days before now that --update fetches again, because operators still revise them."),
 )
+BY_NAME = {setting.name: setting for setting in SETTINGS}
 
 
-@dataclass(frozen=True)
-class Resolved:
-    """A value and where it came from: "flag", the variable's name, the file's path, or "default"."""
+def resolve(flags: Mapping[str, Any], environ: Mapping[str, str], folder: Path) -> dict[str, ResolvedSetting]:
+    """Return every setting with its origin: "flag", a variable's name, the path of `folder`/cluster.toml, or "default".
 
-    value: Any
-    origin: str
+    Args:
+        flags: setting → value of the command line; None: not given.
+        environ: the environment variables.
+        folder: the working folder, which may hold cluster.toml.
 
-
-def resolve(flags: Mapping[str, Any], environ: Mapping[str, str], folder: Path) -> dict[str, Resolved]:
-    """Every setting with its origin. `flags` holds only what was given on the command line (None = not given).
-
-    Raises UsageError for a value that does not parse and for an unknown key in cluster.toml.
+    Raises:
+        UsageError: a value does not parse, or cluster.toml has an unknown key or is not TOML.
     """
+    given = {name: value for name, value in flags.items() if value is not None}
+    fix = "Give --{name} another value; `coordinator config show` prints the values in force."
+    layers = [Layer("flag", given, fix)]
+    layers += [
+        Layer(variable, {setting.name: environ[variable]}, f"Set another value, or `unset {variable}`.")
+        for setting in SETTINGS
+        if (variable := setting.variable) in environ
+    ]
     path = folder / CONFIG_FILE
-    table: dict[str, Any] = {}
     if path.exists():
-        try:
-            table = tomllib.loads(path.read_text())
-        except tomllib.TOMLDecodeError as error:
-            raise UsageError(f"{path}: not TOML: {error}. Mend the file, or remove it to use the defaults.") from error
-        unknown = sorted(set(table) - {s.name for s in SETTINGS})
-        if unknown:
-            known = [s.name for s in SETTINGS]
-            near = difflib.get_close_matches(unknown[0], known, n=1)
-            meant = f" (did you mean {near[0]!r}?)" if near else ""
-            raise UsageError(
-                f"{path}: unknown setting {unknown[0]!r}{meant}. Mend or remove the line; known settings: {', '.join(known)}."
-            )
-    resolved = {}
-    for setting in SETTINGS:
-        if flags.get(setting.name) is not None:
-            raw, origin = flags[setting.name], "flag"
-        elif setting.variable in environ:
-            raw, origin = environ[setting.variable], setting.variable
-        elif setting.name in table:
-            raw, origin = table[setting.name], str(path)
-        else:
-            raw, origin = setting.default, "default"
-        try:
-            resolved[setting.name] = Resolved(setting.parse(raw), origin)
-        except (ValueError, TypeError) as error:
-            raise UsageError(
-                f"{setting.name} = {raw!r} (from {origin}): {error}. It means: {setting.help}. {_next(setting, origin)}"
-            ) from error
-    return resolved
-
-
-def _next(setting: Setting, origin: str) -> str:
-    """What to do about a value that does not parse."""
-    if origin == "flag":
-        return f"Give --{setting.name} another value; `coordinator config show` prints those in force."
-    if origin == setting.variable:
-        return f"Set another value, or `unset {origin}`."
-    return f"Mend {setting.name} in {origin}, or remove the line."
-
-
-def check_toml(name: str, path: Path | None) -> None:
-    """UsageError when the file that setting `name` names is there and is not TOML."""
-    if path is None or not path.is_file():
-        return
-    try:
-        tomllib.loads(path.read_text())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(
-            f"{name} {path}: not TOML: {error}. Mend the file, or start without --{name} for the defaults."
-        ) from error
+        table = read_toml(path, "", "Correct the file, or remove it to use the defaults.")
+        check_keys(table, list(BY_NAME), str(path))
+        layers.append(Layer(str(path), table, f"Correct {{name}} in {path}, or remove the line."))
+    return resolve_layers(SETTINGS, layers)

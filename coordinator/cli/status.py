@@ -1,4 +1,4 @@
-"""`coordinator status`: asks the running coordinator of a data folder, or reads what the last one left."""
+"""Status client: ask the running coordinator of a data folder; without one, read what the last run left."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ from typing import Any
 import zmq
 
 from coordinator.server.key_store import LOCAL, worker_key
-from coordinator.stages.base import ENDPOINT_FILE
 from coordinator.stages.display import headline, run_view
+from coordinator.stages.runner import ENDPOINT_FILE
 from coordinator.wire import codec
 from coordinator.wire.auth import is_loopback, load_worker
 from coordinator.wire.messages import Status, StatusRequest
 from ingest import manifest
 from ingest.errors import UsageError
 
-PATIENCE_MS = 3_000
+TIMEOUT_MS = 3_000
 
 
-def status(data_dir: Path, keys: Path) -> dict[str, Any]:
-    """The running coordinator's snapshot with `running` True, else counts from the manifests with `running` False.
+def fetch_status(data_dir: Path, keys: Path) -> dict[str, Any]:
+    """Return the running coordinator's snapshot with `running` True, else counts from the manifests with `running` False.
 
-    UsageError when the folder holds no run at all.
+    Raises:
+        UsageError: the folder holds no run at all.
     """
     endpoint = data_dir / ENDPOINT_FILE
     if endpoint.exists():
-        snapshot = ask(endpoint.read_text(), keys)
+        snapshot = request_snapshot(endpoint.read_text(), keys)
         if snapshot is not None:
             return {"running": True, **snapshot}
     if not (data_dir / "manifests").is_dir():
@@ -43,8 +44,8 @@ def status(data_dir: Path, keys: Path) -> dict[str, Any]:
     }
 
 
-def ask(endpoint: str, keys: Path) -> dict[str, Any] | None:
-    """One StatusRequest. None when nobody answers in time: the coordinator was killed, or just ended."""
+def request_snapshot(endpoint: str, keys: Path) -> dict[str, Any] | None:
+    """Send one StatusRequest. None: no answer in time, because the coordinator was killed or has just ended."""
     context = zmq.Context()
     socket = context.socket(zmq.DEALER)
     socket.setsockopt(zmq.LINGER, 0)
@@ -54,7 +55,7 @@ def ask(endpoint: str, keys: Path) -> dict[str, Any] | None:
             load_worker(worker_key(keys, LOCAL)).connect(socket)
         socket.connect(endpoint)
         socket.send(codec.encode(StatusRequest()))
-        if not socket.poll(PATIENCE_MS):
+        if not socket.poll(TIMEOUT_MS):
             return None
         answer = codec.decode(socket.recv(), Status)
         return dict(answer.snapshot)
@@ -64,11 +65,11 @@ def ask(endpoint: str, keys: Path) -> dict[str, Any] | None:
 
 
 def describe(snapshot: dict[str, Any]) -> str:
-    """A status as text."""
+    """Return a status as text."""
     if not snapshot["running"]:
         label = ", ".join(snapshot["origins"]) or "no data"
         return (
-            f"no coordinator is running here; {snapshot['shards']} shards and {snapshot['series']} series are proved, "
+            f"no coordinator is running here; {snapshot['shards']} shards and {snapshot['series']} series are verified, "
             f"rows {snapshot['rows']:,} of {snapshot['total']:,} ({label})"
         )
     view = run_view(snapshot, already_done=0)

@@ -19,6 +19,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from coordinator.stages.stage import OutputMode
+
 SILENT_S = 5.0  # seconds without a heartbeat that are worth a word
 PLAIN_EVERY_S = 2.0  # seconds between lines when there is no terminal
 QUICK_S = 1.0  # a command that ends sooner needs no progress
@@ -135,7 +137,7 @@ class Display(Protocol):
         """Show this in place of what was shown."""
         ...
 
-    def say(self, line: str) -> None:
+    def note(self, line: str) -> None:
         """A line that stays."""
         ...
 
@@ -171,7 +173,7 @@ class TerminalDisplay:
     def update(self, what: Rendering) -> None:
         self._live.update(what.picture())
 
-    def say(self, line: str) -> None:
+    def note(self, line: str) -> None:
         self._console.print(line, highlight=False, markup=False)
 
     def close(self) -> None:
@@ -191,7 +193,7 @@ class PlainDisplay:
             self._next = now + PLAIN_EVERY_S
             self._write(what.line)
 
-    def say(self, line: str) -> None:
+    def note(self, line: str) -> None:
         self._write(line)
 
     def close(self) -> None:
@@ -207,7 +209,7 @@ class JsonDisplay(PlainDisplay):
             self._next = now + PLAIN_EVERY_S
             self._write(json.dumps({"event": "progress", **what.plain}))
 
-    def say(self, line: str) -> None:
+    def note(self, line: str) -> None:
         self._write(json.dumps({"event": "note", "text": line}))
 
 
@@ -217,18 +219,21 @@ class QuietDisplay:
     def update(self, what: Rendering) -> None:
         pass
 
-    def say(self, line: str) -> None:
+    def note(self, line: str) -> None:
         pass
 
     def close(self) -> None:
         pass
 
 
-def choose_display(*, as_json: bool, quiet: bool, first_s: float = 0.0) -> Display:
-    """JSON when asked for, nothing when quiet, a table on a terminal, plain lines otherwise, the first after `first_s` seconds."""
-    if quiet:
+def choose_display(mode: OutputMode, first_s: float = 0.0) -> Display:
+    """Return the display of a command: JSON lines, nothing, a table on a terminal, or plain lines.
+
+    `first_s`: seconds until the first line.
+    """
+    if mode.quiet:
         return QuietDisplay()
-    if as_json:
+    if mode.as_json:
         return JsonDisplay(first_s=first_s)
     return TerminalDisplay() if sys.stderr.isatty() else PlainDisplay(first_s=first_s)
 
@@ -257,11 +262,11 @@ class Steps:
     `stage` may be changed on the way. Commands that end within a second say nothing.
     """
 
-    def __init__(self, stage: str, *, as_json: bool, quiet: bool) -> None:
+    def __init__(self, stage: str, mode: OutputMode) -> None:
         self.stage = stage
         self._counts = (0, 0)
         self._began = time.monotonic()
-        self._display = choose_display(as_json=as_json, quiet=quiet, first_s=QUICK_S)
+        self._display = choose_display(mode, first_s=QUICK_S)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._refresh, name="progress", daemon=True)
         self._thread.start()

@@ -17,8 +17,8 @@ from pathlib import Path
 from rich.console import Console
 
 from coordinator.cli import status
-from coordinator.stages.base import ENDPOINT_FILE
 from coordinator.stages.display import run_view, to_rich
+from coordinator.stages.runner import ENDPOINT_FILE
 
 IMAGES = Path(__file__).resolve().parents[2] / "docs" / "images"
 WIDTH = 110  # columns
@@ -34,7 +34,7 @@ def main() -> None:
         while process.poll() is None:
             time.sleep(0.1)
             endpoint = data / ENDPOINT_FILE
-            snapshot = status.ask(endpoint.read_text(), Path(folder)) if endpoint.exists() else None
+            snapshot = status.request_snapshot(endpoint.read_text(), Path(folder)) if endpoint.exists() else None
             if snapshot and snapshot["tasks"].get("done", 0) * 2 >= sum(snapshot["tasks"].values()) and picture is None:
                 picture = to_rich(run_view(snapshot, already_done=0))
         assert process.stdout is not None

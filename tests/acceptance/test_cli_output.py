@@ -199,7 +199,7 @@ def test_a_dry_run_says_what_each_stage_would_do_and_writes_nothing(coordinator:
     assert (code, err) == (0, "") and "would go on: from step 20" in out
     shutil.rmtree(data / "train")
     whole = json.loads(coordinator("start", "--extract", "--train", "--dry-run", "--json", *MONTH)[1])
-    assert whole["extract"]["shards"] and "extraction" in whole["train"]["why"]
+    assert whole["extract"]["shards"] and "extract" in whole["train"]["why"]
     assert sorted(data.rglob("*")) == before
 
 
@@ -208,7 +208,7 @@ def test_progress_begins_when_a_command_takes_long_and_quiet_says_nothing(coordi
     with held_up(data) as (process, release):
         assert process.stderr is not None
         line = process.stderr.readline()
-        assert re.search(r"proving manifests 0/2|proving manifests ·", line), line
+        assert re.search(r"verifying manifests 0/2|verifying manifests ·", line), line
         release()
         out, _ = process.communicate(timeout=60)
     assert process.returncode == 1 and "NOT WHOLE" in out
@@ -329,9 +329,9 @@ def test_ctrl_c_in_a_run_is_answered_and_twice_ends_it(tmp_path: Path) -> None:
         assert process.stderr is not None
         began = time.monotonic()
         process.send_signal(signal.SIGINT)
-        answer = next(line for line in process.stderr if "once more" in line)
+        answer = next(line for line in process.stderr if "Ctrl-C again" in line)
         print(f"start --extract: answered {time.monotonic() - began:.2f} s after Ctrl-C")
-        assert "start again to resume" in answer
+        assert "resumed" in answer
         began = time.monotonic()
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
@@ -370,7 +370,7 @@ def test_results_on_a_terminal_of_any_width(tmp_path: Path, columns: int, colour
 def test_a_run_on_a_narrow_terminal(tmp_path: Path) -> None:
     code, shown = on_terminal(tmp_path, 40, "start", "--extract", *MONTH, NO_COLOR="1")
     assert code == 0, shown
-    assert "Traceback" not in shown and "2 of 2 shards proved" in shown
+    assert "Traceback" not in shown and "2 of 2 shards verified" in shown
     assert not COLOUR.search(shown)
 
 

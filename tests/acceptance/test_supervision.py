@@ -97,7 +97,7 @@ def test_a_killed_and_an_interrupted_coordinator_leave_no_process_and_the_same_c
     killed_at = training.step()
     process = training.start()
     until(lambda: training.step() > killed_at + 2 and len(training.ranks()) == 2, "further steps")
-    seen = look.status(training.data, training.data / "keys")
+    seen = look.fetch_status(training.data, training.data / "keys")
     assert seen["running"] and "2 of 2 ranks" in look.describe(seen)
     process.send_signal(signal.SIGINT)
     code, summary = training.end()
@@ -128,5 +128,5 @@ def test_a_run_that_can_not_end_well_says_why(supervised: Callable[..., Fake]) -
     assert "this rank was told to fail" in summary["message"]
     code, summary = empty.end()
     assert (code, summary["status"], summary["result"]) == (1, "failed", None)
-    assert "proved nothing" in summary["message"]
-    assert "result.json is not there" in summary["message"]
+    assert "could not be verified" in summary["message"]
+    assert "result.json does not exist" in summary["message"]

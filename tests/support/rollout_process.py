@@ -8,11 +8,12 @@ file as well. `LIES_FROM=n` in the environment makes the first worker of the fol
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 HERE = Path(__file__).resolve()
 LIE = 1.2  # noise is so much too loud: a cost that is right for it, and no number that looks odd, but beyond the audit's tolerance
@@ -64,17 +65,27 @@ def first(mark: Path) -> bool:
 
 def coordinate(data: Path, workers: int, config: Path) -> int:
     from coordinator.scheduling.scheduler import LeaseTimings
-    from coordinator.stages.base import Fleet
-    from coordinator.stages.rollouts import stage
+    from coordinator.stages.fleet import Fleet
+    from coordinator.stages.rollouts.stage import RolloutOptions, RolloutStage
+    from coordinator.stages.stage import OutputMode
 
     timings = LeaseTimings(heartbeat_s=0.2, silence_s=3.0, backoff_s=0.05)
     fleet = Fleet(
         data, "tcp://127.0.0.1:0", workers, 1, 20, worker_command=(sys.executable, str(HERE)), timings=timings
     )
-    options = stage.RolloutOptions(data, config, data / "train", workers, 1, fleet.bind, data / "keys", 20)
-    summary = stage.run(options, fleet=fleet)
-    print(json.dumps(summary), flush=True)
-    return int(summary["exit_code"])
+    options = RolloutOptions(
+        data_dir=data,
+        config=config,
+        forecaster=data / "train",
+        workers=workers,
+        connections=1,
+        bind=fleet.bind,
+        keys=data / "keys",
+        retries=20,
+    )
+    summary = RolloutStage(fleet).run(options, OutputMode())
+    print(msgspec.json.encode(summary).decode(), flush=True)
+    return summary.exit_code
 
 
 if __name__ == "__main__":

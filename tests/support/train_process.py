@@ -7,10 +7,11 @@ this file as well (`train_process.py --coordinator …`).
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
+
+import msgspec
 
 HERE = Path(__file__).resolve()
 FAKE = HERE.with_name("fake_rank.py")
@@ -34,8 +35,10 @@ def work() -> int:
 
 def coordinate(data: Path, ranks: int, config: Path, retries: int) -> int:
     from coordinator.scheduling.scheduler import LeaseTimings
-    from coordinator.stages.base import Fleet
-    from coordinator.stages.train import stage
+    from coordinator.stages.fleet import Fleet
+    from coordinator.stages.stage import OutputMode
+    from coordinator.stages.train.controller import TrainOptions
+    from coordinator.stages.train.stage import TrainStage
     from coordinator.stages.train.stall import SupervisionTimeouts
 
     # A deployment's times, cut to a half or less, so that a test of a fault is over within seconds.
@@ -46,12 +49,20 @@ def coordinate(data: Path, ranks: int, config: Path, retries: int) -> int:
     fleet = Fleet(
         data, "tcp://127.0.0.1:0", ranks, 1, retries, worker_command=(sys.executable, str(HERE)), timings=timings
     )
-    options = stage.TrainOptions(
-        data, data / "train", ranks, config.read_bytes(), ranks, 1, fleet.bind, data / "keys", retries
+    options = TrainOptions(
+        data_dir=data,
+        run=data / "train",
+        ranks=ranks,
+        config=config.read_bytes(),
+        workers=ranks,
+        connections=1,
+        bind=fleet.bind,
+        keys=data / "keys",
+        retries=retries,
     )
-    summary = stage.run(options, fleet=fleet, timeouts=timeouts)
-    print(json.dumps(summary), flush=True)
-    return int(summary["exit_code"])
+    summary = TrainStage(fleet, timeouts).run(options, OutputMode())
+    print(msgspec.json.encode(summary).decode(), flush=True)
+    return summary.exit_code
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from coordinator.report.model import Absent, Control, Extraction, Hours, Pace, Provenance, Revised, Training
-from coordinator.stages.extract import world_of
+from coordinator.stages.extract.plan import world_of
 from ingest import manifest
 from ingest.coverage import SeriesSummary, coverage, read_summaries
 from ingest.manifest import ShardManifest

@@ -28,6 +28,7 @@ from coordinator.scheduling.speculation import RunningLease, select_speculative_
 from coordinator.stages.display import Rendering
 from coordinator.stages.rollouts.learner_process import LearnerProcess
 from coordinator.stages.rollouts.view import ControlView, PlayerView, render
+from coordinator.stages.runner import StageController
 from coordinator.wire.failures import FailureKind
 from coordinator.wire.lease_kinds import LeaseKind
 from coordinator.wire.messages import MAX_WEIGHTS, Weights
@@ -60,12 +61,13 @@ class PendingJob:
     speculated: bool = False  # issued a second time
 
 
-class RolloutController:
+class RolloutController(StageController):
     """Controls one run. The learner's messages arrive in a thread of their own; `_lock` guards what both threads touch."""
 
     def __init__(self, command: tuple[str, ...], run: Path, max_deaths: int) -> None:
         """Take the learner's `command`, the folder `run` of its log and datasets, and its deaths without progress until failure."""
         self._command, self._run, self._max_deaths = command, run, max_deaths
+        self.download_roots = {DATASETS: run / DATASETS}
         self._lock = threading.RLock()
         self._pending: dict[int, PendingJob] = {}
         self._number_of: dict[str, int] = {}  # task → number of its job

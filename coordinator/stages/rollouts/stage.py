@@ -1,7 +1,7 @@
-"""The rollouts stage: what a learner asks for, leased to the workers; a second issue of what is late; the end of who cheats.
+"""The rollouts stage: train a control policy with jobs that a learner process requests and the workers run.
 
-`coordinator start --rollouts` runs it. Decisions about the training are the learner's (`worker/control/learner.py`, a process of its own), which
-also keeps its state: its leases are not in the journal, and a coordinator that starts again has the learner ask again.
+`coordinator start --rollouts` runs it. The learner (`worker/control/learner.py`, a process of its own) decides about the
+training and keeps its state: its leases are not in the journal, and after a restart it requests them again.
 """
 
 from __future__ import annotations
@@ -11,141 +11,173 @@ from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-import msgspec
+from msgspec import UNSET, UnsetType
 
 from coordinator.server.folder_lock import FolderLock
-from coordinator.server.hooks import StageHooks
-from coordinator.stages.base import Fleet, build_fleet, run_tasks
 from coordinator.stages.display import choose_display
-from coordinator.stages.rollouts import artifacts
+from coordinator.stages.documents import DryRun, StageSummary
+from coordinator.stages.fleet import Fleet, StageOptions, build_fleet
+from coordinator.stages.rollouts.artifacts import ControlResult, forecaster_digest, request_digest
 from coordinator.stages.rollouts.controller import RolloutController
 from coordinator.stages.rollouts.learner_process import COMMAND
+from coordinator.stages.run_folder import NOTHING_TO_DO, Conclusion, completed_result, conclude, read_config
+from coordinator.stages.runner import StageRunner
+from coordinator.stages.stage import OutputMode
 from coordinator.wire.exit_codes import ExitCode
-from coordinator.workers.hostfile import Hosts, hosts_from
-from ingest.errors import UsageError, VerificationError
 from rl.distributed.protocol import Finished
-from rl.env.dataset_file import DATASETS
 
 
-@dataclass(frozen=True)
-class RolloutOptions:
-    """All that a run is told."""
+@dataclass(frozen=True, kw_only=True)
+class RolloutOptions(StageOptions):
+    """Options of a control training."""
 
-    data_dir: Path
     config: Path | None  # the control training's configuration; None: worker/control/config.py's defaults
     forecaster: Path  # run folder of the forecaster's training, if there is one
-    workers: int
-    connections: int
-    bind: str
-    keys: Path
-    retries: int
-    hosts: Hosts | None = None
 
     @property
     def run(self) -> Path:
         """The run folder."""
         return self.data_dir / "control"
 
+    def read_config(self) -> bytes:
+        """Return the content of the configuration file; empty: the defaults."""
+        return b"" if self.config is None else self.config.read_bytes()
 
-def options_from(settings: Mapping[str, Any]) -> RolloutOptions:
-    """Resolved settings → RolloutOptions. UsageError for a configuration file that is not there."""
-    path = settings["control-config"]
-    if path is not None and not path.is_file():
-        raise UsageError(
-            f"control-config {path}: no such file. Name the TOML file that worker/control/config.py reads."
-        )
-    return RolloutOptions(
-        data_dir=settings["data"],
-        config=path,
-        forecaster=settings["run"] or settings["data"] / "train",
-        workers=settings["workers"],
-        connections=settings["connections"],
-        bind=settings["bind"],
-        keys=settings["keys"],
-        retries=settings["retries"],
-        hosts=hosts_from(settings),
-    )
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any], **own: Any) -> Self:
+        """Return the options of resolved settings.
+
+        Raises:
+            UsageError: the configuration file cannot be read, or is not TOML.
+        """
+        path = settings["control-config"]
+        read_config(path, "control-config", "worker/control/config.py")  # checked before an hour of extraction
+        forecaster = settings["run"] or settings["data"] / "train"
+        return super().from_settings(settings, config=path, forecaster=forecaster, **own)
 
 
-def run(
-    options: RolloutOptions,
-    *,
-    as_json: bool = False,
-    quiet: bool = False,
-    fleet: Fleet | None = None,
-    learner: tuple[str, ...] = COMMAND,
-) -> dict[str, Any]:
-    """Run the stage to its end; the summary, whose `exit_code` says how it ended. Data and run folder are locked meanwhile.
+class RolloutDryRun(DryRun, frozen=True):
+    """What the stage would do, and why."""
 
-    `fleet`, `learner`: other workers than the options' and another program.
-    """
-    began = time.monotonic()
-    with ExitStack() as stack:
-        stack.enter_context(FolderLock(options.data_dir))
-        stack.enter_context(FolderLock(options.run))
-        config = options.config.read_bytes() if options.config is not None else b""
-        forecaster = artifacts.forecaster_digest(options.forecaster)
-        asked = artifacts.request_digest(options.data_dir, config, forecaster)
-        result = artifacts.completed_result(options.run, asked)
-        if result is not None:
-            return _summary(options, Finished("done", "nothing was left to do"), result, {}, time.monotonic() - began)
-        command = [*learner, "--data", str(options.data_dir), "--run", str(options.run), "--asked", asked]
-        command += ["--config", str(options.config)] if options.config is not None else []
-        if forecaster:
-            command += ["--forecaster", str(options.forecaster.resolve()), "--checkpoint", forecaster]
-        rollouts = RolloutController(tuple(command), options.run, options.retries)
-        stack.callback(rollouts.close)
-        display = stack.enter_context(closing(choose_display(as_json=as_json, quiet=quiet)))
-        fleet = fleet or build_fleet(options, display.say)
-        hooks = StageHooks(on_task_done=rollouts.on_task_done, download_roots={DATASETS: options.run / DATASETS})
-        ended = run_tasks(fleet, (), {}, display, hooks, rollouts)
-        over = rollouts.over or Finished("drain", ended.outcome.message or "interrupted; start again to resume")
-        if ended.outcome.status == "storage":
-            over = Finished("storage", ended.outcome.message)
-        elif over.status == "done":
-            try:
-                result = artifacts.mark_complete(options.run, asked)
-            except VerificationError as error:
-                over = Finished("failed", f"the learner ended well, but proved nothing: {error}")
-        figures = {**rollouts.figures, "worker_restarts": ended.restarts}
-        return _summary(options, over, result, figures, time.monotonic() - began)
+    run: str
+    workers: int
+    would: str  # "run", "go on" or "do nothing"
+    why: str
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a training would run."""
+        return self.would != "do nothing"
+
+    def to_text(self) -> str:
+        """Return the plan as a line."""
+        return f"rollouts, {self.workers} workers: would {self.would}: {self.why}"
+
+
+class RolloutSummary(StageSummary, frozen=True, kw_only=True):
+    """How a control training ended; the figures are those of a run that had something to do."""
+
+    run: str
+    result: ControlResult | None
+    leases: int | UnsetType = UNSET
+    issued_twice: int | UnsetType = UNSET
+    put_out: list[str] | UnsetType = UNSET  # excluded workers
+    worker_restarts: int | UnsetType = UNSET
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RolloutStage:
+    """Implements `Stage` for control trainings; `fleet` replaces the options' one, `learner` the learner's program."""
+
+    fleet: Fleet | None = None
+    learner: tuple[str, ...] = COMMAND
+
+    def options_from(self, settings: Mapping[str, Any]) -> RolloutOptions:
+        """Return the options of resolved settings. UsageError: see `RolloutOptions.from_settings`."""
+        return RolloutOptions.from_settings(settings)
+
+    def dry_run(self, options: RolloutOptions, after: str) -> RolloutDryRun:
+        """Return whether a training would run, resume, or has nothing to do."""
+        would, why = self._would(options, after)
+        return RolloutDryRun(str(options.run), options.workers, would, why)
+
+    def _would(self, options: RolloutOptions, after: str) -> tuple[str, str]:
+        if after:
+            return "run", f"on what `{after}` makes"
+        forecaster = forecaster_digest(options.forecaster)
+        request = request_digest(options.data_dir, options.read_config(), forecaster)
+        if completed_result(options.run, ControlResult, request) is not None:
+            return (
+                "do nothing",
+                f"{options.run} holds the result for this configuration, these series and this forecaster",
+            )
+        known = "the trained forecaster" if forecaster else "the operators' day-ahead forecast, because none is trained"
+        if (options.run / "state.pack").exists():
+            return (
+                "go on",
+                f"from the newest state in {options.run}, if it is of this request; known ahead: {known}",
+            )
+        return "run", f"{options.run} holds no policy; known ahead: {known}"
+
+    def run(self, options: RolloutOptions, mode: OutputMode) -> RolloutSummary:
+        """Run the stage to its end, with the data folder and the run folder locked."""
+        began = time.monotonic()
+        with ExitStack() as stack:
+            stack.enter_context(FolderLock(options.data_dir))
+            stack.enter_context(FolderLock(options.run))
+            forecaster = forecaster_digest(options.forecaster)
+            request = request_digest(options.data_dir, options.read_config(), forecaster)
+            result = completed_result(options.run, ControlResult, request)
+            if result is not None:
+                done = Conclusion("done", NOTHING_TO_DO, result)
+                return _summary(options, done, {}, time.monotonic() - began)
+            command = [*self.learner, "--data", str(options.data_dir), "--run", str(options.run), "--asked", request]
+            command += ["--config", str(options.config)] if options.config is not None else []
+            if forecaster:
+                command += ["--forecaster", str(options.forecaster.resolve()), "--checkpoint", forecaster]
+            controller = RolloutController(tuple(command), options.run, options.retries)
+            stack.callback(controller.close)
+            display = stack.enter_context(closing(choose_display(mode)))
+            fleet = self.fleet or build_fleet(options, display.note)
+            ended = StageRunner(fleet, controller, display).run()
+            over = controller.over or Finished("drain", ended.outcome.message or "interrupted; start again to resume")
+            conclusion = conclude(options.run, ControlResult, request, over.status, over.message, ended.outcome)
+            figures = {**controller.figures, "worker_restarts": ended.restarts}
+            return _summary(options, conclusion, figures, time.monotonic() - began)
+
+    def describe(self, summary: RolloutSummary) -> str:
+        """Return a summary as text: the result, and what this run did."""
+        lines = []
+        if (result := summary.result) is not None:
+            lines.append(f"control by {result.algorithm}, known ahead: {result.known}; PoP in the test year:")
+            for region, pops in result.test_pop.items():
+                figures = "  ".join(f"{name} {_figure(pop)}" for name, pop in pops.items())
+                lines.append(f"  {region:<6}{figures}")
+            lines.append(f"report: {summary.run}/{result.report}")
+        if summary.leases is not UNSET:
+            lines.append(f"this run: {summary.seconds:.1f} s, {summary.leases} leases")
+        elif summary.status == "done":
+            lines.append(summary.message)
+        return "\n".join(lines)
 
 
 def _summary(
-    options: RolloutOptions,
-    over: Finished,
-    result: artifacts.ControlResult | None,
-    figures: Mapping[str, Any],
-    seconds: float,
-) -> dict[str, Any]:
-    return {
-        "exit_code": ExitCode.of_status(over.status),
-        "status": over.status,
-        "message": over.message,
-        "run": str(options.run),
-        "result": None if result is None else msgspec.to_builtins(result),
+    options: RolloutOptions, conclusion: Conclusion[ControlResult], figures: Mapping[str, Any], seconds: float
+) -> RolloutSummary:
+    return RolloutSummary(
+        exit_code=ExitCode.of_status(conclusion.status),
+        status=conclusion.status,
+        message=conclusion.message,
+        run=str(options.run),
+        result=conclusion.result,
         **figures,
-        "seconds": seconds,
-    }
+        seconds=seconds,
+    )
 
 
 def _figure(pop: float | None) -> str:
-    """PoP; None where nothing could have been saved."""
+    """Return a PoP as text; None: nothing could have been saved."""
     return "–" if pop is None else f"{pop:.3f}"
-
-
-def describe_summary(summary: Mapping[str, Any]) -> str:
-    """A summary as text: what is proved, what this run did."""
-    lines = []
-    if (result := summary["result"]) is not None:
-        lines.append(f"control by {result['algorithm']}, known ahead: {result['known']}; PoP in the test year:")
-        for region, pops in result["test_pop"].items():
-            lines.append("  " + region.ljust(6) + "  ".join(f"{name} {_figure(pop)}" for name, pop in pops.items()))
-        lines.append(f"report: {summary['run']}/{result['report']}")
-    if "leases" in summary:
-        lines.append(f"this run: {summary['seconds']:.1f} s, {summary['leases']} leases")
-    elif summary["status"] == "done":
-        lines.append(summary["message"])
-    return "\n".join(lines)

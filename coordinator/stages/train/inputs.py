@@ -1,4 +1,4 @@
-"""What a training needs on a host that does not share the coordinator's files: listed by content, checkpoints kept as train.py keeps them."""
+"""List the files that a training needs on a host without the coordinator's file system; prune checkpoints that came from one."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class TrainingFiles:
 
     @property
     def upload_roots(self) -> dict[str, Path]:
-        """Where files of these names lie here."""
+        """The folders on this host under the first parts of the paths."""
         return {RUN: self._run}
 
-    def listed(self) -> list[FileRef]:
+    def list_files(self) -> list[FileRef]:
         """Series, configuration, metrics so far, the newest checkpoint and the best one that it names. UsageError beyond the bound."""
         files = [*self._below(self._data_dir / SERIES, SERIES)]
         files += [

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.stages.base import reachable_bind
+from coordinator.stages.fleet import reachable_bind
 from coordinator.wire.auth import CurveError
 from coordinator.workers.hostfile import Host, Hosts, per_host, read_hosts
 from coordinator.workers.remote import check_handshake
@@ -89,10 +89,10 @@ def test_bind_is_the_address_that_hosts_reach(monkeypatch: pytest.MonkeyPatch) -
     hosts = Hosts((Host("somewhere", "127.0.0.5", "py", "d"),), 0)
     assert reachable_bind("tcp://127.0.0.1:0", None) == "tcp://127.0.0.1:0"
     assert reachable_bind("tcp://10.0.0.9:5555", hosts) == "tcp://10.0.0.9:5555"
-    with pytest.raises(UsageError, match=r"somewhere: 127.*no other host reaches. Correct its `ips`"):
+    with pytest.raises(UsageError, match=r"somewhere: .* is 127.*no other host reaches. Correct its `ips`"):
         reachable_bind("tcp://127.0.0.1:7", hosts)
-    with pytest.raises((UsageError, CurveError), match="give its `ips`"):
+    with pytest.raises((UsageError, CurveError), match="Give its `ips`"):
         reachable_bind("tcp://127.0.0.1:0", Hosts((Host("no-such-host.invalid", "", "py", "d"),), 0))
     for own, where in (("10.0.0.1", "10.0.0.1"), ("fd00::1", "[fd00::1]")):
-        monkeypatch.setattr("coordinator.stages.base.local_address_towards", lambda endpoint, own=own: own)
+        monkeypatch.setattr("coordinator.stages.fleet.local_address_towards", lambda endpoint, own=own: own)
         assert reachable_bind("tcp://127.0.0.1:7", hosts) == f"tcp://{where}:7"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from coordinator.stages import run_folder
 from coordinator.stages.display import clock
-from coordinator.stages.train import artifacts
-from coordinator.stages.train.artifacts import MetricsFollower
+from coordinator.stages.train.artifacts import MetricsFollower, TrainingResult
 from coordinator.stages.train.elastic import ElasticRing
 from coordinator.stages.train.ring_state import Rank
 from coordinator.stages.train.view import describe_rebalance, headline, render, train_view
@@ -30,18 +30,18 @@ def finished(run: Path, body: bytes = b"weights") -> Path:
 
 def test_a_result_answers_the_request_that_it_was_accepted_for_and_no_other(tmp_path: Path) -> None:
     finished(tmp_path)
-    assert artifacts.completed_result(tmp_path, "a") is None
-    assert artifacts.mark_complete(tmp_path, "a").steps == 40
-    assert artifacts.completed_result(tmp_path, "a") is not None
-    assert artifacts.completed_result(tmp_path, "b") is None
+    assert run_folder.completed_result(tmp_path, TrainingResult, "a") is None
+    assert run_folder.mark_complete(tmp_path, TrainingResult, "a").steps == 40
+    assert run_folder.completed_result(tmp_path, TrainingResult, "a") is not None
+    assert run_folder.completed_result(tmp_path, TrainingResult, "b") is None
     finished(tmp_path, b"trained further")
-    assert artifacts.completed_result(tmp_path, "a") is None
+    assert run_folder.completed_result(tmp_path, TrainingResult, "a") is None
 
 
 @pytest.mark.parametrize("harm", ["changed", "gone", "no result", "not json", "fields"])
 def test_a_result_that_is_not_whole_proves_nothing(tmp_path: Path, harm: str) -> None:
     weights = finished(tmp_path)
-    artifacts.mark_complete(tmp_path, "a")
+    run_folder.mark_complete(tmp_path, TrainingResult, "a")
     result = tmp_path / "result.json"
     if harm == "changed":
         weights.write_bytes(b"other")
@@ -51,14 +51,14 @@ def test_a_result_that_is_not_whole_proves_nothing(tmp_path: Path, harm: str) ->
         result.unlink()
     else:
         result.write_text("{" if harm == "not json" else "{}")
-    assert artifacts.completed_result(tmp_path, "a") is None
+    assert run_folder.completed_result(tmp_path, TrainingResult, "a") is None
     with pytest.raises(VerificationError):
-        artifacts.mark_complete(tmp_path, "a")
+        run_folder.mark_complete(tmp_path, TrainingResult, "a")
 
 
 def test_a_request_is_the_configuration_and_the_series(tmp_path: Path) -> None:
-    assert artifacts.request_digest(tmp_path, b"steps = 1") == artifacts.request_digest(tmp_path, b"steps = 1")
-    assert artifacts.request_digest(tmp_path, b"steps = 1") != artifacts.request_digest(tmp_path, b"steps = 2")
+    assert run_folder.request_digest(tmp_path, b"steps = 1") == run_folder.request_digest(tmp_path, b"steps = 1")
+    assert run_folder.request_digest(tmp_path, b"steps = 1") != run_folder.request_digest(tmp_path, b"steps = 2")
 
 
 def test_metrics_are_followed_as_they_grow_and_begun_again_with_a_new_file(tmp_path: Path) -> None:

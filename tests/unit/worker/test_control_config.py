@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from coordinator.stages import run_folder
 from coordinator.stages.rollouts import artifacts
+from coordinator.stages.rollouts.artifacts import ControlResult
 from ingest.errors import UsageError, VerificationError
 from ingest.files import file_sha256
 from worker.control.config import ControlConfig, read_config
@@ -68,20 +70,20 @@ def result(run: Path, **changes: object) -> None:
 
 
 def test_a_result_is_accepted_for_its_request_as_long_as_it_is_whole(tmp_path: Path) -> None:
-    assert artifacts.completed_result(tmp_path, "a") is None
+    assert run_folder.completed_result(tmp_path, ControlResult, "a") is None
     with pytest.raises(VerificationError, match=r"result\.json"):
-        artifacts.mark_complete(tmp_path, "a")
+        run_folder.mark_complete(tmp_path, ControlResult, "a")
     result(tmp_path)
-    accepted = artifacts.mark_complete(tmp_path, "a")
-    assert artifacts.completed_result(tmp_path, "a") == accepted
-    assert artifacts.completed_result(tmp_path, "b") is None
+    accepted = run_folder.mark_complete(tmp_path, ControlResult, "a")
+    assert run_folder.completed_result(tmp_path, ControlResult, "a") == accepted
+    assert run_folder.completed_result(tmp_path, ControlResult, "b") is None
     (tmp_path / "policy.npz").write_bytes(b"other weights")
-    assert artifacts.completed_result(tmp_path, "a") is None
+    assert run_folder.completed_result(tmp_path, ControlResult, "a") is None
     with pytest.raises(VerificationError, match="sha256 differs"):
-        artifacts.mark_complete(tmp_path, "a")
+        run_folder.mark_complete(tmp_path, ControlResult, "a")
     result(tmp_path, version="three")
     with pytest.raises(VerificationError, match="version"):
-        artifacts.read_result(tmp_path)
+        run_folder.read_result(tmp_path, ControlResult)
 
 
 def test_another_forecaster_or_configuration_is_another_request(tmp_path: Path) -> None:

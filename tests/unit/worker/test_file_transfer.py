@@ -131,7 +131,7 @@ def test_checkpoints_are_sent_back_with_the_best_one_and_cleared_up_there(tmp_pa
     there.prune()
     kept = {path.name for path in (wire.folder / "run" / "checkpoints").iterdir()}
     assert {"000020", "000040"} <= kept and len(kept) <= 3
-    listed = {file.path for file in there.listed()}
+    listed = {file.path for file in there.list_files()}
     assert "run/metrics.jsonl" in listed and "run/checkpoints/000040/weights.safetensors" in listed
     assert "run/checkpoints/000020/state.json" in listed and "run/checkpoints/000030/state.json" not in listed
     moved = wire.moved

@@ -1,0 +1,1 @@
+"""The extract stage: download hours, verify them, build series."""

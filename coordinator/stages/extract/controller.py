@@ -1,0 +1,95 @@
+"""Commit the results of an extraction and open the builds that they make possible."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from types import MappingProxyType
+
+import msgspec
+
+from coordinator.scheduling.events import TaskDone
+from coordinator.scheduling.scheduler import TaskSpec
+from coordinator.stages.extract.plan import BUCKET, ExtractionPlan, check_world
+from coordinator.stages.runner import StageController
+from coordinator.wire.lease_kinds import LeaseKind
+from ingest import manifest
+from ingest.models import BuildResult, ShardResult
+from ingest.plan import Build, build_job, years_of
+
+
+class ExtractController(StageController):
+    """Takes the results of one plan. Manifests on disk are the truth; the journal only holds the scheduling's progress."""
+
+    result_types = MappingProxyType({LeaseKind.FETCH: ShardResult, LeaseKind.BUILD: BuildResult})
+
+    def __init__(self, plan: ExtractionPlan) -> None:
+        self.plan = plan
+        self.fetched: list[ShardResult] = []  # verified in this run
+        self.new_files = 0  # written in this run: pages, pieces, series
+        self._world = plan.world
+        self._verified: set[str] = set()  # keys of shards
+        self._built = dict(plan.built)
+        # (respondent or "ALL", year) → key of a shard → its result: a build looks at its own results only
+        self._by_series: dict[tuple[str, int], dict[str, ShardResult]] = defaultdict(dict)
+        self._builds_of: dict[str, list[Build]] = defaultdict(list)  # key of a shard → builds that wait for it
+        for build in plan.builds:
+            for key in build.shards:
+                self._builds_of[key].append(build)
+        for result in plan.results.values():
+            self._add(result)
+
+    @property
+    def verified(self) -> int:
+        """The planned shards that are verified."""
+        return sum(shard.key in self._verified for shard in self.plan.shards)
+
+    def open_tasks(self, base_url: str, *, limited: bool) -> list[TaskSpec]:
+        """Return fetches without a manifest, and builds of complete fetches whose series is not made of their pieces.
+
+        Args:
+            base_url: of the source.
+            limited: whether fetches draw on the request budget.
+        """
+        bucket = BUCKET if limited else ""
+        fetches = [(shard.key, self.plan.fetch_job(shard, base_url, bucket)) for shard in self.plan.missing]
+        tasks = [TaskSpec(key, LeaseKind.FETCH, msgspec.to_builtins(job)) for key, job in fetches]
+        return [*tasks, *self._due(self.plan.builds)]
+
+    def on_task_done(self, done: TaskDone) -> list[TaskSpec]:
+        """Write a result's manifest, atomically and idempotently; return the builds that it makes possible."""
+        committed = datetime.now(UTC).isoformat(timespec="seconds")
+        if done.task.kind == LeaseKind.BUILD:
+            built = msgspec.convert(done.proof, BuildResult)
+            manifest.write_build(
+                self.plan.data_dir, manifest.BuildManifest(built, done.attempt, done.worker, committed)
+            )
+            self._built[built.key] = built.pieces
+            self.new_files += 3  # long.parquet, wide.parquet, series.json
+            return []
+        result = msgspec.convert(done.proof, ShardResult)
+        self._world = check_world(self.plan.data_dir, self._world, result)
+        manifest.write_shard(self.plan.data_dir, manifest.ShardManifest(result, done.attempt, done.worker, committed))
+        self._add(result)
+        self.fetched.append(result)
+        self.new_files += len(result.pages) + 1
+        return self._due(self._builds_of[result.shard.key])
+
+    def _add(self, result: ShardResult) -> None:
+        key = result.shard.key
+        for year in years_of(result.shard):
+            self._by_series[result.shard.respondent, year][key] = result
+        self._verified.add(key)
+
+    def _due(self, builds: Iterable[Build]) -> list[TaskSpec]:
+        """Return the tasks of builds whose fetches are complete, unless the series on disk is made of the same pieces."""
+        tasks = []
+        for build in builds:
+            if not self._verified.issuperset(build.shards):
+                continue
+            results = self._by_series[build.respondent, build.year] | self._by_series["ALL", build.year]
+            job = build_job(build.respondent, build.year, results[build.shards[0]].origin, results.values())
+            if job.pieces and self._built.get(job.key) != tuple(piece.file.sha256 for piece in job.pieces):
+                tasks.append(TaskSpec(job.key, LeaseKind.BUILD, msgspec.to_builtins(job), requires_shared_fs=True))
+        return tasks

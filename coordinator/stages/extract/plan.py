@@ -1,0 +1,150 @@
+"""Plan an extraction once: which shards to fetch and which series to build, from the options and the manifests on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from math import isinf
+from pathlib import Path
+from typing import Any, Self
+
+from coordinator.scheduling.rate_limit import RequestBudget
+from coordinator.stages.extract.source import SourceChoice, parse_source
+from coordinator.stages.fleet import StageOptions
+from ingest import manifest
+from ingest.catalog import check_respondents
+from ingest.errors import UsageError
+from ingest.models import FetchJob, Shard, ShardResult
+from ingest.plan import Build, plan_builds, plan_shards, plan_update
+
+UNDER = 0.985  # of a ceiling: requests that a busy machine or the network bunches together must not cross it
+BURST = 2  # requests at once; EIA allows 5, and the rest of them absorbs a delay of three requests' time
+BUCKET = "source"  # the one request budget: one key, one source a run
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractOptions(StageOptions):
+    """Options of an extraction."""
+
+    source: SourceChoice
+    respondents: tuple[str, ...]
+    start: str  # first hour, YYYY-MM-DDTHH
+    end: str  # last hour, inclusive
+    shards: tuple[Shard, ...]  # of the period, whether they are on disk or not
+    rate: float | None  # requests per second; None = the source's policy
+    revise_days: int
+    update: bool
+    rebuild: bool
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any], **own: Any) -> Self:
+        """Return the options of resolved settings.
+
+        Raises:
+            UsageError: an unknown source or respondent (near matches are named), or a period that the source does not have.
+        """
+        check_respondents(settings["respondents"])
+        source = parse_source(settings["source"])
+        shards = plan_shards(source.kind, settings["respondents"], (settings["start"], settings["end"]))
+        same = {name: settings[name] for name in ("respondents", "start", "end", "rate", "update", "rebuild")}
+        return super().from_settings(
+            settings, source=source, shards=shards, revise_days=settings["revise-days"], **same, **own
+        )
+
+    @property
+    def budget(self) -> RequestBudget | None:
+        """The request budget: just under `--rate`, else just under the source's policy; None: no limit."""
+        if self.rate is not None:
+            return None if isinf(self.rate) else RequestBudget(self.rate * UNDER, burst=BURST)
+        ceiling = self.source.rate_limit
+        return None if ceiling is None else RequestBudget(ceiling.rate * UNDER, burst=min(BURST, ceiling.burst))
+
+
+@dataclass(frozen=True)
+class ExtractionPlan:
+    """What an extraction is to bring about, and what of it was on disk before."""
+
+    data_dir: Path
+    shards: tuple[Shard, ...]
+    builds: tuple[Build, ...]
+    respondents: frozenset[str]
+    world: str  # "synthetic", "recordings", "real", or "" while nothing is known
+    results: Mapping[str, ShardResult]  # of the shards on disk, by key
+    built: Mapping[str, tuple[str, ...]]  # the series on disk: key of the build → sha256 of its pieces
+
+    @property
+    def missing(self) -> tuple[Shard, ...]:
+        """Shards without a manifest."""
+        return tuple(shard for shard in self.shards if shard.key not in self.results)
+
+    def fetch_job(self, shard: Shard, base_url: str, bucket: str) -> FetchJob:
+        """Return the payload of a shard's fetch."""
+        return FetchJob(shard, base_url, respondents=tuple(sorted(self.kept_of(shard))), bucket=bucket)
+
+    def kept_of(self, shard: Shard) -> frozenset[str]:
+        """Return the respondents to keep of a bulk file, which has all; of another shard, none are chosen."""
+        return _kept_of(shard, self.respondents)
+
+
+def make_plan(options: ExtractOptions, now: datetime) -> ExtractionPlan:
+    """Read the manifests and decide what is left to do; `now` decides which hours may still be revised.
+
+    Raises:
+        UsageError: the folder holds hours of another world.
+        VerificationError: a manifest is damaged.
+    """
+    results = {result.shard.key: result for result in manifest.shard_results(options.data_dir)}
+    world = options.source.world or ""
+    for result in results.values():
+        world = check_world(options.data_dir, world, result)
+    shards = options.shards
+    if options.update:
+        shards = plan_update(results.values(), now, options.revise_days, shards)
+    respondents = frozenset(options.respondents)
+    shards = tuple(_widened(shard, results, respondents) for shard in shards)
+    return ExtractionPlan(
+        data_dir=options.data_dir,
+        shards=shards,
+        builds=plan_builds(shards, options.respondents),
+        respondents=respondents,
+        world=world,
+        results=results,
+        built={result.key: result.pieces for result in manifest.build_results(options.data_dir)},
+    )
+
+
+def world_of(origin: str) -> str:
+    """Return "synthetic", "recordings", or "real" for every server that does not report to be an emulator."""
+    return origin if origin in ("synthetic", "recordings") else "real"
+
+
+def check_world(data_dir: Path, world: str, result: ShardResult) -> str:
+    """Return the world of a data folder with one more result: synthetic, recorded and real hours are never mixed.
+
+    Args:
+        data_dir: the folder, for the message.
+        world: of the hours so far; "": none are known.
+        result: of a shard.
+
+    Raises:
+        UsageError: the result is of another world.
+    """
+    found = world_of(result.origin)
+    if world and found != world:
+        raise UsageError(
+            f"{data_dir} cannot hold both {world} hours and {found} hours ({result.shard.key} from {result.origin}). "
+            "Name another folder with --data."
+        )
+    return found
+
+
+def _kept_of(shard: Shard, respondents: frozenset[str]) -> frozenset[str]:
+    return respondents if shard.respondent == "ALL" else frozenset()
+
+
+def _widened(shard: Shard, results: Mapping[str, ShardResult], respondents: frozenset[str]) -> Shard:
+    """If the bulk file was fetched for other respondents, refetch it as the next generation."""
+    while (result := results.get(shard.key)) is not None and not _kept_of(shard, respondents) <= set(result.kept):
+        shard = replace(shard, generation=shard.generation + 1)
+    return shard

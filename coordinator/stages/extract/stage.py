@@ -1,0 +1,297 @@
+"""The extract stage: plan shards, lease them, commit their results, build the series, summarise the data folder.
+
+`coordinator start --extract` runs it. The manifests on disk decide what is left to do; the journal holds only the
+scheduling's progress.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import ExitStack, closing
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+
+from coordinator.scheduling.events import Outcome
+from coordinator.server.folder_lock import FolderLock
+from coordinator.stages.display import choose_display, clock
+from coordinator.stages.documents import DryRun, StageSummary
+from coordinator.stages.extract.controller import ExtractController
+from coordinator.stages.extract.plan import BUCKET, ExtractOptions, make_plan
+from coordinator.stages.fleet import build_fleet, reachable_bind
+from coordinator.stages.runner import RunResult, StageRunner
+from coordinator.stages.stage import OutputMode
+from coordinator.wire.lease_kinds import LeaseKind
+from ingest import manifest
+from ingest.coverage import write_coverage
+from ingest.emulator.process import Emulator
+from ingest.errors import AuthenticationError, SourceError
+from ingest.models import Gap
+from ingest.plan import expected_requests
+from ingest.sources.eia import EIA_RATE_LIMIT
+
+CONNECT_S = 10.0  # for a connection to the source; one over a slow line takes a second
+MAX_GAPS = 12  # that a summary lists as text
+
+
+class ExtractDryRun(DryRun, frozen=True):
+    """The shards to fetch and what they cost."""
+
+    source: str
+    data: str
+    start: str
+    end: str
+    respondents: tuple[str, ...]
+    shards: tuple[str, ...]
+    proved: int
+    requests: int
+    policy_seconds: float
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a shard is to be fetched."""
+        return bool(self.shards)
+
+    def to_text(self) -> str:
+        """Return the plan as text, a line for each shard."""
+        lines = [
+            f"source {self.source}, {self.start} to {self.end} (UTC, hour-ending), data folder {self.data}",
+            *(f"  {key}" for key in self.shards),
+            f"{len(self.shards)} shards to fetch, {self.proved} already verified; about {self.requests} requests",
+            f"at EIA's policy ceiling of {EIA_RATE_LIMIT.rate:g} requests/s: at least {clock(self.policy_seconds)}",
+        ]
+        return "\n".join(lines)
+
+
+class ExtractSummary(StageSummary, frozen=True, kw_only=True):
+    """What the data folder holds, and what this run did. Hours, rows and gaps are of the whole folder."""
+
+    source: str
+    origins: tuple[str, ...]
+    data: str
+    shards: int  # planned
+    proved: int  # of them, verified
+    series: int
+    rows: int
+    total: int
+    duplicates: int
+    nulls: int
+    gap_hours: int
+    gaps: tuple[Gap, ...]
+    masked: dict[str, int]
+    revised: int
+    new_shards: int
+    new_rows: int
+    new_files: int
+    requests: int
+    reused_pages: int
+    faults: dict[str, int]
+    quarantined: list[list[str]]  # task, error, message
+    budgets: dict[str, Any]
+    worker_restarts: int
+    peak_worker_mb: float
+    seconds: float
+    rows_per_s: float
+
+
+class ExtractStage:
+    """Implements `Stage` for extractions."""
+
+    def options_from(self, settings: Mapping[str, Any]) -> ExtractOptions:
+        """Return the options of resolved settings. UsageError: see `ExtractOptions.from_settings`."""
+        return ExtractOptions.from_settings(settings)
+
+    def dry_run(self, options: ExtractOptions, after: str) -> ExtractDryRun:
+        """Return the shards to fetch, the requests and the least time that EIA's policy allows, without a request."""
+        plan = make_plan(options, datetime.now(UTC))
+        count = expected_requests(plan.missing)
+        return ExtractDryRun(
+            source=options.source.name,
+            data=str(options.data_dir),
+            start=options.start,
+            end=options.end,
+            respondents=options.respondents,
+            shards=tuple(shard.key for shard in plan.missing),
+            proved=len(plan.shards) - len(plan.missing),
+            requests=count,
+            policy_seconds=count / EIA_RATE_LIMIT.rate,
+        )
+
+    def run(self, options: ExtractOptions, mode: OutputMode) -> ExtractSummary:
+        """Run the stage to its end, with the data folder locked.
+
+        Raises:
+            AuthenticationError: the source needs a key, and none that could be one is set; nothing was requested.
+        """
+        if options.source.needs_key:
+            check_key(os.environ.get("EIA_API_KEY", "").strip())
+        began = time.monotonic()
+        with ExitStack() as stack:
+            stack.enter_context(FolderLock(options.data_dir))
+            base_url = options.source.base_url or stack.enter_context(_emulator(options)).url
+            if options.rebuild:
+                set_journal_aside(options.data_dir)
+            controller = ExtractController(
+                make_plan(options, server_time(base_url) if options.update else datetime.now(UTC))
+            )
+            budget = options.budget
+            tasks = controller.open_tasks(base_url, limited=budget is not None)
+            result = RunResult(Outcome("done"))
+            if tasks:
+                if options.hosts is None and any(task.kind == LeaseKind.FETCH for task in tasks):
+                    check_reachable(base_url)
+                display = stack.enter_context(closing(choose_display(mode)))
+                fleet = build_fleet(options, display.note)
+                budgets = {} if budget is None else {BUCKET: budget}
+                result = StageRunner(fleet, controller, display, budgets).run(tasks)
+            totals = manifest.write_summary(options.data_dir)
+            seconds = time.monotonic() - began
+            if tasks and totals.builds:
+                write_coverage(options.data_dir)
+        return _summary(options, controller, result, totals, seconds)
+
+    def describe(self, summary: ExtractSummary) -> str:
+        """Return a summary as text: what is verified, what is missing by name, what this run did."""
+        label = ", ".join(summary.origins) or "no data"
+        lines = [
+            f"{summary.proved} of {summary.shards} shards verified, {summary.series} series, in {summary.data} ({label})",
+            f"rows {summary.rows:,} = Σ total {summary.total:,} · duplicates {summary.duplicates} · nulls {summary.nulls:,} · "
+            f"missing at the source {summary.gap_hours:,} hours",
+        ]
+        lines += [
+            f"  gap {gap.respondent} {gap.variable} {gap.start} to {gap.end} ({gap.hours} h)"
+            for gap in summary.gaps[:MAX_GAPS]
+        ]
+        if len(summary.gaps) > MAX_GAPS:
+            lines.append(f"  … {len(summary.gaps) - MAX_GAPS} more, all listed in {summary.data}/manifest.json")
+        if summary.masked:
+            masked = ", ".join(f"{reason} {cells:,}" for reason, cells in summary.masked.items())
+            lines.append(f"masked hours by reason: {masked}")
+        if summary.new_shards:
+            lines.append(
+                f"this run: {summary.new_shards} shards, {summary.new_rows:,} rows in {summary.seconds:.1f} s "
+                f"({summary.rows_per_s:,.0f} rows/s), {summary.requests} requests, {summary.reused_pages} pages reused"
+            )
+        elif summary.status == "done":
+            lines.append("nothing was left to do")
+        if summary.faults:
+            faults = ", ".join(f"{kind} {count}" for kind, count in sorted(summary.faults.items()))
+            lines.append(f"faults of the source, all retried: {faults}")
+        lines += [f"QUARANTINED {task}: {error}: {message}" for task, error, message in summary.quarantined]
+        return "\n".join(lines)
+
+
+def server_time(base_url: str) -> datetime:
+    """Return the server's clock (the `Date` header). It decides which hours may still be revised.
+
+    Raises:
+        SourceError: no answer, or one without the header.
+    """
+    try:
+        answer = requests.get(base_url, timeout=30, allow_redirects=False, stream=True)
+        answer.close()
+        return parsedate_to_datetime(answer.headers["Date"]).astimezone(UTC)
+    except (requests.RequestException, KeyError, ValueError) as error:
+        raise SourceError(f"{base_url} gives no time in a Date header: {error}. Is it reachable?", "clock") from error
+
+
+def check_key(key: str) -> None:
+    """Refuse a key that no server would take, before it is sent to one.
+
+    Raises:
+        AuthenticationError: the key is empty, or holds a character that no key has.
+    """
+    if not key:
+        raise AuthenticationError(
+            "EIA_API_KEY is not set. Get a free key at https://www.eia.gov/opendata/register.php and export it, "
+            "or use --source bulk (real hours, no key) or --source synthetic."
+        )
+    if not key.isalnum() or not key.isascii():
+        raise AuthenticationError(
+            "EIA_API_KEY holds a blank or another character that no key has. Copy it again from EIA's mail, then "
+            "`export EIA_API_KEY=…`."
+        )
+
+
+def check_reachable(base_url: str) -> None:
+    """Try a connection to the source. With a proxy in between, only the proxy's answers can tell, so there is no check.
+
+    Raises:
+        SourceError: nothing listens at the address.
+    """
+    if requests.utils.get_environ_proxies(base_url):
+        return
+    address = urlsplit(base_url)
+    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        socket.create_connection((address.hostname or "", port), CONNECT_S).close()
+    except OSError as error:
+        raise SourceError(
+            f"Cannot connect to source {base_url}: {error.strerror or error}. Check the address and that its server runs, then run "
+            "the same command again; `--source synthetic` needs no network.",
+            "unreachable",
+        ) from None
+
+
+def _emulator(options: ExtractOptions) -> Emulator:
+    """Return the bundled emulator: on loopback, unless hosts have to reach it too."""
+    recordings = [word for path in options.source.recordings for word in ("--recordings", path)]
+    bind = reachable_bind(options.bind, options.hosts).removeprefix("tcp://").rpartition(":")[0]
+    return Emulator("--world", options.source.world or "synthetic", "--host", bind.strip("[]"), *recordings)
+
+
+def set_journal_aside(data_dir: Path) -> None:
+    """Rename a journal to `journal.sqlite*.aside`: the manifests on disk decide what is left to do."""
+    for path in data_dir.glob("journal.sqlite*"):
+        if path.suffix != ".aside":
+            path.replace(path.with_name(path.name + ".aside"))
+
+
+def _summary(
+    options: ExtractOptions,
+    controller: ExtractController,
+    result: RunResult,
+    totals: manifest.Summary,
+    seconds: float,
+) -> ExtractSummary:
+    fetched = controller.fetched
+    rows = sum(one.rows for one in fetched)
+    return ExtractSummary(
+        exit_code=result.outcome.exit_code,
+        status=result.outcome.status,
+        message=result.outcome.message,
+        source=options.source.name,
+        origins=totals.origins,
+        data=str(options.data_dir),
+        shards=len(controller.plan.shards),
+        proved=controller.verified,
+        series=totals.builds,
+        rows=totals.rows,
+        total=totals.total,
+        duplicates=totals.duplicates,
+        nulls=totals.nulls,
+        gap_hours=totals.gap_hours,
+        gaps=totals.gaps,
+        masked=totals.masked,
+        revised=totals.revised,
+        new_shards=len(fetched),
+        new_rows=rows,
+        new_files=controller.new_files,
+        requests=sum(one.requests for one in fetched),
+        reused_pages=sum(one.reused for one in fetched),
+        faults=dict(sum((Counter(one.faults) for one in fetched), Counter())),
+        quarantined=result.snapshot.get("quarantined", []),
+        budgets=result.snapshot.get("budgets", {}),
+        worker_restarts=result.restarts,
+        peak_worker_mb=result.peak_rss / 1e6,
+        seconds=seconds,
+        rows_per_s=rows / seconds,
+    )

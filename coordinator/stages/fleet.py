@@ -1,0 +1,119 @@
+"""Build the fleet of a stage from its options: local workers, SSH workers, the address where all of them connect."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from coordinator.scheduling.scheduler import LeaseTimings
+from coordinator.server.key_store import LOCAL, CoordinatorKeys, host_keys, load_coordinator, worker_key
+from coordinator.wire.auth import is_loopback, local_address_towards
+from coordinator.workers.hostfile import HERE, Hosts, hosts_from
+from coordinator.workers.remote import SshWorkerPool
+from ingest.errors import UsageError
+
+DEFAULT_TIMINGS = LeaseTimings()
+WORKER = (sys.executable, "-m", "worker")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageOptions:
+    """The options that every stage has."""
+
+    data_dir: Path
+    workers: int  # to start on this host
+    connections: int  # of each worker to the source
+    bind: str  # where to listen, tcp://ADDRESS:PORT
+    keys: Path  # folder of the CURVE keys
+    retries: int  # failures of a task until it is quarantined
+    hosts: Hosts | None = None  # of the hostfile, if there is one
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any], **own: Any) -> Self:
+        """Return the options of resolved settings; `own`: fields of the subclass, or values in place of the settings'."""
+        shared = {name: settings[name] for name in ("workers", "connections", "bind", "keys", "retries")}
+        return cls(**{"data_dir": settings["data"], "hosts": hosts_from(settings), **shared, **own})
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """Where the tasks run."""
+
+    data_dir: Path
+    bind: str
+    workers: int  # to start on this host
+    connections: int  # of each of them to the source
+    retries: int  # failures of a task until it is quarantined
+    keys: CoordinatorKeys | None = None  # None: on loopback, in clear
+    worker_key: Path | None = None  # key file of this host's workers, with CURVE
+    worker_command: tuple[str, ...] = WORKER
+    timings: LeaseTimings = DEFAULT_TIMINGS
+    hosts: SshWorkerPool | None = None  # on other hosts, their sessions open
+
+
+def build_fleet(options: StageOptions, note: Callable[[str], None]) -> Fleet:
+    """Return the fleet of a stage, with an open SSH session to each host of the hostfile.
+
+    Local workers connect over loopback in clear, or with a key of their own where the coordinator listens off loopback.
+
+    Args:
+        options: the stage's options.
+        note: receives a line before the sessions are opened.
+
+    Raises:
+        UsageError: hosts that cannot be used, with their reasons.
+    """
+    hosts, workers, command = options.hosts, options.workers, WORKER
+    bind = reachable_bind(options.bind, hosts)
+    if hosts is not None:
+        # Not under this host's own name, which may be one of the hostfile's; without an entry of its own it takes no rank.
+        workers, command = max(1, hosts.here), (*WORKER, "--host", HERE[0], *(() if hosts.here else ("--no-ranks",)))
+    remote, own_keys, key = None, None, None
+    if not is_loopback(bind):
+        if hosts is not None and hosts.remote:
+            logs = options.data_dir / "logs"
+            keys_of = {host.name: host_keys(options.keys, host.name) for host in hosts.remote}
+            remote = SshWorkerPool(hosts, options.connections, DEFAULT_TIMINGS.silence_s / 2, logs, keys_of)
+            note(f"connecting to {len(hosts.remote)} hosts over ssh")
+            remote.open()
+        key = worker_key(options.keys, LOCAL)  # before the allow-list is read
+        own_keys = load_coordinator(options.keys)
+    return Fleet(
+        options.data_dir,
+        bind,
+        workers,
+        options.connections,
+        options.retries,
+        keys=own_keys,
+        worker_key=key,
+        worker_command=command,
+        hosts=remote,
+    )
+
+
+def reachable_bind(bind: str, hosts: Hosts | None) -> str:
+    """Return where to listen: on loopback no host could connect, so there this host's address towards the first of them.
+
+    Raises:
+        UsageError: this host has no address towards it, or one that no other host reaches.
+    """
+    if hosts is None or not hosts.remote or not is_loopback(bind):
+        return bind
+    first = hosts.remote[0]
+    try:
+        own = local_address_towards(f"tcp://{first.address or first.name.rpartition('@')[2]}:22")
+    except OSError as error:
+        raise UsageError(
+            f"{first.name} has no address here ({error}). Give its `ips` in the hostfile, or set the address where the hosts "
+            "reach this one with --bind tcp://ADDRESS:PORT."
+        ) from None
+    address = f"[{own}]" if ":" in own else own
+    if is_loopback(f"tcp://{address}:1"):
+        raise UsageError(
+            f"{first.name}: this host's address towards it is {own}, which no other host reaches. Correct its `ips` in the "
+            "hostfile (workers of this host are entries with ssh 127.0.0.1), or give --bind tcp://ADDRESS:PORT."
+        )
+    return f"tcp://{address}:{bind.rpartition(':')[2]}"

@@ -1,0 +1,207 @@
+"""Run the tasks of a stage on its fleet: journal, server, workers, signals, display. Every stage uses it."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FrameType, MappingProxyType
+from typing import Any
+
+from coordinator.scheduling.events import (
+    Event,
+    Outcome,
+    TaskDone,
+    TaskFailed,
+    TaskProgress,
+    TaskQuarantined,
+    WorkerLost,
+)
+from coordinator.scheduling.rate_limit import RequestBudget
+from coordinator.scheduling.scheduler import Scheduler, TaskSpec
+from coordinator.server.hooks import StageHooks
+from coordinator.server.journal import Journal
+from coordinator.server.server import Server
+from coordinator.stages.display import Display, Rendering, render, run_view
+from coordinator.stages.fleet import Fleet
+from coordinator.wire.filesystem_id import filesystem_id
+from coordinator.wire.messages import Weights
+from coordinator.workers.local import LocalWorkerPool
+
+ENDPOINT_FILE = ".endpoint"  # in the data folder while a coordinator runs: where `coordinator status` asks
+NO_BUDGETS: Mapping[str, RequestBudget] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended."""
+
+    outcome: Outcome
+    restarts: int = 0  # workers that died or were lost, and were started again
+    peak_rss: int = 0  # bytes: the largest worker
+    snapshot: Mapping[str, Any] = field(default_factory=dict)  # the server's last
+
+
+class StageController:
+    """What a stage decides while its tasks run. A stage overrides what it needs; all is called in the server's thread."""
+
+    result_types: Mapping[str, Any] = MappingProxyType({})  # kind of task → type of its result
+    upload_roots: Mapping[str, Path] = MappingProxyType({})  # folders beside the data folder that workers may write to
+    download_roots: Mapping[str, Path] = MappingProxyType({})  # folders that workers may read from, too
+
+    def on_start(self, scheduler: Scheduler, post: Callable[[Event | Weights], None]) -> None:
+        """The journal has been replayed and nothing is served yet. `post`: as `Server.post`, from any thread."""
+
+    def on_task_done(self, done: TaskDone) -> Iterable[TaskSpec]:
+        """Commit a result, idempotently; return the tasks that it opens."""
+        return ()
+
+    def on_lease_event(self, event: TaskProgress | TaskFailed) -> None:
+        """Take the progress of a lease, or its end without a result."""
+
+    def on_tick(self, scheduler: Scheduler, now: float) -> Iterable[Event | str]:
+        """Return events to decide and lines to print. Called five times a second."""
+        return ()
+
+    def has_more_work(self) -> bool:
+        """Return whether the stage will add tasks, even if none is open."""
+        return False
+
+    def get_weights(self, sha256: str) -> Weights | None:
+        """Return the weights that a worker asks for; None: not known (any more)."""
+        return None
+
+    def view(self) -> Rendering | None:
+        """Return what displays and `coordinator status` show; None: the tasks and workers."""
+        return None
+
+
+class StageRunner:
+    """One run of a stage: leases its tasks until all have ended or the run was interrupted."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        controller: StageController,
+        display: Display,
+        budgets: Mapping[str, RequestBudget] = NO_BUDGETS,
+    ) -> None:
+        self._fleet, self._controller, self._display = fleet, controller, display
+        self._journal = Journal(fleet.data_dir / "journal.sqlite")
+        self._scheduler = Scheduler(filesystem_id(fleet.data_dir), replace(fleet.timings, max_failures=fleet.retries))
+        for record in self._journal.load():
+            self._scheduler.apply(record)
+        self._peak_rss = 0
+        self._done_before: int | None = None  # tasks that an earlier run had done
+        self._server = Server(
+            self._scheduler,
+            self._journal,
+            dict(budgets),
+            data_dir=fleet.data_dir,
+            bind=fleet.bind,
+            keys=fleet.keys,
+            hooks=StageHooks(
+                on_task_done=controller.on_task_done,
+                on_quarantined=self._on_quarantined,
+                on_lease_event=controller.on_lease_event,
+                on_tick=self._on_tick,
+                has_more_work=controller.has_more_work,
+                status_extra=self._status_extra,
+                get_weights=controller.get_weights,
+                result_types=controller.result_types,
+                upload_roots=controller.upload_roots,
+                download_roots=controller.download_roots,
+            ),
+        )
+        self._workers = LocalWorkerPool(
+            fleet.worker_command,
+            self._server.endpoint,
+            fleet.data_dir,
+            fleet.workers,
+            fleet.connections,
+            fleet.timings.silence_s / 2,
+            key=fleet.worker_key,
+        )
+
+    def run(self, tasks: Iterable[TaskSpec] = ()) -> RunResult:
+        """Lease `tasks`, and those that the controller opens, to the end.
+
+        The first Ctrl-C (or SIGTERM) finishes the running tasks, the second stops at once; both leave a run that can be
+        resumed.
+        """
+        fleet, hosts = self._fleet, self._fleet.hosts
+        self._controller.on_start(self._scheduler, self._server.post)
+        endpoint = fleet.data_dir / ENDPOINT_FILE
+        endpoint.write_text(self._server.endpoint)
+        try:
+            self._server.add_tasks(tasks, whole=True)
+            self._workers.start()
+            if hosts is not None:
+                hosts.start(self._server.endpoint)
+            with drain_on_interrupt(self._server, self._display):
+                outcome = self._server.run()
+        finally:
+            endpoint.unlink(missing_ok=True)
+            if hosts is not None:
+                hosts.stop()
+            self._workers.stop()
+            self._journal.close()
+        restarts = self._workers.restarts + (hosts.restarts if hosts is not None else 0)
+        return RunResult(outcome, restarts, self._peak_rss, self._server.snapshot())
+
+    def _on_tick(self) -> None:
+        workers, hosts = self._scheduler.workers.values(), self._fleet.hosts
+        for line in self._workers.supervise(
+            {worker.registration.pid for worker in workers if worker.shares_filesystem}, self._server.lost
+        ):
+            self._display.note(line)
+        if hosts is not None:
+            for line in hosts.supervise({worker.registration.host for worker in workers}, self._on_host_lost):
+                self._display.note(line)
+        snapshot = self._server.snapshot()
+        self._peak_rss = max([self._peak_rss, *(worker["rss"] for worker in snapshot["workers"])])
+        if self._done_before is None:
+            self._done_before = snapshot["tasks"].get("done", 0)
+        for what in self._controller.on_tick(self._scheduler, time.monotonic()):
+            if isinstance(what, str):
+                self._display.note(what)
+            else:
+                self._server.post(what)
+        self._display.update(self._controller.view() or render(run_view(snapshot, self._done_before)))
+
+    def _on_host_lost(self, host: str, reason: str) -> None:
+        for name, worker in self._scheduler.workers.items():
+            if worker.registration.host == host:
+                self._server.post(WorkerLost(name, reason))
+
+    def _on_quarantined(self, what: TaskQuarantined) -> None:
+        self._display.note(f"quarantined {what.task.id}: {what.error}: {what.message}")
+
+    def _status_extra(self) -> dict[str, Any]:
+        view = self._controller.view()
+        return {} if view is None else {"training": view.line}
+
+
+@contextmanager
+def drain_on_interrupt(server: Server, display: Display) -> Iterator[None]:
+    """Inside, the first Ctrl-C or SIGTERM drains the server and the second stops it."""
+    received = 0
+
+    def on_signal(signum: int, frame: FrameType | None) -> None:
+        nonlocal received
+        received += 1
+        if received == 1:
+            display.note("Stopping after the running tasks. Press Ctrl-C again to stop now. Both can be resumed.")
+            server.drain()
+        else:
+            server.stop_now()
+
+    before = {which: signal.signal(which, on_signal) for which in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for which, handler in before.items():
+            signal.signal(which, handler)
