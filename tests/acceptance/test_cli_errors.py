@@ -220,7 +220,7 @@ MISTAKES = (
     Mistake("started a second coordinator", EXTRACT, USAGE, ("data is in use", "pid", "`coordinator status`"), second_coordinator, process=True),
     Mistake("kept a folder of an older version", "coordinator verify", USAGE, ("data", "format 0", "`mv data data.old`"), of_format(0)),
     Mistake("kept a folder of a later version", EXTRACT, USAGE, ("data", "format 9", "`mv data data.old`"), of_format(9), process=True),
-    Mistake("damaged a manifest", EXTRACT, FAILED, ("g000.json", "no readable manifest", f"`{EXTRACT}`"), damaged_manifest, process=True),
+    Mistake("damaged a manifest", EXTRACT, FAILED, ("g000.json", "not a readable manifest", f"`{EXTRACT}`"), damaged_manifest, process=True),
     Mistake("damaged a series", "coordinator verify", FAILED, ("long.parquet", "sha256", f"`{EXTRACT}`"), damaged_series, told=True),
     # -- too early, or for something else
     Mistake("trained before extracting", "coordinator start --train", USAGE, ("data", "no series", f"`{EXTRACT} --data data`")),
