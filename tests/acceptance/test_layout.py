@@ -24,17 +24,18 @@ def name_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def test_a_worker_never_loads_the_scheduler() -> None:
+def test_coordinator_package_is_empty() -> None:
+    """A worker imports `coordinator.wire`; an empty package loads nothing else with it."""
     assert (ROOT / "coordinator" / "__init__.py").read_text() == ""
 
 
 @pytest.mark.parametrize("path", [p for p in modules() if p.read_text().strip()], ids=name_of)
-def test_module_says_in_one_line_what_it_is(path: Path) -> None:
+def test_module_has_a_docstring(path: Path) -> None:
     doc = ast.get_docstring(ast.parse(path.read_text()))
     assert doc and len(doc.splitlines()[0]) > 15, f"{path.relative_to(ROOT)}: no first docstring line"
 
 
-def test_top_level_is_the_fixed_one() -> None:
+def test_top_level_is_fixed() -> None:
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
         "\n"
     )

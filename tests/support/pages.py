@@ -1,4 +1,4 @@
-"""What README and the pages of docs quote: blocks by language, and every command, with the page that it stands in."""
+"""Read README and the pages of docs: fenced blocks by language, and every command that a page quotes."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def name_of(path: Path) -> str:
 
 
 def blocks(text: str, language: str) -> list[str]:
-    """Fenced blocks of a language; "" for those that name none."""
+    """Return the fenced blocks of a language; "" for blocks without one."""
     return [content for kind, content in FENCE.findall(text) if kind == language]
 
 
 def commands(text: str) -> Iterator[str]:
-    """Every command that a page quotes: in a block of shell, an indented line, or between backticks; runner and comment left out."""
+    """Yield every command of a page: in a shell block, an indented line, or between backticks; without runner and comment."""
     quoted = [line for kind in ("sh", "console", "") for block in blocks(text, kind) for line in joined(block)]
     rest = FENCE.sub("", text)
     quoted += re.findall(r"^    (\S.*)$", rest, re.MULTILINE) + re.findall(r"`([^`\n]+)`", rest)
@@ -39,5 +39,5 @@ def commands(text: str) -> Iterator[str]:
 
 
 def joined(block: str) -> list[str]:
-    """Lines of a block, continued ones as one."""
+    """Return the lines of a block, with continued lines joined."""
     return block.replace("\\\n", " ").splitlines()
