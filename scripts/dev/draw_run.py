@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""uv run scripts/dev/draw_run.py: run the default job and keep a picture of it: docs/images/run.svg and docs/images/coverage.png.
+"""Run the default extraction and draw docs/images/run.svg: `uv run scripts/dev/draw_run.py`.
 
-The picture is what a terminal shows: the running coordinator is asked for its status half-way, and the display draws it.
+The picture shows what a terminal shows: the display of the running coordinator half-way, and its summary at the end. The
+summary is printed as well, to be quoted in README.
 """
 
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,33 +20,37 @@ from coordinator.cli import status
 from coordinator.stages.display import run_view, to_rich
 from coordinator.stages.runner import ENDPOINT_FILE
 
-IMAGES = Path(__file__).resolve().parents[2] / "docs" / "images"
+IMAGE = Path(__file__).resolve().parents[2] / "docs" / "images" / "run.svg"
 WIDTH = 110  # columns
 
 
 def main() -> None:
-    IMAGES.mkdir(parents=True, exist_ok=True)
+    """Run the extraction in a temporary folder and draw it."""
     with tempfile.TemporaryDirectory() as folder:
-        data = Path(folder) / "data"
+        endpoint = Path(folder) / "data" / ENDPOINT_FILE
         command = [sys.executable, "-m", "coordinator", "start", "--extract", "--quiet"]
         process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
-        picture = None
+        half_way = None
         while process.poll() is None:
             time.sleep(0.1)
-            endpoint = data / ENDPOINT_FILE
             snapshot = status.request_snapshot(endpoint.read_text(), Path(folder)) if endpoint.exists() else None
-            if snapshot and snapshot["tasks"].get("done", 0) * 2 >= sum(snapshot["tasks"].values()) and picture is None:
-                picture = to_rich(run_view(snapshot, already_done=0))
+            if (
+                half_way is None
+                and snapshot
+                and snapshot["tasks"].get("done", 0) * 2 >= sum(snapshot["tasks"].values())
+            ):
+                half_way = to_rich(run_view(snapshot, already_done=0))
         assert process.stdout is not None
-        console = Console(record=True, width=WIDTH, file=sys.stderr, force_terminal=True)
-        console.print("$ uv run coordinator start --extract", style="bold")
-        if picture is not None:
-            console.print(picture, "")
-        console.print(process.stdout.read().strip(), highlight=False, markup=False)
-        svg = console.export_svg(title="coordinator start --extract, half-way and at its end")
-        svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)  # they would be fetched from a server
-        (IMAGES / "run.svg").write_text(svg)
-        shutil.copy(data / "coverage.png", IMAGES / "coverage.png")
+        summary = process.stdout.read().strip()
+    console = Console(record=True, width=WIDTH, file=sys.stderr, force_terminal=True)
+    console.print("$ uv run coordinator start --extract", style="bold")
+    if half_way is not None:
+        console.print(half_way, "")
+    console.print(summary, highlight=False, markup=False)
+    svg = console.export_svg(title="coordinator start --extract, half-way and at its end")
+    svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)  # fonts would be loaded from a server
+    IMAGE.write_text(svg)
+    print(summary)
 
 
 if __name__ == "__main__":
