@@ -1,27 +1,27 @@
-"""Errors of grid control, drawn as a tree.
+"""Exceptions of grid control.
 
 ControlError
-├── GridError     a parameter of fleet or cost breaks a rule that exactness rests on
-├── DataError     arrays that do not fit one another, or hold what cannot be used
-└── SolveError    a linear program that HiGHS did not solve
+├── GridError     a parameter of fleet or cost breaks a rule that the exact optimum depends on
+├── DataError     arrays or files that do not fit one another, or have unusable content
+└── SolveError    HiGHS did not solve a linear program
 """
 
 from __future__ import annotations
 
 
 class ControlError(Exception):
-    """Base. The message names the subject and the rule. `exit_code`: of a program that ends by it."""
+    """Base class. The message names the subject and the rule. `exit_code`: of a program that ends by it."""
 
     exit_code = 1
 
 
 class GridError(ControlError):
-    """A parameter of fleet or cost breaks a rule that exactness rests on."""
+    """A parameter of fleet or cost breaks a rule that the exact optimum depends on."""
 
 
 class DataError(ControlError):
-    """Arrays that do not fit one another, or hold what cannot be used."""
+    """Arrays or files do not fit one another, or have unusable content."""
 
 
 class SolveError(ControlError):
-    """A linear program that HiGHS did not solve."""
+    """HiGHS did not solve a linear program."""

@@ -1,7 +1,7 @@
-"""gymnasium's two faces of the environment: `gymnasium.make("rl.gym:GridControl-v0")` and `make_vec` with the same name.
+"""Gymnasium's two interfaces to the environment: `gymnasium.make("rl.gym:GridControl-v0")` and `make_vec` with the same name.
 
-Both are thin: `rl.env.vector.VectorGridEnv` does the work. The reward is minus the hour's cost, $ per MW of reference peak. An episode
-*terminates* after its last hour, where the stores are at rest again: nothing is left to be valued, so it is never truncated.
+Both are thin: `rl.env.vector.VectorGridEnv` does the work. The reward is minus the hour's cost, $ per MW of reference peak. An
+episode *terminates* after its last hour, where the stores are at rest again: nothing is left to be valued, so it is never truncated.
 """
 
 from __future__ import annotations
@@ -27,19 +27,20 @@ Info = dict[str, Any]
 
 
 class GridControl(gymnasium.Env[Any, Any]):
-    """One episode at a time. `reset(options={"start": row})` names the row of the dataset; else it is drawn."""
+    """One episode at a time."""
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - gymnasium's own attribute
 
     def __init__(self, grid: Grid | None = None, data: Dataset | None = None, hours: int = WEEK) -> None:
+        """Use the default grid and a synthetic region unless `grid` and `data` are given; an episode has `hours` hours."""
         self.env = VectorGridEnv(grid or Grid(), data or synthetic_dataset(), 1, hours)
         self._starts = _starts(self.env)
         self.observation_space, self.action_space = _spaces(self.env)
 
     def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[NDArray[np.float32], Info]:
-        """As gymnasium has it: observation [feature] and the first row.
+        """Start an episode; return the observation [feature] and the info, whose `start` is the dataset's row.
 
-        `options={"start": row}` names the row; else it is drawn.
+        `options={"start": row}` chooses the row; otherwise it is drawn.
         """
         super().reset(seed=seed)
         start = (options or {}).get("start")
@@ -47,9 +48,9 @@ class GridControl(gymnasium.Env[Any, Any]):
         return self.env.reset(np.array([row]))[0].copy(), {"start": row}
 
     def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, Info]:
-        """An hour. `action` [action] → observation [feature], reward (minus the cost), terminated, truncated, info.
+        """Run one hour with `action` [action]; return observation [feature], reward (minus the cost), terminated, truncated, info.
 
-        The info has `cut`: energy that the projection took from what was asked, so far in this episode, by store.
+        The info has `cut`: the energy that the projection has cut from the actions of this episode, by store.
         """
         observation, cost = self.env.step(np.asarray(action, float)[:, None])
         info = {"cut": self.env.clipped_energy[:, 0].copy()}
@@ -57,13 +58,14 @@ class GridControl(gymnasium.Env[Any, Any]):
 
 
 class GridControlVector(VectorEnv[Any, Any, Any]):
-    """N episodes that begin and end together. The step that ends them returns the first observation of the next ones."""
+    """N episodes that start and end together. The step that ends them returns the first observation of the next ones."""
 
     metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
 
     def __init__(
         self, num_envs: int = 1, grid: Grid | None = None, data: Dataset | None = None, hours: int = WEEK
     ) -> None:
+        """Use the default grid and a synthetic region unless `grid` and `data` are given; an episode has `hours` hours."""
         self.num_envs = num_envs
         self.env = VectorGridEnv(grid or Grid(), data or synthetic_dataset(), num_envs, hours)
         self._starts = _starts(self.env)
@@ -74,9 +76,12 @@ class GridControlVector(VectorEnv[Any, Any, Any]):
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: Info | None = None
     ) -> tuple[NDArray[np.float32], Info]:
-        """One generator serves all episodes: `seed` is one number, DataError for a list.
+        """Start all episodes; return the observations [N, feature] and the info, whose `start` has the rows [N].
 
-        `options={"start": rows [N]}` names the rows.
+        `options={"start": rows}` chooses the rows [N]. One generator draws for all episodes, so `seed` is one number.
+
+        Raises:
+            DataError: `seed` is a list.
         """
         if isinstance(seed, list):
             raise DataError("GridControlVector draws the starts of all episodes from one generator: give one seed")
@@ -88,7 +93,7 @@ class GridControlVector(VectorEnv[Any, Any, Any]):
     def step(
         self, actions: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[Any], NDArray[Any], Info]:
-        """At the end of the episodes the info has their `final_obs` and the `cut` of the whole episode, [store, N]."""
+        """Run one hour; at the episodes' end the info has their `final_obs` and the `cut` of the whole episode, [store, N]."""
         observation, cost = self.env.step(np.asarray(actions).T)
         reward, ended = -cost, self.env.hours_left == 0
         info: Info = {}
@@ -104,7 +109,7 @@ class GridControlVector(VectorEnv[Any, Any, Any]):
 
 @cache
 def synthetic_dataset() -> Dataset:
-    """Two made-up years with a day-ahead forecast: what the environment uses when it is given nothing."""
+    """Build two synthetic years with a day-ahead forecast, the default dataset."""
     region, issued = synthetic()
     return build_dataset([region], [day_ahead(region, issued, 24)], "2017-01-02T00", "2019-01-01T00")
 

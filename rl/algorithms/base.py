@@ -55,6 +55,7 @@ class PolicyVersions:
     """The newest version, and the older ones that stale rollouts still need."""
 
     def __init__(self, first: Mlp, staleness: int) -> None:
+        """Hold version 0, for an algorithm whose rollouts may be `staleness` iterations behind."""
         self._staleness = staleness
         self.held: dict[int, Mlp] = {0: first}
         self._content: dict[int, bytes] = {}
@@ -65,12 +66,12 @@ class PolicyVersions:
 
     @property
     def number(self) -> int:
-        """Return the newest version's number."""
+        """The newest version's number."""
         return max(self.held)
 
     @property
     def newest(self) -> Mlp:
-        """Return the newest version's policy."""
+        """The newest version's policy."""
         return self.held[self.number]
 
     def add(self, policy: Mlp) -> None:

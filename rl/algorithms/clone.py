@@ -76,6 +76,7 @@ class Network(nn.Module):
     """`rl.policy.Mlp` in MLX, on normalised observations."""
 
     def __init__(self, policy: Mlp) -> None:
+        """Copy the layers of `policy`."""
         super().__init__()
         self.layers = [{"weight": mx.array(weight), "bias": mx.array(bias)} for weight, bias in policy.layers]
 

@@ -69,6 +69,7 @@ class Evolution:
     """An algorithm (`rl.algorithms.base.Algorithm`)."""
 
     def __init__(self, dataset: str, policy: Mlp, settings: Settings) -> None:
+        """Start from `policy`, on the dataset named `dataset`."""
         self.settings, self.staleness, self.iterations = settings, settings.staleness, settings.iterations
         self._dataset = dataset
         self.versions = PolicyVersions(policy, settings.staleness)

@@ -241,7 +241,7 @@ class PathwiseGradient:
 
     @property
     def members(self) -> list[Mlp]:
-        """Return the members' present policies."""
+        """The members' present policies."""
         return [policy for policy, _, _ in self._members]
 
     def jobs(self, iteration: int) -> list[GradientSteps]:

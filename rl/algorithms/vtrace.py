@@ -90,6 +90,7 @@ class ActorCritic(nn.Module):
     """The policy's mean, one standard deviation for each action, and the value."""
 
     def __init__(self, policy: Mlp, value: Mlp, noise: float) -> None:
+        """Copy the weights of `policy` and `value`; `noise` is the standard deviation of all actions."""
         super().__init__()
         self.mean, self.value = Network(policy), Network(value)
         self.log_std = mx.full((policy.layers[-1][0].shape[0],), float(np.log(noise)))
@@ -110,11 +111,7 @@ class Batch:
 
 
 def rebuild(runner: JobRunner, policy: Mlp, job: Rollout, result: Arrays) -> Batch:
-    """Replay a rollout's actions to get its observations and rewards.
-
-    Raises:
-        DataError: The costs of the replay are not those that were reported.
-    """
+    """Replay a rollout's actions to get its observations and rewards; DataError, from `replay`, where the costs differ."""
     (starts, _), dataset = runner.draw_starts(job), runner.dataset(job.dataset)
     observations, cost = replay(runner, job, result)
     loads = dataset.load[starts + np.arange(job.hours)[:, None]]
@@ -127,6 +124,7 @@ class VTrace:
     """An algorithm (`rl.algorithms.base.Algorithm`) that improves a policy and a value network once an iteration."""
 
     def __init__(self, runner: JobRunner, dataset: str, policy: Mlp, settings: Settings) -> None:
+        """Start from `policy`, on the dataset named `dataset`; `runner` replays the rollouts."""
         self.settings, self.staleness, self.iterations = settings, settings.staleness, settings.iterations
         self._runner, self._dataset = runner, dataset
         rng = np.random.default_rng(settings.seed)

@@ -40,6 +40,7 @@ class LruCache:
     """A cache of the `size` most recently used values."""
 
     def __init__(self, size: int = CACHED) -> None:
+        """Keep at most `size` values."""
         self._size, self._values = size, {}  # type: tuple[int, dict[Hashable, Any]]
 
     def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
@@ -51,9 +52,10 @@ class LruCache:
 
 
 class JobRunner:
-    """Runs jobs, one thread at a time. `folder` has the datasets; `policy_of(sha256)` returns the policies."""
+    """Runs jobs, one thread at a time."""
 
     def __init__(self, folder: Path, policy_of: Callable[[str], Mlp], grid: Grid | None = None) -> None:
+        """Read datasets from the control folder `folder`, and get policies from `policy_of(sha256)`."""
         self.folder, self.grid, self.policy_of = folder, grid or Grid(), policy_of
         self._datasets, self._starts, self._envs, self._rules = (
             LruCache(),

@@ -1,4 +1,4 @@
-"""What the environment gathers from: load, observation and mask of every hour of every region, one row an hour."""
+"""Datasets of the environment: load, features and mask of every hour of every region, one row an hour."""
 
 from __future__ import annotations
 
@@ -15,21 +15,19 @@ from rl.errors import DataError
 
 Array = NDArray[np.float64]
 
-KNOTS_AHEAD = 2  # hours for which the distances to the knots of the merit order are shown
-REACH = (
-    -0.03,
-    0.05,
-)  # reference peaks below and above a knot at which its distance saturates: about what the fleet can move
+KNOTS_AHEAD = 2  # hours for which a row has the distances to the knots of the merit order
+# Reference peaks below and above a knot at which its distance saturates: about what the fleet can move.
+REACH = (-0.03, 0.05)
 CLOCK = ("sin hour", "cos hour", "sin week", "cos week", "sin year", "cos year")
 LOADS = (1, 2, 3, 24)  # hours back
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Rows of one or several regions, one after another; hours of a region follow one another."""
+    """Rows of one or several regions, one region after another; the hours of a region are consecutive."""
 
     load: Array  # [row] net load, reference peaks
-    previous_load: Array  # [row] of the hour before
+    previous_load: Array  # [row] net load of the hour before
     known: NDArray[np.bool_]  # [row] this hour and the one before were measured
     features: NDArray[np.float32]  # [row, feature] known at the hour's start
     feature_names: tuple[str, ...]  # [feature]
@@ -40,7 +38,7 @@ class Dataset:
     month: NDArray[np.int64]  # [row] 0…11, local standard time
 
     def starts(self, hours: int) -> NDArray[np.int64]:
-        """Rows [start] at which an episode of `hours` hours can start: all of it measured and in one region."""
+        """Return the rows [start] at which an episode of `hours` hours can start: all of it measured and in one region."""
         found = []
         for first, last in self.spans:
             if last - first >= hours:
@@ -49,7 +47,7 @@ class Dataset:
         return np.concatenate(found) if found else np.zeros(0, np.int64)
 
     def gather(self, forecasts: Sequence[Forecast]) -> Forecast:
-        """Other forecasts of the same regions' series, [hour, horizon, feature] each → [row, horizon, feature]."""
+        """Convert other forecasts of the same regions, [hour, horizon, feature] each, to [row, horizon, feature]."""
         pairs = zip(forecasts, self.origins, self.spans, strict=True)
         return np.concatenate([f[origin : origin + last - first] for f, origin, (first, last) in pairs])
 
@@ -57,24 +55,33 @@ class Dataset:
 def build_dataset(
     regions: Sequence[Region], forecasts: Sequence[Forecast | None], start: str, end: str, grid: Grid | None = None
 ) -> Dataset:
-    """The hours from `start` (inclusive) to `end` (exclusive), `YYYY-MM-DDTHH`, of every region with its forecast.
+    """Build a dataset of every region with its forecast.
 
-    Features: the load of 1, 2, 3 and 24 hours ago, hour, week and year as sines, then the forecast [hour, horizon, feature]
-    flattened; None for no forecast. With `grid`, also what a learner would have to find out by itself about the first feature:
-    its change from the present hour, the merit order's price at it, and its distance to every knot of the merit order. What a
-    row shows of hours before `start` is real. DataError where a region does not reach, or forecasts differ in shape.
+    Features: the load of 1, 2, 3 and 24 hours ago, hour, week and year as sines, then the forecast, flattened. With `grid`, also
+    what a learner would have to find out by itself about the first feature: its change from the present hour, the merit order's
+    price at it, and its distance to every knot of the merit order. Features of hours before `start` are real.
+
+    Args:
+        regions: In this order.
+        forecasts: One a region, [hour, horizon, feature], or None for no forecast.
+        start: First hour, `YYYY-MM-DDTHH`.
+        end: The hour after the last.
+        grid: Of the merit order.
+
+    Raises:
+        DataError: A region lacks some of the hours, or the forecasts differ in shape.
     """
     if len({None if f is None else f.shape[1:] for f in forecasts}) != 1 or len(regions) != len(forecasts):
-        raise DataError("each region needs one forecast, all of one horizon and number of features")
+        raise DataError("each region needs one forecast, all with the same horizon and number of features")
     parts, spans, origins, row = [], [], [], 0
     for region, forecast in zip(regions, forecasts, strict=True):
         first, last = (int(np.searchsorted(region.hours, np.datetime64(when, "h"))) for when in (start, end))
         if first < 1 or last - first != (np.datetime64(end, "h") - np.datetime64(start, "h")).astype(int):
             raise DataError(
-                f"{region.name}: has {region.hours[0]} to {region.hours[-1]}, not {start} and the hour before, to {end}"
+                f"{region.name}: has {region.hours[0]} to {region.hours[-1]}; needed are {start} and the hour before, to {end}"
             )
         if forecast is not None and len(forecast) != len(region.load):
-            raise DataError(f"{region.name}: forecast of {len(forecast)} hours for {len(region.load)}")
+            raise DataError(f"{region.name}: the forecast has {len(forecast)} hours, the region {len(region.load)}")
         parts.append(_rows(region, forecast, np.arange(first, last), grid))
         spans.append((row, row + last - first))
         origins.append(first)
@@ -112,9 +119,9 @@ def _knots(grid: Grid) -> Array:
 
 
 def _merit(grid: Grid, ahead: Array) -> Array:
-    """Of a forecast [row, horizon]: changes from the first hour, log of the price, distances to knots, [row, feature].
+    """Compute the features of a forecast [row, horizon]: changes from the first hour, log of the price, distances to knots.
 
-    The price is that of a merit order with its steps smoothed: through the middle of each.
+    The price is that of a merit order with smoothed steps: interpolated between the middles of its steps.
     """
     knots = _knots(grid)
     prices = np.log([price for _, price in grid.merit_order])

@@ -1,8 +1,8 @@
-"""What a controller knows ahead, each as float32 [hour, horizon, feature] in reference peaks.
+"""Forecasts that a controller has, each as float32 [hour, horizon, feature] in reference peaks.
 
-Row t, horizon h is the forecast of the net load of hour t + h made at the start of hour t: it has seen the load up to hour t - 1
-and nothing later (tests/unit/rl/test_forecasts.py changes the future and looks). Only `oracle` knows it all. Near the end of the
-series, where hour t + h does not exist, the last hour of the series stands for it.
+Row t, horizon h is the forecast of the net load of hour t + h made at the start of hour t: it depends on the load up to hour t - 1
+and on nothing later (tests/unit/rl/test_forecasts.py changes the future and compares). Only `oracle` knows the future. Near the
+end of the series, where hour t + h does not exist, the series' last hour replaces it.
 """
 
 from __future__ import annotations
@@ -16,29 +16,36 @@ from rl.errors import DataError
 Array = NDArray[np.float64]
 Forecast = NDArray[np.float32]
 DAY = 24  # hours
-LAGS = (*range(1, 26), 47, 48, 49, 72, 96, 120, 144, 167, 168, 169)  # hours back of the errors that `corrected` knows
+LAGS = (*range(1, 26), 47, 48, 49, 72, 96, 120, 144, 167, 168, 169)  # hours back of the errors that `corrected` uses
 FAR = 6  # hours ahead
 RIDGE = 3e-3  # of a regressor's own sum of squares
 
 
 def persistence(region: Region, horizon: int) -> Forecast:
-    """Yesterday's hour again: the last load known of the same hour of the day, [hour, horizon, 1]."""
+    """Repeat yesterday's hour: the last known load of the same hour of the day, [hour, horizon, 1]."""
     return _gather(region.load, _targets(region, horizon) - _days_back(horizon))
 
 
 def oracle(region: Region, horizon: int) -> Forecast:
-    """The truth, [hour, horizon, 1]."""
+    """Return the true load, [hour, horizon, 1]."""
     return _gather(region.load, np.minimum(_targets(region, horizon), len(region.load) - 1))
 
 
 def day_ahead(region: Region, issued: Array, horizon: int, *, issue_hour: int = 10) -> Forecast:
-    """The operators' day-ahead forecast as it was known, [hour, horizon, 1].
+    """Return the operators' day-ahead forecast as it was known, [hour, horizon, 1].
 
-    `issued` [hour] is EIA's DF, in reference peaks, NaN where missing. From `issue_hour` o'clock local standard time
-    on, all hours of the next operating day are known; before, those of the present day. (EIA-930 has the forecast made
-    on the day before, without the hour: 10:00 is an assumption.) An hour further ahead takes the forecast of the same
-    hour on the last day known; a missing value, the load of the last such hour. DataError where `issued` has not the
-    region's hours.
+    From `issue_hour` o'clock local standard time on, all hours of the next operating day are known; before, those of the
+    present day. (EIA-930 has the forecast made on the day before, without the hour: 10:00 is an assumption.) An hour further
+    ahead takes the forecast of the same hour on the last known day; a missing value, the load of the last such hour.
+
+    Args:
+        region: Its hours and loads.
+        issued: EIA's DF, in reference peaks, NaN where missing, [hour].
+        horizon: Hours ahead.
+        issue_hour: Hour of the day at which the next day's forecast is issued.
+
+    Raises:
+        DataError: `issued` does not have the region's hours.
     """
     if issued.shape != region.load.shape:
         raise DataError(f"{region.name}: day-ahead forecast {issued.shape} for {region.load.shape} hours")
@@ -53,12 +60,15 @@ def day_ahead(region: Region, issued: Array, horizon: int, *, issue_hour: int = 
 
 
 def corrected(region: Region, point: Forecast, fit_end: str) -> Forecast:
-    """`point` [hour, horizon, 1] plus what is known of its errors: a linear regression by horizon and hour of the day.
+    """Correct `point` [hour, horizon, 1] by its known errors: a linear regression by horizon and hour of the day.
 
-    Fitted on hours before `fit_end` (with the hour of the day before and after, for more samples) by least squares with a little
+    Fitted on hours before `fit_end` (with the hour of the day before and after, for more samples) by least squares with a small
     ridge. Regressors: the errors of the hours and days before (`LAGS`), the season; from `FAR` hours on, where `point` may know no
     more than the last day, the load of one and two weeks before the target less `point`, and the target's day of the week.
-    An error that was not measured counts as none. DataError where an hour of the day was never measured before `fit_end`.
+    A missing error counts as 0.
+
+    Raises:
+        DataError: An hour of the day was never measured before `fit_end`.
     """
     clock = region.local.astype(np.int64) % DAY
     missed = np.where(region.known, region.load - point[:, 0, 0], np.nan)
@@ -93,9 +103,13 @@ def corrected(region: Region, point: Forecast, fit_end: str) -> Forecast:
 
 
 def with_quantiles(region: Region, point: Forecast, fit_end: str, levels: tuple[float, ...]) -> Forecast:
-    """`point` [hour, horizon, 1] plus the quantiles of its errors before `fit_end`, by horizon and hour of the day.
+    """Add to `point` [hour, horizon, 1] the quantiles of its errors before `fit_end`, by horizon and hour of the day.
 
-    [hour, horizon, level], rising in level. DataError where an hour and horizon has no error before `fit_end`.
+    Returns:
+        float32 [hour, horizon, level], rising in level.
+
+    Raises:
+        DataError: An hour and horizon has no error before `fit_end`.
     """
     error, used = _errors(region, point, fit_end)
     clock = region.local.astype(np.int64) % DAY
@@ -111,7 +125,7 @@ def with_quantiles(region: Region, point: Forecast, fit_end: str, levels: tuple[
 
 
 def _errors(region: Region, point: Forecast, fit_end: str) -> tuple[Array, NDArray[np.bool_]]:
-    """Load less forecast, and where both lie before `fit_end` and were measured: [hour, horizon] each."""
+    """Return load less forecast, and where both are before `fit_end` and measured: [hour, horizon] each."""
     target = _targets(region, point.shape[1])
     inside = np.minimum(target, len(region.load) - 1)
     before = int(np.searchsorted(region.hours, np.datetime64(fit_end, "h")))
@@ -124,11 +138,11 @@ def _targets(region: Region, horizon: int) -> NDArray[np.int64]:
 
 
 def _days_back(horizon: int) -> NDArray[np.int64]:
-    """Hours from horizon h back to the last hour known with the same hour of the day."""
+    """Return the hours from horizon h back to the last known hour with the same hour of the day."""
     return DAY * (1 + np.arange(horizon) // DAY)
 
 
 def _gather(values: Array, at: NDArray[np.int64]) -> Forecast:
-    """Before the series' first hour, the same hour of its first days stands in."""
+    """Take values at the hours `at`; an hour before the series' start takes the same hour of its first day."""
     at = np.where(at < 0, at % DAY, at)
     return values[at].astype(np.float32)[..., None]

@@ -9,8 +9,8 @@ Hour t, with net load L_t, power p_k of store k into the grid (negative: chargin
     cost           f(G_t) + ramp |G_t - G_{t-1}| + Σ_k wear_k max(p_k, 0) + Σ_k holding_k (energy_k - charge_k) + shed s
 
 f is convex: its slope is -curtailment below `must_run`, then climbs the merit order, then is `unserved` above the last bound.
-Shiftable load is a store: calling it takes energy out (a debt to the customers), paying back puts it in, a little more than
-was taken. `PROXY` marks a parameter that stands for something that EIA-930 does not tell; none is a claim on a real system.
+Shiftable load is a store: a call takes energy out (a debt to the customers), the rebound puts it back, with a little more than
+the call took. `PROXY` marks a parameter for which EIA-930 has no data; none is a claim about a real system.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Store:
-    """One class of storage of the fleet, or the load that can be shifted."""
+    """One class of storage in the fleet, or the shiftable load."""
 
     name: str
-    power: float  # most power in either direction, at the grid, in reference peaks
+    power: float  # maximum in either direction, at the grid, in reference peaks
     hours: float  # energy / power, h
     charge_efficiency: float  # energy stored / energy taken from the grid
     discharge_efficiency: float  # energy given to the grid / energy taken from the store
@@ -40,12 +40,12 @@ class Store:
 
     @property
     def energy(self) -> float:
-        """Most energy held, in reference peaks × 1 h."""
+        """Energy capacity, in reference peaks × 1 h."""
         return self.power * self.hours
 
     @property
     def loss(self) -> float:
-        """MWh burnt for each MWh given to the grid when charging and discharging at once."""
+        """MWh lost for each MWh given to the grid when charging and discharging at once."""
         return 1 / (self.charge_efficiency * self.discharge_efficiency) - 1
 
 
@@ -56,7 +56,7 @@ BATTERIES = (
     Store("battery_4h", power=0.05, hours=4.0, charge_efficiency=0.92, discharge_efficiency=0.92, wear=6.0),
 )
 # 6 % of peak in demand response, half of it shiftable: FERC staff's yearly assessment gives wholesale programmes 6 % of peak in
-# 2018. PROXY: 3 h, 5 % more paid back than taken, $10 a MWh called, $0.5 for each hour that a MWh is owed.
+# 2018. PROXY: 3 h, a rebound of 5 % more than was taken, $10 a MWh called, $0.5 for each hour that a MWh is owed.
 SHIFTABLE = Store(
     "shiftable",
     power=0.03,
@@ -68,7 +68,7 @@ SHIFTABLE = Store(
     rest=1.0,
 )
 # PROXY for a supply curve: (up to this share of reference peak, $/MWh). Gas at about $3/MMBtu (Henry Hub, 2015-2019) and 7 to
-# 11 MMBtu/MWh is $20 to $35; the last two steps stand for scarcity below and above FERC Order 831's soft cap of $1,000.
+# 11 MMBtu/MWh is $20 to $35; the last two steps model scarcity below and above FERC Order 831's soft cap of $1,000.
 MERIT_ORDER = (
     (0.45, 18.0),
     (0.55, 22.0),
@@ -84,12 +84,12 @@ MERIT_ORDER = (
 
 @dataclass(frozen=True)
 class Grid:
-    """Fleet and cost. GridError where convexity fails, or where burning energy could pay (see `_check`)."""
+    """The fleet and its cost. Parameters must keep the cost convex and make it unprofitable to burn energy (see `_check`)."""
 
     stores: tuple[Store, ...] = (*BATTERIES, SHIFTABLE)
-    shed_power: float = 0.03  # most load shed, in reference peaks: the other half of FERC's 6 %
+    shed_power: float = 0.03  # maximum load shed, in reference peaks: the other half of FERC's 6 %
     shed: float = 1200.0  # $/MWh. PROXY: emergency programmes are called last, at strikes of $1,000 to $1,849 in PJM
-    must_run: float = 0.30  # in reference peaks. PROXY: nuclear, run of river, heat; below it generation is thrown away
+    must_run: float = 0.30  # in reference peaks. PROXY: nuclear, run of river, heat; below it generation is curtailed
     merit_order: tuple[tuple[float, float], ...] = MERIT_ORDER
     unserved: float = 9000.0  # $/MWh: ERCOT's system-wide offer cap of 2015-2021, its value of lost load
     curtailment: float = 25.0  # $/MWh: the production tax credit that wind loses (2019: 2.5 ¢/kWh)
@@ -98,6 +98,7 @@ class Grid:
     intercepts: Array = field(init=False, repr=False, compare=False)  # [piece] f(G) = max(intercepts + slopes · G)
 
     def __post_init__(self) -> None:
+        """Compute the pieces of f."""
         slopes = np.array([-self.curtailment, *(price for _, price in self.merit_order), self.unserved])
         knots = np.array([self.must_run, *(bound for bound, _ in self.merit_order)])
         self._check(slopes, knots)
@@ -107,11 +108,14 @@ class Grid:
         object.__setattr__(self, "intercepts", intercepts - intercepts[1])
 
     def _check(self, slopes: Array, knots: Array) -> None:
-        """The rules that make the linear program's optimum the environment's.
+        """Check the rules under which the linear program's optimum is the environment's.
 
         A linear program charges and discharges at once where burning energy pays. One MW less of residual load in one hour
-        changes the cost by at most the curtailment price and two ramps, so no store burns if its wear is above its loss
-        times that.
+        changes the cost by at most the curtailment price and two ramps, so burning never pays if a store's wear is above its
+        loss times that.
+
+        Raises:
+            GridError: A parameter breaks one of the rules.
         """
         if (np.diff(slopes) <= 0).any() or (np.diff(knots) <= 0).any():
             raise GridError("merit_order must rise in bound and price, from must_run and -curtailment up to unserved")
@@ -128,12 +132,12 @@ class Grid:
             raise GridError("powers and hours must be positive, and rest a share")
 
     def each(self, name: str) -> Array:
-        """A property of every store, [store]."""
+        """Return the attribute `name` of every store, [store]."""
         return np.array([getattr(store, name) for store in self.stores], float)
 
     @property
     def rest(self) -> Array:
-        """[store] charge at which an episode starts and ends, reference peaks × 1 h."""
+        """Charge at which an episode starts and ends, [store], reference peaks × 1 h."""
         return self.each("rest") * self.each("energy")
 
     @property
@@ -142,5 +146,5 @@ class Grid:
         return self.merit_order[-1][0]
 
     def generation_cost(self, residual: Array) -> Array:
-        """f(G) of any shape, $ per MW of reference peak."""
+        """Return f(G) for residual loads of any shape, $ per MW of reference peak."""
         return (self.intercepts + self.slopes * np.asarray(residual)[..., None]).max(axis=-1)

@@ -1,13 +1,13 @@
 """The environment: many episodes of grid control side by side, in numpy.
 
-`VectorGridEnv` holds N of them that walk in step: same length, each from a row of the dataset of its own. A step is some forty numpy
-calls on preallocated arrays, so its time is nearly the same for 1 and for 256. Units are those of `rl.env.grid`.
+`VectorGridEnv` holds N episodes of one length, each with its own first row of the dataset. A step is some forty numpy calls on
+preallocated arrays, so its time is nearly the same for 1 and for 256 episodes. Units are those of `rl.env.grid`.
 
-Timing: the action for hour t is decided at its start. Then its load is seen, and paid for.
+Timing: the action for hour t is decided at its start. Then its load becomes known, and its cost is due.
 
-Actions, [action, episode]: for every store -1 (charge with full power) to 1 (give full power), then 0 to 1 of the sheddable load.
-They are projected, each store by itself, to what its power, its energy and the way back to rest allow: an episode starts at
-rest and ends there, so what a policy costs and what the linear program costs are over the same set of schedules.
+Actions, [action, episode]: for every store -1 (charge with full power) to 1 (discharge with full power), then 0 to 1 of the
+sheddable load. Each store's action is projected to what its power, its energy and the way back to rest allow: an episode starts
+at rest and ends there, so a policy and the linear program choose from the same set of schedules.
 """
 
 from __future__ import annotations
@@ -22,21 +22,32 @@ from rl.errors import DataError
 Array = NDArray[np.float64]
 
 FAR = 100.0  # reference peaks: no residual load lies beyond
-HOURS_LEFT_CAP = (
-    48  # hours: the observation of what is left of the episode saturates there, so that a year looks like a week
-)
+# Hours at which the observation "hours left" saturates, so that a year looks like a week.
+HOURS_LEFT_CAP = 48
 
 
 class VectorGridEnv:
-    """N episodes in step. The arrays that `reset` and `step` return, and the attributes, are overwritten by the next step.
+    """N synchronous episodes. Each step overwrites the attributes and the arrays that `reset` and `step` return.
 
-    Attributes: `charge` [store, N], `power` [store, N] into the grid, `shed` [N], `residual` [N], `cost` [N] of the last hour,
-    `row` [N] of the hour to come, `hours_left` hours to come, `clipped_energy` [store, N]: how much energy the projection has taken from
-    what was asked, summed over the episode, and `bounds` [hour]: lowest and highest charge [store, N] at the hour's end from
-    which rest can still be reached.
+    Attributes:
+        charge: [store, N].
+        power: [store, N] into the grid.
+        shed: [N].
+        residual: [N].
+        cost: [N] of the last hour.
+        row: [N] of the coming hour.
+        hours_left: Hours to come.
+        clipped_energy: [store, N] energy that the projection has cut from the actions, summed over the episode.
+        bounds: [hour] lowest and highest charge [store, N] at the hour's end from which rest can still be reached.
     """
 
-    def __init__(self, grid: Grid, dataset: Dataset, count: int, hours: int) -> None:
+    def __init__(self, grid: Grid, dataset: Dataset, num_envs: int, hours: int) -> None:
+        """Allocate `num_envs` episodes of `hours` hours.
+
+        Raises:
+            DataError: A number is below 1, or a load of the dataset is unusable.
+        """
+        count = num_envs
         if hours < 1 or count < 1:
             raise DataError(f"{count} episodes of {hours} hours: both must be at least 1")
         if not np.abs(dataset.load).max() < FAR - 1:
@@ -58,7 +69,7 @@ class VectorGridEnv:
         into, out = grid.each("charge_efficiency"), grid.each("discharge_efficiency")
 
         def wide(values: Array) -> Array:
-            """[store] → [store, N]: numpy multiplies equal shapes more than twice as fast as it broadcasts."""
+            """Repeat [store] to [store, N]: numpy multiplies equal shapes more than twice as fast as it broadcasts."""
             return np.repeat(values[:, None], count, axis=1)
 
         # What a full action changes in the store: `fall` for 1, `rise` for -1.
@@ -94,10 +105,15 @@ class VectorGridEnv:
     def reset(
         self, starts: NDArray[np.int64], charge: Array | None = None, before: Array | None = None
     ) -> NDArray[np.float32]:
-        """Begin every episode at its row of `starts` [N]; observation [N, feature]. DataError where one runs over the end.
+        """Start every episode at its row of `starts` [N] and return the observation [N, feature].
 
-        For labels, `charge` [store, N] instead of rest (the way back must be possible) and `before` [N], the residual load of
-        the hour before, instead of its load.
+        Args:
+            starts: [N].
+            charge: [store, N] instead of rest, for labels; rest must be reachable from it.
+            before: [N] residual load of the hour before, instead of its load, for labels.
+
+        Raises:
+            DataError: An episode does not fit into the dataset.
         """
         if (
             np.shape(starts) != (self.num_envs,)
@@ -113,16 +129,20 @@ class VectorGridEnv:
         return self._observe()
 
     def step(self, action: NDArray[np.floating]) -> tuple[NDArray[np.float32], Array]:
-        """One hour with `action` [action, N]: the next observation [N, feature], and the hour's cost [N] in $ per MW of peak.
+        """Run one hour with `action` [action, N], which must be finite.
 
-        DataError where the episode is over. An action that is not finite is no action: it must not be given.
+        Returns:
+            The next observation [N, feature], and the hour's cost [N] in $ per MW of peak.
+
+        Raises:
+            DataError: The episode is over.
         """
         if self.hours_left == 0:
             raise DataError("the episode is over: reset before the next step")
         n = self.num_stores
         lowest, highest = self.bounds[self.hours - self.hours_left]
         asked, change, charge = self._a, self._b, self.charge
-        # The change of charge that is asked: the smaller of two lines, because losses go the same way in both directions.
+        # The requested change of charge: the smaller of two lines, because both directions lose energy.
         np.multiply(action[:n], self._fall, out=asked)
         np.multiply(action[:n], self._minus_rise, out=change)
         np.minimum(asked, change, out=asked)
@@ -150,7 +170,7 @@ class VectorGridEnv:
         return self._observe(), self.cost
 
     def _settle(self) -> None:
-        """Residual load and cost of the hour, from its load and what store and shedding do."""
+        """Compute residual load and cost of the hour from its load, the stores and the shed load."""
         self.dataset.load.take(self.row, out=self._load, mode="clip")
         self._old, self.residual = self.residual, self._old
         np.dot(self._ones, self._injected, out=self.residual)

@@ -1,7 +1,7 @@
-"""The numbers that users of a grid ask for, from a rollout: ramps, peaks, load factor, response, cycles, carbon, inertia.
+"""Key performance indicators of a grid, from a rollout: ramps, peaks, load factor, response, cycles, carbon, inertia.
 
-Hourly data cannot show frequency. What can be said is the share of synchronous generation, and the rate of change of frequency
-right after a stated contingency, from stated inertia constants: an estimate, and named so.
+Hourly data cannot show frequency. It allows the share of synchronous generation, and an estimate of the rate of change of
+frequency (RoCoF) right after a stated contingency, from stated inertia constants.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CARBON = {"COL": 1.00, "NG": 0.41, "OIL": 0.95}
 INERTIA = {"NUC": 6.0, "COL": 4.0, "NG": 4.5, "OIL": 4.0, "WAT": 3.0, "GEO": 4.0, "OTH": 3.0, "PS": 3.0}
 DISPATCHED = ("COL", "NG", "OIL")  # fuels that follow a change of residual load, each by its share in that hour
 WEEK = 168  # hours
-# Numbers that a dataset shows: field of `Kpis` → what it is called there, and what one of it is in that unit.
+# Rows of a report's table: field of `Kpis` → its label, and the factor to the label's unit.
 LABELS = {
     "ramp_absolute": ("ramps, up and down, GW", 1e-3),
     "ramp_up_only": ("ramps, up only, GW", 1e-3),
@@ -42,7 +42,7 @@ LABELS = {
 
 @dataclass(frozen=True)
 class Kpis:
-    """Of all episodes together; energy and power in the region's own MW. Ramps are between hours of one episode."""
+    """Indicators of all episodes together; energy and power in the region's own MW. Ramps are between hours of one episode."""
 
     cost: float  # $
     ramp_absolute: float  # Σ |G_t - G_{t-1}|, up and down, MW
@@ -55,14 +55,25 @@ class Kpis:
     curtailed: float  # MWh below must-run
     cycles: Mapping[str, float]  # by store: energy taken out over energy, in full cycles
     shifted: float  # MWh of shiftable load called
-    rebound: float  # MWh that it took back
+    rebound: float  # MWh that it took back later
     shed: float  # MWh
-    cut: float  # MWh that the projection took from what was asked of the stores
+    cut: float  # MWh that the projection cut from the stores' actions
     cvar_week: float  # $: mean cost of the worst tenth of weeks, at least one
 
 
 def kpis(grid: Grid, trace: Trajectory, peak: float, *, shiftable: str = "shiftable", tail: float = 0.1) -> Kpis:
-    """`peak`: MW of the region's reference peak. DataError for episodes shorter than a day."""
+    """Compute the indicators of a rollout.
+
+    Args:
+        grid: Of the rollout.
+        trace: The rollout.
+        peak: MW of the region's reference peak.
+        shiftable: Name of the store that is the shiftable load.
+        tail: Share of the weeks in `cvar_week`.
+
+    Raises:
+        DataError: The episodes are shorter than a day.
+    """
     hours, count = trace.cost.shape
     if hours < 24:
         raise DataError(f"episodes of {hours} hours: daily peaks need 24")
@@ -93,7 +104,7 @@ def kpis(grid: Grid, trace: Trajectory, peak: float, *, shiftable: str = "shifta
 
 
 def weekly(cost: Array) -> Array:
-    """Cost [hour, N] by whole weeks, [week × N]; of shorter episodes, each as a whole."""
+    """Sum cost [hour, N] by whole weeks, [week × N]; episodes shorter than a week, each as a whole."""
     hours, count = cost.shape
     if hours < WEEK:
         return cost.sum(axis=0)
@@ -101,7 +112,7 @@ def weekly(cost: Array) -> Array:
 
 
 def cvar(costs: Array, tail: float) -> float:
-    """Mean of the worst `tail` (a share) of the costs [n], at least one of them; in their unit.
+    """Return the mean of the worst `tail` (a share) of the costs [n], at least one of them; in their unit.
 
     Conditional value at risk; Rockafellar and Uryasev 2000.
     """
@@ -111,10 +122,10 @@ def cvar(costs: Array, tail: float) -> float:
 
 @dataclass(frozen=True)
 class MixKpis:
-    """What needs generation by fuel."""
+    """Indicators that need generation by fuel."""
 
     carbon: float  # t CO2
-    carbon_uncontrolled: float  # t CO2 of the generation as it was
+    carbon_uncontrolled: float  # t CO2 of the generation without control
     synchronous_share: float  # of energy, mean of the hours
     lowest_synchronous_share: float
     rocof: float  # Hz/s: the worst hour's estimate for the stated contingency
@@ -124,11 +135,21 @@ class MixKpis:
 def mix_kpis(
     generation: Mapping[str, Array], change: Array, *, contingency: float, loading: float = 0.8, frequency: float = 60.0
 ) -> MixKpis:
-    """From generation by EIA fuel code, MWh [hour] each, and the change of residual load, MW [hour] (G - L).
+    """Compute the indicators from generation by fuel. No command uses it: the recordings at hand have no generation by fuel.
 
-    Coal, gas and oil follow the change, each by its share of the hour; what they cannot give back stays. RoCoF is
+    Coal, gas and oil follow the change, each by its share of the hour, but not below 0. RoCoF is
     frequency · contingency / (2 · kinetic energy), the kinetic energy being Σ inertia · generation / `loading` of the
-    synchronous fuels: units online are taken to run at `loading` of their rating (PROXY). DataError where no fuel is known.
+    synchronous fuels: units online are assumed to run at `loading` of their rating (PROXY).
+
+    Args:
+        generation: EIA fuel code → MWh [hour].
+        change: Of the residual load by control, G - L, MW [hour].
+        contingency: MW.
+        loading: Share of a unit's rating.
+        frequency: Hz.
+
+    Raises:
+        DataError: There is no fuel, or one has other hours than `change`.
     """
     if not generation or any(np.shape(g) != np.shape(change) for g in generation.values()):
         raise DataError("generation by fuel: at least one fuel, each with an hour for every hour of the change")

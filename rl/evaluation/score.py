@@ -1,8 +1,8 @@
-"""Rollouts of any policy, and its score: PoP, the share of the perfect-foresight optimum's saving that it earns.
+"""Rollouts of any policy, and its score PoP, the share of the perfect-foresight saving that it earns.
 
-    PoP = (J_policy - J_nothing) / (J_optimum - J_nothing)
+    PoP = (J_policy - J_idle) / (J_optimum - J_idle)
 
-1 is the linear program that knows the future, 0 is doing nothing, below 0 is worse than nothing.
+1 is the linear program that knows the future, 0 is doing nothing, below 0 is worse than doing nothing.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ from rl.errors import DataError
 from rl.planning.optimum import Schedule, optimum
 
 Array = NDArray[np.float64]
-Policy = Callable[
-    [VectorGridEnv], NDArray[np.floating]
-]  # [action, episode]; may read the row's past and features, never its load
+# Returns [action, episode]; may read the row's past and features, never its load.
+Policy = Callable[[VectorGridEnv], NDArray[np.floating]]
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What happened in N episodes of T hours, in the units of `rl.env.grid`."""
+    """N episodes of T hours, in the units of `rl.env.grid`."""
 
     starts: NDArray[np.int64]  # [N] first row
     load: Array  # [hour, N]
@@ -37,11 +36,11 @@ class Trajectory:
     charge: Array  # [hour, store, N] at the hour's end
     shed: Array  # [hour, N]
     cost: Array  # [hour, N] $ per MW of reference peak
-    clipped_energy: Array  # [store, N] energy that the projection took from what was asked
+    clipped_energy: Array  # [store, N] energy that the projection cut from the actions
 
 
 def rollout(grid: Grid, dataset: Dataset, policy: Policy, starts: NDArray[np.int64], hours: int) -> Trajectory:
-    """Let `policy` run episodes of `hours` hours from rows `starts` [N]."""
+    """Run `policy` in episodes of `hours` hours from rows `starts` [N]."""
     starts = np.asarray(starts, np.int64)
     env = VectorGridEnv(grid, dataset, len(starts), hours)
     env.reset(starts)
@@ -59,7 +58,7 @@ def rollout(grid: Grid, dataset: Dataset, policy: Policy, starts: NDArray[np.int
 
 
 def idle_cost(grid: Grid, load: Array, before: Array) -> Array:
-    """Hourly cost of leaving every store at rest, [hour, N], from loads [hour, N] and those of the hour before [N]."""
+    """Return the hourly cost of leaving every store at rest, [hour, N], for loads [hour, N] and those of the hour before [N]."""
     ramps = np.abs(np.diff(load, axis=0, prepend=np.asarray(before)[None]))
     held = float(grid.each("holding") @ (grid.each("energy") - grid.rest))
     return grid.generation_cost(load) + grid.ramp * ramps + held
@@ -67,14 +66,18 @@ def idle_cost(grid: Grid, load: Array, before: Array) -> Array:
 
 @dataclass(frozen=True)
 class ReferenceCosts:
-    """The two ends of the scale for some episodes, and the optimum's schedules."""
+    """The costs of some episodes at the two ends of the scale, and the optimum's schedules."""
 
     idle: Array  # [N] $ per MW of reference peak
     optimum: Array  # [N]
     schedules: tuple[Schedule, ...]
 
     def pop(self, cost: Array) -> float:
-        """PoP of costs [N], all episodes together. DataError where nothing can be saved."""
+        """Return the share of the perfect-foresight saving that costs [N] earn, all episodes together.
+
+        Raises:
+            DataError: The optimum saves nothing in these episodes.
+        """
         saving = float((self.idle - self.optimum).sum())
         if saving <= 0:
             raise DataError("the optimum saves nothing in these episodes: PoP has no meaning")
@@ -82,7 +85,7 @@ class ReferenceCosts:
 
 
 def reference_costs(grid: Grid, dataset: Dataset, starts: NDArray[np.int64], hours: int) -> ReferenceCosts:
-    """Solve the optimum of every episode: those of `hours` hours from the rows `starts` [N]."""
+    """Compute the reference costs of the episodes of `hours` hours from the rows `starts` [N]: one linear program each."""
     rows = np.asarray(starts) + np.arange(hours)[:, None]
     loads, before = dataset.load[rows], dataset.previous_load[starts]
     schedules = tuple(optimum(grid, load, first) for load, first in zip(loads.T, before, strict=True))
@@ -91,13 +94,13 @@ def reference_costs(grid: Grid, dataset: Dataset, starts: NDArray[np.int64], hou
 
 @dataclass(frozen=True)
 class Gaps:
-    """1 - PoP of a policy, in three parts that add up."""
+    """1 - PoP of a policy, as the sum of three parts."""
 
-    horizon: float  # what planning so few hours ahead loses although all is known
-    forecast: float  # what the forecast's errors lose on top, planning the same way
-    policy: float  # what the policy loses on top; below 0 where it does better than planning on that forecast
+    horizon: float  # lost by planning only some hours ahead, with perfect knowledge of them
+    forecast: float  # lost in addition by the forecast's errors, with the same planning
+    policy: float  # lost in addition by the policy; below 0 where it beats planning on that forecast
 
 
 def gaps(perfect: float, planned: float, policy: float) -> Gaps:
-    """From the PoP of MPC on perfect knowledge, of MPC on the policy's forecast, and of the policy itself."""
+    """Split 1 - PoP, given the PoP of MPC on perfect knowledge, of MPC on the policy's forecast, and of the policy itself."""
     return Gaps(1 - perfect, perfect - planned, planned - policy)

@@ -1,6 +1,6 @@
-"""Policies that nobody had to learn: nothing, the best rule by hour and month, peak shaving. `rl.planning.mpc` is the fourth.
+"""Policies without learning: idle, the best rule by hour and month, peak shaving. `rl.planning.mpc` is the fourth.
 
-Each sees only what lies before the hour that it decides.
+Each uses only data from before the hour that it decides.
 """
 
 from __future__ import annotations
@@ -24,31 +24,35 @@ DAY = 24  # hours
 
 
 def idle(env: VectorGridEnv) -> Array:
-    """All stores stay as they are: zeros, [action, N]."""
+    """Leave all stores as they are: return zeros, [action, N]."""
     return np.zeros((env.num_actions, env.num_envs))
 
 
 @dataclass(frozen=True)
 class HourRule:
-    """A policy: what to do by region, local month and hour, whatever the load."""
+    """A policy: fixed actions by region, local month and hour, whatever the load."""
 
     actions: Array  # [region, month, hour, action]
     region: NDArray[np.int64]  # [row]
 
     def __call__(self, env: VectorGridEnv) -> Array:
+        """Return the actions [action, N] of the coming hour."""
         dataset, row = env.dataset, env.row
         return self.actions[self.region[row], dataset.month[row], dataset.clock[row]].T
 
     def on(self, dataset: Dataset) -> HourRule:
-        """The same rule for another period's table of the same regions."""
+        """Return the same rule for another period's dataset of the same regions."""
         return HourRule(self.actions, _region_of(dataset))
 
 
 def hour_rule(grid: Grid, dataset: Dataset, *, most_days: int = 40) -> HourRule:
-    """The best rule of its class for the hours of `dataset`: for every region and month one linear program.
+    """Fit the best rule of its class to the hours of `dataset`: for every region and month one linear program.
 
-    It finds the daily schedule, from rest to rest, of least mean cost over that month's days (`most_days` of them, evenly
-    taken). DataError where a month has no whole day that was measured.
+    It finds the daily schedule, from rest to rest, of least mean cost over that month's days (`most_days` of them, at even
+    distances).
+
+    Raises:
+        DataError: A month has no completely measured day.
     """
     actions = np.zeros((len(dataset.regions), 12, DAY, len(grid.stores) + 1))
     for region, (first, last) in enumerate(dataset.spans):
@@ -57,7 +61,7 @@ def hour_rule(grid: Grid, dataset: Dataset, *, most_days: int = 40) -> HourRule:
         for month in range(12):
             own = days[dataset.month[days] == month]
             if not len(own):
-                raise DataError(f"{dataset.regions[region]}: no day of month {month + 1} was measured whole")
+                raise DataError(f"{dataset.regions[region]}: no day of month {month + 1} was completely measured")
             own = own[np.unique(np.linspace(0, len(own) - 1, most_days).astype(int))]
             loads = dataset.load[own[:, None] + np.arange(DAY)]
             plan = program(grid, DAY, (1 / len(own),) * len(own)).solve(loads, dataset.previous_load[own])
@@ -67,13 +71,14 @@ def hour_rule(grid: Grid, dataset: Dataset, *, most_days: int = 40) -> HourRule:
 
 @dataclass(frozen=True)
 class PeakShaving:
-    """A policy: give above a high mark of the last day's loads, charge below a low one, in proportion to the distance."""
+    """A policy: discharge above a high mark of the last day's loads, charge below a low one, in proportion to the distance."""
 
     high: Array  # [row] reference peaks
     low: Array  # [row]
     gain: float  # full power at the fleet's power / gain beyond a mark
 
     def __call__(self, env: VectorGridEnv) -> Array:
+        """Return the actions [action, N] of the coming hour."""
         row = env.row
         load = env.dataset.previous_load[row]
         span = env.grid.each("power").sum() / self.gain
@@ -82,7 +87,7 @@ class PeakShaving:
 
 
 def peak_shaving(dataset: Dataset, high: float, low: float, gain: float) -> PeakShaving:
-    """Marks at the quantiles `high` and `low` of the 24 hours before each row."""
+    """Set the marks at the quantiles `high` and `low` of the 24 hours before each row."""
     marks = np.empty((2, len(dataset.load)))
     for first, last in dataset.spans:
         past = np.concatenate([np.full(DAY, dataset.previous_load[first]), dataset.load[first : last - 1]])
@@ -99,7 +104,7 @@ def best_peak_shaving(
     hours: int,
     choices: Sequence[tuple[float, float, float]] = (),
 ) -> tuple[float, float, float]:
-    """The marks and gain of least cost in these (training) episodes, which begin at the rows `starts` [N]."""
+    """Return the marks and gain of least cost in these (training) episodes, which start at the rows `starts` [N]."""
     choices = choices or tuple(product((0.8, 0.9, 1.0), (0.0, 0.1, 0.3), (0.1, 0.3, 1.0, 3.0)))
     costs = [rollout(grid, dataset, peak_shaving(dataset, *choice), starts, hours).cost.sum() for choice in choices]
     return choices[int(np.argmin(costs))]

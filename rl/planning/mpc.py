@@ -1,8 +1,8 @@
-"""Model-predictive control: each hour, plan the hours ahead on a forecast, do the plan's first hour.
+"""Model-predictive control: each hour, plan the hours ahead on a forecast and apply the plan's first hour.
 
-The plan is the same linear program as the optimum, over what is forecast instead of what will be. A forecast with several
-features is taken as that many scenarios, decided for together (two-stage). A plan ends at rest: at the episode's end because
-it must, at the horizon because nobody knows what charge is worth there; 48 hours make that nearly free (docs/reference/control.md).
+The plan is the same linear program as the optimum, on the forecast instead of the true load. A forecast with several features is
+that many scenarios with one common decision (two-stage). A plan ends at rest: at the episode's end because it must, at the horizon
+because the value of charge there is unknown; with 48 hours that costs almost nothing (docs/reference/control.md).
 """
 
 from __future__ import annotations
@@ -28,6 +28,11 @@ class Mpc:
     """A policy. `forecast` [row, horizon, scenario] (`Dataset.gather`), `weights` [scenario] of the scenarios, equal by default."""
 
     def __init__(self, grid: Grid, forecast: Forecast, weights: tuple[float, ...] | None = None) -> None:
+        """Plan on `forecast`.
+
+        Raises:
+            DataError: The weights do not fit the scenarios.
+        """
         count = forecast.shape[2]
         self.grid, self.forecast = grid, forecast
         self.weights = weights or (1 / count,) * count
@@ -35,6 +40,7 @@ class Mpc:
             raise DataError(f"{len(self.weights)} weights for {count} scenarios: one each, with sum 1")
 
     def __call__(self, env: VectorGridEnv) -> Array:
+        """Plan for every episode and return the actions [action, N] of the coming hour."""
         hours = min(self.forecast.shape[1], env.hours_left)
         solve = program(self.grid, hours, self.weights).solve
         plans = [

@@ -1,7 +1,7 @@
 """The exact optimum: the environment's cost as a linear program, a day to a year, solved by HiGHS (scipy).
 
-Nothing is approximated: every piece of the cost is a variable, and `Grid` refuses parameters under which a store would charge
-and discharge at once. Replayed through `env.step`, the schedule gives the objective (tests/unit/rl/test_optimum.py).
+Nothing is approximated: every piece of the cost is a variable, and `Grid` refuses parameters under which a store would charge and
+discharge at once. Replayed in the environment, the schedule costs what the objective says (tests/unit/rl/test_optimum.py).
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class Schedule:
     power: Array  # [store, hour] into the grid; negative: charging
     charge: Array  # [store, hour] at the hour's end
     shed: Array  # [hour]
-    price: Array  # [hour] $/MWh: what one MWh more of net load in this hour would cost, the balance's dual
-    value: Array  # [store, hour] $/MWh: what one MWh more in the store at the hour's end is worth, its balance's dual
+    price: Array  # [hour] $/MWh: cost of one more MWh of net load in this hour, the balance's dual
+    value: Array  # [store, hour] $/MWh: value of one more MWh in the store at the hour's end, its balance's dual
 
     def actions(self, grid: Grid) -> Array:
-        """[action, hour] what `env.step` is given to follow the plan."""
+        """Return the actions [action, hour] that follow the plan in the environment."""
         share = self.shed / grid.shed_power if grid.shed_power else np.zeros_like(self.shed)
         return np.vstack([self.power / grid.each("power")[:, None], share])
 
@@ -40,13 +40,14 @@ class Schedule:
 class Program:
     """The linear program of `hours` hours and one or several scenarios of load with their weights.
 
-    Stores and shedding are decided once for all scenarios, the cost is the weighted mean: with one scenario the exact optimum,
-    with several a two-stage plan. Variables, each once an hour: of a store charging, discharging and charge; shed; and in every
-    scenario the residual load, curtailed, the generation of every piece of the merit order, ramps up and down. The matrix is
-    built once; loads and bounds change with each solve.
+    Stores and shedding have one decision for all scenarios, and the cost is the weighted mean: with one scenario the exact
+    optimum, with several a two-stage plan. Variables of each hour: charging, discharging and charge of each store; shed load; and
+    in every scenario the residual load, curtailment, the generation of every piece of the merit order, ramps up and down. The
+    matrix is built once; loads and bounds change with each solve.
     """
 
     def __init__(self, grid: Grid, hours: int, weights: tuple[float, ...] = (1.0,)) -> None:
+        """Build the matrix for `hours` hours and scenarios with `weights`, whose sum is 1."""
         self.grid, self.hours, self.weights = grid, hours, weights
         prices = [price for _, price in grid.merit_order] + [grid.unserved]
         widths = [grid.merit_order[0][0], *np.diff([bound for bound, _ in grid.merit_order]), np.inf]
@@ -85,10 +86,16 @@ class Program:
         self._constant = hours * float(grid.each("holding") @ grid.each("energy"))
 
     def solve(self, load: Array, before: float | Array, charge: Array | None = None) -> Schedule:
-        """The plan of least cost for `load` [scenario, hour] or [hour], `before` being the residual load of the hour before.
+        """Find the plan of least cost. It ends at rest.
 
-        It starts with `charge` [store], by default at rest, and ends at rest. DataError for a wrong shape or a number that is
-        not finite; SolveError, naming HiGHS's own reason, where there is no plan (rest out of reach).
+        Args:
+            load: [scenario, hour] or [hour].
+            before: Residual load of the hour before, one number or [scenario].
+            charge: At the start, [store]; at rest by default.
+
+        Raises:
+            DataError: `load` has a wrong shape or a number that is not finite.
+            SolveError: There is no plan, because rest is out of reach; the message has HiGHS's own reason.
         """
         load = np.atleast_2d(load)
         if load.shape != (len(self.weights), self.hours) or not np.isfinite(load).all():
@@ -126,10 +133,10 @@ class Program:
 
 @lru_cache(maxsize=256)
 def program(grid: Grid, hours: int, weights: tuple[float, ...] = (1.0,)) -> Program:
-    """`Program`, kept: a controller that plans again every hour asks for the same ones."""
+    """Return a cached `Program`: a controller that replans every hour needs the same ones again."""
     return Program(grid, hours, weights)
 
 
 def optimum(grid: Grid, load: Array, before: float) -> Schedule:
-    """The exact optimum of `load` [hour] from rest to rest; see `Program.solve`."""
+    """Find the exact optimum of `load` [hour] from rest to rest; see `Program.solve`."""
     return Program(grid, len(load)).solve(load, before)

@@ -1,10 +1,10 @@
-"""The learner of a control training: `coordinator start --rollouts` starts it, and leases out what it asks for over its pipe.
+"""The learner of a control training: `coordinator start --rollouts` starts it, and runs its jobs on the workers.
 
     python -m worker.control.learner --data DIR --run DIR --asked DIGEST [--config FILE] [--forecaster RUN --checkpoint SHA256]
 
-Read from top to bottom: tables, labels and clone where they are needed, improvement, judgement on the validation year, the test
-year, report. The newest state lies in the run folder after every step, so a learner that was killed goes on to the same weights,
-whoever plays and whenever.
+Read from top to bottom: datasets, labels and clone where the algorithm needs them, improvement, evaluation on the validation year,
+evaluation on the test year with its report. The run folder has the newest state (checkpoint) after every step. So a learner that was
+killed resumes and reaches the same weights, whichever workers run its jobs and whenever they do.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 from worker.process import blas_env
 
 if __name__ == "__main__":
-    # One thread: the same sums in the same order whatever the host, and the workers have its other cores.
+    # One thread: the same sums in the same order on every host, and the workers use the other cores.
     os.environ |= dict.fromkeys(blas_env.THREADS, "1")
     blas_env.restart_prepared()
 
@@ -50,93 +50,104 @@ from rl.env.region import WEEK
 from rl.env.vector import VectorGridEnv
 from rl.errors import ControlError
 from rl.policy import Mlp, from_bytes, to_bytes
+from rl.policy import load as load_policy
 from worker.control import report
 from worker.control.config import ControlConfig, read_config
 from worker.control.datasets import DatasetSpec
 from worker.control.lease_client import LeaseClient
 from worker.process.parent_death import set_parent_death_signal
 
-STATE, TABLES, METRICS, POLICY, RESULT = "state.pack", "tables.json", "metrics.jsonl", "policy.npz", "result.json"
+STATE, DATASETS, METRICS, POLICY, RESULT = "state.pack", "tables.json", "metrics.jsonl", "policy.npz", "result.json"
 
 
 @dataclass(frozen=True)
 class EvaluatedVersion:
-    """A version as the validation year judges it."""
+    """A version, and its share of the perfect-foresight saving in the validation year."""
 
     version: int
     pop: float
 
 
-class Training:
-    """One run. `jobs` leases out, everything else happens here."""
+class ControlTraining:
+    """One run. Workers run the jobs through `client`; everything else happens here."""
 
-    def __init__(self, data: Path, run: Path, asked: str, settings: ControlConfig, forecaster: tuple[str, str]) -> None:
-        self.data, self.run, self.asked, self.settings, self.forecaster = data, run, asked, settings, forecaster
+    def __init__(
+        self, data: Path, run: Path, request: str, settings: ControlConfig, forecaster: tuple[str, str]
+    ) -> None:
+        """Connect to the coordinator over stdin and stdout.
+
+        Args:
+            data: Data folder.
+            run: Run folder.
+            request: Digest of the request.
+            settings: Of the training.
+            forecaster: Run folder of the forecaster's training and the sha256 of its weights; empty: none.
+        """
+        self.data, self.run, self.request, self.settings, self.forecaster = data, run, request, settings, forecaster
         self.grid = Grid()
         pipe = os.fdopen(os.dup(1), "wb")
-        os.dup2(2, 1)  # whatever a library prints goes to the log
+        os.dup2(2, 1)  # what a library prints goes to the log
         self.client = LeaseClient(sys.stdin.buffer, pipe, len(self.grid.stores) + 1)
         self.client.runner = self.runner = JobRunner(data / "control", self.client.policy_of, self.grid)
         self.history: list[EvaluatedVersion] = []
-        self.members: list[Mlp] = []  # that the policy combines, as they are at the end
-        self._rated = "", 0.0, 0  # stage, when it began, steps until then
-        self.tables: dict[str, str] = {}
+        self.members: list[Mlp] = []  # of the combined policy, at the end of training
+        self._rated = "", 0.0, 0  # stage, its start, steps until then
+        self.datasets: dict[str, str] = {}  # split → sha256
         self.about: dict[str, Any] = {}
 
     def train_and_evaluate(self) -> None:
-        """All of it, from wherever an earlier learner of the same request had come."""
+        """Run the training, from where an earlier learner of the same request stopped."""
         self.run.mkdir(parents=True, exist_ok=True)
-        for path in self.run.rglob(".*.tmp"):  # what a learner that was killed was writing
+        for path in self.run.rglob(".*.tmp"):  # unfinished files of a killed learner
             path.unlink()
-        self.make_tables()
+        self.make_datasets()
         best, first = self.improve(self.initial_policy())
         self.evaluate_on_test(first, best)
 
-    # -- tables ---------------------------------------------------------------------------------------------------------
+    # -- datasets -------------------------------------------------------------------------------------------------------
 
-    def make_tables(self) -> None:
-        """Tables of this request: kept ones where they are whole, else a worker makes them."""
-        path = self.run / TABLES
+    def make_datasets(self) -> None:
+        """Find the datasets of this request on disk, or have a worker build them."""
+        path = self.run / DATASETS
         try:
-            kept = json.loads(path.read_bytes())
+            about = json.loads(path.read_bytes())
         except (OSError, ValueError):
-            kept = {}
-        there = [path_of(self.data / "control", sha256).exists() for sha256 in kept.get("tables", {}).values()]
-        if kept.get("asked") != self.asked or not all(there):
+            about = {}
+        complete = all(path_of(self.data / "control", sha256).exists() for sha256 in about.get("tables", {}).values())
+        if about.get("asked") != self.request or not complete:
             self.client.progress("tables", 0, 1)
             run, checkpoint = self.forecaster
             job = msgspec.to_builtins(DatasetSpec((), run, checkpoint, self.settings.horizon))
-            kept = {"asked": self.asked, **self.client.run_on_series(LeaseKind.TABLE, job)}
-            atomic_write(path, json.dumps(kept).encode())
-        self.about, self.tables = kept, kept["tables"]
-        self.client.log(f"control of {', '.join(kept['respondents'])}; known ahead: {kept['known']}")
+            about = {"asked": self.request, **self.client.run_on_series(LeaseKind.TABLE, job)}
+            atomic_write(path, json.dumps(about).encode())
+        self.about, self.datasets = about, about["tables"]
+        self.client.log(f"control of {', '.join(about['respondents'])}; known ahead: {about['known']}")
 
-    def table(self, split: str) -> Dataset:
-        """Of "train", "validate" or "test"."""
-        return self.runner.dataset(self.tables[split])
+    def dataset(self, split: str) -> Dataset:
+        """Return the dataset of a split: "train", "validate" or "test"."""
+        return self.runner.dataset(self.datasets[split])
 
-    # -- what improvement starts from -----------------------------------------------------------------------------------
+    # -- initial policy -------------------------------------------------------------------------------------------------
 
     def initial_policy(self) -> Mlp | None:
-        """A clone, kept in the state or labelled and cloned now; None for an algorithm that needs none."""
+        """Return the clone that training starts from: of the state, or a new one. None: the algorithm needs none."""
         if self.settings.algorithm == "pathwise":
             return None
         meta, arrays = self._state()
         return from_bytes(arrays["first"].tobytes(), f"{self.run / STATE}: first") if meta else self.behaviour_clone()
 
     def behaviour_clone(self) -> Mlp:
-        """A policy that imitates planning: labels by the fleet, then fitted here."""
+        """Return a policy that imitates the optimum: workers solve the labels, and this process fits the policy."""
         s = self.settings
-        features = len(VectorGridEnv(self.grid, self.table("train"), 1, 1).observation_names)
+        names = VectorGridEnv(self.grid, self.dataset("train"), 1, 1).observation_names
         seeds = np.random.SeedSequence([s.seed, 0]).generate_state(s.label_jobs, np.uint64) >> np.uint64(1)
-        asked = self.client.submit(
-            [MakeLabels(self.tables["train"], int(seed), s.label_plans, s.label_hours, features) for seed in seeds]
+        numbers = self.client.submit(
+            [MakeLabels(self.datasets["train"], int(seed), s.label_plans, s.label_hours, len(names)) for seed in seeds]
         )
         parts = []
-        for done, number in enumerate(asked):
-            self.client.progress("labels", done, len(asked), self._rate("labels"))
+        for done, number in enumerate(numbers):
+            self.client.progress("labels", done, len(numbers), self._rate("labels"))
             parts += self.client.collect([number])
-        names = VectorGridEnv(self.grid, self.table("train"), 1, 1).observation_names
         labels = Labels(
             names, *(np.concatenate([part[name] for part in parts]) for name in ("observations", "actions"))
         )
@@ -150,19 +161,51 @@ class Training:
     # -- improvement ----------------------------------------------------------------------------------------------------
 
     def algorithm(self, policy: Mlp | None) -> Algorithm:
-        """What the settings name. Another one needs a line here and a table in `worker.control.config`."""
+        """Return the algorithm of the settings. A new one needs a line here and a table in `worker.control.config`."""
         s = self.settings
         if policy is None:
-            env = self.runner.env(self.tables["learn"], s.pathwise.num_envs, s.pathwise.episode_hours)
-            return PathwiseGradient(self.tables["learn"], env, replace(s.pathwise, seed=s.seed))
+            env = self.runner.env(self.datasets["learn"], s.pathwise.num_envs, s.pathwise.episode_hours)
+            return PathwiseGradient(self.datasets["learn"], env, replace(s.pathwise, seed=s.seed))
         if s.algorithm == "evolve":
-            return Evolution(self.tables["train"], policy, replace(s.evolve, seed=s.seed))
-        return VTrace(self.runner, self.tables["train"], policy, replace(s.vtrace, seed=s.seed))
+            return Evolution(self.datasets["train"], policy, replace(s.evolve, seed=s.seed))
+        return VTrace(self.runner, self.datasets["train"], policy, replace(s.vtrace, seed=s.seed))
 
-    def improve(self, beginner: Mlp | None) -> tuple[Mlp, Mlp]:
-        """The version that is best on the validation year, and the first one."""
-        s, algorithm = self.settings, self.algorithm(beginner)
+    def improve(self, initial: Mlp | None) -> tuple[Mlp, Mlp]:
+        """Train; return the version that is best in the validation year, and the first version."""
+        s, algorithm = self.settings, self.algorithm(initial)
         first = algorithm.versions.newest
+        done = self._resume(first, algorithm)
+        self._publish(done, algorithm)
+        scale = self._reference_costs("validate")
+        evaluation = None if self.history else self._start_evaluation(0, first)
+        submitted: dict[int, Any] = {}
+        for iteration in range(done, algorithm.iterations):
+            for ahead in range(iteration, min(iteration + algorithm.staleness + 1, algorithm.iterations)):
+                if ahead not in submitted:
+                    jobs = algorithm.jobs(ahead)
+                    submitted[ahead] = jobs, self.client.submit(jobs)
+            jobs, numbers = submitted.pop(iteration)
+            metrics = algorithm.learn(iteration, jobs, self.client.collect(numbers))
+            version = iteration + 1
+            self._publish(version, algorithm)
+            self._write_metrics(version, metrics)
+            if version % s.evaluate_every == 0 or version == algorithm.iterations:
+                self._collect_evaluations(evaluation, scale)
+                evaluation = self._start_evaluation(version, algorithm.versions.newest)
+            if version % s.save_every == 0 or version == algorithm.iterations:
+                self._save(version, first, algorithm)
+            figures = {**self._rate("improve"), **metrics, "staleness": float(version - algorithm.versions.of(version))}
+            if self.history:
+                figures |= {"pop": self.history[-1].pop, "best_pop": self._best().pop}
+            self.client.progress("improve", version, algorithm.iterations, figures)
+        self._collect_evaluations(evaluation, scale)
+        self._save(algorithm.iterations, first, algorithm)
+        if isinstance(algorithm, PathwiseGradient):
+            self.members = algorithm.members
+        return self._load_version(self._best().version), first
+
+    def _resume(self, first: Mlp, algorithm: Algorithm) -> int:
+        """Restore the newest state, or write the first one; return the number of finished iterations."""
         meta, arrays = self._state()
         if not meta:
             self._save(0, first, algorithm)
@@ -171,146 +214,120 @@ class Training:
         self.history = [EvaluatedVersion(**one) for one in meta["history"]]
         if done:
             algorithm.restore(meta["numbers"], arrays)
-        self._cut_metrics(done)
-        for path in (self.run / "versions").glob("*.npz"):
-            if int(path.stem) > done:  # made after the state: made once more
+        self._truncate_metrics(done)
+        for path in self._version_files():
+            if int(path.stem) > done:  # newer than the state: made again
                 path.unlink()
-        self._publish(done, algorithm)
-        scale = self._scale("validate")
-        looking: tuple[int, list[int]] | None = None
-        if not self.history:
-            looking = self._look(0, first)
-        asked: dict[int, Any] = {}
-        for iteration in range(done, algorithm.iterations):
-            for ahead in range(iteration, min(iteration + algorithm.staleness + 1, algorithm.iterations)):
-                if ahead not in asked:
-                    jobs = algorithm.jobs(ahead)
-                    asked[ahead] = jobs, self.client.submit(jobs)
-            jobs, numbers = asked.pop(iteration)
-            metrics = algorithm.learn(iteration, jobs, self.client.collect(numbers))
-            version = iteration + 1
-            self._publish(version, algorithm)
-            self._write_metrics(version, metrics)
-            if version % s.evaluate_every == 0 or version == algorithm.iterations:
-                self._collect_evaluations(looking, scale)
-                looking = self._look(version, algorithm.versions.newest)
-            if version % s.save_every == 0 or version == algorithm.iterations:
-                self._save(version, first, algorithm)
-            figures = {**self._rate("improve"), **metrics, "staleness": float(version - algorithm.versions.of(version))}
-            if self.history:
-                figures |= {"pop": self.history[-1].pop, "best_pop": max(one.pop for one in self.history)}
-            self.client.progress("improve", version, algorithm.iterations, figures)
-        self._collect_evaluations(looking, scale)
-        self._save(algorithm.iterations, first, algorithm)
-        if isinstance(algorithm, PathwiseGradient):
-            self.members = algorithm.members
-        best = max(self.history, key=lambda one: (one.pop, -one.version))
-        return self._load_version(best.version), first
+        return done
+
+    def _best(self) -> EvaluatedVersion:
+        return max(self.history, key=lambda one: (one.pop, -one.version))
 
     def _publish(self, version: int, algorithm: Algorithm) -> None:
         for content in algorithm.contents():
             self.client.publish(version, content)
 
-    def _look(self, version: int, policy: Mlp) -> tuple[int, list[int]]:
-        """Have a version judged; its weights are kept meanwhile, should it be the best."""
+    def _start_evaluation(self, version: int, policy: Mlp) -> tuple[int, list[int]]:
+        """Submit a version's evaluation on the validation year; keep its weights, in case it is the best."""
         content = to_bytes(policy)
         atomic_write(self.run / "versions" / f"{version}.npz", content)
         sha256 = self.client.publish(version, content)
-        return version, self._ask_evaluation("validate", sha256, self.settings.chunk)
+        return version, self._submit_evaluation("validate", sha256, self.settings.chunk)
 
-    def _collect_evaluations(self, looking: tuple[int, list[int]] | None, scale: tuple[NDArray, NDArray]) -> None:
-        """Take what the validation year says; versions that were looked at before a restart are asked for once more."""
-        known = {one.version for one in self.history}
-        waiting = [] if looking is None else [looking]
-        there = sorted(int(path.stem) for path in (self.run / "versions").glob("*.npz"))
-        mine = {version for version, _ in waiting}
-        waiting += [
-            self._look(version, self._load_version(version)) for version in there if version not in known | mine
-        ]
-        for version, numbers in sorted(waiting):
-            cost = np.concatenate([result["cost"] for result in self.client.collect(numbers)])
-            self.history.append(EvaluatedVersion(version, share_of_optimal_saving(cost, *scale)))
+    def _collect_evaluations(self, evaluation: tuple[int, list[int]] | None, scale: tuple[NDArray, NDArray]) -> None:
+        """Add the results of the validation year to the history; repeat evaluations that a restart interrupted."""
+        started = [] if evaluation is None else [evaluation]
+        known = {one.version for one in self.history} | {version for version, _ in started}
+        interrupted = {int(path.stem) for path in self._version_files()} - known
+        started += [self._start_evaluation(version, self._load_version(version)) for version in sorted(interrupted)]
+        for version, numbers in sorted(started):
+            self.history.append(EvaluatedVersion(version, share_of_optimal_saving(self._costs(numbers), *scale)))
             self.client.log(f"version {version}: PoP {self.history[-1].pop:.3f} on the validation year")
         self.history.sort(key=lambda one: one.version)
 
-    def _load_version(self, version: int) -> Mlp:
-        path = self.run / "versions" / f"{version}.npz"
-        return from_bytes(path.read_bytes(), str(path))
+    def _version_files(self) -> list[Path]:
+        return list((self.run / "versions").glob("*.npz"))
 
-    # -- judgement ------------------------------------------------------------------------------------------------------
+    def _load_version(self, version: int) -> Mlp:
+        return load_policy(self.run / "versions" / f"{version}.npz")
+
+    # -- evaluation -----------------------------------------------------------------------------------------------------
 
     def weeks(self, split: str) -> NDArray[np.int64]:
-        """First rows of the weeks that are judged, [week].
+        """Return the first rows of the weeks that are evaluated, [week].
 
-        Measured whole, from local midnight on, one in `every`, region by region.
+        They are completely measured, start at local midnight, and are one in `every`, region by region.
         """
-        table = self.table(split)
-        whole = table.starts(WEEK)
+        dataset = self.dataset(split)
+        measured = dataset.starts(WEEK)
         found = []
-        for first, last in table.spans:
-            midnight = first + int(np.argmax(table.clock[first:last] == 0))
+        for first, last in dataset.spans:
+            midnight = first + int(np.argmax(dataset.clock[first:last] == 0))
             weeks = np.arange(midnight, last - WEEK + 1, WEEK)
-            found.append(weeks[np.isin(weeks, whole)][:: self.settings.every])
+            found.append(weeks[np.isin(weeks, measured)][:: self.settings.every])
         return np.concatenate(found)
 
-    def _ask_evaluation(self, split: str, policy: str, chunk: int) -> list[int]:
+    def _submit_evaluation(self, split: str, policy: str, chunk: int) -> list[int]:
         starts = [int(row) for row in self.weeks(split)]
-        fit = self.tables["train"] if policy == "hour rule" else ""
+        fit = self.datasets["train"] if policy == "hour rule" else ""
         return self.client.submit(
             [
-                Evaluate(self.tables[split], policy, tuple(starts[at : at + chunk]), WEEK, fit)
+                Evaluate(self.datasets[split], policy, tuple(starts[at : at + chunk]), WEEK, fit)
                 for at in range(0, len(starts), chunk)
             ]
         )
 
-    def _scale(self, split: str) -> tuple[NDArray, NDArray]:
-        """Costs of nothing and of the optimum, [week] each."""
-        nothing, optimum = (self._ask_evaluation(split, name, 32) for name in ("nothing", "optimum"))
-        costs = [np.concatenate([r["cost"] for r in self.client.collect(numbers)]) for numbers in (nothing, optimum)]
-        return costs[0], costs[1]
+    def _costs(self, numbers: Sequence[int]) -> NDArray:
+        """Return the cost of each week, [week]."""
+        return np.concatenate([result["cost"] for result in self.client.collect(numbers)])
+
+    def _reference_costs(self, split: str) -> tuple[NDArray, NDArray]:
+        """Return the costs of doing nothing and of the optimum, [week] each."""
+        idle, optimum = (self._submit_evaluation(split, name, 32) for name in ("nothing", "optimum"))
+        return self._costs(idle), self._costs(optimum)
 
     def evaluate_on_test(self, first: Mlp, best: Mlp) -> None:
-        """The test year, once: the policies, the baselines, the report, the result."""
+        """Evaluate the policies and baselines on the test year, once; write the report and the result."""
         s = self.settings
         named = {"policy": best} if s.algorithm == "pathwise" else {"clone": first, "policy": best}
         named |= {f"member {i}": member for i, member in enumerate(self.members)}
-        scale = self._scale("test")  # before the plans, which take their time
-        asked = {}
+        idle, optimum = self._reference_costs("test")  # before the plans, which take long
+        submitted = {}
         for name in (one for one in s.baselines.split(",") if one):
-            # The rule is fitted once, in one lease.
-            asked[name] = self._ask_evaluation("test", name, 1 << 20 if name == "hour rule" else s.plan_chunk)
+            # One lease fits the rule once.
+            submitted[name] = self._submit_evaluation("test", name, 1 << 20 if name == "hour rule" else s.plan_chunk)
         for name, policy in named.items():
-            asked[name] = self._ask_evaluation("test", self.client.publish(0, to_bytes(policy)), s.chunk)
+            submitted[name] = self._submit_evaluation("test", self.client.publish(0, to_bytes(policy)), s.chunk)
         costs: dict[str, NDArray] = {}
-        whole, taken = sum(map(len, asked.values())), 0
-        for name, numbers in asked.items():
+        total, done = sum(map(len, submitted.values())), 0
+        for name, numbers in submitted.items():
             parts = []
             for number in numbers:
-                self.client.progress("test", taken, whole, self._rate("test"))
-                parts += self.client.collect([number])
-                taken += 1
-            costs[name] = np.concatenate([part["cost"] for part in parts])
+                self.client.progress("test", done, total, self._rate("test"))
+                parts.append(self._costs([number]))
+                done += 1
+            costs[name] = np.concatenate(parts)
         atomic_write(self.run / POLICY, to_bytes(best))
-        looked = max(self.history, key=lambda one: (one.pop, -one.version))
-        found = report.EvaluationResult(
+        version = self._best()
+        evaluation = report.EvaluationResult(
             grid=self.grid,
-            table=self.table("test"),
+            table=self.dataset("test"),
             starts=self.weeks("test"),
             policy=best,
             costs=costs,
-            nothing=scale[0],
-            optimum=scale[1],
+            nothing=idle,
+            optimum=optimum,
             history=[(one.version, one.pop) for one in self.history],
-            best=looked.version,
+            best=version.version,
             about=self.about,
             algorithm=s.algorithm,
             settings=asdict(s),
         )
-        pops = report.write(found, self.run)
+        pops = report.write(evaluation, self.run)
         result = {
             "algorithm": s.algorithm,
-            "version": looked.version,
-            "validation_pop": looked.pop,
+            "version": version.version,
+            "validation_pop": version.pop,
             "test_pop": pops,
             "policy": POLICY,
             "sha256": file_sha256(self.run / POLICY),
@@ -322,39 +339,39 @@ class Training:
         }
         atomic_write(self.run / RESULT, json.dumps(result, indent=1).encode())
 
-    # -- what survives ----------------------------------------------------------------------------------------------------
+    # -- state on disk --------------------------------------------------------------------------------------------------
 
     def _state(self) -> tuple[dict[str, Any], Arrays]:
-        """The newest state of this request; nothing where there is none."""
+        """Return metadata and arrays of the newest state of this request; empty: there is none."""
         path = self.run / STATE
         if not path.exists():
             return {}, {}
         meta, arrays = array_file.load(path)
-        return (meta, arrays) if meta.get("asked") == self.asked else ({}, {})
+        return (meta, arrays) if meta.get("asked") == self.request else ({}, {})
 
     def _save(self, iteration: int, first: Mlp, algorithm: Algorithm) -> None:
         numbers, arrays = algorithm.state()
         meta = {
-            "asked": self.asked,
+            "asked": self.request,
             "iteration": iteration,
             "history": [asdict(one) for one in self.history],
             "numbers": numbers,
         }
         content = np.frombuffer(to_bytes(first), np.uint8)
         if not iteration:
-            for path in (self.run / "versions").glob("*.npz"):
+            for path in self._version_files():
                 path.unlink()
         atomic_write(self.run / STATE, array_file.to_bytes(meta, {"first": content, **arrays}))
 
     def _rate(self, stage: str) -> dict[str, float]:
-        """Environment steps a second since the stage's first call."""
+        """Return the environment steps a second since the stage's first call."""
         if self._rated[0] != stage:
             self._rated = stage, time.monotonic(), self.client.steps
         _, began, steps = self._rated
         return {"charts/SPS": (self.client.steps - steps) / max(time.monotonic() - began, 1e-3)}
 
-    def _cut_metrics(self, iteration: int) -> None:
-        """Lines of iterations that are done once more go."""
+    def _truncate_metrics(self, iteration: int) -> None:
+        """Remove the lines of iterations that run again."""
         path = self.run / METRICS
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["version"] <= iteration]
@@ -365,39 +382,37 @@ class Training:
             file.write(json.dumps({"version": version, **metrics}) + "\n")
 
 
-def share_of_optimal_saving(cost: NDArray, nothing: NDArray, optimum: NDArray) -> float:
-    """PoP of all weeks together, as a share; each [week], $ per MW of reference peak."""
-    return float((nothing - cost).sum() / (nothing - optimum).sum())
+def share_of_optimal_saving(cost: NDArray, idle: NDArray, optimum: NDArray) -> float:
+    """Return PoP, the share of the perfect-foresight saving, of all weeks together; [week] each, $ per MW of reference peak."""
+    return float((idle - cost).sum() / (idle - optimum).sum())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The last word says how it ended; the exit code is 0 whenever one was said."""
+    """Run the learner. Its last message has the outcome; the exit code is 0 whenever that message was sent."""
     parser = argparse.ArgumentParser(
         prog="python -m worker.control.learner", description="The learner of a control training."
     )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument(
-        "--asked", required=True, help="digest of the request: a state of another one is not gone on from"
-    )
+    parser.add_argument("--asked", required=True, help="digest of the request; a state of another one is not resumed")
     parser.add_argument("--config", type=Path)
     parser.add_argument("--forecaster", default="", help="run folder of a forecaster's training")
     parser.add_argument("--checkpoint", default="", help="sha256 of its weights")
     options = parser.parse_args(arguments)
     set_parent_death_signal()
     forecaster = (options.forecaster, options.checkpoint)
-    training = Training(options.data, options.run, options.asked, ControlConfig(), forecaster)
+    training = ControlTraining(options.data, options.run, options.asked, ControlConfig(), forecaster)
+    outcome = Finished("done")
     try:
         training.settings = read_config(options.config)
         training.train_and_evaluate()
     except UsageError as error:
-        training.client.send(Finished("usage", str(error)))
+        outcome = Finished("usage", str(error))
     except StorageError as error:
-        training.client.send(Finished("storage", str(error)))
+        outcome = Finished("storage", str(error))
     except (IngestError, ControlError) as error:
-        training.client.send(Finished("failed", f"{type(error).__name__}: {error}"))
-    else:
-        training.client.send(Finished("done"))
+        outcome = Finished("failed", f"{type(error).__name__}: {error}")
+    training.client.send(outcome)
     return 0
 
 

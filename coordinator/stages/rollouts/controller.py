@@ -328,5 +328,5 @@ class RolloutController(StageController):
 
     @property
     def figures(self) -> dict[str, Any]:
-        """Return the run's numbers for the summary."""
+        """The run's numbers for the summary."""
         return {"leases": self._issued, "issued_twice": self._speculated, "put_out": sorted(self._excluded)}

@@ -24,7 +24,7 @@ EXIT_S = 5.0  # from the end of the learner's output to its exit, else it is kil
 
 
 class LearnerProcess:
-    """One learner. `on_message(self, message, frames)` runs in the reading thread; message None: the process has exited."""
+    """One learner, from its start to its exit."""
 
     def __init__(
         self,
@@ -32,6 +32,10 @@ class LearnerProcess:
         log: Path,
         on_message: Callable[[LearnerProcess, FromLearner | None, tuple[bytes, ...]], None],
     ) -> None:
+        """Start `command`, with its stderr in the file `log`.
+
+        `on_message(self, message, frames)` runs in the reading thread; message None: the process has exited.
+        """
         self._on_message = on_message
         self.exit_reason = ""  # once it has exited
         log.parent.mkdir(parents=True, exist_ok=True)

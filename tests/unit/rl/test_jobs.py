@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
@@ -155,6 +155,7 @@ def scratch() -> Iterator[Path]:
         yield Path(folder) / "arrays"
 
 
+@settings(deadline=None)  # writes files
 @given(st.dictionaries(NAMES, st.integers() | st.text(max_size=4), max_size=3), ARRAYS)
 def test_array_file_round_trips(scratch: Path, meta: dict, arrays: dict) -> None:
     content = array_file.to_bytes(meta, arrays)
@@ -165,6 +166,7 @@ def test_array_file_round_trips(scratch: Path, meta: dict, arrays: dict) -> None
     assert array_file.to_bytes(meta, dict(reversed(arrays.items()))) == content
 
 
+@settings(deadline=None)  # writes files
 @given(st.binary(max_size=300), st.integers(0, 400), ARRAYS)
 def test_damaged_array_file_is_refused(scratch: Path, noise: bytes, cut: int, arrays: dict) -> None:
     whole = array_file.to_bytes({}, arrays)

@@ -191,7 +191,7 @@ def test_wrong_use_is_refused() -> None:
         env.step(np.zeros((3, 2)))
     with pytest.raises(DataError, match="no reference peak"):
         region("A", np.arange(5).astype("datetime64[h]"), np.ones(5), offset=0, reference_end="1970-01-01T00")
-    with pytest.raises(DataError, match="without a hole"):
+    with pytest.raises(DataError, match="without a gap"):
         region("A", np.array([0, 2]).astype("datetime64[h]"), np.ones(2), offset=0, reference_end="1971-01-01T00")
 
 
