@@ -1,10 +1,10 @@
-"""Running the ring outside mlx's gradient trace.
+"""Run the ring on a separate thread, outside MLX's gradient trace.
 
-While mlx differentiates, its thread keeps the graph of everything that it evaluates (thread-local `RetainGraph`), so
-block after block would stay in memory; and another thread that evaluates anything reachable from a traced array cuts
-the trace (`array::detach` in mlx/transforms.cpp): gradients come back as zero, silently. So forward and backward run on
-one thread of their own, which builds mlx operations only on `detached_copy` arrays; what it merely reads, as numpy_view, may be
-`materialize` arrays of the trace.
+While MLX differentiates, its thread keeps the graph of everything that it evaluates (thread-local `RetainGraph`), so
+block after block would stay in memory. Another thread that evaluates anything reachable from a traced array cuts the
+trace (`array::detach` in mlx/transforms.cpp): gradients are zero, without an error. So forward and backward run on one
+separate thread, which builds MLX operations only on arrays from `detached_copy`. Arrays that it only reads as memory may
+be part of the trace, if they come from `materialize`.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _thread: threading.Thread | None = None
 
 
 def run_untraced(work: Callable[[], T]) -> T:
-    """`work()` on the ring's own thread; its error is raised here.
+    """Return `work()`, run on the ring's thread; an error of it is raised here.
 
-    One thread serves the whole process, because mlx gives every thread streams that it never frees.
+    One thread serves the whole process, because MLX gives every thread streams that it never frees.
     """
     global _thread
     with _start:
@@ -62,9 +62,9 @@ def _serve() -> None:
 
 
 def materialize(x: mx.array) -> mx.array:
-    """`x` evaluated and row-contiguous, of the same shape and dtype, still part of the trace.
+    """Return `x` evaluated and row-contiguous, with the same shape and dtype, still part of the trace.
 
-    Other threads may read its numpy_view, and nothing else.
+    Other threads may only read its memory (`numpy_view`).
     """
     y = mx.contiguous(x)
     mx.eval(y)
@@ -72,7 +72,7 @@ def materialize(x: mx.array) -> mx.array:
 
 
 def detached_copy(x: mx.array) -> mx.array:
-    """A row-contiguous copy of `x`, of the same shape and dtype, without a graph, for any thread and any operation."""
+    """Return a row-contiguous copy of `x`, with the same shape and dtype, without a graph, for any thread and operation."""
     raw = materialize(materialize(x).view(mx.uint8))
     y = mx.array(np.array(raw, copy=False)).view(x.dtype)
     mx.eval(y)
@@ -80,5 +80,5 @@ def detached_copy(x: mx.array) -> mx.array:
 
 
 def numpy_view(x: mx.array) -> np.ndarray:
-    """The memory of a settled float32 array, without a copy and without touching its graph."""
+    """Return the memory of a float32 array from `materialize`, without a copy and without a change to its graph."""
     return np.array(x, copy=False)

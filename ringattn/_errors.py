@@ -1,15 +1,15 @@
-"""Errors of ringattn, one tree.
+"""The errors of ringattn, as one tree.
 
 RingError (RuntimeError)
-├── ArgumentError (also ValueError)  a rule about the arguments is broken; nothing was sent
-│   ├── ShapeError                   ranks of arrays, heads, lengths, segments
+├── ArgumentError (also ValueError)  an argument breaks a rule; nothing was sent
+│   ├── ShapeError                   dimensions of arrays, heads, lengths, segments
 │   ├── DTypeError                   unsupported or mixed dtypes
-│   ├── LayoutError                  unknown layout, or lengths that do not follow it
+│   ├── LayoutError                  unknown layout, or lengths that do not fit it
 │   └── MismatchError                the ranks of the group were given different calls
-├── TransformError                   called under mx.compile or mx.vmap, which cannot hold a ring
-├── KernelError                      a kernel that is unknown, not available here, or wrong
-├── PeerError                        the group is unusable from here on: end the process, start the ring again
-│   ├── PeerLost                     a peer closed its connection: it died, or gave up on another
+├── TransformError                   called under mx.compile or mx.vmap, which cannot contain a ring
+├── KernelError                      a kernel is unknown, not available here, or computes wrong numbers
+├── PeerError                        the group is unusable from now on: end the process, start the ring again
+│   ├── PeerLost                     a peer closed its connection: it died, or lost another peer
 │   └── PeerStalled                  a peer did not answer within the deadline, or never started
 └── LaunchError                      local ranks started by `ringattn.launch`
     ├── StartTimeout                 not every rank joined the group in time
@@ -25,11 +25,11 @@ class RingError(RuntimeError):
 
 
 class ArgumentError(RingError, ValueError):
-    """A rule about the arguments is broken; every rank of the group gets an error and nothing was sent."""
+    """An argument breaks a rule; every rank of the group gets an error and nothing was sent."""
 
 
 class ShapeError(ArgumentError):
-    """Shapes, heads, lengths or segments do not fit the rule that the message states."""
+    """Shapes, heads, lengths or segments break the rule that the message states."""
 
 
 class DTypeError(ArgumentError):
@@ -37,7 +37,7 @@ class DTypeError(ArgumentError):
 
 
 class LayoutError(ArgumentError):
-    """An unknown layout, or local lengths that are not the ones the layout gives."""
+    """The layout is unknown, or local lengths differ from those of the layout."""
 
 
 class MismatchError(ArgumentError):
@@ -45,17 +45,19 @@ class MismatchError(ArgumentError):
 
 
 class TransformError(RingError):
-    """Ring attention was traced by mx.compile or mx.vmap; it evaluates its inputs, so neither can hold it."""
+    """Ring attention was traced by mx.compile or mx.vmap; it evaluates its inputs, so neither can contain it."""
 
 
 class KernelError(RingError):
-    """A block kernel that is unknown, not available on this machine, or failed its parity check."""
+    """A block kernel is unknown, not available on this machine, or failed its parity check."""
 
 
 class PeerError(RingError):
-    """A peer is gone. The mlx group cannot be used again: end this process and start the ring anew.
+    """A peer is gone. The MLX group cannot be used again: end this process and start the ring again.
 
-    Attributes: `rank` (this process's rank), `doing` (the exchange that failed, e.g. "backward hop 1 of 3, kv").
+    Attributes:
+        rank: this process's rank.
+        doing: the exchange that failed, e.g. "backward hop 1 of 3, kv".
     """
 
     def __init__(self, message: str, *, rank: int, doing: str) -> None:
@@ -65,11 +67,11 @@ class PeerError(RingError):
 
 
 class PeerLost(PeerError):
-    """A connection of the ring was closed: a peer died, or gave up because another peer did."""
+    """A connection of the ring was closed: a peer died, or ended because another peer did."""
 
 
 class PeerStalled(PeerError):
-    """No answer within the deadline: a peer is stopped, cut off, far too slow, or was never started."""
+    """A peer did not answer within the deadline: it is stopped, unreachable, far too slow, or was never started."""
 
 
 class LaunchError(RingError):
@@ -81,7 +83,12 @@ class StartTimeout(LaunchError):
 
 
 class RankFailed(LaunchError):
-    """A local rank ended with an error; the others were ended. Attributes: `rank`, `returncode`."""
+    """A local rank ended with an error; the others were ended.
+
+    Attributes:
+        rank: the rank that failed.
+        returncode: its exit code, or the negative number of the signal that ended it.
+    """
 
     def __init__(self, message: str, *, rank: int, returncode: int) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""Before anything is sent: check this rank's arguments, then agree with every other rank on one plan.
+"""Handshake before a call: check this rank's arguments, then agree with all ranks on one plan.
 
 One small all_gather a call carries each rank's arguments as integers. A rank whose own check failed takes part too, so
 that all ranks raise at once instead of waiting for it. From the headers each rank derives the same lengths, positions,
@@ -61,14 +61,14 @@ class Call:
 
 @dataclass(frozen=True)
 class Plan:
-    """What all ranks agreed on: positions of every rank's tokens, int32 [T_r], and who needs whose keys."""
+    """The plan that all ranks agreed on: positions of every rank's tokens, int32 [T_r], and which rank needs which keys."""
 
     positions: tuple[np.ndarray, ...]
     needs: tuple[tuple[bool, ...], ...]
     call: Call
 
     def kv_shape(self, block: int) -> tuple[int, int, int, int]:
-        """[B, Hkv, T_block, D]."""
+        """Return the shape of a block's keys, [B, Hkv, T_block, D]."""
         batch, heads, _, dim = self.call.kv_shape
         return (batch, heads, len(self.positions[block]), dim)
 
@@ -84,9 +84,12 @@ def check_arguments(
     segments: object,
     layout: Layout,
 ) -> Call:
-    """The checked call of q [B, H, T, D], k and v [B, Hkv, T, D].
+    """Check the arguments of a call; see `ringattn.ring_attention`.
 
-    Raises ShapeError, DTypeError or ArgumentError that states the broken rule.
+    Raises:
+        ShapeError: if shapes, heads or segments break a rule.
+        DTypeError: if a dtype is not supported, or if dtypes differ.
+        ArgumentError: if another argument breaks a rule.
     """
     for name, x in (("q", q), ("k", k), ("v", v)):
         if not isinstance(x, mx.array):
@@ -138,9 +141,15 @@ def _segments(segments: object, q_shape: tuple[int, ...]) -> np.ndarray | None:
 
 
 def agree_on_plan(call: Call | RingError, transport: Transport, timeout: float) -> Plan:
-    """The plan of all ranks. `call` is this rank's refusal if its own check failed; it is raised after the exchange.
+    """Exchange the arguments of all ranks and derive the plan. Local lengths that do not follow the layout are a LayoutError.
 
-    Raises MismatchError on every rank when the ranks differ, LayoutError when local lengths do not follow the layout.
+    Args:
+        call: this rank's checked arguments, or its error, which is raised here after the exchange.
+        transport: reaches the other ranks.
+        timeout: seconds of the wait.
+
+    Raises:
+        MismatchError: on every rank, if the ranks' arguments differ.
     """
     rank, size = transport.rank(), transport.size()
     if size == 1:
@@ -184,7 +193,7 @@ def _header(call: Call | RingError) -> list[int]:
 
 
 def _segment_bounds(ids: np.ndarray | None, length: int) -> tuple[int, ...]:
-    """Lowest and highest id in each half of the local tokens, which are zigzag's two chunks."""
+    """Return the lowest and highest id in each half of the local tokens, which are zigzag's two chunks."""
     if ids is None:
         return _NO_SEGMENTS
     cut = length - length // 2

@@ -1,6 +1,6 @@
-"""One local rank: `python -m ringattn._rank script.py args…`, started by `ringattn.launch` and by nobody else.
+"""Bootstrap of a local rank: `python -m ringattn._rank script.py args…`, started only by `ringattn.launch`.
 
-Joins the ring with a deadline, says so on a pipe, then runs the script as `__main__`. Ends when its starter is gone.
+Joins the ring with a deadline, reports it on a pipe, then runs the script as `__main__`. Ends when its launcher is gone.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ READY_FD = "RINGATTN_READY_FD"
 START_TIMEOUT = "RINGATTN_START_TIMEOUT"
 
 
-def _die_with_starter() -> None:
-    """The starter holds the other end of stdin: its end means that it is gone, however it went.
+def _exit_with_launcher() -> None:
+    """End this process when the launcher is gone: it holds the other end of stdin, which closes when it ends for any reason.
 
     Linux also kills a rank that is stopped and cannot read: its parent is the launcher's thread, which lives as long as
     the ranks do.
@@ -34,12 +34,12 @@ def _die_with_starter() -> None:
         os.read(pipe, 1)
         os._exit(1)
 
-    threading.Thread(target=watch, name="ringattn-starter-watch", daemon=True).start()
+    threading.Thread(target=watch, name="ringattn-launcher-watch", daemon=True).start()
 
 
 def main() -> None:
-    """Join, report, run."""
-    _die_with_starter()
+    """Join the ring, report, run the script."""
+    _exit_with_launcher()
     from ringattn._errors import RingError
     from ringattn.process_group import init
 
@@ -51,7 +51,7 @@ def main() -> None:
     os.write(ready, b"!")
     os.close(ready)
     sys.argv = sys.argv[1:]
-    # As with `python script.py`: the script's folder comes first on the path.
+    # As with `python script.py`: the script's folder is first on the path.
     sys.path[0] = str(Path(sys.argv[0]).resolve().parent)
     runpy.run_path(sys.argv[0], run_name="__main__")
 

@@ -1,4 +1,4 @@
-"""Ring attention: exact softmax attention over a sequence that is spread over the ranks of an mlx group.
+"""Ring attention: exact softmax attention over a sequence that is sharded over the ranks of an MLX group.
 
 Ring Attention (Liu, Zaharia, Abbeel 2023) with FlashAttention-2's backward (Dao 2023): the forward keeps only the
 output and the log-sum-exp, the backward recomputes the probabilities block by block while K, V and their gradients
@@ -37,26 +37,31 @@ def ring_attention(
     kernel: str | kernels.Kernel | None = None,
     timeout: float | None = None,
 ) -> mx.array:
-    """Softmax attention over the whole sequence, of which this rank holds a part. Differentiable in q, k and v.
+    """Compute softmax attention over the whole sequence, of which this rank holds a part. Differentiable in q, k and v.
 
-    q: [B, Hq, T, D], k and v: [B, Hkv, T, D], float32, bfloat16 or float16, T this rank's tokens in the order of `layout`
-        (`ringattn.shard` cuts them so); Hq a multiple of Hkv, query head h reads kv head h // (Hq / Hkv).
-    scale: factor on the scores, usually D ** -0.5.
-    mask: None or "causal" (a query sees positions up to its own in the whole sequence).
-    window: with "causal" a query sees the last `window` positions, itself included; without, those nearer than `window`.
-    segments: integers [T] or [B, T]; queries see only keys with the same id (packed series).
-    layout: "contiguous", "striped", "zigzag" or `weighted_zigzag(speeds)`, the same on every rank.
-    group: an mlx group (None: the global one), or a Transport. On a group of one, exact attention in O(T) memory.
-    kernel: name of the block kernel, or one of your own; None: environment RINGATTN_KERNEL, else the best here. It may
-        differ between ranks.
-    timeout: seconds that any wait for a neighbour may take; None: environment RINGATTN_TIMEOUT, else 60.
+    Every rank of the group must make the same calls in the same order.
 
-    Returns o [B, Hq, T, D] in q's dtype; sums and merges are in float32. Rows that see no key are 0.
+    Args:
+        q: [B, Hq, T, D], float32, bfloat16 or float16; T this rank's tokens in the order of `layout` (see `ringattn.shard`).
+        k: [B, Hkv, T, D], of q's dtype; Hq is a multiple of Hkv, query head h reads kv head h // (Hq / Hkv).
+        v: [B, Hkv, T, D], of q's dtype.
+        scale: factor on the scores, usually D ** -0.5.
+        mask: None or "causal" (a query sees positions up to its own in the whole sequence).
+        window: with "causal" a query sees the last `window` positions, itself included; without, those nearer than `window`.
+        segments: integers [T] or [B, T]; queries see only keys with the same id (packed series).
+        layout: "contiguous", "striped", "zigzag" or `weighted_zigzag(speeds)`, the same on every rank.
+        group: an MLX group (None: the global one), or a Transport. On a group of one, exact attention in O(T) memory.
+        kernel: name of the block kernel, or a `kernels.Kernel`; None: environment RINGATTN_KERNEL, else the best one here. It
+            may differ between ranks.
+        timeout: seconds that any wait for a neighbour may take; None: environment RINGATTN_TIMEOUT, else 60.
 
-    Every rank of the group must make the same calls in the same order. Inputs are evaluated, so the call cannot stand
-    inside mx.compile or mx.vmap (TransformError). ArgumentError and its kinds come before anything but a small header was
-    sent, on every rank; PeerLost and PeerStalled come within `timeout`, in the forward or the backward pass, and leave
-    the mlx group unusable.
+    Returns:
+        o [B, Hq, T, D] in q's dtype; sums and merges are in float32. Rows that see no key are 0.
+
+    Raises:
+        RingError: ArgumentError and its kinds on every rank, before anything but a small header was sent; TransformError,
+            as inputs are evaluated, so that the call cannot be inside mx.compile or mx.vmap; PeerLost and PeerStalled within
+            `timeout`, in the forward or the backward pass, which leave the MLX group unusable.
     """
     transport = transport_of(group)
     limit = default_timeout() if timeout is None else timeout
@@ -91,25 +96,26 @@ def _evaluate(*arrays: mx.array) -> None:
         if "transformation" not in str(error):
             raise
         raise TransformError(
-            "ring_attention evaluates its inputs and talks to other hosts, so it cannot stand inside mx.compile or mx.vmap; "
+            "ring_attention evaluates its inputs and exchanges data with other hosts, so it cannot be inside mx.compile or mx.vmap; "
             "compile the parts of the model around it instead"
         ) from error
 
 
 class _Pass:
-    """One call's forward and backward on this rank; both run untraced."""
+    """Forward and backward of one call on this rank; both run untraced."""
 
     def __init__(self, plan: Plan, transport: Transport, kernel: kernels.Kernel, timeout: float) -> None:
         self.plan, self.transport, self.kernel, self.timeout = plan, transport, kernel, timeout
-        # The native kernel reads float32 inputs as numpy_view, so they need no copy to be safe from another thread.
+        # The native kernel reads the memory of float32 inputs, which is safe from another thread without a copy.
         self._zero_copy = kernel.name == "native" and plan.call.dtype == mx.float32
         self._saved: ring.Arrays = ()
 
     def prepare(self, x: mx.array) -> mx.array:
-        """An input as this pass may use it on the ring's thread."""
+        """Return an input in a form that the ring's thread may use."""
         return materialize(x) if self._zero_copy else detached_copy(x)
 
     def forward(self, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        """Return o [B, Hq, T, D], and keep what the backward pass needs."""
         partial: list[tuple[mx.array, mx.array]] = []
 
         def compute(work: schedule.Work, block: ring.Arrays) -> ring.Arrays:
@@ -127,6 +133,7 @@ class _Pass:
         return o
 
     def backward(self, do: mx.array) -> ring.Arrays:
+        """Return dq, dk and dv from the gradient of o [B, Hq, T, D]."""
         q, k, v, o, lse = self._saved
         if self._zero_copy:
             delta = mx.array(np.einsum("bhtd,bhtd->bht", numpy_view(do), numpy_view(o)))
@@ -215,7 +222,7 @@ def _accumulate(sums: dict[str, mx.array], queries: str, dq: mx.array) -> None:
 
 
 def _joined(sums: dict[str, mx.array], q: mx.array) -> mx.array:
-    """dq of all queries, float32, from the sums over whole blocks and over the two halves."""
+    """Return dq of all queries, float32, from the sums over whole blocks and over the two halves."""
     halves = [sums.pop(part) for part in ("head", "tail") if part in sums]
     total = mx.concatenate(halves, axis=2) if halves else mx.zeros(q.shape, mx.float32)
     return total + sums.pop("all") if "all" in sums else total

@@ -1,6 +1,6 @@
-"""Start n ranks of a script on this machine: `python -m ringattn.launch -n 2 script.py args…`, or `run` and `LocalRing`.
+"""Launch n ranks of a script on this machine: `python -m ringattn.launch -n 2 script.py args…`, or `run` and `LocalRing`.
 
-mlx.launch burns most of a core while it waits and exits 0 when ranks fail. This starter blocks in the kernel, ends every
+mlx.launch uses most of a core while it waits and exits 0 when ranks fail. This launcher blocks in the kernel, ends every
 rank when one fails, and reports which one and why. No rank outlives it, however it ends.
 """
 
@@ -28,14 +28,15 @@ from ringattn import _rank
 from ringattn._errors import LaunchError, RankFailed, RunTimeout, StartTimeout
 
 Echo = Callable[[int, str], None]
-_KEPT_LINES = 2000  # a rank's output that is kept for `output` and error messages
+_KEPT_LINES = 2000  # of a rank's output, for `output` and error messages
 _GRACE = 2.0  # seconds between SIGTERM and SIGKILL
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nothing listens on now, below the range that outgoing connections draw from.
+    """Return free ports of 127.0.0.1, from 20000 to 31999: below the range that outgoing connections use.
 
-    LaunchError where there are not so many.
+    Raises:
+        LaunchError: if there are not so many.
     """
     with contextlib.ExitStack() as stack:
         ports: list[int] = []
@@ -50,18 +51,24 @@ def free_ports(count: int) -> list[int]:
 
 
 def rank_environment(rank: int, size: int, hostfile: Path) -> dict[str, str]:
-    """What one of `size` local ranks needs: its place in the ring, and its share of the cores for the native kernel."""
+    """Return the variables of one of `size` local ranks: its place in the ring, and the native kernel's share of the cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     ring = {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hostfile)} if size > 1 else {}
     return {**ring, "RINGATTN_THREADS": str(max(1, cores // size))}
 
 
 class LocalRing:
-    """n ranks of `argv` (script and arguments) on this machine, as a context: leaving it ends them all.
+    """A context that runs n ranks of a script on this machine; leaving it ends them all.
 
-    env: added to each rank's environment, or a function of the rank that gives it. echo: called with (rank, line) for
-    every line of output, from other threads; None keeps the output only. Ranks cannot read stdin. Entering waits until
-    all have joined the group: StartTimeout after `start_timeout` seconds, RankFailed when one ends before.
+    Entering waits until all ranks have joined the group: StartTimeout after `start_timeout` seconds, RankFailed if one ends
+    before. Ranks cannot read stdin.
+
+    Args:
+        n: number of ranks.
+        argv: script and arguments.
+        env: added to each rank's environment, or a function of the rank that returns it.
+        start_timeout: seconds until all ranks must have joined.
+        echo: called with (rank, line) for every line of output, from other threads; None only keeps the output.
     """
 
     def __init__(
@@ -87,9 +94,11 @@ class LocalRing:
     def __enter__(self) -> LocalRing:
         self._folder = tempfile.TemporaryDirectory(prefix="ringattn-")
         ready_read, ready_write = os.pipe()
-        # Ranks die with the thread that started them (PDEATHSIG), so it has to live as long as they do.
-        self._keeper = threading.Thread(target=self._keep, args=(ready_write,), name="ringattn-keeper", daemon=True)
-        self._keeper.start()
+        # Ranks die with the thread that started them (PDEATHSIG), so it must live as long as they do.
+        self._supervisor = threading.Thread(
+            target=self._supervise, args=(ready_write,), name="ringattn-supervisor", daemon=True
+        )
+        self._supervisor.start()
         self._spawned.wait()
         os.close(ready_write)
         try:
@@ -106,7 +115,7 @@ class LocalRing:
     def __exit__(self, *exc: object) -> None:
         self.stop()
 
-    def _keep(self, ready_write: int) -> None:
+    def _supervise(self, ready_write: int) -> None:
         try:
             self._spawn(ready_write)
         except OSError as error:
@@ -179,7 +188,14 @@ class LocalRing:
                 )
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait until every rank has ended well. RankFailed when one did not, RunTimeout after `timeout` seconds."""
+        """Wait until every rank has ended with exit code 0; RankFailed if one did not.
+
+        Args:
+            timeout: seconds; None waits for ever.
+
+        Raises:
+            RunTimeout: if ranks still run after the timeout; all are ended.
+        """
         if not self._ended.wait(timeout):
             self.stop()
             raise RunTimeout(f"{self._argv[0]} on {self.size} ranks did not end within {timeout:g} s; all were ended")
@@ -199,20 +215,20 @@ class LocalRing:
         )
 
     def stop(self) -> None:
-        """End every rank, whatever state it is in, and wait until they are gone."""
+        """End every rank, in any state, and wait until all are gone."""
         self._stop.set()
-        self._keeper.join()
+        self._supervisor.join()
         for pump in self._pumps:
-            pump.join(_GRACE)  # a grandchild that left the session may still hold the pipe
+            pump.join(_GRACE)  # a grandchild in another session may still hold the pipe
         self._folder.cleanup()
 
     def output(self, rank: int) -> list[str]:
-        """The last lines that a rank wrote to stdout and stderr."""
+        """Return the last lines that a rank wrote to stdout and stderr."""
         return list(self._lines[rank])
 
 
 def _end(processes: Sequence[subprocess.Popen[str]]) -> None:
-    """SIGTERM, then SIGKILL, to each rank's whole session; stopped processes are continued so that they can end."""
+    """Send SIGTERM, then SIGKILL, to each rank's whole session; continue stopped processes so that they can end."""
     for process in processes:
         if process.poll() is None:
             _signal(process, signal.SIGTERM)
@@ -222,7 +238,7 @@ def _end(processes: Sequence[subprocess.Popen[str]]) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(max(0.0, deadline - time.monotonic()))
     for process in processes:
-        _signal(process, signal.SIGKILL)  # also what a rank started and left behind in its session
+        _signal(process, signal.SIGKILL)  # also processes that a rank left in its session
         process.wait()
         if process.stdin is not None:
             process.stdin.close()
@@ -242,17 +258,26 @@ def run(
     timeout: float | None = None,
     echo: Echo | None = None,
 ) -> list[list[str]]:
-    """Run `argv` on n local ranks to the end; every rank's lines of output, in rank order. Raises LaunchError kinds."""
+    """Run n local ranks to the end and return every rank's lines of output, in rank order; failures are kinds of LaunchError.
+
+    Args:
+        n: number of ranks.
+        argv: script and arguments.
+        env: as for `LocalRing`.
+        start_timeout: as for `LocalRing`.
+        timeout: seconds until all ranks must have ended.
+        echo: as for `LocalRing`.
+    """
     with LocalRing(n, argv, env=env, start_timeout=start_timeout, echo=echo) as ring:
         ring.wait(timeout)
         return [ring.output(rank) for rank in range(n)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; exit codes 0 done, 1 a rank failed or was late, 130 interrupted."""
+    """Run the command line. Exit codes: 0 done, 1 a rank failed or timed out, 130 interrupted."""
     parser = argparse.ArgumentParser(
         prog="python -m ringattn.launch",
-        description="Start n local ranks of a script.",
+        description="Launch n local ranks of a script.",
         epilog="example: python -m ringattn.launch -n 2 worker/train.py --data data",
     )
     parser.add_argument("-n", type=int, required=True, help="number of ranks")
@@ -269,13 +294,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             options.script,
             start_timeout=options.start_timeout,
             timeout=options.timeout,
-            echo=lambda rank, line: print(f"[{rank}] {line}\n", end="", flush=True),  # one write: ranks speak at once
+            echo=lambda rank, line: print(
+                f"[{rank}] {line}\n", end="", flush=True
+            ),  # one write, as ranks print concurrently
         )
     except LaunchError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("launch: interrupted; every rank was ended", file=sys.stderr)
+        print("launch: interrupted; all ranks were ended", file=sys.stderr)
         return 130
     return 0
 

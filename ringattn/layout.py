@@ -1,4 +1,4 @@
-"""Layouts: which positions of the sequence each rank holds, and how to cut and join arrays by them.
+"""Layouts: which positions of the sequence each rank holds, and in which order.
 
 With n ranks and T tokens (any T ≥ n):
 
@@ -6,10 +6,10 @@ With n ranks and T tokens (any T ≥ n):
   striped      rank r holds r, r + n, r + 2n, …             (Striped Attention, Brandon et al. 2023)
   zigzag       2n chunks; rank r holds chunk r and chunk 2n-1-r  (zhuzilin/ring-flash-attention); of an odd number of
                tokens the first chunk has one more
-  weighted     zigzag whose chunk r and mirror 2n-1-r are as wide as weight r says: causal and full work are
-               then proportional to the weight, because chunk and mirror lie symmetric about T/2
+  weighted     zigzag whose chunk r and mirror 2n-1-r have a width in proportion to weight r: causal and full work are
+               then proportional to the weight, because chunk and mirror are symmetric about T/2
 
-A rank's local order is its runs one after the other, each ascending.
+A rank's local order is its runs, one after the other, each ascending.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ KINDS = ("contiguous", "striped", "zigzag")
 class Layout:
     """A way to spread a sequence over ranks.
 
-    kind: "contiguous", "striped" or "zigzag".
-    weights: zigzag only; one positive number a rank, its share of the tokens up to a common factor.
+    Attributes:
+        kind: "contiguous", "striped" or "zigzag".
+        weights: zigzag only; one positive number a rank, its share of the tokens up to a common factor.
     """
 
     kind: str
@@ -51,19 +52,20 @@ class Layout:
 
 
 def weighted_zigzag(speeds: Sequence[float]) -> Layout:
-    """Zigzag whose shares follow `speeds`, one number a rank in rank order (any unit, e.g. FLOP/s of the planner)."""
+    """Return a zigzag with shares in proportion to `speeds`, one number a rank in rank order (any unit, e.g. FLOP/s)."""
     return Layout("zigzag", tuple(float(s) for s in speeds))
 
 
 def as_layout(layout: str | Layout) -> Layout:
-    """The Layout that a name stands for; a Layout is returned as it is."""
+    """Return the Layout of a name; a Layout is returned unchanged."""
     return layout if isinstance(layout, Layout) else Layout(layout)
 
 
 def runs(layout: str | Layout, total: int, size: int) -> tuple[tuple[range, ...], ...]:
-    """Every rank's runs of positions, in local order; they partition range(total).
+    """Return every rank's runs of positions, in local order; they partition range(total).
 
-    Raises LayoutError where a rank would hold nothing.
+    Raises:
+        LayoutError: if a rank would hold no token, or if the number of weights is not `size`.
     """
     layout = as_layout(layout)
     if layout.weights is not None and len(layout.weights) != size:
@@ -95,15 +97,15 @@ def _zigzag(weights: tuple[float, ...] | None, total: int, size: int) -> tuple[t
 
 
 def lengths(layout: str | Layout, total: int, size: int) -> tuple[int, ...]:
-    """Tokens a rank, in rank order; they sum to `total`."""
+    """Return the tokens of each rank, in rank order; they sum to `total`."""
     return tuple(sum(map(len, of_rank)) for of_rank in runs(layout, total, size))
 
 
 def local_positions(layout: str | Layout, total: int, size: int, rank: int) -> np.ndarray:
-    """Absolute positions of the tokens of `rank`, int32 [T_local], in local order."""
+    """Return the absolute positions of the tokens of `rank`, int32 [T_local], in local order."""
     return np.concatenate([np.arange(r.start, r.stop, r.step, dtype=np.int32) for r in runs(layout, total, size)[rank]])
 
 
 def order(layout: str | Layout, total: int, size: int) -> np.ndarray:
-    """Positions of all ranks one after the other, int32 [T]: `global[order] == concatenated locals`."""
+    """Return the positions of all ranks, one after the other, int32 [T]: `global[order] == concatenated locals`."""
     return np.concatenate([local_positions(layout, total, size, rank) for rank in range(size)])

@@ -1,12 +1,13 @@
-"""Shares of a sequence that follow measured speeds: a step lasts as long as its slowest rank, so a slower one gets fewer tokens.
+"""Load balancing: give each rank a share of the sequence in proportion to its measured speed.
 
-A ring begins with equal parts. Each step every rank says for how many seconds it was busy, that is, did not wait for others. `LoadBalancer` looks
-at WINDOW_STEPS steps at a time and takes the median of each rank, which two outliers don't move; `rebalance` decides. All ranks see the
-same numbers and decide the same, and whoever has the numbers can decide it again.
+A step lasts as long as its slowest rank, so a slow rank (a straggler) gets fewer tokens. A ring begins with equal shares. At each step
+every rank reports the seconds it was busy, that is, did not wait for other ranks. `LoadBalancer` collects WINDOW_STEPS steps and takes
+the median of each rank, which two outliers do not change; `rebalance` decides. All ranks have the same numbers and decide the same, and
+so does anyone who repeats the decision from a log.
 
-Weighted zigzag gives a rank work in proportion to its tokens (`ringattn.layout`), so tokens a busy second are a rank's speed, whatever the
-busy seconds went into: attention, the rest of the model, reading. What doesn't shrink with a rank's tokens makes one change fall short; the
-next ones make up for it.
+Weighted zigzag gives a rank work in proportion to its tokens (`ringattn.layout`), so tokens per busy second are a rank's speed, whatever
+the time goes into: attention, the rest of the model, reading. Time that does not shrink with a rank's tokens makes one change fall short;
+later changes correct it.
 """
 
 from __future__ import annotations
@@ -16,18 +17,21 @@ from statistics import median
 
 from ringattn.layout import Layout, as_layout, weighted_zigzag
 
-MIN_GAIN = (
-    0.10  # of the step that other shares promise: what can't be won by more than this is noise, and changes nothing
-)
-WARMUP_STEPS, WINDOW_STEPS = 2, 5  # steps after a start or a change that are not looked at, and steps that are
-MIN_SHARE = 0.05  # of an equal share: with fewer tokens a rank could not be measured
+MIN_GAIN = 0.10  # of the step that other shares promise: a smaller gain is noise and changes nothing
+WARMUP_STEPS, WINDOW_STEPS = 2, 5  # steps after a start or a change that do not count, and steps that count
+MIN_SHARE = 0.05  # of an equal share: with fewer tokens a rank's speed could not be measured
 
 
 def rebalance(weights: Sequence[float], busy: Sequence[float]) -> tuple[float, ...]:
-    """The next shares, one a rank, 1.0 being an equal one.
+    """Return the next shares of the ranks, 1.0 being an equal share.
 
-    weights: the present shares. busy: seconds a step of each rank under them, above 0. In proportion to the speeds if that promises to
-    shorten the step by more than MIN_GAIN; equal shares where those promise as much within MIN_GAIN; else the present ones.
+    Args:
+        weights: the present shares, one a rank.
+        busy: seconds a step of each rank under the present shares, above 0.
+
+    Returns:
+        Shares in proportion to the speeds if that shortens the step by more than MIN_GAIN; equal shares if those are as good within
+        MIN_GAIN; otherwise the present shares.
     """
     mean = sum(weights) / len(weights)
     speeds = [weight / mean / seconds for weight, seconds in zip(weights, busy, strict=True)]
@@ -41,24 +45,33 @@ def rebalance(weights: Sequence[float], busy: Sequence[float]) -> tuple[float, .
 
 
 class LoadBalancer:
-    """The shares of one ring, from step to step. Other layouts than zigzag stay as they are."""
+    """Adapt the shares of one ring from step to step. Layouts other than zigzag keep their shares.
+
+    Attributes:
+        layout: the layout of the next step.
+        weights: its shares, one a rank.
+    """
 
     def __init__(self, layout: str | Layout, size: int) -> None:
         self.layout = as_layout(layout)
         self.weights = self.layout.weights or (1.0,) * size
-        self._follow = self.layout.kind == "zigzag" and size > 1
-        self._skip, self._seen = WARMUP_STEPS, list[tuple[float, ...]]()
+        self._adapts = self.layout.kind == "zigzag" and size > 1
+        self._skip, self._window = WARMUP_STEPS, list[tuple[float, ...]]()
 
     def record_step(self, busy: Sequence[float]) -> bool:
-        """A step's busy seconds, one a rank. True: from the next step on the shares, and `layout` with them, are others."""
-        if not self._follow or self._skip:
+        """Record a step's busy seconds, one a rank.
+
+        Returns:
+            True if `weights` and `layout` have changed for the next step.
+        """
+        if not self._adapts or self._skip:
             self._skip = max(0, self._skip - 1)
             return False
-        self._seen.append(tuple(busy))
-        if len(self._seen) < WINDOW_STEPS:
+        self._window.append(tuple(busy))
+        if len(self._window) < WINDOW_STEPS:
             return False
-        new = rebalance(self.weights, [median(of_rank) for of_rank in zip(*self._seen, strict=True)])
-        self._seen = []
+        new = rebalance(self.weights, [median(of_rank) for of_rank in zip(*self._window, strict=True)])
+        self._window = []
         if new == self.weights:
             return False
         self.weights, self._skip = new, WARMUP_STEPS

@@ -1,8 +1,8 @@
-"""When does a ring pay? `python -m ringattn.planner [--length 131072 --heads 8 --dim 64]` measures and predicts.
+"""Plan a ring: `python -m ringattn.planner [--length 131072 --heads 8 --dim 64]` predicts when a ring is faster than one host.
 
 Measures this machine's block-attention speed F (FLOP/s, forward and backward) and the loopback link, then prints for
 Thunderbolt 4, 10 GbE and 1 GbE the smallest block a host at which communication hides, and the predicted efficiency of
-1 to 16 hosts like this one. docs/reference/ring_attention.md derives the formulas; the benchmark puts measured beside predicted.
+1 to 16 hosts like this one. docs/reference/ring_attention.md derives the formulas; the benchmark compares predictions with measurements.
 """
 
 from __future__ import annotations
@@ -21,17 +21,24 @@ import numpy as np
 from ringattn import kernels, launch
 
 HOSTS = (1, 2, 4, 8, 16)
-BESIDE_BLOCK, BESIDE_S, MOST_BESIDE = (
-    512,
-    0.5,
-    1 << 28,
-)  # tokens of the kernel that runs beside an exchange: its seconds, bytes
+# The kernel that runs during the measured exchange: its tokens; the exchange: its seconds, and bytes at most.
+OVERLAP_BLOCK, OVERLAP_S, OVERLAP_BYTES = 512, 0.5, 1 << 28
 FORWARD_FLOPS, BACKWARD_FLOPS = 4, 10  # a (query, key) pair, times head dimension: 2 and 5 matrix products
 
 
 @dataclass(frozen=True)
 class Shape:
-    """An attention call. length: tokens of the whole sequence; itemsize: bytes of an element of K and V."""
+    """An attention call.
+
+    Attributes:
+        length: tokens of the whole sequence.
+        batch: sequences.
+        heads: query heads.
+        kv_heads: key and value heads.
+        dim: head dimension.
+        itemsize: bytes of an element of K and V.
+        causal: whether a query sees only keys up to its own position.
+    """
 
     length: int
     batch: int = 1
@@ -43,18 +50,18 @@ class Shape:
 
     @property
     def density(self) -> float:
-        """Visible part of a block: zigzag makes every causal hop about one half."""
+        """Visible share of a block: with zigzag about one half at every causal hop."""
         return 0.5 if self.causal else 1.0
 
     @property
     def head(self) -> float:
-        """Part of the own block's pairs that its first half of queries sees: of zigzag's two chunks, half of one of four."""
+        """Share of the own block's pairs that its first half of queries sees: with zigzag's two chunks, half of one of four."""
         return 0.25 if self.causal else 0.5
 
 
 @dataclass(frozen=True)
 class Speed:
-    """One host's kernel: FLOP/s of visible work, forward and backward."""
+    """Speed of one host's kernel: FLOP/s of visible work, forward and backward."""
 
     forward: float
     backward: float
@@ -62,16 +69,24 @@ class Speed:
 
 @dataclass(frozen=True)
 class Link:
-    """One direction between neighbours: bytes/s, both directions at once, and seconds an exchange costs at least.
+    """A link between neighbours.
 
-    beside: share of the kernel's speed that is left while an exchange is under way. A GPU keeps all of it; mlx's socket threads
-    keep a core or two busy meanwhile, so a CPU of few cores does not.
+    Attributes:
+        name: of the link.
+        bandwidth: bytes/s of one direction, with both directions in use.
+        latency: seconds that an exchange costs at least.
+        kernel_share: share of the kernel's speed that remains during an exchange. A GPU keeps all of it; MLX's socket threads
+            use a core or two meanwhile, so a CPU with few cores does not.
     """
 
     name: str
     bandwidth: float
     latency: float
-    beside: float = 1.0
+    kernel_share: float = 1.0
+
+    def to_json(self) -> dict[str, str | float]:
+        """Return plain data under the keys of `--json` and of docs/benchmarks, which call the kernel's share "beside"."""
+        return {"name": self.name, "bandwidth": self.bandwidth, "latency": self.latency, "beside": self.kernel_share}
 
 
 # Nominal rates less TCP's overhead: 20 of Thunderbolt 4's 40 Gbit/s are what its IP bridge gives one stream.
@@ -83,7 +98,7 @@ LINKS = (
 
 
 def hop_seconds(shape: Shape, speed: Speed, link: Link, hosts: int) -> tuple[float, float, float, float]:
-    """Seconds of one hop: forward compute, backward compute, moving K and V, moving dK and dV (float32)."""
+    """Return the seconds of one hop: forward compute, backward compute, moving K and V, moving dK and dV (float32)."""
     block = shape.length / hosts
     pairs = shape.batch * shape.heads * shape.dim * block**2 * shape.density
     elements = 2 * shape.batch * shape.kv_heads * block * shape.dim
@@ -96,17 +111,17 @@ def hop_seconds(shape: Shape, speed: Speed, link: Link, hosts: int) -> tuple[flo
 
 
 def step_seconds(shape: Shape, speed: Speed, link: Link, hosts: int) -> float:
-    """Predicted seconds of forward and backward: the loop of `ringattn.ring` with a clock, one exchange at a time."""
+    """Predict the seconds of forward and backward: simulate the loop of `ringattn.ring`, one exchange at a time."""
     forward, backward, move, move_grad = hop_seconds(shape, speed, link, hosts)
     if hosts == 1:
         return forward + backward
-    now = free = 0.0  # now: of the computation; free: when the link is
+    now = free = 0.0  # time of the computation; time at which the link is free
     for hop in range(hosts - 1):
         free = max(now, free) + move
         now = max(_worked(now, forward, free, link), free)
         if hop == hosts - 2:
             now += forward
-    home = 0.0  # when the gradients under way arrive
+    home = 0.0  # time at which the gradients in transfer arrive
     head = backward * shape.head
     for hop in range(hosts):
         if hop < hosts - 1:
@@ -117,22 +132,22 @@ def step_seconds(shape: Shape, speed: Speed, link: Link, hosts: int) -> float:
             home = free = max(now, free) + move_grad
         if hop < hosts - 1:
             now = max(now, arrives)
-    return max(_worked(now, backward - head, free, link), home)  # its tail hides the gradients' way home
+    return max(_worked(now, backward - head, free, link), home)  # its tail hides the gradients' last move
 
 
 def _worked(now: float, work: float, free: float, link: Link) -> float:
-    """When `work` seconds of computation that begin `now` are done, if the link is busy until `free`."""
-    beside = min(work, max(0.0, free - now) * link.beside)
-    return now + beside / link.beside + (work - beside)
+    """Return when `work` seconds of computation that begin at `now` are done, if the link is busy until `free`."""
+    overlapped = min(work, max(0.0, free - now) * link.kernel_share)
+    return now + overlapped / link.kernel_share + (work - overlapped)
 
 
 def efficiency(shape: Shape, speed: Speed, link: Link, hosts: int) -> float:
-    """One host's time over `hosts` times the ring's time: 1.0 is perfect, below 1 / hosts one host is faster."""
+    """Return one host's time over `hosts` times the ring's time: 1.0 is perfect, below 1 / hosts one host is faster."""
     return step_seconds(shape, speed, link, 1) / (hosts * step_seconds(shape, speed, link, hosts))
 
 
 def smallest_block(shape: Shape, speed: Speed, link: Link) -> int:
-    """Tokens a host from which every hop's communication hides behind its computation.
+    """Return the smallest number of tokens a host at which every hop's communication hides behind its computation.
 
     Forward: itemsize * kv_heads * F / (2 * density * heads * B); backward, where K, V and the float32 gradients move while
     one block is computed: (itemsize + 4) * kv_heads * F / (5 * density * heads * B); and at its ends, where the halves of the own
@@ -143,11 +158,11 @@ def smallest_block(shape: Shape, speed: Speed, link: Link) -> int:
     def hides(block: int) -> bool:
         part = Shape(**{**asdict(shape), "length": block})
         forward, backward, move, move_grad = hop_seconds(part, speed, link, 1)
-        head, under_way = backward * shape.head, link.beside
+        head, share = backward * shape.head, link.kernel_share
         return (
-            min(forward, head) >= under_way * move
-            and backward >= under_way * (move + move_grad)
-            and backward - head >= under_way * move_grad
+            min(forward, head) >= share * move
+            and backward >= share * (move + move_grad)
+            and backward - head >= share * move_grad
         )
 
     low, high = 1, 1
@@ -160,14 +175,14 @@ def smallest_block(shape: Shape, speed: Speed, link: Link) -> int:
 
 
 def measure_speed(shape: Shape, *, block: int = 2048, repeats: int = 3) -> Speed:
-    """This machine's kernel on one block of `block` tokens, best of `repeats`, with the kernel that would be chosen."""
+    """Measure this machine's speed on one block of `block` tokens, best of `repeats`, with the kernel that `select` returns."""
     forward, backward = (min(_seconds(work) for _ in range(repeats)) for work in _kernel(shape, block))
     pairs = shape.heads * shape.dim * block**2 * shape.density
     return Speed(FORWARD_FLOPS * pairs / forward, BACKWARD_FLOPS * pairs / backward)
 
 
 def _kernel(shape: Shape, block: int) -> tuple[Callable[[], None], Callable[[], None]]:
-    """Forward and backward on one block, each ready to be timed."""
+    """Return forward and backward on one block, ready to be timed."""
     dtype = mx.float32 if shape.itemsize == 4 else mx.bfloat16
     rng = np.random.default_rng(0)
 
@@ -194,7 +209,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def measure_link(timeout: float = 60.0) -> Link:
-    """The link between two ranks of this machine, through the ring's own transport."""
+    """Measure the link between two ranks of this machine, through the ring's transport."""
     out = launch.run(2, [str(Path(__file__)), "--measure-link"], timeout=timeout)
     return Link("loopback", **json.loads(out[0][-1]))
 
@@ -217,34 +232,39 @@ def _measure_link_rank() -> None:
 
     latency, size = median(4, 30), 16_000_000
     bandwidth = size / max(1e-9, median(size, 7) - latency)
-    _, work = _kernel(Shape(BESIDE_BLOCK), BESIDE_BLOCK)
+    _, work = _kernel(Shape(OVERLAP_BLOCK), OVERLAP_BLOCK)
     alone = min(_seconds(work) for _ in range(5))
     (rates,) = transport.all_gather(mx.array([bandwidth]), "agreeing on a size").wait(30)
-    shift = exchange(min(MOST_BESIDE, int(BESIDE_S * float(np.array(rates).min()))))
-    under_way, done, began = transport.shift(shift, doing), 0, time.perf_counter()
-    while not under_way.done.is_set():
+    shift = exchange(min(OVERLAP_BYTES, int(OVERLAP_S * float(np.array(rates).min()))))
+    ticket, done, began = transport.shift(shift, doing), 0, time.perf_counter()
+    while not ticket.done.is_set():
         work()
         done += 1
-    under_way.wait(30)
+    ticket.wait(30)
     transport.all_gather(mx.array([0]), "ending together").wait(30)
-    beside = min(1.0, done * alone / (time.perf_counter() - began))
-    print(json.dumps({"latency": latency, "bandwidth": bandwidth, "beside": beside}))
+    share = min(1.0, done * alone / (time.perf_counter() - began))
+    print(json.dumps({"latency": latency, "bandwidth": bandwidth, "kernel_share": share}))
 
 
 def report(shape: Shape, speed: Speed, links: Sequence[Link]) -> dict:
-    """Everything that the planner says, as plain data."""
+    """Return all predictions as plain data."""
     rows = []
     for link in links:
         by_hosts = {n: efficiency(shape, speed, link, n) for n in HOSTS}
         best = max(HOSTS, key=lambda n: by_hosts[n] * n)
         rows.append(
-            {**asdict(link), "smallest_block": smallest_block(shape, speed, link), "efficiency": by_hosts, "best": best}
+            {
+                **link.to_json(),
+                "smallest_block": smallest_block(shape, speed, link),
+                "efficiency": by_hosts,
+                "best": best,
+            }
         )
     return {"shape": asdict(shape), "speed": asdict(speed), "kernel": kernels.select().name, "links": rows}
 
 
 def text(found: dict) -> str:
-    """The report for a terminal."""
+    """Format the report for a terminal."""
     shape, speed = found["shape"], found["speed"]
     lines = [
         f"{found['kernel']} kernel here: {speed['forward'] / 1e9:.0f} GFLOP/s forward, {speed['backward'] / 1e9:.0f} backward",
@@ -266,10 +286,10 @@ def text(found: dict) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line."""
+    """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m ringattn.planner",
-        description="When does a ring pay?",
+        description="Predict when a ring is faster than one host.",
         epilog="example: python -m ringattn.planner --length 32768 --heads 8",
     )
     parser.add_argument("--length", type=int, default=131_072, help="tokens of the whole sequence")
@@ -287,15 +307,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     kv_heads = options.kv_heads or options.heads
     if min(options.length, options.batch, options.heads, options.dim, kv_heads) < 1 or options.heads % kv_heads:
-        parser.error("lengths and heads are from 1 up, and --heads is a multiple of --kv-heads")
+        parser.error("lengths and heads must be 1 or more, and --heads a multiple of --kv-heads")
     shape = Shape(
         options.length, options.batch, options.heads, kv_heads, options.dim, 2 if options.bf16 else 4, not options.full
     )
     try:
-        print("measuring this machine's kernel and its loopback, some seconds", file=sys.stderr, flush=True)
+        print("measuring this machine's kernel and loopback; this takes some seconds", file=sys.stderr, flush=True)
         found = report(shape, measure_speed(shape), [*LINKS, measure_link()])
     except KeyboardInterrupt:
-        print("planner: interrupted; the same command measures again", file=sys.stderr)
+        print("planner: interrupted; run the same command to measure again", file=sys.stderr)
         return 130
     print(json.dumps(found) if options.json else text(found))
     return 0

@@ -1,8 +1,8 @@
-"""Joining the ring with a deadline, and leaving it when it is broken.
+"""Process group: join the ring with a deadline (rendezvous), and exit when it is broken.
 
-`mx.distributed.init` waits for ever for a peer that never starts, holding the interpreter's lock, so no thread of this
-process could end it. `init` therefore first meets the other ranks over plain sockets on the same ports, with a deadline,
-and calls mlx only once every rank of the ring has answered.
+`mx.distributed.init` waits for ever for a peer that never starts, and holds the interpreter's lock, so no thread of this
+process could end it. `init` therefore first passes a barrier with the other ranks over plain sockets on the same ports,
+with a deadline, and calls MLX only after every rank of the ring has answered.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import mlx.core as mx
 from ringattn._errors import LaunchError, PeerLost, PeerStalled
 
 DEFAULT_TIMEOUT = 60.0  # seconds
-EXIT_BROKEN = 75  # EX_TEMPFAIL: incomplete, can be started again
+EXIT_BROKEN = 75  # EX_TEMPFAIL of sysexits.h: incomplete, can be started again
 _HELLO = b"ringattn"
 
 _joined: mx.distributed.Group | None = None
@@ -32,9 +32,15 @@ _joined: mx.distributed.Group | None = None
 def init(timeout: float = 30.0) -> mx.distributed.Group:
     """Join the group that MLX_RANK and MLX_HOSTFILE describe (mlx.launch and ringattn.launch set them).
 
-    Without them this is a group of one, or the one that another backend (MPI, JACCL) starts, which then has no deadline.
-    timeout: seconds within which every rank must have been started. Raises PeerStalled after that, PeerLost when a peer
-    dies while joining, LaunchError when the hostfile or this rank's address is unusable.
+    Without them this is a group of one, or that of another backend (MPI, JACCL), which then has no deadline. Errors:
+    PeerStalled after the timeout, PeerLost if a peer dies while joining, LaunchError if the hostfile or this rank's address
+    is unusable.
+
+    Args:
+        timeout: seconds within which every rank must be started.
+
+    Returns:
+        The MLX group; the same one at each call.
     """
     global _joined
     if _joined is None:
@@ -48,7 +54,11 @@ def init(timeout: float = 30.0) -> mx.distributed.Group:
 
 
 def _ring_of_environment() -> tuple[int, list[tuple[str, int]]]:
-    """This process's rank and the first address of every rank; no addresses when no ring is described."""
+    """Return this process's rank and the first address of every rank; no addresses if no ring is described.
+
+    Raises:
+        LaunchError: if the hostfile cannot be used.
+    """
     path, rank = os.environ.get("MLX_HOSTFILE"), os.environ.get("MLX_RANK")
     if not path or rank is None:
         return 0, []
@@ -67,7 +77,7 @@ def _address(text: str) -> tuple[str, int]:
 
 
 def ring_ports() -> set[int]:
-    """Ports of the mlx ring this process belongs to; empty when it belongs to none."""
+    """Return the ports of the MLX ring that this process belongs to; none if it belongs to none."""
     path = os.environ.get("MLX_HOSTFILE")
     if not path:
         return set()
@@ -77,7 +87,13 @@ def ring_ports() -> set[int]:
 
 
 def _rendezvous_barrier(rank: int, nodes: list[tuple[str, int]], deadline: float, timeout: float) -> None:
-    """Return once every rank has reached this point: a byte goes round the ring as many times as there are ranks."""
+    """Return after every rank has reached this point: a byte goes round the ring as many times as there are ranks.
+
+    Raises:
+        LaunchError: if this rank's address cannot be used.
+        PeerStalled: if a rank does not arrive before the deadline.
+        PeerLost: if a neighbour leaves.
+    """
     size = len(nodes)
     doing = "joining the ring"
     with contextlib.ExitStack() as stack:
@@ -92,7 +108,7 @@ def _rendezvous_barrier(rank: int, nodes: list[tuple[str, int]], deadline: float
             right = stack.enter_context(_connect(nodes[(rank + 1) % size], deadline))
             right.sendall(_HELLO)
             left = stack.enter_context(_accept(listener, deadline))
-            # Closed on every rank before any rank goes on: mlx must not connect to this listener.
+            # Closed on every rank before any rank continues: MLX must not connect to this listener.
             listener.close()
             for _ in range(size):
                 right.sendall(b".")
@@ -108,7 +124,7 @@ def _rendezvous_barrier(rank: int, nodes: list[tuple[str, int]], deadline: float
             ) from None
         except ConnectionError as error:
             raise PeerLost(
-                f"rank {rank} of {size}: a neighbour left while joining ({error}); look at its own error, then start again",
+                f"rank {rank} of {size}: a neighbour left while joining ({error}); see its own error, then start again",
                 rank=rank,
                 doing=doing,
             ) from error
@@ -136,7 +152,7 @@ def _connect(address: tuple[str, int], deadline: float) -> socket.socket:
 
 
 def _accept(listener: socket.socket, deadline: float) -> socket.socket:
-    """The left neighbour's connection; strangers that do not say hello are dropped."""
+    """Accept the left neighbour's connection; close connections that do not begin with the greeting."""
     while True:
         listener.settimeout(_left(deadline))
         peer, _ = listener.accept()
@@ -151,20 +167,28 @@ _freed: threading.Event | None = None
 
 
 def bound_exit_wait(freed: threading.Event) -> None:
-    """Make sure that the interpreter's exit cannot hang on a transport thread that is still stuck in mlx then."""
+    """Bound the interpreter's exit, which would hang on a transport thread that is still blocked in MLX.
+
+    Args:
+        freed: set when the thread is free.
+    """
     global _freed
     _freed = freed
 
 
 @atexit.register
 def _exit_if_stuck() -> None:
-    # Sockets were shut down when the group broke; the thread normally comes free at once.
+    # Sockets were shut down when the group broke; normally the thread is free at once.
     if _freed is not None and not _freed.wait(2.0):
         abort(EXIT_BROKEN)
 
 
 def abort(code: int = EXIT_BROKEN) -> NoReturn:
-    """End this process now, without mlx's own clean-up, which can wait for ever on a broken group."""
+    """End this process now (as MPI_Abort does), without MLX's clean-up, which can wait for ever on a broken group.
+
+    Args:
+        code: exit code of the process.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

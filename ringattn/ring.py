@@ -1,7 +1,7 @@
-"""The one loop over the schedule, shared by forward and backward, and the merge of partial softmaxes.
+"""The loop over the schedule, shared by forward and backward, and the merge of partial softmaxes.
 
-Each hop posts the exchange of keys and values, computes on the block at hand while they travel, then passes on the
-gradient sums (backward only). Every result is evaluated before the next exchange, so memory stays O(T) per rank.
+Each hop posts the exchange of keys and values, computes on the block at hand while they travel, then sends the gradient
+sums on (backward only). Every result is evaluated before the next exchange, so memory stays O(T) per rank.
 """
 
 from __future__ import annotations
@@ -22,9 +22,14 @@ Arrays = tuple[mx.array, ...]
 
 @dataclass(frozen=True)
 class HopTime:
-    """One hop as it ran: seconds of computation, seconds of waiting for neighbours, bytes sent.
+    """Times of one hop: seconds of computation, seconds of waiting for neighbours, bytes sent.
 
-    phase: "forward", "backward", or "agree", the one exchange before a call, in which ranks wait for those that come to it later.
+    Attributes:
+        phase: "forward", "backward", or "agree", the handshake before a call, in which ranks wait for later ones.
+        hop: number of the hop in its phase.
+        compute: seconds of computation.
+        wait: seconds of waiting for neighbours.
+        sent: bytes sent.
     """
 
     phase: str
@@ -39,7 +44,7 @@ _trace: ContextVar[list[HopTime] | None] = ContextVar("ringattn_trace", default=
 
 @contextlib.contextmanager
 def trace() -> Iterator[list[HopTime]]:
-    """Collect a HopTime for every exchange and hop that runs in this context."""
+    """Collect a HopTime for every handshake and hop that runs in this context."""
     hops: list[HopTime] = []
     token = _trace.set(hops)
     try:
@@ -60,17 +65,26 @@ def run(
     timeout: float,
     phase: str,
 ) -> Arrays:
-    """Run one rank's table and return the summed gradients of its own block (empty in the forward pass).
+    """Run one rank's table.
 
-    own: this rank's K, V (and key segments), evaluated; outgoing makes the arrays to send in their place. compute: does
-    one Work with the arrays of its block and returns the gradients of that block, evaluated, or nothing. *_specs: shapes
-    and dtypes of a block's arrays on the wire.
-    Raises PeerLost or PeerStalled; no wait is longer than `timeout` seconds.
+    Args:
+        table: the rank's hops.
+        own: this rank's K, V (and key segments), evaluated.
+        transport: exchanges blocks with the neighbours.
+        compute: does one Work with the arrays of its block; returns the gradients of that block, evaluated, or nothing.
+        outgoing: makes the arrays to send in place of `own`; None sends `own`.
+        kv_specs: shapes and dtypes of a block's K, V (and key segments) on the wire.
+        grad_specs: shapes and dtypes of a block's gradients on the wire.
+        timeout: seconds of each wait; PeerLost or PeerStalled end it.
+        phase: "forward" or "backward".
+
+    Returns:
+        The summed gradients of this rank's own block; empty in the forward pass.
     """
     rank = transport.rank()
     held, sums = {rank: own}, dict[int, Arrays]()
     pending: _Posted | None = None
-    # The own block is sent at the first hop or never.
+    # The own block is sent in the first hop or never.
     first = table[0].kv
     wire = {rank: outgoing()} if outgoing is not None and first is not None and first.send == rank else held
     for index, hop in enumerate(table):
@@ -89,7 +103,7 @@ def run(
         pending = _post(transport, hop.grad, sums, grad_specs, f"{doing}, gradients")
         if hop.grad is not None and hop.grad.send is not None:
             del sums[hop.grad.send]
-        # A block stays for one hop: what was computed on goes before the next one is taken.
+        # A block stays for one hop: it is released before the next one arrives.
         held = wire = {rank: own}
         _finish(kv, held, timeout)
         clock.lap("wait")
@@ -130,7 +144,7 @@ def _finish(posted: _Posted | None, blocks: dict[int, Arrays], timeout: float) -
 
 
 def _add(blocks: dict[int, Arrays], block: int, part: Arrays) -> None:
-    """Add `part` to what `blocks` holds of `block`, one array after the other: a block's sum is half of the peak."""
+    """Add `part` to the arrays of `block`, one array after the other: a block's sum is half of the peak memory."""
     if block in blocks:
         totals, parts = list(blocks.pop(block)), list(part)
         for i in range(len(totals)):
@@ -152,19 +166,28 @@ class _Clock:
 
 
 def record(hop: HopTime) -> None:
-    """Into the trace that is being collected, if there is one."""
+    """Append to the trace that is being collected, if there is one."""
     if (hops := _trace.get()) is not None:
         hops.append(hop)
 
 
 def merge_partials(o: mx.array, lse: mx.array, o_part: mx.array, lse_part: mx.array) -> tuple[mx.array, mx.array]:
-    """Join two softmaxes over disjoint keys, both normalised. All fp32.
+    """Merge two normalised softmaxes over disjoint keys. All fp32.
 
-    o, o_part [..., T, D]; lse, lse_part [..., T], -inf where no key was visible. The weights are sigmoids of the
-    difference of the log-sum-exps, so nothing overflows (ring-flash-attention's form of FlashAttention's rescaling).
+    The weights are sigmoids of the difference of the log-sum-exps, so nothing overflows (ring-flash-attention's form of
+    FlashAttention's rescaling).
+
+    Args:
+        o: output over the first keys [..., T, D].
+        lse: its log-sum-exp [..., T], -inf where no key was visible.
+        o_part: output over the other keys [..., T, D].
+        lse_part: its log-sum-exp [..., T].
+
+    Returns:
+        Output [..., T, D] and log-sum-exp [..., T] over all keys.
     """
     top = mx.maximum(lse, lse_part)
-    safe = mx.where(mx.isinf(top), mx.zeros_like(top), top)  # rows that see nothing yet: exp(-inf - 0) = 0
+    safe = mx.where(mx.isinf(top), mx.zeros_like(top), top)  # rows that see no key yet: exp(-inf - 0) = 0
     old, new = mx.exp(lse - safe), mx.exp(lse_part - safe)
     total = old + new
     norm = mx.where(total == 0, mx.ones_like(total), total)

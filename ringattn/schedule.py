@@ -1,11 +1,11 @@
-"""The schedule of the ring as data: who holds, computes, sends and receives what at each hop, and its proof.
+"""The schedule of the ring as data: what each rank holds, computes, sends and receives at each hop, and its verification.
 
 Keys and values move to the right, one rank a hop: at hop h rank r holds block r - h (mod n). In the backward pass a
-block's gradient is summed along the same way and then goes home by the shorter side. A rank's own block never needs
-the ring: its gradient stays at home, and its work is cut in two, so that one half hides the first exchange and the
-other half hides the last. A block moves only as far as some rank still needs it.
+block's gradient is summed along the same way and then returns to its rank by the shorter side. A rank's own block never
+needs the ring: its gradient stays on the rank, and its work is cut in two, so that one half hides the first exchange and
+the other half hides the last. A block moves only as far as some rank still needs it.
 
-`forward` and `backward` make the table, `verify` proves it; nothing here touches a socket.
+`forward` and `backward` make the tables and `verify` checks them by simulation; no function here uses a socket.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Hop:
-    """One row of a rank's table, run as: post `kv`; work; finish the last `grad`; post `grad`; finish `kv`."""
+    """One row of a rank's table. Order: post `kv`; work; finish the previous `grad`; post `grad`; finish `kv`."""
 
     holds: int | None
     work: Work | None = None
@@ -59,7 +59,7 @@ Table = tuple[Hop, ...]
 
 
 def needed(queries: Sequence[Span], keys: Sequence[Span], *, causal: bool, window: int | None) -> bool:
-    """Whether any query may see any key. Exact for runs of step 1 without segments, otherwise never wrongly False."""
+    """Return whether any query may see any key. Exact for runs of step 1 without segments; otherwise never falsely False."""
     return any(_sees(q, k, causal, window) for q in queries for k in keys)
 
 
@@ -76,18 +76,18 @@ def _sees(q: Span, k: Span, causal: bool, window: int | None) -> bool:
 
 
 def needs_of(spans: Sequence[Sequence[Span]], *, causal: bool, window: int | None) -> tuple[tuple[bool, ...], ...]:
-    """needs[r][s]: rank r must attend to the keys of rank s."""
+    """Return needs[r][s]: whether rank r must attend to the keys of rank s."""
     return tuple(tuple(needed(q, k, causal=causal, window=window) for k in spans) for q in spans)
 
 
 def reach(needs: Needs, block: int) -> int:
-    """Hops that `block` must travel to the right until its last reader has it; 0 if no other rank needs it."""
+    """Return the hops that `block` must move to the right until its last reader has it; 0 if no other rank needs it."""
     n = len(needs)
     return max((d for d in range(1, n) if needs[(block + d) % n][block]), default=0)
 
 
 def forward(needs: Needs) -> tuple[Table, ...]:
-    """The tables of all ranks for the forward pass; empty hops at the end are left out."""
+    """Return the tables of all ranks for the forward pass; empty hops at the end are left out."""
     n = len(needs)
     reaches = [reach(needs, b) for b in range(n)]
     hops = max(reaches) + 1
@@ -114,7 +114,7 @@ def _exchange(send: int | None, to: int, recv: int | None, source: int) -> Excha
 
 
 def backward(needs: Needs) -> tuple[Table, ...]:
-    """The tables of all ranks for the backward pass: keys and values again, and gradients on their way home."""
+    """Return the tables of all ranks for the backward pass: keys and values again, and gradients back to their ranks."""
     n = len(needs)
     reaches = [reach(needs, b) for b in range(n)]
     far = max(reaches)
@@ -139,7 +139,7 @@ def _backward_table(needs: Needs, reaches: Sequence[int], far: int, rank: int) -
         grads += [_back(lambda block, _: carries(block, far), rank, n, d) for d in range(far, 0, -1)]
     rows += [Hop(None)] * (len(grads) + 1 - len(rows))
     if rows[0].work is not None:
-        # The own block's second half hides the first leg home; its first half has hidden the first keys.
+        # The own block's second half hides the first move back; its first half has hidden the first keys.
         rows[0] = Hop(rank, Work(rank, "head"), rows[0].kv)
         rows[far + 1] = Hop(rank, Work(rank, "tail"))
     grads += [None] * (len(rows) - len(grads))
@@ -158,29 +158,38 @@ def _back(carries, rank: int, n: int, distance: int) -> Exchange | None:
 
 @lru_cache(maxsize=256)
 def verified_tables(needs: tuple[tuple[bool, ...], ...], *, gradients: bool) -> tuple[Table, ...]:
-    """`forward` or, with `gradients`, `backward`, after `verify` has accepted it; remembered per needs."""
+    """Return the tables of `forward` or, with `gradients`, `backward`, after `verify` has accepted them; cached by needs."""
     tables = backward(needs) if gradients else forward(needs)
     verify(tables, needs, gradients=gradients)
     return tables
 
 
-# --- proof ------------------------------------------------------------------------------------------------------
+# --- verification ------------------------------------------------------------------------------------------------------
 
 
 def verify(tables: Sequence[Table], needs: Needs, *, gradients: bool) -> None:
-    """Prove a schedule by running it on paper; raises AssertionError that says what is broken.
+    """Verify a schedule by simulating all ranks.
 
-    Shown: a rank computes and sends only what it holds at that moment; every needed (query part, key block) pair is
-    computed exactly once and no other; with `gradients`, every contribution to a block comes home exactly once; each
-    send meets the receive of the same block; and the exchange cannot deadlock although a send waits for its receiver.
+    Checked: a rank computes and sends only what it holds at that moment; every needed (query part, key block) pair is
+    computed exactly once and no other; with `gradients`, every contribution to a block reaches its rank exactly once;
+    each send matches the receive of the same block; and the exchange cannot deadlock although a send waits for its
+    receiver.
+
+    Args:
+        tables: the table of each rank.
+        needs: which rank needs which keys.
+        gradients: whether the tables are for the backward pass.
+
+    Raises:
+        AssertionError: if the schedule breaks one of these rules; the message names it.
     """
     machines = [_Machine(rank, table) for rank, table in enumerate(tables)]
     while not all(m.done for m in machines):
         moved = [m.advance() for m in machines]
-        met = [_match_exchange(m, machines) for m in machines]
-        if not any(moved) and not any(met):
+        matched = [_match_exchange(m, machines) for m in machines]
+        if not any(moved) and not any(matched):
             stuck = {m.rank: m.at for m in machines if not m.done}
-            raise AssertionError(f"the exchange deadlocks; ranks stand at hops {stuck}")
+            raise AssertionError(f"the exchange deadlocks; ranks are at hops {stuck}")
     for m in machines:
         _check_work(m, needs)
     if gradients:
@@ -188,18 +197,18 @@ def verify(tables: Sequence[Table], needs: Needs, *, gradients: bool) -> None:
 
 
 class _Machine:
-    """One rank on paper: the loop of `ringattn.ring` with blocks as names and gradients as sets of contributors."""
+    """A simulated rank: the loop of `ringattn.ring` with blocks as names and gradients as sets of contributors."""
 
     def __init__(self, rank: int, table: Table) -> None:
         self.rank, self.at, self.done = rank, 0, False
         self.held = {rank}
         self.sums: dict[int, list[tuple[int, str]]] = {}
         self.log: list[tuple[int, str]] = []
-        self.links: deque[_Posted] = deque()  # the transport runs these in order, one at a time
+        self.links: deque[_Posted] = deque()  # the transport runs them in order, one at a time
         self.program = self._run(table)
 
     def advance(self) -> bool:
-        """Run until the next wait; True if anything happened."""
+        """Run until the next wait. Returns whether anything happened."""
         before = self.at, len(self.links), len(self.log)
         if not self.done and next(self.program, "end") == "end":
             self.done = True
@@ -255,7 +264,7 @@ class _Posted:
 
 
 def _match_exchange(sender: _Machine, machines: Sequence[_Machine]) -> bool:
-    """Let the exchange at the front of `sender`'s links meet its receiver's, if that one is at the front too."""
+    """Match the first exchange of `sender`'s links with its receiver's, if that is the first there too."""
     while sender.links and sender.links[0].sent and sender.links[0].received:
         sender.links.popleft()
     if not sender.links or sender.links[0].sent:
@@ -288,8 +297,10 @@ def _check_work(machine: _Machine, needs: Needs) -> None:
 
 def _check_gradients(machines: Sequence[_Machine], needs: Needs) -> None:
     for m in machines:
-        assert set(m.sums) <= {m.rank}, f"gradients of {set(m.sums) - {m.rank}} end on rank {m.rank}, not at home"
+        assert set(m.sums) <= {m.rank}, (
+            f"gradients of {set(m.sums) - {m.rank}} end on rank {m.rank}, which does not own them"
+        )
         home = m.sums.get(m.rank, [])
         expected = {r for r in range(len(needs)) if needs[r][m.rank]}
         assert {r for r, _ in home} == expected, f"block {m.rank} has gradients of {home}, needs them of {expected}"
-        assert len(home) == len(set(home)), f"a gradient of block {m.rank} came home twice: {home}"
+        assert len(home) == len(set(home)), f"a gradient of block {m.rank} arrived twice: {home}"

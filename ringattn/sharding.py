@@ -1,4 +1,4 @@
-"""Cutting arrays by a layout, joining them again, and the positions of the local tokens."""
+"""Shard arrays by a layout, join the shards, and compute the positions of local tokens."""
 
 from __future__ import annotations
 
@@ -13,26 +13,36 @@ Group = mx.distributed.Group | Transport | None
 
 
 def positions(total: int, *, layout: str | Layout = "zigzag", group: Group = None) -> mx.array:
-    """Absolute positions of this rank's tokens, int32 [T_local], in local order: for RoPE and for masks of one's own.
+    """Return the absolute positions of this rank's tokens, int32 [T_local], in local order: for RoPE and for custom masks.
 
-    total: tokens of the whole sequence.
+    Args:
+        total: tokens of the whole sequence.
+        layout: layout of the sequence over the ranks.
+        group: an MLX group (None: the global one), or a Transport.
     """
     transport = transport_of(group)
     return mx.array(local_positions(layout, total, transport.size(), transport.rank()))
 
 
 def shard(x: mx.array, axis: int, *, layout: str | Layout = "zigzag", group: Group = None) -> mx.array:
-    """This rank's part of `x`, which every rank holds whole: `x` at `positions(x.shape[axis])` along `axis`."""
+    """Return this rank's part of an array that every rank holds whole: `x` at `positions(x.shape[axis])` along `axis`."""
     return mx.take(x, positions(x.shape[axis], layout=layout, group=group), axis=axis)
 
 
 def unshard(
     x: mx.array, axis: int, *, layout: str | Layout = "zigzag", group: Group = None, timeout: float | None = None
 ) -> mx.array:
-    """The whole array on every rank, from the local parts [.., T_r, ..] along `axis`; the inverse of `shard`.
+    """Return the whole array on every rank, from the local parts; the inverse of `shard`. No gradient flows through it.
 
-    Local lengths may differ. No gradient flows through it. `timeout` in seconds, of each wait. Raises LayoutError when
-    the lengths do not follow the layout, PeerLost and PeerStalled.
+    Args:
+        x: this rank's part [.., T_r, ..]; lengths may differ between ranks.
+        axis: the sharded axis.
+        layout: layout of the sequence over the ranks.
+        group: an MLX group (None: the global one), or a Transport.
+        timeout: seconds of each wait; None: environment RINGATTN_TIMEOUT, else 60. PeerLost or PeerStalled end a wait.
+
+    Raises:
+        LayoutError: if the lengths do not follow the layout.
     """
     transport = transport_of(group)
     size, limit = transport.size(), default_timeout() if timeout is None else timeout
@@ -50,7 +60,7 @@ def unshard(
     if size == 1:
         return mx.array(x)
     longest = max(held)
-    # all_gather takes equal shapes only; what pads the wire is cut off again below.
+    # all_gather takes equal shapes only; the padding is cut off below.
     padded = mx.concatenate([local, mx.zeros((longest - held[transport.rank()], *local.shape[1:]), local.dtype)])
     mx.eval(padded)
     (wire,) = transport.all_gather(padded, "unshard").wait(limit)

@@ -1,9 +1,9 @@
-"""Transport: neighbour exchanges on a thread and streams of their own, with a deadline on every wait.
+"""Transport: exchanges with neighbours on a separate thread and separate streams, with a deadline on every wait.
 
-mlx's collectives have no time-out and `mx.eval` cannot be interrupted, so a thread evaluates them, one at a time in the
+MLX's collectives have no timeout and `mx.eval` cannot be interrupted, so a thread evaluates them, one at a time in the
 order posted, while the caller computes and then waits with a deadline. Send and receive of one exchange run on two CPU
-streams: on one stream both sides would send first and block for ever. After an error the sockets of the mlx ring are
-shut down: that frees the thread, and tells the other ranks at once instead of at their own deadlines.
+streams: on one stream both sides would send first and block for ever. After an error the sockets of the MLX ring are
+shut down: that frees the thread, and the other ranks see the failure at once instead of at their own deadlines.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Spec = tuple[tuple[int, ...], mx.Dtype]
 
 @dataclass(frozen=True)
 class Shift:
-    """One exchange with the neighbours: arrays to send to rank `to`, and what comes from rank `source`."""
+    """One exchange with the neighbours: arrays to send to rank `to`, shapes and dtypes to receive from rank `source`."""
 
     sends: Sequence[mx.array]
     to: int
@@ -41,30 +41,27 @@ class Ticket(Protocol):
     """A posted exchange."""
 
     def wait(self, timeout: float) -> list[mx.array]:
-        """What was received, of the shapes and dtypes that were asked for.
-
-        Raises PeerLost or PeerStalled after at most `timeout` seconds.
-        """
+        """Return the received arrays, or raise PeerLost or PeerStalled after at most `timeout` seconds."""
         ...
 
 
 class Transport(Protocol):
-    """The seam between the ring's loop and the network; arrays handed to it must be evaluated."""
+    """The interface between the ring's loop and the network; arrays passed to it must be evaluated."""
 
     def rank(self) -> int:
-        """This process's place in the ring, from 0."""
+        """Return this process's rank in the ring, from 0."""
         ...
 
     def size(self) -> int:
-        """How many ranks the ring has."""
+        """Return the number of ranks of the ring."""
         ...
 
     def shift(self, shift: Shift, doing: str) -> Ticket:
-        """Post an exchange; `doing` is what an error says was going on."""
+        """Post an exchange; `doing` describes it in errors."""
         ...
 
     def all_gather(self, x: mx.array, doing: str) -> Ticket:
-        """Post a gather of `x` of one shape on every rank: the parts of all, joined along axis 0 in rank order."""
+        """Post a gather of `x`, which has one shape on every rank: the parts of all ranks, joined along axis 0 in rank order."""
         ...
 
 
@@ -85,7 +82,7 @@ class _Task:
 
 
 class MlxTransport:
-    """The transport over an mlx group (ring backend: neighbours only). One a group: see `transport_of`."""
+    """The transport over an MLX group (ring backend: neighbours only). One per group: see `transport_of`."""
 
     def __init__(self, group: mx.distributed.Group) -> None:
         self._group = group
@@ -95,18 +92,21 @@ class MlxTransport:
         self._thread: threading.Thread | None = None
 
     def rank(self) -> int:
+        """See `Transport.rank`."""
         return self._rank
 
     def size(self) -> int:
+        """See `Transport.size`."""
         return self._size
 
     def shift(self, shift: Shift, doing: str) -> _Task:
+        """See `Transport.shift`."""
         to, source, sends, recvs = shift.to, shift.source, deque(shift.sends), deque(shift.recvs)
 
         def run() -> list[mx.array]:
             got = []
-            # One array at a time: mlx's socket thread ends at the first error, and a second receive would wait for ever.
-            # And each is given up once it is sent: what comes next needs the room at the step's peak.
+            # One array at a time: MLX's socket thread ends at the first error, and a second receive would wait for ever.
+            # Each is released once it is sent: the next one needs its memory at the step's peak.
             while sends or recvs:
                 now = []
                 if sends:
@@ -120,6 +120,8 @@ class MlxTransport:
         return self._post(run, doing)
 
     def all_gather(self, x: mx.array, doing: str) -> _Task:
+        """See `Transport.all_gather`."""
+
         def run() -> list[mx.array]:
             got = mx.distributed.all_gather(x, group=self._group, stream=self._out)
             mx.eval(got)
@@ -138,7 +140,7 @@ class MlxTransport:
         return task
 
     def _serve(self) -> None:
-        # A stream belongs to the thread that made it.
+        # A stream belongs to the thread that created it.
         self._out, self._in = mx.new_stream(mx.cpu), mx.new_stream(mx.cpu)
         failure: Exception | None = None
         while True:
@@ -150,15 +152,15 @@ class MlxTransport:
                 failure = error
             task.error, task.run = failure, None
             task.done.set()
-            # What was sent must not stay in memory until the next exchange.
+            # Sent arrays must not stay in memory until the next exchange.
             del task
 
     def fail(self, kind: type[PeerError], doing: str, cause: str, task: _Task) -> None:
-        """Mark the group as broken, free the thread and the other ranks, and raise."""
+        """Mark the group as broken, free the thread and the other ranks, and raise the error that broke it."""
         if self._broken is None:
             self._broken = kind(
-                f"rank {self._rank} of {self._size}, {doing}: {cause}. This process's mlx group cannot be used again: "
-                "end every rank and start the ring anew without the lost host",
+                f"rank {self._rank} of {self._size}, {doing}: {cause}. This process's MLX group cannot be used again: "
+                "end every rank and start the ring again without the lost host",
                 rank=self._rank,
                 doing=doing,
             )
@@ -171,7 +173,7 @@ _transports: dict[tuple[int, int], MlxTransport] = {}
 
 
 def transport_of(group: mx.distributed.Group | Transport | None) -> Transport:
-    """The transport of an mlx group (None: mlx's global group); a Transport is returned as it is."""
+    """Return the transport of an MLX group (None: MLX's global group); a Transport is returned unchanged."""
     if group is None:
         group = mx.distributed.init()
     elif not isinstance(group, mx.distributed.Group):
@@ -183,12 +185,12 @@ def transport_of(group: mx.distributed.Group | Transport | None) -> Transport:
 
 
 def default_timeout() -> float:
-    """Seconds a wait may take: environment RINGATTN_TIMEOUT, else 60."""
+    """Return the seconds that a wait may take: environment RINGATTN_TIMEOUT, else 60."""
     return float(os.environ.get("RINGATTN_TIMEOUT", DEFAULT_TIMEOUT))
 
 
 def _shut_down_ring_sockets() -> None:
-    """Shut down this process's connections to and from the ring's ports; mlx offers no way to end a receive."""
+    """Shut down this process's connections to and from the ring's ports; MLX offers no way to end a receive."""
     ports = ring_ports()
     for name in os.listdir("/dev/fd") if ports else []:  # noqa: PTH208  fds, not files
         with contextlib.suppress(OSError):
@@ -202,9 +204,9 @@ def _shut_down_ring_sockets() -> None:
 
 
 class ThrottledTransport:
-    """A transport slowed on purpose to `latency` seconds plus bytes / `bandwidth` (bytes/s) an exchange, one at a time.
+    """A transport slowed to `latency` seconds plus bytes / `bandwidth` (bytes/s) an exchange, one exchange at a time.
 
-    For benchmarks and tests of overlap: the delay runs beside the computation, as a slow link would.
+    For benchmarks and tests of overlap: the delay passes during computation, as on a slow link.
     """
 
     def __init__(self, inner: Transport, *, bandwidth: float, latency: float = 0.0) -> None:
@@ -212,17 +214,21 @@ class ThrottledTransport:
         self._free_at = 0.0
 
     def rank(self) -> int:
+        """See `Transport.rank`."""
         return self._inner.rank()
 
     def size(self) -> int:
+        """See `Transport.size`."""
         return self._inner.size()
 
     def shift(self, shift: Shift, doing: str) -> Ticket:
+        """See `Transport.shift`."""
         nbytes = sum(x.nbytes for x in shift.sends)
         self._free_at = max(self._free_at, time.monotonic()) + self._latency + nbytes / self._bandwidth
         return _DelayedTicket(self._inner.shift(shift, doing), self._free_at)
 
     def all_gather(self, x: mx.array, doing: str) -> Ticket:
+        """See `Transport.all_gather`; not slowed."""
         return self._inner.all_gather(x, doing)
 
 

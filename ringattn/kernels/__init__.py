@@ -1,7 +1,7 @@
-"""Block-attention kernels behind one seam: `(q, k, v, block) -> (o, lse)` and its backward.
+"""Block-attention kernels behind one interface: `(q, k, v, block) -> (o, lse)` and its backward.
 
-Three kernels share it. `reference` is plain softmax and the oracle; `mlx` is tiled MLX, portable to GPUs and CPUs;
-`native` is fused C for CPUs. `select()` picks one, `available()` says which can run.
+Three kernels implement it. `reference` is plain softmax and the oracle; `mlx` is tiled MLX, portable to GPUs and CPUs;
+`native` is fused C for CPUs. `select()` chooses one, `available()` lists which can run.
 """
 
 import os
@@ -40,15 +40,19 @@ def _why_not(name: str) -> str | None:
 
 
 def available() -> dict[str, str | None]:
-    """Every kernel's name -> None if it can run in this process, else the reason why not and what would help."""
+    """Map every kernel's name to None if it can run in this process, else to the reason and the remedy."""
     return {name: _why_not(name) for name in _KERNELS}
 
 
 def select(name: str | None = None, device: mx.Device | None = None) -> Kernel:
-    """The kernel to use on `device` (default: MLX's default device).
+    """Return a kernel: `name`, else the environment variable RINGATTN_KERNEL, else the best one: native on a CPU, else mlx.
 
-    `name`, else the environment variable RINGATTN_KERNEL, else the best one available: native on a CPU, else mlx.
-    Raises `KernelError`, which lists what can run and why the rest cannot.
+    Args:
+        name: "native", "mlx" or "reference".
+        device: where it runs; None: MLX's default device.
+
+    Raises:
+        KernelError: if the kernel cannot run; the message lists those that can, and why the others cannot.
     """
     wanted = name or os.environ.get("RINGATTN_KERNEL")
     if wanted is None:

@@ -1,4 +1,4 @@
-"""The seam that every block-attention kernel implements, what its masks need to know, and its input checks."""
+"""The interface of block-attention kernels, the description of their masks, and their input checks."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,8 +15,8 @@ FLOAT_DTYPES = (mx.float32, mx.bfloat16, mx.float16)
 class Block:
     """Which keys of a block each query sees: absolute positions, and segment ids of packed series. All int32.
 
-    A query sees a key iff every rule that is switched on holds: `causal`: k_pos <= q_pos; `window`: q_pos - k_pos <
-    window with causal, |q_pos - k_pos| < window without; segments: equal ids.
+    A query sees a key iff every active rule holds: `causal`: k_pos <= q_pos; `window`: q_pos - k_pos < window with causal,
+    |q_pos - k_pos| < window without; segments: equal ids.
     """
 
     q_pos: np.ndarray
@@ -32,14 +32,14 @@ class Block:
 
     @property
     def masked(self) -> bool:
-        """Whether any rule is switched on at all."""
+        """Whether any rule is active."""
         return self.causal or self.window is not None or self.q_seg is not None
 
 
 class Kernel(Protocol):
     """Attention of a block of queries over a block of keys, and its gradient.
 
-    q is [B, Hq, Tq, D]; k and v are [B, Hkv, Tk, D], fp32, bf16 or fp16; query head h uses kv head h // (Hq / Hkv).
+    q is [B, Hq, Tq, D]; k and v are [B, Hkv, Tk, D], fp32, bf16 or fp16; query head h reads kv head h // (Hq / Hkv).
     """
 
     name: str
@@ -47,8 +47,12 @@ class Kernel(Protocol):
     def forward(
         self, q: mx.array, k: mx.array, v: mx.array, block: Block, *, scale: float
     ) -> tuple[mx.array, mx.array]:
-        """o [B, Hq, Tq, D] fp32, normalised within this block, and lse [B, Hq, Tq] fp32, the natural log-sum-exp of the
-        scaled scores; -inf and o = 0 for rows that see no key."""
+        """Compute the attention of the block.
+
+        Returns:
+            o [B, Hq, Tq, D] fp32, normalised within this block, and lse [B, Hq, Tq] fp32, the natural log-sum-exp of the
+            scaled scores; lse = -inf and o = 0 in rows that see no key.
+        """
         ...
 
     def backward(
@@ -63,15 +67,31 @@ class Kernel(Protocol):
         *,
         scale: float,
     ) -> tuple[mx.array, mx.array, mx.array]:
-        """This block's part of dq, dk, dv, all fp32, in the shapes of q, k, v.
+        """Compute this block's part of the gradients (more than 10 parameters: the tensors of FlashAttention-2's backward).
 
-        lse [B, Hq, Tq] is the log-sum-exp over *all* blocks and delta = rowsum(dO * O) [B, Hq, Tq], both fp32.
+        Args:
+            q: see the class.
+            k: see the class.
+            v: see the class.
+            do: gradient of o [B, Hq, Tq, D].
+            lse: log-sum-exp over *all* blocks [B, Hq, Tq], fp32.
+            delta: rowsum(dO * O) [B, Hq, Tq], fp32.
+            block: the mask.
+            scale: factor on the scores.
+
+        Returns:
+            dq, dk, dv, fp32, in the shapes of q, k, v.
         """
         ...
 
 
 def check(q: mx.array, k: mx.array, v: mx.array, block: Block) -> None:
-    """Raise `ShapeError` or `DTypeError` unless shapes, dtypes, positions and segments fit together."""
+    """Check that shapes, dtypes, positions and segments fit together.
+
+    Raises:
+        ShapeError: if a shape does not fit.
+        DTypeError: if a dtype is not supported.
+    """
     if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape:
         raise ShapeError(f"q is [B, Hq, Tq, D], k and v [B, Hkv, Tk, D]: got {q.shape}, {k.shape}, {v.shape}")
     batch, q_heads, q_len, dim = q.shape
@@ -101,7 +121,7 @@ def check(q: mx.array, k: mx.array, v: mx.array, block: Block) -> None:
 
 
 def visible(block: Block, q_at: slice = slice(None), k_at: slice = slice(None)) -> np.ndarray:
-    """Which keys each query sees: bool [Tq, Tk], or [B, Tq, Tk] when segments differ between batches."""
+    """Return which keys each query sees: bool [Tq, Tk], or [B, Tq, Tk] if segments differ between batches."""
     gap = block.q_pos[q_at].astype(np.int64)[:, None] - block.k_pos[k_at].astype(np.int64)[None, :]
     seen = np.ones(gap.shape, dtype=bool)
     if block.causal:

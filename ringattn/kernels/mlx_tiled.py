@@ -13,15 +13,15 @@ import numpy as np
 from ringattn.kernels.base import Block, check, visible
 
 CPU_TILE = 256
-"""Queries and keys of a tile: a head's scores stay in the L2 (measured: about twice as fast as tiles of 512)."""
+"""Queries and keys of a tile: a head's scores stay in the L2 cache (measured: about twice as fast as tiles of 512)."""
 GPU_TILE = 1024
-"""Fewer, larger launches; chosen without an Apple GPU at hand."""
+"""Fewer, larger launches; not measured on an Apple GPU."""
 _LOG2E = math.log2(math.e)
 _LN2 = math.log(2.0)
 
 
 class TileClass(Enum):
-    """What a mask does to a whole tile."""
+    """Effect of a mask on a whole tile."""
 
     SKIP = "no key visible"
     MIXED = "some keys visible"
@@ -29,7 +29,7 @@ class TileClass(Enum):
 
 
 def classify(block: Block, q_at: slice, k_at: slice) -> TileClass:
-    """Decide a tile's mask from the ranges of its positions and segments; MIXED wherever the ranges don't settle it."""
+    """Classify a tile by the ranges of its positions and segments; MIXED where the ranges do not decide."""
     q_pos, k_pos = block.q_pos[q_at], block.k_pos[k_at]
     gap_min, gap_max = int(q_pos.min()) - int(k_pos.max()), int(q_pos.max()) - int(k_pos.min())
     full = True
@@ -51,7 +51,7 @@ def classify(block: Block, q_at: slice, k_at: slice) -> TileClass:
 
 
 class MlxKernel:
-    """Square tiles; query heads of a group are stacked as rows, so that K and V are never repeated."""
+    """Tiled kernel with square tiles; query heads of a group are stacked as rows, so K and V are never repeated."""
 
     name = "mlx"
 
@@ -153,7 +153,7 @@ def _stack(x: mx.array, k: mx.array, at: slice) -> mx.array:
 
 
 def _scores(rows: mx.array, k: mx.array, block: Block, q_at: slice, k_at: slice, kind: TileClass) -> mx.array:
-    """rows @ k^T over one tile, -inf where a mixed tile's mask is false: [B, Hkv, G * tile, keys]."""
+    """Return rows @ k^T over one tile, -inf where a mixed tile's mask is false: [B, Hkv, G * tile, keys]."""
     s = rows @ k[:, :, k_at].swapaxes(-1, -2)
     if kind is TileClass.FULL:
         return s
@@ -164,12 +164,12 @@ def _scores(rows: mx.array, k: mx.array, block: Block, q_at: slice, k_at: slice,
 
 
 def _finite(top: mx.array) -> mx.array:
-    """Row maxima with 0 for rows that see nothing yet, so that -inf - max stays -inf."""
+    """Return row maxima, with 0 for rows that see no key yet, so that -inf - max stays -inf."""
     return mx.where(top == -mx.inf, 0.0, top)
 
 
 def _exp2(x: mx.array) -> mx.array:
-    """2^x. MLX's exp on CPUs is scalar and slow; its power is four times as fast there (GPUs have a fast exp)."""
+    """Return 2^x. MLX's exp on CPUs is scalar and slow; its power is four times as fast there (GPUs have a fast exp)."""
     if _on_cpu():
         return mx.power(2.0, x)
     return mx.exp(x * _LN2)

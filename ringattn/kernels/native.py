@@ -2,13 +2,13 @@
 
 Forward is online softmax with log-sum-exp, backward is FlashAttention-2 (Dao 2023). Any D to 256, any lengths, fp32,
 bf16 and fp16, any number of threads with the same bits. The same C template is compiled for AVX-512 with bf16 dot
-products, AVX-512, AVX2 + FMA, NEON and plain vectors; the first that this CPU runs, and that agrees with the plain one on
-a small problem, is used. NEON has not run on hardware yet.
+products, AVX-512, AVX2 + FMA, NEON and plain vectors; the first one is used that
+this CPU runs and that agrees with the plain one on a small problem. NEON has not run on hardware yet.
 
-Inputs of 16 bits are converted to fp32 tile by tile and computed as such, but for bf16 where the CPU multiplies pairs of
+Inputs of 16 bits are converted to fp32 tile by tile and computed as such, except bf16 where the CPU multiplies pairs of
 bf16 (`avx512bf16`): there the products are exact, sums are fp32, and P and dS are rounded to bf16 before they are
 multiplied. With u = 2**-8 an element of o is then off by at most u P|V|, of dv by u P^T|dO|, of dq by u scale |dS||K| and
-of dk by u scale |dS|^T|Q|, plus what fp32 is off by; bf16 subnormals count as 0. `NativeKernel(isa="avx512")` avoids it.
+of dk by u scale |dS|^T|Q|, plus the error of fp32; bf16 subnormals count as 0. `NativeKernel(isa="avx512")` avoids it.
 """
 
 import ctypes
@@ -44,7 +44,11 @@ class _Problem(ctypes.Structure):
 
 @cache
 def library() -> ctypes.CDLL:
-    """The compiled C library. Raises `KernelError` with the way to build it."""
+    """Return the compiled C library.
+
+    Raises:
+        KernelError: if it was not built or does not load; the message states how to build it.
+    """
     spec = importlib.util.find_spec("ringattn.kernels._native")
     if spec is None or spec.origin is None:
         raise KernelError(
@@ -62,7 +66,7 @@ def library() -> ctypes.CDLL:
 
 
 def isas() -> dict[str, int]:
-    """Names of the instruction sets compiled in that this CPU runs, best first -> their index in the library.
+    """Map the instruction sets that are compiled in and that this CPU runs, best first, to their index in the library.
 
     Those after the portable one are for tests.
     """
@@ -73,9 +77,10 @@ def isas() -> dict[str, int]:
 
 @cache
 def best_isa() -> str:
-    """The first instruction set that agrees with the portable one on a small problem; a mismatch is warned about.
+    """Return the first instruction set that agrees with the portable one on a small problem; warn about a mismatch.
 
-    KernelError where none runs here.
+    Raises:
+        KernelError: if none runs here.
     """
     for name in isas():
         error = _parity_error(name) if name != "portable" else 0.0
@@ -91,12 +96,16 @@ def best_isa() -> str:
 
 
 def fma_peak(threads: int | None = None, seconds: float = 0.2) -> float:
-    """FLOP/s that independent fused multiply-adds reach on `threads` threads, measured for `seconds`."""
+    """Measure for `seconds` the FLOP/s that independent fused multiply-adds reach on `threads` threads."""
     return library().ringattn_fma_peak(seconds, threads or default_threads(), isas()[best_isa()])
 
 
 def default_threads() -> int:
-    """RINGATTN_THREADS, else the cores that this process may use. KernelError where it is no number from 1 up."""
+    """Return RINGATTN_THREADS, else the number of cores that this process may use.
+
+    Raises:
+        KernelError: if RINGATTN_THREADS is not an integer of 1 or more.
+    """
     wanted = os.environ.get("RINGATTN_THREADS")
     if wanted:
         if not wanted.isdecimal() or int(wanted) < 1:
@@ -108,10 +117,14 @@ def default_threads() -> int:
 
 
 class NativeKernel:
-    """Fused CPU kernel. Raises `KernelError` where the library was not built or does not load.
+    """Fused CPU kernel; KernelError if the library was not built or does not load.
 
-    `threads` None means `default_threads()` at each call; `isa` None means `best_isa()`. Results have the same bits for
-    any number of threads. Scratch is O(tile) a thread, plus packed K and V of some heads (16 MB, or one kv head).
+    Results have the same bits for any number of threads. Scratch is O(tile) a thread, plus packed K and V of some heads
+    (16 MB, or one kv head).
+
+    Args:
+        threads: None means `default_threads()` at each call.
+        isa: instruction set; None means `best_isa()`.
     """
 
     name = "native"
@@ -144,7 +157,11 @@ class NativeKernel:
         *,
         scale: float,
     ) -> tuple[mx.array, mx.array, mx.array]:
-        """See `Kernel.backward`. ShapeError where do, lse or delta do not fit q."""
+        """See `Kernel.backward`.
+
+        Raises:
+            ShapeError: if do, lse or delta do not fit q.
+        """
         check(q, k, v, block)
         if do.shape != q.shape or do.dtype not in _DTYPE_CODES:
             raise ShapeError(f"do has q's shape and a float dtype: got {do.shape} {do.dtype}, q is {q.shape}")
@@ -194,16 +211,16 @@ class NativeKernel:
 
 
 def _empty(shape: tuple[int, ...]) -> mx.array:
-    """A zeroed fp32 array of its own numpy_view, for the library to write into."""
+    """Return a new zeroed fp32 array, for the library to write into."""
     x = mx.zeros(shape, dtype=mx.float32)
     mx.eval(x)
     return x
 
 
 def _view(x: mx.array) -> np.ndarray:
-    """The evaluated array's own numpy_view, C-contiguous, with 16-bit floats as uint16."""
+    """Return the memory of the evaluated array, C-contiguous, with 16-bit floats as uint16."""
     if x.dtype == mx.float32 and (view := np.array(x, copy=False)).flags.c_contiguous:
-        # No mlx operation on what is already right: ringattn reads traced arrays from another thread this way.
+        # No MLX operation: ringattn reads traced arrays from another thread this way.
         return view
     x = mx.contiguous(x)
     if x.dtype != mx.float32:
@@ -220,8 +237,10 @@ _ALLOWED = {mx.float32: 1e-4, mx.bfloat16: 5e-2}
 
 
 def _parity_error(isa: str) -> float:
-    """Largest difference from portable code, in units of what is allowed, over outputs and gradients of a small problem
-    with every kind of tile."""
+    """Return the largest difference from portable code, over the allowed one, on a small problem with every kind of tile.
+
+    Outputs and gradients count.
+    """
     return max(_difference(isa, dtype) / allowed for dtype, allowed in _ALLOWED.items())
 
 

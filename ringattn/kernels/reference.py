@@ -1,4 +1,4 @@
-"""Plain softmax attention over a whole block, in fp32 MLX operations: the oracle, and the seam's definition in code."""
+"""Plain softmax attention over a whole block, in fp32 MLX operations: the oracle of the tests, and the interface's definition."""
 
 import mlx.core as mx
 import numpy as np
@@ -7,7 +7,7 @@ from ringattn.kernels.base import Block, check, visible
 
 
 class ReferenceKernel:
-    """O(Tq * Tk) memory; for tests and for reading."""
+    """Reference kernel with O(Tq * Tk) memory, for tests and readers."""
 
     name = "reference"
 
@@ -45,7 +45,7 @@ class ReferenceKernel:
 
 
 def _grouped(x: mx.array, k: mx.array) -> mx.array:
-    """[B, H, ...] -> fp32 [B, Hkv, H / Hkv, ...]: query heads stand beside the kv head that they share."""
+    """[B, H, ...] -> fp32 [B, Hkv, H / Hkv, ...]: the query heads of each kv head form a group."""
     return x.astype(mx.float32).reshape(x.shape[0], k.shape[1], -1, *x.shape[2:])
 
 
@@ -65,5 +65,5 @@ def _scores(q: mx.array, k: mx.array, block: Block, scale: float) -> mx.array:
 
 
 def _probabilities(scores: mx.array, lse: mx.array) -> mx.array:
-    """exp(scores - lse), and 0 in rows that see nothing (lse = -inf)."""
+    """exp(scores - lse), and 0 in rows that see no key (lse = -inf)."""
     return mx.exp(scores - mx.where(lse == -mx.inf, mx.inf, lse)[..., None])

@@ -67,7 +67,7 @@ def measure(bed: Bed, mbit: float, nominal: Link, length: int) -> dict:
     speeds = ranks(bed, "-c", SPEED, json.dumps(asdict(shape)), str(length // 2), ring=False)
     speed = Speed(*(min(values) for values in zip(*speeds, strict=True)))
     link = Link(nominal.name, **ranks(bed, str(ROOT / "ringattn" / "planner.py"), "--measure-link")[0])
-    nominal = replace(nominal, beside=link.beside)  # a property of the host
+    nominal = replace(nominal, kernel_share=link.kernel_share)  # a property of the host
     spec = {"what": "ring", "length": length, "heads": shape.heads, "dim": shape.dim, "dtype": "float32"}
     spec |= {"causal": True, "backward": True, "layout": "zigzag", "warm": True, "repeats": REPEATS, "limit": 60}
     found = ranks(bed, str(ROOT / "scripts" / "bench" / "ring_rank.py"), json.dumps(spec))[0]
@@ -78,8 +78,8 @@ def measure(bed: Bed, mbit: float, nominal: Link, length: int) -> dict:
         "seconds": found["seconds"],
         "wait": found["wait"],
         "speed": asdict(speed),
-        "measured_link": asdict(link),
-        "nominal_link": asdict(nominal),
+        "measured_link": link.to_json(),
+        "nominal_link": nominal.to_json(),
         "predicted": step_seconds(shape, speed, link, 2),
         "predicted_nominal": step_seconds(shape, speed, nominal, 2),
         "alone": step_seconds(shape, speed, link, 1),

@@ -27,7 +27,7 @@ enum { N_ISAS = sizeof ISAS / sizeof *ISAS };
 EXPORT int ringattn_isa_count(void) { return N_ISAS; }
 EXPORT const char *ringattn_isa_name(int isa) { return ISAS[isa]->name; }
 
-/* Whether this CPU can run it. */
+/* Return whether this CPU can run the ISA. */
 EXPORT int ringattn_isa_runs(int isa) {
 #if defined(__x86_64__)
     if (ISAS[isa] == &ra_avx512bf16 && !__builtin_cpu_supports("avx512bf16")) return 0;
@@ -39,7 +39,7 @@ EXPORT int ringattn_isa_runs(int isa) {
     return 1;
 }
 
-/* Waiting threads give their core away: there may be more threads than cores. */
+/* Waiting threads yield their core, as there may be more threads than cores. */
 void ra_wait_all(ra_barrier *barrier) {
     int generation = atomic_load(&barrier->generation);
     if (atomic_fetch_add(&barrier->arrived, 1) == barrier->count - 1) {
@@ -101,7 +101,7 @@ typedef struct {
     void (*work)(ra_job *, int);
     ra_job *job;
     int thread;
-    const atomic_int *go; /* 0: wait; -1: there are too few threads, leave; 1: start */
+    const atomic_int *go; /* 0: wait; -1: too few threads, return; 1: start */
 } ra_member;
 
 static void *member_main(void *arg) {
@@ -112,8 +112,8 @@ static void *member_main(void *arg) {
     return NULL;
 }
 
-/* Runs work on up to `threads` threads, this one among them. Made anew each call (tens of microseconds), so that a
- * fork between calls is harmless. */
+/* Run work on up to `threads` threads, including this one. Threads are created at each call (tens of microseconds), so
+ * that a fork between calls is harmless. */
 static void run_team(void (*work)(ra_job *, int), ra_job *job, int threads) {
     pthread_t ids[MAX_THREADS];
     ra_member members[MAX_THREADS];
@@ -132,7 +132,7 @@ static void run_team(void (*work)(ra_job *, int), ra_job *job, int threads) {
 static int run(const ra_problem *p, int isa_index, int is_backward) {
     if (isa_index < 0 || isa_index >= N_ISAS || !ringattn_isa_runs(isa_index)) return RA_BAD_ISA;
     const ra_isa *isa = ISAS[isa_index];
-    if (isa->otherwise && (p->dtype != RA_BF16 || (is_backward && p->do_dtype != RA_BF16))) isa = isa->otherwise;
+    if (isa->fallback && (p->dtype != RA_BF16 || (is_backward && p->do_dtype != RA_BF16))) isa = isa->fallback;
     int threads = p->threads < 1 ? 1 : p->threads > MAX_THREADS ? MAX_THREADS : p->threads;
     int q_rows = is_backward ? isa->q_rows_bwd : isa->q_rows_fwd;
     int k_cols = is_backward ? isa->k_cols_bwd : isa->k_cols_fwd(p->D);
@@ -194,7 +194,7 @@ static void *peak_main(void *arg) {
     return NULL;
 }
 
-/* FLOP/s of independent fused multiply-adds on `threads` threads. */
+/* Return the FLOP/s of independent fused multiply-adds on `threads` threads. */
 EXPORT double ringattn_fma_peak(double seconds, int threads, int isa) {
     pthread_t ids[MAX_THREADS];
     ra_peak peaks[MAX_THREADS];

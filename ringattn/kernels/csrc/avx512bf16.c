@@ -1,4 +1,4 @@
-/* x86 with AVX-512 and its bf16 dot products: as avx512.c, with bf16 inputs multiplied as they are. */
+/* x86 with AVX-512 and its bf16 dot products: as avx512.c, with bf16 inputs multiplied without conversion. */
 typedef int ra_avx512bf16_not_empty;
 #if defined(__x86_64__)
 #if defined(__clang__)
@@ -9,7 +9,7 @@ typedef int ra_avx512bf16_not_empty;
 #include <immintrin.h>
 #define RA_ISA ra_avx512bf16
 #define RA_ISA_NAME "avx512bf16"
-#define RA_OTHERWISE ra_avx512
+#define RA_FALLBACK ra_avx512
 #define PAIRS
 #define VL 16
 #define NV 4

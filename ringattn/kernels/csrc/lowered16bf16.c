@@ -4,7 +4,7 @@
 #endif
 #define RA_ISA ra_lowered16bf16
 #define RA_ISA_NAME "lowered16bf16"
-#define RA_OTHERWISE ra_lowered16
+#define RA_FALLBACK ra_lowered16
 #define PAIRS
 #define VL 16
 #define NV 4

@@ -1,4 +1,4 @@
-/* Any CPU: vectors of 4 floats, which the compiler lowers to what there is. */
+/* Any CPU: vectors of 4 floats, which the compiler lowers to the vectors of the target. */
 #define RA_ISA ra_portable
 #define RA_ISA_NAME "portable"
 #define VL 4

@@ -1,4 +1,4 @@
-/* Shared declarations of the native block-attention kernel: the plain C ABI, and the table that each ISA fills in.
+/* Shared declarations of the native block-attention kernel: the plain C ABI, and the table of functions of each ISA.
  *
  * q, o, dq: [B, Hq, Tq, D]; k, v, dk, dv: [B, Hkv, Tk, D]; lse, delta: [B, Hq, Tq]; all C-contiguous. */
 #ifndef RINGATTN_H
@@ -23,10 +23,10 @@ typedef struct {
     const void *q, *k, *v, *dout;                /* dout: backward only */
     float *o, *lse;                              /* forward writes both; backward reads lse */
     const float *delta;                          /* backward: rowsum(dO * O) */
-    float *dq, *dk, *dv;                         /* backward writes; dq comes in zeroed */
+    float *dq, *dk, *dv;                         /* backward writes; the caller zeroes dq */
 } ra_problem;
 
-/* What a tile's rows (queries) or columns (keys) span, to decide a whole tile's mask at once. */
+/* Ranges of a tile's rows (queries) or columns (keys), which decide the mask of a whole tile. */
 typedef struct {
     int32_t pos_min, pos_max, seg_min, seg_max;
 } ra_span;
@@ -38,8 +38,8 @@ typedef struct {
     int count;
 } ra_barrier;
 
-/* How n rows or columns are cut into tiles of `step`. Where positions leap (zigzag's second chunk, at `leap`) tiles begin
- * anew: a tile over both chunks would be neither all visible nor all hidden. */
+/* Division of n rows or columns into tiles of `step`. Where positions leap (at `leap`, zigzag's second chunk) a new tile
+ * begins: a tile over both chunks would be neither all visible nor all hidden. */
 typedef struct {
     int n, step, leap, before, count; /* tiles before the leap; all tiles */
 } ra_tiling;
@@ -53,14 +53,14 @@ static inline int ra_width(const ra_tiling *t, int tile) {
     return end - first < t->step ? end - first : t->step;
 }
 
-/* One call's shared state. Tasks are claimed from `next` in order; results never depend on who claims what. */
+/* One call's shared state. Threads claim tasks from `next` in order; results do not depend on which thread claims which task. */
 typedef struct {
     const ra_problem *p;
     ra_tiling q, k;
     ra_span *q_spans, *k_spans; /* [B, tiles] */
     int wave;         /* forward: kv heads packed at once */
     float *packed;    /* forward: their K and V tiles */
-    atomic_int *turn; /* backward: [B * Hq, q.count] key tile that added to this dq tile last, or -1 */
+    atomic_int *turn; /* backward: [B * Hq, q.count] last key tile added to this dq tile, or -1 */
     char *scratch;    /* [threads, scratch_bytes] */
     size_t scratch_bytes;
     ra_barrier barrier;
@@ -69,7 +69,7 @@ typedef struct {
 
 typedef struct ra_isa {
     const char *name;
-    const struct ra_isa *otherwise;         /* NULL, or who does what this one, for bf16 throughout, does not take */
+    const struct ra_isa *fallback;         /* NULL, or the ISA for inputs that this one, for bf16 only, does not take */
     int q_rows_fwd, q_rows_bwd;             /* rows of a query tile */
     int (*k_cols_fwd)(int D);               /* columns of a key tile */
     int k_cols_bwd;
@@ -78,7 +78,7 @@ typedef struct ra_isa {
     size_t (*scratch_bwd)(int D);
     void (*forward)(ra_job *job, int thread);
     void (*backward)(ra_job *job, int thread);
-    double (*fma)(long rounds);             /* runs `rounds` of FMAs, returns how many FLOPs they were */
+    double (*fma)(long rounds);             /* runs `rounds` of FMAs, returns their number of FLOPs */
 } ra_isa;
 
 extern const ra_isa ra_portable, ra_avx2, ra_avx512, ra_neon, ra_lowered16, ra_avx512bf16, ra_lowered16bf16;

@@ -43,14 +43,12 @@ def test_a_ring_is_never_more_than_perfect_nor_better_on_a_slower_link(shape: Sh
 
 
 @given(shapes, links, st.sampled_from([2, 4]), st.floats(0.3, 1.0))
-def test_a_kernel_that_is_slower_beside_an_exchange_loses_no_more_than_that(
-    shape: Shape, link: Link, hosts: int, beside: float
-) -> None:
-    slowed = planner.step_seconds(shape, SPEED, replace(link, beside=beside), hosts)
+def test_kernel_slowed_by_exchanges_costs_no_more_than_that(shape: Shape, link: Link, hosts: int, share: float) -> None:
+    slowed = planner.step_seconds(shape, SPEED, replace(link, kernel_share=share), hosts)
     _, _, move, move_grad = planner.hop_seconds(shape, SPEED, link, hosts)
     moving = (hosts - 1) * (2 * move + move_grad)
     free = planner.step_seconds(shape, SPEED, link, hosts)
-    assert free * (1 - 1e-9) <= slowed <= (free + (1 - beside) * moving) * (1 + 1e-9)
+    assert free * (1 - 1e-9) <= slowed <= (free + (1 - share) * moving) * (1 + 1e-9)
 
 
 def test_on_a_link_that_never_hides_the_time_is_the_links() -> None:

@@ -124,5 +124,5 @@ def test_the_verifier_catches_ranks_that_all_receive_first() -> None:
 def test_the_verifier_catches_a_gradient_that_stays_away() -> None:
     tables = schedule.backward(everyone(3))
     cut = tuple(tuple(Hop(h.holds, h.work, h.kv, None if i == 2 else h.grad) for i, h in enumerate(t)) for t in tables)
-    with pytest.raises(AssertionError, match="not at home"):
+    with pytest.raises(AssertionError, match="does not own them"):
         schedule.verify(cut, everyone(3), gradients=True)
