@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -251,7 +251,7 @@ class _Fetch:
                 future.cancel()
             wait(futures)
             self.stopped.clear()
-        if errors := [error for future in futures if (error := _error_of(future))]:
+        if errors := [error for future in futures if not future.cancelled() and (error := future.exception())]:
             self._check_cancelled()
             cause = min(errors, key=_error_priority)
             raise cause
@@ -429,10 +429,6 @@ class _Fetch:
         while (left := until - time.monotonic()) > 0:
             self.context.cancelled.wait(min(left, 0.1))
             self._check_cancelled()
-
-
-def _error_of(future: Future[None]) -> BaseException | None:
-    return None if future.cancelled() else future.exception()
 
 
 def _confirms(page: Page, before: Page) -> bool:

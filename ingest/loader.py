@@ -63,20 +63,10 @@ def respondents_on_disk(data_dir: Path | str) -> tuple[str, ...]:
 
 
 def available(data_dir: Path | str, respondent: str) -> Available:
-    """Return years and variables of a respondent's series.
-
-    Raises:
-        UsageError: there is none; near matches are named.
-    """
-    folder = Path(data_dir) / "series"
-    _check_years(folder, respondent, range(0))
-    paths = sorted((folder / respondent).glob("*/wide.parquet"))
-    if not paths:
-        raise UsageError(
-            f"no series of {respondent} under {folder}; run `coordinator start --extract --respondents {respondent}` to make it"
-        )
-    variables = dict.fromkeys(name for path in paths for name in sorted(_read(path, ())[0]))
-    return Available(tuple(int(path.parent.name) for path in paths), tuple(variables))
+    """Return years and variables of a respondent's series; where there is none, UsageError names near matches."""
+    paths = _paths(Path(data_dir) / "series", respondent, range(0))
+    variables = dict.fromkeys(name for path in paths.values() for name in sorted(_read(path, ())[0]))
+    return Available(tuple(paths), tuple(variables))
 
 
 def load_series(
@@ -142,11 +132,10 @@ def _fill(
     """
     last = first + len(values) - 1
     years = range(int(hour_text(first)[:4]), int(hour_text(last)[:4]) + 1)
-    _check_years(folder, respondent, years)
+    paths = _paths(folder, respondent, years)
     known: set[str] = set()
     for year in years:
-        path = folder / respondent / str(year) / "wide.parquet"
-        available_here, table = _read(path, variables)
+        available_here, table = _read(paths[year], variables)
         known.update(available_here)
         start, hours = year_hours(year)
         low, high = max(first, start), min(last + 1, start + hours)
@@ -188,25 +177,24 @@ def _codes(column: pa.ChunkedArray) -> Int8s:
     return lookup[whole.indices.to_numpy()]
 
 
-def _check_years(folder: Path, respondent: str, years: range) -> None:
-    """Check that a respondent's series of all `years` are on disk.
+def _paths(folder: Path, respondent: str, years: range) -> dict[int, Path]:
+    """Return the wide files of a respondent by year.
 
     Raises:
-        UsageError: names what there is, and the command that makes the rest.
+        UsageError: there is none, or none of one of `years`; names what there is, and the command that makes the rest.
     """
-    if not (folder / respondent).is_dir():
+    paths = {int(path.parent.name): path for path in sorted((folder / respondent).glob("*/wide.parquet"))}
+    command = f"coordinator start --extract --respondents {respondent}"
+    if not paths:
         have = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
         found = f"there are {', '.join(have)}{did_you_mean([respondent], have)}" if have else "there is none"
+        raise UsageError(f"no series of {respondent} under {folder}: {found}; run `{command}` to make it")
+    if absent := [year for year in years if year not in paths]:
         raise UsageError(
-            f"no series of {respondent} under {folder}: {found}; "
-            f"run `coordinator start --extract --respondents {respondent}` to make it"
+            f"no series of {respondent} for {', '.join(map(str, absent))}: there are {', '.join(map(str, paths))}; "
+            f"run `{command} --start {absent[0]} --end {absent[-1]}` to make them"
         )
-    have = sorted(path.parent.name for path in (folder / respondent).glob("*/wide.parquet"))
-    if absent := [str(year) for year in years if str(year) not in have]:
-        raise UsageError(
-            f"no series of {respondent} for {', '.join(absent)}: there are {', '.join(have) or 'none'}; "
-            f"run `coordinator start --extract --respondents {respondent} --start {absent[0]} --end {absent[-1]}` to make them"
-        )
+    return paths
 
 
 def _linear(values: Floats) -> Floats:

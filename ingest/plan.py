@@ -15,7 +15,7 @@ from ingest.models import ALL_RESPONDENTS, BuildJob, Gap, Piece, Shard, ShardRes
 from ingest.sources import get_source
 
 DEFAULT_RESPONDENTS = ("PACW", "ERCO", "CAL", "TEX", "MISO")
-DEFAULT_YEARS = (2019, 2020, 2021, 2022, 2023, 2024, 2025)
+DEFAULT_YEARS = tuple(range(2019, 2026))  # EIA's hourly routes start at 2019-01-01T00
 JOIN = 744  # hours: one request for a month between two holes costs no more than two requests
 
 Period = Sequence[int] | tuple[str, str]

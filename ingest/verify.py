@@ -16,9 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ingest import manifest
-from ingest.array_types import Int64s
 from ingest.build_series import year_hours
-from ingest.columns import Columns, digest, duplicate_owners, find_gaps, from_table, hour_text, merge
+from ingest.columns import Columns, digest, find_gaps, from_table, hour_text, merge
 from ingest.errors import SourceError, UsageError, VerificationError
 from ingest.models import ALL_RESPONDENTS, BuildResult, FetchJob, FileEntry, Gap, ShardResult, build_key
 from ingest.plan import build_job, open_gaps
@@ -120,32 +119,27 @@ def verify(data_dir: Path | str, progress: OnProgress | None = None) -> Report:
     report = Report(str(folder))
     shards: list[ShardResult] = []
     builds: list[BuildResult] = []
-    done = 0
-
-    def advance() -> None:
-        nonlocal done
-        done += 1
-        if progress:
-            progress(done, len(paths))
-
     for path in paths:
         try:
             if path.is_relative_to(folder / "manifests" / "build"):
                 builds.append(manifest.read(path, manifest.BuildManifest).result)
-                continue  # verified when all shards are known
-            shards.append(manifest.read(path, manifest.ShardManifest).result)
-            _verify_shard(folder, shards[-1], report)
+            else:
+                shards.append(manifest.read(path, manifest.ShardManifest).result)
         except VerificationError as error:
             report.mismatch("manifest", path.relative_to(folder).as_posix(), str(error))
-        advance()
-    for build in builds:
-        _verify_build(folder, build, shards, report)
-        advance()
+    results: list[ShardResult | BuildResult] = [*shards, *builds]
+    for done, result in enumerate(results, len(paths) - len(results) + 1):
+        if isinstance(result, ShardResult):
+            _verify_shard(folder, result, report)
+        else:
+            _verify_build(folder, result, shards, report)
+        if progress:
+            progress(done, len(paths))
     built = {build.key for build in builds}
-    for result in shards:
-        key = build_key(result.shard.respondent, int(result.shard.start[:4]))
-        if result.rows and result.shard.respondent != ALL_RESPONDENTS and key not in built:
-            report.note("unbuilt", result.shard.key, f"{key} has no series yet")
+    for shard in (result.shard for result in shards if result.rows):
+        key = build_key(shard.respondent, int(shard.start[:4]))
+        if shard.respondent != ALL_RESPONDENTS and key not in built:
+            report.note("unbuilt", shard.key, f"{key} has no series yet")
     report.shards, report.builds = len(shards), len(builds)
     report.gaps = open_gaps(shards)
     _verify_summary(folder, shards, builds, report)
@@ -182,8 +176,8 @@ def _verify_shard(folder: Path, result: ShardResult, report: Report) -> None:
     if len(parts) < len(result.pages):
         return  # reported already; all further checks would only repeat it
     report.expect("rows", key, "rows", rows, result.rows)
-    merged, owners = merge(parts)
-    _name_duplicates(key, merged, owners, report)
+    merged, _ = merge(parts)
+    _name_duplicates(key, merged, report)
     report.expect("nulls", key, "nulls", merged.nulls(), result.nulls)
     report.expect("digest", key, "digest of the pages' rows", digest(merged), result.digest)
     if piece is not None:
@@ -203,9 +197,7 @@ def _piece(folder: Path, result: ShardResult, report: Report) -> Columns | None:
         return None
 
 
-def _name_duplicates(key: str, merged: Columns, owners: Int64s, report: Report) -> None:
-    if not duplicate_owners(merged, owners):
-        return
+def _name_duplicates(key: str, merged: Columns, report: Report) -> None:
     keys = merged.keys()
     again = np.flatnonzero(keys[1:] == keys[:-1]) + 1
     for row in again[:NAMED]:

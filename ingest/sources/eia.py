@@ -125,10 +125,7 @@ def _query(shard: Shard) -> str:
 
 def _key_refusal(plain: bytes) -> str | None:
     """Return "API_KEY_INVALID" or "API_KEY_MISSING" where the body contains it."""
-    for code in ("API_KEY_INVALID", "API_KEY_MISSING"):
-        if code.encode() in plain:
-            return code
-    return None
+    return next((code for code in ("API_KEY_INVALID", "API_KEY_MISSING") if code.encode() in plain), None)
 
 
 def scrub(plain: bytes, key: str | None) -> bytes:

@@ -18,7 +18,6 @@ from urllib.parse import urlencode
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pyarrow import csv
 
 from ingest.array_types import Int64s
@@ -194,28 +193,15 @@ def _minutes(table: pa.Table, column: str) -> Int64s:
 
 def _labels(table: pa.Table, columns: list[str]) -> tuple[list[tuple[str, ...]], Int64s]:
     """Return the distinct combinations of `columns`, sorted, and the index of each row among them: int64 [row]."""
-    combined = np.zeros(table.num_rows, np.int64)
-    texts = []
-    for column in columns:
-        names, codes = _codes(table, column)
-        texts.append(names)
-        combined = combined * len(names) + codes
-    distinct, rows = np.unique(combined, return_inverse=True)
-    labels = []
-    for number in distinct:
-        label: list[str] = []
-        for names in reversed(texts):
-            number, code = divmod(int(number), len(names))
-            label.insert(0, names[code])
-        labels.append(tuple(label))
-    order = sorted(range(len(labels)), key=labels.__getitem__)
-    rank = np.empty(len(order), np.int64)
-    rank[order] = np.arange(len(order))
-    return [labels[i] for i in order], rank[rows]
+    texts, codes = zip(*(_codes(table, column) for column in columns), strict=True)
+    sizes = [len(names) for names in texts]
+    distinct, rows = np.unique(np.ravel_multi_index(codes, sizes), return_inverse=True)
+    indices = zip(*np.unravel_index(distinct, sizes), strict=True)
+    return [tuple(names[i] for names, i in zip(texts, index, strict=True)) for index in indices], rows
 
 
 def _codes(table: pa.Table, column: str) -> tuple[list[str], Int64s]:
-    """Return the distinct texts of a column and the index of each row among them: int64 [row].
+    """Return the distinct texts of a column, sorted, and the index of each row among them: int64 [row].
 
     Raises:
         SourceError: kind "csv": a cell is empty.
@@ -225,4 +211,7 @@ def _codes(table: pa.Table, column: str) -> tuple[list[str], Int64s]:
         array = array.chunk(0)
     if array.null_count:
         raise SourceError(f"column {column} has empty cells", "csv")
-    return array.dictionary.to_pylist(), pc.cast(array.indices, pa.int64()).to_numpy(zero_copy_only=False)
+    names = array.dictionary.to_pylist()
+    order = sorted(range(len(names)), key=names.__getitem__)
+    rank = np.argsort(order)
+    return [names[i] for i in order], rank[array.indices.to_numpy(zero_copy_only=False)]
