@@ -85,7 +85,7 @@ def commands(command: Any, name: str) -> Iterator[str]:
 def cli_page() -> str:
     """Return the text of docs/cli.md."""
     settings = [
-        f"| `{s.name}` | `{s.variable}` | {f'`{cell(s.default)}`' if s.default not in ('', 0) else ''} | {cell(s.help)} |"
+        f"| `--{s.name}` | {s.metavar} | `{s.variable}` | {f'`{cell(s.default)}`' if s.default not in ('', 0) else ''} | {cell(s.help)} |"
         for s in SETTINGS
     ]
     codes = [f"| {code.value} | {code.name.lower()} | {MEANINGS[code]} |" for code in ExitCode]
@@ -100,9 +100,9 @@ def cli_page() -> str:
             "\n## Settings\n",
             f"A setting is taken from the flag, else from its environment variable, else from `{CONFIG_FILE}` in the working folder, else from its",
             "default. `coordinator config show` prints each value and its origin.\n",
-            "| flag and key | variable | default | meaning |",
-            "|---|---|---|---|",
-            *[row.replace("| `", "| `--", 1) for row in settings],
+            "| flag and key | type | variable | default | meaning |",
+            "|---|---|---|---|---|",
+            *settings,
             '\n`EIA_API_KEY` holds EIA\'s key. The key in the file has no dashes in front, e.g. `host-data = "~/energy"`.\n',
             "## Commands\n",
             *commands(typer.main.get_command(app), "coordinator"),
