@@ -6,9 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import zmq
 
 from coordinator.server.key_store import LOCAL, worker_key
+from coordinator.server.status import RunStatus
 from coordinator.stages.display import headline, run_view
 from coordinator.stages.runner import ENDPOINT_FILE
 from coordinator.wire import codec
@@ -30,7 +32,7 @@ def fetch_status(data_dir: Path, keys: Path) -> dict[str, Any]:
     if endpoint.exists():
         snapshot = request_snapshot(endpoint.read_text(), keys)
         if snapshot is not None:
-            return {"running": True, **snapshot}
+            return {"running": True, **msgspec.to_builtins(snapshot)}
     if not (data_dir / "manifests").is_dir():
         raise UsageError(f"{data_dir} holds no run. Start one with `coordinator start --extract --data {data_dir}`.")
     summary = manifest.summarise(manifest.shard_results(data_dir), manifest.build_results(data_dir))
@@ -44,7 +46,7 @@ def fetch_status(data_dir: Path, keys: Path) -> dict[str, Any]:
     }
 
 
-def request_snapshot(endpoint: str, keys: Path) -> dict[str, Any] | None:
+def request_snapshot(endpoint: str, keys: Path) -> RunStatus | None:
     """Send one StatusRequest. None: no answer in time, because the coordinator was killed or has just ended."""
     context = zmq.Context()
     socket = context.socket(zmq.DEALER)
@@ -58,7 +60,7 @@ def request_snapshot(endpoint: str, keys: Path) -> dict[str, Any] | None:
         if not socket.poll(TIMEOUT_MS):
             return None
         answer = codec.decode(socket.recv(), Status)
-        return dict(answer.snapshot)
+        return msgspec.convert(answer.snapshot, RunStatus)
     finally:
         socket.close()
         context.term()
@@ -72,12 +74,13 @@ def describe(snapshot: dict[str, Any]) -> str:
             f"no coordinator is running here; {snapshot['shards']} shards and {snapshot['series']} series are verified, "
             f"rows {snapshot['rows']:,} of {snapshot['total']:,} ({label})"
         )
-    view = run_view(snapshot, already_done=0)
-    lines = [snapshot.get("training") or headline(view)]
+    run = msgspec.convert(snapshot, RunStatus)
+    view = run_view(run, already_done=0)
+    lines = [run.training or headline(view)]
     for worker in view.workers:
         doing = ", ".join(worker.executing) or "idle"
         lines.append(
             f"  {worker.name}  {worker.rows:,} rows  {worker.requests:,} requests  {worker.megabytes:.0f} MB  {doing}"
         )
-    lines += [f"  QUARANTINED {task}: {error}: {message}" for task, error, message in snapshot["quarantined"]]
+    lines += [f"  QUARANTINED {task}: {error}: {message}" for task, error, message in run.quarantined]
     return "\n".join(lines)

@@ -1,1 +1,1 @@
-"""Task scheduling as deterministic state machines without I/O: (state, event, now) -> decision."""
+"""Task scheduling as deterministic state machines without I/O: (state, event, now) → decision."""

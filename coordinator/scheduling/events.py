@@ -1,4 +1,7 @@
-"""Events that the scheduler decides on, and the actions it decides: plain data. The worker's messages are events as they are."""
+"""Events that the scheduler decides on, and the actions that it returns, as plain data.
+
+The messages Register, Heartbeat, Progress, Result, Failure and Deregister are events as they are.
+"""
 
 from __future__ import annotations
 
@@ -7,67 +10,67 @@ from typing import Any, Literal
 
 import msgspec
 
-from coordinator.scheduling.task_state import AnyRecord, TaskSpec
+from coordinator.scheduling.records import AnyRecord, TaskSpec
 from coordinator.wire import messages
 from coordinator.wire.exit_codes import ExitCode
 from coordinator.wire.messages import Deregister, Failure, Heartbeat, Progress, Register, Result
 
-# -- events: the messages Hello, Heartbeat, Progress, Result, Failure, Goodbye, and these ------------------------------
+# -- events -----------------------------------------------------------------------------------------------------------
 
 
 class Restart(msgspec.Struct, frozen=True):
-    """First event after a replay: leases are void, unconfirmed proofs are handed out again."""
+    """The first event after a replay: void all leases and hand unconfirmed results to the stage again."""
 
 
 class AddTasks(msgspec.Struct, frozen=True):
-    """These tasks are open. A known one is opened again if it had ended (done and committed, quarantined)."""
+    """Open tasks. A known one is opened again if it had ended (done and committed, quarantined, cancelled)."""
 
     tasks: tuple[TaskSpec, ...]
-    whole: bool = False  # these are all there is to do: open tasks that are not listed are dropped
+    whole: bool = False  # these are all tasks of the run: cancel open tasks that are not listed
 
 
 class TerminateTasks(msgspec.Struct, frozen=True):
-    """Bring these tasks to their end: what is leased within `grace_s` seconds, what is not leased at once."""
+    """End these tasks: leased ones gracefully within `grace_s` seconds, the others at once."""
 
     tasks: tuple[str, ...]
     grace_s: float
 
 
 class CancelTasks(msgspec.Struct, frozen=True):
-    """Nobody waits for these fleeting tasks any more: whoever executes one is told, and they are forgotten."""
+    """Cancel and forget these ephemeral tasks, and abandon their leases."""
 
     tasks: tuple[str, ...]
 
 
 class ExcludeWorker(msgspec.Struct, frozen=True):
-    """This worker's results are not to be trusted: what it holds goes back, and it may not register again."""
+    """Exclude a worker: release its leases and refuse re-registration."""
 
     worker: str
     reason: str
 
 
 class Confirmed(msgspec.Struct, frozen=True):
-    """The stage has committed what `TaskDone` gave it."""
+    """The stage has committed the result of a `TaskDone`."""
 
     task: str
     attempt: int
 
 
 class WorkerLost(msgspec.Struct, frozen=True):
-    """Silent for too long, or its connection is gone."""
+    """A worker was silent for too long, or its process or connection ended."""
 
     worker: str
     reason: str
 
 
 class Revoked(msgspec.Struct, frozen=True):
-    """A worker's key was taken off the list: what it holds goes back, and it is told to stop."""
+    """A worker's key was removed from the allow-list: release its leases and shut it down."""
 
     worker: str
 
 
 class Undelivered(msgspec.Struct, frozen=True):
-    """A lease could not be sent: the worker's connection is gone or full."""
+    """A lease could not be sent: the worker's connection is gone or its queue is full."""
 
     worker: str
     task: str
@@ -75,18 +78,18 @@ class Undelivered(msgspec.Struct, frozen=True):
 
 
 class Tick(msgspec.Struct, frozen=True):
-    """Time has passed: call it a few times per heartbeat, after all waiting messages were handled."""
+    """Time has passed. Due a few times per heartbeat, after all waiting messages."""
 
 
 class Drain(msgspec.Struct, frozen=True):
-    """Issue no more leases; finish when those that are out have ended. `reason`: "drain", "storage", "authentication"."""
+    """Issue no more leases; the run ends when the current ones have ended."""
 
     reason: Literal["drain", "storage", "authentication"]
     message: str = ""
 
 
 class Abort(msgspec.Struct, frozen=True):
-    """Give back everything at once."""
+    """Release all leases and end the run at once."""
 
 
 Event = (
@@ -115,25 +118,25 @@ Event = (
 
 
 class Send(msgspec.Struct, frozen=True):
-    """A message that goes to a worker, after the journal has been written."""
+    """Send a message to a worker."""
 
     worker: str
     message: messages.Message
 
 
 class TaskDone(msgspec.Struct, frozen=True):
-    """The stage commits the proof, idempotently, and answers `Confirmed`."""
+    """Have the stage commit a result, idempotently; then decide `Confirmed`."""
 
     task: TaskSpec
     attempt: int
     worker: str
     seconds: float
-    proof: dict[str, Any]
-    arrays: tuple[bytes, ...] = ()  # the result's frames, as the task asked for them; empty when handed out again
+    output: dict[str, Any]
+    arrays: tuple[bytes, ...] = ()  # the frames that the task's spec lists; empty when handed out again
 
 
 class TaskQuarantined(msgspec.Struct, frozen=True):
-    """A task failed for good or once too often: its last error."""
+    """Report a task that is given up: a failure was final, or the number of blamed ones reached the limit."""
 
     task: TaskSpec
     error: str
@@ -141,7 +144,7 @@ class TaskQuarantined(msgspec.Struct, frozen=True):
 
 
 class TaskProgress(msgspec.Struct, frozen=True):
-    """A live lease has come this far."""
+    """Report the progress of a live lease."""
 
     task: str
     step: int
@@ -152,18 +155,18 @@ class TaskProgress(msgspec.Struct, frozen=True):
 
 
 class TaskFailed(msgspec.Struct, frozen=True):
-    """A task that is leased once has ended without a result. `error`: a Failure's, else why its lease went back."""
+    """Report a task with `no_retry` that ended without a result."""
 
     task: str
-    error: str
-    message: str
+    error: str  # of the worker's Failure; FailureKind.RELEASED when its lease was released
+    message: str  # of the Failure, or the reason of the release
 
 
 Action = Send | TaskDone | TaskQuarantined | TaskProgress | TaskFailed
 
 
 class Decision(msgspec.Struct):
-    """`records` are committed to the journal before any of `actions` is carried out."""
+    """What follows from an event: commit `records` to the journal, then carry out `actions`."""
 
     records: list[AnyRecord]
     actions: list[Action]
@@ -171,12 +174,12 @@ class Decision(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended. "incomplete": something is quarantined or blocked; all but "done" can be resumed."""
+    """How a run ended. "incomplete": a task is quarantined or blocked. Every status but "done" can be resumed."""
 
     status: Literal["done", "incomplete", "drain", "stopped", "storage", "authentication"]
     message: str = ""
 
     @property
     def exit_code(self) -> ExitCode:
-        """0 done, 4 authentication, 75 incomplete but resumable, 130 interrupted."""
+        """Return 0 done, 4 authentication, 75 incomplete but resumable, 130 interrupted."""
         return ExitCode.of_status(self.status)

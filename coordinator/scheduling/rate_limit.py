@@ -1,37 +1,47 @@
-"""The request budget of one API key: permits by GCRA (the virtual scheduling form of a leaky bucket), pace by AIMD. Pure.
+"""The rate limit of one API key: permits by GCRA (the virtual scheduling form of a leaky bucket), pace by AIMD.
 
-GCRA: ITU-T I.371, annex A. With rate r and burst b, no more than r·t + b permits fall into any window of t seconds.
-The pace halves when the server throttles, climbs back quickly to just under the pace at which that happened, and from there
-only feels its way up, more slowly each time that it meets the same limit: it settles under a limit that is lower than the
-ceiling, as when someone else spends the same key.
+Deterministic, no I/O (sans-I/O). GCRA: ITU-T I.371, annex A. With rate r and burst b, no more than r·t + b permits fall into any
+window of t seconds. The pace halves when the server throttles, recovers quickly to just under the pace at which that happened,
+and probes above it slowly, more slowly each time that it meets the same limit: it settles under a limit that is lower than the
+ceiling, as when another client spends the same key. `docs/decisions/0003-adaptive-rate-limit.md` compares alternatives.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import msgspec
+
+
+class BudgetStatus(msgspec.Struct, frozen=True):
+    """A budget at one moment. Rates are requests a second."""
+
+    rate: float  # the ceiling
+    pace: float
+    granted: int  # permits
+    throttles: int
+    paused_s: float  # seconds that are left of a pause
+    share: float  # of the ceiling used since the first permit, bursts left out
+
 
 @dataclass
 class RequestBudget:
-    """Times are seconds of one clock that never goes back; rates are requests a second."""
+    """Grant permits and adapt the pace. Times are seconds of one monotonic clock; rates are requests a second."""
 
     rate: float  # the ceiling: never exceeded
-    burst: int = 1  # requests at once after a rest
+    burst: int = 1  # requests at once after an idle time
     decrease: float = 0.5  # factor of the pace at a throttle
-    margin: float = (
-        0.95  # the settled pace is this share of the throttled one; its square at the second throttle in a row, …
-    )
+    margin: float = 0.95  # settled pace / throttled pace; to the power of n at the n-th throttle in a row
     climb_s: float = 10.0  # from nothing to the settled pace
-    probe_s: float = (
-        600.0  # from nothing to the ceiling, above the settled pace; doubles when the same limit is met again
-    )
+    # From nothing to the ceiling, above the settled pace; doubles when the same limit is met again.
+    probe_s: float = 600.0
     probe_max_s: float = 38_400.0
     pause_s: float = 5.0  # after a throttle without Retry-After; doubles while throttles follow one another
     pause_max_s: float = 300.0
     granted: int = 0
     throttles: int = 0
     _pace: float = field(default=0.0, init=False)
-    _settled: float = field(default=0.0, init=False)  # no quick climb above this
+    _settled: float = field(default=0.0, init=False)  # no quick recovery above this
     _arrival: float | None = field(default=None, init=False)  # GCRA's theoretical arrival time
     _updated: float = field(default=0.0, init=False)
     _paused_until: float = field(default=float("-inf"), init=False)
@@ -45,7 +55,7 @@ class RequestBudget:
         self._pace = self._settled = self.rate
 
     def grant(self, now: float, count: int) -> tuple[float, ...]:
-        """`count` permits: for each the delay in seconds from now after which it may be used."""
+        """Grant `count` permits: return for each the delay in seconds after which it may be used."""
         self._recover(now)
         if self._started is None:
             self._started = now
@@ -61,7 +71,7 @@ class RequestBudget:
         return tuple(delays)
 
     def throttled(self, now: float, kind: str, retry_after: float | None = None) -> None:
-        """The server throttled: pause everyone, then go on at a lower pace. Reports that come during a pause are one event."""
+        """Pause all workers after a throttle, then continue at a lower pace. Reports during a pause belong to the same throttle."""
         self._recover(now)
         self.throttles += 1
         if now < self._paused_until:
@@ -74,13 +84,13 @@ class RequestBudget:
         self._meetings = self._meetings + 1 if self._pace >= self._settled < self.rate else 0
         self._settled = max(self._pace * self.margin**self._streak, self.rate * 1e-3)
         self._pace = max(self._pace * self.decrease, self.rate * 1e-3)
-        # What was saved up is gone: after the pause the requests come one by one.
+        # The burst is spent: after the pause the requests come one by one.
         rested = self._paused_until + (self.burst - 1) / self.rate
         self._arrival = rested if self._arrival is None else max(self._arrival, rested)
         self._updated = self._paused_until
 
     def _recover(self, now: float) -> None:
-        """Additive: quick up to the settled pace, slow above it."""
+        """Raise the pace linearly: quickly up to the settled pace, slowly above it."""
         elapsed = now - self._updated
         if elapsed <= 0:
             return
@@ -94,14 +104,14 @@ class RequestBudget:
             probe_s = min(self.probe_s * 2.0**self._meetings, self.probe_max_s)
             self._pace = min(self.rate, self._pace + elapsed * self.rate / probe_s)
 
-    def snapshot(self, now: float) -> dict[str, float]:
-        """For status: the pace, and the share of the ceiling used since the first permit (burst left out)."""
+    def status(self, now: float) -> BudgetStatus:
+        """Return the pace, the permits granted so far and the pause that is left."""
         elapsed = 0.0 if self._started is None else now - self._started
-        return {
-            "rate": self.rate,
-            "pace": self._pace,
-            "granted": self.granted,
-            "throttles": self.throttles,
-            "paused_s": max(0.0, self._paused_until - now),
-            "share": self.granted / (self.rate * elapsed) if elapsed > 0 else 0.0,
-        }
+        return BudgetStatus(
+            rate=self.rate,
+            pace=self._pace,
+            granted=self.granted,
+            throttles=self.throttles,
+            paused_s=max(0.0, self._paused_until - now),
+            share=self.granted / (self.rate * elapsed) if elapsed > 0 else 0.0,
+        )

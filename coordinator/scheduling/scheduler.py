@@ -1,10 +1,12 @@
-"""The scheduler: a pure state machine, (state, event, now) → (records, actions). No I/O, no clock, no randomness.
+"""The scheduler: assign tasks to workers, detect lost workers by heartbeat, retry with back-off, quarantine failing tasks.
 
-What must survive a crash is in the ledger, and only records change it. Who is connected, who holds what and until when is forgotten on purpose: after a restart every lease that was
-out is void, and its task is leased again under the next attempt number.
+Deterministic, no I/O, no clock, no randomness (sans-I/O): (state, event, now) → (records, actions).
 
-Cost: O(log n) in the number of tasks for each lease and result; nothing scans all tasks but `Restart` and a new plan, and all
-that is leased only a tick.
+What must survive a crash is in the `TaskStore`, which only records change. Who is connected, who holds which lease and until when is
+deliberately not stored: after a restart every lease is void, and its task is leased again under the next attempt number.
+
+Cost: O(log n) in the number of tasks for each lease and result. Only `Restart` and a new plan scan all tasks; only a tick scans
+all leases.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ from coordinator.scheduling.events import (
     Undelivered,
     WorkerLost,
 )
-from coordinator.scheduling.task_state import (
+from coordinator.scheduling.records import (
+    CANCELLED,
     Added,
     AnyRecord,
     Cancelled,
@@ -47,10 +50,9 @@ from coordinator.scheduling.task_state import (
     Leased,
     Released,
     Task,
-    TaskSpec,
-    TaskStore,
 )
-from coordinator.scheduling.worker_state import LeaseState, LeaseTimings, WorkerState, backoff
+from coordinator.scheduling.task_state import TaskStore
+from coordinator.scheduling.worker_state import LeaseState, LeaseTimings, WorkerState, retry_delay_s
 from coordinator.wire import messages
 from coordinator.wire.failures import FailureKind
 from coordinator.wire.messages import (
@@ -70,11 +72,9 @@ from coordinator.wire.messages import (
     TerminateLease,
 )
 
-__all__ = ["LeaseTimings", "Scheduler", "TaskSpec"]
-
 
 class Scheduler:
-    """Which worker does what. See the module's docstring; `docs/internals/protocol.md` draws the states."""
+    """Decide which worker runs which task. `docs/internals/protocol.md` draws the states of a task."""
 
     def __init__(self, filesystem_id: str = "", timings: LeaseTimings | None = None) -> None:
         self.filesystem_id = filesystem_id
@@ -82,66 +82,73 @@ class Scheduler:
         self.store = TaskStore()
         self.workers: dict[str, WorkerState] = {}
         self.dropped_results = 0  # stale and duplicate ones
-        self.totals_of_departed_workers = {"rows": 0, "requests": 0}  # counted by workers that have left
-        self._ready: dict[tuple[str, bool, str], list[tuple[int, str]]] = {}  # (kind, local, worker) → heap by order
+        self.totals_of_departed_workers = {"rows": 0, "requests": 0}
+        self._ready: dict[
+            tuple[str, bool, str], list[tuple[int, str]]
+        ] = {}  # (kind, shared fs, worker) → heap by order
         self._delayed: list[tuple[float, int, str]] = []  # heap by time
         self._not_before: dict[str, float] = {}
         self._queued: set[str] = set()
         self._idle_workers: deque[str] = deque()  # workers with a free slot; round robin
         self._last_tick: float | None = None
         self._drain: Drain | None = None
-        self._stopped = False
-        self._excluded: dict[str, str] = {}  # worker → why it may not come back
+        self._aborted = False
+        self._excluded: dict[str, str] = {}  # worker → reason
 
     @property
     def tasks(self) -> dict[str, Task]:
-        """Journaled tasks by id."""
+        """Tasks by id."""
         return self.store.tasks
 
     @property
+    def halt_reason(self) -> str:
+        """Why no more leases are issued: "stopped", or the reason of the `Drain`; "": they are."""
+        return "stopped" if self._aborted else self._drain.reason if self._drain is not None else ""
+
+    @property
     def is_draining(self) -> bool:
-        """No more leases are issued."""
-        return self._drain is not None or self._stopped
+        """Whether no more leases are issued."""
+        return bool(self.halt_reason)
 
     def apply(self, record: AnyRecord) -> None:
-        """The only thing that changes a `Task`: `Ledger.apply`. Replay the journal with it, then decide `Restart`."""
+        """Apply a record of the journal. After a replay of all, decide `Restart`."""
         self.store.apply(record)
+
+    def outcome(self) -> Outcome | None:
+        """Return how the run ended, or None while tasks are open. Ask after the actions of all events were carried out."""
+        counts = self.store.counts
+        if self._aborted:
+            return Outcome("stopped", "stopped; start again to resume")
+        if counts["leased"] or self.store.uncommitted:
+            return None
+        if self._drain is not None and self._drain.reason != "drain":  # even if a stage cancelled all open tasks
+            return Outcome(self._drain.reason, self._drain.message)
+        if not counts["pending"] and not counts["quarantined"] and not counts["blocked"]:
+            return Outcome("done")
+        if self._drain is not None:
+            return Outcome(self._drain.reason, self._drain.message)
+        if counts["pending"]:
+            return None
+        return Outcome("incomplete", f"{counts['quarantined']} tasks quarantined, {counts['blocked']} blocked by them")
+
+    def quarantined(self) -> Iterable[Task]:
+        """Return the quarantined tasks, each with its last error."""
+        if not self.store.counts["quarantined"]:
+            return ()
+        return (task for task in self.tasks.values() if task.state == "quarantined")
 
     # -- decisions ----------------------------------------------------------------------------------------------------
 
     def decide(self, event: Event, now: float) -> Decision:
-        """One event → what to journal, then what to do. `now`: seconds of any clock that never goes back."""
+        """Decide an event at `now`, in seconds of any monotonic clock."""
         decision = Decision([], [])
         _HANDLERS[type(event)](self, event, now, decision)
         for task in self.store.newly_ready:
             self._enqueue(task, now)
         self.store.newly_ready.clear()
-        if self._idle_workers and self._queued and self._drain is None and not self._stopped:
+        if self._idle_workers and self._queued and self._drain is None and not self._aborted:
             self._assign(now, decision)
         return decision
-
-    def outcome(self) -> Outcome | None:
-        """None while there is something to do. Ask after the actions of all events were carried out."""
-        if self._stopped:
-            return Outcome("stopped", "stopped; start again to resume")
-        if self.store.counts["leased"] or self.store.uncommitted:
-            return None
-        if self._drain is not None and self._drain.reason != "drain":  # even if a stage withdrew all that was open
-            return Outcome(self._drain.reason, self._drain.message)
-        if (
-            not self.store.counts["pending"]
-            and not self.store.counts["quarantined"]
-            and not self.store.counts["blocked"]
-        ):
-            return Outcome("done")
-        if self._drain is not None:
-            return Outcome(self._drain.reason, self._drain.message)
-        if self.store.counts["pending"]:
-            return None
-        return Outcome(
-            "incomplete",
-            f"{self.store.counts['quarantined']} tasks quarantined, {self.store.counts['blocked']} blocked by them",
-        )
 
     def _record(self, record: AnyRecord, decision: Decision) -> None:
         spec = record.spec if isinstance(record, Added) else self.tasks[record.task].spec
@@ -168,9 +175,8 @@ class Scheduler:
             worker = self.workers.get(name)
             if worker is None:
                 continue
-            free = (
-                worker.reachable and now >= worker.no_leases_until and len(worker.held) < worker.registration.capacity
-            )
+            capacity = worker.registration.capacity
+            free = worker.reachable and now >= worker.no_leases_until and len(worker.held) < capacity
             task = self._next_for(name, worker) if free else None
             if task is None:
                 without.append(name)
@@ -180,7 +186,7 @@ class Scheduler:
             worker.held[task.spec.id] = LeaseState(attempt, now + self.timings.lease_s)
             lease = Lease(task.spec.id, attempt, task.spec.kind, task.spec.job, self.timings.lease_s)
             decision.actions.append(Send(name, lease))
-            if len(worker.held) < worker.registration.capacity:
+            if len(worker.held) < capacity:
                 self._idle_workers.append(name)
             else:
                 worker.is_queued = False
@@ -188,9 +194,8 @@ class Scheduler:
 
     def _next_for(self, worker_name: str, worker: WorkerState) -> Task | None:
         best: list[tuple[int, str]] | None = None
-        for key in product(
-            worker.registration.kinds, (False, True) if worker.shares_filesystem else (False,), ("", worker_name)
-        ):
+        shared = (False, True) if worker.shares_filesystem else (False,)
+        for key in product(worker.registration.kinds, shared, ("", worker_name)):
             queue = self._ready.get(key)
             while queue and not self._runnable(queue[0][1]):
                 self._queued.discard(heapq.heappop(queue)[1])
@@ -212,7 +217,7 @@ class Scheduler:
             self._idle_workers.append(name)
 
     def _touch_worker(self, name: str, now: float, decision: Decision) -> WorkerState | None:
-        """The worker that speaks, marked as heard; an unknown one is asked to register again."""
+        """Return the sender of a message, marked as seen now; ask an unknown one to register again."""
         worker = self.workers.get(name)
         if worker is None:
             decision.actions.append(Send(name, ReRegister()))
@@ -224,7 +229,10 @@ class Scheduler:
         return worker
 
     def _remove_worker(self, name: str) -> dict[str, LeaseState]:
-        worker = self.workers.pop(name)
+        """Forget a worker and return its leases; nothing for an unknown one."""
+        worker = self.workers.pop(name, None)
+        if worker is None:
+            return {}
         if worker.is_queued:
             self._idle_workers.remove(name)
         self.totals_of_departed_workers["rows"] += worker.rows
@@ -238,40 +246,38 @@ class Scheduler:
     def _release(self, name: str, attempt: int, reason: str, decision: Decision) -> None:
         self._record(Released(name, attempt, reason), decision)
         if self.tasks[name].spec.no_retry:
-            decision.actions.append(TaskFailed(name, FailureKind.RETURNED, reason))
+            decision.actions.append(TaskFailed(name, FailureKind.RELEASED, reason))
 
-    def _fail(
-        self, task: Task, error: str, message: str, blamed: bool, final: bool, now: float, decision: Decision
-    ) -> None:
+    def _fail(self, task: Task, failure: Failure, now: float, decision: Decision) -> None:
+        name, error, message = task.spec.id, failure.error, failure.message
+        failures = task.failures + failure.blame
+        quarantined = not task.spec.no_retry and (failure.final or failures >= self.timings.max_failures)
+        self._record(Failed(name, task.attempt, error, message, failure.blame, quarantined), decision)
         if task.spec.no_retry:
-            self._record(Failed(task.spec.id, task.attempt, error, message, blamed, quarantined=False), decision)
-            decision.actions.append(TaskFailed(task.spec.id, error, message))
-            return
-        failures = task.failures + blamed
-        quarantined = final or failures >= self.timings.max_failures
-        self._not_before[task.spec.id] = now + backoff(task.spec.id, task.attempt, failures, self.timings)
-        self._record(Failed(task.spec.id, task.attempt, error, message, blamed, quarantined), decision)
-        if quarantined:
-            self._not_before.pop(task.spec.id, None)
+            decision.actions.append(TaskFailed(name, error, message))
+        elif quarantined:
             decision.actions.append(TaskQuarantined(task.spec, error, message))
+        else:
+            self._not_before[name] = now + retry_delay_s(name, task.attempt, failures, self.timings)
 
-    # -- handlers -----------------------------------------------------------------------------------------------------
+    # -- messages of workers ------------------------------------------------------------------------------------------
 
     def _on_register(self, event: Register, now: float, decision: Decision) -> None:
+        refusal = self._excluded.get(event.worker)
         if event.protocol != messages.VERSION:
-            reason = f"worker speaks protocol {event.protocol}, coordinator {messages.VERSION}: install the same version on both"
-            decision.actions.append(Send(event.worker, Shutdown(drain=False, reason=reason)))
+            refusal = (
+                f"the worker speaks protocol {event.protocol}, the coordinator {messages.VERSION}: "
+                "install the same version on both"
+            )
+        if refusal is not None:
+            decision.actions.append(Send(event.worker, Shutdown(drain=False, reason=refusal)))
             return
-        if event.worker in self._excluded:
-            decision.actions.append(Send(event.worker, Shutdown(drain=False, reason=self._excluded[event.worker])))
-            return
-        if event.worker in self.workers:  # it starts afresh and holds nothing
-            self._release_leases(self._remove_worker(event.worker), "hello", decision)
+        # A worker that registers holds no lease.
+        self._release_leases(self._remove_worker(event.worker), "registered again", decision)
         shares = event.filesystem_id == self.filesystem_id
         worker = self.workers[event.worker] = WorkerState(event, shares, now, {})
-        decision.actions.append(
-            Send(event.worker, RegisterAck(self.timings.heartbeat_s, self.timings.silence_s, shares))
-        )
+        ack = RegisterAck(self.timings.heartbeat_s, self.timings.silence_s, shares)
+        decision.actions.append(Send(event.worker, ack))
         self._mark_idle(event.worker, worker)
 
     def _on_heartbeat(self, event: Heartbeat, now: float, decision: Decision) -> None:
@@ -301,6 +307,66 @@ class Scheduler:
                 )
             )
 
+    def _end_lease(self, event: Result | Failure, now: float, decision: Decision) -> Task | None:
+        """Acknowledge a result or failure and return its task; None if the message is stale or a duplicate."""
+        worker = self._touch_worker(event.worker, now, decision)
+        held = worker.held.get(event.task) if worker is not None else None
+        accepted = held is not None and held.attempt == event.attempt
+        decision.actions.append(Send(event.worker, Ack(event.task, event.attempt, accepted)))
+        if worker is None or not accepted:
+            self.dropped_results += 1
+            return None
+        del worker.held[event.task]
+        self._mark_idle(event.worker, worker)
+        return self.tasks[event.task]
+
+    def _on_result(self, event: Result, now: float, decision: Decision) -> None:
+        task = self._end_lease(event, now, decision)
+        if task is not None:
+            self._record(Done(event.task, event.attempt, event.worker, event.seconds, event.output), decision)
+            decision.actions.append(TaskDone(task.spec, event.attempt, event.worker, event.seconds, event.output))
+
+    def _on_failure(self, event: Failure, now: float, decision: Decision) -> None:
+        task = self._end_lease(event, now, decision)
+        if task is None:
+            return
+        self._fail(task, event, now, decision)
+        if event.error == FailureKind.AUTHENTICATION:
+            self._on_drain(Drain("authentication", event.message), now, decision)
+        elif event.error == FailureKind.STORAGE and not event.blame:
+            if (worker := self.workers[event.worker]).shares_filesystem:
+                self._on_drain(Drain("storage", event.message), now, decision)
+            else:  # its own disk: others have room
+                worker.no_leases_until = now + self.timings.full_disk_s
+
+    def _on_deregister(self, event: Deregister, now: float, decision: Decision) -> None:
+        self._release_leases(self._remove_worker(event.worker), "deregistered", decision)
+
+    # -- events of the stage and the server ---------------------------------------------------------------------------
+
+    def _on_restart(self, event: Restart, now: float, decision: Decision) -> None:
+        for name, task in self.tasks.items():
+            if task.state == "leased":
+                self._release(name, task.attempt, "restart", decision)
+            elif task.state == "done" and not task.confirmed:
+                decision.actions.append(TaskDone(task.spec, task.attempt, task.worker, task.seconds, task.output or {}))
+        self.store.newly_ready[:] = self.tasks.values()
+
+    def _on_add(self, event: AddTasks, now: float, decision: Decision) -> None:
+        for spec in event.tasks:
+            task = self.tasks.get(spec.id)
+            ended = task is not None and (
+                task.state in ("quarantined", CANCELLED) or (task.state == "done" and task.confirmed)
+            )
+            changed = task is not None and task.state in ("pending", "blocked") and task.spec != spec
+            if task is None or ended or changed:
+                self._record(Added(spec.id, spec), decision)
+        if event.whole:
+            listed = {spec.id for spec in event.tasks}
+            for name, task in self.tasks.items():
+                if task.state in ("pending", "blocked", "quarantined") and not (task.spec.ephemeral or name in listed):
+                    self._record(Cancelled(name), decision)
+
     def _on_terminate(self, event: TerminateTasks, now: float, decision: Decision) -> None:
         for name in event.tasks:
             task = self.tasks[name]
@@ -308,7 +374,7 @@ class Scheduler:
                 decision.actions.append(Send(task.worker, TerminateLease(name, task.attempt, event.grace_s)))
             elif task.state in ("pending", "blocked"):
                 self._record(Cancelled(name), decision)
-                decision.actions.append(TaskFailed(name, FailureKind.RETURNED, "withdrawn"))
+                decision.actions.append(TaskFailed(name, FailureKind.RELEASED, "cancelled"))
 
     def _on_cancel(self, event: CancelTasks, now: float, decision: Decision) -> None:
         for name in event.tasks:
@@ -324,68 +390,8 @@ class Scheduler:
 
     def _on_exclude(self, event: ExcludeWorker, now: float, decision: Decision) -> None:
         self._excluded[event.worker] = event.reason
-        if event.worker in self.workers:
-            self._release_leases(self._remove_worker(event.worker), "put out", decision)
+        self._release_leases(self._remove_worker(event.worker), "excluded", decision)
         decision.actions.append(Send(event.worker, Shutdown(drain=False, reason=event.reason)))
-
-    def _ended(self, event: Result | Failure, now: float, decision: Decision) -> Task | None:
-        """The task whose live lease this answer ends; None, and a refusal, for a stale or duplicate one."""
-        worker = self._touch_worker(event.worker, now, decision)
-        held = worker.held.get(event.task) if worker is not None else None
-        accepted = held is not None and held.attempt == event.attempt
-        decision.actions.append(Send(event.worker, Ack(event.task, event.attempt, accepted)))
-        if worker is None or not accepted:
-            self.dropped_results += 1
-            return None
-        del worker.held[event.task]
-        self._mark_idle(event.worker, worker)
-        return self.tasks[event.task]
-
-    def _on_result(self, event: Result, now: float, decision: Decision) -> None:
-        task = self._ended(event, now, decision)
-        if task is not None:
-            self._record(Done(event.task, event.attempt, event.worker, event.seconds, event.proof), decision)
-            decision.actions.append(TaskDone(task.spec, event.attempt, event.worker, event.seconds, event.proof))
-
-    def _on_failure(self, event: Failure, now: float, decision: Decision) -> None:
-        task = self._ended(event, now, decision)
-        if task is None:
-            return
-        self._fail(task, event.error, event.message, event.blame, event.final, now, decision)
-        if event.error == FailureKind.AUTHENTICATION:
-            self._on_drain(Drain("authentication", event.message), now, decision)
-        elif event.error == FailureKind.STORAGE and not event.blame:
-            if (worker := self.workers[event.worker]).shares_filesystem:
-                self._on_drain(Drain("storage", event.message), now, decision)
-            else:  # its own disk: others have room
-                worker.no_leases_until = now + self.timings.full_disk_s
-
-    def _on_deregister(self, event: Deregister, now: float, decision: Decision) -> None:
-        if event.worker in self.workers:
-            self._release_leases(self._remove_worker(event.worker), "goodbye", decision)
-
-    def _on_restart(self, event: Restart, now: float, decision: Decision) -> None:
-        for name, task in self.tasks.items():
-            if task.state == "leased":
-                self._release(name, task.attempt, "restart", decision)
-            elif task.state == "done" and not task.confirmed:
-                decision.actions.append(TaskDone(task.spec, task.attempt, task.worker, task.seconds, task.proof or {}))
-        self.store.newly_ready[:] = self.tasks.values()
-
-    def _on_add(self, event: AddTasks, now: float, decision: Decision) -> None:
-        for spec in event.tasks:
-            task = self.tasks.get(spec.id)
-            ended = task is not None and (
-                task.state in ("quarantined", "dropped") or (task.state == "done" and task.confirmed)
-            )
-            changed = task is not None and task.state in ("pending", "blocked") and task.spec != spec
-            if task is None or ended or changed:
-                self._record(Added(spec.id, spec), decision)
-        if event.whole:
-            listed = {spec.id for spec in event.tasks}
-            for name, task in self.tasks.items():
-                if task.state in ("pending", "blocked", "quarantined") and not (task.spec.ephemeral or name in listed):
-                    self._record(Cancelled(name), decision)
 
     def _on_confirmed(self, event: Confirmed, now: float, decision: Decision) -> None:
         task = self.tasks[event.task]
@@ -393,12 +399,11 @@ class Scheduler:
             self._record(Committed(event.task), decision)
 
     def _on_worker_lost(self, event: WorkerLost, now: float, decision: Decision) -> None:
-        if event.worker not in self.workers:
-            return
         for name, lease in self._remove_worker(event.worker).items():
             if lease.executing:
                 message = f"{event.worker} {event.reason} while executing {name} (attempt {lease.attempt})"
-                self._fail(self.tasks[name], FailureKind.WORKER_LOST, message, True, False, now, decision)
+                failure = Failure(event.worker, name, lease.attempt, FailureKind.WORKER_LOST, message)
+                self._fail(self.tasks[name], failure, now, decision)
             else:
                 self._release(name, lease.attempt, "worker lost", decision)
 
@@ -411,7 +416,7 @@ class Scheduler:
         worker = self.workers.get(event.worker)
         held = worker.held.get(event.task) if worker is not None else None
         if worker is not None and held is not None and held.attempt == event.attempt:
-            worker.reachable = False  # until it is heard again
+            worker.reachable = False  # until its next message
             del worker.held[event.task]
             self._release(event.task, event.attempt, "undelivered", decision)
 
@@ -423,8 +428,9 @@ class Scheduler:
                 worker.last_seen += away
                 for lease in worker.held.values():
                     lease.deadline += away
-        for name in [name for name, worker in self.workers.items() if now - worker.last_seen > self.timings.silence_s]:
-            reason = f"was not heard for {self.timings.silence_s:g} s"
+        silent = [name for name, worker in self.workers.items() if now - worker.last_seen > self.timings.silence_s]
+        for name in silent:
+            reason = f"sent nothing for {self.timings.silence_s:g} s"
             self._on_worker_lost(WorkerLost(name, reason), now, decision)
         for name, worker in self.workers.items():
             self._expire(name, worker, now, decision)
@@ -435,7 +441,7 @@ class Scheduler:
                 self._enqueue(self.tasks[name], now)
 
     def _expire(self, name: str, worker: WorkerState, now: float, decision: Decision) -> None:
-        """Leases lapse that no heartbeat has listed for too long: nobody executes them."""
+        """Release leases that no heartbeat has listed for `lease_s`: the worker does not execute them."""
         for task, attempt in [(task, lease.attempt) for task, lease in worker.held.items() if lease.deadline <= now]:
             del worker.held[task]
             self._release(task, attempt, "expired", decision)
@@ -446,46 +452,10 @@ class Scheduler:
         self._drain = self._drain if self._drain is not None and self._drain.reason != "drain" else event
 
     def _on_abort(self, event: Abort, now: float, decision: Decision) -> None:
-        self._stopped = True
+        self._aborted = True
         for worker in self.workers.values():
             self._release_leases(worker.held, "stopped", decision)
             worker.held = {}
-
-    # -- a look from outside ------------------------------------------------------------------------------------------
-
-    def snapshot(self, now: float) -> dict[str, Any]:
-        """Plain data for status and progress. O(workers)."""
-        return {
-            "tasks": dict(self.store.counts),
-            "uncommitted": self.store.uncommitted,
-            "halt": "stopped" if self._stopped else self._drain.reason if self._drain is not None else "",
-            "dropped_results": self.dropped_results,
-            "departed_rows": self.totals_of_departed_workers["rows"],
-            "departed_requests": self.totals_of_departed_workers["requests"],
-            "workers": [
-                {
-                    "name": name,
-                    "host": worker.registration.host,
-                    "pid": worker.registration.pid,
-                    "shares": worker.shares_filesystem,
-                    "leases": len(worker.held),
-                    "executing": list(worker.executing),
-                    "rows": worker.rows,
-                    "requests": worker.requests,
-                    "rss": worker.rss,
-                    "silent_s": round(now - worker.last_seen, 3),
-                }
-                for name, worker in self.workers.items()
-            ],
-        }
-
-    def quarantined(self) -> Iterable[Task]:
-        """Tasks given up, each with its last error."""
-        return (
-            ()
-            if not self.store.counts["quarantined"]
-            else (task for task in self.tasks.values() if task.state == "quarantined")
-        )
 
 
 _HANDLERS: dict[type, Any] = {

@@ -1,4 +1,7 @@
-"""Which leases are issued a second time: those at the tail, that run far longer than their kind does while workers idle. Pure."""
+"""Speculative execution of stragglers: choose slow leases to run a second time on idle workers.
+
+Deterministic, no I/O (sans-I/O).
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-LATE = 3.0  # times the median of its kind
-AT_LEAST_S = 2.0  # however short the median: a second issue costs a round trip and a worker's attention
+SLOW_FACTOR = 3.0  # times the median duration of the kind
+MIN_AGE_S = 2.0  # however short the median: a copy costs a round trip and a worker's time
 
 
 @dataclass(frozen=True)
 class RunningLease:
-    """A lease that is out."""
+    """A lease without a result yet."""
 
     number: int
     kind: str
@@ -21,27 +24,33 @@ class RunningLease:
 
 
 def select_speculative_copies(
-    out: Iterable[RunningLease], seconds: Mapping[str, Sequence[float]], idle: Sequence[str], twice: Iterable[int]
+    running: Iterable[RunningLease],
+    seconds: Mapping[str, Sequence[float]],
+    idle: Sequence[str],
+    copied: Iterable[int],
 ) -> list[tuple[int, str]]:
-    """(number, worker) to issue once more, the longest out first, one an idle worker.
+    """Return (number, worker) of the leases to copy, the oldest first, one for each idle worker.
 
-    `seconds`: how long the last leases of each kind took; a kind that never ended yet has no tail. `twice`: numbers that were
-    issued a second time already. `idle`: workers that hold nothing, when nothing waits to be leased.
+    Args:
+        running: The leases without a result.
+        seconds: Durations of the last leases of each kind; a kind without any has no stragglers.
+        idle: Workers that hold no lease while no task waits for one.
+        copied: Numbers that have a copy already.
     """
-    done = set(twice)
-    late = [
-        one
-        for one in out
-        if one.number not in done
-        and seconds.get(one.kind)
-        and one.age_s > max(AT_LEAST_S, LATE * median(seconds[one.kind]))
+    done = set(copied)
+    stragglers = [
+        lease
+        for lease in running
+        if lease.number not in done
+        and seconds.get(lease.kind)
+        and lease.age_s > max(MIN_AGE_S, SLOW_FACTOR * median(seconds[lease.kind]))
     ]
-    late.sort(key=lambda one: (-one.age_s, one.number))
+    stragglers.sort(key=lambda lease: (-lease.age_s, lease.number))
     free = list(idle)
-    issued = []
-    for one in late:
-        other = next((name for name in free if name != one.worker), None)
+    copies = []
+    for lease in stragglers:
+        other = next((name for name in free if name != lease.worker), None)
         if other is not None:
             free.remove(other)
-            issued.append((one.number, other))
-    return issued
+            copies.append((lease.number, other))
+    return copies

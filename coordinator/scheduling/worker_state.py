@@ -1,4 +1,4 @@
-"""What is known of connected workers and their leases, and the times that bound both. Forgotten at a restart."""
+"""The state of connected workers and their leases, and the heartbeat and back-off times. Forgotten at a restart."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from ingest.backoff import backoff_s
 
 @dataclass(frozen=True)
 class LeaseTimings:
-    """Times in seconds."""
+    """The scheduler's times, in seconds, and the retry limit."""
 
     heartbeat_s: float = 1.0
-    silence_s: float = 10.0  # a worker, or the coordinator, not heard for this long counts as gone
+    silence_s: float = 10.0  # a worker, or the coordinator, that sends nothing for this long counts as lost
     lease_s: float = 60.0  # renewed by each heartbeat that lists the lease
     backoff_s: float = 0.5  # after the first failure; doubles with each further one
     backoff_max_s: float = 30.0
     max_failures: int = 5  # blamed failures until quarantine
-    full_disk_s: float = 30.0  # for a worker whose own disk, not the coordinator's, is full: no leases meanwhile
+    full_disk_s: float = 30.0  # without leases, for a worker whose own disk, not the coordinator's, is full
 
 
 class LeaseState(msgspec.Struct):
-    """A lease that a worker holds; `deadline` in s of the scheduler's clock."""
+    """A lease that a worker holds."""
 
     attempt: int
-    deadline: float
+    deadline: float  # seconds of the scheduler's clock
     executing: bool = False  # a heartbeat has listed it
 
 
 class WorkerState(msgspec.Struct):
-    """What is known of a connected worker; forgotten with it."""
+    """A connected worker."""
 
     registration: Register
     shares_filesystem: bool  # its data folder is the coordinator's
@@ -41,14 +41,17 @@ class WorkerState(msgspec.Struct):
     held: dict[str, LeaseState]
     executing: tuple[str, ...] = ()
     reachable: bool = True
-    is_queued: bool = False  # stands in the line for leases
-    no_leases_until: float = 0.0  # gets no leases before
+    is_queued: bool = False  # is in the scheduler's queue of idle workers
+    no_leases_until: float = 0.0
     rows: int = 0
     requests: int = 0
     rss: int = 0
 
 
-def backoff(task: str, attempt: int, failures: int, timings: LeaseTimings) -> float:
-    """Seconds until the next try: exponential, with a jitter of 0.5–1.5 drawn from (task, attempt), so that a replay agrees."""
+def retry_delay_s(task: str, attempt: int, failures: int, timings: LeaseTimings) -> float:
+    """Return the seconds until the next attempt: exponential back-off with a jitter factor of 0.5–1.5.
+
+    The jitter is drawn from (task, attempt), so that a replay gives the same delay.
+    """
     draw = int.from_bytes(blake2b(f"{task}/{attempt}".encode(), digest_size=8).digest(), "big") / 2**64
     return backoff_s(failures, timings.backoff_s, timings.backoff_max_s) * (0.5 + draw)

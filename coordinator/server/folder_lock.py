@@ -1,4 +1,4 @@
-"""One coordinator a data folder: a flock on `<data>/.lock`, which ends with the process that holds it."""
+"""Lock a data folder for one coordinator: a flock on `<data>/.lock`, which ends with the process that holds it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ingest.files import storage_errors
 
 
 class FolderLocked(UsageError):
-    """Another coordinator runs on this folder."""
+    """Another coordinator uses this folder."""
 
 
 class FolderLock:
-    """`with FolderLock(data_dir):` — FolderLocked names the process that holds the folder."""
+    """Hold the lock in a `with` statement. FolderLocked names the process that holds it already."""
 
     def __init__(self, data_dir: Path) -> None:
         self._path = data_dir / ".lock"
@@ -55,5 +55,5 @@ class FolderLock:
             who = "another process"
         return (
             f"{self._path.parent} is in use by a coordinator ({who}). "
-            "Look at it with `coordinator status`, or name another folder with --data."
+            "Run `coordinator status`, or choose another folder with --data."
         )

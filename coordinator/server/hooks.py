@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from coordinator.scheduling.events import TaskDone, TaskFailed, TaskProgress, TaskQuarantined
-from coordinator.scheduling.task_state import TaskSpec
+from coordinator.scheduling.records import TaskSpec
 from coordinator.wire.messages import Weights
 
 
@@ -22,7 +22,7 @@ class StageHooks:
         on_lease_event: A lease reports progress, or a task with `no_retry` ended without a result.
         on_tick: Called five times a second.
         has_more_work: True while the stage may still add tasks: the run has no outcome yet.
-        status_extra: Entries that the stage adds to the status.
+        status_line: The stage's own line of the status; "" for none.
         get_weights: Return the policy with this sha256, or None when it is unknown.
         result_types: Type of the result of a task kind. The server rejects a result that does not convert to it.
         upload_roots: Folders that workers may write to besides the data folder's own, by the first part of a path.
@@ -34,7 +34,7 @@ class StageHooks:
     on_lease_event: Callable[[TaskProgress | TaskFailed], None] = lambda event: None
     on_tick: Callable[[], None] = lambda: None
     has_more_work: Callable[[], bool] = lambda: False
-    status_extra: Callable[[], Mapping[str, Any]] = dict
+    status_line: Callable[[], str] = lambda: ""
     get_weights: Callable[[str], Weights | None] = lambda sha256: None
     result_types: Mapping[str, Any] = field(default_factory=dict)
     upload_roots: Mapping[str, Path] = field(default_factory=dict)

@@ -1,6 +1,6 @@
-"""The server: a thin loop around a ROUTER socket. Takes what waits, decides, commits the records once, then acts.
+"""The server loop: receive messages, decide, commit the journal once a batch, then act.
 
-What is not a message of a worker about itself is dropped and counted; nothing that arrives can end the loop.
+Invalid or spoofed messages are counted and dropped. No input can stop the loop.
 """
 
 from __future__ import annotations
@@ -12,10 +12,8 @@ import socket
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
-import numpy as np
 import zmq
 
 from coordinator.scheduling.events import (
@@ -36,12 +34,16 @@ from coordinator.scheduling.events import (
     WorkerLost,
 )
 from coordinator.scheduling.rate_limit import RequestBudget
-from coordinator.scheduling.scheduler import Scheduler, TaskSpec
+from coordinator.scheduling.records import TaskSpec
+from coordinator.scheduling.scheduler import Scheduler
+from coordinator.scheduling.worker_state import WorkerState
 from coordinator.server.hooks import StageHooks
 from coordinator.server.journal import Journal
 from coordinator.server.key_store import CoordinatorKeys, check_bind
+from coordinator.server.results import validate_result
+from coordinator.server.status import RunStatus, WorkerStatus
 from coordinator.server.transport import AuthenticatedRouter, PeerIdentity
-from coordinator.server.uploads import RefusedPath, UploadReceiver, checked_path, missing_files
+from coordinator.server.uploads import RefusedPath, UploadReceiver, read_part
 from coordinator.wire import codec, messages
 from coordinator.wire.failures import FailureKind
 from coordinator.wire.messages import (
@@ -72,16 +74,21 @@ log = logging.getLogger(__name__)
 MAX_BATCH = 2_000  # messages taken before one commit
 TICK_S = 0.2
 CONFIRM_MS = 5  # confirmations wait so long for the next results, whose commit then carries them
-LONG_JOURNAL = 100_000  # records: 10 MB. Beyond it, and more than so many a task, the journal is written anew
-LONG_FOR_ITS_TASKS = 8  # a task that goes well has 4
+LONG_JOURNAL = 100_000  # records: 10 MB. Beyond it, and more than the next number a task, the journal is compacted
+LONG_FOR_ITS_TASKS = 8  # a task without failures has 4
 HIGH_WATER = 10_000  # messages queued for one worker, either way
-PART = 256 << 10  # bytes of a file at once: a lease must not wait long behind them
-SHUTDOWN_S = 2.0  # for the workers' goodbyes at the end
+SHUTDOWN_S = 2.0  # for the workers to deregister at the end
 LINGER_MS = 500
+MAX_LOGGED = 20  # bad messages that are logged; further ones are only counted
 
 
 class Server:
-    """Serves one scheduler until all tasks have ended, or it is drained or stopped."""
+    """Serve one scheduler until all tasks have ended, or the run is drained or aborted.
+
+    Raises:
+        UsageError: The address cannot be bound.
+        CurveError: Other hosts can reach the address and there are no keys.
+    """
 
     def __init__(
         self,
@@ -101,9 +108,8 @@ class Server:
         self._uploads = UploadReceiver(data_dir, hooks.upload_roots)
         self._download_roots = {**hooks.upload_roots, **hooks.download_roots}
         self._inbox: queue.SimpleQueue[Event | Weights] = queue.SimpleQueue()
-        self._frames: dict[
-            tuple[str, str, int], tuple[bytes, ...]
-        ] = {}  # of results in the batch: worker, task, attempt
+        # Of the results in the batch: (worker, task, attempt) → raw frames.
+        self._frames: dict[tuple[str, str, int], tuple[bytes, ...]] = {}
         self.counters = {"messages": 0, "bad": 0, "bad_arrays": 0, "undelivered": 0, "commits": 0, "rewrites": 0}
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
@@ -120,30 +126,30 @@ class Server:
         self._socket.setsockopt(zmq.IPV6, int("[" in bind))
         self._router = AuthenticatedRouter(self._socket, self._context, bind, keys)
         self.endpoint = self._router.endpoint
-        self._revoked: list[str] = []  # told to stop, to be cut off at the next tick
+        self._revoked: list[str] = []  # shut down, to be disconnected at the next tick
 
     # -- from any thread, and from signal handlers -------------------------------------------------------------------
 
     def post(self, event: Event | Weights) -> None:
-        """Have the loop decide `event`; weights are sent to every worker that plays, before what is posted after them."""
+        """Have the loop decide an event, or send weights to every worker that wants them before it decides later events."""
         self._inbox.put(event)
-        with contextlib.suppress(OSError):  # full: the loop wakes anyway; closed: it has ended
+        with contextlib.suppress(OSError):  # full: the loop wakes anyway; closed: the run has ended
             self._wake_write.send(b"\0")
 
     def add_tasks(self, tasks: Iterable[TaskSpec], *, whole: bool = False) -> None:
-        """Open tasks. `whole`: these are all; open tasks of an earlier run that are not listed are dropped."""
+        """Open tasks. `whole`: these are all; cancel open tasks of an earlier run that are not listed."""
         self.post(AddTasks(tuple(tasks), whole))
 
     def drain(self) -> None:
-        """Finish what is leased, then end."""
+        """End the run when the running leases have ended."""
         self.post(Drain("drain", "drained; start again to resume"))
 
     def stop_now(self) -> None:
-        """End at once; what was leased is void."""
+        """End the run at once; running leases are void."""
         self.post(Abort())
 
     def lost(self, pid: int, reason: str = "died") -> None:
-        """A worker process of this host is known to be dead: no need to wait until it counts as silent."""
+        """Report that a worker process of this host is dead, without waiting for its heartbeats to time out."""
         for name, worker in list(self._scheduler.workers.items()):
             if worker.registration.pid == pid and worker.shares_filesystem:
                 self.post(WorkerLost(name, reason))
@@ -151,7 +157,7 @@ class Server:
     # -- the loop -----------------------------------------------------------------------------------------------------
 
     def run(self) -> Outcome:
-        """Serve until there is an outcome. Tasks added before are taken up together with what the journal holds."""
+        """Serve until the run has an outcome, and return it. Tasks that were added before join those of the journal."""
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._wake_read, zmq.POLLIN)
@@ -173,9 +179,7 @@ class Server:
                 if all(isinstance(event, Confirmed) for event in events):
                     until_tick = max(0, round((next_tick - time.monotonic()) * 1e3))
                     poller.poll(min(until_tick, CONFIRM_MS) if events else until_tick)
-        except (
-            StorageError
-        ) as error:  # of the journal or of `on_done`: what is not committed is handed out again at the next start
+        except StorageError as error:  # of the journal or a hook: the next start hands out uncommitted results again
             return Outcome("storage", str(error))
         finally:
             self._close()
@@ -185,7 +189,7 @@ class Server:
         return None if outcome is not None and outcome.status != "stopped" and self._hooks.has_more_work() else outcome
 
     def _step(self, events: list[Event]) -> list[Event]:
-        """Decide a batch, commit it, act on it; what follows from the actions is the next batch."""
+        """Decide a batch, commit its records, carry out its actions. Return the events that follow from these."""
         now = time.monotonic()
         decisions = [self._scheduler.decide(event, now) for event in events]
         records = [record for decision in decisions for record in decision.records]
@@ -217,7 +221,7 @@ class Server:
                 self._hooks.on_lease_event(action)
 
     def _revocations(self) -> list[Event]:
-        """Workers whose key was revoked: told to stop now, cut off at the next tick."""
+        """Shut down workers whose key was revoked; disconnect them at the next tick."""
         for worker in self._revoked:
             self._router.disconnect(worker)
         self._revoked = self._router.workers_with_revoked_keys(self._scheduler.workers)
@@ -242,7 +246,7 @@ class Server:
                 self._send(name.encode(), weights)
 
     def _received(self) -> list[Event]:
-        """Events of all waiting messages, up to a bound; those that need no decision are answered here."""
+        """Return the events of waiting messages, `MAX_BATCH` at most; answer messages that need no decision."""
         events: list[Event] = []
         for _ in range(MAX_BATCH):
             try:
@@ -254,7 +258,7 @@ class Server:
                 event = self._to_event(identity, sender, frames)
             except (BadMessage, UnicodeDecodeError) as error:
                 self.counters["bad"] += 1
-                if self.counters["bad"] <= 20:
+                if self.counters["bad"] <= MAX_LOGGED:
                     log.warning("dropped %d frames from %r: %s", len(frames), identity[:64], error)
                 continue
             if event is not None:
@@ -267,60 +271,49 @@ class Server:
         message = codec.decode(frames[0], messages.ToCoordinator)
         self._router.check(message, sender)
         if isinstance(message, StatusRequest):
-            self._send(identity, Status(self.snapshot()))
+            self._send(identity, Status(msgspec.to_builtins(self.status())))
             return None
         if message.worker.encode() != identity:
-            raise BadMessage(f"says it is {message.worker!r}")
+            raise BadMessage(f"the sender claims to be {message.worker!r}")
         if not isinstance(message, Result) and len(frames) != 1 + isinstance(message, FileChunk):
             raise BadMessage(f"{type(message).__name__} with {len(frames)} frames")
         if isinstance(message, FileChunk):
             return self._take_chunk(message, frames[1])
         if isinstance(message, FileRequest):
             self._send_file_part(message)
-            return None
-        if isinstance(message, PermitRequest):
+        elif isinstance(message, PermitRequest):
             budget = self._budgets.get(message.bucket)
             delays = budget.grant(time.monotonic(), message.count) if budget is not None else ()
             self._send(identity, PermitGrant(message.bucket, delays))
-            return None
-        if isinstance(message, ThrottleReport):
+        elif isinstance(message, ThrottleReport):
             self._throttled(message)
-            return None
-        if isinstance(message, WeightsRequest):
+        elif isinstance(message, WeightsRequest):
             self._send(identity, self._hooks.get_weights(message.sha256) or Weights(0, message.sha256, b""))
-            return None
-        return self._validate_arrays(message, tuple(frames[1:])) if isinstance(message, Result) else message
+        else:
+            return self._validated(message, tuple(frames[1:])) if isinstance(message, Result) else message
+        return None
 
-    def _validate_arrays(self, result: Result, frames: tuple[bytes, ...]) -> Event:
-        """A result, or the failure that it is: no such proof, files that are not there, arrays that its task does not want."""
+    def _validated(self, result: Result, frames: tuple[bytes, ...]) -> Result | Failure:
+        """Return the result, or the failure that it amounts to. A result of an unknown task is stale."""
         task = self._scheduler.tasks.get(result.task)
-        if task is not None and (result.arrays or frames or task.spec.arrays):
-            sizes = tuple(map(len, frames))
-            reason = codec.validate_frames(result.arrays, sizes, task.spec.arrays) or _non_finite_array(result, frames)
-            if reason:
-                self.counters["bad_arrays"] += 1
-                return Failure(result.worker, result.task, result.attempt, FailureKind.BAD_ARRAYS, reason)
+        if task is None:
+            return result
+        failure = validate_result(result, frames, task.spec, self._hooks, self._data_dir)
+        if failure is not None:
+            self.counters["bad_arrays"] += failure.error == FailureKind.BAD_ARRAYS
+            return failure
+        if frames:
             self._frames[result.worker, result.task, result.attempt] = frames
-        return self._validate_proof(result)
+        return result
 
-    def _validate_proof(self, result: Result) -> Event:
-        """The result, or the failure that it is when its proof can't be one or names files that are not there."""
-        task = self._scheduler.tasks.get(result.task)
-        try:
-            if task is not None and (kind := self._hooks.result_types.get(task.spec.kind)) is not None:
-                msgspec.convert(result.proof, kind)
-            error, problem = (
-                FailureKind.FILES_MISSING,
-                missing_files(self._data_dir, result.proof, self._hooks.upload_roots),
-            )
-        except (msgspec.ValidationError, BadMessage) as refusal:
-            error, problem = FailureKind.BAD_PROOF, str(refusal)
-        return Failure(result.worker, result.task, result.attempt, error, problem) if problem else result
+    def _holds(self, message: FileChunk | FileRequest) -> bool:
+        """Return whether the sender holds the lease that its message names."""
+        worker = self._scheduler.workers.get(message.worker)
+        lease = worker.held.get(message.task) if worker is not None else None
+        return lease is not None and lease.attempt == message.attempt
 
     def _take_chunk(self, chunk: FileChunk, data: bytes) -> Event | None:
-        worker = self._scheduler.workers.get(chunk.worker)
-        lease = worker.held.get(chunk.task) if worker is not None else None
-        if lease is None or lease.attempt != chunk.attempt or len(data) > messages.MAX_CHUNK:
+        if not self._holds(chunk) or len(data) > messages.MAX_CHUNK:
             self._send(chunk.worker.encode(), Ack(chunk.task, chunk.attempt, False, chunk.path))
             return None
         try:
@@ -330,31 +323,26 @@ class Server:
         except OSError as error:
             if error.errno not in DISK_FULL:
                 raise StorageError(
-                    f"{chunk.path} can't be written in {self._data_dir}: {error.strerror}. Mend the disk or its rights, then "
-                    "run the same command again: it goes on where it stopped."
+                    f"cannot write {chunk.path} in {self._data_dir}: {error.strerror}. Repair the disk or its permissions, "
+                    "then run the same command again to resume."
                 ) from error
-            message = f"the coordinator's disk refused {chunk.path}: {error.strerror}. Free space, then start again."
+            message = (
+                f"cannot write {chunk.path} on the coordinator's disk: {error.strerror}. Free space, then start again."
+            )
             self.post(Drain("storage", message))
             return Failure(chunk.worker, chunk.task, chunk.attempt, FailureKind.STORAGE, message, blame=False)
         self._send(chunk.worker.encode(), Ack(chunk.task, chunk.attempt, True, chunk.path, held))
         return None
 
-    def _send_file_part(self, asked: FileRequest) -> None:
-        """A piece of a file that the lease lists; no bytes where it lists none of that name and size."""
-        worker = self._scheduler.workers.get(asked.worker)
-        lease = worker.held.get(asked.task) if worker is not None else None
-        if lease is None or lease.attempt != asked.attempt:
-            return  # it learns by its next heartbeat that the lease is not its own any more
-        listed = self._scheduler.tasks[asked.task].spec.job.get("files", ())
-        size = next((file["bytes"] for file in listed if file["path"] == asked.path), None)
-        data = b""
-        with contextlib.suppress(OSError, RefusedPath):
-            path = checked_path(self._data_dir, asked.path, self._download_roots)
-            if size is not None and path.stat().st_size == size:
-                with path.open("rb") as file:
-                    file.seek(asked.offset)
-                    data = file.read(PART)
-        self._send(asked.worker.encode(), FilePart(asked.task, asked.attempt, asked.path, asked.offset), data)
+    def _send_file_part(self, request: FileRequest) -> None:
+        """Send a part of a file that the lease lists."""
+        if not self._holds(request):
+            return  # the worker learns from its next heartbeat that the lease is not its own any more
+        listed = self._scheduler.tasks[request.task].spec.job.get("files", ())
+        size = next((file["bytes"] for file in listed if file["path"] == request.path), None)
+        data = b"" if size is None else read_part(self._data_dir, self._download_roots, request, size)
+        part = FilePart(request.task, request.attempt, request.path, request.offset)
+        self._send(request.worker.encode(), part, data)
 
     def _throttled(self, report: ThrottleReport) -> None:
         budget = self._budgets.get(report.bucket)
@@ -365,7 +353,7 @@ class Server:
             self._send(name.encode(), PermitsRevoked(report.bucket))
 
     def _send(self, identity: bytes, message: messages.Message, *data: bytes) -> bool:
-        """False when the peer is gone or does not take its messages: it will be heard again, or count as silent."""
+        """Return False when the peer is gone or its queue is full: it sends again, or counts as silent."""
         try:
             self._socket.send_multipart([identity, codec.encode(message), *data], zmq.NOBLOCK)
         except zmq.ZMQError as error:
@@ -376,7 +364,7 @@ class Server:
         return True
 
     def _shutdown_workers(self) -> None:
-        """Tell the workers, and read on until they have left: a socket closed on unread messages would lose our last word."""
+        """Shut down the workers and read until they have left: a socket closed on unread messages would lose the Shutdown."""
         for name in self._scheduler.workers:
             self._send(name.encode(), Shutdown(drain=False, reason="the run has ended"))
         until = time.monotonic() + SHUTDOWN_S
@@ -394,24 +382,36 @@ class Server:
         self._wake_write.close()
         self._wake_read.close()
 
-    # -- a look from outside --------------------------------------------------------------------------------------------
+    def status(self) -> RunStatus:
+        """Return the status of the run."""
+        now, scheduler = time.monotonic(), self._scheduler
+        departed = scheduler.totals_of_departed_workers
+        return RunStatus(
+            training=self._hooks.status_line() or msgspec.UNSET,
+            tasks=dict(scheduler.store.counts),
+            uncommitted=scheduler.store.uncommitted,
+            halt=scheduler.halt_reason,
+            dropped_results=scheduler.dropped_results,
+            departed_rows=departed["rows"],
+            departed_requests=departed["requests"],
+            workers=tuple(_worker_status(name, worker, now) for name, worker in scheduler.workers.items()),
+            budgets={name: budget.status(now) for name, budget in self._budgets.items()},
+            counters={**self.counters, "refused": self._router.refused},
+            elapsed_s=now - self._began,
+            quarantined=tuple((task.spec.id, task.error, task.message) for task in scheduler.quarantined()),
+        )
 
-    def snapshot(self) -> dict[str, Any]:
-        """Tasks by state, workers, budgets, counters, as plain data."""
-        now = time.monotonic()
-        return {
-            **self._hooks.status_extra(),
-            **self._scheduler.snapshot(now),
-            "budgets": {name: budget.snapshot(now) for name, budget in self._budgets.items()},
-            "counters": {**self.counters, "refused": self._router.refused},
-            "elapsed_s": now - self._began,
-            "quarantined": [[task.spec.id, task.error, task.message] for task in self._scheduler.quarantined()],
-        }
 
-
-def _non_finite_array(result: Result, frames: tuple[bytes, ...]) -> str:
-    """The first array that holds what is no number, or ""."""
-    for array, frame in zip(result.arrays, frames, strict=True):
-        if not np.isfinite(np.frombuffer(frame, array.dtype)).all():
-            return f"array {array.name} has numbers that are not finite"
-    return ""
+def _worker_status(name: str, worker: WorkerState, now: float) -> WorkerStatus:
+    return WorkerStatus(
+        name,
+        worker.registration.host,
+        worker.registration.pid,
+        worker.shares_filesystem,
+        len(worker.held),
+        worker.executing,
+        worker.rows,
+        worker.requests,
+        worker.rss,
+        round(now - worker.last_seen, 3),
+    )

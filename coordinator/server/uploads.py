@@ -1,7 +1,8 @@
-"""Files that workers on other file systems send: taken in chunks, proved by size and sha256, fsynced, renamed into place."""
+"""Transfer files of workers on other file systems: receive chunks, verify size and SHA-256, fsync, rename; read parts to send."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Mapping
@@ -9,22 +10,29 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from coordinator.wire.codec import files_in
-from coordinator.wire.messages import FileChunk
+from coordinator.wire.messages import FileChunk, FileRequest
 from ingest.files import file_sha256
 
 IMPOSSIBLE = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.EINVAL, errno.EILSEQ)
 FOLDERS = ("raw", "pieces", "series")  # the only ones of the data folder that a worker may write to
+PART = 256 << 10  # bytes of a file in one message: a lease must not wait long behind them
 NO_ROOTS: Mapping[str, Path] = {}
 
 
 class RefusedPath(Exception):
-    """A path that no worker may write."""
+    """A worker may not use this path."""
 
 
 def checked_path(data_dir: Path, relative: str, roots: Mapping[str, Path] = NO_ROOTS) -> Path:
-    """A worker's relative path → where it lies. RefusedPath for anything but a plain file path below `FOLDERS`.
+    """Resolve a worker's relative path.
 
-    `places`: more first parts of a path, each with the folder that it stands for.
+    Args:
+        data_dir: The data folder, for paths that begin with one of `FOLDERS`.
+        relative: The path that the worker sent.
+        roots: Further folders, by the first part of the paths below them.
+
+    Raises:
+        RefusedPath: `relative` is not a plain file path below one of these folders.
     """
     parts = PurePosixPath(relative).parts
     plain = "/".join(parts) == relative and "\\" not in relative and relative.isprintable()
@@ -39,30 +47,44 @@ def checked_path(data_dir: Path, relative: str, roots: Mapping[str, Path] = NO_R
 
 
 def missing_files(data_dir: Path, proof: dict[str, Any], roots: Mapping[str, Path] = NO_ROOTS) -> str:
-    """Why a proof can't be accepted: the first file that it names and that is not there whole, or ""."""
+    """Return what is wrong with the first file that a result names and that is missing or has another size, or ""."""
     for relative, size, _ in files_in(proof):
         try:
             found = checked_path(data_dir, relative, roots).stat().st_size
         except RefusedPath as error:
             return str(error)
         except OSError as error:
-            return f"{relative} is not there ({error.strerror})"
+            return f"{relative} is missing ({error.strerror})"
         if found != size:
-            return f"{relative} has {found} bytes, the proof says {size}"
+            return f"{relative} has {found} bytes, the result states {size}"
     return ""
 
 
+def read_part(data_dir: Path, roots: Mapping[str, Path], request: FileRequest, size: int) -> bytes:
+    """Return the requested part of a file, or b"" when the file is missing or no longer has `size` bytes."""
+    with contextlib.suppress(OSError, RefusedPath):
+        path = checked_path(data_dir, request.path, roots)
+        if path.stat().st_size == size:
+            with path.open("rb") as file:
+                file.seek(request.offset)
+                return file.read(PART)
+    return b""
+
+
 class UploadReceiver:
-    """Takes chunks in order. OSError when the disk is full or broken; RefusedPath for a path that can't be a file's."""
+    """Receive the chunks of workers' files, in order."""
 
     def __init__(self, data_dir: Path, roots: Mapping[str, Path] = NO_ROOTS) -> None:
         self._data_dir, self._roots = data_dir, roots
-        self._verified: dict[str, str] = {}  # path → sha256 proved by this process
+        self._verified: dict[str, str] = {}  # path → sha256 verified by this process
 
     def take(self, chunk: FileChunk, data: bytes) -> int:
-        """Bytes held after this chunk: where the next one starts. A chunk that does not start there changes nothing.
+        """Store a chunk if it starts at the end of the bytes held; return the bytes held, where the next one starts.
 
-        RefusedPath for a path that can't be a file's; OSError when the disk is full or broken.
+        OSError is raised when the disk is full or broken.
+
+        Raises:
+            RefusedPath: The path is not allowed, or no file can have it.
         """
         path = checked_path(self._data_dir, chunk.path, self._roots)
         try:
@@ -91,7 +113,7 @@ class UploadReceiver:
         return self._finish(path, part, chunk) if held == chunk.size and part.exists() else held
 
     def _is_held(self, path: Path, chunk: FileChunk) -> bool:
-        """The file was there before, whole: from an earlier attempt or an earlier coordinator."""
+        """Return whether an earlier attempt or an earlier coordinator has completed the file."""
         if not path.is_file() or path.stat().st_size != chunk.size or file_sha256(path) != chunk.sha256:
             return False
         self._verified[chunk.path] = chunk.sha256

@@ -19,6 +19,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from coordinator.scheduling.records import CANCELLED
+from coordinator.server.status import RunStatus
 from coordinator.stages.stage import OutputMode
 
 SILENT_S = 5.0  # seconds without a heartbeat that are worth a word
@@ -57,40 +59,39 @@ class RunView:
     workers: tuple[WorkerView, ...] = field(default=())
 
 
-def run_view(snapshot: Mapping[str, Any], already_done: int) -> RunView:
-    """Server snapshot → view. Rows and requests are what workers of this run verified and sent; the ETA goes by tasks.
+def run_view(status: RunStatus, already_done: int) -> RunView:
+    """Server status → view. Rows and requests are what workers of this run verified and sent; the ETA goes by tasks.
 
     `already_done`: tasks that an earlier run had done.
     """
-    elapsed_s: float = snapshot["elapsed_s"]
-    states: Mapping[str, int] = snapshot["tasks"]
-    total = sum(states.values()) - states.get("dropped", 0)
-    done = states.get("done", 0)
+    elapsed_s, tasks = status.elapsed_s, status.tasks
+    total = sum(tasks.values()) - tasks[CANCELLED]
+    done = tasks["done"]
     fresh = done - already_done
-    rows = sum(worker["rows"] for worker in snapshot["workers"]) + snapshot["departed_rows"]
-    requests = sum(worker["requests"] for worker in snapshot["workers"]) + snapshot["departed_requests"]
+    rows = sum(worker.rows for worker in status.workers) + status.departed_rows
+    requests = sum(worker.requests for worker in status.workers) + status.departed_requests
     return RunView(
         total=total,
         done=done,
-        leased=states.get("leased", 0),
-        quarantined=states.get("quarantined", 0),
+        leased=tasks["leased"],
+        quarantined=tasks["quarantined"],
         rows=rows,
         rows_per_s=rows / elapsed_s if elapsed_s > 0 else 0.0,
         requests=requests,
         requests_per_s=requests / elapsed_s if elapsed_s > 0 else 0.0,
-        ceiling=next((budget["rate"] for budget in snapshot["budgets"].values()), None),
+        ceiling=next((budget.rate for budget in status.budgets.values()), None),
         eta_s=elapsed_s / fresh * (total - done) if fresh > 0 else None,
         elapsed_s=elapsed_s,
         workers=tuple(
             WorkerView(
-                name=f"{worker['host']}:{worker['pid']}",
-                executing=tuple(worker["executing"]),
-                rows=worker["rows"],
-                requests=worker["requests"],
-                megabytes=worker["rss"] / 1e6,
-                silent_s=worker["silent_s"],
+                name=f"{worker.host}:{worker.pid}",
+                executing=worker.executing,
+                rows=worker.rows,
+                requests=worker.requests,
+                megabytes=worker.rss / 1e6,
+                silent_s=worker.silent_s,
             )
-            for worker in snapshot["workers"]
+            for worker in status.workers
         ),
     )
 

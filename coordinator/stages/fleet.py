@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from coordinator.scheduling.scheduler import LeaseTimings
+from coordinator.scheduling.worker_state import LeaseTimings
 from coordinator.server.key_store import LOCAL, CoordinatorKeys, host_keys, load_coordinator, worker_key
 from coordinator.wire.auth import is_loopback, local_address_towards
 from coordinator.workers.hostfile import HERE, Hosts, hosts_from

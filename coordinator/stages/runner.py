@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType, MappingProxyType
 from typing import Any
@@ -21,10 +21,12 @@ from coordinator.scheduling.events import (
     WorkerLost,
 )
 from coordinator.scheduling.rate_limit import RequestBudget
-from coordinator.scheduling.scheduler import Scheduler, TaskSpec
+from coordinator.scheduling.records import TaskSpec
+from coordinator.scheduling.scheduler import Scheduler
 from coordinator.server.hooks import StageHooks
 from coordinator.server.journal import Journal
 from coordinator.server.server import Server
+from coordinator.server.status import RunStatus
 from coordinator.stages.display import Display, Rendering, render, run_view
 from coordinator.stages.fleet import Fleet
 from coordinator.wire.filesystem_id import filesystem_id
@@ -42,7 +44,7 @@ class RunResult:
     outcome: Outcome
     restarts: int = 0  # workers that died or were lost, and were started again
     peak_rss: int = 0  # bytes: the largest worker
-    snapshot: Mapping[str, Any] = field(default_factory=dict)  # the server's last
+    status: RunStatus | None = None  # the server's last
 
 
 class StageController:
@@ -109,7 +111,7 @@ class StageRunner:
                 on_lease_event=controller.on_lease_event,
                 on_tick=self._on_tick,
                 has_more_work=controller.has_more_work,
-                status_extra=self._status_extra,
+                status_line=self._status_line,
                 get_weights=controller.get_weights,
                 result_types=controller.result_types,
                 upload_roots=controller.upload_roots,
@@ -150,7 +152,7 @@ class StageRunner:
             self._workers.stop()
             self._journal.close()
         restarts = self._workers.restarts + (hosts.restarts if hosts is not None else 0)
-        return RunResult(outcome, restarts, self._peak_rss, self._server.snapshot())
+        return RunResult(outcome, restarts, self._peak_rss, self._server.status())
 
     def _on_tick(self) -> None:
         workers, hosts = self._scheduler.workers.values(), self._fleet.hosts
@@ -161,16 +163,16 @@ class StageRunner:
         if hosts is not None:
             for line in hosts.supervise({worker.registration.host for worker in workers}, self._on_host_lost):
                 self._display.note(line)
-        snapshot = self._server.snapshot()
-        self._peak_rss = max([self._peak_rss, *(worker["rss"] for worker in snapshot["workers"])])
+        status = self._server.status()
+        self._peak_rss = max([self._peak_rss, *(worker.rss for worker in status.workers)])
         if self._done_before is None:
-            self._done_before = snapshot["tasks"].get("done", 0)
+            self._done_before = status.tasks["done"]
         for what in self._controller.on_tick(self._scheduler, time.monotonic()):
             if isinstance(what, str):
                 self._display.note(what)
             else:
                 self._server.post(what)
-        self._display.update(self._controller.view() or render(run_view(snapshot, self._done_before)))
+        self._display.update(self._controller.view() or render(run_view(status, self._done_before)))
 
     def _on_host_lost(self, host: str, reason: str) -> None:
         for name, worker in self._scheduler.workers.items():
@@ -180,9 +182,9 @@ class StageRunner:
     def _on_quarantined(self, what: TaskQuarantined) -> None:
         self._display.note(f"quarantined {what.task.id}: {what.error}: {what.message}")
 
-    def _status_extra(self) -> dict[str, Any]:
+    def _status_line(self) -> str:
         view = self._controller.view()
-        return {} if view is None else {"training": view.line}
+        return "" if view is None else view.line
 
 
 @contextmanager

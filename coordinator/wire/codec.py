@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from math import isfinite
 from typing import Any
 
 import msgpack
@@ -25,7 +24,11 @@ from coordinator.wire.messages import (
 
 
 def encode(message: Message) -> bytes:
-    """Message → one msgpack frame. BadMessage when it is over `MAX_MESSAGE`."""
+    """Encode a message as one msgpack frame.
+
+    Raises:
+        BadMessage: The frame is larger than `MAX_MESSAGE`.
+    """
     frame = msgspec.msgpack.encode(message)
     if len(frame) > MAX_MESSAGE:
         raise BadMessage(f"{type(message).__name__} of {len(frame)} bytes is over the limit of {MAX_MESSAGE}")
@@ -33,7 +36,11 @@ def encode(message: Message) -> bytes:
 
 
 def decode(frame: bytes, kind: Any) -> Any:
-    """One frame → a message of the union `kind` (`ToCoordinator` or `ToWorker`). BadMessage for anything else."""
+    """Decode a frame as a message of the union `kind` (`ToCoordinator` or `ToWorker`).
+
+    Raises:
+        BadMessage: The frame is not such a message.
+    """
     if len(frame) > MAX_MESSAGE:
         raise BadMessage(f"frame of {len(frame)} bytes is over the limit of {MAX_MESSAGE}")
     try:
@@ -46,46 +53,55 @@ def decode(frame: bytes, kind: Any) -> Any:
 
 def validate_frames(
     described: tuple[Array, ...], sizes: tuple[int, ...], wanted: tuple[tuple[str, str, tuple[int, ...]], ...]
-) -> str:
-    """Why arrays are not those that a task wants, each as (name, dtype, shape) in this order; "" where they are.
+) -> None:
+    """Check the raw frames of a result.
 
-    `sizes`: bytes of the raw frames.
+    Args:
+        described: The arrays that the result describes.
+        sizes: Bytes of its raw frames.
+        wanted: The arrays that its task wants, in this order: (name, dtype, shape).
+
+    Raises:
+        BadMessage: The frames are not the described arrays, or these are not the wanted ones.
     """
     if len(sizes) != len(described):
-        return f"{len(sizes)} frames for {len(described)} arrays"
+        raise BadMessage(f"{len(sizes)} frames for {len(described)} arrays")
     for array, size in zip(described, sizes, strict=True):
         if array.dtype not in ITEM_BYTES:
-            return f"array {array.name} is {array.dtype}: there are {', '.join(ITEM_BYTES)}"
+            raise BadMessage(f"array {array.name} is {array.dtype}; the supported types are {', '.join(ITEM_BYTES)}")
         whole = math.prod(array.shape) * ITEM_BYTES[array.dtype]
         if size != whole or size > MAX_ARRAY:
-            return (
+            raise BadMessage(
                 f"array {array.name} of {array.shape} {array.dtype} has {size} bytes, not {whole} (at most {MAX_ARRAY})"
             )
     found = tuple((array.name, array.dtype, array.shape) for array in described)
-    return "" if found == wanted else f"arrays {found} in place of {wanted}"[:MAX_REASON]
+    if found != wanted:
+        raise BadMessage(f"arrays {found} in place of {wanted}"[:MAX_REASON])
 
 
 def files_in(proof: Any) -> Iterator[tuple[str, int, str]]:
-    """(path, bytes, sha256) of every file that a proof names, in its order: each map of just these three.
+    """Yield (path, bytes, sha256) of every file that a result names, in its order: each map of exactly these keys.
 
-    BadMessage for what no journal could give back: nested deeper than `MAX_DEPTH`, bytes, numbers that are none, a file that is none.
+    Raises:
+        BadMessage: The journal could not store the value: it is nested deeper than `MAX_DEPTH`, or holds bytes, a number that is
+            not finite, a key that is not text, or a malformed file.
     """
     waiting = [(proof, 0)]
     while waiting:
         value, depth = waiting.pop()
         if depth > MAX_DEPTH:
-            raise BadMessage(f"a proof nested deeper than {MAX_DEPTH}")
+            raise BadMessage(f"a result is nested deeper than {MAX_DEPTH}")
         if isinstance(value, dict):
             if value.keys() == {"path", "bytes", "sha256"}:
                 path, size, sha256 = value["path"], value["bytes"], value["sha256"]
                 if not (isinstance(path, str) and type(size) is int and isinstance(sha256, str)):
-                    raise BadMessage("a proof names a file that is none")
+                    raise BadMessage("a result names a malformed file")
                 yield path, size, sha256
             elif not all(isinstance(key, str) for key in value):
-                raise BadMessage("a proof with a name that is no text")
+                raise BadMessage("a result has a key that is not text")
             else:
                 waiting += [(inner, depth + 1) for inner in reversed(value.values())]
         elif isinstance(value, list | tuple):
             waiting += [(inner, depth + 1) for inner in reversed(value)]
-        elif isinstance(value, bytes) or (isinstance(value, float) and not isfinite(value)):
-            raise BadMessage("a proof with a value that JSON has not")
+        elif isinstance(value, bytes) or (isinstance(value, float) and not math.isfinite(value)):
+            raise BadMessage("a result has a value that JSON cannot hold")

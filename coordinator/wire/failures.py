@@ -1,4 +1,4 @@
-"""The kinds of failure that cross the wire or enter the journal. Imports nothing of ours.
+"""The kinds of failure on the wire and in the journal. Imports no other module of the project.
 
 `Failure.error` is a string: an exception class without a kind travels by its name. Every decision compares with a member.
 """
@@ -17,7 +17,7 @@ class FailureKind(StrEnum):
     THROTTLED = "Throttled"
     SOURCE = "SourceError"
     STORAGE = "StorageError"
-    PROOF = "ProofError"
+    VERIFICATION = "ProofError"
     # Reported by a worker: a rank's end, or a host that cannot hold one.
     RANK = "RankError"
     RANK_DIED = "RankDied"
@@ -29,8 +29,8 @@ class FailureKind(StrEnum):
     CRASH = "Crash"
     # Found by the coordinator.
     WORKER_LOST = "WorkerLost"
-    RETURNED = "Returned"
-    BAD_PROOF = "BadProof"
+    RELEASED = "Returned"
+    BAD_RESULT = "BadProof"
     BAD_ARRAYS = "BadArrays"
     FILES_MISSING = "FilesMissing"
     REFUSED_PATH = "RefusedPath"

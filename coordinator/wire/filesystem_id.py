@@ -1,4 +1,4 @@
-"""Find out whether two processes share a file system."""
+"""Identify the file system of a data folder: two processes that read the same id share it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 
 
 def filesystem_id(data_dir: Path) -> str:
-    """The random id of a data folder, made on first use: two processes that read the same id share the file system."""
+    """Return the random id of a data folder; create it on first use."""
     path = data_dir / "id"
     if not path.exists():
         data_dir.mkdir(parents=True, exist_ok=True)
         fresh = path.with_name(f"id.{secrets.token_hex(8)}.part")
         fresh.write_text(secrets.token_hex(16) + "\n")
         try:
-            os.link(fresh, path)  # fails where another process was first
+            os.link(fresh, path)  # fails if another process was first
         except FileExistsError:
             pass
         finally:

@@ -1,4 +1,4 @@
-"""The kinds of lease. Imports nothing of ours."""
+"""The kinds of lease. Imports no other module of the project."""
 
 from __future__ import annotations
 

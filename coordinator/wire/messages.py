@@ -1,8 +1,10 @@
-"""The messages between coordinator and workers: types, frames, bounds. Imports nothing of ours.
+"""The messages between coordinator and workers, with their limits: heartbeats, leases, results, rate limit permits, files.
 
-A message on the wire is one msgpack frame, a map with the type's name under "t", bounded at `MAX_MESSAGE`; `FileChunk` has a
-second, raw frame bounded at `MAX_CHUNK`, and `Result` one for each array that it describes. Every message is validated by type before anyone sees it; what does not
-validate is `BadMessage`, counted and dropped. No pickle. A worker's ROUTER identity is the `worker` field of its messages.
+A message on the wire is one msgpack frame, a map with the type's tag under "t", bounded at `MAX_MESSAGE`. `FileChunk` and
+`FilePart` have a second, raw frame (`FileChunk`'s is bounded at `MAX_CHUNK`), and `Result` one for each array that it describes.
+`coordinator.wire.codec` validates every message by type before other code sees it; an invalid one is a `BadMessage`, counted and dropped.
+No pickle. A worker's ROUTER identity is the `worker` field of its messages. Some tags and encoded keys are older than the names of
+classes and fields: the wire format does not change with a rename.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import msgspec
 from coordinator.wire.lease_kinds import LeaseKind
 
 VERSION = 3
-MAX_MESSAGE = 4 << 20  # bytes: a shard's proof with thousands of pages and gaps stays under 2 MiB
+MAX_MESSAGE = 4 << 20  # bytes: a shard's result with thousands of pages and gaps stays under 2 MiB
 MAX_CHUNK = 1 << 20  # bytes: the raw frame of a FileChunk
 MAX_ARRAYS = 64  # of a result
 MAX_ARRAY = MAX_MESSAGE  # bytes: the raw frame of an array
@@ -28,8 +30,8 @@ MAX_CAPACITY = 1024  # leases a worker may hold
 MAX_PAUSE = 86_400.0  # seconds
 MAX_RANKS = 1024  # of a ring
 MAX_REASON = 2_000  # characters
-MAX_DEPTH = 32  # of maps and lists in a proof
-MAX_LISTED = 20_000  # files that a training needs: a lease that lists them stays under 4 MiB
+MAX_DEPTH = 32  # of maps and lists in a result
+MAX_LISTED = 20_000  # files that a lease lists: it stays under 4 MiB
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
 Text = Annotated[str, msgspec.Meta(max_length=16_384)]
@@ -38,31 +40,31 @@ Attempt = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
 Elapsed = Annotated[float, msgspec.Meta(ge=0, le=1e9)]  # seconds
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=MAX_PAUSE)]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-Phase = Literal["start", "step", "validate", "checkpoint", "end"]  # of a training: what a rank is at
+Phase = Literal["start", "step", "validate", "checkpoint", "end"]  # of a rank's training
 
 
 class BadMessage(Exception):
-    """A frame that is not a message of this protocol: garbage, oversized, wrong types."""
+    """A frame is not a valid message of this protocol: garbage, oversized, wrong types."""
 
 
 class Message(msgspec.Struct, tag_field="t", forbid_unknown_fields=True, frozen=True):
-    """Base: a tagged struct."""
+    """Base of all messages."""
 
 
 # -- worker → coordinator ------------------------------------------------------------------------------------------
 
 
 class Register(Message, frozen=True, tag="Hello"):
-    """First word of a worker, and its answer to `RegisterAgain`."""
+    """Register a worker: its first message, and its answer to `ReRegister`. It holds no lease then."""
 
     worker: Name  # stable for the life of the process
     host: Name
     pid: Count
     kinds: Annotated[tuple[Name, ...], msgspec.Meta(max_length=64)]  # task kinds it can execute: "fetch", "build", …
-    capacity: Annotated[int, msgspec.Meta(ge=1, le=MAX_CAPACITY)]  # leases it will hold at once
+    capacity: Annotated[int, msgspec.Meta(ge=1, le=MAX_CAPACITY)]  # leases held at once
     filesystem_id: Name = msgspec.field(
         name="data_id"
-    )  # random id found in its data folder: equal to the coordinator's = same file system
+    )  # of its data folder: equal to the coordinator's on the same file system
     version: Name  # of the package
     python: Name
     protocol: int = VERSION
@@ -74,19 +76,18 @@ class Register(Message, frozen=True, tag="Hello"):
 
 
 class Heartbeat(Message, frozen=True, tag="Heartbeat"):
-    """From a thread of its own, so that a busy GIL does not look like a dead worker."""
+    """Report that the worker is alive, and what it executes. A separate thread sends it, so that a busy GIL does not look like a death."""
 
     worker: Name
-    executing: Annotated[
-        tuple[tuple[Name, Attempt], ...], msgspec.Meta(max_length=MAX_CAPACITY)
-    ]  # (task, attempt) being executed now: a death blames only these
+    # (task, attempt) being executed now: a death blames only these.
+    executing: Annotated[tuple[tuple[Name, Attempt], ...], msgspec.Meta(max_length=MAX_CAPACITY)]
     rows: Count = 0  # rows verified so far by this process
     requests: Count = 0
     rss: Count = 0  # bytes
 
 
 class Array(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a raw frame holds, in C order and little endian; `refused_frames` says whether it does."""
+    """Describe a raw frame: an array in C order and little endian. `codec.validate_frames` checks the frame."""
 
     name: Name
     dtype: Name
@@ -94,30 +95,30 @@ class Array(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Result(Message, frozen=True, tag="Result"):
-    """A lease done: its proof, and as many raw frames as it describes arrays."""
+    """Deliver the output of a lease, with one raw frame for each array that it describes."""
 
     worker: Name
     task: Name
     attempt: Attempt
-    proof: dict[str, Any]
+    output: dict[str, Any] = msgspec.field(name="proof")
     seconds: Elapsed
     arrays: Annotated[tuple[Array, ...], msgspec.Meta(max_length=MAX_ARRAYS)] = ()
 
 
 class Failure(Message, frozen=True, tag="Failure"):
-    """A lease that could not be done. `error` is a `coordinator.wire.failures.FailureKind`, or the class of an error that has none."""
+    """Report a failed lease. `error` is a `coordinator.wire.failures.FailureKind`, or the class of an exception that has none."""
 
     worker: Name
     task: Name
     attempt: Attempt
     error: Name
     message: Text
-    final: bool = False  # no retry can mend it (authentication, usage)
+    final: bool = False  # a retry cannot succeed (authentication, usage)
     blame: bool = True  # counts towards quarantine; False for a full disk or a shutdown
 
 
 class PermitRequest(Message, frozen=True, tag="PermitRequest"):
-    """Ask for `count` request permits of a budget."""
+    """Ask for `count` request permits of a rate limit."""
 
     worker: Name
     bucket: Name
@@ -125,7 +126,7 @@ class PermitRequest(Message, frozen=True, tag="PermitRequest"):
 
 
 class ThrottleReport(Message, frozen=True, tag="ThrottleReport"):
-    """A server throttled this worker: the budget slows down for everyone."""
+    """Report that a server throttled this worker: all workers slow down."""
 
     worker: Name
     bucket: Name
@@ -134,24 +135,22 @@ class ThrottleReport(Message, frozen=True, tag="ThrottleReport"):
 
 
 class Progress(Message, frozen=True, tag="Progress"):
-    """How far a lease that goes on for hours has come: the newest word of a rank, passed on a few times a second at most."""
+    """Report the progress of a rank: its newest heartbeat, forwarded a few times a second at most."""
 
     worker: Name
     task: Name
     attempt: Attempt
     step: Count
     phase: Phase
-    heartbeat_count: Count = msgspec.field(name="beats")  # words that the rank has said in all; 0: none yet
+    heartbeat_count: Count = msgspec.field(name="beats")  # heartbeats of the rank in all; 0: none yet
     checkpoint_step: Count = msgspec.field(name="saved")  # step of its newest checkpoint; 0: none yet
-    is_stopped: bool = msgspec.field(
-        default=False, name="stopped"
-    )  # its process exists, but the system does not run it (SIGSTOP)
+    is_stopped: bool = msgspec.field(default=False, name="stopped")  # the process exists, but is suspended (SIGSTOP)
 
 
 class FileChunk(Message, frozen=True, tag="FileChunk"):
-    """A piece of a file, for a coordinator that does not share the worker's file system. The bytes are the second frame.
+    """Send a chunk of a file to a coordinator on another file system. The bytes are the second frame.
 
-    An empty frame at offset 0 asks how much is held: the `Ack` says where to go on.
+    An empty frame at offset 0 asks how much the coordinator holds: the `Ack` has the next offset.
     """
 
     worker: Name
@@ -164,14 +163,14 @@ class FileChunk(Message, frozen=True, tag="FileChunk"):
 
 
 class WeightsRequest(Message, frozen=True, tag="WeightsRequest"):
-    """Ask for weights that were made before this worker came, or missed."""
+    """Ask for a policy that was published before this worker registered, or that it missed."""
 
     worker: Name
     sha256: Sha256
 
 
 class FileRequest(Message, frozen=True, tag="FileRequest"):
-    """Ask for the piece of a file, listed by this lease, that begins at `offset`."""
+    """Ask for the part of a file, listed by this lease, that begins at `offset`."""
 
     worker: Name
     task: Name
@@ -181,7 +180,7 @@ class FileRequest(Message, frozen=True, tag="FileRequest"):
 
 
 class Deregister(Message, frozen=True, tag="Goodbye"):
-    """The worker leaves; what it held goes back without blame."""
+    """Deregister the worker; its leases are released without blame."""
 
     worker: Name
 
@@ -190,23 +189,23 @@ class Deregister(Message, frozen=True, tag="Goodbye"):
 
 
 class RegisterAck(Message, frozen=True, tag="Welcome"):
-    """The answer to Hello: the times to keep, and how files travel."""
+    """Accept a registration: the heartbeat times, and whether files must be transferred."""
 
     heartbeat_s: float
-    silence_s: float  # without a word from the coordinator for this long, a worker stops what it does
+    silence_s: float  # without a message from the coordinator for this long, a worker abandons its leases
     share_files: bool  # True: same file system; False: send files in chunks before the result
 
 
 class ReRegister(Message, frozen=True, tag="RegisterAgain"):
-    """The coordinator does not know this worker (it restarted): say Hello again, drop what you hold."""
+    """Ask an unknown worker to abandon its leases and register: the coordinator restarted."""
 
 
 class HeartbeatAck(Message, frozen=True, tag="HeartbeatAck"):
-    """The coordinator is there."""
+    """Answer a heartbeat."""
 
 
 class Lease(Message, frozen=True, tag="Lease"):
-    """Work, fenced by `attempt`: a result of an older attempt is acknowledged and dropped."""
+    """Assign a task. `attempt` is its fencing token: a result of an older attempt is acknowledged and dropped."""
 
     task: str
     attempt: int
@@ -216,7 +215,7 @@ class Lease(Message, frozen=True, tag="Lease"):
 
 
 class Ack(Message, frozen=True, tag="Ack"):
-    """Result, failure or chunk received. `accepted` False: stale or duplicate; either way, forget it."""
+    """Acknowledge a result, failure or chunk. `accepted` False: it was stale or a duplicate. The worker forgets it either way."""
 
     task: str
     attempt: int
@@ -226,7 +225,7 @@ class Ack(Message, frozen=True, tag="Ack"):
 
 
 class FilePart(Message, frozen=True, tag="FilePart"):
-    """A piece of a file that was asked for; the bytes are the second frame. None: it is not (any more) what the lease listed."""
+    """Send a requested part of a file; the bytes are the second frame. No bytes: the file is not (any more) the listed one."""
 
     task: str
     attempt: int
@@ -235,9 +234,9 @@ class FilePart(Message, frozen=True, tag="FilePart"):
 
 
 class PermitGrant(Message, frozen=True, tag="PermitGrant"):
-    """One delay a permit, in seconds from receipt: send no request of this grant before its delay is over.
+    """Grant permits: one delay each, in seconds from receipt, before which its request must not be sent.
 
-    No delays at all: the coordinator has no such budget.
+    No delays: the coordinator does not limit this bucket.
     """
 
     bucket: str
@@ -245,13 +244,13 @@ class PermitGrant(Message, frozen=True, tag="PermitGrant"):
 
 
 class PermitsRevoked(Message, frozen=True, tag="PermitsVoid"):
-    """The server throttled somebody: permits of this bucket that were not used yet are void; ask again."""
+    """Revoke unused permits of a bucket after a throttle; ask again."""
 
     bucket: str
 
 
 class Weights(Message, frozen=True, tag="Weights"):
-    """A policy, in one frame: to every worker that plays when it is made, and to whoever asks. No data: it is not known (any more)."""
+    """Send a policy: a new one to every worker that runs rollouts, or a requested one. No data: it is not known (any more)."""
 
     version: Count
     sha256: Sha256  # of `data`
@@ -259,14 +258,14 @@ class Weights(Message, frozen=True, tag="Weights"):
 
 
 class AbandonLease(Message, frozen=True, tag="Cancel"):
-    """Stop executing this attempt; no answer is expected."""
+    """Stop executing this attempt at once; no reply is expected."""
 
     task: str
     attempt: int
 
 
 class TerminateLease(Message, frozen=True, tag="End"):
-    """Bring this attempt to its end within `grace_s` (it may save what it did), then by force; a Failure says when it is over."""
+    """Terminate this attempt gracefully within `grace_s` (it may save its work), then by force; a Failure reports its end."""
 
     task: str
     attempt: int
@@ -274,21 +273,21 @@ class TerminateLease(Message, frozen=True, tag="End"):
 
 
 class Shutdown(Message, frozen=True, tag="Stop"):
-    """End: `drain` True finishes what is leased first."""
+    """End the worker. `drain` True: after its leases have ended."""
 
     drain: bool
     reason: str = ""
 
 
-# -- anyone → coordinator: a look from another terminal --------------------------------------------------------------
+# -- status -----------------------------------------------------------------------------------------------------------
 
 
 class StatusRequest(Message, frozen=True, tag="StatusRequest"):
-    """Anybody's question on loopback; with keys, the coordinator's own alone."""
+    """Ask for the status: anyone on loopback; with keys, only the coordinator's own key."""
 
 
 class Status(Message, frozen=True, tag="Status"):
-    """A snapshot for `coordinator status`: counts, workers, budgets, as plain data."""
+    """Answer with a `coordinator.server.status.RunStatus` as plain data."""
 
     snapshot: dict[str, Any]
 

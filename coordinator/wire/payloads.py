@@ -6,19 +6,23 @@ from typing import Annotated
 
 import msgspec
 
-from coordinator.wire.messages import MAX_FILE, MAX_LISTED, MAX_NAME, MAX_RANKS, Count, Name, Text
+from coordinator.wire.messages import MAX_FILE, MAX_LISTED, MAX_NAME, MAX_RANKS, Count, Name, Sha256, Text
 
 
 class FileRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A file that travels. `path` begins with series/, run/ or tables/, whatever these folders are called on either side."""
+    """A file to transfer. `path` begins with series/, run/ or tables/, however these folders are named on either side."""
 
     path: Name
     bytes: Annotated[int, msgspec.Meta(ge=0, le=MAX_FILE)]
-    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+    sha256: Sha256
 
 
 class JoinRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a host that does not share the coordinator's files has to have before it offers an address."""
+    """Ask a worker for an address at which its rank can join a ring.
+
+    Attributes:
+        files: A host that does not share the coordinator's files must hold these before it replies.
+    """
 
     files: Annotated[tuple[FileRef, ...], msgspec.Meta(max_length=MAX_LISTED)] = ()
 
@@ -30,11 +34,11 @@ class RankSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rank: Count
     addresses: Annotated[tuple[Name, ...], msgspec.Meta(min_length=1, max_length=MAX_RANKS)]  # host:port, in rank order
     run: Text  # run folder
-    config: Text = ""  # the training's configuration file, in the run folder; "": train.py's defaults
+    config: Text = ""  # the training's configuration file, in the run folder; "": the defaults of worker/train.py
 
 
 class JoinReply(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where a rank of this worker can be reached, and what multiplies its matrices."""
+    """The address of a worker's rank, host:port, and the BLAS library that multiplies its matrices."""
 
     address: Annotated[str, msgspec.Meta(max_length=MAX_NAME, pattern=r"^(\[[0-9a-zA-Z:.%]+\]|[^\s:]+):\d{1,5}$")]
     blas: Name

@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 
 from coordinator.scheduling.events import TaskDone
-from coordinator.scheduling.scheduler import Scheduler, TaskSpec
+from coordinator.scheduling.records import TaskSpec
+from coordinator.scheduling.scheduler import Scheduler
 from coordinator.server.folder_lock import FolderLock
 from coordinator.server.hooks import StageHooks
 from coordinator.server.journal import Journal

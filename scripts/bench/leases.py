@@ -33,8 +33,8 @@ from pathlib import Path
 from typing import Any
 
 from coordinator.scheduling.events import AddTasks, Confirmed, Decision, Send
-from coordinator.scheduling.scheduler import Scheduler, TaskSpec
-from coordinator.scheduling.task_state import Committed, Done, Leased
+from coordinator.scheduling.records import Committed, Done, Leased, TaskSpec
+from coordinator.scheduling.scheduler import Scheduler
 from coordinator.server.journal import Journal
 from coordinator.server.key_store import LOCAL, worker_key
 from coordinator.wire.lease_kinds import LeaseKind

@@ -31,7 +31,8 @@ import msgspec
 import numpy as np
 
 from coordinator.scheduling.events import TaskDone
-from coordinator.scheduling.scheduler import Scheduler, TaskSpec
+from coordinator.scheduling.records import TaskSpec, ephemeral_task
+from coordinator.scheduling.scheduler import Scheduler
 from coordinator.server.hooks import StageHooks
 from coordinator.server.journal import Journal
 from coordinator.server.server import Server
@@ -177,9 +178,7 @@ def over_zeromq(folder: Path, table: str, policy: str) -> float:
         job = rollout_job(table, policy, issued)
         plain = msgspec.to_builtins(job)
         arrays = shapes(job, 4)
-        return TaskSpec(
-            f"control/{issued:08d}", LeaseKind.ROLLOUT, plain, requires_shared_fs=True, ephemeral=True, arrays=arrays
-        )
+        return ephemeral_task(f"control/{issued:08d}", LeaseKind.ROLLOUT, plain, arrays, requires_shared_fs=True)
 
     def done(what: TaskDone) -> list[TaskSpec]:
         assert len(what.arrays) == 2

@@ -28,7 +28,9 @@ from typing import Any
 import psutil
 
 from coordinator.scheduling.events import Outcome, TaskDone
-from coordinator.scheduling.scheduler import LeaseTimings, Scheduler, TaskSpec
+from coordinator.scheduling.records import TaskSpec
+from coordinator.scheduling.scheduler import Scheduler
+from coordinator.scheduling.worker_state import LeaseTimings
 from coordinator.server.hooks import StageHooks
 from coordinator.server.journal import Journal
 from coordinator.server.server import MAX_BATCH, Server

@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 
-from coordinator.scheduling.task_state import Failed, Released
+from coordinator.scheduling.records import Failed, Released
 from coordinator.server.journal import Journal
 from ingest.emulator.process import Emulator
 from tests.support.program import PLAN, THREE, TRAINING, command, environment, series_digest

@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 
 from coordinator.scheduling.events import TaskDone
-from coordinator.scheduling.scheduler import LeaseTimings, Scheduler, TaskSpec
+from coordinator.scheduling.records import TaskSpec
+from coordinator.scheduling.scheduler import Scheduler
+from coordinator.scheduling.worker_state import LeaseTimings
 from coordinator.server.folder_lock import FolderLock
 from coordinator.server.hooks import StageHooks
 from coordinator.server.journal import Journal
@@ -32,7 +34,7 @@ if __name__ == "__main__":
 
         def commit(done: TaskDone) -> None:
             path = data / "manifests" / f"{done.task.id}.json"
-            path.with_suffix(".part").write_text(json.dumps(done.proof))
+            path.with_suffix(".part").write_text(json.dumps(done.output))
             path.with_suffix(".part").replace(path)
             with (data / "commits.log").open("a") as log:
                 log.write(f"{done.task.id} {done.attempt}\n")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from coordinator.scheduling.events import AddTasks, TaskFailed, TaskProgress, TerminateTasks
-from coordinator.scheduling.task_state import TaskSpec
+from coordinator.scheduling.records import TaskSpec
 from coordinator.stages.train.elastic import ElasticRing
 from coordinator.stages.train.ring_state import AddressOffered, RankDone, SupervisionTick
 from coordinator.stages.train.stall import SupervisionTimeouts

@@ -64,7 +64,7 @@ def first(mark: Path) -> bool:
 
 
 def coordinate(data: Path, workers: int, config: Path) -> int:
-    from coordinator.scheduling.scheduler import LeaseTimings
+    from coordinator.scheduling.worker_state import LeaseTimings
     from coordinator.stages.fleet import Fleet
     from coordinator.stages.rollouts.stage import RolloutOptions, RolloutStage
     from coordinator.stages.stage import OutputMode

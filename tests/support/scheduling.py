@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from coordinator.scheduling.events import AddTasks, Decision, Restart, Send
-from coordinator.scheduling.scheduler import LeaseTimings, Scheduler, TaskSpec
+from coordinator.scheduling.records import TaskSpec
+from coordinator.scheduling.scheduler import Scheduler
+from coordinator.scheduling.worker_state import LeaseTimings
 from coordinator.wire.messages import Failure, Lease, Register, Result
 
 HERE = "this-folder"

@@ -11,7 +11,9 @@ import zmq
 
 from coordinator.scheduling.events import Outcome
 from coordinator.scheduling.rate_limit import RequestBudget
-from coordinator.scheduling.scheduler import LeaseTimings, Scheduler, TaskSpec
+from coordinator.scheduling.records import TaskSpec
+from coordinator.scheduling.scheduler import Scheduler
+from coordinator.scheduling.worker_state import LeaseTimings
 from coordinator.server.hooks import StageHooks
 from coordinator.server.journal import Journal
 from coordinator.server.key_store import CoordinatorKeys

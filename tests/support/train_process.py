@@ -34,7 +34,7 @@ def work() -> int:
 
 
 def coordinate(data: Path, ranks: int, config: Path, retries: int) -> int:
-    from coordinator.scheduling.scheduler import LeaseTimings
+    from coordinator.scheduling.worker_state import LeaseTimings
     from coordinator.stages.fleet import Fleet
     from coordinator.stages.stage import OutputMode
     from coordinator.stages.train.controller import TrainOptions

@@ -39,7 +39,7 @@ FAILURES: Mapping[type[Exception], FailureKind] = {
     ThrottledError: FailureKind.THROTTLED,
     SourceError: FailureKind.SOURCE,
     StorageError: FailureKind.STORAGE,
-    VerificationError: FailureKind.PROOF,
+    VerificationError: FailureKind.VERIFICATION,
     RankError: FailureKind.RANK,
     RankDied: FailureKind.RANK_DIED,
     RankEnded: FailureKind.RANK_ENDED,

@@ -10,7 +10,7 @@ from types import MappingProxyType
 import msgspec
 
 from coordinator.scheduling.events import TaskDone
-from coordinator.scheduling.scheduler import TaskSpec
+from coordinator.scheduling.records import TaskSpec, journaled_task
 from coordinator.stages.extract.plan import BUCKET, ExtractionPlan, check_world
 from coordinator.stages.runner import StageController
 from coordinator.wire.lease_kinds import LeaseKind
@@ -54,21 +54,21 @@ class ExtractController(StageController):
         """
         bucket = BUCKET if limited else ""
         fetches = [(shard.key, self.plan.fetch_job(shard, base_url, bucket)) for shard in self.plan.missing]
-        tasks = [TaskSpec(key, LeaseKind.FETCH, msgspec.to_builtins(job)) for key, job in fetches]
+        tasks = [journaled_task(key, LeaseKind.FETCH, msgspec.to_builtins(job)) for key, job in fetches]
         return [*tasks, *self._due(self.plan.builds)]
 
     def on_task_done(self, done: TaskDone) -> list[TaskSpec]:
         """Write a result's manifest, atomically and idempotently; return the builds that it makes possible."""
         committed = datetime.now(UTC).isoformat(timespec="seconds")
         if done.task.kind == LeaseKind.BUILD:
-            built = msgspec.convert(done.proof, BuildResult)
+            built = msgspec.convert(done.output, BuildResult)
             manifest.write_build(
                 self.plan.data_dir, manifest.BuildManifest(built, done.attempt, done.worker, committed)
             )
             self._built[built.key] = built.pieces
             self.new_files += 3  # long.parquet, wide.parquet, series.json
             return []
-        result = msgspec.convert(done.proof, ShardResult)
+        result = msgspec.convert(done.output, ShardResult)
         self._world = check_world(self.plan.data_dir, self._world, result)
         manifest.write_shard(self.plan.data_dir, manifest.ShardManifest(result, done.attempt, done.worker, committed))
         self._add(result)
@@ -91,5 +91,7 @@ class ExtractController(StageController):
             results = self._by_series[build.respondent, build.year] | self._by_series["ALL", build.year]
             job = build_job(build.respondent, build.year, results[build.shards[0]].origin, results.values())
             if job.pieces and self._built.get(job.key) != tuple(piece.file.sha256 for piece in job.pieces):
-                tasks.append(TaskSpec(job.key, LeaseKind.BUILD, msgspec.to_builtins(job), requires_shared_fs=True))
+                tasks.append(
+                    journaled_task(job.key, LeaseKind.BUILD, msgspec.to_builtins(job), requires_shared_fs=True)
+                )
         return tasks

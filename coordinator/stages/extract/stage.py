@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import requests
 
 from coordinator.scheduling.events import Outcome
+from coordinator.scheduling.rate_limit import BudgetStatus
 from coordinator.server.folder_lock import FolderLock
 from coordinator.stages.display import choose_display, clock
 from coordinator.stages.documents import DryRun, StageSummary
@@ -94,8 +95,8 @@ class ExtractSummary(StageSummary, frozen=True, kw_only=True):
     requests: int
     reused_pages: int
     faults: dict[str, int]
-    quarantined: list[list[str]]  # task, error, message
-    budgets: dict[str, Any]
+    quarantined: list[tuple[str, str, str]]  # task, error, message
+    budgets: dict[str, BudgetStatus]
     worker_restarts: int
     peak_worker_mb: float
     seconds: float
@@ -262,7 +263,7 @@ def _summary(
     totals: manifest.Summary,
     seconds: float,
 ) -> ExtractSummary:
-    fetched = controller.fetched
+    fetched, status = controller.fetched, result.status
     rows = sum(one.rows for one in fetched)
     return ExtractSummary(
         exit_code=result.outcome.exit_code,
@@ -288,8 +289,8 @@ def _summary(
         requests=sum(one.requests for one in fetched),
         reused_pages=sum(one.reused for one in fetched),
         faults=dict(sum((Counter(one.faults) for one in fetched), Counter())),
-        quarantined=result.snapshot.get("quarantined", []),
-        budgets=result.snapshot.get("budgets", {}),
+        quarantined=[] if status is None else list(status.quarantined),
+        budgets={} if status is None else status.budgets,
         worker_restarts=result.restarts,
         peak_worker_mb=result.peak_rss / 1e6,
         seconds=seconds,

@@ -23,7 +23,8 @@ from coordinator.scheduling.events import (
     TaskFailed,
     TaskProgress,
 )
-from coordinator.scheduling.scheduler import Scheduler, TaskSpec
+from coordinator.scheduling.records import TaskSpec, ephemeral_task
+from coordinator.scheduling.scheduler import Scheduler
 from coordinator.scheduling.speculation import RunningLease, select_speculative_copies
 from coordinator.stages.display import Rendering
 from coordinator.stages.rollouts.learner_process import LearnerProcess
@@ -162,14 +163,13 @@ class RolloutController(StageController):
             return
         job.tasks[name] = 0.0
         self._number_of[name] = number
-        spec = TaskSpec(
+        spec = ephemeral_task(
             name,
             request.kind,
             {**request.job, **files},
-            requires_shared_fs=not request.datasets,
+            request.arrays,
             worker=worker,
-            ephemeral=True,
-            arrays=request.arrays,
+            requires_shared_fs=not request.datasets,
         )
         self._post(AddTasks((spec,)))
 
@@ -223,7 +223,7 @@ class RolloutController(StageController):
             digest = hashlib.sha256(b"".join(done.arrays)).hexdigest()
             if digest != job.digest:
                 job.digest = job.digest or digest
-                result = JobResult(number, done.worker, done.seconds, done.proof)
+                result = JobResult(number, done.worker, done.seconds, done.output)
                 self._learner.send_result(result, done.arrays)
             if not job.tasks:
                 del self._pending[number]

@@ -11,7 +11,8 @@ from typing import Any, Self
 import msgspec
 
 from coordinator.scheduling.events import AddTasks, Event, TaskDone, TaskFailed, TaskProgress
-from coordinator.scheduling.scheduler import Scheduler, TaskSpec
+from coordinator.scheduling.records import TaskSpec
+from coordinator.scheduling.scheduler import Scheduler
 from coordinator.stages.display import Rendering
 from coordinator.stages.fleet import StageOptions
 from coordinator.stages.run_folder import read_config
@@ -84,9 +85,9 @@ class TrainController(StageController):
         """Take the address of a worker that joins, or the end of a rank that is done."""
         if done.task.kind == LeaseKind.JOIN:
             try:
-                reply = msgspec.convert(done.proof, JoinReply)
+                reply = msgspec.convert(done.output, JoinReply)
             except msgspec.ValidationError as error:
-                self._decide(TaskFailed(done.task.id, FailureKind.BAD_PROOF, str(error)))
+                self._decide(TaskFailed(done.task.id, FailureKind.BAD_RESULT, str(error)))
                 return ()
             if reply.blas not in self._blas:
                 self._blas.add(reply.blas)

@@ -19,7 +19,7 @@ from typing import Literal
 import msgspec
 
 from coordinator.scheduling.events import AddTasks, TaskFailed, TaskProgress, TerminateTasks
-from coordinator.scheduling.task_state import TaskSpec
+from coordinator.scheduling.records import pinned_task
 from coordinator.stages.train.ring_state import (
     DONE,
     NOT_WORKERS_FAULT,
@@ -129,10 +129,7 @@ class ElasticRing:
             self._addresses = {}
             out.append(
                 AddTasks(
-                    tuple(
-                        TaskSpec(task, LeaseKind.JOIN, {}, worker=worker, no_retry=True)
-                        for task, worker in self._join_tasks.items()
-                    )
+                    tuple(pinned_task(task, LeaseKind.JOIN, {}, worker) for task, worker in self._join_tasks.items())
                 )
             )
         elif not fit and now >= self._since + self.timeouts.no_worker_s:
@@ -167,9 +164,7 @@ class ElasticRing:
         out.append(
             AddTasks(
                 tuple(
-                    TaskSpec(
-                        self._task(rank), LeaseKind.TRAIN, msgspec.to_builtins(job), worker=rank.worker, no_retry=True
-                    )
+                    pinned_task(self._task(rank), LeaseKind.TRAIN, msgspec.to_builtins(job), rank.worker)
                     for rank, job in zip(self.ranks, jobs, strict=True)
                 )
             )

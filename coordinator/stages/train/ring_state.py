@@ -13,7 +13,7 @@ NOT_WORKERS_FAULT = (
     DONE,
     FailureKind.RING_BROKE,
     FailureKind.RANK_ENDED,
-    FailureKind.RETURNED,
+    FailureKind.RELEASED,
     FailureKind.USAGE,
     FailureKind.STORAGE,
     FailureKind.CANCELLED,

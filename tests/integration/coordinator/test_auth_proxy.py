@@ -102,7 +102,7 @@ def test_garbage_is_refused_within_a_second_and_named(
         pass
     when = until(lambda: refused(caplog, words, connection.getsockname()[1]), "its line in the log")
     assert when[0] - began < 1.0 + 1.0  # the promise, and a second for a busy machine
-    assert keyed.server.snapshot()["counters"]["refused"] == 1
+    assert keyed.server.status().counters["refused"] == 1
     serves(keyed)
 
 

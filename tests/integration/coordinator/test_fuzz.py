@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from coordinator.scheduling.events import WorkerLost
 from coordinator.scheduling.rate_limit import RequestBudget
+from coordinator.scheduling.records import Done
 from coordinator.scheduling.scheduler import Scheduler
-from coordinator.scheduling.task_state import Done
 from coordinator.server import journal, key_store
 from coordinator.server.journal import Journal
 from coordinator.wire import auth, codec, messages
@@ -77,10 +77,10 @@ def test_a_proof_that_is_taken_survives_the_journal(proof: Any) -> None:
         return
     assert isinstance(message, messages.Result)
     try:
-        list(codec.files_in(message.proof))
+        list(codec.files_in(message.output))
     except BadMessage:
         return
-    record = Done("t", 1, "w", message.seconds, message.proof)
+    record = Done("t", 1, "w", message.seconds, message.output)
     assert journal._decode(journal._encode(record)) == record
 
 
@@ -196,7 +196,7 @@ def test_a_gate_in_a_storm_lets_its_own_worker_in(tmp_path: Path) -> None:
     running = Running(tmp_path, ("a",), key=key_store.load_coordinator(keys))
     try:
         assert grows(lambda: storm(running, 200, seed=8), lambda: storm(running, 50, seed=9)) < GROWTH
-        assert until(lambda: running.server.snapshot()["counters"]["refused"] == 250, "all to be counted")
+        assert until(lambda: running.server.status().counters["refused"] == 250, "all to be counted")
         peer = running.peer("w1", key)
         peer.hello()
         assert peer.finish(peer.hear(Lease)).accepted

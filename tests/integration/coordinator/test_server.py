@@ -12,7 +12,7 @@ import pytest
 
 from coordinator.scheduling.events import ExcludeWorker, TaskDone
 from coordinator.scheduling.rate_limit import RequestBudget
-from coordinator.scheduling.scheduler import TaskSpec
+from coordinator.scheduling.records import TaskSpec
 from coordinator.server.hooks import StageHooks
 from coordinator.wire import codec, messages
 from coordinator.wire.messages import (

@@ -11,7 +11,8 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from coordinator.scheduling.events import TaskDone
-from coordinator.scheduling.scheduler import Scheduler, TaskSpec
+from coordinator.scheduling.records import TaskSpec
+from coordinator.scheduling.scheduler import Scheduler
 from coordinator.server import key_store
 from coordinator.server.hooks import StageHooks
 from coordinator.wire import auth
@@ -100,7 +101,7 @@ def test_a_full_disk_at_the_commit_ends_resumable_and_the_proof_is_handed_out_ag
     again: list[TaskDone] = []
     resumed = serve(hooks=StageHooks(on_task_done=again.append))
     assert resumed.end().status == "done"
-    assert [(done.task.id, done.attempt, done.proof) for done in again] == [("a", 1, {"rows": 7})]
+    assert [(done.task.id, done.attempt, done.output) for done in again] == [("a", 1, {"rows": 7})]
 
 
 def test_a_long_journal_is_written_anew_while_the_run_goes_on(

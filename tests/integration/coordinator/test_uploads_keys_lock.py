@@ -89,7 +89,7 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
 
 def test_missing_files_of_a_proof_are_named(tmp_path: Path) -> None:
     proof = {"pages": [{"file": {"path": "raw/a/page.json.gz", "bytes": len(BODY), "sha256": SHA}}], "rows": 1}
-    assert "not there" in missing_files(tmp_path, proof)
+    assert "is missing" in missing_files(tmp_path, proof)
     UploadReceiver(tmp_path).take(chunk(), BODY)
     assert missing_files(tmp_path, proof) == ""
     (tmp_path / "raw/a/page.json.gz").write_bytes(b"short")

@@ -18,8 +18,9 @@ from pathlib import Path
 import pytest
 
 from coordinator.scheduling.events import Outcome, TaskDone
-from coordinator.scheduling.scheduler import LeaseTimings, Scheduler, TaskSpec
-from coordinator.scheduling.task_state import Committed, Done, Leased
+from coordinator.scheduling.records import Committed, Done, Leased, TaskSpec
+from coordinator.scheduling.scheduler import Scheduler
+from coordinator.scheduling.worker_state import LeaseTimings
 from coordinator.server import key_store
 from coordinator.server.hooks import StageHooks
 from coordinator.server.journal import Journal
@@ -84,7 +85,7 @@ class Fleet:
     def end(self) -> Outcome:
         assert self.thread is not None
         self.thread.join(WAIT_S)
-        assert self.outcome is not None, self.server.snapshot()
+        assert self.outcome is not None, self.server.status()
         return self.outcome
 
     def close(self) -> None:
@@ -115,7 +116,7 @@ def test_a_run_from_hello_to_stop(fleet: Fleet, tmp_path: Path) -> None:
     until(lambda: len(fleet.scheduler.workers) == 2, "both workers")
     (tmp_path / "go").touch()
     assert fleet.end().status == "done"
-    assert len(fleet.done) == 42 and fleet.done["last"].proof == {"spun": 9}
+    assert len(fleet.done) == 42 and fleet.done["last"].output == {"spun": 9}
     assert [worker.wait(WAIT_S) for worker in workers] == [0, 0]
 
 
@@ -129,7 +130,7 @@ def test_a_killed_worker_is_blamed_for_what_it_executed_and_another_does_it(flee
     (tmp_path / "go").touch()
     other = fleet.worker()
     assert fleet.end().status == "done"
-    assert fleet.done["hold"].proof == {"pid": other.pid}
+    assert fleet.done["hold"].output == {"pid": other.pid}
     assert (fleet.done["hold"].attempt, fleet.scheduler.tasks["hold"].failures) == (2, 1)
 
 
@@ -144,7 +145,7 @@ def test_a_frozen_worker_loses_its_lease_by_silence_and_its_late_result_is_dropp
     (tmp_path / "go").touch()
     other = fleet.worker()
     until(lambda: "hold" in fleet.done, "the other worker")
-    assert fleet.done["hold"].proof == {"pid": other.pid}
+    assert fleet.done["hold"].output == {"pid": other.pid}
     frozen.send_signal(signal.SIGCONT)
     assert fleet.end().status == "done"
 
@@ -267,7 +268,7 @@ def test_files_travel_to_a_coordinator_on_another_folder(fleet: Fleet, tmp_path:
     assert fleet.end().exit_code == 75
     assert fleet.scheduler.tasks["escape"].error == "RefusedPath"
     for n, size in enumerate(sizes):
-        proof = fleet.done[f"f{n}"].proof["piece"]
+        proof = fleet.done[f"f{n}"].output["piece"]
         body = (fleet.data_dir / proof["path"]).read_bytes()
         assert (len(body), hashlib.sha256(body).hexdigest()) == (size, proof["sha256"])
     assert not list(fleet.data_dir.rglob("*.part"))

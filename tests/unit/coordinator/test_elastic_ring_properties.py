@@ -22,8 +22,10 @@ from coordinator.scheduling.events import (
     Undelivered,
     WorkerLost,
 )
-from coordinator.scheduling.scheduler import LeaseTimings, Scheduler
-from coordinator.scheduling.task_state import AnyRecord, TaskStore
+from coordinator.scheduling.records import AnyRecord
+from coordinator.scheduling.scheduler import Scheduler
+from coordinator.scheduling.task_state import TaskStore
+from coordinator.scheduling.worker_state import LeaseTimings
 from coordinator.stages.train.elastic import ElasticRing
 from coordinator.stages.train.ring_state import NOT_WORKERS_FAULT, AddressOffered, RankDone, SupervisionTick
 from coordinator.stages.train.stall import SupervisionTimeouts
@@ -99,7 +101,7 @@ class Training(RuleBasedStateMachine):
                     self.deliver(action)
                 elif isinstance(action, TaskDone):
                     if action.task.kind == "port":
-                        events += self.tell(AddressOffered(action.task.id, action.proof["address"]))
+                        events += self.tell(AddressOffered(action.task.id, action.output["address"]))
                     else:
                         events += self.tell(RankDone(action.task.id))
                     events.append(Confirmed(action.task.id, action.attempt))

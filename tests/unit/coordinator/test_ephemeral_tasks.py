@@ -18,8 +18,10 @@ from coordinator.scheduling.events import (
     Tick,
     WorkerLost,
 )
-from coordinator.scheduling.scheduler import LeaseTimings, Scheduler, TaskSpec
-from coordinator.scheduling.task_state import Added, TaskStore
+from coordinator.scheduling.records import Added, TaskSpec
+from coordinator.scheduling.scheduler import Scheduler
+from coordinator.scheduling.task_state import TaskStore
+from coordinator.scheduling.worker_state import LeaseTimings
 from coordinator.wire.messages import (
     AbandonLease,
     Deregister,

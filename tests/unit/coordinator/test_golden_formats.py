@@ -14,7 +14,7 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
-from coordinator.scheduling import task_state
+from coordinator.scheduling import records
 from coordinator.server.journal import Journal
 from coordinator.wire import codec, messages
 from coordinator.wire.failures import FailureKind
@@ -57,19 +57,19 @@ MESSAGES: tuple[Message, ...] = (
     messages.Shutdown(True, "revoked"),
     messages.Status({"counts": {"done": 3}, "workers": ["w"]}),
 )
-SPEC = task_state.TaskSpec(
+SPEC = records.TaskSpec(
     "t", "rollout", {"n": [1, None, 2.5]}, ("b",), True, "w", True, False, (("cost", "float64", (2, 3)),)
 )
-RECORDS: tuple[task_state.AnyRecord, ...] = (
-    task_state.Added("t", SPEC),
-    task_state.Leased("t", 1, "w"),
-    task_state.Released("t", 1, "restart"),
-    task_state.Failed("t", 2, "SourceError", "why: é", True, False),
-    task_state.Done("t", 3, "w", 0.25, {"rows": 5000}),
-    task_state.Committed("t"),
-    task_state.Cancelled("t"),
-    task_state.Snapshot(
-        "t", task_state.Task(SPEC, 4, "quarantined", 3, 2, "Crash", "why", "w", 0.25, {"rows": 1}, False, 1, 0)
+RECORDS: tuple[records.AnyRecord, ...] = (
+    records.Added("t", SPEC),
+    records.Leased("t", 1, "w"),
+    records.Released("t", 1, "restart"),
+    records.Failed("t", 2, "SourceError", "why: é", True, False),
+    records.Done("t", 3, "w", 0.25, {"rows": 5000}),
+    records.Committed("t"),
+    records.Cancelled("t"),
+    records.Snapshot(
+        "t", records.Task(SPEC, 4, "quarantined", 3, 2, "Crash", "why", "w", 0.25, {"rows": 1}, False, 1, 0)
     ),
 )
 JOBS: tuple[jobs.AnyJob, ...] = (
@@ -153,8 +153,8 @@ def test_record_bytes_are_golden(tmp_path: Path) -> None:
 
 
 def test_every_record_has_golden_bytes() -> None:
-    kinds = set(get_args(task_state.AnyRecord))
-    assert kinds == set(task_state.Record.__subclasses__()) == {type(record) for record in RECORDS}
+    kinds = set(get_args(records.AnyRecord))
+    assert kinds == set(records.Record.__subclasses__()) == {type(record) for record in RECORDS}
     assert sorted(map(tag_of, kinds)) == sorted(json.loads(text)["r"] for _, text in GOLDEN["records"])
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.scheduling.task_state import (
+from coordinator.scheduling.records import (
     Added,
     AnyRecord,
     Cancelled,
@@ -17,8 +17,8 @@ from coordinator.scheduling.task_state import (
     Leased,
     Released,
     TaskSpec,
-    TaskStore,
 )
+from coordinator.scheduling.task_state import TaskStore
 from coordinator.server.journal import Journal, JournalDamaged
 from ingest.errors import StorageError
 
@@ -40,7 +40,6 @@ def path(tmp_path: Path) -> Path:
     journal = Journal(tmp_path / "journal.sqlite")
     journal.append(RECORDS[:4])
     journal.append(RECORDS[4:])
-    journal.set_meta(source="emulator", plan="abc")
     journal.close()
     return journal.path
 
@@ -48,7 +47,6 @@ def path(tmp_path: Path) -> Path:
 def test_what_was_appended_comes_back_in_order(path: Path) -> None:
     journal = Journal(path)
     assert list(journal.load()) == RECORDS
-    assert journal.meta == {"source": "emulator", "plan": "abc"}
     journal.append([Cancelled("c")])
     assert list(Journal(path).load()) == [*RECORDS, Cancelled("c")]
 

@@ -72,17 +72,17 @@ def test_many_reports_of_one_throttle_slow_down_once() -> None:
     once.throttled(5.0, "429")
     for report in range(8):
         often.throttled(5.0 + report * 0.01, "429")
-    assert often.snapshot(5.1)["pace"] == pytest.approx(once.snapshot(5.1)["pace"])
+    assert often.status(5.1).pace == pytest.approx(once.status(5.1).pace)
 
 
 def test_throttle_after_throttle_waits_longer_but_never_without_end() -> None:
     budget, now, pauses = RequestBudget(10.0), 0.0, []
     for _ in range(20):
         budget.throttled(now, "html")
-        pauses.append(budget.snapshot(now)["paused_s"])
+        pauses.append(budget.status(now).paused_s)
         now += pauses[-1] + 0.1
     assert pauses[1] > pauses[0] and max(pauses) <= budget.pause_max_s + 1e-6
-    assert budget.snapshot(now)["pace"] > 0
+    assert budget.status(now).pace > 0
 
 
 def test_it_settles_just_under_a_limit_below_the_ceiling() -> None:
@@ -115,9 +115,9 @@ def test_it_finds_the_ceiling_again_when_the_other_client_has_gone() -> None:
     budget = RequestBudget(10.0)
     for now in (0.0, 100.0, 200.0):
         budget.throttled(now, "429", 5.0)
-    assert budget.snapshot(200.0)["pace"] < 10.0
+    assert budget.status(200.0).pace < 10.0
     budget.grant(20_000.0, 1)
-    assert budget.snapshot(20_000.0)["pace"] == 10.0
+    assert budget.status(20_000.0).pace == 10.0
 
 
 def test_a_report_during_the_pause_can_lengthen_it() -> None:

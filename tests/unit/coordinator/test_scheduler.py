@@ -14,8 +14,7 @@ from coordinator.scheduling.events import (
     Undelivered,
     WorkerLost,
 )
-from coordinator.scheduling.scheduler import LeaseTimings
-from coordinator.scheduling.worker_state import backoff
+from coordinator.scheduling.worker_state import LeaseTimings, retry_delay_s
 from coordinator.wire import messages
 from coordinator.wire.messages import (
     AbandonLease,
@@ -111,7 +110,7 @@ def test_failures_back_off_and_end_in_quarantine_with_the_last_error() -> None:
         decision = scheduler.decide(failure("a", attempt, message=f"try {attempt}"), now)
         assert not leases(decision)
         if attempt < 3:
-            wait = backoff("a", attempt, attempt, scheduler.timings)
+            wait = retry_delay_s("a", attempt, attempt, scheduler.timings)
             assert 0.25 * 2 ** (attempt - 1) <= wait <= 0.75 * 2 ** (attempt - 1)
             assert not leases(scheduler.decide(Tick(), now + wait * 0.99))
             now += wait * 1.01

@@ -37,8 +37,8 @@ def test_a_task_that_names_its_worker_waits_for_it() -> None:
     [
         (failure("a", message="x"), ("a", "SourceError", "x")),
         (failure("a", error="UsageError", message="x", final=True), ("a", "UsageError", "x")),
-        (Deregister("w1"), ("a", "Returned", "goodbye")),
-        (hello(), ("a", "Returned", "hello")),
+        (Deregister("w1"), ("a", "Returned", "deregistered")),
+        (hello(), ("a", "Returned", "registered again")),
         (WorkerLost("w1", "died"), ("a", "Returned", "worker lost")),
         (Undelivered("w1", "a", 1), ("a", "Returned", "undelivered")),
     ],
@@ -79,7 +79,7 @@ def test_an_end_is_asked_of_the_holder_and_kept_until_it_answers() -> None:
     scheduler.decide(hello(), 0.0)
     decision = scheduler.decide(TerminateTasks(("a", "b"), 7.0), 1.0)
     assert sent(decision, TerminateLease) == [TerminateLease("a", 1, 7.0)]
-    assert gone(decision) == [("b", "Returned", "withdrawn")]
+    assert gone(decision) == [("b", "Returned", "cancelled")]
     assert scheduler.tasks["a"].state == "leased"
     assert gone(scheduler.decide(failure("a", error="RankEnded", message="asked", blame=False), 2.0)) == [
         ("a", "RankEnded", "asked")

@@ -18,8 +18,10 @@ from coordinator.scheduling.events import (
     Undelivered,
     WorkerLost,
 )
-from coordinator.scheduling.scheduler import LeaseTimings, Scheduler, TaskSpec
-from coordinator.scheduling.task_state import UNRUNNABLE, AnyRecord, Done, Failed, Leased, TaskStore
+from coordinator.scheduling.records import UNRUNNABLE, AnyRecord, Done, Failed, Leased, TaskSpec
+from coordinator.scheduling.scheduler import Scheduler
+from coordinator.scheduling.task_state import TaskStore
+from coordinator.scheduling.worker_state import LeaseTimings
 from coordinator.server import journal
 from coordinator.wire.messages import (
     AbandonLease,

@@ -77,7 +77,7 @@ def test_restart_voids_leases_keeps_what_is_done_and_hands_out_unconfirmed_proof
         replayed.apply(record)
     assert replayed.tasks == scheduler.tasks
     decision = replayed.decide(Restart(), 100.0)
-    assert [(a.task.id, a.proof) for a in decision.actions if isinstance(a, TaskDone)] == [("b", {"rows": 1})]
+    assert [(a.task.id, a.output) for a in decision.actions if isinstance(a, TaskDone)] == [("b", {"rows": 1})]
     assert not replayed.decide(
         AddTasks((spec("b"), spec("c"))), 100.0
     ).records  # open or about to be confirmed: nothing new

@@ -5,17 +5,17 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.scheduling.speculation import AT_LEAST_S, LATE, RunningLease, select_speculative_copies
+from coordinator.scheduling.speculation import MIN_AGE_S, SLOW_FACTOR, RunningLease, select_speculative_copies
 
 SECONDS = {"rollout": [1.0, 2.0, 9.0], "labels": [0.01], "evaluate": []}
 
 
 def test_late_is_three_times_the_median_and_never_below_the_floor() -> None:
-    late, early = LATE * 2.0 + 0.1, LATE * 2.0 - 0.1
+    late, early = SLOW_FACTOR * 2.0 + 0.1, SLOW_FACTOR * 2.0 - 0.1
     assert select_speculative_copies([RunningLease(1, "rollout", late, "a")], SECONDS, ["b"], []) == [(1, "b")]
     assert not select_speculative_copies([RunningLease(1, "rollout", early, "a")], SECONDS, ["b"], [])
-    assert not select_speculative_copies([RunningLease(1, "labels", AT_LEAST_S - 0.1, "a")], SECONDS, ["b"], [])
-    assert select_speculative_copies([RunningLease(1, "labels", AT_LEAST_S + 0.1, "a")], SECONDS, ["b"], []) == [
+    assert not select_speculative_copies([RunningLease(1, "labels", MIN_AGE_S - 0.1, "a")], SECONDS, ["b"], [])
+    assert select_speculative_copies([RunningLease(1, "labels", MIN_AGE_S + 0.1, "a")], SECONDS, ["b"], []) == [
         (1, "b")
     ]
     assert not select_speculative_copies(
@@ -52,5 +52,5 @@ def test_each_late_one_once_and_the_latest_first(out: list[RunningLease], idle: 
     assert ages == sorted(ages, reverse=True)
     # Nobody who could take a late one is left idle.
     late = [one for one in out if one.number not in {*numbers, *twice} and one.kind != "evaluate"]
-    late = [one for one in late if one.age_s > (LATE * 2.0 if one.kind == "rollout" else AT_LEAST_S)]
+    late = [one for one in late if one.age_s > (SLOW_FACTOR * 2.0 if one.kind == "rollout" else MIN_AGE_S)]
     assert not [1 for one in late for name in set(idle) - set(workers) if name != one.worker]

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coordinator.scheduling.records import Arrays
 from coordinator.wire import codec, messages, payloads
 from coordinator.wire.codec import decode, encode
 from coordinator.wire.messages import (
@@ -142,8 +143,8 @@ GOOD_SIZES = (48 * 4 * 2 * 4, 48 * 2 * 4)
 
 
 def test_frames_that_a_task_wants_are_taken() -> None:
-    assert codec.validate_frames(GOOD_ARRAYS, GOOD_SIZES, WANTED) == ""
-    assert codec.validate_frames((), (), ()) == ""
+    codec.validate_frames(GOOD_ARRAYS, GOOD_SIZES, WANTED)
+    codec.validate_frames((), (), ())
 
 
 @pytest.mark.parametrize(
@@ -164,7 +165,16 @@ def test_frames_that_a_task_wants_are_taken() -> None:
 def test_frames_of_another_dtype_shape_or_size_are_refused(
     arrays: tuple[messages.Array, ...], sizes: tuple[int, ...], why: str
 ) -> None:
-    assert why in codec.validate_frames(arrays, sizes, WANTED)
+    with pytest.raises(BadMessage, match=why):
+        codec.validate_frames(arrays, sizes, WANTED)
+
+
+def is_valid(arrays: list[messages.Array], sizes: list[int], wanted: Arrays) -> bool:
+    try:
+        codec.validate_frames(tuple(arrays), tuple(sizes), wanted)
+    except BadMessage:
+        return False
+    return True
 
 
 @given(
@@ -181,15 +191,15 @@ def test_frames_of_another_dtype_shape_or_size_are_refused(
 )
 def test_only_what_is_wanted_is_ever_taken(arrays: list[messages.Array], sizes: list[int]) -> None:
     wanted = tuple((one.name, one.dtype, one.shape) for one in arrays)
-    taken = codec.validate_frames(tuple(arrays), tuple(sizes), wanted) == ""
+    valid = is_valid(arrays, sizes, wanted)
     exact = len(arrays) == len(sizes) and all(
         one.dtype in messages.ITEM_BYTES
         and math.prod(one.shape) * messages.ITEM_BYTES[one.dtype] == size <= messages.MAX_ARRAY
         for one, size in zip(arrays, sizes, strict=False)
     )
-    assert taken == exact
+    assert valid == exact
     if arrays:
-        assert codec.validate_frames(tuple(arrays), tuple(sizes), ()) != ""
+        assert not is_valid(arrays, sizes, ())
 
 
 def test_weights_travel_in_one_frame_and_only_from_the_coordinator() -> None:

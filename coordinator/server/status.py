@@ -1,0 +1,41 @@
+"""The status of a run, as `coordinator status`, the displays and the run's summary show it. The names are the keys of its JSON."""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from coordinator.scheduling.rate_limit import BudgetStatus
+from coordinator.scheduling.records import State
+
+
+class WorkerStatus(msgspec.Struct, frozen=True):
+    """A connected worker."""
+
+    name: str
+    host: str
+    pid: int
+    shares: bool  # it shares the coordinator's file system
+    leases: int
+    executing: tuple[str, ...]  # ids of tasks
+    rows: int
+    requests: int
+    rss: int  # bytes
+    silent_s: float  # since its last message
+
+
+class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A run at one moment."""
+
+    training: str | UnsetType = UNSET  # the stage's own line
+    tasks: dict[State, int]
+    uncommitted: int  # results that the stage has not committed yet
+    halt: str  # why no more leases are issued: "", "drain", "stopped", "storage", "authentication"
+    dropped_results: int  # stale and duplicate ones
+    departed_rows: int  # of workers that have left
+    departed_requests: int
+    workers: tuple[WorkerStatus, ...]
+    budgets: dict[str, BudgetStatus]
+    counters: dict[str, int]
+    elapsed_s: float
+    quarantined: tuple[tuple[str, str, str], ...]  # (task, error, message)
