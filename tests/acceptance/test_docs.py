@@ -163,3 +163,16 @@ def test_readme_python_runs(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     assert "(8784, 2)" in ran.stdout
     assert "(1, 8, 4096, 64)" in ran.stdout
+
+
+def test_quoted_tests_exist() -> None:
+    """A test between backticks exists; `…` at its end stands for the rest of the name."""
+    sources = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
+    files = {path.name for path in (ROOT / "tests").rglob("*.py")}
+    missing = []
+    for page in PAGES:
+        text = re.sub(r"<!-- \w+: begin.*?end -->", "", page.read_text(), flags=re.DOTALL)
+        for name in re.findall(r"`(?:[\w/]*test_\w+\.py::)?(test_\w+…?(?:\.py)?)`", text):
+            known = name in files if name.endswith(".py") else f"def {name.removesuffix('…')}" in sources
+            missing += [] if known else [f"{name_of(page)}: {name}"]
+    assert not missing
