@@ -38,7 +38,7 @@ HOST = "not run: it changes this machine, or needs another one"
 
 # Pattern of a whole command → the test that runs it (possibly with smaller settings), or the reason why none does.
 ELSEWHERE = {
-    r"coordinator (start|doctor)|mlx.launch|python -m ringattn.launch|scripts/dev/suite_times.py": "not run: prose names the command",
+    r"coordinator (start|doctor|forecast)|mlx.launch|python -m ringattn.launch|scripts/dev/suite_times.py": "not run: prose names the command",
     r"coordinator start --extract --rebuild": "tests/acceptance/test_extract.py::test_a_damaged_journal_is_named_and_rebuilt_from_the_manifests",
     r"coordinator start --extract( --data \S+)?": "tests/acceptance/test_extract.py::test_the_default_run_needs_nothing_and_proves_all",
     r"coordinator start --extract --source recordings:.*": "tests/acceptance/test_extract.py::test_recorded_real_hours_come_through",
