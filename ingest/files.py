@@ -39,7 +39,7 @@ def storage_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def atomic_write(path: Path, content: bytes) -> None:
+def atomic_write(path: Path, content: bytes | memoryview) -> None:
     """Write all of `content` to `path`, or nothing: a temporary name in the same folder, fsync, rename.
 
     Raises:
@@ -60,7 +60,7 @@ def atomic_write(path: Path, content: bytes) -> None:
             raise
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write(path: Path, content: bytes | memoryview) -> None:
     with path.open("wb", buffering=0) as file:
         view = memoryview(content)
         while view:

@@ -192,16 +192,16 @@ def _forecast_medians(spec: DatasetSpec, data_dir: Path, cancelled: threading.Ev
 def _forecast_table(path: Path, data_dir: Path, run: Path, cancelled: threading.Event) -> None:
     """Write a table of forecasts in a process of its own, whose BLAS and threads are a rank's.
 
+    The process writes atomically: that of a worker that was killed may still run and write the same table.
+
     Raises:
         Cancelled: The lease was cancelled.
         IngestError: The process failed.
     """
-    # By process: a worker that was killed may leave its forecast process running.
-    part = path.with_name(f"{path.stem}.{os.getpid()}.parquet")
     kept = {name: value for name, value in os.environ.items() if name not in THREADS}
     command = [sys.executable, "-m", "worker.forecast", "--data", str(data_dir), "--run", str(run)]
     with subprocess.Popen(
-        [*command, "--table", str(part)],
+        [*command, "--table", str(path)],
         env={**kept, **blas_env.blas_environment(kept)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -219,4 +219,3 @@ def _forecast_table(path: Path, data_dir: Path, run: Path, cancelled: threading.
             process.kill()
     if process.returncode:
         raise IngestError(f"`{' '.join(command)}` exited with {process.returncode}: {output.strip()[-1000:]}")
-    part.replace(path)

@@ -10,6 +10,7 @@ import numpy as np
 
 from ingest.calendar import ISSUE_HOUR
 from ingest.columns import hour_text
+from ingest.files import atomic_write
 from worker.forecast.model import checkpoint
 from worker.forecast.model.network import QUANTILES
 from worker.forecast.predict import Forecast, TrainedModel, predict
@@ -100,8 +101,7 @@ def write_table(
     whole = whole.replace_schema_metadata(
         {"checkpoint": checkpoint.fingerprint(trained.path), "issue": f"{ISSUE_HOUR}:00 local"}
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    pq.write_table(whole, part, compression="zstd")
-    part.replace(path)
+    sink = pa.BufferOutputStream()
+    pq.write_table(whole, sink, compression="zstd")
+    atomic_write(path, memoryview(sink.getvalue()))
     return int(whole.num_rows)
