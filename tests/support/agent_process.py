@@ -12,12 +12,12 @@ from typing import Any
 
 from coordinator.wire.auth import load_worker
 from ingest.errors import Cancelled
-from ingest.fetch import FetchContext
 from worker.agent.agent import WorkerConfig, run_agent
 from worker.agent.handlers import noop
+from worker.agent.lease import LeaseContext
 
 
-def step(job: dict[str, Any], context: FetchContext) -> dict[str, Any]:
+def step(job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
     """A little work with a result that depends on the job alone."""
     value = job["seed"].encode()
     end = time.monotonic() + job.get("seconds", 0.0)
@@ -29,7 +29,7 @@ def step(job: dict[str, Any], context: FetchContext) -> dict[str, Any]:
     return {"value": value.hex()}
 
 
-def wait(job: dict[str, Any], context: FetchContext) -> dict[str, Any]:
+def wait(job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
     """Says that it has begun, then waits for a file or for its cancellation."""
     begun = Path(job["begun"])
     begun.with_name(begun.name + f".{os.getpid()}").touch()
@@ -39,20 +39,20 @@ def wait(job: dict[str, Any], context: FetchContext) -> dict[str, Any]:
     return {"pid": os.getpid()}
 
 
-def suicide(job: dict[str, Any], context: FetchContext) -> dict[str, Any]:
+def suicide(job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
     os.kill(os.getpid(), signal.SIGKILL)
     return {}
 
 
-def fail(job: dict[str, Any], context: FetchContext) -> dict[str, Any]:
+def fail(job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
     raise ZeroDivisionError(f"told to fail with {os.environ.get('EIA_API_KEY')}")
 
 
-def huge(job: dict[str, Any], context: FetchContext) -> dict[str, Any]:
+def huge(job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
     return {"x": "y" * (5 << 20)}
 
 
-def file(job: dict[str, Any], context: FetchContext) -> dict[str, Any]:
+def file(job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
     """Writes a file of its own folder and proves it."""
     body = hashlib.sha256(job["seed"].encode()).digest() * (job["bytes"] // 32)
     path = context.data_dir / job["path"]

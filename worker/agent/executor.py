@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from coordinator.wire import codec
 from coordinator.wire.failures import FailureKind
@@ -28,12 +28,14 @@ from coordinator.wire.messages import (
 from coordinator.wire.payloads import FileRef
 from ingest.errors import Cancelled
 from ingest.files import DigestCache
-from ingest.http import make_session
 from worker.agent.file_transfer import FileTransfer
 from worker.agent.handlers import Handler, failure_of
 from worker.agent.lease import Arrays, LeaseContext, RankProgress, RunningLease
 from worker.agent.permits import Permits
 from worker.agent.policy_cache import PolicyCache
+
+if TYPE_CHECKING:  # imported by the first fetch: see `worker.agent.lease`
+    from ingest.fetch import FetchContext
 
 PAGES = 2  # pages in progress for each connection: one being requested, one being verified and stored
 
@@ -76,10 +78,9 @@ class LeaseExecutor:
         self._worker, self._data_dir, self._endpoint, self._address = worker, data_dir, endpoint, address
         self._handlers, self._post, self._seconds_since_contact = handlers, post, seconds_since_contact
         self._api_key = os.environ.get("EIA_API_KEY") or None
-        self._pool = ThreadPoolExecutor(connections * PAGES, thread_name_prefix="page")
-        self._connections = threading.Semaphore(connections)
-        self._session = make_session(connections)
-        self._accepted_by: set[str] = set()  # base URLs that have accepted the API key
+        self._connections = connections
+        self._fetch_resources: dict[str, Any] = {}  # made by the first fetch
+        self._fetch_lock = threading.Lock()
         self._digests = DigestCache()
         self.permits = Permits(lambda bucket, count: post(PermitRequest(worker, bucket, count)))
         self.policies = PolicyCache(lambda sha256: post(WeightsRequest(worker, sha256)))
@@ -139,15 +140,9 @@ class LeaseExecutor:
         )
         return LeaseContext(
             data_dir=self._data_dir,
-            api_key=self._api_key,
-            pool=self._pool,
-            connections=self._connections,
-            session=self._session,
-            accepted_by=self._accepted_by,
-            acquire_permit=lambda bucket: self.permits.acquire(bucket, running.cancelled),
-            on_throttle=self._report_throttle,
-            on_progress=self._count,
             cancelled=running.cancelled,
+            on_progress=self._count,
+            fetch_context=lambda: self._fetch_context(running),
             endpoint=self._endpoint,
             address=self._address,
             proof_root=self._data_dir,
@@ -157,6 +152,28 @@ class LeaseExecutor:
             grace=running.grace,
             report=lambda progress: self._report_progress(lease, progress),
             weights=lambda sha256: self.policies.get(sha256, running.cancelled),
+        )
+
+    def _fetch_context(self, running: RunningLease) -> FetchContext:
+        from ingest.fetch import FetchContext
+        from ingest.http import make_session
+
+        with self._fetch_lock:
+            if not self._fetch_resources:
+                self._fetch_resources = {
+                    "accepted_by": set(),
+                    "pool": ThreadPoolExecutor(self._connections * PAGES, thread_name_prefix="page"),
+                    "connections": threading.Semaphore(self._connections),
+                    "session": make_session(self._connections),
+                }
+        return FetchContext(
+            data_dir=self._data_dir,
+            api_key=self._api_key,
+            acquire_permit=lambda bucket: self.permits.acquire(bucket, running.cancelled),
+            on_throttle=self._report_throttle,
+            on_progress=self._count,
+            cancelled=running.cancelled,
+            **self._fetch_resources,
         )
 
     def _array_result(self, lease: Lease, answer: Arrays, seconds: float) -> tuple[Message, list[bytes]]:

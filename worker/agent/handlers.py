@@ -11,7 +11,6 @@ import msgspec
 from coordinator.wire.failures import FailureKind
 from coordinator.wire.lease_kinds import LeaseKind
 from coordinator.wire.messages import Failure, Lease
-from ingest import build_series
 from ingest.errors import (
     AuthenticationError,
     IngestError,
@@ -21,7 +20,6 @@ from ingest.errors import (
     UsageError,
     VerificationError,
 )
-from ingest.fetch import fetch_shard
 from ingest.files import DISK_FULL
 from ingest.models import BuildJob, FetchJob
 from worker.agent.lease import Arrays, LeaseContext
@@ -50,11 +48,15 @@ FAILURES: Mapping[type[Exception], FailureKind] = {
 
 def fetch(job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
     """Fetch one shard: `FetchJob` → `ShardResult`."""
-    return msgspec.to_builtins(fetch_shard(msgspec.convert(job, FetchJob), context))
+    from ingest.fetch import fetch_shard
+
+    return msgspec.to_builtins(fetch_shard(msgspec.convert(job, FetchJob), context.fetch_context()))
 
 
 def build(job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
     """Build the series of one year: `BuildJob` → `BuildResult`."""
+    from ingest import build_series
+
     return msgspec.to_builtins(build_series.build(msgspec.convert(job, BuildJob), context.data_dir))
 
 

@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from coordinator.wire.messages import Lease, Phase
-from ingest.fetch import FetchContext
 from worker.agent.file_transfer import FileTransfer, TransferInbox
+
+if TYPE_CHECKING:  # pyarrow and requests take 0.6 s of processor time to load; only a fetch needs them
+    from ingest.fetch import FetchContext
 
 
 class GraceDeadline:
@@ -58,10 +60,14 @@ class RankProgress:
 
 
 @dataclass
-class LeaseContext(FetchContext):
-    """Context of one lease: what a handler needs of its worker, beyond the context of a fetch.
+class LeaseContext:
+    """Context of one lease: what a handler needs of its worker.
 
     Attributes:
+        data_dir: Data folder of this host.
+        cancelled: Set when the lease was cancelled.
+        on_progress: Adds to the worker's counts of (rows verified, requests).
+        fetch_context: Returns the resources that all fetches of this worker share.
         endpoint: Of the coordinator, `tcp://host:port`.
         address: Of this host in a ring; None for the one that the coordinator's network reaches.
         proof_root: Folder below which the files lie that the lease's result names.
@@ -73,6 +79,10 @@ class LeaseContext(FetchContext):
         weights: Returns the policy with a given SHA-256; raises Cancelled when the lease was cancelled meanwhile.
     """
 
+    data_dir: Path
+    cancelled: threading.Event
+    on_progress: Callable[[int, int], None]
+    fetch_context: Callable[[], FetchContext]
     endpoint: str
     address: str | None
     proof_root: Path

@@ -38,15 +38,9 @@ class Bench:
         self.unheard = 0.0
         self.context = LeaseContext(
             data_dir=self.data,
-            api_key=None,
-            accepted_by=set(),
-            pool=None,  # type: ignore[arg-type]
-            connections=None,  # type: ignore[arg-type]
-            session=None,  # type: ignore[arg-type]
-            acquire_permit=lambda bucket: None,
-            on_throttle=lambda bucket, kind, after: None,
-            on_progress=lambda rows, requests: None,
             cancelled=threading.Event(),
+            on_progress=lambda rows, requests: None,
+            fetch_context=lambda: pytest.fail("a rank fetches nothing"),
             endpoint="tcp://127.0.0.1:5555",
             address=None,
             proof_root=self.data,
