@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.eia_client import emulator, recorded
-from tests.support.program import coordinator, undisturbed
+from tests.support.program import coordinator, program, undisturbed
 
-__all__ = ["coordinator", "emulator", "recorded", "undisturbed"]
+__all__ = ["coordinator", "emulator", "program", "recorded", "undisturbed"]
 
 # The suite starts hundreds of Python processes that import the same modules. Without a bytecode cache each compiles them
 # again, which is most of its start-up time. A caller who turned the cache off gets one inside .pytest_cache.

@@ -19,7 +19,7 @@ import pytest
 from coordinator.scheduling.records import Failed, Released
 from coordinator.server.journal import Journal
 from ingest.emulator.process import Emulator
-from tests.support.program import PLAN, THREE, TRAINING, command, environment, series_digest
+from tests.support.program import PLAN, SMALL, TRAINING, command, environment, series_digest
 from tests.support.waiting import until
 
 JUMPS_S = (3 * 3600, -3 * 3600, 0)
@@ -90,11 +90,11 @@ def test_the_clock_that_is_made_to_jump_does(clocks: Clocks) -> None:
 def test_an_extraction_whose_clocks_jump_leaves_the_same_series(
     tmp_path: Path, clocks: Clocks, undisturbed: dict[str, str]
 ) -> None:
-    with Emulator("--latency-ms", "30") as emulator:
+    with Emulator("--latency-ms", "120") as emulator:
         arguments = command(
-            "start", "--extract", "--quiet", "--source", emulator.url, "--data", tmp_path / "data", *THREE
+            "start", "--extract", "--quiet", "--source", emulator.url, "--data", tmp_path / "data", *SMALL
         )
-        run(arguments, tmp_path, clocks, lambda: emulator.stats()["requests"] // 4)
+        run(arguments, tmp_path, clocks, lambda: emulator.stats()["requests"] // 3)
     assert clocks.moved > 10
     lost = [
         record

@@ -13,9 +13,9 @@ import psutil
 import pytest
 
 from ingest.emulator.process import Emulator
-from tests.support.program import THREE, Page, asked, command, environment, series_digest
+from tests.support.program import SMALL, Page, asked, command, environment, series_digest
 
-LATENCY_MS = "60"  # a run lasts long enough to be hit anywhere, and a kill finds requests under way
+LATENCY_MS = "120"  # a run lasts long enough to be hit anywhere, and a kill finds requests under way
 
 pytestmark = pytest.mark.skipif(not hasattr(psutil.Process, "children"), reason="needs process lists")
 
@@ -57,7 +57,7 @@ def run_with_kills(folder: Path, kills: int, seed: int) -> dict[str, int]:
     counts = {"coordinator": 0, "worker": 0, "runs": 0}
     with Emulator("--latency-ms", LATENCY_MS) as emulator:
         arguments = command(
-            "start", "--extract", "--quiet", "--retries", "1000", "--source", emulator.url, "--data", data, *THREE
+            "start", "--extract", "--quiet", "--retries", "1000", "--source", emulator.url, "--data", data, *SMALL
         )
 
         def start() -> subprocess.Popen[bytes]:

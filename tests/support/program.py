@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import io
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 from urllib.parse import parse_qs
 
 import pytest
@@ -22,8 +26,8 @@ RECORDINGS = ROOT.parent / "shared" / "data"
 
 # Two respondents, half a leap year, both routes: 4 shards, 2 builds, about 20 pages.
 SMALL = ("--respondents", "PACW,ERCO", "--start", "2024-01", "--end", "2024-06")
-# 3 respondents × 1 year × 2 routes: 6 shards, 3 builds, about 50 pages.
-THREE = ("--respondents", "PACW,ERCO,MISO", "--start", "2024", "--end", "2024")
+# One respondent, one month, both routes: 2 shards, 1 build.
+MONTH = ("--respondents", "PACW", "--start", "2024-03", "--end", "2024-03")
 # One respondent, three years of synthetic hours: one to train, one to validate, one that is kept for tests.
 PLAN = ("--respondents", "PACW", "--start", "2019", "--end", "2021")
 TRAINING = {
@@ -52,6 +56,9 @@ class Run:
         return json.loads(self.stdout)
 
 
+Coordinator = Callable[..., Run]
+
+
 def command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "coordinator", *map(str, arguments)]
 
@@ -63,8 +70,8 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def coordinator(tmp_path: Path) -> Callable[..., Run]:
-    """Run `coordinator …` to its end in an empty working folder, so that no cluster.toml is found."""
+def program(tmp_path: Path) -> Coordinator:
+    """Run `coordinator …` as a process, to its end, in an empty working folder, so that no cluster.toml is found."""
 
     def run(*arguments: str | Path, timeout: float = 150, **env: str) -> Run:
         done = subprocess.run(
@@ -80,6 +87,28 @@ def coordinator(tmp_path: Path) -> Callable[..., Run]:
         return Run(done.returncode, done.stdout, done.stderr)
 
     return run
+
+
+@pytest.fixture
+def coordinator(tmp_path: Path) -> Coordinator:
+    """Run `coordinator …` in this process, with one worker: a third of the processor time of `program`."""
+
+    def run(*arguments: str | Path, **env: str) -> Run:
+        return run_here(tmp_path, *arguments, **env)
+
+    return run
+
+
+def run_here(folder: Path, *arguments: str | Path, **env: str) -> Run:
+    """Run a command line of the coordinator in this process, with `folder` as the working folder."""
+    from coordinator.cli.app import app
+    from coordinator.cli.errors import run
+
+    out, err = io.StringIO(), io.StringIO()
+    variables = environment(COORDINATOR_WORKERS="1", **env)
+    with patch.dict(os.environ, variables, clear=True), chdir(folder), redirect_stdout(out), redirect_stderr(err):
+        code = run(app, list(map(str, arguments)))
+    return Run(code, out.getvalue(), err.getvalue())
 
 
 def series_digest(data: Path) -> dict[str, str]:
@@ -100,11 +129,25 @@ def asked(log: list[dict]) -> list[Page]:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What an extraction of THREE that nothing disturbs leaves."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    with Emulator() as emulator:
-        arguments = command(
-            "start", "--extract", "--quiet", "--source", emulator.url, "--data", folder / "data", *THREE
-        )
-        subprocess.run(arguments, cwd=folder, env=environment(), check=True, stdout=subprocess.DEVNULL, timeout=150)
-    return series_digest(folder / "data")
+    """The digests of the series that an extraction of SMALL without any fault makes."""
+
+    def make() -> dict[str, str]:
+        folder = tmp_path_factory.mktemp("undisturbed")
+        with Emulator() as emulator:
+            done = run_here(folder, "start", "--extract", "--quiet", "--source", emulator.url, *SMALL)
+        assert done.code == 0, done.stderr
+        return series_digest(folder / "data")
+
+    return once(tmp_path_factory, "undisturbed", make)
+
+
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[], dict[str, str]]) -> dict[str, str]:
+    """Return what `make` returns, which the first of pytest-xdist's workers computes for all of them."""
+    base = factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    path = shared / f"{name}.json"
+    with (shared / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            path.write_text(json.dumps(make()))
+    return dict(json.loads(path.read_text()))

@@ -1,0 +1,71 @@
+"""Extractions on a folder that holds data: nothing to do, revised hours, results from a worker with a folder of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from ingest.emulator.process import Emulator
+from tests.support.program import Coordinator, environment
+from tests.support.waiting import until
+from worker.training.rank_runner import free_port
+
+
+def test_default_run_needs_no_key_and_the_next_one_requests_nothing(
+    program: Coordinator, coordinator: Coordinator, tmp_path: Path
+) -> None:
+    period = ("--respondents", "PACW", "--start", "2024-01", "--end", "2024-02")
+    run = program("start", "--extract", "--json", *period)
+    assert run.code == 0, run.stderr
+    result = run.result
+    assert result["rows"] == result["total"] > 0
+    assert result["duplicates"] == 0
+    assert result["origins"] == ["synthetic"]
+    assert (tmp_path / "data" / "coverage.png").stat().st_size > 0
+    again = coordinator("start", "--extract", "--json", *period)
+    assert again.code == 0
+    assert again.result["new_shards"] == 0
+    assert again.result["requests"] == 0
+    verified = coordinator("verify")
+    assert verified.code == 0, verified.stdout
+
+
+def test_update_refetches_revisable_hours_and_keeps_both_generations(coordinator: Coordinator, tmp_path: Path) -> None:
+    """The emulator's clock is in June 2026; a week later the hours that it has revised are a new generation."""
+    period = ("--respondents", "PACW", "--start", "2026-05", "--end", "2026-07")
+    with Emulator("--now", "2026-06-20T06") as emulator:
+        first = coordinator("start", "--update", "--json", "--source", emulator.url, *period)
+        assert first.code == 0, first.stderr
+        emulator.advance(7 * 86400)
+        second = coordinator("start", "--update", "--json", "--source", emulator.url, *period)
+        assert second.code == 0, second.stderr
+    assert second.result["new_rows"] < first.result["new_rows"]
+    assert second.result["revised"] > 0
+    assert list((tmp_path / "data" / "manifests").rglob("*/g000.json"))
+    assert list((tmp_path / "data" / "manifests").rglob("*/g001.json"))
+    assert coordinator("verify").code == 0
+
+
+def test_worker_with_its_own_folder_uploads_its_files(
+    coordinator: Coordinator, emulator: Emulator, tmp_path: Path
+) -> None:
+    """As on another host: it shares only the connection with the coordinator; what it fetched is verified here."""
+    # 8 shards: more than one worker holds. It waits for the coordinator, so it is there before the coordinator's own worker.
+    plan = ("--respondents", "PACW,ERCO", "--start", "2023-12", "--end", "2024-01")
+    bind = f"tcp://127.0.0.1:{free_port('127.0.0.1')}"
+    remote = [sys.executable, "-m", "worker", "--coordinator", bind, "--data", str(tmp_path / "far")]
+    worker = subprocess.Popen(remote, cwd=tmp_path, env=environment(), stderr=subprocess.DEVNULL)
+    try:
+        until((tmp_path / "far").exists, "the worker")
+        run = coordinator("start", "--extract", "--json", "--source", emulator.url, "--bind", bind, *plan)
+        assert run.code == 0, run.stderr
+        assert worker.wait(60) == 0
+    finally:
+        worker.kill()
+        worker.wait()
+    assert run.result["rows"] == run.result["total"]
+    manifests = [json.loads(path.read_text()) for path in (tmp_path / "data" / "manifests" / "eia").rglob("*.json")]
+    assert any(f"-{worker.pid}-" in manifest["worker"] for manifest in manifests)
+    assert coordinator("verify").code == 0
