@@ -29,7 +29,7 @@ from coordinator.server import key_store
 from coordinator.server.folder_lock import FolderLock
 from ingest import manifest
 from tests.support.data_folder import build_all, commit, daily, shard
-from tests.support.program import environment
+from tests.support.program import MONTH, environment, run_here
 from tests.support.report_data import controlled
 from tests.support.training_data import TRAIN
 from worker.forecast.model.checkpoint import Checkpoint, save
@@ -204,9 +204,9 @@ MISTAKES = (
     Mistake("asked bulk files for a region", f"{EXTRACT} --source bulk --respondents CAL", USAGE, ("CAL", "balancing authorities only", "CISO")),
     Mistake("set no API key", f"{EXTRACT} --source eia", AUTHENTICATION, ("EIA_API_KEY", "not set", "--source bulk"), variable("EIA_API_KEY", "")),
     Mistake("copied a key with a blank", f"{EXTRACT} --source eia", AUTHENTICATION, ("EIA_API_KEY", "blank", "export"), variable("EIA_API_KEY", "half of it half of it")),
-    Mistake("named a source that is down", f"{EXTRACT} --source http://127.0.0.1:1", FAILED, ("http://127.0.0.1:1", "refused", "--source synthetic"), process=True),
+    Mistake("named a source that is down", f"{EXTRACT} --source http://127.0.0.1:1", FAILED, ("http://127.0.0.1:1", "refused", "--source synthetic")),
     # -- settings
-    Mistake("set a variable to nonsense", "coordinator verify", USAGE, ("rate = 'fast'", "COORDINATOR_RATE", "`unset COORDINATOR_RATE`"), variable("COORDINATOR_RATE", "fast"), process=True),
+    Mistake("set a variable to nonsense", "coordinator verify", USAGE, ("rate = 'fast'", "COORDINATOR_RATE", "`unset COORDINATOR_RATE`"), variable("COORDINATOR_RATE", "fast")),
     Mistake("misspelt a key of cluster.toml", "coordinator config show", USAGE, ("cluster.toml", "'respondent'", "did you mean 'respondents'"), file("cluster.toml", 'respondent = "PACW"\n')),
     Mistake("wrote no TOML into cluster.toml", "coordinator config show", USAGE, ("cluster.toml", "not TOML", "Correct the file"), file("cluster.toml", "data = \n")),
     Mistake("wrote no TOML into the training's settings", "coordinator start --train --train-config t.toml", USAGE, ("train-config t.toml", "not TOML", "--train-config"), file("t.toml", "dim = \n")),
@@ -214,13 +214,13 @@ MISTAKES = (
     Mistake("named settings that are not there", "coordinator start --train --train-config t.toml", USAGE, ("train-config t.toml", "no such file", "worker/train.py")),
     # -- the data folder
     Mistake("named a file as the folder", f"{EXTRACT} --data notes.txt", USAGE, ("notes.txt", "is a file", "--data"), file("notes.txt", "mine")),
-    Mistake("named a folder in a place that is no disk", f"{EXTRACT} --data /proc/energy", INCOMPLETE, ("/proc/energy", "can't write", "--data"), process=True),
+    Mistake("named a folder in a place that is no disk", f"{EXTRACT} --data /proc/energy", INCOMPLETE, ("/proc/energy", "can't write", "--data")),
     Mistake("named a read-only folder", EXTRACT, INCOMPLETE, ("data", "Read-only file system", "--data"), mounted("ro"), process=True),
     Mistake("has no room on the disk", EXTRACT, INCOMPLETE, ("data/journal.sqlite", "0.0 MB are free", "same command"), mounted("size=16k"), process=True),
     Mistake("started a second coordinator", EXTRACT, USAGE, ("data is in use", "pid", "`coordinator status`"), second_coordinator, process=True),
     Mistake("kept a folder of an older version", "coordinator verify", USAGE, ("data", "format 0", "`mv data data.old`"), of_format(0)),
-    Mistake("kept a folder of a later version", EXTRACT, USAGE, ("data", "format 9", "`mv data data.old`"), of_format(9), process=True),
-    Mistake("damaged a manifest", EXTRACT, FAILED, ("g000.json", "not a readable manifest", f"`{EXTRACT}`"), damaged_manifest, process=True),
+    Mistake("kept a folder of a later version", EXTRACT, USAGE, ("data", "format 9", "`mv data data.old`"), of_format(9)),
+    Mistake("damaged a manifest", EXTRACT, FAILED, ("g000.json", "not a readable manifest", f"`{EXTRACT}`"), damaged_manifest),
     Mistake("damaged a series", "coordinator verify", FAILED, ("long.parquet", "sha256", f"`{EXTRACT}`"), damaged_series, told=True),
     # -- too early, or for something else
     Mistake("trained before extracting", "coordinator start --train", USAGE, ("data", "no series", f"`{EXTRACT} --data data`")),
@@ -230,17 +230,17 @@ MISTAKES = (
     Mistake("reported on nothing", "coordinator report", USAGE, ("data", "no folder", f"`{EXTRACT} --data data`")),
     Mistake("wrote the report where nothing can be", "coordinator report --out /proc/report.html", INCOMPLETE, ("/proc/report.html", "can't write", "same command"), series),
     Mistake("damaged control's result", "coordinator report", DONE, ("control/result.json", "can't be read", "`coordinator start --rollouts --data data`"), damaged_control, told=True),
-    Mistake("forecast before training", "coordinator forecast --region PACW --issue 2024-01-10T10", USAGE, ("data/train", "no finished training", "`coordinator start --train`"), series, process=True),
+    Mistake("forecast before training", "coordinator forecast --region PACW --issue 2024-01-10T10", USAGE, ("data/train", "no finished training", "`coordinator start --train`"), series),
     Mistake("forecast at no issue time", "coordinator forecast --region PACW --issue 2024-01-10T09", USAGE, ("2024-01-10T09", "10:00 local", "2024-01-10T10")),
     Mistake("forecast half a question", "coordinator forecast --region PACW", USAGE, ("--region and --issue", "--table", "--help")),
-    Mistake("damaged a checkpoint", "coordinator forecast --region PACW --issue 2024-01-10T10", USAGE, ("weights.safetensors", "damaged", "`coordinator start --train`"), checkpoint('{"format": 1, "sha256": {"weights": "0"}}'), process=True),
-    Mistake("named a checkpoint of another version", "coordinator forecast --region PACW --issue 2024-01-10T10", USAGE, ("000010", "format 9", "train again"), checkpoint('{"format": 9}'), process=True),
+    Mistake("damaged a checkpoint", "coordinator forecast --region PACW --issue 2024-01-10T10", USAGE, ("weights.safetensors", "damaged", "`coordinator start --train`"), checkpoint('{"format": 1, "sha256": {"weights": "0"}}')),
+    Mistake("named a checkpoint of another version", "coordinator forecast --region PACW --issue 2024-01-10T10", USAGE, ("000010", "format 9", "train again"), checkpoint('{"format": 9}')),
     Mistake("went on with another run's checkpoint", "worker/train.py --data data", USAGE, ("data/train/checkpoints", "a run with another model, respondents", "new folder with --run"), another_run, process=True),
     # -- hosts, workers, keys
     Mistake("named no hostfile", f"{EXTRACT} --hostfile hosts.json", USAGE, ("hostfile hosts.json", "No such file", "hostfiles/README.md")),
     Mistake("wrote no JSON into the hostfile", f"{EXTRACT} --hostfile hosts.json", USAGE, ("hostfile hosts.json", "Expecting", "hostfiles/README.md"), file("hosts.json", "m2-1, m2-2")),
-    Mistake("started with a host that is down", f"{EXTRACT} --hostfile hosts.json --keys keys", USAGE, ("nobody@127.0.0.1", "can't be used", "`ssh -o BatchMode=yes nobody@127.0.0.1 true`"), down_host, process=True),
-    Mistake("bound a port that is taken", EXTRACT, USAGE, ("bind tcp://127.0.0.1:", "in use", "--bind"), taken_port, process=True),
+    Mistake("started with a host that is down", f"{EXTRACT} --hostfile hosts.json --keys keys", USAGE, ("nobody@127.0.0.1", "can't be used", "ssh there"), down_host),
+    Mistake("bound a port that is taken", EXTRACT, USAGE, ("bind tcp://127.0.0.1:", "in use", "--bind"), taken_port),
     Mistake("named a worker with a blank", "coordinator keys add 'm2 1' --keys keys", USAGE, ("'m2 1'", "malformed", "`coordinator keys add")),
     Mistake("revoked who has no key", "coordinator keys revoke m2-9 --keys keys", USAGE, ("'m2-9'", "known: m2-1", "`coordinator keys list`"), key_file(0o600)),
     Mistake("left a key for all to read", "worker --coordinator tcp://127.0.0.1:1 --key keys/workers/m2-1.key", USAGE, ("keys/workers/m2-1.key", "readable by others", "`chmod 600"), key_file(0o644), process=True),
@@ -336,23 +336,8 @@ def test_the_table_is_long_enough_and_names_each_once() -> None:
 def test_a_path_with_spaces_works(tmp_path: Path) -> None:
     """All that a folder's name goes through: workers' command lines, the journal, manifests, the proof from disk."""
     data = tmp_path / "hours of the grid"
-    plan = [
-        "--extract",
-        "--respondents",
-        "PACW",
-        "--start",
-        "2024-03",
-        "--end",
-        "2024-03",
-        "--quiet",
-        "--data",
-        str(data),
-    ]
-    for words in (["start", *plan], ["verify", "--data", str(data)], ["report", "--data", str(data)]):
-        command = [sys.executable, "-m", "coordinator", *words]
-        done = subprocess.run(
-            command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=150, check=False
-        )
-        assert done.returncode == 0, done.stderr
+    assert run_here(tmp_path, "start", "--extract", "--quiet", "--data", data, *MONTH).code == 0
+    assert run_here(tmp_path, "verify", "--data", data).code == 0
+    assert run_here(tmp_path, "report", "--data", data).code == 0
     assert any(manifest.build_results(data))
     assert (data / "report.html").exists()

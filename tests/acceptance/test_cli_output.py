@@ -30,11 +30,10 @@ from coordinator.cli.errors import run
 from coordinator.doctor.checks import Finding, describe
 from ingest.emulator.process import Emulator
 from tests.support.data_folder import build_all, commit, shard
-from tests.support.program import SMALL, command, environment
+from tests.support.program import MONTH, SMALL, command, environment
 from tests.support.waiting import until
 from worker.forecast.table import format_table
 
-MONTH = ("--respondents", "PACW", "--start", "2024-03", "--end", "2024-03")
 SGR = re.compile(r"\x1b\[[0-9;]*m")  # bold, colours, and their end
 COLOUR = re.compile(r"\x1b\[(?:[0-9;]*;)?[349][0-7]m")
 
@@ -103,6 +102,7 @@ def test_examples_work(coordinator: Said, tmp_path: Path, monkeypatch: pytest.Mo
     """In the order of the help, in one folder. Those of the forecast, which needs a training, and of the doctor, which measures the
     machine, are run by tests of their own with other values."""
     monkeypatch.setenv("COORDINATOR_KEYS", str(tmp_path / "keys"))
+    monkeypatch.setenv("COORDINATOR_WORKERS", "1")
     for words, one in COMMANDS.items():
         if words not in ("coordinator doctor", "coordinator forecast"):
             code, out, err = coordinator(*shlex.split(one.epilog)[1:])
@@ -368,7 +368,7 @@ def test_results_on_a_terminal_of_any_width(tmp_path: Path, columns: int, colour
 
 
 def test_a_run_on_a_narrow_terminal(tmp_path: Path) -> None:
-    code, shown = on_terminal(tmp_path, 40, "start", "--extract", *MONTH, NO_COLOR="1")
+    code, shown = on_terminal(tmp_path, 40, "start", "--extract", "--workers", "1", *MONTH, NO_COLOR="1")
     assert code == 0, shown
     assert "Traceback" not in shown and "2 of 2 shards verified" in shown
     assert not COLOUR.search(shown)
