@@ -9,10 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.columns import hour_number, hour_text
+from coordinator.stages.extract.source import parse_source
+from ingest.columns import EMPTY, hour_number, hour_text
 from ingest.errors import UsageError
-from ingest.models import FileEntry, Gap, PageEntry, Shard, ShardResult
+from ingest.http import HttpResponse
+from ingest.models import FetchJob, FileEntry, Gap, PageEntry, Shard, ShardResult
 from ingest.plan import build_job, expected_requests, open_gaps, plan_builds, plan_shards, plan_update
+from ingest.sources import SOURCES
+from ingest.sources.base import Page, Source
 
 FILE = FileEntry("pieces/x.parquet", 1, "0" * 64)
 
@@ -121,6 +125,31 @@ def test_update_plans_whole_bulk_files() -> None:
     wanted = plan_shards("bulk", ("PACW",), (2024,))
     fresh = plan_update([result_of(one) for one in wanted], datetime(2024, 12, 30, tzinfo=UTC), 14, wanted)
     assert [(shard.start, shard.end, shard.generation) for shard in fresh] == [("2024-07-01T00", "2024-12-31T23", 1)]
+
+
+class Tiny(Source):
+    """The least that a source defines."""
+
+    url, routes, deadline_s, suffix = "http://tiny.test", ("load",), 1.0, ".bin"
+
+    def request(self, job: FetchJob, offset: int) -> str:
+        return "/load"
+
+    def receive(self, job: FetchJob, response: HttpResponse, key: str | None) -> tuple[bytes, Page]:
+        return response.body, self.parse(job, response.body)
+
+    def parse(self, job: FetchJob, stored: bytes) -> Page:
+        return Page(EMPTY, 0, 0)
+
+
+def test_registered_source_is_planned_and_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SOURCES, "tiny", f"{__name__}.Tiny")
+    shards = plan_shards("tiny", ("PACW",), (2023, 2024))
+    assert [shard.key for shard in shards] == ["tiny/load/PACW/2023/g000", "tiny/load/PACW/2024/g000"]
+    assert expected_requests(shards) == 2
+    assert [build.year for build in plan_builds(shards)] == [2023, 2024]
+    assert parse_source("tiny").base_url == "http://tiny.test"
+    assert parse_source("tiny+http://127.0.0.1:1/").kind == "tiny"
 
 
 FIRST = hour_number("2023-01-01T00")
