@@ -109,7 +109,7 @@ def waiting(tmp_path: Path, name: str = "hold") -> TaskSpec:
     return TaskSpec(name, "wait", {"begun": str(tmp_path / f"{name}.begun"), "until": str(tmp_path / "go")})
 
 
-def test_a_run_from_hello_to_stop(fleet: Fleet, tmp_path: Path) -> None:
+def test_workers_register_run_all_leases_and_stop(fleet: Fleet, tmp_path: Path) -> None:
     steps = [TaskSpec(f"t{n}", "step", {"seed": str(n)}) for n in range(40)]
     fleet.serve(waiting(tmp_path), *steps, TaskSpec("last", "noop", {"spin": 9}))
     workers = [fleet.worker(), fleet.worker()]
@@ -120,7 +120,7 @@ def test_a_run_from_hello_to_stop(fleet: Fleet, tmp_path: Path) -> None:
     assert [worker.wait(WAIT_S) for worker in workers] == [0, 0]
 
 
-def test_a_killed_worker_is_blamed_for_what_it_executed_and_another_does_it(fleet: Fleet, tmp_path: Path) -> None:
+def test_lease_of_killed_worker_counts_failure_and_runs_elsewhere(fleet: Fleet, tmp_path: Path) -> None:
     server = fleet.serve(waiting(tmp_path))
     doomed = fleet.worker()
     until(lambda: list(tmp_path.glob("hold.begun.*")), "the lease to begin")
@@ -134,9 +134,7 @@ def test_a_killed_worker_is_blamed_for_what_it_executed_and_another_does_it(flee
     assert (fleet.done["hold"].attempt, fleet.scheduler.tasks["hold"].failures) == (2, 1)
 
 
-def test_a_frozen_worker_loses_its_lease_by_silence_and_its_late_result_is_dropped(
-    fleet: Fleet, tmp_path: Path
-) -> None:
+def test_frozen_worker_loses_lease_and_its_late_result_is_dropped(fleet: Fleet, tmp_path: Path) -> None:
     fleet.serve(waiting(tmp_path))
     frozen = fleet.worker()
     until(lambda: list(tmp_path.glob("hold.begun.*")), "the lease to begin")
@@ -150,7 +148,7 @@ def test_a_frozen_worker_loses_its_lease_by_silence_and_its_late_result_is_dropp
     assert fleet.end().status == "done"
 
 
-def test_a_lease_that_kills_its_workers_is_quarantined_and_the_rest_is_done(fleet: Fleet) -> None:
+def test_task_that_kills_workers_is_quarantined_and_others_finish(fleet: Fleet) -> None:
     server = fleet.serve(TaskSpec("poison", "suicide", {}), TaskSpec("good", "step", {"seed": "x"}, depends_on=()))
     while fleet.outcome is None and len(fleet.processes) < 12:
         process = fleet.worker(capacity=1)
@@ -162,7 +160,7 @@ def test_a_lease_that_kills_its_workers_is_quarantined_and_the_rest_is_done(flee
     assert fleet.scheduler.tasks["poison"].error == "WorkerLost"
 
 
-def test_crashes_are_told_with_their_trace_and_without_the_key(fleet: Fleet) -> None:
+def test_crash_report_has_traceback_without_api_key(fleet: Fleet) -> None:
     fleet.serve(TaskSpec("bad", "fail", {}), TaskSpec("huge", "huge", {}), TaskSpec("odd", "nonsense", {}))
     fleet.worker()
     until(lambda: fleet.scheduler.store.counts["quarantined"] == 2, "both quarantines")
@@ -175,7 +173,7 @@ def test_crashes_are_told_with_their_trace_and_without_the_key(fleet: Fleet) -> 
     assert all(b"very-secret-key" not in path.read_bytes() for path in fleet.data_dir.iterdir())
 
 
-def test_a_new_coordinator_on_the_port_takes_over_the_workers(fleet: Fleet, tmp_path: Path) -> None:
+def test_restarted_coordinator_takes_over_workers(fleet: Fleet, tmp_path: Path) -> None:
     """The first one ends without a word, as a killed one does: its worker registers again and drops what it held."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         bind = f"tcp://127.0.0.1:{free.getsockname()[1]}"
@@ -198,7 +196,7 @@ def test_a_new_coordinator_on_the_port_takes_over_the_workers(fleet: Fleet, tmp_
     assert worker.wait(WAIT_S) == 0
 
 
-def test_interrupted_workers_give_back_and_drained_ones_finish(fleet: Fleet, tmp_path: Path) -> None:
+def test_interrupted_worker_releases_leases_and_drained_one_finishes(fleet: Fleet, tmp_path: Path) -> None:
     server = fleet.serve(waiting(tmp_path), waiting(tmp_path, "never"))
     one = fleet.worker(capacity=1)
     until(lambda: list(tmp_path.glob("hold.begun.*")), "the lease to begin")
@@ -214,7 +212,7 @@ def test_interrupted_workers_give_back_and_drained_ones_finish(fleet: Fleet, tmp
     assert set(fleet.done) == {"hold"} and two.wait(WAIT_S) == 0
 
 
-def test_stop_now_cancels_what_is_executing(fleet: Fleet, tmp_path: Path) -> None:
+def test_abort_cancels_running_leases(fleet: Fleet, tmp_path: Path) -> None:
     server = fleet.serve(waiting(tmp_path))
     worker = fleet.worker()
     until(lambda: list(tmp_path.glob("hold.begun.*")), "the lease to begin")
@@ -223,7 +221,7 @@ def test_stop_now_cancels_what_is_executing(fleet: Fleet, tmp_path: Path) -> Non
     assert worker.wait(WAIT_S) == 0
 
 
-def test_a_worker_dies_with_its_parent(tmp_path: Path) -> None:
+def test_worker_exits_with_its_parent(tmp_path: Path) -> None:
     code = (
         "import subprocess, sys\n"
         f"p = subprocess.Popen([sys.executable, {str(AGENT)!r}, 'tcp://127.0.0.1:9', {str(tmp_path)!r}, '1'],"
@@ -250,7 +248,7 @@ def test_a_worker_dies_with_its_parent(tmp_path: Path) -> None:
     until(gone, "the worker to end")
 
 
-def test_files_travel_to_a_coordinator_on_another_folder(fleet: Fleet, tmp_path: Path) -> None:
+def test_files_are_uploaded_to_coordinator_on_other_filesystem(fleet: Fleet, tmp_path: Path) -> None:
     sizes = [0, 32, 1 << 18, (1 << 20) + 32, 5 << 20]
     fleet.serve(
         *(
@@ -274,7 +272,7 @@ def test_files_travel_to_a_coordinator_on_another_folder(fleet: Fleet, tmp_path:
     assert not list(fleet.data_dir.rglob("*.part"))
 
 
-def test_a_worker_with_a_key_works_and_one_without_gets_no_answer(fleet: Fleet, tmp_path: Path) -> None:
+def test_worker_with_key_works_and_one_without_gets_no_answer(fleet: Fleet, tmp_path: Path) -> None:
     key = key_store.add_worker(tmp_path / "keys", "mine")
     fleet.serve(TaskSpec("t", "step", {"seed": "t"}), key=key_store.load_coordinator(tmp_path / "keys"))
     fleet.worker()
@@ -342,11 +340,11 @@ def sealed(seed: str) -> str:
     return value.hex()
 
 
-def test_kills_of_workers_and_coordinator_change_nothing(tmp_path: Path) -> None:
+def test_random_kills_do_not_change_results(tmp_path: Path) -> None:
     kill_loop(tmp_path / "data", kills=5, tasks=40, seconds=0.05, seed=7)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1_800)
-def test_fifty_kills_change_nothing(tmp_path: Path) -> None:
+def test_fifty_random_kills_do_not_change_results(tmp_path: Path) -> None:
     kill_loop(tmp_path / "data", kills=50, tasks=300, seconds=0.05, seed=11)

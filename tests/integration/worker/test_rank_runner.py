@@ -82,7 +82,7 @@ beats = open(sys.argv[sys.argv.index("--heartbeat") + 1], "a", buffering=1)
 SLEEP = READY + "time.sleep(600)\n"
 
 
-def test_a_rank_is_told_its_place_its_cores_and_its_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rank_gets_its_position_cores_and_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RINGATTN_THREADS", raising=False)  # a caller's own number would stay
     bench = Bench(
         tmp_path, READY + '(data / "seen").write_text(json.dumps([sys.argv[1:], dict(os.environ), sys.path[0]]))'
@@ -101,7 +101,7 @@ def test_a_rank_is_told_its_place_its_cores_and_its_folders(tmp_path: Path, monk
 
 @pytest.mark.parametrize("shares", [True, False])
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_is_the_runs_where_files_are_shared_and_else_the_hosts_own(tmp_path: Path, shares: bool) -> None:
+def test_full_disk_blames_run_if_files_are_shared_else_host(tmp_path: Path, shares: bool) -> None:
     bench = Bench(tmp_path, READY)
     run = bench.data / "train"
     if not shares:
@@ -115,13 +115,13 @@ def test_a_full_disk_is_the_runs_where_files_are_shared_and_else_the_hosts_own(t
         bench.run("127.0.0.1:20001", "127.0.0.1:20002", rank=1)
 
 
-def test_the_hostfile_lists_every_address(tmp_path: Path) -> None:
+def test_hostfile_lists_every_address(tmp_path: Path) -> None:
     bench = Bench(tmp_path, READY + '(data / "seen").write_text(open(os.environ["MLX_HOSTFILE"]).read())')
     bench.run("127.0.0.1:20001", "127.0.0.1:20002")
     assert json.loads(bench.read("seen")) == [["127.0.0.1:20001"], ["127.0.0.1:20002"]]
 
 
-def test_a_rank_alone_joins_no_ring_and_sees_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_single_rank_joins_no_ring_and_sees_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLX_RANK", "7")
     monkeypatch.setenv("MLX_HOSTFILE", "/nowhere")
     monkeypatch.setenv("EIA_API_KEY", "very-secret")
@@ -130,7 +130,7 @@ def test_a_rank_alone_joins_no_ring_and_sees_no_key(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux needs it")
-def test_openblas_is_preloaded_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_openblas_is_preloaded_where_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = RankSpec(1, 0, ("h:1",), "train")
     monkeypatch.setattr(blas_env, "openblas", lambda: Path("/lib/libopenblas.so.0"))
     assert rank_runner.rank_environment(job, tmp_path, {})["LD_PRELOAD"] == "/lib/libopenblas.so.0"
@@ -138,7 +138,7 @@ def test_openblas_is_preloaded_where_it_is_installed(tmp_path: Path, monkeypatch
     assert "LD_PRELOAD" not in rank_runner.rank_environment(job, tmp_path, {})
 
 
-def test_a_port_offer_is_an_address_that_can_be_bound(tmp_path: Path) -> None:
+def test_join_reply_has_address_that_can_be_bound(tmp_path: Path) -> None:
     import socket
 
     offer = RankRunner().join({}, Bench(tmp_path, "").context)
@@ -158,14 +158,12 @@ def test_a_port_offer_is_an_address_that_can_be_bound(tmp_path: Path) -> None:
         ("os.kill(os.getpid(), signal.SIGKILL)", RankDied, "SIGKILL"),
     ],
 )
-def test_how_a_rank_ends_is_what_the_coordinator_is_told(
-    tmp_path: Path, script: str, error: type[Exception], words: str
-) -> None:
+def test_exit_of_rank_maps_to_error(tmp_path: Path, script: str, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         Bench(tmp_path, script).run()
 
 
-def test_a_message_is_of_this_round_only(tmp_path: Path) -> None:
+def test_error_quotes_log_of_this_round_only(tmp_path: Path) -> None:
     bench = Bench(tmp_path, "sys.exit(2)")
     log = bench.data / "train" / "logs" / "rank-0.log"
     log.parent.mkdir(parents=True)
@@ -175,7 +173,7 @@ def test_a_message_is_of_this_round_only(tmp_path: Path) -> None:
     assert "an old message" not in str(raised.value)
 
 
-def test_words_are_passed_on_and_the_last_one_always(tmp_path: Path) -> None:
+def test_heartbeats_are_reported_and_always_the_last_one(tmp_path: Path) -> None:
     lines = 'beats.write(json.dumps({"step": n, "phase": "checkpoint" if n == 30 else "step", "time": 0.0}) + "\\n")'
     bench = Bench(tmp_path, BEAT + f"for n in range(50):\n    {lines}\n")
     bench.run()
@@ -183,7 +181,7 @@ def test_words_are_passed_on_and_the_last_one_always(tmp_path: Path) -> None:
     assert [one.heartbeat_count for one in bench.reports] == sorted({one.heartbeat_count for one in bench.reports})
 
 
-def test_a_stopped_rank_is_reported_and_so_is_its_waking(tmp_path: Path) -> None:
+def test_stopped_and_continued_rank_is_reported(tmp_path: Path) -> None:
     bench = Bench(tmp_path, SLEEP)
     answer = bench.start()
     bench.process.send_signal(signal.SIGSTOP)
@@ -195,7 +193,7 @@ def test_a_stopped_rank_is_reported_and_so_is_its_waking(tmp_path: Path) -> None
         answer.result(WAIT_S)
 
 
-def test_a_rank_that_is_asked_to_end_may_save_first(tmp_path: Path) -> None:
+def test_rank_asked_to_terminate_may_save_first(tmp_path: Path) -> None:
     save = """
 def save(*_):
     (pathlib.Path(sys.argv[2]) / "saved").touch()
@@ -211,7 +209,7 @@ signal.signal(signal.SIGTERM, save)
     assert (bench.data / "saved").exists()
 
 
-def test_a_stopped_rank_is_ended_by_force_when_its_time_is_up(tmp_path: Path) -> None:
+def test_stopped_rank_is_killed_after_grace_period(tmp_path: Path) -> None:
     bench = Bench(tmp_path, "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + SLEEP)
     answer = bench.start()
     process = bench.process
@@ -222,7 +220,7 @@ def test_a_stopped_rank_is_ended_by_force_when_its_time_is_up(tmp_path: Path) ->
     assert not process.is_running()
 
 
-def test_the_earliest_deadline_counts() -> None:
+def test_earliest_grace_deadline_counts() -> None:
     grace = GraceDeadline()
     assert grace.left_s is None
     grace.start(0.0)
@@ -230,7 +228,7 @@ def test_the_earliest_deadline_counts() -> None:
     assert grace.left_s == 0.0
 
 
-def test_a_lease_that_was_taken_back_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cancelled_lease_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rank_runner, "CANCEL_GRACE_S", 0.2)
     child = "import subprocess\nchild = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
     bench = Bench(tmp_path, child + "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + SLEEP)
@@ -243,7 +241,7 @@ def test_a_lease_that_was_taken_back_leaves_no_process(tmp_path: Path, monkeypat
     assert not left
 
 
-def test_a_rank_ends_by_itself_when_its_worker_hears_no_coordinator(tmp_path: Path) -> None:
+def test_watchdog_ends_rank_when_worker_loses_coordinator(tmp_path: Path) -> None:
     bench = Bench(tmp_path, SLEEP, silence_s=2.0)
     answer = bench.start()
     process = bench.process
@@ -253,12 +251,12 @@ def test_a_rank_ends_by_itself_when_its_worker_hears_no_coordinator(tmp_path: Pa
     assert not process.is_running()
 
 
-def test_a_rank_on_its_leash_is_let_alone_while_its_worker_hears(tmp_path: Path) -> None:
+def test_watchdog_spares_rank_while_coordinator_answers(tmp_path: Path) -> None:
     bench = Bench(tmp_path, READY + "time.sleep(2.5)\n", silence_s=4.0)  # a leash of 2 s
     assert bench.run() == {"rank": 0, "round": 1}
 
 
-def test_what_is_no_word_is_passed_over(tmp_path: Path) -> None:
+def test_malformed_heartbeats_are_counted_and_skipped(tmp_path: Path) -> None:
     path = tmp_path / "beats"
     beats = HeartbeatFollower(path)
     assert not beats.poll()

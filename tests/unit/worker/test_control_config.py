@@ -15,7 +15,7 @@ from ingest.files import file_sha256
 from worker.control.config import ControlConfig, read_config
 
 
-def test_a_file_says_what_differs_from_the_defaults(tmp_path: Path) -> None:
+def test_file_overrides_defaults(tmp_path: Path) -> None:
     assert read_config(None) == ControlConfig()
     path = tmp_path / "control.toml"
     path.write_text('algorithm = "evolve"\nevery = 2\n[vtrace]\nstaleness = 0\nnoise = 1\n')
@@ -46,7 +46,7 @@ def test_keys_of_earlier_versions_are_accepted(tmp_path: Path) -> None:
         ('baselines = "mpc,magic"', "choose from"),
     ],
 )
-def test_what_it_may_not_say(tmp_path: Path, text: str, why: str) -> None:
+def test_invalid_settings_are_refused(tmp_path: Path, text: str, why: str) -> None:
     path = tmp_path / "control.toml"
     path.write_text(text)
     with pytest.raises(UsageError, match=why):
@@ -69,7 +69,7 @@ def result(run: Path, **changes: object) -> None:
     (run / "result.json").write_text(json.dumps(plain | changes))
 
 
-def test_a_result_is_accepted_for_its_request_as_long_as_it_is_whole(tmp_path: Path) -> None:
+def test_result_counts_for_its_request_while_complete(tmp_path: Path) -> None:
     assert run_folder.completed_result(tmp_path, ControlResult, "a") is None
     with pytest.raises(VerificationError, match=r"result\.json"):
         run_folder.mark_complete(tmp_path, ControlResult, "a")
@@ -86,7 +86,7 @@ def test_a_result_is_accepted_for_its_request_as_long_as_it_is_whole(tmp_path: P
         run_folder.read_result(tmp_path, ControlResult)
 
 
-def test_another_forecaster_or_configuration_is_another_request(tmp_path: Path) -> None:
+def test_forecaster_and_configuration_identify_request(tmp_path: Path) -> None:
     asked = {
         artifacts.request_digest(tmp_path, b"", ""),
         artifacts.request_digest(tmp_path, b"x", ""),

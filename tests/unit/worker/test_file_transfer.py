@@ -56,7 +56,7 @@ def nothing() -> None:
     pass
 
 
-def test_only_what_is_missing_is_brought_and_what_is_not_listed_goes(tmp_path: Path) -> None:
+def test_sync_downloads_missing_files_and_removes_unlisted_ones(tmp_path: Path) -> None:
     wire, here = Wire(tmp_path / "there"), tmp_path / "here"
     listed = [write(wire.folder, path) for path in ("series/A/2021/wide.parquet", "run/checkpoints/000020/state.json")]
     replica.sync_replica(here, listed, wire.transfer, nothing)
@@ -73,7 +73,7 @@ def test_only_what_is_missing_is_brought_and_what_is_not_listed_goes(tmp_path: P
     assert (here / listed[0].path).read_bytes() == BODY and wire.moved == 3 * len(BODY)
 
 
-def test_a_file_that_came_in_part_is_gone_on_with_and_proved(tmp_path: Path) -> None:
+def test_partial_download_resumes_and_is_verified(tmp_path: Path) -> None:
     wire, here = Wire(tmp_path / "there"), tmp_path / "here"
     file = write(wire.folder, "series/A/2021/wide.parquet")
     half = here / f"{file.path}.{file.sha256[:16]}.part"
@@ -87,7 +87,7 @@ def test_a_file_that_came_in_part_is_gone_on_with_and_proved(tmp_path: Path) -> 
     assert (here / file.path).read_bytes() == BODY and not half.exists()
 
 
-def test_a_file_that_is_another_by_now_is_refused(tmp_path: Path) -> None:
+def test_changed_file_is_refused(tmp_path: Path) -> None:
     wire = Wire(tmp_path / "there")
     file = write(wire.folder, "series/A/2021/wide.parquet")
     write(wire.folder, file.path, BODY[::-1])
@@ -95,7 +95,7 @@ def test_a_file_that_is_another_by_now_is_refused(tmp_path: Path) -> None:
         wire.transfer.download(tmp_path / "here", file, nothing)
 
 
-def test_requests_that_are_lost_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_requests_are_sent_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.agent.file_transfer.ANSWER_S", 0.2)
     wire = Wire(tmp_path / "there", drop=3)
     file = write(wire.folder, "series/A/2021/wide.parquet")
@@ -103,7 +103,7 @@ def test_requests_that_are_lost_are_made_again(tmp_path: Path, monkeypatch: pyte
     assert (tmp_path / "here" / file.path).read_bytes() == BODY
 
 
-def test_a_lease_that_was_taken_back_ends_a_transfer(tmp_path: Path) -> None:
+def test_cancelled_lease_ends_transfer(tmp_path: Path) -> None:
     wire = Wire(tmp_path / "there", drop=1 << 30)
     file = write(wire.folder, "series/A/2021/wide.parquet")
     wire.cancelled = True
@@ -118,7 +118,7 @@ def checkpoint(run: Path, step: int, best: int) -> None:
     write(run, f"checkpoints/{step:06d}/state.json", json.dumps({"step": step, "best_step": best}).encode())
 
 
-def test_checkpoints_are_sent_back_with_the_best_one_and_cleared_up_there(tmp_path: Path) -> None:
+def test_checkpoints_are_uploaded_with_best_one_and_pruned(tmp_path: Path) -> None:
     wire, here = Wire(tmp_path / "there"), tmp_path / "here"
     uploader = replica.CheckpointUploader(here, wire.transfer)
     write(here, "run/metrics.jsonl", b'{"step": 1}\n')

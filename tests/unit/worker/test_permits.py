@@ -30,11 +30,11 @@ class Owner:
         threading.Thread(target=self.permits.granted, args=(bucket, delays)).start()
 
 
-def test_no_budget_asks_for_nothing() -> None:
+def test_bucket_without_limit_requests_nothing() -> None:
     Permits(lambda bucket, count: pytest.fail("asked")).acquire("", threading.Event())
 
 
-def test_each_permit_is_used_once_and_not_before_its_time() -> None:
+def test_permit_is_used_once_and_not_before_its_time() -> None:
     owner, free = Owner(RequestBudget(200.0, burst=3)), threading.Event()
 
     def spend(_: int) -> float:
@@ -47,7 +47,7 @@ def test_each_permit_is_used_once_and_not_before_its_time() -> None:
     assert all(use >= promise for use, promise in zip(used, sorted(owner.promised), strict=True))
 
 
-def test_a_cancelled_wait_ends_and_leaves_its_permit_to_the_next() -> None:
+def test_cancelled_wait_leaves_permit_to_next_caller() -> None:
     asked: list[int] = []
     permits, cancelled = Permits(lambda bucket, count: asked.append(count)), threading.Event()
     with ThreadPoolExecutor(1) as pool:
@@ -62,7 +62,7 @@ def test_a_cancelled_wait_ends_and_leaves_its_permit_to_the_next() -> None:
     assert asked == [1]
 
 
-def test_void_permits_are_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_revoked_permits_are_requested_again(monkeypatch: pytest.MonkeyPatch) -> None:
     permits = Permits(lambda bucket, count: asked.append(count))
     asked: list[int] = []
     permits.granted("source", (0.0, 0.0))
@@ -75,7 +75,7 @@ def test_void_permits_are_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> No
         waiting.result(timeout=20)
 
 
-def test_an_old_permit_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stale_permit_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     permits = Permits(lambda bucket, count: asked.append(count))
     permits.granted("source", (-STALE_S - 1.0,))
@@ -86,7 +86,7 @@ def test_an_old_permit_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == [1]
 
 
-def test_an_unknown_budget_is_an_error_and_not_a_wait() -> None:
+def test_unknown_budget_raises_instead_of_waiting() -> None:
     permits = Permits(lambda bucket, count: permits.granted(bucket, ()))
     with pytest.raises(UsageError, match="no request budget"):
         permits.acquire("nonsense", threading.Event())
