@@ -1,19 +1,34 @@
-"""Fixtures of several folders, and settings of the whole suite: bytecode cache, groups of tests for pytest-xdist."""
+"""Configure the whole suite: bytecode cache, Hypothesis profiles, pytest-xdist workers and groups, shared fixtures."""
 
 import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.support.eia_client import emulator, recorded
 from tests.support.program import coordinator, program, undisturbed
 
 __all__ = ["coordinator", "emulator", "program", "recorded", "undisturbed"]
 
+MAX_WORKERS = 8
+
 # The suite starts hundreds of Python processes that import the same modules. Without a bytecode cache each compiles them
 # again, which is most of its start-up time. A caller who turned the cache off gets one inside .pytest_cache.
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
     os.environ["PYTHONPYCACHEPREFIX"] = str(Path(__file__).parents[1] / ".pytest_cache" / "bytecode")
+
+# No deadline per example: a busy machine must not fail a property. `HYPOTHESIS_PROFILE=thorough` searches longer.
+settings.register_profile("suite", deadline=None)
+settings.register_profile("thorough", deadline=None, max_examples=2_000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return two workers a core, because tests wait more than they compute; none for a run of single files."""
+    if all(Path(argument.partition("::")[0]).is_file() for argument in config.args):
+        return 0
+    return min(MAX_WORKERS, 2 * (os.cpu_count() or 1))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -55,7 +55,7 @@ def decoded(frame: bytes) -> messages.Message | None:
         return None
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(kind=st.sampled_from(TYPES), fields=st.dictionaries(st.sampled_from(sorted({
     field for kind in messages.ToCoordinator.__args__ for field in kind.__struct_fields__
 })), PLAIN))  # fmt: skip
@@ -66,7 +66,6 @@ def test_what_decodes_can_be_said_again(kind: str, fields: dict[str, Any]) -> No
         assert repr(decoded(codec.encode(message))) == repr(message)
 
 
-@settings(deadline=None)
 @given(PLAIN)
 def test_a_proof_that_is_taken_survives_the_journal(proof: Any) -> None:
     """What `files_in` lets pass comes back from JSON as it was: a replay hands out the same proof."""

@@ -160,7 +160,7 @@ def test_truncated_stored_file_is_refused() -> None:
             Bulk().parse(JOB, stored[:length])
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=4))
 def test_damaged_file_is_a_source_error_or_a_valid_file(damage: list[tuple[int, int]]) -> None:
     plain = bytearray(GOOD)

@@ -97,7 +97,7 @@ def test_recorded_refusals_and_throttle_are_recognised() -> None:
             Oasis().receive(job(), response(page, status), None)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.integers(-5000, 90000), min_size=36, max_size=36), st.randoms(use_true_random=False))
 def test_unordered_five_minute_rows_average_to_hours(values: list[int], shuffler: random.Random) -> None:
     lines = [line(5 * i, 5, str(value)) for i, value in enumerate(values)]
@@ -155,7 +155,6 @@ def test_no_data_is_an_empty_page() -> None:
     assert (page.rows, len(page.columns)) == (0, 0)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.floats(0, 20)), max_size=30))
 def test_requests_to_one_host_keep_the_minimum_interval(arrivals: list[tuple[str, float]]) -> None:
     interval, now, sent = MinInterval(), 0.0, {"a": [-5.0], "b": [-5.0]}

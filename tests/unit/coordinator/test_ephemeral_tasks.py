@@ -180,7 +180,7 @@ class Fleet(RuleBasedStateMachine):
         assert not self.wanted, "a task that nobody does"
 
 
-Fleet.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+Fleet.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 TestFleet = Fleet.TestCase
 
 

@@ -23,7 +23,7 @@ def times_of(budget: RequestBudget, asks: list[tuple[float, int, bool]]) -> list
     return sorted(times)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(asks=ASKS, rate=st.floats(0.1, 50.0), burst=st.integers(1, 10))
 def test_no_window_holds_more_than_rate_times_its_length_plus_burst(
     asks: list[tuple[float, int, bool]], rate: float, burst: int
@@ -34,7 +34,7 @@ def test_no_window_holds_more_than_rate_times_its_length_plus_burst(
             assert last - first + 1 <= rate * (times[last] - times[first]) + burst + 1e-6
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(asks=ASKS, rate=st.floats(0.1, 50.0))
 def test_delays_are_never_negative_and_permits_come_in_order(asks: list[tuple[float, int, bool]], rate: float) -> None:
     budget, now, last = RequestBudget(rate, 3), 0.0, -1.0
@@ -47,7 +47,7 @@ def test_delays_are_never_negative_and_permits_come_in_order(asks: list[tuple[fl
         last = now + delays[-1]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(rate=st.floats(0.2, 50.0), burst=st.integers(1, 5), workers=st.integers(1, 10))
 def test_at_saturation_97_percent_of_the_ceiling_is_used(rate: float, burst: int, workers: int) -> None:
     budget, now, sent = RequestBudget(rate, burst), 0.0, 0

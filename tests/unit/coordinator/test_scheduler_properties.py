@@ -246,6 +246,6 @@ class Fleet(RuleBasedStateMachine):
 
 
 Fleet.TestCase.settings = settings(
-    max_examples=80, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=80, stateful_step_count=40, suppress_health_check=[HealthCheck.too_slow]
 )
 TestFleet = Fleet.TestCase

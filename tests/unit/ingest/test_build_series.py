@@ -40,7 +40,7 @@ def rows_of(generation: int, cells: dict) -> PieceRows:
     )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(pieces)
 def test_merge_keeps_latest_value_and_its_generation(drawn: list[dict]) -> None:
     merged = merge([rows_of(generation, cells) for generation, cells in enumerate(drawn)], 2023)

@@ -46,7 +46,7 @@ def test_holidays_are_local_days() -> None:
     assert (calendar.holiday == (calendar.day == fourth)).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.sampled_from(sorted(ZONES)), st.integers(0, 24 * 365 * 9), st.integers(1, 400))
 def test_issue_times_are_10_local_on_the_day_before_and_monotonic(who: str, start: int, length: int) -> None:
     first = hour_number("2016-01-01T00") + start

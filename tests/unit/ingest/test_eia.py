@@ -103,7 +103,7 @@ number = st.one_of(st.integers(-(10**7), 10**7), st.floats(-1e7, 1e7, allow_nan=
 spelling = st.one_of(st.none(), number, number.map(str))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.dictionaries(
         st.tuples(st.integers(0, 743), st.sampled_from(["D", "DF", "NG", "TI"])), st.tuples(spelling, st.booleans())
@@ -162,7 +162,7 @@ def test_truncated_stored_page_is_refused() -> None:
             Eia().parse(job("region-data", "2023-01-01T00", "2023-01-31T23"), stored[:length])
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=4))
 def test_damaged_page_is_a_source_error_or_a_valid_page(damage: list[tuple[int, int]]) -> None:
     plain = bytearray(body([row(f"2023-01-01T{hour:02d}") for hour in range(24)]))
@@ -175,7 +175,7 @@ def test_damaged_page_is_a_source_error_or_a_valid_page(damage: list[tuple[int, 
     assert page.rows == len(page.columns) == 24
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     key=st.text('abcXYZ0189/+=-_\\"', min_size=6, max_size=40),
     around=st.binary(max_size=20),

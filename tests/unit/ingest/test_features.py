@@ -53,7 +53,7 @@ def poisoned(clean: SeriesArrays, known: np.ndarray, published: np.ndarray) -> S
     return SeriesArrays(values, mask, clean.reason, clean.hours, clean.names)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 1000), st.integers(60, 199), st.sampled_from(["DF", "week"]))
 def test_no_value_after_issue_time_reaches_a_token(seed: int, day: int, reference: Reference) -> None:
     """With every actual value after a day's issue time and every DF after that day changed, all tokens up to its end are equal."""

@@ -156,7 +156,7 @@ FIRST = hour_number("2023-01-01T00")
 spans = st.tuples(st.integers(0, 17_000), st.integers(1, 4000)).map(lambda s: (FIRST + s[0], FIRST + s[0] + s[1]))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(spans, st.integers(0, 3), st.lists(spans, max_size=3)), max_size=5),
     st.integers(0, 20_000),

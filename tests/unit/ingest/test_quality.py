@@ -26,7 +26,7 @@ def test_plain_load_has_no_outliers() -> None:
     assert masked("D", daily(24 * DAYS)) == []
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(0, 24 * DAYS - 1),
     st.sampled_from([100.0, 10.0, 4.0, 0.0, 0.1, -1.0]),
@@ -79,7 +79,7 @@ def test_absent_values_and_short_series_have_no_outliers() -> None:
     assert outliers({}) == {}
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 2**32 - 1))
 def test_variable_order_does_not_change_the_mask(seed: int) -> None:
     random = np.random.default_rng(seed)

@@ -45,7 +45,7 @@ def columns_of(rows: dict[tuple[int, tuple[str, str]], float], series: list[tupl
     )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(cells, st.randoms(use_true_random=False))
 def test_merge_is_independent_of_order_and_parts(
     rows: dict[tuple[int, tuple[str, str]], float], random: object
@@ -63,7 +63,7 @@ def test_merge_is_independent_of_order_and_parts(
     assert list(zip(again.hour, again.index, strict=True)) == sorted(zip(again.hour, again.index, strict=True))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(cells, st.data())
 def test_changed_value_changes_the_digest(rows: dict[tuple[int, tuple[str, str]], float], data: st.DataObject) -> None:
     if not rows:
@@ -73,7 +73,7 @@ def test_changed_value_changes_the_digest(rows: dict[tuple[int, tuple[str, str]]
     assert digest(merge([columns_of(changed, SERIES)])[0]) != digest(merge([columns_of(rows, SERIES)])[0])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(cells)
 def test_gaps_are_exactly_the_missing_cells(rows: dict[tuple[int, tuple[str, str]], float]) -> None:
     columns = merge([columns_of(rows, SERIES)])[0]
@@ -95,7 +95,7 @@ def test_gaps_are_exactly_the_missing_cells(rows: dict[tuple[int, tuple[str, str
         assert sum(gap.hours for gap in gaps if gap.respondent == respondent and gap.variable == "*") == 41
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(cells, cells)
 def test_duplicate_owners_are_the_parts_that_share_a_cell(
     one: dict[tuple[int, tuple[str, str]], float], two: dict[tuple[int, tuple[str, str]], float]

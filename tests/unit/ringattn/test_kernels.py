@@ -216,7 +216,7 @@ CASES = st.builds(
 
 @pytest.mark.parametrize("name", [n for n in KERNEL_NAMES if n != "native-portable"])
 @given(case=CASES)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_matches_fp64_on_drawn_blocks(name: str, case: Case) -> None:
     assert_exact(case, make(name))
 

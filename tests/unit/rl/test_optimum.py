@@ -72,7 +72,7 @@ def test_a_year_is_solved_and_replayed(made: Dataset) -> None:
     assert_allclose(replay(GRID, made, np.array([100]), scale.schedules), scale.optimum, rtol=1e-9)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**32 - 1),
     hours=st.integers(2, 30),

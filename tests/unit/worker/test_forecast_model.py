@@ -70,7 +70,7 @@ def test_a_new_model_forecasts_the_reference() -> None:
     assert (np.array(Forecaster(CONFIG)(batch(40)))[:, MEDIAN] == 0).all()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(hnp.arrays(np.float32, (5, len(QUANTILES)), elements=st.floats(-20, 20, width=32)))
 def test_quantiles_never_cross(raw: np.ndarray) -> None:
     q = np.array(ascending(mx.array(raw)))
