@@ -181,5 +181,5 @@ class Outcome:
 
     @property
     def exit_code(self) -> ExitCode:
-        """Return 0 done, 4 authentication, 75 incomplete but resumable, 130 interrupted."""
+        """The program's exit code: 0 done, 4 authentication, 75 incomplete but resumable, 130 interrupted."""
         return ExitCode.of_status(self.status)

@@ -1,8 +1,9 @@
-"""The gate: where workers on other hosts come in. It knows every peer's address, and lets only ZeroMQ with CURVE through.
+"""TCP proxy in front of the server: admit ZeroMQ peers with CURVE only, and log refused peers by address.
 
-libzmq tells no address of a peer whose handshake fails, and gives no way to end one connection. So the public port is the
-gate's: it reads the greeting and passes the bytes on to the ROUTER on loopback, which checks the keys. It counts and logs whom
-it or the ROUTER refuses, and can cut a connection. What passes is encrypted for the ROUTER; the gate can't read it.
+libzmq does not report the address of a peer whose handshake fails, and cannot close one connection. So the proxy listens on the
+public port, reads the greeting and forwards the bytes to the ROUTER on loopback, which checks the keys. The proxy counts and logs
+the peers that it or the ROUTER refuses, and can close a connection. The forwarded bytes are encrypted for the ROUTER; the proxy
+cannot read them. `docs/decisions/0001-tcp-proxy.md` compares alternatives.
 """
 
 from __future__ import annotations
@@ -22,27 +23,27 @@ from ingest.errors import UsageError
 
 log = logging.getLogger(__name__)
 
-SILENT_S = 0.8  # for a peer's first bytes: libzmq sends them as soon as it is connected
+SILENT_S = 0.8  # for a peer's first bytes: libzmq sends them as soon as it has connected
 HANDSHAKE_S = 5.0  # for the rest of its greeting, which waits for ours; libzmq gives the remaining handshake 30 s
-PATIENCE_S = 2.0  # at the end, for the ROUTER's last words to reach the peers
+CLOSE_S = 2.0  # at the end, for the ROUTER's last messages to reach the peers
 MAX_PEERS = 2_048  # connections at once
-PIECE = 1 << 18  # bytes passed on at once
+CHUNK = 1 << 18  # bytes forwarded at once
 QUIET_S = 10.0  # between two lines of the log about one host
 
 
 @dataclass
 class RejectionLog:
-    """How often peers were refused, and which of it is worth a line: a host's first at once, then one line in `QUIET_S`."""
+    """Count refused peers, and limit the log: a host's first refusal at once, then one line in `QUIET_S`."""
 
     count: int = 0
-    _hosts: dict[str, tuple[float, int]] = field(default_factory=dict)  # host → (when its last line was, refused since)
+    _hosts: dict[str, tuple[float, int]] = field(default_factory=dict)  # host → (time of its last line, refusals since)
 
     def record(self, host: str, port: int, reason: str, now: float) -> str:
-        """The line for the log, or ""."""
+        """Count a refusal and return the line to log, or ""."""
         self.count += 1
-        said, since = self._hosts.pop(host, (float("-inf"), 0))
-        if now - said < QUIET_S:
-            self._hosts[host] = (said, since + 1)
+        logged, since = self._hosts.pop(host, (float("-inf"), 0))
+        if now - logged < QUIET_S:
+            self._hosts[host] = (logged, since + 1)
             return ""
         if len(self._hosts) >= MAX_PEERS:
             self._hosts.pop(next(iter(self._hosts)))
@@ -51,7 +52,7 @@ class RejectionLog:
 
 
 def greeting_problem(greeting: bytes) -> str:
-    """Why a peer with this greeting is refused, or "". `greeting`: its first 10 bytes, or all 64.
+    """Return why a peer with this greeting is refused, or "". `greeting`: its first 10 bytes, or all 64.
 
     ZMTP 3 (rfc.zeromq.org/spec/37): FF, 8 bytes, 7F, version (2), mechanism (20), as-server, filler.
     """
@@ -65,28 +66,28 @@ def greeting_problem(greeting: bytes) -> str:
 
 @dataclass
 class HandshakeSniffer:
-    """The ROUTER's answer to a peer's key: READY or ERROR, after its greeting (64 bytes), WELCOME (170) and 2 bytes of length."""
+    """Find the ROUTER's answer to a peer's key: READY or ERROR, after its greeting (64 bytes), WELCOME (170) and 2 bytes of length."""
 
     head: bytes = b""
 
-    def refused(self, piece: bytes) -> bool:
-        """The next bytes from the ROUTER: whether its answer is an error."""
+    def refused(self, chunk: bytes) -> bool:
+        """Take the next bytes from the ROUTER; return whether its answer is an error."""
         if len(self.head) < 242:
-            self.head += piece[:242]
+            self.head += chunk[:242]
         return self.head[236:242] == b"\x05ERROR"
 
     @property
     def problem(self) -> str:
-        """Why the peer was refused, as far as is known; "" when it was let in."""
+        """Why the peer was refused, as far as is known; "" when it was admitted."""
         if len(self.head) < 242:
             return "it did not finish its handshake"
         return "its key is not on the list" if self.refused(b"") else ""
 
 
 class AuthProxy:
-    """Listens at `bind` at once and passes on to `inner`, tcp://127.0.0.1:PORT, in a thread of its own until `close`.
+    """Listen at `bind` and forward to `inner`, tcp://127.0.0.1:PORT, in a separate thread until `close`.
 
-    UsageError when the address can't be listened on.
+    UsageError is raised when the address cannot be bound.
     """
 
     def __init__(self, bind: str, inner: str) -> None:
@@ -95,34 +96,36 @@ class AuthProxy:
         self._listening = _listen(bind)
         host, port = self._listening.getsockname()[:2]
         self.endpoint = f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
-        self._peers: dict[int, tuple[tuple[str, int], Callable[[], None]]] = {}  # inner port → its peer, what ends it
+        self._peers: dict[
+            int, tuple[tuple[str, int], Callable[[], None]]
+        ] = {}  # inner port → its peer, function that closes it
         self._open: set[asyncio.Task[None]] = set()
         self._ready = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="gate", daemon=True)
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="auth-proxy", daemon=True)
         self._thread.start()
         self._ready.wait()
 
     def refuse(self, inner_port: int, reason: str, *, disconnect: bool) -> None:
-        """What came over the connection that the ROUTER sees as this port of loopback was refused. `cut`: end it."""
+        """Log a refusal of the peer behind the connection that the ROUTER sees as this port of loopback; close it if asked."""
         self._loop.call_soon_threadsafe(self._refuse_inner, inner_port, reason, disconnect)
 
     def close(self) -> None:
-        """Listen no more, and end what is left. After the ROUTER was closed: its last words are still passed on."""
+        """Stop listening and close all connections. Call it after the ROUTER was closed: its last messages are still forwarded."""
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
 
-    # -- the gate's thread ---------------------------------------------------------------------------------------------
+    # -- the proxy's thread --------------------------------------------------------------------------------------------
 
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        server = await asyncio.start_server(self._meet, sock=self._listening, limit=PIECE)
+        server = await asyncio.start_server(self._on_connection, sock=self._listening, limit=CHUNK)
         self._ready.set()
         await self._stop.wait()
         server.close()
         if self._open:
-            await asyncio.wait(self._open, timeout=PATIENCE_S)
+            await asyncio.wait(self._open, timeout=CLOSE_S)
 
-    async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _on_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer = (writer.get_extra_info("peername") or ("an unknown address", 0))[:2]
         task = asyncio.current_task()
         assert task is not None
@@ -136,26 +139,26 @@ class AuthProxy:
             self._open.discard(task)
             writer.close()
             with suppress(OSError, TimeoutError):
-                await asyncio.wait_for(writer.wait_closed(), PATIENCE_S)
+                await asyncio.wait_for(writer.wait_closed(), CLOSE_S)
 
     async def _admit(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: tuple[str, int]) -> str:
-        """Pass on until either side ends. Why the peer was refused, or ""."""
+        """Forward until either side ends. Return why the peer was refused, or ""."""
         try:
             first = await asyncio.wait_for(reader.readexactly(10), SILENT_S)
         except TimeoutError:
-            return "it said nothing"
+            return "it sent nothing"
         except (asyncio.IncompleteReadError, OSError):
             return "it does not speak ZeroMQ"
         if problem := greeting_problem(first):
             return problem
         try:
-            from_router, to_router = await asyncio.open_connection("127.0.0.1", self._inner, limit=PIECE)
+            from_router, to_router = await asyncio.open_connection("127.0.0.1", self._inner, limit=CHUNK)
         except OSError:
             return ""  # the run has ended
         port = to_router.get_extra_info("sockname")[1]
         self._peers[port] = (peer, writer.transport.abort)
         sniffer = HandshakeSniffer()
-        down = asyncio.create_task(_pass_on(from_router, writer, sniffer))
+        down = asyncio.create_task(_forward(from_router, writer, sniffer))
         try:
             to_router.write(first)
             try:
@@ -165,7 +168,7 @@ class AuthProxy:
             if problem := greeting_problem(first + rest):
                 return problem
             to_router.write(rest)
-            up = asyncio.create_task(_pass_on(reader, to_router))
+            up = asyncio.create_task(_forward(reader, to_router))
             await asyncio.wait((up, down), return_when=asyncio.FIRST_COMPLETED)
             up.cancel()
             return sniffer.problem
@@ -186,20 +189,20 @@ class AuthProxy:
             log.warning(line)
 
 
-async def _pass_on(
+async def _forward(
     source: asyncio.StreamReader, sink: asyncio.StreamWriter, sniffer: HandshakeSniffer | None = None
 ) -> None:
-    """Until either side ends. `answer`: what the source, the ROUTER, says is looked at; a refusal ends it too."""
+    """Forward until either side ends. `sniffer`: inspects a source that is the ROUTER, whose refusal ends it too."""
     with suppress(OSError):
-        while piece := await source.read(PIECE):
-            sink.write(piece)
-            if sniffer is not None and sniffer.refused(piece):
+        while chunk := await source.read(CHUNK):
+            sink.write(chunk)
+            if sniffer is not None and sniffer.refused(chunk):
                 return
             await sink.drain()
 
 
 def _keep_alive(writer: asyncio.StreamWriter) -> None:
-    """A host that is gone without a word leaves no connection behind for ever."""
+    """Detect hosts that vanish, so that their connections do not stay open for ever."""
     with suppress(OSError):
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
@@ -219,5 +222,5 @@ def _listen(bind: str) -> socket.socket:
         )
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"bind {bind}: {error}. Name a free port of an address of this host with --bind; `coordinator doctor` tests it."
+            f"bind {bind}: {error}. Choose a free port of an address of this host with --bind; `coordinator doctor` tests it."
         ) from error

@@ -36,9 +36,7 @@ class JournalDamaged(VerificationError):
 class Journal:
     """Open or create the journal at `path`. Not thread-safe.
 
-    Raises:
-        JournalDamaged: The file is not an intact journal.
-        StorageError: The disk is full or read-only.
+    JournalDamaged is raised when the file is not an intact journal, StorageError when the disk is full or read-only.
     """
 
     def __init__(self, path: Path) -> None:

@@ -30,14 +30,16 @@ def validate_result(
     error, problem = FailureKind.BAD_ARRAYS, ""
     try:
         codec.validate_frames(result.arrays, tuple(map(len, frames)), spec.arrays)
-        for array, frame in zip(result.arrays, frames, strict=True):
-            if not np.isfinite(np.frombuffer(frame, array.dtype)).all():
-                raise BadMessage(f"array {array.name} has numbers that are not finite")
-        error = FailureKind.BAD_RESULT
-        if (kind := hooks.result_types.get(spec.kind)) is not None:
-            msgspec.convert(result.output, kind)
-        problem = missing_files(data_dir, result.output, hooks.upload_roots)
-        error = FailureKind.FILES_MISSING
+        arrays = zip(result.arrays, frames, strict=True)
+        bad = next((one.name for one, frame in arrays if not np.isfinite(np.frombuffer(frame, one.dtype)).all()), "")
+        if bad:
+            problem = f"array {bad} has numbers that are not finite"
+        else:
+            error = FailureKind.BAD_RESULT
+            if (kind := hooks.result_types.get(spec.kind)) is not None:
+                msgspec.convert(result.output, kind)
+            problem = missing_files(data_dir, result.output, hooks.upload_roots)
+            error = FailureKind.FILES_MISSING
     except (msgspec.ValidationError, BadMessage) as refusal:
         problem = str(refusal)
     return Failure(result.worker, result.task, result.attempt, error, problem) if problem else None

@@ -76,18 +76,14 @@ TICK_S = 0.2
 CONFIRM_MS = 5  # confirmations wait so long for the next results, whose commit then carries them
 LONG_JOURNAL = 100_000  # records: 10 MB. Beyond it, and more than the next number a task, the journal is compacted
 LONG_FOR_ITS_TASKS = 8  # a task without failures has 4
-HIGH_WATER = 10_000  # messages queued for one worker, either way
 SHUTDOWN_S = 2.0  # for the workers to deregister at the end
-LINGER_MS = 500
 MAX_LOGGED = 20  # bad messages that are logged; further ones are only counted
 
 
 class Server:
     """Serve one scheduler until all tasks have ended, or the run is drained or aborted.
 
-    Raises:
-        UsageError: The address cannot be bound.
-        CurveError: Other hosts can reach the address and there are no keys.
+    UsageError is raised when the address cannot be bound, CurveError when other hosts can reach it and there are no keys.
     """
 
     def __init__(
@@ -115,16 +111,7 @@ class Server:
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
         self._began = time.monotonic()
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
-        self._socket.setsockopt(zmq.SNDHWM, HIGH_WATER)
-        self._socket.setsockopt(zmq.RCVHWM, HIGH_WATER)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, messages.MAX_MESSAGE)
-        self._socket.setsockopt(zmq.LINGER, LINGER_MS)
-        self._socket.setsockopt(zmq.IPV6, int("[" in bind))
-        self._router = AuthenticatedRouter(self._socket, self._context, bind, keys)
+        self._router = AuthenticatedRouter(bind, keys)
         self.endpoint = self._router.endpoint
         self._revoked: list[str] = []  # shut down, to be disconnected at the next tick
 
@@ -159,7 +146,7 @@ class Server:
     def run(self) -> Outcome:
         """Serve until the run has an outcome, and return it. Tasks that were added before join those of the journal."""
         poller = zmq.Poller()
-        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._router.socket, zmq.POLLIN)
         poller.register(self._wake_read, zmq.POLLIN)
         events: list[Event] = [Restart()]
         next_tick = 0.0
@@ -353,15 +340,10 @@ class Server:
             self._send(name.encode(), PermitsRevoked(report.bucket))
 
     def _send(self, identity: bytes, message: messages.Message, *data: bytes) -> bool:
-        """Return False when the peer is gone or its queue is full: it sends again, or counts as silent."""
-        try:
-            self._socket.send_multipart([identity, codec.encode(message), *data], zmq.NOBLOCK)
-        except zmq.ZMQError as error:
-            if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
-                raise
-            self.counters["undelivered"] += 1
-            return False
-        return True
+        """Send a message, and count one that is not delivered: its peer sends again, or counts as silent."""
+        delivered = self._router.send(identity, message, *data)
+        self.counters["undelivered"] += not delivered
+        return delivered
 
     def _shutdown_workers(self) -> None:
         """Shut down the workers and read until they have left: a socket closed on unread messages would lose the Shutdown."""
@@ -369,16 +351,14 @@ class Server:
             self._send(name.encode(), Shutdown(drain=False, reason="the run has ended"))
         until = time.monotonic() + SHUTDOWN_S
         while self._scheduler.workers and time.monotonic() < until:
-            self._socket.poll(50)
+            self._router.socket.poll(50)
             for event in self._received():
                 if isinstance(event, Deregister):
                     self._scheduler.decide(event, time.monotonic())
 
     def _close(self) -> None:
         self._shutdown_workers()
-        self._socket.close()
         self._router.close()
-        self._context.term()
         self._wake_write.close()
         self._wake_read.close()
 

@@ -1,4 +1,4 @@
-"""The door: how the server's socket listens, and who is behind a message: nobody in particular on loopback, else a key's owner."""
+"""The server's ROUTER socket: bind it and authenticate peers, anonymous on loopback and by CURVE key elsewhere."""
 
 from __future__ import annotations
 
@@ -12,48 +12,60 @@ import zmq
 
 from coordinator.server.auth_proxy import AuthProxy
 from coordinator.server.key_store import LOCAL, AllowList, CoordinatorKeys
-from coordinator.wire.messages import BadMessage, Message, Register, StatusRequest
+from coordinator.wire import codec
+from coordinator.wire.messages import MAX_MESSAGE, BadMessage, Message, Register, StatusRequest
 from ingest.errors import UsageError
+
+HIGH_WATER = 10_000  # messages queued for one worker, either way
+LINGER_MS = 500
 
 
 @dataclass(frozen=True)
 class PeerIdentity:
-    """Who sent a message. Both fields are empty on loopback without keys."""
+    """The sender of a message. Both fields are empty on loopback without keys."""
 
-    key: str = ""  # public key, as the authenticator saw it
-    port: int = 0  # of loopback: which of the gate's connections it came over
+    key: str = ""  # public key, as the authenticator received it
+    port: int = 0  # on loopback, of the proxy's connection that carried the message
 
 
 ANONYMOUS = PeerIdentity()
 
 
 class AuthenticatedRouter:
-    """Binds `router`: in clear, or with `keys` behind a gate. UsageError when the address can't be listened on."""
+    """A ROUTER socket, in clear on loopback or with CURVE keys behind a proxy.
 
-    def __init__(
-        self,
-        router: zmq.Socket[bytes],
-        context: zmq.Context[zmq.Socket[bytes]],
-        bind: str,
-        keys: CoordinatorKeys | None,
-    ) -> None:
-        self._router = router
+    UsageError is raised when the address cannot be bound.
+    """
+
+    def __init__(self, bind: str, keys: CoordinatorKeys | None) -> None:
+        self._context = zmq.Context()
+        self.socket: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
+        for option, value in {
+            zmq.ROUTER_MANDATORY: 1,
+            zmq.ROUTER_HANDOVER: 1,
+            zmq.SNDHWM: HIGH_WATER,
+            zmq.RCVHWM: HIGH_WATER,
+            zmq.MAXMSGSIZE: MAX_MESSAGE,
+            zmq.LINGER: LINGER_MS,
+            zmq.IPV6: int("[" in bind),
+        }.items():
+            self.socket.setsockopt(option, value)
         self._keyed = keys is not None
-        self._peers: dict[str, PeerIdentity] = {}  # worker → who said its Hello
+        self._peers: dict[str, PeerIdentity] = {}  # worker → who registered it
         if keys is None:
             try:
-                router.bind(bind)
+                self.socket.bind(bind)
             except zmq.ZMQError as error:
                 raise UsageError(
-                    f"bind {bind}: {error}. Name a free port of this host with --bind; `coordinator doctor` tests it."
+                    f"bind {bind}: {error}. Choose a free port of this host with --bind; `coordinator doctor` tests it."
                 ) from error
-            self.endpoint: str = router.getsockopt_string(zmq.LAST_ENDPOINT)
+            self.endpoint: str = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
             return
         self._allow_list = AllowList(keys)
-        self._authenticator = keys.authenticate(router, context, self._allow_list)
-        router.bind("tcp://127.0.0.1:0")
+        self._authenticator = keys.authenticate(self.socket, self._context, self._allow_list)
+        self.socket.bind("tcp://127.0.0.1:0")
         try:
-            self._proxy = AuthProxy(bind, router.getsockopt_string(zmq.LAST_ENDPOINT))
+            self._proxy = AuthProxy(bind, self.socket.getsockopt_string(zmq.LAST_ENDPOINT))
         except UsageError:
             self._authenticator.stop()
             raise
@@ -61,38 +73,57 @@ class AuthenticatedRouter:
 
     @property
     def refused(self) -> int:
-        """Connections that were not let in, and messages whose sender was somebody else than they said."""
+        """Number of refused connections, and of messages whose sender was not who they claimed."""
         return self._proxy.rejections.count if self._keyed else 0
 
     def receive(self) -> tuple[bytes, PeerIdentity, list[bytes]]:
-        """The next message that waits: identity, sender, frames. zmq.Again when there is none."""
+        """Return the next message: ROUTER identity, sender, frames. zmq.Again is raised when none waits."""
         if not self._keyed:
-            identity, *frames = self._router.recv_multipart(zmq.NOBLOCK)
+            identity, *frames = self.socket.recv_multipart(zmq.NOBLOCK)
             return identity, ANONYMOUS, frames
-        first = self._router.recv(zmq.NOBLOCK, copy=False)
-        frames = self._router.recv_multipart(zmq.NOBLOCK) if first.more else []
+        first = self.socket.recv(zmq.NOBLOCK, copy=False)
+        frames = self.socket.recv_multipart(zmq.NOBLOCK) if first.more else []
         return first.bytes, PeerIdentity(str(first.get("User-Id")), _port_of(first)), frames
 
+    def send(self, identity: bytes, message: Message, *data: bytes) -> bool:
+        """Send a message; return False when the peer is gone or its queue is full.
+
+        Raises:
+            ZMQError: The socket failed otherwise.
+        """
+        try:
+            self.socket.send_multipart([identity, codec.encode(message), *data], zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
+                raise
+            return False
+        return True
+
     def check(self, message: Message, sender: PeerIdentity) -> None:
-        """BadMessage when this sender may not say this: a key speaks for its own workers only, and only while it is listed."""
+        """Check that a sender may send a message: a listed key speaks for its own workers only.
+
+        Raises:
+            BadMessage: It may not. Its connection is closed.
+        """
         if not self._keyed:
             return
         name = self._allow_list.name_of(sender.key)
+        owner = self._peers.get(getattr(message, "worker", ""))  # every message but StatusRequest has a worker
         if not name:
-            self._refuse(sender, "its key was revoked")
-        if isinstance(message, StatusRequest):
-            if name != LOCAL:
-                self._refuse(sender, f"key {name!r} may not ask for the status: it names all workers")
+            problem = "its key was revoked"
+        elif isinstance(message, StatusRequest) and name != LOCAL:
+            problem = f"key {name!r} may not ask for the status: it names all workers"
+        elif owner is not None and owner.key != sender.key:
+            problem = f"key {name!r} speaks for a worker of another key"
+        else:
+            if isinstance(message, Register):
+                self._peers[message.worker] = sender
             return
-        worker: str = message.worker  # type: ignore[attr-defined]  # every other message bears one
-        owner = self._peers.get(worker)
-        if owner is not None and owner.key != sender.key:
-            self._refuse(sender, f"key {name!r} speaks as a worker of another key")
-        if isinstance(message, Register):
-            self._peers[worker] = sender
+        self._proxy.refuse(sender.port, problem, disconnect=True)
+        raise BadMessage(problem)
 
     def workers_with_revoked_keys(self, workers: Container[str]) -> list[str]:
-        """Those of the connected `workers` whose key is no longer on the list. Cut them off once they were told."""
+        """Return those of the connected `workers` whose key is no longer listed. Shut them down, then `disconnect` them."""
         if not self._keyed:
             return []
         self._allow_list.refresh()
@@ -100,23 +131,21 @@ class AuthenticatedRouter:
         return [worker for worker, owner in self._peers.items() if not self._allow_list.name_of(owner.key)]
 
     def disconnect(self, worker: str) -> None:
-        """End a worker's connection."""
+        """Close a worker's connection."""
         if owner := self._peers.pop(worker, None):
             self._proxy.refuse(owner.port, "its key was revoked", disconnect=True)
 
     def close(self) -> None:
-        """After the router was closed."""
+        """Close the socket, then the proxy, which still forwards the last messages."""
+        self.socket.close()
         if self._keyed:
             self._authenticator.stop()
             self._proxy.close()
-
-    def _refuse(self, sender: PeerIdentity, reason: str) -> None:
-        self._proxy.refuse(sender.port, reason, disconnect=True)
-        raise BadMessage(reason)
+        self._context.term()
 
 
 def _port_of(frame: zmq.Frame) -> int:
-    """The port of loopback that a frame's connection comes from; 0 when it is gone."""
+    """Return the port on loopback from which a frame's connection comes; 0 when the connection is gone."""
     with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(frame.get(zmq.SRCFD)))) as connection:
         return int(connection.getpeername()[1])
     return 0

@@ -81,9 +81,8 @@ class UploadReceiver:
     def take(self, chunk: FileChunk, data: bytes) -> int:
         """Store a chunk if it starts at the end of the bytes held; return the bytes held, where the next one starts.
 
-        OSError is raised when the disk is full or broken.
-
         Raises:
+            OSError: The disk is full or broken.
             RefusedPath: The path is not allowed, or no file can have it.
         """
         path = checked_path(self._data_dir, chunk.path, self._roots)

@@ -41,20 +41,12 @@ class KeyPair:
 
 
 def load_worker(path: Path) -> KeyPair:
-    """Load the key file that `coordinator keys add` created.
-
-    Raises:
-        CurveError: The file is missing, unsafe or not a key file.
-    """
+    """Load the key file that `coordinator keys add` created. CurveError as `read_key_file`."""
     return parse_worker_key(read_key_file(path), str(path))
 
 
 def parse_worker_key(keys: Mapping[str, str], source: str = "the key received over ssh") -> KeyPair:
-    """Build a worker's key pair from the content of a key file; `source` names it in errors.
-
-    Raises:
-        CurveError: A key is missing or malformed.
-    """
+    """Build a worker's key pair from the content of a key file; `source` names it in a CurveError."""
     pair = KeyPair(keys.get("public", ""), keys.get("secret", ""), keys.get("server", ""))
     check_keys(source, (pair.public, pair.secret, pair.server))
     return pair

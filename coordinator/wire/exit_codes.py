@@ -17,7 +17,7 @@ class ExitCode(IntEnum):
 
     @classmethod
     def of_status(cls, status: str) -> ExitCode:
-        """Return the exit code of a run that ended with this status: "done", "drain", "storage"…"""
+        """Return the exit code of a run that ended with this status: "done", "drain", "storage" etc."""
         return cls[_OF_STATUS.get(status, status).upper()]
 
 

@@ -88,7 +88,7 @@ def refused(log: pytest.LogCaptureFixture, words: str, port: int | None = None) 
     [
         ((b"GET / HTTP/1.1\r\n\r\n",), "does not speak ZeroMQ"),
         ((b"\xff" * 100,), "does not speak ZeroMQ"),
-        ((), "said nothing"),
+        ((), "sent nothing"),
         ((GREETING.replace(b"CURVE", b"NULL\0"),), "mechanism NULL"),
         ((GREETING, b"\x04\xc8\x05HELLO" + bytes(194)), "did not finish its handshake"),
     ],
@@ -160,7 +160,7 @@ def test_a_key_speaks_for_its_own_workers_only(keyed: Keyed, caplog: pytest.LogC
     lease = victim.hear(Lease)
     thief = keyed.peer("victim", other)  # the same ROUTER identity: it takes over the route, and not the word
     thief.socket.send(codec.encode(messages.Result("victim", lease.task, lease.attempt, {"false": 1}, 0.1)))
-    until(lambda: refused(caplog, "speaks as a worker of another key"), "the refusal")
+    until(lambda: refused(caplog, "speaks for a worker of another key"), "the refusal")
     assert keyed.scheduler.tasks["a"].state == "leased"
     keyed.leave(thief)
 
