@@ -184,7 +184,7 @@ def test_python_of_pages_runs(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, f"{name_of(page)}: {done.stderr}"
         ran += 1
-    assert ran == 3
+    assert ran == 4
 
 
 def test_run_readme_reads_every_block() -> None:
