@@ -1,4 +1,4 @@
-"""A worker process with kinds made for tests: `python agent_process.py ENDPOINT DATA CAPACITY [KEY]`."""
+"""A worker process with handlers for tests: `python agent_process.py ENDPOINT DATA CAPACITY [KEY]`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from worker.agent.lease import LeaseContext
 
 
 def step(job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
-    """A little work with a result that depends on the job alone."""
+    """Compute a result that depends on the job alone."""
     value = job["seed"].encode()
     end = time.monotonic() + job.get("seconds", 0.0)
     for _ in range(1_000):
@@ -30,12 +30,12 @@ def step(job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
 
 
 def wait(job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
-    """Says that it has begun, then waits for a file or for its cancellation."""
+    """Create the file `begun`.PID, then wait for the file `until` or for cancellation."""
     begun = Path(job["begun"])
     begun.with_name(begun.name + f".{os.getpid()}").touch()
     while not Path(job["until"]).exists():
         if context.cancelled.wait(0.01):
-            raise Cancelled("taken back")
+            raise Cancelled("cancelled")
     return {"pid": os.getpid()}
 
 
@@ -53,7 +53,7 @@ def huge(job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
 
 
 def file(job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
-    """Writes a file of its own folder and proves it."""
+    """Write a file to the data folder and name it in the result."""
     body = hashlib.sha256(job["seed"].encode()).digest() * (job["bytes"] // 32)
     path = context.data_dir / job["path"]
     path.parent.mkdir(parents=True, exist_ok=True)

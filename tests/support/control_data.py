@@ -26,7 +26,7 @@ VTRACE = {"jobs": 3, "num_envs": 4, "episode_hours": 48, "width": 16, "minibatch
 
 
 def make(data_dir: Path) -> Path:
-    """PACW, 2021 to 2023: demand with days and years, and a forecast of it."""
+    """Write series of PACW, 2021 to 2023: demand with a daily and a yearly cycle, and a forecast of it."""
     draw = np.random.default_rng(0)
     for year in (2021, 2022, 2023):
         one = shard("PACW", f"{year}-01-01T00", f"{year}-12-31T23")
@@ -41,7 +41,7 @@ def make(data_dir: Path) -> Path:
 def config(
     path: Path, iterations: int, algorithm: str = "vtrace", pathwise: Mapping[str, object] = PATHWISE, **more: object
 ) -> Path:
-    """The settings as TOML."""
+    """Write a configuration as TOML. Returns its path."""
     tables: dict[str, dict[str, object]] = {
         "": {**SMALL, "algorithm": algorithm, **more},
         "clone": {**CLONE},

@@ -1,6 +1,6 @@
-"""A coordinator process for tests: `python coordinator_process.py DATA BIND TASKS SECONDS`. Prints its endpoint, then its outcome.
+"""A coordinator process for tests: `python coordinator_process.py DATA BIND TASKS SECONDS`. It prints its endpoint, then its outcome.
 
-Each commit writes `manifests/<task>.json` and adds a line to `commits.log`.
+Each commit writes `manifests/<task>.json` and appends a line to `commits.log`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Coordinator and workers of a control training, with a deployment's times cut short.
+"""Coordinator and workers of a control training, with short timeouts.
 
-`python rollout_process.py DATA WORKERS CONFIG` runs the stage; its summary is the last line on stdout. The workers that it starts are this
-file as well. `LIES_FROM=n` in the environment makes the first worker of the folder give wrong actions from its n-th result on;
-`ELSEWHERE=1` gives all but the first a data folder of their own, as on other hosts.
+`python rollout_process.py DATA WORKERS CONFIG` runs the stage and prints its summary as the last line. Its workers run this file too.
+`LIES_FROM=n` in the environment makes the first worker of the folder return wrong actions from its n-th result on. `ELSEWHERE=1`
+gives all but the first worker a data folder of their own, as on other hosts.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 import msgspec
 
 HERE = Path(__file__).resolve()
-LIE = 1.2  # noise is so much too loud: a cost that is right for it, and no number that looks odd, but beyond the audit's tolerance
+LIE = 1.2  # factor of the noise: costs match the actions and no number looks odd, but the difference exceeds the audit's tolerance
 
 
 def liar(honest: Any, lies_from: int) -> Any:
-    """`ControlHandler.run`, wrong from its n-th rollout on: the episodes are played, with louder noise than was asked for."""
+    """`ControlHandler.run`, wrong from its n-th rollout on: it runs the episodes with more noise than the job says."""
     count = 0
 
     def do(job: dict[str, Any], context: Any) -> Any:
@@ -55,7 +55,7 @@ def work() -> int:
 
 
 def first(mark: Path) -> bool:
-    """Whether this process is the first to ask."""
+    """Return whether this process is the first to create the file."""
     try:
         mark.touch(exist_ok=False)
     except FileExistsError:

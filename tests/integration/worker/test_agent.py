@@ -1,4 +1,4 @@
-"""The agent as a real process, against a real server: kills, restarts, drains, files, keys."""
+"""Worker processes against a server in this process: registration, kills, restarts, draining, files, keys."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ from coordinator.server.journal import Journal
 from coordinator.server.key_store import CoordinatorKeys
 from coordinator.server.server import Server
 from coordinator.wire.filesystem_id import filesystem_id
+from coordinator.wire.lease_kinds import LeaseKind
 from tests.support.waiting import WAIT_S, until
+from worker.agent.handlers import default_handlers
 
 AGENT = Path(__file__).resolve().parents[2] / "support" / "agent_process.py"
 COORDINATOR = Path(__file__).resolve().parents[2] / "support" / "coordinator_process.py"
@@ -35,7 +37,7 @@ LIMITS = LeaseTimings(heartbeat_s=0.2, silence_s=4.0, lease_s=20.0, backoff_s=0.
 
 
 class Fleet:
-    """A server in a thread of the test, and worker processes."""
+    """A server in a thread of the test, and its worker processes."""
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
@@ -139,7 +141,7 @@ def test_frozen_worker_loses_lease_and_its_late_result_is_dropped(fleet: Fleet, 
     frozen = fleet.worker()
     until(lambda: list(tmp_path.glob("hold.begun.*")), "the lease to begin")
     frozen.send_signal(signal.SIGSTOP)
-    until(lambda: not fleet.scheduler.workers, "the silence to be noticed")
+    until(lambda: not fleet.scheduler.workers, "the server to count the worker as lost")
     (tmp_path / "go").touch()
     other = fleet.worker()
     until(lambda: "hold" in fleet.done, "the other worker")
@@ -167,14 +169,14 @@ def test_crash_report_has_traceback_without_api_key(fleet: Fleet) -> None:
     bad, huge = fleet.scheduler.tasks["bad"], fleet.scheduler.tasks["huge"]
     assert bad.error == "Crash" and "ZeroDivisionError: told to fail with [key]" in bad.message
     assert huge.error == "Crash" and "over the limit" in huge.message
-    assert fleet.scheduler.tasks["odd"].attempt == 0  # nobody knows its kind
+    assert fleet.scheduler.tasks["odd"].attempt == 0  # no worker has a handler for its kind
     fleet.server.drain()
     assert fleet.end().exit_code == 130
     assert all(b"very-secret-key" not in path.read_bytes() for path in fleet.data_dir.iterdir())
 
 
 def test_restarted_coordinator_takes_over_workers(fleet: Fleet, tmp_path: Path) -> None:
-    """The first one ends without a word, as a killed one does: its worker registers again and drops what it held."""
+    """The first coordinator is killed: its worker registers with the next one and releases its leases."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         bind = f"tcp://127.0.0.1:{free.getsockname()[1]}"
     first = subprocess.Popen(
@@ -191,7 +193,7 @@ def test_restarted_coordinator_takes_over_workers(fleet: Fleet, tmp_path: Path) 
     first.communicate()
     fleet.serve(TaskSpec("t0", "step", {"seed": "t0"}), bind=bind)
     assert fleet.end().status == "done"
-    assert fleet.done["t0"].attempt == 2  # the first attempt is void
+    assert fleet.done["t0"].attempt == 2  # the first attempt does not count
     assert fleet.done["t0"].worker.split("-")[-2] == str(worker.pid)
     assert worker.wait(WAIT_S) == 0
 
@@ -202,7 +204,7 @@ def test_interrupted_worker_releases_leases_and_drained_one_finishes(fleet: Flee
     until(lambda: list(tmp_path.glob("hold.begun.*")), "the lease to begin")
     one.terminate()
     assert one.wait(WAIT_S) == 130
-    until(lambda: fleet.scheduler.tasks["hold"].state == "pending", "the goodbye")
+    until(lambda: fleet.scheduler.tasks["hold"].state == "pending", "the deregistration")
     assert fleet.scheduler.tasks["hold"].failures == 0
     two = fleet.worker(capacity=1)
     until(lambda: len(list(tmp_path.glob("hold.begun.*"))) == 2, "the second attempt")
@@ -260,7 +262,7 @@ def test_files_are_uploaded_to_coordinator_on_other_filesystem(fleet: Fleet, tmp
     )
     fleet.worker(tmp_path / "far", capacity=3)
     until(lambda: len(fleet.done) == len(sizes), "the files")
-    assert fleet.scheduler.tasks["near"].attempt == 0  # not for a worker on another folder
+    assert fleet.scheduler.tasks["near"].attempt == 0  # not leased to a worker on another file system
     until(lambda: fleet.scheduler.store.counts["quarantined"] == 1, "the refusal")
     fleet.worker()
     assert fleet.end().exit_code == 75
@@ -281,11 +283,18 @@ def test_worker_with_key_works_and_one_without_gets_no_answer(fleet: Fleet, tmp_
     assert fleet.server.counters["messages"] > 0 and fleet.scheduler.totals_of_departed_workers["rows"] in (0, 10)
 
 
+def test_handlers_of_two_agents_share_no_state() -> None:
+    one, other = default_handlers(), default_handlers()
+    owners = [getattr(handler, "__self__", None) for handlers in (one, other) for handler in handlers.values()]
+    assert len({id(owner) for owner in owners if owner is not None}) == 4  # control and ranks, of each
+    assert LeaseKind.JOIN not in default_handlers(ranks=False)
+
+
 # -- kills at random ----------------------------------------------------------------------------------------------------------
 
 
 def kill_loop(data: Path, kills: int, tasks: int, seconds: float, seed: int) -> None:
-    """Kill workers and coordinators at random moments; what is committed in the end is what a quiet run commits."""
+    """Kill workers and coordinators at random moments; compare the commits with those of a run without kills."""
     draw = random.Random(seed)
     with socket.create_server(("127.0.0.1", 0)) as free:
         bind = f"tcp://127.0.0.1:{free.getsockname()[1]}"
@@ -304,7 +313,7 @@ def kill_loop(data: Path, kills: int, tasks: int, seconds: float, seed: int) -> 
     data.mkdir()
     boss, workers, killed, deadline = coordinator(), [worker(), worker()], 0, time.monotonic() + 20 * WAIT_S
     try:
-        goals = sorted(draw.sample(range(1, tasks), kills))  # kills are spread over the progress, not over the clock
+        goals = sorted(draw.sample(range(1, tasks), kills))  # spread over the progress, not over the time
         while boss.poll() is None or killed < kills:
             assert time.monotonic() < deadline
             if killed < kills and committed() >= goals[killed]:

@@ -1,4 +1,4 @@
-"""The executor of ranks: real processes with scripts made for each case; its clock and its coordinator are the test's."""
+"""The rank runner with real processes: each test has a script for the rank, and plays the coordinator."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from worker.training.replica import HostFull
 
 
 class Bench:
-    """One rank that runs `script`, and what was reported of it."""
+    """One rank that runs `script`, and its reported progress."""
 
     def __init__(self, folder: Path, script: str, silence_s: float = 1_000.0) -> None:
         self.data = folder / "data"
@@ -57,13 +57,13 @@ class Bench:
         return RankRunner(self.script).run(msgspec.to_builtins(job), self.context)
 
     def start(self) -> Any:
-        """The lease's answer, to come."""
+        """Start the lease. Returns the future of its answer."""
         self.pool = ThreadPoolExecutor(1)
         return self.pool.submit(self.run)
 
     @property
     def process(self) -> psutil.Process:
-        """The rank, once its script runs."""
+        """The process of the rank, once its script runs."""
         return psutil.Process(int(until(lambda: self.read("pid"), "the rank")))
 
     def read(self, name: str) -> str:
@@ -83,7 +83,7 @@ SLEEP = READY + "time.sleep(600)\n"
 
 
 def test_rank_gets_its_position_cores_and_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RINGATTN_THREADS", raising=False)  # a caller's own number would stay
+    monkeypatch.delenv("RINGATTN_THREADS", raising=False)  # a number that the caller sets is kept
     bench = Bench(
         tmp_path, READY + '(data / "seen").write_text(json.dumps([sys.argv[1:], dict(os.environ), sys.path[0]]))'
     )
@@ -94,7 +94,7 @@ def test_rank_gets_its_position_cores_and_folders(tmp_path: Path, monkeypatch: p
     assert (given["--data"], given["--run"]) == (str(bench.data), str(bench.data / "train"))
     assert first == str(tmp_path)
     assert environment["MLX_RANK"] == "1"
-    assert not Path(environment["MLX_HOSTFILE"]).exists()  # cleaned up behind it
+    assert not Path(environment["MLX_HOSTFILE"]).exists()  # removed after the rank has ended
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     assert environment["RINGATTN_THREADS"] == environment["OPENBLAS_NUM_THREADS"] == str(max(1, cores // 2))
 
@@ -187,7 +187,7 @@ def test_stopped_and_continued_rank_is_reported(tmp_path: Path) -> None:
     bench.process.send_signal(signal.SIGSTOP)
     until(lambda: bench.reports and bench.reports[-1].is_stopped, "the report")
     bench.process.send_signal(signal.SIGCONT)
-    until(lambda: not bench.reports[-1].is_stopped, "the report of its waking")
+    until(lambda: not bench.reports[-1].is_stopped, "the report that it runs again")
     bench.context.cancelled.set()
     with pytest.raises(Cancelled):
         answer.result(WAIT_S)
@@ -252,7 +252,7 @@ def test_watchdog_ends_rank_when_worker_loses_coordinator(tmp_path: Path) -> Non
 
 
 def test_watchdog_spares_rank_while_coordinator_answers(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, READY + "time.sleep(2.5)\n", silence_s=4.0)  # a leash of 2 s
+    bench = Bench(tmp_path, READY + "time.sleep(2.5)\n", silence_s=4.0)  # a watchdog of 2 s
     assert bench.run() == {"rank": 0, "round": 1}
 
 

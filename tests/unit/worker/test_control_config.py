@@ -1,4 +1,4 @@
-"""A control training's settings: what a file says over the defaults, and what it may not say. And what its folder proves."""
+"""Configuration of a control training: overrides, invalid settings, and which request a result belongs to."""
 
 from __future__ import annotations
 

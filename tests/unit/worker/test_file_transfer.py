@@ -1,4 +1,4 @@
-"""Files on their way between a worker and its coordinator: only what is missing moves, what came before counts, damage is seen."""
+"""File transfer between worker and coordinator: only missing parts move, transfers resume, damage is detected."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BODY = bytes(range(256)) * 5_000  # five chunks
 
 
 class Wire:
-    """A coordinator that answers at once, from and into `folder`; `drop` of its answers are lost."""
+    """A coordinator that answers at once, from and to `folder`; its first `drop` answers are lost."""
 
     def __init__(self, folder: Path, drop: int = 0) -> None:
         self.folder, self.drop = folder, drop
@@ -61,7 +61,7 @@ def test_sync_downloads_missing_files_and_removes_unlisted_ones(tmp_path: Path) 
     listed = [write(wire.folder, path) for path in ("series/A/2021/wide.parquet", "run/checkpoints/000020/state.json")]
     replica.sync_replica(here, listed, wire.transfer, nothing)
     assert wire.moved == 2 * len(BODY)
-    other = write(here, "run/checkpoints/000030/state.json")  # of a round that the coordinator has nothing of
+    other = write(here, "run/checkpoints/000030/state.json")  # of a round that the coordinator has no files of
     for kept in ("run/logs/rank-0.log", "tokens/A.npy"):
         write(here, kept)
     replica.sync_replica(here, listed, wire.transfer, nothing)
@@ -82,7 +82,7 @@ def test_partial_download_resumes_and_is_verified(tmp_path: Path) -> None:
     replica.sync_replica(here, [file], wire.transfer, nothing)
     assert wire.moved == len(BODY) - 2 * CHUNK and (here / file.path).read_bytes() == BODY
     (here / file.path).unlink()
-    half.write_bytes(b"x" * CHUNK)  # damaged: its hash tells at the end, and all of it comes again
+    half.write_bytes(b"x" * CHUNK)  # damaged: the SHA-256 differs at the end, and the file is transferred again
     replica.sync_replica(here, [file], wire.transfer, nothing)
     assert (here / file.path).read_bytes() == BODY and not half.exists()
 
@@ -137,5 +137,5 @@ def test_checkpoints_are_uploaded_with_best_one_and_pruned(tmp_path: Path) -> No
     moved = wire.moved
     replica.CheckpointUploader(
         here, wire.transfer
-    ).finish()  # another round on the same host: what is held is not sent again
+    ).finish()  # another round on the same host: files that the coordinator holds are not sent again
     assert wire.moved == moved

@@ -1,4 +1,4 @@
-"""The worker's side of the budget: no permit before its time, none lost, none kept for a burst."""
+"""Client side of the rate limiter: no permit is used before its time, lost, or kept for a burst."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from worker.agent.permits import STALE_S, Permits
 
 
 class Owner:
-    """Answers requests for permits at once, as the coordinator does."""
+    """Server side of the rate limiter, which answers requests at once."""
 
     def __init__(self, budget: RequestBudget) -> None:
         self.budget = budget
@@ -43,7 +43,7 @@ def test_permit_is_used_once_and_not_before_its_time() -> None:
 
     with ThreadPoolExecutor(8) as pool:
         used = sorted(pool.map(spend, range(60)))
-    assert len(owner.promised) == sum(owner.asked) == 60  # asked for as many as were needed, not one more
+    assert len(owner.promised) == sum(owner.asked) == 60  # requested as many as were needed, not one more
     assert all(use >= promise for use, promise in zip(used, sorted(owner.promised), strict=True))
 
 
@@ -62,7 +62,7 @@ def test_cancelled_wait_leaves_permit_to_next_caller() -> None:
     assert asked == [1]
 
 
-def test_revoked_permits_are_requested_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_revoked_permits_are_requested_again() -> None:
     permits = Permits(lambda bucket, count: asked.append(count))
     asked: list[int] = []
     permits.granted("source", (0.0, 0.0))
@@ -75,7 +75,7 @@ def test_revoked_permits_are_requested_again(monkeypatch: pytest.MonkeyPatch) ->
         waiting.result(timeout=20)
 
 
-def test_stale_permit_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stale_permit_is_dropped() -> None:
     asked: list[int] = []
     permits = Permits(lambda bucket, count: asked.append(count))
     permits.granted("source", (-STALE_S - 1.0,))
