@@ -1,7 +1,7 @@
-"""A control training under faults: real coordinators, workers and learners, real signals; its weights are those of an undisturbed run.
+"""A control training under faults: real coordinators, workers, learners and signals give the weights of an undisturbed run.
 
-Of the runs compared each has its own processes, number of workers and faults; the weights of every version that was looked at and
-every figure of every iteration must agree to the last bit.
+Each of the compared runs has its own processes, number of workers and faults. The weights of every evaluated version and every
+figure of every iteration must agree to the last bit.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FAULTS = ("worker kill", "worker stop", "coordinator kill", "coordinator stop", 
 pytestmark = pytest.mark.skipif(not hasattr(psutil.Process, "children"), reason="needs process lists")
 
 
-class Played(Supervised):
+class ControlRun(Supervised):
     """A training in a copy of `data`."""
 
     def __init__(
@@ -55,7 +55,7 @@ class Played(Supervised):
         return path.read_text().count("\n") if path.exists() else 0
 
     def learned(self) -> dict[str, bytes]:
-        """All that must not depend on who played, and when."""
+        """All that must not depend on which worker ran a job, and when."""
         files = [*sorted((self.run / "versions").glob("*.npz")), self.run / "metrics.jsonl", self.run / "policy.npz"]
         return {path.name: path.read_bytes() for path in files}
 
@@ -65,8 +65,8 @@ class Played(Supervised):
         return summary
 
 
-def fault(training: Played, kind: str, draw: random.Random, apart: int = 3) -> None:
-    """One fault within `apart` iterations from now; returns when the training has gone on from it."""
+def fault(training: ControlRun, kind: str, draw: random.Random, apart: int = 3) -> None:
+    """One fault within `apart` iterations from now; returns when the training has recovered."""
     whom, _, how = kind.partition(" ")
     goal = training.version() + draw.randint(1, apart)
     until(lambda: training.version() >= goal or training.process.poll() is not None, f"version {goal}")
@@ -94,8 +94,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def played(tmp_path: Path, data: Path) -> Iterator[Callable[..., Played]]:
-    made: list[Played] = []
+def played(tmp_path: Path, data: Path) -> Iterator[Callable[..., ControlRun]]:
+    made: list[ControlRun] = []
 
     def make(
         name: str,
@@ -104,8 +104,8 @@ def played(tmp_path: Path, data: Path) -> Iterator[Callable[..., Played]]:
         algorithm: str = "vtrace",
         source: Path = data,
         **env: str,
-    ) -> Played:
-        made.append(Played(tmp_path / name, source, workers, iterations, algorithm, **env))
+    ) -> ControlRun:
+        made.append(ControlRun(tmp_path / name, source, workers, iterations, algorithm, **env))
         made[-1].start()
         return made[-1]
 
@@ -114,14 +114,14 @@ def played(tmp_path: Path, data: Path) -> Iterator[Callable[..., Played]]:
         one.kill_all()
 
 
-@pytest.mark.timeout(600)  # some 30 s where nothing else runs
-def test_faults_lies_and_the_number_of_workers_change_no_bit(played: Callable[..., Played]) -> None:
+@pytest.mark.timeout(600)  # about 30 s on an idle machine
+def test_faults_and_wrong_workers_change_no_bit_of_the_weights(played: Callable[..., ControlRun]) -> None:
     undisturbed = played("undisturbed", workers=2)
     undisturbed.check_end()
     expected = undisturbed.learned()
     assert undisturbed.version() == SHORT and "0.npz" in expected and f"{SHORT}.npz" in expected
     # All results of one of three workers are wrong: its first is audited, so none of them is used.
-    # Two of the three have no part in the coordinator's files: tables come to them in pieces.
+    # Two of the three do not share the coordinator's files: they download the datasets in chunks.
     lied_to = played("lied to", workers=3, LIES_FROM="1", ELSEWHERE="1")
     summary = lied_to.check_end()
     assert len(summary["put_out"]) == 1 and "numbers differ" in lied_to.log.read_text()
@@ -135,7 +135,7 @@ def test_faults_lies_and_the_number_of_workers_change_no_bit(played: Callable[..
     assert faulty.learned() == expected
 
 
-def test_what_can_not_be_trained_on_says_why(tmp_path: Path, played: Callable[..., Played]) -> None:
+def test_folder_without_series_names_the_command(tmp_path: Path, played: Callable[..., ControlRun]) -> None:
     (tmp_path / "empty").mkdir()
     training = played("nothing", workers=1, source=tmp_path / "empty")
     code, summary = training.end()
@@ -144,8 +144,8 @@ def test_what_can_not_be_trained_on_says_why(tmp_path: Path, played: Callable[..
 
 
 @pytest.mark.long
-def test_a_worker_that_goes_wrong_later_is_put_out_within_the_stated_number_of_its_results(
-    played: Callable[..., Played],
+def test_worker_that_turns_wrong_is_excluded_in_the_stated_number(
+    played: Callable[..., ControlRun],
 ) -> None:
     # Two workers share 360 rollouts; the liar's part is above 4 + 2 · EVERY - 1.
     lied_to = played("late", workers=2, iterations=120, LIES_FROM="5")
@@ -160,7 +160,9 @@ def test_a_worker_that_goes_wrong_later_is_put_out_within_the_stated_number_of_i
 @pytest.mark.timeout(1_200)
 @pytest.mark.parametrize("algorithm", ["pathwise", "vtrace"])
 @pytest.mark.parametrize("workers", [1, 2, 3])
-def test_twenty_faults_change_no_bit(played: Callable[..., Played], workers: int, algorithm: str) -> None:
+def test_twenty_faults_change_no_bit_of_the_weights(
+    played: Callable[..., ControlRun], workers: int, algorithm: str
+) -> None:
     undisturbed = played("undisturbed", workers=2, iterations=LONG[algorithm], algorithm=algorithm)
     undisturbed.check_end()
     faulty, draw = played("faulty", workers, LONG[algorithm], algorithm), random.Random(workers)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.testing import assert_allclose
 
-from rl.algorithms.base import train
 from rl.algorithms.evolution import Evolution, Settings, costs, perturbation, ranks
-from rl.distributed.jobs import AnyJob, Arrays, EvaluatePerturbations
 from rl.env.vector import VectorGridEnv
 from rl.evaluation.score import rollout
 from rl.policy import Mlp, flatten, init_mlp, to_bytes, unflatten
@@ -55,28 +51,25 @@ def test_perturbations_share_episodes_and_are_drawn_once() -> None:
 
 
 def test_training_lowers_cost_and_restart_is_bit_identical(tmp_path: Path) -> None:
-    policy, env, starts = untrained(year(12), 16), VectorGridEnv(GRID, year(12), 16, 48), year(12).starts(48)
-    settings = Settings(iterations=25, jobs=2, pairs=8, num_envs=16, episode_hours=48, sigma=0.05, learning_rate=0.03)
+    policy, env, starts = untrained(year(12), 16), VectorGridEnv(GRID, year(12), 8, 24), year(12).starts(24)
+    settings = Settings(iterations=20, jobs=2, pairs=8, num_envs=8, episode_hours=24, sigma=0.05, learning_rate=0.03)
 
-    def runner(algorithm: Evolution) -> Callable[[AnyJob], Arrays]:
-        def run(job: AnyJob) -> Arrays:
-            assert isinstance(job, EvaluatePerturbations)
-            actor = next(p for n, p in algorithm.versions.held.items() if algorithm.versions.sha256(n) == job.policy)
+    def learn(algorithm: Evolution, iteration: int) -> None:
+        actor, jobs, results = algorithm.versions.newest, algorithm.jobs(iteration), []
+        for job in jobs:
+            assert job.policy == algorithm.versions.sha256(iteration)
             own = np.random.default_rng(job.seed).choice(starts, job.episodes)
-            return {"cost": costs(actor, env, own, job.perturbations, job.sigma)}
+            results.append({"cost": costs(actor, env, own, job.perturbations, job.sigma)})
+        algorithm.learn(iteration, jobs, results)
 
-        return run
-
-    whole = Evolution(DATASET, policy, settings)
-    trained = train(whole, runner(whole))
+    whole, restarted = Evolution(DATASET, policy, settings), Evolution(DATASET, policy, settings)
+    for iteration in range(settings.iterations):
+        learn(whole, iteration)
+        if iteration == 2:
+            restarted.restore(*through_file(tmp_path, *whole.state()))
+        elif iteration == 3:
+            learn(restarted, iteration)
+            assert to_bytes(restarted.versions.newest) == to_bytes(whole.versions.newest)
     some = starts[::301]
-    before, after = (rollout(GRID, year(12), actor, some, 48).cost.sum() for actor in (policy, trained))
+    before, after = (rollout(GRID, year(12), actor, some, 24).cost.sum() for actor in (policy, whole.versions.newest))
     assert after < before
-    first, third = (Evolution(DATASET, policy, replace(settings, iterations=count)) for count in (3, 4))
-    train(first, runner(first))
-    train(third, runner(third))
-    second = Evolution(DATASET, policy, settings)
-    second.restore(*through_file(tmp_path, *first.state()))
-    jobs = second.jobs(3)
-    second.learn(3, jobs, [runner(second)(job) for job in jobs])
-    assert to_bytes(second.versions.newest) == to_bytes(third.versions.newest)

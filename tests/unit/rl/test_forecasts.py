@@ -1,4 +1,4 @@
-"""What a controller knows ahead: right values, and never anything of the future but in the oracle."""
+"""Forecasts of a controller: correct values, and no use of the future except in the oracle."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from rl.errors import DataError
 FIT = "2017-03-01T00"
 
 
-def half_known(region: Region) -> np.ndarray:
-    """A day-ahead forecast with holes."""
+def with_gaps(region: Region) -> np.ndarray:
+    """A day-ahead forecast with gaps."""
     issued = region.load * 1.02
     issued[::17] = np.nan
     return issued
@@ -28,14 +28,14 @@ def made() -> Region:
     return synthetic(24 * 120)[0]
 
 
-def test_persistence_is_the_last_such_hour_known(made: Region) -> None:
+def test_persistence_repeats_the_last_known_hour_of_the_day(made: Region) -> None:
     ahead = persistence(made, 50)[..., 0]
     t = 1000
     for horizon, hour in ((0, t - 24), (23, t - 1), (24, t - 24), (47, t - 1), (48, t - 24)):
         assert ahead[t, horizon] == np.float32(made.load[hour])
 
 
-def test_oracle_is_the_truth(made: Region) -> None:
+def test_oracle_returns_the_true_load(made: Region) -> None:
     assert_array_equal(oracle(made, 30)[500, :, 0], made.load[500:530].astype(np.float32))
 
 
@@ -46,34 +46,36 @@ def test_day_ahead_ends_with_the_operating_day(made: Region) -> None:
     clock = made.local.astype(int) % 24
     midnight = 24 * 50 + int(np.argmax(clock[24 * 50 :] == 0))
     assert str(made.hours[midnight])[11:13] == "07"
-    # At midnight the present day is known, and stands for the next; from ten on both are.
+    # At midnight the present day is known, and the next repeats it; from ten o'clock on both are known.
     assert_array_equal(ahead[midnight], midnight + np.concatenate([np.arange(24), np.arange(24)]))
     assert_array_equal(ahead[midnight + 9, :30], midnight + 9 + np.concatenate([np.arange(15), np.arange(-9, 6)]))
     assert_array_equal(ahead[midnight + 10, :38], midnight + 10 + np.arange(38))
     assert ahead[midnight + 10, 38] == midnight + 24  # the first hour of the day after takes that of tomorrow
 
 
-def test_a_missing_day_ahead_value_is_persistence(made: Region) -> None:
+def test_missing_day_ahead_value_becomes_persistence(made: Region) -> None:
     assert_array_equal(day_ahead(made, np.full(len(made.load), np.nan), 30), persistence(made, 30))
     with pytest.raises(DataError, match="day-ahead"):
         day_ahead(made, np.zeros(3), 30)
 
 
-def test_correction_takes_back_an_error_that_lasts(made: Region) -> None:
+def test_correction_removes_a_constant_error(made: Region) -> None:
     issued = made.load + 0.05
     point = day_ahead(made, issued, 6)
-    assert_allclose(corrected(made, point, FIT)[200:-30], oracle(made, 6)[200:-30], atol=2e-3)  # a week of errors back
+    assert_allclose(
+        corrected(made, point, FIT)[200:-30], oracle(made, 6)[200:-30], atol=2e-3
+    )  # after a week of known errors
 
 
-def test_quantiles_hold_what_they_say(made: Region) -> None:
+def test_quantiles_cover_their_share_of_loads(made: Region) -> None:
     """By hour and horizon, over the fitted hours: the share of loads below a quantile is its level."""
     rng = np.random.default_rng(0)
     issued = made.load + rng.normal(0, 0.03, len(made.load))
     levels = (0.1, 0.5, 0.9)
-    made_of = with_quantiles(made, day_ahead(made, issued, 12), FIT, levels)
-    assert (np.diff(made_of, axis=2) >= 0).all()
+    quantiles = with_quantiles(made, day_ahead(made, issued, 12), FIT, levels)
+    assert (np.diff(quantiles, axis=2) >= 0).all()
     stop = int(np.searchsorted(made.hours, np.datetime64(FIT, "h"))) - 12
-    below = (oracle(made, 12)[48:stop] < made_of[48:stop]).mean(axis=(0, 1))
+    below = (oracle(made, 12)[48:stop] < quantiles[48:stop]).mean(axis=(0, 1))
     assert_allclose(below, levels, atol=0.02)
 
 
@@ -86,13 +88,13 @@ def everything(region: Region, issued: np.ndarray) -> Forecast:
 @pytest.mark.parametrize(
     "make", [lambda region, _: persistence(region, 40), everything], ids=["persistence", "day-ahead"]
 )
-def test_no_forecast_sees_the_future(made: Region, make: Callable[[Region, np.ndarray], Forecast]) -> None:
-    """Another load from hour t on leaves the forecasts made up to the start of hour t as they were."""
+def test_no_forecast_uses_the_future(made: Region, make: Callable[[Region, np.ndarray], Forecast]) -> None:
+    """Another load from hour t on does not change the forecasts made up to the start of hour t."""
     t = 2500
     assert made.hours[t] > np.datetime64(FIT, "h")
     changed = made.load.copy()
     changed[t:] += 0.3
-    issued = half_known(made)
+    issued = with_gaps(made)
     before, after = make(made, issued), make(replace(made, load=changed), issued)
     assert_array_equal(before[: t + 1], after[: t + 1])
     assert (before[t + 1 :] != after[t + 1 :]).any()

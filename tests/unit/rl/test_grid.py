@@ -1,4 +1,4 @@
-"""Fleet and cost: the convex piecewise-linear cost of an hour, and the rules that keep it exact."""
+"""Fleet and cost: the convex piecewise-linear cost of an hour, and the rules that keep the optimum exact."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_generation_cost_is_the_area_under_the_merit_order() -> None:
     grid = Grid(must_run=0.3, merit_order=STEPS, unserved=1000.0, curtailment=10.0)
     expected = {
         0.3: 0.3 * 20,
-        0.1: 0.3 * 20 + 0.2 * 10,  # 0.2 thrown away
+        0.1: 0.3 * 20 + 0.2 * 10,  # 0.2 curtailed
         -0.2: 0.3 * 20 + 0.5 * 10,
         0.5: 0.5 * 20,
         0.7: 0.5 * 20 + 0.2 * 50,
@@ -35,7 +35,7 @@ def test_generation_cost_is_convex_and_rises_above_must_run() -> None:
     assert (slopes[loads[:-1] >= 0.3] > 0).all() and (slopes[loads[1:] <= 0.3] < 0).all()
 
 
-def test_a_store_that_would_burn_energy_is_refused() -> None:
+def test_store_that_profits_from_burning_energy_is_refused() -> None:
     """Loss 0.18 x (25 + 2 x 2) = 5.26 $/MWh: wear must be above it."""
     assert BATTERIES[0].loss == pytest.approx(1 / 0.92**2 - 1)
     with pytest.raises(GridError, match=r"battery_2h: wear 5.2 must be above .* = 5.26"):
@@ -56,6 +56,6 @@ def test_a_store_that_would_burn_energy_is_refused() -> None:
         ({"stores": (replace(SHIFTABLE, rest=1.5),)}, "share"),
     ],
 )
-def test_parameters_that_break_a_rule_are_refused(change: dict, words: str) -> None:
+def test_parameters_against_a_rule_are_refused(change: dict, words: str) -> None:
     with pytest.raises(GridError, match=words):
         Grid(**change)

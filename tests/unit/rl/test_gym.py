@@ -1,4 +1,4 @@
-"""gymnasium's faces: its own checker is clean, autoreset does what it declares, both faces are the same environment."""
+"""Gymnasium's interfaces: its checker is clean, autoreset works as declared, both interfaces are the same environment."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from rl.gym import GridControl, GridControlVector
 NAME = "rl.gym:GridControl-v0"
 
 
-def test_check_env_is_clean() -> None:
+def test_check_env_passes_without_warnings() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_env(gymnasium.make(NAME).unwrapped)
 
 
-def test_vector_declares_same_step_and_does_it() -> None:
+def test_vector_env_resets_in_the_same_step() -> None:
     vector = gymnasium.make_vec(NAME, num_envs=3, vectorization_mode="vector_entry_point", hours=5)
     assert isinstance(vector, GridControlVector)
     assert vector.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
@@ -39,7 +39,7 @@ def test_vector_declares_same_step_and_does_it() -> None:
     assert info["_final_obs"].all() and (info["cut"] >= 0).all()
 
 
-def test_vector_is_as_many_single_environments() -> None:
+def test_vector_env_equals_single_environments() -> None:
     vector = GridControlVector(2, hours=30)
     single = [GridControl(hours=30) for _ in range(2)]
     rows = np.array([11, 900])
@@ -56,7 +56,7 @@ def test_vector_is_as_many_single_environments() -> None:
         assert_allclose(reward, [a[1] for a in apart], rtol=1e-12)
 
 
-def test_seed_decides_the_starts() -> None:
+def test_seed_determines_the_starts() -> None:
     vector = GridControlVector(64, hours=24)
     starts = [vector.reset(seed=seed)[1]["start"] for seed in (1, 1, 2)]
     assert_array_equal(starts[0], starts[1])
@@ -65,7 +65,7 @@ def test_seed_decides_the_starts() -> None:
         vector.reset(seed=[1, 2])
 
 
-def test_gymnasiums_own_wrappers_take_it() -> None:
+def test_gymnasiums_wrappers_accept_both() -> None:
     wrapped = RecordEpisodeStatistics(GridControlVector(4, hours=6))
     wrapped.reset(seed=0)
     for _ in range(6):

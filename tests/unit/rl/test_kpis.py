@@ -1,4 +1,4 @@
-"""The users' numbers, each against a sum by hand."""
+"""Key performance indicators, each against a sum by hand."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def trace() -> Trajectory:
     )
 
 
-def test_numbers_by_hand() -> None:
+def test_kpis_equal_sums_by_hand() -> None:
     found = kpis(GRID, trace(), 1000.0)
     assert found.cost == pytest.approx(24_000)
     assert found.ramp_absolute == pytest.approx(100 + 2 * 700 + 2 * 400)
@@ -58,7 +58,7 @@ def test_cvar_is_the_mean_of_the_worst_weeks() -> None:
     assert weekly(np.concatenate([hourly, hourly[:5]])).tolist() == [168, 504]
 
 
-def test_carbon_and_inertia_of_a_mix_by_hand() -> None:
+def test_carbon_and_inertia_equal_sums_by_hand() -> None:
     generation = {"COL": np.array([100.0, 0.0]), "NG": np.array([300.0, 200.0]), "WND": np.array([100.0, 300.0])}
     found = mix_kpis(generation, np.array([-40.0, 20.0]), contingency=50.0, loading=0.8)
     assert found.carbon_uncontrolled == pytest.approx(100 + 0.41 * 500)
@@ -68,7 +68,7 @@ def test_carbon_and_inertia_of_a_mix_by_hand() -> None:
     assert found.rocof == pytest.approx(60 * 50 / (2 * 4.5 * 220 / 0.8))
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_mismatched_arrays_are_refused() -> None:
     with pytest.raises(DataError, match="fuel"):
         mix_kpis({}, np.zeros(2), contingency=1.0)
     with pytest.raises(DataError, match="fuel"):

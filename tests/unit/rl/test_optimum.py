@@ -1,4 +1,4 @@
-"""The linear program: its schedule replayed gives its objective, nothing beats it, and its duals are values of energy."""
+"""The linear program: a replay of its schedule costs its objective, no policy beats it, and its duals are values of energy."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def made() -> Dataset:
 def replay(
     grid: Grid, data: Dataset, starts: NDArray[np.int64], schedules: tuple[Schedule, ...]
 ) -> NDArray[np.float64]:
-    """What the environment charges for following the schedules, [N]."""
+    """The environment's cost of the schedules, [N]."""
     actions = np.stack([s.actions(grid) for s in schedules], axis=-1)
     env = VectorGridEnv(grid, data, len(starts), actions.shape[1])
     env.reset(starts)
@@ -44,7 +44,7 @@ def random_weeks(data: Dataset, seed: int) -> NDArray[np.int64]:
     return np.random.default_rng(seed).choice(data.starts(WEEK), 50)
 
 
-def test_replay_gives_the_objective_in_50_random_weeks(made: Dataset) -> None:
+def test_replay_costs_the_objective_in_50_random_weeks(made: Dataset) -> None:
     starts = random_weeks(made, 0)
     scale = reference_costs(GRID, made, starts, WEEK)
     assert_allclose(replay(GRID, made, starts, scale.schedules), scale.optimum, rtol=1e-9, atol=1e-6)
@@ -53,10 +53,10 @@ def test_replay_gives_the_objective_in_50_random_weeks(made: Dataset) -> None:
 
 @needs_recordings
 @pytest.mark.parametrize(
-    "respondent",  # the claim is one, whatever the load; a second region guards against a lucky first
+    "respondent",  # one claim for any load; a second region guards against a lucky first
     [pytest.param(one, marks=() if one in ("CAL", "PACW") else pytest.mark.long) for one in RESPONDENTS],
 )
-def test_replay_gives_the_objective_in_50_random_weeks_of_a_real_region(respondent: str) -> None:
+def test_replay_costs_the_objective_in_weeks_of_a_real_region(respondent: str) -> None:
     hours, columns = demand(respondent)
     load = np.where(np.isfinite(columns["D"]) & (columns["D"] > 0), columns["D"], np.nan)
     load[load > 3 * np.nanmedian(load)] = np.nan  # real outliers of the recordings
@@ -77,11 +77,11 @@ def test_a_year_is_solved_and_replayed(made: Dataset) -> None:
     seed=st.integers(0, 2**32 - 1),
     hours=st.integers(2, 30),
     level=st.floats(-0.2, 1.1),
-    # HiGHS holds constraints to 1e-7: swings as small as that are none to it, but cost something in the environment.
+    # HiGHS holds constraints to 1e-7: it ignores swings as small as that, but they cost something in the environment.
     spread=st.just(0.0) | st.floats(1e-3, 0.5),
     curtailment=st.floats(1.0, 25.0),
 )
-def test_no_policy_beats_it(seed: int, hours: int, level: float, spread: float, curtailment: float) -> None:
+def test_no_policy_beats_the_optimum(seed: int, hours: int, level: float, spread: float, curtailment: float) -> None:
     """Loads from negative to scarce; policies at random, and the optimum's own with noise, the hardest to beat."""
     rng = np.random.default_rng(seed)
     load = level + spread * rng.standard_normal(hours + 1)
@@ -100,7 +100,7 @@ def test_no_policy_beats_it(seed: int, hours: int, level: float, spread: float, 
     assert idle_cost(grid, load[1:, None], load[:1]).sum() >= plan.cost - 1e-7
 
 
-def test_price_is_what_one_more_unit_of_load_costs(made: Dataset) -> None:
+def test_price_is_the_cost_of_one_more_unit_of_load(made: Dataset) -> None:
     """The dual lies between the costs of a little less and a little more load."""
     load, before, step = made.load[4000:4036], made.previous_load[4000], 1e-6
     program = Program(GRID, 36)
@@ -111,7 +111,7 @@ def test_price_is_what_one_more_unit_of_load_costs(made: Dataset) -> None:
         assert (plan.cost - less) / step - 1e-3 <= plan.price[hour] <= (more - plan.cost) / step + 1e-3
 
 
-def test_value_is_what_one_more_unit_in_a_store_saves(made: Dataset) -> None:
+def test_value_is_the_saving_of_one_more_unit_in_a_store(made: Dataset) -> None:
     """Energy given at the start stays until it is used, so it is worth the first hour's dual."""
     load, before, step = made.load[3000:3048], made.previous_load[3000], 1e-6
     program = Program(GRID, 48)
@@ -122,7 +122,7 @@ def test_value_is_what_one_more_unit_in_a_store_saves(made: Dataset) -> None:
         assert (plan.cost - more) / step - 1e-3 <= plan.value[store, 0] <= (less - plan.cost) / step + 1e-3
 
 
-def test_it_never_charges_and_gives_at_once_where_load_is_negative() -> None:
+def test_stores_never_charge_and_discharge_at_once() -> None:
     load = np.where(np.arange(48) % 24 < 12, -0.5, 0.9)
     plan = optimum(GRID, load, -0.5)
     into, out = GRID.each("charge_efficiency")[:, None], GRID.each("discharge_efficiency")[:, None]
@@ -130,8 +130,8 @@ def test_it_never_charges_and_gives_at_once_where_load_is_negative() -> None:
     assert_allclose(-np.diff(plan.charge, axis=1, prepend=GRID.rest[:, None]), lost, atol=1e-9)
 
 
-def test_scenarios_are_decided_for_together(made: Dataset) -> None:
-    """One plan for two futures costs at least the mean of the two optima, and equal futures cost what one does."""
+def test_scenarios_share_one_decision(made: Dataset) -> None:
+    """One plan for two futures costs at least the mean of the two optima, and equal futures cost as much as one."""
     a, b, before = made.load[1000:1024], made.load[5000:5024], 0.6
     pair = Program(GRID, 24, (0.3, 0.7))
     apart = 0.3 * optimum(GRID, a, before).cost + 0.7 * optimum(GRID, b, before).cost
@@ -141,7 +141,7 @@ def test_scenarios_are_decided_for_together(made: Dataset) -> None:
     assert plan.price.mean() == pytest.approx(optimum(GRID, a, before).price.mean(), rel=0.5)
 
 
-def test_what_cannot_be_solved_is_named() -> None:
+def test_unsolvable_programs_are_refused() -> None:
     program = Program(GRID, 2)
     with pytest.raises(DataError, match=r"expected finite \[1, 2\]"):
         program.solve(np.ones(3), 1.0)

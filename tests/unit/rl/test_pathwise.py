@@ -34,7 +34,7 @@ HALF = 2  # iterations before the restart
 def region() -> tuple[Region, Forecast]:
     """A region of 500 days, and its day-ahead forecast, corrected by the errors of the first year."""
     made, issued = synthetic(24 * 500)
-    return made, corrected(made, day_ahead(made, issued, 12), "2018-01-01T00")
+    return made, corrected(made, day_ahead(made, issued, 6), "2018-01-01T00")
 
 
 @pytest.fixture(scope="module")

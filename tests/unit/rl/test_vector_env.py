@@ -1,4 +1,4 @@
-"""The environment: a day's cost by hand, the projection, the way back to rest, and what an observation shows."""
+"""The environment: a day's cost by hand, the projection, the way back to rest, and the observation."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def random_actions(rng: np.random.Generator, hours: int, env: VectorGridEnv) -> 
     return rng.uniform(-1.3, 1.3, (hours, env.num_actions, env.num_envs))
 
 
-# hour: load, ask of battery, of shiftable load, of shedding → power of both, shed, charge of both after the hour, all by hand.
+# Hour: load, action of battery, of shiftable load, of shedding → power of both, shed, charge of both after the hour, all by hand.
 # The battery holds 0.2 and starts at 0.1; the load holds 0.1 and starts full.
 DAY: list[tuple[float, float, float, float, float, float, float, float, float]] = [
     (0.40, 0, 0, 0, 0, 0, 0, 0.1, 0.1),
@@ -59,7 +59,7 @@ DAY: list[tuple[float, float, float, float, float, float, float, float, float]] 
     (0.45, -0.4, 0, 0, -0.04, 0, 0, 0.032, 0.06),
     # Two hours left. The load must be at 0.06 at least after this one, as 0.04 come back in the last; the battery at 0.02.
     (0.45, 1, 1, 0, 0.006, 0, 0, 0.02, 0.06),
-    (0.45, 1, 1, 0, -0.1, -0.05, 0, 0.1, 0.1),  # back to rest, whatever was asked
+    (0.45, 1, 1, 0, -0.1, -0.05, 0, 0.1, 0.1),  # back to rest, whatever the action
 ]
 
 
@@ -84,10 +84,10 @@ def by_hand(loads: list[float]) -> list[float]:
     return costs
 
 
-def test_a_days_cost_by_hand() -> None:
+def test_cost_of_a_day_equals_sums_by_hand() -> None:
     loads = [0.4, *(hour[0] for hour in DAY)]
     expected = by_hand(loads)
-    # Some of them as plain sums, so that the helper is checked too.
+    # Some of them as plain sums, which also checks the helper.
     assert expected[0] == pytest.approx(0.4 * 20)
     assert expected[2] == pytest.approx(0.3 * 20 + 0.175 * 10 + 0.175)
     assert expected[7] == pytest.approx(45 + 0.01 * 1000 + 0.21 + 20 * 0.05 + 500 * 0.04 + 0.1)
@@ -104,8 +104,8 @@ def test_a_days_cost_by_hand() -> None:
     assert total == pytest.approx(381.732, abs=1e-9)
 
 
-def test_projection_is_counted_by_store() -> None:
-    """Asked: the energy that full or empty stores, their power and the way back to rest did not allow."""
+def test_clipped_energy_is_counted_by_store() -> None:
+    """It is the energy that full or empty stores, their power and the way back to rest did not allow."""
     env = VectorGridEnv(SMALL, table_of([0.5] * 6), 1, 4)
     env.reset(np.array([0]))
     env.step(np.array([[-1.0], [-1.0], [0.0]]))  # the load is full: 0.04 were asked
@@ -116,7 +116,7 @@ def test_projection_is_counted_by_store() -> None:
 
 
 @pytest.mark.parametrize("hours", [1, 2, 5, 24, 60])
-def test_any_actions_end_at_rest_and_stay_within_bounds(hours: int) -> None:
+def test_any_actions_end_at_rest_and_stay_in_bounds(hours: int) -> None:
     made, _ = synthetic(24 * 30)
     data = build_dataset([made], [None], "2017-01-02T00", "2017-01-25T00")
     for grid in (SMALL, Grid()):
@@ -135,7 +135,7 @@ def test_any_actions_end_at_rest_and_stay_within_bounds(hours: int) -> None:
         assert_array_equal(env.charge, np.broadcast_to(grid.rest[:, None], env.charge.shape))
 
 
-def test_episodes_do_not_see_one_another() -> None:
+def test_episodes_are_independent() -> None:
     made, _ = synthetic(24 * 60)
     data = build_dataset([made], [oracle(made, 6)], "2017-01-02T00", "2017-02-20T00")
     starts = np.array([3, 500, 77])
@@ -152,7 +152,7 @@ def test_episodes_do_not_see_one_another() -> None:
             assert_allclose(paid[0], cost[k], rtol=1e-13)
 
 
-def test_observation_shows_state_and_the_past_and_nothing_of_the_hour_to_come() -> None:
+def test_observation_has_state_and_past_but_not_the_coming_hour() -> None:
     loads = [0.1 * k for k in range(3, 40)]
     env = VectorGridEnv(SMALL, table_of(loads), 1, 4)
     names = env.observation_names
@@ -168,7 +168,7 @@ def test_observation_shows_state_and_the_past_and_nothing_of_the_hour_to_come() 
     assert second["load -1"] == pytest.approx(loads[31]) and second["hours left"] == pytest.approx(3 / HOURS_LEFT_CAP)
 
 
-def test_table_starts_leave_out_gaps_and_region_borders() -> None:
+def test_starts_exclude_gaps_and_region_borders() -> None:
     demand = np.full(100, 50.0)
     demand[40] = np.nan
     hours = np.datetime64("2018-01-01T00", "h") + np.arange(100).astype("timedelta64[h]")
@@ -179,7 +179,7 @@ def test_table_starts_leave_out_gaps_and_region_borders() -> None:
     assert data.starts(10).tolist() == [r + f for f in (0, 98) for r in (*range(30), *range(41, 89))]
 
 
-def test_wrong_use_is_refused() -> None:
+def test_invalid_calls_are_refused() -> None:
     data = table_of([0.5] * 10)
     with pytest.raises(DataError, match="at least 1"):
         VectorGridEnv(SMALL, data, 1, 0)
@@ -195,7 +195,7 @@ def test_wrong_use_is_refused() -> None:
         region("A", np.array([0, 2]).astype("datetime64[h]"), np.ones(2), offset=0, reference_end="1971-01-01T00")
 
 
-def test_net_load_is_demand_less_wind_and_solar_and_gaps_are_filled_from_before() -> None:
+def test_net_load_subtracts_wind_and_fills_gaps_from_a_week_ago() -> None:
     hours = np.datetime64("2018-01-01T00", "h") + np.arange(400).astype("timedelta64[h]")
     demand, wind = 100 + np.arange(400.0), np.full(400, 20.0)
     wind[350] = np.nan
