@@ -1,4 +1,4 @@
-"""Capped exponential back-off, for every retry of the project."""
+"""Capped exponential back-off between attempts."""
 
 from __future__ import annotations
 

@@ -42,8 +42,7 @@ def storage_errors(path: Path) -> Iterator[None]:
 def atomic_write(path: Path, content: bytes | memoryview) -> None:
     """Write all of `content` to `path`, or nothing: a temporary name in the same folder, fsync, rename.
 
-    Raises:
-        StorageError: The disk refused the write.
+    `storage_errors` turns the disk's errors into StorageError.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     with storage_errors(path):
@@ -55,9 +54,8 @@ def atomic_write(path: Path, content: bytes | memoryview) -> None:
             except FileNotFoundError:  # removed as a leftover by a process whose clock jumped meanwhile
                 _write(temporary, content)
                 temporary.replace(path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+        finally:
+            temporary.unlink(missing_ok=True)  # there only after an error
 
 
 def _write(path: Path, content: bytes | memoryview) -> None:

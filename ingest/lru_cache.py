@@ -1,4 +1,7 @@
-"""An LRU cache bounded by a cost, for every cache of the project that `functools.lru_cache` cannot bound."""
+"""An LRU cache bounded by a cost, for what `functools.lru_cache` cannot bound.
+
+`rl.distributed.runner` has its own: `rl` imports no other package of the project.
+"""
 
 from __future__ import annotations
 
