@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""uv run scripts/dev/run_full_extraction_monitored.py [--test]: the whole extraction, with every figure counted.
+"""Run the whole extraction and report counted figures: `uv run scripts/dev/run_full_extraction_monitored.py [--test]`.
 
 For users of the earlier tool: the same report (period, mode, estimated time; then files, records, duration, rows per second,
-share of the API's policy ceiling), but nothing in it is an estimate except the estimated time, which says so.
+share of the API's policy ceiling). Every figure is counted except the estimated time, which is labelled as an estimate.
 `--test`: January 2024 only. Any option of `coordinator start` may follow, e.g. `--source eia --data real`.
 """
 
@@ -17,7 +17,7 @@ TEST_PERIOD = ["--start", "2024-01", "--end", "2024-01"]
 
 
 def coordinator(*arguments: str) -> tuple[dict, int]:
-    """Run `coordinator` with `--json`: its result and exit code. Its narration stays on the terminal."""
+    """Run `coordinator` with `--json` and return its result and exit code. Its progress stays on the terminal."""
     command = [sys.executable, "-m", "coordinator", *arguments, "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if not done.stdout:
@@ -26,6 +26,7 @@ def coordinator(*arguments: str) -> tuple[dict, int]:
 
 
 def main() -> int:
+    """Run the extraction and print the report."""
     options = sys.argv[1:]
     test = "--test" in options
     options = [option for option in options if option != "--test"] + (TEST_PERIOD if test else [])

@@ -1,4 +1,4 @@
-"""Tests by folder and what they take: `uv run pytest --junitxml FILE`, then `uv run scripts/dev/suite_times.py FILE`.
+"""Count the tests of each folder and their time: `uv run pytest --junitxml FILE`, then `uv run scripts/dev/suite_times.py FILE`.
 
 Writes `docs/benchmarks/tests.jsonl`, a line a folder, and the table in `docs/CONTRIBUTING.md` from it.
 """
@@ -20,7 +20,7 @@ BEGIN, END = "<!-- suite_times: begin (scripts/dev/suite_times.py) -->", "<!-- s
 
 
 def measured(report: Path) -> list[dict[str, object]]:
-    """A line a folder of tests: how many ran, s in all, the slowest and its s. A whole run's, since most is not in one file."""
+    """Return a line for each folder: tests that ran, seconds in all, the slowest test and its seconds."""
     found: dict[str, list[tuple[float, str]]] = defaultdict(list)
     for case in ET.parse(report).iter("testcase"):
         if case.find("skipped") is None:
@@ -42,18 +42,19 @@ def measured(report: Path) -> list[dict[str, object]]:
 
 
 def table(lines: list[dict[str, object]]) -> str:
-    """The Markdown table."""
+    """Return the Markdown table."""
     rows = [
         f"| `{line['folder']}` | {line['tests']} | {line['seconds']:.0f} | `{line['slowest']}`, {line['slowest_s']:.0f} |"
         for line in lines
     ]
-    head = ["| folder | tests | s | the slowest, s |", "|---|---|---|---|"]
-    return "\n".join([f"On {lines[0]['machine']}, one after the other:", "", *head, *rows])
+    head = ["| folder | tests | seconds | slowest test, seconds |", "|---|---|---|---|"]
+    return "\n".join([f"On {lines[0]['machine']}, times added up:", "", *head, *rows])
 
 
 def main() -> None:
+    """Write the lines, and the table from them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("report", type=Path, help="what `pytest --junitxml` wrote")
+    parser.add_argument("report", type=Path, help="the file that `pytest --junitxml` wrote")
     LINES.write_text("".join(json.dumps(line) + "\n" for line in measured(parser.parse_args().report)))
     before, rest = PAGE.read_text().split(BEGIN)
     lines = [json.loads(line) for line in LINES.read_text().splitlines()]
