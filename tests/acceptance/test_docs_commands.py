@@ -39,17 +39,17 @@ HOST = "not run: it changes this machine, or needs another one"
 # Pattern of a whole command → the test that runs it (possibly with smaller settings), or the reason why none does.
 ELSEWHERE = {
     r"coordinator (start|doctor|forecast)|mlx.launch|python -m ringattn.launch|scripts/dev/suite_times.py": "not run: prose names the command",
-    r"coordinator start --extract --rebuild": "tests/acceptance/test_extract.py::test_a_damaged_journal_is_named_and_rebuilt_from_the_manifests",
-    r"coordinator start --extract( --data \S+)?": "tests/acceptance/test_extract.py::test_the_default_run_needs_nothing_and_proves_all",
-    r"coordinator start --extract --source recordings:.*": "tests/acceptance/test_extract.py::test_recorded_real_hours_come_through",
+    r"coordinator start --extract --rebuild": "tests/acceptance/test_extract_errors.py::test_damaged_journal_is_rebuilt_from_the_manifests",
+    r"coordinator start --extract( --data \S+)?": "tests/acceptance/test_extract_resume.py::test_default_run_needs_no_key_and_the_next_one_requests_nothing",
+    r"coordinator start --extract --source recordings:.*": "tests/acceptance/test_extract_sources.py::test_recorded_real_hours_reach_the_series",
     r"coordinator start --(extract --update|update --source eia --data real)": (
-        "tests/acceptance/test_extract.py::test_update_asks_for_what_may_be_revised_and_keeps_both_vintages"
+        "tests/acceptance/test_extract_resume.py::test_update_refetches_revisable_hours_and_keeps_both_generations"
     ),
     r"coordinator start --extract --source eia --data real( --dry-run)?": (
-        "tests/acceptance/test_extract.py::test_dry_run_prints_the_plan_and_asks_nothing"
+        "tests/acceptance/test_extract_sources.py::test_dry_run_prints_the_plan_and_requests_nothing"
     ),
-    r"coordinator verify": "tests/acceptance/test_extract.py::test_the_default_run_needs_nothing_and_proves_all",
-    r"coordinator verify --data real": "tests/acceptance/test_extract.py::test_bulk_and_oasis_come_the_same_way",
+    r"coordinator verify": "tests/acceptance/test_extract_resume.py::test_default_run_needs_no_key_and_the_next_one_requests_nothing",
+    r"coordinator verify --data real": "tests/acceptance/test_extract_sources.py::test_bulk_files_and_oasis_are_extracted_the_same_way",
     r"coordinator start --train( --data DATA)?": "tests/acceptance/test_supervision.py",
     r"coordinator start --rollouts( --data DATA --control-config CONTROL.toml)?": "tests/acceptance/test_rollouts.py",
     r"coordinator start --extract --train --rollouts": "scripts/dev/run_readme.py",
@@ -70,7 +70,7 @@ ELSEWHERE = {
     r"(coordinator forecast|python -m worker.forecast) --table.*": "tests/integration/worker/test_forecast.py::test_the_table_for_control",
     r"coordinator keys revoke NAME": "tests/integration/coordinator/test_auth_proxy.py::test_the_commands_for_keys",
     r"worker --(coordinator tcp://.*|key FILE)": (
-        "tests/acceptance/test_extract.py::test_a_worker_with_a_folder_of_its_own_sends_its_files"
+        "tests/acceptance/test_extract_resume.py::test_worker_with_its_own_folder_uploads_its_files"
     ),
     r"mlx.launch --hostfile \S+ (worker/train|script).py": "tests/integration/worker/test_train.py::test_mlx_launch_with_a_hostfile",
     r"mlx.launch -n 2 worker/train.py": "tests/integration/worker/test_train.py::test_mlx_launch_with_a_hostfile",
