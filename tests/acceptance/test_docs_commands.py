@@ -63,12 +63,12 @@ ELSEWHERE = {
         "tests/acceptance/cluster/test_fleet.py::test_the_whole_pipeline_on_four_hosts_makes_the_policy_that_one_host_makes"
     ),
     r"coordinator start --extract --train --ranks 4 --bind tcp://10.0.0.1:5555": (
-        "tests/integration/worker/test_agent.py; tests/integration/coordinator/test_uploads_keys_lock.py::test_a_bind_off_loopback_needs_keys"
+        "tests/integration/worker/test_agent.py; tests/integration/coordinator/test_uploads_keys_lock.py::test_bind_off_loopback_needs_keys"
     ),
     r"coordinator doctor --hostfile \S+": "tests/integration/coordinator/test_doctor_hosts.py::test_host_that_is_down_is_a_finding",
     r"coordinator forecast --region ERCO --issue 2025-08-12T10": "tests/integration/worker/test_forecast.py::test_a_local_day_is_forecast_hour_by_hour",
     r"(coordinator forecast|python -m worker.forecast) --table.*": "tests/integration/worker/test_forecast.py::test_the_table_for_control",
-    r"coordinator keys revoke NAME": "tests/integration/coordinator/test_auth_proxy.py::test_the_commands_for_keys",
+    r"coordinator keys revoke NAME": "tests/integration/coordinator/test_auth_proxy.py::test_key_commands",
     r"worker --(coordinator tcp://.*|key FILE)": (
         "tests/acceptance/test_extract_resume.py::test_worker_with_its_own_folder_uploads_its_files"
     ),

@@ -1,4 +1,4 @@
-"""Frames that no worker would send: real messages, mutated, cut, spliced and filled with odd values, and noise."""
+"""Invalid frames: real messages, mutated, truncated, spliced and filled with odd values, and noise."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FILE = {"path": "raw/" + "a" * 300, "bytes": 3, "sha256": "0" * 64}
 
 
 def messages(draw: random.Random) -> protocol.Message:
-    """A valid message of `NAME` with drawn values."""
+    """Return a valid message of `NAME` with random values."""
     task, attempt = draw.choice(TASKS), draw.randint(1, 3)
     proof = draw.choice(
         ({}, {"x": 1}, FILE, {"pages": [FILE, {**FILE, "path": "raw/../b"}]}, nested(draw.randint(1, 90)))
@@ -61,7 +61,7 @@ def nested(depth: int) -> dict[str, Any]:
 
 
 def frames(draw: random.Random) -> Iterator[bytes]:
-    """Without end. A corpus of 400 valid frames is drawn once; what comes out is one in eight of them, the rest damaged."""
+    """Yield frames for ever: from a corpus of 400 valid ones, one in eight as it is, the others damaged."""
     corpus = [codec.encode(messages(draw)) for _ in range(400)]
     while True:
         frame = draw.choice(corpus)

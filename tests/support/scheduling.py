@@ -1,4 +1,4 @@
-"""A scheduler with tasks, what is said to it, and what it says."""
+"""Build schedulers, events, and views of their decisions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from coordinator.wire.messages import Failure, Lease, Register, Result
 HERE = "this-folder"
 
 
-def hello(
+def register(
     name: str = "w1", *, kinds: tuple[str, ...] = ("fetch",), capacity: int = 2, filesystem_id: str = HERE
 ) -> Register:
     return Register(name, "host", 1, kinds, capacity, filesystem_id, "0.1.0", "3.11")

@@ -1,4 +1,4 @@
-"""A server in a thread, over real sockets, and peers that speak with it."""
+"""A server in a thread, over real sockets, and peers that connect to it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ M = TypeVar("M", bound=messages.Message)
 
 
 class Peer:
-    """A worker, or an enemy, made of one socket."""
+    """A worker, or an attacker, made of one socket."""
 
     def __init__(self, endpoint: str, name: str = "w1", key: KeyPair | None = None) -> None:
         self.name = name
@@ -43,11 +43,11 @@ class Peer:
         self.monitor = self.socket.get_monitor_socket(FAILED | zmq.EVENT_DISCONNECTED)
         self.socket.connect(endpoint)
 
-    def say(self, message: messages.Message, *more: bytes) -> None:
+    def send(self, message: messages.Message, *more: bytes) -> None:
         self.socket.send_multipart([codec.encode(message), *more])
 
-    def hear(self, kind: type[M]) -> M:
-        """The next message of a kind; others are kept for later."""
+    def receive(self, kind: type[M]) -> M:
+        """Return the next message of a kind; keep others for later."""
         for index, message in enumerate(self.kept):
             if isinstance(message, kind):
                 del self.kept[index]
@@ -60,14 +60,14 @@ class Peer:
             self.kept.append(message)
         raise AssertionError(f"{self.name} waited in vain for {kind.__name__}")
 
-    def hello(self, filesystem_id: str = "elsewhere", **more: Any) -> RegisterAck:
+    def register(self, filesystem_id: str = "elsewhere", **more: Any) -> RegisterAck:
         kinds = more.get("kinds", ("noop",))
-        self.say(Register(self.name, "h", more.get("pid", 1), kinds, more.get("capacity", 4), filesystem_id, "0", "3"))
-        return self.hear(RegisterAck)
+        self.send(Register(self.name, "h", more.get("pid", 1), kinds, more.get("capacity", 4), filesystem_id, "0", "3"))
+        return self.receive(RegisterAck)
 
     def finish(self, lease: Lease, proof: dict[str, Any] | None = None) -> Ack:
-        self.say(Result(self.name, lease.task, lease.attempt, proof or {}, 0.1))
-        return self.hear(Ack)
+        self.send(Result(self.name, lease.task, lease.attempt, proof or {}, 0.1))
+        return self.receive(Ack)
 
     def close(self) -> None:
         self.socket.disable_monitor()
@@ -78,7 +78,7 @@ class Peer:
 
 @dataclass
 class Running:
-    """A server in a thread, and who speaks with it."""
+    """A server in a thread, and its peers."""
 
     data_dir: Path
     tasks: tuple[str, ...] = ("a",)
@@ -116,7 +116,7 @@ class Running:
     def end(self) -> Outcome:
         for peer in self.peers:
             if peer.name in self.scheduler.workers:
-                peer.say(Deregister(peer.name))
+                peer.send(Deregister(peer.name))
         self.thread.join(WAIT_MS / 1e3)
         assert self.outcome is not None
         return self.outcome

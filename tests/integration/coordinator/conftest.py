@@ -1,4 +1,4 @@
-"""A server for a test, ended with it."""
+"""A fixture that starts servers and stops them with the test."""
 
 from __future__ import annotations
 

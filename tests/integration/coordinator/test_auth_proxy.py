@@ -1,4 +1,4 @@
-"""The gate and the door: who is refused is counted and named with its address, at once; a revoked key is out at once."""
+"""The proxy and the transport: refused peers are counted and logged by address; a revoked key is disconnected at once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.waiting import until
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"CURVE".ljust(20, b"\0") + bytes(32)
 
 
-def test_a_greeting_is_zmtp_3_with_curve() -> None:
+def test_greeting_must_be_zmtp_3_with_curve() -> None:
     assert greeting_problem(GREETING[:10]) == greeting_problem(GREETING) == ""
     for other in (b"", b"GET / HTTP", b"\xff" * 64, b"\x16\x03\x01" + bytes(61)):
         assert "does not speak ZeroMQ" in greeting_problem(other)
@@ -33,7 +33,7 @@ def test_a_greeting_is_zmtp_3_with_curve() -> None:
     assert "no key" in greeting_problem(GREETING.replace(b"\x7f\x03", b"\x7f\x01"))
 
 
-def test_a_flood_from_one_host_hides_no_other_and_is_counted() -> None:
+def test_flood_from_one_host_hides_no_other_host() -> None:
     rejections = RejectionLog()
     lines = [rejections.record("10.0.0.9", n, "x", now=n * 1e-3) for n in range(500)]
     assert [bool(line) for line in lines] == [True] + [False] * 499
@@ -46,7 +46,7 @@ def test_a_flood_from_one_host_hides_no_other_and_is_counted() -> None:
 
 
 class Keyed(Running):
-    """A server with keys, on an address of its own."""
+    """A server with keys on a loopback address of its own."""
 
     def __init__(self, folder: Path, *tasks: str) -> None:
         self.keys = folder / "keys"
@@ -76,7 +76,7 @@ def keyed(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.
 
 
 def refused(log: pytest.LogCaptureFixture, words: str, port: int | None = None) -> list[float]:
-    """Times of the lines that say so."""
+    """Return the times of the log lines with `words`."""
     address = re.escape(f"refused 127.0.0.1 (port {port})") if port else r"refused 127\.0\.0\.1"
     return [
         record.created for record in log.records if re.search(f"{address}.*{re.escape(words)}", record.getMessage())
@@ -93,27 +93,27 @@ def refused(log: pytest.LogCaptureFixture, words: str, port: int | None = None) 
         ((GREETING, b"\x04\xc8\x05HELLO" + bytes(194)), "did not finish its handshake"),
     ],
 )  # fmt: skip
-def test_garbage_is_refused_within_a_second_and_named(
+def test_garbage_is_refused_within_a_second_by_address(
     keyed: Keyed, caplog: pytest.LogCaptureFixture, pieces: tuple[bytes, ...], words: str
 ) -> None:
     began = time.time()
     connection = keyed.raw(*pieces)
-    while connection.recv(4096):  # until it is cut off
+    while connection.recv(4096):  # until the proxy closes it
         pass
     when = until(lambda: refused(caplog, words, connection.getsockname()[1]), "its line in the log")
-    assert when[0] - began < 1.0 + 1.0  # the promise, and a second for a busy machine
+    assert when[0] - began < 1.0 + 1.0  # the documented second, and another for a busy machine
     assert keyed.server.status().counters["refused"] == 1
     serves(keyed)
 
 
 def serves(keyed: Keyed) -> None:
-    """A worker with a key is still served."""
+    """A worker with a key is served meanwhile."""
     peer = keyed.peer("w-good", keyed.worker_key)
-    peer.hello()
-    assert peer.finish(peer.hear(Lease)).accepted
+    peer.register()
+    assert peer.finish(peer.receive(Lease)).accepted
 
 
-def test_a_worker_without_a_key_and_one_with_an_unknown_key_are_named(
+def test_missing_and_unknown_keys_are_logged_by_address(
     keyed: Keyed, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     for key, words in ((None, "mechanism NULL"), (unknown_key(keyed), "not on the list")):
@@ -132,17 +132,15 @@ def unknown_key(keyed: Keyed) -> auth.KeyPair:
     return auth.KeyPair(public, secret, keyed.worker_key.server)
 
 
-def test_a_revoked_worker_is_out_at_once_and_what_it_holds_goes_back(
-    keyed: Keyed, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_revoked_worker_is_disconnected_and_its_leases_released(keyed: Keyed, caplog: pytest.LogCaptureFixture) -> None:
     doomed = keyed.peer("doomed", auth.load_worker(key_store.add_worker(keyed.keys, "doomed")))
-    doomed.hello()  # a key that was added while the coordinator runs
-    assert doomed.hear(Lease).attempt == 1
-    doomed.say(Heartbeat("doomed", (("a", 1),)))
+    doomed.register()  # its key was added while the coordinator runs
+    assert doomed.receive(Lease).attempt == 1
+    doomed.send(Heartbeat("doomed", (("a", 1),)))
     until(lambda: keyed.scheduler.workers["doomed"].executing, "the heartbeat")
     began = time.time()
     key_store.revoke_worker(keyed.keys, "doomed")
-    assert "revoked" in doomed.hear(Shutdown).reason
+    assert "revoked" in doomed.receive(Shutdown).reason
     until(lambda: not keyed.scheduler.workers, "the worker to be forgotten")
     task = keyed.scheduler.tasks["a"]
     assert (task.state, task.failures) == ("pending", 0)
@@ -153,51 +151,53 @@ def test_a_revoked_worker_is_out_at_once_and_what_it_holds_goes_back(
     serves(keyed)
 
 
-def test_a_key_speaks_for_its_own_workers_only(keyed: Keyed, caplog: pytest.LogCaptureFixture) -> None:
+def test_key_speaks_for_its_own_workers_only(keyed: Keyed, caplog: pytest.LogCaptureFixture) -> None:
     other = auth.load_worker(key_store.add_worker(keyed.keys, "other"))
     victim = keyed.peer("victim", keyed.worker_key)
-    victim.hello()
-    lease = victim.hear(Lease)
-    thief = keyed.peer("victim", other)  # the same ROUTER identity: it takes over the route, and not the word
+    victim.register()
+    lease = victim.receive(Lease)
+    thief = keyed.peer(
+        "victim", other
+    )  # the same ROUTER identity: it takes over the route, but its messages are refused
     thief.socket.send(codec.encode(messages.Result("victim", lease.task, lease.attempt, {"false": 1}, 0.1)))
     until(lambda: refused(caplog, "speaks for a worker of another key"), "the refusal")
     assert keyed.scheduler.tasks["a"].state == "leased"
     keyed.leave(thief)
 
     keyed.leave(victim)
-    again = keyed.peer("victim", keyed.worker_key)  # as an agent does that hears nothing any more
+    again = keyed.peer("victim", keyed.worker_key)  # as an agent does that receives nothing any more
     assert again.finish(lease).accepted
     assert keyed.end().status == "done"
 
 
-def test_only_the_coordinators_own_key_may_ask_for_the_status(keyed: Keyed, caplog: pytest.LogCaptureFixture) -> None:
+def test_only_the_coordinators_key_may_ask_for_the_status(keyed: Keyed, caplog: pytest.LogCaptureFixture) -> None:
     stranger = keyed.peer("looker", keyed.worker_key)
-    stranger.say(StatusRequest())
+    stranger.send(StatusRequest())
     until(lambda: refused(caplog, "may not ask"), "the refusal")
     own = keyed.peer("own", auth.load_worker(key_store.worker_key(keyed.keys, key_store.LOCAL)))
-    own.say(StatusRequest())
-    snapshot = own.hear(messages.Status).snapshot
+    own.send(StatusRequest())
+    snapshot = own.receive(messages.Status).snapshot
     assert snapshot["counters"]["refused"] == 1
 
 
-def test_a_list_that_others_may_read_is_not_followed(keyed: Keyed, caplog: pytest.LogCaptureFixture) -> None:
+def test_allow_list_readable_by_others_is_ignored(keyed: Keyed, caplog: pytest.LogCaptureFixture) -> None:
     (keyed.keys / "allowed.json").chmod(0o666)
     with caplog.at_level(logging.ERROR, "coordinator.server.key_store"):
-        until(lambda: "stays in force" in caplog.text, "the complaint")
+        until(lambda: "stays in force" in caplog.text, "the error in the log")
     serves(keyed)
 
 
-def test_files_pass_the_gate_whole(keyed: Keyed) -> None:
-    """More than all buffers hold, both ways at once."""
+def test_files_pass_the_proxy_intact(keyed: Keyed) -> None:
+    """Send more than all buffers hold, in both directions at once."""
     peer = keyed.peer("w-load", keyed.worker_key)
-    peer.hello()
+    peer.register()
     for _ in range(3_000):
-        peer.say(PermitRequest("w-load", "none" * 60, 1))
+        peer.send(PermitRequest("w-load", "none" * 60, 1))
     for _ in range(3_000):
-        peer.hear(PermitGrant)
+        peer.receive(PermitGrant)
 
 
-def test_a_port_that_is_taken_is_told_with_the_way_out(tmp_path: Path) -> None:
+def test_taken_port_is_reported_with_the_next_command(tmp_path: Path) -> None:
     from coordinator.server.auth_proxy import AuthProxy
     from ingest.errors import UsageError
 
@@ -208,7 +208,7 @@ def test_a_port_that_is_taken_is_told_with_the_way_out(tmp_path: Path) -> None:
             AuthProxy(bind, "tcp://127.0.0.1:1")
 
 
-def test_the_commands_for_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_key_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def keys(*words: str) -> tuple[int, str]:
         code = run(app, ["keys", *words, "--keys", str(tmp_path / "keys")])
         return code, "".join(capsys.readouterr())

@@ -1,4 +1,4 @@
-"""Whatever comes over the wire: nothing crashes, nothing stays in memory, and who behaves is still served."""
+"""Fuzz the wire: nothing crashes, memory does not grow, and well-behaved workers are served."""
 
 from __future__ import annotations
 
@@ -59,16 +59,16 @@ def decoded(frame: bytes) -> messages.Message | None:
 @given(kind=st.sampled_from(TYPES), fields=st.dictionaries(st.sampled_from(sorted({
     field for kind in messages.ToCoordinator.__args__ for field in kind.__struct_fields__
 })), PLAIN))  # fmt: skip
-def test_what_decodes_can_be_said_again(kind: str, fields: dict[str, Any]) -> None:
-    """Any map with a type's name: a message that encodes to one that decodes to the same, or `BadMessage`."""
+def test_decoded_message_encodes_again(kind: str, fields: dict[str, Any]) -> None:
+    """Decode any map with a type's tag: either BadMessage, or a message that round-trips."""
     message = decoded(msgpack.packb({"t": kind, **fields}))
     if message is not None:
         assert repr(decoded(codec.encode(message))) == repr(message)
 
 
 @given(PLAIN)
-def test_a_proof_that_is_taken_survives_the_journal(proof: Any) -> None:
-    """What `files_in` lets pass comes back from JSON as it was: a replay hands out the same proof."""
+def test_accepted_result_survives_the_journal(proof: Any) -> None:
+    """A result that `files_in` accepts round-trips through JSON, so that a replay hands out the same result."""
     message = decoded(
         msgpack.packb({"t": "Result", "worker": "w", "task": "t", "attempt": 1, "proof": {"x": proof}, "seconds": 1})
     )
@@ -97,7 +97,7 @@ def grows(work: Callable[[], object], warm_up: Callable[[], object]) -> int:
     return psutil.Process().memory_info().rss - before
 
 
-def test_the_codec_takes_anything() -> None:
+def test_codec_survives_any_frame() -> None:
     good = 0
 
     def work() -> None:
@@ -110,12 +110,12 @@ def test_the_codec_takes_anything() -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_the_codec_takes_a_million_frames() -> None:
+def test_codec_survives_a_million_frames() -> None:
     assert grows(lambda: count_decoded(1_000_000, seed=3), lambda: count_decoded(50_000, seed=4)) < GROWTH
 
 
 def bombard(running: Running, count: int, seed: int) -> None:
-    """`count` messages of one to three frames from one enemy, who reads what he is answered."""
+    """Send `count` messages of one to three frames from one enemy, which reads the replies."""
     draw, before = random.Random(seed), dict(running.server.counters)
     enemy = running.peer(NAME)
     source = frames(draw)
@@ -139,7 +139,7 @@ def bombard(running: Running, count: int, seed: int) -> None:
 
 def besieged(folder: Path, warm_up: int, count: int) -> None:
     running = Running(folder, ("a", "b", "c"), budgets={"source": RequestBudget(1e6, 5)})
-    # What the enemy made fail comes again at once: the worker that comes after him waits for it.
+    # Tasks that the enemy made fail are retried at once: the next worker need not wait.
     running.scheduler.timings = replace(running.scheduler.timings, backoff_s=0.01)
     try:
         grown = grows(lambda: bombard(running, count, seed=5), lambda: bombard(running, warm_up, seed=6))
@@ -149,9 +149,9 @@ def besieged(folder: Path, warm_up: int, count: int) -> None:
         until(lambda: NAME not in running.scheduler.workers, "the enemy to leave")
         left = [task.spec.id for task in running.scheduler.tasks.values() if task.state == "pending"]
         peer = running.peer("w-good")
-        peer.hello(capacity=8)
+        peer.register(capacity=8)
         for _ in left:
-            assert peer.finish(peer.hear(Lease)).accepted
+            assert peer.finish(peer.receive(Lease)).accepted
     finally:
         running.close()
     again = Scheduler(filesystem_id(folder))
@@ -162,18 +162,18 @@ def besieged(folder: Path, warm_up: int, count: int) -> None:
     assert again.tasks == running.scheduler.tasks
 
 
-def test_a_server_under_fire_goes_on_serving_and_its_journal_is_whole(tmp_path: Path) -> None:
+def test_server_under_fuzzing_serves_and_keeps_its_journal(tmp_path: Path) -> None:
     besieged(tmp_path, warm_up=2_000, count=10_000)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1_800)
-def test_a_server_takes_a_million_frames(tmp_path: Path) -> None:
+def test_server_survives_a_million_frames(tmp_path: Path) -> None:
     besieged(tmp_path, warm_up=100_000, count=1_000_000)
 
 
 def storm(running: Running, count: int, seed: int) -> None:
-    """Raw connections to the public port, with noise or a piece of a greeting."""
+    """Open raw connections to the public port and send noise or a part of a greeting."""
     draw = random.Random(seed)
     address = ("127.0.0.1", int(running.server.endpoint.rpartition(":")[2]))
     greeting = b"\xff" + bytes(8) + b"\x7f\x03\x01CURVE" + bytes(47) + b"\x04\xc8\x05HELLO"
@@ -189,7 +189,7 @@ def storm(running: Running, count: int, seed: int) -> None:
                 pass
 
 
-def test_a_gate_in_a_storm_lets_its_own_worker_in(tmp_path: Path) -> None:
+def test_proxy_under_flood_admits_its_worker(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     key = auth.load_worker(key_store.add_worker(keys, "mine"))
     running = Running(tmp_path, ("a",), key=key_store.load_coordinator(keys))
@@ -197,20 +197,20 @@ def test_a_gate_in_a_storm_lets_its_own_worker_in(tmp_path: Path) -> None:
         assert grows(lambda: storm(running, 200, seed=8), lambda: storm(running, 50, seed=9)) < GROWTH
         assert until(lambda: running.server.status().counters["refused"] == 250, "all to be counted")
         peer = running.peer("w1", key)
-        peer.hello()
-        assert peer.finish(peer.hear(Lease)).accepted
+        peer.register()
+        assert peer.finish(peer.receive(Lease)).accepted
         assert running.end().status == "done"
     finally:
         running.close()
 
 
-def test_a_listed_worker_that_turns_bad_ends_nothing(tmp_path: Path) -> None:
-    """Paths too long for a file system, proofs too deep for a journal, numbers that are none: each a refusal."""
+def test_misbehaving_listed_worker_cannot_end_the_run(tmp_path: Path) -> None:
+    """Paths too long for a file system, results too deep for a journal, NaN: each is refused."""
     running = Running(tmp_path, ("a",))
     try:
         peer = running.peer()
-        peer.hello()
-        lease = peer.hear(Lease)
+        peer.register()
+        lease = peer.receive(Lease)
         name = "raw/" + "é" * 250
         file = {"path": name, "bytes": 3, "sha256": "0" * 64}
         bad: list[Any] = [{"n": float("nan")}, {"f": {**file, "bytes": "3"}}, {"f": file}]
@@ -218,13 +218,13 @@ def test_a_listed_worker_that_turns_bad_ends_nothing(tmp_path: Path) -> None:
         for _ in range(150):
             deep = {"x": deep}
         for proof in [*bad, deep]:
-            peer.say(messages.FileChunk("w1", "a", lease.attempt, name[:250], 0, 3, "0" * 64), b"abc")
-            peer.hear(messages.Ack)
-            peer.say(messages.Result("w1", "a", lease.attempt, proof, 0.1))
+            peer.send(messages.FileChunk("w1", "a", lease.attempt, name[:250], 0, 3, "0" * 64), b"abc")
+            peer.receive(messages.Ack)
+            peer.send(messages.Result("w1", "a", lease.attempt, proof, 0.1))
             until(lambda: running.scheduler.tasks["a"].state != "leased", "the refusal")
             if running.scheduler.tasks["a"].state == "quarantined":
                 break
-            lease = peer.hear(Lease)
+            lease = peer.receive(Lease)
         assert running.scheduler.tasks["a"].error in ("RefusedPath", "BadProof", "FilesMissing")
         assert running.thread.is_alive() or running.outcome is not None
     finally:

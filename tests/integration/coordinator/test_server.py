@@ -37,19 +37,19 @@ from coordinator.wire.messages import (
 from tests.support.serving import WAIT_MS, Running
 
 
-def test_a_lease_goes_out_its_result_is_committed_and_the_run_ends(serve: Callable[..., Running]) -> None:
+def test_run_ends_when_all_results_are_committed(serve: Callable[..., Running]) -> None:
     committed: list[str] = []
     running = serve("a", "b", hooks=StageHooks(on_task_done=lambda done: committed.append(done.task.id)))
     peer = running.peer()
-    assert not peer.hello().share_files
+    assert not peer.register().share_files
     for _ in range(2):
-        assert peer.finish(peer.hear(Lease)).accepted
-    peer.hear(Shutdown)
+        assert peer.finish(peer.receive(Lease)).accepted
+    peer.receive(Shutdown)
     assert running.end().status == "done"
     assert committed == ["a", "b"]
 
 
-def test_garbage_is_counted_and_dropped_and_the_service_goes_on(serve: Callable[..., Running]) -> None:
+def test_garbage_is_counted_and_dropped(serve: Callable[..., Running]) -> None:
     running = serve()
     enemy = running.peer("enemy")
     good = codec.encode(Heartbeat("enemy", ()))
@@ -61,57 +61,57 @@ def test_garbage_is_counted_and_dropped_and_the_service_goes_on(serve: Callable[
     ]  # fmt: skip
     for frames in bad:
         enemy.socket.send_multipart(frames)
-    enemy.say(Heartbeat("enemy", ()))  # its answer comes after all of them were read
-    enemy.hear(ReRegister)
+    enemy.send(Heartbeat("enemy", ()))  # its acknowledgement follows after all of them were read
+    enemy.receive(ReRegister)
     assert running.server.counters["bad"] == len(bad)
     peer = running.peer()
-    peer.hello()
-    assert peer.finish(peer.hear(Lease)).accepted
+    peer.register()
+    assert peer.finish(peer.receive(Lease)).accepted
     assert running.end().status == "done"
 
 
-def test_an_oversized_frame_ends_its_connection_and_nothing_else(serve: Callable[..., Running]) -> None:
+def test_oversized_frame_closes_only_its_connection(serve: Callable[..., Running]) -> None:
     running = serve()
     enemy, peer = running.peer("enemy"), running.peer()
-    peer.hello()
-    lease = peer.hear(Lease)
+    peer.register()
+    lease = peer.receive(Lease)
     enemy.socket.send(b"x" * (messages.MAX_MESSAGE + 1))
     assert enemy.monitor.poll(WAIT_MS)  # disconnected by the server
-    assert running.server.counters["bad"] == 0  # it never came so far as to be read
+    assert running.server.counters["bad"] == 0  # the socket rejects it before the server reads it
     assert peer.finish(lease).accepted
     assert running.end().status == "done"
 
 
-def test_status_can_be_asked_by_anybody_on_the_host(serve: Callable[..., Running]) -> None:
+def test_anyone_on_the_host_may_ask_for_the_status(serve: Callable[..., Running]) -> None:
     running = serve("a", budgets={"source": RequestBudget(2.5, 5)})
     peer, looker = running.peer(), running.peer("looker")
-    peer.hello()
-    peer.hear(Lease)
-    looker.say(StatusRequest())
-    snapshot = looker.hear(Status).snapshot
+    peer.register()
+    peer.receive(Lease)
+    looker.send(StatusRequest())
+    snapshot = looker.receive(Status).snapshot
     assert snapshot["tasks"]["leased"] == 1
     assert [worker["name"] for worker in snapshot["workers"]] == ["w1"]
     assert snapshot["budgets"]["source"]["rate"] == 2.5
     json.dumps(snapshot)
 
 
-def test_permits_come_with_delays_and_a_throttle_voids_them_for_everyone(serve: Callable[..., Running]) -> None:
+def test_throttle_revokes_the_permits_of_all_workers(serve: Callable[..., Running]) -> None:
     running = serve(budgets={"source": RequestBudget(2.0, 1)})
     one, two = running.peer("w1"), running.peer("w2")
-    one.hello()
-    two.hello()
-    one.say(PermitRequest("w1", "source", 3))
-    delays = one.hear(PermitGrant).delays
+    one.register()
+    two.register()
+    one.send(PermitRequest("w1", "source", 3))
+    delays = one.receive(PermitGrant).delays
     assert delays == pytest.approx((0.0, 0.5, 1.0), abs=1e-3)
-    one.say(PermitRequest("w1", "nonsense", 1))
-    assert one.hear(PermitGrant) == PermitGrant("nonsense", ())
-    two.say(ThrottleReport("w2", "source", "429", 30.0))
-    assert one.hear(PermitsRevoked).bucket == two.hear(PermitsRevoked).bucket == "source"
-    one.say(PermitRequest("w1", "source", 1))
-    assert one.hear(PermitGrant).delays[0] > 25.0
+    one.send(PermitRequest("w1", "nonsense", 1))
+    assert one.receive(PermitGrant) == PermitGrant("nonsense", ())
+    two.send(ThrottleReport("w2", "source", "429", 30.0))
+    assert one.receive(PermitsRevoked).bucket == two.receive(PermitsRevoked).bucket == "source"
+    one.send(PermitRequest("w1", "source", 1))
+    assert one.receive(PermitGrant).delays[0] > 25.0
 
 
-def test_arrays_are_refused_unless_they_are_what_the_task_wants_and_blamed_on_who_sent_them(
+def test_wrong_arrays_are_rejected_and_blamed_on_their_worker(
     serve: Callable[..., Running],
 ) -> None:
     done: list[TaskDone] = []
@@ -119,8 +119,8 @@ def test_arrays_are_refused_unless_they_are_what_the_task_wants_and_blamed_on_wh
     spec = TaskSpec("control/1", "noop", {}, ephemeral=True, arrays=(("cost", "float32", (2, 3)),))
     running.server.add_tasks([spec])
     peer = running.peer()
-    peer.hello(capacity=1)
-    assert peer.finish(peer.hear(Lease)).accepted
+    peer.register(capacity=1)
+    assert peer.finish(peer.receive(Lease)).accepted
     good = np.arange(6, dtype="<f4").tobytes()
     not_finite = np.full(6, np.nan, "<f4").tobytes()
     cost = messages.Array("cost", "float32", (2, 3))
@@ -132,53 +132,53 @@ def test_arrays_are_refused_unless_they_are_what_the_task_wants_and_blamed_on_wh
         ((), ()),
         ((cost,), (not_finite,)),
     ):
-        lease = peer.hear(Lease)
+        lease = peer.receive(Lease)
         assert lease.task == "control/1"
-        peer.say(Result("w1", lease.task, lease.attempt, {}, 0.1, arrays), *frames)
-        peer.hear(Ack)
-        running.scheduler.tasks["control/1"].failures = 0  # it would be quarantined before all were tried
-        peer.say(Heartbeat("w1", ()))
+        peer.send(Result("w1", lease.task, lease.attempt, {}, 0.1, arrays), *frames)
+        peer.receive(Ack)
+        running.scheduler.tasks["control/1"].failures = 0  # otherwise it would be quarantined before all were tried
+        peer.send(Heartbeat("w1", ()))
     assert running.server.counters["bad_arrays"] == 6
-    lease = peer.hear(Lease)
+    lease = peer.receive(Lease)
     assert running.scheduler.tasks["control/1"].error == "BadArrays"
-    peer.say(Result("w1", lease.task, lease.attempt, {}, 0.1, (cost,)), good)
-    assert peer.hear(Ack).accepted
+    peer.send(Result("w1", lease.task, lease.attempt, {}, 0.1, (cost,)), good)
+    assert peer.receive(Ack).accepted
     assert running.end().status == "done"
     assert [(one.task.id, one.arrays) for one in done] == [("a", ()), ("control/1", (good,))]
     assert "control/1" not in running.scheduler.tasks
     assert not any("control/1" in str(record) for record in running.journal.load())
 
 
-def test_weights_go_to_those_that_play_and_to_those_that_ask(serve: Callable[..., Running]) -> None:
+def test_weights_go_to_rollout_workers_and_on_request(serve: Callable[..., Running]) -> None:
     weights = Weights(7, hashlib.sha256(b"w").hexdigest(), b"w")
     running = serve(hooks=StageHooks(get_weights={weights.sha256: weights}.get))
     player, other = running.peer("w1"), running.peer("w2")
-    player.hello(kinds=("rollout", "noop"))
-    other.hello()
+    player.register(kinds=("rollout", "noop"))
+    other.register()
     running.server.post(weights)
-    assert player.hear(Weights) == weights
-    other.say(WeightsRequest("w2", weights.sha256))
-    assert other.hear(Weights) == weights
-    other.say(WeightsRequest("w2", "0" * 64))
-    assert other.hear(Weights).data == b""
-    other.say(Heartbeat("w2", ()))
-    other.hear(HeartbeatAck)
-    assert not [kept for kept in other.kept if isinstance(kept, Weights)]  # it does not play: no broadcast for it
+    assert player.receive(Weights) == weights
+    other.send(WeightsRequest("w2", weights.sha256))
+    assert other.receive(Weights) == weights
+    other.send(WeightsRequest("w2", "0" * 64))
+    assert other.receive(Weights).data == b""
+    other.send(Heartbeat("w2", ()))
+    other.receive(HeartbeatAck)
+    assert not [kept for kept in other.kept if isinstance(kept, Weights)]  # it runs no rollouts: no broadcast
 
 
-def test_who_was_put_out_is_stopped_and_may_not_come_back(serve: Callable[..., Running]) -> None:
+def test_excluded_worker_cannot_reregister(serve: Callable[..., Running]) -> None:
     running = serve()
     peer, honest = running.peer("w1"), running.peer("w2")
-    peer.hello()
-    lease = peer.hear(Lease)
+    peer.register()
+    lease = peer.receive(Lease)
     running.server.post(ExcludeWorker("w1", "its results are wrong"))
-    assert peer.hear(Shutdown).reason == "its results are wrong"
-    peer.say(Result("w1", lease.task, lease.attempt, {}, 0.1))
-    assert not peer.hear(Ack).accepted
-    peer.say(Register("w1", "h", 1, ("noop",), 4, "elsewhere", "0", "3"))
-    assert not peer.hear(Shutdown).drain
-    honest.hello()
-    again = honest.hear(Lease)
+    assert peer.receive(Shutdown).reason == "its results are wrong"
+    peer.send(Result("w1", lease.task, lease.attempt, {}, 0.1))
+    assert not peer.receive(Ack).accepted
+    peer.send(Register("w1", "h", 1, ("noop",), 4, "elsewhere", "0", "3"))
+    assert not peer.receive(Shutdown).drain
+    honest.register()
+    again = honest.receive(Lease)
     assert (again.task, again.attempt) == (lease.task, lease.attempt + 1)
     assert honest.finish(again).accepted
     assert running.end().status == "done"

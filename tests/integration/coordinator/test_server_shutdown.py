@@ -1,4 +1,4 @@
-"""The server over real sockets: files that travel, a full disk, a long journal, drain, keys."""
+"""The server over real sockets: file transfer, a full disk, journal compaction, drain, keys."""
 
 from __future__ import annotations
 
@@ -29,44 +29,38 @@ def chunk(task: str = "a", attempt: int = 1, path: str = FILE["path"], offset: i
     return FileChunk("w1", task, attempt, path, offset, len(BODY), FILE["sha256"])  # type: ignore[arg-type]
 
 
-def test_a_result_without_its_files_is_refused_and_with_them_accepted(
-    serve: Callable[..., Running], tmp_path: Path
-) -> None:
+def test_result_is_accepted_only_with_its_files(serve: Callable[..., Running], tmp_path: Path) -> None:
     running = serve()
     peer = running.peer()
-    peer.hello()
+    peer.register()
     proof = {"pages": [{"file": FILE, "rows": 1}]}
-    peer.finish(peer.hear(Lease), proof)
-    lease = peer.hear(Lease)  # after the back-off
+    peer.finish(peer.receive(Lease), proof)
+    lease = peer.receive(Lease)  # after the back-off
     assert lease.attempt == 2
     assert running.scheduler.tasks["a"].error == "FilesMissing"
     for offset, body, held in [(0, b"", 0), (0, BODY[:2000], 2000), (0, b"", 2000), (2000, BODY[2000:], len(BODY))]:
-        peer.say(chunk(attempt=2, offset=offset), body)
-        assert peer.hear(Ack) == Ack("a", 2, True, FILE["path"], held)  # type: ignore[arg-type]
+        peer.send(chunk(attempt=2, offset=offset), body)
+        assert peer.receive(Ack) == Ack("a", 2, True, FILE["path"], held)  # type: ignore[arg-type]
     assert peer.finish(lease, proof).accepted
     assert running.end().status == "done"
     assert (tmp_path / "raw/a/0.json.gz").read_bytes() == BODY
 
 
-def test_chunks_of_a_lease_that_is_not_held_and_of_a_bad_path_write_nothing(
-    serve: Callable[..., Running], tmp_path: Path
-) -> None:
+def test_stale_chunk_or_bad_path_writes_nothing(serve: Callable[..., Running], tmp_path: Path) -> None:
     running = serve()
     peer = running.peer()
-    peer.hello()
-    peer.hear(Lease)
-    peer.say(chunk(attempt=9), BODY)
-    assert not peer.hear(Ack).accepted
-    peer.say(chunk(path="../../evil"), BODY)
-    peer.hear(Ack)
+    peer.register()
+    peer.receive(Lease)
+    peer.send(chunk(attempt=9), BODY)
+    assert not peer.receive(Ack).accepted
+    peer.send(chunk(path="../../evil"), BODY)
+    peer.receive(Ack)
     assert running.scheduler.tasks["a"].error == "RefusedPath"
     assert running.end().exit_code == 75
     assert not list(tmp_path.parent.rglob("evil")) and not (tmp_path / "raw").exists()
 
 
-def test_what_is_lent_is_read_where_the_lease_lists_it_and_written_by_nobody(
-    serve: Callable[..., Running], tmp_path: Path
-) -> None:
+def test_download_root_is_read_only_and_limited_to_listed_files(serve: Callable[..., Running], tmp_path: Path) -> None:
     folder = tmp_path / "control" / "tables"
     folder.mkdir(parents=True)
     (folder / "listed").write_bytes(BODY)
@@ -74,18 +68,18 @@ def test_what_is_lent_is_read_where_the_lease_lists_it_and_written_by_nobody(
     listed = {"path": "tables/listed", "bytes": len(BODY), "sha256": FILE["sha256"]}
     running = serve(hooks=StageHooks(download_roots={"tables": folder}), job={"files": [listed]})
     peer = running.peer()
-    peer.hello()
-    peer.hear(Lease)
+    peer.register()
+    peer.receive(Lease)
     for path, data in (("tables/listed", BODY[1000:]), ("tables/other", b"")):
-        peer.say(FileRequest("w1", "a", 1, path, 1000))
-        assert peer.hear(FilePart) == FilePart("a", 1, path, 1000) and peer.frames[1] == data
-    peer.say(chunk(path="tables/other", offset=0), BODY[::-1])
-    peer.hear(Ack)
+        peer.send(FileRequest("w1", "a", 1, path, 1000))
+        assert peer.receive(FilePart) == FilePart("a", 1, path, 1000) and peer.frames[1] == data
+    peer.send(chunk(path="tables/other", offset=0), BODY[::-1])
+    peer.receive(Ack)
     assert running.scheduler.tasks["a"].error == "RefusedPath" and running.end().exit_code == 75
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"listed": BODY, "other": BODY}
 
 
-def test_a_full_disk_at_the_commit_ends_resumable_and_the_proof_is_handed_out_again(
+def test_full_disk_at_commit_ends_resumable_and_result_is_repeated(
     serve: Callable[..., Running],
 ) -> None:
     def refuse(done: TaskDone) -> None:
@@ -93,8 +87,8 @@ def test_a_full_disk_at_the_commit_ends_resumable_and_the_proof_is_handed_out_ag
 
     running = serve(hooks=StageHooks(on_task_done=refuse))
     peer = running.peer()
-    peer.hello()
-    peer.finish(peer.hear(Lease), {"rows": 7})
+    peer.register()
+    peer.finish(peer.receive(Lease), {"rows": 7})
     outcome = running.end()
     assert (outcome.status, outcome.exit_code) == ("storage", 75)
     running.journal.close()
@@ -104,16 +98,16 @@ def test_a_full_disk_at_the_commit_ends_resumable_and_the_proof_is_handed_out_ag
     assert [(done.task.id, done.attempt, done.output) for done in again] == [("a", 1, {"rows": 7})]
 
 
-def test_a_long_journal_is_written_anew_while_the_run_goes_on(
+def test_long_journal_is_compacted_during_the_run(
     serve: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("coordinator.server.server.LONG_JOURNAL", 40)
     monkeypatch.setattr("coordinator.server.server.LONG_FOR_ITS_TASKS", 1)
     running = serve(*(f"t{n}" for n in range(30)))
     peer = running.peer()
-    peer.hello()
+    peer.register()
     for _ in range(30):
-        assert peer.finish(peer.hear(Lease)).accepted
+        assert peer.finish(peer.receive(Lease)).accepted
     assert running.end().status == "done"
     assert running.server.counters["rewrites"] >= 1 and running.journal.length < 4 * 30
     again = Scheduler()
@@ -122,29 +116,29 @@ def test_a_long_journal_is_written_anew_while_the_run_goes_on(
     assert again.tasks == running.scheduler.tasks
 
 
-def test_a_finished_task_can_open_others(serve: Callable[..., Running]) -> None:
+def test_finished_task_can_open_tasks(serve: Callable[..., Running]) -> None:
     def then(done: TaskDone) -> list[TaskSpec]:
         return [TaskSpec("build", "noop", {"of": done.task.id})] if done.task.id == "a" else []
 
     running = serve(hooks=StageHooks(on_task_done=then))
     peer = running.peer()
-    peer.hello()
-    peer.finish(peer.hear(Lease))
-    second = peer.hear(Lease)
+    peer.register()
+    peer.finish(peer.receive(Lease))
+    second = peer.receive(Lease)
     assert (second.task, second.job) == ("build", {"of": "a"})
     peer.finish(second)
     assert running.end().status == "done"
 
 
-def test_drain_finishes_what_is_leased_and_a_dead_process_is_known_at_once(serve: Callable[..., Running]) -> None:
+def test_drain_finishes_leases_and_dead_process_is_known_at_once(serve: Callable[..., Running]) -> None:
     running = serve("a", "b", "c")
     doomed, peer = running.peer("w1"), running.peer("w2")
-    doomed.hello(filesystem_id=filesystem_id(running.data_dir), pid=4242, capacity=1)
-    assert doomed.hear(Lease).task == "a"
-    doomed.say(Heartbeat("w1", (("a", 1),)))
-    doomed.hear(HeartbeatAck)
-    peer.hello(capacity=1)
-    lease = peer.hear(Lease)
+    doomed.register(filesystem_id=filesystem_id(running.data_dir), pid=4242, capacity=1)
+    assert doomed.receive(Lease).task == "a"
+    doomed.send(Heartbeat("w1", (("a", 1),)))
+    doomed.receive(HeartbeatAck)
+    peer.register(capacity=1)
+    lease = peer.receive(Lease)
     running.server.drain()
     running.server.lost(4242)
     assert peer.finish(lease).accepted
@@ -153,19 +147,19 @@ def test_drain_finishes_what_is_leased_and_a_dead_process_is_known_at_once(serve
     assert running.scheduler.tasks["c"].attempt == 0
 
 
-def test_only_keys_on_the_list_are_let_in(serve: Callable[..., Running], tmp_path: Path) -> None:
+def test_only_listed_keys_are_admitted(serve: Callable[..., Running], tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     mine, removed = key_store.add_worker(keys, "mine"), auth.load_worker(key_store.add_worker(keys, "removed"))
     key_store.revoke_worker(keys, "removed")
     running = serve(key=key_store.load_coordinator(keys))
     for name, key in (("stranger", None), ("removed", removed)):
         enemy = running.peer(name, key)
-        enemy.say(Register(name, "h", 1, ("noop",), 1, "x", "0", "3"))
+        enemy.send(Register(name, "h", 1, ("noop",), 1, "x", "0", "3"))
         assert enemy.monitor.poll(WAIT_MS)
         assert recv_monitor_message(enemy.monitor)["event"] & (FAILED | zmq.EVENT_DISCONNECTED)
         assert not enemy.socket.poll(0)
     peer = running.peer("w1", auth.load_worker(mine))
-    peer.hello()
-    assert peer.finish(peer.hear(Lease)).accepted
+    peer.register()
+    assert peer.finish(peer.receive(Lease)).accepted
     assert running.end().status == "done"
     assert "stranger" not in running.scheduler.workers and running.server.counters["messages"] <= 3

@@ -1,4 +1,4 @@
-"""Files from other hosts, CURVE keys and the folder's lock."""
+"""File uploads from other hosts, CURVE keys and the lock of the data folder."""
 
 from __future__ import annotations
 
@@ -28,29 +28,29 @@ def chunk(path: str = "raw/a/page.json.gz", offset: int = 0, body: bytes = BODY,
     return FileChunk("w", "t", 1, path, offset, len(body), sha256)
 
 
-def test_a_file_arrives_in_chunks_and_lies_there_only_when_whole(tmp_path: Path) -> None:
+def test_file_appears_only_when_complete(tmp_path: Path) -> None:
     inbox, final = UploadReceiver(tmp_path), tmp_path / "raw/a/page.json.gz"
     assert inbox.take(chunk(), b"") == 0
     assert inbox.take(chunk(), BODY[:4000]) == 4000
-    assert inbox.take(chunk(offset=9000), BODY[9000:]) == 4000  # not where the next one starts
-    assert inbox.take(chunk(), BODY[:4000]) == 4000  # a repeated one
+    assert inbox.take(chunk(offset=9000), BODY[9000:]) == 4000  # not at the next offset
+    assert inbox.take(chunk(), BODY[:4000]) == 4000  # repeated
     assert not final.exists()
-    inbox = UploadReceiver(tmp_path)  # the coordinator was restarted meanwhile: it goes on
+    inbox = UploadReceiver(tmp_path)  # after a restart of the coordinator the upload continues
     assert inbox.take(chunk(), b"") == 4000
     assert inbox.take(chunk(offset=4000), BODY[4000:]) == len(BODY)
     assert final.read_bytes() == BODY
     assert not list(tmp_path.rglob("*.part"))
-    assert UploadReceiver(tmp_path).take(chunk(), b"") == len(BODY)  # known to be whole by its hash
+    assert UploadReceiver(tmp_path).take(chunk(), b"") == len(BODY)  # recognized as complete by its hash
 
 
-def test_a_file_with_another_hash_is_refused_and_begun_again(tmp_path: Path) -> None:
+def test_file_with_wrong_hash_is_restarted(tmp_path: Path) -> None:
     inbox = UploadReceiver(tmp_path)
     assert inbox.take(chunk(), BODY[:-1] + b"x") == 0
     assert not (tmp_path / "raw/a/page.json.gz").exists()
     assert inbox.take(chunk(), BODY) == len(BODY)
 
 
-def test_a_damaged_file_under_the_final_name_is_replaced(tmp_path: Path) -> None:
+def test_damaged_file_is_replaced(tmp_path: Path) -> None:
     final = tmp_path / "raw/a/page.json.gz"
     final.parent.mkdir(parents=True)
     final.write_bytes(b"x" * len(BODY))
@@ -65,13 +65,13 @@ def test_a_damaged_file_under_the_final_name_is_replaced(tmp_path: Path) -> None
         "raw/./a", "raw\\a", "raw/a\0b", "id", "raw/a.part", "", "raw/a/..",
     ],
 )  # fmt: skip
-def test_paths_out_of_the_folders_are_refused(tmp_path: Path, path: str) -> None:
+def test_paths_outside_the_folders_are_refused(tmp_path: Path, path: str) -> None:
     with pytest.raises(RefusedPath):
         checked_path(tmp_path, path)
 
 
 @given(st.text(max_size=40))
-def test_no_path_leads_out(text: str) -> None:
+def test_no_path_leaves_the_folder(text: str) -> None:
     root = Path("/nowhere/data")
     try:
         path = checked_path(root, text)
@@ -80,14 +80,14 @@ def test_no_path_leads_out(text: str) -> None:
     assert os.path.normpath(path).startswith(("/nowhere/data/raw/", "/nowhere/data/pieces/", "/nowhere/data/series/"))
 
 
-def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+def test_symlink_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data/raw").mkdir(parents=True)
     (tmp_path / "data/raw/out").symlink_to(tmp_path)
     with pytest.raises(RefusedPath, match="leads out"):
         checked_path(tmp_path / "data", "raw/out/x")
 
 
-def test_missing_files_of_a_proof_are_named(tmp_path: Path) -> None:
+def test_missing_files_of_a_result_are_named(tmp_path: Path) -> None:
     proof = {"pages": [{"file": {"path": "raw/a/page.json.gz", "bytes": len(BODY), "sha256": SHA}}], "rows": 1}
     assert "is missing" in missing_files(tmp_path, proof)
     UploadReceiver(tmp_path).take(chunk(), BODY)
@@ -96,7 +96,7 @@ def test_missing_files_of_a_proof_are_named(tmp_path: Path) -> None:
     assert "5 bytes" in missing_files(tmp_path, proof)
 
 
-def test_a_folder_keeps_its_id(tmp_path: Path) -> None:
+def test_folder_keeps_its_id(tmp_path: Path) -> None:
     assert filesystem_id(tmp_path / "new") == filesystem_id(tmp_path / "new") != filesystem_id(tmp_path / "other")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["id"]
 
@@ -104,7 +104,7 @@ def test_a_folder_keeps_its_id(tmp_path: Path) -> None:
 # -- keys -------------------------------------------------------------------------------------------------------------------
 
 
-def test_keys_are_private_and_never_shown(tmp_path: Path) -> None:
+def test_keys_are_private_and_never_printed(tmp_path: Path) -> None:
     path = key_store.add_worker(tmp_path, "m2-max-1")
     for file in [path, tmp_path / "coordinator.key", tmp_path / "allowed.json"]:
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -113,14 +113,14 @@ def test_keys_are_private_and_never_shown(tmp_path: Path) -> None:
     assert server.secret not in repr(server) and worker.secret not in str(worker)
 
 
-def test_key_files_that_others_can_read_are_refused(tmp_path: Path) -> None:
+def test_key_file_readable_by_others_is_refused(tmp_path: Path) -> None:
     path = key_store.add_worker(tmp_path, "a")
     path.chmod(0o644)
     with pytest.raises(auth.CurveError, match="chmod 600"):
         auth.load_worker(path)
 
 
-def test_missing_and_broken_keys_name_the_command(tmp_path: Path) -> None:
+def test_missing_or_broken_key_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(auth.CurveError, match="coordinator keys"):
         key_store.load_coordinator(tmp_path)
     for text in ("not json", "[]", "{}", '{"public": "short", "secret": "short"}'):
@@ -130,7 +130,7 @@ def test_missing_and_broken_keys_name_the_command(tmp_path: Path) -> None:
             auth.load_worker(tmp_path / "x.key")
 
 
-def test_a_name_is_given_once_and_can_be_taken_off(tmp_path: Path) -> None:
+def test_worker_name_is_unique_and_revocable(tmp_path: Path) -> None:
     path = key_store.add_worker(tmp_path, "a")
     with pytest.raises(auth.CurveError, match="has a key"):
         key_store.add_worker(tmp_path, "a")
@@ -146,7 +146,7 @@ def test_a_name_is_given_once_and_can_be_taken_off(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "bind", ["tcp://0.0.0.0:5555", "tcp://*:5555", "tcp://192.168.1.4:0", "tcp://[::]:1", "tcp://eth0:1"]
 )
-def test_a_bind_off_loopback_needs_keys(tmp_path: Path, bind: str) -> None:
+def test_bind_off_loopback_needs_keys(tmp_path: Path, bind: str) -> None:
     with pytest.raises(auth.CurveError, match="coordinator keys"):
         key_store.check_bind(bind, None)
     key_store.make_coordinator_key(tmp_path)
@@ -154,14 +154,14 @@ def test_a_bind_off_loopback_needs_keys(tmp_path: Path, bind: str) -> None:
 
 
 @pytest.mark.parametrize("bind", ["tcp://127.0.0.1:0", "tcp://127.8.0.1:9", "tcp://localhost:1", "tcp://[::1]:0"])
-def test_loopback_needs_none(bind: str) -> None:
+def test_loopback_needs_no_keys(bind: str) -> None:
     key_store.check_bind(bind, None)
 
 
 # -- the lock -----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_second_coordinator_is_refused_with_pid_and_command(tmp_path: Path) -> None:
+def test_second_coordinator_is_refused_with_pid_and_command(tmp_path: Path) -> None:
     code = "import sys; from pathlib import Path; from coordinator.server.folder_lock import FolderLock\n" + (
         "with FolderLock(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )

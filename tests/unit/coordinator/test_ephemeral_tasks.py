@@ -1,4 +1,4 @@
-"""Fleeting tasks under any order of events: nothing of them is journaled or kept, each is done once, and who was put out gets none."""
+"""Ephemeral tasks under any order of events: none is journaled or kept, each is done once, excluded workers get none."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from coordinator.scheduling.events import (
     Tick,
     WorkerLost,
 )
-from coordinator.scheduling.records import Added, TaskSpec
+from coordinator.scheduling.records import CANCELLED, Added, TaskSpec, ephemeral_task
 from coordinator.scheduling.scheduler import Scheduler
 from coordinator.scheduling.task_state import TaskStore
 from coordinator.scheduling.worker_state import LeaseTimings
@@ -36,7 +36,7 @@ from coordinator.wire.messages import (
 )
 
 HERE = "here"
-LIMITS = LeaseTimings(
+TIMINGS = LeaseTimings(
     heartbeat_s=1.0, silence_s=5.0, lease_s=8.0, backoff_s=0.5, backoff_max_s=2.0, max_failures=10_000
 )
 NAMES = st.sampled_from(["w0", "w1", "w2", "w3"])
@@ -45,26 +45,26 @@ ARRAYS = (("cost", "float64", (3,)),)
 
 
 class Fleet(RuleBasedStateMachine):
-    """Workers that come, die, fail and are put out; a stage that adds tasks and changes its mind."""
+    """Workers that register, die, fail and are excluded; a stage that adds and cancels tasks."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.scheduler = Scheduler(HERE, LIMITS)
+        self.scheduler = Scheduler(HERE, TIMINGS)
         self.added = 0
         self.wanted: set[str] = set()
         self.done: set[str] = set()
-        self.out: set[str] = set()
+        self.excluded: set[str] = set()
         self.holding: dict[str, dict[str, int]] = {}
         self.handle(Restart())
 
     def handle(self, event: Event) -> None:
         decision = self.scheduler.decide(event, self.now)
-        assert not decision.records, "a fleeting task was journaled"
+        assert not decision.records, "an ephemeral task was journaled"
         for action in decision.actions:
             if isinstance(action, TaskDone):
-                assert action.task.id in self.wanted, "done again, or after it was withdrawn"
-                assert action.worker not in self.out
+                assert action.task.id in self.wanted, "done twice, or after it was cancelled"
+                assert action.worker not in self.excluded
                 self.wanted.remove(action.task.id)
                 self.done.add(action.task.id)
                 self.handle(Confirmed(action.task.id, action.attempt))
@@ -74,10 +74,10 @@ class Fleet(RuleBasedStateMachine):
     def deliver(self, action: Send) -> None:
         message = action.message
         if isinstance(message, Lease):
-            assert action.worker not in self.out, "a lease for a worker that was put out"
+            assert action.worker not in self.excluded, "a lease for an excluded worker"
             assert message.task in self.wanted
         if isinstance(message, Shutdown):
-            assert action.worker in self.out
+            assert action.worker in self.excluded
             self.holding.pop(action.worker, None)
         held = self.holding.get(action.worker)
         if held is None:
@@ -94,9 +94,7 @@ class Fleet(RuleBasedStateMachine):
         name = f"control/{self.added:04d}"
         self.added += 1
         self.wanted.add(name)
-        spec = TaskSpec(
-            name, "rollout", {}, requires_shared_fs=True, worker=pinned or "", ephemeral=True, arrays=ARRAYS
-        )
+        spec = ephemeral_task(name, "rollout", {}, ARRAYS, worker=pinned or "", requires_shared_fs=True)
         self.handle(AddTasks((spec,)))
 
     @rule(name=NAMES)
@@ -129,18 +127,18 @@ class Fleet(RuleBasedStateMachine):
 
     @precondition(lambda self: self.wanted)
     @rule(pick=PICK)
-    def withdraw(self, pick: int) -> None:
+    def cancel(self, pick: int) -> None:
         name = sorted(self.wanted)[pick % len(self.wanted)]
         self.wanted.remove(name)
         self.handle(CancelTasks((name, "control/unknown")))
-        # Who was given up for its silence is told to drop all that it holds when it next speaks.
+        # A worker that was lost is asked to register, and so to abandon its leases, with its next message.
         known = [held for worker, held in self.holding.items() if worker in self.scheduler.workers]
-        assert not any(name in held for held in known), "nobody told the worker"
+        assert not any(name in held for held in known), "the worker was not told"
 
-    @precondition(lambda self: len(self.out) < 2)
+    @precondition(lambda self: len(self.excluded) < 2)
     @rule(name=NAMES)
-    def put_out(self, name: str) -> None:
-        self.out.add(name)
+    def exclude(self, name: str) -> None:
+        self.excluded.add(name)
         self.handle(ExcludeWorker(name, "wrong numbers"))
 
     @rule(seconds=st.sampled_from([0.5, 3.0, 9.0]))
@@ -149,17 +147,17 @@ class Fleet(RuleBasedStateMachine):
         self.handle(Tick())
 
     @rule()
-    def a_plan_that_is_whole_leaves_them_alone(self) -> None:
+    def whole_plan_keeps_ephemeral_tasks(self) -> None:
         self.handle(AddTasks((), whole=True))
 
     @invariant()
-    def what_is_known_is_what_is_wanted(self) -> None:
+    def store_holds_exactly_the_wanted_tasks(self) -> None:
         assert set(self.scheduler.tasks) == self.wanted
         counts = self.scheduler.store.counts
-        assert sum(counts.values()) == len(self.wanted) and counts["done"] == counts["dropped"] == 0
+        assert sum(counts.values()) == len(self.wanted) and counts["done"] == counts[CANCELLED] == 0
 
     def teardown(self) -> None:
-        """When the others are gone, one good worker does all that is wanted and not pinned to somebody else."""
+        """When the other workers are gone, one good worker does all tasks that are not pinned to another."""
         for name in list(self.scheduler.workers):
             self.handle(WorkerLost(name, "died"))
         self.holding = {}
@@ -177,15 +175,15 @@ class Fleet(RuleBasedStateMachine):
                 self.handle(Result("good", task, attempt, {}, 0.1))
             if not self.wanted:
                 break
-        assert not self.wanted, "a task that nobody does"
+        assert not self.wanted, "a task that no worker does"
 
 
 Fleet.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 TestFleet = Fleet.TestCase
 
 
-def test_a_journal_written_anew_has_nothing_of_them() -> None:
-    """And what is added after it goes by the same numbers as before."""
+def test_compacted_journal_has_no_ephemeral_tasks() -> None:
+    """Tasks that are added after the compaction get the same order numbers."""
     store = TaskStore()
     specs = (TaskSpec("a", "noop", {}), TaskSpec("f", "rollout", {}, ephemeral=True), TaskSpec("b", "noop", {}))
     for spec in specs:

@@ -1,4 +1,4 @@
-"""The journal: what comes back, group commit, and every kind of damage noticed."""
+"""The journal: records load as appended, one commit a batch, every kind of damage is detected."""
 
 from __future__ import annotations
 
@@ -44,20 +44,20 @@ def path(tmp_path: Path) -> Path:
     return journal.path
 
 
-def test_what_was_appended_comes_back_in_order(path: Path) -> None:
+def test_appended_records_load_in_order(path: Path) -> None:
     journal = Journal(path)
     assert list(journal.load()) == RECORDS
     journal.append([Cancelled("c")])
     assert list(Journal(path).load()) == [*RECORDS, Cancelled("c")]
 
 
-def test_it_is_synced_and_in_wal_mode(path: Path) -> None:
+def test_journal_is_synced_and_in_wal_mode(path: Path) -> None:
     database = Journal(path)._db
     assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     assert database.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
 
 
-def test_a_batch_is_one_commit_or_nothing(path: Path) -> None:
+def test_batch_is_committed_as_a_whole(path: Path) -> None:
     journal = Journal(path)
     with pytest.raises(TypeError):
         journal.append([Cancelled("c"), Done("a", 9, "w", 0.0, {"not": object()})])
@@ -76,7 +76,7 @@ def test_a_batch_is_one_commit_or_nothing(path: Path) -> None:
         "DROP TABLE records",
     ],
 )
-def test_changed_missing_and_reordered_rows_are_named(path: Path, sql: str) -> None:
+def test_changed_missing_or_reordered_row_is_detected(path: Path, sql: str) -> None:
     database = sqlite3.connect(path)
     database.execute(sql)
     database.commit()
@@ -92,7 +92,7 @@ def test_changed_missing_and_reordered_rows_are_named(path: Path, sql: str) -> N
 
 
 @pytest.mark.parametrize("damage", ["garbage", "truncated", "flipped"])
-def test_a_file_that_is_no_journal_is_named(path: Path, damage: str) -> None:
+def test_file_that_is_no_journal_is_detected(path: Path, damage: str) -> None:
     whole = path.read_bytes()
     path.with_name(path.name + "-wal").unlink(missing_ok=True)
     flipped = bytearray(whole)
@@ -105,7 +105,7 @@ def test_a_file_that_is_no_journal_is_named(path: Path, damage: str) -> None:
         list(Journal(path).load())
 
 
-def test_a_disk_that_refuses_is_not_damage(path: Path) -> None:
+def test_full_disk_is_not_reported_as_damage(path: Path) -> None:
     journal = Journal(path)
     journal._db.execute("PRAGMA max_page_count = 1")  # SQLite clamps it to the present size: the next page does not fit
     with pytest.raises(StorageError, match="Free space"):
@@ -113,7 +113,7 @@ def test_a_disk_that_refuses_is_not_damage(path: Path) -> None:
     assert list(Journal(path).load()) == RECORDS
 
 
-def test_written_anew_it_is_short_and_leads_to_the_same_state(path: Path) -> None:
+def test_compacted_journal_leads_to_the_same_state(path: Path) -> None:
     store = TaskStore()
     records: list[AnyRecord] = [
         Added("a", TaskSpec("a", "fetch", {})),
@@ -139,7 +139,7 @@ def test_written_anew_it_is_short_and_leads_to_the_same_state(path: Path) -> Non
     assert (again.tasks, again.counts, again.uncommitted) == (store.tasks, store.counts, store.uncommitted)
 
 
-def test_a_full_disk_leaves_the_journal_as_it_was(path: Path) -> None:
+def test_full_disk_leaves_the_journal_unchanged(path: Path) -> None:
     journal = Journal(path)
     pages = journal._db.execute("PRAGMA page_count").fetchone()[0]
     journal._db.execute(f"PRAGMA max_page_count={pages}")

@@ -1,4 +1,4 @@
-"""The request budget: never above the ceiling, nearly all of it used, and settling under a limit that it is not told."""
+"""The rate limit: never above the ceiling, nearly all of it used, settling under a lower limit that it does not know."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def times_of(budget: RequestBudget, asks: list[tuple[float, int, bool]]) -> list
 
 @settings(max_examples=300)
 @given(asks=ASKS, rate=st.floats(0.1, 50.0), burst=st.integers(1, 10))
-def test_no_window_holds_more_than_rate_times_its_length_plus_burst(
+def test_no_window_exceeds_rate_times_length_plus_burst(
     asks: list[tuple[float, int, bool]], rate: float, burst: int
 ) -> None:
     times = times_of(RequestBudget(rate, burst), asks)
@@ -36,7 +36,7 @@ def test_no_window_holds_more_than_rate_times_its_length_plus_burst(
 
 @settings(max_examples=200)
 @given(asks=ASKS, rate=st.floats(0.1, 50.0))
-def test_delays_are_never_negative_and_permits_come_in_order(asks: list[tuple[float, int, bool]], rate: float) -> None:
+def test_delays_are_not_negative_and_in_order(asks: list[tuple[float, int, bool]], rate: float) -> None:
     budget, now, last = RequestBudget(rate, 3), 0.0, -1.0
     for wait, count, _ in asks:
         now += wait
@@ -49,16 +49,16 @@ def test_delays_are_never_negative_and_permits_come_in_order(asks: list[tuple[fl
 
 @settings(max_examples=50)
 @given(rate=st.floats(0.2, 50.0), burst=st.integers(1, 5), workers=st.integers(1, 10))
-def test_at_saturation_97_percent_of_the_ceiling_is_used(rate: float, burst: int, workers: int) -> None:
+def test_saturation_uses_97_percent_of_the_ceiling(rate: float, burst: int, workers: int) -> None:
     budget, now, sent = RequestBudget(rate, burst), 0.0, 0
-    while now < 400 / rate:  # each worker asks again as soon as it has sent
+    while now < 400 / rate:  # each worker asks again as soon as it has sent its requests
         delays = budget.grant(now, workers)
         sent += workers
         now += delays[-1]
     assert sent >= 0.97 * rate * now
 
 
-def test_during_a_pause_nobody_sends_and_afterwards_there_is_no_burst() -> None:
+def test_no_request_in_a_pause_and_no_burst_after_it() -> None:
     budget = RequestBudget(10.0, burst=5)
     budget.grant(0.0, 1)
     budget.throttled(10.0, "403", retry_after=60.0)
@@ -67,7 +67,7 @@ def test_during_a_pause_nobody_sends_and_afterwards_there_is_no_burst() -> None:
     assert all(b - a >= 0.1 for a, b in pairwise(delays))
 
 
-def test_many_reports_of_one_throttle_slow_down_once() -> None:
+def test_reports_of_one_throttle_slow_down_once() -> None:
     once, often = RequestBudget(10.0), RequestBudget(10.0)
     once.throttled(5.0, "429")
     for report in range(8):
@@ -75,7 +75,7 @@ def test_many_reports_of_one_throttle_slow_down_once() -> None:
     assert often.status(5.1).pace == pytest.approx(once.status(5.1).pace)
 
 
-def test_throttle_after_throttle_waits_longer_but_never_without_end() -> None:
+def test_repeated_throttles_wait_longer_up_to_a_bound() -> None:
     budget, now, pauses = RequestBudget(10.0), 0.0, []
     for _ in range(20):
         budget.throttled(now, "html")
@@ -85,8 +85,8 @@ def test_throttle_after_throttle_waits_longer_but_never_without_end() -> None:
     assert budget.status(now).pace > 0
 
 
-def test_it_settles_just_under_a_limit_below_the_ceiling() -> None:
-    """The server allows 6 of 10 a second (somebody else spends the rest) and suspends for 5 s whoever goes beyond."""
+def test_pace_settles_just_under_a_lower_limit() -> None:
+    """The server allows 6 of 10 a second (another client uses the rest) and suspends for 5 s any client that exceeds them."""
     limit, budget, now = 6.0, RequestBudget(10.0), 0.0
     served: list[float] = []
     throttles: list[float] = []
@@ -103,15 +103,15 @@ def test_it_settles_just_under_a_limit_below_the_ceiling() -> None:
     # Just under: 5.8 of 6. A recovery that is linear up to the ceiling gives 4.4 (docs/decisions/0003-adaptive-rate-limit.md).
     accepted = len(settled) - sum(time > 1_000.0 for time in throttles)
     assert 0.9 * limit <= accepted / 2_000.0 <= limit
-    assert sum(time > 1_000.0 for time in throttles) <= 20  # seldom: it feels its way up slowly
+    assert sum(time > 1_000.0 for time in throttles) <= 20  # rare: the pace rises slowly
 
 
-def test_a_budget_of_nothing_is_refused() -> None:
+def test_zero_rate_is_rejected() -> None:
     with pytest.raises(ValueError, match="rate over 0"):
         RequestBudget(0.0)
 
 
-def test_it_finds_the_ceiling_again_when_the_other_client_has_gone() -> None:
+def test_pace_returns_to_the_ceiling_when_the_limit_is_gone() -> None:
     budget = RequestBudget(10.0)
     for now in (0.0, 100.0, 200.0):
         budget.throttled(now, "429", 5.0)
@@ -120,7 +120,7 @@ def test_it_finds_the_ceiling_again_when_the_other_client_has_gone() -> None:
     assert budget.status(20_000.0).pace == 10.0
 
 
-def test_a_report_during_the_pause_can_lengthen_it() -> None:
+def test_report_during_a_pause_can_extend_it() -> None:
     budget = RequestBudget(10.0)
     budget.throttled(0.0, "403", 5.0)
     budget.throttled(1.0, "403", 30.0)

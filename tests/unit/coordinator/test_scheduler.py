@@ -26,25 +26,25 @@ from coordinator.wire.messages import (
     ReRegister,
     Shutdown,
 )
-from tests.support.scheduling import HERE, failure, hello, leases, result, sent, spec, started
+from tests.support.scheduling import HERE, failure, leases, register, result, sent, spec, started
 
 
-def test_leases_go_out_in_plan_order_up_to_capacity() -> None:
+def test_leases_follow_plan_order_up_to_capacity() -> None:
     scheduler = started(spec("a"), spec("b"), spec("c"))
-    decision = scheduler.decide(hello(), 0.0)
+    decision = scheduler.decide(register(), 0.0)
     assert sent(decision, RegisterAck)[0].share_files
     assert leases(decision) == [("a", 1), ("b", 1)]
     assert leases(scheduler.decide(result("a"), 1.0)) == [("c", 1)]
 
 
-def test_the_record_of_a_lease_comes_with_the_lease() -> None:
-    decision = started(spec("a")).decide(hello(), 0.0)
+def test_lease_is_journaled_with_its_decision() -> None:
+    decision = started(spec("a")).decide(register(), 0.0)
     assert [type(record).__name__ for record in decision.records] == ["Leased"]
 
 
-def test_a_result_is_committed_once_and_a_duplicate_is_only_acknowledged() -> None:
+def test_duplicate_result_is_only_acknowledged() -> None:
     scheduler = started(spec("a"))
-    scheduler.decide(hello(), 0.0)
+    scheduler.decide(register(), 0.0)
     first = scheduler.decide(result("a"), 1.0)
     assert [a.task.id for a in first.actions if isinstance(a, TaskDone)] == ["a"]
     assert scheduler.outcome() is None  # not before the commit is confirmed
@@ -55,9 +55,9 @@ def test_a_result_is_committed_once_and_a_duplicate_is_only_acknowledged() -> No
     assert scheduler.outcome().status == "done"  # type: ignore[union-attr]
 
 
-def test_a_silent_worker_loses_its_leases_and_only_the_executing_one_is_blamed() -> None:
+def test_silent_worker_loses_leases_and_only_executing_ones_count() -> None:
     scheduler = started(spec("a"), spec("b"))
-    scheduler.decide(hello(), 0.0)
+    scheduler.decide(register(), 0.0)
     scheduler.decide(Heartbeat("w1", (("a", 1),)), 1.0)
     for now in range(2, 11):
         scheduler.decide(Tick(), float(now))
@@ -68,11 +68,11 @@ def test_a_silent_worker_loses_its_leases_and_only_the_executing_one_is_blamed()
     assert scheduler.tasks["a"].error == "WorkerLost"
 
 
-def test_after_the_death_the_next_attempt_counts_and_the_old_one_is_stale() -> None:
+def test_result_of_a_dead_workers_attempt_is_stale() -> None:
     scheduler = started(spec("a"))
-    scheduler.decide(hello(), 0.0)
+    scheduler.decide(register(), 0.0)
     scheduler.decide(WorkerLost("w1", "died"), 1.0)
-    assert leases(scheduler.decide(hello("w2"), 2.0)) == [("a", 2)]
+    assert leases(scheduler.decide(register("w2"), 2.0)) == [("a", 2)]
     late = scheduler.decide(result("a", 1, "w1"), 3.0)
     assert sent(late, Ack) == [Ack("a", 1, False)]
     assert sent(late, ReRegister)
@@ -80,31 +80,31 @@ def test_after_the_death_the_next_attempt_counts_and_the_old_one_is_stale() -> N
     assert scheduler.decide(result("a", 2, "w2"), 4.0).records
 
 
-def test_heartbeats_renew_only_what_they_list() -> None:
+def test_heartbeat_renews_only_listed_leases() -> None:
     scheduler = started(spec("a"), spec("b"), timings=LeaseTimings(lease_s=5.0))
-    scheduler.decide(hello(), 0.0)
+    scheduler.decide(register(), 0.0)
     scheduler.decide(Heartbeat("w1", (("a", 1),)), 4.0)
     scheduler.decide(Tick(), 4.0)
     decision = scheduler.decide(Tick(), 6.0)
     assert sent(decision, AbandonLease) == [AbandonLease("b", 1)]
-    assert leases(decision) == [("b", 2)]  # nobody is to blame: at once, under the next number
+    assert leases(decision) == [("b", 2)]  # without blame: at once, under the next attempt number
     assert scheduler.tasks["b"].failures == 0
     assert (scheduler.tasks["a"].state, scheduler.tasks["a"].attempt) == ("leased", 1)
 
 
-def test_a_heartbeat_that_lists_what_is_not_held_is_told_to_stop_it() -> None:
+def test_lease_that_is_not_held_is_abandoned() -> None:
     scheduler = started(spec("a"))
-    scheduler.decide(hello(), 0.0)
+    scheduler.decide(register(), 0.0)
     assert sent(scheduler.decide(Heartbeat("w1", (("a", 7),)), 1.0), AbandonLease) == [AbandonLease("a", 7)]
 
 
-def test_an_unknown_heartbeat_is_asked_to_register_again() -> None:
+def test_unknown_worker_must_reregister() -> None:
     assert sent(started().decide(Heartbeat("ghost", ()), 0.0), ReRegister) == [ReRegister()]
 
 
-def test_failures_back_off_and_end_in_quarantine_with_the_last_error() -> None:
+def test_failures_back_off_and_end_in_quarantine() -> None:
     scheduler = started(spec("a"), timings=LeaseTimings(max_failures=3))
-    decision, now = scheduler.decide(hello(), 0.0), 0.0
+    decision, now = scheduler.decide(register(), 0.0), 0.0
     for attempt in (1, 2, 3):
         assert leases(decision) == [("a", attempt)]
         decision = scheduler.decide(failure("a", attempt, message=f"try {attempt}"), now)
@@ -120,9 +120,9 @@ def test_failures_back_off_and_end_in_quarantine_with_the_last_error() -> None:
     assert outcome is not None and (outcome.status, outcome.exit_code) == ("incomplete", 75)
 
 
-def test_a_final_failure_is_quarantined_at_once_and_blocks_what_needs_it() -> None:
+def test_final_failure_quarantines_at_once_and_blocks_dependents() -> None:
     scheduler = started(spec("a"), spec("b", depends_on=("a",)), spec("c", depends_on=("b",)), spec("d"))
-    scheduler.decide(hello(), 0.0)
+    scheduler.decide(register(), 0.0)
     scheduler.decide(failure("a", final=True, error="UsageError"), 1.0)
     assert [scheduler.tasks[name].state for name in "abc"] == ["quarantined", "blocked", "blocked"]
     scheduler.decide(result("d"), 1.0)
@@ -133,63 +133,63 @@ def test_a_final_failure_is_quarantined_at_once_and_blocks_what_needs_it() -> No
     assert [scheduler.tasks[name].state for name in "bc"] == ["pending", "pending"]
 
 
-def test_a_task_waits_for_all_that_it_comes_after() -> None:
+def test_task_waits_for_all_dependencies() -> None:
     scheduler = started(spec("a"), spec("b"), spec("c", depends_on=("a", "b")))
-    scheduler.decide(hello(capacity=3), 0.0)
+    scheduler.decide(register(capacity=3), 0.0)
     assert not leases(scheduler.decide(result("a"), 1.0))
     assert leases(scheduler.decide(result("b"), 1.0)) == [("c", 1)]
     with pytest.raises(ValueError, match="was not added before"):
         scheduler.decide(AddTasks((spec("y", depends_on=("z",)),)), 1.0)
 
 
-def test_local_tasks_go_to_workers_that_share_the_folder_and_kinds_to_those_that_know_them() -> None:
+def test_tasks_go_to_workers_with_shared_folder_and_kind() -> None:
     scheduler = started(spec("a", requires_shared_fs=True), spec("b", kind="build"), spec("c"))
-    assert leases(scheduler.decide(hello("far", filesystem_id="other"), 0.0)) == [("c", 1)]
-    assert leases(scheduler.decide(hello("near"), 0.0)) == [("a", 1)]
-    assert leases(scheduler.decide(hello("builder", kinds=("build",), filesystem_id="other"), 0.0)) == [("b", 1)]
+    assert leases(scheduler.decide(register("far", filesystem_id="other"), 0.0)) == [("c", 1)]
+    assert leases(scheduler.decide(register("near"), 0.0)) == [("a", 1)]
+    assert leases(scheduler.decide(register("builder", kinds=("build",), filesystem_id="other"), 0.0)) == [("b", 1)]
 
 
-def test_work_is_spread_over_the_workers() -> None:
+def test_leases_are_spread_over_workers() -> None:
     scheduler = started()
-    scheduler.decide(hello("w1"), 0.0)
-    scheduler.decide(hello("w2"), 0.0)
+    scheduler.decide(register("w1"), 0.0)
+    scheduler.decide(register("w2"), 0.0)
     decision = scheduler.decide(AddTasks((spec("a"), spec("b"))), 0.0)
     assert {a.worker for a in decision.actions if isinstance(a, Send)} == {"w1", "w2"}
 
 
-def test_goodbye_and_a_second_hello_give_back_without_blame() -> None:
+def test_deregistering_and_reregistering_release_without_blame() -> None:
     scheduler = started(spec("a"))
-    scheduler.decide(hello(), 0.0)
+    scheduler.decide(register(), 0.0)
     scheduler.decide(Heartbeat("w1", (("a", 1),)), 0.5)
-    assert leases(scheduler.decide(hello(), 1.0)) == [("a", 2)]
+    assert leases(scheduler.decide(register(), 1.0)) == [("a", 2)]
     scheduler.decide(Deregister("w1"), 2.0)
     assert (scheduler.tasks["a"].state, scheduler.tasks["a"].failures) == ("pending", 0)
 
 
-def test_a_lease_that_can_t_be_sent_goes_back_and_the_worker_waits_until_it_is_heard() -> None:
+def test_undelivered_lease_is_released_and_worker_gets_no_more() -> None:
     scheduler = started(spec("a"))
-    scheduler.decide(hello(), 0.0)
+    scheduler.decide(register(), 0.0)
     assert not leases(scheduler.decide(Undelivered("w1", "a", 1), 0.1))
     assert leases(scheduler.decide(Heartbeat("w1", ()), 0.2)) == [("a", 2)]
 
 
-def test_a_coordinator_that_was_suspended_does_not_call_its_workers_dead() -> None:
+def test_suspended_coordinator_does_not_lose_its_workers() -> None:
     scheduler = started(spec("a"))
-    scheduler.decide(hello(), 0.0)
+    scheduler.decide(register(), 0.0)
     scheduler.decide(Tick(), 0.1)
     scheduler.decide(Tick(), 3_600.0)
     assert scheduler.tasks["a"].attempt == 1 and "w1" in scheduler.workers
 
 
-def test_another_protocol_is_refused_with_the_reason() -> None:
+def test_other_protocol_version_is_refused_with_reason() -> None:
     stranger = Register("w1", "host", 1, ("fetch",), 1, HERE, "0.1.0", "3.11", messages.VERSION + 1)
     stops = sent(started(spec("a")).decide(stranger, 0.0), Shutdown)
     assert stops and "install the same version" in stops[0].reason
 
 
-def test_an_older_attempt_of_the_same_worker_is_stale_too() -> None:
+def test_older_attempt_of_the_same_worker_is_stale() -> None:
     scheduler = started(spec("a"), timings=LeaseTimings(lease_s=5.0))
-    scheduler.decide(hello(), 0.0)
+    scheduler.decide(register(), 0.0)
     scheduler.decide(Tick(), 4.0)
     scheduler.decide(Heartbeat("w1", ()), 5.5)
     assert leases(scheduler.decide(Tick(), 6.0)) == [("a", 2)]
@@ -198,9 +198,9 @@ def test_an_older_attempt_of_the_same_worker_is_stale_too() -> None:
     assert sent(scheduler.decide(result("a", 2), 7.0), Ack) == [Ack("a", 2, True)]
 
 
-def test_a_renewed_lease_still_lapses_once_it_is_no_longer_listed() -> None:
+def test_renewed_lease_expires_once_unlisted() -> None:
     scheduler = started(spec("a"), timings=LeaseTimings(lease_s=5.0))
-    scheduler.decide(hello(), 0.0)
+    scheduler.decide(register(), 0.0)
     for now in (2.0, 4.0, 6.0, 8.0):
         scheduler.decide(Heartbeat("w1", (("a", 1),)), now)
         assert not leases(scheduler.decide(Tick(), now))
@@ -211,20 +211,22 @@ def test_a_renewed_lease_still_lapses_once_it_is_no_longer_listed() -> None:
     assert leases(scheduler.decide(Tick(), 13.5)) == [("a", 2)]
 
 
-def test_failures_without_blame_are_tried_again_for_ever_but_not_at_once() -> None:
+def test_blameless_failures_are_retried_with_back_off_for_ever() -> None:
     scheduler = started(spec("a"), timings=LeaseTimings(max_failures=2))
-    scheduler.decide(hello(), 0.0)
+    scheduler.decide(register(), 0.0)
     for attempt in range(1, 9):
         assert not leases(scheduler.decide(failure("a", attempt, blame=attempt == 1), float(attempt)))
         assert leases(scheduler.decide(Tick(), attempt + 0.9)) == [("a", attempt + 1)]
     assert scheduler.tasks["a"].failures == 1
 
 
-def test_what_waits_for_a_task_that_is_opened_again_waits_once_more() -> None:
+def test_dependents_of_a_reopened_task_wait_again() -> None:
     scheduler = started(spec("a"), spec("b", kind="build", depends_on=("a",)))
-    scheduler.decide(hello(), 0.0)
+    scheduler.decide(register(), 0.0)
     scheduler.decide(result("a"), 1.0)
     scheduler.decide(Confirmed("a", 1), 1.0)
-    assert leases(scheduler.decide(AddTasks((spec("a"),)), 2.0)) == [("a", 2)]  # b was ready: nobody could take it yet
-    assert not leases(scheduler.decide(hello("w2", kinds=("build",)), 3.0))
+    assert leases(scheduler.decide(AddTasks((spec("a"),)), 2.0)) == [
+        ("a", 2)
+    ]  # b was ready, but no worker could take it yet
+    assert not leases(scheduler.decide(register("w2", kinds=("build",)), 3.0))
     assert leases(scheduler.decide(result("a", 2), 4.0)) == [("b", 1)]

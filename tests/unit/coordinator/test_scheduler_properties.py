@@ -1,4 +1,4 @@
-"""The scheduler's invariants under any order of events: hypothesis drives workers, faults and restarts with a fake clock."""
+"""The scheduler's invariants under any order of events: Hypothesis drives workers, faults and restarts with a fake clock."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ from coordinator.wire.messages import (
 )
 
 HERE = "here"
-LIMITS = LeaseTimings(heartbeat_s=1.0, silence_s=5.0, lease_s=8.0, backoff_s=0.5, backoff_max_s=4.0, max_failures=3)
+TIMINGS = LeaseTimings(heartbeat_s=1.0, silence_s=5.0, lease_s=8.0, backoff_s=0.5, backoff_max_s=4.0, max_failures=3)
 NAMES = st.sampled_from(["w0", "w1", "w2"])
 PICK = st.integers(0, 1_000)
 
 
 class Fleet(RuleBasedStateMachine):
-    """Workers that lie, die, repeat themselves and fall silent, and a coordinator that crashes."""
+    """Workers that die, repeat messages, send stale ones and stop sending, and a coordinator that crashes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
         self.records: list[AnyRecord] = []
-        self.scheduler = Scheduler(HERE, LIMITS)
+        self.scheduler = Scheduler(HERE, TIMINGS)
         self.specs: list[TaskSpec] = []
-        self.holding: dict[str, dict[str, int]] = {}  # what each worker believes that it holds
+        self.holding: dict[str, dict[str, int]] = {}  # leases that each worker believes it holds
         self.answered: list[Result | Failure] = []
         self.unconfirmed: list[TaskDone] = []
         self.seen_leases: set[tuple[str, int]] = set()
@@ -73,7 +73,7 @@ class Fleet(RuleBasedStateMachine):
     def deliver(self, action: Send) -> None:
         held, message = self.holding.get(action.worker), action.message
         if isinstance(message, Lease):
-            assert (message.task, message.attempt) not in self.seen_leases, "an attempt number was given twice"
+            assert (message.task, message.attempt) not in self.seen_leases, "an attempt number was used twice"
             self.seen_leases.add((message.task, message.attempt))
         if held is None:
             return
@@ -85,23 +85,23 @@ class Fleet(RuleBasedStateMachine):
         elif isinstance(message, AbandonLease) and held.get(message.task) == message.attempt:
             del held[message.task]
 
-    def hello(self, name: str, shares: bool) -> None:
+    def register(self, name: str, shares: bool) -> None:
         self.holding[name] = {}
         self.handle(Register(name, "h", 1, ("fetch",), 3, HERE if shares else "there", "0", "3"))
 
-    # -- what may happen ------------------------------------------------------------------------------------------------
+    # -- rules ------------------------------------------------------------------------------------------------
 
-    @rule(after=st.lists(PICK, max_size=2), local=st.booleans())
-    def add(self, after: list[int], local: bool) -> None:
+    @rule(needed=st.lists(PICK, max_size=2), shared=st.booleans())
+    def add(self, needed: list[int], shared: bool) -> None:
         if len(self.specs) < 12:
-            needs = tuple({self.specs[i % len(self.specs)].id for i in after}) if self.specs else ()
-            task = TaskSpec(f"t{len(self.specs)}", "fetch", {}, needs, local)
+            needs = tuple({self.specs[i % len(self.specs)].id for i in needed}) if self.specs else ()
+            task = TaskSpec(f"t{len(self.specs)}", "fetch", {}, needs, shared)
             self.specs.append(task)
             self.handle(AddTasks((task,)))
 
     @precondition(lambda self: self.specs)
     @rule(pick=PICK)
-    def reopen_what_was_given_up(self, pick: int) -> None:
+    def reopen_a_quarantined_task(self, pick: int) -> None:
         task = self.scheduler.tasks[self.specs[pick % len(self.specs)].id]
         if task.state == "quarantined":
             self.blamed[task.spec.id] = 0
@@ -109,7 +109,7 @@ class Fleet(RuleBasedStateMachine):
 
     @rule(name=NAMES, shares=st.booleans())
     def join(self, name: str, shares: bool) -> None:
-        self.hello(name, shares)
+        self.register(name, shares)
 
     @rule(name=NAMES, listed=PICK)
     def heartbeat(self, name: str, listed: int) -> None:
@@ -129,7 +129,7 @@ class Fleet(RuleBasedStateMachine):
 
     @precondition(lambda self: self.answered)
     @rule(pick=PICK)
-    def repeat_an_old_answer(self, pick: int) -> None:
+    def repeat_an_old_message(self, pick: int) -> None:
         self.handle(self.answered[pick % len(self.answered)])
 
     @rule(name=NAMES)
@@ -140,7 +140,7 @@ class Fleet(RuleBasedStateMachine):
         self.holding.pop(name, None)
         self.handle(WorkerLost(name, "died"))
         for task, executing in guilty.items():
-            assert self.scheduler.tasks[task].failures == before[task] + executing, "blame only what was executing"
+            assert self.scheduler.tasks[task].failures == before[task] + executing, "only executing tasks are blamed"
 
     @rule(name=NAMES)
     def leave(self, name: str) -> None:
@@ -169,16 +169,16 @@ class Fleet(RuleBasedStateMachine):
     @rule()
     def crash_and_restart(self) -> None:
         self.unconfirmed.clear()
-        self.scheduler = Scheduler(HERE, LIMITS)
+        self.scheduler = Scheduler(HERE, TIMINGS)
         for record in self.records:
             self.scheduler.apply(record)
         self.handle(Restart())
         assert not self.scheduler.store.counts["leased"]
 
-    # -- what must hold ------------------------------------------------------------------------------------------------
+    # -- invariants ------------------------------------------------------------------------------------------------
 
     @invariant()
-    def replay_is_the_live_state(self) -> None:
+    def replay_gives_the_live_state(self) -> None:
         store = TaskStore()
         for record in self.records:
             store.apply(record)
@@ -186,11 +186,11 @@ class Fleet(RuleBasedStateMachine):
         assert (store.counts, store.uncommitted) == (self.scheduler.store.counts, self.scheduler.store.uncommitted)
 
     @rule()
-    def write_the_journal_anew(self) -> None:
+    def compact_the_journal(self) -> None:
         self.records[:] = [journal._decode(journal._encode(record)) for record in self.scheduler.store.snapshot()]
 
     @invariant()
-    def counts_are_what_a_scan_finds(self) -> None:
+    def counts_agree_with_a_scan(self) -> None:
         tasks = self.scheduler.tasks
         for state, count in self.scheduler.store.counts.items():
             assert count == sum(task.state == state for task in tasks.values())
@@ -217,16 +217,16 @@ class Fleet(RuleBasedStateMachine):
                 done.add(record.task)
 
     @invariant()
-    def quarantine_follows_from_blame(self) -> None:
+    def quarantine_follows_from_blamed_failures(self) -> None:
         for name, task in self.scheduler.tasks.items():
             assert task.failures == self.blamed.get(name, 0)
-            if task.failures >= LIMITS.max_failures:
+            if task.failures >= TIMINGS.max_failures:
                 assert task.state == "quarantined"
 
     def teardown(self) -> None:
-        """When workers behave, everything ends."""
+        """With well-behaved workers, every task ends."""
         for name in ("w0", "w1", "w2"):
-            self.hello(name, shares=True)
+            self.register(name, shares=True)
         for _ in range(200):
             self.confirm(3)
             if self.scheduler.outcome() is not None:
@@ -242,7 +242,7 @@ class Fleet(RuleBasedStateMachine):
         assert outcome is not None and outcome.status in ("done", "incomplete")
         ended = {task.state for task in self.scheduler.tasks.values()}
         assert ended <= {"done", "quarantined", "blocked"}
-        self.replay_is_the_live_state()
+        self.replay_gives_the_live_state()
 
 
 Fleet.TestCase.settings = settings(

@@ -1,4 +1,4 @@
-"""Second issues: only what is late by the times of its kind, only to an idle worker, each once."""
+"""Speculative copies: only of stragglers by the durations of their kind, only on idle workers, each once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from coordinator.scheduling.speculation import MIN_AGE_S, SLOW_FACTOR, RunningLe
 SECONDS = {"rollout": [1.0, 2.0, 9.0], "labels": [0.01], "evaluate": []}
 
 
-def test_late_is_three_times_the_median_and_never_below_the_floor() -> None:
+def test_straggler_takes_three_medians_and_at_least_the_minimum() -> None:
     late, early = SLOW_FACTOR * 2.0 + 0.1, SLOW_FACTOR * 2.0 - 0.1
     assert select_speculative_copies([RunningLease(1, "rollout", late, "a")], SECONDS, ["b"], []) == [(1, "b")]
     assert not select_speculative_copies([RunningLease(1, "rollout", early, "a")], SECONDS, ["b"], [])
@@ -23,7 +23,7 @@ def test_late_is_three_times_the_median_and_never_below_the_floor() -> None:
     )
 
 
-def test_nobody_is_given_what_he_has_already() -> None:
+def test_copy_goes_to_another_worker() -> None:
     assert not select_speculative_copies([RunningLease(1, "rollout", 100.0, "a")], SECONDS, ["a"], [])
 
 
@@ -41,7 +41,7 @@ OUTS = st.lists(
 
 
 @given(OUTS, st.lists(st.sampled_from("abcde"), unique=True), st.sets(st.integers(0, 20)))
-def test_each_late_one_once_and_the_latest_first(out: list[RunningLease], idle: list[str], twice: set[int]) -> None:
+def test_each_straggler_is_copied_once_oldest_first(out: list[RunningLease], idle: list[str], twice: set[int]) -> None:
     issued = select_speculative_copies(out, SECONDS, idle, twice)
     of = {one.number: one for one in out}
     numbers, workers = [number for number, _ in issued], [worker for _, worker in issued]

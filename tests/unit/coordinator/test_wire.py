@@ -1,4 +1,4 @@
-"""Messages: what is sent comes back, and nothing else is a message."""
+"""The wire format: valid messages round-trip, everything else is rejected."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PROOFS = st.dictionaries(st.text(max_size=8), PLAIN, max_size=5)
 
 
 @given(worker=NAMES, task=NAMES, attempt=st.integers(1, 1 << 31), proof=PROOFS)
-def test_a_result_comes_back_as_it_was_sent(worker: str, task: str, attempt: int, proof: dict[str, Any]) -> None:
+def test_result_round_trips(worker: str, task: str, attempt: int, proof: dict[str, Any]) -> None:
     message = Result(worker, task, attempt, proof, 1.5)
     assert decode(encode(message), messages.ToCoordinator) == message
 
@@ -43,13 +43,13 @@ def test_a_result_comes_back_as_it_was_sent(worker: str, task: str, attempt: int
 @pytest.mark.parametrize(
     "message", [RegisterAck(1.0, 10.0, True), Lease("t", 1, "noop", {"a": [1]}, 60.0), PermitGrant("b", (0.0, 1.5))]
 )
-def test_answers_come_back_as_they_were_sent(message: messages.Message) -> None:
+def test_coordinator_messages_round_trip(message: messages.Message) -> None:
     assert decode(encode(message), messages.ToWorker) == message
 
 
 @settings(max_examples=300)
 @given(st.binary(max_size=200))
-def test_garbage_is_no_message(frame: bytes) -> None:
+def test_garbage_is_rejected(frame: bytes) -> None:
     with pytest.raises(BadMessage):
         decode(frame, messages.ToCoordinator)
 
@@ -65,20 +65,20 @@ GOOD = {"t": "Result", "worker": "w", "task": "t", "attempt": 1, "proof": {}, "s
         {"seconds": None}, {"proof": {"x": msgpack.Timestamp(0, 1)}},
     ],
 )  # fmt: skip
-def test_wrong_types_and_sizes_are_no_message(change: dict[str, Any]) -> None:
+def test_wrong_types_and_sizes_are_rejected(change: dict[str, Any]) -> None:
     assert decode(msgpack.packb(GOOD), messages.ToCoordinator) == Result("w", "t", 1, {}, 1.0)
     with pytest.raises(BadMessage):
         decode(msgpack.packb(GOOD | change), messages.ToCoordinator)
 
 
-def test_nesting_without_end_is_no_message() -> None:
+def test_deep_nesting_is_rejected() -> None:
     for depth in (200, 1_000, 100_000):
         frame = msgpack.packb(GOOD)[:-1].replace(b"\xa5proof\x80", b"\xa5proof\x81\xa1x" + b"\x91" * depth + b"\x90")
         with pytest.raises(BadMessage):
             decode(frame, messages.ToCoordinator)
 
 
-def test_too_large_is_refused_on_both_sides() -> None:
+def test_oversized_message_is_rejected_by_both_sides() -> None:
     large = Result("w", "t", 1, {"x": "y" * messages.MAX_MESSAGE}, 1.0)
     with pytest.raises(BadMessage, match="over the limit"):
         encode(large)
@@ -86,7 +86,7 @@ def test_too_large_is_refused_on_both_sides() -> None:
         decode(b"x" * (messages.MAX_MESSAGE + 1), messages.ToCoordinator)
 
 
-def test_bounds_hold_for_every_worker_message() -> None:
+def test_every_worker_message_is_bounded() -> None:
     bad = [
         Register("w", "h", 1, ("k",) * 65, 1, "i", "v", "p"),
         Register("w", "h", 1, ("k",), 0, "i", "v", "p"),
@@ -104,7 +104,7 @@ def test_bounds_hold_for_every_worker_message() -> None:
             decode(encode(message), messages.ToCoordinator)
 
 
-def test_the_files_of_a_proof_are_found_however_deep() -> None:
+def test_files_of_a_result_are_found_at_any_depth() -> None:
     file = {"path": "raw/a", "bytes": 1, "sha256": "x"}
     proof = {
         "pages": [{"file": file, "rows": 1}, {"file": {**file, "path": "raw/b"}}],
@@ -120,19 +120,19 @@ WORD = {"t": "Progress", "worker": "w", "task": "t", "attempt": 1, "step": 3, "p
 @pytest.mark.parametrize(
     "change", [{"step": -1}, {"phase": "dance"}, {"beats": 1 << 63}, {"saved": "2"}, {"stopped": 1}, {"loss": 0.1}]
 )
-def test_progress_that_is_none_is_no_message(change: dict[str, Any]) -> None:
+def test_malformed_progress_is_rejected(change: dict[str, Any]) -> None:
     assert decode(msgpack.packb(WORD), messages.ToCoordinator).step == 3
     with pytest.raises(BadMessage):
         decode(msgpack.packb({**WORD, **change}), messages.ToCoordinator)
 
 
 @pytest.mark.parametrize("address", ["10.0.0.1:20001", "[fe80::1%en0]:20001", "m2-0.local:32323"])
-def test_an_address_of_a_ring(address: str) -> None:
+def test_ring_address_is_accepted(address: str) -> None:
     assert msgspec.convert({"address": address, "blas": "x"}, payloads.JoinReply).address == address
 
 
 @pytest.mark.parametrize("address", ["", "10.0.0.1", "10.0.0.1:", "a b:1", "x:123456", "x:1:2"])
-def test_no_address_of_a_ring(address: str) -> None:
+def test_malformed_ring_address_is_rejected(address: str) -> None:
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert({"address": address, "blas": "x"}, payloads.JoinReply)
 
@@ -142,7 +142,7 @@ GOOD_ARRAYS = tuple(messages.Array(*one) for one in WANTED)
 GOOD_SIZES = (48 * 4 * 2 * 4, 48 * 2 * 4)
 
 
-def test_frames_that_a_task_wants_are_taken() -> None:
+def test_wanted_frames_are_accepted() -> None:
     codec.validate_frames(GOOD_ARRAYS, GOOD_SIZES, WANTED)
     codec.validate_frames((), (), ())
 
@@ -162,7 +162,7 @@ def test_frames_that_a_task_wants_are_taken() -> None:
         ((messages.Array("x", "float32", (1 << 20, 2)),), (1 << 23,), "at most"),
     ],
 )
-def test_frames_of_another_dtype_shape_or_size_are_refused(
+def test_frames_of_another_dtype_shape_or_size_are_rejected(
     arrays: tuple[messages.Array, ...], sizes: tuple[int, ...], why: str
 ) -> None:
     with pytest.raises(BadMessage, match=why):
@@ -189,7 +189,7 @@ def is_valid(arrays: list[messages.Array], sizes: list[int], wanted: Arrays) -> 
     ),
     st.lists(st.integers(0, 1 << 24), max_size=4),
 )
-def test_only_what_is_wanted_is_ever_taken(arrays: list[messages.Array], sizes: list[int]) -> None:
+def test_only_wanted_frames_are_accepted(arrays: list[messages.Array], sizes: list[int]) -> None:
     wanted = tuple((one.name, one.dtype, one.shape) for one in arrays)
     valid = is_valid(arrays, sizes, wanted)
     exact = len(arrays) == len(sizes) and all(
@@ -202,7 +202,7 @@ def test_only_what_is_wanted_is_ever_taken(arrays: list[messages.Array], sizes: 
         assert not is_valid(arrays, sizes, ())
 
 
-def test_weights_travel_in_one_frame_and_only_from_the_coordinator() -> None:
+def test_weights_fit_one_frame_and_come_from_the_coordinator_only() -> None:
     weights = messages.Weights(3, "a" * 64, bytes(range(256)) * 4)
     assert decode(encode(weights), messages.ToWorker) == weights
     with pytest.raises(BadMessage):
