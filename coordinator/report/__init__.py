@@ -1,1 +1,1 @@
-"""`coordinator report`: one HTML page of what the runs left on disk. Facts are collected, charts and sections are pure, a page is written."""
+"""`coordinator report`: one HTML page about the files that the runs left. Collect facts, then render charts and sections."""

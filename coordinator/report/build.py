@@ -1,4 +1,4 @@
-"""`coordinator report`: facts are collected from a data folder, a page is written, and what was found is told."""
+"""`coordinator report`: collect facts from a data folder, write the page, and describe the result."""
 
 from __future__ import annotations
 
@@ -8,27 +8,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from coordinator.report.collect import control as collect_control
-from coordinator.report.collect import data as collect_data
-from coordinator.report.collect import ring as collect_ring
-from coordinator.report.collect import training as collect_runs
+from coordinator.report.collect import control, data, ring, training
 from coordinator.report.model import Absent, Facts
-from coordinator.report.render.html import TITLES
-from coordinator.report.render.page import page
+from coordinator.report.render.page import TITLES, page
 from ingest.errors import UsageError, VerificationError
 from ingest.files import atomic_write
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]  # sections begun, sections in all
-FIELDS = {name: "hours" if name == "coverage" else name for name in TITLES}  # section → field of Facts
 
 
 def collect(data_dir: Path, progress: Progress = lambda done, total: None) -> Facts:
-    """Everything that the runs left. What can't be read is absent, with its reason; nothing is guessed."""
+    """Return everything that the runs left in a data folder. An unreadable part is absent, with the reason; nothing is guessed."""
     begun = itertools.count()
 
     def readable(read: Callable[[Path], T | Absent], command: str) -> T | Absent:
-        """`command`: what mends a file that can't be read."""
+        """Return a part, or the reason why it can't be read and the `command` that repairs it."""
         progress(next(begun), len(TITLES))
         try:
             return read(data_dir)
@@ -38,47 +33,60 @@ def collect(data_dir: Path, progress: Progress = lambda done, total: None) -> Fa
     verify, train, rollouts = (
         f"coordinator {words} --data {data_dir}" for words in ("verify", "start --train", "start --rollouts")
     )
-    training = readable(collect_runs.training, train)
-    control = readable(collect_control.control, rollouts)
+    trained = readable(training.training, train)
+    controlled = readable(control.control, rollouts)
     return Facts(
         data=data_dir.resolve().name,
-        hours=readable(collect_data.hours, verify),
-        extraction=readable(collect_data.extraction, verify),
-        training=training,
-        forecasts=readable(collect_runs.forecasts, train),
-        control=control,
-        ring=readable(lambda _: collect_ring.ring(), "python -m ringattn.planner"),
-        provenance=readable(lambda folder: collect_data.provenance(folder, training, control), verify),
+        coverage=readable(data.hours, verify),
+        extraction=readable(data.extraction, verify),
+        training=trained,
+        forecasts=readable(training.forecasts, train),
+        control=controlled,
+        ring=readable(lambda _: ring.ring(), "python -m ringattn.planner"),
+        provenance=readable(lambda folder: data.provenance(folder, trained, controlled), verify),
     )
 
 
 def report(data_dir: Path, out: Path, progress: Progress = lambda done, total: None) -> dict[str, Any]:
-    """Write the page to `out`; what it shows, by section. UsageError where there is no data folder; StorageError."""
+    """Write the page.
+
+    Args:
+        data_dir: A data folder.
+        out: File to write.
+        progress: Called with the number of sections begun and of all sections.
+
+    Returns:
+        Path, size and checksum of the page, and by section whether it has content.
+
+    Raises:
+        UsageError: There is no data folder.
+    """
     if not data_dir.is_dir():
         raise UsageError(
-            f"{data_dir} is no folder: nothing was run there. `coordinator start --extract --data {data_dir}` makes one, "
+            f"there is no folder {data_dir}: nothing was run there. `coordinator start --extract --data {data_dir}` creates one; "
             "or name another with --data."
         )
-    content = page(facts := collect(data_dir, progress)).encode()
+    facts = collect(data_dir, progress)
+    content = page(facts).encode()
     atomic_write(out, content)
     return {
         "report": str(out),
         "bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
-        "sections": {name: _told(getattr(facts, FIELDS[name])) for name in TITLES},
+        "sections": {name: _presence(getattr(facts, name)) for name in TITLES},
     }
 
 
-def _told(found: object) -> dict[str, Any]:
+def _presence(found: object) -> dict[str, Any]:
     if isinstance(found, Absent):
-        return {"there": False, "why": found.why, "command": found.command}
+        return {"there": False, "why": found.reason, "command": found.command}
     return {"there": True}
 
 
 def describe(made: dict[str, Any]) -> str:
-    """What `report` gave, as text."""
+    """Return the result of `report` as text."""
     lines = [made["report"]]
     for name, one in made["sections"].items():
-        said = "there" if one["there"] else f"not there: {one['why']}; `{one['command']}`"
-        lines.append(f"  {TITLES[name].lower():<12}{said}")
+        state = "present" if one["there"] else f"absent: {one['why']}; `{one['command']}`"
+        lines.append(f"  {TITLES[name].lower():<16}{state}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What a report says, as plain data: one dataclass a section, or `Absent` where a stage has not run or can't be read."""
+"""The content of a report as plain data: one dataclass per section, or `Absent` if its stage has not run or can't be read."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Absent:
-    """Why there is nothing to show, and the command that makes it."""
+    """The reason why a section is empty, and the command that fills it."""
 
-    why: str
+    reason: str
     command: str
 
 
@@ -31,13 +31,13 @@ class Revised:
     respondent: str
     year: int
     cells: int
-    first: str  # hour of the first and last of them, YYYY-MM-DDTHH; "" where series.json names none
+    first: str  # hour of the first and last of them, YYYY-MM-DDTHH; "" if series.json names none
     last: str
 
 
 @dataclass(frozen=True)
 class Hours:
-    """Coverage: shares of valid hours, what the source does not have, what operators restated."""
+    """Coverage: shares of valid hours, hours missing at the source, and cells restated by operators."""
 
     coverage: Coverage
     gaps: tuple[Gap, ...]  # longest first
@@ -47,50 +47,50 @@ class Hours:
 
 
 @dataclass(frozen=True)
-class Pace:
-    """Answers over time, from the moments at which pages that were kept arrived. Refused requests carry no moment."""
+class ResponseRate:
+    """Responses over time, from the arrival times of stored pages. Refused requests have no time."""
 
     first: str  # UTC, ISO 8601
     last: str
     span_s: float
-    answers: int
-    bins: Floats  # [bin] answers a second in equal parts of the span
-    busiest: float  # answers a second in the busiest minute; in the whole span where that is shorter
-    ceiling: float | None  # requests a second that the source's policy allows; None: no stated limit
+    responses: int
+    bins: Floats  # [bin] responses per second in equal parts of the span
+    busiest: float  # responses per second in the busiest minute, or in the whole span if that is shorter
+    ceiling: float | None  # requests per second that the source's policy allows; None: no stated limit
 
 
 @dataclass(frozen=True)
 class Extraction:
-    """What was fetched and proved."""
+    """The fetched and verified data."""
 
     summary: Summary
     rows: Mapping[str, int]  # respondent → rows
-    pace: Pace | None  # None: no page was kept
-    restarts: int  # shards that needed more than one attempt
+    rate: ResponseRate | None  # None: no page was stored
+    retried: int  # shards that needed more than one attempt
     workers: int
 
 
 @dataclass(frozen=True)
 class Training:
-    """Curves of a forecaster's training, as far as it has come."""
+    """Learning curves of a forecaster's training so far."""
 
     loss: tuple[Floats, Floats]  # step, pinball loss in scales
     skill: Mapping[str, tuple[Floats, Floats]]  # respondent or "mean" → step, validation skill
     coverage80: tuple[Floats, Floats]  # step, share of hours in the 80 % interval
-    ranks: tuple[int, ...]  # every number of ranks that a step was made with
+    ranks: tuple[int, ...]  # every ring size that a step ran with
     tokens_per_s: float  # median over steps
     result: Mapping[str, Any]  # result.json; empty while it runs
     config: Mapping[str, Any]
-    proved: bool  # the coordinator accepted the result
+    verified: bool  # the coordinator accepted the result
 
 
 @dataclass(frozen=True)
 class Day:
-    """A local day's forecast, `[hour]`, MWh in the hour."""
+    """The forecast of a local day, `[hour]`, MWh in the hour."""
 
     respondent: str
     date: str  # local, YYYY-MM-DD
-    why: str  # it was chosen
+    reason: str  # why it was chosen
     hour: Floats  # hours since local midnight at the end of each hour
     quantiles: Mapping[str, Floats]  # "q0.025" … "q0.975"
     operator: Floats
@@ -106,12 +106,12 @@ class Forecasts:
     days: tuple[Day, ...]
     mae: Mapping[str, tuple[float, float]]  # respondent → forecaster's, operators', MWh, on hours that both have
     inside80: Mapping[str, float]  # share of hours
-    trained: tuple[str, str]  # periods that trained and validated, as asked for; "": the defaults
+    trained: tuple[str, str]  # training and validation periods as configured; "": the default
 
 
 @dataclass(frozen=True)
 class Week:
-    """A week of dispatch, `[hour]`, MW. The policy is played again; the optimum knows the week."""
+    """A week of dispatch, `[hour]`, MW. The policy is replayed; the optimum knows the week."""
 
     region: str
     start: str  # "week 12 of the test year"
@@ -123,17 +123,17 @@ class Week:
 
 @dataclass(frozen=True)
 class Control:
-    """A control training: what the test year said, how it learned, a week a region."""
+    """A control training: results on the test year, learning curves, a week per region."""
 
     result: Mapping[str, Any]  # result.json; empty while it runs
-    pops: Mapping[str, Mapping[str, float]]  # region → policy → PoP
+    pops: Mapping[str, Mapping[str, float]]  # region → policy → PoP (share of the perfect-foresight saving)
     history: tuple[Floats, Floats]  # version, PoP on the validation year
-    curve: tuple[str, Floats, Floats]  # name of the figure, version, value: what the learner minimises or earns
+    curve: tuple[str, Floats, Floats]  # the learner's metric: name, version, value
     weeks: tuple[Week, ...]
     intro: str  # the first paragraph of report.md
-    tables: Mapping[str, tuple[tuple[str, ...], ...]]  # region → rows of its numbers, the header first
+    tables: Mapping[str, tuple[tuple[str, ...], ...]]  # region → rows of its metrics, the header first
     known: str
-    proved: bool
+    verified: bool
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class Scaling:
 
 @dataclass(frozen=True)
 class Ring:
-    """The repository's measurements, which are not of this folder's run."""
+    """The repository's measurements; they do not come from this folder's runs."""
 
     cases: tuple[Case, ...]
     throttled: tuple[Case, ...]  # with a predicted time
@@ -171,7 +171,7 @@ class Ring:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where everything came from: rows of a table, (what, value)."""
+    """The origin of everything: rows of a table, (what, value)."""
 
     origins: tuple[str, ...]
     rows: tuple[tuple[str, str], ...]
@@ -182,7 +182,7 @@ class Facts:
     """A whole report."""
 
     data: str
-    hours: Hours | Absent
+    coverage: Hours | Absent
     extraction: Extraction | Absent
     training: Training | Absent
     forecasts: Forecasts | Absent

@@ -1,6 +1,6 @@
-"""The report in a real browser: nothing overflows, nothing complains, at desktop and phone width, in light and dark.
+"""The report in a real browser: no overflow and no console message, at desktop and phone width, in light and dark.
 
-The pictures stay in the test's folder, to be looked at.
+The screenshots stay in the test's folder for inspection.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.report import build
-from coordinator.report.render.html import TITLES
+from coordinator.report.render.page import TITLES
 from tests.support.browser import CHROMIUM, chromium
 from tests.support.report_data import controlled, extracted, trained
 
@@ -21,8 +21,8 @@ CUT = """[...document.querySelectorAll('svg text')].filter(one => { const box = 
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.skipif(CHROMIUM is None, reason="no `chromium` here: apt-get install chromium")
-def test_it_fits_and_is_quiet(tmp_path: Path) -> None:
+@pytest.mark.skipif(CHROMIUM is None, reason="no `chromium` on this host: apt-get install chromium")
+def test_page_fits_every_width_without_messages(tmp_path: Path) -> None:
     data = controlled(trained(extracted(tmp_path / "data")))
     path = tmp_path / "report.html"
     build.report(data, path)
@@ -35,6 +35,6 @@ def test_it_fits_and_is_quiet(tmp_path: Path) -> None:
             assert tab.value(WIDER) == []
             assert tab.value(CUT) == []
             grounds.append(tab.value("getComputedStyle(document.body).backgroundColor"))
-            tab.picture(tmp_path / f"report-{width}-{scheme}.png")
-        assert tab.said == []
+            tab.screenshot(tmp_path / f"report-{width}-{scheme}.png")
+        assert tab.messages == []
     assert grounds[0] == grounds[2] == grounds[4] != grounds[1] == grounds[3]

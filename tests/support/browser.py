@@ -1,4 +1,4 @@
-"""Debian's Chromium, headless, driven over its DevTools pipe: what a page looks like, how wide it gets, what its console says."""
+"""Drive Debian's Chromium, headless, over its DevTools pipe: screenshots, layout, console messages."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from pathlib import Path
 from typing import Any
 
 CHROMIUM = shutil.which("chromium")
-PATIENCE_S = 120.0
+TIMEOUT_S = 120.0
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-pipe")
 
 
 class Page:
-    """One tab. Messages are JSON that ends with a zero byte, as `--remote-debugging-pipe` has it."""
+    """One tab. Messages are JSON followed by a zero byte, as `--remote-debugging-pipe` requires."""
 
     def __init__(self, to: int, back: int) -> None:
         self._to, self._back = to, back
         self._buffer = b""
         self._number = 0
         self._session: str | None = None
-        self.said: list[str] = []  # on the console: errors, and answers that did not come
-        target = self.ask("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self.messages: list[str] = []  # errors on the console, and failed requests
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
-            self.ask(f"{domain}.enable")
+            self.call(f"{domain}.enable")
 
-    def ask(self, method: str, **params: Any) -> dict[str, Any]:
-        """One command and its answer; events that come between are looked at."""
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        """Send a command and return its result; record the events that arrive before it."""
         self._number += 1
         message: dict[str, Any] = {"id": self._number, "method": method, "params": params}
         if self._session:
@@ -47,47 +47,47 @@ class Page:
                 return dict(answer["result"])
 
     def _next(self) -> dict[str, Any]:
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + TIMEOUT_S
         while b"\0" not in self._buffer:
             assert select.select([self._back], [], [], deadline - time.monotonic())[0], "Chromium does not answer"
             self._buffer += os.read(self._back, 1 << 20)
         raw, self._buffer = self._buffer.split(b"\0", 1)
         message: dict[str, Any] = json.loads(raw)
         if message.get("method") in ("Runtime.exceptionThrown", "Network.loadingFailed"):
-            self.said.append(json.dumps(message["params"]))
+            self.messages.append(json.dumps(message["params"]))
         if message.get("method") == "Log.entryAdded" and message["params"]["entry"]["level"] in ("error", "warning"):
-            self.said.append(message["params"]["entry"]["text"])
+            self.messages.append(message["params"]["entry"]["text"])
         return message
 
     def open(self, path: Path, width: int, height: int, scheme: str) -> None:
-        """Show a file at this size, `scheme` light or dark, and wait until it is laid out."""
-        self.ask(
+        """Load a file at this size, with the `scheme` light or dark, and wait until it is laid out."""
+        self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
-        self.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        self.ask("Page.navigate", url=path.resolve().as_uri())
+        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        self.call("Page.navigate", url=path.resolve().as_uri())
         loaded = "new Promise(done => document.readyState == 'complete' ? done() : addEventListener('load', done))"
-        self.ask("Runtime.evaluate", expression=loaded, awaitPromise=True)
+        self.call("Runtime.evaluate", expression=loaded, awaitPromise=True)
 
     def value(self, expression: str) -> Any:
-        """What a JavaScript expression is, as plain data."""
-        answer = self.ask("Runtime.evaluate", expression=expression, returnByValue=True)
+        """Return the value of a JavaScript expression as plain data."""
+        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    def picture(self, path: Path) -> None:
-        """The whole page as PNG."""
-        taken = self.ask("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+    def screenshot(self, path: Path) -> None:
+        """Write the whole page as PNG."""
+        taken = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
         path.write_bytes(base64.b64decode(taken["data"]))
 
 
 @contextmanager
 def chromium(folder: Path) -> Iterator[Page]:
-    """A browser with a profile of its own in `folder`; ended with the block."""
+    """Start a browser with a new profile in `folder`; the end of the block stops it."""
     assert CHROMIUM
     read, to = os.pipe()
     back, write = os.pipe()
-    # Chromium reads commands at 3 and answers at 4; the numbers that pipes get here are others.
+    # Chromium reads commands from descriptor 3 and writes answers to 4; the pipes have other numbers here.
     shell = f'exec "$0" "$@" 3<&{read} 4>&{write}'
     command = ["bash", "-c", shell, CHROMIUM, *FLAGS, f"--user-data-dir={folder}", "about:blank"]
     with (folder.parent / "chromium.log").open("wb") as log:

@@ -1,4 +1,4 @@
-"""A data folder in which every stage left something, made in seconds: one respondent, two years, figures that are made up."""
+"""Make a data folder with the files of every stage in seconds: one respondent, two years, invented values."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HOLE = 30  # hours without a row, from hour 1000 of 2024
 
 
 def extracted(data: Path) -> Path:
-    """Demand and forecast of PACW with a gap; the last two weeks were asked for again and one hour was restated."""
+    """Write demand and forecast of PACW with a gap; the last two weeks were fetched again and one hour was restated."""
     for year in (2023, 2024):
         one = shard("PACW", f"{year}-01-01T00", f"{year}-12-31T23")
         load = daily(one.hours)
@@ -45,7 +45,7 @@ def extracted(data: Path) -> Path:
 
 
 def trained(data: Path) -> Path:
-    """A finished training, and its table of forecasts: the operators are 100 MWh too high, the forecaster 50."""
+    """Write a finished training and its table of forecasts: the operators' are 100 MWh too high, the forecaster's 50."""
     run = data / "train"
     run.mkdir()
     lines: list[dict[str, object]] = []
@@ -76,7 +76,7 @@ def trained(data: Path) -> Path:
 
 
 def controlled(data: Path) -> Path:
-    """A finished control training of a made-up region, with a policy that does almost nothing."""
+    """Write a finished control training of an invented region, with a policy that does almost nothing."""
     run = data / "control"
     run.mkdir(exist_ok=True)
     region, issued = synthetic()

@@ -1,1 +1,1 @@
-"""Read what the runs left in a data folder into the report's model."""
+"""Read the files of a data folder into the report's model."""

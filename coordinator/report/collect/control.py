@@ -1,4 +1,4 @@
-"""A control training, from its folder: result, curves, the numbers of its report, and a week a region played again with its policy."""
+"""Read a control training from its folder: result, curves, metrics of its report, and a week per region replayed with its policy."""
 
 from __future__ import annotations
 
@@ -22,11 +22,19 @@ from rl.evaluation.score import rollout
 from rl.planning.optimum import optimum
 from rl.policy import Mlp, from_bytes
 
-CURVES = ("losses/cost", "charts/episodic_return", "charts/mean_cost")  # what an algorithm says of itself, best first
+CURVES = (
+    "losses/cost",
+    "charts/episodic_return",
+    "charts/mean_cost",
+)  # metrics of an algorithm, most informative first
 
 
 def control(data_dir: Path) -> Control | Absent:
-    """The training in DATA/control. VerificationError for a damaged file."""
+    """Return the training in DATA/control.
+
+    Raises:
+        VerificationError: A file is damaged.
+    """
     run = data_dir / "control"
     lines = read_lines(run / "metrics.jsonl")
     result, about = read_json(run / "result.json"), read_json(run / "tables.json")
@@ -49,12 +57,12 @@ def control(data_dir: Path) -> Control | Absent:
         intro=intro,
         tables=tables,
         known=str(about.get("known", "")),
-        proved=(run / "proved.json").exists(),
+        verified=(run / "proved.json").exists(),
     )
 
 
 def _history(run: Path) -> tuple[Floats, Floats]:
-    """Versions that the validation year judged, from the learner's newest state."""
+    """Return the versions evaluated on the validation year, from the learner's newest state."""
     if not (run / "state.pack").exists():
         return np.array([]), np.array([])
     meta, _ = load_arrays(run / "state.pack")
@@ -62,7 +70,7 @@ def _history(run: Path) -> tuple[Floats, Floats]:
 
 
 def _weeks(run: Path, result: Mapping[str, Any], about: Mapping[str, Any]) -> tuple[Week, ...]:
-    """The week with the highest load of each region's test year. None where the table is gone: it is made again by a next run."""
+    """Return the week with the highest load of each region's test year; no week if the dataset is gone (the next run rebuilds it)."""
     sha256 = str(about.get("tables", {}).get("test", ""))
     if not (run / "tables" / f"{sha256}.table").exists():
         return ()
@@ -77,7 +85,10 @@ def _weeks(run: Path, result: Mapping[str, Any], about: Mapping[str, Any]) -> tu
 
 
 def highest(table: Dataset, region: int) -> int | None:
-    """First row of the week with the region's highest load, of the weeks that begin at its first local midnight and were measured whole."""
+    """Return the first row of the week with the region's highest load.
+
+    Weeks are counted from the region's first local midnight; only weeks without a missing hour are considered.
+    """
     first, last = table.spans[region]
     midnight = first + int(np.argmax(table.clock[first:last] == 0))
     weeks = np.arange(midnight, last - WEEK + 1, WEEK)
@@ -103,7 +114,7 @@ def _week(table: Dataset, policy: Mlp, region: int, peak: float, start: int) -> 
 
 
 def markdown(text: str) -> tuple[str, dict[str, tuple[tuple[str, ...], ...]]]:
-    """The first paragraph of a report in Markdown, and the tables below its second-level headings. Pure."""
+    """Return the first paragraph of a report in Markdown, and the tables below its second-level headings."""
     blocks = [block.strip() for block in re.split(r"\n\s*\n", text)]
     intro = next((block for block in blocks if block and block[0] not in "#|!"), "")
     tables: dict[str, tuple[tuple[str, ...], ...]] = {}
@@ -117,6 +128,6 @@ def markdown(text: str) -> tuple[str, dict[str, tuple[tuple[str, ...], ...]]]:
 
 
 def _rows(lines: Sequence[str]) -> tuple[tuple[str, ...], ...]:
-    """Cells of a Markdown table, without the line below its header."""
+    """Return the cells of a Markdown table, without the line below its header."""
     cells = [tuple(cell.strip() for cell in line.strip().strip("|").split("|")) for line in lines]
     return tuple(row for row in cells if not all(set(cell) <= set("-: ") for cell in row))

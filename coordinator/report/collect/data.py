@@ -1,4 +1,4 @@
-"""Coverage, extraction and provenance of a data folder, from its manifests and series."""
+"""Read coverage, extraction and provenance of a data folder from its manifests and series."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from coordinator.report.model import Absent, Control, Extraction, Hours, Pace, Provenance, Revised, Training
+from coordinator.report.model import Absent, Control, Extraction, Hours, Provenance, ResponseRate, Revised, Training
 from coordinator.stages.extract.plan import world_of
 from ingest import manifest
 from ingest.coverage import SeriesSummary, coverage, read_summaries
@@ -19,11 +19,15 @@ from ingest.sources import get_source
 
 BINS = 60  # parts of the span of a run
 MINUTE_S = 60.0
-LEAST_S = 1.0  # span: a rate over less means nothing
+LEAST_S = 1.0  # span: a rate over less is meaningless
 
 
 def hours(data_dir: Path) -> Hours | Absent:
-    """Coverage, gaps, masks, revisions. VerificationError for a damaged file."""
+    """Return coverage, gaps, masks and revisions.
+
+    Raises:
+        VerificationError: A file is damaged.
+    """
     builds = list(manifest.build_results(data_dir))
     if not builds:
         return Absent("no series was built in this folder", f"coordinator start --extract --data {data_dir}")
@@ -45,33 +49,37 @@ def _revised(one: SeriesSummary) -> Revised:
 
 
 def extraction(data_dir: Path) -> Extraction | Absent:
-    """What was fetched, and how fast. VerificationError for a damaged manifest."""
+    """Return what was fetched, and how fast.
+
+    Raises:
+        VerificationError: A manifest is damaged.
+    """
     shards = list(manifest.shard_manifests(data_dir))
     if not shards:
         return Absent("nothing was fetched into this folder", f"coordinator start --extract --data {data_dir}")
-    proofs = [one.result for one in shards]
+    results = [one.result for one in shards]
     rows: Counter[str] = Counter()
-    for proof in proofs:
-        rows[proof.shard.respondent] += proof.rows
+    for result in results:
+        rows[result.shard.respondent] += result.rows
     return Extraction(
-        summary=manifest.summarise(proofs, manifest.build_results(data_dir)),
+        summary=manifest.summarise(results, manifest.build_results(data_dir)),
         rows=dict(sorted(rows.items())),
-        pace=pace([page.fetched for proof in proofs for page in proof.pages], _ceiling(shards)),
-        restarts=sum(one.attempt > 1 for one in shards),
+        rate=response_rate([page.fetched for result in results for page in result.pages], _ceiling(shards)),
+        retried=sum(one.attempt > 1 for one in shards),
         workers=len({one.worker for one in shards}),
     )
 
 
 def _ceiling(shards: Sequence[ShardManifest]) -> float | None:
-    """The policy of the source, where it is a real one; an emulator on this host may be asked as fast as it answers."""
+    """Return the source's rate limit in requests per second; None for an emulator, which may be asked as fast as it answers."""
     real = {one.result.shard.source for one in shards if world_of(one.result.origin) == "real"}
     limits = {get_source(name).rate_limit for name in real}
     limit = limits.pop() if len(limits) == 1 else None
     return None if limit is None else limit.rate
 
 
-def pace(fetched: Sequence[str], ceiling: float | None) -> Pace | None:
-    """Moments (UTC, ISO 8601) at which answers came → their rate; None where there are none. Pure."""
+def response_rate(fetched: Sequence[str], ceiling: float | None) -> ResponseRate | None:
+    """Return the rate of responses from their arrival times (UTC, ISO 8601); None without any."""
     if not fetched:
         return None
     moments = np.sort([datetime.fromisoformat(one).timestamp() for one in fetched])
@@ -79,11 +87,11 @@ def pace(fetched: Sequence[str], ceiling: float | None) -> Pace | None:
     shown = max(span, LEAST_S)
     counts, _ = np.histogram(moments - moments[0], BINS, (0.0, shown))
     within = np.searchsorted(moments, moments + MINUTE_S) - np.arange(len(moments))
-    return Pace(
+    return ResponseRate(
         first=min(fetched),
         last=max(fetched),
         span_s=shown,
-        answers=len(moments),
+        responses=len(moments),
         bins=counts / (shown / BINS),
         busiest=float(within.max()) / min(shown, MINUTE_S),
         ceiling=ceiling,
@@ -91,30 +99,38 @@ def pace(fetched: Sequence[str], ceiling: float | None) -> Pace | None:
 
 
 def provenance(data_dir: Path, training: Training | Absent, control: Control | Absent) -> Provenance | Absent:
-    """Sources, versions, seeds and machines, as far as the runs recorded them. VerificationError for a damaged manifest."""
+    """Return sources, versions, seeds and machines, as far as the runs recorded them.
+
+    Raises:
+        VerificationError: A manifest is damaged.
+    """
     shards = list(manifest.shard_manifests(data_dir))
     if not shards:
         return Absent("nothing was fetched into this folder", f"coordinator start --extract --data {data_dir}")
-    proofs = [one.result for one in shards]
-    origins = tuple(sorted({proof.origin for proof in proofs}))
-    versions = sorted({page.api_version for proof in proofs for page in proof.pages} - {""})
-    sources = sorted({f"{proof.shard.source}/{proof.shard.route}" for proof in proofs})
+    results = [one.result for one in shards]
+    origins = tuple(sorted({result.origin for result in results}))
+    versions = sorted({page.api_version for result in results for page in result.pages} - {""})
+    sources = sorted({f"{result.shard.source}/{result.shard.route}" for result in results})
     workers = sorted({one.worker for one in shards})
     committed = sorted(one.committed for one in shards)
     rows = [
         ("hours", ", ".join(f"{origin} ({world_of(origin)})" for origin in origins)),
         ("routes", ", ".join(sources)),
-        ("version of the API, by its own word", ", ".join(versions) or "not said"),
-        ("generations", f"{max(proof.shard.generation for proof in proofs) + 1}"),
-        ("proved (UTC)", f"{committed[0]} to {committed[-1]}"),
+        ("version of the API, as it reports", ", ".join(versions) or "not reported"),
+        ("generations", f"{max(result.shard.generation for result in results) + 1}"),
+        ("verified (UTC)", f"{committed[0]} to {committed[-1]}"),
         ("workers (machine and process)", ", ".join(workers)),
-        ("program", f"ring-attention-energy {metadata.version('ring-attention-energy')}, which also made this page"),
+        ("program", f"ring-attention-energy {metadata.version('ring-attention-energy')}, which also wrote this page"),
     ]
     if isinstance(training, Training):
-        rows.append(("seed of the training", str(training.config.get("seed", "not recorded"))))
-        rows.append(("weights of the forecaster, sha256", str(training.result.get("sha256", "not finished"))))
+        rows += [
+            ("seed of the training", str(training.config.get("seed", "not recorded"))),
+            ("weights of the forecaster, sha256", str(training.result.get("sha256", "not finished"))),
+        ]
     if isinstance(control, Control):
-        rows.append(("control policy, sha256", str(control.result.get("sha256", "not finished"))))
-        rows.append(("seed of the control training", str(control.result.get("seed", "not recorded"))))
-        rows.append(("machine of its learner", str(control.result.get("machine", "not recorded"))))
+        rows += [
+            ("control policy, sha256", str(control.result.get("sha256", "not finished"))),
+            ("seed of the control training", str(control.result.get("seed", "not recorded"))),
+            ("machine of its learner", str(control.result.get("machine", "not recorded"))),
+        ]
     return Provenance(origins, tuple(rows))

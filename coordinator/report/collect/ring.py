@@ -1,4 +1,4 @@
-"""The repository's measurements of ring attention and of a training step, from docs/benchmarks."""
+"""Read the repository's measurements of ring attention and of a training step from docs/benchmarks."""
 
 from __future__ import annotations
 
@@ -12,27 +12,18 @@ from coordinator.report.collect.training import read_lines
 from coordinator.report.model import Absent, Case, Ring, Scaling
 
 BENCHMARKS = Path(__file__).resolve().parents[3] / "docs" / "benchmarks"
-CASE = (
-    "what",
-    "ranks",
-    "length",
-    "causal",
-    "backward",
-    "dtype",
-    "layout",
-    "kernel",
-    "slow",
-    "weights",
-    "link_share",
-    "setting",
-)
 SPECIAL = ("layout", "kernel", "slow", "weights", "link_share")
+CASE = ("what", "ranks", "length", "causal", "backward", "dtype", "setting", *SPECIAL)
 MB = 1e6
 CALM = 0.75  # of the best FMA peak
 
 
 def ring(benchmarks: Path = BENCHMARKS) -> Ring | Absent:
-    """Scaling, memory, predicted against measured. VerificationError for a damaged file."""
+    """Return time, memory, scaling, and predicted against measured time.
+
+    Raises:
+        VerificationError: A file is damaged.
+    """
     lines = read_lines(benchmarks / "ring.jsonl")
     if not lines:
         return Absent(
@@ -40,7 +31,7 @@ def ring(benchmarks: Path = BENCHMARKS) -> Ring | Absent:
             "python -m ringattn.planner",
         )
     best = max(one.get("fma_peak", 0.0) for one in lines)
-    # Beside the others other work was going on: their times say nothing.
+    # Other work was running during the rest: their times are meaningless.
     calm = [one for one in lines if one.get("fma_peak", 0.0) >= CALM * best]
     plain = [one for one in calm if "seconds" in one and not one.get("tuning")]
     cases, throttled = pooled(plain)
@@ -54,7 +45,7 @@ def ring(benchmarks: Path = BENCHMARKS) -> Ring | Absent:
 
 
 def pooled(lines: Iterable[Mapping[str, Any]]) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
-    """Lines of the ring benchmark → plain float32 cases forward and backward, and those over a slowed link. Pure.
+    """Return the plain float32 cases, forward and backward, and those over a slowed link, from lines of the ring benchmark.
 
     A peer is shown at its best setting.
     """

@@ -1,4 +1,4 @@
-"""Training and forecasts, from the run folder of a training and the Parquet table that `coordinator forecast --table` makes."""
+"""Read a training from its run folder, and forecasts from the Parquet table of `coordinator forecast --table`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ MEDIAN, LOW80, HIGH80 = "q0.5", "q0.1", "q0.9"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where the file is not there. VerificationError for one that can't be read."""
+    """Return a JSON object; an empty one if the file does not exist.
+
+    Raises:
+        VerificationError: The file can't be read.
+    """
     try:
         return dict(json.loads(path.read_bytes()))
     except FileNotFoundError:
@@ -31,7 +35,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """JSON lines; the last may be half written. VerificationError for another that can't be read."""
+    """Return JSON lines without the last one if it is half written; none if the file does not exist.
+
+    Raises:
+        VerificationError: A complete line can't be read.
+    """
     try:
         text = path.read_text()
     except FileNotFoundError:
@@ -43,13 +51,17 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def curve(lines: Sequence[Mapping[str, Any]], x: str, y: str) -> tuple[Floats, Floats]:
-    """Figures of JSON lines that have both."""
+    """Return two values of the JSON lines that have both."""
     pairs = [(line[x], line[y]) for line in lines if isinstance(line.get(y), int | float)]
     return np.array([a for a, _ in pairs], float), np.array([b for _, b in pairs], float)
 
 
 def training(data_dir: Path) -> Training | Absent:
-    """The training in DATA/train. VerificationError for a damaged file."""
+    """Return the training in DATA/train.
+
+    Raises:
+        VerificationError: A file is damaged.
+    """
     run = data_dir / "train"
     lines = read_lines(run / "metrics.jsonl")
     if not lines:
@@ -69,12 +81,16 @@ def training(data_dir: Path) -> Training | Absent:
         tokens_per_s=float(np.median(speeds)) if len(speeds) else float("nan"),
         result=read_json(run / "result.json"),
         config=read_json(run / "config.json"),
-        proved=(run / "proved.json").exists(),
+        verified=(run / "proved.json").exists(),
     )
 
 
 def forecasts(data_dir: Path) -> Forecasts | Absent:
-    """Chosen days of the forecasts' table. VerificationError for one that can't be read."""
+    """Return chosen days and errors from the table of forecasts.
+
+    Raises:
+        VerificationError: The table can't be read.
+    """
     result = read_json(data_dir / "train" / "result.json")
     path = _table(data_dir, str(result.get("sha256", "")))
     command = f"coordinator forecast --data {data_dir} --table {data_dir / 'forecasts.parquet'}"
@@ -109,7 +125,7 @@ def forecasts(data_dir: Path) -> Forecasts | Absent:
         errors = [float(np.abs(mine[name][both] - truth).mean()) for name in (MEDIAN, "operator")]
         mae[respondent] = errors[0], errors[1]
         inside[respondent] = float(((truth >= mine[LOW80][both]) & (truth <= mine[HIGH80][both])).mean())
-        days += chosen_days(respondent, local.day[keep], local.hour[keep], mine)
+        days += chosen_days(respondent, local.day[keep], mine)
     if not days:
         return Absent(f"{path} has no hour with forecast, operators' forecast and demand in {year}", command)
     config = read_json(data_dir / "train" / "config.json")
@@ -118,15 +134,18 @@ def forecasts(data_dir: Path) -> Forecasts | Absent:
 
 
 def _table(data_dir: Path, weights: str) -> Path | None:
-    """The table of these weights, else one that was asked for by name, else none."""
+    """Return the table of these weights, else the one that the user wrote, else None."""
     own = data_dir / "control" / f"forecasts-{weights[:16]}.parquet"
     return next((path for path in (own, data_dir / "forecasts.parquet") if path.exists()), None)
 
 
-def chosen_days(respondent: str, day: Floats, hour: Floats, columns: Mapping[str, Floats]) -> list[Day]:
-    """Three whole local days: the highest demand, the middle error of the forecaster, its largest. Pure.
+def chosen_days(respondent: str, day: Floats, columns: Mapping[str, Floats]) -> list[Day]:
+    """Choose three complete local days of a respondent: highest demand, median error and largest error of the forecaster.
 
-    `day`: days since 1970-01-01, `hour`: 0…23, the local hour that begins; all arrays `[hour]` of one respondent.
+    Args:
+        respondent: Its code.
+        day: Days since 1970-01-01, local, `[hour]`.
+        columns: Forecasts, demand and the operators' forecast, MWh, `[hour]`.
     """
     error = np.abs(columns[MEDIAN] - columns["demand"])
     known = np.isfinite(error + columns["operator"])
@@ -136,15 +155,15 @@ def chosen_days(respondent: str, day: Floats, hour: Floats, columns: Mapping[str
     means = {one: float(error[day == one].mean()) for one in whole}
     by_error = sorted(whole, key=lambda one: (means[one], one))
     peak = max(whole, key=lambda one: (float(columns["demand"][day == one].max()), -one))
-    picked = {"highest demand": peak, "middle error": by_error[len(by_error) // 2], "largest error": by_error[-1]}
+    picked = {"highest demand": peak, "median error": by_error[len(by_error) // 2], "largest error": by_error[-1]}
     found = []
-    for why, one in picked.items():
+    for reason, one in picked.items():
         own = day == one
         found.append(
             Day(
                 respondent,
                 str(np.datetime64(one, "D")),
-                why,
+                reason,
                 np.arange(1, own.sum() + 1, dtype=float),
                 {name: columns[name][own] for name in QUANTILES},
                 columns["operator"][own],

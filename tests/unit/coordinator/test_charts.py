@@ -1,4 +1,4 @@
-"""Charts by value: ticks, numbers, where a point lies, what a picture says of itself."""
+"""Charts by value: ticks, numbers, positions of points, text alternatives."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_ticks(low: float, high: float, every: float | None, expected: list[floa
     assert ticks(low, high, 7 if every else 6, every) == pytest.approx(expected)
 
 
-def test_ticks_of_what_is_counted_are_whole() -> None:
+def test_ticks_of_counts_are_integers() -> None:
     assert ticks(0, 3, 7, least=1) == [0, 1, 2, 3]
     assert ticks(1, 160, 7, least=1) == [50, 100, 150]
 
@@ -75,55 +75,55 @@ def test_numbers(value: float, text: str) -> None:
         ([], []),
     ],
 )
-def test_ticks_can_be_told_apart(values: list[float], expected: list[str]) -> None:
+def test_tick_labels_are_distinct(values: list[float], expected: list[str]) -> None:
     assert labels(values) == expected
 
 
-def test_a_curve_lies_where_its_values_are_and_breaks_at_a_hole() -> None:
+def test_curve_passes_its_values_and_breaks_at_nan() -> None:
     text = plot("t", Axis("x"), Axis("y", zero=True), [Line("a", X, np.array([0.0, 1.0, np.nan, 2.0]))])
-    picture = ET.fromstring(text)
-    path = next(element for element in picture.iter("path")).attrib["d"]
+    chart = ET.fromstring(text)
+    path = next(element for element in chart.iter("path")).attrib["d"]
     runs = [[tuple(map(float, point.split(","))) for point in run.split()] for run in path.split("M")[1:]]
     assert [len(run) for run in runs] == [2, 1]
     assert runs[0][0] == (LEFT, HEIGHT - BOTTOM)
     assert runs[1][0][0] == WIDTH - RIGHT
-    assert runs[0][1][1] > runs[1][0][1]  # 2 is higher up than 1
+    assert runs[0][1][1] > runs[1][0][1]  # 2 is above 1
 
 
-def test_a_single_value_stands_in_the_middle() -> None:
-    picture = ET.fromstring(plot("t", Axis("x"), Axis("y"), [Line("a", np.array([4.0]), np.array([1.0]))]))
-    dot = next(picture.iter("circle")).attrib
+def test_single_value_is_centred() -> None:
+    chart = ET.fromstring(plot("t", Axis("x"), Axis("y"), [Line("a", np.array([4.0]), np.array([1.0]))]))
+    dot = next(chart.iter("circle")).attrib
     assert float(dot["cx"]) == (LEFT + WIDTH - RIGHT) / 2
 
 
-def test_a_picture_says_what_it_is() -> None:
+def test_chart_has_its_title_as_text_alternative() -> None:
     for text in (
         plot('a "b" <c>', Axis("x"), Axis("y")),
-        bars('a "b" <c>', "u", [("one", 1.0, "1", 0)]),
+        bars('a "b" <c>', "u", [("one", 1.0, "1", "0")]),
         heat('a "b" <c>', ["one"], [[5] * 12], ["2024"]),
         stacks('a "b" <c>', ["one"], Axis("y"), [Part("p", np.array([1.0]))]),
     ):
-        picture = ET.fromstring(text)
-        assert picture.attrib["role"] == "img"
-        assert picture.attrib["aria-label"] == 'a "b" <c>'
+        chart = ET.fromstring(text)
+        assert chart.attrib["role"] == "img"
+        assert chart.attrib["aria-label"] == 'a "b" <c>'
 
 
-def test_equal_months_are_one_cell() -> None:
+def test_equal_months_are_drawn_as_one_cell() -> None:
     text = heat("t", ["demand"], [[5] * 11 + [0]], ["2024"])
     widths = [float(width) for width in re.findall(r'class="h\d" x="[\d.]+" y="6" width="([\d.]+)"', text)]
     assert len(widths) == 2
     assert widths[0] == pytest.approx(11 * widths[1], abs=1)
 
 
-def test_stacked_parts_stand_on_one_another() -> None:
-    parts = [Part("a", np.array([0.6])), Part("b", np.array([0.4]), 1)]
-    picture = ET.fromstring(stacks("t", ["one"], Axis("y", zero=True), parts, top=1.0))
-    low, high = [{name: float(rect.attrib[name]) for name in ("y", "height")} for rect in picture.iter("rect")]
+def test_stacked_parts_are_adjacent() -> None:
+    parts = [Part("a", np.array([0.6])), Part("b", np.array([0.4]), "1")]
+    chart = ET.fromstring(stacks("t", ["one"], Axis("y", zero=True), parts, top=1.0))
+    low, high = [{name: float(rect.attrib[name]) for name in ("y", "height")} for rect in chart.iter("rect")]
     assert high["y"] + high["height"] == pytest.approx(low["y"], abs=0.15)
     assert low["height"] / high["height"] == pytest.approx(1.5, abs=0.02)
 
 
-def test_bars_are_in_proportion() -> None:
-    picture = ET.fromstring(bars("t", "MB", [("one", 10.0, "10", 0), ("two", 5.0, "5", 0)]))
-    wide = [float(rect.attrib["width"]) for rect in picture.iter("rect")]
+def test_bars_are_proportional() -> None:
+    chart = ET.fromstring(bars("t", "MB", [("one", 10.0, "10", "0"), ("two", 5.0, "5", "0")]))
+    wide = [float(rect.attrib["width"]) for rect in chart.iter("rect")]
     assert wide[0] == pytest.approx(2 * wide[1], abs=0.2)

@@ -1,4 +1,4 @@
-"""The report: facts by value from a folder in which every stage left something, and a page that has every section."""
+"""The report: facts by value from a folder with the files of every stage, and a page that has every section."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ import pytest
 from coordinator.report import build
 from coordinator.report.collect import ring
 from coordinator.report.collect.control import markdown
-from coordinator.report.collect.data import pace
+from coordinator.report.collect.data import response_rate
 from coordinator.report.collect.training import chosen_days
 from coordinator.report.model import Absent, Facts
-from coordinator.report.render.html import TITLES
-from coordinator.report.render.page import page
+from coordinator.report.render.page import TITLES, page
 from ingest.errors import UsageError
 from tests.support.report_data import HOLE, controlled, extracted, trained
 
@@ -35,13 +34,13 @@ def facts(data: Path) -> Facts:
 
 
 class Outline(HTMLParser):
-    """Sections, balance of tags, what pictures are called, and everything that a browser would fetch or run."""
+    """Sections, balance of tags, titles of charts, and everything that a browser would fetch or run."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.sections: list[str] = []
         self.open: list[str] = []
-        self.pictures: list[str] = []
+        self.charts: list[str] = []
         self.fetched: list[str] = []
         self.feed(text)
 
@@ -53,7 +52,7 @@ class Outline(HTMLParser):
             self.sections.append(named["id"] or "")
         if tag == "svg":
             assert named["role"] == "img"
-            self.pictures.append(named["aria-label"] or "")
+            self.charts.append(named["aria-label"] or "")
         if tag in ("script", "img", "iframe"):
             self.fetched.append(tag)
         self.fetched += [
@@ -67,14 +66,14 @@ class Outline(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_every_stage_is_read(facts: Facts) -> None:
-    for name in build.FIELDS.values():
+def test_facts_of_every_stage_are_collected(facts: Facts) -> None:
+    for name in TITLES:
         found = getattr(facts, name)
         assert not isinstance(found, Absent), f"{name}: {found}"
 
 
 def test_coverage_by_value(facts: Facts) -> None:
-    hours = facts.hours
+    hours = facts.coverage
     assert not isinstance(hours, Absent)
     assert [(gap.variable, gap.hours) for gap in hours.gaps] == [("D", HOLE)]
     assert [(one.year, one.cells, one.first) for one in hours.revised] == [(2024, 1, "2024-12-18T05")]
@@ -89,15 +88,15 @@ def test_extraction_by_value(facts: Facts) -> None:
     assert (found.summary.rows, found.summary.total, found.rows) == (rows, rows, {"PACW": rows})
 
 
-def test_rate_of_answers() -> None:
-    """Two a second for half a minute, then silence, then one."""
+def test_response_rate_by_value() -> None:
+    """Two per second for half a minute, then none, then one."""
     moments = [f"2024-01-01T00:00:{half // 2:02d}.{5 * (half % 2)}00+00:00" for half in range(60)]
-    found = pace([*moments, "2024-01-01T00:10:00.000+00:00"], 2.5)
+    found = response_rate([*moments, "2024-01-01T00:10:00.000+00:00"], 2.5)
     assert found is not None
-    assert (found.answers, found.span_s, found.busiest, found.ceiling) == (61, 600.0, 1.0, 2.5)
+    assert (found.responses, found.span_s, found.busiest, found.ceiling) == (61, 600.0, 1.0, 2.5)
     assert found.bins[0] == 2.0
     assert found.bins.sum() * 10 == pytest.approx(61)
-    assert pace([], None) is None
+    assert response_rate([], None) is None
 
 
 def test_training_and_forecasts_by_value(facts: Facts) -> None:
@@ -108,19 +107,19 @@ def test_training_and_forecasts_by_value(facts: Facts) -> None:
     assert not isinstance(forecasts, Absent)
     assert forecasts.mae == {"PACW": (pytest.approx(50), pytest.approx(100))}
     assert forecasts.inside80 == {"PACW": 1.0}
-    assert [day.why for day in forecasts.days] == ["highest demand", "middle error", "largest error"]
+    assert [day.reason for day in forecasts.days] == ["highest demand", "median error", "largest error"]
     assert all(len(day.hour) in (23, 24, 25) for day in forecasts.days)
 
 
-def test_chosen_days_are_whole_and_what_they_are_called() -> None:
-    day, hour = np.repeat(np.arange(5.0), 24), np.tile(np.arange(24.0), 5)
+def test_chosen_days_are_complete_and_match_their_reason() -> None:
+    day = np.repeat(np.arange(5.0), 24)
     demand = 100 + day
     columns = {name: demand.copy() for name in ("q0.025", "q0.1", "q0.25", "q0.5", "q0.75", "q0.9", "q0.975")}
     columns |= {"demand": demand.copy(), "operator": demand + 1}
     columns["q0.5"] += np.array([3.0, 0, 1, 2, 9])[day.astype(int)]
-    columns["demand"][-1] = np.nan  # the last day is not known whole
-    found = chosen_days("PACW", day, hour, columns)
-    assert [one.date[-2:] for one in found] == ["04", "04", "01"]  # of errors 0, 1, 2, 3 the third is the middle
+    columns["demand"][-1] = np.nan  # the last day is incomplete
+    found = chosen_days("PACW", day, columns)
+    assert [one.date[-2:] for one in found] == ["04", "04", "01"]  # of the errors 0, 1, 2, 3 the third is the median
 
 
 def test_control_by_value(facts: Facts) -> None:
@@ -135,13 +134,13 @@ def test_control_by_value(facts: Facts) -> None:
     assert found.tables["SYNTHETIC"][1] == ("peak, MW", "4,000", "3,900")
 
 
-def test_a_report_in_markdown() -> None:
+def test_markdown_report_is_parsed() -> None:
     intro, tables = markdown("# Title\n\nFirst.\n\n| a |\n|---|\n| 1 |\n\n## R\n\n| b | c |\n|---|--:|\n| 2 | 3 |\n")
     assert intro == "First."
     assert tables == {"R": (("b", "c"), ("2", "3"))}
 
 
-def test_a_peer_stands_at_its_best_setting() -> None:
+def test_peer_is_shown_at_its_best_setting() -> None:
     line = {"what": "torch", "length": 8, "causal": True, "backward": True, "dtype": "float32", "peak": [1e6]}
     lines = [line | {"setting": {"a": 1}, "seconds": [3.0, 1.0]}, line | {"setting": {"a": 2}, "seconds": [5.0]}]
     lines.append(line | {"setting": {"a": 1}, "seconds": [2.0, 2.5]})
@@ -149,46 +148,46 @@ def test_a_peer_stands_at_its_best_setting() -> None:
     assert (case.name, case.seconds, slowed) == ("torch SDPA", 2.25, ())
 
 
-def test_the_page_has_every_section_and_asks_for_nothing(facts: Facts) -> None:
+def test_page_has_every_section_and_fetches_nothing(facts: Facts) -> None:
     outline = Outline(page(facts))
     assert tuple(outline.sections) == tuple(TITLES)
     assert outline.open == []
     assert outline.fetched == []
-    assert len(outline.pictures) >= 12
-    assert all(outline.pictures)
+    assert len(outline.charts) >= 12
+    assert all(outline.charts)
 
 
-def test_the_same_folder_gives_the_same_bytes(data: Path, tmp_path: Path) -> None:
+def test_same_folder_gives_same_bytes(data: Path, tmp_path: Path) -> None:
     made = [build.report(data, tmp_path / name) for name in ("a.html", "b.html")]
     assert made[0]["sha256"] == made[1]["sha256"]
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
 
 
-def test_a_stage_that_has_not_run_names_its_command(tmp_path: Path) -> None:
+def test_absent_stage_names_its_command(tmp_path: Path) -> None:
     made = build.report(tmp_path, tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()
     assert tuple(Outline(text).sections) == tuple(TITLES)
     for stage in ("--extract", "--train", "--rollouts"):
         assert f"coordinator start {stage} --data {tmp_path}" in text
     assert not made["sections"]["training"]["there"]
-    assert "not there" in build.describe(made)
+    assert "absent: " in build.describe(made)
 
 
-def test_what_can_not_be_read_says_so_and_the_rest_stands(tmp_path: Path) -> None:
+def test_unreadable_section_leaves_the_others(tmp_path: Path) -> None:
     data = trained(tmp_path)
     (data / "train" / "metrics.jsonl").write_text("not JSON\n")
     found = build.collect(data)
     assert isinstance(found.training, Absent)
-    assert "metrics.jsonl can't be read" in found.training.why
+    assert "metrics.jsonl can't be read" in found.training.reason
     assert not isinstance(found.forecasts, Absent)
 
 
-def test_no_folder_is_a_usage_error(tmp_path: Path) -> None:
+def test_missing_folder_is_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=re.escape("coordinator start --extract --data")):
         build.report(tmp_path / "nowhere", tmp_path / "report.html")
 
 
-def test_facts_that_look_like_markup_stay_text(facts: Facts) -> None:
+def test_markup_in_facts_is_escaped(facts: Facts) -> None:
     text = page(Facts(**{**vars(facts), "data": '<script>"&', "training": Absent("<b>why</b>", "<i>")}))
     assert "<script" not in text
     assert "<b>" not in text
