@@ -25,8 +25,7 @@ LEAST_S = 1.0  # span: a rate over less is meaningless
 def hours(data_dir: Path) -> Hours | Absent:
     """Return coverage, gaps, masks and revisions.
 
-    Raises:
-        VerificationError: A file is damaged.
+    A damaged file raises `VerificationError`.
     """
     builds = list(manifest.build_results(data_dir))
     if not builds:
@@ -51,8 +50,7 @@ def _revised(one: SeriesSummary) -> Revised:
 def extraction(data_dir: Path) -> Extraction | Absent:
     """Return what was fetched, and how fast.
 
-    Raises:
-        VerificationError: A manifest is damaged.
+    A damaged manifest raises `VerificationError`.
     """
     shards = list(manifest.shard_manifests(data_dir))
     if not shards:
@@ -101,8 +99,7 @@ def response_rate(fetched: Sequence[str], ceiling: float | None) -> ResponseRate
 def provenance(data_dir: Path, training: Training | Absent, control: Control | Absent) -> Provenance | Absent:
     """Return sources, versions, seeds and machines, as far as the runs recorded them.
 
-    Raises:
-        VerificationError: A manifest is damaged.
+    A damaged manifest raises `VerificationError`.
     """
     shards = list(manifest.shard_manifests(data_dir))
     if not shards:

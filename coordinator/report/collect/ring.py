@@ -21,8 +21,7 @@ CALM = 0.75  # of the best FMA peak
 def ring(benchmarks: Path = BENCHMARKS) -> Ring | Absent:
     """Return time, memory, scaling, and predicted against measured time.
 
-    Raises:
-        VerificationError: A file is damaged.
+    A damaged file raises `VerificationError`.
     """
     lines = read_lines(benchmarks / "ring.jsonl")
     if not lines:

@@ -59,8 +59,7 @@ def curve(lines: Sequence[Mapping[str, Any]], x: str, y: str) -> tuple[Floats, F
 def training(data_dir: Path) -> Training | Absent:
     """Return the training in DATA/train.
 
-    Raises:
-        VerificationError: A file is damaged.
+    A damaged file raises `VerificationError`.
     """
     run = data_dir / "train"
     lines = read_lines(run / "metrics.jsonl")
@@ -146,6 +145,9 @@ def chosen_days(respondent: str, day: Floats, columns: Mapping[str, Floats]) -> 
         respondent: Its code.
         day: Days since 1970-01-01, local, `[hour]`.
         columns: Forecasts, demand and the operators' forecast, MWh, `[hour]`.
+
+    Returns:
+        The days, each with the reason for its choice; none without a complete day.
     """
     error = np.abs(columns[MEDIAN] - columns["demand"])
     known = np.isfinite(error + columns["operator"])

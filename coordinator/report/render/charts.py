@@ -101,7 +101,7 @@ class Frame:
 
 
 def number(value: float) -> str:
-    """Format a number for a table: thousands separated, no more digits than needed, a dash for NaN."""
+    """Return a number as text for a table: thousands separated, no more digits than needed, a dash for NaN."""
     if not math.isfinite(value):
         return "–"
     if value == 0 or abs(value) >= 100:
@@ -120,7 +120,7 @@ def ticks(low: float, high: float, most: int = 6, every: float | None = None, le
 
 
 def labels(values: Sequence[float]) -> list[str]:
-    """Format ticks with as many decimals as distinguish neighbours; from 100,000 in thousands or millions."""
+    """Return ticks as text with as many decimals as distinguish neighbours; from 100,000 in thousands or millions."""
     largest = max(map(abs, values), default=0.0)
     scale, unit = (1e6, "M") if largest >= 1e6 else (1e3, "k") if largest >= 1e5 else (1.0, "")
     shown = [value / scale for value in values]
@@ -169,7 +169,7 @@ def plot(
     bands: Sequence[Band] = (),
     marks: Sequence[tuple[str, float]] = (),
 ) -> Markup:
-    """Draw curves over bands, with axes; `marks` are horizontal lines, each with its name and value."""
+    """Return curves over bands, with axes; `marks` are horizontal lines, each with its name and value."""
     levels = [line.y for line in lines] + [side for band in bands for side in (band.low, band.high)]
     along = [line.x for line in lines] + [band.x for band in bands]
     frame = _frame(along, [*levels, np.array([value for _, value in marks])], y)
@@ -236,7 +236,7 @@ def _band(frame: Frame, band: Band) -> Markup:
 def stacks(
     title: str, labels: Sequence[str], y: Axis, parts: Sequence[Part], marks: Sequence[Part] = (), top: float = 0.0
 ) -> Markup:
-    """Draw columns of stacked parts, and marks as short bars across the columns. The axis reaches at least `top`."""
+    """Return columns of stacked parts, and marks as short bars across the columns. The axis reaches at least `top`."""
     ends = np.cumsum([np.nan_to_num(part.values) for part in parts], axis=0)
     tops = [*ends, *(mark.values for mark in marks), np.array([top, 0.0])]
     frame = _frame([np.array([0.0, float(len(labels))])], tops, y)
@@ -263,7 +263,7 @@ def _rect(style: str, x: float, y: float, width: float, height: float, title: st
 
 
 def bars(title: str, unit: str, rows: Sequence[tuple[str, float, str, str]]) -> Markup:
-    """Draw horizontal bars from 0; a row is its label, value, the text behind the bar, and style."""
+    """Return horizontal bars from 0; a row is its label, value, the text behind the bar, and style."""
     left = max((len(row[0]) for row in rows), default=0) * CHARACTER + 14
     right = max((len(row[2]) for row in rows), default=0) * CHARACTER + 8
     scale = (WIDTH - left - right) / (max((row[1] for row in rows), default=1.0) or 1.0)
@@ -277,7 +277,7 @@ def bars(title: str, unit: str, rows: Sequence[tuple[str, float, str, str]]) -> 
 
 
 def heat(title: str, rows: Sequence[str], shades: Sequence[Sequence[int]], years: Sequence[str]) -> Markup:
-    """Draw a heat map by month: `shades[row][month]` is the class h0… of a cell, or -1 for none.
+    """Return a heat map by month: `shades[row][month]` is the class h0… of a cell, or -1 for none.
 
     Equal neighbours are drawn as one cell; years are marked below.
     """
