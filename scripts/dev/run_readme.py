@@ -5,7 +5,7 @@
 They run in an empty folder, in a fresh clone of this repository's last commit without the files beside it. A comment before a block's
 fence in README states what the block needs beyond that:
 
-    <!-- run: in a clone of its own -->          the block creates another kind of environment
+    <!-- run: in a separate clone -->              the block creates another kind of environment
     <!-- run: in small -->                       as written it takes hours: small settings are put into cluster.toml
     <!-- run: in small, on the test bed -->      on hosts in network namespaces, whose names are put into the hostfile (root, Linux)
     <!-- skip: why -->                           the block is not run, with the reason
@@ -40,7 +40,7 @@ FENCE = re.compile(r"(?:<!-- (run|skip|output):? ?(.*?) ?-->\n)?^```(\w*)\n(.*?)
 NUMBERS = re.compile(r"[\d,.]+(?= s\b| rows/s\b)")  # differ from run to run
 LIMIT_S = 900.0  # of a command
 TESTS_LIMIT_S = 1_800.0
-MODES = ("in a clone of its own", "in small", "in small, on the test bed")
+MODES = ("in a separate clone", "in small", "in small, on the test bed")
 # Settings for minutes in place of hours.
 TRAINING = """\
 context = 168
@@ -172,7 +172,7 @@ class FreshClone:
     def run(self, step: Step) -> tuple[int, str]:
         """Run a step and return its exit code and stdout. Exit code 124: it exceeded its time limit."""
         place, text = self.home, step.text
-        if step.mode == "in a clone of its own":
+        if step.mode == "in a separate clone":
             place = self.folder / "by-pip"
             place = place if place.exists() else self.clone(place.name)
         elif step.mode.startswith("in small"):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from rl.env.grid import Grid
+from rl.gym import GridControl
 from scripts.bench import extract, faults, links, ring_report
 from scripts.dev import generate_docs, suite_times
 from scripts.evaluate import control_baselines, forecast_report
@@ -64,3 +67,19 @@ def test_generated_pages_are_current() -> None:
     """After a change of an option, a setting or a public docstring: `uv run python scripts/dev/generate_docs.py`."""
     assert generate_docs.CLI.read_text() == generate_docs.cli_page()
     assert generate_docs.API.read_text() == generate_docs.api_page()
+
+
+def test_environment_page_has_the_spaces_and_defaults() -> None:
+    env = GridControl()
+    size = len(env.observation_space.sample())
+    page = (ROOT / "docs" / "reference" / "environment.md").read_text()
+    # gymnasium prints Box([-1. -1. -1.  0.], 1.0, (4,), float32)
+    assert re.sub(r"\.0?(?=[ ,\]])", "", str(env.action_space)).replace("  ", " ") in page.replace(
+        "-1, -1, -1, 0", "-1 -1 -1 0"
+    )
+    assert f"gives {size} values" in page
+    stores = [store.name for store in Grid().stores]
+    assert re.findall(r"^\| \d \| `(\w+)` \| -1 \| 1", page, re.MULTILINE) == stores
+    rows = re.findall(r"^\| (\d+)(?:–(\d+))? \| (?:charge|residual|hours|net|sine|forecast)", page, re.MULTILINE)
+    indices = [int(i) for first, last in rows for i in range(int(first), int(last or first) + 1)]
+    assert indices == list(range(size))
