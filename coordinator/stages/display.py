@@ -1,6 +1,6 @@
-"""How a run is seen: a rich table on a terminal, plain lines elsewhere, JSON lines for machines. Narration goes to stderr.
+"""Display progress on stderr: a table on a terminal, plain lines elsewhere, JSON lines for programs.
 
-`RunView` is a pure summary of the server's snapshot; the three displays only format it.
+A stage describes its state as a `Rendering`; the displays only format it. `RunView` summarises the server's snapshot.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from coordinator.scheduling.records import CANCELLED
 from coordinator.server.status import RunStatus
 from coordinator.stages.stage import OutputMode
 
-SILENT_S = 5.0  # seconds without a heartbeat that are worth a word
-PLAIN_EVERY_S = 2.0  # seconds between lines when there is no terminal
-QUICK_S = 1.0  # a command that ends sooner needs no progress
+SILENT_S = 5.0  # without a heartbeat, after which the table says so
+PLAIN_EVERY_S = 2.0  # between lines without a terminal
+QUICK_S = 1.0  # a command that ends sooner shows no progress
 REFRESH_S = 0.25
 
 
 @dataclass(frozen=True)
 class WorkerView:
-    """A line a worker."""
+    """One row for each worker."""
 
     name: str
     executing: tuple[str, ...]
@@ -43,7 +43,7 @@ class WorkerView:
 
 @dataclass(frozen=True)
 class RunView:
-    """What is shown: tasks by state, verified rows, requests against the budget, ETA, workers."""
+    """The state of a run: tasks by state, verified rows, requests against the budget, ETA, workers."""
 
     total: int
     done: int
@@ -97,12 +97,12 @@ def run_view(status: RunStatus, already_done: int) -> RunView:
 
 
 def clock(seconds: float | None) -> str:
-    """Seconds → `m:ss`, or `-:--` when unknown."""
+    """Return seconds as `m:ss`, or `-:--` if unknown."""
     return "-:--" if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
 def headline(view: RunView) -> str:
-    """One line that says it all, for logs and for the top of the table."""
+    """Return the view as one line, for logs and for the top of the table."""
     budget = f" of {view.ceiling:g} allowed" if view.ceiling is not None else ""
     parts = [
         f"{view.done}/{view.total} tasks",
@@ -119,7 +119,7 @@ def headline(view: RunView) -> str:
 
 @dataclass(frozen=True)
 class Rendering:
-    """What a display shows of a run: a line, a picture for terminals, plain data for machines."""
+    """A state as a line, as a renderable for terminals, and as plain data for programs."""
 
     line: str
     picture: Callable[[], RenderableType]
@@ -127,31 +127,31 @@ class Rendering:
 
 
 def render(view: RunView) -> Rendering:
-    """What a display shows of it."""
+    """Return the forms in which displays show the view."""
     return Rendering(headline(view), lambda: to_rich(view), asdict(view))
 
 
 class Display(Protocol):
-    """Where narration goes."""
+    """Shows progress and notes."""
 
     def update(self, what: Rendering) -> None:
-        """Show this in place of what was shown."""
+        """Show this in place of the last state."""
         ...
 
     def note(self, line: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         ...
 
     def close(self) -> None:
-        """Nothing is shown any more."""
+        """End the display."""
         ...
 
 
 def to_rich(view: RunView) -> RenderableType:
-    """The headline, a line a worker, the bar."""
+    """Return the headline, a table with a row for each worker, and a bar."""
     table = Table(box=None, pad_edge=False, show_edge=False, expand=True)
     table.add_column("worker", no_wrap=True)
-    table.add_column("doing", overflow="ellipsis", no_wrap=True, ratio=1)  # what the others leave
+    table.add_column("doing", overflow="ellipsis", no_wrap=True, ratio=1)  # the width that the other columns leave
     for title in ("rows", "requests", "MB"):
         table.add_column(title, justify="right", no_wrap=True)
     for worker in view.workers:
@@ -160,70 +160,81 @@ def to_rich(view: RunView) -> RenderableType:
             doing = f"silent for {worker.silent_s:.0f} s; {doing}"
         table.add_row(worker.name, doing, f"{worker.rows:,}", f"{worker.requests:,}", f"{worker.megabytes:.0f}")
     bar = ProgressBar(total=max(view.total, 1), completed=view.done)
-    return Group(Text(headline(view)), table, bar)  # the bar last: it ends no line
+    return Group(Text(headline(view)), table, bar)  # the bar comes last, because it ends no line
 
 
 class TerminalDisplay:
-    """rich, drawn over and over in place."""
+    """A table that rich redraws in place."""
 
     def __init__(self) -> None:
+        """Start drawing."""
         self._console = Console(stderr=True)
         self._live = Live(console=self._console, refresh_per_second=4, transient=True)
         self._live.start()
 
     def update(self, what: Rendering) -> None:
+        """Show a state."""
         self._live.update(what.picture())
 
     def note(self, line: str) -> None:
+        """Print a line."""
         self._console.print(line, highlight=False, markup=False)
 
     def close(self) -> None:
+        """End the display."""
         self._live.stop()
 
 
 class PlainDisplay:
-    """A line every few seconds, for logs and CI."""
+    """A line every few seconds, for logs and CI; the first after `first_s` seconds."""
 
     def __init__(self, write: Callable[[str], None] | None = None, *, first_s: float = 0.0) -> None:
+        """Take the function that writes a line; by default to stderr."""
         self._write = write or (lambda line: print(line, file=sys.stderr, flush=True))
         self._next = time.monotonic() + first_s
 
     def update(self, what: Rendering) -> None:
+        """Show a state."""
         now = time.monotonic()
         if now >= self._next:
             self._next = now + PLAIN_EVERY_S
             self._write(what.line)
 
     def note(self, line: str) -> None:
+        """Print a line."""
         self._write(line)
 
     def close(self) -> None:
+        """End the display."""
         pass
 
 
 class JsonDisplay(PlainDisplay):
-    """The same, as JSON lines on stderr."""
+    """JSON lines on stderr, as often as plain lines."""
 
     def update(self, what: Rendering) -> None:
+        """Show a state."""
         now = time.monotonic()
         if now >= self._next:
             self._next = now + PLAIN_EVERY_S
             self._write(json.dumps({"event": "progress", **what.plain}))
 
     def note(self, line: str) -> None:
+        """Print a line."""
         self._write(json.dumps({"event": "note", "text": line}))
 
 
 class QuietDisplay:
-    """Nothing but errors."""
+    """Shows nothing; errors are printed elsewhere."""
 
     def update(self, what: Rendering) -> None:
-        pass
+        """Show a state."""
 
     def note(self, line: str) -> None:
-        pass
+        """Print a line."""
 
     def close(self) -> None:
+        """End the display."""
         pass
 
 
@@ -241,7 +252,7 @@ def choose_display(mode: OutputMode, first_s: float = 0.0) -> Display:
 
 @dataclass(frozen=True)
 class StepsView:
-    """Where a command stands that is not a run of tasks. `total` 0: its parts are not counted."""
+    """The progress of a command that is not a run of tasks. `total` 0: its parts are not counted."""
 
     stage: str
     done: int
@@ -250,7 +261,7 @@ class StepsView:
 
 
 def render_steps(view: StepsView) -> Rendering:
-    """A bar where the number of parts is known, else one that only moves."""
+    """Return a line and a bar, which only moves if the number of parts is unknown."""
     counted = f" {view.done}/{view.total}" if view.total else ""
     line = f"{view.stage}{counted} · elapsed {clock(view.elapsed_s)}"
     bar = ProgressBar(total=view.total or None, completed=view.done, pulse=not view.total)
@@ -258,12 +269,13 @@ def render_steps(view: StepsView) -> Rendering:
 
 
 class Steps:
-    """Progress of a command that counts its parts: call it with (done, total). A thread keeps it fresh while a part takes long.
+    """Progress of a command that counts its parts: call it with (done, total). A thread refreshes it during long parts.
 
-    `stage` may be changed on the way. Commands that end within a second say nothing.
+    `stage` may be changed meanwhile. Commands that end within a second show nothing.
     """
 
     def __init__(self, stage: str, mode: OutputMode) -> None:
+        """Start the thread that shows progress."""
         self.stage = stage
         self._counts = (0, 0)
         self._began = time.monotonic()
@@ -273,6 +285,7 @@ class Steps:
         self._thread.start()
 
     def __call__(self, done: int, total: int) -> None:
+        """Take the count of parts."""
         self._counts = (done, total)
 
     def _refresh(self) -> None:
@@ -281,7 +294,7 @@ class Steps:
             self._display.update(render_steps(view))
 
     def close(self) -> None:
-        """The last word is over: the thread ends and the bar goes."""
+        """End the thread and remove the bar."""
         self._over.set()
         self._thread.join()
         self._display.close()

@@ -316,7 +316,7 @@ PROCESSES_LAST = sorted(MISTAKES, key=lambda mistake: mistake.process)
 
 
 @pytest.mark.parametrize("mistake", PROCESSES_LAST, ids=lambda one: one.did)
-def test_a_mistake_is_named_with_its_next_command(mistake: Mistake, runs: Runs, here: Here) -> None:
+def test_mistake_is_named_with_its_next_command(mistake: Mistake, runs: Runs, here: Here) -> None:
     code, out, err = runs[mistake.did].result() if mistake.process else here(mistake)
     said = f"{mistake.command}\nexit code {code}\nstdout: {out}\nstderr: {err}"
     assert code == mistake.code, said
@@ -327,13 +327,13 @@ def test_a_mistake_is_named_with_its_next_command(mistake: Mistake, runs: Runs, 
         assert not out, said
 
 
-def test_the_table_is_long_enough_and_names_each_once() -> None:
+def test_table_of_mistakes_is_complete_and_unique() -> None:
     assert len(MISTAKES) >= 25
     assert len({mistake.did for mistake in MISTAKES}) == len(MISTAKES)
     assert all(len(mistake.words) >= 3 for mistake in MISTAKES)
 
 
-def test_a_path_with_spaces_works(tmp_path: Path) -> None:
+def test_data_folder_with_spaces_works(tmp_path: Path) -> None:
     """All that a folder's name goes through: workers' command lines, the journal, manifests, the proof from disk."""
     data = tmp_path / "hours of the grid"
     assert run_here(tmp_path, "start", "--extract", "--quiet", "--data", data, *MONTH).code == 0

@@ -98,7 +98,7 @@ def test_help_fits_the_terminal_and_has_an_example(words: str, columns: int) -> 
         assert not [name for name in options if name not in said], "an option's name was cut"
 
 
-def test_examples_work(coordinator: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_examples_run(coordinator: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the order of the help, in one folder. Those of the forecast, which needs a training, and of the doctor, which measures the
     machine, are run by tests of their own with other values."""
     monkeypatch.setenv("COORDINATOR_KEYS", str(tmp_path / "keys"))
@@ -141,7 +141,7 @@ def test_completion_knows_commands_and_options(shell: str, line: str, known: set
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_a_real_shell_takes_the_completion(shell: str, tmp_path: Path) -> None:
+def test_real_shells_accept_the_completion(shell: str, tmp_path: Path) -> None:
     if shutil.which(shell) is None:
         pytest.skip(f"{shell} is not installed")
     program = tmp_path / "coordinator"
@@ -165,7 +165,7 @@ def test_a_real_shell_takes_the_completion(shell: str, tmp_path: Path) -> None:
 # -- one result, in words or JSON ------------------------------------------------------------------------------------------------
 
 
-def test_json_is_one_document_and_errors_are_json_too(coordinator: Said, data: Path) -> None:
+def test_json_is_one_document_and_errors_are_json(coordinator: Said, data: Path) -> None:
     def result(*words: str) -> Any:
         code, out, err = coordinator(*words, "--json")
         assert code == 0 and not err
@@ -187,7 +187,7 @@ def test_json_is_one_document_and_errors_are_json_too(coordinator: Said, data: P
     assert "nowhere" in error["text"]
 
 
-def test_a_dry_run_says_what_each_stage_would_do_and_writes_nothing(coordinator: Said, data: Path) -> None:
+def test_dry_run_explains_each_stage_and_writes_nothing(coordinator: Said, data: Path) -> None:
     before = sorted(data.rglob("*"))
     later = json.loads(coordinator("start", "--train", "--rollouts", "--dry-run", "--json")[1])
     assert (later["train"]["would"], later["rollouts"]["would"]) == ("run", "run")
@@ -203,7 +203,7 @@ def test_a_dry_run_says_what_each_stage_would_do_and_writes_nothing(coordinator:
     assert sorted(data.rglob("*")) == before
 
 
-def test_progress_begins_when_a_command_takes_long_and_quiet_says_nothing(coordinator: Said, data: Path) -> None:
+def test_progress_appears_in_slow_commands_and_not_with_quiet(coordinator: Said, data: Path) -> None:
     """A page that does not come holds `verify` up: its words come, and then its result."""
     with held_up(data) as (process, release):
         assert process.stderr is not None
@@ -294,7 +294,7 @@ def test_ctrl_c_ends_a_command_with_one_line(data: Path, words: tuple[str, ...],
     assert len(said) == 1 and "the same command" in said[0]
 
 
-def test_ctrl_c_ends_the_doctor_and_its_sessions(data: Path) -> None:
+def test_ctrl_c_ends_the_doctor_and_its_ssh_sessions(data: Path) -> None:
     folder = data.parent
     stub = folder / "bin" / "ssh"
     stub.parent.mkdir()
@@ -314,8 +314,8 @@ def test_ctrl_c_ends_the_doctor_and_its_sessions(data: Path) -> None:
     until(lambda: not Path(f"/proc/{pid}/comm").exists(), "the end of ssh")
 
 
-def test_ctrl_c_in_a_run_is_answered_and_twice_ends_it(tmp_path: Path) -> None:
-    """The first finishes what is leased; where that takes long, the second does not wait for it."""
+def test_first_signal_drains_a_run_and_the_second_stops_it(tmp_path: Path) -> None:
+    """Ctrl-C finishes the running tasks; SIGTERM after it does not wait for them."""
     with Emulator("--latency-ms", "20000") as emulator:
         process = subprocess.Popen(
             command("start", "--extract", "--source", emulator.url, *SMALL),
@@ -333,9 +333,9 @@ def test_ctrl_c_in_a_run_is_answered_and_twice_ends_it(tmp_path: Path) -> None:
         print(f"start --extract: answered {time.monotonic() - began:.2f} s after Ctrl-C")
         assert "resumed" in answer
         began = time.monotonic()
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=60)
-        print(f"start --extract: ended {time.monotonic() - began:.2f} s after the second")
+        print(f"start --extract: ended {time.monotonic() - began:.2f} s after the second signal")
     assert process.returncode == 130, err
     assert "Traceback" not in err
 
@@ -359,7 +359,7 @@ def on_terminal(folder: Path, columns: int, *words: str, **env: str) -> tuple[in
 
 
 @pytest.mark.parametrize(("columns", "colour"), [(40, False), (80, True), (200, True)])
-def test_results_on_a_terminal_of_any_width(tmp_path: Path, columns: int, colour: bool) -> None:
+def test_results_fit_terminals_of_any_width(tmp_path: Path, columns: int, colour: bool) -> None:
     code, shown = on_terminal(tmp_path, columns, "config", "show", **({} if colour else {"NO_COLOR": "1"}))
     lines = [SGR.sub("", line).rstrip() for line in shown.replace("\r", "").splitlines()]
     assert code == 0 and max(map(len, lines)) <= columns
@@ -367,14 +367,14 @@ def test_results_on_a_terminal_of_any_width(tmp_path: Path, columns: int, colour
     assert SGR.search(shown) if colour else not COLOUR.search(shown)
 
 
-def test_a_run_on_a_narrow_terminal(tmp_path: Path) -> None:
+def test_run_on_a_narrow_terminal(tmp_path: Path) -> None:
     code, shown = on_terminal(tmp_path, 40, "start", "--extract", "--workers", "1", *MONTH, NO_COLOR="1")
     assert code == 0, shown
     assert "Traceback" not in shown and "2 of 2 shards verified" in shown
     assert not COLOUR.search(shown)
 
 
-def test_no_terminal_gets_whole_lines(coordinator: Said) -> None:
+def test_lines_are_not_wrapped_without_a_terminal(coordinator: Said) -> None:
     shown = coordinator("config", "show")[1]
     assert (
         next(line for line in shown.splitlines() if line.startswith("workers "))
@@ -384,7 +384,7 @@ def test_no_terminal_gets_whole_lines(coordinator: Said) -> None:
     assert not SGR.search(shown)
 
 
-def test_tables_drop_columns_that_a_narrow_terminal_has_no_room_for() -> None:
+def test_forecast_table_drops_columns_on_narrow_terminals() -> None:
     names = ("q0.025", "q0.1", "q0.5", "q0.9", "q0.975", "operator", "demand")
     row: dict[str, Any] = {"period": "2024-01-10T08", **dict.fromkeys(names, 12345.0), "demand": None}
     assert max(map(len, format_table([row], 40))) <= 40
@@ -393,7 +393,7 @@ def test_tables_drop_columns_that_a_narrow_terminal_has_no_room_for() -> None:
     assert "demand" in format_table([row], 80)[0] and "–" in format_table([row])[1]
 
 
-def test_findings_are_wrapped_under_one_another() -> None:
+def test_findings_wrap_to_the_terminal() -> None:
     found = [
         Finding("m2-1.local packages", "problem", "numpy is missing " * 4, "`uv sync` in the project's folder " * 3)
     ]

@@ -72,7 +72,7 @@ def run(arguments: list[str], folder: Path, clocks: Clocks, look: Callable[[], i
     assert process.wait() == 0, (folder / "log").read_text()
 
 
-def test_the_clock_that_is_made_to_jump_does(clocks: Clocks) -> None:
+def test_clock_shim_shifts_the_wall_clock_only(clocks: Clocks) -> None:
     words = "import time\nwhile input():\n print(time.time(), time.monotonic(), flush=True)"
     process = subprocess.Popen(
         [sys.executable, "-c", words], env=clocks.environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -87,9 +87,7 @@ def test_the_clock_that_is_made_to_jump_does(clocks: Clocks) -> None:
         process.kill()
 
 
-def test_an_extraction_whose_clocks_jump_leaves_the_same_series(
-    tmp_path: Path, clocks: Clocks, undisturbed: dict[str, str]
-) -> None:
+def test_clock_jumps_leave_the_same_series(tmp_path: Path, clocks: Clocks, undisturbed: dict[str, str]) -> None:
     with Emulator("--latency-ms", "120") as emulator:
         arguments = command(
             "start", "--extract", "--quiet", "--source", emulator.url, "--data", tmp_path / "data", *SMALL
@@ -106,7 +104,7 @@ def test_an_extraction_whose_clocks_jump_leaves_the_same_series(
 
 
 @pytest.mark.long
-def test_a_training_whose_clocks_jump_has_the_same_loss_curve(tmp_path: Path, clocks: Clocks) -> None:
+def test_clock_jumps_leave_the_same_loss_curve(tmp_path: Path, clocks: Clocks) -> None:
     steps = 60
     config = TRAINING | {"steps": steps, "validate_every": 20, "checkpoint_every": 10}
     curves: list[list[float]] = []

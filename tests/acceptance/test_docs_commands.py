@@ -54,7 +54,7 @@ ELSEWHERE = {
     r"coordinator start --rollouts( --data DATA --control-config CONTROL.toml)?": "tests/acceptance/test_rollouts.py",
     r"coordinator start --extract --train --rollouts": "scripts/dev/run_readme.py",
     r"coordinator start --extract --train --rollouts --dry-run": (
-        "tests/acceptance/test_cli_output.py::test_a_dry_run_says_what_each_stage_would_do_and_writes_nothing"
+        "tests/acceptance/test_cli_output.py::test_dry_run_explains_each_stage_and_writes_nothing"
     ),
     r"coordinator start (--extract --train )?--hostfile( \S+)?( --data \S+ --host-data \S+)?": (
         "tests/acceptance/cluster/test_fleet.py::test_a_killed_run_leaves_no_process_and_the_same_command_ends_with_series_and_training"

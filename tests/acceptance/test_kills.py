@@ -98,7 +98,7 @@ def run_with_kills(folder: Path, kills: int, seed: int) -> dict[str, int]:
     return counts
 
 
-def test_kills_leave_no_trace(tmp_path: Path, undisturbed: dict[str, str]) -> None:
+def test_kills_leave_the_same_series(tmp_path: Path, undisturbed: dict[str, str]) -> None:
     counts = run_with_kills(tmp_path, kills=6, seed=1)
     assert counts["coordinator"] + counts["worker"] >= 3
     assert series_digest(tmp_path / "data") == undisturbed
@@ -106,7 +106,7 @@ def test_kills_leave_no_trace(tmp_path: Path, undisturbed: dict[str, str]) -> No
 
 @pytest.mark.long
 @pytest.mark.timeout(1500)
-def test_fifty_kills_leave_no_trace(tmp_path: Path, undisturbed: dict[str, str]) -> None:
+def test_fifty_kills_leave_the_same_series(tmp_path: Path, undisturbed: dict[str, str]) -> None:
     """50 kills over as many runs as it takes: each run ends by its kills or by being done."""
     done = 0
     seed = 0

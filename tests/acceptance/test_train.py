@@ -51,7 +51,7 @@ def trained() -> Iterator[list[Trained]]:
         one.kill_all()
 
 
-def test_both_stages_in_one_command_and_again_with_nothing_left(tmp_path: Path, trained: list[Trained]) -> None:
+def test_extract_and_train_in_one_command_then_nothing_left(tmp_path: Path, trained: list[Trained]) -> None:
     config = {"steps": 20, "validate_every": 10, "checkpoint_every": 5}
     training = Trained(tmp_path, "--extract", "--train", *PLAN, **config)
     trained.append(training)
@@ -69,7 +69,7 @@ def test_both_stages_in_one_command_and_again_with_nothing_left(tmp_path: Path, 
 
 @pytest.mark.long
 @pytest.mark.timeout(1_800)
-def test_twenty_faults_leave_the_curve_of_an_undisturbed_run(tmp_path: Path, trained: list[Trained]) -> None:
+def test_twenty_faults_leave_the_undisturbed_loss_curve(tmp_path: Path, trained: list[Trained]) -> None:
     steps = 600
     # Pieces so long that the ring of a stopped worker, which goes on until its leash is at its end, does not use up the run.
     config: dict[str, int | str] = {"steps": steps, "validate_every": 100, "checkpoint_every": 10}

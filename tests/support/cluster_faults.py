@@ -14,7 +14,7 @@ from scripts.testbed.bed import Host
 from tests.support.cluster_fleet import Fleet
 
 # What the coordinator says when it has seen that something is wrong with a ring or a host.
-SEEN = re.compile(r"failed:|the ring broke|nothing new for|can't take part|trying to reach|ring of \d+ of \d+")
+SEEN = re.compile(r"failed:|the ring failed|no progress for|cannot take part|trying to reach|ring of \d+ of \d+")
 
 
 @dataclass(frozen=True)

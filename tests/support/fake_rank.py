@@ -3,7 +3,7 @@
 
 Its configuration (TOML): steps, step_s (seconds a step), every (steps between checkpoints), and what is to go wrong:
 exit_code with exit_step and exit_rank (that rank ends so at that step, once a run when exit_once), usage (a message: exit 2), hold_s
-(seconds that a SIGTERM is ignored). The loss of a step is a figure of the state's hash: a curve is right, or it is not.
+(seconds that a SIGTERM is ignored). While the run folder holds a file `endless`, there are more steps than those. The loss of a step is a figure of the state's hash: a curve is right, or it is not.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def train(run: Path, heartbeat: Path, config: dict) -> int:
     print(f"rank {rank} of {len(addresses)} goes on from step {step}", flush=True)
     ring = Ring(rank, addresses)
     metrics = drop_later_steps(run / "metrics.jsonl", step).open("a", buffering=1) if rank == 0 else None
-    while step < config["steps"]:
+    while step < config["steps"] or ring.any((run / "endless").exists()):
         if ring.any(stop_asked):
             time.sleep(config.get("hold_s", 0))
             say(step, "checkpoint")

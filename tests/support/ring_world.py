@@ -26,7 +26,7 @@ class World:
     asked: dict[str, float] = field(default_factory=dict)  # rank's task → the grace that it was asked to end within
     said: list[str] = field(default_factory=list)
     draining: bool = False
-    beats: dict[str, int] = field(default_factory=dict)
+    heartbeats: dict[str, int] = field(default_factory=dict)
     saved: dict[str, int] = field(default_factory=dict)
     opened: list[tuple[TaskSpec, ...]] = field(default_factory=list)
 
@@ -68,10 +68,10 @@ class World:
     def say(self, rank: int, step: int, phase: Phase = "step", *, stopped: bool = False) -> None:
         name = self.ranks[rank]
         if not stopped:
-            self.beats[name] = self.beats.get(name, 0) + 1
+            self.heartbeats[name] = self.heartbeats.get(name, 0) + 1
         if phase == "checkpoint":
             self.saved[name] = step
-        self.handle(TaskProgress(name, step, phase, self.beats.get(name, 0), self.saved.get(name, 0), stopped))
+        self.handle(TaskProgress(name, step, phase, self.heartbeats.get(name, 0), self.saved.get(name, 0), stopped))
 
     def steps(self, first: int, last: int, seconds: float = 1.0, every: int = 10) -> None:
         """All ranks make steps together, with a checkpoint now and then."""

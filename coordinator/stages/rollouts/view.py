@@ -1,4 +1,4 @@
-"""How a control training is seen: one line, a table of workers, plain data. Pure."""
+"""Display a control training: one line, a table of workers, plain data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from coordinator.stages.display import Rendering, clock
 
 @dataclass(frozen=True)
 class PlayerView:
-    """A line a worker."""
+    """One row for each worker."""
 
     worker: str
     leases: int
@@ -25,7 +25,7 @@ class PlayerView:
 
 @dataclass(frozen=True)
 class ControlView:
-    """What is shown of a control training. Figures are the newest that the learner said."""
+    """The state of a control training. Figures are the newest that the learner reported."""
 
     stage: str  # start | tables | labels | clone | improve | test | over
     done: int
@@ -39,7 +39,7 @@ class ControlView:
 
 
 def headline(view: ControlView) -> str:
-    """One line that says it all."""
+    """Return the view as one line."""
     parts = [f"{view.stage} {view.done}/{view.total}" if view.total else view.stage]
     figures = view.figures
     if "charts/SPS" in figures:
@@ -50,19 +50,19 @@ def headline(view: ControlView) -> str:
         parts.append(f"loss {figures['clone/loss']:.4f}")
     if "staleness" in figures:
         parts.append(f"staleness {figures['staleness']:.0f}")
-    parts += [f"{len(view.workers)} workers", f"{view.out} leases out"]
+    parts += [f"{len(view.workers)} workers", f"{view.out} running leases"]
     if view.issued_twice:
-        parts.append(f"{view.issued_twice} issued twice")
+        parts.append(f"{view.issued_twice} speculative copies")
     if view.put_out:
-        parts.append(f"{view.put_out} PUT OUT")
+        parts.append(f"{view.put_out} EXCLUDED")
     return " · ".join([*parts, f"elapsed {clock(view.elapsed_s)}"])
 
 
 def to_rich(view: ControlView) -> RenderableType:
-    """The headline, a line a worker, the bar."""
+    """Return the headline, a table with a row for each worker, and a bar."""
     table = Table(box=None, pad_edge=False, show_edge=False, expand=True)
     table.add_column("worker", overflow="ellipsis", no_wrap=True, ratio=1)
-    for title in ("leases", "results", "last word"):
+    for title in ("leases", "results", "heartbeat"):
         table.add_column(title, justify="right", no_wrap=True)
     for one in view.workers:
         table.add_row(one.worker, str(one.leases), f"{one.results:,}", f"{one.silent_s:.1f} s ago")
@@ -70,5 +70,5 @@ def to_rich(view: ControlView) -> RenderableType:
 
 
 def render(view: ControlView) -> Rendering:
-    """What a display shows of it."""
+    """Return the forms in which displays show the view."""
     return Rendering(headline(view), lambda: to_rich(view), asdict(view))

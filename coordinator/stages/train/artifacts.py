@@ -30,17 +30,18 @@ class TrainingResult(msgspec.Struct, frozen=True):
 
 @dataclass
 class MetricsFollower:
-    """Follows `metrics.jsonl`: each figure's newest value. A run that goes on from a checkpoint writes the file anew."""
+    """Follows `metrics.jsonl` and keeps each figure's newest value. A run that resumes from a checkpoint replaces the file."""
 
     path: Path
     newest: dict[str, Any] = field(default_factory=dict)
     best_skill: float | None = None
 
     def __post_init__(self) -> None:
+        """Start at the beginning of the file."""
         self._lines = LineFollower(self.path)
 
     def poll(self) -> None:
-        """Read the lines that were added since the last look; all of them of a file that is a new one."""
+        """Read the lines that were added since the last call; all lines of a file that replaced the earlier one."""
         lines = self._lines.poll()
         if self._lines.replaced:
             self.best_skill = None
@@ -58,12 +59,12 @@ class MetricsFollower:
             self.best_skill = skill if self.best_skill is None else max(self.best_skill, skill)
 
     def numbers(self, name: str) -> list[float]:
-        """The newest value of a figure that is a list of numbers; empty where it is none."""
+        """Return the newest value of a figure that is a list of numbers; empty: it is none."""
         value = self.newest.get(name)
         whole = isinstance(value, list) and all(isinstance(x, int | float) for x in value)
         return [float(x) for x in value] if isinstance(value, list) and whole else []
 
     def number(self, name: str) -> float | None:
-        """A figure's newest value, if it is a number."""
+        """Return a figure's newest value, if it is a number."""
         value = self.newest.get(name)
         return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -61,6 +61,7 @@ class TrainController(StageController):
     """The supervision of one run. What the ring decides between two ticks is collected and posted at the next one."""
 
     def __init__(self, options: TrainOptions, timeouts: SupervisionTimeouts) -> None:
+        """Prepare a run; the ring exists from `on_start` on."""
         self._options, self._timeouts = options, timeouts
         self._pending: list[RingAction] = []
         self._blas: set[str] = set()  # libraries that were printed already
@@ -115,8 +116,8 @@ class TrainController(StageController):
         last = len(self._host_order)
         fit = sorted(newest.values(), key=lambda name: self._host_order.get(able[name].registration.host, last))
         self._decide(SupervisionTick(tuple(fit), scheduler.is_draining))
-        if self.ring.saved != self._pruned and not self._shares_filesystem.get(self._first_rank(), True):
-            self._pruned = self.ring.saved
+        if self.ring.checkpoint_step != self._pruned and not self._shares_filesystem.get(self._first_rank(), True):
+            self._pruned = self.ring.checkpoint_step
             self._inputs.prune()
         shares = self.metrics.numbers("shares")
         self._pending += describe_rebalance(self._rank_shares, shares)

@@ -17,9 +17,10 @@ SERIES, RUN = "series", "run"  # first parts of the paths under which files trav
 
 
 class TrainingFiles:
-    """Lists the files of one run. What was hashed before is not hashed again while its size and time stand."""
+    """Lists the files of one run. A digest is computed again only when the size or time of its file has changed."""
 
     def __init__(self, data_dir: Path, run: Path, config: bool) -> None:
+        """Take the data folder, the run folder, and whether the latter holds a configuration file."""
         self._data_dir, self._run, self._config = data_dir, run, config
         self._digests = DigestCache()
 
@@ -29,7 +30,11 @@ class TrainingFiles:
         return {RUN: self._run}
 
     def list_files(self) -> list[FileRef]:
-        """Series, configuration, metrics so far, the newest checkpoint and the best one that it names. UsageError beyond the bound."""
+        """Return series, configuration, metrics so far, the newest checkpoint, and the best one that it names.
+
+        Raises:
+            UsageError: there are more than MAX_LISTED files.
+        """
         files = [*self._below(self._data_dir / SERIES, SERIES)]
         files += [
             self._file(self._run / name, f"{RUN}/{name}")
@@ -40,24 +45,24 @@ class TrainingFiles:
             files += self._below(folder, f"{RUN}/checkpoints/{folder.name}")
         if len(files) > MAX_LISTED:
             raise UsageError(
-                f"{self._data_dir} has {len(files)} files to bring to the hosts; at most {MAX_LISTED} can be: "
-                "extract fewer respondents or years into the folder that is trained on."
+                f"{self._data_dir} has {len(files)} files to send to the hosts, more than the limit of {MAX_LISTED}. "
+                "Extract fewer respondents or years into the folder that the training uses."
             )
         return files
 
     def prune(self) -> None:
-        """Remove checkpoints that came from a host and that train.py would have removed: all but the two newest and the best."""
+        """Remove checkpoints that came from a host as train.py removes its own: all but the two newest and the best."""
         kept = {*self._needed(), *self._whole()[-2:]}
         for folder in self._whole():
             if folder not in kept:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _whole(self) -> list[Path]:
-        """Checkpoints, oldest first: state.json is the last file of one that comes."""
+        """Return the complete checkpoints, oldest first: state.json is the last file of an upload."""
         return sorted(path.parent for path in (self._run / "checkpoints").glob("[0-9]*/state.json"))
 
     def _needed(self) -> list[Path]:
-        """The newest checkpoint, and the best one that it names where that is another."""
+        """Return the newest checkpoint, and the best one that it names if that is another."""
         whole = self._whole()
         if not whole:
             return []

@@ -1,4 +1,4 @@
-"""A ring as supervision sees it: its ranks, what is heard of them, how rounds and a whole training end. Plain data."""
+"""State of a ring under supervision: its ranks, the events about them, how rounds and the training end. Plain data."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Literal
 
 from coordinator.wire.failures import FailureKind
 
-DONE = ""  # a rank's end: its part was done
-# A rank's end that says nothing against its worker: its ring broke, it was asked to, its lease went back.
+DONE = ""  # how a rank ended: it has finished its part
+# Ends of a rank that are not its worker's fault: its ring failed, it was asked to end, its lease was released.
 NOT_WORKERS_FAULT = (
     DONE,
     FailureKind.RING_BROKE,
@@ -22,7 +22,7 @@ NOT_WORKERS_FAULT = (
 
 @dataclass(frozen=True)
 class SupervisionTick:
-    """A few times a second: the workers that can take a rank, longest known first; whether all is to end."""
+    """Sent a few times a second: the workers that can hold a rank, longest known first; whether the run drains."""
 
     workers: tuple[str, ...]
     draining: bool = False
@@ -30,7 +30,7 @@ class SupervisionTick:
 
 @dataclass(frozen=True)
 class AddressOffered:
-    """A worker's answer to the roll call."""
+    """A worker's answer to the rendezvous."""
 
     task: str
     address: str
@@ -38,14 +38,14 @@ class AddressOffered:
 
 @dataclass(frozen=True)
 class RankDone:
-    """A rank's result was taken."""
+    """A rank's result was accepted."""
 
     task: str
 
 
 @dataclass(frozen=True)
 class TrainingOutcome:
-    """How the training ended. "done": rank 0 ended well; whether it proved anything is for the stage to see."""
+    """How the training ended. "done": rank 0 exited normally; the stage still has to verify the result."""
 
     status: Literal["done", "drain", "usage", "storage", "failed", "incomplete"]
     message: str = ""
@@ -53,26 +53,26 @@ class TrainingOutcome:
 
 @dataclass(frozen=True)
 class RoundSummary:
-    """A round that is over."""
+    """A round that has ended."""
 
     round: int
     ranks: int
-    step: int  # the furthest; -1: none
-    why: str  # "fault", "grow", or how the run ended with it
+    step: int  # the furthest one; -1: none
+    why: str  # "fault", "grow", or the status with which the run ended
 
 
 @dataclass
 class Rank:
-    """One rank of the round."""
+    """One rank of the current round."""
 
     number: int
     worker: str
-    heard: float  # when it last said something new, by the coordinator's clock
-    step: int = -1  # the furthest; -1: none yet
+    last_progress: float  # time of its newest heartbeat, by the coordinator's clock
+    step: int = -1  # the furthest one; -1: none yet
     phase: str = "start"
-    beats: int = 0
-    saved: int = 0  # step of its newest checkpoint in this round
+    heartbeat_count: int = 0
+    checkpoint_step: int = 0  # of its newest checkpoint in this round
     stopped_since: float | None = None
-    ended: str | None = None  # None: lives; DONE; else its FailureKind, or an error's name
+    ended: str | None = None  # None: it runs; DONE; else its FailureKind, or the name of an error
     message: str = ""
-    fault: str = ""  # why the round's end is its fault
+    fault: str = ""  # why this rank ended the round; "": it did not

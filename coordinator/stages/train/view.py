@@ -1,4 +1,4 @@
-"""How a training is seen: one line, a table of ranks, plain data. Pure."""
+"""Display a training: one line, a table of ranks, plain data."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from coordinator.stages.train.elastic import ElasticRing
 
 @dataclass(frozen=True)
 class RankView:
-    """A line a rank."""
+    """One row for each rank."""
 
     rank: int
     worker: str
     step: int
     phase: str
-    silent_s: float  # since its last word
+    silent_s: float  # since its last heartbeat
 
 
 @dataclass(frozen=True)
 class TrainView:
-    """What is shown of a training. Figures are the newest of metrics.jsonl; None: not known yet."""
+    """The state of a training. Figures are the newest of metrics.jsonl; None: not known yet."""
 
-    stage: str  # gather | call | run | end | over
+    stage: str  # waiting | rendezvous | running | draining | finished
     round: int
     step: int
     loss: float | None
@@ -45,7 +45,7 @@ class TrainView:
 
 
 def train_view(ring: ElasticRing, metrics: MetricsFollower, now: float, elapsed_s: float) -> TrainView:
-    """Supervision and metrics → view."""
+    """Return the view of a ring and its metrics at the time `now`."""
     return TrainView(
         stage=ring.stage,
         round=ring.round,
@@ -60,7 +60,7 @@ def train_view(ring: ElasticRing, metrics: MetricsFollower, now: float, elapsed_
         restarts=ring.restarts,
         elapsed_s=elapsed_s,
         ranks=tuple(
-            RankView(rank.number, rank.worker, rank.step, rank.phase, now - rank.heard)
+            RankView(rank.number, rank.worker, rank.step, rank.phase, now - rank.last_progress)
             for rank in ring.ranks
             if rank.ended is None
         ),
@@ -68,7 +68,7 @@ def train_view(ring: ElasticRing, metrics: MetricsFollower, now: float, elapsed_
 
 
 def headline(view: TrainView) -> str:
-    """One line that says it all."""
+    """Return the view as one line."""
     parts = [f"step {view.step:,}"]
     if view.loss is not None:
         parts.append(f"loss {view.loss:.4g}")
@@ -81,7 +81,7 @@ def headline(view: TrainView) -> str:
     if view.wait_share is not None:
         parts.append(f"waiting {view.wait_share:.0%}")
     ring = f"{len(view.ranks)} of {view.wanted} ranks"
-    doing = {"waiting": "waiting for workers", "rendezvous": "roll call", "draining": f"{ring}, ending"}.get(
+    doing = {"waiting": "waiting for workers", "rendezvous": "rendezvous", "draining": f"{ring}, ending"}.get(
         view.stage, ring
     )
     parts += [doing, f"{view.restarts} restarts", f"elapsed {clock(view.elapsed_s)}"]
@@ -89,19 +89,19 @@ def headline(view: TrainView) -> str:
 
 
 def describe_rebalance(before: Sequence[float], now: Sequence[float]) -> list[str]:
-    """What is said when the ranks' shares of the sequence have changed; 1.0 is an equal one, which a ring begins with."""
+    """Return the line to print if the ranks' shares of the sequence changed; 1.0 is an equal share, with which a ring starts."""
     if list(before) == list(now) or len({*before, 1.0}) == len({*now, 1.0}) == 1:
         return []
-    each = ", ".join(f"{share:g}" for share in now)
-    return [f"shares of the ranks follow their speeds: {each} of an equal one"]
+    shares = ", ".join(f"{share:.0%}" for share in now)
+    return [f"Rebalanced the sequence by rank speed: {shares} of an equal share"]
 
 
 def to_rich(view: TrainView) -> RenderableType:
-    """The headline and a line a rank."""
+    """Return the headline and a table with a row for each rank."""
     table = Table(box=None, pad_edge=False, show_edge=False, expand=True)
     table.add_column("rank", justify="right")
     table.add_column("worker", overflow="ellipsis", no_wrap=True, ratio=1)
-    for title in ("step", "phase", "last word"):
+    for title in ("step", "phase", "heartbeat"):
         table.add_column(title, justify="right", no_wrap=True)
     for rank in view.ranks:
         step = f"{rank.step:,}" if rank.step >= 0 else "-"
@@ -110,5 +110,5 @@ def to_rich(view: TrainView) -> RenderableType:
 
 
 def render(view: TrainView) -> Rendering:
-    """What a display shows of it."""
+    """Return the forms in which displays show the view."""
     return Rendering(headline(view), lambda: to_rich(view), asdict(view))

@@ -25,7 +25,7 @@ def sizes(world: World) -> list[tuple[int, str]]:
     return [(past.ranks, past.why) for past in world.ring.history]
 
 
-def test_a_ring_has_one_rank_a_worker_in_the_order_of_their_coming() -> None:
+def test_ring_has_one_rank_per_worker_in_order_of_arrival() -> None:
     world = World(wanted=3, workers=["c", "a", "b", "d"])
     world.form()
     ports, ranks = world.opened
@@ -37,7 +37,7 @@ def test_a_ring_has_one_rank_a_worker_in_the_order_of_their_coming() -> None:
     assert [(spec.job["rank"], spec.job["addresses"]) for spec in ranks] == [(n, addresses) for n in range(3)]
 
 
-def test_it_waits_for_workers_and_then_begins_with_those_that_came() -> None:
+def test_ring_starts_smaller_after_the_join_timeout() -> None:
     world = World(workers=["a"])
     world.passes(world.timeouts.join_s - 1)
     assert world.ring.stage == "waiting"
@@ -45,21 +45,21 @@ def test_it_waits_for_workers_and_then_begins_with_those_that_came() -> None:
     assert [spec.worker for spec in world.opened[-1]] == ["a"]
 
 
-def test_nobody_comes_at_all() -> None:
+def test_run_without_workers_ends_incomplete() -> None:
     world = World(workers=[])
     world.passes(world.timeouts.no_worker_s + 1)
     assert world.ring.outcome is not None
     assert world.ring.outcome.status == "incomplete"
 
 
-def test_a_worker_that_does_not_answer_the_roll_call_is_left_out() -> None:
+def test_silent_worker_is_left_out_of_the_rendezvous() -> None:
     world = World(mute={"b"})
     world.form()
     assert [spec.worker for spec in world.opened[-1]] == ["a"]
     assert "train/1/port/1" in world.asked
 
 
-def test_a_port_that_two_workers_found_is_given_to_the_first() -> None:
+def test_duplicate_address_goes_to_the_first_worker() -> None:
     world = World(mute={"a", "b"})
     world.passes(0.4)
     for name in ("train/1/port/0", "train/1/port/1"):
@@ -68,7 +68,7 @@ def test_a_port_that_two_workers_found_is_given_to_the_first() -> None:
     assert [spec.worker for spec in world.opened[-1]] == ["a"]
 
 
-def test_workers_without_an_address_end_the_run_with_the_reason() -> None:
+def test_workers_without_an_address_fail_the_run_with_the_reason() -> None:
     world = World(mute={"a", "b"})
     for _ in range(2_000):
         world.passes()
@@ -83,7 +83,7 @@ def test_workers_without_an_address_end_the_run_with_the_reason() -> None:
     assert "no network" in world.ring.outcome.message
 
 
-def test_all_ranks_done_is_the_end() -> None:
+def test_run_is_done_when_all_ranks_are() -> None:
     world = running()
     world.ends(0, "")
     world.ends(1, "")
@@ -93,7 +93,7 @@ def test_all_ranks_done_is_the_end() -> None:
     assert sizes(world) == [(2, "done")]
 
 
-def test_a_rank_that_hangs_after_the_end_does_not_keep_the_run() -> None:
+def test_rank_that_hangs_after_rank_0_is_terminated() -> None:
     world = running()
     world.ends(0, "")
     world.passes(world.timeouts.last_rank_s + 1)
@@ -103,7 +103,7 @@ def test_a_rank_that_hangs_after_the_end_does_not_keep_the_run() -> None:
     assert world.ring.outcome.status == "done"
 
 
-def test_a_dead_rank_ends_the_round_and_only_it_is_blamed() -> None:
+def test_dead_rank_ends_the_round_and_only_it_is_blamed() -> None:
     world = running()
     world.ends(1, "RingBroke", "a neighbour left")  # the neighbour's word comes first
     world.passes(0.4)
@@ -117,7 +117,7 @@ def test_a_dead_rank_ends_the_round_and_only_it_is_blamed() -> None:
     assert world.said[-1] == "round 2: ring of 2, from checkpoint 20"
 
 
-def test_no_round_begins_before_the_last_rank_of_the_one_before_has_ended() -> None:
+def test_round_starts_only_after_all_earlier_ranks_ended() -> None:
     world = running()
     world.ends(1, "RankDied")
     world.passes(300)
@@ -127,7 +127,7 @@ def test_no_round_begins_before_the_last_rank_of_the_one_before_has_ended() -> N
     assert world.ring.round == 2
 
 
-def test_a_request_to_end_is_made_again_until_it_is_heard() -> None:
+def test_request_to_end_is_resent() -> None:
     world = running()
     world.ends(1, "RankDied")
     world.passes(0.4)
@@ -136,7 +136,7 @@ def test_a_request_to_end_is_made_again_until_it_is_heard() -> None:
     assert "train/1/rank/0" in world.asked
 
 
-def test_a_stopped_rank_is_blamed_within_seconds_whatever_it_was_at() -> None:
+def test_stopped_rank_is_blamed_within_seconds_in_any_phase() -> None:
     world = running()
     world.say(1, 20, stopped=True)
     world.passes(world.timeouts.stopped_s - 1)
@@ -148,7 +148,7 @@ def test_a_stopped_rank_is_blamed_within_seconds_whatever_it_was_at() -> None:
     assert [line.split(" failed")[0] for line in world.said if "failed" in line] == ["round 1: rank 1 on b"]
 
 
-def test_a_rank_that_is_stopped_for_a_moment_is_let_alone() -> None:
+def test_rank_stopped_for_a_moment_is_tolerated() -> None:
     world = running()
     world.say(1, 20, stopped=True)
     world.passes(world.timeouts.stopped_s - 1)
@@ -157,7 +157,7 @@ def test_a_rank_that_is_stopped_for_a_moment_is_let_alone() -> None:
     assert world.ring.stage == "running"
 
 
-def test_a_stall_is_seen_after_a_few_steps_time_and_blames_the_rank_that_is_behind() -> None:
+def test_stall_blames_the_rank_that_is_behind() -> None:
     world = running()
     world.passes(1)
     world.say(0, 21)
@@ -167,10 +167,10 @@ def test_a_stall_is_seen_after_a_few_steps_time_and_blames_the_rank_that_is_behi
     assert world.ring.stage == "draining"
     world.obey()
     world.passes(0.4)
-    assert any("rank 1 on b failed: nothing new for" in line for line in world.said)
+    assert any("rank 1 on b failed: no progress for" in line for line in world.said)
 
 
-def test_a_stall_that_nothing_explains_blames_nobody_and_makes_it_more_patient() -> None:
+def test_unexplained_stall_blames_no_rank_and_doubles_timeouts() -> None:
     world = running()
     before = world.ring.stalls.timeout_s("checkpoint", 2)
     world.passes(12)
@@ -179,7 +179,7 @@ def test_a_stall_that_nothing_explains_blames_nobody_and_makes_it_more_patient()
     assert world.ring.stalls.timeout_s("checkpoint", 2) == 2 * before
 
 
-def test_slow_steps_get_the_time_that_they_need() -> None:
+def test_slow_steps_do_not_count_as_stalls() -> None:
     world = World()
     world.form()
     world.steps(1, 5, seconds=60.0)
@@ -189,7 +189,7 @@ def test_slow_steps_get_the_time_that_they_need() -> None:
     assert world.ring.stage == "draining"
 
 
-def test_a_lost_worker_leaves_a_smaller_ring_which_grows_at_a_checkpoint_after_its_return() -> None:
+def test_ring_shrinks_and_grows_again_at_a_checkpoint() -> None:
     world = running()
     world.workers.remove("b")
     world.ends(1, "WorkerLost", "b was not heard for 10 s while executing")
@@ -211,7 +211,7 @@ def test_a_lost_worker_leaves_a_smaller_ring_which_grows_at_a_checkpoint_after_i
     assert world.ring.restarts == 1
 
 
-def test_a_worker_that_comes_and_goes_again_does_not_end_the_round() -> None:
+def test_worker_that_appears_briefly_does_not_end_the_round() -> None:
     world = World(workers=["a"], timeouts=SupervisionTimeouts(join_s=1.0))
     world.form()
     world.steps(1, 5)
@@ -222,7 +222,7 @@ def test_a_worker_that_comes_and_goes_again_does_not_end_the_round() -> None:
     assert world.ring.stage == "running"
 
 
-def test_a_rank_that_stops_while_the_ring_is_to_grow_is_not_waited_for() -> None:
+def test_rank_that_stops_before_growth_is_not_awaited() -> None:
     world = World(workers=["a"], timeouts=SupervisionTimeouts(join_s=1.0))
     world.form()
     world.workers.append("b")
@@ -236,7 +236,7 @@ def test_a_rank_that_stops_while_the_ring_is_to_grow_is_not_waited_for() -> None
     assert sizes(world) == [(1, "fault")]
 
 
-def test_a_usage_error_ends_the_run_at_once_with_its_message() -> None:
+def test_usage_error_ends_the_run_with_its_message() -> None:
     world = World()
     world.form()
     world.ends(0, "UsageError", "series of ERCO are missing")
@@ -246,7 +246,7 @@ def test_a_usage_error_ends_the_run_at_once_with_its_message() -> None:
     assert (world.ring.outcome.status, world.ring.outcome.message) == ("usage", "series of ERCO are missing")
 
 
-def test_a_drain_lets_the_ranks_write_a_checkpoint() -> None:
+def test_drain_lets_ranks_write_a_checkpoint() -> None:
     world = running()
     world.draining = True
     world.passes(0.4)
@@ -281,7 +281,7 @@ def test_supervision_leaves_most_of_thirty_seconds_to_the_ranks(kind: str, at_mo
 
 
 @pytest.mark.parametrize("seconds", [0.2, 0.4])
-def test_a_drain_before_there_is_a_ring(seconds: float) -> None:
+def test_drain_before_the_first_ring_ends_the_run(seconds: float) -> None:
     world = World(mute={"a", "b"})
     world.passes(seconds)
     world.draining = True
@@ -290,7 +290,7 @@ def test_a_drain_before_there_is_a_ring(seconds: float) -> None:
     assert world.ring.outcome.status == "drain"
 
 
-def test_ranks_that_never_come_to_a_step_end_the_run_with_what_they_said() -> None:
+def test_ranks_that_never_reach_a_step_fail_the_run() -> None:
     world = World()
     for _ in range(world.timeouts.max_rounds_without_progress):
         world.form()
@@ -304,7 +304,7 @@ def test_ranks_that_never_come_to_a_step_end_the_run_with_what_they_said() -> No
     assert "no such file" in world.ring.outcome.message
 
 
-def test_faults_between_steps_forward_never_end_the_run() -> None:
+def test_faults_between_progress_never_end_the_run() -> None:
     world = running()
     for n in range(20):
         world.ends(0, "RankDied")
@@ -315,7 +315,7 @@ def test_faults_between_steps_forward_never_end_the_run() -> None:
     assert world.ring.outcome is None
 
 
-def test_a_worker_whose_ranks_never_come_to_a_step_is_left_out_for_a_while() -> None:
+def test_worker_whose_ranks_never_reach_a_step_is_excluded() -> None:
     world = World()
     world.form()
     world.ends(1, "RankDied", "no memory")
@@ -333,14 +333,14 @@ def test_a_worker_whose_ranks_never_come_to_a_step_is_left_out_for_a_while() -> 
     assert [spec.worker for spec in world.opened[-1]] == ["a", "b"]
 
 
-def test_a_suspended_coordinator_does_not_call_its_ranks_stalled() -> None:
+def test_suspended_coordinator_does_not_report_stalls() -> None:
     world = running()
     world.now += 3_600
     world.passes(1)
     assert world.ring.stage == "running"
 
 
-def test_words_of_an_earlier_round_change_nothing() -> None:
+def test_events_of_earlier_rounds_are_ignored() -> None:
     world = running()
     world.ends(1, "RankDied")
     world.passes(0.4)
@@ -352,7 +352,7 @@ def test_words_of_an_earlier_round_change_nothing() -> None:
     assert world.ring.stage == "running"
 
 
-def test_the_limit_grows_when_fewer_ranks_share_the_work_and_one_hiccup_fades() -> None:
+def test_timeout_grows_in_smaller_rings_and_one_long_gap_fades() -> None:
     stalls = StallDetector(SupervisionTimeouts())
     assert stalls.timeout_s("step", 4) == SupervisionTimeouts().unknown_phase_s
     stalls.record_gap("step", 4.0, 4)
@@ -364,7 +364,7 @@ def test_the_limit_grows_when_fewer_ranks_share_the_work_and_one_hiccup_fades() 
     assert stalls.timeout_s("step", 4) == SupervisionTimeouts().min_s
 
 
-def test_a_roll_call_waits_for_files_on_their_way_and_no_longer() -> None:
+def test_rendezvous_waits_for_downloads_and_no_longer() -> None:
     world = World(mute={"b"})
     world.passes(0.4)
     for beats in range(1, 30):
@@ -375,14 +375,14 @@ def test_a_roll_call_waits_for_files_on_their_way_and_no_longer() -> None:
     assert [spec.worker for spec in world.opened[-1]] == ["a"]
 
 
-def test_a_host_without_room_is_left_out_and_the_ring_does_not_break_for_it_at_each_checkpoint() -> None:
+def test_full_host_is_excluded_without_restarts_at_checkpoints() -> None:
     world = World(mute={"b"})
     world.passes(0.4)
     world.handle(TaskFailed("train/1/port/1", "HostFull", "no space left"))
     world.form()
-    assert any("b can't take part: no space left" in line for line in world.said)
+    assert any("b cannot take part: no space left" in line for line in world.said)
     world.steps(1, int(world.timeouts.exclude_s) - 5)
     assert world.ring.round == 1 and world.ring.stage == "running"
     world.mute.clear()
     world.steps(int(world.timeouts.exclude_s) - 4, int(world.timeouts.exclude_s) + 25)
-    assert any("a worker is back" in line for line in world.said)
+    assert any("a worker is available" in line for line in world.said)

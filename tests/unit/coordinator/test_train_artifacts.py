@@ -28,7 +28,7 @@ def finished(run: Path, body: bytes = b"weights") -> Path:
     return weights
 
 
-def test_a_result_answers_the_request_that_it_was_accepted_for_and_no_other(tmp_path: Path) -> None:
+def test_result_answers_only_the_request_it_was_recorded_for(tmp_path: Path) -> None:
     finished(tmp_path)
     assert run_folder.completed_result(tmp_path, TrainingResult, "a") is None
     assert run_folder.mark_complete(tmp_path, TrainingResult, "a").steps == 40
@@ -39,7 +39,7 @@ def test_a_result_answers_the_request_that_it_was_accepted_for_and_no_other(tmp_
 
 
 @pytest.mark.parametrize("harm", ["changed", "gone", "no result", "not json", "fields"])
-def test_a_result_that_is_not_whole_proves_nothing(tmp_path: Path, harm: str) -> None:
+def test_damaged_result_is_not_accepted(tmp_path: Path, harm: str) -> None:
     weights = finished(tmp_path)
     run_folder.mark_complete(tmp_path, TrainingResult, "a")
     result = tmp_path / "result.json"
@@ -56,12 +56,12 @@ def test_a_result_that_is_not_whole_proves_nothing(tmp_path: Path, harm: str) ->
         run_folder.mark_complete(tmp_path, TrainingResult, "a")
 
 
-def test_a_request_is_the_configuration_and_the_series(tmp_path: Path) -> None:
+def test_request_digest_covers_configuration_and_series(tmp_path: Path) -> None:
     assert run_folder.request_digest(tmp_path, b"steps = 1") == run_folder.request_digest(tmp_path, b"steps = 1")
     assert run_folder.request_digest(tmp_path, b"steps = 1") != run_folder.request_digest(tmp_path, b"steps = 2")
 
 
-def test_metrics_are_followed_as_they_grow_and_begun_again_with_a_new_file(tmp_path: Path) -> None:
+def test_metrics_are_followed_across_a_replaced_file(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     metrics = MetricsFollower(path)
     metrics.poll()
@@ -87,18 +87,20 @@ def test_metrics_are_followed_as_they_grow_and_begun_again_with_a_new_file(tmp_p
     assert (metrics.number("step"), metrics.best_skill) == (1, None)
 
 
-def test_changed_shares_are_said_once_and_equal_ones_are_not(tmp_path: Path) -> None:
+def test_rebalancing_is_printed_once_and_equal_shares_are_not(tmp_path: Path) -> None:
     metrics = MetricsFollower(tmp_path / "metrics.jsonl")
     assert metrics.numbers("shares") == []
     metrics.path.write_text('{"step": 1, "shares": [1.5, 0.5]}\n')
     metrics.poll()
     slow = metrics.numbers("shares")
-    assert describe_rebalance([], slow) == ["shares of the ranks follow their speeds: 1.5, 0.5 of an equal one"]
-    assert describe_rebalance(slow, [1.0, 1.0]) == ["shares of the ranks follow their speeds: 1, 1 of an equal one"]
+    assert describe_rebalance([], slow) == ["Rebalanced the sequence by rank speed: 150%, 50% of an equal share"]
+    assert describe_rebalance(slow, [1.0, 1.0]) == [
+        "Rebalanced the sequence by rank speed: 100%, 100% of an equal share"
+    ]
     assert not any(map(describe_rebalance, ([], [1.0, 1.0], slow), ([1.0, 1.0], [1.0], slow)))
 
 
-def test_the_headline_says_what_is_known(tmp_path: Path) -> None:
+def test_headline_shows_known_figures(tmp_path: Path) -> None:
     ring = ElasticRing(2, "train")
     metrics = MetricsFollower(tmp_path / "metrics.jsonl")
     line = headline(train_view(ring, metrics, 0.0, 5.0))
