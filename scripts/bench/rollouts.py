@@ -1,13 +1,13 @@
-"""How fast the environment steps, alone on one core: `python scripts/bench/rollouts.py [--peer-python PY] [--out FILE]`.
+"""Measure environment steps a second on one core: `python scripts/bench/rollouts.py [--peer-python PY] [--out FILE]`.
 
-Every contender runs in turn, several rounds, and its best round counts: other work on the machine can only slow it. Actions are
-drawn beforehand. One JSON line a contender. gymnasium's own CartPoleVectorEnv stands beside it. So does CityLearn where --peer-python
-names an interpreter that has it and --schema one of its data sets: it wants numpy < 2, which this project does not, so no
-dependency group can hold it (`uv venv --python 3.11 PEER && uv pip install --python PEER citylearn`). What cannot run is
-recorded with its reason.
+Every contender runs in turn for several rounds, and its best round counts: other work on the machine can only slow it. Actions are
+drawn beforehand. Each contender gives one JSON line. For comparison, gymnasium's CartPoleVectorEnv runs too, and CityLearn if
+--peer-python names an interpreter that has it and --schema one of its data sets: it needs numpy < 2, which this project does not
+use, so no dependency group can include it (`uv venv --python 3.11 PEER && uv pip install --python PEER citylearn`). A contender that
+cannot run gives a line with the reason.
 
-`python scripts/bench/rollouts.py --fleet [--out FILE]`: a policy of 64 hidden units in the environment, in two processes without
-network, then as leases of two workers over ZeroMQ, in turn; both cores should be free for it.
+`python scripts/bench/rollouts.py --fleet [--out FILE]` compares a policy of 64 hidden units in the environment in two processes without
+network with leases of two workers over ZeroMQ, in turn; it needs both cores idle.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ from coordinator.wire.messages import Weights
 from coordinator.workers.local import LocalWorkerPool
 from rl.distributed.jobs import Rollout, shapes
 from rl.distributed.runner import JobRunner
-from rl.env import dataset_file
 from rl.env.grid import Grid
 from rl.env.vector import VectorGridEnv
 from rl.gym import synthetic_dataset
 from rl.policy import from_bytes, init_mlp, normalisation, to_bytes
+from worker.control.datasets import store_dataset
 
 HOURS = 168
 ROUND = 2  # episodes of HOURS steps in a round
@@ -54,11 +54,11 @@ DRAWN = 64  # sets of actions, used in turn
 PEER_SECONDS = 120
 FLEET_EPISODES = 1_024  # of a rollout's lease: 172,032 steps, 3.4 MB of actions and costs
 FLEET_SECONDS = 6.0  # of a round
-WORKERS, AHEAD = 2, 4  # leases each worker holds: one played, the others on their way
+WORKERS, AHEAD = 2, 4  # leases of each worker: one runs, the others are in transit
 
 
 def environment(count: int) -> Callable[[], int]:
-    """A round of the numpy core: environment steps done."""
+    """Return a round of the environment; it returns the number of steps."""
     data = synthetic_dataset()
     env = VectorGridEnv(Grid(), data, count, HOURS)
     rng = np.random.default_rng(0)
@@ -76,7 +76,7 @@ def environment(count: int) -> Callable[[], int]:
 
 
 def vector(name: str, count: int) -> Callable[[], int]:
-    """A round of a gymnasium vector environment that is vectorised by itself."""
+    """Return a round of a gymnasium environment with its own vectorised implementation."""
     made = gymnasium.make_vec(name, num_envs=count, vectorization_mode="vector_entry_point")
     made.action_space.seed(0)
     actions = [made.action_space.sample() for _ in range(DRAWN)]
@@ -112,7 +112,7 @@ print(json.dumps({"steps_per_s": best, "version": version("citylearn")}))
 
 
 def citylearn(python: str | None, schema: str | None) -> dict[str, object]:
-    """CityLearn's line, one environment of the data set's buildings; or why there is none."""
+    """Return CityLearn's line, for one environment of the data set's buildings, or the reason why it did not run."""
     if python is None or schema is None:
         return {"skipped": "no --peer-python with CityLearn, or no --schema of a data set"}
     try:
@@ -127,12 +127,9 @@ def citylearn(python: str | None, schema: str | None) -> dict[str, object]:
 
 
 def fleet_folder(folder: Path) -> tuple[str, str]:
-    """A control folder with the synthetic table, and a policy beside it: the sha256 of both."""
+    """Write the synthetic dataset and a policy; return the sha256 of both."""
     data = synthetic_dataset()
-    sha256, content = dataset_file.to_bytes(data)
-    path = dataset_file.path_of(folder / "control", sha256)
-    path.parent.mkdir(parents=True)
-    path.write_bytes(content)
+    sha256 = store_dataset(folder / "control", data)
     env = VectorGridEnv(Grid(), data, 256, HOURS)
     mean, scale = normalisation(env.reset(np.random.default_rng(0).choice(data.starts(HOURS), 256)))
     policy = to_bytes(init_mlp(env.observation_names, mean, scale, env.num_actions, 64, np.random.default_rng(0)))
@@ -140,32 +137,33 @@ def fleet_folder(folder: Path) -> tuple[str, str]:
     return sha256, hashlib.sha256(policy).hexdigest()
 
 
-def rollout_job(table: str, policy: str, seed: int) -> Rollout:
-    return Rollout(table, policy, seed, FLEET_EPISODES, HOURS, (0.1,) * 4)
+def rollout_job(dataset: str, policy: str, seed: int) -> Rollout:
+    """Return the job of one lease."""
+    return Rollout(dataset, policy, seed, FLEET_EPISODES, HOURS, (0.1,) * 4)
 
 
-def alone(folder: Path, table: str, policy: str) -> None:
-    """One process of the loop without network: prints steps and seconds."""
+def alone(folder: Path, dataset: str, policy: str) -> None:
+    """Run jobs in this process, without network; print steps and seconds."""
     actor = from_bytes((folder / "policy.npz").read_bytes())
     runner = JobRunner(folder / "control", lambda sha256: actor)
-    runner.run(rollout_job(table, policy, 0))
+    runner.run(rollout_job(dataset, policy, 0))
     began, steps = time.perf_counter(), 0
     while (seconds := time.perf_counter() - began) < FLEET_SECONDS:
-        runner.run(rollout_job(table, policy, steps + 1))
+        runner.run(rollout_job(dataset, policy, steps + 1))
         steps += HOURS * FLEET_EPISODES
     print(json.dumps([steps, seconds]))
 
 
-def without_network(folder: Path, table: str, policy: str) -> float:
-    """Steps a second of as many processes as there are workers."""
+def without_network(folder: Path, dataset: str, policy: str) -> float:
+    """Return the steps a second of as many processes as there are workers."""
     environ = {**os.environ, **dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"), "1")}
-    command = [sys.executable, __file__, "--alone", str(folder), table, policy]
+    command = [sys.executable, __file__, "--alone", str(folder), dataset, policy]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ) for _ in range(WORKERS)]
     return sum(steps / seconds for steps, seconds in (json.loads(one.communicate()[0]) for one in running))
 
 
-def over_zeromq(folder: Path, table: str, policy: str) -> float:
-    """Steps a second of two workers whose results come back through leases."""
+def over_zeromq(folder: Path, dataset: str, policy: str) -> float:
+    """Return the steps a second of two workers that return their results through leases."""
     scheduler = Scheduler(filesystem_id(folder))
     journal = Journal(folder / f"journal-{time.monotonic_ns()}.sqlite")
     content = (folder / "policy.npz").read_bytes()
@@ -175,7 +173,7 @@ def over_zeromq(folder: Path, table: str, policy: str) -> float:
     def more() -> TaskSpec:
         nonlocal issued
         issued += 1
-        job = rollout_job(table, policy, issued)
+        job = rollout_job(dataset, policy, issued)
         plain = msgspec.to_builtins(job)
         arrays = shapes(job, 4)
         return ephemeral_task(f"control/{issued:08d}", LeaseKind.ROLLOUT, plain, arrays, requires_shared_fs=True)
@@ -202,19 +200,19 @@ def over_zeromq(folder: Path, table: str, policy: str) -> float:
     finally:
         workers.stop()
         journal.close()
-    # From the first result on: both workers have started, or will in a moment.
+    # From the first result on: by then both workers have started, or are about to.
     return (len(times) - 1) * HOURS * FLEET_EPISODES / (times[-1] - times[0])
 
 
 def fleet(rounds: int) -> list[dict[str, object]]:
-    """The lines of `--fleet`: the best round of each, in turn."""
+    """Return the lines of `--fleet`: the best round of each, in turn."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        table, policy = fleet_folder(folder)
+        dataset, policy = fleet_folder(folder)
         found: dict[str, list[float]] = {"without network": [], "over ZeroMQ": []}
         for _ in range(rounds):
-            found["without network"].append(without_network(folder, table, policy))
-            found["over ZeroMQ"].append(over_zeromq(folder, table, policy))
+            found["without network"].append(without_network(folder, dataset, policy))
+            found["over ZeroMQ"].append(over_zeromq(folder, dataset, policy))
     share = max(found["over ZeroMQ"]) / max(found["without network"])
     machine = {"cpu": _cpu(), "python": platform.python_version(), "numpy": version("numpy"), "cores": WORKERS}
     return [
@@ -231,8 +229,9 @@ def fleet(rounds: int) -> list[dict[str, object]]:
 
 
 def main() -> None:
+    """Run the contenders and write their lines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="JSON lines, appended to; stdout has them in any case")
+    parser.add_argument("--out", type=Path, help="file of JSON lines to append to; they go to stdout in any case")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--peer-python", help="interpreter of a virtual environment that has CityLearn")
     parser.add_argument("--schema", help="schema.json of a CityLearn data set on this machine")
@@ -252,7 +251,7 @@ def main() -> None:
         (cartpole, 1024): vector("CartPole-v1", 1024),
     }
     best = dict.fromkeys(contenders, 0.0)
-    # Round by round, so that a slow moment of the machine meets all of them.
+    # Round by round, so that a slow moment of the machine affects all of them.
     for _ in range(args.rounds):
         for key, play in contenders.items():
             start = time.perf_counter()
@@ -264,7 +263,7 @@ def main() -> None:
 
 
 def write(lines: list[dict[str, object]], out: Path | None) -> None:
-    """To stdout, and appended to `out`."""
+    """Write the lines to stdout, and append them to `out`."""
     for line in lines:
         print(json.dumps(line))
     if out:
@@ -281,14 +280,14 @@ def _cpu() -> str:
 
 
 def one_core() -> None:
-    """Where the system lets a process choose."""
+    """Pin the process to one core, where the system allows it."""
     if sys.platform == "linux" and len(os.sched_getaffinity(0)) > 1:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--alone"]:
-        # In a thread of its own, as a worker plays: glibc gives large arrays back less eagerly there.
+        # In a separate thread, as in a worker: glibc returns large arrays to the system less often there.
         thread = threading.Thread(target=alone, args=(Path(sys.argv[2]), sys.argv[3], sys.argv[4]))
         thread.start()
         thread.join()

@@ -1,8 +1,9 @@
-"""What a forecast is worth in control: `python scripts/evaluate/control_ablation.py --data DIR --forecaster FILE --out LINES [--kinds …]`.
+"""Measure the value of forecasts for control: `python scripts/evaluate/control_ablation.py --data DIR --forecaster FILE --out LINES [--kinds …]`.
 
-One policy a kind of foreknowledge, trained the same way (`rl.algorithms.pathwise`, one member, all regions) and judged in the weeks of 2019 of
-every region (one in --every). Kinds: none; persistence; DF; DF corrected by its errors; our forecaster, corrected; that with the spread of its
-quantiles; that with its embedding; the truth. A JSON line a kind, seed and region, appended. DIR and FILE as of control_baselines.py.
+Each kind of foreknowledge gives one policy, trained the same way (`rl.algorithms.pathwise`, one member, all regions) and evaluated in
+the weeks of 2019 of every region (one in --every). Kinds: none; persistence; DF; DF corrected by its errors; our forecaster, corrected;
+that with the spread of its quantiles; that with its embedding; the truth. Each kind, seed and region appends one JSON line. DIR and
+FILE are those of control_baselines.py.
 """
 
 from __future__ import annotations
@@ -31,13 +32,12 @@ from rl.algorithms.base import train
 from rl.algorithms.pathwise import PathwiseGradient, Settings
 from rl.distributed.runner import JobRunner
 from rl.env.dataset import Dataset, build_dataset
-from rl.env.dataset_file import path_of, to_bytes
 from rl.env.forecasts import Forecast, corrected, day_ahead, oracle, persistence
 from rl.env.grid import Grid
 from rl.env.region import WEEK, Region
 from rl.evaluation.score import reference_costs, rollout
 from rl.policy import Mlp, from_bytes
-from worker.control.datasets import GROWTH
+from worker.control.datasets import GROWTH, store_dataset
 
 Array = NDArray[np.float64]
 TEST = ("2019-01-01T00", "2019-12-31T23")
@@ -45,14 +45,14 @@ LOW, HIGH = "q0.1", "q0.9"
 
 
 def quantile(path: Path, one: Region, column: str) -> Array:
-    """A quantile of the forecaster in reference peaks, [hour]; NaN where there is none."""
+    """Return a quantile of the forecaster in reference peaks, [hour]; NaN where it is missing."""
     rows = pd.read_parquet(path, columns=["respondent", "hour", column], filters=[("respondent", "==", one.name)])
     values = pd.Series(rows[column].to_numpy(float), rows["hour"]).reindex(one.hours.astype(np.int64)).to_numpy()
     return values / one.peak
 
 
 def embedding(path: Path, one: Region) -> NDArray[np.float32]:
-    """[hour, dimension] of the day that the hour lies in, which was forecast the day before; 0 where there is none."""
+    """Return the embedding of each hour's day, forecast the day before, [hour, dimension]; 0 where it is missing."""
     rows = pd.read_parquet(path, columns=["respondent", "hour", "embedding"], filters=[("respondent", "==", one.name)])
     values = np.stack(rows["embedding"].to_list())
     place = np.searchsorted(one.hours.astype(np.int64), rows["hour"].to_numpy())
@@ -62,7 +62,7 @@ def embedding(path: Path, one: Region) -> NDArray[np.float32]:
 
 
 def known(kind: str, path: Path, one: Region, issued: Array) -> Forecast | None:
-    """What is known ahead, the point forecast first."""
+    """Return the forecast of a kind of foreknowledge, the point forecast first."""
     if kind == "none":
         return None
     if kind == "persistence":
@@ -79,10 +79,10 @@ def known(kind: str, path: Path, one: Region, issued: Array) -> Forecast | None:
     return np.concatenate([better, day_ahead(one, spread, HORIZON)], axis=2)
 
 
-def tables(
+def dataset_of(
     kind: str, args: argparse.Namespace, grid: Grid, start: str, end: str, names: list[str], growths: tuple[float, ...]
 ) -> Dataset:
-    """The hours of the regions, once for each of `growths`, which load and forecast are multiplied with."""
+    """Build a dataset of the regions, once for each of `growths`, a factor of load and forecast."""
     regions, forecasts, extra = [], [], []
     for name in names:
         one, issued = recorded(args.data, name)
@@ -100,12 +100,10 @@ def tables(
     return replace(made, features=features, feature_names=(*made.feature_names, *names_more))
 
 
-def learnt(grid: Grid, made: Dataset, settings: Settings) -> Mlp:
-    """A policy trained on a table, in this process."""
+def train_policy(grid: Grid, made: Dataset, settings: Settings) -> Mlp:
+    """Train a policy on a dataset in this process."""
     with tempfile.TemporaryDirectory() as folder:
-        sha256, content = to_bytes(made)
-        path_of(Path(folder), sha256).parent.mkdir()
-        path_of(Path(folder), sha256).write_bytes(content)
+        sha256 = store_dataset(Path(folder), made)
         contents: dict[str, bytes] = {}
         runner = JobRunner(Path(folder), lambda wanted: from_bytes(contents[wanted]), grid)
         algorithm = PathwiseGradient(sha256, runner.env(sha256, settings.num_envs, settings.episode_hours), settings)
@@ -122,11 +120,11 @@ def run(args: argparse.Namespace, say: Callable[[str], None]) -> None:
     """Append the lines of every kind."""
     grid, names = Grid(), list(OFFSETS)
     for kind in args.kinds.split(","):
-        made = tables(kind, args, grid, FIRST.replace("07-02", "09-01"), TRAINED, names, (1.0, GROWTH))
+        made = dataset_of(kind, args, grid, FIRST.replace("07-02", "09-01"), TRAINED, names, (1.0, GROWTH))
         settings = Settings(iterations=args.steps // 100, members=1, seed=args.seed)
-        policy = learnt(grid, made, settings)
+        policy = train_policy(grid, made, settings)
         for name in names:
-            data = tables(kind, args, grid, *TEST, [name], (1.0,))
+            data = dataset_of(kind, args, grid, *TEST, [name], (1.0,))
             starts = weeks(data)[:: args.every]
             pop = reference_costs(grid, data, starts, WEEK).pop(
                 rollout(grid, data, policy, starts, WEEK).cost.sum(axis=0)
@@ -139,13 +137,14 @@ def run(args: argparse.Namespace, say: Callable[[str], None]) -> None:
 
 
 def main() -> None:
+    """Run the kinds of `--kinds`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="data folder with the series of the regions")
     parser.add_argument("--forecaster", type=Path, required=True, help="Parquet file of `coordinator forecast --table`")
-    parser.add_argument("--out", type=Path, required=True, help="JSON lines, appended to")
+    parser.add_argument("--out", type=Path, required=True, help="file of JSON lines to append to")
     parser.add_argument("--kinds", default="none,persistence,DF,DF corrected,forecaster,quantiles,embedding,truth")
-    parser.add_argument("--steps", type=int, default=1500, help="of Adam")
-    parser.add_argument("--every", type=int, default=1, help="of the weeks, take one in so many")
+    parser.add_argument("--steps", type=int, default=1500, help="steps of Adam")
+    parser.add_argument("--every", type=int, default=1, help="use one week in so many")
     parser.add_argument("--seed", type=int, default=0)
     run(parser.parse_args(), lambda text: print(text, flush=True))
 

@@ -1,9 +1,9 @@
-"""Grid control on recorded regions, without learning: `python scripts/evaluate/control_baselines.py --data DIR --out FILE [--regions …]`.
+"""Evaluate control without learning on recorded regions: `python scripts/evaluate/control_baselines.py --data DIR --out FILE [--regions …]`.
 
-`DIR` holds series with demand and the operators' day-ahead forecast (`coordinator start --extract … --data DIR`). Rules and error
-statistics are fitted on hours before 2018. For --year every whole week that was measured is an episode (one in --every); one JSON line a region
-and policy has its PoP, cost and the numbers of `rl.evaluation.kpis`. `docs` rewrites the generated tables of docs/reference/control.md from the lines:
-`python scripts/evaluate/control_baselines.py --out FILE --docs`.
+DIR has series with demand and the operators' day-ahead forecast (`coordinator start --extract … --data DIR`). Rules and error
+statistics are fitted on hours before 2018. In --year every completely measured week is an episode (one in --every). Each region and
+policy gives one JSON line with PoP, cost and the indicators of `rl.evaluation.kpis`. `--docs` rewrites the generated tables of
+docs/reference/control.md from the lines: `python scripts/evaluate/control_baselines.py --out FILE --docs`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from rl.policy import load as load_policy
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "reference" / "control.md"
 BEGIN, END = "<!-- baselines: begin (scripts/evaluate/control_baselines.py --docs) -->", "<!-- baselines: end -->"
-# Hours from UTC to the standard time in which the region's operator has its days.
+# Hours from UTC to the standard time of the operator's operating days.
 OFFSETS = {"PACW": -8, "ERCO": -6, "CAL": -8, "TEX": -6, "MISO": -5, "CISO": -8}
 FIRST, TRAINED = "2015-07-02T08", "2018-01-01T00"  # training hours: from, to (exclusive)
 HORIZON = 36  # hours
@@ -51,7 +51,7 @@ POLICIES = ("hour rule", "peak shaving", *MPC, "policy")
 
 
 def recorded(data: Path, name: str) -> tuple[Region, NDArray[np.float64]]:
-    """A region's demand (recordings have no generation by fuel) and its day-ahead forecast in reference peaks."""
+    """Load a region's demand (recordings have no generation by fuel) and its day-ahead forecast in reference peaks."""
     series = load_series(data, [name], ["D", "DF"], "2015-07-01T08", "2019-12-31T23")
     values = np.where(series.mask, series.values, np.nan).astype(float)
     one = region(name, series.hours, values[:, 0], offset=OFFSETS[name], reference_end=TRAINED)
@@ -59,16 +59,16 @@ def recorded(data: Path, name: str) -> tuple[Region, NDArray[np.float64]]:
 
 
 def forecaster(path: Path, one: Region, issued: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The medians of `coordinator forecast --table PATH`, in reference peaks, [hour]; `issued`, DF, where there is none."""
+    """Load the medians of `coordinator forecast --table PATH`, in reference peaks, [hour]; `issued`, DF, where they are missing."""
     rows = pd.read_parquet(path, columns=["respondent", "hour", "q0.5"], filters=[("respondent", "==", one.name)])
     median = pd.Series(rows["q0.5"].to_numpy(float), rows["hour"]).reindex(one.hours.astype(np.int64)).to_numpy()
     return np.where(np.isfinite(median), median / one.peak, issued)
 
 
 def weeks(data: Dataset) -> NDArray[np.int64]:
-    """First rows of the weeks that were measured whole, one after another from the first local midnight on.
+    """Return the first rows of the completely measured weeks, counted from the first local midnight.
 
-    A week that ended in the afternoon would have every store come back to rest in the hours of the peak.
+    A week that ended in the afternoon would make every store return to rest in the peak hours.
     """
     every = np.arange(int(np.argmax(data.clock == 0)), len(data.load) - WEEK + 1, WEEK)
     return every[np.isin(every, data.starts(WEEK))]
@@ -77,7 +77,7 @@ def weeks(data: Dataset) -> NDArray[np.int64]:
 def policies(
     grid: Grid, one: Region, issued: NDArray[np.float64], ours: NDArray[np.float64] | None, data: Dataset
 ) -> Iterator[tuple[str, Callable[[], Policy]]]:
-    """Every policy for the hours of `data`, fitted before `TRAINED`. `ours`: the forecaster's medians."""
+    """Yield every policy for the hours of `data`, fitted before `TRAINED`. `ours`: the forecaster's medians."""
     train = build_dataset([one], [None], FIRST, TRAINED)
     yield "nothing", lambda: idle
     yield "hour rule", lambda: hour_rule(grid, train).on(data)
@@ -116,10 +116,10 @@ def run(args: argparse.Namespace) -> None:
         for policy_name, make in policies(grid, one, issued, ours, data):
             if args.only and policy_name not in args.only.split(","):
                 continue
-            judge(args, grid, data, scale, starts, make(), name=name, policy_name=policy_name, peak=one.peak)
+            evaluate(args, grid, data, scale, starts, make(), name=name, policy_name=policy_name, peak=one.peak)
 
 
-def judge(
+def evaluate(
     args: argparse.Namespace,
     grid: Grid,
     data: Dataset,
@@ -131,7 +131,7 @@ def judge(
     policy_name: str,
     peak: float,
 ) -> None:
-    """Append one line: a policy in the weeks from `starts` on."""
+    """Evaluate a policy in the weeks from `starts` on, and append its line."""
     began = time.perf_counter()
     trace = rollout(grid, data, policy, starts, WEEK)
     line = {
@@ -151,7 +151,7 @@ def judge(
 
 
 def learned(args: argparse.Namespace) -> None:
-    """Append the lines of a policy that `coordinator start --rollouts` left in the folder --control, in its test year."""
+    """Append the lines of the policy that `coordinator start --rollouts` wrote to --control, in its test year."""
     grid, about = Grid(), json.loads((args.control / "tables.json").read_text())
     data, policy = load_dataset(args.control, about["tables"]["test"]), load_policy(args.control / "policy.npz")
     every = data.starts(WEEK)
@@ -165,11 +165,11 @@ def learned(args: argparse.Namespace) -> None:
         own = np.arange(first + int(np.argmax(data.clock[first:last] == 0)), last - WEEK + 1, WEEK)
         starts = own[np.isin(own, every)][:: args.every]
         scale = reference_costs(grid, data, starts, WEEK)
-        judge(args, grid, data, scale, starts, policy, name=name, policy_name="policy", peak=peak)
+        evaluate(args, grid, data, scale, starts, policy, name=name, policy_name="policy", peak=peak)
 
 
 def docs(lines: list[dict]) -> str:
-    """The generated tables."""
+    """Return the generated tables."""
     latest = {(line["region"], line["year"], line["policy"]): line for line in lines if "policy" in line}
     parts = []
     for year in sorted({key[1] for key in latest}):
@@ -196,7 +196,7 @@ def docs(lines: list[dict]) -> str:
 
 
 def pop_row(label: str, pops: Sequence[float | None]) -> str:
-    """A row of a table of PoPs, with their mean where all are there."""
+    """Return a row of a table of PoPs, with their mean if none is missing."""
     cells = [f"{pop:.3f}" if pop is not None else "not run" for pop in pops]
     found = [pop for pop in pops if pop is not None]
     mean = f"{float(np.mean(found)):.3f}" if len(found) == len(pops) else "of all only"
@@ -204,7 +204,7 @@ def pop_row(label: str, pops: Sequence[float | None]) -> str:
 
 
 def whole_table(whole: Mapping[str, Mapping[str, float]]) -> str:
-    """The policy and its members in all weeks of the test year."""
+    """Return the table of the policy and its members in all weeks of the test year."""
     regions = [name for name in OFFSETS if name in whole]
     text = ["| every week | " + " | ".join(regions) + " | mean |", "|---" * (len(regions) + 2) + "|"]
     named = [name for name in next(iter(whole.values())) if not name.startswith("member")]
@@ -217,7 +217,7 @@ def whole_table(whole: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def ablation_table(lines: list[dict]) -> str:
-    """One member each, by what it knew ahead; means over seeds."""
+    """Return the table of one member a kind of foreknowledge; means over seeds."""
     kinds = list(dict.fromkeys(line["known"] for line in lines))
     seeds = len({line["seed"] for line in lines})
     regions = [name for name in OFFSETS if any(line["region"] == name for line in lines)]
@@ -231,7 +231,7 @@ def ablation_table(lines: list[dict]) -> str:
 
 
 def kpi_table(latest: dict[tuple[str, int, str], dict], name: str, year: int) -> str:
-    """Some of a region's numbers, a policy a column."""
+    """Return the table of some of a region's indicators, one column a policy."""
     wanted = ("nothing", "hour rule", "mpc DF", "mpc forecaster quantiles", "policy")
     shown = [policy for policy in wanted if (name, year, policy) in latest]
     numbers = {policy: latest[name, year, policy]["kpis"] for policy in shown}
@@ -246,17 +246,18 @@ def kpi_table(latest: dict[tuple[str, int, str], dict], name: str, year: int) ->
 
 
 def main() -> None:
+    """Evaluate the regions, or a finished training, or rewrite the documentation."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="data folder with the series of the regions")
-    parser.add_argument("--out", type=Path, required=True, help="JSON lines, appended to")
+    parser.add_argument("--out", type=Path, required=True, help="file of JSON lines to append to")
     parser.add_argument("--forecaster", type=Path, help="Parquet file of `coordinator forecast --table`")
     parser.add_argument(
-        "--control", type=Path, help="folder DATA/control of a finished training: judge its policy, and nothing else"
+        "--control", type=Path, help="folder DATA/control of a finished training: evaluate only its policy"
     )
     parser.add_argument("--regions", default=",".join(OFFSETS))
     parser.add_argument("--year", type=int, default=2018)
-    parser.add_argument("--every", type=int, default=1, help="of the weeks, take one in so many")
-    parser.add_argument("--only", help="of the policies, these, with commas between")
+    parser.add_argument("--every", type=int, default=1, help="use one week in so many")
+    parser.add_argument("--only", help="evaluate only these policies, separated by commas")
     parser.add_argument(
         "--docs", action="store_true", help="only rewrite the tables of docs/reference/control.md from --out"
     )
@@ -268,7 +269,7 @@ def main() -> None:
     elif args.control:
         learned(args)
     elif args.data is None:
-        parser.error("--data: which folder? `coordinator start --extract … --data DIR` makes one")
+        parser.error("--data is missing. `coordinator start --extract … --data DIR` makes such a folder.")
     else:
         run(args)
 

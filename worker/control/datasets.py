@@ -107,21 +107,21 @@ def build_datasets(spec: DatasetSpec, data_dir: Path, cancelled: threading.Event
     first = str(regions[0].hours[0] + np.timedelta64(HISTORY, "h"))
     tables, grid = {}, Grid()
     for split, start, end in zip(SPLITS, (first, *starts), starts, strict=False):
-        tables[split] = _store_dataset(data_dir, build_dataset(regions, forecasts, start, end, grid))
+        tables[split] = store_dataset(data_dir / "control", build_dataset(regions, forecasts, start, end, grid))
     grown = [replace(one, load=one.load * GROWTH) for one in regions]
     more = [forecast * np.float32(GROWTH) for forecast in forecasts]
     learn = build_dataset([*regions, *grown], [*forecasts, *more], first, starts[0], grid)
-    tables["learn"] = _store_dataset(data_dir, learn)
+    tables["learn"] = store_dataset(data_dir / "control", learn)
     known = "the forecaster's median" if spec.run else "the operators' day-ahead forecast (no trained forecaster)"
     origins = manifest.summarise(manifest.shard_results(data_dir), manifest.build_results(data_dir)).origins
     peaks = tuple(one.peak for one in regions)
     return DatasetResult(tables, tuple(names), peaks, tuple(renewable), known, tuple(origins))
 
 
-def _store_dataset(data_dir: Path, dataset: Dataset) -> str:
-    """Write a dataset where it is missing. Returns its SHA-256."""
+def store_dataset(folder: Path, dataset: Dataset) -> str:
+    """Write a dataset below a control folder unless it is there; return its sha256."""
     sha256, content = to_bytes(dataset)
-    path = path_of(data_dir / "control", sha256)
+    path = path_of(folder, sha256)
     if not path.exists():
         atomic_write(path, content)
     return sha256
