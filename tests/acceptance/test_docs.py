@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
@@ -18,6 +19,7 @@ from coordinator.cli.app import app
 from tests.support.data_folder import build_all, commit, daily, shard
 from tests.support.pages import PAGES, ROOT, blocks, commands, name_of
 
+COMMAND = typer.main.get_command(app)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
@@ -39,7 +41,7 @@ def test_commands_parse(page: Path) -> None:
 
 def parse(words: list[str], what: str) -> None:
     """Parse the words with Typer, group by group; run nothing."""
-    command = typer.main.get_command(app)
+    command: Any = COMMAND
     name = "coordinator"
     while True:
         children = getattr(command, "commands", None)
