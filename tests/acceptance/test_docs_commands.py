@@ -10,15 +10,25 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
+from collections.abc import Iterable
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from coordinator.cli.app import app
+from coordinator.scheduling import events, records
+from coordinator.stages import runner
+from coordinator.stages.rollouts import stage as rollouts_stage
+from coordinator.stages.stage import Stage
+from coordinator.wire.exit_codes import ExitCode
 from scripts.dev import generate_docs, run_readme
 from tests.support.data_folder import build_all, commit, daily, shard
 from tests.support.pages import PAGES, ROOT, blocks, commands, name_of
+from worker.agent import handlers
 
 # Run as written, in a folder with series. Keys are written to a folder of the test.
 HERE = (
@@ -209,3 +219,24 @@ def test_output_is_compared_with_page() -> None:
     assert run_readme.missing_line(output, "rows 6\n") == "rows 6"
     assert run_readme.missing_line(output, "rows 5\n3 of 3 shards\n") == "3 of 3 shards"
     assert run_readme.missing_line(output, "3 shards in 1.5 s (12,000 rows/s), 5 requests\n")
+
+
+def test_example_stage_of_contributing_works() -> None:
+    """The classes of "Add a stage" fit the stage interface; their imports are those of the other stages."""
+    text = (ROOT / "docs" / "CONTRIBUTING.md").read_text().split("## Add a stage")[1].split("\n## ")[0]
+    code = [textwrap.dedent(block) for block in re.findall(r"^   ```py\n(.*?)^   ```$", text, re.MULTILINE | re.DOTALL)]
+    assert len(code) == 3
+    names: dict[str, Any] = dict(vars(rollouts_stage)) | {
+        name: value for module in (records, events, runner, handlers) for name, value in vars(module).items()
+    }
+    exec("from __future__ import annotations\n" + "\n".join(code), names | {"Iterable": Iterable}, names)
+    controller = names["PeaksController"]()
+    task = records.ephemeral_task("peaks/PACW", "peak", {"respondent": "PACW"}, ())
+    assert controller.on_task_done(events.TaskDone(task, 1, "w", 0.1, {"respondent": "PACW", "peak": 3000.0})) == ()
+    summary = names["PeaksSummary"](exit_code=ExitCode.DONE, status="done", message="", peaks=controller.peaks)
+    assert names["PeaksStage"]().describe(summary) == "PACW: highest demand 3,000 MWh"
+    assert names["PeaksDryRun"](("PACW",)).to_text() == "peaks: would read the series of PACW"
+    for method in ("options_from", "dry_run", "run", "describe"):
+        assert signature(getattr(names["PeaksStage"], method)).parameters.keys() == (
+            signature(getattr(Stage, method)).parameters.keys()
+        )
