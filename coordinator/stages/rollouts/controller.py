@@ -28,7 +28,7 @@ from coordinator.scheduling.scheduler import Scheduler
 from coordinator.scheduling.speculation import RunningLease, select_speculative_copies
 from coordinator.stages.display import Rendering
 from coordinator.stages.rollouts.learner_process import LearnerProcess
-from coordinator.stages.rollouts.view import ControlView, PlayerView, render
+from coordinator.stages.rollouts.view import ControlView, WorkerView, render
 from coordinator.stages.runner import StageController
 from coordinator.wire.failures import FailureKind
 from coordinator.wire.lease_kinds import LeaseKind
@@ -80,7 +80,7 @@ class RolloutController(StageController):
         self._lines: list[str] = []  # to show
         self._progress = Progress("start", 0, 0, {})
         self._figures: dict[str, float] = {}
-        self._players: tuple[PlayerView, ...] = ()
+        self._workers: tuple[WorkerView, ...] = ()
         self._leases = 0
         self._began = self._running = time.monotonic()  # `_running`: when the learner was last seen to run
         self._post: Callable[[Event | Weights], None]
@@ -254,12 +254,12 @@ class RolloutController(StageController):
             learner.kill()
 
     def _supervise_tasks(self, scheduler: Scheduler, now: float) -> None:
-        players = {
+        workers = {
             name: worker for name, worker in scheduler.workers.items() if LeaseKind.ROLLOUT in worker.registration.kinds
         }
-        self._players = tuple(
-            PlayerView(name, len(worker.held), self._results[name], now - worker.last_seen)
-            for name, worker in players.items()
+        self._workers = tuple(
+            WorkerView(name, len(worker.held), self._results[name], now - worker.last_seen)
+            for name, worker in workers.items()
         )
         running, waiting = [], False
         for name, number in list(self._number_of.items()):
@@ -274,13 +274,13 @@ class RolloutController(StageController):
             if task.state == "leased":
                 job.tasks[name] = job.tasks[name] or now
                 running.append(RunningLease(number, job.request.kind, now - job.tasks[name], task.worker))
-            elif job.digest or (task.spec.worker and task.spec.worker not in players):
+            elif job.digest or (task.spec.worker and task.spec.worker not in workers):
                 self._drop(name, job)
             else:
                 job.tasks[name] = 0.0
                 waiting = True
         self._leases = len(running)
-        idle = [] if waiting else [name for name, worker in players.items() if not worker.held]
+        idle = [] if waiting else [name for name, worker in workers.items() if not worker.held]
         settled = [number for number, job in self._pending.items() if job.speculated or job.digest]
         for number, worker in select_speculative_copies(running, self._durations, idle, settled):
             self._pending[number].speculated = True
@@ -314,7 +314,7 @@ class RolloutController(StageController):
                     issued_twice=self._speculated,
                     put_out=len(self._excluded),
                     elapsed_s=now - self._began,
-                    workers=self._players,
+                    workers=self._workers,
                 )
             )
 

@@ -14,7 +14,7 @@ from coordinator.stages.display import Rendering, clock
 
 
 @dataclass(frozen=True)
-class PlayerView:
+class WorkerView:
     """One row for each worker."""
 
     worker: str
@@ -35,7 +35,7 @@ class ControlView:
     issued_twice: int
     put_out: int  # workers
     elapsed_s: float
-    workers: tuple[PlayerView, ...]
+    workers: tuple[WorkerView, ...]
 
 
 def headline(view: ControlView) -> str:
