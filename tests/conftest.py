@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.support import single_threaded_blas
 from tests.support.eia_client import emulator, recorded
 from tests.support.program import coordinator, program, undisturbed
 
-__all__ = ["coordinator", "emulator", "program", "recorded", "undisturbed"]
+__all__ = ["coordinator", "emulator", "program", "recorded", "single_threaded_blas", "undisturbed"]
 
 MAX_WORKERS = 8
 

@@ -38,7 +38,7 @@ def arrays(heads: int = 2, kv_heads: int = 1, length: int = 8, dim: int = 4, dty
         ({"layout": "spiral"}, ra.LayoutError, "unknown"),
     ],
 )
-def test_rules_on_one_rank(change: dict, error: type[Exception], rule: str) -> None:
+def test_invalid_arguments_state_the_rule(change: dict, error: type[Exception], rule: str) -> None:
     q, k, v = arrays()
     given = {"q": q, "k": k, "v": v, "scale": 0.5} | change
     with pytest.raises(error, match=rule):
@@ -59,7 +59,7 @@ def test_compile_and_vmap_are_refused(transform) -> None:
         mx.eval(attend(*given))
 
 
-def test_every_rank_hears_of_it_and_the_ring_stays_usable() -> None:
+def test_mismatch_is_raised_on_every_rank_and_ring_stays_usable() -> None:
     script = Path(__file__).parents[2] / "support" / "ranks" / "mismatch.py"
     for lines in launch.run(2, [str(script)], timeout=60):
         seen = json.loads(lines[-1])

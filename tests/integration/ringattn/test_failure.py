@@ -1,4 +1,4 @@
-"""A rank that is killed, stopped or never started: a typed error on every other rank within its deadline, no hang."""
+"""A rank is killed, stopped or never started: every other rank raises a typed error within its deadline and does not hang."""
 
 import json
 import os
@@ -20,10 +20,10 @@ PYTHON = [sys.executable, SCRIPT]
 
 
 def run(n: int, victim: int, how: str, phase: str, hop: int, folder: Path, *, started: bool = True) -> dict[int, dict]:
-    """What every rank but the victim saw. The victim is ended by this test; the others must end by themselves."""
+    """Return the report of every rank but the victim. The test ends the victim; the others must end by themselves."""
     hosts = folder / "hosts.json"
     hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in launch.free_ports(n)]))
-    # Imports on a busy machine are no failure of the ring.
+    # Slow imports on a busy machine are not a failure of the ring.
     join = SLACK if started else DEADLINE
     arguments = [str(victim), how, phase, str(hop), str(DEADLINE), str(join)]
     processes = {
@@ -38,7 +38,7 @@ def run(n: int, victim: int, how: str, phase: str, hop: int, folder: Path, *, st
         if started or rank != victim
     }
     try:
-        # Far ranks learn of it only when nearer ones have given up: a deadline each, at the very worst.
+        # Distant ranks notice only after nearer ones: at worst a deadline each.
         limit = time.monotonic() + n * DEADLINE + SLACK
         seen = {}
         for rank, process in processes.items():
@@ -56,10 +56,10 @@ def run(n: int, victim: int, how: str, phase: str, hop: int, folder: Path, *, st
 
 def check(seen: dict[int, dict], n: int) -> None:
     assert len(seen) == n - 1
-    for rank, saw in seen.items():
-        assert saw["error"] in ("PeerLost", "PeerStalled"), (rank, saw)
-        assert saw["again"] == saw["error"]  # the group stays unusable, at once
-        assert saw["seconds"] < n * DEADLINE + SLACK
+    for rank, report in seen.items():
+        assert report["error"] in ("PeerLost", "PeerStalled"), (rank, report)
+        assert report["again"] == report["error"]  # the group stays unusable, at once
+        assert report["seconds"] < n * DEADLINE + SLACK
 
 
 def hops(n: int) -> list[tuple[str, int]]:
@@ -70,7 +70,7 @@ def hops(n: int) -> list[tuple[str, int]]:
 
 
 @pytest.mark.parametrize(("n", "how"), [(2, "kill"), (2, "stop"), (3, "kill"), (4, "stop")])
-def test_a_rank_that_fails_at_a_random_hop(n: int, how: str, tmp_path: Path) -> None:
+def test_rank_that_fails_at_a_random_hop(n: int, how: str, tmp_path: Path) -> None:
     phase, hop = random.choice(hops(n))
     seen = run(n, random.randrange(n), how, phase, hop, tmp_path)
     check(seen, n)
@@ -78,7 +78,7 @@ def test_a_rank_that_fails_at_a_random_hop(n: int, how: str, tmp_path: Path) -> 
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_every_hop(tmp_path: Path) -> None:
+def test_rank_that_fails_at_every_hop(tmp_path: Path) -> None:
     for n in (2, 3, 4):
         for phase, hop in hops(n):
             for how in ("kill", "stop"):
@@ -86,10 +86,11 @@ def test_every_hop(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("victim", [0, 2])
-def test_a_rank_that_never_starts(victim: int, tmp_path: Path) -> None:
+def test_rank_that_never_starts(victim: int, tmp_path: Path) -> None:
     seen = run(3, victim, "kill", "forward", 0, tmp_path, started=False)
     assert len(seen) == 2
     assert all(
-        saw["error"] in ("PeerStalled", "PeerLost") and saw["doing"] == "joining the ring" for saw in seen.values()
+        report["error"] in ("PeerStalled", "PeerLost") and report["doing"] == "joining the ring"
+        for report in seen.values()
     )
-    assert "PeerStalled" in {saw["error"] for saw in seen.values()}
+    assert "PeerStalled" in {report["error"] for report in seen.values()}

@@ -23,7 +23,7 @@ def script(folder: Path, text: str) -> str:
 def lives(pid: int) -> bool:
     try:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:  # also when it goes between two looks
+    except psutil.NoSuchProcess:  # also if it ends between two calls
         return False
 
 
@@ -52,7 +52,7 @@ def test_output_arguments_and_environment_by_rank(tmp_path: Path) -> None:
     assert sorted(echoed) == [(r, out[r][0]) for r in range(2)]
 
 
-def test_a_failed_rank_ends_the_others_and_is_named(tmp_path: Path) -> None:
+def test_failed_rank_is_named_and_ends_the_others(tmp_path: Path) -> None:
     path = script(
         tmp_path, "import os, sys, time\nif os.environ['MLX_RANK'] == '1': sys.exit('boom')\ntime.sleep(600)\n"
     )
@@ -88,22 +88,22 @@ def test_deadlines(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(
-    sys.platform != "linux", reason="a stopped rank outlives a killed starter where PDEATHSIG is missing"
+    sys.platform != "linux", reason="a stopped rank outlives a killed launcher where PDEATHSIG is missing"
 )
-def test_no_rank_outlives_a_killed_starter(tmp_path: Path) -> None:
+def test_no_rank_outlives_a_killed_launcher(tmp_path: Path) -> None:
     path = script(tmp_path, "import os, time\nprint(os.getpid())\ntime.sleep(600)\n")
-    starter = subprocess.Popen(
+    launcher = subprocess.Popen(
         [sys.executable, "-m", "ringattn.launch", "-n", "2", path], stdout=subprocess.PIPE, text=True
     )
-    assert starter.stdout is not None
-    pids = [int(starter.stdout.readline().split()[1]) for _ in range(2)]
+    assert launcher.stdout is not None
+    pids = [int(launcher.stdout.readline().split()[1]) for _ in range(2)]
     os.kill(pids[1], signal.SIGSTOP)
-    starter.kill()
-    starter.communicate()
+    launcher.kill()
+    launcher.communicate()
     assert gone(pids)
 
 
-def test_command_line_fails_when_a_rank_does(tmp_path: Path) -> None:
+def test_command_line_fails_if_a_rank_fails(tmp_path: Path) -> None:
     path = script(tmp_path, "import json\nprint(json.dumps({'rank': 'one'}))\nraise SystemExit(3)\n")
     done = subprocess.run([sys.executable, "-m", "ringattn.launch", "-n", "1", path], capture_output=True, text=True)
     assert done.returncode == 1

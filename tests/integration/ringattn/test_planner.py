@@ -1,4 +1,4 @@
-"""The planner's formulas against the schedule they stand for, and its command line with real measurements."""
+"""The planner's formulas against the schedule that they describe, and its command line with real measurements."""
 
 import json
 import subprocess
@@ -26,7 +26,7 @@ links = st.builds(Link, name=st.just("link"), bandwidth=st.floats(1e7, 1e11), la
 
 
 @given(shapes, links)
-def test_from_the_smallest_block_on_communication_hides(shape: Shape, link: Link) -> None:
+def test_communication_hides_from_the_smallest_block_up(shape: Shape, link: Link) -> None:
     block = planner.smallest_block(shape, SPEED, link)
     for hosts in (2, 4, 8):
         part = Shape(**{**vars(shape), "length": hosts * block})
@@ -36,7 +36,7 @@ def test_from_the_smallest_block_on_communication_hides(shape: Shape, link: Link
 
 
 @given(shapes, links, st.sampled_from([2, 4, 8, 16]))
-def test_a_ring_is_never_more_than_perfect_nor_better_on_a_slower_link(shape: Shape, link: Link, hosts: int) -> None:
+def test_efficiency_is_at_most_one_and_falls_on_a_slower_link(shape: Shape, link: Link, hosts: int) -> None:
     here = planner.efficiency(shape, SPEED, link, hosts)
     slower = Link("slower", link.bandwidth / 2, link.latency)
     assert 0 < planner.efficiency(shape, SPEED, slower, hosts) <= here + 1e-9 <= 1 + 2e-9
@@ -51,7 +51,7 @@ def test_kernel_slowed_by_exchanges_costs_no_more_than_that(shape: Shape, link: 
     assert free * (1 - 1e-9) <= slowed <= (free + (1 - share) * moving) * (1 + 1e-9)
 
 
-def test_on_a_link_that_never_hides_the_time_is_the_links() -> None:
+def test_step_on_a_slow_link_takes_the_time_of_its_transfers() -> None:
     shape, link = Shape(1024), Link("slow", 1e6, 0.0)
     _, backward, move, move_grad = planner.hop_seconds(shape, SPEED, link, 4)
     assert move > 10 * backward

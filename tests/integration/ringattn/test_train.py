@@ -9,16 +9,16 @@ from ringattn import launch
 SCRIPT = str(Path(__file__).parents[2] / "support" / "ranks" / "train.py")
 
 
-def weights(n: int, path: Path, *options: str) -> dict[str, np.ndarray]:
-    launch.run(n, [SCRIPT, str(path), *options], timeout=120)
-    with np.load(path) as saved:
-        return dict(saved)
+def weights(n: int, folder: Path, *variants: str) -> dict[str, dict[str, np.ndarray]]:
+    """Train each variant on one ring of n ranks; return the weights by variant."""
+    launch.run(n, [SCRIPT, str(folder), *variants], timeout=120)
+    return {variant: dict(np.load(folder / f"{variant}.npz")) for variant in variants}
 
 
 def test_weights_agree_at_any_number_of_ranks(tmp_path: Path) -> None:
-    alone = weights(1, tmp_path / "one.npz")
+    alone = weights(1, tmp_path, "plain")["plain"]
     assert max(np.abs(w).max() for w in alone.values()) > 0.1
-    for n, options in ((2, ()), (2, ("checkpoint",)), (4, ())):
-        ring = weights(n, tmp_path / "ring.npz", *options)
-        for name, weight in alone.items():
-            np.testing.assert_allclose(ring[name], weight, atol=1e-5, err_msg=f"{name} at {n} ranks {options}")
+    for n, variants in ((2, ("plain", "checkpoint")), (4, ("plain",))):
+        for variant, ring in weights(n, tmp_path, *variants).items():
+            for name, weight in alone.items():
+                np.testing.assert_allclose(ring[name], weight, atol=1e-5, err_msg=f"{name} at {n} ranks, {variant}")

@@ -1,4 +1,4 @@
-"""Forecasts from a checkpoint: leak-free through the whole model, ascending, and what `coordinator forecast` says of them."""
+"""Forecasts from a checkpoint: no information leaks from after the issue time; the command line and the table for control."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
@@ -17,26 +18,40 @@ from ingest.calendar import calendar_of
 from ingest.features import CONDITION, FEATURES, make_tokens
 from ringattn.layout import Layout
 from tests.unit.ingest.test_features import poisoned, series
+from worker.forecast.cli import main
 from worker.forecast.model.network import QUANTILES, Forecaster, ModelConfig
 from worker.forecast.predict import hours_of_issue
 from worker.training.data import build_local_batch, draw_pieces
 from worker.training.tokens import Normalisation, Period, Piece, TokenStore, token_rows
 
 ROOT = Path(__file__).resolve().parents[3]
+pytestmark = pytest.mark.xdist_group("training")  # shares the training of the fixture `alone`
 
 
 @pytest.fixture(scope="module")
 def trained(data: Path, alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The data folder as a training leaves it, with its run at the default place."""
+    """The data folder after a training, with the run in its default folder."""
     folder = tmp_path_factory.mktemp("trained") / "data"
     shutil.copytree(data, folder)
     shutil.copytree(alone, folder / "train")
     return folder
 
 
-def forecast(data: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "coordinator", "forecast", "--data", str(data), *flags]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+Forecast = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def forecast(trained: Path, capsys: pytest.CaptureFixture[str]) -> Forecast:
+    """Run the program in this process; return its exit code, stdout and stderr."""
+
+    def run(*flags: str) -> tuple[int, str, str]:
+        try:
+            code = main(["--data", str(trained), *flags])
+        except SystemExit as end:  # argparse
+            code = int(end.code or 0)
+        return (code, *capsys.readouterr())
+
+    return run
 
 
 def model() -> Forecaster:
@@ -48,7 +63,7 @@ def model() -> Forecaster:
 
 
 @pytest.mark.parametrize("day", [90, 137, 180])
-def test_forecasts_do_not_change_when_everything_after_the_issue_time_does(day: int) -> None:
+def test_forecasts_use_nothing_after_their_issue_time(day: int) -> None:
     clean = series(day)
     tokens = make_tokens("PACW", clean)
     calendar = tokens.calendar
@@ -79,7 +94,7 @@ def test_forecasts_do_not_change_when_everything_after_the_issue_time_does(day: 
     assert (np.diff(quantiles[0], axis=1) >= 0).all()
 
 
-def test_pieces_are_a_function_of_seed_and_step_and_always_hold_a_target() -> None:
+def test_pieces_depend_on_seed_and_step_and_have_a_target() -> None:
     rows = np.full((5000, len(FEATURES) + len(CONDITION) + 5), np.nan, np.float32)
     rows[3000:3005] = 1.0
     store = TokenStore(("PACW", "ERCO"), "DF", ((0, rows), (0, np.ones_like(rows))))
@@ -94,29 +109,37 @@ def test_pieces_are_a_function_of_seed_and_step_and_always_hold_a_target() -> No
     assert draw_pieces(store, period, 700, 3, 1, 1) != draw_pieces(store, period, 700, 3, 2, 1)
 
 
-def test_a_local_day_is_forecast_hour_by_hour(trained: Path) -> None:
-    done = forecast(trained, "--region", "pacw", "--issue", "2023-02-01T10", "--json")
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert [row["period"] for row in told["hours"]] == [f"2023-02-02T{h:02d}" for h in range(9, 24)] + [
+def test_local_day_is_forecast_hour_by_hour(forecast: Forecast) -> None:
+    code, out, err = forecast("--region", "pacw", "--issue", "2023-02-01T10", "--json")
+    assert code == 0, err
+    hours = json.loads(out)["hours"]
+    assert [row["period"] for row in hours] == [f"2023-02-02T{h:02d}" for h in range(9, 24)] + [
         f"2023-02-03T{h:02d}" for h in range(9)
     ]
-    for row in told["hours"]:
+    for row in hours:
         values = [row[f"q{level:g}"] for level in QUANTILES]
         assert values == sorted(values) and 1000 < values[3] < 6000
 
 
-def test_a_picture_and_a_table_for_people(trained: Path, tmp_path: Path) -> None:
+def test_coordinator_prints_a_table_and_draws_a_fan_chart(trained: Path, tmp_path: Path) -> None:
     plot = tmp_path / "fan.png"
-    done = forecast(trained, "--region", "ERCO", "--issue", "2023-02-01T10", "--plot", str(plot))
+    flags = ("--region", "ERCO", "--issue", "2023-02-01T10", "--plot", str(plot))
+    done = subprocess.run(
+        [sys.executable, "-m", "coordinator", "forecast", "--data", str(trained), *flags],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 0 and plot.read_bytes()[:4] == b"\x89PNG"
     assert len(done.stdout.splitlines()) == 26
 
 
-def test_the_table_for_control(trained: Path, tmp_path: Path) -> None:
+def test_table_for_control_has_every_hour(forecast: Forecast, tmp_path: Path) -> None:
     path = tmp_path / "table.parquet"
-    done = forecast(trained, "--table", str(path), "--period", "2023-02-01:2023-02-10", "--json")
-    assert done.returncode == 0 and json.loads(done.stdout)["rows"] == 480, done.stderr
+    code, out, err = forecast("--table", str(path), "--period", "2023-02-01:2023-02-10", "--json")
+    assert code == 0 and json.loads(out)["rows"] == 480, err
     table = pq.read_table(path)
     assert table.num_rows == 480
     assert set(table.column("respondent").to_pylist()) == {"PACW", "ERCO"}
@@ -136,12 +159,12 @@ def test_the_table_for_control(trained: Path, tmp_path: Path) -> None:
         (("--region", "PACW", "--issue", "2023-02-01T10", "--run", "nowhere"), "coordinator start --train"),
     ],
 )
-def test_wrong_questions_are_answered_with_what_to_do(trained: Path, flags: tuple[str, ...], words: str) -> None:
-    done = forecast(trained, *flags)
-    assert done.returncode == 2 and words in done.stderr, done.stderr
+def test_wrong_request_names_the_fix(forecast: Forecast, flags: tuple[str, ...], words: str) -> None:
+    code, _, err = forecast(*flags)
+    assert code == 2 and words in err, err
 
 
-def test_a_day_of_the_change_has_23_hours() -> None:
+def test_days_of_clock_changes_have_23_and_25_hours() -> None:
     assert (lambda p: p.last - p.first + 1)(hours_of_issue("PACW", "2024-03-09T10")) == 23
     period = hours_of_issue("PACW", "2024-11-02T10")
     assert period.last - period.first + 1 == 25

@@ -1,21 +1,47 @@
-"""worker/train.py from outside: alone and on rings, stopped and resumed, and with what users do wrong."""
+"""Training from outside: alone and on rings, stopped and resumed, and with users' mistakes."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
 
-from ringattn import LoadBalancer, launch
+from ringattn import LoadBalancer, launch, process_group
 from tests.support.training_data import ROOT, SMALL, TRAIN, environment, train
 from worker.forecast.model import checkpoint
+from worker.training.cli import main
+from worker.training.config import parse
+
+pytestmark = pytest.mark.xdist_group("training")  # shares the training of the fixture `alone`
+
+Rejects = Callable[..., str]
+
+
+@pytest.fixture
+def rejects(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Rejects]:
+    """Run the program in this process with settings that it refuses before the first step; return its stderr."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    monkeypatch.setattr(process_group, "_joined", None)
+    monkeypatch.setenv("RINGATTN_TIMEOUT", "60")
+
+    def run(*flags: str, data: Path = data, run: Path = tmp_path / "run") -> str:
+        assert main(["--data", str(data), "--run", str(run), *SMALL, *flags]) == 2
+        return capsys.readouterr().err
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def losses(run: Path) -> list[float]:
@@ -33,10 +59,11 @@ def weights(run: Path, step: int) -> dict[str, Any]:
     return {name: np.array(x) for name, x in flat}
 
 
-def test_a_run_leaves_what_it_says(alone: Path) -> None:
+def test_run_leaves_result_heartbeats_and_checkpoints(alone: Path) -> None:
     result = json.loads((alone / "result.json").read_text())
     assert result["sha256"] == checkpoint.fingerprint(alone / result["checkpoint"])
     assert result["respondents"] == ["ERCO", "PACW"]
+    assert json.loads((alone / "config.json").read_text())["steps"] == 8
     beats = [json.loads(line) for line in (alone.parent / "beats").read_text().splitlines()]
     assert beats[0]["phase"] == "start" and beats[-1]["phase"] == "end"
     assert [beat["step"] for beat in beats if beat["phase"] == "step"] == list(range(1, 9))
@@ -44,115 +71,103 @@ def test_a_run_leaves_what_it_says(alone: Path) -> None:
     assert kept[-2:] == ["000006", "000008"] and f"{result['best_step']:06d}" in kept
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_a_ring_has_the_same_loss_curve(data: Path, alone: Path, tmp_path: Path, ranks: int) -> None:
+def test_ring_of_three_has_the_same_loss_curve(data: Path, alone: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    command = [TRAIN, "--data", str(data), "--run", str(run), *SMALL, "--steps", "8"]
-    launch.run(ranks, command, timeout=120)
+    launch.run(3, [TRAIN, "--data", str(data), "--run", str(run), *SMALL, "--steps", "8"], timeout=120)
     np.testing.assert_allclose(losses(run), losses(alone), rtol=1e-4)
 
 
-def test_a_slow_rank_gets_fewer_tokens_and_the_loss_curve_stays(data: Path, alone: Path, tmp_path: Path) -> None:
-    """Whoever reads metrics.jsonl can say why: the shares follow from the busy seconds that stand beside them."""
+def test_slow_rank_gets_fewer_tokens_and_loss_curve_is_unchanged(data: Path, alone: Path, tmp_path: Path) -> None:
+    """metrics.jsonl explains the shares: they follow from the busy seconds in the same lines."""
     run = tmp_path / "run"
-    command = [
-        str(ROOT / "scripts" / "bench" / "slow_rank.py"),
-        "1",
-        "30",
-        "--data",
-        str(data),
-        "--run",
-        str(run),
-        *SMALL,
-    ]
-    said, _ = launch.run(2, [*command, "--steps", "8"], timeout=120)
+    slow_rank = [str(ROOT / "scripts" / "bench" / "slow_rank.py"), "1", "30"]
+    stderr, _ = launch.run(2, [*slow_rank, "--data", str(data), "--run", str(run), *SMALL, "--steps", "8"], timeout=120)
     lines, plain = ([json.loads(line) for line in (x / "metrics.jsonl").read_text().splitlines()] for x in (run, alone))
-    shares = LoadBalancer("zigzag", 2)
+    balancer = LoadBalancer("zigzag", 2)
     for line in (line for line in lines if "loss" in line):
-        assert line["shares"] == list(shares.weights)
-        shares.record_step(line["busy"])
+        assert line["shares"] == list(balancer.weights)
+        balancer.record_step(line["busy"])
     first, last = (line["shares"] for line in (lines[0], lines[-2]))
     assert first == [1.0, 1.0] and last[0] > 1.2 and last[1] < 0.8
-    assert any(line.startswith("step 7: rebalanced the sequence by rank speed: ") for line in said), said
+    assert any(line.startswith("step 7: rebalanced the sequence by rank speed: ") for line in stderr), stderr
     np.testing.assert_allclose(losses(run), losses(alone), rtol=1e-4)
     assert lines[-1]["skill"] == pytest.approx(plain[-1]["skill"], abs=1e-4)
 
 
-def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(data: Path, alone: Path, tmp_path: Path) -> None:
+def test_interrupted_run_resumes_with_the_same_bits(data: Path, alone: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = [TRAIN, "--data", str(data), "--run", str(run), *SMALL, "--steps", "8"]
     process = subprocess.Popen(
         command, env=environment(), cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     )
     assert process.stderr is not None
-    for line in process.stderr:  # the first step's line comes at once
-        if line.startswith("step 1:"):
+    for line in process.stderr:
+        if line.startswith("step 1:"):  # printed without delay
             process.send_signal(signal.SIGINT)
             break
     rest = process.stderr.read()
     code = process.wait(60)
     if code == 0:
-        pytest.skip("it had ended before the signal came")
+        pytest.skip("the run ended before the signal arrived")
     assert code == 130 and "Press Ctrl-C again" in rest and "Run the same command to resume" in rest
     done = train(data, run, "--steps", "8")
     assert done.returncode == 0 and "resuming from step" in done.stderr
     assert losses(run) == losses(alone)
+    assert_same_weights(run, alone)
+
+
+def assert_same_weights(run: Path, alone: Path) -> None:
     one, two = weights(run, 8), weights(alone, 8)
     assert one.keys() == two.keys()
     for name in one:
         np.testing.assert_array_equal(one[name], two[name], err_msg=name)
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_said(data: Path, alone: Path, tmp_path: Path) -> None:
+def test_damaged_checkpoint_is_skipped_and_reported(data: Path, alone: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    assert train(data, run, "--steps", "6").returncode == 0
-    newest = run / "checkpoints" / "000006" / "weights.safetensors"
+    shutil.copytree(alone, run)
+    newest = run / "checkpoints" / "000008" / "weights.safetensors"
     newest.write_bytes(newest.read_bytes()[:-8])
     done = train(data, run, "--steps", "8")
     assert done.returncode == 0, done.stderr
-    assert "skipped a checkpoint" in done.stderr and "resuming from step 4" in done.stderr
+    assert "skipped a checkpoint" in done.stderr and "resuming from step 6" in done.stderr
+    assert_same_weights(run, alone)
 
 
 def test_mlx_launch_with_a_hostfile(data: Path, alone: Path, tmp_path: Path) -> None:
-    """`mlx.launch --hostfile hostfiles/local2.json worker/train.py` as a user writes it, with flags behind it."""
+    """`mlx.launch --hostfile hostfiles/local2.json worker/train.py`, as a user writes it, followed by flags."""
     run = tmp_path / "run"
-    program = (
-        str(Path(sys.executable).parent / "mlx.launch"),
-        "--hostfile",
-        "hostfiles/local2.json",
-        "worker/train.py",
-    )
+    launcher = str(Path(sys.executable).parent / "mlx.launch")
+    program = (launcher, "--hostfile", "hostfiles/local2.json", "worker/train.py")
     done = train(data, run, "--steps", "8", program=program)
-    assert (run / "result.json").exists(), done.stderr  # mlx.launch's exit code says nothing
+    assert (run / "result.json").exists(), done.stderr  # mlx.launch exits with 0 also when ranks fail
     np.testing.assert_allclose(losses(run), losses(alone), rtol=1e-4)
 
 
-def test_missing_series_name_the_command_that_makes_them(tmp_path: Path) -> None:
-    done = train(tmp_path / "nothing", tmp_path / "run")
-    assert done.returncode == 2 and "coordinator start --extract" in done.stderr
+def test_missing_series_name_the_command_that_makes_them(rejects: Rejects, tmp_path: Path) -> None:
+    assert "coordinator start --extract" in rejects(data=tmp_path / "nothing")
+    error = rejects("--respondents", "ERCO,MISO")
+    assert "MISO" in error and "coordinator start --extract" in error
 
 
-def test_a_respondent_that_is_not_there(data: Path, tmp_path: Path) -> None:
-    done = train(data, tmp_path / "run", "--respondents", "ERCO,MISO")
-    assert done.returncode == 2 and "MISO" in done.stderr and "coordinator start --extract" in done.stderr
-
-
-def test_a_checkpoint_of_another_shape(data: Path, alone: Path) -> None:
-    done = train(data, alone, "--steps", "9", "--dim", "32")
-    assert done.returncode == 2 and "another model" in done.stderr and "--run" in done.stderr
+def test_checkpoint_of_another_shape_is_refused(rejects: Rejects, alone: Path) -> None:
+    error = rejects("--steps", "9", "--dim", "32", run=alone)
+    assert "another model" in error and "--run" in error
     assert len(losses(alone)) == 8
 
 
-def test_a_wrong_hostfile_and_a_busy_port(data: Path, tmp_path: Path) -> None:
+def test_wrong_hostfile_and_busy_port_are_named(
+    rejects: Rejects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hosts = tmp_path / "hosts.json"
     hosts.write_text("{}")
-    done = train(data, tmp_path / "run", MLX_RANK="0", MLX_HOSTFILE=str(hosts))
-    assert done.returncode == 2 and "MLX_RANK is 0 but the file lists 0 hosts" in done.stderr
+    monkeypatch.setenv("MLX_RANK", "0")
+    monkeypatch.setenv("MLX_HOSTFILE", str(hosts))
+    assert "MLX_RANK is 0 but the file lists 0 hosts" in rejects()
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = busy.getsockname()[1]
         hosts.write_text(json.dumps([[f"127.0.0.1:{port}"], ["127.0.0.1:1"]]))
-        done = train(data, tmp_path / "run", MLX_RANK="0", MLX_HOSTFILE=str(hosts))
-    assert done.returncode == 2 and f"cannot listen on 127.0.0.1:{port}" in done.stderr
+        assert f"cannot listen on 127.0.0.1:{port}" in rejects()
 
 
 @pytest.mark.parametrize(
@@ -165,17 +180,23 @@ def test_a_wrong_hostfile_and_a_busy_port(data: Path, tmp_path: Path) -> None:
         (("--config", "nowhere.toml"), "nowhere.toml"),
     ],
 )
-def test_wrong_settings_say_what_would_be_right(data: Path, tmp_path: Path, flags: tuple[str, ...], words: str) -> None:
-    done = train(data, tmp_path / "run", *flags)
-    assert done.returncode == 2 and words in done.stderr, done.stderr
+def test_wrong_setting_names_what_is_valid(rejects: Rejects, flags: tuple[str, ...], words: str) -> None:
+    assert words in rejects(*flags)
 
 
-def test_settings_come_from_a_file_and_flags_win(data: Path, tmp_path: Path) -> None:
+def test_wrong_setting_exits_with_usage_code(data: Path, tmp_path: Path) -> None:
+    done = train(data, tmp_path / "run", "--steps", "many")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_flags_override_the_settings_file(tmp_path: Path) -> None:
     file = tmp_path / "train.toml"
     file.write_text('steps = 2\nrespondents = ["PACW"]\nlearning_rate = 1e-4\nseed = 7\n')
-    done = train(data, tmp_path / "run", "--config", str(file), "--seed", "8")
-    assert done.returncode == 0, done.stderr
-    config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert (config["steps"], config["respondents"], config["learning_rate"], config["seed"]) == (2, ["PACW"], 1e-4, 8)
+    config = parse(["--config", str(file), "--seed", "8"])
+    assert (config.steps, config.respondents, config.learning_rate, config.seed) == (2, ("PACW",), 1e-4, 8)
+
+
+def test_unknown_setting_is_named(rejects: Rejects, tmp_path: Path) -> None:
+    file = tmp_path / "train.toml"
     file.write_text("stepps = 2\n")
-    assert "unknown setting 'stepps'" in train(data, tmp_path / "other", "--config", str(file)).stderr
+    assert "unknown setting 'stepps'" in rejects("--config", str(file))

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
@@ -11,8 +12,13 @@ import oracle  # type: ignore[import-not-found]  # a rank's path starts at this 
 import ringattn as ra
 
 
-def errors(case: dict, rank: int, size: int) -> list[float]:
-    """Largest error of o, dq, dk, dv on this rank's tokens, relative to the largest value where that is above 1."""
+def prepare(case: dict, size: int) -> Callable[[], list[float]]:
+    """Draw a case's inputs and compute its oracle.
+
+    Returns:
+        A function that runs the ring and returns the largest errors of o, dq, dk, dv on this rank's tokens, relative to the
+        largest value where that is above 1.
+    """
     rng = np.random.default_rng(case["seed"])
     batch, kv_heads, dim, length = case.get("batch", 2), case.get("kv_heads", 1), case.get("dim", 8), case["length"]
     dtype = getattr(mx, case.get("dtype", "float32"))
@@ -48,17 +54,21 @@ def errors(case: dict, rank: int, size: int) -> list[float]:
         )
         return (o.astype(mx.float32) * local[3].astype(mx.float32)).sum(), o
 
-    # The inputs are themselves results of a traced graph, as in a model.
-    (_, o), grads = mx.value_and_grad(lambda *x: loss(*(y * 1 for y in x)), argnums=(0, 1, 2))(*local[:3])
-    got = [np.array(x.astype(mx.float32)) for x in (o, *grads)]
-    pairs = zip(got, (x[:, :, here] for x in wanted), strict=True)
-    return [float(np.abs(g - w).max() / max(1.0, np.abs(w).max())) for g, w in pairs]
+    def run() -> list[float]:
+        # The inputs are themselves results of a traced graph, as in a model.
+        (_, o), grads = mx.value_and_grad(lambda *x: loss(*(y * 1 for y in x)), argnums=(0, 1, 2))(*local[:3])
+        got = [np.array(x.astype(mx.float32)) for x in (o, *grads)]
+        pairs = zip(got, (x[:, :, here] for x in wanted), strict=True)
+        return [float(np.abs(g - w).max() / max(1.0, np.abs(w).max())) for g, w in pairs]
+
+    return run
 
 
 def main() -> None:
     group = ra.init()
-    cases = json.loads(Path(sys.argv[1]).read_text())
-    print(json.dumps([errors(case, group.rank(), group.size()) for case in cases]))
+    # All oracles come first: a rank that waits for another one's oracle keeps a core busy.
+    runs = [prepare(case, group.size()) for case in json.loads(Path(sys.argv[1]).read_text())]
+    print(json.dumps([run() for run in runs]))
 
 
 main()

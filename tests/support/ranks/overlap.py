@@ -1,11 +1,13 @@
-"""A rank of two with a kernel and a link of known speed: `pace.py overlap` or `pace.py weights`; prints its times as JSON.
+"""A rank of two that shows overlap: `overlap.py events`, `overlap.py times` or `overlap.py weights`; prints JSON.
 
-The kernel sleeps as long as its visible pairs would take, so the times do not depend on how busy the machine is.
+events: a kernel that returns only when all posted exchanges are complete. times, weights: a kernel and a link of known speed; the kernel
+sleeps as long as its visible pairs would take, so the times do not depend on how busy the machine is.
 """
 
 import json
 import sys
 import time
+from typing import Any
 
 import mlx.core as mx
 
@@ -16,8 +18,43 @@ PAIRS_PER_SECOND = 2e6
 LENGTH = 2048
 
 
+class Recorder:
+    """The ring's transport, with a list of the exchanges that were posted."""
+
+    def __init__(self, inner: ra.MlxTransport) -> None:
+        self.inner, self.posted = inner, list[Any]()
+        self.rank, self.size, self.all_gather = inner.rank, inner.size, inner.all_gather
+
+    def shift(self, shift, doing: str):
+        self.posted.append(self.inner.shift(shift, doing))
+        return self.posted[-1]
+
+
+class Patient:
+    """A kernel with zeros for results, whose computation ends only when all posted exchanges are complete."""
+
+    name = "patient"
+
+    def __init__(self, transport: Recorder) -> None:
+        self.transport, self.overlapped = transport, set[int]()
+
+    def _await_exchanges(self) -> None:
+        for index, ticket in enumerate(self.transport.posted):
+            if index not in self.overlapped:
+                assert ticket.done.wait(30), f"exchange {index} makes no progress during computation"
+                self.overlapped.add(index)
+
+    def forward(self, q, k, v, block, *, scale):
+        self._await_exchanges()
+        return mx.zeros(q.shape), mx.zeros(q.shape[:3])
+
+    def backward(self, q, k, v, do, lse, delta, block, *, scale):
+        self._await_exchanges()
+        return mx.zeros(q.shape), mx.zeros(k.shape), mx.zeros(v.shape)
+
+
 class Paced:
-    """The native kernel's seam with zeros for results, and with the time that the work would take."""
+    """A kernel with zeros for results, which takes the time that the work would take."""
 
     name = "paced"
 
@@ -41,12 +78,13 @@ class Paced:
         return mx.zeros(q.shape), mx.zeros(k.shape), mx.zeros(v.shape)
 
 
-def timed(layout: str | ra.Layout, transport: ra.Transport, speed: float) -> list[ra.HopTime]:
+def step(layout: str | ra.Layout, transport: ra.Transport, kernel: kernels.Kernel) -> list[ra.HopTime]:
+    """Run one forward and backward pass; return its hops."""
     x = ra.shard(mx.zeros((1, 1, LENGTH, 4)), 2, layout=layout)
 
     def loss(x: mx.array) -> mx.array:
         o = ra.ring_attention(
-            x, x, x, scale=1.0, mask="causal", layout=layout, group=transport, kernel=Paced(speed), timeout=60
+            x, x, x, scale=1.0, mask="causal", layout=layout, group=transport, kernel=kernel, timeout=60
         )
         return o.sum()
 
@@ -56,24 +94,30 @@ def timed(layout: str | ra.Layout, transport: ra.Transport, speed: float) -> lis
 
 
 def total(hops: list[ra.HopTime]) -> float:
-    """Seconds from the moment when both ranks were there."""
+    """Return the seconds from the moment at which both ranks take part."""
     return sum(hop.compute + hop.wait for hop in hops if hop.phase != "agree")
 
 
 def main() -> None:
     group = ra.init()
     plain = ra.MlxTransport(group)
+    if sys.argv[1] == "events":
+        recorder = Recorder(plain)
+        kernel = Patient(recorder)
+        step("zigzag", recorder, kernel)
+        print(json.dumps({"exchanges": len(recorder.posted), "overlapped": len(kernel.overlapped)}))
+        return
     if sys.argv[1] == "weights":
-        speed = (1.0, 0.5)[group.rank()]
-        equal, weighted = (total(timed(how, plain, speed)) for how in ("zigzag", ra.weighted_zigzag([1.0, 0.5])))
+        slowed = Paced((1.0, 0.5)[group.rank()])
+        equal, weighted = (total(step(how, plain, slowed)) for how in ("zigzag", ra.weighted_zigzag([1.0, 0.5])))
         print(json.dumps({"equal": equal, "weighted": weighted}))
         return
-    compute = sum(hop.compute for hop in timed("zigzag", plain, 1.0))
+    compute = sum(hop.compute for hop in step("zigzag", plain, Paced(1.0)))
     # The backward computes as long as the forward here, and sends K, V and then as much again of gradients: three
     # exchanges in all, of which this link lets each take 0.8 of a forward's own block.
     nbytes = 2 * LENGTH // 2 * 4 * 4
     exchange = 0.8 * compute / 4 / 2
-    hops = timed("zigzag", ra.ThrottledTransport(plain, bandwidth=nbytes / exchange), 1.0)
+    hops = step("zigzag", ra.ThrottledTransport(plain, bandwidth=nbytes / exchange), Paced(1.0))
     print(json.dumps({"compute": sum(h.compute for h in hops), "communication": 3 * exchange, "total": total(hops)}))
 
 

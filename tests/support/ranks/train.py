@@ -1,9 +1,11 @@
-"""A rank that trains a small model for ten AdamW steps on a sharded sequence: `train.py weights.npz [checkpoint]`.
+"""A rank that trains a small model for ten AdamW steps on a sharded sequence: `train.py FOLDER VARIANT…`.
 
-The invariant: the same weights at any number of ranks. Loss sums over local tokens, gradients are summed over ranks.
+Variants are "plain" and "checkpoint" (mx.checkpoint around the attention); the weights go to FOLDER/VARIANT.npz. The invariant:
+the same weights at any number of ranks. Losses are sums over local tokens, gradients are summed over ranks.
 """
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -39,10 +41,9 @@ class Model(nn.Module):
         return x + self.out(self.attend(self.qkv(x)))
 
 
-def main() -> None:
-    group = ra.init()
+def train(group: mx.distributed.Group, variant: str) -> None:
     mx.random.seed(0)
-    model = Model("checkpoint" in sys.argv[2:])
+    model = Model(variant == "checkpoint")
     x, target = (mx.random.normal((2, LENGTH, DIM)) for _ in range(2))
     x, target, positions = ra.shard(x, 1), ra.shard(target, 1), ra.positions(LENGTH)
     optimizer = optim.AdamW(learning_rate=1e-2)
@@ -63,7 +64,13 @@ def main() -> None:
     if group.rank() == 0:
         trained: list[tuple[str, mx.array]] = [*tree_flatten(model.parameters())]
         weights: dict[str, Any] = {name: np.array(w) for name, w in trained}
-        np.savez(sys.argv[1], **weights)
+        np.savez(Path(sys.argv[1]) / f"{variant}.npz", **weights)
+
+
+def main() -> None:
+    group = ra.init()
+    for variant in sys.argv[2:]:
+        train(group, variant)
 
 
 main()

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from ringattn.kernels import Block, Kernel, available, mlx_tiled, select
 from ringattn.kernels.native import NativeKernel, isas
 
-TOLERANCE = 2e-5  # absolute, plus the same relative; arithmetic is fp32 but for bf16 by dot products
-HALF_UNIT = 2.0**-8  # what rounding to bf16 changes, relative
+TOLERANCE = 2e-5  # absolute, plus the same relative; arithmetic is fp32 except bf16 by dot products
+HALF_UNIT = 2.0**-8  # relative error of rounding to bf16
 
 
 def native_isas() -> list[str]:
@@ -48,7 +48,7 @@ class Case:
     segments: int = 0
     dtype: mx.Dtype = mx.float32
     shuffled: bool = False
-    leap: int = 0  # between the two runs of positions, as zigzag has them
+    leap: int = 0  # between two runs of positions, as in zigzag
     batch: int = 2
     seed: int = 0
 
@@ -82,7 +82,7 @@ def draw(case: Case) -> tuple[list[mx.array], Block]:
 
 
 def sees(block: Block) -> np.ndarray:
-    """The mask's definition, written apart from the library's: [B or 1, 1, Tq, Tk]."""
+    """The mask's definition, independent of the library's: [B or 1, 1, Tq, Tk]."""
     gap = block.q_pos[:, None].astype(int) - block.k_pos[None, :].astype(int)
     mask = np.ones_like(gap, dtype=bool)
     if block.causal:
@@ -119,7 +119,7 @@ def oracle(arrays: list[mx.array], block: Block, scale: float) -> dict[str, np.n
         "dk": by_kv_head(ds.swapaxes(-1, -2) @ q),
         "dv": by_kv_head(p.swapaxes(-1, -2) @ do),
         "delta": delta,
-        # What P and dS, rounded to bf16, can change.
+        # Error bounds of rounding P and dS to bf16.
         "o by": HALF_UNIT * p @ abs(values),
         "lse by": np.zeros_like(lse),
         "dq by": HALF_UNIT * abs(ds) @ abs(keys),
@@ -174,8 +174,8 @@ def test_matches_fp64_at_odd_lengths(kernel: Kernel, mask: str, q_len: int, k_le
 
 
 @pytest.mark.parametrize("mask", MASKS)
-def test_matches_fp64_where_positions_leap(kernel: Kernel, mask: str) -> None:
-    """Tiles begin anew at a zigzag's second chunk, and stop at the last column that a row of them sees (64 of 192)."""
+def test_matches_fp64_with_two_runs_of_positions(kernel: Kernel, mask: str) -> None:
+    """A new tile begins at zigzag's second chunk; a tile ends at the last column that a row of it sees (64 of 192)."""
     for q_len, k_len, leap in ((300, 500, 1000), (64, 192, 0), (97, 97, 200), (192, 400, 150)):
         for dtype in (mx.float32, mx.bfloat16):
             assert_exact(Case(q_len=q_len, k_len=k_len, leap=leap, dtype=dtype, batch=1, **MASKS[mask]), kernel)
@@ -217,12 +217,12 @@ CASES = st.builds(
 @pytest.mark.parametrize("name", [n for n in KERNEL_NAMES if n != "native-portable"])
 @given(case=CASES)
 @settings(max_examples=15)
-def test_matches_fp64_on_drawn_blocks(name: str, case: Case) -> None:
+def test_matches_fp64_on_random_blocks(name: str, case: Case) -> None:
     assert_exact(case, make(name))
 
 
 def test_blocks_merge_to_the_whole(kernel: Kernel) -> None:
-    """What the ring does: forward merged by log-sum-exp, backward summed with the global log-sum-exp."""
+    """As the ring does: merge forward by log-sum-exp, sum backward with the global log-sum-exp."""
     case = Case(causal=True, group=2, dim=32)
     (q, k, v, do), block = draw(case)
     truth = oracle([q, k, v, do], block, case.scale)
@@ -252,7 +252,7 @@ def test_rows_that_see_no_key_are_zero(kernel: Kernel) -> None:
     o, lse = kernel.forward(q, k, v, later, scale=1.0)
     assert not np.array(o).any()
     assert (np.array(lse) == -np.inf).all()
-    for mask in (later, block):  # also where only the global log-sum-exp says that nothing is visible
+    for mask in (later, block):  # also where only the global log-sum-exp shows that no key is visible
         grads = kernel.backward(q, k, v, do, lse, mx.zeros(lse.shape), mask, scale=1.0)
         assert all(not np.array(g).any() for g in grads)
 

@@ -44,7 +44,7 @@ def test_same_bits_for_any_number_of_threads(heads: tuple[int, int]) -> None:
 
 
 @needs_native
-def test_threads_come_from_argument_then_environment_then_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_thread_count_is_argument_then_environment_then_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RINGATTN_THREADS", "3")
     assert native.default_threads() == 3
     monkeypatch.delenv("RINGATTN_THREADS")
@@ -60,7 +60,7 @@ def test_fma_peak_grows_with_work_done() -> None:
 
 
 @needs_native
-def test_an_isa_that_disagrees_is_warned_about_and_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_isa_that_fails_parity_check_is_skipped_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = list(isas())[:2]
     monkeypatch.setattr(native, "_parity_error", lambda isa: 1.0 if isa == first else 0.0)
     best_isa.cache_clear()
@@ -78,7 +78,7 @@ def test_parity_check_sees_a_difference() -> None:
 
 
 @needs_native
-def test_an_isa_that_is_not_here_is_named() -> None:
+def test_missing_isa_is_named() -> None:
     with pytest.raises(KernelError, match="'sve2'"):
         NativeKernel(isa="sve2")
 
@@ -111,7 +111,7 @@ def test_memory_is_not_quadratic(name: str, length: int) -> None:
     assert int(out.stdout) < 0.3 * scores_kb
 
 
-def test_argument_then_environment_then_best(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernel_is_argument_then_environment_then_best(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RINGATTN_KERNEL", raising=False)
     best = "native" if available()["native"] is None else "mlx"
     assert select(device=mx.Device(mx.cpu)).name == best
@@ -121,12 +121,12 @@ def test_argument_then_environment_then_best(monkeypatch: pytest.MonkeyPatch) ->
     assert select("mlx").name == "mlx"
 
 
-def test_unknown_kernel_lists_what_there_is() -> None:
+def test_unknown_kernel_lists_available_ones() -> None:
     with pytest.raises(KernelError, match=r"'cuda'.*no kernel has this name.*mlx: usable"):
         select("cuda")
 
 
-def test_without_the_library_the_reason_and_the_way_to_build_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_library_states_how_to_build_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ringattn.kernels._made", {})
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     native.library.cache_clear()
@@ -144,7 +144,7 @@ def test_without_the_library_the_reason_and_the_way_to_build_it(monkeypatch: pyt
 
 
 @pytest.mark.parametrize("name", [n for n, why in available().items() if why is None])
-def test_inputs_that_break_a_rule(name: str) -> None:
+def test_invalid_inputs_are_refused(name: str) -> None:
     kernel, q, k, mask = select(name), normal(1, 4, 5, 8), normal(1, 2, 6, 8), block(5, 6)
     for bad in (
         (q[0], k, k, mask),
@@ -163,7 +163,7 @@ def test_inputs_that_break_a_rule(name: str) -> None:
 
 
 @needs_native
-def test_native_rules_of_its_own() -> None:
+def test_native_kernel_limits_are_checked() -> None:
     kernel, wide = NativeKernel(), normal(1, 1, 2, 257)
     with pytest.raises(ShapeError, match="256"):
         kernel.forward(wide, wide, wide, block(2, 2), scale=1.0)
@@ -173,7 +173,7 @@ def test_native_rules_of_its_own() -> None:
 
 
 @pytest.mark.long
-def test_install_without_a_compiler_goes_on_and_with_one_builds(tmp_path: Path) -> None:
+def test_install_succeeds_without_compiler_and_builds_with_one(tmp_path: Path) -> None:
     uv = shutil.which("uv")
     if uv is None:
         pytest.skip("uv is not on the path")

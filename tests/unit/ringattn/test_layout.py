@@ -1,4 +1,4 @@
-"""Layouts partition the sequence, shard and unshard invert each other, and zigzag's shares are its work."""
+"""Layouts partition the sequence, shard and unshard invert each other, and zigzag's shares are proportional to its work."""
 
 import hypothesis.strategies as st
 import mlx.core as mx
@@ -48,6 +48,10 @@ def test_causal_work_of_weighted_zigzag_follows_the_speeds(speeds: list[float]) 
     work = [(layout.local_positions(how, total, size, r).astype(np.float64) + 1).sum() for r in range(size)]
     time = np.array(work) / np.array(speeds)
     assert time.max() / time.min() < 1.01
+    equal = [(layout.local_positions("zigzag", total, size, r).astype(np.float64) + 1).sum() for r in range(size)]
+    assert (
+        time.max() < 1.01 * (np.array(equal) / np.array(speeds)).max()
+    )  # a step is never slower than with equal shares
 
 
 def test_shard_and_unshard_on_one_rank() -> None:
@@ -66,6 +70,6 @@ def test_shard_and_unshard_on_one_rank() -> None:
         (lambda: layout.runs("contiguous", 3, 4), "fewer ranks"),
     ],
 )
-def test_rules_are_stated(make, rule: str) -> None:
+def test_invalid_layouts_state_the_rule(make, rule: str) -> None:
     with pytest.raises(ra.LayoutError, match=rule):
         make()

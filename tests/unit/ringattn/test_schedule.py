@@ -1,4 +1,4 @@
-"""The schedule is proved for any needs, skips what nobody needs, and its verifier catches broken tables."""
+"""Schedules are verified for any needs, send only needed blocks, and the verifier catches broken tables."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ def matrices(draw: st.DrawFn) -> tuple[tuple[bool, ...], ...]:
 
 
 @given(matrices())
-def test_any_needs_have_a_proved_schedule(needs: tuple[tuple[bool, ...], ...]) -> None:
+def test_any_needs_have_a_verified_schedule(needs: tuple[tuple[bool, ...], ...]) -> None:
     schedule.verify(schedule.forward(needs), needs, gradients=False)
     schedule.verify(schedule.backward(needs), needs, gradients=True)
 
@@ -70,7 +70,7 @@ def sends(tables, kind: str) -> int:
     return sum(1 for t in tables for hop in t if getattr(hop, kind) and getattr(hop, kind).send is not None)
 
 
-def test_a_window_on_contiguous_skips_the_hops_it_makes_needless() -> None:
+def test_window_on_contiguous_layout_skips_hops() -> None:
     forward, backward = schedule.forward(band(8, 1)), schedule.backward(band(8, 1))
     assert len(forward[0]) == 2
     assert sends(forward, "kv") == sends(backward, "kv") == 7
@@ -103,13 +103,13 @@ def edited(tables, rank: int, hop: int, **changes):
         (1, 1, {"kv": Exchange(2, 2, 2, 0)}, "without holding it"),
     ],
 )
-def test_the_verifier_catches_broken_tables(rank: int, hop: int, changes: dict, finding: str) -> None:
+def test_verifier_catches_broken_tables(rank: int, hop: int, changes: dict, finding: str) -> None:
     tables = edited(schedule.forward(everyone(3)), rank, hop, **changes)
     with pytest.raises(AssertionError, match=finding):
         schedule.verify(tables, everyone(3), gradients=False)
 
 
-def test_the_verifier_catches_ranks_that_all_receive_first() -> None:
+def test_verifier_catches_ranks_that_all_receive_first() -> None:
     def table(rank: int) -> schedule.Table:
         other = 1 - rank
         return (
@@ -121,7 +121,7 @@ def test_the_verifier_catches_ranks_that_all_receive_first() -> None:
         schedule.verify((table(0), table(1)), everyone(2), gradients=False)
 
 
-def test_the_verifier_catches_a_gradient_that_stays_away() -> None:
+def test_verifier_catches_gradient_on_the_wrong_rank() -> None:
     tables = schedule.backward(everyone(3))
     cut = tuple(tuple(Hop(h.holds, h.work, h.kv, None if i == 2 else h.grad) for i, h in enumerate(t)) for t in tables)
     with pytest.raises(AssertionError, match="does not own them"):

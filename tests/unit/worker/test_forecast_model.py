@@ -34,7 +34,7 @@ def batch(tokens: int, seed: int = 0) -> Batch:
     )
 
 
-def test_recall_is_the_kernel_regression_that_it_says() -> None:
+def test_recall_is_kernel_regression() -> None:
     """Against a plain numpy Nadaraya-Watson with the same metric, window and segments."""
     mx.random.seed(1)
     recall = Forecaster(CONFIG).recall
@@ -58,7 +58,7 @@ def test_recall_is_the_kernel_regression_that_it_says() -> None:
     np.testing.assert_allclose(got, want, atol=2e-5)
 
 
-def test_dropout_masks_are_one_a_day_and_follow_the_key() -> None:
+def test_dropout_masks_follow_the_key() -> None:
     model = Forecaster(CONFIG)
     model.head.weight = mx.random.normal(model.head.weight.shape)
     one, same, other = (np.array(model(batch(48), mx.random.key(k))) for k in (1, 1, 2))
@@ -66,7 +66,7 @@ def test_dropout_masks_are_one_a_day_and_follow_the_key() -> None:
     assert (one != other).any()
 
 
-def test_a_new_model_forecasts_the_reference() -> None:
+def test_untrained_model_forecasts_the_reference() -> None:
     assert (np.array(Forecaster(CONFIG)(batch(40)))[:, MEDIAN] == 0).all()
 
 
@@ -100,7 +100,7 @@ def test_scores_by_hand() -> None:
     assert scores.crps(np.array([4.0]), quantiles, (0.1, 0.9)) == pytest.approx(2 * 0.5 * 0.8)
 
 
-def test_intervals_are_corrected_to_what_they_promise_and_know_nothing_late() -> None:
+def test_intervals_are_calibrated_from_known_outcomes_only() -> None:
     draw = np.random.default_rng(0)
     hours = np.arange(24 * 200)
     issue = hours // 24 * 24 - 15
@@ -109,18 +109,20 @@ def test_intervals_are_corrected_to_what_they_promise_and_know_nothing_late() ->
     quantiles = np.tile(promised, (len(hours), 1))
     outcome = draw.normal(size=len(hours)) * spread
     outcome[draw.random(len(hours)) < 0.05] = np.nan
-    mended = conformal.calibrated(quantiles, outcome, hours, issue)
-    np.testing.assert_array_equal(mended[:, MEDIAN], quantiles[:, MEDIAN])
-    assert (np.diff(mended, axis=1) > 0).all()
+    calibrated = conformal.calibrated(quantiles, outcome, hours, issue)
+    np.testing.assert_array_equal(calibrated[:, MEDIAN], quantiles[:, MEDIAN])
+    assert (np.diff(calibrated, axis=1) > 0).all()
     late = hours >= 24 * 160  # the window has left the wide errors behind
     raw = scores.coverage(outcome[late], quantiles[late, 1], quantiles[late, -2])
-    good = scores.coverage(outcome[late], mended[late, 1], mended[late, -2])
+    good = scores.coverage(outcome[late], calibrated[late, 1], calibrated[late, -2])
     assert raw > 0.87 and abs(good - 0.8) < 0.04
     early = (hours > 24 * 30) & (hours < 24 * 100)
-    assert mended[early, -1].min() > 1.9 * promised[-1]  # up to the bound
+    assert calibrated[early, -1].min() > 1.9 * promised[-1]  # at the bound
     day = 24 * 120
     spoilt = np.where(hours > day - 15, 99.0, outcome)
-    np.testing.assert_array_equal(conformal.calibrated(quantiles, spoilt, hours, issue)[: day + 24], mended[: day + 24])
+    np.testing.assert_array_equal(
+        conformal.calibrated(quantiles, spoilt, hours, issue)[: day + 24], calibrated[: day + 24]
+    )
 
 
 def saved(step: int) -> checkpoint.Checkpoint:
@@ -128,10 +130,10 @@ def saved(step: int) -> checkpoint.Checkpoint:
     return checkpoint.Checkpoint(tree, tree, {"step": mx.array(step)}, {"step": step})
 
 
-def test_checkpoints_come_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_checkpoints_are_atomic_and_damaged_ones_skipped(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         checkpoint.save(tmp_path, saved(step))
-    (tmp_path / ".000005.77.part").mkdir()  # what a kill leaves behind
+    (tmp_path / ".000005.77.part").mkdir()  # left by a killed process
     found, refused = checkpoint.newest(tmp_path)
     assert found is not None and found.state["step"] == 4 and not refused
     np.testing.assert_array_equal(np.array(found.weights["layer"]["weight"]), np.full((2, 3), 4.0))
