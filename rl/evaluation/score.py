@@ -1,6 +1,6 @@
 """Rollouts of any policy, and its score PoP, the share of the perfect-foresight saving that it earns.
 
-    PoP = (J_policy - J_idle) / (J_optimum - J_idle)
+    PoP = (J_policy - J_nothing) / (J_optimum - J_nothing)
 
 1 is the linear program that knows the future, 0 is doing nothing, below 0 is worse than doing nothing.
 """
