@@ -46,9 +46,9 @@ def checked_path(data_dir: Path, relative: str, roots: Mapping[str, Path] = NO_R
     return path
 
 
-def missing_files(data_dir: Path, proof: dict[str, Any], roots: Mapping[str, Path] = NO_ROOTS) -> str:
+def missing_files(data_dir: Path, output: dict[str, Any], roots: Mapping[str, Path] = NO_ROOTS) -> str:
     """Return what is wrong with the first file that a result names and that is missing or has another size, or ""."""
-    for relative, size, _ in files_in(proof):
+    for relative, size, _ in files_in(output):
         try:
             found = checked_path(data_dir, relative, roots).stat().st_size
         except RefusedPath as error:

@@ -79,14 +79,14 @@ def validate_frames(
         raise BadMessage(f"arrays {found} in place of {wanted}"[:MAX_REASON])
 
 
-def files_in(proof: Any) -> Iterator[tuple[str, int, str]]:
+def files_in(output: Any) -> Iterator[tuple[str, int, str]]:
     """Yield (path, bytes, sha256) of every file that a result names, in its order: each map of exactly these keys.
 
     Raises:
         BadMessage: The journal could not store the value: it is nested deeper than `MAX_DEPTH`, or holds bytes, a number that is
             not finite, a key that is not text, or a malformed file.
     """
-    waiting = [(proof, 0)]
+    waiting = [(output, 0)]
     while waiting:
         value, depth = waiting.pop()
         if depth > MAX_DEPTH:

@@ -34,14 +34,14 @@ FILE = {"path": "raw/" + "a" * 300, "bytes": 3, "sha256": "0" * 64}
 def messages(draw: random.Random) -> protocol.Message:
     """Return a valid message of `NAME` with random values."""
     task, attempt = draw.choice(TASKS), draw.randint(1, 3)
-    proof = draw.choice(
+    output = draw.choice(
         ({}, {"x": 1}, FILE, {"pages": [FILE, {**FILE, "path": "raw/../b"}]}, nested(draw.randint(1, 90)))
     )
     return draw.choice(
         (
             Register(NAME, "h", 1, ("noop", task), draw.randint(1, 1024), "elsewhere", "0", "3", draw.randint(0, 3)),
             Heartbeat(NAME, ((task, attempt),) * draw.randint(0, 3), draw.getrandbits(40)),
-            Result(NAME, task, attempt, proof, draw.random() * 1e9),
+            Result(NAME, task, attempt, output, draw.random() * 1e9),
             protocol.Failure(NAME, task, attempt, "Crash", "m" * draw.randint(0, 99), draw.random() < 0.01),
             Progress(NAME, task, attempt, 1, "step", 1, 1),
             PermitRequest(NAME, "source", draw.randint(1, 64)),
