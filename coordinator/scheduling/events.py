@@ -131,7 +131,7 @@ class TaskDone(msgspec.Struct, frozen=True):
     attempt: int
     worker: str
     seconds: float
-    output: dict[str, Any]
+    output: Any  # as it was sent; a stage gets it in the type of the task's kind
     arrays: tuple[bytes, ...] = ()  # the frames that the task's spec lists; empty when handed out again
 
 

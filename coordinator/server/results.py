@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -17,8 +18,8 @@ from coordinator.wire.messages import BadMessage, Failure, Result
 
 def validate_result(
     result: Result, frames: tuple[bytes, ...], spec: TaskSpec, hooks: StageHooks, data_dir: Path
-) -> Failure | None:
-    """Return the failure that a result amounts to, or None when it is valid.
+) -> Any:
+    """Return a valid result's output in the stage's type, or the Failure that the result amounts to.
 
     Args:
         result: The message.
@@ -27,7 +28,7 @@ def validate_result(
         hooks: The stage's types and upload roots.
         data_dir: The coordinator's data folder, which must hold the files that the result names.
     """
-    error, problem = FailureKind.BAD_ARRAYS, ""
+    error, problem, output = FailureKind.BAD_ARRAYS, "", None
     try:
         codec.validate_frames(result.arrays, tuple(map(len, frames)), spec.arrays)
         arrays = zip(result.arrays, frames, strict=True)
@@ -36,10 +37,19 @@ def validate_result(
             problem = f"array {bad} has numbers that are not finite"
         else:
             error = FailureKind.BAD_RESULT
-            if (kind := hooks.result_types.get(spec.kind)) is not None:
-                msgspec.convert(result.output, kind)
+            output = convert_output(result.output, spec, hooks)
             problem = missing_files(data_dir, result.output, hooks.upload_roots)
             error = FailureKind.FILES_MISSING
     except (msgspec.ValidationError, BadMessage) as refusal:
         problem = str(refusal)
-    return Failure(result.worker, result.task, result.attempt, error, problem) if problem else None
+    return Failure(result.worker, result.task, result.attempt, error, problem) if problem else output
+
+
+def convert_output(output: dict[str, Any], spec: TaskSpec, hooks: StageHooks) -> Any:
+    """Return an output in the type that the stage gives its task kind, or unchanged.
+
+    Raises:
+        msgspec.ValidationError: It does not convert.
+    """
+    kind = hooks.result_types.get(spec.kind)
+    return output if kind is None else msgspec.convert(output, kind)

@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import zmq
@@ -40,7 +41,7 @@ from coordinator.scheduling.worker_state import WorkerState
 from coordinator.server.hooks import StageHooks
 from coordinator.server.journal import Journal
 from coordinator.server.key_store import CoordinatorKeys, check_bind
-from coordinator.server.results import validate_result
+from coordinator.server.results import convert_output, validate_result
 from coordinator.server.status import RunStatus, WorkerStatus
 from coordinator.server.transport import AuthenticatedRouter, PeerIdentity
 from coordinator.server.uploads import RefusedPath, UploadReceiver, read_part
@@ -104,8 +105,8 @@ class Server:
         self._uploads = UploadReceiver(data_dir, hooks.upload_roots)
         self._download_roots = {**hooks.upload_roots, **hooks.download_roots}
         self._inbox: queue.SimpleQueue[Event | Weights] = queue.SimpleQueue()
-        # Of the results in the batch: (worker, task, attempt) → raw frames.
-        self._frames: dict[tuple[str, str, int], tuple[bytes, ...]] = {}
+        # Of the results in the batch: (worker, task, attempt) → output in the stage's type, raw frames.
+        self._results: dict[tuple[str, str, int], tuple[Any, tuple[bytes, ...]]] = {}
         self.counters = {"messages": 0, "bad": 0, "bad_arrays": 0, "undelivered": 0, "commits": 0, "rewrites": 0}
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
@@ -189,7 +190,7 @@ class Server:
         following: list[Event] = []
         for decision in decisions:
             self._act(decision, following)
-        self._frames.clear()
+        self._results.clear()
         return following
 
     def _act(self, decision: Decision, following: list[Event]) -> None:
@@ -198,8 +199,11 @@ class Server:
                 if not self._send(action.worker.encode(), action.message) and isinstance(action.message, Lease):
                     following.append(Undelivered(action.worker, action.message.task, action.message.attempt))
             elif isinstance(action, TaskDone):
-                frames = self._frames.get((action.worker, action.task.id, action.attempt), ())
-                if opened := tuple(self._hooks.on_task_done(msgspec.structs.replace(action, arrays=frames)) or ()):
+                received = self._results.get((action.worker, action.task.id, action.attempt))
+                # None: handed out again, from the journal.
+                output, frames = received or (convert_output(action.output, action.task, self._hooks), ())
+                done = msgspec.structs.replace(action, output=output, arrays=frames)
+                if opened := tuple(self._hooks.on_task_done(done) or ()):
                     following.append(AddTasks(opened))
                 following.append(Confirmed(action.task.id, action.attempt))
             elif isinstance(action, TaskQuarantined):
@@ -285,12 +289,11 @@ class Server:
         task = self._scheduler.tasks.get(result.task)
         if task is None:
             return result
-        failure = validate_result(result, frames, task.spec, self._hooks, self._data_dir)
-        if failure is not None:
-            self.counters["bad_arrays"] += failure.error == FailureKind.BAD_ARRAYS
-            return failure
-        if frames:
-            self._frames[result.worker, result.task, result.attempt] = frames
+        output = validate_result(result, frames, task.spec, self._hooks, self._data_dir)
+        if isinstance(output, Failure):
+            self.counters["bad_arrays"] += output.error == FailureKind.BAD_ARRAYS
+            return output
+        self._results[result.worker, result.task, result.attempt] = output, frames
         return result
 
     def _holds(self, message: FileChunk | FileRequest) -> bool:

@@ -61,14 +61,14 @@ class ExtractController(StageController):
         """Write a result's manifest, atomically and idempotently; return the builds that it makes possible."""
         committed = datetime.now(UTC).isoformat(timespec="seconds")
         if done.task.kind == LeaseKind.BUILD:
-            built = msgspec.convert(done.output, BuildResult)
+            built: BuildResult = done.output
             manifest.write_build(
                 self.plan.data_dir, manifest.BuildManifest(built, done.attempt, done.worker, committed)
             )
             self._built[built.key] = built.pieces
             self.new_files += 3  # long.parquet, wide.parquet, series.json
             return []
-        result = msgspec.convert(done.output, ShardResult)
+        result: ShardResult = done.output
         self._world = check_world(self.plan.data_dir, self._world, result)
         manifest.write_shard(self.plan.data_dir, manifest.ShardManifest(result, done.attempt, done.worker, committed))
         self._add(result)

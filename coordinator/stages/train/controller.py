@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import msgspec
@@ -24,7 +25,6 @@ from coordinator.stages.train.inputs import TrainingFiles
 from coordinator.stages.train.ring_state import AddressOffered, RankDone, SupervisionTick
 from coordinator.stages.train.stall import SupervisionTimeouts
 from coordinator.stages.train.view import describe_rebalance, render, train_view
-from coordinator.wire.failures import FailureKind
 from coordinator.wire.lease_kinds import LeaseKind
 from coordinator.wire.messages import Weights
 from coordinator.wire.payloads import JoinReply, JoinRequest
@@ -60,6 +60,8 @@ class TrainOptions(StageOptions):
 class TrainController(StageController):
     """The supervision of one run. What the ring decides between two ticks is collected and posted at the next one."""
 
+    result_types = MappingProxyType({LeaseKind.JOIN: JoinReply})
+
     def __init__(self, options: TrainOptions, timeouts: SupervisionTimeouts) -> None:
         """Prepare a run; the ring exists from `on_start` on."""
         self._options, self._timeouts = options, timeouts
@@ -85,11 +87,7 @@ class TrainController(StageController):
     def on_task_done(self, done: TaskDone) -> Iterable[TaskSpec]:
         """Take the address of a worker that joins, or the end of a rank that is done."""
         if done.task.kind == LeaseKind.JOIN:
-            try:
-                reply = msgspec.convert(done.output, JoinReply)
-            except msgspec.ValidationError as error:
-                self._decide(TaskFailed(done.task.id, FailureKind.BAD_RESULT, str(error)))
-                return ()
+            reply: JoinReply = done.output
             if reply.blas not in self._blas:
                 self._blas.add(reply.blas)
                 self._pending.append(f"{done.worker}: {reply.blas}")
