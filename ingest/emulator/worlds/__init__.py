@@ -1,1 +1,1 @@
-"""Data sources of the emulator: a synthetic grid, recorded hours."""
+"""Data sources of the emulator: a synthetic grid and recorded hours."""

@@ -1,4 +1,4 @@
-"""What a world gives the server: blocks of hourly values by route and respondent, with a state for each cell."""
+"""Interface of the data sources: blocks of hourly values by route and respondent, with a state for each cell."""
 
 from __future__ import annotations
 
@@ -13,42 +13,48 @@ ABSENT, NULL, VALUE = 0, 1, 2  # a row that does not exist, a row whose value is
 
 @dataclass(frozen=True)
 class Block:
-    """Hours `first`, `first + 1`, … (hours since 1970-01-01T00 UTC, hour-ending) × codes, in codes' alphabetical order."""
+    """Hold consecutive hours of one respondent: values and states, [hours, codes].
+
+    Row `i` is hour `first + i`, in hours since 1970-01-01T00 UTC, hour-ending. The codes are in alphabetical order.
+    """
 
     first: int
     codes: tuple[str, ...]
     values: npt.NDArray[np.int32]  # MWh, [hours, codes]
     state: npt.NDArray[np.uint8]  # ABSENT | NULL | VALUE, [hours, codes]
 
-    def cut(self, start: int, end: int) -> Block:
-        """The hours `start`…`end`, both inclusive, as far as the block has them (views)."""
+    def between(self, start: int, end: int) -> Block:
+        """Return the hours from `start` to `end`, both inclusive, that the block holds (views)."""
         low = min(max(start - self.first, 0), len(self.values))
         high = max(min(end - self.first + 1, len(self.values)), low)
         return Block(self.first + low, self.codes, self.values[low:high], self.state[low:high])
 
 
 class World(Protocol):
-    """Routes are EIA's: `region-data`, `fuel-type-data`, `interchange-data` (its respondent is `fromba`, its code `toba`)."""
+    """Define a data source. `now` is the hour of the emulated clock; hours count from 1970-01-01T00 UTC.
+
+    The routes are EIA's: `region-data`, `fuel-type-data` and `interchange-data` (its respondent is `fromba`, its code is
+    `toba`).
+    """
 
     name: str  # "synthetic" | "recordings": sent as X-Emulator-World
     note: str  # one sentence for every description
 
     def respondents(self, route: str) -> tuple[str, ...]:
-        """Who is served on a route, sorted."""
-        ...
+        """Return the respondents of a route, sorted."""
 
     def codes(self, route: str) -> tuple[str, ...]:
-        """Types, fuels or neighbours of a route, sorted."""
-        ...
+        """Return the types, fuels or neighbours of a route, sorted."""
 
     def span(self, now: int) -> tuple[int, int]:
-        """First and last hour that is served when the clock stands at hour `now`."""
-        ...
+        """Return the first and the last hour that are served at hour `now`."""
 
     def settled_before(self, now: int) -> int:
-        """Hours before this one never change again, so their pages can be kept for good."""
-        ...
+        """Return the hour before which no hour ever changes again, so that its pages can be cached for good."""
 
     def block(self, route: str, respondent: str, start: int, end: int, now: int) -> Block | None:
-        """What is reported at hour `now` for `start`…`end`; None when the world lacks the respondent on the route."""
-        ...
+        """Return what is reported at hour `now` for the hours from `start` to `end`, both inclusive.
+
+        Returns:
+            None where the world lacks the respondent on the route.
+        """

@@ -1,15 +1,16 @@
 """The synthetic world: a deterministic grid whose every hour balances, D = NG − TI and NG = Σ fuels, in whole MWh.
 
-Temperature drives demand; sun, wind, water and nuclear are taken as they come; coal follows the day's mean, gas (hydro
-for BPAT) closes the balance. Demand has daily, weekly and yearly cycles, holidays, heating, cooling and growth. The
-day-ahead forecast DF misses by a few percent, for hours at a time, and too low in heat waves.
+Temperature drives demand. Solar, wind, hydro and nuclear output does not depend on demand; coal follows the day's mean,
+and gas (hydro for BPAT) closes the balance. Demand has daily, weekly and yearly cycles, holidays, heating, cooling and
+growth. The day-ahead forecast DF has errors of a few percent that last for hours, and is too low in heat waves.
 
-On top, unless `quirks` is "none", lie the faults of real data: per series about 1 hour in 7,000 missing (in runs of 1 to
-6), 1 in 10,000 null, 1 in 65,000 multiplied by 100; per respondent all series missing for 2 to 8 hours every 3 years.
+Unless `quirks` is "none", the faults of real data are injected: per series about 1 hour in 7,000 is missing (in runs of
+1 to 6), 1 in 10,000 is null, 1 in 65,000 is multiplied by 100; per respondent all series are missing for 2 to 8 hours
+every 3 years.
 
 Revisions: of the hours younger than `revise_days`, 30% carry a preliminary value (demand off by up to 3%, interchange
 off by as much, so that the balance holds; generation booked to the wrong fuel by up to 2%), and 2% a null demand, until
-an age that is drawn for each hour. Hours older than that never change.
+an age that is drawn for each hour. Older hours never change.
 """
 
 from __future__ import annotations
@@ -43,50 +44,66 @@ _RESTING = np.array((83, 79, 77, 76, 76, 78, 82, 86, 91, 94, 95, 95, 95, 94, 93,
 _PUMPING = np.array((0, 0, 0, 0, 0, 0, 0, 0, -2, -5, -6, -6, -6, -6, -5, -3, 0, 4, 8, 9, 7, 3, 1, 0)) / 10
 
 
+_CODES = {
+    "region-data": ("D", "DF", "NG", "TI"),
+    "fuel-type-data": ("BAT", "COL", "GEO", "NG", "NUC", "OIL", "OTH", "PS", "SUN", "WAT", "WND"),
+    "interchange-data": tuple(sorted({end for line in LINES for end in line} | set(EDGES.values()))),
+}
+
+
 class SyntheticWorld:
-    """Respondents are made when first asked for (about 0.1 s each) and kept."""
+    """Generate the synthetic grid. Each respondent is made on its first use (about 0.1 s) and cached."""
 
     name = "synthetic"
     note = "SYNTHETIC hours made by a local emulator; not EIA data."
 
     def __init__(self, seed: int = 0, *, quirks: bool = True, revise_days: int = 14) -> None:
+        """Store the options; nothing is generated yet.
+
+        Args:
+            seed: The seed of every draw.
+            quirks: Inject the faults of real data.
+            revise_days: Age in days from which hours never change.
+        """
         self._seed = seed
         self._quirks = quirks
         self._revise_hours = revise_days * 24
-        self._blocks = lru_cache(maxsize=None)(self._make)
-        self._clean = lru_cache(maxsize=None)(self._authority)
-        self._flow = lru_cache(maxsize=None)(self._line)
-        self._draws = lru_cache(maxsize=None)(self._draw)
+        self._settled = lru_cache(maxsize=None)(self._settled_block)
+        self._series = lru_cache(maxsize=None)(self._authority_series)
+        self._flow = lru_cache(maxsize=None)(self._line_flow)
+        self._draws = lru_cache(maxsize=None)(self._revision_draws)
 
     def respondents(self, route: str) -> tuple[str, ...]:
+        """Return every authority and region, sorted: the same on each route."""
         return tuple(sorted((*AUTHORITIES, *REGIONS)))
 
     def codes(self, route: str) -> tuple[str, ...]:
-        if route == "region-data":
-            return ("D", "DF", "NG", "TI")
-        if route == "fuel-type-data":
-            return ("BAT", "COL", "GEO", "NG", "NUC", "OIL", "OTH", "PS", "SUN", "WAT", "WND")
-        ends = {end for line in LINES for end in line} | {EDGES[end] for end in EDGES}
-        return tuple(sorted(ends))
+        """Return the types, fuels or neighbours of a route, sorted."""
+        return _CODES[route]
 
     def span(self, now: int) -> tuple[int, int]:
+        """Return the first hour of the world and the latest one that is over at `now`."""
         return FIRST, min(now, LAST)
 
     def settled_before(self, now: int) -> int:
+        """Return the hour `revise_days` before `now`."""
         return now - self._revise_hours
 
     def block(self, route: str, respondent: str, start: int, end: int, now: int) -> Block | None:
+        """Return the hours as they are reported at hour `now`, young ones with their preliminary values."""
         if respondent not in AUTHORITIES and respondent not in REGIONS:
             return None
-        cut = self._blocks(route, respondent).cut(start, min(end, now))
-        return self._preliminary(route, respondent, cut, now)
+        block = self._settled(route, respondent).between(start, min(end, now))
+        return self._preliminary(route, respondent, block, now)
 
     def clean(self, respondent: str) -> tuple[Series, Series]:
-        """(region series D DF NG TI, fuel series) of a respondent before quirks and revisions, MWh, [FIRST…LAST]."""
-        if respondent in AUTHORITIES:
-            return self._clean(respondent)
-        parts = [self._clean(part) for part in REGIONS[respondent]]
-        region, fuels = _total([part[0] for part in parts]), _total([part[1] for part in parts])
+        """Return the series of a respondent before quirks and revisions.
+
+        Returns:
+            (region series D DF NG TI, fuel series), each in MWh, [FIRST…LAST].
+        """
+        parts = [self._series(part) for part in REGIONS.get(respondent, (respondent,))]
+        region, fuels = _sum_by_code([part[0] for part in parts]), _sum_by_code([part[1] for part in parts])
         if respondent == "TEX":  # differs from ERCO in one hour of the whole span, as the real one does
             hour = int(seeded(self._seed, "tex").integers(HOURS))
             region["D"][hour] += 37
@@ -94,17 +111,18 @@ class SyntheticWorld:
         return region, fuels
 
     def neighbours(self, respondent: str) -> Series:
-        """Flow from a respondent to each neighbour, MWh an hour, [FIRST…LAST]; the sum is its TI."""
+        """Return the flow from a respondent to each neighbour, MWh an hour, [FIRST…LAST]; the sum is its TI."""
         members = REGIONS.get(respondent, (respondent,))
-        flows: Series = {}
-        for line in LINES:
-            for here, there, sign in ((line[0], line[1], 1), (line[1], line[0], -1)):
-                if here in members and there not in members:
-                    code = EDGES[there] if respondent in REGIONS else there
-                    flows[code] = flows.get(code, np.zeros(HOURS, np.int64)) + sign * self._flow(line)
-        return flows
+        return _sum_by_code(
+            [
+                {EDGES[there] if respondent in REGIONS else there: sign * self._flow(line)}
+                for line in LINES
+                for here, there, sign in ((*line, 1), (*line[::-1], -1))
+                if here in members and there not in members
+            ]
+        )
 
-    def _authority(self, code: str) -> tuple[Series, Series]:
+    def _authority_series(self, code: str) -> tuple[Series, Series]:
         authority = AUTHORITIES[code]
         heat = temperature(code, authority, self._seed)
         demand, forecast = _demand(code, authority, heat, self._seed)
@@ -112,7 +130,7 @@ class SyntheticWorld:
         fuels = _dispatch(code, authority, demand + interchange, self._seed)
         return {"D": demand, "DF": forecast, "NG": demand + interchange, "TI": interchange}, fuels
 
-    def _line(self, line: tuple[str, str]) -> npt.NDArray[np.int64]:
+    def _line_flow(self, line: tuple[str, str]) -> npt.NDArray[np.int64]:
         mean, swing, solar = LINES[line]
         name = "/".join(line)
         zone = next(AUTHORITIES[end].zone for end in line if end in AUTHORITIES)
@@ -123,8 +141,8 @@ class SyntheticWorld:
         flow = mean + swing * (solar * 2.2 * (noon - 0.3) + 0.3 * daily + noise)
         return np.round(np.clip(flow, mean - 2.5 * swing, mean + 2.5 * swing)).astype(np.int64)
 
-    def _make(self, route: str, respondent: str) -> Block:
-        """The settled block of a respondent: clean series and, where asked for, quirks."""
+    def _settled_block(self, route: str, respondent: str) -> Block:
+        """Return every hour of a respondent as it is after the revisions, with quirks if they are on."""
         if route == "interchange-data":
             series = self.neighbours(respondent)
         else:
@@ -133,56 +151,56 @@ class SyntheticWorld:
         values = np.stack([series[code] for code in codes], axis=1).astype(np.int32)
         state = np.full(values.shape, VALUE, np.uint8)
         merged = np.arange(FIRST, LAST + 1) < int(STORAGE_SPLIT.astype(np.int64))
-        for column, code in enumerate(codes):
-            if route == "fuel-type-data" and code in ("BAT", "GEO", "PS"):
-                state[merged, column] = ABSENT
+        if route == "fuel-type-data":
+            state[np.ix_(merged, np.isin(codes, ("BAT", "GEO", "PS")))] = ABSENT
         if self._quirks:
-            _spoil(values, state, seeded(self._seed, f"quirks/{route}/{'ERCO' if respondent == 'TEX' else respondent}"))
+            inject_quirks(values, state, seeded(self._seed, f"quirks/{route}/{_drawn_as(respondent)}"))
         return Block(FIRST, codes, values, state)
 
-    def _draw(self, respondent: str) -> npt.NDArray[np.float64]:
-        """Uniform draws that decide each hour's revisions, [HOURS, 4]: whether, until which age, how much, null."""
-        return seeded(self._seed, f"revisions/{'ERCO' if respondent == 'TEX' else respondent}").random((HOURS, 4))
+    def _revision_draws(self, respondent: str) -> Hourly:
+        """Return the uniform draws that decide each hour's revisions, [HOURS, 4]: whether, until which age, how much, null."""
+        return seeded(self._seed, f"revisions/{_drawn_as(respondent)}").random((HOURS, 4))
 
     def _preliminary(self, route: str, respondent: str, block: Block, now: int) -> Block:
+        """Return `block` with the preliminary values that its young hours have at hour `now`."""
         young = max(self.settled_before(now) + 1 - block.first, 0)
         if route == "interchange-data" or young >= len(block.values):
             return block
         draws = self._draws(respondent)[block.first - FIRST + young : block.first - FIRST + len(block.values)]
         age = now - np.arange(block.first + young, block.first + len(block.values))
-        until = 2 + draws[:, 1] * (self._revise_hours - 2)
-        open_hours = (draws[:, 0] < 0.3) & (age < until)
+        unsettled = age < 2 + draws[:, 1] * (self._revise_hours - 2)
         values, state = block.values.copy(), block.state.copy()
         column = {code: i for i, code in enumerate(block.codes)}
-        more, less, share = ("D", "TI", 0.06) if route == "region-data" else ("WND", "NG", 0.04)
+        # Share: twice the largest deviation, as the draw less 0.5 lies in -0.5…0.5.
+        more, less, basis, share = ("D", "TI", "D", 0.06) if route == "region-data" else ("WND", "NG", "NG", 0.04)
         if more in column and less in column:
-            size = values[young:, column["D" if route == "region-data" else "NG"]]
-            shift = np.where(open_hours, np.round(size * share * (draws[:, 2] - 0.5)), 0).astype(np.int32)
+            shift = np.round(values[young:, column[basis]] * share * (draws[:, 2] - 0.5)).astype(np.int32)
+            shift[~unsettled | (draws[:, 0] >= 0.3)] = 0
             values[young:, column[more]] += shift
             values[young:, column[less]] -= shift
         if route == "region-data":
-            waiting = (draws[:, 3] < 0.02) & (age < until)
-            state[young:, column["D"]] = np.where(
-                waiting & (state[young:, column["D"]] == VALUE), NULL, state[young:, column["D"]]
-            )
+            demand = state[young:, column["D"]]
+            demand[unsettled & (draws[:, 3] < 0.02) & (demand == VALUE)] = NULL
         return Block(block.first, block.codes, values, state)
 
 
-def _total(parts: list[Series]) -> Series:
-    total: Series = {}
-    for part in parts:
-        for code, series in part.items():
-            total[code] = total[code] + series if code in total else series.copy()
-    return total
+def _drawn_as(respondent: str) -> str:
+    """Return the name that seeds a respondent's draws: TEX has the quirks and revisions of ERCO."""
+    return "ERCO" if respondent == "TEX" else respondent
+
+
+def _sum_by_code(parts: list[Series]) -> Series:
+    codes = sorted({code for part in parts for code in part})
+    return {code: np.sum([part[code] for part in parts if code in part], axis=0) for code in codes}
 
 
 def _demand(
     code: str, authority: Authority, heat: Hourly, seed: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """(D, DF) in MWh."""
+    """Return (D, DF) in MWh."""
     when = calendar(authority.zone)
     shape = np.where(when.resting, _RESTING[when.hour], _WORKING[when.hour]) / 100
-    felt = np.convolve(heat, np.full(6, 1 / 6))[:HOURS]  # buildings answer to the last six hours
+    felt = np.convolve(heat, np.full(6, 1 / 6))[:HOURS]  # buildings respond to the last six hours
     need = 1 + authority.heat * _softplus(felt - 20) + authority.cold * _softplus(10 - felt)
     growth = (1 + authority.growth) ** when.years
     noise = 1 + 0.007 * coloured(seed, f"demand/{code}", 6)
@@ -199,9 +217,9 @@ def _softplus(x: Hourly) -> Hourly:
 
 
 def _dispatch(code: str, authority: Authority, need: npt.NDArray[np.int64], seed: int) -> Series:
-    """Fuels in MWh whose sum is `need` (net generation) in every hour."""
+    """Return the fuels in MWh whose sum is `need` (net generation) in every hour."""
     when = calendar(authority.zone)
-    free: dict[str, Hourly] = {}  # can be turned down when there is too much
+    free: dict[str, Hourly] = {}  # can be curtailed when there is too much
     firm: dict[str, Hourly] = {}
     if authority.solar[0]:
         night = np.where(coloured(seed, f"parasitic/{code}", 4) > 1, -0.002, 0.0) * authority.solar[0]
@@ -235,19 +253,18 @@ def _dispatch(code: str, authority: Authority, need: npt.NDArray[np.int64], seed
     if authority.coal:
         left = need - taken - sum(free.values(), np.zeros(HOURS))
         day = np.convolve(np.maximum(left, 0), np.full(24, 1 / 24), mode="same")
-        firm["COL"] = np.clip(
-            authority.coal * np.maximum(1 - 0.05 * when.years, 0.2) * day, 0, np.maximum(left - floor, 0)
-        )
-    fuels: Series = {}
-    for fuel in {*firm, *free}:
-        fuels[fuel] = np.round(firm.get(fuel, 0.0) + free.get(fuel, 0.0)).astype(np.int64)
+        share = authority.coal * np.maximum(1 - 0.05 * when.years, 0.2)
+        firm["COL"] = np.clip(share * day, 0, np.maximum(left - floor, 0))
+    fuels: Series = {
+        fuel: np.round(firm.get(fuel, 0.0) + free.get(fuel, 0.0)).astype(np.int64) for fuel in sorted({*firm, *free})
+    }
     closing = need - sum(fuels.values(), np.zeros(HOURS, np.int64))
     fuels[authority.balance] = fuels.get(authority.balance, 0) + closing
     return fuels
 
 
-def _spoil(values: npt.NDArray[np.int32], state: npt.NDArray[np.uint8], rng: np.random.Generator) -> None:
-    """Put the faults of real data into a block, in place: missing runs, nulls, a hundredfold value, a dark spell of all."""
+def inject_quirks(values: npt.NDArray[np.int32], state: npt.NDArray[np.uint8], rng: np.random.Generator) -> None:
+    """Inject the faults of real data in place: missing runs, nulls, hundredfold values, gaps of all series at once."""
     hours, columns = values.shape
     for column in range(columns):
         for _ in range(rng.poisson(hours / 7_000 / 3.5)):
