@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from coordinator.cli.app import app
 from tests.support.data_folder import build_all, commit, daily, shard
-from tests.support.pages import PAGES, ROOT, blocks, commands, name_of
+from tests.support.pages import FENCE, PAGES, ROOT, blocks, commands, name_of
 
 COMMAND = typer.main.get_command(app)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -27,7 +27,17 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 def test_links_resolve(page: Path) -> None:
     links = [link for link in LINK.findall(page.read_text()) if not re.match("https?:|#|mailto:", link)]
     broken = [link for link in links if not (page.parent / link.partition("#")[0]).exists()]
+    for link in set(links) - set(broken):
+        file, _, anchor = link.partition("#")
+        if anchor and anchor not in anchors(page.parent / file):
+            broken.append(link)
     assert not broken, f"{name_of(page)}: {broken}"
+
+
+def anchors(page: Path) -> set[str]:
+    """Return GitHub's anchors of a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
