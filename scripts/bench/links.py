@@ -1,4 +1,4 @@
-"""A ring of two hosts over links of four speeds, measured beside the planner's prediction; and 4, 16, 64 Apple hosts on paper.
+"""Benchmark of links: a ring of two hosts over links of four speeds, compared with the planner's prediction; 4, 16, 64 Apple hosts predicted.
 
     python -m scripts.bench.links run --out docs/benchmarks/links.jsonl     # needs root and Linux: see scripts/testbed/bed.py
     python -m scripts.bench.links docs                                      # writes docs/internals/scaling.md from these lines and bench_shares'
@@ -45,7 +45,7 @@ SPEED = "import json,sys;from ringattn.planner import Shape,measure_speed as m;s
 
 
 def ranks(bed: Bed, *command: str, ring: bool = True) -> list[Any]:
-    """`command` on both hosts at once, a core each; the last line of each as JSON."""
+    """Run `command` on both hosts at once, a core each; return the last line of each as JSON."""
     hosts = bed.folder / "ring.json"
     hosts.write_text(json.dumps([[f"{host.address}:32323"] for host in bed.hosts]))
     running = []
@@ -59,7 +59,7 @@ def ranks(bed: Bed, *command: str, ring: bool = True) -> list[Any]:
 
 
 def measure(bed: Bed, mbit: float, nominal: Link, length: int) -> dict:
-    """One line: seconds of forward and backward over this link, and what the planner says."""
+    """Return one line: seconds of forward and backward over this link, and the planner's prediction."""
     for host in bed.hosts:
         host.mend()
         host.shape(mbit)
@@ -132,7 +132,7 @@ def on_paper() -> list[list[str]]:
 
 
 def draw(path: Path) -> None:
-    """Efficiency against hosts, on paper."""
+    """Draw the predicted efficiency by hosts."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -170,7 +170,7 @@ def measured_part() -> list[str]:
 
 
 def unequal_part() -> list[str]:
-    """Trainings with one slow rank."""
+    """Return the table of trainings with one slow rank."""
     rows = []
     for line in map(json.loads, SHARES.read_text().splitlines()):
         plain, equal, followed = (statistics.median(line[how]["seconds"]) for how in ("plain", "equal", "followed"))

@@ -1,10 +1,10 @@
-"""A training whose second rank is slow on purpose: seconds a step under equal shares and under those that follow the ranks' speeds.
+"""Benchmark of load balancing: seconds a step of a training with one slowed rank, under equal shares and under adapted ones.
 
     python -m scripts.bench.load_balance --data DIR --out docs/benchmarks/shares.jsonl
 
-Two runs of the same training on two ranks of this machine, a core each: one as they are, one with every attention block of rank 1 made
---factor times slower. The slowed ring begins with equal shares and changes them by itself (`ringattn.load_balance`): its last steps are held
-against its own first ones. DIR needs a respondent with more hours than --hours, as scripts/bench/train.py does.
+Two runs of the same training on two ranks of this machine, a core each: one unchanged, one with every attention block of rank 1 made
+--factor times slower. The slowed ring begins with equal shares and adapts them (`ringattn.load_balance`): its last steps are compared
+with its own first ones. DIR needs a respondent with more hours than --hours, as for scripts/bench/train.py.
 """
 
 from __future__ import annotations
@@ -17,17 +17,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ringattn import launch
 from ringattn.load_balance import WARMUP_STEPS, WINDOW_STEPS
-from worker.process import blas_env
+from scripts.bench.train import run_training
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def steps_of(options: argparse.Namespace, *command: str) -> list[dict[str, Any]]:
-    """The steps of one training, as metrics.jsonl has them."""
+    """Run one training; return its steps, as metrics.jsonl has them."""
     with tempfile.TemporaryDirectory() as run:
-        flags = {
+        flags: dict[str, object] = {
             "data": options.data,
             "run": run,
             "respondents": options.respondent,
@@ -40,14 +39,7 @@ def steps_of(options: argparse.Namespace, *command: str) -> list[dict[str, Any]]
             "validate-every": options.steps,
             "checkpoint-every": options.steps,
         }
-        library = blas_env.openblas()
-        env = {} if library is None else {"LD_PRELOAD": str(library)}
-        env |= dict.fromkeys(blas_env.THREADS, "1")
-        launch.run(
-            2, [*command, *(word for k, v in flags.items() for word in (f"--{k}", str(v)))], env=env, timeout=600
-        )
-        lines = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if "loss" in line]
+        return run_training(2, command, flags, threads=1)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

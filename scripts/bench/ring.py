@@ -1,11 +1,11 @@
 """The scaling benchmark of ring attention: `python scripts/bench/ring.py run --out results/ring.jsonl --peer-python PY`.
 
-  run   measures and appends one JSON line a measurement: time, memory, balance, against peers, beside the FMA peak
-  plot  draws time, memory, share of peak and efficiency from those lines alone
-  docs  rewrites the generated section of docs/reference/ring_attention.md from those lines alone
+  run   measures and appends one JSON line a measurement: time, memory, balance, against peers, with the FMA peak of the same round
+  plot  draws time, memory, share of peak and efficiency from those lines
+  docs  rewrites the generated section of docs/reference/ring_attention.md from those lines
 
-Every measurement runs in fresh processes with both cores for everyone, under --limit seconds; what a peer or a size cannot
-do within that is recorded with its reason. FLOPs of forward and backward are 14 N² D H, of forward 4 N² D H, half of it
+Every measurement runs in fresh processes with both cores for each contender, under --limit seconds; a peer or a size that cannot
+finish in time is recorded with the reason. FLOPs of forward and backward are 14 N² D H, of forward 4 N² D H, half of it
 when causal.
 """
 
@@ -41,12 +41,12 @@ PEER_SETTINGS: dict[str, list[dict]] = {
 
 
 def case(what: str, length: int, *, causal: bool = True, backward: bool = True, **more: object) -> dict:
-    """What one measurement is asked to do."""
+    """Return the description of one measurement."""
     return {"what": what, "length": length, "causal": causal, "backward": backward, **more}
 
 
 def tuning(sizes: Sequence[int]) -> list[dict]:
-    """The peers' settings, at one length."""
+    """Return the cases that tune the peers' settings, at one length."""
     return [
         case(peer, tuning_length(sizes), causal=causal, setting=setting, tuning=True)
         for peer, settings in PEER_SETTINGS.items()
@@ -57,12 +57,12 @@ def tuning(sizes: Sequence[int]) -> list[dict]:
 
 
 def tuning_length(sizes: Sequence[int]) -> int:
-    """Of the sizes measured, the one at which peers are tuned and special cases compared."""
+    """Return the size at which peers are tuned and special cases compared."""
     return min(sizes, key=lambda n: abs(n - TUNING_LENGTH))
 
 
 def contenders(length: int) -> list[dict]:
-    """Everyone at one length: measured beside each other, round after round."""
+    """Return all contenders at one length, measured in turns, round after round."""
     cases = []
     for causal, backward in ((True, True), (False, True), (True, False), (False, False)):
         cases += [case("ring", length, causal=causal, backward=backward, ranks=ranks) for ranks in (1, 2, 4)]
@@ -71,7 +71,7 @@ def contenders(length: int) -> list[dict]:
 
 
 def headline() -> list[dict]:
-    """The comparisons that the first table of the docs shows."""
+    """Return the comparisons of the first table in the docs."""
     cases = []
     for length, causal in HEADLINE:
         cases += [case("ring", length, causal=causal, ranks=ranks) for ranks in (1, 2)]
@@ -80,7 +80,7 @@ def headline() -> list[dict]:
 
 
 def special(length: int) -> list[dict]:
-    """Layouts, bf16, unequal hosts, the mlx kernel and slow links, beside the plain ring of 2."""
+    """Return layouts, bf16, unequal hosts, the mlx kernel and slow links, compared with the plain ring of 2."""
     slowed: dict[str, Any] = {"ranks": 2, "slow": [1.0, 2.0]}
     return [
         case("ring", length, ranks=2),
@@ -94,7 +94,7 @@ def special(length: int) -> list[dict]:
 
 
 def longest() -> list[dict]:
-    """Memory is the result here, so one step that may take longer than others."""
+    """Return the memory cases: the result is memory, so one step may take longer than in other cases."""
     return [case("ring", LONGEST, ranks=ranks, repeats=1, warm=False, limit=3600.0) for ranks in (2, 4)]
 
 
@@ -109,7 +109,7 @@ PARTS: dict[str, Callable[[Sequence[int]], list[list[dict]]]] = {
 
 
 class Bench:
-    """Runs cases and appends their lines; knows from those already there how long a case takes, and the peers' best."""
+    """Run cases and append their lines; earlier lines tell how long a case takes, and the peers' best settings."""
 
     def __init__(self, out: Path, peer_python: str | None, limit: float, repeats: int) -> None:
         self.out, self.peer_python, self.limit, self.repeats = out, peer_python, limit, repeats
@@ -121,7 +121,7 @@ class Bench:
             self._learn(line)
 
     def measure(self, asked: dict) -> dict:
-        """One line: the case, then its result or why it was skipped."""
+        """Return one line: the case, then its result or why it was skipped."""
         spec = {"heads": 8, "dim": 64, "dtype": "float32", "limit": self.limit, "cores": self.cores, **asked}
         peer = spec["what"] in PEER_SETTINGS
         if peer and "setting" not in spec:
@@ -196,7 +196,7 @@ class Bench:
         return {"seconds": seconds, **{f: [r[f] for r in by_rank] for f in fields}, "version": by_rank[0]["version"]}
 
     def _link(self, spec: dict) -> tuple[float, float]:
-        """A bandwidth at which the communication takes `link_share` of the computation, and the planner's time there."""
+        """Return a bandwidth at which communication takes `link_share` of the computation, and the planner's time there."""
         shape = planner.Shape(
             spec["length"], heads=spec["heads"], kv_heads=spec["heads"], dim=spec["dim"], causal=spec["causal"]
         )
@@ -218,7 +218,7 @@ class Bench:
 
 
 def _key(line: dict) -> str:
-    """What makes two measurements of different lengths comparable."""
+    """Return the part of a case that makes measurements of different lengths comparable."""
     names = (
         "what",
         "causal",
@@ -236,12 +236,12 @@ def _key(line: dict) -> str:
 
 
 def free_bytes() -> int:
-    """Memory that this machine can give without swapping."""
+    """Return the memory that is available without swapping, bytes."""
     return psutil.virtual_memory().available
 
 
 def machine() -> str:
-    """The processor's name, as the plots and docs state it."""
+    """Return the processor's name for plots and docs."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -249,7 +249,7 @@ def machine() -> str:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure; one line of progress each on stderr."""
+    """Measure all cases, with a line of progress each on stderr."""
     bench = Bench(options.out, options.peer_python, options.limit, options.repeats)
     for group in (group for part in options.parts for group in PARTS[part](options.sizes)):
         for _ in range(options.rounds):
@@ -267,7 +267,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     measuring = commands.add_parser("run", help="measure")

@@ -13,12 +13,12 @@ import time
 
 
 def peak_bytes() -> int:
-    """Of this process so far; Linux counts in KiB, macOS in bytes."""
+    """Return the peak memory of this process in bytes; Linux counts in KiB, macOS in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def timed(step, spec: dict) -> list[float]:
-    """Seconds of each repeat, after a warm-up where steps are short."""
+    """Return the seconds of each repeat, after a warm-up if steps are short."""
     if spec["warm"]:
         step()
     times = []
@@ -30,7 +30,7 @@ def timed(step, spec: dict) -> list[float]:
 
 
 def torch_sdpa(spec: dict) -> dict:
-    """Flash attention of torch on all cores."""
+    """Measure flash attention of torch on all cores."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -51,7 +51,7 @@ def torch_sdpa(spec: dict) -> dict:
 
 
 def ring_attention_pytorch(spec: dict) -> dict:
-    """Two gloo processes; setting = {"bucket": …, "striped": …}."""
+    """Measure two gloo processes; setting = {"bucket": …, "striped": …}."""
     import torch.multiprocessing as mp
 
     with socket.socket() as probe:
@@ -94,7 +94,7 @@ def _ring_attention_pytorch_rank(rank: int, spec: dict, port: int, queue) -> Non
 
 
 def jax_ringattention(spec: dict) -> dict:
-    """Two devices of one process; setting = {"chunk": …}."""
+    """Measure two devices of one process; setting = {"chunk": …}."""
     os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
     from functools import partial
     from importlib.metadata import version

@@ -18,12 +18,12 @@ from ringattn import kernels
 
 
 def peak_bytes() -> int:
-    """Of this process so far; Linux counts in KiB, macOS in bytes."""
+    """Return the peak memory of this process in bytes; Linux counts in KiB, macOS in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 class Slowed:
-    """The best kernel made `factor` times slower on purpose, for the measurement of weighted shares."""
+    """The best kernel, made `factor` times slower, for the measurement of weighted shares."""
 
     name = "slowed"
 
@@ -52,11 +52,11 @@ def main() -> None:
     mask = "causal" if spec["causal"] else None
     dtype, scale = getattr(mx, spec["dtype"]), spec["dim"] ** -0.5
     # Never the whole sequence on one rank: its memory is a result.
-    shares = ra.layout.lengths(layout, spec["length"], size)
+    lengths = ra.layout.lengths(layout, spec["length"], size)
     rng = np.random.default_rng(rank)
 
     def draw() -> mx.array:
-        shape = (1, spec["heads"], shares[rank], spec["dim"])
+        shape = (1, spec["heads"], lengths[rank], spec["dim"])
         x = mx.array(rng.standard_normal(shape, dtype=np.float32)).astype(dtype)
         mx.eval(x)
         return x

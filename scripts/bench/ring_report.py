@@ -1,4 +1,4 @@
-"""Plots and tables of the ring benchmark, from its JSON lines alone; used by `python scripts/bench/ring.py plot | docs`."""
+"""Plots and tables of the ring benchmark, made from its JSON lines; used by `python scripts/bench/ring.py plot | docs`."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _ASKED = ("what", "length", "causal", "backward", "ranks", "layout", "dtype", "k
 
 
 def flops(line: dict) -> float:
-    """Useful floating-point operations of a case."""
+    """Return the useful floating-point operations of a case."""
     work = (14 if line["backward"] else 4) * line["length"] ** 2 * line["dim"] * line["heads"]
     return work * (0.5 if line["causal"] else 1.0)
 
 
 def named(line: dict) -> str:
-    """A contender's name in tables and legends."""
+    """Return a contender's name in tables and legends."""
     if line["what"] != "ring":
         return " ".join([line["what"], *(f"{k} {v}" for k, v in (line.get("setting") or {}).items())])
     parts = [f"ring of {line['ranks']}" if line["ranks"] > 1 else "one process"]
@@ -40,10 +40,10 @@ CALM = 0.75  # of the best FMA peak
 
 
 def read(path: Path) -> list[dict]:
-    """One line a case: repeats of all its rounds together, memory the largest, the reason if it was always skipped.
+    """Return one line a case: the repeats of all its rounds, the largest memory, the reason if it was always skipped.
 
-    Rounds beside which the FMA peak was below `CALM` of the best were disturbed by other work: they count only where a case has
-    no other, and then for its memory alone.
+    Rounds in which the FMA peak was below `CALM` of the best were disturbed by other work: they count only if a case has
+    no other round, and then only for memory.
     """
     cases: dict[str, dict] = {}
     lines = [json.loads(text) for text in path.read_text().splitlines()]
@@ -72,7 +72,7 @@ def read(path: Path) -> list[dict]:
 
 
 class Lines:
-    """The lines with what the tables ask of them."""
+    """The lines, with the queries of the tables."""
 
     def __init__(self, lines: list[dict]) -> None:
         self.all = lines
@@ -85,7 +85,7 @@ class Lines:
     def find(
         self, what: str, length: int, *, causal: bool = True, backward: bool = True, **more: object
     ) -> dict | None:
-        """A case's line, a peer's with its fastest setting; keys not named must be unset."""
+        """Return a case's line, a peer's with its fastest setting; keys not named must be unset."""
         wanted = {"what": what, "length": length, "causal": causal, "backward": backward, "dtype": "float32", **more}
         plain = ("layout", "kernel", "weights", "slow", "link_share", "tuning")
         found = [
@@ -96,11 +96,11 @@ class Lines:
         return min(found, key=lambda line: line["median"], default=None)
 
     def lengths(self) -> list[int]:
-        """All lengths that were measured."""
+        """Return all lengths that were measured."""
         return sorted({line["length"] for line in self.done if not line.get("tuning")})
 
     def share(self, line: dict) -> float:
-        """Share of the best FMA peak measured in the file."""
+        """Return the share of the best FMA peak in the file."""
         return flops(line) / line["median"] / self.peak
 
 
@@ -116,7 +116,7 @@ CONTENDERS: tuple[tuple[str, dict], ...] = (
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     return "\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows])
 
 
@@ -208,7 +208,7 @@ def _tuning(lines: Lines) -> str:
 
 
 def section(lines: Lines) -> str:
-    """The generated part of docs/reference/ring_attention.md."""
+    """Return the generated part of docs/reference/ring_attention.md."""
     first = lines.done[0]
     versions = sorted({f"{line['what']} {line['version']}" for line in lines.done if line["what"] != "ring"})
     skipped = [f"- {line['length']:,} {named(line)}: {line['skipped']}" for line in lines.all if "skipped" in line]

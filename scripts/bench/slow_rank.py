@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""worker/train.py with one rank made slow on purpose: `slow_rank.py RANK FACTOR flags of train.py…`, as a rank of a ring.
+"""Run worker/train.py with one slowed rank (a straggler): `slow_rank.py RANK FACTOR flags of train.py…`, as a rank of a ring.
 
-Every block that the attention kernel of rank RANK computes takes FACTOR times as long: it sleeps for the rest.
+Every block of the attention kernel of rank RANK takes FACTOR times as long: the rank sleeps for the rest.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Time a step and memory a rank of training against ranks and context: `python scripts/bench/train.py run --data DIR --out FILE.jsonl`.
+"""Benchmark of training: seconds a step and memory a rank by ranks and context: `python scripts/bench/train.py run --data DIR --out FILE.jsonl`.
 
   run    trains a few steps on one piece of --hours hours, with 1, 2 and 4 local ranks, and appends a JSON line each
-  plot   draws docs/images/train_scaling.png from those lines alone
+  plot   draws docs/images/train_scaling.png from those lines
 
 DIR needs a respondent with more hours than the longest context: `coordinator start --extract --respondents ERCO --data DIR` makes
-61,368 synthetic ones. All ranks share this machine's cores, so more ranks can't be faster here; what falls is the memory of each.
+61,368 synthetic ones. All ranks share this machine's cores, so more ranks are not faster here; the memory of each falls.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ringattn import launch
 from worker.process import blas_env
@@ -25,10 +26,29 @@ ROOT = Path(__file__).resolve().parents[2]
 IMAGE = ROOT / "docs" / "images" / "train_scaling.png"
 
 
+def run_training(ranks: int, command: Sequence[str], flags: dict[str, object], threads: int) -> list[dict[str, Any]]:
+    """Run a training on local ranks; return its steps, as metrics.jsonl has them.
+
+    Args:
+        ranks: number of ranks.
+        command: program and its first arguments.
+        flags: settings of the training.
+        threads: of each rank.
+    """
+    library = blas_env.openblas()
+    env = {} if library is None else {"LD_PRELOAD": str(library)}
+    env |= dict.fromkeys(blas_env.THREADS, str(threads))
+    launch.run(
+        ranks, [*command, *(word for k, v in flags.items() for word in (f"--{k}", str(v)))], env=env, timeout=1800
+    )
+    lines = (Path(str(flags["run"])) / "metrics.jsonl").read_text().splitlines()
+    return [line for line in map(json.loads, lines) if "loss" in line]
+
+
 def measure(data: Path, respondent: str, hours: int, ranks: int, steps: int, end: str) -> dict[str, object]:
-    """One training of `steps` steps; the first one, which loads and warms, does not count."""
+    """Measure one training of `steps` steps; the first, which loads and warms up, does not count."""
     with tempfile.TemporaryDirectory() as folder:
-        flags = {
+        flags: dict[str, object] = {
             "data": data,
             "run": folder,
             "respondents": respondent,
@@ -41,14 +61,9 @@ def measure(data: Path, respondent: str, hours: int, ranks: int, steps: int, end
             "validate-every": steps,
             "checkpoint-every": steps,
         }
-        argv = [str(ROOT / "worker" / "train.py"), *(word for k, v in flags.items() for word in (f"--{k}", str(v)))]
-        library = blas_env.openblas()
-        env = {} if library is None else {"LD_PRELOAD": str(library)}
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        threads = dict.fromkeys(blas_env.THREADS, str(max(1, cores // ranks)))
-        launch.run(ranks, argv, env={**env, **threads}, timeout=1800)
-        lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
-        steps_done = [line for line in lines if "loss" in line][1:]
+        steps_done = run_training(ranks, [str(ROOT / "worker" / "train.py")], flags, max(1, cores // ranks))[1:]
+        library = blas_env.openblas()
         return {
             "hours": hours,
             "ranks": ranks,
@@ -57,12 +72,12 @@ def measure(data: Path, respondent: str, hours: int, ranks: int, steps: int, end
             "attention_share": round(statistics.median(line["attention_share"] for line in steps_done), 3),
             "wait_share": round(statistics.median(line["wait_share"] for line in steps_done), 3),
             "peak_mb": json.loads((Path(folder) / "result.json").read_text())["peak_mb"],
-            "blas": blas_env.describe(env),
+            "blas": blas_env.describe({} if library is None else {"LD_PRELOAD": str(library)}),
         }
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure and append."""
+    """Measure each setting and append a line."""
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with options.out.open("a") as out:
         for hours in options.hours:
@@ -75,7 +90,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def plot(options: argparse.Namespace) -> int:
-    """Draw."""
+    """Draw the picture of the docs."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -102,7 +117,7 @@ def plot(options: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description="Scaling of training.")
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("run")

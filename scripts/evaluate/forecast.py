@@ -1,4 +1,4 @@
-"""Judge trained forecasters on test hours: `python scripts/evaluate/forecast.py run --data DIR --run RUN [--run RUN …] --out FILE.jsonl`.
+"""Evaluate trained forecasters on test hours: `python scripts/evaluate/forecast.py run --data DIR --run RUN [--run RUN …] --out FILE.jsonl`.
 
   run    scores each run, the operators' forecast, the weekly naive one and (with scikit-learn) gradient boosting on the same tokens;
          one JSON line a forecaster and respondent. Choices are made on validation hours; test hours are only scored.
@@ -36,7 +36,7 @@ ITERATIONS = (50, 100, 200, 400)
 
 
 def judge(forecast: Forecast, calendar: Calendar, history: NDArray[np.float32]) -> dict[str, Any]:
-    """All scores of one respondent. `history`: demand of the training hours, for MASE."""
+    """Return all scores of one respondent. `history`: demand of the training hours, for MASE."""
     actual, median, q = forecast.demand, forecast.median, forecast.quantiles
     return {
         **points(actual, median, forecast.operator, calendar, history),
@@ -50,7 +50,7 @@ def judge(forecast: Forecast, calendar: Calendar, history: NDArray[np.float32]) 
 def points(
     actual: NDArray[Any], point: NDArray[Any], operator: NDArray[Any], calendar: Calendar, history: NDArray[Any]
 ) -> dict[str, Any]:
-    """Scores of a point forecast; the skill is over the operators' forecast, on hours that both forecast."""
+    """Return the scores of a point forecast; the skill is over the operators' forecast, on hours that both forecast."""
     month = (calendar.day.astype("datetime64[D]").astype("datetime64[M]").astype(int)) % 12
 
     def skill(where: NDArray[np.bool_]) -> float:
@@ -69,7 +69,7 @@ def points(
 
 
 def score_run(trained: TrainedModel, store: TokenStore, name: str, period: Period) -> Iterator[dict[str, Any]]:
-    """A line a respondent."""
+    """Return a line for each respondent."""
     config = trained.state["config"]
     train = Period(*trained.state["train"])
     about = {key: config[key] for key in ("seed", "context", "reference")} | {
@@ -103,7 +103,7 @@ def _rows(store: TokenStore, region: int, period: Period) -> NDArray[np.float32]
 def score_baselines(
     trained: TrainedModel, store: TokenStore, period: Period, *, boosting: bool
 ) -> Iterator[dict[str, Any]]:
-    """The operators' forecast, the weekly naive one, and gradient boosting, a line each and respondent."""
+    """Return a line for each respondent and baseline: the operators' forecast, the weekly naive one, gradient boosting."""
     train, validate = Period(*trained.state["train"]), Period(*trained.state["validate"])
     for region, respondent in enumerate(trained.respondents):
         calendar = calendar_of(respondent, period.first, period.last)
@@ -123,7 +123,7 @@ def score_baselines(
 def _boost(
     store: TokenStore, region: int, train: Period, validate: Period, test: Period
 ) -> tuple[NDArray[np.float64], dict[str, Any]]:
-    """Boosted trees on a respondent's tokens, absolute error, settings and length chosen on validation hours."""
+    """Fit boosted trees to a respondent's tokens; absolute error; settings and length are chosen on validation hours."""
     from sklearn.ensemble import HistGradientBoostingRegressor
 
     width = len(FEATURES) + len(CONDITION)
@@ -197,7 +197,7 @@ def _has_sklearn() -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done, 1 no usable lines, 2 usage."""
+    """Run the command line. Exit codes: 0 done, 1 no usable lines, 2 usage."""
     parser = argparse.ArgumentParser(description="Judge trained forecasters.")
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("run", help="score and append JSON lines")

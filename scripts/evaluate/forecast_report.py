@@ -1,4 +1,4 @@
-"""Plots and tables of the forecast evaluation, from its JSON lines alone; used by `python scripts/evaluate/forecast.py plot | docs`."""
+"""Plots and tables of the forecast evaluation, made from its JSON lines; used by `python scripts/evaluate/forecast.py plot | docs`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Line = dict[str, Any]
 
 
 def read(path: Path) -> list[Line]:
-    """The lines; SystemExit when there are none."""
+    """Return the lines; SystemExit if there are none."""
     lines = [json.loads(text) for text in path.read_text().splitlines() if text]
     if not lines:
         raise SystemExit(f"no lines in {path}; run `python scripts/evaluate/forecast.py run --out {path}` first")
@@ -26,12 +26,12 @@ def read(path: Path) -> list[Line]:
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     return "\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows])
 
 
 def _main(lines: list[Line]) -> dict[str, dict[str, list[Line]]]:
-    """Contender → respondent → lines of the main comparison."""
+    """Map contender and respondent to the lines of the main comparison."""
     found: dict[str, dict[str, list[Line]]] = defaultdict(lambda: defaultdict(list))
     for line in lines:
         if line["label"] == "main":
@@ -84,7 +84,7 @@ def _details(lines: list[Line]) -> str:
 
 
 def _ablation(lines: list[Line], label: str = "context", key: str = "skill") -> dict[int, list[float]]:
-    """Context in hours → mean over respondents of `key`, one a seed."""
+    """Map context in hours to the mean over respondents of `key`, one a seed."""
     by_run: dict[tuple[int, int], list[float]] = defaultdict(list)
     for line in lines:
         if line["label"] == label:
@@ -201,7 +201,7 @@ def plot(options: argparse.Namespace) -> int:
 
 
 def _fans(data_dir: Path, run: Path, period: str) -> None:
-    """The day of highest demand of three respondents."""
+    """Draw the day of highest demand of three respondents."""
     from ingest.columns import hour_number
     from worker.forecast.plot import draw_fan_chart
     from worker.forecast.predict import load_model, predict
