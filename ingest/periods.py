@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import calendar
 from datetime import datetime
 
 from ingest.errors import UsageError
@@ -20,6 +19,8 @@ def parse_bound(text: str, *, last: bool) -> str:
     Raises:
         ValueError: the text has another form, or names a date that does not exist.
     """
+    import calendar  # here: the help of a command line has no use for it
+
     day, _, hour = text.strip().partition("T")
     try:
         numbers = [int(part) for part in day.split("-")]

@@ -6,8 +6,6 @@ The settings of the coordinator, of a training and of a control training are loa
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -77,6 +75,8 @@ def read_toml(path: Path, name: str, fix: str) -> dict[str, Any]:
     Raises:
         UsageError: the file cannot be read, or is not TOML.
     """
+    import tomllib  # here and below: a command line without files loads in half the time
+
     try:
         return tomllib.loads(path.read_text())
     except OSError as error:
@@ -92,6 +92,8 @@ def check_keys(given: Iterable[str], known: Sequence[str], where: str) -> None:
         UsageError: a key is unknown.
     """
     for key in sorted(set(given) - set(known)):
+        import difflib
+
         near = difflib.get_close_matches(key, known, n=1)
         meant = f" (did you mean {near[0]!r}?)" if near else ""
         raise UsageError(

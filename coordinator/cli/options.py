@@ -79,6 +79,9 @@ def _with_options(
             taken = {name: given.pop(name) for name, *_ in options}
             command(**given, **{argument: collect(taken)})
 
+        # The signature has all of the types; Typer would evaluate the annotations of the command again.
+        del extended.__wrapped__
+        extended.__annotations__ = {}
         # Settings come last in the help, since most of them have a good default.
         order = [*kept, *added] if argument == "settings" else [*added, *kept]
         extended.__signature__ = own.replace(parameters=order)  # type: ignore[attr-defined]
