@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import msgspec
 
@@ -16,28 +16,17 @@ from ingest.models import MANIFEST_FORMAT, BuildResult, FileEntry, Gap, ShardRes
 from ingest.plan import open_gaps
 from ingest.store import fsync_folders
 
+R = TypeVar("R", ShardResult, BuildResult)
 
-class ShardManifest(msgspec.Struct, frozen=True):
-    """A committed fetch: its result, the attempt and worker that made it, and the time (UTC, ISO 8601)."""
 
-    result: ShardResult = msgspec.field(name="proof")
+class Manifest(msgspec.Struct, Generic[R], frozen=True):
+    """A committed fetch or build: its result, the attempt and worker that made it, and the time (UTC, ISO 8601)."""
+
+    result: R = msgspec.field(name="proof")
     attempt: int
     worker: str
     committed: str
     format: int = MANIFEST_FORMAT
-
-
-class BuildManifest(msgspec.Struct, frozen=True):
-    """A committed build; the fields are those of `ShardManifest`."""
-
-    result: BuildResult = msgspec.field(name="proof")
-    attempt: int
-    worker: str
-    committed: str
-    format: int = MANIFEST_FORMAT
-
-
-M = TypeVar("M", ShardManifest, BuildManifest)
 
 
 @dataclass(frozen=True)
@@ -79,19 +68,10 @@ def manifest_path(data_dir: Path, key: str) -> Path:
     return data_dir / "manifests" / f"{key}.json"
 
 
-def write_shard(data_dir: Path, manifest: ShardManifest) -> Path:
-    """Commit a fetch: atomic, durable, the same bytes for the same manifest.
+def write(data_dir: Path, manifest: Manifest[R]) -> Path:
+    """Commit a fetch or a build: atomic, durable, the same bytes for the same manifest.
 
-    The disk's errors are raised as StorageError.
-
-    Returns:
-        The path of the manifest.
-    """
-    return _write(data_dir, manifest_path(data_dir, manifest.result.shard.key), manifest)
-
-
-def write_build(data_dir: Path, manifest: BuildManifest) -> Path:
-    """Commit a build as `write_shard` does, in place of an earlier one of its respondent and year.
+    A build replaces an earlier one of its respondent and year. The disk's errors are raised as StorageError.
 
     Returns:
         The path of the manifest.
@@ -99,18 +79,18 @@ def write_build(data_dir: Path, manifest: BuildManifest) -> Path:
     return _write(data_dir, manifest_path(data_dir, manifest.result.key), manifest)
 
 
-def shard_manifests(data_dir: Path) -> Iterator[ShardManifest]:
+def shard_manifests(data_dir: Path) -> Iterator[Manifest[ShardResult]]:
     """Yield every committed fetch, by key; an unreadable manifest raises VerificationError."""
     folder = data_dir / "manifests"
     for path in sorted(folder.rglob("*.json")):
         if path.relative_to(folder).parts[0] != "build":
-            yield read(path, ShardManifest)
+            yield read(path, Manifest[ShardResult])
 
 
-def build_manifests(data_dir: Path) -> Iterator[BuildManifest]:
+def build_manifests(data_dir: Path) -> Iterator[Manifest[BuildResult]]:
     """Yield every committed build, by respondent and year; an unreadable manifest raises VerificationError."""
     for path in sorted((data_dir / "manifests" / "build").rglob("*.json")):
-        yield read(path, BuildManifest)
+        yield read(path, Manifest[BuildResult])
 
 
 def shard_results(data_dir: Path) -> Iterator[ShardResult]:
@@ -123,7 +103,7 @@ def build_results(data_dir: Path) -> Iterator[BuildResult]:
     return (manifest.result for manifest in build_manifests(data_dir))
 
 
-def read(path: Path, kind: type[M]) -> M:
+def read(path: Path, kind: type[Manifest[R]]) -> Manifest[R]:
     """Return one manifest.
 
     Raises:
@@ -135,7 +115,7 @@ def read(path: Path, kind: type[M]) -> M:
         raise VerificationError(
             f"{path} is not a readable manifest: {error}; remove it and run `coordinator start --extract`"
         ) from error
-    key = manifest.result.shard.key if isinstance(manifest, ShardManifest) else manifest.result.key
+    key = manifest.result.key
     if not path.as_posix().endswith(f"/manifests/{key}.json"):
         raise VerificationError(
             f"{path} is the manifest of {key}; put it back or remove it, then run `coordinator start --extract`"
@@ -195,7 +175,7 @@ def _totals(files: Iterable[FileEntry]) -> FileTotals:
     return FileTotals(len(sizes), sum(sizes))
 
 
-def _write(data_dir: Path, path: Path, content: ShardManifest | BuildManifest | Summary) -> Path:
+def _write(data_dir: Path, path: Path, content: Manifest[R] | Summary) -> Path:
     atomic_write(path, msgspec.json.format(msgspec.json.encode(content), indent=1))
     fsync_folders(data_dir, path.parent)
     return path

@@ -126,6 +126,11 @@ class ShardResult:
     kept: tuple[str, ...] = ()  # bulk only: the balancing authorities whose rows are in the piece
     faults: dict[str, int] = field(default_factory=dict)  # faults recovered from, by kind
 
+    @property
+    def key(self) -> str:
+        """The task id of the fetch."""
+        return self.shard.key
+
 
 @dataclass(frozen=True)
 class Piece:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import threading
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ import pyarrow.parquet as pq
 
 from ingest.columns import Columns, to_table
 from ingest.errors import VerificationError
-from ingest.files import atomic_write, storage_errors
+from ingest.files import atomic_write, fsync_path, storage_errors
 from ingest.models import FileEntry, Shard
 
 LEFTOVER_S = 3600.0  # an older temporary file has no owner: a write takes seconds
@@ -39,11 +38,7 @@ def fsync_folders(data_dir: Path, *folders: Path) -> None:
         if folder not in synced:
             synced.add(folder)
             with storage_errors(folder):
-                handle = os.open(folder, os.O_RDONLY)
-                try:
-                    os.fsync(handle)
-                finally:
-                    os.close(handle)
+                fsync_path(folder)
         with _durable_lock:
             if folder != data_dir and folder not in _durable:
                 pending.append(folder.parent)

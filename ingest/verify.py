@@ -122,9 +122,9 @@ def verify(data_dir: Path | str, progress: OnProgress | None = None) -> Report:
     for path in paths:
         try:
             if path.is_relative_to(folder / "manifests" / "build"):
-                builds.append(manifest.read(path, manifest.BuildManifest).result)
+                builds.append(manifest.read(path, manifest.Manifest[BuildResult]).result)
             else:
-                shards.append(manifest.read(path, manifest.ShardManifest).result)
+                shards.append(manifest.read(path, manifest.Manifest[ShardResult]).result)
         except VerificationError as error:
             report.mismatch("manifest", path.relative_to(folder).as_posix(), str(error))
     results: list[ShardResult | BuildResult] = [*shards, *builds]

@@ -81,7 +81,3 @@ def main(arguments: Sequence[str] | None = None, key: Mapping[str, str] | None =
     code = run_agent(config, stop_with_parent=options.stop_with_parent)
     logging.shutdown()
     os._exit(code)  # not sys.exit, which would join the page threads of cancelled leases that still wait for a server
-
-
-if __name__ == "__main__":
-    main()

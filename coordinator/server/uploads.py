@@ -11,7 +11,7 @@ from typing import Any
 
 from coordinator.wire.codec import files_in
 from coordinator.wire.messages import FileChunk, FileRequest
-from ingest.files import file_sha256
+from ingest.files import file_sha256, fsync_path
 
 IMPOSSIBLE = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.EINVAL, errno.EILSEQ)
 FOLDERS = ("raw", "pieces", "series")  # the only ones of the data folder that a worker may write to
@@ -123,10 +123,6 @@ class UploadReceiver:
             part.unlink()
             return 0
         part.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        fsync_path(path.parent)
         self._verified[chunk.path] = chunk.sha256
         return chunk.size

@@ -31,7 +31,7 @@ def shard(respondent: str = "PACW", start: str = "2024-01-01T00", end: str = "20
 def commit(data_dir: Path, one: Shard, values: Mapping[str, ArrayLike], origin: str = "synthetic") -> ShardResult:
     """Store the pages, piece and manifest of `values` (EIA code → one value per hour of the shard, or `ABSENT`)."""
     result = store(data_dir, one, values, origin)
-    manifest.write_shard(data_dir, manifest.ShardManifest(result, 1, "test", COMMITTED))
+    manifest.write(data_dir, manifest.Manifest(result, 1, "test", COMMITTED))
     return result
 
 
@@ -88,7 +88,7 @@ def build_all(data_dir: Path) -> list[BuildResult]:
     results = []
     for respondent, year in keys:
         result = build(build_job(respondent, year, shards[0].origin, shards), data_dir)
-        manifest.write_build(data_dir, manifest.BuildManifest(result, 1, "test", COMMITTED))
+        manifest.write(data_dir, manifest.Manifest(result, 1, "test", COMMITTED))
         results.append(result)
     manifest.write_summary(data_dir)
     return results

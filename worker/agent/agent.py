@@ -166,12 +166,12 @@ class Agent:
                 self._accept_lease(message)
             case Ack() if message.path:
                 if (running := self._running(message)) is not None:
-                    running.transfer_inbox.put_ack(message)
+                    running.transfer_inbox.acks.put(message)
             case Ack():
                 self._unacked.pop((message.task, message.attempt), None)
             case FilePart():
                 if (running := self._running(message)) is not None and len(frames) == 2:
-                    running.transfer_inbox.put_part(message, frames[1])
+                    running.transfer_inbox.parts.put((message, frames[1]))
             case PermitGrant():
                 self._executor.permits.granted(message.bucket, message.delays)
             case PermitsRevoked():

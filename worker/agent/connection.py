@@ -64,15 +64,19 @@ class Connection:
 
     def _connect(self) -> None:
         self._socket = self._context.socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.IDENTITY, self._identity.encode())
-        self._socket.setsockopt(zmq.IMMEDIATE, 1)  # queues nothing while no coordinator is connected
-        self._socket.setsockopt(zmq.SNDHWM, HIGH_WATER)
-        self._socket.setsockopt(zmq.RCVHWM, HIGH_WATER)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
-        self._socket.setsockopt(zmq.RECONNECT_IVL, 100)
-        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2_000)
-        self._socket.setsockopt(zmq.LINGER, 500)
-        self._socket.setsockopt(zmq.IPV6, int("[" in self._endpoint))
+        options: dict[int, int | bytes] = {
+            zmq.IDENTITY: self._identity.encode(),
+            zmq.IMMEDIATE: 1,  # queues nothing while no coordinator is connected
+            zmq.SNDHWM: HIGH_WATER,
+            zmq.RCVHWM: HIGH_WATER,
+            zmq.MAXMSGSIZE: MAX_MESSAGE,
+            zmq.RECONNECT_IVL: 100,  # milliseconds, as the next two
+            zmq.RECONNECT_IVL_MAX: 2_000,
+            zmq.LINGER: 500,
+            zmq.IPV6: int("[" in self._endpoint),
+        }
+        for option, value in options.items():
+            self._socket.setsockopt(option, value)
         if self._curve is not None:
             self._curve.connect(self._socket)
         self._socket.connect(self._endpoint)

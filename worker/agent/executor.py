@@ -8,8 +8,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from coordinator.wire import codec
 from coordinator.wire.failures import FailureKind
@@ -40,11 +41,7 @@ if TYPE_CHECKING:  # imported by the first fetch: see `worker.agent.lease`
 PAGES = 2  # pages in progress for each connection: one being requested, one being verified and stored
 
 
-class Post(Protocol):
-    """Queue a message, with raw frames after it, for the thread that owns the socket."""
-
-    def __call__(self, message: Message, frames: Iterable[bytes] = ()) -> None:
-        """Queue the message; must not block."""
+Post = Callable[[Message, Iterable[bytes]], None]  # queues a message and raw frames for the socket's owner
 
 
 class LeaseExecutor:
@@ -82,8 +79,8 @@ class LeaseExecutor:
         self._fetch_resources: dict[str, Any] = {}  # made by the first fetch
         self._fetch_lock = threading.Lock()
         self._digests = DigestCache()
-        self.permits = Permits(lambda bucket, count: post(PermitRequest(worker, bucket, count)))
-        self.policies = PolicyCache(lambda sha256: post(WeightsRequest(worker, sha256)))
+        self.permits = Permits(lambda bucket, count: post(PermitRequest(worker, bucket, count), ()))
+        self.policies = PolicyCache(lambda sha256: post(WeightsRequest(worker, sha256), ()))
         self.rows = self.requests = 0  # verified rows and requests so far
         self._counting = threading.Lock()
         self._ready: queue.SimpleQueue[RunningLease] = queue.SimpleQueue()
@@ -104,12 +101,11 @@ class LeaseExecutor:
             answer = self._execute(lease)
             if not lease.finish():
                 return  # the thread that replaced this one goes on
-            if answer is None:
-                continue
             try:
-                self._post(*answer)
+                if answer is not None:
+                    self._post(*answer)
             except Exception as error:  # a result over the limit of a message, or no plain data
-                self._post(failure_of(error, self._worker, lease.lease, self._api_key))
+                self._post(failure_of(error, self._worker, lease.lease, self._api_key), ())
 
     def _execute(self, running: RunningLease) -> tuple[Message, list[bytes]] | None:
         """Run a lease. Returns its answer, a message and raw frames; None when it was cancelled."""
@@ -182,23 +178,12 @@ class LeaseExecutor:
         return Result(self._worker, lease.task, lease.attempt, {}, seconds, described), frames
 
     def _report_progress(self, lease: Lease, rank: RankProgress) -> None:
-        self._post(
-            Progress(
-                self._worker,
-                lease.task,
-                lease.attempt,
-                rank.step,
-                rank.phase,
-                rank.heartbeat_count,
-                rank.checkpoint_step,
-                rank.is_stopped,
-            )
-        )
+        self._post(Progress(self._worker, lease.task, lease.attempt, *astuple(rank)), ())
 
     def _report_throttle(self, bucket: str, kind: str, retry_after: float | None) -> None:
         if bucket:
             pause = None if retry_after is None else min(max(retry_after, 0.0), MAX_PAUSE)
-            self._post(ThrottleReport(self._worker, bucket, kind, pause))
+            self._post(ThrottleReport(self._worker, bucket, kind, pause), ())
 
     def _count(self, rows: int, requests: int) -> None:
         with self._counting:

@@ -24,33 +24,24 @@ Item = TypeVar("Item")
 
 
 class TransferInbox:
-    """Answers to one lease's transfers, from the thread that owns the socket to the lease's thread."""
+    """Answers to one lease's transfers, from the thread that owns the socket to the lease's thread.
+
+    Attributes:
+        acks: Acknowledgements of chunks.
+        parts: Received parts of files, each with its bytes.
+    """
 
     def __init__(self, cancelled: Callable[[], bool]) -> None:
         self._cancelled = cancelled
-        self._acks: queue.SimpleQueue[Ack] = queue.SimpleQueue()
-        self._parts: queue.SimpleQueue[tuple[FilePart, bytes]] = queue.SimpleQueue()
+        self.acks: queue.SimpleQueue[Ack] = queue.SimpleQueue()
+        self.parts: queue.SimpleQueue[tuple[FilePart, bytes]] = queue.SimpleQueue()
 
-    def put_ack(self, ack: Ack) -> None:
-        """Add the acknowledgement of a chunk."""
-        self._acks.put(ack)
+    def take(self, waiting: queue.SimpleQueue[Item], seconds: float) -> Item | None:
+        """Return the next item of `acks` or `parts`; None when none came within `seconds` or `POLL_S`, whichever is shorter.
 
-    def put_part(self, part: FilePart, data: bytes) -> None:
-        """Add a received part of a file."""
-        self._parts.put((part, data))
-
-    def ack(self, seconds: float) -> Ack | None:
-        """Return the next acknowledgement; None when none came within `seconds` or `POLL_S`, whichever is shorter.
-
-        A cancelled lease raises Cancelled, here and in `part`.
+        Raises:
+            Cancelled: The lease was cancelled.
         """
-        return self._next(self._acks, seconds)
-
-    def part(self, seconds: float) -> tuple[FilePart, bytes] | None:
-        """Return the next received part, with the time limits of `ack`."""
-        return self._next(self._parts, seconds)
-
-    def _next(self, waiting: queue.SimpleQueue[Item], seconds: float) -> Item | None:
         try:
             return waiting.get(timeout=min(seconds, POLL_S))
         except queue.Empty:
@@ -128,7 +119,7 @@ class FileTransfer:
         """
         deadline, last = time.monotonic() + ANSWER_S, -1
         while (left := deadline - time.monotonic()) > 0:
-            ack = self.inbox.ack(left)
+            ack = self.inbox.take(self.inbox.acks, left)
             if ack is None or ack.path != file.path:
                 continue
             if not ack.accepted:
@@ -173,7 +164,7 @@ class FileTransfer:
             while requested < min(file.bytes, held + AHEAD * CHUNK):
                 self.post(FileRequest(self.worker, self.task, self.attempt, file.path, requested), ())
                 requested += CHUNK
-            answer = self.inbox.part(1.0)
+            answer = self.inbox.take(self.inbox.parts, 1.0)
             if answer is None:
                 if time.monotonic() - last_answer > ANSWER_S:
                     requested, last_answer = held, time.monotonic()

@@ -14,7 +14,8 @@ from coordinator.report.model import Absent, Control, Extraction, Hours, Provena
 from coordinator.stages.extract.plan import world_of
 from ingest import manifest
 from ingest.coverage import SeriesSummary, coverage, read_summaries
-from ingest.manifest import ShardManifest
+from ingest.manifest import Manifest
+from ingest.models import ShardResult
 from ingest.sources import get_source
 
 BINS = 60  # parts of the span of a run
@@ -68,7 +69,7 @@ def extraction(data_dir: Path) -> Extraction | Absent:
     )
 
 
-def _ceiling(shards: Sequence[ShardManifest]) -> float | None:
+def _ceiling(shards: Sequence[Manifest[ShardResult]]) -> float | None:
     """Return the source's rate limit in requests per second; None for an emulator, which may be asked as fast as it answers."""
     real = {one.result.shard.source for one in shards if world_of(one.result.origin) == "real"}
     limits = {get_source(name).rate_limit for name in real}

@@ -62,15 +62,13 @@ class ExtractController(StageController):
         committed = datetime.now(UTC).isoformat(timespec="seconds")
         if done.task.kind == LeaseKind.BUILD:
             built: BuildResult = done.output
-            manifest.write_build(
-                self.plan.data_dir, manifest.BuildManifest(built, done.attempt, done.worker, committed)
-            )
+            manifest.write(self.plan.data_dir, manifest.Manifest(built, done.attempt, done.worker, committed))
             self._built[built.key] = built.pieces
             self.new_files += 3  # long.parquet, wide.parquet, series.json
             return []
         result: ShardResult = done.output
         self._world = check_world(self.plan.data_dir, self._world, result)
-        manifest.write_shard(self.plan.data_dir, manifest.ShardManifest(result, done.attempt, done.worker, committed))
+        manifest.write(self.plan.data_dir, manifest.Manifest(result, done.attempt, done.worker, committed))
         self._add(result)
         self.fetched.append(result)
         self.new_files += len(result.pages) + 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -163,7 +164,7 @@ def test_full_disk_is_a_storage_error_and_resumable(tmp_path: Path, monkeypatch:
 
     with serve(stub) as url, bench(tmp_path) as one:
         with monkeypatch.context() as patched, pytest.raises(StorageError, match=r"No space left.*free some space"):
-            patched.setattr(store.os, "fsync", full)
+            patched.setattr(os, "fsync", full)
             fetch_shard(year(url), one.context)
         assert not [path for path in tmp_path.rglob("*") if path.is_file()]
         result = fetch_shard(year(url), one.context)

@@ -127,8 +127,8 @@ def stored(folder: Path) -> list[tuple[int, str]]:
 def written(folder: Path) -> dict[str, str]:
     """The text of each kind of manifest."""
     committed = "2024-01-01T00:00:00+00:00"
-    shard = manifest.write_shard(folder, manifest.ShardManifest(SHARD, 2, "w", committed))
-    build = manifest.write_build(folder, manifest.BuildManifest(BUILD, 1, "w", committed))
+    shard = manifest.write(folder, manifest.Manifest(SHARD, 2, "w", committed))
+    build = manifest.write(folder, manifest.Manifest(BUILD, 1, "w", committed))
     manifest.write_summary(folder)
     paths = {"shard": shard, "build": build, "summary": folder / "manifest.json"}
     return {kind: path.read_text() for kind, path in paths.items()}

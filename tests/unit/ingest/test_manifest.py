@@ -18,10 +18,10 @@ WEEK = {"start": "2024-01-01T00", "end": "2024-01-07T23"}
 def test_manifest_round_trip(tmp_path: Path) -> None:
     result = commit(tmp_path, shard(**WEEK), {"D": daily(168)})
     (written,) = manifest.shard_manifests(tmp_path)
-    assert written == manifest.ShardManifest(result, 1, "test", COMMITTED)
+    assert written == manifest.Manifest(result, 1, "test", COMMITTED)
     path = manifest.manifest_path(tmp_path, result.shard.key)
     before = path.read_bytes()
-    assert manifest.write_shard(tmp_path, written) == path
+    assert manifest.write(tmp_path, written) == path
     assert path.read_bytes() == before
     (built,) = build_all(tmp_path)
     assert list(manifest.build_results(tmp_path)) == [built]

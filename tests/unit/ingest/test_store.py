@@ -183,7 +183,7 @@ def test_disk_error_is_a_storage_error_and_leaves_no_file(
     def refuse(descriptor: int) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(store.os, "fsync", refuse)
+    monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(StorageError, match=r"g000.*the same command"):
         store.write_page(tmp_path, SHARD, 0, b"content", ".json.gz")
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]

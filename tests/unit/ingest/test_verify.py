@@ -193,5 +193,5 @@ def test_verification_writes_nothing(folder: Path) -> None:
 
 def test_replaced_manifest_of_equal_data_is_whole(folder: Path) -> None:
     (one, *_) = [one for one in manifest.shard_manifests(folder) if one.result.shard.key == KEY]
-    manifest.write_shard(folder, replace(one, attempt=2))
+    manifest.write(folder, replace(one, attempt=2))
     assert verify(folder).whole

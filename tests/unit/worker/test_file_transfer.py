@@ -39,11 +39,11 @@ class Wire:
                 file.seek(message.offset)
                 part = file.read(CHUNK)
             self.moved += len(part)
-            self.transfer_inbox.put_part(FilePart("t", 1, message.path, message.offset), part)
+            self.transfer_inbox.parts.put((FilePart("t", 1, message.path, message.offset), part))
         elif isinstance(message, FileChunk):
             (data,) = frames
             self.moved += len(data)
-            self.transfer_inbox.put_ack(Ack("t", 1, not self.cancelled, message.path, self.inbox.take(message, data)))
+            self.transfer_inbox.acks.put(Ack("t", 1, not self.cancelled, message.path, self.inbox.take(message, data)))
 
 
 def write(folder: Path, path: str, body: bytes = BODY) -> FileRef:

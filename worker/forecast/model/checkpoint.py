@@ -19,7 +19,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
 from ingest.errors import UsageError
-from ingest.files import file_sha256
+from ingest.files import file_sha256, fsync_path
 
 FORMAT = 1
 _ARRAYS = ("weights", "average", "optimizer")
@@ -57,10 +57,10 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     state = part / "state.json"
     state.write_text(json.dumps({"format": FORMAT, **checkpoint.state, "sha256": digests}, indent=1))
     for path in part.iterdir():
-        _sync(path)
+        fsync_path(path)
     shutil.rmtree(final, ignore_errors=True)
     part.replace(final)
-    _sync(folder)
+    fsync_path(folder)
     return final
 
 
@@ -128,11 +128,3 @@ def prune(folder: Path, keep: set[str]) -> None:
 def fingerprint(path: Path) -> str:
     """Return the SHA-256 of a checkpoint's averaged weights, as its state.json has it."""
     return str(read_state(path)["sha256"]["average"])
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
