@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
 """Benchmark the extraction against its peers.
 
-    uv run --group bench-extract scripts/bench/extract.py [--rounds 3] [--only speed,latency,policy,linear]
+    uv run --group bench-extract python -m scripts.bench.extract [--rounds 3] [--only speed,latency,policy,linear]
 
 All clients use one emulator in one run, each as a separate process, in turn, round after round:
 - ours: `coordinator start --extract`, 2 workers × 5 connections; verifies pages, syncs raw files, Parquet, journal and manifests
@@ -14,11 +13,9 @@ alone. A client that is not installed is named and skipped.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -32,9 +29,10 @@ from pathlib import Path
 from typing import Any
 
 from ingest.emulator.process import Emulator
+from scripts.bench.common import BENCHMARKS, ROOT, drawn, machine_line, markdown_table, parser, read_lines
+from scripts.bench.common import emit as emit_line
 
-ROOT = Path(__file__).resolve().parents[2]
-LINES = ROOT / "docs" / "benchmarks" / "extract.jsonl"
+LINES = BENCHMARKS / "extract.jsonl"
 DOCS = ROOT / "docs" / "internals" / "extraction_benchmark.md"
 RUNS = ROOT / "runs"  # data folders of the measured runs: on the disk of the checkout, not in memory
 KEY = "BENCHMARK-KEY-OF-40-CHARACTERS-OR-SO"
@@ -110,23 +108,9 @@ def timed(command: list[str], **environment: str) -> dict[str, Any]:
     return {**json.loads(done.stdout.splitlines()[-1]), "wall_s": seconds}
 
 
-def emit(line: dict[str, Any]) -> None:
+def emit(event: str, **line: Any) -> None:
     """Append a line to the JSON lines and print it to stderr."""
-    LINES.parent.mkdir(parents=True, exist_ok=True)
-    with LINES.open("a") as file:
-        file.write(json.dumps(line) + "\n")
-    print(json.dumps(line), file=sys.stderr, flush=True)
-
-
-def machine() -> dict[str, Any]:
-    """Return the line that describes this machine."""
-    return {
-        "event": "machine",
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "date": time.strftime("%Y-%m-%d"),
-    }
+    emit_line({"event": event, **line}, LINES, progress=True)
 
 
 def ours(url: str, period: Period, *extra: str, keep: Path | None = None) -> dict[str, Any]:
@@ -188,10 +172,10 @@ def speed(rounds: int) -> None:
             clients += [partial(gridstatus, emulator.url, period, threads) for threads in (1, 2, 5)]
             gridstatus(emulator.url, period, 2)  # renders its pages
         else:
-            emit({"event": "skipped", "client": "gridstatus", "why": "not installed: uv run --group bench-extract …"})
+            emit("skipped", client="gridstatus", why="not installed: uv run --group bench-extract …")
         for number in range(rounds):
             for client in clients:
-                emit({"event": "speed", "round": number, **client()})
+                emit("speed", round=number, **client())
 
 
 def latency(rounds: int) -> None:
@@ -206,16 +190,8 @@ def latency(rounds: int) -> None:
                 times = [datetime.fromisoformat(request["time"]) for request in emulator.requests()[before:]]
                 line["span_s"] = (times[-1] - times[0]).total_seconds() + milliseconds / 1000
                 bound = line["requests"] * milliseconds / 1000 / (2 * connections)
-                emit(
-                    {
-                        "event": "latency",
-                        "round": number,
-                        "latency_ms": milliseconds,
-                        "bound_s": bound,
-                        **line,
-                        "connections": 2 * connections,
-                    }
-                )
+                line |= {"bound_s": bound, "connections": 2 * connections}
+                emit("latency", round=number, latency_ms=milliseconds, **line)
 
 
 def share_of(stats: dict[str, Any], requests: int, rate: float) -> float:
@@ -235,18 +211,10 @@ def policy() -> None:
                 other.terminate()
                 other.wait()
             stats = emulator.stats()
-        emit(
-            {
-                "event": "policy",
-                "second_client": second,
-                "clock": CLOCK,
-                "ceiling": rate,
-                "share": share_of(stats, line["requests"], POLICY_RATE),
-                "suspensions": stats["suspensions"],
-                "while_suspended": stats["while_suspended"],
-                **line,
-            }
-        )
+        about = {"second_client": second, "clock": CLOCK, "ceiling": rate}
+        share = share_of(stats, line["requests"], POLICY_RATE)
+        counts = {name: stats[name] for name in ("suspensions", "while_suspended")}
+        emit("policy", **about, share=share, **counts, **line)
 
 
 def linear(rounds: int) -> None:
@@ -256,7 +224,7 @@ def linear(rounds: int) -> None:
         for number in range(rounds):
             for period in (("2022", "2022"), ("2019", "2025")):
                 years = int(period[1]) - int(period[0]) + 1
-                emit({"event": "linear", "round": number, "years": years, **ours(emulator.url, period)})
+                emit("linear", round=number, years=years, **ours(emulator.url, period))
 
 
 # -- the report ------------------------------------------------------------------------------------------------------
@@ -265,11 +233,6 @@ def linear(rounds: int) -> None:
 def median(lines: Iterable[dict[str, Any]], of: Callable[[dict[str, Any]], float]) -> float:
     """Return the median of `of(line)`."""
     return statistics.median(of(line) for line in lines)
-
-
-def read_lines() -> list[dict[str, Any]]:
-    """Return the JSON lines."""
-    return [json.loads(line) for line in LINES.read_text().splitlines()]
 
 
 def best_of(lines: list[dict[str, Any]], client: str, seconds: str) -> tuple[str, float] | None:
@@ -284,7 +247,7 @@ def best_of(lines: list[dict[str, Any]], client: str, seconds: str) -> tuple[str
 
 def write_docs() -> None:
     """Write docs/internals/extraction_benchmark.md and its plot from the JSON lines alone."""
-    lines = read_lines()
+    lines = read_lines(LINES)
     by_event = {
         event: [line for line in lines if line["event"] == event] for event in {line["event"] for line in lines}
     }
@@ -297,26 +260,27 @@ def write_docs() -> None:
         text.append(speed_section(speeds))
         plot(speeds)
     if lines_of := by_event.get("latency"):
-        text.append(
-            "## With 150 ms per request\n\n| connections | requests | first to last answer / bound | whole run / bound | range |\n|---|---|---|---|---|"
-        )
+        rows = []
         for connections in sorted({line["connections"] for line in lines_of}):
             of = [line for line in lines_of if line["connections"] == connections]
-            ratios = [line["s"] / line["bound_s"] for line in of]
-            spans = [line["span_s"] / line["bound_s"] for line in of]
-            text.append(
-                f"| {connections} | {of[0]['requests']} | {statistics.median(spans):.2f} | {statistics.median(ratios):.2f} | "
-                f"{min(ratios):.2f}–{max(ratios):.2f} |"
-            )
+            spans, ratios = ([line[name] / line["bound_s"] for line in of] for name in ("span_s", "s"))
+            medians = [f"{statistics.median(values):.2f}" for values in (spans, ratios)]
+            rows.append([str(connections), str(of[0]["requests"]), *medians, f"{min(ratios):.2f}–{max(ratios):.2f}"])
+        header = ["connections", "requests", "first to last answer / bound", "whole run / bound", "range"]
+        text.append(f"## With 150 ms per request\n\n{markdown_table(header, rows)}")
         text.append("\nThe bound is requests × latency / connections: the time of an infinitely fast client.\n")
     if lines_of := by_event.get("policy"):
-        text.append(
-            "## Under EIA's policy\n\n| second client on the key | share of the limit used | suspensions | requests while suspended |\n|---|---|---|---|"
-        )
-        text += [
-            f"| {'yes' if line['second_client'] else 'no'} | {line['share']:.3f} | {line['suspensions']} | {line['while_suspended']} |"
-            for line in lines_of
+        rows = [
+            [
+                "yes" if x["second_client"] else "no",
+                f"{x['share']:.3f}",
+                str(x["suspensions"]),
+                str(x["while_suspended"]),
+            ]
+            for x in lines_of
         ]
+        header = ["second client on the key", "share of the limit used", "suspensions", "requests while suspended"]
+        text.append(f"## Under EIA's policy\n\n{markdown_table(header, rows)}")
         text.append(
             f"\n2.5 requests per second sustained, 5 in a burst, on a clock {CLOCK:g} times as fast. With a second client that takes a fifth of the limit, ours can use at most 0.8 of it.\n"
         )
@@ -331,53 +295,40 @@ def write_docs() -> None:
 
 def speed_section(speeds: list[dict[str, Any]]) -> str:
     """Return the Markdown of the speed benchmark."""
-    rows = [
-        "## Rows per second\n",
-        "| client | setting | rows/s in the run | rows/s of the whole process |",
-        "|---|---|---|---|",
-    ]
+    rows = []
     for client in ("ours", "gridstatus", "bare"):
         for setting in sorted({line["setting"] for line in speeds if line["client"] == client}):
             of = [line for line in speeds if line["client"] == client and line["setting"] == setting]
-            rows.append(
-                f"| {client} | {setting} | {median(of, lambda x: x['rows'] / x['s']):,.0f} | {median(of, lambda x: x['rows'] / x['wall_s']):,.0f} |"
-            )
-    rows.append("")
+            rates = [median(of, lambda x: x["rows"] / x["s"]), median(of, lambda x: x["rows"] / x["wall_s"])]
+            rows.append([client, setting, *(f"{rate:,.0f}" for rate in rates)])
+    header = ["client", "setting", "rows/s in the run", "rows/s of the whole process"]
+    text = [f"## Rows per second\n\n{markdown_table(header, rows)}\n"]
     for seconds, name in (("s", "in the run"), ("wall_s", "whole process")):
         mine, peer, floor = (best_of(speeds, client, seconds) for client in ("ours", "gridstatus", "bare"))
         assert mine and floor
         against = f"{mine[1] / peer[1]:.2f}× gridstatus at its best ({peer[0]}), " if peer else ""
-        rows.append(f"- {name}: ours is {against}{mine[1] / floor[1]:.2f} of the bare reader at its best ({floor[0]})")
-    return "\n".join(rows) + "\n\n![rows per second](../benchmarks/extract.png)\n"
+        text.append(f"- {name}: ours is {against}{mine[1] / floor[1]:.2f} of the bare reader at its best ({floor[0]})")
+    return "\n".join(text) + "\n\n![rows per second](../benchmarks/extract.png)\n"
 
 
 def plot(speeds: list[dict[str, Any]]) -> None:
     """Draw the speed benchmark next to the JSON lines."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    names, rates = [], []
-    for client in ("gridstatus", "ours", "bare"):
-        best = best_of(speeds, client, "s")
-        if best:
-            names.append(f"{client}\n{best[0]}")
-            rates.append(
-                [x["rows"] / x["s"] / 1e3 for x in speeds if x["client"] == client and x["setting"] == best[0]]
-            )
-    figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
-    axes.bar(names, [statistics.median(rate) for rate in rates], color=["#9aa5b1", "#1f6f8b", "#d9dee3"])
-    for position, rate in enumerate(rates):
-        axes.plot([position] * len(rate), rate, "k.", markersize=4)
-    axes.set_ylabel("thousand rows per second")
-    axes.set_title("One emulator, one run; dots are rounds, bars their medians")
-    figure.savefig(LINES.with_suffix(".png"), dpi=130)
+    with drawn(LINES.with_suffix(".png"), size=(6.4, 3.6)) as axes:
+        best = {client: best_of(speeds, client, "s") for client in ("gridstatus", "ours", "bare")}
+        colours = {"gridstatus": "#9aa5b1", "ours": "#1f6f8b", "bare": "#d9dee3"}
+        for client, setting in ((client, found[0]) for client, found in best.items() if found):
+            own = [line for line in speeds if (line["client"], line["setting"]) == (client, setting)]
+            rates = [line["rows"] / line["s"] / 1e3 for line in own]
+            name = f"{client}\n{setting}"
+            axes.bar(name, statistics.median(rates), color=colours[client], zorder=2)
+            axes.plot([name] * len(rates), rates, "k.", markersize=4)
+        axes.set_ylabel("thousand rows per second")
+        axes.set_title("One emulator, one run; dots are rounds, bars their medians")
 
 
 DOC_HEAD = """# Extraction benchmark
 
-`uv run --group bench-extract scripts/bench/extract.py` made all figures; the lines are in `../benchmarks/extract.jsonl`.
+`uv run --group bench-extract python -m scripts.bench.extract` made all figures; the lines are in `../benchmarks/extract.jsonl`.
 
 How to read it: all clients use one emulator, in turn, on the same cores as the emulator. *Ours* verifies every page (rows
 against `total`, keys, hours), stores it, syncs raw files, Parquet, manifests and the journal. *gridstatus* builds a
@@ -389,18 +340,20 @@ The world has no nulls (`--quirks none`): ours requests a page with nulls twice,
 
 def main() -> None:
     """Run the benchmarks of --only and write the report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", default="speed,latency,policy,linear")
-    parser.add_argument("--add", action="store_true", help="keep existing lines; replace only those of --only")
-    parser.add_argument("--docs", action="store_true", help="only write the page and the plot from existing lines")
-    options = parser.parse_args()
+    command = parser(__doc__)
+    command.add_argument("--rounds", type=int, default=5)
+    command.add_argument("--only", default="speed,latency,policy,linear")
+    command.add_argument("--add", action="store_true", help="keep existing lines; replace only those of --only")
+    command.add_argument("--docs", action="store_true", help="only write the page and the plot from existing lines")
+    options = command.parse_args()
     RUNS.mkdir(exist_ok=True)
     if not options.docs:
-        kept = [line for line in read_lines() if line["event"] not in options.only.split(",")] if options.add else []
+        kept = (
+            [line for line in read_lines(LINES) if line["event"] not in options.only.split(",")] if options.add else []
+        )
         LINES.unlink(missing_ok=True)
-        for line in kept or [machine()]:
-            emit(line)
+        for line in kept or [machine_line()]:
+            emit_line(line, LINES, progress=True)
         parts: dict[str, Callable[[], None]] = {
             "speed": partial(speed, options.rounds),
             "latency": partial(latency, options.rounds),

@@ -1,7 +1,7 @@
-"""A coordinator of no-op leases for `leases.py`: `python scripts/bench/lease_coordinator.py DATA BIND TASKS [KEYS]`.
+"""Run a coordinator of no-op leases for `leases.py`: `python scripts/bench/lease_coordinator.py DATA BIND TASKS [KEYS]`.
 
-Goes on where the journal of DATA stands. Prints its endpoint, then, at its end, one JSON line: leases committed by this process, in how
-many seconds from the first to the last.
+Resumes from the journal of DATA. Prints its endpoint, then, at its end, one JSON line: the number of leases that this process committed,
+and the seconds from the first commit to the last.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from coordinator.wire.lease_kinds import LeaseKind
 
 
 def main() -> None:
+    """Serve until all tasks are committed."""
     data, bind, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     with FolderLock(data):
         scheduler, journal = Scheduler(filesystem_id(data)), Journal(data / "journal.sqlite")

@@ -1,6 +1,7 @@
-"""No-op tasks a second of a peer, two workers: `PEER-PYTHON scripts/bench/leases_peer.py dask|parsl|ray TASKS`. One JSON line.
+"""Measure no-op tasks per second of a peer on two workers: `PEER-PYTHON scripts/bench/leases_peer.py dask|parsl|ray TASKS`.
 
-Each with the settings that served it best here; none keeps a journal, so what they had done is lost with their scheduler.
+Prints one JSON line. Each peer runs with the settings that were fastest on the machine of the benchmark. None of them keeps a journal, so
+completed work is lost with their scheduler.
 """
 
 from __future__ import annotations
@@ -9,15 +10,22 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
+Run = Callable[[int], Iterable[int]]  # number of tasks → their results
+
 
 def noop(n: int) -> int:
+    """Return the argument."""
     return n
 
 
-def dask(count: int) -> float:
+@contextmanager
+def dask() -> Iterator[Run]:
+    """Yield a run on a local cluster of dask.distributed."""
     import distributed
     from dask import config
 
@@ -26,13 +34,12 @@ def dask(count: int) -> float:
         n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=logging.ERROR
     )
     with cluster, distributed.Client(cluster) as client:
-        client.gather(client.map(noop, range(100), pure=False))
-        began = time.perf_counter()
-        assert sum(client.gather(client.map(noop, range(count), pure=False))) == count * (count - 1) // 2
-        return time.perf_counter() - began
+        yield lambda count: client.gather(client.map(noop, range(count), pure=False))
 
 
-def parsl(count: int) -> float:
+@contextmanager
+def parsl() -> Iterator[Run]:
+    """Yield a run on Parsl's executor for high throughput."""
     import parsl as library
     from parsl.executors import HighThroughputExecutor
     from parsl.providers import LocalProvider
@@ -46,29 +53,27 @@ def parsl(count: int) -> float:
     )
     library.load(library.Config(executors=[executor], strategy="none", usage_tracking=0, initialize_logging=False))
     task: Any = library.python_app(noop, cache=False)
-    [future.result() for future in [task(n) for n in range(100)]]
-    began = time.perf_counter()
-    assert sum(future.result() for future in [task(n) for n in range(count)]) == count * (count - 1) // 2
-    seconds = time.perf_counter() - began
+    yield lambda count: [future.result() for future in [task(n) for n in range(count)]]
     library.dfk().cleanup()
-    return seconds
 
 
-def ray(count: int) -> float:
+@contextmanager
+def ray() -> Iterator[Run]:
+    """Yield a run on Ray."""
     import ray as library
 
     library.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     task: Any = library.remote(noop)
-    library.get([task.remote(n) for n in range(100)])
-    began = time.perf_counter()
-    assert sum(library.get([task.remote(n) for n in range(count)])) == count * (count - 1) // 2
-    seconds = time.perf_counter() - began
+    yield lambda count: library.get([task.remote(n) for n in range(count)])
     library.shutdown()
-    return seconds
 
 
 if __name__ == "__main__":
     name, tasks = sys.argv[1], int(sys.argv[2])
-    spent = {"dask": dask, "parsl": parsl, "ray": ray}[name](tasks)
+    with {"dask": dask, "parsl": parsl, "ray": ray}[name]() as run:
+        run(100)  # warm up
+        began = time.perf_counter()
+        assert sum(run(tasks)) == tasks * (tasks - 1) // 2
+        spent = time.perf_counter() - began
     package = "distributed" if name == "dask" else name
     print(json.dumps({"client": name, "version": version(package), "tasks": tasks, "seconds": spent}), flush=True)

@@ -1,15 +1,14 @@
 """Benchmark of links: a ring of two hosts over links of four speeds, compared with the planner's prediction; 4, 16, 64 Apple hosts predicted.
 
     python -m scripts.bench.links run --out docs/benchmarks/links.jsonl     # needs root and Linux: see scripts/testbed/bed.py
-    python -m scripts.bench.links docs                                      # writes docs/internals/scaling.md from these lines and bench_shares'
+    python -m scripts.bench.links docs                                      # writes docs/internals/scaling.md from these lines and load_balance's
 
 Each rank has a core, a network namespace and one thread. The kernel's speed and the link are measured just before the step, under the same
-setting, through the ring's own transport; the prediction is `ringattn.planner.step_seconds` of these, or of the link's nominal figures.
+setting, through the ring's transport; the prediction is `ringattn.planner.step_seconds` of these, or of the link's nominal figures.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -21,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from ringattn.planner import LINKS, Link, Shape, Speed, efficiency, smallest_block, step_seconds
+from scripts.bench.common import ROOT, drawn, emit, markdown_table, parser, read_lines
 from scripts.testbed.bed import Bed
 
-ROOT = Path(__file__).resolve().parents[2]
 LINES, SHARES, DOCS, IMAGE = (
     ROOT / "docs" / name
     for name in ("benchmarks/links.jsonl", "benchmarks/shares.jsonl", "internals/scaling.md", "images/scaling.png")
@@ -45,7 +44,7 @@ SPEED = "import json,sys;from ringattn.planner import Shape,measure_speed as m;s
 
 
 def ranks(bed: Bed, *command: str, ring: bool = True) -> list[Any]:
-    """Run `command` on both hosts at once, a core each; return the last line of each as JSON."""
+    """Run `command` on both hosts at once, a core each, and return the last line of each as JSON."""
     hosts = bed.folder / "ring.json"
     hosts.write_text(json.dumps([[f"{host.address}:32323"] for host in bed.hosts]))
     running = []
@@ -54,8 +53,8 @@ def ranks(bed: Bed, *command: str, ring: bool = True) -> list[Any]:
         env |= {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)} if ring else {}
         pinned = ["taskset", "-c", str(rank % (os.cpu_count() or 1)), sys.executable, *command]
         running.append(host.popen(*pinned, env=env, stdout=subprocess.PIPE, text=True))
-    said = [process.communicate(timeout=170)[0] for process in running]
-    return [json.loads(text.strip().splitlines()[-1]) for text in said[: 1 if ring else None]]
+    printed = [process.communicate(timeout=170)[0] for process in running]
+    return [json.loads(text.strip().splitlines()[-1]) for text in printed[: 1 if ring else None]]
 
 
 def measure(bed: Bed, mbit: float, nominal: Link, length: int) -> dict:
@@ -88,20 +87,20 @@ def measure(bed: Bed, mbit: float, nominal: Link, length: int) -> dict:
 
 
 def run(out: Path) -> None:
+    """Measure every link and length, and append the lines."""
     with Bed(2) as bed:
         for mbit, nominal in SETTINGS:
             for length in LENGTHS:
-                line = measure(bed, mbit, nominal, length)
-                print(json.dumps(line), flush=True)
-                with out.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+                emit(measure(bed, mbit, nominal, length), out)
 
 
 def table(header: str, rows: list[list[str]]) -> list[str]:
-    return [header, "|" + " --- |" * (header.count("|") - 1), *("| " + " | ".join(row) + " |" for row in rows), ""]
+    """Return a Markdown table and an empty line; the header's cells are separated by " | "."""
+    return [markdown_table(header.split(" | "), rows), ""]
 
 
 def measured(lines: list[dict]) -> list[list[str]]:
+    """Return the rows of measured links."""
     rows = []
     for line in lines:
         seconds, link = statistics.median(line["seconds"]), line["measured_link"]
@@ -121,6 +120,7 @@ def measured(lines: list[dict]) -> list[list[str]]:
 
 
 def on_paper() -> list[list[str]]:
+    """Return the rows of predicted Apple hosts."""
     rows = []
     for _, link in SETTINGS:
         cells = [
@@ -132,33 +132,25 @@ def on_paper() -> list[list[str]]:
 
 
 def draw(path: Path) -> None:
-    """Draw the predicted efficiency by hosts."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    """Draw the predicted efficiency against the number of hosts."""
     counts = [1, 2, 4, 8, 16, 32, 64]
-    for _, link in SETTINGS:
-        axes.plot(counts, [efficiency(PAPER, APPLE, link, n) for n in counts], marker=".", label=link.name)
-    axes.set(xscale="log", xlabel="hosts", ylabel="efficiency", ylim=(0, 1.05), xticks=counts, xticklabels=counts)
-    axes.set_title(f"On paper: {PAPER.length:,} tokens, bf16, causal, {APPLE.forward / 1e12:g} TFLOP/s a host")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    with drawn(path) as axes:
+        for _, link in SETTINGS:
+            axes.plot(counts, [efficiency(PAPER, APPLE, link, n) for n in counts], marker=".", label=link.name)
+        axes.set(xscale="log", xlabel="hosts", ylabel="efficiency", ylim=(0, 1.05), xticks=counts, xticklabels=counts)
+        axes.set_title(f"On paper: {PAPER.length:,} tokens, bf16, causal, {APPLE.forward / 1e12:g} TFLOP/s a host")
 
 
 def measured_part() -> list[str]:
+    """Return the text on measured links."""
     if not LINES.exists():
         return [
             "Not measured: no run has had a core for each rank yet. `python -m scripts.bench.links run` writes the lines."
         ]
-    lines = [json.loads(text) for text in LINES.read_text().splitlines()]
+    lines = read_lines(LINES)
     off = [abs(statistics.median(line["seconds"]) / line["predicted"] - 1) for line in lines]
     beyond = [f"{line['link']} at {line['length']:,}" for line, by in zip(lines, off, strict=True) if by > 0.15]
-    head = "| link | tokens | measured link: GB/s, delay, share of kernel speed left | step | predicted from the measured link | predicted from the nominal link | waiting | efficiency |"
+    head = "link | tokens | measured link: GB/s, delay, share of kernel speed left | step | predicted from the measured link | predicted from the nominal link | waiting | efficiency"
     return [
         f"Ring attention, forward and backward, causal, 8 heads of 64, fp32, {REPEATS} repeats, medians, on two network namespaces of one",
         f"machine ({lines[0]['machine']}), one core and one thread each. The link's rate is set in both directions by tc's token bucket,",
@@ -170,9 +162,9 @@ def measured_part() -> list[str]:
 
 
 def unequal_part() -> list[str]:
-    """Return the table of trainings with one slow rank."""
+    """Return the text on trainings with one slow rank."""
     rows = []
-    for line in map(json.loads, SHARES.read_text().splitlines()):
+    for line in read_lines(SHARES):
         plain, equal, followed = (statistics.median(line[how]["seconds"]) for how in ("plain", "equal", "followed"))
         rows.append(
             [
@@ -186,7 +178,7 @@ def unequal_part() -> list[str]:
                 f"{line['loss_differs_by']:.0e}",
             ]
         )
-    head = "| hours | rank 1 slowed | no rank slowed | equal shares | load balancing (shares) | speed-up | busy by rank | loss differs by |"
+    head = "hours | rank 1 slowed | no rank slowed | equal shares | load balancing (shares) | speed-up | busy by rank | loss differs by"
     return [
         "`worker/train.py` on two ranks of one machine, one core each, one piece of the given hours. The attention kernel of rank 1 is slowed on",
         "purpose (`python -m scripts.bench.load_balance`); the ring starts with equal shares, measures, and rebalances itself. Medians of steps;",
@@ -197,7 +189,8 @@ def unequal_part() -> list[str]:
 
 
 def docs() -> None:
-    paper = f"| link | hidden from, tokens a host | {' | '.join(f'{n} hosts' for n in PAPER_HOSTS)} |"
+    """Write the page and its plot."""
+    paper = f"link | hidden from, tokens a host | {' | '.join(f'{n} hosts' for n in PAPER_HOSTS)}"
     text = [
         "# Scaling over links",
         "",
@@ -228,11 +221,12 @@ def docs() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = parser.add_subparsers(dest="what", required=True)
+    """Run a command of the command line."""
+    command = parser(__doc__)
+    what = command.add_subparsers(dest="what", required=True)
     what.add_parser("run").add_argument("--out", type=Path, required=True)
     what.add_parser("docs")
-    options = parser.parse_args()
+    options = command.parse_args()
     if options.what == "run":
         run(options.out)
     else:

@@ -1,4 +1,4 @@
-"""The scaling benchmark of ring attention: `python scripts/bench/ring.py run --out results/ring.jsonl --peer-python PY`.
+"""The scaling benchmark of ring attention: `python -m scripts.bench.ring run --out results/ring.jsonl --peer-python PY`.
 
   run   measures and appends one JSON line a measurement: time, memory, balance, against peers, with the FMA peak of the same round
   plot  draws time, memory, share of peak and efficiency from those lines

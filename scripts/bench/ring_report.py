@@ -1,4 +1,4 @@
-"""Plots and tables of the ring benchmark, made from its JSON lines; used by `python scripts/bench/ring.py plot | docs`."""
+"""Plots and tables of the ring benchmark, made from its JSON lines; used by `python -m scripts.bench.ring plot | docs`."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Lines:
         self.all = lines
         self.done = [line for line in lines if "best" in line]
         if not self.done:
-            raise SystemExit("no measurement in the file; run `python scripts/bench/ring.py run --out FILE` first")
+            raise SystemExit("no measurement in the file; run `python -m scripts.bench.ring run --out FILE` first")
         # Other work on the machine can only lower a measured peak.
         self.peak = max(line["fma_peak"] for line in self.done)
 

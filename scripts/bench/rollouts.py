@@ -1,4 +1,4 @@
-"""Measure environment steps a second on one core: `python scripts/bench/rollouts.py [--peer-python PY] [--out FILE]`.
+"""Measure environment steps a second on one core: `python -m scripts.bench.rollouts [--peer-python PY] [--out FILE]`.
 
 Every contender runs in turn for several rounds, and its best round counts: other work on the machine can only slow it. Actions are
 drawn beforehand. Each contender gives one JSON line. For comparison, gymnasium's CartPoleVectorEnv runs too, and CityLearn if
@@ -6,7 +6,7 @@ drawn beforehand. Each contender gives one JSON line. For comparison, gymnasium'
 use, so no dependency group can include it (`uv venv --python 3.11 PEER && uv pip install --python PEER citylearn`). A contender that
 cannot run gives a line with the reason.
 
-`python scripts/bench/rollouts.py --fleet [--out FILE]` compares a policy of 64 hidden units in the environment in two processes without
+`python -m scripts.bench.rollouts --fleet [--out FILE]` compares a policy of 64 hidden units in the environment in two processes without
 network with leases of two workers over ZeroMQ, in turn; it needs both cores idle.
 """
 

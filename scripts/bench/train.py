@@ -1,140 +1,135 @@
-"""Benchmark of training: seconds a step and memory a rank by ranks and context: `python scripts/bench/train.py run --data DIR --out FILE.jsonl`.
+"""Benchmark of training: seconds a step and memory a rank by ranks and context: `python -m scripts.bench.train run --data DIR --out FILE.jsonl`.
 
-  run    trains a few steps on one piece of --hours hours, with 1, 2 and 4 local ranks, and appends a JSON line each
-  plot   draws docs/images/train_scaling.png from those lines
+  run    trains a few steps on one piece of --hours hours, with 1, 2 and 4 local ranks, and appends a JSON line for each
+  plot   draws docs/images/train_scaling.png from those lines alone
 
 DIR needs a respondent with more hours than the longest context: `coordinator start --extract --respondents ERCO --data DIR` makes
-61,368 synthetic ones. All ranks share this machine's cores, so more ranks are not faster here; the memory of each falls.
+61,368 synthetic ones. All ranks share this machine's cores, so more ranks can't be faster here; the memory of each rank decreases.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ringattn import launch
+from scripts.bench.common import IMAGES, ROOT, cores, drawn, emit, parser, read_lines
 from worker.process import blas_env
 
-ROOT = Path(__file__).resolve().parents[2]
-IMAGE = ROOT / "docs" / "images" / "train_scaling.png"
+PROGRAM = (str(ROOT / "worker" / "train.py"),)
 
 
-def run_training(ranks: int, command: Sequence[str], flags: dict[str, object], threads: int) -> list[dict[str, Any]]:
-    """Run a training on local ranks; return its steps, as metrics.jsonl has them.
+def train(
+    options: argparse.Namespace,
+    hours: int,
+    ranks: int,
+    threads: int,
+    command: Sequence[str] = PROGRAM,
+    timeout: float = 1800,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Train on one piece of `hours` hours.
 
     Args:
-        ranks: number of ranks.
-        command: program and its first arguments.
-        flags: settings of the training.
-        threads: of each rank.
+        options: Data folder, respondent, last training year (`end`) and number of steps.
+        hours: Hours of context in one sequence.
+        ranks: Local ranks.
+        threads: Threads of each rank.
+        command: The training program.
+        timeout: Seconds after which the training is stopped.
+
+    Returns:
+        The lines of its steps, as in metrics.jsonl, and its result.
     """
-    library = blas_env.openblas()
-    env = {} if library is None else {"LD_PRELOAD": str(library)}
-    env |= dict.fromkeys(blas_env.THREADS, str(threads))
-    launch.run(
-        ranks, [*command, *(word for k, v in flags.items() for word in (f"--{k}", str(v)))], env=env, timeout=1800
-    )
-    lines = (Path(str(flags["run"])) / "metrics.jsonl").read_text().splitlines()
-    return [line for line in map(json.loads, lines) if "loss" in line]
-
-
-def measure(data: Path, respondent: str, hours: int, ranks: int, steps: int, end: str) -> dict[str, object]:
-    """Measure one training of `steps` steps; the first, which loads and warms up, does not count."""
     with tempfile.TemporaryDirectory() as folder:
-        flags: dict[str, object] = {
-            "data": data,
+        flags = {
+            "data": options.data,
             "run": folder,
-            "respondents": respondent,
-            "train": f"2019:{end}",
-            "validate": f"{int(end) + 1}-01",
+            "respondents": options.respondent,
+            "train": f"2019:{options.end}",
+            "validate": f"{options.end + 1}-01",
             "context": hours,
             "piece-hours": hours,
             "pieces": 1,
-            "steps": steps,
-            "validate-every": steps,
-            "checkpoint-every": steps,
+            "steps": options.steps,
+            "validate-every": options.steps,
+            "checkpoint-every": options.steps,
         }
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        steps_done = run_training(ranks, [str(ROOT / "worker" / "train.py")], flags, max(1, cores // ranks))[1:]
-        library = blas_env.openblas()
-        return {
+        env = blas_environment() | dict.fromkeys(blas_env.THREADS, str(threads))
+        words = (word for key, value in flags.items() for word in (f"--{key}", str(value)))
+        launch.run(ranks, [*command, *words], env=env, timeout=timeout)
+        lines = read_lines(Path(folder) / "metrics.jsonl")
+        return [line for line in lines if "loss" in line], json.loads((Path(folder) / "result.json").read_text())
+
+
+def blas_environment() -> dict[str, str]:
+    """Return the variables that make a rank use OpenBLAS, if it is installed."""
+    library = blas_env.openblas()
+    return {} if library is None else {"LD_PRELOAD": str(library)}
+
+
+def add_options(command: argparse.ArgumentParser, steps: int) -> None:
+    """Add the options that `train` reads."""
+    command.add_argument("--data", type=Path, required=True)
+    command.add_argument("--out", type=Path, required=True, help="JSON lines, appended to")
+    command.add_argument("--respondent", default="ERCO")
+    command.add_argument("--end", type=int, default=2023, help="last training year; the year after validates")
+    command.add_argument("--steps", type=int, default=steps)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure and append. The first step, which loads and warms up, does not count."""
+    for hours, ranks in ((hours, ranks) for hours in options.hours for ranks in options.ranks):
+        lines, result = train(options, hours, ranks, max(1, cores() // ranks))
+        line = {
             "hours": hours,
             "ranks": ranks,
-            "cores": cores,
-            "seconds": [round(line["seconds"], 3) for line in steps_done],
-            "attention_share": round(statistics.median(line["attention_share"] for line in steps_done), 3),
-            "wait_share": round(statistics.median(line["wait_share"] for line in steps_done), 3),
-            "peak_mb": json.loads((Path(folder) / "result.json").read_text())["peak_mb"],
-            "blas": blas_env.describe({} if library is None else {"LD_PRELOAD": str(library)}),
+            "cores": cores(),
+            "seconds": [round(step["seconds"], 3) for step in lines[1:]],
+            "attention_share": round(statistics.median(step["attention_share"] for step in lines[1:]), 3),
+            "wait_share": round(statistics.median(step["wait_share"] for step in lines[1:]), 3),
+            "peak_mb": result["peak_mb"],
+            "blas": blas_env.describe(blas_environment()),
         }
+        emit(line, options.out, progress=True)
 
 
-def run(options: argparse.Namespace) -> int:
-    """Measure each setting and append a line."""
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    with options.out.open("a") as out:
-        for hours in options.hours:
-            for ranks in options.ranks:
-                line = measure(options.data, options.respondent, hours, ranks, options.steps, options.end)
-                out.write(json.dumps(line) + "\n")
-                out.flush()
-                print(line, file=sys.stderr)
-    return 0
+def plot(options: argparse.Namespace) -> None:
+    """Draw memory and time against context."""
+    lines = read_lines(options.lines)
+    with drawn(IMAGES / "train_scaling.png", columns=2, size=(10, 4)) as (left, right):
+        for ranks in sorted({line["ranks"] for line in lines}):
+            own = sorted((line for line in lines if line["ranks"] == ranks), key=lambda line: line["hours"])
+            x = [line["hours"] for line in own]
+            label = "one process" if ranks == 1 else f"ring of {ranks}"
+            left.plot(x, [max(line["peak_mb"]) for line in own], marker="o", label=label)
+            right.plot(x, [statistics.median(line["seconds"]) for line in own], marker="o", label=label)
+        x_label = "hours of context in one sequence"
+        left.set(xlabel=x_label, ylabel="peak memory of a rank, MB", ylim=(0, None))
+        right.set(
+            xlabel=x_label, ylabel=f"seconds per step (median), {lines[0]['cores']} cores for all ranks", ylim=(0, None)
+        )
 
 
-def plot(options: argparse.Namespace) -> int:
-    """Draw the picture of the docs."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    lines = [json.loads(text) for text in options.lines.read_text().splitlines()]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for ranks in sorted({line["ranks"] for line in lines}):
-        mine = sorted((line for line in lines if line["ranks"] == ranks), key=lambda line: line["hours"])
-        x = [line["hours"] for line in mine]
-        label = "one process" if ranks == 1 else f"ring of {ranks}"
-        left.plot(x, [max(line["peak_mb"]) for line in mine], marker="o", label=label)
-        right.plot(x, [statistics.median(line["seconds"]) for line in mine], marker="o", label=label)
-    left.set(ylabel="peak memory of a rank, MB", ylim=(0, None))
-    right.set(ylabel=f"seconds a step (median), {lines[0]['cores']} cores for all ranks", ylim=(0, None))
-    for axes in (left, right):
-        axes.set(xlabel="hours of context in one sequence")
-        axes.grid(alpha=0.3)
-        axes.legend()
-    IMAGE.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(IMAGE, dpi=120)
-    plt.close(figure)
-    return 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(description="Scaling of training.")
-    commands = parser.add_subparsers(required=True)
-    command = commands.add_parser("run")
-    command.add_argument("--data", type=Path, required=True)
-    command.add_argument("--out", type=Path, required=True)
-    command.add_argument("--respondent", default="ERCO")
-    command.add_argument("--end", default="2023", help="last training year; the year after validates")
-    command.add_argument("--hours", type=int, nargs="+", default=[8760, 17520, 43800])
-    command.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
-    command.add_argument("--steps", type=int, default=4)
-    command.set_defaults(call=run)
-    command = commands.add_parser("plot")
-    command.add_argument("--in", dest="lines", type=Path, required=True)
-    command.set_defaults(call=plot)
-    options = parser.parse_args(argv)
-    return int(options.call(options))
+def main() -> None:
+    """Run a command of the command line."""
+    command = parser(__doc__)
+    commands = command.add_subparsers(required=True)
+    measuring = commands.add_parser("run", help="measure")
+    add_options(measuring, steps=4)
+    measuring.add_argument("--hours", type=int, nargs="+", default=[8760, 17520, 43800])
+    measuring.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
+    measuring.set_defaults(call=run)
+    plotting = commands.add_parser("plot", help="draw")
+    plotting.add_argument("--in", dest="lines", type=Path, required=True)
+    plotting.set_defaults(call=plot)
+    options = command.parse_args()
+    options.call(options)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

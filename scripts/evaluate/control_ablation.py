@@ -1,4 +1,4 @@
-"""Measure the value of forecasts for control: `python scripts/evaluate/control_ablation.py --data DIR --forecaster FILE --out LINES [--kinds …]`.
+"""Measure the value of forecasts for control: `python -m scripts.evaluate.control_ablation --data DIR --forecaster FILE --out LINES [--kinds …]`.
 
 Each kind of foreknowledge gives one policy, trained the same way (`rl.algorithms.pathwise`, one member, all regions) and evaluated in
 the weeks of 2019 of every region (one in --every). Kinds: none; persistence; DF; DF corrected by its errors; our forecaster, corrected;

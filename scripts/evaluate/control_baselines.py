@@ -1,9 +1,9 @@
-"""Evaluate control without learning on recorded regions: `python scripts/evaluate/control_baselines.py --data DIR --out FILE [--regions …]`.
+"""Evaluate control without learning on recorded regions: `python -m scripts.evaluate.control_baselines --data DIR --out FILE [--regions …]`.
 
 DIR has series with demand and the operators' day-ahead forecast (`coordinator start --extract … --data DIR`). Rules and error
 statistics are fitted on hours before 2018. In --year every completely measured week is an episode (one in --every). Each region and
 policy gives one JSON line with PoP, cost and the indicators of `rl.evaluation.kpis`. `--docs` rewrites the generated tables of
-docs/reference/control.md from the lines: `python scripts/evaluate/control_baselines.py --out FILE --docs`.
+docs/reference/control.md from the lines: `python -m scripts.evaluate.control_baselines --out FILE --docs`.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Evaluate trained forecasters on test hours: `python scripts/evaluate/forecast.py run --data DIR --run RUN [--run RUN …] --out FILE.jsonl`.
+"""Evaluate trained forecasters on test hours: `python -m scripts.evaluate.forecast run --data DIR --run RUN [--run RUN …] --out FILE.jsonl`.
 
   run    scores each run, the operators' forecast, the weekly naive one and (with scikit-learn) gradient boosting on the same tokens;
          one JSON line a forecaster and respondent. Choices are made on validation hours; test hours are only scored.
   plot   draws skill bars, the ablation's curve and (with --data and --run) fan charts of chosen days
   docs   rewrites the generated section of docs/reference/forecasting.md from the lines alone
 
-The boosting baseline needs the group `bench-forecast`: `uv run --group bench-forecast python scripts/evaluate/forecast.py …`.
+The boosting baseline needs the group `bench-forecast`: `uv run --group bench-forecast python -m scripts.evaluate.forecast …`.
 """
 
 from __future__ import annotations

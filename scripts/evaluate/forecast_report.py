@@ -1,4 +1,4 @@
-"""Plots and tables of the forecast evaluation, made from its JSON lines; used by `python scripts/evaluate/forecast.py plot | docs`."""
+"""Plots and tables of the forecast evaluation, made from its JSON lines; used by `python -m scripts.evaluate.forecast plot | docs`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def read(path: Path) -> list[Line]:
     """Return the lines; SystemExit if there are none."""
     lines = [json.loads(text) for text in path.read_text().splitlines() if text]
     if not lines:
-        raise SystemExit(f"no lines in {path}; run `python scripts/evaluate/forecast.py run --out {path}` first")
+        raise SystemExit(f"no lines in {path}; run `python -m scripts.evaluate.forecast run --out {path}` first")
     return lines
 
 

@@ -1,6 +1,6 @@
 """Print a Markdown table of the values that the outlier rule masks on the recorded series.
 
-    uv run python scripts/evaluate/outlier_table.py [--write]
+    uv run python -m scripts.evaluate.outlier_table [--write]
 
 Reads ../shared/data (EIA-930 demand and forecasts of 2015–2019, demand and generation of 2019). `--write` puts the tables
 between the markers in docs/reference/data.md.

@@ -48,7 +48,7 @@ HOST = "not run: it changes this machine, or needs another one"
 
 # Pattern of a whole command → the test that runs it (possibly with smaller settings), or the reason why none does.
 ELSEWHERE = {
-    r"coordinator (start|doctor|forecast)|mlx.launch|python -m ringattn.launch|scripts/dev/suite_times.py": "not run: prose names the command",
+    r"coordinator (start|doctor|forecast)|mlx.launch|python -m ringattn.launch": "not run: prose names the command",
     r"coordinator start --extract --rebuild": "tests/acceptance/test_extract_errors.py::test_damaged_journal_is_rebuilt_from_the_manifests",
     r"coordinator start --extract( --data \S+)?": "tests/acceptance/test_extract_resume.py::test_default_run_needs_no_key_and_the_next_one_requests_nothing",
     r"coordinator start --extract --source recordings:.*": "tests/acceptance/test_extract_sources.py::test_recorded_real_hours_reach_the_series",
@@ -86,16 +86,16 @@ ELSEWHERE = {
     r"mlx.launch -n 2 worker/train.py": "tests/integration/worker/test_train.py::test_mlx_launch_with_a_hostfile",
     r"python -m ringattn.launch -n 2 (script|program).py": "tests/integration/ringattn/test_launch.py::test_output_arguments_and_environment_by_rank",
     r"python -m ringattn.planner": "tests/integration/ringattn/test_planner.py::test_command_line_measures_and_prints_json",
-    r"scripts/bench/soak.py": "tests/acceptance/test_soak.py::test_a_minute_of_leases_with_workers_killed_all_along",
+    r"scripts/bench/soak.py": "tests/acceptance/test_soak.py::test_killed_workers_lose_no_lease_and_memory_is_flat",
     r"python -m scripts\.testbed .*": "scripts/dev/run_readme.py; tests/acceptance/cluster/test_bed.py::test_by_hand",
     r"python3 -m venv .venv && .*": "scripts/dev/run_readme.py",
     r"uv sync": "scripts/dev/run_readme.py",
-    r"(python )?scripts/evaluate/outlier_table.py --write": "not run: it writes these docs, from recordings beside the checkout",
+    r"python -m scripts.evaluate.outlier_table --write": "not run: it writes these docs, from recordings beside the checkout",
     r"scripts/dev/draw_run.py|python scripts/dev/generate_docs.py": "not run: it writes these docs",
-    r"(--group \S+ |python (-m )?)?scripts[/.](bench|evaluate)[/.][a-z_]+(\.py)?( .*)?": BENCHMARK,
+    r"(--group \S+ )?(python (-m )?)?scripts[/.](bench|evaluate)[/.][a-z_]+(\.py)?( .*)?": BENCHMARK,
     r"scripts/dev/run_readme.py": "not run: minutes; parts of it are tested below",
     r"scripts/check": SUITE,
-    r"pytest.*( && uv run scripts/dev/suite_times.py FILE)?": SUITE,
+    r"pytest.*": SUITE,
     r"(scp|ssh|apt-get|systemctl|launchctl) .*": HOST,
 }
 

@@ -14,7 +14,7 @@ import pytest
 from rl.env.grid import Grid
 from rl.gym import GridControl
 from scripts.bench import extract, faults, links, ring_report
-from scripts.dev import generate_docs, suite_times
+from scripts.dev import generate_docs
 from scripts.evaluate import control_baselines, forecast_report
 from tests.support.pages import ROOT
 
@@ -56,11 +56,6 @@ def test_section_is_that_of_the_lines(
     monkeypatch.setattr(extract, "plot", lambda speeds: None)
     write()
     assert copy.read_text() == page.read_text()
-
-
-def test_table_of_suite_times_is_that_of_the_lines() -> None:
-    lines = [json.loads(line) for line in suite_times.LINES.read_text().splitlines()]
-    assert suite_times.table(lines) in suite_times.PAGE.read_text()
 
 
 def test_generated_pages_are_current() -> None:
