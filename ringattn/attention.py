@@ -23,6 +23,7 @@ from ringattn.transport import Spec, Transport, default_timeout, transport_of
 Group = mx.distributed.Group | Transport | None
 
 
+# More than 10 parameters: the tensors of attention and its independent options, all but three by keyword.
 def ring_attention(
     q: mx.array,
     k: mx.array,

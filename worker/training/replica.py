@@ -49,7 +49,7 @@ def sync_replica(folder: Path, files: Sequence[FileRef], transfer: FileTransfer,
 def local_disk_errors(folder: Path) -> Iterator[None]:
     """Raise HostFull when the disk is full inside the context.
 
-    A StorageError would end the run, as it stands for the coordinator's disk; this is another host's.
+    A StorageError would end the run, as an error of the coordinator's disk does; this disk is another host's.
 
     Raises:
         HostFull: if this host's disk is full or read-only.

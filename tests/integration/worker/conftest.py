@@ -1,4 +1,4 @@
-"""One small data folder and one undisturbed training on it, for all tests that need them."""
+"""One small data folder and one uninterrupted training on it, shared by the tests of the session."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of 8 steps on one rank; its heartbeat file stands beside it."""
+    """The run folder of 8 steps on one rank; its heartbeat file is in the parent folder."""
     run = tmp_path_factory.mktemp("alone") / "run"
     done = training_data.train(data, run, "--steps", "8", "--heartbeat", str(run.parent / "beats"))
     assert done.returncode == 0, done.stderr
