@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ingest.array_types import Bools, Floats, Int64s
+from ingest.array_types import Floats, Int64s
 from ingest.calendar import ISSUE_HOUR, Calendar, calendar_of
 from ingest.columns import hour_number, hour_text
 from ingest.loader import SeriesArrays, available, load_series
@@ -87,11 +87,6 @@ class Tokens:
     scale: Float32s  # MWh
     demand: Float32s  # MWh; NaN where not measured
     operator: Float32s  # DF, MWh; NaN where there is none
-
-    @property
-    def usable(self) -> Bools:
-        """Whether a forecast can be made, bool [hour]: there is a reference and a scale."""
-        return np.isfinite(self.reference) & np.isfinite(self.scale)
 
 
 def load_tokens(

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
 from coordinator.wire.exit_codes import ExitCode
 
 
 class Parser(argparse.ArgumentParser):
-    """Parser whose help ends with an example, printed without line wrapping."""
+    """Parser whose help ends with an example, printed without line wrapping.
 
-    def __init__(self, prog: str, description: str, example: str) -> None:
+    Args:
+        prog: Name of the program.
+        description: What the program does.
+        example: A command line.
+        options: By flag, the arguments of `add_argument`.
+    """
+
+    def __init__(self, prog: str, description: str, example: str, options: Mapping[str, Mapping[str, Any]]) -> None:
         super().__init__(
             prog=prog,
             description=description,
             epilog=f"example:\n  {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        for flag, arguments in options.items():
+            self.add_argument(flag, **arguments)
 
     def error(self, message: str) -> NoReturn:
         """Print the error in one line and exit with code 2."""

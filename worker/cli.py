@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from worker.argparse_errors import Parser
 
@@ -16,30 +17,30 @@ for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
 
-def _parser() -> Parser:
-    parser = Parser(
-        "worker",
-        "Run leases of a coordinator on this host.",
-        "worker --coordinator tcp://10.0.0.1:5555 --key m2-1.key --data data",
-    )
-    add = parser.add_argument
-    add("--coordinator", required=True, metavar="tcp://HOST:PORT", help="address that `coordinator start` listens on")
-    add("--data", type=Path, default=Path("data"), metavar="DIR", help="data folder (default: ./data)")
-    add("--connections", type=int, default=5, metavar="N", help="page requests at once (default: 5)")
-    add("--capacity", type=int, default=4, metavar="N", help="leases at once (default: 4)")
-    add("--key", type=Path, metavar="FILE", help="key file made by `coordinator keys add NAME`")
-    add("--host", metavar="NAME", help="name of this host in the hostfile (default: the system's)")
-    add("--address", metavar="IP", help="address for the neighbours in a ring (default: on the coordinator's network)")
-    add("--no-ranks", action="store_true", help="run no ranks of a ring on this host")
-    add(
-        "--patience",
-        type=float,
-        default=60.0,
-        metavar="S",
-        help="seconds without a coordinator until the worker exits; inf: wait for its return (default: 60)",
-    )
-    add("--stop-with-parent", action="store_true", help="end with the process that started this one")
-    return parser
+OPTIONS: dict[str, dict[str, Any]] = {
+    "--coordinator": {
+        "required": True,
+        "metavar": "tcp://HOST:PORT",
+        "help": "address that `coordinator start` listens on",
+    },
+    "--data": {"type": Path, "default": Path("data"), "metavar": "DIR", "help": "data folder (default: ./data)"},
+    "--connections": {"type": int, "default": 5, "metavar": "N", "help": "page requests at once (default: 5)"},
+    "--capacity": {"type": int, "default": 4, "metavar": "N", "help": "leases at once (default: 4)"},
+    "--key": {"type": Path, "metavar": "FILE", "help": "key file made by `coordinator keys add NAME`"},
+    "--host": {"metavar": "NAME", "help": "name of this host in the hostfile (default: the system's)"},
+    "--address": {
+        "metavar": "IP",
+        "help": "address for the neighbours in a ring (default: on the coordinator's network)",
+    },
+    "--no-ranks": {"action": "store_true", "help": "run no ranks of a ring on this host"},
+    "--patience": {
+        "type": float,
+        "default": 60.0,
+        "metavar": "S",
+        "help": "seconds without a coordinator until the worker exits; inf: wait for its return (default: 60)",
+    },
+    "--stop-with-parent": {"action": "store_true", "help": "end with the process that started this one"},
+}
 
 
 def main(arguments: Sequence[str] | None = None, key: Mapping[str, str] | None = None) -> None:
@@ -51,7 +52,12 @@ def main(arguments: Sequence[str] | None = None, key: Mapping[str, str] | None =
         arguments: Command line; None for that of the process.
         key: Content of a key file, for a caller that has it without the file.
     """
-    parser = _parser()
+    parser = Parser(
+        "worker",
+        "Run leases of a coordinator on this host.",
+        "worker --coordinator tcp://10.0.0.1:5555 --key m2-1.key --data data",
+        OPTIONS,
+    )
     options = parser.parse_args(arguments)
     if not options.coordinator.startswith("tcp://"):
         parser.error(f"--coordinator {options.coordinator}: use tcp://HOST:PORT")

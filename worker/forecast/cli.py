@@ -26,25 +26,28 @@ from worker.forecast.predict import hours_of_issue, load_model, predict
 from worker.forecast.table import format_table, to_rows, write_table
 from worker.training.tokens import Period, open_token_store
 
+OPTIONS: dict[str, dict[str, Any]] = {
+    "--data": {"type": Path, "default": Path("data"), "metavar": "DIR", "help": "data folder (default: data)"},
+    "--run": {"type": Path, "metavar": "DIR", "help": "finished run, or one checkpoint (default: DATA/train)"},
+    "--region": {"metavar": "CODE", "help": "respondent to forecast"},
+    "--issue": {"metavar": "YYYY-MM-DDTHH", "help": "issue time, local: forecasts the next local day"},
+    "--json": {"action": "store_true", "help": "one JSON object on stdout, JSON lines on stderr"},
+    "--quiet": {"action": "store_true", "help": "print only errors and the result"},
+    "--plot": {"type": Path, "metavar": "FILE.png", "help": "also draw a fan chart"},
+    "--table": {"type": Path, "metavar": "FILE.parquet", "help": "forecasts and embeddings of all respondents"},
+    "--period": {
+        "metavar": "P",
+        "help": "with --table: YYYY[-MM[-DD]][:YYYY[-MM[-DD]]] (default: all on disk)",
+    },
+}
+
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
         "python -m worker.forecast",
         "Forecasts from a trained checkpoint.",
         "python -m worker.forecast --region ERCO --issue 2019-08-12T10 --data data",
-    )
-    parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="data folder (default: data)")
-    parser.add_argument("--run", type=Path, metavar="DIR", help="finished run, or one checkpoint (default: DATA/train)")
-    parser.add_argument("--region", metavar="CODE", help="respondent to forecast")
-    parser.add_argument("--issue", metavar="YYYY-MM-DDTHH", help="issue time, local: forecasts the next local day")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout, JSON lines on stderr")
-    parser.add_argument("--quiet", action="store_true", help="print only errors and the result")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw a fan chart")
-    parser.add_argument(
-        "--table", type=Path, metavar="FILE.parquet", help="forecasts and embeddings of all respondents"
-    )
-    parser.add_argument(
-        "--period", metavar="P", help="with --table: YYYY[-MM[-DD]][:YYYY[-MM[-DD]]] (default: all on disk)"
+        OPTIONS,
     )
     options = parser.parse_args(argv)
     if (options.table is None) == (options.region is None) or (options.region and not options.issue):

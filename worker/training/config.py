@@ -74,14 +74,19 @@ def parse(argv: Sequence[str]) -> TrainConfig:
 
     An unknown key and a value that does not parse are a UsageError.
     """
+    hints = get_type_hints(TrainConfig, include_extras=True)
     parser = Parser(
         "worker/train.py",
         "Train the forecaster, alone or as a rank of a ring.",
         "mlx.launch -n 2 worker/train.py --data data",
+        {
+            "--config": {"type": Path, "help": "TOML file of settings"},
+            **{
+                f"--{name.replace('_', '-')}": {"metavar": "X", "help": hint.__metadata__[0]}
+                for name, hint in hints.items()
+            },
+        },
     )
-    parser.add_argument("--config", type=Path, help="TOML file of settings")
-    for name, hint in get_type_hints(TrainConfig, include_extras=True).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", metavar="X", help=hint.__metadata__[0])
     given = vars(parser.parse_args(list(argv)))
     path = given.pop("config")
     settings = settings_of(TrainConfig, text=True)

@@ -89,24 +89,21 @@ class Forecaster(nn.Module):
         """Return the input of the head, float32 [T, dim]: a summary of the hour, which control also reads."""
         count = len(self.layers) + 2
         keys = [None] * count if key is None else list(mx.random.split(key, count))
-        drop = _DayDropout(self.config.dropout, batch)
-        x = drop(self.embed(batch.features) + self.region(batch.region), keys[0])
-        x = x + drop(self.recall(batch), keys[1])
+        rate = self.config.dropout
+        x = _drop_days(self.embed(batch.features) + self.region(batch.region), rate, batch, keys[0])
+        x = x + _drop_days(self.recall(batch), rate, batch, keys[1])
         for layer, own in zip(self.layers, keys[2:], strict=True):
-            x = x + drop(layer(x), own)
+            x = x + _drop_days(layer(x), rate, batch, own)
         return self.norm(x)
 
 
-class _DayDropout:
-    def __init__(self, rate: float, batch: Batch) -> None:
-        self._rate, self._day, self._days = rate, batch.day, batch.days
-
-    def __call__(self, x: mx.array, key: mx.array | None) -> mx.array:
-        if key is None or self._rate == 0:
-            return x
-        keep = 1 - self._rate
-        masks = mx.random.bernoulli(keep, (self._days, x.shape[-1]), key=key).astype(mx.float32) / keep
-        return x * masks[self._day]
+def _drop_days(x: mx.array, rate: float, batch: Batch, key: mx.array | None) -> mx.array:
+    """Apply dropout to x [T, dim] with one mask a day; a key of None applies none."""
+    if key is None or rate == 0:
+        return x
+    keep = 1 - rate
+    masks = mx.random.bernoulli(keep, (batch.days, x.shape[-1]), key=key).astype(mx.float32) / keep
+    return x * masks[batch.day]
 
 
 class _FeedForward(nn.Module):
