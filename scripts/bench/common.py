@@ -55,12 +55,15 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def emit(line: dict[str, Any], out: Path | None, *, progress: bool = False) -> dict[str, Any]:
     """Print a line to stdout, or to stderr as `progress`, append it to `out` if there is one, and return it."""
-    text = json.dumps(line)
-    print(text, file=sys.stderr if progress else sys.stdout, flush=True)
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with out.open("a") as file:
-            file.write(text + "\n")
+    print(json.dumps(line), file=sys.stderr if progress else sys.stdout, flush=True)
+    return line if out is None else append(line, out)
+
+
+def append(line: dict[str, Any], out: Path) -> dict[str, Any]:
+    """Append a line to `out`, and return it."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("a") as file:
+        file.write(json.dumps(line) + "\n")
     return line
 
 

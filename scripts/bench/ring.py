@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from ring_report import HEADLINE, docs, flops, named, plot, read  # type: ignore[import-not-found]
 
 from ringattn import LaunchError, launch, planner
 from ringattn.kernels import native
+from scripts.bench.common import append, cores, parser, processor, run_json
+from scripts.bench.ring_report import CASE, HEADLINE, docs, flops, named, plot, read
 
 HERE = Path(__file__).parent
 SIZES = tuple(2048 * 2**i for i in range(7))
@@ -113,7 +114,7 @@ class Bench:
 
     def __init__(self, out: Path, peer_python: str | None, limit: float, repeats: int) -> None:
         self.out, self.peer_python, self.limit, self.repeats = out, peer_python, limit, repeats
-        self.cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.cores = cores()
         self.seen: dict[str, float] = {}  # case → least seconds by the square of the length
         self.tuned: dict[tuple[str, bool], tuple[float, dict]] = {}
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -136,7 +137,10 @@ class Bench:
             return self._write(
                 spec, {"skipped": f"about {expected:.0f} s a step, over half of the limit of {self.limit:g} s"}
             )
-        if spec["what"] == "mx.fast" and (scores := 12 * spec["length"] ** 2 * spec["heads"]) > free_bytes() / 2:
+        if (
+            spec["what"] == "mx.fast"
+            and (scores := 12 * spec["length"] ** 2 * spec["heads"]) > psutil.virtual_memory().available / 2
+        ):
             return self._write(
                 spec, {"skipped": f"keeps three arrays of all scores, {scores / 1e9:,.0f} GB: more than is free here"}
             )
@@ -168,15 +172,8 @@ class Bench:
             raise ValueError(
                 "not installed: give --peer-python, a Python with torch, ring-attention-pytorch, jax, ringattention"
             )
-        done = subprocess.run(
-            [self.peer_python, str(HERE / "ring_peers.py"), json.dumps({"peer": spec["what"], **spec})],
-            capture_output=True,
-            text=True,
-            timeout=spec["limit"],
-        )
-        if done.returncode:
-            raise ValueError((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
-        return json.loads(done.stdout.splitlines()[-1])
+        asked = json.dumps({"peer": spec["what"], **spec})
+        return run_json([self.peer_python, str(HERE / "ring_peers.py"), asked], timeout=spec["limit"])
 
     def _ring(self, spec: dict) -> dict:
         ranks = spec.get("ranks", 1)
@@ -211,41 +208,15 @@ class Bench:
         )
 
     def _write(self, spec: dict, result: dict) -> dict:
-        line = {**spec, **result, "machine": machine(), "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-        with self.out.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        return line
+        about = f"{processor()}, {os.cpu_count()} cores, {platform.system()}"
+        at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        return append({**spec, **result, "machine": about, "at": at}, self.out)
 
 
 def _key(line: dict) -> str:
     """Return the part of a case that makes measurements of different lengths comparable."""
-    names = (
-        "what",
-        "causal",
-        "backward",
-        "ranks",
-        "layout",
-        "dtype",
-        "kernel",
-        "weights",
-        "slow",
-        "link_share",
-        "setting",
-    )
-    return json.dumps([line.get(name) for name in names])
-
-
-def free_bytes() -> int:
-    """Return the memory that is available without swapping, bytes."""
-    return psutil.virtual_memory().available
-
-
-def machine() -> str:
-    """Return the processor's name for plots and docs."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores, {platform.system()}"
+    fields = (*CASE[:1], *CASE[2:], "setting")  # all but the length
+    return json.dumps([line.get(name) for name in fields])
 
 
 def run(options: argparse.Namespace) -> int:
@@ -268,8 +239,8 @@ def run(options: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
+    command = parser(__doc__)
+    commands = command.add_subparsers(required=True)
     measuring = commands.add_parser("run", help="measure")
     measuring.add_argument("--out", type=Path, required=True, help="JSON lines are appended to this file")
     measuring.add_argument("--peer-python", help="Python of an environment with the peers; without it they are skipped")
@@ -284,7 +255,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         reporting = commands.add_parser(name, help=do.__doc__)
         reporting.add_argument("--in", dest="lines", type=Path, required=True, help="the file that run wrote")
         reporting.set_defaults(do=do)
-    options = parser.parse_args(argv)
+    options = command.parse_args(argv)
     return options.do(options)
 
 

@@ -7,14 +7,16 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from scripts.bench.common import IMAGES, ROOT, drawn, read_lines, rewrite_section
+from scripts.bench.common import markdown_table as table
+
 DOCS = ROOT / "docs" / "reference" / "ring_attention.md"
-IMAGES = ROOT / "docs" / "images"
 BEGIN, END = "<!-- benchmark: begin (scripts/bench/ring.py docs) -->", "<!-- benchmark: end -->"
 HEADLINE = ((8192, True), (16384, True), (8192, False))
 """(length, causal) of forward + backward"""
-_ASKED = ("what", "length", "causal", "backward", "ranks", "layout", "dtype", "kernel", "weights", "slow", "link_share")
+CASE = ("what", "length", "causal", "backward", "ranks", "layout", "dtype", "kernel", "weights", "slow", "link_share")
 
 
 def flops(line: dict) -> float:
@@ -46,10 +48,10 @@ def read(path: Path) -> list[dict]:
     no other round, and then only for memory.
     """
     cases: dict[str, dict] = {}
-    lines = [json.loads(text) for text in path.read_text().splitlines()]
+    lines = read_lines(path)
     calm = CALM * max((line["fma_peak"] for line in lines if "fma_peak" in line), default=0.0)
     for line in lines:
-        key = json.dumps([line.get(k) for k in (*_ASKED, "tuning", "setting")])
+        key = json.dumps([line.get(k) for k in (*CASE, "tuning", "setting")])
         before = cases.get(key, {})
         line["disturbed"] = line.get("fma_peak", calm) < calm
         if line["disturbed"] and "seconds" in before:
@@ -113,11 +115,6 @@ CONTENDERS: tuple[tuple[str, dict], ...] = (
     ("JAX ringattention", {"what": "jax-ringattention"}),
     ("mx.fast", {"what": "mx.fast"}),
 )
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """Return a Markdown table."""
-    return "\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows])
 
 
 def _cells(lines: Lines, show: Callable[[dict], str], **case: bool) -> str:
@@ -251,58 +248,41 @@ def section(lines: Lines) -> str:
 
 def docs(options: argparse.Namespace) -> int:
     """Rewrite the generated section of docs/reference/ring_attention.md."""
-    text = DOCS.read_text()
-    head, tail = text.split(BEGIN)[0], text.split(END)[1]
-    DOCS.write_text(f"{head}{BEGIN}\n\n{section(Lines(read(options.lines)))}\n\n{END}{tail}")
+    rewrite_section(DOCS, BEGIN, END, section(Lines(read(options.lines))))
     return 0
 
 
 def plot(options: argparse.Namespace) -> int:
     """Draw docs/images/ring_*.png."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     lines = Lines(read(options.lines))
     machine = lines.done[0]["machine"]
-    IMAGES.mkdir(parents=True, exist_ok=True)
+    beside: dict[str, Any] = {"fontsize": 8, "loc": "center left", "bbox_to_anchor": (1, 0.5)}
 
     def draw(name: str, title: str, unit: str, value: Callable[[dict], float], *, log: bool) -> None:
-        figure, axes = plt.subplots(figsize=(7, 4.5))
-        for label, asked in CONTENDERS:
-            found = [line for n in lines.lengths() if (line := lines.find(length=n, **asked))]
-            found = [line for line in found if name == "memory" or not line["disturbed"]]
-            if found:
-                axes.plot([line["length"] for line in found], [value(line) for line in found], marker="o", label=label)
-        axes.set(xscale="log", yscale="log" if log else "linear", xlabel="tokens", ylabel=unit)
-        axes.set_xticks(lines.lengths(), [f"{n // 1024}k" for n in lines.lengths()])
-        axes.minorticks_off()
-        if not log:
-            axes.set_ylim(0, 1)
-        axes.set_title(f"{title}\ncausal, forward + backward; {machine}", fontsize=9)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-        figure.savefig(IMAGES / f"ring_{name}.png", dpi=120, bbox_inches="tight")
-        plt.close(figure)
+        with drawn(IMAGES / f"ring_{name}.png", size=(7, 4.5), **beside) as axes:
+            for label, asked in CONTENDERS:
+                found = [line for n in lines.lengths() if (line := lines.find(length=n, **asked))]
+                found = [line for line in found if name == "memory" or not line["disturbed"]]
+                if found:
+                    axes.plot([line["length"] for line in found], [value(x) for x in found], marker="o", label=label)
+            axes.set(xscale="log", yscale="log" if log else "linear", xlabel="tokens", ylabel=unit)
+            axes.set_xticks(lines.lengths(), [f"{n // 1024}k" for n in lines.lengths()])
+            axes.minorticks_off()
+            if not log:
+                axes.set_ylim(0, 1)
+            axes.set_title(f"{title}\ncausal, forward + backward; {machine}", fontsize=9)
 
     draw("time", "Time of attention", "seconds", lambda x: x["median"], log=True)
     draw("memory", "Peak memory of a process", "MB", lambda x: max(x["peak"]) / 1e6, log=True)
     draw("peak", "Share of the measured FMA peak", "share", lines.share, log=False)
 
-    figure, axes = plt.subplots(figsize=(7, 4.5))
-    for length in lines.lengths():
-        alone = lines.find("ring", length, ranks=1)
-        rings = [line for n in (1, 2, 4) if (line := lines.find("ring", length, ranks=n))]
-        if alone:
-            speeds = [alone["median"] / line["median"] for line in rings]
-            axes.plot([line["ranks"] for line in rings], speeds, marker="o", label=f"{length:,} tokens")
-    axes.set(xlabel="ranks on this machine (all cores in each case)", ylabel="speed against one process")
-    axes.set_title(f"What the ring itself costs\ncausal, forward + backward; {machine}", fontsize=9)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    axes.set_xticks((1, 2, 4))
-    axes.set_ylim(bottom=0)
-    figure.savefig(IMAGES / "ring_efficiency.png", dpi=120, bbox_inches="tight")
-    plt.close(figure)
+    with drawn(IMAGES / "ring_efficiency.png", size=(7, 4.5), **beside) as axes:
+        for length in lines.lengths():
+            rings = [line for n in (1, 2, 4) if (line := lines.find("ring", length, ranks=n))]
+            if rings and rings[0]["ranks"] == 1:
+                speeds = [rings[0]["median"] / line["median"] for line in rings]
+                axes.plot([line["ranks"] for line in rings], speeds, marker="o", label=f"{length:,} tokens")
+        axes.set(xlabel="ranks on this machine (all cores in each case)", ylabel="speed against one process")
+        axes.set_title(f"Cost of the ring itself\ncausal, forward + backward; {machine}", fontsize=9)
+        axes.set(xticks=(1, 2, 4), ylim=(0, None))
     return 0

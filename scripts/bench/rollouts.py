@@ -12,7 +12,6 @@ network with leases of two workers over ZeroMQ, in turn; it needs both cores idl
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -46,6 +45,7 @@ from rl.env.grid import Grid
 from rl.env.vector import VectorGridEnv
 from rl.gym import synthetic_dataset
 from rl.policy import from_bytes, init_mlp, normalisation, to_bytes
+from scripts.bench.common import ROOT, emit, parser, processor, run_json
 from worker.control.datasets import store_dataset
 
 HOURS = 168
@@ -112,18 +112,13 @@ print(json.dumps({"steps_per_s": best, "version": version("citylearn")}))
 
 
 def citylearn(python: str | None, schema: str | None) -> dict[str, object]:
-    """Return CityLearn's line, for one environment of the data set's buildings, or the reason why it did not run."""
+    """Return CityLearn's line, one environment of the data set's buildings, or the reason why there is none."""
     if python is None or schema is None:
         return {"skipped": "no --peer-python with CityLearn, or no --schema of a data set"}
     try:
-        ended = subprocess.run(
-            [python, "-c", CITYLEARN, schema], capture_output=True, text=True, timeout=PEER_SECONDS, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
+        return run_json([python, "-c", CITYLEARN, schema], timeout=PEER_SECONDS)
+    except (OSError, subprocess.TimeoutExpired, ValueError) as error:
         return {"skipped": f"{type(error).__name__}: {error}"}
-    if ended.returncode:
-        return {"skipped": (ended.stderr.strip().splitlines() or ["no reason given"])[-1]}
-    return json.loads(ended.stdout.splitlines()[-1])
 
 
 def fleet_folder(folder: Path) -> tuple[str, str]:
@@ -157,8 +152,10 @@ def alone(folder: Path, dataset: str, policy: str) -> None:
 def without_network(folder: Path, dataset: str, policy: str) -> float:
     """Return the steps a second of as many processes as there are workers."""
     environ = {**os.environ, **dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"), "1")}
-    command = [sys.executable, __file__, "--alone", str(folder), dataset, policy]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ) for _ in range(WORKERS)]
+    command = [sys.executable, "-m", "scripts.bench.rollouts", "--alone", str(folder), dataset, policy]
+    running = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ, cwd=ROOT) for _ in range(WORKERS)
+    ]
     return sum(steps / seconds for steps, seconds in (json.loads(one.communicate()[0]) for one in running))
 
 
@@ -214,7 +211,6 @@ def fleet(rounds: int) -> list[dict[str, object]]:
             found["without network"].append(without_network(folder, dataset, policy))
             found["over ZeroMQ"].append(over_zeromq(folder, dataset, policy))
     share = max(found["over ZeroMQ"]) / max(found["without network"])
-    machine = {"cpu": _cpu(), "python": platform.python_version(), "numpy": version("numpy"), "cores": WORKERS}
     return [
         {
             "what": f"policy of 64 units, 2 processes, {what}",
@@ -222,7 +218,7 @@ def fleet(rounds: int) -> list[dict[str, object]]:
             "steps_per_s": max(rates),
             "rounds": rates,
             **({"share": share} if what == "over ZeroMQ" else {}),
-            **machine,
+            **machine(WORKERS),
         }
         for what, rates in found.items()
     ]
@@ -230,17 +226,18 @@ def fleet(rounds: int) -> list[dict[str, object]]:
 
 def main() -> None:
     """Run the contenders and write their lines."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="file of JSON lines to append to; they go to stdout in any case")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--peer-python", help="interpreter of a virtual environment that has CityLearn")
-    parser.add_argument("--schema", help="schema.json of a CityLearn data set on this machine")
-    parser.add_argument(
+    command = parser(__doc__)
+    command.add_argument("--out", type=Path, help="file of JSON lines to append to; they go to stdout in any case")
+    command.add_argument("--rounds", type=int, default=15)
+    command.add_argument("--peer-python", help="interpreter of a virtual environment that has CityLearn")
+    command.add_argument("--schema", help="schema.json of a CityLearn data set on this machine")
+    command.add_argument(
         "--fleet", action="store_true", help="only the lines with the policy, without network and over ZeroMQ"
     )
-    args = parser.parse_args()
+    args = command.parse_args()
     if args.fleet:
-        write(fleet(args.rounds), args.out)
+        for line in fleet(args.rounds):
+            emit(line, args.out)
         return
     one_core()
     cartpole = f"gymnasium {gymnasium.__version__} CartPole-v1"
@@ -256,27 +253,17 @@ def main() -> None:
         for key, play in contenders.items():
             start = time.perf_counter()
             best[key] = max(best[key], play() / (time.perf_counter() - start))
-    machine = {"cpu": _cpu(), "python": platform.python_version(), "numpy": version("numpy"), "cores": 1}
-    lines = [{"what": what, "environments": n, "steps_per_s": best[what, n], **machine} for what, n in contenders]
-    lines.append({"what": "CityLearn", "environments": 1, **citylearn(args.peer_python, args.schema), "cpu": _cpu()})
-    write(lines, args.out)
-
-
-def write(lines: list[dict[str, object]], out: Path | None) -> None:
-    """Write the lines to stdout, and append them to `out`."""
+    lines = [{"what": what, "environments": n, "steps_per_s": best[what, n], **machine(1)} for what, n in contenders]
+    lines.append(
+        {"what": "CityLearn", "environments": 1, **citylearn(args.peer_python, args.schema), "cpu": processor()}
+    )
     for line in lines:
-        print(json.dumps(line))
-    if out:
-        with out.open("a") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
+        emit(line, args.out)
 
 
-def _cpu() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name")), "")
+def machine(cores: int) -> dict[str, object]:
+    """Return the fields that describe this machine and the number of cores used."""
+    return {"cpu": processor(), "python": platform.python_version(), "numpy": version("numpy"), "cores": cores}
 
 
 def one_core() -> None:

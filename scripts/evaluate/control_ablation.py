@@ -9,7 +9,6 @@ FILE are those of control_baselines.py.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,15 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from control_baselines import (  # type: ignore[import-not-found]
-    FIRST,
-    HORIZON,
-    OFFSETS,
-    TRAINED,
-    forecaster,
-    recorded,
-    weeks,
-)
 from numpy.typing import NDArray
 
 from rl.algorithms.base import train
@@ -37,6 +27,16 @@ from rl.env.grid import Grid
 from rl.env.region import WEEK, Region
 from rl.evaluation.score import reference_costs, rollout
 from rl.policy import Mlp, from_bytes
+from scripts.bench.common import append, parser
+from scripts.evaluate.control_baselines import (
+    FIRST,
+    HORIZON,
+    OFFSETS,
+    TRAINED,
+    forecaster,
+    recorded,
+    weeks,
+)
 from worker.control.datasets import GROWTH, store_dataset
 
 Array = NDArray[np.float64]
@@ -131,22 +131,23 @@ def run(args: argparse.Namespace, say: Callable[[str], None]) -> None:
             )
             line = {"known": kind, "seed": args.seed, "region": name, "year": 2019, "pop": pop}
             line |= {"weeks": len(starts), "steps": args.steps}
-            with args.out.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            append(line, args.out)
             say(f"{kind} {name}: PoP {pop:.3f}")
 
 
 def main() -> None:
     """Run the kinds of `--kinds`."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="data folder with the series of the regions")
-    parser.add_argument("--forecaster", type=Path, required=True, help="Parquet file of `coordinator forecast --table`")
-    parser.add_argument("--out", type=Path, required=True, help="file of JSON lines to append to")
-    parser.add_argument("--kinds", default="none,persistence,DF,DF corrected,forecaster,quantiles,embedding,truth")
-    parser.add_argument("--steps", type=int, default=1500, help="steps of Adam")
-    parser.add_argument("--every", type=int, default=1, help="use one week in so many")
-    parser.add_argument("--seed", type=int, default=0)
-    run(parser.parse_args(), lambda text: print(text, flush=True))
+    command = parser(__doc__)
+    command.add_argument("--data", type=Path, required=True, help="data folder with the series of the regions")
+    command.add_argument(
+        "--forecaster", type=Path, required=True, help="Parquet file of `coordinator forecast --table`"
+    )
+    command.add_argument("--out", type=Path, required=True, help="file of JSON lines to append to")
+    command.add_argument("--kinds", default="none,persistence,DF,DF corrected,forecaster,quantiles,embedding,truth")
+    command.add_argument("--steps", type=int, default=1500, help="steps of Adam")
+    command.add_argument("--every", type=int, default=1, help="use one week in so many")
+    command.add_argument("--seed", type=int, default=0)
+    run(command.parse_args(), lambda text: print(text, flush=True))
 
 
 if __name__ == "__main__":

@@ -31,8 +31,9 @@ from rl.evaluation.score import Policy, ReferenceCosts, reference_costs, rollout
 from rl.planning.baselines import best_peak_shaving, hour_rule, idle, peak_shaving
 from rl.planning.mpc import Mpc
 from rl.policy import load as load_policy
+from scripts.bench.common import ROOT, append, parser, read_lines, rewrite_section
 
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "reference" / "control.md"
+DOCS = ROOT / "docs" / "reference" / "control.md"
 BEGIN, END = "<!-- baselines: begin (scripts/evaluate/control_baselines.py --docs) -->", "<!-- baselines: end -->"
 # Hours from UTC to the standard time of the operator's operating days.
 OFFSETS = {"PACW": -8, "ERCO": -6, "CAL": -8, "TEX": -6, "MISO": -5, "CISO": -8}
@@ -145,8 +146,7 @@ def evaluate(
         "seconds": time.perf_counter() - began,
         "kpis": {k: v if isinstance(v, dict) else float(v) for k, v in asdict(kpis(grid, trace, peak)).items()},
     }
-    with args.out.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    append(line, args.out)
     print(f"{name} {args.year} {policy_name}: PoP {line['pop']:.3f} ({line['seconds']:.0f} s)", flush=True)
 
 
@@ -156,11 +156,8 @@ def learned(args: argparse.Namespace) -> None:
     data, policy = load_dataset(args.control, about["tables"]["test"]), load_policy(args.control / "policy.npz")
     every = data.starts(WEEK)
     result = json.loads((args.control / "result.json").read_text())
-    with args.out.open("a") as file:
-        for name, pops in result["test_pop"].items():
-            file.write(
-                json.dumps({"region": name, "year": args.year, "whole_year": pops, "version": result["version"]}) + "\n"
-            )
+    for name, pops in result["test_pop"].items():
+        append({"region": name, "year": args.year, "whole_year": pops, "version": result["version"]}, args.out)
     for name, peak, (first, last) in zip(data.regions, about["peaks"], data.spans, strict=True):
         own = np.arange(first + int(np.argmax(data.clock[first:last] == 0)), last - WEEK + 1, WEEK)
         starts = own[np.isin(own, every)][:: args.every]
@@ -247,29 +244,27 @@ def kpi_table(latest: dict[tuple[str, int, str], dict], name: str, year: int) ->
 
 def main() -> None:
     """Evaluate the regions, or a finished training, or rewrite the documentation."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="data folder with the series of the regions")
-    parser.add_argument("--out", type=Path, required=True, help="file of JSON lines to append to")
-    parser.add_argument("--forecaster", type=Path, help="Parquet file of `coordinator forecast --table`")
-    parser.add_argument(
+    command = parser(__doc__)
+    command.add_argument("--data", type=Path, help="data folder with the series of the regions")
+    command.add_argument("--out", type=Path, required=True, help="file of JSON lines to append to")
+    command.add_argument("--forecaster", type=Path, help="Parquet file of `coordinator forecast --table`")
+    command.add_argument(
         "--control", type=Path, help="folder DATA/control of a finished training: evaluate only its policy"
     )
-    parser.add_argument("--regions", default=",".join(OFFSETS))
-    parser.add_argument("--year", type=int, default=2018)
-    parser.add_argument("--every", type=int, default=1, help="use one week in so many")
-    parser.add_argument("--only", help="evaluate only these policies, separated by commas")
-    parser.add_argument(
+    command.add_argument("--regions", default=",".join(OFFSETS))
+    command.add_argument("--year", type=int, default=2018)
+    command.add_argument("--every", type=int, default=1, help="use one week in so many")
+    command.add_argument("--only", help="evaluate only these policies, separated by commas")
+    command.add_argument(
         "--docs", action="store_true", help="only rewrite the tables of docs/reference/control.md from --out"
     )
-    args = parser.parse_args()
+    args = command.parse_args()
     if args.docs:
-        before, rest = DOCS.read_text().split(BEGIN)
-        lines = [json.loads(line) for line in args.out.read_text().splitlines()]
-        DOCS.write_text(f"{before}{BEGIN}\n\n{docs(lines)}\n\n{END}{rest.split(END)[1]}")
+        rewrite_section(DOCS, BEGIN, END, docs(read_lines(args.out)))
     elif args.control:
         learned(args)
     elif args.data is None:
-        parser.error("--data is missing. `coordinator start --extract … --data DIR` makes such a folder.")
+        command.error("--data is missing. `coordinator start --extract … --data DIR` makes such a folder.")
     else:
         run(args)
 

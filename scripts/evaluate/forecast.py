@@ -11,18 +11,18 @@ The boosting baseline needs the group `bench-forecast`: `uv run --group bench-fo
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from forecast_report import docs, plot  # type: ignore[import-not-found]
 from numpy.typing import NDArray
 
 from ingest.calendar import Calendar, calendar_of
 from ingest.features import CONDITION, FEATURES
+from scripts.bench.common import append, parser
+from scripts.evaluate.forecast_report import docs, plot
 from worker.forecast.model import scores
 from worker.forecast.model.network import QUANTILES
 from worker.forecast.predict import Forecast, TrainedModel, load_model, predict
@@ -154,32 +154,29 @@ def _boost(
 
 def run(options: argparse.Namespace) -> int:
     """Score and append lines."""
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    with options.out.open("a") as out:
 
-        def write(line: dict[str, Any]) -> None:
-            out.write(json.dumps({"label": options.label, "period": str(period), **line}) + "\n")
-            out.flush()
-            print(
-                f"{line['who']} {line['respondent']}: skill {line['skill']:+.3f}, MAPE {line['mape']:.2%}",
-                file=sys.stderr,
+    def write(line: dict[str, Any]) -> None:
+        append({"label": options.label, "period": str(period), **line}, options.out)
+        print(
+            f"{line['who']} {line['respondent']}: skill {line['skill']:+.3f}, MAPE {line['mape']:.2%}",
+            file=sys.stderr,
+        )
+
+    for i, path in enumerate(options.run):
+        trained = load_model(path)
+        store = open_token_store(options.data, trained.respondents, trained.reference)
+        years = range(2000, 2101)
+        last = max(year for year in years if store.period(0).last >= _year(year).last)
+        period = Period.parse(options.test, "test") if options.test else _year(last)
+        if period.first <= trained.state["validate"][1]:
+            raise SystemExit(
+                f"{path} was validated on hours up to {Period(*trained.state['validate'])}: name a later --test"
             )
-
-        for i, path in enumerate(options.run):
-            trained = load_model(path)
-            store = open_token_store(options.data, trained.respondents, trained.reference)
-            years = range(2000, 2101)
-            last = max(year for year in years if store.period(0).last >= _year(year).last)
-            period = Period.parse(options.test, "test") if options.test else _year(last)
-            if period.first <= trained.state["validate"][1]:
-                raise SystemExit(
-                    f"{path} was validated on hours up to {Period(*trained.state['validate'])}: name a later --test"
-                )
-            for line in score_run(trained, store, path.name, period):
+        for line in score_run(trained, store, path.name, period):
+            write(line)
+        if i == 0 and options.baselines:
+            for line in score_baselines(trained, store, period, boosting=_has_sklearn()):
                 write(line)
-            if i == 0 and options.baselines:
-                for line in score_baselines(trained, store, period, boosting=_has_sklearn()):
-                    write(line)
     return 0
 
 
@@ -198,8 +195,8 @@ def _has_sklearn() -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Exit codes: 0 done, 1 no usable lines, 2 usage."""
-    parser = argparse.ArgumentParser(description="Judge trained forecasters.")
-    commands = parser.add_subparsers(required=True)
+    command_line = parser(__doc__)
+    commands = command_line.add_subparsers(required=True)
     command = commands.add_parser("run", help="score and append JSON lines")
     command.add_argument("--data", type=Path, required=True)
     command.add_argument("--run", type=Path, action="append", required=True, help="finished run folder; repeatable")
@@ -216,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = commands.add_parser("docs", help="rewrite the generated section of docs/reference/forecasting.md")
     command.add_argument("--in", dest="lines", type=Path, required=True)
     command.set_defaults(call=docs)
-    options = parser.parse_args(argv)
+    options = command_line.parse_args(argv)
     return int(options.call(options))
 
 

@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[2]
+from scripts.bench.common import IMAGES, ROOT, drawn, read_lines, rewrite_section
+from scripts.bench.common import markdown_table as table
+
 DOCS = ROOT / "docs" / "reference" / "forecasting.md"
-IMAGES = ROOT / "docs" / "images"
 BEGIN, END = "<!-- evaluation: begin (scripts/evaluate/forecast.py docs) -->", "<!-- evaluation: end -->"
 Line = dict[str, Any]
 
 
 def read(path: Path) -> list[Line]:
     """Return the lines; SystemExit if there are none."""
-    lines = [json.loads(text) for text in path.read_text().splitlines() if text]
+    lines = read_lines(path)
     if not lines:
         raise SystemExit(f"no lines in {path}; run `python -m scripts.evaluate.forecast run --out {path}` first")
     return lines
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """Return a Markdown table."""
-    return "\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows])
 
 
 def _main(lines: list[Line]) -> dict[str, dict[str, list[Line]]]:
@@ -135,66 +130,41 @@ def docs(options: argparse.Namespace) -> int:
         _by(lines, "skill_by_hour", [str(h) for h in range(24)]),
         "![fan charts](../images/forecast_days.png)",
     ]
-    text = DOCS.read_text()
-    body = "\n\n".join(parts)
-    DOCS.write_text(f"{text.split(BEGIN)[0]}{BEGIN}\n\n{body}\n\n{END}{text.split(END)[1]}")
+    rewrite_section(DOCS, BEGIN, END, "\n\n".join(parts))
     return 0
 
 
 def plot(options: argparse.Namespace) -> int:
     """Draw the pictures that docs/reference/forecasting.md shows."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     lines = read(options.lines)
-    IMAGES.mkdir(parents=True, exist_ok=True)
     found = _main(lines)
     respondents = list(found["forecaster"])
     contenders = [who for who in found if who != "operators"]
-    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
     width = 0.8 / len(contenders)
-    for i, who in enumerate(contenders):
-        skills = [_mean(found[who][name], "skill") for name in respondents]
-        error = [np.std([line["skill"] for line in found[who][name]]) for name in respondents]
-        at = np.arange(len(respondents)) + (i - (len(contenders) - 1) / 2) * width
-        axes.bar(at, np.maximum(skills, -0.5), width, yerr=error if max(error) > 0 else None, label=who)
-    axes.set_xticks(range(len(respondents)), respondents)
-    axes.set(
-        ylabel="MAE skill over the operators' forecast", title=f"Test hours {lines[0]['period']} UTC (bars cut at -0.5)"
-    )
-    axes.axhline(0, color="black", linewidth=0.8)
-    axes.grid(axis="y", alpha=0.3)
-    axes.legend()
-    figure.savefig(IMAGES / "forecast_skill.png", dpi=120)
-    plt.close(figure)
+    with drawn(IMAGES / "forecast_skill.png", size=(8, 4)) as axes:
+        for i, who in enumerate(contenders):
+            skills = [_mean(found[who][name], "skill") for name in respondents]
+            error = [np.std([line["skill"] for line in found[who][name]]) for name in respondents]
+            at = np.arange(len(respondents)) + (i - (len(contenders) - 1) / 2) * width
+            axes.bar(at, np.maximum(skills, -0.5), width, yerr=error if max(error) > 0 else None, label=who)
+        axes.set_xticks(range(len(respondents)), respondents)
+        title = f"Test hours {lines[0]['period']} UTC (bars cut at -0.5)"
+        axes.set(ylabel="MAE skill over the operators' forecast", title=title)
+        axes.axhline(0, color="black", linewidth=0.8)
 
     if hours := list(_ablation(lines)):
-        figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-        for key, colour, name in (("validation_skill", "tab:blue", "validation"), ("skill", "tab:orange", "test")):
-            found_skills = _ablation(lines, key=key)
-            axes.plot(
-                hours,
-                [np.mean(x) for x in found_skills.values()],
-                marker="o",
-                color=colour,
-                label=f"{name}, mean of seeds",
-            )
-            for h, skills in found_skills.items():
-                axes.plot([h] * len(skills), skills, linestyle="", marker="_", markersize=12, color=colour)
-        axes.set_xscale("log")
-        axes.set_xticks(hours, [f"{h:,}" for h in hours])
-        axes.minorticks_off()
-        axes.set(
-            xlabel="context, hours",
-            ylabel="mean skill of the respondents",
-            title="What more context brings (dashes: seeds)",
-        )
-        axes.grid(alpha=0.3)
-        axes.legend()
-        figure.savefig(IMAGES / "forecast_context.png", dpi=120)
-        plt.close(figure)
+        with drawn(IMAGES / "forecast_context.png") as axes:
+            for key, colour, name in (("validation_skill", "tab:blue", "validation"), ("skill", "tab:orange", "test")):
+                by_hours = _ablation(lines, key=key)
+                means = [np.mean(skills) for skills in by_hours.values()]
+                axes.plot(hours, means, marker="o", color=colour, label=f"{name}, mean of seeds")
+                for h, skills in by_hours.items():
+                    axes.plot([h] * len(skills), skills, linestyle="", marker="_", markersize=12, color=colour)
+            axes.set_xscale("log")
+            axes.set_xticks(hours, [f"{h:,}" for h in hours])
+            axes.minorticks_off()
+            axes.set(xlabel="context, hours", ylabel="mean skill of the respondents")
+            axes.set_title("Skill against context (dashes: seeds)")
     if options.run is not None and options.data is not None:
         _fans(options.data, options.run, lines[0]["period"])
     return 0

@@ -8,10 +8,8 @@ between the markers in docs/reference/data.md.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,8 +17,8 @@ import pandas as pd
 from ingest.array_types import Floats
 from ingest.build_series import year_hours
 from ingest.quality import outliers
+from scripts.bench.common import ROOT, parser
 
-ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data"
 DOCUMENT = ROOT / "docs" / "reference" / "data.md"
 BEGIN, END = "<!-- outlier_table: begin -->", "<!-- outlier_table: end -->"
@@ -101,9 +99,9 @@ def text() -> str:
 
 def main() -> int:
     """Return the exit code after printing or writing the tables: 1 without recordings."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/reference/data.md")
-    arguments = parser.parse_args()
+    command = parser(__doc__)
+    command.add_argument("--write", action="store_true", help="put the tables into docs/reference/data.md")
+    arguments = command.parse_args()
     if not DATA.is_dir():
         print(f"no recordings: {DATA} is absent", file=sys.stderr)
         return 1
