@@ -58,7 +58,7 @@ def _ring_of_environment() -> tuple[int, list[tuple[str, int]]]:
 
     Raises:
         LaunchError: if the hostfile cannot be used.
-    """
+    """  # noqa: DOC501  # the ValueError is caught here
     path, rank = os.environ.get("MLX_HOSTFILE"), os.environ.get("MLX_RANK")
     if not path or rank is None:
         return 0, []
@@ -93,7 +93,7 @@ def _rendezvous_barrier(rank: int, nodes: list[tuple[str, int]], deadline: float
         LaunchError: if this rank's address cannot be used.
         PeerStalled: if a rank does not arrive before the deadline.
         PeerLost: if a neighbour leaves.
-    """
+    """  # noqa: DOC501  # the ConnectionError is caught here
     size = len(nodes)
     doing = "joining the ring"
     with contextlib.ExitStack() as stack:

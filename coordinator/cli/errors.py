@@ -25,7 +25,8 @@ def run(app: typer.Typer, arguments: list[str] | None = None) -> int:
         arguments: the command line without the program's name; by default the process's own.
 
     Raises:
-        Exception: an error without an `exit_code` and not of the disk, which is a defect of the program.
+        OSError: an error of the system that names no file.
+        Exception: an error without an `exit_code`, which is a defect of the program.
     """
     words = sys.argv[1:] if arguments is None else arguments
     as_json = "--json" in words

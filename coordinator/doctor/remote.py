@@ -136,6 +136,9 @@ def examine_hosts(hosts: Hosts, keys: Path, *, probe: bool = True, ssh: Sequence
         keys: This host's key folder; the same path is checked on each host.
         probe: Whether to measure kernels and BLAS there, which takes seconds.
         ssh: The `ssh` command line up to the host's name.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; every session is killed first.
     """
     versions = local_versions()
     expected = Expected(versions.pop("python"), versions, MANIFEST_FORMAT)

@@ -118,6 +118,7 @@ class SshWorkerPool:
         ]
         path = self.log_dir / f"worker-{re.sub(r'[^A-Za-z0-9._-]', '_', host.name)}.log"
         with path.open("ab") as log:
+            offset = log.tell()  # before the start: ssh may fail, and say so, at once
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
@@ -125,7 +126,7 @@ class SshWorkerPool:
                 stderr=log,
                 start_new_session=True,  # Ctrl-C reaches the coordinator alone, which decides what the workers do
             )
-            session = Session(host, process, path, log.tell())
+            session = Session(host, process, path, offset)
         thread = threading.Thread(
             target=self._handshake, args=(session, send_config), name=f"ssh-{host.name}", daemon=True
         )

@@ -177,7 +177,8 @@ def revoked_key(place: Place) -> None:
 @dataclass(frozen=True)
 class Mistake:
     """`words` stand in the one message: subject, cause, next command. `told`: the command has a result, which holds them.
-    `process`: something begins before it fails."""
+    `process`: something begins before it fails.
+    """
 
     did: str
     command: str
@@ -239,7 +240,7 @@ MISTAKES = (
     # -- hosts, workers, keys
     Mistake("named no hostfile", f"{EXTRACT} --hostfile hosts.json", USAGE, ("hostfile hosts.json", "No such file", "hostfiles/README.md")),
     Mistake("wrote no JSON into the hostfile", f"{EXTRACT} --hostfile hosts.json", USAGE, ("hostfile hosts.json", "Expecting", "hostfiles/README.md"), file("hosts.json", "m2-1, m2-2")),
-    Mistake("started with a host that is down", f"{EXTRACT} --hostfile hosts.json --keys keys", USAGE, ("nobody@127.0.0.1", "can't be used", "ssh there"), down_host),
+    Mistake("started with a host that is down", f"{EXTRACT} --hostfile hosts.json --keys keys", USAGE, ("nobody@127.0.0.1", "can't be used", "Connection refused", "ssh there"), down_host),
     Mistake("bound a port that is taken", EXTRACT, USAGE, ("bind tcp://127.0.0.1:", "in use", "--bind"), taken_port),
     Mistake("named a worker with a blank", "coordinator keys add 'm2 1' --keys keys", USAGE, ("'m2 1'", "malformed", "`coordinator keys add")),
     Mistake("revoked who has no key", "coordinator keys revoke m2-9 --keys keys", USAGE, ("'m2-9'", "known: m2-1", "`coordinator keys list`"), key_file(0o600)),

@@ -100,7 +100,8 @@ def test_help_fits_the_terminal_and_has_an_example(words: str, columns: int) -> 
 
 def test_help_examples_run(coordinator: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the order of the help, in one folder. Those of the forecast, which needs a training, and of the doctor, which measures the
-    machine, are run by tests of their own with other values."""
+    machine, are run by tests of their own with other values.
+    """
     monkeypatch.setenv("COORDINATOR_KEYS", str(tmp_path / "keys"))
     monkeypatch.setenv("COORDINATOR_WORKERS", "1")
     for words, one in COMMANDS.items():

@@ -51,17 +51,17 @@ class Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """asyncio's call."""
+        """Asyncio's call."""
         self._transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """asyncio's call: nobody waits for answers any more."""
+        """Asyncio's call: nobody waits for answers any more."""
         self._waiting.clear()
         if self._timer:
             self._timer.cancel()
 
     def data_received(self, data: bytes) -> None:
-        """asyncio's call: bytes for the parser; what is no HTTP, or too large, is answered 400 and closed."""
+        """Asyncio's call: bytes for the parser; what is no HTTP, or too large, is answered 400 and closed."""
         self._size += len(data)
         try:
             if self._size > _MAX_REQUEST:
