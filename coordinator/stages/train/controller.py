@@ -144,7 +144,7 @@ class TrainController(StageController):
         for spec in tasks.tasks:
             if spec.kind == LeaseKind.JOIN and not self._shares_filesystem.get(spec.worker, True):
                 job = job or msgspec.to_builtins(JoinRequest(tuple(self._inputs.list_files())))
-                spec = replace(spec, job=job)
+                spec = msgspec.structs.replace(spec, job=job)
             specs.append(spec)
         return AddTasks(tuple(specs), tasks.whole)
 

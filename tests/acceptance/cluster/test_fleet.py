@@ -45,7 +45,8 @@ def test_a_killed_run_leaves_no_process_and_the_same_command_ends_with_series_an
     fleet.kill()
     fleet.start(*stages, "--train-config", toml)
     code, summary = fleet.end()
-    assert (code, summary["extract"]["status"], summary["train"]["status"]) == (0, "done", "done"), fleet.narration()
+    assert code == 0, (summary, fleet.narration())
+    assert (summary["extract"]["status"], summary["train"]["status"]) == ("done", "done"), fleet.narration()
     assert summary["extract"]["proved"] == 6 and summary["train"]["result"]["steps"] == 4
     assert [step["step"] for step in fleet.steps()] == [1, 2, 3, 4]
     assert series_digest(fleet.data) == local_series(tmp_path)
