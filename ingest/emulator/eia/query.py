@@ -94,9 +94,14 @@ class Query:
 
 
 def parse_params(query: str, header: str | None) -> dict[str, Any]:
-    """Parameters as nested dicts and lists, in order of arrival; those of the `X-Params` header come over the query's.
+    """Parse parameters into nested dicts and lists, in order of arrival.
 
-    BadRequest when the header is not a JSON object.
+    Args:
+        query: the query string.
+        header: the `X-Params` header, whose parameters override the query's.
+
+    Raises:
+        BadRequest: the header is not a JSON object.
     """
     params: dict[str, Any] = {}
     for name, value in parse_qsl(query, keep_blank_values=True):

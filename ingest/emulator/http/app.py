@@ -79,6 +79,7 @@ class App:
         return self._clock.now()
 
     def __call__(self, request: Request) -> Answer:
+        """Answer one request."""
         path, _, query = request.target.decode("latin-1").partition("?")
         if path.startswith("/_emulator/"):
             return self._control(request.method, path.removeprefix("/_emulator/"), request.body)
