@@ -1,7 +1,7 @@
 """Run the emulator of EIA API v2, CAISO OASIS and EIA's bulk files: `python -m ingest.emulator --port 0`.
 
-Prints one JSON line {"url", "pid", "world"} on stdout when it accepts connections; ends on SIGTERM, SIGINT and, with
---stop-with-parent, when its stdin ends.
+It prints one JSON line {"url", "pid", "world"} on stdout when it accepts connections. It ends on SIGTERM, on SIGINT and,
+with --stop-with-parent, when its stdin ends.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import threading
 from datetime import UTC, datetime
 from email.utils import formatdate
 from pathlib import Path
+from typing import Any
 
 from ingest.emulator.clock import Clock
 from ingest.emulator.eia.pages import Style
 from ingest.emulator.faults.plan import FaultPlanError, parse_plan
 from ingest.emulator.http.app import App, Settings
-from ingest.emulator.http.responses import JSON, Answer
+from ingest.emulator.http.responses import JSON, Response
 from ingest.emulator.http.server import Connection, head_of
 from ingest.emulator.policy import Limits
 from ingest.emulator.worlds.base import World
@@ -37,47 +38,50 @@ _EIA_HEADERS = (
 )
 
 
+# Option, default, metavar or choices, help. The default's type is the option's; False makes a flag.
+_OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
+    ("--host", "127.0.0.1", None, "address to bind (default: loopback)"),
+    ("--port", 0, None, "port to bind (default: 0, any free port)"),
+    ("--world", "synthetic", ("synthetic", "recordings"), "source of the hours (default: synthetic)"),
+    ("--seed", 0, None, "seed of the synthetic world, faults, row orders and suspensions (default: 0)"),
+    ("--quirks", "eia", ("none", "eia"), "faults of real data in the synthetic world (default: eia)"),
+    ("--revise-days", 14, "DAYS", "age below which synthetic hours may still change (default: 14)"),
+    ("--now", "2026-06-24T06", "HOUR", "UTC hour at which the emulated clock starts (default: 2026-06-24T06)"),
+    ("--clock-scale", 1.0, "X", "emulated seconds a real second (default: 1)"),
+    ("--latency-ms", 0.0, "MS", "real time added to every response (default: 0)"),
+    ("--policy", "none", ("none", "eia"), "request limits of EIA and OASIS (default: none)"),
+    ("--rate", 2.5, None, "requests a second, sustained, in emulated time (default: 2.5)"),
+    ("--burst", 5.0, None, "requests at once (default: 5)"),
+    ("--suspend", 20.0, "SECONDS", "typical length of a suspension, in emulated time (default: 20)"),
+    ("--keys", "", "K1,K2", "the only valid keys (default: all that do not begin with INVALID)"),
+    ("--keyless", False, None, "serve requests without a key, too"),
+    ("--echo-header-key", False, None, "echo a key that came in X-Api-Key, too"),
+    ("--total", "text", ("text", "int"), "type of `total` (default: text)"),
+    ("--values", "text", ("text", "number"), "type of `value` (default: text)"),
+    ("--cache-mb", 256, "MB", "size limit of the response cache (default: 256)"),
+    ("--faults", "", "FILE", "JSON fault plan (see ingest/emulator/faults/plan.py); - for stdin"),
+    ("--stop-with-parent", False, None, "end when stdin ends, as it does when the parent process dies"),
+)
+
+
 def arguments() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m ingest.emulator", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--host", default="127.0.0.1", help="address to bind (default: loopback)")
-    parser.add_argument("--port", type=int, default=0, help="0: a free one")
-    parser.add_argument("--world", choices=("synthetic", "recordings"), default="synthetic")
+    for option, default, form, text in _OPTIONS:
+        if default is False:
+            parser.add_argument(option, action="store_true", help=text)
+            continue
+        name = "choices" if isinstance(form, tuple) else "metavar"
+        parser.add_argument(option, type=type(default), default=default, help=text, **{name: form})
     parser.add_argument(
         "--recordings", nargs="+", type=Path, default=[], metavar="PATH", help="files or folders to serve"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the synthetic world, faults, orders and suspensions")
-    parser.add_argument(
-        "--quirks", choices=("none", "eia"), default="eia", help="faults of real data in the synthetic world"
-    )
-    parser.add_argument(
-        "--revise-days", type=int, default=14, help="hours younger than this may still change (synthetic)"
-    )
-    parser.add_argument(
-        "--now", default="2026-06-24T06", metavar="HOUR", help="UTC hour at which the emulated clock starts"
-    )
-    parser.add_argument("--clock-scale", type=float, default=1.0, metavar="X", help="emulated seconds a real second")
-    parser.add_argument("--latency-ms", type=float, default=0.0, help="real time added to every answer")
-    parser.add_argument("--policy", choices=("none", "eia"), default="none", help="request limits of EIA and OASIS")
-    parser.add_argument("--rate", type=float, default=2.5, help="requests a second, sustained (emulated time)")
-    parser.add_argument("--burst", type=float, default=5.0, help="requests at once")
-    parser.add_argument("--suspend", type=float, default=20.0, help="seconds of a suspension, typical")
-    parser.add_argument("--keys", default="", metavar="K1,K2", help="the only valid keys (default: all but INVALID…)")
-    parser.add_argument("--keyless", action="store_true", help="serve requests without a key, too")
-    parser.add_argument("--echo-header-key", action="store_true", help="echo a key that came in X-Api-Key, too")
-    parser.add_argument("--total", choices=("text", "int"), default="text", help="type of `total`")
-    parser.add_argument("--values", choices=("text", "number"), default="text", help="type of `value`")
-    parser.add_argument("--cache-mb", type=int, default=256, help="bound of the kept answers")
-    parser.add_argument(
-        "--faults", metavar="FILE", help="JSON fault plan (see ingest/emulator/faults/plan.py); - for stdin"
-    )
-    parser.add_argument("--log", type=Path, metavar="FILE", help="JSON lines, one a request, without keys")
-    parser.add_argument("--stop-with-parent", action="store_true", help="end when stdin ends, as when the parent dies")
+    parser.add_argument("--log", type=Path, metavar="FILE", help="log file, one JSON line a request, without keys")
     return parser
 
 
 def main() -> None:
-    """Serve until stopped; exit code 2 for a world or plan that can't be served."""
+    """Serve until stopped; exit with code 2 for a world or plan that can't be served."""
     parser = arguments()
     options = parser.parse_args()
     if options.faults == "-" and options.stop_with_parent:
@@ -102,11 +106,11 @@ def _world(options: argparse.Namespace) -> World:
 
 
 def _settings(options: argparse.Namespace) -> Settings:
-    text = "[]"
-    if options.faults:
-        text = sys.stdin.read() if options.faults == "-" else Path(options.faults).read_text()
+    plan = (
+        "[]" if not options.faults else sys.stdin.read() if options.faults == "-" else Path(options.faults).read_text()
+    )
     try:
-        faults = parse_plan(json.loads(text))
+        faults = parse_plan(json.loads(plan))
     except (json.JSONDecodeError, FaultPlanError) as error:
         raise ValueError(f"--faults {options.faults}: {error}") from None
     return Settings(
@@ -130,9 +134,9 @@ async def _serve(options: argparse.Namespace, app: App, world: World) -> None:
     other = f"X-Emulator-World: {world.name}\r\n".encode()
     eia = _EIA_HEADERS.encode() + other
 
-    def head(answer: Answer) -> bytes:
+    def head(response: Response) -> bytes:
         date = f"Date: {formatdate(app.now(), usegmt=True)}\r\n".encode()
-        return head_of(answer, date + (eia if answer.content_type == JSON else other))
+        return head_of(response, date + (eia if response.content_type == JSON else other))
 
     latency = options.latency_ms / 1000
     server = await loop.create_server(lambda: Connection(app, head, latency), options.host, options.port, backlog=512)

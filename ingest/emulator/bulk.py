@@ -1,9 +1,9 @@
 """EIA's key-less six-month files, EIA930_BALANCE_YYYY_{Jan_Jun,Jul_Dec}.csv, written from the same world.
 
-Balancing authorities only, rows by local time, thousands commas, `MM/DD/YYYY h:mm:ss AM`. The columns drift as EIA's do:
-files up to 2019 have no imputed and adjusted columns by fuel; up to 2024-H1 hydro and pumped storage are one; from
-2024-H2 they are apart, solar and wind are split by integrated storage, batteries and geothermal have columns of their
-own, an adjusted column is misspelt ("witho"), and the file begins with a byte-order mark.
+They hold balancing authorities only, rows by local time, thousands commas, `MM/DD/YYYY h:mm:ss AM`. The columns drift as
+EIA's do: files up to 2019 have no imputed and adjusted columns by fuel; up to 2024-H1 hydro and pumped storage are one
+column; from 2024-H2 they are two, solar and wind are split by integrated storage, batteries and geothermal have separate
+columns, an adjusted column is misspelt ("witho"), and the file begins with a byte-order mark.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ingest.catalog import BALANCING_AUTHORITY, RESPONDENTS
-from ingest.emulator.http.responses import CSV, NO_SUCH_PAGE, Answer
-from ingest.emulator.worlds.base import VALUE, Block, World
+from ingest.emulator.http.responses import CSV, NO_SUCH_PAGE, Response
+from ingest.emulator.worlds.base import Block, World
 from ingest.emulator.worlds.grid import AUTHORITIES, BULK_REGION
 from ingest.emulator.worlds.weather import summer_time
 
@@ -55,7 +55,7 @@ _AFTER_SPLIT = (
     ("Other Fuel Sources", "OTH"),
     ("Unknown Fuel Sources", "UNK"),
 )
-_EASTERN = -5  # zone of an authority that the synthetic grid does not know (recordings)
+_EASTERN = -5  # zone of an authority that the synthetic grid lacks (recordings)
 
 
 def _edge(year: int, half: str) -> tuple[str, str]:
@@ -63,49 +63,47 @@ def _edge(year: int, half: str) -> tuple[str, str]:
 
 
 def is_open(year: int, half: str, settled_before: int) -> bool:
-    """Whether hours of the file may still change."""
+    """Return whether hours of the file may still change."""
     return int(np.datetime64(_edge(year, half)[1], "h").astype(np.int64)) + 24 >= settled_before
 
 
-def answer(world: World, year: int, half: str, now: int) -> Answer:
-    """The file as plain CSV; 404 when the world has no hour of it."""
-    late = (year, half) >= (2024, "Jul_Dec")
-    fuels = _AFTER_SPLIT if late else _BEFORE_SPLIT
+def _is_split(year: int, half: str) -> bool:
+    return (year, half) >= (2024, "Jul_Dec")
+
+
+def respond(world: World, year: int, half: str, now: int) -> Response:
+    """Return the file as plain CSV; 404 when the world has no hour of it."""
     lines = []
     for code in sorted({*world.respondents("region-data"), *world.respondents("fuel-type-data")}):
         if code in RESPONDENTS and RESPONDENTS[code].kind == BALANCING_AUTHORITY:
-            lines += _lines(world, code, year, half, now, tuple(fuel for _, fuel in fuels))
+            lines += _lines(world, code, year, half, now)
     if not lines:
         return NO_SUCH_PAGE
     text = "\r\n".join((",".join(f'"{name}"' for name in header(year, half)), *lines, ""))
-    return Answer(200, text.encode("utf-8-sig" if late else "utf-8"), CSV, rows=len(lines))
+    return Response(200, text.encode("utf-8-sig" if _is_split(year, half) else "utf-8"), CSV, rows=len(lines))
 
 
 def header(year: int, half: str) -> list[str]:
-    """Column names of a file of that vintage."""
-    late = (year, half) >= (2024, "Jul_Dec")
-    names = [_FUEL + name for name, _ in (_AFTER_SPLIT if late else _BEFORE_SPLIT)]
-    columns = [
-        "Balancing Authority",
-        "Data Date",
-        "Hour Number",
-        "Local Time at End of Hour",
-        "UTC Time at End of Hour",
-    ]
-    columns += [
+    """Return the column names of a file of that half-year."""
+    split = _is_split(year, half)
+    fuels = [_FUEL + name for name, _ in (_AFTER_SPLIT if split else _BEFORE_SPLIT)]
+    # Imputed and adjusted columns by fuel exist from 2020 on, for unknown fuels only after the split.
+    detailed = [] if year < 2020 else fuels if split else fuels[:-1]
+    return [
+        *("Balancing Authority", "Data Date", "Hour Number", "Local Time at End of Hour", "UTC Time at End of Hour"),
         *_REGION,
         *(f"{name} (Imputed)" for name in _TOTALS),
         *(f"{name} (Adjusted)" for name in _TOTALS),
-        *names,
+        *fuels,
+        *(f"{name} (Imputed)" for name in detailed),
+        *(f"{name} (Adjusted)".replace("Solar with ", "Solar witho ") for name in detailed),
+        "Region",
     ]
-    if year >= 2020:
-        again = names if late else names[:-1]  # no imputed or adjusted column of unknown fuels at first
-        columns += [f"{name} (Imputed)" for name in again]
-        columns += [f"{name} (Adjusted)".replace("Solar with ", "Solar witho ") for name in again]
-    return [*columns, "Region"]
 
 
-def _lines(world: World, code: str, year: int, half: str, now: int, fuels: tuple[str, ...]) -> list[str]:
+def _lines(world: World, code: str, year: int, half: str, now: int) -> list[str]:
+    split = _is_split(year, half)
+    fuels = [fuel for _, fuel in (_AFTER_SPLIT if split else _BEFORE_SPLIT)]
     zone = AUTHORITIES[code].zone if code in AUTHORITIES else _EASTERN
     first, last = _edge(year, half)
     wide = np.arange(np.datetime64(first, "h") + 1, np.datetime64(last, "h") + 13)
@@ -116,42 +114,33 @@ def _lines(world: World, code: str, year: int, half: str, now: int, fuels: tuple
     wide, days = (part[(days >= np.datetime64(first)) & (days < np.datetime64(last)) & served] for part in (wide, days))
     if not len(wide):
         return []
-    start, end = int(wide[0].astype(np.int64)), int(wide[-1].astype(np.int64))
-    region, fuel = (world.block(route, code, start, end, now) for route in ("region-data", "fuel-type-data"))
-    hours = wide.astype(np.int64)
+    hours = wide.astype(np.int64).tolist()
+    region, fuel = (world.block(route, code, hours[0], hours[-1], now) for route in ("region-data", "fuel-type-data"))
     demand, forecast, generation, interchange = (_texts(region, kind, hours) for kind in ("D", "DF", "NG", "TI"))
     mix = [",".join(row) for row in zip(*(_texts(fuel, name, hours) for name in fuels), strict=True)]
-    again = mix if (year, half) >= (2024, "Jul_Dec") else [row.rpartition(",")[0] for row in mix]
+    detailed = mix if split else [row.rpartition(",")[0] for row in mix]
     midnight = np.flatnonzero(np.r_[True, days[1:] != days[:-1]])
     number = np.arange(len(days)) - np.repeat(midnight, np.diff(np.r_[midnight, len(days)])) + 1
     local = wide + zone + summer_time(wide, zone).astype(np.int64)
     region_name = BULK_REGION.get(code, "")
-    blank = "," * (len(fuels) - (1 if again is mix else 2))  # cells, not commas: a quoted number holds some
-    detail = year >= 2020
+    blank = "," * (len(fuels) - (1 if split else 2))  # counted by cells, as a quoted number contains commas
     return [
         f"{code},{day},{n},{here},{utc},{df},{d},{ng},{ti},{ti},,,,{d},{ng},{ti},{m}"
-        + (f",{blank},{a},{region_name}" if detail else f",{region_name}")
+        + (f",{blank},{a},{region_name}" if year >= 2020 else f",{region_name}")
         for day, n, here, utc, df, d, ng, ti, m, a in zip(
-            _dates(days), number.tolist(), _times(local), _times(wide), forecast, demand, generation, interchange, mix, again,
+            _dates(days), number.tolist(), _times(local), _times(wide), forecast, demand, generation, interchange, mix, detailed,
             strict=True,
         )
     ]  # fmt: skip
 
 
-def _texts(block: Block | None, code: str, hours: npt.NDArray[np.int64]) -> list[str]:
-    """Values as the file has them; empty where there is none."""
-    if block is None or code not in block.codes:
-        return [""] * len(hours)
-    column = block.codes.index(code)
-    place = hours - block.first
-    inside = (place >= 0) & (place < len(block.values))
-    place = np.where(inside, place, 0)
-    known = inside & (block.state[place, column] == VALUE) if len(block.values) else inside
-    values = block.values[place, column].tolist() if len(block.values) else [0] * len(hours)
-    return [
-        (f'"{value:,}"' if abs(value) >= 1000 else str(value)) if there else ""
-        for value, there in zip(values, known.tolist(), strict=True)
-    ]
+def _texts(block: Block | None, code: str, hours: list[int]) -> list[str]:
+    """Return values as the file writes them; "" where there is none."""
+    values = {
+        hour: f'"{value:,}"' if abs(value) >= 1000 else str(value)
+        for hour, value in (block.series(code) if block else {}).items()
+    }
+    return [values.get(hour, "") for hour in hours]
 
 
 def _dates(days: npt.NDArray[np.datetime64]) -> list[str]:

@@ -1,8 +1,8 @@
 """CAISO OASIS `SingleZip`: SLD_FCST, SLD_REN_FCST and ENE_SLRS as zipped CSV, and the error zip that comes under 200.
 
-Served: `resultformat=6`, `version=1`, windows of at most 31 days; markets DAM and ACTUAL (forecasts), DAM and RTM
-(ENE_SLRS, whose RTM rows are of five minutes and which has the three Caiso_Totals items only). Not served: the redirect
-from http to https. Rows are unordered, as OASIS sends them.
+It serves `resultformat=6`, `version=1`, windows of at most 31 days; markets DAM and ACTUAL (forecasts), DAM and RTM
+(ENE_SLRS, which has the three Caiso_Totals items only, and five-minute rows in RTM). It does not serve the redirect from
+http to https. Rows are unordered, as OASIS sends them.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from urllib.parse import parse_qs
 
 import numpy as np
 
-from ingest.emulator.http.responses import ZIP, Answer
-from ingest.emulator.worlds.base import VALUE, World
+from ingest.emulator.faults.plan import Target
+from ingest.emulator.http.responses import ZIP, Response
+from ingest.emulator.worlds.base import World
 from ingest.emulator.worlds.weather import summer_time
 
 ERRORS = {
@@ -26,7 +27,14 @@ ERRORS = {
     1002: "Invalid datetime format, please use valid datetime format",
     1004: "Data can be requested for period of 31 days only",
 }
-_MARKETS = {"SLD_FCST": ("DAM", "ACTUAL"), "SLD_REN_FCST": ("DAM", "ACTUAL"), "ENE_SLRS": ("DAM", "RTM")}
+_LABELS = {  # (LABEL, XML_DATA_ITEM) of each report and market; ENE_SLRS has no label, and an item for each schedule
+    ("SLD_FCST", "DAM"): ("Demand Forecast Day Ahead", "SYS_FCST_DA_MW"),
+    ("SLD_FCST", "ACTUAL"): ("Total Actual Hourly Integrated Load", "SYS_FCST_ACT_MW"),
+    ("SLD_REN_FCST", "DAM"): ("Renewable Forecast Day Ahead", "RENEW_FCST_DA_MW"),
+    ("SLD_REN_FCST", "ACTUAL"): ("Total Actual Hourly Renewable Generation", "RENEW_FCST_ACT_MW"),
+    ("ENE_SLRS", "DAM"): ("", ""),
+    ("ENE_SLRS", "RTM"): ("", ""),
+}
 _PACIFIC = -8
 _AREAS = {"CA ISO-TAC": 1.0, "PGE-TAC": 0.44, "SCE-TAC": 0.46, "SDGE-TAC": 0.09, "VEA-TAC": 0.01}
 _HUBS = {"Solar": {"NP15": 0.24, "SP15": 0.6, "ZP26": 0.16}, "Wind": {"NP15": 0.31, "SP15": 0.69}}
@@ -41,48 +49,51 @@ _HEADERS = {
 
 
 @dataclass(frozen=True)
-class Ask:
-    """A checked request: the hours that begin at `start`…`end` − 1 (hours since 1970-01-01T00 UTC)."""
+class OasisRequest:
+    """Hold a checked request for the hours that begin at `start`…`end` − 1 (hours since 1970-01-01T00 UTC)."""
 
-    query: str
+    report: str
     market: str
     start: int
     end: int
 
     @property
     def page(self) -> str:
-        """Its name in the counts."""
-        return f"{self.query}/{self.market}/{hour_text(self.start)}..{hour_text(self.end)}"
+        """Name of the page in the counts."""
+        return f"{self.report}/{self.market}/{hour_text(self.start)}..{hour_text(self.end)}"
+
+    @property
+    def target(self) -> Target:
+        """The page as a fault rule matches it."""
+        return Target(self.report, "CISO", hour_text(self.start), hour_text(self.end))
 
 
 def hour_text(hour: int) -> str:
-    """Hours since 1970-01-01T00 UTC → `YYYY-MM-DDTHH`."""
+    """Return hours since 1970-01-01T00 UTC as `YYYY-MM-DDTHH`."""
     return str(np.datetime64(hour, "h"))
 
 
-def parse(query: str) -> Ask | int:
-    """The query string → a checked request, or OASIS's error code."""
+def parse(query: str) -> OasisRequest | int:
+    """Return the checked request of a query string, or OASIS's error code."""
     params = {name: values[-1] for name, values in parse_qs(query).items()}
-    name = params.get("queryname", "")
-    market = params.get("market_run_id", "DAM")
-    if name not in _MARKETS or market not in _MARKETS[name] or params.get("resultformat") != "6":
-        return 1001
-    if params.get("version") != "1":
+    report, market = params.get("queryname", ""), params.get("market_run_id", "DAM")
+    if (report, market) not in _LABELS or (params.get("resultformat"), params.get("version")) != ("6", "1"):
         return 1001
     try:
-        start, end = (datetime.strptime(params[key], "%Y%m%dT%H:%M-0000") for key in ("startdatetime", "enddatetime"))
+        start, end = (
+            datetime.strptime(params[key], "%Y%m%dT%H:%M-0000").replace(tzinfo=UTC)
+            for key in ("startdatetime", "enddatetime")
+        )
     except (KeyError, ValueError):
         return 1002
-    if end <= start:
-        return 1002
-    if end - start > timedelta(days=31):
-        return 1004
-    low, high = (moment.replace(tzinfo=UTC).timestamp() / 3600 for moment in (start, end))
-    return Ask(name, market, int(np.ceil(low)), int(np.ceil(high)))
+    if end <= start or end - start > timedelta(days=31):
+        return 1002 if end <= start else 1004
+    low, high = (int(np.ceil(moment.timestamp() / 3600)) for moment in (start, end))
+    return OasisRequest(report, market, low, high)
 
 
-def error_zip(code: int, time: str) -> Answer:
-    """INVALID_REQUEST.xml.zip, as OASIS sends it under 200. `time`: ISO, the moment of the answer."""
+def error_zip(code: int, time: str) -> Response:
+    """Return INVALID_REQUEST.xml.zip, as OASIS sends it under 200. `time` is the time of the response, ISO."""
     body = (
         '<?xml version="1.0" encoding="UTF-8"?>\n'
         '<m:OASISReport xmlns:m="http://www.caiso.com/soa/OASISReport_v1.xsd">\n<m:MessageHeader>\n'
@@ -97,125 +108,108 @@ def error_zip(code: int, time: str) -> Answer:
     return _zip("INVALID_REQUEST.xml", "INVALID_REQUEST.xml.zip", body, 0)
 
 
-def answer(world: World, ask: Ask, now: int) -> Answer:
-    """The zip of one request; OASIS's error 1000 when the world has none of its hours."""
-    rows = {"SLD_FCST": _demand, "SLD_REN_FCST": _renewables, "ENE_SLRS": _schedules}[ask.query](world, ask, now)
+def respond(world: World, asked: OasisRequest, now: int) -> Response:
+    """Return the zip of one request; OASIS's error 1000 when the world has none of its hours."""
+    rows = {"SLD_FCST": _demand, "SLD_REN_FCST": _renewables, "ENE_SLRS": _schedules}[asked.report](world, asked, now)
     if not rows:
         return error_zip(1000, f"{hour_text(now)}:00:00Z")
-    np.random.default_rng(zlib.crc32(ask.page.encode())).shuffle(rows)
-    utc = np.array([ask.start, ask.end - 1]).astype("datetime64[h]")
+    np.random.default_rng(zlib.crc32(asked.page.encode())).shuffle(rows)
+    utc = np.array([asked.start, asked.end - 1]).astype("datetime64[h]")
     first, last = (str(day).replace("-", "") for day in (utc + _offset(utc)).astype("datetime64[D]"))
-    name = f"{first}_{last}_{ask.query}_{ask.market}_{last}_12_00_00_v1"
-    return _zip(f"{name}.csv", f"{name}.zip", "\n".join((_HEADERS[ask.query], *rows, "")), len(rows))
+    name = f"{first}_{last}_{asked.report}_{asked.market}_{last}_12_00_00_v1"
+    return _zip(f"{name}.csv", f"{name}.zip", "\n".join((_HEADERS[asked.report], *rows, "")), len(rows))
 
 
-def _zip(inside: str, name: str, text: str, rows: int) -> Answer:
+def _zip(inside: str, name: str, text: str, rows: int) -> Response:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         info = zipfile.ZipInfo(inside)  # dated 1980: the same text is always the same bytes
         info.compress_type = zipfile.ZIP_DEFLATED
         archive.writestr(info, text, compresslevel=1)
     headers = (("Content-Disposition", f"inline; filename={name};"),)
-    return Answer(200, packed.getvalue(), ZIP, headers=headers, rows=rows)
+    return Response(200, packed.getvalue(), ZIP, headers=headers, rows=rows)
 
 
 def _offset(utc: np.ndarray) -> np.ndarray:
     return _PACIFIC + summer_time(utc, _PACIFIC).astype(np.int64)
 
 
-def _hours(world: World, route: str, code: str, ask: Ask, now: int) -> dict[int, float]:
-    """Beginning of hour → MWh for CISO, where the world has a value."""
-    block = world.block(route, "CISO", ask.start + 1, ask.end, now)  # hour-ending
-    if block is None or code not in block.codes:
-        return {}
-    column = block.codes.index(code)
-    there = np.flatnonzero(block.state[:, column] == VALUE)
-    return dict(zip((there + block.first - 1).tolist(), block.values[there, column].tolist(), strict=True))
+def _hours(world: World, route: str, code: str, asked: OasisRequest, now: int) -> dict[int, int]:
+    """Return beginning of hour → MWh for CISO, where the world has a value."""
+    block = world.block(route, "CISO", asked.start + 1, asked.end, now)  # hour-ending
+    return {hour - 1: value for hour, value in block.series(code).items()} if block else {}
 
 
 @dataclass(frozen=True)
-class _When:
+class _HourTexts:
     start: str
     end: str
     day: str  # Pacific
     hour: int  # of the operating day, from 1
 
 
-def _whens(hours: list[int]) -> dict[int, _When]:
-    """Beginning of hour → its texts."""
+def _texts(hours: list[int]) -> dict[int, _HourTexts]:
+    """Return beginning of hour → its texts."""
     utc = np.array(hours).astype("datetime64[h]")
     days = (utc + _offset(utc)).astype("datetime64[D]")
     midnights = days.astype("datetime64[h]") - _PACIFIC
     midnights -= summer_time(midnights, _PACIFIC).astype("timedelta64[h]")
     numbers = (utc - midnights).astype(np.int64) + 1
     return {
-        hour: _When(f"{hour_text(hour)}:00:00-00:00", f"{hour_text(hour + 1)}:00:00-00:00", str(day), int(number))
+        hour: _HourTexts(f"{hour_text(hour)}:00:00-00:00", f"{hour_text(hour + 1)}:00:00-00:00", str(day), int(number))
         for hour, day, number in zip(hours, days, numbers, strict=True)
     }
 
 
-def _demand(world: World, ask: Ask, now: int) -> list[str]:
-    ahead = ask.market == "DAM"
-    label, item, kind = (
-        ("Demand Forecast Day Ahead", "SYS_FCST_DA_MW", "DF")
-        if ahead
-        else ("Total Actual Hourly Integrated Load", "SYS_FCST_ACT_MW", "D")
-    )
-    hours = _hours(world, "region-data", kind, ask, now)
-    when = _whens(list(hours))
+def _demand(world: World, asked: OasisRequest, now: int) -> list[str]:
+    market = asked.market
+    labels = ",".join(_LABELS[asked.report, market])
+    hours = _hours(world, "region-data", "DF" if market == "DAM" else "D", asked, now)
+    texts = _texts(list(hours))
     return [
-        f"{w.start},{w.end},0,{w.day},{w.hour},0,{ask.market},{area},{label},{item},0.0,{hours[h] * share:.2f},{ask.market},{g}"
-        for g, (area, share) in enumerate(_AREAS.items(), 1)
-        for h, w in when.items()
+        f"{t.start},{t.end},0,{t.day},{t.hour},0,{market},{area},{labels},0.0,{hours[h] * share:.2f},{market},{group}"
+        for group, (area, share) in enumerate(_AREAS.items(), 1)
+        for h, t in texts.items()
     ]
 
 
-def _renewables(world: World, ask: Ask, now: int) -> list[str]:
-    ahead = ask.market == "DAM"
-    label, item = (
-        ("Renewable Forecast Day Ahead", "RENEW_FCST_DA_MW")
-        if ahead
-        else ("Total Actual Hourly Renewable Generation", "RENEW_FCST_ACT_MW")
-    )
+def _renewables(world: World, asked: OasisRequest, now: int) -> list[str]:
+    labels = ",".join(_LABELS[asked.report, asked.market])
     rows: list[str] = []
-    group = 0
-    for kind, code in (("Solar", "SUN"), ("Wind", "WND")):
-        hours = _hours(world, "fuel-type-data", code, ask, now)
-        when = _whens(list(hours))
-        for hub, share in _HUBS[kind].items():
-            group += 1
-            for h, w in when.items():
-                miss = 0.08 * np.sin(h / 17.3) + 0.05 * np.sin(h / 5.1 + 1) if ahead else 0.0
-                place = f"{w.day},{w.hour},0,{w.start},{w.end},{hub},{kind},{label},{item}"
-                rows.append(f"{place},{hours[h] * share * (1 + miss):.2f},{ask.market},{group}")
+    hubs = [(kind, hub, share) for kind, shares in _HUBS.items() for hub, share in shares.items()]
+    for group, (kind, hub, share) in enumerate(hubs, 1):
+        hours = _hours(world, "fuel-type-data", {"Solar": "SUN", "Wind": "WND"}[kind], asked, now)
+        for h, t in _texts(list(hours)).items():
+            miss = 0.08 * np.sin(h / 17.3) + 0.05 * np.sin(h / 5.1 + 1) if asked.market == "DAM" else 0.0
+            place = f"{t.day},{t.hour},0,{t.start},{t.end},{hub},{kind},{labels}"
+            rows.append(f"{place},{hours[h] * share * (1 + miss):.2f},{asked.market},{group}")
     return rows
 
 
-def _schedules(world: World, ask: Ask, now: int) -> list[str]:
-    flows = [_hours(world, "interchange-data", code, ask, now) for code in world.codes("interchange-data")]
+def _schedules(world: World, asked: OasisRequest, now: int) -> list[str]:
+    flows = [_hours(world, "interchange-data", code, asked, now) for code in world.codes("interchange-data")]
     flows = [flow for flow in flows if flow]
     totals = {
         ("Export", "ISO_TOT_EXP_MW", 1): _sum(flows, 1),
         ("Import", "ISO_TOT_IMP_MW", 2): _sum(flows, -1),
-        ("Generation", "ISO_TOT_GEN_MW", 3): _hours(world, "region-data", "NG", ask, now),
+        ("Generation", "ISO_TOT_GEN_MW", 3): _hours(world, "region-data", "NG", asked, now),
     }
     rows: list[str] = []
     for (schedule, item, position), hours in totals.items():
-        when = _whens(list(hours))
-        for h, w in when.items():
-            tail = f"{ask.market},Caiso_Totals,{schedule},{item},{position}"
-            if ask.market == "DAM":
-                rows.append(f"{w.start},{w.end},ALL,{w.day},{w.hour},0,{tail},{hours[h]:.2f},{position}")
+        tail = f"{asked.market},Caiso_Totals,{schedule},{item},{position}"
+        for h, t in _texts(list(hours)).items():
+            if asked.market == "DAM":
+                rows.append(f"{t.start},{t.end},ALL,{t.day},{t.hour},0,{tail},{hours[h]:.2f},{position}")
                 continue
-            clock = w.start[:13]
             for step in range(12):  # of five minutes; a small ripple whose mean over the hour is zero
-                begins = f"{clock}:{5 * step:02d}:00-00:00"
-                ends = f"{clock}:{5 * step + 5:02d}:00-00:00" if step < 11 else w.end
+                begins = f"{t.start[:13]}:{5 * step:02d}:00-00:00"
+                ends = f"{t.start[:13]}:{5 * step + 5:02d}:00-00:00" if step < 11 else t.end
                 power = hours[h] * (1 + 0.004 * np.sin(2 * np.pi * step / 12 + h))
-                rows.append(f"{begins},{ends},ALL,{w.day},{w.hour},{step + 1},{tail},{power:.2f},{position}")
+                rows.append(f"{begins},{ends},ALL,{t.day},{t.hour},{step + 1},{tail},{power:.2f},{position}")
     return rows
 
 
-def _sum(flows: list[dict[int, float]], sign: int) -> dict[int, float]:
+def _sum(flows: list[dict[int, int]], sign: int) -> dict[int, int]:
+    """Return beginning of hour → sum of the flows in one direction, for the hours that every flow has."""
     hours = set.intersection(*(set(flow) for flow in flows)) if flows else set()
-    return {hour: sum(max(sign * flow[hour], 0.0) for flow in flows) for hour in sorted(hours)}
+    return {hour: sum(max(sign * flow[hour], 0) for flow in flows) for hour in sorted(hours)}

@@ -1,13 +1,13 @@
-"""EIA pages: which rows a query selects, in which order, and their JSON, byte for byte as EIA's server lays it out.
+"""EIA pages: the rows that a query selects, their order, and their JSON, byte for byte as EIA's server lays it out.
 
 Without a total order the rows of equal rank come in an order that is drawn for each page, as from a database under
-load: paging then repeats rows and loses others. The same page asked again is the same, byte for byte.
+load: paging then repeats rows and loses others. The same page requested again is the same, byte for byte.
 """
 
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +22,12 @@ _WARNING = (
     '"warnings":[{"warning":"incomplete return","description":"The API can only return 5000 rows in JSON format.  Please '
     'consider constraining your request with facet, start, or end, or using offset to paginate results."}],'
 )
-_SELECTION_ROWS = 4_000_000  # rows kept of selections in order, about 60 MB
+_SELECTION_ROWS = 4_000_000  # cached rows of selections, about 60 MB
 
 
 @dataclass(frozen=True)
 class Style:
-    """How this EIA writes: versions differ."""
+    """State how values are written: EIA's API versions differ."""
 
     total_as_text: bool = True  # 2.1.8; an int in others
     values_as_text: bool = True  # since 2.1.8; numbers before
@@ -35,34 +35,34 @@ class Style:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows in order. `series[which]` is a row's (who, what)."""
+    """Hold rows in order, each array [row]. `series[which]` is a row's (respondent, code)."""
 
     series: tuple[tuple[str, str], ...]
     hour: npt.NDArray[np.int64]
     which: npt.NDArray[np.int64]
-    value: npt.NDArray[np.int32]
+    value: npt.NDArray[np.int32]  # MWh
     null: npt.NDArray[np.bool_]
 
     def __len__(self) -> int:
+        """Return the number of rows."""
         return len(self.hour)
 
     def take(self, index: slice | npt.NDArray[np.int64]) -> Rows:
-        """Some of the rows, in this order: a slice, or indices [row]."""
-        return replace(
-            self, hour=self.hour[index], which=self.which[index], value=self.value[index], null=self.null[index]
-        )
+        """Return some of the rows, in this order: a slice, or indices [row]."""
+        return Rows(self.series, self.hour[index], self.which[index], self.value[index], self.null[index])
 
 
 class Selections:
-    """Rows by query, kept while they are paged through."""
+    """Select the rows of queries, and cache them while a client pages through them."""
 
     def __init__(self, world: World, seed: int) -> None:
+        """Start with an empty cache; `seed` draws the order of rows of equal rank."""
         self._world = world
         self._seed = seed
         self._selected: LruCache[tuple[Rows, bool]] = LruCache(_SELECTION_ROWS, lambda found: len(found[0]))
 
     def page(self, query: Query, now: int) -> tuple[Rows, int]:
-        """(rows of the page, total rows of the request)."""
+        """Return (rows of the page, total rows of the request)."""
         rows, ordered = self._selection(query, now)
         here = slice(query.offset, query.offset + query.length)
         return rows.take(here if ordered else self._drawn_order(query, rows)[here]), len(rows)
@@ -72,12 +72,11 @@ class Selections:
         start = first if query.start is None else max(query.start, first)
         end = last if query.end is None else min(query.end, last)
         moment = now if end >= self._world.settled_before(now) else 0
-        key = (query.route, query.who, query.what, start, end, query.sort, moment)
+        key = (query.route, query.respondents, query.codes, start, end, query.sort, moment)
         if (found := self._selected.get(key)) is not None:
             return found
         rows = select(self._world, query, start, end, now)
-        ordered = is_total(query)
-        if ordered:
+        if ordered := is_total(query):
             rows = rows.take(order(query, rows))
         return self._selected.put(key, (rows, ordered))
 
@@ -87,41 +86,39 @@ class Selections:
 
 
 def select(world: World, query: Query, start: int, end: int, now: int) -> Rows:
-    """Every row of the query, hour by hour for each respondent."""
+    """Return every row of the query, hour by hour for each respondent."""
     series: list[tuple[str, str]] = []
     hours, which, values, nulls = ([np.zeros(0, kind)] for kind in (np.int64, np.int64, np.int32, bool))
-    for who in sorted(query.who or world.respondents(query.route)):
-        block = world.block(query.route, who, start, end, now)
+    for respondent in sorted(query.respondents or world.respondents(query.route)):
+        block = world.block(query.route, respondent, start, end, now)
         if block is None:
             continue
-        columns = [i for i, code in enumerate(block.codes) if not query.what or code in query.what]
+        columns = [i for i, code in enumerate(block.codes) if not query.codes or code in query.codes]
         state = block.state[:, columns]
         row, column = np.nonzero(state != ABSENT)
         hours.append(row + block.first)
         which.append(column + len(series))
         values.append(block.values[:, columns][row, column])
         nulls.append(state[row, column] == NULL)
-        series += [(who, block.codes[i]) for i in columns]
+        series += [(respondent, block.codes[i]) for i in columns]
     return Rows(tuple(series), *(np.concatenate(parts) for parts in (hours, which, values, nulls)))
 
 
 def is_total(query: Query) -> bool:
-    """Whether the sort ranks every row: each of period, who and what is sorted by, or pinned to one value."""
-    _, who, who_name, what, what_name = ROUTES[query.route].columns
+    """Return whether the sort ranks every row: it names period, respondent and code, or they are pinned to one value."""
+    names = ROUTES[query.route].columns
+    respondent, code = names[1:3], names[3:5]
     columns = {column for column, _ in query.sort}
     return (
         "period" in columns
-        and (len(query.who) == 1 or bool(columns & {who, who_name}))
-        and (len(query.what) == 1 or bool(columns & {what, what_name}))
+        and (len(query.respondents) == 1 or bool(columns.intersection(respondent)))
+        and (len(query.codes) == 1 or bool(columns.intersection(code)))
     )
 
 
 def order(query: Query, rows: Rows, tie: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.int64]:
-    """Indices [row] that sort `rows` as the query asks; rows of equal rank by `tie` [row], else as they are."""
-    keys = []
-    for column, descending in query.sort:
-        key = _rank(query.route, column, rows)
-        keys.append(-key if descending else key)
+    """Return indices [row] that sort `rows` as the query asks; rows of equal rank by `tie` [row], else as they are."""
+    keys = [_rank(query.route, column, rows) * (-1 if descending else 1) for column, descending in query.sort]
     if tie is not None:
         keys.append(tie)
     return np.lexsort(keys[::-1]) if len(keys) > 1 else np.argsort(keys[0], kind="stable")
@@ -132,71 +129,72 @@ def _rank(route: str, column: str, rows: Rows) -> npt.NDArray[np.int64]:
         return rows.hour
     if column == "value":
         return np.where(rows.null, np.iinfo(np.int64).min + 1, rows.value)
-    texts = [labels(route, who, what)[column] for who, what in rows.series]
+    texts = [labels(route, respondent, code)[column] for respondent, code in rows.series]
     ranks = {text: rank for rank, text in enumerate(sorted(set(texts)))}
     return np.array([ranks[text] for text in texts], np.int64)[rows.which]
 
 
-def labels(route: str, who: str, what: str) -> dict[str, str]:
-    """A row's texts by key, in EIA's order, without period and value."""
-    if route == "interchange-data":
-        what_name = respondent_name(what)
-    else:
-        what_name = (TYPE_NAMES if route == "region-data" else FUEL_NAMES)[what]
-    return dict(zip(ROUTES[route].columns[1:], (who, respondent_name(who), what, what_name), strict=True))
+def labels(route: str, respondent: str, code: str) -> dict[str, str]:
+    """Return a row's texts by key, in EIA's order, without period and value."""
+    names = {"region-data": TYPE_NAMES, "fuel-type-data": FUEL_NAMES}.get(route)
+    texts = (respondent, respondent_name(respondent), code, names[code] if names else respondent_name(code))
+    return dict(zip(ROUTES[route].columns[1:], texts, strict=True))
 
 
-class Periods:
-    """Hours as EIA's `period` texts, by look-up."""
+class Renderer:
+    """Write pages as EIA's JSON. The `period` texts of a world's hours are made once."""
 
-    def __init__(self, first: int, last: int) -> None:
-        self._first = first
-        self._texts: list[str] = np.datetime_as_string(np.arange(first, last + 1).astype("datetime64[h]")).tolist()
+    def __init__(self, world: World, style: Style) -> None:
+        """Make the texts of all hours that the world will ever serve."""
+        self._first, last = world.span(1 << 40)
+        hours = np.arange(self._first, last + 1).astype("datetime64[h]")
+        self._periods: list[str] = np.datetime_as_string(hours).tolist()
+        self._style = style
+        self._note = world.note
 
-    def of(self, hours: npt.NDArray[np.int64]) -> list[str]:
-        """Texts of hour numbers [n]."""
-        texts = self._texts
-        return [texts[hour] for hour in (hours - self._first).tolist()]
+    def __call__(self, query: Query, rows: Rows, total: int, odd_case: bool = False) -> bytes:
+        """Return the body of a page.
 
-
-def render(
-    query: Query, rows: Rows, total: int, periods: Periods, style: Style, note: str, odd_case: bool = False
-) -> bytes:
-    """The body of a page. `odd_case`: names and codes in another case than usual (a fault that the real one has)."""
-    mark = '"' if style.values_as_text else ""
-    heads = []
-    for who, what in rows.series:
-        texts = labels(query.route, who, what)
-        if odd_case:
-            texts = {key: text.upper() if key.endswith("-name") else text.lower() for key, text in texts.items()}
-        heads.append("," + php_json(texts)[1:-1] + (',"value":' if query.with_values else "}"))
-    head = [heads[which] for which in rows.which.tolist()]
-    if query.with_values:
-        values = [f"{mark}{value}{mark}" for value in rows.value.tolist()]
-        for row in np.flatnonzero(rows.null).tolist():
-            values[row] = "null"
-        parts = [
-            f'{{"period":"{period}"{names}{value},"value-units":"megawatthours"}}'
-            for period, names, value in zip(periods.of(rows.hour), head, values, strict=True)
-        ]
-    else:
-        parts = [f'{{"period":"{period}"{names}' for period, names in zip(periods.of(rows.hour), head, strict=True)]
-    capped = query.length == MAX_ROWS and query.offset + len(rows) < total
-    route = ROUTES[query.route]
-    return "".join(
-        (
-            "{",
-            _WARNING if capped else "",
-            '"response":{"total":',
-            f'"{total}"' if style.total_as_text else str(total),
-            r',"dateFormat":"YYYY-MM-DD\"T\"HH24","frequency":"hourly","data":[',
-            ",".join(parts),
-            '],"description":',
-            php_json(f"{route.description}\n    {note}"),
-            '},"request":{"command":',
-            php_json(f"/v2/electricity/rto/{query.route}/data/"),
-            ',"params":',
-            query.echo,
-            f'}},"apiVersion":"{API_VERSION}","ExcelAddInVersion":"2.1.0"}}',
-        )
-    ).encode()
+        Args:
+            query: The request.
+            rows: The rows of the page.
+            total: The number of rows of the request.
+            odd_case: Write names and codes in another case than usual (a fault that the real server has).
+        """
+        mark = '"' if self._style.values_as_text else ""
+        heads = []
+        for respondent, code in rows.series:
+            texts = labels(query.route, respondent, code)
+            if odd_case:
+                texts = {key: text.upper() if key.endswith("-name") else text.lower() for key, text in texts.items()}
+            heads.append("," + php_json(texts)[1:-1])
+        names = [heads[which] for which in rows.which.tolist()]
+        periods = [self._periods[hour] for hour in (rows.hour - self._first).tolist()]
+        if query.with_values:
+            values = [f"{mark}{value}{mark}" for value in rows.value.tolist()]
+            for row in np.flatnonzero(rows.null).tolist():
+                values[row] = "null"
+            parts = [
+                f'{{"period":"{period}"{name},"value":{value},"value-units":"megawatthours"}}'
+                for period, name, value in zip(periods, names, values, strict=True)
+            ]
+        else:
+            parts = [f'{{"period":"{period}"{name}}}' for period, name in zip(periods, names, strict=True)]
+        capped = query.length == MAX_ROWS and query.offset + len(rows) < total
+        return "".join(
+            (
+                "{",
+                _WARNING if capped else "",
+                '"response":{"total":',
+                f'"{total}"' if self._style.total_as_text else str(total),
+                r',"dateFormat":"YYYY-MM-DD\"T\"HH24","frequency":"hourly","data":[',
+                ",".join(parts),
+                '],"description":',
+                php_json(f"{ROUTES[query.route].description}\n    {self._note}"),
+                '},"request":{"command":',
+                php_json(f"/v2/electricity/rto/{query.route}/data/"),
+                ',"params":',
+                query.echo,
+                f'}},"apiVersion":"{API_VERSION}","ExcelAddInVersion":"2.1.0"}}',
+            )
+        ).encode()

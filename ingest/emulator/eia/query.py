@@ -1,7 +1,7 @@
-"""EIA API v2 requests: parameters from the query string or `X-Params` into a checked `Query`, and the echo of them.
+"""EIA API v2 requests: convert the parameters of the query string or `X-Params` to a checked `Query`, and echo them.
 
-Pure. What EIA takes as parameters: `frequency`, `data[]`, `facets[NAME][]`, `start`, `end` (both inclusive; a date alone
-means its hour 00), `sort[i][column|direction]`, `offset`, `length`. Only UTC hours are served: `local-hourly` answers 400.
+EIA's parameters are `frequency`, `data[]`, `facets[NAME][]`, `start`, `end` (both inclusive; a date alone means its
+hour 00), `sort[i][column|direction]`, `offset`, `length`. Only UTC hours are served: `local-hourly` gets a 400.
 """
 
 from __future__ import annotations
@@ -9,29 +9,32 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from urllib.parse import parse_qsl
 
 import numpy as np
 
-MAX_ROWS = 5000  # of a JSON answer
+from ingest.emulator.faults.plan import Target
+
+MAX_ROWS = 5000  # of a JSON response
 
 
 @dataclass(frozen=True)
 class Route:
-    """One hourly route of electricity/rto."""
+    """Describe one hourly route of electricity/rto."""
 
     id: str
     title: str
     description: str
     alias: str  # of the value column
-    facets: tuple[tuple[str, str], tuple[str, str]]  # (id, description): whose hours, and which series of it
+    facets: tuple[tuple[str, str], tuple[str, str]]  # (id, description): of the respondent, of the series
 
     @property
     def columns(self) -> tuple[str, str, str, str, str]:
         """Keys of a row, in EIA's order, without value and value-units."""
-        who, what = self.facets[0][0], self.facets[1][0]
-        return ("period", who, f"{who}-name", what, "toba-name" if what == "toba" else "type-name")
+        respondent, code = self.facets[0][0], self.facets[1][0]
+        return ("period", respondent, f"{respondent}-name", code, "toba-name" if code == "toba" else "type-name")
 
 
 _SOURCE = "  \n    Source: Form EIA-930\n    Product: Hourly Electric Grid Monitor"
@@ -66,51 +69,51 @@ ROUTES: dict[str, Route] = {
 
 
 class BadRequest(Exception):
-    """The parameters can't be served; the text goes into the answer's `error`, with code 400."""
+    """The parameters can't be served; the text goes into the response's `error`, with code 400."""
 
 
 @dataclass(frozen=True)
 class Query:
-    """A checked request for rows of `route`."""
+    """Hold a checked request for rows of `route`."""
 
     route: str
-    who: tuple[str, ...]  # empty: all
-    what: tuple[str, ...]
+    respondents: tuple[str, ...]  # empty: all
+    codes: tuple[str, ...]  # types, fuels or neighbours; empty: all
     start: int | None  # hour, inclusive
     end: int | None
     sort: tuple[tuple[str, bool], ...]  # (column, descending)
     offset: int
     length: int
     with_values: bool
-    echo: str  # `request.params` as JSON, as EIA writes it (the key in it when it came in the query)
+    echo: str  # `request.params` as JSON, as EIA writes it (includes a key that came in the query)
 
-    @property
+    @cached_property
     def page(self) -> str:
-        """The name of the page asked for: what was asked, without key, echo or sort."""
-        span = f"{_text(self.start)}..{_text(self.end)}"
-        return (
-            f"{self.route}/{'+'.join(self.who) or '*'}/{'+'.join(self.what) or '*'}/{span}/{self.offset}+{self.length}"
-        )
+        """Name of the requested page: the parameters without key, echo or sort."""
+        codes, span = "+".join(self.codes) or "*", f"{self.target.start}..{self.target.end}"
+        return f"{self.route}/{self.target.respondent}/{codes}/{span}/{self.offset}+{self.length}"
+
+    @cached_property
+    def target(self) -> Target:
+        """The page as a fault rule matches it."""
+        start, end = ("" if hour is None else str(np.datetime64(hour, "h")) for hour in (self.start, self.end))
+        return Target(self.route, "+".join(self.respondents) or "*", start, end, self.offset)
 
 
 def parse_params(query: str, header: str | None) -> dict[str, Any]:
-    """Parse parameters into nested dicts and lists, in order of arrival.
-
-    Args:
-        query: the query string.
-        header: the `X-Params` header, whose parameters override the query's.
+    """Return the parameters as nested dicts and lists, in order of arrival; the `X-Params` header's override the query's.
 
     Raises:
-        BadRequest: the header is not a JSON object.
+        BadRequest: The header is not a JSON object.
     """
     params: dict[str, Any] = {}
     for name, value in parse_qsl(query, keep_blank_values=True):
         node, keys = params, _keys(name)
         for key in keys[:-1]:
-            key = key if key else str(len(node))
+            key = key or str(len(node))
             child = node.setdefault(key, {})
             node = child if isinstance(child, dict) else node.setdefault(key + "[]", {})
-        node[keys[-1] if keys[-1] else str(len(node))] = value
+        node[keys[-1] or str(len(node))] = value
     params = _listed(params)
     if header:
         try:
@@ -129,21 +132,28 @@ def _keys(name: str) -> list[str]:
 
 
 def _listed(node: Any) -> Any:
-    """Dicts whose keys are all numbers become lists, as PHP's json_encode does."""
+    """Convert dicts whose keys are all numbers to lists, as PHP's json_encode does."""
     if not isinstance(node, dict):
         return node
     if node and all(key.isdigit() for key in node):
-        return [_listed(node[key]) for key in node]
+        return [_listed(value) for value in node.values()]
     return {key: _listed(value) for key, value in node.items()}
 
 
 def php_json(value: Any) -> str:
-    """Compact JSON with `/` escaped, as EIA's server writes it."""
+    """Return compact JSON with `/` escaped, as EIA's server writes it."""
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).replace("/", "\\/")
 
 
 def parse_query(route: Route, params: dict[str, Any]) -> Query:
-    """Check `params` against what `route` takes. BadRequest names the parameter at fault."""
+    """Check `params` against the parameters of `route`.
+
+    Returns:
+        The request, with `length` capped at MAX_ROWS.
+
+    Raises:
+        BadRequest: A parameter is wrong; the text names it.
+    """
     frequency = params.get("frequency", "hourly")
     if frequency == "local-hourly":
         raise BadRequest("Frequency 'local-hourly' is not served by this emulator. Ask for 'hourly' (UTC).")
@@ -160,12 +170,12 @@ def parse_query(route: Route, params: dict[str, Any]) -> Query:
         raise BadRequest(
             f"Invalid facet '{unknown[0]}' provided. The only valid facets are '{names[0]}', '{names[1]}'."
         )
-    who, what = (tuple(dict.fromkeys(_many(facets.get(name, [])))) for name in names)
+    respondents, codes = (tuple(dict.fromkeys(_many(facets.get(name, [])))) for name in names)
     length = min(_count(params, "length", MAX_ROWS), MAX_ROWS)
     return Query(
         route=route.id,
-        who=who,
-        what=what,
+        respondents=respondents,
+        codes=codes,
         start=_hour(params, "start"),
         end=_hour(params, "end"),
         sort=_sort(params.get("sort", []), (*route.columns, "value")),
@@ -211,7 +221,3 @@ def _sort(value: Any, columns: tuple[str, ...]) -> tuple[tuple[str, bool], ...]:
             raise BadRequest(f"Invalid sort direction '{item['direction']}' provided. Use 'asc' or 'desc'.")
         order.append((item["column"], direction == "desc"))
     return tuple(order)
-
-
-def _text(hour: int | None) -> str:
-    return "" if hour is None else str(np.datetime64(hour, "h"))

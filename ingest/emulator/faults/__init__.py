@@ -1,1 +1,1 @@
-"""Faults by plan, and their injection into responses."""
+"""Fault plans, and the injection of faults into responses."""

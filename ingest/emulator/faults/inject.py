@@ -1,4 +1,4 @@
-"""A fault put into effect: on rows before they are rendered, on a finished answer, or in place of it."""
+"""Fault injection: into rows before they are rendered, into a finished response, or in place of the response."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ingest.emulator.http.responses import (
     NOTICE,
     OVER_RATE_LIMIT,
     SUSPENDED,
-    Answer,
     Delivery,
+    Response,
 )
 
-_INSTEAD = {
+_REPLACEMENTS = {
     "429": OVER_RATE_LIMIT,
     "403-suspend": SUSPENDED,
     "403-invalid": KEY_INVALID,
@@ -27,49 +27,47 @@ _INSTEAD = {
     "502": BAD_GATEWAY,
     "html": NOTICE,
 }
-ON_ROWS = ("short", "repeated", "nulls", "total", "case")
+ON_CONTENT = ("short", "repeated", "nulls", "total", "case", "truncated")  # kinds that change what a page says
 
 
-def instead(fault: Fault) -> Answer | None:
-    """The answer that takes the place of the real one; None for other kinds."""
-    answer = _INSTEAD.get(fault.kind)
-    if answer and fault.params.get("retry_after") is not None:
-        answer = replace(answer, headers=(("Retry-After", str(fault.params["retry_after"])),))
-    return answer and replace(answer, fault=fault.kind)
+def replacement(fault: Fault) -> Response | None:
+    """Return the response that takes the place of the real one; None for other kinds."""
+    response = _REPLACEMENTS.get(fault.kind)
+    if response and fault.params.get("retry_after") is not None:
+        response = replace(response, headers=(("Retry-After", str(fault.params["retry_after"])),))
+    return response and replace(response, fault=fault.kind)
 
 
-def on_rows(fault: Fault, rows: Rows, total: int) -> tuple[Rows, int]:
-    """(rows, total) as the faulty page has them."""
+def alter_rows(fault: Fault, rows: Rows, total: int) -> tuple[Rows, int]:
+    """Return (rows, total) of the faulty page."""
     rng = np.random.default_rng(fault.seed)
+    limit = len(rows) // 2 if fault.kind == "repeated" else len(rows)
+    count = min(fault.params.get("rows", {"short": 100, "repeated": 50}.get(fault.kind, 20)), limit)
     if fault.kind == "total":
-        return rows, max(total + fault.params.get("delta", 100), 0)
-    if fault.kind == "short":
-        gone = rng.choice(len(rows), min(fault.params.get("rows", 100), len(rows)), replace=False)
-        return rows.take(np.setdiff1d(np.arange(len(rows)), gone)), total
-    if fault.kind == "repeated":
-        count = min(fault.params.get("rows", 50), len(rows) // 2)
-        return rows.take(np.concatenate((np.arange(len(rows) - count), np.arange(count)))), total
-    if fault.kind == "nulls":
+        total = max(total + fault.params.get("delta", 100), 0)
+    elif fault.kind == "short":
+        gone = rng.choice(len(rows), count, replace=False)
+        rows = rows.take(np.setdiff1d(np.arange(len(rows)), gone))
+    elif fault.kind == "repeated":
+        rows = rows.take(np.concatenate((np.arange(len(rows) - count), np.arange(count))))
+    elif fault.kind == "nulls":
         null = rows.null.copy()
-        null[rng.choice(len(rows), min(fault.params.get("rows", 20), len(rows)), replace=False)] = True
-        return replace(rows, null=null), total
+        null[rng.choice(len(rows), count, replace=False)] = True
+        rows = replace(rows, null=null)
     return rows, total
 
 
-def cut_content(fault: Fault, body: bytes) -> bytes:
-    """The plain body of a page whose content ends early although the answer is complete."""
+def truncate(fault: Fault, body: bytes) -> bytes:
+    """Return the plain body, cut short for the kind whose content ends early although the response is complete."""
     return body[: int(len(body) * fault.params.get("keep", 0.6))] if fault.kind == "truncated" else body
 
 
 def delivery(fault: Fault) -> Delivery:
-    """How the answer goes out."""
-    params = fault.params
-    if fault.kind == "reset":
-        return Delivery(reset=True, keep=params.get("keep", 0.0))
-    if fault.kind == "cut":
-        return Delivery(keep=params.get("keep", 0.5))
-    if fault.kind == "slow":
-        return Delivery(delay=params.get("seconds", 2.0))
-    if fault.kind == "dribble":
-        return Delivery(over=params.get("seconds", 2.0))
-    return Delivery()
+    """Return how the response is sent."""
+    seconds = fault.params.get("seconds", 2.0)
+    return {
+        "reset": Delivery(reset=True, keep=fault.params.get("keep", 0.0)),
+        "cut": Delivery(keep=fault.params.get("keep", 0.5)),
+        "slow": Delivery(delay=seconds),
+        "dribble": Delivery(over=seconds),
+    }.get(fault.kind, Delivery())

@@ -1,1 +1,1 @@
-"""The emulator's HTTP server and its routes."""
+"""The emulator's HTTP server, its routes and its responses."""

@@ -1,4 +1,4 @@
-"""What goes back to a client: status, headers and body, and how it is delivered; the fixed error bodies of EIA and OASIS."""
+"""Responses: status, headers, body and delivery, and the fixed error bodies of EIA and OASIS."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ CSV = "text/csv"
 
 @dataclass(frozen=True)
 class Delivery:
-    """How the bytes go out; times are real seconds. `keep`: share of the body that is sent before the end named."""
+    """State how the bytes are sent; times are in real seconds."""
 
     delay: float = 0.0
     over: float = 0.0  # spread the body over this time
-    keep: float = 1.0
-    reset: bool = False  # RST after `keep`; else with keep < 1 the connection is closed
+    keep: float = 1.0  # share of the body that is sent before the connection ends
+    reset: bool = False  # end by RST after `keep`; otherwise keep < 1 closes the connection
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What the server sends, and what its counts say of it."""
+class Response:
+    """Hold what the server sends, and what it counts of it."""
 
     status: int
     body: bytes
@@ -47,10 +47,10 @@ REASONS = {
 }
 
 
-def umbrella(status: int, code: str, message: str) -> Answer:
-    """An error of the API gateway in front of EIA, indented as it sends it."""
+def umbrella(status: int, code: str, message: str) -> Response:
+    """Return an error of the API gateway in front of EIA (API Umbrella), indented as the gateway sends it."""
     body = f'{{\n  "error": {{\n    "code": "{code}",\n    "message": "{message}"\n  }}\n}}'
-    return Answer(status, body.encode())
+    return Response(status, body.encode())
 
 
 KEY_MISSING = umbrella(403, "API_KEY_MISSING", "No api_key was supplied. Get one at https://api.eia.gov:443")
@@ -58,30 +58,32 @@ KEY_INVALID = umbrella(403, "API_KEY_INVALID", "An invalid api_key was supplied.
 _OVER = "You have exceeded your rate limit. Try again later or contact us at https://api.eia.gov:443/contact/ for assistance"
 OVER_RATE_LIMIT = umbrella(429, "OVER_RATE_LIMIT", _OVER)
 SUSPENDED = umbrella(403, "OVER_RATE_LIMIT", "API key over limit: temporarily suspended. " + _OVER)
-NOTICE = Answer(
+NOTICE = Response(
     200,
     b"<!DOCTYPE html>\n<html><head><title>Request limit</title></head><body><p>Your requests are over the limit of this "
     b"service and were suspended. Please try again later.</p></body></html>",
     HTML,
 )
 REFUSALS = {"403": SUSPENDED, "429": OVER_RATE_LIMIT, "html": replace(NOTICE, status=403)}
-NOT_FOUND = Answer(500, b'{"error":"Not found.","code":404}')  # 404 under 500: EIA's API before 2.1.10
-BAD_GATEWAY = Answer(502, b"<html><head><title>502 Bad Gateway</title></head><body>502 Bad Gateway</body></html>", HTML)
-NO_SUCH_PAGE = Answer(404, b"<html><head><title>404 Not Found</title></head><body>404 Not Found</body></html>", HTML)
-OASIS_TOO_FAST = Answer(
+NOT_FOUND = Response(500, b'{"error":"Not found.","code":404}')  # 404 under 500: EIA's API before 2.1.10
+BAD_GATEWAY = Response(
+    502, b"<html><head><title>502 Bad Gateway</title></head><body>502 Bad Gateway</body></html>", HTML
+)
+NO_SUCH_PAGE = Response(404, b"<html><head><title>404 Not Found</title></head><body>404 Not Found</body></html>", HTML)
+OASIS_TOO_FAST = Response(
     429,
     b"<html><body><p>CAISO Acceptable Use Policy Violation. Please retry your request after 5 seconds.</p></body></html>",
     HTML,
 )
 
 
-def bad_request(message: str) -> Answer:
-    """400, as EIA words it."""
+def bad_request(message: str) -> Response:
+    """Return a 400 in EIA's wording."""
     text = message.replace("\\", "\\\\").replace('"', '\\"')
-    return Answer(400, f'{{"error":"{text}","code":400}}'.encode())
+    return Response(400, f'{{"error":"{text}","code":400}}'.encode())
 
 
 def gzipped(body: bytes) -> bytes:
-    """Level 1, and no time in the header: the same body is always the same bytes."""
+    """Return the body compressed at level 1, without a time in the header: the same body gives the same bytes."""
     packer = zlib.compressobj(1, zlib.DEFLATED, 31)
     return packer.compress(body) + packer.flush()

@@ -1,7 +1,7 @@
-"""The HTTP/1.1 server under the emulator: one asyncio process on httptools.
+"""The emulator's HTTP/1.1 server: one asyncio process on httptools.
 
-Not an ASGI server, because half of the faults happen below ASGI: a connection reset, a body that ends early, a body that
-dribbles. A page that was asked before costs well under 0.1 ms here.
+It is not an ASGI server, because half of the faults happen below ASGI: a connection reset, a body that ends early, a body
+that dribbles. A page that was requested before costs well under 0.1 ms here.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import cast
 
 import httptools
 
-from ingest.emulator.http.responses import REASONS, Answer
+from ingest.emulator.http.responses import REASONS, Response
 
 _MAX_REQUEST = 1 << 20  # bytes of URL, headers and body together
-_STEPS = 20  # pieces of a dribbled body
+_PIECES = 20  # pieces of a dribbled body
 
 
 @dataclass
 class Request:
-    """A request as it was read."""
+    """Hold a request as it was read."""
 
     method: str = ""
     target: bytes = b""
@@ -33,13 +33,20 @@ class Request:
     keep_alive: bool = True
 
 
-Handler = Callable[[Request], Answer]
+Handler = Callable[[Request], Response]
 
 
 class Connection(asyncio.Protocol):
-    """One client. Requests are answered one after the other, in order."""
+    """Serve one client. Pipelined requests get their responses one after the other, in order."""
 
-    def __init__(self, handler: Handler, head: Callable[[Answer], bytes], latency: float) -> None:
+    def __init__(self, handler: Handler, head: Callable[[Response], bytes], latency: float) -> None:
+        """Prepare for a client.
+
+        Args:
+            handler: Returns the response of a request.
+            head: Returns the status line and the headers of a response.
+            latency: Real seconds added to every response.
+        """
         self._handler = handler
         self._head = head
         self._latency = latency
@@ -51,17 +58,17 @@ class Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Asyncio's call."""
+        """Store the transport (called by asyncio)."""
         self._transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Asyncio's call: nobody waits for answers any more."""
+        """Drop the waiting requests (called by asyncio): no client waits for them any more."""
         self._waiting.clear()
         if self._timer:
             self._timer.cancel()
 
     def data_received(self, data: bytes) -> None:
-        """Asyncio's call: bytes for the parser; what is no HTTP, or too large, is answered 400 and closed."""
+        """Parse bytes (called by asyncio); respond 400 and close when they are not HTTP, or too many."""
         self._size += len(data)
         try:
             if self._size > _MAX_REQUEST:
@@ -72,23 +79,23 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
     def on_message_begin(self) -> None:
-        """The parser's call: a new request."""
+        """Start a request (called by the parser)."""
         self._request = Request()
 
     def on_url(self, url: bytes) -> None:
-        """The parser's call: part of the target."""
+        """Append to the target (called by the parser)."""
         self._request.target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """The parser's call: one header."""
+        """Add one header (called by the parser)."""
         self._request.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_body(self, body: bytes) -> None:
-        """The parser's call: part of the body."""
+        """Append to the body (called by the parser)."""
         self._request.body += body
 
     def on_message_complete(self) -> None:
-        """The parser's call: the request is whole, and is answered after those before it."""
+        """Queue the complete request behind earlier ones (called by the parser)."""
         self._request.method = self._parser.get_method().decode()
         self._request.keep_alive = self._parser.should_keep_alive()
         self._size = 0
@@ -99,41 +106,40 @@ class Connection(asyncio.Protocol):
     def _next(self) -> None:
         while self._waiting and not self._busy and not self._transport.is_closing():
             request = self._waiting.popleft()
-            answer = self._handler(request)
-            delay = answer.delivery.delay + self._latency
+            response = self._handler(request)
             self._busy = True
-            if delay:
-                self._later(delay, self._send, request, answer)
+            if delay := response.delivery.delay + self._latency:
+                self._later(delay, self._send, request, response)
             else:
-                self._send(request, answer)
+                self._send(request, response)
 
     def _later(self, delay: float, call: Callable[..., None], *args: object) -> None:
         self._timer = asyncio.get_running_loop().call_later(delay, call, *args)
 
-    def _send(self, request: Request, answer: Answer) -> None:
-        delivery = answer.delivery
-        body = b"" if request.method == "HEAD" else answer.body
+    def _send(self, request: Request, response: Response) -> None:
+        delivery = response.delivery
+        body = b"" if request.method == "HEAD" else response.body
         kept = body[: int(len(body) * delivery.keep)]
         if delivery.reset and not kept:
             self._abort()
         elif delivery.over:
-            self._transport.write(self._head(answer))
-            self._dribble(request, answer, kept, max(len(kept) // _STEPS, 1))
+            self._transport.write(self._head(response))
+            self._dribble(request, response, kept, max(len(kept) // _PIECES, 1))
         else:
-            self._transport.write(self._head(answer) + kept)
-            self._finish(request, answer)
+            self._transport.write(self._head(response) + kept)
+            self._finish(request, response)
 
-    def _dribble(self, request: Request, answer: Answer, rest: bytes, step: int) -> None:
+    def _dribble(self, request: Request, response: Response, rest: bytes, step: int) -> None:
         if not rest:
-            self._finish(request, answer)
+            self._finish(request, response)
             return
         self._transport.write(rest[:step])
-        self._later(answer.delivery.over / _STEPS, self._dribble, request, answer, rest[step:], step)
+        self._later(response.delivery.over / _PIECES, self._dribble, request, response, rest[step:], step)
 
-    def _finish(self, request: Request, answer: Answer) -> None:
-        if answer.delivery.reset:
-            self._later(0.02, self._abort)  # what was sent first should arrive before the RST
-        elif answer.delivery.keep < 1 or not request.keep_alive:
+    def _finish(self, request: Request, response: Response) -> None:
+        if response.delivery.reset:
+            self._later(0.02, self._abort)  # so that the bytes sent before arrive ahead of the RST
+        elif response.delivery.keep < 1 or not request.keep_alive:
             self._transport.close()
         else:
             self._busy = False
@@ -146,11 +152,11 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
 
 
-def head_of(answer: Answer, fixed: bytes) -> bytes:
-    """Status line and headers of an answer; `fixed` are header lines that every answer has."""
-    lines = [f"HTTP/1.1 {answer.status} {REASONS[answer.status]}", f"Content-Type: {answer.content_type}"]
-    if answer.encoding:
-        lines.append(f"Content-Encoding: {answer.encoding}")
-    lines += [f"{name}: {value}" for name, value in answer.headers]
-    lines.append(f"Content-Length: {len(answer.body)}")
+def head_of(response: Response, fixed: bytes) -> bytes:
+    """Return the status line and headers of a response; `fixed` are the header lines that every response has."""
+    lines = [f"HTTP/1.1 {response.status} {REASONS[response.status]}", f"Content-Type: {response.content_type}"]
+    if response.encoding:
+        lines.append(f"Content-Encoding: {response.encoding}")
+    lines += [f"{name}: {value}" for name, value in response.headers]
+    lines.append(f"Content-Length: {len(response.body)}")
     return "\r\n".join(lines).encode("latin-1") + b"\r\n" + fixed + b"\r\n"

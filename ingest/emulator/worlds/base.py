@@ -29,6 +29,14 @@ class Block:
         high = max(min(end - self.first + 1, len(self.values)), low)
         return Block(self.first + low, self.codes, self.values[low:high], self.state[low:high])
 
+    def series(self, code: str) -> dict[int, int]:
+        """Return hour → MWh of one code, where the block has a value; empty where it lacks the code."""
+        if code not in self.codes:
+            return {}
+        column = self.codes.index(code)
+        there = np.flatnonzero(self.state[:, column] == VALUE)
+        return dict(zip((there + self.first).tolist(), self.values[there, column].tolist(), strict=True))
+
 
 class World(Protocol):
     """Define a data source. `now` is the hour of the emulated clock; hours count from 1970-01-01T00 UTC.
