@@ -114,8 +114,10 @@ def test_cancelled_lease_ends_transfer(tmp_path: Path) -> None:
 
 
 def checkpoint(run: Path, step: int, best: int) -> None:
-    write(run, f"checkpoints/{step:06d}/weights.safetensors", hashlib.sha256(str(step).encode()).digest() * 20_000)
-    write(run, f"checkpoints/{step:06d}/state.json", json.dumps({"step": step, "best_step": best}).encode())
+    part = run / "checkpoints" / f".{step:06d}.part"
+    write(part, "weights.safetensors", hashlib.sha256(str(step).encode()).digest() * 20_000)
+    write(part, "state.json", json.dumps({"step": step, "best_step": best}).encode())
+    part.replace(part.with_name(f"{step:06d}"))  # as `checkpoint.save`: an uploader sees whole checkpoints only
 
 
 def test_checkpoints_are_uploaded_with_best_one_and_pruned(tmp_path: Path) -> None:
