@@ -17,7 +17,7 @@ from typing import Any
 
 from scripts.bench.common import BENCHMARKS, ROOT, emit, markdown_table, parser, read_lines, rewrite_section
 from scripts.testbed.bed import Bed
-from tests.support.cluster_faults import KINDS, Watched
+from tests.support.cluster_faults import KINDS, TrainingFaults
 from tests.support.cluster_fleet import Fleet
 from tests.support.program import PLAN
 
@@ -79,12 +79,12 @@ def main() -> None:
         # More steps than the faults take: the run is stopped after the last fault.
         toml = fleet.training(steps=100_000, validate_every=100_000)
         fleet.start("--extract", "--train", *PLAN, "--train-config", toml, "--retries", "50")
-        watched = Watched(fleet)
+        watched = TrainingFaults(fleet)
         try:
             for kind in KINDS if not options.kinds else [k for k in KINDS if k.name in options.kinds.split(",")]:
-                emit(watched.suffer(kind, draw.choice(bed.hosts[1:]), draw), options.out)
+                emit(watched.inject(kind, draw.choice(bed.hosts[1:]), draw), options.out)
         finally:
-            print(fleet.narration(), file=sys.stderr)
+            print(fleet.log_text(), file=sys.stderr)
             fleet.process.kill()
 
 

@@ -60,7 +60,7 @@ def ranks(bed: Bed, *command: str, ring: bool = True) -> list[Any]:
 def measure(bed: Bed, mbit: float, nominal: Link, length: int) -> dict:
     """Return one line: seconds of forward and backward over this link, and the planner's prediction."""
     for host in bed.hosts:
-        host.mend()
+        host.repair_link()
         host.shape(mbit)
     shape = Shape(length)
     speeds = ranks(bed, "-c", SPEED, json.dumps(asdict(shape)), str(length // 2), ring=False)

@@ -1,9 +1,9 @@
-"""Hosts in network namespaces of this machine, by hand: each with its own address, sshd, home and data folder (root, Linux).
+"""Start hosts in network namespaces of this machine, each with an address, sshd, home and data folder (root, Linux).
 
-python -m scripts.testbed up 4              # prints the hostfile that it wrote
+python -m scripts.testbed up 4              # prints the path of their hostfile
 python -m scripts.testbed exec 2 CMD …      # on host 2
 python -m scripts.testbed shell 2
-python -m scripts.testbed down              # ends every process of every host; also sweeps beds whose test run was killed
+python -m scripts.testbed down              # ends every process of every host, and removes beds of killed test runs
 """
 
 from __future__ import annotations
@@ -15,6 +15,11 @@ from scripts.testbed.bed import BY_HAND, PLACE, Bed, BedError, Host, sweep
 
 
 def main(arguments: list[str]) -> int:
+    """Run a command and return the exit code.
+
+    Raises:
+        BedError: The host is not up.
+    """
     match arguments:
         case ["up", count] if count.isdecimal() and 1 <= int(count) <= 64:
             sweep()

@@ -1,8 +1,8 @@
-"""Hosts on one Linux machine: a network, process and mount namespace each, joined by a bridge, with their own sshd and home.
+"""Simulate hosts on one Linux machine: a network, process and mount namespace each, joined by a bridge, with sshd and home.
 
-`Bed` brings them up and down, runs commands on them and breaks their links; the fixture in conftest.py and `python -m scripts.testbed` use
-it. Needs root, iproute2 and openssh-server. A bed's sshd is process 1 of its host, so a host's death is one kill and takes
-all of its processes along. Beds lie in numbered slots; whatever is left in a slot whose owner has gone is swept by the next `up`.
+`Bed` starts and stops them, runs commands on them and breaks their links; the fixture in conftest.py and `python -m scripts.testbed` use
+it. Needs root, iproute2 and openssh-server. The sshd is process 1 of its host, so one kill ends the host with all of its processes.
+Beds have numbered slots; the next `up` removes what is left in a slot whose owner has ended.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ import psutil
 
 PLACE = Path("/var/tmp/ringattn-testbed")
 TOOLS = {"ip": "iproute2", "tc": "iproute2", "unshare": "util-linux", "nsenter": "util-linux", "ssh": "openssh-client"}
-SSHD = "/usr/sbin/sshd"  # with a full path: it starts itself again for each connection
+SSHD = "/usr/sbin/sshd"  # full path: it re-executes itself for each connection
 SLOTS = 16
-DISK_MB = 256  # of each host's data folder, a file system of its own; in memory, as far as it is used
+DISK_MB = 256  # of each host's data folder, a tmpfs: uses memory only as it fills
 BY_HAND = 0  # the slot of `python -m scripts.testbed`; fixtures take the others
-UP_S = 20.0  # within which every sshd has to answer
+UP_S = 20.0  # limit for every sshd to answer
 SSHD_CONFIG = """Port 22
 HostKey {folder}/host_key
 PidFile {folder}/sshd.pid
@@ -52,11 +52,11 @@ exec {sshd} -D -f {folder}/sshd_config -E {folder}/sshd.log
 
 
 class BedError(Exception):
-    """A bed can't be made, or a link can't be changed as asked; the message says what is missing."""
+    """A bed can't be started, or a link can't be changed; the message names what is missing."""
 
 
 def missing() -> str:
-    """Why no bed can be made here; "" when one can."""
+    """Return the reason why no bed can be started on this machine; "" if one can."""
     if sys.platform != "linux":
         return "hosts in namespaces need Linux"
     if os.geteuid() != 0:
@@ -89,7 +89,7 @@ class Host:
     # -- life -----------------------------------------------------------------------------------------------------------
 
     def boot(self) -> None:
-        """Start it: again, after `kill`."""
+        """Start the host, also after `kill`."""
         script = BOOT.format(name=self.name, folder=self.folder, sshd=SSHD)
         namespaces = ("--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--mount-proc")
         with (self.folder / "boot.log").open("ab") as log:
@@ -104,7 +104,7 @@ class Host:
         pid = str(psutil.Process(keeper.pid).children()[0].pid)
         (self.folder / "init").write_text(pid)
         _run("ip", "link", "del", self.link, check=False)
-        # The same hardware address after each boot, as a host has: the others remember it.
+        # The same hardware address after each boot, as of a real host: the others cache it.
         peer = ("peer", "name", "eth0", "address", self.hardware_address, "netns", pid)
         _run("ip", "link", "add", self.link, "type", "veth", *peer)
         _run("ip", "link", "set", self.link, "master", self.bridge, "up")
@@ -113,7 +113,7 @@ class Host:
 
     @property
     def init(self) -> int:
-        """Process 1, by its number outside; 0 when the host is down."""
+        """Process 1, by its number outside; 0 if the host is down."""
         with suppress(FileNotFoundError, ValueError, psutil.NoSuchProcess):
             process = psutil.Process(int((self.folder / "init").read_text()))
             if str(self.folder) in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
@@ -121,7 +121,7 @@ class Host:
         return 0
 
     def kill(self) -> None:
-        """Power off, without a last word to anybody: every process of the host is gone when this returns."""
+        """Power off without closing connections; every process of the host has ended when this returns."""
         _run("ip", "link", "set", self.link, "down", check=False)
         if pid := self.init:
             process = psutil.Process(pid)
@@ -130,13 +130,13 @@ class Host:
             psutil.wait_procs(gone, UP_S)
 
     def processes(self) -> list[psutil.Process]:
-        """All processes of the host but its sshd's own."""
+        """Return all processes of the host but those of sshd."""
         if not self.init:
             return []
         return [process for name, process in self._all() if name != "sshd"]
 
     def _all(self) -> list[tuple[str, psutil.Process]]:
-        """Name and process of all that run on it."""
+        """Return name and process of everything that runs on it."""
         space, found = _space(self.init), []
         for process in psutil.process_iter():
             with suppress(OSError, psutil.NoSuchProcess):
@@ -145,7 +145,7 @@ class Host:
         return found
 
     def running(self, word: str) -> list[psutil.Process]:
-        """Those with `word` on their command line."""
+        """Return the processes with `word` on their command line."""
         found = []
         for process in self.processes():
             with suppress(psutil.NoSuchProcess):
@@ -154,10 +154,11 @@ class Host:
         return found
 
     def freeze(self) -> None:
-        """SIGSTOP to everything on it, its sshd included: the kernel still answers, nobody else does."""
+        """Stop all of its processes by SIGSTOP, sshd included; only the kernel still answers."""
         self._signal_all(signal.SIGSTOP)
 
     def thaw(self) -> None:
+        """Resume all of its processes."""
         self._signal_all(signal.SIGCONT)
 
     def _signal_all(self, number: int) -> None:
@@ -168,61 +169,67 @@ class Host:
     # -- commands -------------------------------------------------------------------------------------------------------
 
     def inside(self, command: Sequence[str]) -> list[str]:
-        """`command` as it has to be started from outside, in the host's home folder."""
+        """Return the command line that runs `command` on the host from outside, in its home folder."""
         enter = ["nsenter", "-t", str(self.init), "-m", "-n", "-u", "-i", "-p", f"--wd={self.home}"]
         return [*enter, "env", f"HOME={self.home}", "USER=root", *command]
 
     def popen(self, *command: str, env: Mapping[str, str] | None = None, **more: Any) -> subprocess.Popen[Any]:
-        """A process on the host."""
+        """Start a process on the host."""
         return subprocess.Popen(self.inside(command), env={**os.environ, **(env or {})}, **more)
 
     def run(self, *command: str, timeout: float = 60.0, **more: Any) -> subprocess.CompletedProcess[str]:
-        """The same, to its end, with its output as text."""
+        """Run a process on the host to its end, and return it with its output as text."""
         return subprocess.run(self.inside(command), capture_output=True, text=True, timeout=timeout, **more)
 
     # -- its disk -------------------------------------------------------------------------------------------------------
 
     def mount_disk(self) -> None:
-        """A file system of its own for its data folder, which outlives the host."""
+        """Mount a file system for its data folder; it outlives the host."""
         self.data.mkdir()
         _run("mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(self.data))
 
     def unmount_disk(self) -> None:
+        """Unmount the file system of its data folder."""
         if self.data.is_mount():
             _run("umount", "-l", str(self.data))
 
     def fill_disk(self) -> None:
-        """Take all the room that its data folder has."""
+        """Fill the file system of its data folder."""
         assert self.data.is_mount()
         self.run("dd", "if=/dev/zero", f"of={self.data}/filler", "bs=1M")
 
     def free_disk(self) -> None:
+        """Undo `fill_disk`."""
         (self.data / "filler").unlink(missing_ok=True)
 
     # -- its cable ------------------------------------------------------------------------------------------------------
 
     def cut(self) -> None:
-        """Pull the cable: no carrier on either side."""
+        """Unplug the cable: no carrier on either side."""
         _run("ip", "link", "set", self.link, "down")
 
-    def mend(self) -> None:
-        """The cable is in, and does what it can."""
+    def repair_link(self) -> None:
+        """Plug the cable in, without loss or rate limit."""
         for way in ("to", "from"):
             _run(*self._tc(way), "qdisc", "del", "dev", self._device(way), "root", check=False)
         _run("ip", "link", "set", self.link, "up")
 
     def lose(self, way: Literal["to", "from"]) -> None:
-        """Nothing arrives any more in one direction, and nobody is told: a queue without room."""
+        """Drop all packets in one direction without an error: a queue of length 0."""
         _run(*self._tc(way), "qdisc", "replace", "dev", self._device(way), "root", "pfifo", "limit", "0")
 
     def shape(self, mbit: float, delay_ms: float = 0.0) -> None:
-        """Both directions at `mbit`/s, each `delay_ms` later. BedError for a delay where the kernel has no netem."""
+        """Limit both directions to `mbit` Mbit/s, each delayed by `delay_ms`.
+
+        Raises:
+            BedError: The kernel lacks the queue: netem for a delay.
+        """
         for way in ("to", "from"):
             rate = f"{mbit:g}mbit"
             if delay_ms:
                 shaping = ["netem", "rate", rate, "delay", f"{delay_ms:g}ms", "limit", "100000"]
             else:
-                # Bursts of a millisecond, 64 KiB at least: an offloaded segment has to fit into one.
+                # Bursts of a millisecond, at least 64 KiB: an offloaded segment has to fit into one.
                 shaping = ["tbf", "rate", rate, "burst", str(max(65_536, int(mbit * 125))), "latency", "50ms"]
             done = _run(*self._tc(way), "qdisc", "replace", "dev", self._device(way), "root", *shaping, check=False)
             if done.returncode:
@@ -240,7 +247,7 @@ def _space(pid: int) -> str:
 
 
 class Bed:
-    """`count` hosts in a slot. As a context: up, and down whatever happened."""
+    """`count` hosts in a slot. As a context manager it starts them, and always stops them."""
 
     def __init__(self, count: int, slot: int | None = None) -> None:
         self._lock: IO[str] | None = None
@@ -249,7 +256,7 @@ class Bed:
         self.hosts = [Host(self.slot, number) for number in range(count)]
 
     def _take_slot(self) -> int:
-        """A slot that no living process holds; what an owner left there that did not come to its end is swept."""
+        """Return a slot that no living process holds."""
         PLACE.mkdir(parents=True, exist_ok=True)
         for slot in range(BY_HAND + 1, SLOTS):
             lock = (PLACE / f"{slot}.lock").open("a")
@@ -262,10 +269,15 @@ class Bed:
 
     @property
     def hostfile(self) -> Path:
+        """Path of the hostfile that names all hosts."""
         return self.folder / "hostfile.json"
 
     def up(self) -> Bed:
-        """Start every host. BedError says what is missing."""
+        """Start every host.
+
+        Raises:
+            BedError: Something is missing on this machine.
+        """
         if reason := missing():
             raise BedError(reason)
         self.down()
@@ -282,7 +294,7 @@ class Bed:
         return self
 
     def await_ssh(self, host: Host) -> None:
-        """Until its sshd answers."""
+        """Wait until the sshd of a host answers."""
 
         def answers() -> bool:
             with suppress(OSError), socket.create_connection((host.address, 22), timeout=1) as connection:
@@ -315,7 +327,7 @@ class Bed:
         self.hostfile.write_text(json.dumps({"backend": "ring", "envs": [path], "hosts": entries}, indent=1))
 
     def down(self) -> None:
-        """End whatever runs in the slot, and remove it: also what a bed that was killed has left there."""
+        """End all processes in the slot and remove its files, also those of a killed bed."""
         for folder in self.folder.glob("host*[0-9]"):
             host = Host(self.slot, int(folder.name.removeprefix("host")))
             host.kill()
@@ -340,7 +352,7 @@ class Bed:
 
 
 def sweep() -> list[int]:
-    """Take down beds whose owners are gone; their slots."""
+    """Stop the beds whose owners have ended, and return their slots."""
     swept = []
     for slot in range(BY_HAND + 1, SLOTS):
         lock, folder = PLACE / f"{slot}.lock", PLACE / str(slot)
@@ -364,5 +376,5 @@ def _until(condition: Any, what: str) -> None:
     deadline = time.monotonic() + UP_S
     while not condition():
         if time.monotonic() > deadline:
-            raise BedError(f"waited {UP_S:g} s in vain for {what}")
+            raise BedError(f"waited {UP_S:g} s without success for {what}")
         time.sleep(0.02)

@@ -67,10 +67,10 @@ ELSEWHERE = {
         "tests/acceptance/test_cli_output.py::test_dry_run_explains_each_stage_and_writes_nothing"
     ),
     r"coordinator start (--extract --train )?--hostfile( \S+)?( --data \S+ --host-data \S+)?": (
-        "tests/acceptance/cluster/test_fleet.py::test_a_killed_run_leaves_no_process_and_the_same_command_ends_with_series_and_training"
+        "tests/acceptance/cluster/test_fleet.py::test_killed_run_leaves_no_process_and_resumes"
     ),
     r"coordinator start (--extract --train --rollouts )?--hostfile \S+( --extract --train --rollouts)?": (
-        "tests/acceptance/cluster/test_fleet.py::test_the_whole_pipeline_on_four_hosts_makes_the_policy_that_one_host_makes"
+        "tests/acceptance/cluster/test_fleet.py::test_pipeline_on_four_hosts_gives_the_policy_of_one_host"
     ),
     r"coordinator start --extract --train --ranks 4 --bind tcp://10.0.0.1:5555": (
         "tests/integration/worker/test_agent.py; tests/integration/coordinator/test_uploads_keys_lock.py::test_bind_off_loopback_needs_keys"
@@ -87,7 +87,7 @@ ELSEWHERE = {
     r"python -m ringattn.launch -n 2 (script|program).py": "tests/integration/ringattn/test_launch.py::test_output_arguments_and_environment_by_rank",
     r"python -m ringattn.planner": "tests/integration/ringattn/test_planner.py::test_command_line_measures_and_prints_json",
     r"scripts/bench/soak.py": "tests/acceptance/test_soak.py::test_killed_workers_lose_no_lease_and_memory_is_flat",
-    r"python -m scripts\.testbed .*": "scripts/dev/run_readme.py; tests/acceptance/cluster/test_bed.py::test_by_hand",
+    r"python -m scripts\.testbed .*": "scripts/dev/run_readme.py; tests/acceptance/cluster/test_bed.py::test_testbed_command_line",
     r"python3 -m venv .venv && .*": "scripts/dev/run_readme.py",
     r"uv sync": "scripts/dev/run_readme.py",
     r"python -m scripts.evaluate.outlier_table --write": "not run: it writes these docs, from recordings beside the checkout",

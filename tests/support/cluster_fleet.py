@@ -1,4 +1,4 @@
-"""A coordinator on host 0 of a bed, with workers on all of its hosts, as a test sees it from outside."""
+"""A coordinator on host 0 of a bed with workers on all hosts, observed from outside."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Fleet:
             self.process = self.bed.hosts[0].popen(*command, stdout=subprocess.PIPE, stderr=log, env=environment())
 
     def training(self, **config: int) -> Path:
-        """A file of small settings, for --train-config."""
+        """Write small settings for --train-config, and return the path."""
         path = self.home / "small.toml"
         path.write_text(
             "".join(f"{name} = {value}\n" for name, value in ({**TRAINING, "checkpoint_every": 2} | config).items())
@@ -46,17 +46,17 @@ class Fleet:
         return path
 
     def control(self, iterations: int, **pathwise: int) -> Path:
-        """A file of small settings, for --control-config."""
+        """Write small settings for --control-config, and return the path."""
         return control_data.config(self.home / "control.toml", iterations, "pathwise", pathwise)
 
     def steps(self) -> list[dict[str, Any]]:
-        """The metrics of every step, as they have come to the coordinator."""
+        """Return the metrics of every step that the coordinator has received."""
         path = self.data / "train" / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         return [json.loads(line) for line in lines if '"loss"' in line]
 
     def coordinator(self) -> psutil.Process:
-        """The coordinator's own process, below the one that entered the namespaces."""
+        """Return the coordinator's process, a child of the one that entered the namespaces."""
         return next(
             child
             for child in psutil.Process(self.process.pid).children(recursive=True)
@@ -67,18 +67,18 @@ class Fleet:
         self.coordinator().send_signal(number)
 
     def workers(self) -> dict[str, list[psutil.Process]]:
-        """Host's name → its worker that ssh started."""
+        """Return the workers that ssh started, by host name."""
         return {host.name: host.running("worker.process.remote_main") for host in self.bed.hosts}
 
     def await_workers(self) -> None:
-        """Until every host has a worker that the coordinator knows."""
+        """Wait until every host has a registered worker."""
         marks = [host.data / "id" for host in self.bed.hosts]
         until(lambda: all(self.workers().values()) and all(mark.exists() for mark in marks), "a worker on every host")
 
     def end(self, within: float = END_S) -> tuple[int, dict[str, Any]]:
-        """Exit code and summary; asserts that no process is left on any host."""
+        """Wait for the end; return exit code and summary. Asserts that no process is left on any host."""
         out, _ = self.process.communicate(timeout=within)
-        self.gone()
+        self.assert_no_processes()
         lines = out.decode().strip().splitlines()
         return self.process.returncode, json.loads(lines[-1]) if lines else {}
 
@@ -86,32 +86,32 @@ class Fleet:
         """Kill -9 of the coordinator; asserts that no process is left on any host."""
         self.signal(signal.SIGKILL)
         self.process.communicate(timeout=END_S)
-        self.gone()
+        self.assert_no_processes()
 
-    def gone(self) -> None:
+    def assert_no_processes(self) -> None:
         for host in self.bed.hosts:
             until(lambda host=host: not host.processes(), f"the end of all processes of {host.name}")  # type: ignore[misc]
 
     def until(self, condition: Callable[[], Any], what: str) -> float:
-        """Seconds until it is so. AssertionError, with the coordinator's last words, when the run ended, or after `END_S`."""
+        """Wait for a condition and return the seconds. Fails with the coordinator's last output if the run ends, or after `END_S`."""
         began = time.monotonic()
         while not condition():
-            assert self.process.poll() is None, f"the run was over before {what}: {self.narration()[-3000:]}"
-            assert time.monotonic() - began < END_S, f"waited in vain for {what}: {self.narration()[-3000:]}"
+            assert self.process.poll() is None, f"the run was over before {what}: {self.log_text()[-3000:]}"
+            assert time.monotonic() - began < END_S, f"timed out waiting for {what}: {self.log_text()[-3000:]}"
             time.sleep(0.05)
         return time.monotonic() - began
 
-    def players(self) -> list[str]:
-        """Hosts whose workers the coordinator knows now."""
+    def registered_hosts(self) -> list[str]:
+        """Return the hosts with a registered worker."""
         command = [sys.executable, "-m", "coordinator", "status", "--json", "--data", str(self.data)]
         asked = self.bed.hosts[0].popen(*command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment())
         out, _ = asked.communicate(timeout=END_S)
         return [worker["host"] for worker in json.loads(out)["workers"]] if asked.returncode == 0 else []
 
     def line(self, row: dict[str, Any]) -> dict[str, Any]:
-        """A measurement as its JSON line: with the machine, and seconds to a hundredth."""
+        """Return a measurement as a JSON line: with the machine, and seconds rounded to a hundredth."""
         machine = {"machine": platform.platform(terse=True), "cores": os.cpu_count(), "hosts": len(self.bed.hosts)}
         return machine | {name: round(value, 2) if isinstance(value, float) else value for name, value in row.items()}
 
-    def narration(self) -> str:
+    def log_text(self) -> str:
         return self.log.read_text()

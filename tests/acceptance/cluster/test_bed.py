@@ -23,7 +23,7 @@ def reaches(host: Host, other: Host) -> bool:
     return host.run("timeout", "0.5", "bash", "-c", greets).returncode == 0
 
 
-def test_hosts_are_apart_and_break_as_they_are_told(bed: Bed) -> None:
+def test_hosts_are_isolated_and_faults_take_effect(bed: Bed) -> None:
     one, two = bed.hosts[:2]
     said = one.run(*SSH, two.name, "hostname; pwd; touch here; ps ax | wc -l").stdout.split()
     assert said[:2] == ["host1", str(two.home)]
@@ -33,7 +33,7 @@ def test_hosts_are_apart_and_break_as_they_are_told(bed: Bed) -> None:
         break_it()
         assert not reaches(one, two)
         two.thaw()
-        two.mend()
+        two.repair_link()
         until(lambda: reaches(one, two), "the link to be mended")
     sleeper = two.popen("sleep", "600")
     until(lambda: any("sleep" in process.name() for process in two.processes()), "a process")
@@ -45,7 +45,7 @@ def test_hosts_are_apart_and_break_as_they_are_told(bed: Bed) -> None:
 
 
 @pytest.mark.skipif(bool(missing()), reason=missing())
-def test_a_bed_whose_owner_was_killed_is_swept() -> None:
+def test_bed_of_killed_owner_is_swept() -> None:
     script = "from scripts.testbed.bed import Bed; b = Bed(2).up(); print(b.slot, *(h.init for h in b.hosts), flush=True); input()"
     owner = subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
@@ -62,7 +62,7 @@ def test_a_bed_whose_owner_was_killed_is_swept() -> None:
     assert f"ringbed{slot}" not in links
 
 
-def test_by_hand(tmp_path: Path) -> None:
+def test_testbed_command_line(tmp_path: Path) -> None:
     """`python -m scripts.testbed` is the same cluster; its usage error says how it is called."""
     done = subprocess.run(
         [sys.executable, "-m", "scripts.testbed", "exec", "0"], cwd=ROOT, capture_output=True, text=True

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from scripts.testbed.bed import Bed
-from tests.support.cluster_faults import KINDS, Played, Watched
+from tests.support.cluster_faults import KINDS, ControlFaults, TrainingFaults
 from tests.support.cluster_fleet import Fleet
 from tests.support.program import PLAN, command, environment, series_digest
 
@@ -37,16 +37,16 @@ def losses(data: Path) -> np.ndarray:
 
 @pytest.mark.long
 @pytest.mark.timeout(3_600)
-def test_twenty_faults_of_hosts_leave_series_and_curve_as_they_were(bed: Bed, tmp_path: Path) -> None:
+def test_twenty_host_faults_change_no_series_and_no_curve(bed: Bed, tmp_path: Path) -> None:
     fleet, draw = Fleet(bed), random.Random(3)
     stages = ("--extract", "--train", *PLAN, "--train-config", fleet.training(steps=STEPS, validate_every=STEPS // 2))
     two, one = alone(tmp_path / "two", 2, *stages), alone(tmp_path / "one", 1, *stages)
     fleet.start(*stages, "--retries", "50")
-    watched = Watched(fleet)
+    watched = TrainingFaults(fleet)
     for _ in range(TRAINING):
-        print(json.dumps(watched.suffer(draw.choice(KINDS), draw.choice(bed.hosts[1:]), draw)), flush=True)
+        print(json.dumps(watched.inject(draw.choice(KINDS), draw.choice(bed.hosts[1:]), draw)), flush=True)
     code, summary = fleet.end(LONG_S)
-    assert (code, summary["train"]["status"]) == (0, "done"), fleet.narration()[-3_000:]
+    assert (code, summary["train"]["status"]) == (0, "done"), fleet.log_text()[-3_000:]
     assert series_digest(fleet.data) == series_digest(two)
     curve = losses(fleet.data)
     apart, between = (float(np.max(np.abs(other / losses(two) - 1))) for other in (curve, losses(one)))
@@ -57,16 +57,16 @@ def test_twenty_faults_of_hosts_leave_series_and_curve_as_they_were(bed: Bed, tm
 
 @pytest.mark.long
 @pytest.mark.timeout(3_600)
-def test_ten_faults_of_hosts_leave_the_policy_as_it_was(bed: Bed, tmp_path: Path) -> None:
+def test_ten_host_faults_change_no_policy(bed: Bed, tmp_path: Path) -> None:
     fleet, draw = Fleet(bed), random.Random(4)
     stages = ("--extract", "--rollouts", *PLAN, "--control-config", fleet.control(ITERATIONS, steps=30))
     expected = alone(tmp_path / "two", 2, *stages)
     fleet.start(*stages, "--retries", "50")
-    played = Played(fleet)
+    played = ControlFaults(fleet)
     for _ in range(PLAYING):
-        print(json.dumps(played.suffer(draw.choice(Played.KINDS), draw.choice(bed.hosts[1:]), draw)), flush=True)
+        print(json.dumps(played.inject(draw.choice(ControlFaults.KINDS), draw.choice(bed.hosts[1:]), draw)), flush=True)
     code, summary = fleet.end(LONG_S)
-    assert (code, summary["rollouts"]["status"]) == (0, "done"), fleet.narration()[-3_000:]
+    assert (code, summary["rollouts"]["status"]) == (0, "done"), fleet.log_text()[-3_000:]
     assert series_digest(fleet.data) == series_digest(expected)
     for name in ("policy.npz", "metrics.jsonl", "tables.json"):
         assert (fleet.data / "control" / name).read_bytes() == (expected / "control" / name).read_bytes(), name

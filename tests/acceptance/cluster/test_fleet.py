@@ -27,9 +27,7 @@ def local_series(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.timeout(600)
-def test_a_killed_run_leaves_no_process_and_the_same_command_ends_with_series_and_training(
-    bed: Bed, tmp_path: Path
-) -> None:
+def test_killed_run_leaves_no_process_and_resumes(bed: Bed, tmp_path: Path) -> None:
     fleet = Fleet(bed)
     stages = ("--extract", "--train", "--ranks", "2", *PLAN)
     toml = fleet.training(steps=4, validate_every=4)
@@ -37,7 +35,7 @@ def test_a_killed_run_leaves_no_process_and_the_same_command_ends_with_series_an
     fleet.await_workers()
     first = fleet.workers()["host0"][0]  # whose host bears the name of the coordinator's own workers' host
     first.kill()
-    fleet.until(lambda: "host0: its worker ended" in fleet.narration(), "the end of a worker to be noticed")
+    fleet.until(lambda: "host0: its worker ended" in fleet.log_text(), "the end of a worker to be noticed")
     fleet.await_workers()
     keys = [path.read_text() for path in (fleet.home / ".ring-attention-energy" / "keys" / "workers").glob("*.key")]
     lines = [word for host in bed.hosts for process in host.processes() for word in process.cmdline()]
@@ -45,8 +43,8 @@ def test_a_killed_run_leaves_no_process_and_the_same_command_ends_with_series_an
     fleet.kill()
     fleet.start(*stages, "--train-config", toml)
     code, summary = fleet.end()
-    assert code == 0, (summary, fleet.narration())
-    assert (summary["extract"]["status"], summary["train"]["status"]) == ("done", "done"), fleet.narration()
+    assert code == 0, (summary, fleet.log_text())
+    assert (summary["extract"]["status"], summary["train"]["status"]) == ("done", "done"), fleet.log_text()
     assert summary["extract"]["proved"] == 6 and summary["train"]["result"]["steps"] == 4
     assert [step["step"] for step in fleet.steps()] == [1, 2, 3, 4]
     assert series_digest(fleet.data) == local_series(tmp_path)
@@ -56,7 +54,7 @@ def test_a_killed_run_leaves_no_process_and_the_same_command_ends_with_series_an
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_four_hosts_train_and_whatever_ends_the_coordinator_the_run_goes_on_from_its_checkpoint(bed: Bed) -> None:
+def test_training_on_four_hosts_resumes_from_its_checkpoint(bed: Bed) -> None:
     fleet = Fleet(bed)
     stages = ("--extract", "--train", *PLAN, "--train-config", fleet.training(steps=16, validate_every=8))
     fleet.start(*stages)
@@ -67,11 +65,11 @@ def test_four_hosts_train_and_whatever_ends_the_coordinator_the_run_goes_on_from
     fleet.until(lambda: len(fleet.steps()) >= 8, "more checkpoints")
     fleet.signal(signal.SIGINT)
     code, summary = fleet.end()
-    assert code == 130, fleet.narration()
+    assert code == 130, fleet.log_text()
     before = len(fleet.steps())
     fleet.start(*stages)
     code, summary = fleet.end()
-    assert (code, summary["train"]["status"]) == (0, "done"), fleet.narration()
+    assert (code, summary["train"]["status"]) == (0, "done"), fleet.log_text()
     assert [step["step"] for step in fleet.steps()] == list(range(1, 17)) and before >= 8
     assert {step["ranks"] for step in fleet.steps()} == {4}
     fleet.start(*stages)
@@ -80,13 +78,13 @@ def test_four_hosts_train_and_whatever_ends_the_coordinator_the_run_goes_on_from
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_the_whole_pipeline_on_four_hosts_makes_the_policy_that_one_host_makes(bed: Bed, tmp_path: Path) -> None:
+def test_pipeline_on_four_hosts_gives_the_policy_of_one_host(bed: Bed, tmp_path: Path) -> None:
     fleet = Fleet(bed)
     stages = ("--train-config", fleet.training(steps=8, validate_every=8), "--control-config", fleet.control(24))
     fleet.start("--extract", "--train", "--rollouts", *PLAN, *stages)
     code, summary = fleet.end()
     ended = [summary[stage]["status"] for stage in ("extract", "train", "rollouts")]
-    assert (code, ended) == (0, ["done"] * 3), fleet.narration()
+    assert (code, ended) == (0, ["done"] * 3), fleet.log_text()
     players = [host for host in bed.hosts if list((host.data / "control" / "tables").glob("*.table"))]
     assert len(players) >= 2, "tables came to too few hosts"
     alone = tmp_path / "alone"
@@ -99,7 +97,7 @@ def test_the_whole_pipeline_on_four_hosts_makes_the_policy_that_one_host_makes(b
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_mlx_launch_trains_over_ssh_without_a_coordinator(bed: Bed) -> None:
+def test_mlx_launch_trains_over_ssh_without_coordinator(bed: Bed) -> None:
     first, folder = bed.hosts[0], Path("training")
     for host in bed.hosts:
         make(host.home / folder / "data")
@@ -120,7 +118,7 @@ def test_mlx_launch_trains_over_ssh_without_a_coordinator(bed: Bed) -> None:
         until(lambda host=host: not host.processes(), f"the end of all processes of {host.name}")  # type: ignore[misc]
 
 
-def test_what_keeps_a_host_from_being_used_is_told_for_all_at_once(bed: Bed, tmp_path: Path) -> None:
+def test_problems_of_all_hosts_are_reported_at_once(bed: Bed, tmp_path: Path) -> None:
     fleet = Fleet(bed)
     bare = tmp_path / "bare"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", bare], check=True)
@@ -128,7 +126,7 @@ def test_what_keeps_a_host_from_being_used_is_told_for_all_at_once(bed: Bed, tmp
     pythons = f"host1=/no/python,host2={bare}/bin/python,{sys.executable}"
     fleet.start("--extract", *SMALL, "--host-python", pythons)
     code, _ = fleet.end()
-    said = fleet.narration()
+    said = fleet.log_text()
     assert code == 2 and "host0:" not in said
     for words in (
         "host1: no Python at /no/python",
