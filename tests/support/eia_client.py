@@ -1,4 +1,4 @@
-"""Shared by the emulator's tests: one running emulator for those that leave it as it is, and a small EIA client."""
+"""Fixtures of the emulator's tests: one running emulator for tests that do not change its state, and a small EIA client."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ DATA = Path(__file__).parents[2].parent / "shared" / "data"
 
 @pytest.fixture(scope="session")
 def emulator() -> Iterator[Emulator]:
+    """Share one emulator with default options for the session."""
     with Emulator() as running:
         yield running
 
 
 @pytest.fixture
 def recorded() -> Path:
+    """Return the folder of recorded responses, or skip the test."""
     if not DATA.is_dir():
         pytest.skip("no recordings: ../shared/data is absent")
     return DATA
@@ -36,7 +38,7 @@ def query(
     sort: tuple[str, ...] | None = None,
     **more: Any,
 ) -> dict[str, Any]:
-    """Parameters of a request for one respondent; sorted by a total order unless `sort` says otherwise."""
+    """Return the parameters of a request for one respondent, sorted by a total order unless `sort` names another."""
     code = "fueltype" if route == "fuel-type-data" else "type"
     params: dict[str, Any] = {"frequency": "hourly", "data[0]": "value", "facets[respondent][]": respondent}
     params |= {"start": start, "end": end}
@@ -46,13 +48,14 @@ def query(
 
 
 def ask(emulator: Emulator, route: str = "region-data", **more: Any) -> requests.Response:
+    """Request one page."""
     return requests.get(
         f"{emulator.url}/v2/electricity/rto/{route}/data/", params=query(route=route, **more), timeout=20
     )
 
 
 def pages(emulator: Emulator, route: str = "region-data", length: int = 1000, **more: Any) -> tuple[list[dict], int]:
-    """(rows of every page, total) by offset."""
+    """Return (rows of every page, total), paging by offset."""
     rows: list[dict] = []
     while True:
         body = ask(emulator, route, offset=len(rows), length=length, **more).json()["response"]

@@ -65,7 +65,10 @@ class Selections:
         """Return (rows of the page, total rows of the request)."""
         rows, ordered = self._selection(query, now)
         here = slice(query.offset, query.offset + query.length)
-        return rows.take(here if ordered else self._drawn_order(query, rows)[here]), len(rows)
+        if ordered:
+            return rows.take(here), len(rows)
+        rng = np.random.default_rng([self._seed, zlib.crc32(query.page.encode())])
+        return rows.take(order(query, rows, rng.permutation(len(rows)))[here]), len(rows)
 
     def _selection(self, query: Query, now: int) -> tuple[Rows, bool]:
         first, last = self._world.span(now)
@@ -79,10 +82,6 @@ class Selections:
         if ordered := is_total(query):
             rows = rows.take(order(query, rows))
         return self._selected.put(key, (rows, ordered))
-
-    def _drawn_order(self, query: Query, rows: Rows) -> npt.NDArray[np.int64]:
-        rng = np.random.default_rng([self._seed, zlib.crc32(query.page.encode())])
-        return order(query, rows, rng.permutation(len(rows)))
 
 
 def select(world: World, query: Query, start: int, end: int, now: int) -> Rows:
@@ -119,8 +118,7 @@ def is_total(query: Query) -> bool:
 def order(query: Query, rows: Rows, tie: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.int64]:
     """Return indices [row] that sort `rows` as the query asks; rows of equal rank by `tie` [row], else as they are."""
     keys = [_rank(query.route, column, rows) * (-1 if descending else 1) for column, descending in query.sort]
-    if tie is not None:
-        keys.append(tie)
+    keys += [] if tie is None else [tie]
     return np.lexsort(keys[::-1]) if len(keys) > 1 else np.argsort(keys[0], kind="stable")
 
 

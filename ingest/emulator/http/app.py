@@ -120,7 +120,8 @@ class App:
     def _eia(self, route: str, resource: str | None, facet: str, parsed: _Parsed, key: str, zipped: bool) -> Response:
         if not parsed.key and not self._settings.keyless:
             return responses.KEY_MISSING
-        if parsed.key and not self._valid(parsed.key):
+        valid = self._settings.keys
+        if parsed.key and (parsed.key not in valid if valid else parsed.key.startswith("INVALID")):
             return responses.KEY_INVALID
         if refusal := self._policy.admit(key, self._clock.now()):
             return replace(responses.REFUSALS[refusal], fault="limit")
@@ -133,9 +134,6 @@ class App:
         if parsed.query is None:
             return responses.bad_request(parsed.error)
         return self._data(parsed.query, key, zipped)
-
-    def _valid(self, key: str) -> bool:
-        return key in self._settings.keys if self._settings.keys else not key.startswith("INVALID")
 
     def _data(self, query: Query, key: str, zipped: bool) -> Response:
         fault = self._faults.next(query.target)

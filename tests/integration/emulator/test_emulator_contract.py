@@ -1,4 +1,4 @@
-"""The emulator's answers against recorded ones of EIA: same keys in the same order, same types, error bodies, headers."""
+"""Compare the emulator's responses with recorded ones of EIA: keys and their order, types, error bodies, headers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import requests
 from ingest.emulator.process import Emulator
 from tests.support.eia_client import query
 
-# Not the server's own: of the transfer, or random for each request, or of a proxy's cache.
+# Headers of the transfer, random for each request, or of a proxy's cache; not of the server.
 _TRANSFER = {"content-length", "transfer-encoding", "content-encoding", "expires", "connection"}
 
 
 def shape(value: Any) -> Any:
-    """Keys in order and types; of a list, the distinct shapes of its items."""
+    """Return keys in order and types; of a list, the distinct shapes of its items."""
     if isinstance(value, dict):
         return [(key, shape(item)) for key, item in value.items()]
     if isinstance(value, list):
@@ -28,7 +28,7 @@ def shape(value: Any) -> Any:
 
 
 def bodies(folder: Path) -> list[tuple[str, dict[str, Any]]]:
-    """(file name, body) of each recorded answer with rows."""
+    """Return (file name, body) of each recorded response with rows."""
     found = []
     for path in sorted((folder / "eia-responses").glob("*.json")):
         body = json.loads(path.read_text())
@@ -39,7 +39,7 @@ def bodies(folder: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def flat(params: dict[str, Any]) -> list[tuple[str, str]]:
-    """Echoed params → the query that EIA echoes so."""
+    """Return the query whose echo is `params`."""
     pairs: list[tuple[str, str]] = []
     for name, value in params.items():
         if name == "data":
@@ -53,13 +53,13 @@ def flat(params: dict[str, Any]) -> list[tuple[str, str]]:
     return pairs
 
 
-def test_pages_have_the_recorded_keys_order_and_types(emulator: Emulator, recorded: Path) -> None:
+def test_pages_match_recorded_keys_order_and_types(emulator: Emulator, recorded: Path) -> None:
     compared = 0
     for name, body in bodies(recorded):
-        answer = requests.get(
+        response = requests.get(
             emulator.url + body["request"]["command"], params=flat(body["request"]["params"]), timeout=20
         )
-        ours = answer.json()
+        ours = response.json()
         assert ours["request"] == body["request"], name
         assert list(ours) == list(body), name  # `warnings` where EIA warns, and only there
         assert ours.get("warnings") == body.get("warnings"), name
@@ -77,7 +77,7 @@ def test_pages_have_the_recorded_keys_order_and_types(emulator: Emulator, record
     assert compared >= 10
 
 
-def test_bytes_around_the_rows_are_laid_out_as_recorded(emulator: Emulator, recorded: Path) -> None:
+def test_bytes_around_the_rows_match_the_recording(emulator: Emulator, recorded: Path) -> None:
     theirs = (recorded / "eia-responses" / "eia_oregon_demand_0_200.json").read_text()
     params = flat(json.loads(theirs)["request"]["params"])
     ours = requests.get(f"{emulator.url}/v2/electricity/rto/region-data/data/", params=params, timeout=20).text
@@ -88,7 +88,7 @@ def test_bytes_around_the_rows_are_laid_out_as_recorded(emulator: Emulator, reco
     assert blank[0].replace(note, "", 1)[-700:] == blank[1][-700:]
 
 
-def test_recorded_errors_are_the_same_bytes(recorded: Path) -> None:
+def test_error_bodies_match_the_recorded_bytes(recorded: Path) -> None:
     folder = recorded / "eia-responses"
     with Emulator("--keys", "good", keyless=False) as emulator:
         data = f"{emulator.url}/v2/electricity/rto/region-data/data/"
@@ -105,15 +105,15 @@ def test_recorded_errors_are_the_same_bytes(recorded: Path) -> None:
     assert unknown.content == (folder / "eia_oregon_comprehensive_2_500.json").read_bytes()
 
 
-def test_every_recorded_header_is_there(emulator: Emulator, recorded: Path) -> None:
+def test_response_has_every_recorded_header(emulator: Emulator, recorded: Path) -> None:
     text = (recorded / "eia-responses" / "cassettes" / "eia_oregon_demand.yaml").read_text()
-    answered = text[text.rindex("    headers:\n") : text.rindex("    status:")]
-    names = {name.lower() for name in re.findall(r"^      ([A-Za-z-]+):$", answered, re.M)}
+    recorded_headers = text[text.rindex("    headers:\n") : text.rindex("    status:")]
+    names = {name.lower() for name in re.findall(r"^      ([A-Za-z-]+):$", recorded_headers, re.M)}
     uri = urlsplit(re.search(r"uri: (\S+)", text)[1])  # type: ignore[index]
-    answer = requests.get(emulator.url + uri.path, params=parse_qsl(uri.query), timeout=20)
+    response = requests.get(emulator.url + uri.path, params=parse_qsl(uri.query), timeout=20)
     assert len(names) > 15
-    assert names - _TRANSFER <= {name.lower() for name in answer.headers}
-    assert answer.headers["X-Emulator-World"] == "synthetic"
+    assert names - _TRANSFER <= {name.lower() for name in response.headers}
+    assert response.headers["X-Emulator-World"] == "synthetic"
 
 
 @pytest.mark.parametrize(
@@ -131,15 +131,15 @@ def test_every_recorded_header_is_there(emulator: Emulator, recorded: Path) -> N
         ({"sort[0][direction]": "up"}, "up"),
     ],
 )
-def test_a_wrong_parameter_is_named_with_code_400(emulator: Emulator, wrong: dict[str, str], named: str) -> None:
+def test_wrong_parameter_is_named_with_code_400(emulator: Emulator, wrong: dict[str, str], named: str) -> None:
     url = f"{emulator.url}/v2/electricity/rto/region-data/data/"
-    answer = requests.get(url, params={"sort[0][column]": "period", **wrong}, timeout=20)
-    assert answer.status_code == 400
-    assert answer.json()["code"] == 400
-    assert named in answer.json()["error"]
+    response = requests.get(url, params={"sort[0][column]": "period", **wrong}, timeout=20)
+    assert response.status_code == 400
+    assert response.json()["code"] == 400
+    assert named in response.json()["error"]
 
 
-def test_metadata_and_facets(emulator: Emulator, recorded: Path) -> None:
+def test_metadata_and_facets_match_the_recorded_catalogue(emulator: Emulator, recorded: Path) -> None:
     base = f"{emulator.url}/v2/electricity/rto/fuel-type-data"
     response = requests.get(base, timeout=20).json()["response"]
     routes = json.loads((recorded / "eia-catalog" / "rto_routes.json").read_text())

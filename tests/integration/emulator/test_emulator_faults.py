@@ -1,4 +1,4 @@
-"""Faults by plan: each form as a client sees it, how often it comes back, and that the order of requests plays no part."""
+"""Fault plans: each kind as a client sees it, how often it repeats, and its independence of the request order."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def clean(emulator: Emulator) -> dict[str, Any]:
     return ask(emulator, **MONTH).json()["response"]
 
 
-def spoil(emulator: Emulator, kind: str, **params: Any) -> None:
+def inject(emulator: Emulator, kind: str, **params: Any) -> None:
     emulator.set_faults([{"kind": kind, "params": params}])
 
 
@@ -47,9 +47,9 @@ def spoil(emulator: Emulator, kind: str, **params: Any) -> None:
         ("html", 200, "<html>"),
     ],
 )
-def test_an_answer_instead_of_the_page_once(faulty: Emulator, kind: str, status: int, text: str) -> None:
+def test_replacement_fault_applies_once(faulty: Emulator, kind: str, status: int, text: str) -> None:
     expected = clean(faulty)
-    spoil(faulty, kind)
+    inject(faulty, kind)
     first, second = ask(faulty, **MONTH), ask(faulty, **MONTH)
     assert first.status_code == status
     assert text in first.text
@@ -57,13 +57,13 @@ def test_an_answer_instead_of_the_page_once(faulty: Emulator, kind: str, status:
     assert faulty.requests()[-2]["fault"] == kind
 
 
-def test_retry_after_is_sent_when_the_plan_says_so(faulty: Emulator) -> None:
-    spoil(faulty, "429", retry_after=7)
+def test_retry_after_of_the_plan_is_sent(faulty: Emulator) -> None:
+    inject(faulty, "429", retry_after=7)
     assert ask(faulty, **MONTH).headers["Retry-After"] == "7"
 
 
-def test_a_suspension_refuses_the_key_until_it_ends(faulty: Emulator) -> None:
-    spoil(faulty, "403-suspend", seconds=3600)
+def test_suspension_refuses_the_key_until_it_ends(faulty: Emulator) -> None:
+    inject(faulty, "403-suspend", seconds=3600)
     assert ask(faulty, **MONTH).status_code == 403
     assert ask(faulty, **MONTH | {"respondent": "MISO"}).status_code == 403  # another page, which no rule has hit yet
     faulty.set_faults([])
@@ -72,11 +72,11 @@ def test_a_suspension_refuses_the_key_until_it_ends(faulty: Emulator) -> None:
     assert ask(faulty, **MONTH).status_code == 200
 
 
-def test_rows_dropped_repeated_and_nulled_keep_the_total(faulty: Emulator) -> None:
+def test_dropped_repeated_and_null_rows_keep_the_total(faulty: Emulator) -> None:
     whole = clean(faulty)
     faults = {}
     for kind in ("short", "repeated", "nulls"):
-        spoil(faulty, kind, rows=30)
+        inject(faulty, kind, rows=30)
         faults[kind] = ask(faulty, **MONTH).json()["response"]
         assert faults[kind]["total"] == whole["total"]
     rows = {kind: [json.dumps(row) for row in body["data"]] for kind, body in {**faults, "whole": whole}.items()}
@@ -88,50 +88,50 @@ def test_rows_dropped_repeated_and_nulled_keep_the_total(faulty: Emulator) -> No
 
 
 @pytest.mark.parametrize("delta", [-500, 77])
-def test_a_wrong_total_leaves_the_rows(faulty: Emulator, delta: int) -> None:
+def test_wrong_total_keeps_the_rows(faulty: Emulator, delta: int) -> None:
     whole = clean(faulty)
-    spoil(faulty, "total", delta=delta)
+    inject(faulty, "total", delta=delta)
     body = ask(faulty, **MONTH).json()["response"]
     assert int(body["total"]) == int(whole["total"]) + delta
     assert body["data"] == whole["data"]
 
 
-def test_names_and_codes_in_another_case(faulty: Emulator) -> None:
+def test_case_fault_changes_names_and_codes_only(faulty: Emulator) -> None:
     whole = clean(faulty)
-    spoil(faulty, "case")
+    inject(faulty, "case")
     rows = ask(faulty, **MONTH).json()["response"]["data"]
     assert {row["respondent"] for row in rows} == {"erco"}
     assert {row["type"] for row in rows} == {"d", "df", "ng", "ti"}
     assert [row["value"] for row in rows] == [row["value"] for row in whole["data"]]
 
 
-def test_truncated_json_under_a_complete_answer(faulty: Emulator) -> None:
-    spoil(faulty, "truncated")
-    answer = ask(faulty, **MONTH)
-    assert answer.status_code == 200
+def test_truncated_json_in_a_complete_response(faulty: Emulator) -> None:
+    inject(faulty, "truncated")
+    response = ask(faulty, **MONTH)
+    assert response.status_code == 200
     with pytest.raises(ValueError):
-        answer.json()
+        response.json()
 
 
 @pytest.mark.parametrize(("kind", "params"), [("reset", {}), ("reset", {"keep": 0.5}), ("cut", {})])
-def test_a_connection_that_breaks(faulty: Emulator, kind: str, params: dict[str, Any]) -> None:
-    spoil(faulty, kind, **params)
+def test_reset_and_cut_break_the_connection_once(faulty: Emulator, kind: str, params: dict[str, Any]) -> None:
+    inject(faulty, kind, **params)
     with pytest.raises((requests.ConnectionError, requests.exceptions.ChunkedEncodingError)):
         ask(faulty, **MONTH)
     assert ask(faulty, **MONTH).status_code == 200
 
 
 @pytest.mark.parametrize("kind", ["slow", "dribble"])
-def test_a_slow_answer_is_whole_in_the_end_and_too_late_for_the_impatient(faulty: Emulator, kind: str) -> None:
+def test_slow_response_is_complete_and_exceeds_a_short_timeout(faulty: Emulator, kind: str) -> None:
     whole = clean(faulty)
-    spoil(faulty, kind, seconds=0.4)
+    inject(faulty, kind, seconds=0.4)
     assert ask(faulty, **MONTH).json()["response"] == whole
     faulty.set_faults([{"kind": "slow", "params": {"seconds": 30}}])
     with pytest.raises(requests.Timeout):
         requests.get(f"{faulty.url}/v2/electricity/rto/region-data/data/", params=query(**MONTH), timeout=0.3)
 
 
-def test_a_rule_chooses_by_route_respondent_start_offset_and_ask(faulty: Emulator) -> None:
+def test_rule_matches_route_respondent_start_offset_and_nth(faulty: Emulator) -> None:
     match: dict[str, Any] = {
         "route": "region-data",
         "respondent": "ERCO",
@@ -146,7 +146,7 @@ def test_a_rule_chooses_by_route_respondent_start_offset_and_ask(faulty: Emulato
     assert [ask(faulty, **MONTH).status_code for _ in range(2)] == [200, 200]
 
 
-def test_concurrency_does_not_change_which_page_is_hit(faulty: Emulator) -> None:
+def test_concurrency_does_not_change_which_page_gets_a_fault(faulty: Emulator) -> None:
     plan: list[dict[str, Any]] = [
         {"kind": "502", "match": {"probability": 0.3}, "times": 2},
         {"kind": "429", "match": {"probability": 0.3}},
@@ -172,7 +172,7 @@ def test_concurrency_does_not_change_which_page_is_hit(faulty: Emulator) -> None
     st.integers(0, 3),
     st.integers(1, 3),
 )
-def test_a_page_meets_the_same_faults_in_any_interleaving(asks: list[tuple[int, int]], seed: int, times: int) -> None:
+def test_page_gets_the_same_faults_in_any_interleaving(asks: list[tuple[int, int]], seed: int, times: int) -> None:
     rules = parse_plan([{"kind": "short", "match": {"probability": 0.5}, "times": times}, {"kind": "502", "times": 1}])
 
     def met(order: list[tuple[int, int]]) -> dict[Target, list[str | None]]:
@@ -188,12 +188,12 @@ def test_a_page_meets_the_same_faults_in_any_interleaving(asks: list[tuple[int, 
 
 
 @pytest.mark.parametrize("plan", [{"kind": "429"}, [{"kind": "fire"}], [{"kind": "429", "match": {"who": "PACW"}}]])
-def test_a_plan_that_can_not_be_read_is_refused(faulty: Emulator, plan: Any) -> None:
+def test_malformed_plan_is_refused(faulty: Emulator, plan: Any) -> None:
     with pytest.raises(EmulatorError, match=r"rule 0|list of rules"):
         faulty._control("faults", plan)
 
 
-def test_the_command_line_refuses_a_wrong_plan() -> None:
+def test_command_line_refuses_a_malformed_plan() -> None:
     command = [sys.executable, "-m", "ingest.emulator", "--faults", "-"]
     done = subprocess.run(command, input='[{"kind": "fire"}]', capture_output=True, text=True)
     assert done.returncode == 2

@@ -1,4 +1,4 @@
-"""OASIS zips and the six-month bulk files: forms held against recorded ones, hours against the same world's EIA rows."""
+"""Compare OASIS zips and the six-month bulk files with recordings, and their hours with the same world's EIA rows."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def unzipped(content: bytes) -> tuple[str, str]:
     return archive.namelist()[0], archive.read(archive.namelist()[0]).decode()
 
 
-def test_ene_slrs_is_laid_out_as_recorded(plain: Emulator, recorded: Path) -> None:
+def test_ene_slrs_matches_the_recorded_layout(plain: Emulator, recorded: Path) -> None:
     name, text = unzipped((recorded / "caiso-oasis" / "caiso_california_comprehensive_3_200.zip").read_bytes())
-    answer = oasis(plain, "ENE_SLRS", "RTM")
-    our_name, ours = unzipped(answer.content)
-    assert answer.headers["Content-Type"] == "application/x-zip-compressed"
+    response = oasis(plain, "ENE_SLRS", "RTM")
+    our_name, ours = unzipped(response.content)
+    assert response.headers["Content-Type"] == "application/x-zip-compressed"
     assert re.sub(r"RTM_\d+", "RTM", our_name).split("_")[:5] == re.sub(r"RTM_\d+", "RTM", name).split("_")[:5]
     theirs, mine = (list(csv.DictReader(io.StringIO(part))) for part in (text, ours))
     assert list(mine[0]) == list(theirs[0])
@@ -65,17 +65,17 @@ def test_ene_slrs_is_laid_out_as_recorded(plain: Emulator, recorded: Path) -> No
         ({"startdatetime": "20300101T00:00-0000", "enddatetime": "20300102T00:00-0000"}, 1000),
     ],
 )
-def test_errors_come_as_a_zip_under_200(emulator: Emulator, more: dict[str, str], code: int) -> None:
-    answer = oasis(emulator, "SLD_FCST", "DAM", **more)
-    assert answer.status_code == 200
-    assert answer.headers["Content-Disposition"] == "inline; filename=INVALID_REQUEST.xml.zip;"
-    name, text = unzipped(answer.content)
+def test_oasis_error_is_a_zip_under_200(emulator: Emulator, more: dict[str, str], code: int) -> None:
+    response = oasis(emulator, "SLD_FCST", "DAM", **more)
+    assert response.status_code == 200
+    assert response.headers["Content-Disposition"] == "inline; filename=INVALID_REQUEST.xml.zip;"
+    name, text = unzipped(response.content)
     assert name == "INVALID_REQUEST.xml"
     assert f"<m:ERR_CODE>{code}</m:ERR_CODE>" in text
 
 
 @pytest.mark.parametrize(("code", "file"), [(1001, "collector_comprehensive_3"), (1002, "collector_comprehensive_5")])
-def test_error_zips_hold_the_recorded_bytes(plain: Emulator, recorded: Path, code: int, file: str) -> None:
+def test_error_zip_matches_the_recorded_bytes(plain: Emulator, recorded: Path, code: int, file: str) -> None:
     _, theirs = unzipped((recorded / "caiso-oasis" / f"caiso_{file}_200.zip").read_bytes())
     plain.set_faults([{"kind": "oasis-error", "params": {"code": code}}])
     _, ours = unzipped(oasis(plain, "ENE_SLRS", "DAM").content)
@@ -85,7 +85,7 @@ def test_error_zips_hold_the_recorded_bytes(plain: Emulator, recorded: Path, cod
     assert time.sub("", ours) == time.sub("", theirs)
 
 
-def test_oasis_has_the_same_hours_as_eia(emulator: Emulator) -> None:
+def test_oasis_serves_the_same_hours_as_eia(emulator: Emulator) -> None:
     window = {"startdatetime": "20240310T08:00-0000", "enddatetime": "20240311T07:00-0000"}  # spring forward
     rows = list(csv.DictReader(io.StringIO(unzipped(oasis(emulator, "SLD_FCST", "DAM", **window).content)[1])))
     whole = {row["INTERVALENDTIME_GMT"][:13]: row for row in rows if row["TAC_AREA_NAME"] == "CA ISO-TAC"}
@@ -98,7 +98,7 @@ def test_oasis_has_the_same_hours_as_eia(emulator: Emulator) -> None:
     assert {row["RENEWABLE_TYPE"] for row in kinds} == {"Solar", "Wind"}
 
 
-def test_the_header_of_2020_is_the_recorded_one_and_columns_drift(recorded: Path) -> None:
+def test_bulk_header_of_2020_matches_and_columns_drift(recorded: Path) -> None:
     with (recorded / "eia-grid" / "balance_file.csv").open(newline="") as file:
         assert bulk.header(2020, "Jul_Dec") == next(csv.reader(file))
     assert len(bulk.header(2019, "Jul_Dec")) == 26
@@ -108,7 +108,7 @@ def test_the_header_of_2020_is_the_recorded_one_and_columns_drift(recorded: Path
 
 
 @pytest.mark.parametrize("half", ["2023_Jul_Dec", "2024_Jul_Dec"])
-def test_a_bulk_file_has_the_same_hours_as_eia(emulator: Emulator, half: str) -> None:
+def test_bulk_file_has_the_same_hours_as_eia(emulator: Emulator, half: str) -> None:
     content = requests.get(emulator.url + BULK.format(half), timeout=60).content
     assert content.startswith(b"\xef\xbb\xbf") == (half == "2024_Jul_Dec")
     rows = list(csv.DictReader(io.StringIO(content.decode("utf-8-sig"))))
@@ -133,5 +133,5 @@ def test_a_bulk_file_has_the_same_hours_as_eia(emulator: Emulator, half: str) ->
         assert ours == {period: row[column].replace(",", "") for period, row in theirs.items() if row[column]}
 
 
-def test_a_half_year_outside_the_world_is_not_found(emulator: Emulator) -> None:
+def test_half_year_outside_the_world_is_not_found(emulator: Emulator) -> None:
     assert requests.get(emulator.url + BULK.format("2031_Jan_Jun"), timeout=20).status_code == 404

@@ -1,4 +1,4 @@
-"""Request limits: the token bucket and the suspension as a state machine, and over HTTP on a scaled clock."""
+"""Rate limits: the token bucket and the suspension as a state machine, and over HTTP on a scaled clock."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ gaps = st.lists(st.floats(0, 3), min_size=1, max_size=60)
 
 
 @given(gaps, st.integers(0, 3))
-def test_what_is_admitted_stays_under_rate_and_burst(steps: list[float], seed: int) -> None:
+def test_admitted_requests_stay_under_rate_and_burst(steps: list[float], seed: int) -> None:
     limits = Limits(rate=2.5, burst=5, suspend=20)
     policy, now, admitted = Policy(limits, seed), 0.0, []
     for step in steps:
@@ -32,13 +32,13 @@ def test_what_is_admitted_stays_under_rate_and_burst(steps: list[float], seed: i
 
 
 @given(st.floats(0.4, 2.0), st.integers(1, 300))
-def test_a_client_at_or_under_the_rate_is_never_suspended(gap: float, count: int) -> None:
+def test_client_within_the_rate_is_never_suspended(gap: float, count: int) -> None:
     policy = Policy(Limits(rate=2.5, burst=5), 0)
     assert all(policy.admit("key", i * gap) is None for i in range(count))
 
 
 @given(st.integers(0, 50))
-def test_a_suspension_refuses_lasts_as_drawn_and_is_for_one_key(seed: int) -> None:
+def test_suspension_lasts_as_drawn_and_concerns_one_key(seed: int) -> None:
     policy, form = Policy(Limits(rate=2.5, burst=5, suspend=20), seed), None
     asked = 0
     while form is None:
@@ -53,7 +53,7 @@ def test_a_suspension_refuses_lasts_as_drawn_and_is_for_one_key(seed: int) -> No
     assert (policy.accounts["greedy"].suspensions, policy.accounts["greedy"].refused) == (1, 2)
 
 
-def test_the_clock_scales_and_only_goes_forward() -> None:
+def test_clock_scales_and_only_goes_forward() -> None:
     real = [100.0]
     clock = Clock(0, scale=60, real=lambda: real[0])
     real[0] += 2
@@ -65,17 +65,17 @@ def test_the_clock_scales_and_only_goes_forward() -> None:
         clock.advance(-1)
 
 
-def test_over_http_each_suspension_refuses_in_another_form_and_ends() -> None:
-    # The emulated clock runs at a thousandth, so that no bucket fills while the test asks.
+def test_each_http_suspension_uses_another_form_and_ends() -> None:
+    # The emulated clock runs at a thousandth of real time, so that no bucket fills during the test.
     with Emulator("--policy", "eia", "--clock-scale", "0.001") as emulator:
         url = f"{emulator.url}/v2/electricity/rto/region-data/data/"
         forms = []
         for _ in range(3):
-            answers = [requests.get(url, params=query(api_key="greedy"), timeout=20) for _ in range(8)]
-            assert [answer.status_code for answer in answers[:5]] == [200] * 5
-            assert {answer.status_code for answer in answers[5:]} <= {403, 429}
-            assert len({answer.content for answer in answers[5:]}) == 1
-            forms.append((answers[5].status_code, answers[5].headers["Content-Type"]))
+            responses = [requests.get(url, params=query(api_key="greedy"), timeout=20) for _ in range(8)]
+            assert [response.status_code for response in responses[:5]] == [200] * 5
+            assert {response.status_code for response in responses[5:]} <= {403, 429}
+            assert len({response.content for response in responses[5:]}) == 1
+            forms.append((responses[5].status_code, responses[5].headers["Content-Type"]))
             assert requests.get(url, params=query(api_key="modest"), timeout=20).status_code == 200
             emulator.advance(60)
         assert forms == [(403, "application/json"), (429, "application/json"), (403, "text/html")]
@@ -85,13 +85,13 @@ def test_over_http_each_suspension_refuses_in_another_form_and_ends() -> None:
         assert "greedy" not in json.dumps(stats)
 
 
-def test_a_scaled_clock_scales_the_limit() -> None:
+def test_scaled_clock_scales_the_rate_limit() -> None:
     with Emulator("--policy", "eia", "--clock-scale", "100000") as emulator:
         assert [ask(emulator, offset=i).status_code for i in range(40)] == [200] * 40
         assert emulator.stats()["suspensions"] == 0
 
 
-def test_oasis_wants_five_seconds_between_requests() -> None:
+def test_oasis_requires_five_seconds_between_requests() -> None:
     with Emulator("--policy", "eia", "--clock-scale", "0.001") as emulator:
         url = f"{emulator.url}/oasisapi/SingleZip?queryname=SLD_FCST&resultformat=6&version=1&market_run_id=DAM"
         url += "&startdatetime=20240101T08:00-0000&enddatetime=20240102T08:00-0000"

@@ -17,7 +17,7 @@ def keys(rows: list[dict]) -> list[tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("route", ["region-data", "fuel-type-data"])
-def test_a_total_order_gives_every_row_once(emulator: Emulator, route: str) -> None:
+def test_total_order_gives_every_row_once(emulator: Emulator, route: str) -> None:
     rows, total = pages(emulator, route, respondent="ERCO")
     assert len(rows) == total
     assert len(set(keys(rows))) == total
@@ -25,39 +25,39 @@ def test_a_total_order_gives_every_row_once(emulator: Emulator, route: str) -> N
 
 
 @pytest.mark.parametrize("sort", [(), ("period",)])
-def test_without_a_total_order_paging_repeats_and_loses_rows(emulator: Emulator, sort: tuple[str, ...]) -> None:
+def test_paging_without_a_total_order_repeats_and_loses_rows(emulator: Emulator, sort: tuple[str, ...]) -> None:
     rows, total = pages(emulator, respondent="ERCO", sort=sort, length=333)
-    assert len(rows) == total  # the count gives nothing away
+    assert len(rows) == total  # the count does not show the loss
     assert len(set(keys(rows))) < total
     again, _ = pages(emulator, respondent="ERCO", sort=sort, length=333)
-    assert again == rows  # the disorder is drawn for the page, not for the request
+    assert again == rows  # the order is drawn for the page, not for the request
 
 
-def test_a_pinned_facet_makes_the_period_a_total_order(emulator: Emulator) -> None:
+def test_pinned_facet_makes_the_period_a_total_order(emulator: Emulator) -> None:
     rows, total = pages(emulator, sort=("period",), length=100, **{"facets[type][]": "D"})
     assert len(set(keys(rows))) == total == len(rows)
 
 
-def test_descending_and_by_value(emulator: Emulator) -> None:
+def test_rows_sort_by_value_descending(emulator: Emulator) -> None:
     down = {"sort[0][column]": "value", "sort[0][direction]": "desc", "facets[type][]": "D"}
     values = [int(row["value"]) for row in ask(emulator, sort=(), **down).json()["response"]["data"] if row["value"]]
     assert values == sorted(values, reverse=True)
     assert len(values) > 700
 
 
-def test_a_page_is_the_same_bytes_each_time_zipped_or_not(emulator: Emulator) -> None:
+def test_page_has_the_same_bytes_each_time_with_and_without_gzip(emulator: Emulator) -> None:
     url = f"{emulator.url}/v2/electricity/rto/region-data/data/"
     plain = requests.get(url, params=query(), headers={"Accept-Encoding": "identity"}, timeout=20)
     zipped = [requests.get(url, params=query(), stream=True, timeout=20) for _ in range(2)]
     assert plain.headers.get("Content-Encoding") is None
-    assert all(answer.headers["Content-Encoding"] == "gzip" for answer in zipped)
-    wire = [answer.raw.read(decode_content=False) for answer in zipped]
+    assert all(response.headers["Content-Encoding"] == "gzip" for response in zipped)
+    wire = [response.raw.read(decode_content=False) for response in zipped]
     assert wire[0] == wire[1]
     assert len(wire[0]) < len(plain.content) / 5
     assert requests.get(url, params=query(), timeout=20).content == plain.content
 
 
-def test_the_end_is_inclusive_and_a_date_means_its_first_hour(emulator: Emulator) -> None:
+def test_end_is_inclusive_and_a_date_means_its_first_hour(emulator: Emulator) -> None:
     one = {"facets[type][]": "NG"}
     short = ask(emulator, start="2024-02-01", end="2024-02-03", **one).json()["response"]["data"]
     whole = ask(emulator, start="2024-02-01T00", end="2024-02-03T23", **one).json()["response"]["data"]
@@ -65,7 +65,7 @@ def test_the_end_is_inclusive_and_a_date_means_its_first_hour(emulator: Emulator
     assert len(whole) == len(short) + 23
 
 
-def test_the_key_is_echoed_from_the_query_but_not_from_the_header(emulator: Emulator) -> None:
+def test_key_is_echoed_from_the_query_but_not_from_the_header(emulator: Emulator) -> None:
     url = f"{emulator.url}/v2/electricity/rto/region-data/data/"
     by_query = requests.get(url, params=query(api_key="SECRET-1"), timeout=20)
     by_header = requests.get(url, params=query(), headers={"X-Api-Key": "SECRET-2"}, timeout=20)
@@ -75,7 +75,7 @@ def test_the_key_is_echoed_from_the_query_but_not_from_the_header(emulator: Emul
     assert {fingerprint("SECRET-1"), fingerprint("SECRET-2"), "none"} <= set(emulator.stats()["keys"])
 
 
-def test_x_params_asks_as_the_query_does(emulator: Emulator) -> None:
+def test_x_params_header_equals_the_query(emulator: Emulator) -> None:
     params = {
         "frequency": "hourly",
         "data": ["value"],
@@ -96,7 +96,7 @@ def test_x_params_asks_as_the_query_does(emulator: Emulator) -> None:
     assert requests.get(url, headers={"X-Params": "{"}, timeout=20).status_code == 400
 
 
-def test_no_data_column_means_no_values_and_an_unknown_facet_value_no_rows(emulator: Emulator) -> None:
+def test_missing_data_column_or_unknown_facet_value(emulator: Emulator) -> None:
     row = ask(emulator, **{"data[0]": "value"}).json()["response"]["data"][0]
     bare = query()
     del bare["data[0]"]
@@ -109,7 +109,7 @@ def test_no_data_column_means_no_values_and_an_unknown_facet_value_no_rows(emula
     assert empty.json()["response"]["data"] == []
 
 
-def test_a_long_answer_is_cut_at_5000_rows_with_a_warning(emulator: Emulator) -> None:
+def test_long_response_ends_at_5000_rows_with_a_warning(emulator: Emulator) -> None:
     body = ask(emulator, end="2024-12-31T23", length=9000).json()
     assert len(body["response"]["data"]) == 5000 < int(body["response"]["total"])
     assert body["warnings"][0]["warning"] == "incomplete return"
@@ -142,7 +142,7 @@ def test_stats_count_each_page(emulator: Emulator) -> None:
     assert [line["page"] for line in emulator.requests()[-4:]] == [f"{page}/0+5000"] * 3 + [f"{page}/5+5000"]
 
 
-def test_the_clock_brings_new_hours_and_revises_young_ones_but_never_old_ones() -> None:
+def test_clock_adds_hours_and_revises_only_young_ones() -> None:
     with Emulator("--now", "2024-01-20T00") as emulator:
         old, young = (
             {"start": "2023-12-01T00", "end": "2023-12-31T23"},

@@ -1,4 +1,4 @@
-"""The emulator as a process: it starts, says why it can't, and never outlives whoever started it."""
+"""The emulator as a process: it starts, reports why it can't start, and never outlives its parent."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ time.sleep(600)
 
 
 def ended(pid: int, url: str) -> bool:
-    """Whether the emulator's port refuses connections and the process is gone."""
+    """Return whether the emulator's port refuses connections and the process has ended."""
     host, port = url.removeprefix("http://").split(":")
     with socket.socket() as probe:
         probe.settimeout(1)
@@ -39,7 +39,7 @@ def ended(pid: int, url: str) -> bool:
 
 
 def wait_until_ended(pid: int, url: str) -> None:
-    """Poll; the test's own time limit is the bound."""
+    """Poll until the emulator has ended; the test's time limit is the bound."""
     pause = socket.socketpair()[0]
     pause.settimeout(0.05)
     while not ended(pid, url):
@@ -50,7 +50,7 @@ def wait_until_ended(pid: int, url: str) -> None:
 
 
 @pytest.mark.timeout(30)
-def test_it_ends_when_its_parent_is_killed() -> None:
+def test_emulator_ends_when_its_parent_is_killed() -> None:
     parent = subprocess.Popen([sys.executable, "-c", _PARENT], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     pid, url = parent.stdout.readline().split()
@@ -61,7 +61,7 @@ def test_it_ends_when_its_parent_is_killed() -> None:
     parent.stdout.close()
 
 
-def test_it_says_where_it_is_and_stops() -> None:
+def test_emulator_reports_its_url_and_stops() -> None:
     with Emulator("--port", "0") as emulator:
         assert emulator.world == "synthetic"
         assert emulator.url.startswith("http://127.0.0.1:")
@@ -72,7 +72,7 @@ def test_it_says_where_it_is_and_stops() -> None:
         emulator.stats()
 
 
-def test_the_command_line_alone_wants_a_key_and_ends_on_sigterm(tmp_path: Path) -> None:
+def test_command_line_requires_a_key_and_ends_on_sigterm(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     process = subprocess.Popen(
         [sys.executable, "-m", "ingest.emulator", "--log", str(log)], stdout=subprocess.PIPE, text=True
@@ -93,19 +93,19 @@ def test_the_command_line_alone_wants_a_key_and_ends_on_sigterm(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (("--world", "recordings", "--recordings", "/nowhere"), "/nowhere"),
         (("--now", "soon"), "soon"),
         (("--faults", "/nowhere.json"), "/nowhere.json"),
     ],
 )
-def test_what_can_not_start_says_why(options: tuple[str, ...], said: str) -> None:
-    with pytest.raises(EmulatorError, match=said):
+def test_failed_start_names_the_reason(options: tuple[str, ...], message: str) -> None:
+    with pytest.raises(EmulatorError, match=message):
         Emulator(*options).start()
 
 
-def test_garbage_is_refused_and_the_service_goes_on(emulator: Emulator) -> None:
+def test_malformed_request_is_refused_and_service_continues(emulator: Emulator) -> None:
     host, port = emulator.url.removeprefix("http://").split(":")
     for garbage in (b"\x16\x03\x01 nonsense\r\n\r\n", b"GET / HTTP/1.1\r\nX: " + b"a" * (2 << 20)):
         with socket.create_connection((host, int(port)), timeout=5) as client:
@@ -113,12 +113,12 @@ def test_garbage_is_refused_and_the_service_goes_on(emulator: Emulator) -> None:
                 client.sendall(garbage)
                 assert client.recv(100).startswith(b"HTTP/1.1 400")
             except (ConnectionResetError, BrokenPipeError):
-                pass  # refused while we were still sending
+                pass  # refused while the client was still sending
     assert requests.get(f"{emulator.url}/nothing", timeout=5).status_code == 404
     assert requests.post(f"{emulator.url}/v2/electricity/rto/region-data/data/", timeout=5).status_code == 405
 
 
-def test_pipelined_requests_are_answered_in_order(emulator: Emulator) -> None:
+def test_pipelined_requests_get_ordered_responses(emulator: Emulator) -> None:
     host, port = emulator.url.removeprefix("http://").split(":")
     path = (
         b"/v2/electricity/rto/region-data/data/?facets[respondent][]=PACW&start=2024-01-01T00&end=2024-01-01T00&length="

@@ -1,4 +1,4 @@
-"""The recordings world: every hour of the files and no other, as rows, nulls and absences."""
+"""The recordings world: it serves every hour of the files and no other, as values, nulls and absent rows."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_missing_is_no_row_and_empty_is_null(folder: Path) -> None:
     assert block.values[[1, 2], 0].tolist() == [2100, -90964]
 
 
-def test_a_later_file_wins_and_parquet_and_grid_files_are_read(folder: Path) -> None:
+def test_later_file_overrides_and_all_forms_are_read(folder: Path) -> None:
     times = np.array(["2015-07-01T02", "2015-07-01T02"], "datetime64[us]")
     columns = {"timestamp": times, "region": ["PACW"] * 2, "data_type": ["demand", "generation"]}
     pq.write_table(pa.table({**columns, "fuel_type": [None, "WND"], "value": [2200.0, 77.0]}), folder / "z.parquet")
@@ -55,18 +55,18 @@ def test_a_later_file_wins_and_parquet_and_grid_files_are_read(folder: Path) -> 
     assert flows.values[:, flows.codes.index("BPAT")].tolist() == [-3, 4]
 
 
-def test_what_is_no_recording_is_named(tmp_path: Path) -> None:
+def test_unreadable_recording_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("time,colour\n2020-01-01,blue\n")
     with pytest.raises(RecordingsError, match=r"x\.csv"):
         RecordingsWorld([tmp_path])
 
 
-def test_every_real_demand_hour_is_served(recorded: Path) -> None:
+def test_every_recorded_demand_hour_is_served(recorded: Path) -> None:
     source = recorded / "eia-demand" / "2020_Oct" / "PACW.csv"
     with Emulator("--world", "recordings", "--recordings", str(source)) as emulator:
         rows, total = pages(emulator, respondent="PACW", start="2015-07-01T00", end="2019-12-31T23", length=5000)
-        answer = ask(emulator, respondent="PACW")
-        assert answer.headers["X-Emulator-World"] == emulator.world == "recordings"
+        response = ask(emulator, respondent="PACW")
+        assert response.headers["X-Emulator-World"] == emulator.world == "recordings"
     assert len(rows) == total
     served = {(row["period"], row["type"]): row["value"] for row in rows}
     sentinels = {"MISSING": 0, "EMPTY": 0}
@@ -84,7 +84,7 @@ def test_every_real_demand_hour_is_served(recorded: Path) -> None:
     assert min(sentinels.values()) > 300
 
 
-def test_the_parquet_recording_keeps_its_lost_hours(recorded: Path) -> None:
+def test_parquet_recording_keeps_its_missing_hours(recorded: Path) -> None:
     world = RecordingsWorld([recorded / "eia-2019", recorded / "eia-grid" / "E_raw_2021-07-10_2021-07-20.csv"])
     block = world.block("region-data", "PACW", hour("2019-01-01T00"), hour("2019-12-31T23"), 0)
     assert block is not None

@@ -1,4 +1,4 @@
-"""The synthetic world: every hour balances, forecasts miss as real ones do, quirks are rare, revisions settle."""
+"""The synthetic world: every hour balances, forecast errors are realistic, quirks are rare, revisions settle."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_every_hour_balances_in_whole_mwh(world: SyntheticWorld, code: str) -> N
     region, fuels = world.clean(code)
     assert np.array_equal(region["D"], region["NG"] - region["TI"])
     assert np.array_equal(region["NG"], sum(fuels.values(), np.zeros(HOURS, np.int64)))
-    if code != "TEX":  # its one odd hour is in D and TI, not in a line
+    if code != "TEX":  # its one different hour is in D and TI, not in a line
         assert np.array_equal(region["TI"], sum(world.neighbours(code).values(), np.zeros(HOURS, np.int64)))
     assert region["D"].min() > 0
     for fuel in set(fuels) - {"BAT", "PS", "SUN"}:  # storage charges, and panels draw a little at night
@@ -32,7 +32,7 @@ def test_every_hour_balances_in_whole_mwh(world: SyntheticWorld, code: str) -> N
 
 
 @pytest.mark.parametrize("code", DEFAULT)
-def test_the_forecast_misses_as_real_ones_do(world: SyntheticWorld, code: str) -> None:
+def test_forecast_error_has_a_realistic_size_and_memory(world: SyntheticWorld, code: str) -> None:
     region, _ = world.clean(code)
     error = (region["DF"] - region["D"]) / region["D"]
     assert 0.015 < np.abs(error).mean() < 0.05
@@ -40,14 +40,14 @@ def test_the_forecast_misses_as_real_ones_do(world: SyntheticWorld, code: str) -
 
 
 @pytest.mark.parametrize("code", ["ERCO", "CAL"])
-def test_the_forecast_is_too_low_in_heat_waves(world: SyntheticWorld, code: str) -> None:
+def test_forecast_is_too_low_in_heat_waves(world: SyntheticWorld, code: str) -> None:
     region, _ = world.clean(code)
     error = (region["DF"] - region["D"]) / region["D"]
     top = region["D"] > np.quantile(region["D"], 0.999)
     assert error[top].mean() < error.mean() - 0.005
 
 
-def test_demand_has_the_cycles_of_a_grid(world: SyntheticWorld) -> None:
+def test_demand_has_daily_weekly_and_yearly_cycles(world: SyntheticWorld) -> None:
     region, fuels = world.clean("ERCO")
     when = calendar(-6)
     by_hour = [region["D"][when.hour == hour].mean() for hour in range(24)]
@@ -60,14 +60,14 @@ def test_demand_has_the_cycles_of_a_grid(world: SyntheticWorld) -> None:
     assert region["D"][july].mean() > 1.2 * region["D"][april].mean()
 
 
-def test_regions_hold_their_authorities(world: SyntheticWorld) -> None:
+def test_region_is_the_sum_of_its_authorities(world: SyntheticWorld) -> None:
     for line in ("D", "NG"):
         assert (world.clean("CAL")[0][line] > world.clean("CISO")[0][line]).all()
         assert np.count_nonzero(world.clean("TEX")[0][line] != world.clean("ERCO")[0][line]) <= 1
     assert np.count_nonzero(world.clean("TEX")[0]["D"] != world.clean("ERCO")[0]["D"]) == 1
 
 
-def test_fuels_are_those_of_the_real_systems(world: SyntheticWorld) -> None:
+def test_fuels_match_the_real_systems(world: SyntheticWorld) -> None:
     before, after = (int(np.datetime64(day, "h").astype(np.int64)) for day in ("2023-06-01", "2025-06-01"))
 
     def fuels(code: str, hour: int) -> set[str]:
@@ -81,7 +81,7 @@ def test_fuels_are_those_of_the_real_systems(world: SyntheticWorld) -> None:
     assert fuels("MISO", after) - fuels("MISO", before) == {"BAT", "PS"}
 
 
-def test_a_seed_makes_one_world_whatever_is_asked_first(world: SyntheticWorld) -> None:
+def test_seed_determines_the_world_in_any_request_order(world: SyntheticWorld) -> None:
     other, third = SyntheticWorld(0), SyntheticWorld(1)
     other.block("fuel-type-data", "ERCO", 0, NOW, NOW)
     for route in ("region-data", "fuel-type-data", "interchange-data"):
@@ -92,24 +92,24 @@ def test_a_seed_makes_one_world_whatever_is_asked_first(world: SyntheticWorld) -
         assert not np.array_equal(ours.values, different.values)
 
 
-def test_quirks_are_rare_and_can_be_switched_off(world: SyntheticWorld) -> None:
+def test_quirks_are_rare_and_optional(world: SyntheticWorld) -> None:
     end = NOW - 15 * 24
     clean = SyntheticWorld(0, quirks=False)
     missing = nulls = outliers = cells = np.int64(0)
     for code in DEFAULT:
-        spoiled, plain = (one.block("region-data", code, FIRST, end, NOW) for one in (world, clean))
-        assert spoiled and plain
+        faulty, plain = (one.block("region-data", code, FIRST, end, NOW) for one in (world, clean))
+        assert faulty and plain
         assert (plain.state == VALUE).all()
-        cells += np.int64(spoiled.state.size)
-        missing += np.count_nonzero(spoiled.state == ABSENT)
-        nulls += np.count_nonzero(spoiled.state == NULL)
-        outliers += np.count_nonzero((spoiled.values == 100 * plain.values) & (plain.values != 0))
+        cells += np.int64(faulty.state.size)
+        missing += np.count_nonzero(faulty.state == ABSENT)
+        nulls += np.count_nonzero(faulty.state == NULL)
+        outliers += np.count_nonzero((faulty.values == 100 * plain.values) & (plain.values != 0))
     assert 0.00003 < missing / cells < 0.001
     assert 0.00003 < nulls / cells < 0.0005
     assert 0.000003 < outliers / cells < 0.0001
 
 
-def test_young_hours_are_revised_until_they_settle_and_stay_in_balance() -> None:
+def test_young_hours_are_revised_until_settled_and_stay_balanced() -> None:
     world = SyntheticWorld(0, quirks=False)
     start = NOW - 20 * 24
     now = [world.block("region-data", "ERCO", start, NOW, NOW + day * 24) for day in range(16)]
@@ -128,21 +128,21 @@ def test_young_hours_are_revised_until_they_settle_and_stay_in_balance() -> None
     assert np.array_equal(now[0].values[: 6 * 24], now[-1].values[: 6 * 24])  # type: ignore[union-attr]
     assert (now[0].state == NULL).any() and (now[-1].state == VALUE).all()  # type: ignore[union-attr]
     later = world.block("region-data", "ERCO", NOW + 1, NOW + 48, NOW)
-    assert later is not None and len(later.values) == 0  # what is to come is not served
+    assert later is not None and len(later.values) == 0  # future hours are not served
 
 
-def test_summer_time_follows_the_us_rule() -> None:
+def test_daylight_saving_follows_the_us_rule() -> None:
     hours = np.array(["2024-03-10T09", "2024-03-10T10", "2024-11-03T08", "2024-11-03T09"], "datetime64[h]")
     assert summer_time(hours, -8).tolist() == [False, True, True, False]
 
 
-def test_federal_holidays_are_those_of_the_holidays_package() -> None:
+def test_federal_holidays_match_the_holidays_package() -> None:
     holidays = pytest.importorskip("holidays")
     theirs = {day for day in holidays.country_holidays("US", years=range(2018, 2028)) if day.year in range(2019, 2027)}
     ours = {day for day in federal_holidays(range(2018, 2028)).tolist() if day.year in range(2019, 2027)}
     assert ours == theirs
 
 
-def test_named_draws_do_not_depend_on_each_other() -> None:
+def test_named_generators_are_independent() -> None:
     assert seeded(0, "a").random() != seeded(0, "b").random() != seeded(1, "b").random()
     assert seeded(3, "a").random() == seeded(3, "a").random()
