@@ -13,7 +13,11 @@ MESSAGE = "Interrupted. Completed work is saved; run the same command to resume.
 
 
 def _on_interrupt(signum: int, frame: FrameType | None) -> None:
-    """Print one line at once, then unwind. The next Ctrl-C ends the process without waiting for that."""
+    """Print one line at once, then unwind. The next Ctrl-C ends the process without waiting for that.
+
+    Raises:
+        KeyboardInterrupt: always.
+    """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     line = json.dumps({"event": "note", "text": MESSAGE}) if "--json" in sys.argv else f"coordinator: {MESSAGE}"
     print(line, file=sys.stderr, flush=True)

@@ -20,7 +20,11 @@ CONFIG_FILE = "cluster.toml"
 
 
 def _rate(value: Any) -> float | None:
-    """Requests per second; `none`: no limit; `policy`: the source's own ceiling."""
+    """Return requests per second; `none`: no limit (inf); `policy`: the source's own ceiling (None).
+
+    Raises:
+        ValueError: the value is none of them.
+    """
     if str(value) == "policy":
         return None
     try:

@@ -60,9 +60,13 @@ class RunView:
 
 
 def run_view(status: RunStatus, already_done: int) -> RunView:
-    """Server status → view. Rows and requests are what workers of this run verified and sent; the ETA goes by tasks.
+    """Return the view of a server's status.
 
-    `already_done`: tasks that an earlier run had done.
+    Rows and requests are those that workers of this run verified and sent; the ETA extrapolates from tasks.
+
+    Args:
+        status: of the server.
+        already_done: tasks that an earlier run had done.
     """
     elapsed_s, tasks = status.elapsed_s, status.tasks
     total = sum(tasks.values()) - tasks[CANCELLED]

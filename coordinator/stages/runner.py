@@ -91,6 +91,7 @@ class StageRunner:
         display: Display,
         budgets: Mapping[str, RequestBudget] = NO_BUDGETS,
     ) -> None:
+        """Replay the journal, then start the server and prepare the workers."""
         self._fleet, self._controller, self._display = fleet, controller, display
         self._journal = Journal(fleet.data_dir / "journal.sqlite")
         self._scheduler = Scheduler(filesystem_id(fleet.data_dir), replace(fleet.timings, max_failures=fleet.retries))

@@ -25,6 +25,7 @@ class ExtractController(StageController):
     result_types = MappingProxyType({LeaseKind.FETCH: ShardResult, LeaseKind.BUILD: BuildResult})
 
     def __init__(self, plan: ExtractionPlan) -> None:
+        """Index the plan: which builds wait for a shard, and which results a series is made of."""
         self.plan = plan
         self.fetched: list[ShardResult] = []  # verified in this run
         self.new_files = 0  # written in this run: pages, pieces, series
