@@ -108,16 +108,18 @@ def error_zip(code: int, time: str) -> Response:
     return _zip("INVALID_REQUEST.xml", "INVALID_REQUEST.xml.zip", body, 0)
 
 
-def respond(world: World, asked: OasisRequest, now: int) -> Response:
+def respond(world: World, request: OasisRequest, now: int) -> Response:
     """Return the zip of one request; OASIS's error 1000 when the world has none of its hours."""
-    rows = {"SLD_FCST": _demand, "SLD_REN_FCST": _renewables, "ENE_SLRS": _schedules}[asked.report](world, asked, now)
+    rows = {"SLD_FCST": _demand, "SLD_REN_FCST": _renewables, "ENE_SLRS": _schedules}[request.report](
+        world, request, now
+    )
     if not rows:
         return error_zip(1000, f"{hour_text(now)}:00:00Z")
-    np.random.default_rng(zlib.crc32(asked.page.encode())).shuffle(rows)
-    utc = np.array([asked.start, asked.end - 1]).astype("datetime64[h]")
+    np.random.default_rng(zlib.crc32(request.page.encode())).shuffle(rows)
+    utc = np.array([request.start, request.end - 1]).astype("datetime64[h]")
     first, last = (str(day).replace("-", "") for day in (utc + _offset(utc)).astype("datetime64[D]"))
-    name = f"{first}_{last}_{asked.report}_{asked.market}_{last}_12_00_00_v1"
-    return _zip(f"{name}.csv", f"{name}.zip", "\n".join((_HEADERS[asked.report], *rows, "")), len(rows))
+    name = f"{first}_{last}_{request.report}_{request.market}_{last}_12_00_00_v1"
+    return _zip(f"{name}.csv", f"{name}.zip", "\n".join((_HEADERS[request.report], *rows, "")), len(rows))
 
 
 def _zip(inside: str, name: str, text: str, rows: int) -> Response:
@@ -134,9 +136,9 @@ def _offset(utc: np.ndarray) -> np.ndarray:
     return _PACIFIC + summer_time(utc, _PACIFIC).astype(np.int64)
 
 
-def _hours(world: World, route: str, code: str, asked: OasisRequest, now: int) -> dict[int, int]:
+def _hours(world: World, route: str, code: str, request: OasisRequest, now: int) -> dict[int, int]:
     """Return beginning of hour → MWh for CISO, where the world has a value."""
-    block = world.block(route, "CISO", asked.start + 1, asked.end, now)  # hour-ending
+    block = world.block(route, "CISO", request.start + 1, request.end, now)  # hour-ending
     return {hour - 1: value for hour, value in block.series(code).items()} if block else {}
 
 
@@ -161,10 +163,10 @@ def _texts(hours: list[int]) -> dict[int, _HourTexts]:
     }
 
 
-def _demand(world: World, asked: OasisRequest, now: int) -> list[str]:
-    market = asked.market
-    labels = ",".join(_LABELS[asked.report, market])
-    hours = _hours(world, "region-data", "DF" if market == "DAM" else "D", asked, now)
+def _demand(world: World, request: OasisRequest, now: int) -> list[str]:
+    market = request.market
+    labels = ",".join(_LABELS[request.report, market])
+    hours = _hours(world, "region-data", "DF" if market == "DAM" else "D", request, now)
     texts = _texts(list(hours))
     return [
         f"{t.start},{t.end},0,{t.day},{t.hour},0,{market},{area},{labels},0.0,{hours[h] * share:.2f},{market},{group}"
@@ -173,32 +175,32 @@ def _demand(world: World, asked: OasisRequest, now: int) -> list[str]:
     ]
 
 
-def _renewables(world: World, asked: OasisRequest, now: int) -> list[str]:
-    labels = ",".join(_LABELS[asked.report, asked.market])
+def _renewables(world: World, request: OasisRequest, now: int) -> list[str]:
+    labels = ",".join(_LABELS[request.report, request.market])
     rows: list[str] = []
     hubs = [(kind, hub, share) for kind, shares in _HUBS.items() for hub, share in shares.items()]
     for group, (kind, hub, share) in enumerate(hubs, 1):
-        hours = _hours(world, "fuel-type-data", {"Solar": "SUN", "Wind": "WND"}[kind], asked, now)
+        hours = _hours(world, "fuel-type-data", {"Solar": "SUN", "Wind": "WND"}[kind], request, now)
         for h, t in _texts(list(hours)).items():
-            miss = 0.08 * np.sin(h / 17.3) + 0.05 * np.sin(h / 5.1 + 1) if asked.market == "DAM" else 0.0
+            miss = 0.08 * np.sin(h / 17.3) + 0.05 * np.sin(h / 5.1 + 1) if request.market == "DAM" else 0.0
             place = f"{t.day},{t.hour},0,{t.start},{t.end},{hub},{kind},{labels}"
-            rows.append(f"{place},{hours[h] * share * (1 + miss):.2f},{asked.market},{group}")
+            rows.append(f"{place},{hours[h] * share * (1 + miss):.2f},{request.market},{group}")
     return rows
 
 
-def _schedules(world: World, asked: OasisRequest, now: int) -> list[str]:
-    flows = [_hours(world, "interchange-data", code, asked, now) for code in world.codes("interchange-data")]
+def _schedules(world: World, request: OasisRequest, now: int) -> list[str]:
+    flows = [_hours(world, "interchange-data", code, request, now) for code in world.codes("interchange-data")]
     flows = [flow for flow in flows if flow]
     totals = {
         ("Export", "ISO_TOT_EXP_MW", 1): _sum(flows, 1),
         ("Import", "ISO_TOT_IMP_MW", 2): _sum(flows, -1),
-        ("Generation", "ISO_TOT_GEN_MW", 3): _hours(world, "region-data", "NG", asked, now),
+        ("Generation", "ISO_TOT_GEN_MW", 3): _hours(world, "region-data", "NG", request, now),
     }
     rows: list[str] = []
     for (schedule, item, position), hours in totals.items():
-        tail = f"{asked.market},Caiso_Totals,{schedule},{item},{position}"
+        tail = f"{request.market},Caiso_Totals,{schedule},{item},{position}"
         for h, t in _texts(list(hours)).items():
-            if asked.market == "DAM":
+            if request.market == "DAM":
                 rows.append(f"{t.start},{t.end},ALL,{t.day},{t.hour},0,{tail},{hours[h]:.2f},{position}")
                 continue
             for step in range(12):  # of five minutes; a small ripple whose mean over the hour is zero

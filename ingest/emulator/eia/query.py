@@ -101,7 +101,7 @@ class Query:
 
 
 def parse_params(query: str, header: str | None) -> dict[str, Any]:
-    """Return the parameters as nested dicts and lists, in order of arrival; the `X-Params` header's override the query's.
+    """Return the parameters as nested dicts and lists, in order of arrival; those of `X-Params` override the query's.
 
     Raises:
         BadRequest: The header is not a JSON object.

@@ -27,7 +27,7 @@ _REPLACEMENTS = {
     "502": BAD_GATEWAY,
     "html": NOTICE,
 }
-ON_CONTENT = ("short", "repeated", "nulls", "total", "case", "truncated")  # kinds that change what a page says
+ON_CONTENT = ("short", "repeated", "nulls", "total", "case", "truncated")  # kinds that change the content of a page
 
 
 def replacement(fault: Fault) -> Response | None:

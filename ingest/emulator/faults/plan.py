@@ -7,7 +7,7 @@ A plan is a JSON list of rules, tried in order; the first that applies decides:
 
 Every key of `match` is optional. `nth` counts the requests for one and the same page, from 1; without it a rule applies
 to the first `times` requests for each page that it matches (default 1; null: every request). `probability` is drawn once
-for each page from the seed. So a fault depends on the page and on how often it was requested, never on the order in which
+for each page from the seed. So a fault depends on the page and on the number of requests for it, never on the order in which
 different pages are requested.
 
 Kinds (`params` with their defaults):

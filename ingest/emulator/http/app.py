@@ -1,4 +1,4 @@
-"""The emulator's application: from a request to a response. Checks key, rate limit and fault; counts and logs each request."""
+"""The emulator's application: check key, rate limit and fault of each request, respond, count, log."""
 
 from __future__ import annotations
 
@@ -153,19 +153,19 @@ class App:
         return self._cached((query, zipped, now if open_ended else 0), fault, page)
 
     def _oasis(self, query: str) -> tuple[str, str, Response]:
-        asked = oasis.parse(query)
-        route, page = ("oasis", "") if isinstance(asked, int) else (asked.report, asked.page)
+        request = oasis.parse(query)
+        route, page = ("oasis", "") if isinstance(request, int) else (request.report, request.page)
         if not self._spacing.admit(self._clock.now()):
             return route, page, replace(responses.OASIS_TOO_FAST, fault="limit")
-        if isinstance(asked, int):
-            return route, page, oasis.error_zip(asked, self._clock.text())
-        fault = self._faults.next(asked.target)
+        if isinstance(request, int):
+            return route, page, oasis.error_zip(request, self._clock.text())
+        fault = self._faults.next(request.target)
         if fault and fault.kind == "oasis-error":
             response = oasis.error_zip(fault.params.get("code", 1001), self._clock.text())
             return route, page, replace(response, fault=fault.kind)
         now = self._clock.hour()
-        moment = now if asked.end >= self._world.settled_before(now) else 0
-        return route, page, self._cached((asked, moment), fault, lambda: oasis.respond(self._world, asked, now))
+        moment = now if request.end >= self._world.settled_before(now) else 0
+        return route, page, self._cached((request, moment), fault, lambda: oasis.respond(self._world, request, now))
 
     def _bulk(self, year: int, half: str, zipped: bool) -> tuple[str, Response]:
         now = self._clock.hour()

@@ -78,10 +78,6 @@ class Connection(asyncio.Protocol):
             self._transport.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
             self._transport.close()
 
-    def on_message_begin(self) -> None:
-        """Start a request (called by the parser)."""
-        self._request = Request()
-
     def on_url(self, url: bytes) -> None:
         """Append to the target (called by the parser)."""
         self._request.target += url
@@ -100,6 +96,7 @@ class Connection(asyncio.Protocol):
         self._request.keep_alive = self._parser.should_keep_alive()
         self._size = 0
         self._waiting.append(self._request)
+        self._request = Request()
         if not self._busy:
             self._next()
 
