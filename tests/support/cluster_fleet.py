@@ -83,7 +83,7 @@ class Fleet:
         return self.process.returncode, json.loads(lines[-1]) if lines else {}
 
     def kill(self) -> None:
-        """Kill -9 of the coordinator; asserts that no process is left on any host."""
+        """Kill the coordinator by SIGKILL. Asserts that no process is left on any host."""
         self.signal(signal.SIGKILL)
         self.process.communicate(timeout=END_S)
         self.assert_no_processes()
