@@ -39,7 +39,7 @@ def parse_period(text: str, option: str) -> tuple[str, str]:
     """Return the first and the last hour of a period, as `YYYY-MM-DDTHH`.
 
     Args:
-        text: `START:END`, or one bound that stands for all of its hours.
+        text: `START:END`, or one bound, which means all of its hours.
         option: name of the option that holds the text, for the message.
 
     Raises:

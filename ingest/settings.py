@@ -28,7 +28,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Layer:
-    """Values of one origin. `fix` is the next step that an error names; `{name}` in it stands for the setting's name."""
+    """Values of one origin. `fix` is the next step that an error names; `{name}` in it is replaced by the setting's name."""
 
     origin: str
     values: Mapping[str, Any]
@@ -107,7 +107,7 @@ def settings_of(kind: type, *, text: bool, where: str = "") -> tuple[Setting, ..
     Args:
         kind: the dataclass.
         text: whether numbers may come as text, as flags do.
-        where: how messages call the table that the dataclass stands for.
+        where: the table's name in messages.
     """
     hints, defaults = get_type_hints(kind), kind()
     return tuple(

@@ -1,6 +1,6 @@
 """Format `--help` for any terminal width. Plain text: Typer's own formatter takes twice as long to load as the command line.
 
-Words are never cut, so that what is copied works. On a narrow terminal an option's help stands below its name.
+Words are never cut, so that what is copied works. On a narrow terminal an option's help is printed below its name.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def _identifier(name: str) -> str:
 def _option(name: str) -> tuple[Any, Any, Any]:
     """Type, option and default of a setting."""
     setting = BY_NAME[name]
-    # The help of an empty default and of 0 states what it stands for.
+    # The help text states what an empty default or a default of 0 means.
     default = "" if setting.default in ("", 0) else f" [default: {setting.default}]"
     option = typer.Option(
         f"--{name}",

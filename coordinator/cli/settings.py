@@ -56,7 +56,7 @@ def _integer(name: str, default: int, least: int, help_text: str) -> Setting:
 
 
 def _path(name: str, default: str, help_text: str) -> Setting:
-    """A path; an empty default stands for none."""
+    """Return a setting whose value is a path; an empty default means no path."""
     return Setting(
         name, default, lambda value: Path(str(value)).expanduser() if str(value) else None, help_text, Path, "PATH"
     )

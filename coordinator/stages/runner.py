@@ -51,7 +51,7 @@ class StageController:
     """What a stage decides while its tasks run. A stage overrides what it needs; all is called in the server's thread."""
 
     result_types: Mapping[str, Any] = MappingProxyType({})  # kind of task → type of its result
-    upload_roots: Mapping[str, Path] = MappingProxyType({})  # folders beside the data folder that workers may write to
+    upload_roots: Mapping[str, Path] = MappingProxyType({})  # further folders that workers may write to
     download_roots: Mapping[str, Path] = MappingProxyType({})  # folders that workers may read from, too
 
     def on_start(self, scheduler: Scheduler, post: Callable[[Event | Weights], None]) -> None:

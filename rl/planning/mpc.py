@@ -53,7 +53,7 @@ class Mpc:
 def known_loads(dataset: Dataset, horizon: int) -> NDArray[np.float32]:
     """Return the true loads of every row's hours ahead, [row, horizon, 1].
 
-    A region's last hour stands for the hours beyond it.
+    The hours after a region's last hour repeat it.
     """
     out = np.empty((len(dataset.load), horizon, 1), np.float32)
     for first, last in dataset.spans:

@@ -2,8 +2,8 @@
 
     uv run scripts/dev/run_readme.py [--tests] [--folder DIR]
 
-They run in an empty folder, in a fresh clone of this repository's last commit without the files beside it. A comment before a block's
-fence in README states what the block needs beyond that:
+They run in an empty folder, in a fresh clone of this repository's last commit, without the folders next to the checkout. A comment
+before a block's fence in README states what else the block needs:
 
     <!-- run: in a separate clone -->              the block creates another kind of environment
     <!-- run: in small -->                       as written it takes hours: small settings are put into cluster.toml
@@ -132,7 +132,7 @@ def lines(block: str) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def missing_line(printed: str, expected: str) -> str:
-    """Return the first line of `expected` that `printed` lacks, in order; "" if it has all. A line `…` stands for any lines."""
+    """Return the first line of `expected` that `printed` lacks, in order; "" if it has all. A line `…` matches any lines."""
     rest = [NUMBERS.sub("N", line.strip()) for line in printed.splitlines()]
     for line in expected.splitlines():
         words = NUMBERS.sub("N", line.strip())

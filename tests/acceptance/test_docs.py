@@ -178,7 +178,7 @@ def test_readme_python_runs(tmp_path: Path) -> None:
 
 
 def test_quoted_tests_exist() -> None:
-    """A test between backticks exists; `…` at its end stands for the rest of the name."""
+    """A test between backticks exists; `…` at its end matches the rest of the name."""
     sources = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
     files = {path.name for path in (ROOT / "tests").rglob("*.py")}
     missing = []

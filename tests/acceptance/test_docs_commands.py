@@ -90,7 +90,7 @@ ELSEWHERE = {
     r"python -m scripts\.testbed .*": "scripts/dev/run_readme.py; tests/acceptance/cluster/test_bed.py::test_testbed_command_line",
     r"python3 -m venv .venv && .*": "scripts/dev/run_readme.py",
     r"uv sync": "scripts/dev/run_readme.py",
-    r"python -m scripts.evaluate.outlier_table --write": "not run: it writes these docs, from recordings beside the checkout",
+    r"python -m scripts.evaluate.outlier_table --write": "not run: it writes these docs, from recordings next to the checkout",
     r"scripts/dev/draw_run.py|python scripts/dev/generate_docs.py": "not run: it writes these docs",
     r"(--group \S+ )?(python (-m )?)?scripts[/.](bench|evaluate)[/.][a-z_]+(\.py)?( .*)?": BENCHMARK,
     r"scripts/dev/run_readme.py": "not run: minutes; parts of it are tested below",

@@ -56,7 +56,7 @@ class RankError(IngestError):
 
 
 class RankDied(RankError):
-    """The rank ended by a signal or with an exit code that no other class stands for: its own failure."""
+    """The rank ended by a signal or with an exit code that no other class covers: a failure of the rank itself."""
 
 
 class RingBroke(RankError):
@@ -286,7 +286,7 @@ def _terminate(process: subprocess.Popen[bytes]) -> None:
 
 
 def _error(code: int, asked: bool, log_path: Path) -> RankError | UsageError:
-    """Return the error that an exit code stands for, with the end of the log where it helps."""
+    """Return the error that an exit code means, with the end of the log where it helps."""
     with log_path.open("rb") as file:
         file.seek(max(0, log_path.stat().st_size - TAIL))
         tail = file.read().decode(errors="replace").rpartition("== round ")[2].partition("\n")[2].strip()

@@ -34,7 +34,7 @@ def test_hosts_are_isolated_and_faults_take_effect(bed: Bed) -> None:
         assert not reaches(one, two)
         two.thaw()
         two.repair_link()
-        until(lambda: reaches(one, two), "the link to be mended")
+        until(lambda: reaches(one, two), "the link to be restored")
     sleeper = two.popen("sleep", "600")
     until(lambda: any("sleep" in process.name() for process in two.processes()), "a process")
     two.kill()
