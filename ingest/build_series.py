@@ -134,7 +134,7 @@ def _codes(table: pa.Table, name: str) -> tuple[tuple[str, ...], Int32s]:
 
 
 def merge(pieces: Sequence[PieceRows], year: int) -> MergedGrid:
-    """Merge pieces in the order given: a later row replaces an earlier one, an equal one changes absent.
+    """Merge pieces in the order given: a later row replaces an earlier one, an equal one changes nothing.
 
     A later null replaces a value too; an hour that a later piece lacks keeps its value.
 

@@ -65,7 +65,7 @@ CLOCK = (
 WEATHER = tuple(f"{fuel}.{k}" for fuel in FUELS for k in (48, 168))
 MISSING = ("missing.24", "missing.48", "missing.issue", *(f"missing.{fuel}" for fuel in FUELS))
 FEATURES = (*ODD, *LOAD, *CLOCK, *WEATHER, *MISSING)
-CONDITION = (  # describes a day, to find similar days
+CONDITION = (  # the inputs that describe a day, to find similar days
     *(f"profile.{h}" for h in range(0, DAY, 2)),
     *(f"change.{h}" for h in range(0, DAY, 2)),
     *("weekend", "free"),

@@ -63,7 +63,7 @@ class FetchContext:
     api_key: str | None  # from the worker's environment; None is fine for the emulator
     accepted_by: set[str]  # base URLs that have accepted the key; from then on, a refusal of the key is a suspension
     pool: ThreadPoolExecutor  # for all leases of the worker: one page each, from request to stored
-    connections: threading.Semaphore  # concurrent requests; further pages are verified and stored meanwhile
+    connections: threading.Semaphore  # concurrent requests; other pages are verified and stored during them
     session: requests.Session  # from `ingest.http.make_session`
     acquire_permit: Callable[[str], None]  # blocks until one request may be sent for a bucket; may raise Cancelled
     on_throttle: Callable[[str, str, float | None], None]  # (bucket, kind, retry_after), for the rate limiter
@@ -97,7 +97,7 @@ def fetch_shard(job: FetchJob, context: FetchContext) -> ShardResult:
     return _Fetch(job, context).run()
 
 
-_min_interval = MinInterval()
+_min_interval = MinInterval()  # shared by all fetches of the process
 
 
 class _Fetch:
@@ -216,6 +216,7 @@ class _Fetch:
                 content = store.read_page(stored.path)
                 page = self.source.parse(self.job, content)
                 self._check(page, stored.offset)
+                # Otherwise a page at this offset is already kept, or the source has no page there.
                 expected = stored.offset not in self.pages and (self.source.paged or stored.offset in offsets)
             except (SourceError, VerificationError):
                 expected = False

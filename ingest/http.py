@@ -255,7 +255,10 @@ def jittered_backoff_s(attempt: int, base: float, cap: float) -> float:
 
 
 class MinInterval:
-    """Rate limit: a minimum time between two requests to one host, as some sources' terms require. Thread-safe."""
+    """Rate limit: a minimum time between two requests to one host, as the terms of some sources require.
+
+    Thread-safe: all fetches of a process share one instance.
+    """
 
     def __init__(self) -> None:
         """Start without a reservation."""

@@ -21,7 +21,7 @@ from ingest.quality import IMPUTED, MISSING, OK, REASONS
 
 Impute = Literal["linear", "week"]
 
-LONGEST_LINE = 24  # hours: "linear" fills no longer gap
+LONGEST_LINE = 24  # hours: the longest gap that "linear" fills
 WEEK = 168  # hours
 
 

@@ -28,7 +28,7 @@ from ringattn import _rank
 from ringattn._errors import LaunchError, RankFailed, RunTimeout, StartTimeout
 
 Echo = Callable[[int, str], None]
-_KEPT_LINES = 2000  # of a rank's output, for `output` and error messages
+_KEPT_LINES = 2000  # lines of each rank's output that are kept for `output` and error messages
 _GRACE = 2.0  # seconds between SIGTERM and SIGKILL
 
 

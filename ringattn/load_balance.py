@@ -17,9 +17,9 @@ from statistics import median
 
 from ringattn.layout import Layout, as_layout, weighted_zigzag
 
-MIN_GAIN = 0.10  # of the step that other shares promise: a smaller gain is noise and changes nothing
+MIN_GAIN = 0.10  # share of the step's time; a smaller predicted gain is noise and changes no shares
 WARMUP_STEPS, WINDOW_STEPS = 2, 5  # steps after a start or a change that do not count, and steps that count
-MIN_SHARE = 0.05  # of an equal share: with fewer tokens a rank's speed could not be measured
+MIN_SHARE = 0.05  # minimum, as a part of an equal share: with fewer tokens a rank's speed could not be measured
 
 
 def rebalance(weights: Sequence[float], busy: Sequence[float]) -> tuple[float, ...]:

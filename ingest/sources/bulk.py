@@ -1,10 +1,10 @@
 """EIA's key-less six-month files `EIA930_BALANCE_<year>_{Jan_Jun,Jul_Dec}.csv`: every balancing authority, no region.
 
 https://www.eia.gov/electricity/gridmonitor/about. A file covers half a year of *local* dates, so its last UTC hours
-fall on the first day of the next half; they stay in this shard's piece. Columns are found by name, because their order
-changes from year to year. The plain reported column of a variable counts, never "(Imputed)" or "(Adjusted)". Hydro is
-"Hydropower and Pumped Storage" in older files and "Hydropower Excluding Pumped Storage" in newer ones; both are WAT.
-A variable that is empty in every hour of a balancing authority counts as not reported.
+fall on the first day of the next half; they stay in this shard's piece. Columns are found by name, because the set of
+columns changes from year to year. The plain reported column of a variable counts, never "(Imputed)" or "(Adjusted)".
+Hydro is "Hydropower and Pumped Storage" in older files and "Hydropower Excluding Pumped Storage" in newer ones; both
+are WAT. A variable that is empty in every hour of a balancing authority counts as not reported.
 """
 
 from __future__ import annotations

@@ -220,7 +220,7 @@ def _empty(shape: tuple[int, ...]) -> mx.array:
 def _view(x: mx.array) -> np.ndarray:
     """Return the memory of the evaluated array, C-contiguous, with 16-bit floats as uint16."""
     if x.dtype == mx.float32 and (view := np.array(x, copy=False)).flags.c_contiguous:
-        # No MLX operation: ringattn reads traced arrays from another thread this way.
+        # This array needs no MLX operation: ringattn reads traced arrays from another thread this way.
         return view
     x = mx.contiguous(x)
     if x.dtype != mx.float32:

@@ -1,7 +1,8 @@
 """EIA API v2 requests: convert the parameters of the query string or `X-Params` to a checked `Query`, and echo them.
 
-EIA's parameters are `frequency`, `data[]`, `facets[NAME][]`, `start`, `end` (both inclusive; a date alone means its
-hour 00), `sort[i][column|direction]`, `offset`, `length`. Only UTC hours are served: `local-hourly` gets a 400.
+No I/O. EIA's parameters are `frequency`, `data[]`, `facets[NAME][]`, `start`, `end` (both inclusive; a date alone
+means its hour 00), `sort[i][column|direction]`, `offset`, `length`. Only UTC hours are served: `local-hourly` gets a
+400.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class RecordingsWorld:
         )
 
     def span(self, now: int) -> tuple[int, int]:
-        """Return the first and the last recorded hour, whatever the time."""
+        """Return the first and the last recorded hour; `now` has no effect."""
         return self._first, self._last
 
     def settled_before(self, now: int) -> int:
@@ -77,7 +77,7 @@ class RecordingsWorld:
         return self._last + 1
 
     def block(self, route: str, respondent: str, start: int, end: int, now: int) -> Block | None:
-        """Return the recorded hours from `start` to `end`, whatever the time."""
+        """Return the recorded hours from `start` to `end`; `now` has no effect."""
         block = self._blocks.get((route, respondent))
         return block.between(start, end) if block else None
 

@@ -38,8 +38,8 @@ typedef struct {
     int count;
 } ra_barrier;
 
-/* Division of n rows or columns into tiles of `step`. Where positions leap (at `leap`, zigzag's second chunk) a new tile
- * begins: a tile over both chunks would be neither all visible nor all hidden. */
+/* Division of n rows or columns into tiles of `step`. Where positions leap (at `leap`, zigzag's second chunk) a new
+ * tile begins: a tile over both chunks would be neither all visible nor all hidden. */
 typedef struct {
     int n, step, leap, before, count; /* tiles before the leap; all tiles */
 } ra_tiling;
@@ -53,7 +53,8 @@ static inline int ra_width(const ra_tiling *t, int tile) {
     return end - first < t->step ? end - first : t->step;
 }
 
-/* One call's shared state. Threads claim tasks from `next` in order; results do not depend on which thread claims which task. */
+/* One call's shared state. Threads claim tasks from `next` in order; results do not depend on which thread claims
+ * which task. */
 typedef struct {
     const ra_problem *p;
     ra_tiling q, k;
@@ -69,7 +70,7 @@ typedef struct {
 
 typedef struct ra_isa {
     const char *name;
-    const struct ra_isa *fallback;         /* NULL, or the ISA for inputs that this one, for bf16 only, does not take */
+    const struct ra_isa *fallback;          /* NULL, or the ISA for inputs that are not all bf16, which this one does not take */
     int q_rows_fwd, q_rows_bwd;             /* rows of a query tile */
     int (*k_cols_fwd)(int D);               /* columns of a key tile */
     int k_cols_bwd;

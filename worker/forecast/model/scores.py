@@ -1,6 +1,6 @@
 """Scores of point and quantile load forecasts, in plain numpy.
 
-Arrays are [hour] in MWh, quantiles [hour, level]; hours without an actual are NaN and do not count. An empty selection gives NaN.
+Users of load forecasts compare them by these scores. Arrays are [hour] in MWh, quantiles [hour, level]; hours without an actual are NaN and do not count. An empty selection gives NaN.
 Sources: Hyndman and Koehler 2006 (MASE), Gneiting and Raftery 2007 (CRPS as the integral of the pinball loss), Hong et al. 2016 (MAPE and
 pinball in load forecasting).
 """
