@@ -44,7 +44,7 @@ def run(app: typer.Typer, arguments: list[str] | None = None) -> int:
         message = f"{error.filename}: {error.strerror}. Fix this or name another path, then run the same command again."
         return print_error(message, ExitCode.FAILED, as_json=as_json)
     except Exception as error:
-        # By attribute, so that no package of errors is loaded for it: an extraction loads nothing of `rl`.
+        # The attribute is read instead of importing the error classes, so that an extraction loads nothing of `rl`.
         code = getattr(error, "exit_code", None)
         if code is None:
             raise

@@ -60,7 +60,7 @@ def _option(name: str) -> tuple[Any, Any, Any]:
 def _with_options(
     options: Sequence[tuple[str, Any, Any, Any]], argument: str, collect: Callable[[Mapping[str, Any]], Any]
 ) -> Callable[[Command], Command]:
-    """Add options (identifier, type, option, default) to a command, which gets what `collect` makes of them as `argument`."""
+    """Add options (identifier, type, option, default) to a command; `collect` converts their values to its `argument`."""
 
     def decorate(command: Command) -> Command:
         own = inspect.signature(command, eval_str=True)

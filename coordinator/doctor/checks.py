@@ -175,7 +175,7 @@ def _host_findings(facts: HostFacts, expected: Expected) -> list[Finding]:
 
 
 def versions(there: Mapping[str, str | None], here: Mapping[str, str]) -> Finding:
-    """Check that the project and mlx have the same versions everywhere, because their messages are versioned with them."""
+    """Check that the project and mlx have the same versions everywhere: coordinator and workers exchange messages, and ranks data."""
     wrong = [
         f"{name} {there.get(name) or 'is missing'} ({here[name]} here)"
         for name in here
@@ -262,7 +262,10 @@ def address(listed: str, own: Iterable[str]) -> Finding:
 
 
 def sleep(settings: Mapping[str, str] | None) -> list[Finding]:
-    """Check that a Mac does not sleep on mains power. Written from pmset's manual page; never run on a Mac."""
+    """Check that a Mac does not sleep on mains power: a host that sleeps is lost to the run.
+
+    Written from pmset's manual page; never run on a Mac.
+    """
     if settings is None:
         return []
     asleep = [f"{name} {settings[name]}" for name in SLEEP_SETTINGS if settings.get(name, "0") != "0"]

@@ -128,7 +128,7 @@ class Control:
     result: Mapping[str, Any]  # result.json; empty while it runs
     pops: Mapping[str, Mapping[str, float]]  # region → policy → PoP (share of the perfect-foresight saving)
     history: tuple[Floats, Floats]  # version, PoP on the validation year
-    curve: tuple[str, Floats, Floats]  # the learner's metric: name, version, value
+    curve: tuple[str, Floats, Floats]  # what the learner minimises or earns: name of the metric, version, value
     weeks: tuple[Week, ...]
     intro: str  # the first paragraph of report.md
     tables: Mapping[str, tuple[tuple[str, ...], ...]]  # region → rows of its metrics, the header first

@@ -74,8 +74,8 @@ log = logging.getLogger(__name__)
 
 MAX_BATCH = 2_000  # messages taken before one commit
 TICK_S = 0.2
-CONFIRM_MS = 5  # confirmations wait so long for the next results, whose commit then carries them
-LONG_JOURNAL = 100_000  # records: 10 MB. Beyond it, and more than the next number a task, the journal is compacted
+CONFIRM_MS = 5  # how long confirmations wait for the next results, to share their commit
+LONG_JOURNAL = 100_000  # records: 10 MB. A journal longer than this plus the next number per task is compacted
 LONG_FOR_ITS_TASKS = 8  # a task without failures has 4
 SHUTDOWN_S = 2.0  # for the workers to deregister at the end
 MAX_LOGGED = 20  # bad messages that are logged; further ones are only counted
@@ -366,7 +366,7 @@ class Server:
         self._wake_read.close()
 
     def status(self) -> RunStatus:
-        """Return the status of the run."""
+        """Return the status of the run. The time is O(workers), and O(tasks) only while a task is quarantined."""
         now, scheduler = time.monotonic(), self._scheduler
         departed = scheduler.totals_of_departed_workers
         return RunStatus(

@@ -23,7 +23,7 @@ from coordinator.scheduling.records import CANCELLED
 from coordinator.server.status import RunStatus
 from coordinator.stages.stage import OutputMode
 
-SILENT_S = 5.0  # without a heartbeat, after which the table says so
+SILENT_S = 5.0  # without a heartbeat, after which the table shows the worker as silent
 PLAIN_EVERY_S = 2.0  # between lines without a terminal
 QUICK_S = 1.0  # a command that ends sooner shows no progress
 REFRESH_S = 0.25

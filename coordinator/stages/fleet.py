@@ -69,7 +69,7 @@ def build_fleet(options: StageOptions, note: Callable[[str], None]) -> Fleet:
     hosts, workers, command = options.hosts, options.workers, WORKER
     bind = reachable_bind(options.bind, hosts)
     if hosts is not None:
-        # Not under this host's own name, which may be one of the hostfile's; without an entry of its own it takes no rank.
+        # Local workers do not use this host's own name, which may be in the hostfile. Without an entry here they take no rank.
         workers, command = max(1, hosts.here), (*WORKER, "--host", HERE[0], *(() if hosts.here else ("--no-ranks",)))
     remote, own_keys, key = None, None, None
     if not is_loopback(bind):
@@ -95,7 +95,7 @@ def build_fleet(options: StageOptions, note: Callable[[str], None]) -> Fleet:
 
 
 def reachable_bind(bind: str, hosts: Hosts | None) -> str:
-    """Return where to listen: on loopback no host could connect, so there this host's address towards the first of them.
+    """Return where to listen. A loopback address, where no other host can connect, is replaced by this host's towards the first host.
 
     Raises:
         UsageError: this host has no address towards it, or one that no other host reaches.

@@ -133,7 +133,7 @@ def conclude(run: Path, kind: type[R], request: str, status: str, message: str, 
         kind: type of the result.
         request: digest of what was asked for.
         status: what the training reported.
-        message: the same in words.
+        message: the reported status as a sentence.
         ended: how the server's run ended; a full disk there decides.
     """
     if ended.status == "storage":

@@ -48,7 +48,7 @@ class Stage(Protocol[Options, Summary]):
 
 @dataclass(frozen=True)
 class StageEntry:
-    """A stage by name; its module is loaded when it is used."""
+    """A stage by name. Its module is loaded when it is used, so that a wrong command line does not wait for it."""
 
     name: str
     help: str  # of its flag

@@ -118,7 +118,7 @@ class SshWorkerPool:
         ]
         path = self.log_dir / f"worker-{re.sub(r'[^A-Za-z0-9._-]', '_', host.name)}.log"
         with path.open("ab") as log:
-            offset = log.tell()  # before the start: ssh may fail, and say so, at once
+            offset = log.tell()  # read before the start, because ssh may write an error at once
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,

@@ -91,7 +91,7 @@ def variables_of(header: list[str]) -> dict[str, str]:
 
 
 class Bulk(Source):
-    """EIA's six-month files: one request per shard, no key."""
+    """EIA's six-month files: one request per shard, no key. EIA states no limit of requests for them."""
 
     url = "https://www.eia.gov"
     routes = ("BALANCE",)

@@ -2,6 +2,7 @@
 
 Every chart is 380 units wide, the width of a phone, so that its text is readable there; several fit in a row on a desktop.
 A `style` is the number of a palette colour, 0 to 5 (6 is the colour of text), and may carry the modifier `dash` or `faint`: "1 dash".
+A dash also distinguishes a curve where colours cannot be distinguished.
 """
 
 from __future__ import annotations

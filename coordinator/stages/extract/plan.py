@@ -63,7 +63,7 @@ class ExtractOptions(StageOptions):
 
 @dataclass(frozen=True)
 class ExtractionPlan:
-    """What an extraction is to bring about, and what of it was on disk before."""
+    """The shards and series that an extraction must produce, and those that were on disk before."""
 
     data_dir: Path
     shards: tuple[Shard, ...]
@@ -83,7 +83,7 @@ class ExtractionPlan:
         return FetchJob(shard, base_url, respondents=tuple(sorted(self.kept_of(shard))), bucket=bucket)
 
     def kept_of(self, shard: Shard) -> frozenset[str]:
-        """Return the respondents to keep of a bulk file, which has all; of another shard, none are chosen."""
+        """Return the respondents to keep of a bulk file, which holds all of them; empty for any other shard."""
         return _kept_of(shard, self.respondents)
 
 

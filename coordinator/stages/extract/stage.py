@@ -191,7 +191,7 @@ class ExtractStage:
 
 
 def server_time(base_url: str) -> datetime:
-    """Return the server's clock (the `Date` header). It decides which hours may still be revised.
+    """Return the server's clock (the `Date` header of any answer). It decides which hours may still be revised.
 
     Raises:
         SourceError: no answer, or one without the header.
@@ -223,7 +223,7 @@ def check_key(key: str) -> None:
 
 
 def check_reachable(base_url: str) -> None:
-    """Try a connection to the source. With a proxy in between, only the proxy's answers can tell, so there is no check.
+    """Try a connection to the source. It is skipped behind a proxy, because it would reach only the proxy.
 
     Raises:
         SourceError: nothing listens at the address.

@@ -1,4 +1,4 @@
-"""The result of a control training in its run folder, and what of the forecaster it depends on."""
+"""The result of a control training in its run folder, and the digests of the inputs that it depends on."""
 
 from __future__ import annotations
 

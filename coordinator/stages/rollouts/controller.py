@@ -288,7 +288,7 @@ class RolloutController(StageController):
             self._issue(number, worker)
 
     def _drop(self, name: str, job: PendingJob) -> None:
-        """Withdraw a second issue that nobody needs, or whose worker has gone."""
+        """Cancel a speculative copy that is no longer needed, or whose worker has gone."""
         self._post(CancelTasks((name,)))
         number = self._number_of.pop(name)
         del job.tasks[name]

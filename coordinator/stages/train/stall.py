@@ -22,9 +22,8 @@ class SupervisionTimeouts:
     fault_grace_s: float = 2.0  # for the ranks of a failed ring to end by themselves
     drain_grace_s: float = 60.0  # for the ranks of a healthy ring to write a checkpoint and end
     last_rank_s: float = 10.0  # for the other ranks to end after rank 0 is done
-    exclude_s: float = (
-        30.0  # a worker whose rank ends rounds before their first step is excluded for this long; doubles
-    )
+    # A worker whose rank ends rounds before their first step is excluded for this long; doubles.
+    exclude_s: float = 30.0
     exclude_max_s: float = 600.0
     backoff_s: float = 0.5  # after the second round without progress; doubles
     backoff_max_s: float = 10.0
