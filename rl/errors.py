@@ -10,7 +10,7 @@ from __future__ import annotations
 
 
 class ControlError(Exception):
-    """Base class. The message names the subject and the rule. `exit_code`: of a program that ends by it."""
+    """Base class. The message names the subject and the rule. `exit_code`: exit code of a program that this exception ends."""
 
     exit_code = 1
 

@@ -53,7 +53,7 @@ class Settings:
 
 
 class _Hour(NamedTuple):
-    """What the backward pass needs of an hour; arrays [store, N] or [N] unless said."""
+    """What the backward pass needs of an hour; arrays [store, N] or [N] unless stated."""
 
     hidden: tuple[NDArray[np.float32], ...]  # [width, N] of each hidden layer
     action: NDArray[np.float32]  # [action, N] before the projection

@@ -154,7 +154,8 @@ class Agent:
         for message, frames in self._connection.received():
             self._last_contact = time.monotonic()
             self._handle(message, frames)
-        if self._unlisted:  # a heartbeat lists them before they start: a lease that kills this process is known by it
+        if self._unlisted:
+            # A heartbeat lists them before they start, so the coordinator knows which one killed this process.
             self._heartbeat()
             for lease in self._unlisted:
                 self._executor.start(lease)
@@ -275,7 +276,7 @@ def run_agent(config: WorkerConfig, *, stop_with_parent: bool = False) -> int:
 
     Args:
         config: Configuration of the worker.
-        stop_with_parent: TerminateLease with the process that started this one.
+        stop_with_parent: End with the process that started this one.
 
     Returns:
         Exit code: 0 stopped by the coordinator, 1 refused, 75 no coordinator answered, 130 interrupted.

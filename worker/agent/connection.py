@@ -53,12 +53,12 @@ class Connection:
         self._connect()
 
     def reopen(self) -> None:
-        """Drop the socket and what it has queued, and connect again."""
+        """Drop the socket and its queued messages, and connect again."""
         self._socket.close(linger=0)
         self._connect()
 
     def close(self) -> None:
-        """Close the socket; what is queued has 500 ms to leave."""
+        """Close the socket; queued messages have 500 ms to leave."""
         self._socket.close()
         self._context.term()
 

@@ -1,4 +1,4 @@
-"""Run leases in threads, and lend them what all leases of a worker share: connections, permits, policies, counters."""
+"""Run leases in threads that share the resources of a worker: connections, permits, policies, counters."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def failure_of(error: Exception, worker: str, lease: Lease, secret: str | None) 
     message = str(error) or name
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         name, blame = FailureKind.STORAGE, False
-        message = f"{error}. Free some disk space, then run the same command again to resume."
+        message = f"{error}. Free some disk space or make the disk writable, then run the same command again to resume."
     elif not isinstance(error, IngestError):
         name = FailureKind.CRASH
         message = "".join(traceback.format_exception(error))

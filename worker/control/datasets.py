@@ -72,7 +72,8 @@ class DatasetResult(msgspec.Struct, frozen=True):
         peaks: Reference peak of each respondent, in MW.
         renewable: Respondents whose wind and solar were subtracted.
         known: Forecast that the policy sees, in words.
-        origins: Of the series: "synthetic", or a server.
+        origins: Of the series: "synthetic", or a server. Every report states them, so that synthetic series never pass for
+            measured ones.
     """
 
     tables: dict[str, str]

@@ -315,6 +315,9 @@ def _loss(model: Forecaster, local: LocalBatch, key: mx.array) -> mx.array:
 
 
 def _learning_rate(config: TrainConfig, step: int) -> float:
-    """Return the learning rate of a step: linear warm-up, then cosine decay to zero (Loshchilov and Hutter 2017)."""
+    """Return the learning rate of a step: linear warm-up, then cosine decay to zero at the last step.
+
+    Cosine decay: Loshchilov and Hutter 2017.
+    """
     warm = min(1.0, step / max(1, config.warmup))
     return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))

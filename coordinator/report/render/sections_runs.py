@@ -182,5 +182,5 @@ def _week(week: Week) -> Figure:
     name = f"{week.region}, {week.start}"
     above = plot(f"Net load of {name}", axis, Axis("net load, GW"), lines)
     below = plot(f"Power of the stores of {name}", axis, Axis("stores into the grid, GW"), stores)
-    caption = "Net load without control, and minus the output of the stores. Below 0 a store charges."
+    caption = "The week with the highest load. Net load without control, and minus the output of the stores. Below 0 a store charges."
     return Figure(name, above + below, caption, [line.key for line in lines + stores])
