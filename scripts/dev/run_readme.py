@@ -9,7 +9,7 @@ before a block's fence in README states what else the block needs:
     <!-- run: in small -->                       as written it takes hours: small settings are put into cluster.toml
     <!-- run: in small, on the test bed -->      on hosts in network namespaces, whose names are put into the hostfile (root, Linux)
     <!-- skip: why -->                           the block is not run, with the reason
-    <!-- output: COMMAND -->                     the lines that the command printed which ends in this; times and rates may differ
+    <!-- output: COMMAND -->                     expected lines of the command that ends with COMMAND; times and rates may differ
 
 The test suite (pytest) takes minutes and runs with `--tests` only. The summary goes to stdout, the output of the commands to the folder's
 `log/`. The exit code is 1 if a command failed or printed something else.
