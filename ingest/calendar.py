@@ -52,7 +52,7 @@ def zone_of(respondent: str) -> str:
     """Return the IANA zone of a respondent.
 
     Raises:
-        UsageError: EIA's tables name none.
+        UsageError: EIA's tables name no time zone for the respondent.
     """
     if respondent not in ZONES:
         raise UsageError(f"the time zone of {respondent} is unknown; choose one of {', '.join(sorted(ZONES))}")

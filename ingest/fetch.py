@@ -156,7 +156,9 @@ class _Fetch:
         columns, owner = merge([held.page.columns for held in self._ordered()])
         if owners := duplicate_owners(columns, owner):
             offsets = [self._ordered()[part].entry.offset for part in owners]
-            raise _InconsistentPages("repeated", f"pages at {offsets} share an hour of one variable", offsets)
+            raise _InconsistentPages(
+                "repeated", f"the pages at offsets {offsets} hold the same hour of the same variable", offsets
+            )
         if self.source.paged and len(columns) != total:
             raise _InconsistentPages("rows", f"{len(columns)} rows, but the source reports {total}", self.pages)
         gaps = find_gaps(columns, self.source.spans(self.job, columns))
@@ -336,7 +338,7 @@ class _Fetch:
             self._count(throttle.kind)
             self.context.on_throttle(self.job.bucket, throttle.kind, throttle.retry_after)
             if time.monotonic() > give_up:
-                raise SourceError(f"{throttle}, for {THROTTLE_LIMIT_S:.0f} s", "throttle")
+                raise SourceError(f"{throttle}, for more than {THROTTLE_LIMIT_S:.0f} s", "throttle")
             self._pause(throttle.retry_after or jittered_backoff_s(attempt, *THROTTLE_S))
 
     def _request(self, offset: int) -> HttpResponse:

@@ -112,7 +112,7 @@ def read_page(path: Path) -> bytes:
 
 
 def set_aside(path: Path) -> None:
-    """Take a page out of use but keep it, as `<name>.stale`."""
+    """Rename a page to `<name>.stale`: it is kept on disk but no longer read."""
     with storage_errors(path):
         if path.exists():
             path.replace(path.with_name(f"{path.name}.stale"))

@@ -46,7 +46,7 @@ class Layout:
         if self.weights is None:
             return
         if self.kind != "zigzag":
-            raise LayoutError(f"weights go with the zigzag layout only, not with {self.kind!r}; drop them")
+            raise LayoutError(f"weights are for the zigzag layout only, not for {self.kind!r}; drop them")
         if not self.weights or not all(math.isfinite(w) and w > 0 for w in self.weights):
             raise LayoutError(f"weights {self.weights} must be finite and above 0, one a rank")
 

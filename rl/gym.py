@@ -27,7 +27,7 @@ Info = dict[str, Any]
 
 
 class GridControl(gymnasium.Env[Any, Any]):
-    """One episode at a time."""
+    """The environment as a `gymnasium.Env`: one episode at a time."""
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - gymnasium's own attribute
 
@@ -117,7 +117,7 @@ def synthetic_dataset() -> Dataset:
 def _starts(env: VectorGridEnv) -> NDArray[np.int64]:
     starts = env.dataset.starts(env.hours)
     if not len(starts):
-        raise DataError(f"the dataset has no {env.hours} hours in a row that were all measured")
+        raise DataError(f"the dataset has no {env.hours} consecutive measured hours")
     return starts
 
 

@@ -126,13 +126,13 @@ def speeds(plain: Mapping[str, Any], rank: Mapping[str, Any]) -> list[Finding]:
 def kernels(facts: Mapping[str, Any]) -> list[Finding]:
     """Check the attention kernels: which one is used, and why each of the others cannot be."""
     if facts["kernel_refusal"]:
-        return [problem("kernels", "none can be used", facts["kernel_refusal"])]
+        return [problem("kernels", "no attention kernel can be used on this host", facts["kernel_refusal"])]
     missing = {name: why for name, why in facts["kernels"].items() if why is not None}
     usable = ", ".join(name for name in facts["kernels"] if name not in missing)
     isa = f" ({facts['isa']})" if facts["kernel"] == "native" and facts["isa"] else ""
     seen = f"{facts['kernel']}{isa} is used; usable: {usable}"
     if facts["device"] == "cpu" and "native" in missing:
-        return [problem("kernels", f"{seen}; native can't be", missing["native"])]
+        return [problem("kernels", f"{seen}; native can't be used", missing["native"])]
     return [ok("kernels", seen)]
 
 

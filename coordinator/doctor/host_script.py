@@ -118,7 +118,7 @@ def open_keys(folder):
 
 
 def holder(data):
-    """Return who holds the data folder.
+    """Return which process holds the data folder.
 
     Returns:
         [pid, command] of a running process; [0, endpoint] that a killed coordinator left; None when it is free.

@@ -102,7 +102,7 @@ class Scheduler:
 
     @property
     def halt_reason(self) -> str:
-        """Why no more leases are issued: "stopped", or the reason of the `Drain`; "": they are."""
+        """Why no more leases are issued: "stopped", or the reason of the `Drain`; "" while leases are issued."""
         return "stopped" if self._aborted else self._drain.reason if self._drain is not None else ""
 
     @property

@@ -90,7 +90,7 @@ class TaskStore:
 
     def _apply_snapshot(self, was: Task) -> None:
         if was.order != self._journaled:
-            raise ValueError(f"{was.spec.id} was number {was.order}, but {self._journaled} tasks are known")
+            raise ValueError(f"{was.spec.id} was number {was.order}, but {self._journaled} tasks are in the journal")
         self._journaled += 1
         task = self.tasks[was.spec.id] = msgspec.structs.replace(was)
         for name in task.spec.depends_on:

@@ -73,7 +73,7 @@ class AuthenticatedRouter:
 
     @property
     def refused(self) -> int:
-        """Number of refused connections, and of messages whose sender was not who they claimed."""
+        """Number of refused connections, and of messages that claimed another sender than their key's."""
         return self._proxy.rejections.count if self._keyed else 0
 
     def receive(self) -> tuple[bytes, PeerIdentity, list[bytes]]:

@@ -65,8 +65,8 @@ def run_view(status: RunStatus, already_done: int) -> RunView:
     Rows and requests are those that workers of this run verified and sent; the ETA extrapolates from tasks.
 
     Args:
-        status: of the server.
-        already_done: tasks that an earlier run had done.
+        status: The server's status.
+        already_done: Number of tasks that an earlier run had completed.
     """
     elapsed_s, tasks = status.elapsed_s, status.tasks
     total = sum(tasks.values()) - tasks[CANCELLED]

@@ -45,7 +45,7 @@ class CompletionRecord(msgspec.Struct, frozen=True):
 
 
 def read_config(path: Path | None, setting: str, program: str) -> bytes:
-    """Return the content of a training's configuration file; empty: the program's defaults.
+    """Return the content of a training's configuration file; empty if it uses the program's defaults.
 
     Args:
         path: the file, if one was given.
@@ -106,7 +106,7 @@ def mark_complete(run: Path, kind: type[R], request: str) -> R:
 
 
 def completed_result(run: Path, kind: type[R], request: str) -> R | None:
-    """Return the result that answers this request and is still whole; None: there is work to do."""
+    """Return the verified result of this request, or None if the training must run."""
     try:
         record = msgspec.json.decode((run / COMPLETION).read_bytes(), type=CompletionRecord)
         if record == CompletionRecord(request, file_sha256(run / RESULT)):
@@ -131,7 +131,7 @@ def conclude(run: Path, kind: type[R], request: str, status: str, message: str, 
     Args:
         run: the run folder.
         kind: type of the result.
-        request: digest of what was asked for.
+        request: digest of the requested training.
         status: what the training reported.
         message: the reported status as a sentence.
         ended: how the server's run ended; a full disk there decides.

@@ -108,7 +108,7 @@ def per_host(value: Any) -> dict[str, str]:
     items = [item.strip() for item in str(value).split(",") if item.strip()]
     pairs = [item.rpartition("=") for item in items]
     if len({name for name, _, _ in pairs}) < len(pairs):
-        raise ValueError("a host has two values")
+        raise ValueError("a host is listed twice; give each host one value")
     return {name: text for name, _, text in pairs}
 
 

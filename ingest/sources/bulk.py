@@ -106,7 +106,7 @@ class Bulk(Source):
         """Refuse regions.
 
         Raises:
-            UsageError: a region.
+            UsageError: the respondent is a region; the files have balancing authorities only.
         """
         if regions := [code for code in codes if RESPONDENTS[code].kind == REGION]:
             raise UsageError(

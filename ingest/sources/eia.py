@@ -158,7 +158,7 @@ def _page(job: FetchJob, plain: bytes) -> Page:
         return Page(EMPTY, 0, total, body.version)
     # Names that differ only in case are equal: EIA has sent both.
     if strangers := sorted({name for name in {row.respondent for row in rows} if name.upper() != shard.respondent}):
-        raise SourceError(f"rows of {', '.join(strangers[:3])} were not requested", "foreign")
+        raise SourceError(f"the response has rows of {', '.join(strangers[:3])}, which were not requested", "foreign")
     raw_codes = [row.code for row in rows]
     spelt = {code: variable_of(shard.route, code.upper()) for code in set(raw_codes)}
     variables = sorted(set(spelt.values()))

@@ -50,7 +50,7 @@ class Oasis(Source):
         """Refuse every respondent but CISO.
 
         Raises:
-            UsageError: another respondent.
+            UsageError: the respondent is not CISO.
         """
         if others := [code for code in codes if code != "CISO"]:
             raise UsageError(f"OASIS serves CISO only, not {', '.join(others)}; use --respondents CISO")

@@ -97,16 +97,18 @@ def check(q: mx.array, k: mx.array, v: mx.array, block: Block) -> None:
     batch, q_heads, q_len, dim = q.shape
     kv_heads, k_len = k.shape[1:3]
     if k.shape[0] != batch or k.shape[3] != dim:
-        raise ShapeError(f"q, k and v share B and D: got {q.shape}, {k.shape}")
+        raise ShapeError(f"q, k and v must have equal B and D: got {q.shape}, {k.shape}")
     if kv_heads == 0 or q_heads % kv_heads:
-        raise ShapeError(f"query heads are a multiple of kv heads: got {q_heads} and {kv_heads}")
+        raise ShapeError(
+            f"the number of query heads must be a multiple of the number of kv heads: got {q_heads} and {kv_heads}"
+        )
     for x in (q, k, v):
         if x.dtype not in FLOAT_DTYPES:
-            raise DTypeError(f"q, k and v are float32, bfloat16 or float16: got {x.dtype}")
+            raise DTypeError(f"q, k and v must be float32, bfloat16 or float16: got {x.dtype}")
     if block.window is not None and block.window < 1:
-        raise ShapeError(f"window is at least 1: got {block.window}")
+        raise ShapeError(f"window must be at least 1: got {block.window}")
     if (block.q_seg is None) != (block.k_seg is None):
-        raise ShapeError("q_seg and k_seg come together: only one was given")
+        raise ShapeError("q_seg and k_seg must be given together: only one was given")
     for what, ids, length, may_batch in (
         ("q_pos", block.q_pos, q_len, False),
         ("k_pos", block.k_pos, k_len, False),
@@ -117,7 +119,7 @@ def check(q: mx.array, k: mx.array, v: mx.array, block: Block) -> None:
             continue
         shapes = [(length,), (batch, length)] if may_batch else [(length,)]
         if ids.dtype != np.int32 or ids.shape not in shapes:
-            raise ShapeError(f"{what} is int32 of shape {shapes}: got {ids.dtype} {ids.shape}")
+            raise ShapeError(f"{what} must be int32 of shape {shapes}: got {ids.dtype} {ids.shape}")
 
 
 def visible(block: Block, q_at: slice = slice(None), k_at: slice = slice(None)) -> np.ndarray:

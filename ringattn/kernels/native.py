@@ -110,7 +110,7 @@ def default_threads() -> int:
     if wanted:
         if not wanted.isdecimal() or int(wanted) < 1:
             raise KernelError(
-                f"RINGATTN_THREADS is a number of threads, at least 1: got {wanted!r}; unset it or correct it"
+                f"RINGATTN_THREADS must be a number of threads, at least 1: got {wanted!r}; unset it or correct it"
             )
         return int(wanted)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -164,10 +164,10 @@ class NativeKernel:
         """
         check(q, k, v, block)
         if do.shape != q.shape or do.dtype not in _DTYPE_CODES:
-            raise ShapeError(f"do has q's shape and a float dtype: got {do.shape} {do.dtype}, q is {q.shape}")
+            raise ShapeError(f"do must have q's shape and a float dtype: got {do.shape} {do.dtype}, q is {q.shape}")
         for what, x in (("lse", lse), ("delta", delta)):
             if x.shape != q.shape[:3] or x.dtype != mx.float32:
-                raise ShapeError(f"{what} is float32 {q.shape[:3]}: got {x.dtype} {x.shape}")
+                raise ShapeError(f"{what} must be float32 {q.shape[:3]}: got {x.dtype} {x.shape}")
         dq, dk, dv = _empty(q.shape), _empty(k.shape), _empty(v.shape)
         self._call("ringattn_backward", q, k, v, block, scale, dout=do, lse=lse, delta=delta, dq=dq, dk=dk, dv=dv)
         return dq, dk, dv

@@ -106,7 +106,7 @@ class JobRunner:
         rng = np.random.default_rng(job.seed)
         starts = self.starts(job.dataset, job.hours)
         if not len(starts):
-            raise DataError(f"dataset {job.dataset[:16]}: no {job.hours} hours in a row were measured")
+            raise DataError(f"dataset {job.dataset[:16]}: it has no {job.hours} consecutive measured hours")
         return rng.choice(starts, job.episodes), rng
 
     def _rollout(self, job: Rollout) -> Arrays:

@@ -94,7 +94,9 @@ def corrected(region: Region, point: Forecast, fit_end: str) -> Forecast:
 
             fit = near[used[near, ahead]]
             if not len(fit):
-                raise DataError(f"{region.name}: no error of horizon {ahead} at {hour} o'clock before {fit_end}")
+                raise DataError(
+                    f"{region.name}: no forecast error of horizon {ahead} at {hour}:00 is known before {fit_end}"
+                )
             x = regressors(fit)
             products = x.T @ x
             share = np.linalg.solve(products + np.diag(RIDGE * np.diag(products) + 1e-9), x.T @ error[fit, ahead])
@@ -119,7 +121,9 @@ def with_quantiles(region: Region, point: Forecast, fit_end: str, levels: tuple[
         for ahead in range(point.shape[1]):
             seen = error[rows, ahead][used[rows, ahead]]
             if not len(seen):
-                raise DataError(f"{region.name}: no error of horizon {ahead} at {hour} o'clock before {fit_end}")
+                raise DataError(
+                    f"{region.name}: no forecast error of horizon {ahead} at {hour}:00 is known before {fit_end}"
+                )
             out[rows, ahead] = point[rows, ahead] + np.quantile(seen, levels)
     return out
 

@@ -129,7 +129,9 @@ class Grid:
                     " $/MWh, or burning energy pays and the linear program is no longer the environment's optimum"
                 )
         if self.shed_power < 0 or any(s.power <= 0 or s.hours <= 0 or not 0 <= s.rest <= 1 for s in self.stores):
-            raise GridError("powers and hours must be positive, and rest a share")
+            raise GridError(
+                "power and hours of a store must be positive, its rest between 0 and 1, and shed_power 0 or more"
+            )
 
     def each(self, name: str) -> Array:
         """Return the attribute `name` of every store, [store]."""

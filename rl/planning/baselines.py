@@ -87,7 +87,7 @@ class PeakShaving:
 
 
 def peak_shaving(dataset: Dataset, high: float, low: float, gain: float) -> PeakShaving:
-    """Set the marks at the quantiles `high` and `low` of the 24 hours before each row."""
+    """Return the policy whose thresholds are the quantiles `high` and `low` of the load of the 24 hours before each row."""
     marks = np.empty((2, len(dataset.load)))
     for first, last in dataset.spans:
         past = np.concatenate([np.full(DAY, dataset.previous_load[first]), dataset.load[first : last - 1]])

@@ -37,7 +37,9 @@ class Mpc:
         self.grid, self.forecast = grid, forecast
         self.weights = weights or (1 / count,) * count
         if len(self.weights) != count or abs(sum(self.weights) - 1) > 1e-9:
-            raise DataError(f"{len(self.weights)} weights for {count} scenarios: one each, with sum 1")
+            raise DataError(
+                f"{len(self.weights)} weights for {count} scenarios: give each scenario one weight, with sum 1"
+            )
 
     def __call__(self, env: VectorGridEnv) -> Array:
         """Plan for every episode and return the actions [action, N] of the coming hour."""

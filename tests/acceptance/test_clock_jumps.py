@@ -99,7 +99,7 @@ def test_clock_jumps_leave_the_same_series(tmp_path: Path, clocks: Clocks, undis
         for record in Journal(tmp_path / "data" / "journal.sqlite").load()
         if isinstance(record, Released | Failed)
     ]
-    assert not lost, "a lease was taken back, or failed"
+    assert not lost, "a lease was cancelled, or failed"
     assert series_digest(tmp_path / "data") == undisturbed
 
 

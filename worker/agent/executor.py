@@ -45,7 +45,7 @@ Post = Callable[[Message, Iterable[bytes]], None]  # queues a message and raw fr
 
 
 class LeaseExecutor:
-    """Run each lease to its Result or Failure in a thread of its own.
+    """Run each lease to its Result or Failure in a separate thread.
 
     Args:
         worker: Name of the worker.

@@ -191,7 +191,7 @@ def _forecast_medians(spec: DatasetSpec, data_dir: Path, cancelled: threading.Ev
 
 
 def _forecast_table(path: Path, data_dir: Path, run: Path, cancelled: threading.Event) -> None:
-    """Write a table of forecasts in a process of its own, whose BLAS and threads are a rank's.
+    """Write a table of forecasts in a separate process, which has the BLAS and thread settings of a rank.
 
     The process writes atomically: that of a worker that was killed may still run and write the same table.
 

@@ -342,7 +342,7 @@ class ControlTraining:
     # -- state on disk --------------------------------------------------------------------------------------------------
 
     def _state(self) -> tuple[dict[str, Any], Arrays]:
-        """Return metadata and arrays of the newest state of this request; empty: there is none."""
+        """Return metadata and arrays of the newest state of this request; both are empty if there is none."""
         path = self.run / STATE
         if not path.exists():
             return {}, {}

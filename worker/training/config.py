@@ -70,7 +70,7 @@ RESUMABLE = ("steps", "patience", "checkpoint_every", "timeout", "heartbeat", "d
 
 
 def parse(argv: Sequence[str]) -> TrainConfig:
-    """Parse flags, over the settings of the file, over the defaults. `--help` exits.
+    """Parse the settings: flags override the file, and the file overrides the defaults. `--help` exits.
 
     An unknown key and a value that does not parse are a UsageError.
     """
@@ -120,7 +120,7 @@ def periods(config: TrainConfig, years: Sequence[int]) -> tuple[Period, Period]:
     named = bool(config.train), bool(config.validate)
     if named != (True, True) and len(years) < 3:
         raise UsageError(
-            f"the series cover {len(years)} year(s); training, validation and test want one each: extract more years, "
+            f"the series cover {len(years)} year(s); training, validation and test need one each: extract more years, "
             "or name --train and --validate"
         )
     train = Period.parse(config.train or f"{years[0]}:{years[-3]}", "train")

@@ -113,7 +113,7 @@ class RankRunner:
 
         Returns:
             Rank, round, and the files of the finished run where this host has its own file system. A rank that does not
-            end well raises RankError, UsageError or HostFull; Cancelled means that the lease was taken back.
+            end well raises RankError, UsageError or HostFull; Cancelled means that the lease was cancelled.
         """
         rank = msgspec.convert(job, RankSpec)
         if context.transfer is None:
@@ -142,7 +142,7 @@ class RankRunner:
             if uploader is not None:
                 uploader.finish()
             if beats.malformed:
-                log.warning("%d lines of %s are no heartbeats", beats.malformed, heartbeat)
+                log.warning("%d lines of %s are not valid heartbeats", beats.malformed, heartbeat)
         finally:
             heartbeat.unlink(missing_ok=True)
         if code == 0:
@@ -223,7 +223,7 @@ def _watch(
         Whether it was asked to end.
 
     Raises:
-        Cancelled: if the lease was taken back.
+        Cancelled: if the lease was cancelled.
     """
     status = psutil.Process(process.pid)
     asked = stopped = False
@@ -261,7 +261,7 @@ def _watch(
             _terminate(process)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(CANCEL_GRACE_S)
-            raise Cancelled("the lease was taken back")
+            raise Cancelled("the lease was cancelled")
     if beats.poll() or reported[0] != beats.count:
         _report(beats, beats.checkpoint_step if uploader is None else uploader.saved, False, context)
     return asked

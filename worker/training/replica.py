@@ -100,7 +100,7 @@ class CheckpointUploader:
         self._thread.start()
 
     def notify(self) -> None:
-        """Tell the thread that there is a new checkpoint."""
+        """Notify the thread of a new checkpoint."""
         self._notified.set()
 
     def finish(self) -> None:

@@ -107,7 +107,7 @@ class ExtractStage:
     """Implements `Stage` for extractions."""
 
     def options_from(self, settings: Mapping[str, Any]) -> ExtractOptions:
-        """Return the options of resolved settings. UsageError: see `ExtractOptions.from_settings`."""
+        """Return the options of resolved settings. See `ExtractOptions.from_settings` for its errors."""
         return ExtractOptions.from_settings(settings)
 
     def dry_run(self, options: ExtractOptions, after: str) -> ExtractDryRun:
@@ -160,7 +160,7 @@ class ExtractStage:
         return _summary(options, controller, result, totals, seconds)
 
     def describe(self, summary: ExtractSummary) -> str:
-        """Return a summary as text: what is verified, what is missing by name, what this run did."""
+        """Return a summary as text: the verified data, the missing data by name, and the work of this run."""
         label = ", ".join(summary.origins) or "no data"
         lines = [
             f"{summary.proved} of {summary.shards} shards verified, {summary.series} series, in {summary.data} ({label})",

@@ -30,7 +30,7 @@ class ControlResult(msgspec.Struct, frozen=True):
 
 
 def forecaster_digest(run: Path) -> str:
-    """Return the sha256 of the weights of a forecaster whose training is complete; "": there is none."""
+    """Return the sha256 of the weights of a forecaster whose training is complete, or ""."""
     try:
         return run_folder.read_result(run, TrainingResult).sha256
     except VerificationError:

@@ -42,7 +42,7 @@ class RolloutOptions(StageOptions):
         return self.data_dir / "control"
 
     def read_config(self) -> bytes:
-        """Return the content of the configuration file; empty: the defaults."""
+        """Return the content of the configuration file; empty if the training uses the defaults."""
         return b"" if self.config is None else self.config.read_bytes()
 
     @classmethod
@@ -96,7 +96,7 @@ class RolloutStage:
     learner: tuple[str, ...] = COMMAND
 
     def options_from(self, settings: Mapping[str, Any]) -> RolloutOptions:
-        """Return the options of resolved settings. UsageError: see `RolloutOptions.from_settings`."""
+        """Return the options of resolved settings. See `RolloutOptions.from_settings` for its errors."""
         return RolloutOptions.from_settings(settings)
 
     def dry_run(self, options: RolloutOptions, after: str) -> RolloutDryRun:

@@ -59,7 +59,7 @@ class MetricsFollower:
             self.best_skill = skill if self.best_skill is None else max(self.best_skill, skill)
 
     def numbers(self, name: str) -> list[float]:
-        """Return the newest value of a figure that is a list of numbers; empty: it is none."""
+        """Return the newest value of a figure that is a list of numbers; empty if it has another type."""
         value = self.newest.get(name)
         whole = isinstance(value, list) and all(isinstance(x, int | float) for x in value)
         return [float(x) for x in value] if isinstance(value, list) and whole else []

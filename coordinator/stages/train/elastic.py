@@ -82,12 +82,12 @@ class ElasticRing:
 
     @property
     def restarts(self) -> int:
-        """The number of rounds that ended by a fault."""
+        """The number of rounds that ended with a fault."""
         return sum(past.why == "fault" for past in self.history)
 
     @property
     def step(self) -> int:
-        """The furthest step of this round; -1: none yet."""
+        """The furthest step of this round; -1 before the first."""
         return max((rank.step for rank in self.ranks), default=-1)
 
     def decide(

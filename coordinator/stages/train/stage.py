@@ -65,7 +65,7 @@ class TrainStage:
     timeouts: SupervisionTimeouts | None = None
 
     def options_from(self, settings: Mapping[str, Any]) -> TrainOptions:
-        """Return the options of resolved settings. UsageError: see `TrainOptions.from_settings`."""
+        """Return the options of resolved settings. See `TrainOptions.from_settings` for its errors."""
         return TrainOptions.from_settings(settings)
 
     def dry_run(self, options: TrainOptions, after: str) -> TrainDryRun:

@@ -30,7 +30,7 @@ class Block:
         return Block(self.first + low, self.codes, self.values[low:high], self.state[low:high])
 
     def series(self, code: str) -> dict[int, int]:
-        """Return hour → MWh of one code, where the block has a value; empty where it lacks the code."""
+        """Return the values of one code as {hour: MWh}, without hours that have none; empty if the block lacks the code."""
         if code not in self.codes:
             return {}
         column = self.codes.index(code)

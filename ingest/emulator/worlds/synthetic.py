@@ -74,7 +74,7 @@ class SyntheticWorld:
         self._draws = lru_cache(maxsize=None)(self._revision_draws)
 
     def respondents(self, route: str) -> tuple[str, ...]:
-        """Return every authority and region, sorted: the same on each route."""
+        """Return every authority and region, sorted. All routes have the same respondents."""
         return tuple(sorted((*AUTHORITIES, *REGIONS)))
 
     def codes(self, route: str) -> tuple[str, ...]:

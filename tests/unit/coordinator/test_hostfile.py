@@ -57,11 +57,11 @@ def test_invalid_hostfile_names_the_entry(tmp_path: Path, content: Any, words: s
         read_hosts(write_hostfile(tmp_path, content), {}, {})
 
 
-def test_per_host_settings(tmp_path: Path) -> None:
+def test_per_host_settings_are_parsed(tmp_path: Path) -> None:
     assert per_host("/py") == {"": "/py"}
     assert per_host("a=/x, /py") == {"a": "/x", "": "/py"} and per_host("") == {}
     assert per_host({"a": "/x"}) == {"a": "/x"}
-    with pytest.raises(ValueError, match="two values"):
+    with pytest.raises(ValueError, match="listed twice"):
         per_host("/x,/y")
     with pytest.raises(UsageError, match="names 'b', but"):
         read_hosts(write_hostfile(tmp_path, [{"ssh": "a"}]), {"b": "/x"}, {})

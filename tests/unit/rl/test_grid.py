@@ -53,7 +53,7 @@ def test_store_that_profits_from_burning_energy_is_refused() -> None:
         ({"shed_power": -0.1}, "positive"),
         ({"stores": (replace(SHIFTABLE, charge_efficiency=1.2),)}, "efficiency"),
         ({"stores": (replace(SHIFTABLE, hours=0.0),)}, "positive"),
-        ({"stores": (replace(SHIFTABLE, rest=1.5),)}, "share"),
+        ({"stores": (replace(SHIFTABLE, rest=1.5),)}, "between 0 and 1"),
     ],
 )
 def test_parameters_against_a_rule_are_refused(change: dict, words: str) -> None:
