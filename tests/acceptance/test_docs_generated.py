@@ -45,7 +45,7 @@ WRITERS: tuple[tuple[ModuleType, Callable[[], object]], ...] = (
 
 
 @pytest.mark.parametrize(("module", "write"), WRITERS, ids=lambda x: getattr(x, "__name__", "").rpartition(".")[2])
-def test_section_is_that_of_the_lines(
+def test_generated_sections_are_current(
     module: ModuleType, write: Callable[[], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page: Path = module.DOCS

@@ -144,7 +144,7 @@ def test_folder_without_series_names_the_command(tmp_path: Path, played: Callabl
 
 
 @pytest.mark.long
-def test_worker_that_turns_wrong_is_excluded_in_the_stated_number(
+def test_faulty_worker_is_excluded_within_the_stated_number(
     played: Callable[..., ControlRun],
 ) -> None:
     # Two workers share 360 rollouts; the liar's part is above 4 + 2 · EVERY - 1.

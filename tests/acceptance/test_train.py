@@ -51,7 +51,7 @@ def trained() -> Iterator[list[Trained]]:
         one.kill_all()
 
 
-def test_extract_and_train_in_one_command_then_nothing_left(tmp_path: Path, trained: list[Trained]) -> None:
+def test_one_command_extracts_and_trains_once(tmp_path: Path, trained: list[Trained]) -> None:
     config = {"steps": 20, "validate_every": 10, "checkpoint_every": 5}
     training = Trained(tmp_path, "--extract", "--train", *PLAN, **config)
     trained.append(training)

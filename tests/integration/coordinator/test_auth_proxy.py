@@ -151,7 +151,7 @@ def test_revoked_worker_is_disconnected_and_its_leases_released(keyed: Keyed, ca
     serves(keyed)
 
 
-def test_key_speaks_for_its_own_workers_only(keyed: Keyed, caplog: pytest.LogCaptureFixture) -> None:
+def test_key_authenticates_its_own_workers_only(keyed: Keyed, caplog: pytest.LogCaptureFixture) -> None:
     other = auth.load_worker(key_store.add_worker(keyed.keys, "other"))
     victim = keyed.peer("victim", keyed.worker_key)
     victim.register()
@@ -170,7 +170,7 @@ def test_key_speaks_for_its_own_workers_only(keyed: Keyed, caplog: pytest.LogCap
     assert keyed.end().status == "done"
 
 
-def test_only_the_coordinators_key_may_ask_for_the_status(keyed: Keyed, caplog: pytest.LogCaptureFixture) -> None:
+def test_status_with_keys_requires_the_coordinators_key(keyed: Keyed, caplog: pytest.LogCaptureFixture) -> None:
     stranger = keyed.peer("looker", keyed.worker_key)
     stranger.send(StatusRequest())
     until(lambda: refused(caplog, "may not ask"), "the refusal")
@@ -208,7 +208,7 @@ def test_taken_port_is_reported_with_the_next_command(tmp_path: Path) -> None:
             AuthProxy(bind, "tcp://127.0.0.1:1")
 
 
-def test_key_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_key_commands_create_list_and_revoke(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def keys(*words: str) -> tuple[int, str]:
         code = run(app, ["keys", *words, "--keys", str(tmp_path / "keys")])
         return code, "".join(capsys.readouterr())

@@ -96,7 +96,7 @@ def test_busy_port_is_named() -> None:
     assert local.ports(f"tcp://127.0.0.1:{port}")[0].state == "ok"
 
 
-def test_key_files(tmp_path: Path) -> None:
+def test_missing_and_readable_key_files_are_reported(tmp_path: Path) -> None:
     assert only(local.key_files(tmp_path, "tcp://127.0.0.1:0")).state == "ok"
     assert_problem(local.key_files(tmp_path, "tcp://10.0.0.1:5555"), "coordinator keys add")
     path = key_store.add_worker(tmp_path, "m2-1")

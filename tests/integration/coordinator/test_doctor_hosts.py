@@ -313,7 +313,7 @@ def test_healthy_host_has_no_problem() -> None:
         ({"versions": {}}, "mlx is missing", "uv sync"),
     ],
 )  # fmt: skip
-def test_problems_in_facts(changes: dict[str, Any], words: str, fix: str) -> None:
+def test_each_problem_has_a_finding_with_a_fix(changes: dict[str, Any], words: str, fix: str) -> None:
     only(checks.host_findings(host_facts(**changes), EXPECTED), words, fix)
 
 

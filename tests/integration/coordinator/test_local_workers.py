@@ -57,7 +57,7 @@ def test_unresponsive_worker_is_replaced(workers: LocalWorkerPool) -> None:
     assert pids(workers)[1] == second  # it has not registered yet and may take its time to start
 
 
-def test_responsive_worker_is_left_alone(workers: LocalWorkerPool) -> None:
+def test_responsive_worker_is_not_restarted(workers: LocalWorkerPool) -> None:
     known = pids(workers)
     until = time.monotonic() + 3 * workers.unresponsive_timeout_s
     while time.monotonic() < until:

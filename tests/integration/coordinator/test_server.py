@@ -82,7 +82,7 @@ def test_oversized_frame_closes_only_its_connection(serve: Callable[..., Running
     assert running.end().status == "done"
 
 
-def test_anyone_on_the_host_may_ask_for_the_status(serve: Callable[..., Running]) -> None:
+def test_status_on_loopback_needs_no_key(serve: Callable[..., Running]) -> None:
     running = serve("a", budgets={"source": RequestBudget(2.5, 5)})
     peer, looker = running.peer(), running.peer("looker")
     peer.register()

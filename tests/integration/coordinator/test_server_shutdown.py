@@ -79,7 +79,7 @@ def test_download_root_is_read_only_and_limited_to_listed_files(serve: Callable[
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"listed": BODY, "other": BODY}
 
 
-def test_full_disk_at_commit_ends_resumable_and_result_is_repeated(
+def test_full_disk_at_commit_is_resumable_and_repeats_the_result(
     serve: Callable[..., Running],
 ) -> None:
     def refuse(done: TaskDone) -> None:
@@ -130,7 +130,7 @@ def test_finished_task_can_open_tasks(serve: Callable[..., Running]) -> None:
     assert running.end().status == "done"
 
 
-def test_drain_finishes_leases_and_dead_process_is_known_at_once(serve: Callable[..., Running]) -> None:
+def test_drain_finishes_leases_and_reports_a_dead_process(serve: Callable[..., Running]) -> None:
     running = serve("a", "b", "c")
     doomed, peer = running.peer("w1"), running.peer("w2")
     doomed.register(filesystem_id=filesystem_id(running.data_dir), pid=4242, capacity=1)

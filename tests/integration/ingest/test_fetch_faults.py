@@ -234,7 +234,7 @@ def test_each_request_needs_a_permit_that_may_cancel(tmp_path: Path) -> None:
     def permit(bucket: str) -> None:
         drawn.append(bucket)
         if len(drawn) == 2:
-            raise Cancelled("taken back")
+            raise Cancelled("cancelled")
 
     with serve(stub) as url, bench(tmp_path) as one, pytest.raises(Cancelled):
         one.context.acquire_permit = permit
@@ -288,7 +288,7 @@ def test_key_is_not_sent_to_a_redirect_target(tmp_path: Path, faultless: ShardRe
 # -- nulls, gaps and empty shards ----------------------------------------------------------------------------------------
 
 
-def test_repeated_null_is_the_sources_own(tmp_path: Path, faultless: ShardResult) -> None:
+def test_null_repeated_by_the_source_is_accepted(tmp_path: Path, faultless: ShardResult) -> None:
     stub = Stub()
     stub.nulls = {("2023-01-02T03", "D"), ("2023-01-02T04", "DF")}
     with serve(stub) as url, bench(tmp_path) as one:

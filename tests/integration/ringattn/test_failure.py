@@ -70,7 +70,7 @@ def hops(n: int) -> list[tuple[str, int]]:
 
 
 @pytest.mark.parametrize(("n", "how"), [(2, "kill"), (2, "stop"), (3, "kill"), (4, "stop")])
-def test_rank_that_fails_at_a_random_hop(n: int, how: str, tmp_path: Path) -> None:
+def test_peers_fail_if_a_rank_fails_at_a_random_hop(n: int, how: str, tmp_path: Path) -> None:
     phase, hop = random.choice(hops(n))
     seen = run(n, random.randrange(n), how, phase, hop, tmp_path)
     check(seen, n)
@@ -78,7 +78,7 @@ def test_rank_that_fails_at_a_random_hop(n: int, how: str, tmp_path: Path) -> No
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_rank_that_fails_at_every_hop(tmp_path: Path) -> None:
+def test_peers_fail_if_a_rank_fails_at_any_hop(tmp_path: Path) -> None:
     for n in (2, 3, 4):
         for phase, hop in hops(n):
             for how in ("kill", "stop"):
@@ -86,7 +86,7 @@ def test_rank_that_fails_at_every_hop(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("victim", [0, 2])
-def test_rank_that_never_starts(victim: int, tmp_path: Path) -> None:
+def test_peers_fail_if_a_rank_never_starts(victim: int, tmp_path: Path) -> None:
     seen = run(3, victim, "kill", "forward", 0, tmp_path, started=False)
     assert len(seen) == 2
     assert all(

@@ -79,7 +79,7 @@ def test_stop_ends_stopped_ranks_and_their_children(tmp_path: Path) -> None:
     assert gone(pids)
 
 
-def test_deadlines(tmp_path: Path) -> None:
+def test_deadlines_raise_timeouts(tmp_path: Path) -> None:
     path = script(tmp_path, "import time\ntime.sleep(600)\n")
     with pytest.raises(RunTimeout, match="did not end within"):
         launch.run(2, [path], timeout=0.2)

@@ -26,7 +26,7 @@ links = st.builds(Link, name=st.just("link"), bandwidth=st.floats(1e7, 1e11), la
 
 
 @given(shapes, links)
-def test_communication_hides_from_the_smallest_block_up(shape: Shape, link: Link) -> None:
+def test_blocks_from_the_smallest_up_hide_communication(shape: Shape, link: Link) -> None:
     block = planner.smallest_block(shape, SPEED, link)
     for hosts in (2, 4, 8):
         part = Shape(**{**vars(shape), "length": hosts * block})

@@ -119,7 +119,7 @@ def test_no_result_of_a_worker_is_used_if_its_first_is_wrong(
     assert sorted(n for n, times in coordinator.submitted.items() if len(times) == 2) == [1, 3, 5]
 
 
-def test_wrong_one_of_two_differing_results_is_found(serve: Callable[..., Coordinator], tmp_path: Path) -> None:
+def test_wrong_result_of_two_differing_ones_is_detected(serve: Callable[..., Coordinator], tmp_path: Path) -> None:
     coordinator = serve(lambda number, times: "w" if times == 1 else "another")
     client = coordinator.client
     first, *others = rollouts(client, tmp_path, 40)

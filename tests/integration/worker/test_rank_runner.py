@@ -193,7 +193,7 @@ def test_stopped_and_continued_rank_is_reported(tmp_path: Path) -> None:
         answer.result(WAIT_S)
 
 
-def test_rank_asked_to_terminate_may_save_first(tmp_path: Path) -> None:
+def test_terminated_rank_may_save_a_checkpoint(tmp_path: Path) -> None:
     save = """
 def save(*_):
     (pathlib.Path(sys.argv[2]) / "saved").touch()

@@ -40,7 +40,7 @@ X = np.array([0.0, 1.0, 2.0, 3.0])
         (1, 24, 1, [4, 8, 12, 16, 20, 24]),
     ],
 )
-def test_ticks(low: float, high: float, every: float | None, expected: list[float]) -> None:
+def test_ticks_are_round_numbers(low: float, high: float, every: float | None, expected: list[float]) -> None:
     assert ticks(low, high, 7 if every else 6, every) == pytest.approx(expected)
 
 
@@ -60,7 +60,7 @@ def test_ticks_are_few_and_inside(low: float, high: float) -> None:
     ("value", "text"),
     [(0, "0"), (1234.6, "1,235"), (0.5, "0.5"), (0.125, "0.125"), (350.2, "350"), (1e-5, "1e-05"), (float("nan"), "–")],
 )
-def test_numbers(value: float, text: str) -> None:
+def test_numbers_are_formatted_for_labels(value: float, text: str) -> None:
     assert number(value) == text
 
 

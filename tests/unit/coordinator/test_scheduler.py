@@ -211,7 +211,7 @@ def test_renewed_lease_expires_once_unlisted() -> None:
     assert leases(scheduler.decide(Tick(), 13.5)) == [("a", 2)]
 
 
-def test_blameless_failures_are_retried_with_back_off_for_ever() -> None:
+def test_blameless_failures_are_retried_with_back_off() -> None:
     scheduler = started(spec("a"), timings=LeaseTimings(max_failures=2))
     scheduler.decide(register(), 0.0)
     for attempt in range(1, 9):

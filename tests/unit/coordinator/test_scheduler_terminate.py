@@ -22,7 +22,7 @@ def test_drain_ends_the_run_with_the_last_lease() -> None:
     assert outcome is not None and (outcome.status, outcome.exit_code) == ("drain", 130)
 
 
-def test_abort_ends_at_once_and_leaves_nothing_leased() -> None:
+def test_abort_ends_the_run_at_once_without_leases() -> None:
     scheduler = started(spec("a"))
     scheduler.decide(register(), 0.0)
     scheduler.decide(Abort(), 1.0)

@@ -23,7 +23,7 @@ def test_straggler_takes_three_medians_and_at_least_the_minimum() -> None:
     )
 
 
-def test_copy_goes_to_another_worker() -> None:
+def test_speculative_copy_runs_on_another_worker() -> None:
     assert not select_speculative_copies([RunningLease(1, "rollout", 100.0, "a")], SECONDS, ["a"], [])
 
 
@@ -41,7 +41,7 @@ OUTS = st.lists(
 
 
 @given(OUTS, st.lists(st.sampled_from("abcde"), unique=True), st.sets(st.integers(0, 20)))
-def test_each_straggler_is_copied_once_oldest_first(out: list[RunningLease], idle: list[str], twice: set[int]) -> None:
+def test_stragglers_are_copied_once_oldest_first(out: list[RunningLease], idle: list[str], twice: set[int]) -> None:
     issued = select_speculative_copies(out, SECONDS, idle, twice)
     of = {one.number: one for one in out}
     numbers, workers = [number for number, _ in issued], [worker for _, worker in issued]

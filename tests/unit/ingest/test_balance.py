@@ -47,5 +47,5 @@ def test_masked_hours_are_skipped_and_unreported_fuel_counts_as_zero() -> None:
     assert [(row.month, row.hours, row.over) for row in rows] == [(1, 99, 0), (2, 99, 0)]
 
 
-def test_check_needs_all_its_terms() -> None:
+def test_balance_check_needs_all_its_variables() -> None:
     assert balances({"D": np.zeros(200), "NG": np.zeros(200)}, MONTHS) == ()

@@ -35,7 +35,7 @@ def test_codes_equal_eias_facet_values() -> None:
     assert set(REGION_TYPES) == codes("type")
 
 
-def test_kinds_of_respondents() -> None:
+def test_respondents_are_authorities_or_regions() -> None:
     assert {RESPONDENTS[code].kind for code in ("PACW", "ERCO", "MISO", "CISO")} == {BALANCING_AUTHORITY}
     assert {RESPONDENTS[code].kind for code in ("CAL", "TEX", "US48")} == {REGION}
 

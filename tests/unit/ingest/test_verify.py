@@ -56,7 +56,7 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], None], name: str = KEY
     path.write_text(json.dumps(content))
 
 
-def test_intact_folder_is_whole(folder: Path) -> None:
+def test_intact_folder_passes_verification(folder: Path) -> None:
     seen: list[tuple[int, int]] = []
     report = verify(folder, lambda done, of: seen.append((done, of)))
     assert report.whole, report.to_text()
@@ -191,7 +191,7 @@ def test_verification_writes_nothing(folder: Path) -> None:
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_replaced_manifest_of_equal_data_is_whole(folder: Path) -> None:
+def test_replaced_manifest_of_equal_data_passes_verification(folder: Path) -> None:
     (one, *_) = [one for one in manifest.shard_manifests(folder) if one.result.shard.key == KEY]
     manifest.write(folder, replace(one, attempt=2))
     assert verify(folder).whole

@@ -221,7 +221,7 @@ def test_matches_fp64_on_random_blocks(name: str, case: Case) -> None:
     assert_exact(case, make(name))
 
 
-def test_blocks_merge_to_the_whole(kernel: Kernel) -> None:
+def test_merged_blocks_equal_whole_attention(kernel: Kernel) -> None:
     """As the ring does: merge forward by log-sum-exp, sum backward with the global log-sum-exp."""
     case = Case(causal=True, group=2, dim=32)
     (q, k, v, do), block = draw(case)
@@ -257,7 +257,7 @@ def test_rows_that_see_no_key_are_zero(kernel: Kernel) -> None:
         assert all(not np.array(g).any() for g in grads)
 
 
-def test_nan_is_not_hidden(kernel: Kernel) -> None:
+def test_nan_input_gives_nan_output(kernel: Kernel) -> None:
     (q, k, v, _), block = draw(Case())
     k[0, 0, 5] = float("nan")
     o, _ = kernel.forward(q, k, v, block, scale=1.0)

@@ -72,7 +72,7 @@ def test_isa_that_fails_parity_check_is_skipped_with_a_warning(monkeypatch: pyte
 
 
 @needs_native
-def test_parity_check_sees_a_difference() -> None:
+def test_parity_check_detects_a_difference() -> None:
     assert all(0 <= native._difference(isa, mx.float32) < 1e-5 for isa in isas())
     assert all(0 <= native._difference(isa, mx.bfloat16) < (3e-2 if "bf16" in isa else 1e-5) for isa in isas())
 

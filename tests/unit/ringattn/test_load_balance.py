@@ -59,7 +59,7 @@ def test_noise_below_the_bound_never_changes_equal_shares(cost: list[float], see
     assert balancer.layout == Layout("zigzag")
 
 
-def test_outlier_steps_change_nothing_and_a_lasting_one_does() -> None:
+def test_only_a_lasting_slowdown_changes_the_shares() -> None:
     balancer = LoadBalancer("zigzag", 2)
     for step in range(WARMUP_STEPS + 4 * WINDOW_STEPS):
         assert not balancer.record_step([1.0, 30.0 if step % WINDOW_STEPS in (0, 1) else 1.0])

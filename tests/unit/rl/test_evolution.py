@@ -30,7 +30,7 @@ def test_unflatten_inverts_flatten() -> None:
     assert to_bytes(unflatten(policy, flatten(policy))) == to_bytes(policy)
 
 
-def test_a_step_by_hand() -> None:
+def test_step_equals_numbers_by_hand() -> None:
     """One pair whose plus side costs more: the first step of Adam is the learning rate against the perturbation's signs."""
     policy = tiny()
     algorithm = Evolution(DATASET, policy, Settings(jobs=1, pairs=1, learning_rate=0.1))

@@ -69,7 +69,7 @@ def jobs_of(sha256: str) -> Iterator[AnyJob]:
         yield Evaluate(sha256, name, ROWS, 24)
 
 
-def test_each_job_returns_what_shapes_lists_reproducibly(runner: JobRunner, dataset: tuple[Path, str]) -> None:
+def test_each_job_returns_the_listed_shapes_reproducibly(runner: JobRunner, dataset: tuple[Path, str]) -> None:
     for job in jobs_of(dataset[1]):
         found = runner.run(job)
         listed = {name: (dtype, shape) for name, dtype, shape in shapes(job, len(GRID.stores) + 1)}
@@ -113,7 +113,7 @@ def test_forecasts_of_the_planning_baselines() -> None:
 
 
 @given(st.text(min_size=1), st.integers(0, 200))
-def test_wrong_worker_is_audited_within_the_stated_number(worker: str, honest: int) -> None:
+def test_faulty_worker_is_audited_within_the_stated_number(worker: str, honest: int) -> None:
     sampler = AuditSampler()
     picked = [sampler.pick(worker, "rollout") for _ in range(honest + 2 * EVERY)]
     assert picked[0]

@@ -129,7 +129,7 @@ def test_gradient_equals_finite_differences(dataset: Dataset, monkeypatch: pytes
     assert_allclose(found, expected, rtol=2e-2, atol=1e-3 * np.abs(expected).max())
 
 
-def test_members_together_beat_nothing_on_unseen_hours(region: tuple[Region, Forecast], trained: Trained) -> None:
+def test_combined_policy_beats_idle_and_the_members_mean(region: tuple[Region, Forecast], trained: Trained) -> None:
     later = build_dataset([region[0]], [region[1]], "2018-01-01T08", "2018-04-01T08", GRID)
     starts = later.starts(168)[:1680:168]
     scale = reference_costs(GRID, later, starts, 168)
@@ -162,7 +162,7 @@ def test_combined_policy_takes_the_mean_action(dataset: Dataset) -> None:
         combined([one, Mlp(one.observation_names, one.mean + 1, one.scale, one.layers)])
 
 
-def test_saving_equals_the_optimums(dataset: Dataset) -> None:
+def test_saving_equals_that_of_the_optimum(dataset: Dataset) -> None:
     saving = optimal_savings(GRID, dataset, most=3)
     every = dataset.starts(168)
     own = every[np.linspace(0, len(every) - 1, 3).astype(int)]

@@ -69,7 +69,7 @@ def test_targets_equal_numbers_by_hand() -> None:
     assert_allclose(targets(rewards, values, np.ones((3, 1)), 1.0)[:, 0], [7, 6, 4])
 
 
-def test_on_policy_advantages_are_ppos() -> None:
+def test_on_policy_advantages_equal_those_of_ppo() -> None:
     rng = np.random.default_rng(0)
     rewards, values = rng.normal(size=(2, 30, 5))
     advantages = targets(rewards, values, np.ones((30, 5)), 0.99, 0.9) - values

@@ -83,7 +83,7 @@ def test_pinball_of_equal_quantiles_is_the_absolute_error() -> None:
     np.testing.assert_allclose(np.array(pinball(q, mx.array([1.0, -2.0, 0.0]))), [1.0, 2.0, 0.0], rtol=1e-6)
 
 
-def test_scores_by_hand() -> None:
+def test_scores_equal_numbers_by_hand() -> None:
     actual = np.array([100.0, 200.0, np.nan, 50.0])
     point = np.array([110.0, 180.0, 5.0, 50.0])
     reference = np.array([120.0, 160.0, 5.0, 50.0])
