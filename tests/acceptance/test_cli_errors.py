@@ -1,7 +1,7 @@
-"""A user's mistakes: each gets one message with its subject, its cause and the next command, the right exit code, and no traceback.
+"""Check that each of a user's mistakes gets one message with its subject, its cause and the next command, the right exit code, and no traceback.
 
-`MISTAKES` is the table. Where something begins before it fails, the command is a process, a few at a time; what is refused before that
-goes through `voice.run`, as in the program, in this process. Each has a folder of its own.
+`MISTAKES` is the table. A command that starts work before it fails runs as a process, a few at a time. A command that is refused before
+that runs in this process, through the same `run` as the program. Each has a separate folder.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ EXTRACT = "coordinator start --extract"
 
 @dataclass
 class Place:
-    """What a mistake is prepared in: a working folder, variables, and what stays open until the command has ended."""
+    """Where a mistake is prepared: a working folder, environment variables, and resources kept open until the command has ended."""
 
     folder: Path
     env: dict[str, str] = field(default_factory=dict)
@@ -74,7 +74,7 @@ def variable(name: str, value: str) -> Callable[[Place], object]:
 
 
 def series(place: Place) -> None:
-    """One respondent, one month, proved and built."""
+    """One respondent and one month, verified and built."""
     one = shard("PACW", "2024-01-01T00", "2024-01-31T23")
     commit(place.data, one, {"D": 3000.0, "DF": 3100.0})
     build_all(place.data)
@@ -107,7 +107,7 @@ def damaged_control(place: Place) -> None:
 
 
 def checkpoint(state: str) -> Callable[[Place], None]:
-    """A finished training whose checkpoint's state is this."""
+    """A finished training whose checkpoint has this state."""
 
     def prepare(place: Place) -> None:
         series(place)
@@ -139,7 +139,7 @@ def taken_port(place: Place) -> None:
 
 
 def down_host(place: Place) -> None:
-    """A host with this machine's address, whose ssh refuses: nobody has this key."""
+    """A host with this machine's address, where every ssh login fails: its user accepts no key."""
     addresses = [a.address for own in psutil.net_if_addrs().values() for a in own if a.family == socket.AF_INET]
     outward = [address for address in addresses if not address.startswith("127.")]
     if not outward or shutil.which("ssh") is None:
@@ -148,11 +148,11 @@ def down_host(place: Place) -> None:
 
 
 def mounted(options: str) -> Callable[[Place], object]:
-    """`data` as a mount in the command's own namespace, which binds root too."""
+    """Mount `data` in the namespace of the command, so that its limits hold for root too."""
 
     def prepare(place: Place) -> None:
         if os.geteuid() != 0 or sys.platform != "linux" or shutil.which("unshare") is None:
-            pytest.skip("a mount of one's own needs root on Linux, and unshare")
+            pytest.skip("a private mount needs root on Linux, and unshare")
         place.data.mkdir()
         place.env["MOUNT"] = options
 
@@ -176,8 +176,9 @@ def revoked_key(place: Place) -> None:
 
 @dataclass(frozen=True)
 class Mistake:
-    """`words` stand in the one message: subject, cause, next command. `told`: the command has a result, which holds them.
-    `process`: something begins before it fails.
+    """The one message must contain `words`: subject, cause, next command.
+
+    `in_result`: the command has a result, which contains them. `process`: the command starts work before it fails.
     """
 
     did: str
@@ -185,7 +186,7 @@ class Mistake:
     code: int
     words: tuple[str, ...]
     prepare: Callable[[Place], object] = nothing
-    told: bool = False
+    in_result: bool = False
     process: bool = False
 
 
@@ -222,7 +223,7 @@ MISTAKES = (
     Mistake("kept a folder of an older version", "coordinator verify", USAGE, ("data", "format 0", "`mv data data.old`"), of_format(0)),
     Mistake("kept a folder of a later version", EXTRACT, USAGE, ("data", "format 9", "`mv data data.old`"), of_format(9)),
     Mistake("damaged a manifest", EXTRACT, FAILED, ("g000.json", "not a readable manifest", f"`{EXTRACT}`"), damaged_manifest),
-    Mistake("damaged a series", "coordinator verify", FAILED, ("long.parquet", "sha256", f"`{EXTRACT}`"), damaged_series, told=True),
+    Mistake("damaged a series", "coordinator verify", FAILED, ("long.parquet", "sha256", f"`{EXTRACT}`"), damaged_series, in_result=True),
     # -- too early, or for something else
     Mistake("trained before extracting", "coordinator start --train", USAGE, ("data", "no series", f"`{EXTRACT} --data data`")),
     Mistake("played before extracting", "coordinator start --rollouts", USAGE, ("data", "no series", f"`{EXTRACT} --data data`")),
@@ -230,7 +231,7 @@ MISTAKES = (
     Mistake("asked for the status of nothing", "coordinator status", USAGE, ("data", "no run", f"`{EXTRACT} --data data`")),
     Mistake("reported on nothing", "coordinator report", USAGE, ("data", "no folder", f"`{EXTRACT} --data data`")),
     Mistake("wrote the report where nothing can be", "coordinator report --out /proc/report.html", INCOMPLETE, ("/proc/report.html", "can't write", "same command"), series),
-    Mistake("damaged control's result", "coordinator report", DONE, ("control/result.json", "can't be read", "`coordinator start --rollouts --data data`"), damaged_control, told=True),
+    Mistake("damaged control's result", "coordinator report", DONE, ("control/result.json", "can't be read", "`coordinator start --rollouts --data data`"), damaged_control, in_result=True),
     Mistake("forecast before training", "coordinator forecast --region PACW --issue 2024-01-10T10", USAGE, ("data/train", "no finished training", "`coordinator start --train`"), series),
     Mistake("forecast at no issue time", "coordinator forecast --region PACW --issue 2024-01-10T09", USAGE, ("2024-01-10T09", "10:00 local", "2024-01-10T10")),
     Mistake("forecast half a question", "coordinator forecast --region PACW", USAGE, ("--region and --issue", "--table", "--help")),
@@ -258,7 +259,7 @@ MOUNTED = 'mount -t tmpfs -o "$MOUNT" tmpfs data && exec "$@"'
 
 
 def process(mistake: Mistake, folder: Path) -> Done:
-    """The command as a process, to its end."""
+    """Run the command as a process and wait for its end."""
     place = Place(folder)
     with place.open:
         mistake.prepare(place)
@@ -286,7 +287,7 @@ Runs = dict[str, Future[Done]]
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Here:
-    """A command in this process, to its end."""
+    """Run a command in this process."""
 
     def done(mistake: Mistake) -> Done:
         place = Place(tmp_path)
@@ -306,7 +307,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
 
 @pytest.fixture(scope="module")
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
-    """Every process that is asked for, under way: what the mistake did → its end."""
+    """Start the processes of the selected tests. Returns the mistake's `did` → its future."""
     items = [getattr(item, "callspec", None) for item in request.session.items]
     asked = [one.params["mistake"] for one in items if one is not None and "mistake" in one.params]
     with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -322,9 +323,9 @@ def test_mistake_is_named_with_its_next_command(mistake: Mistake, runs: Runs, he
     said = f"{mistake.command}\nexit code {code}\nstdout: {out}\nstderr: {err}"
     assert code == mistake.code, said
     assert "Traceback" not in out + err, said
-    missing = [word for word in mistake.words if word not in (out if mistake.told else err)]
+    missing = [word for word in mistake.words if word not in (out if mistake.in_result else err)]
     assert not missing, f"{missing} not in:\n{said}"
-    if not mistake.told:
+    if not mistake.in_result:
         assert not out, said
 
 
@@ -335,7 +336,7 @@ def test_table_of_mistakes_is_complete_and_unique() -> None:
 
 
 def test_data_folder_with_spaces_works(tmp_path: Path) -> None:
-    """All that a folder's name goes through: workers' command lines, the journal, manifests, the proof from disk."""
+    """The name passes through workers' command lines, the journal, the manifests and the verification from disk."""
     data = tmp_path / "hours of the grid"
     assert run_here(tmp_path, "start", "--extract", "--quiet", "--data", data, *MONTH).code == 0
     assert run_here(tmp_path, "verify", "--data", data).code == 0

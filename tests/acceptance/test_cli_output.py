@@ -1,4 +1,4 @@
-"""One voice on the command line: help with an example, completion, JSON, dry runs, any width, no colour where none is wanted, Ctrl-C."""
+"""Output of the command line: help with an example, completion, JSON, dry runs, any width, no colour on request, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ COMMANDS = dict(commands())
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """One respondent, one month, proved and built."""
+    """One respondent and one month, verified and built."""
     folder = tmp_path / "data"
     one = shard("PACW", "2024-01-01T00", "2024-01-31T23")
     commit(folder, one, {"D": 3000.0, "DF": 3100.0})
@@ -68,7 +68,7 @@ Said = Callable[..., tuple[int, str, str]]
 def coordinator(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str]]:
-    """A command line in this process, in a folder of its own: exit code, stdout, stderr."""
+    """Run a command line in this process, in a separate folder. Returns exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.startswith("COORDINATOR_")]:
         monkeypatch.delenv(name)
@@ -99,8 +99,8 @@ def test_help_fits_the_terminal_and_has_an_example(words: str, columns: int) -> 
 
 
 def test_help_examples_run(coordinator: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the order of the help, in one folder. Those of the forecast, which needs a training, and of the doctor, which measures the
-    machine, are run by tests of their own with other values.
+    """The examples run in the order of the help, in one folder. Other tests run those of the forecast, which needs a training, and
+    of the doctor, which measures the machine, with other values.
     """
     monkeypatch.setenv("COORDINATOR_KEYS", str(tmp_path / "keys"))
     monkeypatch.setenv("COORDINATOR_WORKERS", "1")
@@ -206,7 +206,7 @@ def test_dry_run_explains_each_stage_and_writes_nothing(coordinator: Said, data:
 
 
 def test_progress_appears_in_slow_commands_and_not_with_quiet(coordinator: Said, data: Path) -> None:
-    """A page that does not come holds `verify` up: its words come, and then its result."""
+    """While `verify` waits for a page, it prints progress; then its result."""
     with held_up(data) as (process, release):
         assert process.stderr is not None
         line = process.stderr.readline()
@@ -222,7 +222,7 @@ def test_progress_appears_in_slow_commands_and_not_with_quiet(coordinator: Said,
 
 @contextmanager
 def held_up(data: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], Callable[[], None]]]:
-    """`coordinator verify`, standing at a page that is a pipe; what is given lets it go on with an empty one."""
+    """Run `coordinator verify` until it waits for a page, which is a pipe. The yielded function closes the pipe, so that it continues."""
     page = next((data / "raw").rglob("*.json.gz"))
     with blocked(data.parent, page, "verify", *words) as (process, writer):
         yield process, lambda: os.close(writer)
@@ -230,7 +230,7 @@ def held_up(data: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], Ca
 
 @contextmanager
 def blocked(folder: Path, path: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """A command that reads a pipe in place of the file `path`, and waits; the pipe's other end."""
+    """Run a command that reads a pipe in place of the file `path`, and waits. Yields the process and the pipe's other end."""
     path.unlink(missing_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     os.mkfifo(path)
@@ -245,7 +245,7 @@ def blocked(folder: Path, path: Path, *words: str) -> Iterator[tuple[subprocess.
         return None
 
     def reads() -> bool:
-        """A signal between its open and its read would find Python on the way into the kernel, where it waits for data first."""
+        """Whether the command waits in its read: Python handles a signal between open and read only after the data has arrived."""
         family = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
         tasks = [task for pid in family for task in Path(f"/proc/{pid}/task").glob("*/wchan")]
         waits = []
@@ -255,7 +255,7 @@ def blocked(folder: Path, path: Path, *words: str) -> Iterator[tuple[subprocess.
         return all(wait in ("0", "") for wait in waits) or any("pipe_read" in wait for wait in waits)
 
     try:
-        writer = until(reader, f"somebody who reads {path}")
+        writer = until(reader, f"a reader of {path}")
         until(reads, f"the read of {path}")
         yield process, writer
     finally:
@@ -267,7 +267,7 @@ def blocked(folder: Path, path: Path, *words: str) -> Iterator[tuple[subprocess.
 
 
 def interrupted(process: subprocess.Popen[str]) -> str:
-    """Send Ctrl-C; what the process said on stderr until it ended, with 130."""
+    """Send Ctrl-C. Asserts exit code 130; returns stderr."""
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
@@ -346,7 +346,7 @@ def test_first_signal_drains_a_run_and_the_second_stops_it(tmp_path: Path) -> No
 
 
 def on_terminal(folder: Path, columns: int, *words: str, **env: str) -> tuple[int, str]:
-    """A command on a terminal of its own: exit code, and all that it was sent."""
+    """Run a command on a new pseudo-terminal. Returns the exit code and all output."""
     main, side = pty.openpty()
     fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
     kept = {name: value for name, value in environment(TERM="xterm-256color", **env).items() if name != "COLUMNS"}

@@ -1,4 +1,4 @@
-"""Wall clocks that jump by hours, in coordinator, workers and ranks: nothing is lost, asked for twice, or other than without."""
+"""Wall clocks that jump by hours, in coordinator, workers and ranks: nothing is lost, requested twice or different."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Clocks:
         part.replace(self._folder / str(pid))
 
     def jump(self, process: subprocess.Popen) -> None:
-        """The coordinator's clock and those of all that it started, each for itself."""
+        """Shift the clocks of the coordinator and of each process that it started, separately."""
         with suppress(psutil.NoSuchProcess):
             for one in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
                 self.set(one.pid, self._draw.choice(JUMPS_S))
@@ -57,7 +57,7 @@ def clocks(tmp_path: Path) -> Clocks:
 
 
 def run(arguments: list[str], folder: Path, clocks: Clocks, look: Callable[[], int]) -> None:
-    """To its end, which has to be a good one; clocks jump each time `look` has gone on."""
+    """Run a command, which must exit with 0. Clocks jump each time the count that `look` returns has grown."""
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(arguments, cwd=folder, env=clocks.environ, stdout=subprocess.DEVNULL, stderr=log)
         seen = [0]

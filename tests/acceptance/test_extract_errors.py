@@ -50,7 +50,7 @@ def test_unknown_respondent_is_named_before_any_request(coordinator: Coordinator
 
 
 def test_running_extraction_refuses_a_second_and_drops_garbage(coordinator: Coordinator, tmp_path: Path) -> None:
-    """Random, oversized and half-right frames arrive while a run goes on: it ends as if there had been none."""
+    """Random, oversized and half-valid frames that arrive during a run do not change how it ends."""
     with Emulator("--latency-ms", "150") as emulator:
         arguments = command("start", "--extract", "--json", "--quiet", "--source", emulator.url, *LASTING)
         process = subprocess.Popen(arguments, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True)

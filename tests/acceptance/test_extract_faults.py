@@ -61,7 +61,7 @@ def test_all_faults_together_leave_the_series_unchanged(
 
 
 def test_persistent_fault_is_quarantined_and_other_shards_complete(coordinator: Coordinator) -> None:
-    """Every page of one shard is short, for ever: the run is never a partial success."""
+    """Every page of one shard is always short: the run does not count as a success."""
     forever = {"kind": "short", "match": {"route": "region-data", "respondent": "ERCO"}, "times": None}
     with Emulator(faults=[forever]) as emulator:
         month = ("--start", "2024-03", "--end", "2024-03", "--respondents", "PACW,ERCO")

@@ -1,4 +1,4 @@
-"""kill -9 at random moments, of workers and of the coordinator: the result is the same, and nothing committed is asked for again."""
+"""kill -9 at random moments, of workers and of the coordinator: the result is the same, and nothing committed is requested again."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def committed(data: Path) -> set[Page]:
 
 
 def wait_for_requests(emulator: Emulator, count: int, process: subprocess.Popen[bytes]) -> bool:
-    """Until the emulator has seen `count` requests; False when the run ended before."""
+    """Wait until the emulator has received `count` requests. Returns False if the run ended before."""
     while process.poll() is None:
         if emulator.stats()["requests"] >= count:
             return True
-        time.sleep(0.005)  # a poll's pause; what is waited for is the count
+        time.sleep(0.005)  # the interval of polling
     return False
 
 
 def workers_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """The coordinator's living workers; those that end while one looks are left out."""
+    """Return the coordinator's living workers, without those that end meanwhile."""
     found = []
     with suppress(psutil.NoSuchProcess):
         for child in psutil.Process(process.pid).children():
@@ -51,7 +51,7 @@ def workers_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 
 def run_with_kills(folder: Path, kills: int, seed: int) -> dict[str, int]:
-    """Kill `kills` times, then let the run end. Asserts that no committed page is asked for again. Counts of what happened."""
+    """Kill `kills` times, then let the run end. Asserts that no committed page is requested again. Returns counts of events."""
     draw = random.Random(seed)
     data = folder / "data"
     counts = {"coordinator": 0, "worker": 0, "runs": 0}

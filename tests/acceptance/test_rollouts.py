@@ -55,7 +55,7 @@ class ControlRun(Supervised):
         return path.read_text().count("\n") if path.exists() else 0
 
     def learned(self) -> dict[str, bytes]:
-        """All that must not depend on which worker ran a job, and when."""
+        """Return the results that must not depend on which worker ran a job, and when."""
         files = [*sorted((self.run / "versions").glob("*.npz")), self.run / "metrics.jsonl", self.run / "policy.npz"]
         return {path.name: path.read_bytes() for path in files}
 

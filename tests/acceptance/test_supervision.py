@@ -38,7 +38,7 @@ class Fake(Supervised):
 
     @property
     def endless(self) -> Path:
-        """While this file exists, the run does not end, however long its faults take."""
+        """While this file exists, the run does not end."""
         return self.run / "endless"
 
     def start_endless(self) -> None:

@@ -30,7 +30,7 @@ class Trained(Supervised):
         super().__init__(folder, arguments, "worker/train.py", environment())
 
     def steps_made(self) -> list[dict[str, Any]]:
-        """The metrics of every step. Asserts that each stands there once."""
+        """Return the metrics of every step. Asserts that each step occurs once."""
         lines = [json.loads(line) for line in (self.run / "metrics.jsonl").read_text().splitlines()]
         steps = [line for line in lines if "loss" in line]
         assert [line["step"] for line in steps] == list(range(1, self.wanted + 1))

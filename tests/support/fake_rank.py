@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
 """A rank that keeps worker/train.py's contract without a model: a ring of plain sockets, a state that is a chain of hashes.
 
-Its configuration (TOML): steps, step_s (seconds a step), every (steps between checkpoints), and what is to go wrong:
-exit_code with exit_step and exit_rank (that rank ends so at that step, once a run when exit_once), usage (a message: exit 2), hold_s
-(seconds that a SIGTERM is ignored). While the run folder holds a file `endless`, there are more steps than those. The loss of a step is a figure of the state's hash: a curve is right, or it is not.
+Its configuration (TOML): steps, step_s (seconds a step), every (steps between checkpoints), and the faults to simulate:
+exit_code with exit_step and exit_rank (that rank exits with that code at that step; only once a run if exit_once), usage
+(a message: exit 2), hold_s (seconds that a SIGTERM is ignored). While the run folder holds a file `endless`, the training
+continues after `steps`.
+The loss of a step is computed from the state's hash, so any difference in the state changes the curve.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ def curve(steps: int) -> list[float]:
 
 
 class Ring:
-    """Sockets to both neighbours. Whatever goes wrong with one is exit code 75."""
+    """Sockets to both neighbours. Any error of a socket ends the rank with exit code 75."""
 
     def __init__(self, rank: int, addresses: list[str]) -> None:
         self.size = len(addresses)

@@ -64,7 +64,7 @@ def command(*arguments: str | Path) -> list[str]:
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """Ours, without anything of the caller's that would change a run; any key but INVALID… is good for the emulator."""
+    """Return our environment without variables that would change a run. The emulator accepts any key but INVALID…."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("COORDINATOR_", "EIA_"))}
     return {**kept, "EIA_API_KEY": "a-key-of-forty-characters-or-nearly-so", **extra}
 

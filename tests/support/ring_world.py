@@ -1,4 +1,4 @@
-"""Workers and ranks that a test moves by hand, around `ElasticRing`: leases are taken as they come, time passes when the test says so."""
+"""Simulated workers and ranks around `ElasticRing`: leases are taken as they are offered, and the test advances the clock."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from coordinator.wire.messages import Phase
 
 @dataclass
 class World:
-    """`workers`: those that the coordinator knows. Port leases are answered at once by those in it, unless they are in `mute`."""
+    """`workers` are known to the coordinator and answer port leases at once, unless they are in `mute`."""
 
     wanted: int = 2
     workers: list[str] = field(default_factory=lambda: ["a", "b"])
@@ -23,7 +23,7 @@ class World:
     mute: set[str] = field(default_factory=set)
     now: float = 1_000.0
     open: dict[str, TaskSpec] = field(default_factory=dict)
-    asked: dict[str, float] = field(default_factory=dict)  # rank's task → the grace that it was asked to end within
+    asked: dict[str, float] = field(default_factory=dict)  # rank's task → the grace period of the request to end
     said: list[str] = field(default_factory=list)
     draining: bool = False
     heartbeats: dict[str, int] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class World:
                 )
 
     def passes(self, seconds: float = 0.2) -> None:
-        """Time, looked at five times a second."""
+        """Advance the clock, with a tick every 0.2 s."""
         until = self.now + seconds
         while self.now < until - 1e-9:
             self.now += min(0.2, until - self.now)
@@ -74,7 +74,7 @@ class World:
         self.handle(TaskProgress(name, step, phase, self.heartbeats.get(name, 0), self.saved.get(name, 0), stopped))
 
     def steps(self, first: int, last: int, seconds: float = 1.0, every: int = 10) -> None:
-        """All ranks make steps together, with a checkpoint now and then."""
+        """Report the steps of all ranks, with a checkpoint after each `every` steps."""
         for step in range(first, last + 1):
             self.passes(seconds)
             for rank in list(self.ranks):
@@ -88,13 +88,13 @@ class World:
         self.handle(TaskFailed(name, error, message) if error else RankDone(name))
 
     def obey(self) -> None:
-        """Every rank that was asked to end does."""
+        """End every rank that was asked to end."""
         for rank, name in list(self.ranks.items()):
             if name in self.asked:
                 self.ends(rank, "RankEnded")
 
     def form(self) -> None:
-        """Until a ring stands."""
+        """Advance the clock until a ring runs."""
         for _ in range(400):
             self.passes()
             if self.ring.stage == "running":

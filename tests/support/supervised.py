@@ -59,7 +59,7 @@ class Supervised:
         return self.family("--coordinator")
 
     def holders(self) -> list[psutil.Process]:
-        """Workers that hold a rank: the ring does not miss another."""
+        """Return the workers that hold a rank. The ring does not depend on the others."""
         parents = set()
         for rank in self.ranks():
             with suppress(psutil.NoSuchProcess):
@@ -67,7 +67,7 @@ class Supervised:
         return [worker for worker in self.workers() if worker.pid in parents]
 
     def steps(self) -> list[int]:
-        """Steps in metrics.jsonl, as they stand there."""
+        """Return the steps in metrics.jsonl, in file order."""
         path = self.run / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         return [json.loads(line)["step"] for line in lines if '"loss"' in line and line.endswith("}")]
@@ -81,7 +81,7 @@ class Supervised:
         return path.read_text().count("== round") if path.exists() else 0
 
     def end(self) -> tuple[int, dict[str, Any]]:
-        """Exit code and summary. Asserts that nothing of the training is left."""
+        """Wait for the end and return exit code and summary. Asserts that no process of the training is left."""
         out, _ = self.process.communicate(timeout=END_S)
         self.gone()
         return self.process.returncode, json.loads(out.splitlines()[-1]) if out.strip() else {}
@@ -91,7 +91,7 @@ class Supervised:
         assert not left, f"left behind: {left}"
 
     def kill_all(self) -> None:
-        """At a test's end, whatever happened in it."""
+        """Kill all processes of the training, also after a failed test."""
         for process in self.started:
             process.kill()
             process.wait()
@@ -101,7 +101,7 @@ class Supervised:
 
 
 def fault(training: Supervised, kind: str, draw: random.Random) -> float:
-    """One fault, at a random moment; the seconds until a step beyond it. What was stopped may go on afterwards."""
+    """Inject one fault at a random moment; return the seconds until the next new step. A stopped process may continue afterwards."""
     whom, _, how = kind.partition(" ")
     goal = training.step() + draw.randint(1, 8)
     until(lambda: training.step() >= goal or training.process.poll() is not None, f"step {goal}")

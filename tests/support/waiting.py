@@ -1,4 +1,4 @@
-"""Waiting for a condition with a bound, in place of sleeping and hoping."""
+"""Wait for a condition with a time limit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cluster of namespaces itself: hosts are apart, reach one another, break as told, and leave nothing behind."""
+"""The cluster of namespaces itself: hosts are isolated, reach one another, fail as requested, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=1")
 
 
 def reaches(host: Host, other: Host) -> bool:
-    """Whether its sshd greets within half a second, or does so at the second try."""
+    """Return whether its sshd greets within half a second, in one of two attempts."""
     greets = f"read -n 4 < /dev/tcp/{other.address}/22"
     return host.run("timeout", "0.5", "bash", "-c", greets).returncode == 0
 
@@ -63,7 +63,7 @@ def test_bed_of_killed_owner_is_swept() -> None:
 
 
 def test_testbed_command_line(tmp_path: Path) -> None:
-    """`python -m scripts.testbed` is the same cluster; its usage error says how it is called."""
+    """`python -m scripts.testbed` is the same cluster; its usage error shows the usage."""
     done = subprocess.run(
         [sys.executable, "-m", "scripts.testbed", "exec", "0"], cwd=ROOT, capture_output=True, text=True
     )

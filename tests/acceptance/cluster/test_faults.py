@@ -17,7 +17,7 @@ from tests.support.program import PLAN, command, environment, series_digest
 
 TRAINING, STEPS = 20, 700  # faults in the training, its steps
 PLAYING, ITERATIONS = 10, 800  # the same of the control training, which knows DF alone
-LONG_S = 1_200.0  # within which what is left of a run, once it is left in peace, has to end
+LONG_S = 1_200.0  # bound of the rest of a run after the last fault
 
 
 def alone(folder: Path, ranks: int, *stages: str | Path) -> Path:
@@ -31,7 +31,7 @@ def alone(folder: Path, ranks: int, *stages: str | Path) -> Path:
 def losses(data: Path) -> np.ndarray:
     lines = (data / "train" / "metrics.jsonl").read_text().splitlines()
     steps = [json.loads(line) for line in lines if '"loss"' in line]
-    assert [step["step"] for step in steps] == list(range(1, STEPS + 1)), "a step is missing, or stands there twice"
+    assert [step["step"] for step in steps] == list(range(1, STEPS + 1)), "a step is missing or occurs twice"
     return np.array([step["loss"] for step in steps])
 
 

@@ -1,4 +1,4 @@
-"""The rank runner with real processes: each test has a script for the rank, and plays the coordinator."""
+"""The rank runner with real processes: each test has a script for the rank, and acts as the coordinator."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class Worker:
 
 
 class Training(RuleBasedStateMachine):
-    """Workers come, go, fall silent; ranks step, stop, end well or not; the coordinator crashes and begins again."""
+    """Workers register, leave or send no heartbeats; ranks step, stop, succeed or fail; the coordinator crashes and restarts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -270,7 +270,7 @@ class Training(RuleBasedStateMachine):
         assert store.counts == self.scheduler.store.counts
 
     def teardown(self) -> None:
-        """When everyone behaves, the training ends, and with it every lease."""
+        """Without further faults the training ends, and with it every lease."""
         for _ in range(3):
             self.names += 1
             self.workers[f"w{self.names}"] = Worker()

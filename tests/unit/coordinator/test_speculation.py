@@ -50,7 +50,7 @@ def test_stragglers_are_copied_once_oldest_first(out: list[RunningLease], idle: 
     assert all(of[number].worker != worker for number, worker in issued)
     ages = [of[number].age_s for number in numbers]
     assert ages == sorted(ages, reverse=True)
-    # Nobody who could take a late one is left idle.
+    # No idle worker is left that could run a straggler.
     late = [one for one in out if one.number not in {*numbers, *twice} and one.kind != "evaluate"]
     late = [one for one in late if one.age_s > (SLOW_FACTOR * 2.0 if one.kind == "rollout" else MIN_AGE_S)]
     assert not [1 for one in late for name in set(idle) - set(workers) if name != one.worker]

@@ -1,4 +1,4 @@
-"""What a run folder proves, and how its metrics are followed and shown."""
+"""The run folder of a training: when its result counts, and how its metrics are followed and shown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The environment: a day's cost by hand, the projection, the way back to rest, and the observation."""
+"""The environment: a day's cost by hand, the projection, the return of stores to rest, and the observation."""
 
 from __future__ import annotations
 
