@@ -263,7 +263,7 @@ class _Fetch:
         """Request one page until it is complete, then store and keep it (pool).
 
         Args:
-            offset: of the page.
+            offset: The page's offset in the request.
             total: as the other pages report it.
 
         Raises:

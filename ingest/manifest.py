@@ -31,7 +31,7 @@ class Manifest(msgspec.Struct, Generic[R], frozen=True):
 
 @dataclass(frozen=True)
 class FileTotals:
-    """Counted from the manifests, not from the disk: `coordinator verify` compares the two."""
+    """Number and bytes of files, counted from the manifests. `coordinator verify` compares them with the disk."""
 
     files: int
     bytes: int

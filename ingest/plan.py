@@ -77,8 +77,8 @@ def plan_builds(shards: Iterable[Shard], respondents: Sequence[str] = ()) -> tup
     """Return the (respondent, year) builds in the order of `shards`.
 
     Args:
-        shards: of this plan.
-        respondents: those to build from whole files, whose shards name `ALL_RESPONDENTS`.
+        shards: The plan's shards.
+        respondents: Respondents to build from whole files, whose shards name `ALL_RESPONDENTS`.
     """
     shards = tuple(shards)
     years = {year for shard in shards for year in range(int(shard.start[:4]), int(shard.end[:4]) + 1)}

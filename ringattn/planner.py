@@ -72,7 +72,7 @@ class Link:
     """A link between neighbours.
 
     Attributes:
-        name: of the link.
+        name: The link's name.
         bandwidth: bytes/s of one direction, with both directions in use.
         latency: seconds that an exchange costs at least.
         kernel_share: share of the kernel's speed that remains during an exchange. A GPU keeps all of it; MLX's socket threads

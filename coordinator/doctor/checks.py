@@ -92,7 +92,7 @@ def python(facts: Mapping[str, Any], same: str = "") -> list[Finding]:
         fix = (
             f"`uv sync --python {same}` in the project's folder there, or name one of version {same} with --host-python"
         )
-        return [problem("python", f"{seen}; it is {same} here", fix)]
+        return [problem("python", f"{seen}; the coordinator's host has {same}", fix)]
     return [ok("python", seen)]
 
 

@@ -25,7 +25,7 @@ class WorkerStatus(msgspec.Struct, frozen=True):
 
 
 class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A run at one moment."""
+    """The status of a run at one moment."""
 
     training: str | UnsetType = UNSET  # the stage's own line
     tasks: dict[State, int]

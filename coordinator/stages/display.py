@@ -143,7 +143,7 @@ class Display(Protocol):
         ...
 
     def note(self, line: str) -> None:
-        """Print a line that stays."""
+        """Print a line that later progress does not overwrite."""
         ...
 
     def close(self) -> None:

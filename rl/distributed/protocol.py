@@ -77,7 +77,10 @@ class Finished(LinkMessage, frozen=True, tag="Over"):
 
 
 class JobResult(LinkMessage, frozen=True, tag="Given"):
-    """The result of a job: the frames of its arrays, or a proof. A second one may come for a job that ran twice."""
+    """The result of a job: its arrays as frames, or `proof`, the output of a job without arrays.
+
+    A job that ran twice may have two results.
+    """
 
     number: int
     worker: str

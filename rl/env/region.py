@@ -72,7 +72,9 @@ def region(
         raise DataError(f"{name}: nothing was measured before {reference_end}, so there is no reference peak")
     peak = float(net[reference].max())
     if peak <= 0:
-        raise DataError(f"{name}: the highest net load before {reference_end} is {peak} MW")
+        raise DataError(
+            f"{name}: the highest net load before {reference_end} is {peak} MW; a reference peak must be above 0"
+        )
     return Region(name, hours, _filled(net, known) / peak, known, peak, offset)
 
 

@@ -119,7 +119,7 @@ class LeaseClient:
         return request.number
 
     def run_on_series(self, kind: str, job: dict[str, Any]) -> dict[str, Any]:
-        """Run a job that reads the data folder's series and returns no arrays; return its proof."""
+        """Run a job that reads the data folder's series and returns no arrays; return the job's output."""
         result, _ = self._wait(self._submit(RunJob(next(self._numbers), kind, job, ())))
         del self._requests[result.number]
         return result.proof

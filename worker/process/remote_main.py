@@ -61,7 +61,7 @@ def main() -> None:
 def acquire_worker_lock(data: Path, host: str, wait_s: float) -> int | None:
     """Take the lock that allows one worker per host name and data folder.
 
-    A worker that has lost its coordinator exits within its own patience, so a lock that is held is waited for.
+    A worker that has lost its coordinator exits within its own --patience, so this process waits for a held lock.
 
     Args:
         data: Data folder; created where it is missing.

@@ -140,8 +140,8 @@ def draw_pieces(store: TokenStore, period: Period, hours: int, count: int, seed:
         period: hours to draw from.
         hours: length of a piece at most.
         count: number of pieces. Respondents are drawn equally often.
-        seed: of the run.
-        step: of the run.
+        seed: The run's seed.
+        step: Number of the step in the run.
 
     Returns:
         Pieces inside `period`, each with at least one hour that has a target.

@@ -82,7 +82,7 @@ class RankRunner:
 
         Args:
             job: a JoinRequest.
-            context: of the lease.
+            context: The lease's context.
 
         Returns:
             A JoinReply with this host's address and a free port.
@@ -109,7 +109,7 @@ class RankRunner:
 
         Args:
             job: a RankSpec.
-            context: of the lease.
+            context: The lease's context.
 
         Returns:
             Rank, round, and the files of the finished run where this host has its own file system. A rank that does not

@@ -50,7 +50,7 @@ class ExtractController(StageController):
         """Return fetches without a manifest, and builds of complete fetches whose series is not made of their pieces.
 
         Args:
-            base_url: of the source.
+            base_url: The source's address.
             limited: whether fetches draw on the request budget.
         """
         bucket = BUCKET if limited else ""

@@ -124,8 +124,8 @@ def check_world(data_dir: Path, world: str, result: ShardResult) -> str:
 
     Args:
         data_dir: the folder, for the message.
-        world: of the hours so far; "": none are known.
-        result: of a shard.
+        world: World of the hours so far; "" if there are none.
+        result: A shard's verified result.
 
     Raises:
         UsageError: the result is of another world.

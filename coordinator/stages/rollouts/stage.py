@@ -77,7 +77,7 @@ class RolloutDryRun(DryRun, frozen=True):
 
 
 class RolloutSummary(StageSummary, frozen=True, kw_only=True):
-    """How a control training ended; the figures are those of a run that had something to do."""
+    """How a control training ended. The figures are unset if nothing was left to do."""
 
     run: str
     result: ControlResult | None

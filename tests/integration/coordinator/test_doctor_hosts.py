@@ -119,7 +119,7 @@ PLANTED = {
     "nameless": ("resolve", "correct it in the hostfile"),
     "pythonless": ("no Python at /nowhere/python", "uv sync"),
     "oldpython": ("3.9.2", "3.11 or later"),
-    "otherpython": (f"it is {HERE} here", "--host-python"),
+    "otherpython": (f"the coordinator's host has {HERE}", "--host-python"),
     "noisy": ("login shell: 'Welcome to noisy", "ssh noisy true"),
     "oldpackage": (r"mlx 0.0.1 \(", "uv pip install .*mlx=="),
     "late": (r"clock -9\d\.\d+ s", "set-ntp"),

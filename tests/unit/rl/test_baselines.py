@@ -31,36 +31,36 @@ def region() -> tuple[Region, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def test_year(region: tuple[Region, np.ndarray]) -> Dataset:
+def evaluation_year(region: tuple[Region, np.ndarray]) -> Dataset:
     return build_dataset([region[0]], [None], *TEST)
 
 
 @pytest.fixture(scope="module")
-def scale(test_year: Dataset) -> ReferenceCosts:
-    return reference_costs(GRID, test_year, STARTS, HOURS)
+def scale(evaluation_year: Dataset) -> ReferenceCosts:
+    return reference_costs(GRID, evaluation_year, STARTS, HOURS)
 
 
 def pop(data: Dataset, scale: ReferenceCosts, policy: Policy) -> float:
     return scale.pop(rollout(GRID, data, policy, STARTS, HOURS).cost.sum(axis=0))
 
 
-def test_idle_scores_zero_and_the_optimum_one(test_year: Dataset, scale: ReferenceCosts) -> None:
-    trace = rollout(GRID, test_year, idle, STARTS, HOURS)
+def test_idle_scores_zero_and_the_optimum_one(evaluation_year: Dataset, scale: ReferenceCosts) -> None:
+    trace = rollout(GRID, evaluation_year, idle, STARTS, HOURS)
     assert_allclose(trace.cost.sum(axis=0), scale.idle, rtol=1e-12)
     assert_array_equal(trace.residual, trace.load)
-    assert pop(test_year, scale, idle) == pytest.approx(0, abs=1e-9)
+    assert pop(evaluation_year, scale, idle) == pytest.approx(0, abs=1e-9)
     assert scale.pop(scale.optimum) == 1
     actions = np.stack([s.actions(GRID) for s in scale.schedules], axis=-1)
-    assert pop(test_year, scale, lambda e: actions[:, HOURS - e.hours_left]) == pytest.approx(1, abs=1e-9)
+    assert pop(evaluation_year, scale, lambda e: actions[:, HOURS - e.hours_left]) == pytest.approx(1, abs=1e-9)
 
 
 def test_mpc_scores_follow_the_forecasts_quality(
-    region: tuple[Region, np.ndarray], test_year: Dataset, scale: ReferenceCosts
+    region: tuple[Region, np.ndarray], evaluation_year: Dataset, scale: ReferenceCosts
 ) -> None:
     one, issued = region
     point = day_ahead(one, issued, 24)
     scores = {
-        name: pop(test_year, scale, Mpc(GRID, test_year.gather([forecast])))
+        name: pop(evaluation_year, scale, Mpc(GRID, evaluation_year.gather([forecast])))
         for name, forecast in (("perfect", oracle(one, 24)), ("day ahead", point), ("yesterday", persistence(one, 24)))
     }
     assert 0.97 < scores["perfect"] <= 1
@@ -70,18 +70,22 @@ def test_mpc_scores_follow_the_forecasts_quality(
     assert parts.horizon > 0 and parts.forecast > 0
 
 
-def test_mpc_over_the_whole_episode_equals_the_optimum(region: tuple[Region, np.ndarray], test_year: Dataset) -> None:
+def test_mpc_over_the_whole_episode_equals_the_optimum(
+    region: tuple[Region, np.ndarray], evaluation_year: Dataset
+) -> None:
     """Replanned every hour over all hours left, on the true load."""
     starts, hours = np.array([4000]), 30
-    trace = rollout(GRID, test_year, Mpc(GRID, test_year.gather([oracle(region[0], hours)])), starts, hours)
+    trace = rollout(GRID, evaluation_year, Mpc(GRID, evaluation_year.gather([oracle(region[0], hours)])), starts, hours)
     # The oracle is float32.
-    assert trace.cost.sum() == pytest.approx(reference_costs(GRID, test_year, starts, hours).optimum[0], rel=1e-6)
+    assert trace.cost.sum() == pytest.approx(reference_costs(GRID, evaluation_year, starts, hours).optimum[0], rel=1e-6)
 
 
-def test_equal_scenarios_plan_as_one(region: tuple[Region, np.ndarray], test_year: Dataset) -> None:
-    point = test_year.gather([day_ahead(region[0], region[1], 12)])
+def test_equal_scenarios_plan_as_one(region: tuple[Region, np.ndarray], evaluation_year: Dataset) -> None:
+    point = evaluation_year.gather([day_ahead(region[0], region[1], 12)])
     starts = np.array([1000])
-    one, three = (rollout(GRID, test_year, Mpc(GRID, f), starts, 24) for f in (point, np.repeat(point, 3, axis=2)))
+    one, three = (
+        rollout(GRID, evaluation_year, Mpc(GRID, f), starts, 24) for f in (point, np.repeat(point, 3, axis=2))
+    )
     assert_allclose(one.cost.sum(), three.cost.sum(), rtol=1e-3)
     with pytest.raises(DataError, match="weights"):
         Mpc(GRID, point, (0.5, 0.5))
@@ -105,11 +109,11 @@ def test_hour_rule_is_the_best_of_its_class_on_its_days(region: tuple[Region, np
 
 
 def test_peak_shaving_fitted_on_training_weeks_lowers_peaks(
-    region: tuple[Region, np.ndarray], test_year: Dataset
+    region: tuple[Region, np.ndarray], evaluation_year: Dataset
 ) -> None:
     train = build_dataset([region[0]], [None], *TRAIN)
     choice = best_peak_shaving(GRID, train, train.starts(HOURS)[::400], HOURS)
-    trace = rollout(GRID, test_year, peak_shaving(test_year, *choice), STARTS, HOURS)
+    trace = rollout(GRID, evaluation_year, peak_shaving(evaluation_year, *choice), STARTS, HOURS)
     assert trace.residual.max(axis=0).mean() < trace.load.max(axis=0).mean()
 
 
