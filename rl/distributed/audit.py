@@ -53,7 +53,7 @@ def replay(runner: JobRunner, job: Rollout, result: Arrays) -> tuple[NDArray[np.
         observations[hour] = env.observation
         _, cost[hour] = env.step(action)
     if not np.allclose(result["cost"], cost, rtol=1e-5, atol=1e-5):
-        raise DataError(f"the costs of a rollout with seed {job.seed} are not those of its actions")
+        raise DataError(f"the costs of the rollout with seed {job.seed} differ from a replay of its actions")
     return observations, cost
 
 

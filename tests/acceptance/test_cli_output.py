@@ -108,7 +108,7 @@ def test_help_examples_run(coordinator: Said, tmp_path: Path, monkeypatch: pytes
         if words not in ("coordinator doctor", "coordinator forecast"):
             code, out, err = coordinator(*shlex.split(one.epilog)[1:])
             assert code == 0, f"{one.epilog}\n{err}"
-            assert out or words in ("coordinator keys revoke", "coordinator keys list")  # nobody is left on the list
+            assert out or words in ("coordinator keys revoke", "coordinator keys list")  # the list is empty then
     assert (tmp_path / "report.html").exists()
 
 
@@ -240,7 +240,7 @@ def blocked(folder: Path, path: Path, *words: str) -> Iterator[tuple[subprocess.
 
     def reader() -> int | None:
         assert process.poll() is None, process.communicate()
-        with suppress(OSError):  # nobody reads yet
+        with suppress(OSError):  # no process reads yet
             return os.open(path, os.O_WRONLY | os.O_NONBLOCK)
         return None
 

@@ -1,4 +1,4 @@
-"""Extractions from a source that fails: the series are those of an undisturbed run, or what is missing is quarantined."""
+"""Extractions from a source that fails: the series equal those of an undisturbed run, or missing shards are quarantined."""
 
 from __future__ import annotations
 

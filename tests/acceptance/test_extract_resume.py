@@ -1,4 +1,4 @@
-"""Extractions on a folder that holds data: nothing to do, revised hours, results from a worker with a folder of its own."""
+"""Extractions on a folder that holds data: nothing to do, revised hours, results from a worker with a separate folder."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def test_one_command_extracts_and_trains_once(tmp_path: Path, trained: list[Trai
 @pytest.mark.timeout(1_800)
 def test_twenty_faults_leave_the_undisturbed_loss_curve(tmp_path: Path, trained: list[Trained]) -> None:
     steps = 600
-    # Pieces so long that the ring of a stopped worker, which goes on until its leash is at its end, does not use up the run.
+    # Pieces so long that the ring of a stopped worker does not complete the run before its watchdog ends it.
     config: dict[str, int | str] = {"steps": steps, "validate_every": 100, "checkpoint_every": 10}
     # Striped shares stay equal; those of zigzag follow measured speeds, and would add in another order.
     config |= {"pieces": 2, "piece_hours": 1_400, "layout": "striped"}

@@ -20,7 +20,7 @@ LIE = 1.2  # factor of the noise: costs match the actions and no number looks od
 
 
 def liar(honest: Any, lies_from: int) -> Any:
-    """`ControlHandler.run`, wrong from its n-th rollout on: it runs the episodes with more noise than the job says."""
+    """`ControlHandler.run`, wrong from its n-th rollout on: it runs the episodes with more noise than the job specifies."""
     count = 0
 
     def do(job: dict[str, Any], context: Any) -> Any:

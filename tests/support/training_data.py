@@ -30,7 +30,7 @@ SMALL = (
 
 
 def make(data_dir: Path) -> Path:
-    """PACW and ERCO, November to February of three winters: demand, and a forecast whose error comes back day after day."""
+    """PACW and ERCO, November to February of three winters: demand, and a forecast whose error repeats every day."""
     spans = [("2021-11-01T00", "2021-12-31T23"), ("2022-01-01T00", "2022-02-28T23"), ("2022-11-01T00", "2022-12-31T23")]
     spans.append(("2023-01-01T00", "2023-02-28T23"))
     for seed, respondent in enumerate(("PACW", "ERCO")):

@@ -153,7 +153,7 @@ class LeaseClient:
         }
 
     def _replay_mismatch(self, job: AnyJob, arrays: Arrays) -> str:
-        """Return why a rollout's costs are not those of its actions, or ""."""
+        """Return how a rollout's costs differ from a replay of its actions, or ""."""
         try:
             if isinstance(job, Rollout):
                 replay(self.runner, job, arrays)

@@ -46,7 +46,7 @@ def test_flood_from_one_host_hides_no_other_host() -> None:
 
 
 class Keyed(Running):
-    """A server with keys on a loopback address of its own."""
+    """A server with keys on a separate loopback address."""
 
     def __init__(self, folder: Path, *tasks: str) -> None:
         self.keys = folder / "keys"

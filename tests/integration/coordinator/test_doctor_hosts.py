@@ -110,7 +110,7 @@ def replace_code(old: str, new: str) -> str:
     return f"assert {old.encode()!r} in program; program = program.replace({old.encode()!r}, {new.encode()!r})"
 
 
-# host → (words in what is seen, words in the fix)
+# host → (words in the finding, words in the fix)
 PLANTED = {
     "frozen": ("timed out", "it is on, awake"),
     "closed": ("Connection refused", "Remote Login"),

@@ -46,7 +46,7 @@ def main() -> None:
     start = time.monotonic()
     seen = {}
     try:
-        # A rank that needs nothing more from the victim ends this step well, and hears of it in the next.
+        # A rank that needs nothing more from the victim completes this step and detects the failure in the next.
         for _ in range(2):
             mx.eval(mx.grad(attend)(x))
     except ra.PeerError as error:

@@ -46,7 +46,7 @@ PICK = st.integers(0, 1_000)
 TIMEOUTS = SupervisionTimeouts(
     join_s=4.0, rejoin_s=1.0, no_worker_s=1e6, address_s=2.0, stopped_s=2.0, min_s=4.0, max_rounds_without_progress=4
 )
-# What a rank's end may be called, by itself or asked for.
+# Errors with which a rank may end, without or after a request.
 ENDS = st.sampled_from(["RankDied", "RingBroke", "Crash", "RankEnded"])
 
 

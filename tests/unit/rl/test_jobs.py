@@ -97,7 +97,7 @@ def test_replay_returns_observations_and_refuses_other_costs(runner: JobRunner, 
     assert_allclose(cost, result["cost"], rtol=1e-6)
     # Features: charge of 3 stores, residual load, hours left, load -1, load -2.
     assert_array_equal(seen[0, :, 6], DATA.features[runner.draw_starts(job)[0], 1])
-    with pytest.raises(DataError, match="not those of its actions"):
+    with pytest.raises(DataError, match="differ from a replay of its actions"):
         replay(runner, job, {**result, "actions": result["actions"] * 1.01})
 
 

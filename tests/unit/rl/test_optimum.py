@@ -148,4 +148,4 @@ def test_unsolvable_programs_are_refused() -> None:
     with pytest.raises(DataError, match="finite"):
         program.solve(np.array([1.0, np.nan]), 1.0)
     with pytest.raises(SolveError, match="no plan for 2 hours"):
-        program.solve(np.ones(2), 1.0, np.zeros(3))  # two hours are too short to come back to rest
+        program.solve(np.ones(2), 1.0, np.zeros(3))  # two hours are too short to return to rest

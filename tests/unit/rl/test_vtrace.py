@@ -139,5 +139,5 @@ def test_costs_of_other_actions_are_refused(folder: tuple[Path, str], policy: Ml
     again = rebuild(runner, policy, job, runner.run(job))
     assert_array_equal(batch.observations, again.observations)
     result["cost"][5, 3] *= 1.001
-    with pytest.raises(DataError, match="not those of its actions"):
+    with pytest.raises(DataError, match="differ from a replay of its actions"):
         rebuild(runner, policy, job, result)
