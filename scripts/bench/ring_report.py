@@ -256,10 +256,10 @@ def plot(options: argparse.Namespace) -> int:
     """Draw docs/images/ring_*.png."""
     lines = Lines(read(options.lines))
     machine = lines.done[0]["machine"]
-    beside: dict[str, Any] = {"fontsize": 8, "loc": "center left", "bbox_to_anchor": (1, 0.5)}
+    legend_on_right: dict[str, Any] = {"fontsize": 8, "loc": "center left", "bbox_to_anchor": (1, 0.5)}
 
     def draw(name: str, title: str, unit: str, value: Callable[[dict], float], *, log: bool) -> None:
-        with drawn(IMAGES / f"ring_{name}.png", size=(7, 4.5), **beside) as axes:
+        with drawn(IMAGES / f"ring_{name}.png", size=(7, 4.5), **legend_on_right) as axes:
             for label, asked in CONTENDERS:
                 found = [line for n in lines.lengths() if (line := lines.find(length=n, **asked))]
                 found = [line for line in found if name == "memory" or not line["disturbed"]]
@@ -276,7 +276,7 @@ def plot(options: argparse.Namespace) -> int:
     draw("memory", "Peak memory of a process", "MB", lambda x: max(x["peak"]) / 1e6, log=True)
     draw("peak", "Share of the measured FMA peak", "share", lines.share, log=False)
 
-    with drawn(IMAGES / "ring_efficiency.png", size=(7, 4.5), **beside) as axes:
+    with drawn(IMAGES / "ring_efficiency.png", size=(7, 4.5), **legend_on_right) as axes:
         for length in lines.lengths():
             rings = [line for n in (1, 2, 4) if (line := lines.find("ring", length, ranks=n))]
             if rings and rings[0]["ranks"] == 1:
