@@ -158,4 +158,5 @@ def read_piece(data_dir: Path, entry: FileEntry) -> pa.Table:
         ) from error
     if hashlib.sha256(content).hexdigest() != entry.sha256:
         raise VerificationError(f"{path}: the sha256 differs from its manifest; run `coordinator verify`")
-    return pq.ParquetFile(io.BytesIO(content)).read()  # `pq.read_table` would import pandas
+    # `pq.read_table` would import pandas. A thread of Arrow's pool that still runs at exit aborts the process, rarely.
+    return pq.ParquetFile(io.BytesIO(content)).read(use_threads=False)

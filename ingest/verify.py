@@ -191,7 +191,7 @@ def _piece(folder: Path, result: ShardResult, report: Report) -> Columns | None:
     if content is None:
         return None
     try:
-        return from_table(pq.read_table(io.BytesIO(content)))
+        return from_table(pq.ParquetFile(io.BytesIO(content)).read(use_threads=False))
     except (pa.ArrowException, KeyError, OSError) as error:
         report.mismatch("piece", result.piece.path, f"can't be read: {error}")
         return None
@@ -228,7 +228,7 @@ def _verify_build(folder: Path, result: BuildResult, shards: Iterable[ShardResul
         detail = "built from other pieces than the manifests name now; run `coordinator start --extract` to rebuild it"
         report.mismatch("stale", result.key, detail)
     if long is not None:
-        table = pq.read_table(io.BytesIO(long), columns=["value", "reason"])
+        table = pq.ParquetFile(io.BytesIO(long)).read(["value", "reason"], use_threads=False)
         reasons = pc.value_counts(table["reason"].cast(pa.string())).to_pylist()
         counts = {entry["values"]: entry["counts"] for entry in reasons}
         path = result.long.path

@@ -26,10 +26,10 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Return two workers a core, because tests wait more than they compute; none for a run of single files."""
+    """Return three workers a core, because tests wait more than they compute; none for a run of single files."""
     if all(Path(argument.partition("::")[0]).is_file() for argument in config.args):
         return 0
-    return min(MAX_WORKERS, 2 * (os.cpu_count() or 1))
+    return min(MAX_WORKERS, 3 * (os.cpu_count() or 1))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

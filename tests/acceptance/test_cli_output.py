@@ -212,8 +212,8 @@ def test_progress_appears_in_slow_commands_and_not_with_quiet(coordinator: Said,
         line = process.stderr.readline()
         assert re.search(r"verifying manifests 0/2|verifying manifests ·", line), line
         release()
-        out, _ = process.communicate(timeout=60)
-    assert process.returncode == 1 and "NOT WHOLE" in out
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and "NOT WHOLE" in out, err
     for page in data.rglob("*.json.gz"):
         page.unlink()
     code, out, err = coordinator("verify", "--quiet")
