@@ -83,7 +83,7 @@ def test_missing_and_old_packages_are_named() -> None:
 
 def test_old_python_and_mlx_without_ring() -> None:
     assert_problem(checks.python({**FACTS, "python": "3.9.1"}), "3.11")
-    assert_problem(checks.python(FACTS, same="3.12"), "3.12 here")
+    assert_problem(checks.python(FACTS, same="3.12"), "has 3.12")
     assert_problem(checks.backend({**FACTS, "ring": False}), "without its ring")
 
 
