@@ -1,4 +1,4 @@
-"""Configure the whole suite: bytecode cache, Hypothesis profiles, pytest-xdist workers and groups, shared fixtures."""
+"""Configure the whole suite: bytecode cache, Hypothesis profiles, pytest-xdist workers, shared fixtures."""
 
 import os
 from pathlib import Path
@@ -30,10 +30,3 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     if all(Path(argument.partition("::")[0]).is_file() for argument in config.args):
         return 0
     return min(MAX_WORKERS, 3 * (os.cpu_count() or 1))
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file in one xdist worker, so that they share session fixtures, unless a mark names a group."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))

@@ -25,7 +25,6 @@ from worker.training.data import build_local_batch, draw_pieces
 from worker.training.tokens import Normalisation, Period, Piece, TokenStore, token_rows
 
 ROOT = Path(__file__).resolve().parents[3]
-pytestmark = pytest.mark.xdist_group("training")  # shares the training of the fixture `alone`
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,6 @@ from worker.forecast.model import checkpoint
 from worker.training.cli import main
 from worker.training.config import parse
 
-pytestmark = pytest.mark.xdist_group("training")  # shares the training of the fixture `alone`
-
 Rejects = Callable[..., str]
 
 
