@@ -256,6 +256,8 @@ class Training(RuleBasedStateMachine):
 
     @invariant()
     def only_a_rank_that_failed_stopped_or_fell_behind_is_blamed(self) -> None:
+        if self.ring.stage not in ("running", "draining"):
+            return  # the next round has its number already, but the ranks are still the last round's
         for rank in self.ring.ranks:
             task = f"train/{self.ring.round}/rank/{rank.number}"
             if rank.fault and task not in self.blamed:
