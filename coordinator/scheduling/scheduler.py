@@ -7,6 +7,8 @@ deliberately not stored: after a restart every lease is void, and its task is le
 
 Cost: O(log n) in the number of tasks for each lease and result. Only `Restart` and a new plan scan all tasks; only a tick scans
 all leases.
+
+The file is longer than 450 lines because its handlers share the indexes of one state machine.
 """
 
 from __future__ import annotations
