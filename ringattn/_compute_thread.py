@@ -7,8 +7,6 @@ separate thread, which builds MLX operations only on arrays from `detached_copy`
 be part of the trace, if they come from `materialize`.
 """
 
-from __future__ import annotations
-
 import contextvars
 import queue
 import threading

@@ -17,8 +17,6 @@ RingError (RuntimeError)
     └── RunTimeout                   the ranks did not end in time
 """
 
-from __future__ import annotations
-
 
 class RingError(RuntimeError):
     """Base of every error that ringattn raises on purpose."""

@@ -5,8 +5,6 @@ that all ranks raise at once instead of waiting for it. From the headers each ra
 needs and schedules.
 """
 
-from __future__ import annotations
-
 import struct
 import time
 import zlib

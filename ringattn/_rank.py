@@ -3,8 +3,6 @@
 Joins the ring with a deadline, reports it on a pipe, then runs the script as `__main__`. Ends when its launcher is gone.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 import runpy

@@ -5,8 +5,6 @@ output and the log-sum-exp, the backward recomputes the probabilities block by b
 travel the ring.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import cast
 

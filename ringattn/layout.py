@@ -12,8 +12,6 @@ With n ranks and T tokens (any T ≥ n):
 A rank's local order is its runs, one after the other, each ascending.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -10,8 +10,6 @@ the time goes into: attention, the rest of the model, reading. Time that does no
 later changes correct it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from statistics import median
 

@@ -5,8 +5,6 @@ Thunderbolt 4, 10 GbE and 1 GbE the smallest block a host at which communication
 1 to 16 hosts like this one. docs/reference/ring_attention.md derives the formulas; the benchmark compares predictions with measurements.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

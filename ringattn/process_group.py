@@ -5,8 +5,6 @@ process could end it. `init` therefore first passes a barrier with the other ran
 with a deadline, and calls MLX only after every rank of the ring has answered.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import json

@@ -4,8 +4,6 @@ Each hop posts the exchange of keys and values, computes on the block at hand wh
 sums on (backward only). Every result is evaluated before the next exchange, so memory stays O(T) per rank.
 """
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Shard arrays by a layout, join the shards, and compute the positions of local tokens."""
 
-from __future__ import annotations
-
 import mlx.core as mx
 import numpy as np
 

@@ -4,8 +4,6 @@ Files of format 1, which earlier versions wrote, are read too: 8 bytes (length o
 {"meta": …, "arrays": [[name, dtype, shape], …]} | arrays, each at a multiple of 64 bytes.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping, Sequence

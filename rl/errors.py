@@ -6,8 +6,6 @@ ControlError
 └── SolveError    HiGHS did not solve a linear program
 """
 
-from __future__ import annotations
-
 
 class ControlError(Exception):
     """Base class. The message names the subject and the rule. `exit_code`: exit code of a program that this exception ends."""

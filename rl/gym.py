@@ -4,8 +4,6 @@ Both are thin: `rl.env.vector.VectorGridEnv` does the work. The reward is minus 
 episode *terminates* after its last hour, where the stores are at rest again: nothing is left to be valued, so it is never truncated.
 """
 
-from __future__ import annotations
-
 from functools import cache
 from typing import Any
 

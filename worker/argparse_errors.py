@@ -1,7 +1,5 @@
 """Argument parser of a worker's programs: prints one line for an error, with the next command."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Mapping
 from typing import Any, NoReturn

@@ -1,7 +1,5 @@
 """Command line of a worker: `worker --coordinator tcp://host:port [--data DIR] [--connections 5] [--key FILE]`."""
 
-from __future__ import annotations
-
 import logging
 import os
 import sys

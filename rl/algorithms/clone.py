@@ -7,8 +7,6 @@ charge and a random previous residual load, so that the policy can recover from 
 Read from top to bottom: labels, loss, learner. The learner is MLX; see `rl.policy` for the actor.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -5,8 +5,6 @@ sampling) in the same episodes as all others of its iteration. A worker returns 
 are replaced by their ranks, and the step is Adam's (Kingma & Ba 2015). Left out: weight decay, virtual batch normalisation.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

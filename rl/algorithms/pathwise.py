@@ -10,8 +10,6 @@ is written here, by hand and in numpy, because MLX on a CPU spends tens of micro
 an hour. A step depends only on weights, moments, seed and its own number, so any worker can take the steps of a lease.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

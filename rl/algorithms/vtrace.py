@@ -13,8 +13,6 @@ settings and the results in the order of their jobs alone.
 Left out: entropy bonus, replay, a separate target network, value clipping, orthogonal initialisation, learning-rate schedules by KL.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Audit by replay: which results are computed again, and whether two results of one job agree."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from hashlib import blake2b
 

@@ -5,8 +5,6 @@ has both can run the job again, which is how results are audited. A result holds
 `rl.distributed.runner` runs the jobs. The encoded names (`tag`, `name`) are part of the wire format.
 """
 
-from __future__ import annotations
-
 import msgspec
 from numpy.typing import NDArray
 

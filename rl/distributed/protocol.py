@@ -6,8 +6,6 @@ The learner decides which jobs run and what it makes of their results; the coord
 results. It passes the frames of a worker's result on without a copy.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import IO, Annotated, Any
 

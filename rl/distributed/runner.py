@@ -1,7 +1,5 @@
 """Run the jobs of `rl.distributed.jobs`: dispatch each kind, and cache what several jobs share (datasets, environments, rules)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Datasets of the environment: load, features and mask of every hour of every region, one row an hour."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

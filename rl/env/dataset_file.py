@@ -1,7 +1,5 @@
 """Datasets as files named by the sha256 of their content, which any process maps: `DATA/control/tables/<sha256>.table`."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import fields
 from pathlib import Path

@@ -5,8 +5,6 @@ and on nothing later (tests/unit/rl/test_forecasts.py changes the future and com
 end of the series, where hour t + h does not exist, the series' last hour replaces it.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

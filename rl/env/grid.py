@@ -13,8 +13,6 @@ Shiftable load is a store: a call takes energy out (a debt to the customers), th
 the call took. `PROXY` marks a parameter for which EIA-930 has no data; none is a claim about a real system.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import numpy as np

@@ -10,8 +10,6 @@ sheddable load. Each store's action is projected to what its power, its energy a
 at rest and ends there, so a policy and the linear program choose from the same set of schedules.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

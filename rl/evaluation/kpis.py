@@ -4,8 +4,6 @@ Hourly data cannot show frequency. It allows the share of synchronous generation
 frequency (RoCoF) right after a stated contingency, from stated inertia constants.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -5,8 +5,6 @@
 1 is the linear program that knows the future, 0 is doing nothing, below 0 is worse than doing nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

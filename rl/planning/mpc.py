@@ -5,8 +5,6 @@ that many scenarios with one common decision (two-stage). A plan ends at rest: a
 because the value of charge there is unknown; with 48 hours that costs almost nothing (docs/reference/control.md).
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import numpy as np

@@ -4,8 +4,6 @@ Nothing is approximated: every piece of the cost is a variable, and `Grid` refus
 discharge at once. Replayed in the environment, the schedule costs what the objective says (tests/unit/rl/test_optimum.py).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import lru_cache
 

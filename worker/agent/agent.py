@@ -4,8 +4,6 @@ The thread of `Agent.run` owns the socket and only passes messages on, so that n
 worker look dead. Leases run in threads of their own (`worker.agent.executor`) and post their messages to an outbox.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import platform

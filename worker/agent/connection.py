@@ -1,7 +1,5 @@
 """A worker's connection to its coordinator: a ZeroMQ DEALER socket, and an outbox that every thread may fill."""
 
-from __future__ import annotations
-
 import logging
 import queue
 import socket

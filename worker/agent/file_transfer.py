@@ -1,7 +1,5 @@
 """File transfer between a worker and a coordinator on another file system: chunked, pipelined, resumable, verified."""
 
-from __future__ import annotations
-
 import os
 import queue
 import time

@@ -1,7 +1,5 @@
 """Handler registry: which function runs which kind of lease, and how its errors are reported to the coordinator."""
 
-from __future__ import annotations
-
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Client side of the rate limiter: requests permits as threads need them, and uses none before its time."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections import deque

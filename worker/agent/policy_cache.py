@@ -1,7 +1,5 @@
 """Cache of policy weights, broadcast by the coordinator or requested from it, each verified by its SHA-256."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import threading

@@ -6,8 +6,6 @@ and solar of the same hour over the week that was known then. `rl.env.forecasts.
 latest errors. The same hours always make the same bytes, named by their SHA-256.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

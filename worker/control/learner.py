@@ -7,8 +7,6 @@ evaluation on the test year with its report. The run folder has the newest state
 killed resumes and reaches the same weights, whichever workers run its jobs and whenever they do.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

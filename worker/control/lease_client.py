@@ -1,7 +1,5 @@
 """Learner-side client: submit jobs, collect results in order, audit them, and distrust workers with wrong results."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import queue

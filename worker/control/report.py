@@ -3,8 +3,6 @@
 `coordinator report` shows the same result with pictures: PoP by region, the learning curve, and a week's dispatch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path

@@ -7,8 +7,6 @@ Results go to stdout; messages and errors go to stderr, as JSON lines with `--js
 Exit codes: 0 done, 1 failed, 2 usage, 130 Ctrl-C.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import shutil

@@ -1,7 +1,5 @@
 """Fan charts of forecasts."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 A forecast is issued at 10:00 local time for the hours of the next local day, from what was known then.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from datetime import datetime

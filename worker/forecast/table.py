@@ -1,7 +1,5 @@
 """Tables of forecasts: rows for JSON, lines for a terminal, and the Parquet file that control training reads."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any

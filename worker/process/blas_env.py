@@ -3,8 +3,6 @@
 On Linux mlx's wheel carries the reference BLAS, which is slow; a preloaded OpenBLAS replaces it.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -3,8 +3,6 @@
 `ringattn._rank` and the emulator have their own few lines for this: neither package may import a worker.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 import select

@@ -3,8 +3,6 @@
 `--as-rank` measures with the environment of a rank, which on Linux preloads OpenBLAS where it is installed.
 """
 
-from __future__ import annotations
-
 import sys
 
 from worker.process import blas_env

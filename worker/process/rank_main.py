@@ -5,8 +5,6 @@ ends with its worker, and also when its worker has written nothing to stdin for 
 lost contact with it must not write to a run that goes on elsewhere.
 """
 
-from __future__ import annotations
-
 import runpy
 import sys
 from pathlib import Path

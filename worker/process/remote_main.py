@@ -5,8 +5,6 @@ so no secret is on a command line or on this host's disk. The worker then runs u
 session ends, or no coordinator answers for `patience_s`.
 """
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os

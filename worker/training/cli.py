@@ -4,8 +4,6 @@ Exit codes: 0 the run ended and result.json is written; 1 the data cannot be use
 gone, or SIGTERM): run it again to resume; 130 the same after Ctrl-C.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

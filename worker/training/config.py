@@ -1,7 +1,5 @@
 """Settings of a training run: a dataclass whose fields are flags of `worker/train.py` and keys of its TOML file."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ The pieces of a step are a function of (seed, step): a run that resumes from a c
 same pieces without a message.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Follow a rank's heartbeat file, to which the rank appends JSON lines {"step", "phase", "time"}."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import msgspec

@@ -6,8 +6,6 @@ load balancing adapts to their speeds (`ringattn.load_balance`). A run that is s
 newest checkpoint, on any number of ranks.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

@@ -1,7 +1,5 @@
 """Output of a training rank: metrics.jsonl, the heartbeat file, and a watchdog that ends a rank whose ring makes no progress."""
 
-from __future__ import annotations
-
 import json
 import resource
 import sys

@@ -4,8 +4,6 @@ A rank is a separate process with a log in the run folder. Its heartbeats are re
 the lease's result: 0 done, 75 the ring broke or the rank was asked to end, 2 usage error, any other code is the rank's own failure.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import random

@@ -4,8 +4,6 @@
 ranks resume from the same checkpoint with the same series. Nothing else in the data folder is changed.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import threading

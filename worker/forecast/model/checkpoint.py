@@ -6,8 +6,6 @@
                 state.json             model, normalisation, position, and the SHA-256 of the other three
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -4,8 +4,6 @@ Normalised conformal prediction (Papadopoulos, Gammerman, Vovk 2008) over a slid
 trained years ago are too narrow or too wide where a respondent's errors have changed since. The median does not change.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

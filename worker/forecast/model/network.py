@@ -6,8 +6,6 @@ the same for all hours of a local day of one segment (as in Gal and Ghahramani 2
 does not depend on the number of ranks that share the sequence.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

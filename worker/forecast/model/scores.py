@@ -5,8 +5,6 @@ Sources: Hyndman and Koehler 2006 (MASE), Gneiting and Raftery 2007 (CRPS as the
 pinball in load forecasting).
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 
