@@ -16,9 +16,7 @@ from ringattn._compute_thread import detached_copy, materialize, numpy_view, run
 from ringattn._errors import RingError, TransformError
 from ringattn._handshake import Plan, agree_on_plan, check_arguments
 from ringattn.layout import Layout, as_layout
-from ringattn.transport import Spec, Transport, default_timeout, transport_of
-
-Group = mx.distributed.Group | Transport | None
+from ringattn.transport import Group, Spec, Transport, default_timeout, transport_of
 
 
 # More than 10 parameters: the tensors of attention and its independent options, all but three by keyword.

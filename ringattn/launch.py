@@ -4,8 +4,6 @@ mlx.launch uses most of a core while it waits and exits 0 when ranks fail. This 
 rank when one fails, and reports which one and why. No rank outlives it, however it ends.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json
@@ -22,13 +20,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, Self
 
 from ringattn import _rank
 from ringattn._errors import LaunchError, RankFailed, RunTimeout, StartTimeout
 
 Echo = Callable[[int, str], None]
 _KEPT_LINES = 2000  # lines of each rank's output that are kept for `output` and error messages
+OPTIONS: dict[str, dict[str, Any]] = {
+    "-n": {"type": int, "required": True, "help": "number of ranks"},
+    "--start-timeout": {"type": float, "default": 60.0, "help": "seconds until all ranks must have joined"},
+    "--timeout": {"type": float, "help": "seconds until all ranks must have ended"},
+    "script": {"nargs": argparse.REMAINDER, "help": "script and its arguments"},
+}
 _GRACE = 2.0  # seconds between SIGTERM and SIGKILL
 
 
@@ -91,7 +95,7 @@ class LocalRing:
         self._spawn_error: BaseException | None = None
         self._failed: int | None = None
 
-    def __enter__(self) -> LocalRing:
+    def __enter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory(prefix="ringattn-")
         ready_read, ready_write = os.pipe()
         # Ranks die with the thread that started them (PDEATHSIG), so it must live as long as they do.
@@ -280,10 +284,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Launch n local ranks of a script.",
         epilog="example: python -m ringattn.launch -n 2 worker/train.py --data data",
     )
-    parser.add_argument("-n", type=int, required=True, help="number of ranks")
-    parser.add_argument("--start-timeout", type=float, default=60.0, help="seconds until all ranks must have joined")
-    parser.add_argument("--timeout", type=float, default=None, help="seconds until all ranks must have ended")
-    parser.add_argument("script", nargs=argparse.REMAINDER, help="script and its arguments")
+    for name, settings in OPTIONS.items():
+        parser.add_argument(name, **settings)
     options = parser.parse_args(argv)
     if not options.script:
         parser.error("name a script: python -m ringattn.launch -n 2 script.py")

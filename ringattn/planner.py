@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -22,6 +23,17 @@ HOSTS = (1, 2, 4, 8, 16)
 # The kernel that runs during the measured exchange: its tokens; the exchange: its seconds, and bytes at most.
 OVERLAP_BLOCK, OVERLAP_S, OVERLAP_BYTES = 512, 0.5, 1 << 28
 FORWARD_FLOPS, BACKWARD_FLOPS = 4, 10  # a (query, key) pair, times head dimension: 2 and 5 matrix products
+OPTIONS: dict[str, dict[str, Any]] = {
+    "--length": {"type": int, "default": 131_072, "help": "tokens of the whole sequence"},
+    "--batch": {"type": int, "default": 1},
+    "--heads": {"type": int, "default": 8, "help": "query heads"},
+    "--kv-heads": {"type": int, "help": "default: as many as --heads"},
+    "--dim": {"type": int, "default": 64, "help": "head dimension"},
+    "--bf16": {"action": "store_true", "help": "bfloat16 instead of float32"},
+    "--full": {"action": "store_true", "help": "full instead of causal attention"},
+    "--json": {"action": "store_true", "help": "print the report as JSON"},
+    "--measure-link": {"action": "store_true", "help": argparse.SUPPRESS},
+}
 
 
 @dataclass(frozen=True)
@@ -290,15 +302,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Predict when a ring is faster than one host.",
         epilog="example: python -m ringattn.planner --length 32768 --heads 8",
     )
-    parser.add_argument("--length", type=int, default=131_072, help="tokens of the whole sequence")
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--heads", type=int, default=8, help="query heads")
-    parser.add_argument("--kv-heads", type=int, default=None, help="default: as many as --heads")
-    parser.add_argument("--dim", type=int, default=64, help="head dimension")
-    parser.add_argument("--bf16", action="store_true", help="bfloat16 instead of float32")
-    parser.add_argument("--full", action="store_true", help="full instead of causal attention")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    parser.add_argument("--measure-link", action="store_true", help=argparse.SUPPRESS)
+    for flag, settings in OPTIONS.items():
+        parser.add_argument(flag, **settings)
     options = parser.parse_args(argv)
     if options.measure_link:
         _measure_link_rank()

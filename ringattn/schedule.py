@@ -8,8 +8,6 @@ the other half hides the last. A block moves only as far as some rank still need
 `forward` and `backward` make the tables and `verify` checks them by simulation; no function here uses a socket.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -196,6 +194,16 @@ def verify(tables: Sequence[Table], needs: Needs, *, gradients: bool) -> None:
         _check_gradients(machines, needs)
 
 
+@dataclass
+class _Posted:
+    kind: str
+    exchange: Exchange
+    payload: list[tuple[int, str]]
+    sent: bool
+    received: bool
+    arrived: Sequence[tuple[int, str]] = ()
+
+
 class _Machine:
     """A simulated rank: the loop of `ringattn.ring` with blocks as names and gradients as sets of contributors."""
 
@@ -251,16 +259,6 @@ class _Machine:
             yield "waits"
         if posted is not None and posted.kind == "grad" and posted.exchange.recv is not None:
             self.sums.setdefault(posted.exchange.recv, []).extend(posted.arrived)
-
-
-@dataclass
-class _Posted:
-    kind: str
-    exchange: Exchange
-    payload: list[tuple[int, str]]
-    sent: bool
-    received: bool
-    arrived: Sequence[tuple[int, str]] = ()
 
 
 def _match_exchange(sender: _Machine, machines: Sequence[_Machine]) -> bool:

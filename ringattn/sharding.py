@@ -5,9 +5,7 @@ import numpy as np
 
 from ringattn._errors import LayoutError
 from ringattn.layout import Layout, lengths, local_positions, order
-from ringattn.transport import Transport, default_timeout, transport_of
-
-Group = mx.distributed.Group | Transport | None
+from ringattn.transport import Group, default_timeout, transport_of
 
 
 def positions(total: int, *, layout: str | Layout = "zigzag", group: Group = None) -> mx.array:

@@ -6,8 +6,6 @@ streams: on one stream both sides would send first and block for ever. After an 
 shut down: that frees the thread, and the other ranks see the failure at once instead of at their own deadlines.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import queue
@@ -17,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import mlx.core as mx
 
@@ -42,7 +40,6 @@ class Ticket(Protocol):
 
     def wait(self, timeout: float) -> list[mx.array]:
         """Return the received arrays, or raise PeerLost or PeerStalled after at most `timeout` seconds."""
-        ...
 
 
 class Transport(Protocol):
@@ -50,24 +47,23 @@ class Transport(Protocol):
 
     def rank(self) -> int:
         """Return this process's rank in the ring, from 0."""
-        ...
 
     def size(self) -> int:
         """Return the number of ranks of the ring."""
-        ...
 
     def shift(self, shift: Shift, doing: str) -> Ticket:
         """Post an exchange; `doing` describes it in errors."""
-        ...
 
     def all_gather(self, x: mx.array, doing: str) -> Ticket:
         """Post a gather of `x`, which has one shape on every rank: the parts of all ranks, joined along axis 0 in rank order."""
-        ...
+
+
+Group = mx.distributed.Group | Transport | None
 
 
 class _Task:
-    def __init__(self, owner: MlxTransport, run: Callable[[], list[mx.array]], doing: str) -> None:
-        self.owner, self.doing = owner, doing
+    def __init__(self, fail: Callable[..., NoReturn], run: Callable[[], list[mx.array]], doing: str) -> None:
+        self.fail, self.doing = fail, doing
         self.run: Callable[[], list[mx.array]] | None = run
         self.done = threading.Event()
         self.result: list[mx.array] = []
@@ -75,9 +71,9 @@ class _Task:
 
     def wait(self, timeout: float) -> list[mx.array]:
         if not self.done.wait(timeout):
-            self.owner.fail(PeerStalled, self.doing, f"no answer from a neighbour within {timeout:g} s", self)
+            self.fail(PeerStalled, self.doing, f"no answer from a neighbour within {timeout:g} s", self)
         if self.error is not None:
-            self.owner.fail(PeerLost, self.doing, f"a neighbour closed the connection ({self.error})", self)
+            self.fail(PeerLost, self.doing, f"a neighbour closed the connection ({self.error})", self)
         return self.result
 
 
@@ -135,7 +131,7 @@ class MlxTransport:
         if self._thread is None:
             self._thread = threading.Thread(target=self._serve, name="ringattn-transport", daemon=True)
             self._thread.start()
-        task = _Task(self, run, doing)
+        task = _Task(self.fail, run, doing)
         self._tasks.put(task)
         return task
 
@@ -155,7 +151,7 @@ class MlxTransport:
             # Sent arrays must not stay in memory until the next exchange.
             del task
 
-    def fail(self, kind: type[PeerError], doing: str, cause: str, task: _Task) -> None:
+    def fail(self, kind: type[PeerError], doing: str, cause: str, task: _Task) -> NoReturn:
         """Mark the group as broken, free the thread and the other ranks, and raise the error that broke it."""
         if self._broken is None:
             self._broken = kind(
@@ -172,7 +168,7 @@ class MlxTransport:
 _transports: dict[tuple[int, int], MlxTransport] = {}
 
 
-def transport_of(group: mx.distributed.Group | Transport | None) -> Transport:
+def transport_of(group: Group) -> Transport:
     """Return the transport of an MLX group (None: MLX's global group); a Transport is returned unchanged."""
     if group is None:
         group = mx.distributed.init()

@@ -53,7 +53,6 @@ class Kernel(Protocol):
             o [B, Hq, Tq, D] fp32, normalised within this block, and lse [B, Hq, Tq] fp32, the natural log-sum-exp of the
             scaled scores; lse = -inf and o = 0 in rows that see no key.
         """
-        ...
 
     def backward(
         self,
@@ -82,7 +81,6 @@ class Kernel(Protocol):
         Returns:
             dq, dk, dv, fp32, in the shapes of q, k, v.
         """
-        ...
 
 
 def check(q: mx.array, k: mx.array, v: mx.array, block: Block) -> None:

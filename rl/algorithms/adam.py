@@ -1,7 +1,5 @@
 """Adam (Kingma & Ba 2015) on one row of weights, in numpy: for learners without MLX whose optimizer state travels in jobs."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,15 +11,10 @@ EPS = 1e-8
 
 @dataclass
 class Adam:
-    """The moment estimates `m` and `v`, float32 [weight] each. `step` updates them in place."""
+    """The moment estimates `m` and `v`, float32 [weight] each, 0 before the first step. `step` updates them in place."""
 
     m: Row
     v: Row
-
-    @classmethod
-    def fresh(cls, size: int) -> Adam:
-        """Return the state before the first step, for `size` weights."""
-        return cls(np.zeros(size, np.float32), np.zeros(size, np.float32))
 
     def step(
         self, gradient: Row, number: int, learning_rate: float, *, beta1: float = 0.9, beta2: float = 0.999

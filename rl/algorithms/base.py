@@ -4,8 +4,6 @@ Iteration i runs with version max(0, i - staleness) and makes version i + 1. Its
 and when.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -15,40 +13,6 @@ from numpy.typing import NDArray
 
 from rl.distributed.jobs import AnyJob, Arrays
 from rl.policy import Mlp, to_bytes
-
-
-class Algorithm(Protocol):
-    """Makes weights from results. The weights must follow from settings and results in job order alone.
-
-    The jobs of an iteration may be requested as soon as its version exists, before the iterations between are learned.
-    """
-
-    staleness: int
-    iterations: int
-    versions: PolicyVersions
-
-    def jobs(self, iteration: int) -> Sequence[AnyJob]:
-        """Return the jobs of an iteration."""
-        ...
-
-    def contents(self) -> list[bytes]:
-        """Return every policy that jobs name by sha256, as `rl.policy.to_bytes` serializes it."""
-        ...
-
-    def learn(self, iteration: int, jobs: Sequence[Any], results: Sequence[Arrays]) -> dict[str, float]:
-        """Make the next version and return metrics.
-
-        `results` are in the order of `jobs`; each has the arrays that `rl.distributed.jobs.shapes` lists.
-        """
-        ...
-
-    def state(self) -> tuple[dict[str, float], Arrays]:
-        """Return all that a restart needs: plain numbers, and arrays of any shape and dtype."""
-        ...
-
-    def restore(self, numbers: Mapping[str, float], arrays: Mapping[str, NDArray]) -> None:
-        """Resume from `state`: arrays of the same shapes and dtypes."""
-        ...
 
 
 class PolicyVersions:
@@ -117,6 +81,35 @@ class PolicyVersions:
         self.held = {
             number: newest.with_layers(tuple(layer(number, i) for i in range(len(newest.layers)))) for number in numbers
         }
+
+
+class Algorithm(Protocol):
+    """Makes weights from results. The weights must follow from settings and results in job order alone.
+
+    The jobs of an iteration may be requested as soon as its version exists, before the iterations between are learned.
+    """
+
+    staleness: int
+    iterations: int
+    versions: PolicyVersions
+
+    def jobs(self, iteration: int) -> Sequence[AnyJob]:
+        """Return the jobs of an iteration."""
+
+    def contents(self) -> list[bytes]:
+        """Return every policy that jobs name by sha256, as `rl.policy.to_bytes` serializes it."""
+
+    def learn(self, iteration: int, jobs: Sequence[Any], results: Sequence[Arrays]) -> dict[str, float]:
+        """Make the next version and return metrics.
+
+        `results` are in the order of `jobs`; each has the arrays that `rl.distributed.jobs.shapes` lists.
+        """
+
+    def state(self) -> tuple[dict[str, float], Arrays]:
+        """Return all that a restart needs: plain numbers, and arrays of any shape and dtype."""
+
+    def restore(self, numbers: Mapping[str, float], arrays: Mapping[str, NDArray]) -> None:
+        """Resume from `state`: arrays of the same shapes and dtypes."""
 
 
 def train(

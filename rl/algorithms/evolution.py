@@ -71,7 +71,7 @@ class Evolution:
         self.settings, self.staleness, self.iterations = settings, settings.staleness, settings.iterations
         self._dataset = dataset
         self.versions = PolicyVersions(policy, settings.staleness)
-        self._adam = Adam.fresh(flatten(policy).size)
+        self._adam = Adam(np.zeros_like(flatten(policy)), np.zeros_like(flatten(policy)))
 
     def jobs(self, iteration: int) -> list[EvaluatePerturbations]:
         """Return the jobs of an iteration."""

@@ -22,12 +22,11 @@ from rl.algorithms.adam import Adam
 from rl.algorithms.base import PolicyVersions
 from rl.distributed.jobs import Arrays, GradientSteps
 from rl.env.dataset import Dataset
-from rl.env.grid import Grid
+from rl.env.grid import Array, Grid
 from rl.env.vector import VectorGridEnv
 from rl.evaluation.score import reference_costs
 from rl.policy import Layers, Mlp, combined, flatten, init_mlp, normalisation, to_bytes, unflatten
 
-Array = NDArray[np.float64]
 SAMPLE = 20_000  # hours from which the normalisation is computed
 WARM_UP = 50  # steps until the learning rate is full
 AT_REST = 0.3  # share of episodes that start at rest; the others start with any charge

@@ -1,8 +1,8 @@
 """Run the jobs of `rl.distributed.jobs`: dispatch each kind, and cache what several jobs share (datasets, environments, rules)."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ from rl.env.grid import Grid
 from rl.env.vector import VectorGridEnv
 from rl.errors import DataError
 from rl.evaluation.score import Policy, idle_cost, rollout
-from rl.planning.baselines import HourRule, hour_rule, idle
+from rl.planning.baselines import hour_rule, idle
 from rl.planning.mpc import HORIZON, Mpc, known_loads, point_forecast
 from rl.planning.optimum import optimum
 from rl.policy import Mlp
@@ -34,33 +34,19 @@ CACHED = 6  # datasets and policies that a process keeps
 ENVS_CACHED = 3  # each copies its dataset
 
 
-class LruCache:
-    """A cache of the `size` most recently used values."""
-
-    def __init__(self, size: int = CACHED) -> None:
-        """Keep at most `size` values."""
-        self._size, self._values = size, {}  # type: tuple[int, dict[Hashable, Any]]
-
-    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """Return the value of `key`; call `make` and keep its result if there is none. Evict the least recently used."""
-        self._values[key] = self._values.pop(key) if key in self._values else make()
-        while len(self._values) > self._size:
-            self._values.pop(next(iter(self._values)))
-        return self._values[key]
-
-
 class JobRunner:
     """Runs jobs, one thread at a time."""
 
     def __init__(self, folder: Path, policy_of: Callable[[str], Mlp], grid: Grid | None = None) -> None:
         """Read datasets from the control folder `folder`, and get policies from `policy_of(sha256)`."""
-        self.folder, self.grid, self.policy_of = folder, grid or Grid(), policy_of
-        self._datasets, self._starts, self._envs, self._rules = (
-            LruCache(),
-            LruCache(),
-            LruCache(ENVS_CACHED),
-            LruCache(),
+        self.grid, self.policy_of = grid or Grid(), policy_of
+        # Caches of this runner: they end with it, and every runner has its own folder.
+        self._datasets = lru_cache(CACHED)(lambda sha256: load(folder, sha256))
+        self._starts = lru_cache(CACHED)(lambda dataset, hours: self.dataset(dataset).starts(hours))
+        self._envs = lru_cache(ENVS_CACHED)(
+            lambda dataset, *shape: VectorGridEnv(self.grid, self.dataset(dataset), *shape)
         )
+        self._rules = lru_cache(CACHED)(lambda dataset: hour_rule(self.grid, self.dataset(dataset)))
 
     def run(self, job: AnyJob) -> Arrays:
         """Run `job` and return the arrays that `shapes` lists. Raises ControlError where the job cannot be done."""
@@ -83,17 +69,15 @@ class JobRunner:
 
     def dataset(self, sha256: str) -> Dataset:
         """Return the dataset of this digest."""
-        return self._datasets.get(sha256, lambda: load(self.folder, sha256))
+        return self._datasets(sha256)
 
     def starts(self, dataset: str, hours: int) -> NDArray[np.int64]:
         """Return the rows [start] of the dataset at which an episode of `hours` hours can begin."""
-        return self._starts.get((dataset, hours), lambda: self.dataset(dataset).starts(hours))
+        return self._starts(dataset, hours)
 
     def env(self, dataset: str, num_envs: int, hours: int) -> VectorGridEnv:
         """Return a shared environment; every caller resets it first."""
-        return self._envs.get(
-            (dataset, num_envs, hours), lambda: VectorGridEnv(self.grid, self.dataset(dataset), num_envs, hours)
-        )
+        return self._envs(dataset, num_envs, hours)
 
     def draw_starts(self, job: Rollout | EvaluatePerturbations) -> tuple[NDArray[np.int64], np.random.Generator]:
         """Return the first rows [N] of the job's episodes, and the generator in its state after that draw.
@@ -136,6 +120,5 @@ class JobRunner:
             return idle
         dataset = self.dataset(job.dataset)
         if job.policy == "hour rule":
-            rule: HourRule = self._rules.get(job.fit, lambda: hour_rule(self.grid, self.dataset(job.fit)))
-            return rule.on(dataset)
+            return self._rules(job.fit).on(dataset)
         return Mpc(self.grid, known_loads(dataset, HORIZON) if job.policy == "mpc perfect" else point_forecast(dataset))

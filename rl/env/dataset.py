@@ -7,11 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rl.env.forecasts import Forecast
-from rl.env.grid import Grid
+from rl.env.grid import Array, Grid
 from rl.env.region import Region
 from rl.errors import DataError
-
-Array = NDArray[np.float64]
 
 KNOTS_AHEAD = 2  # hours for which a row has the distances to the knots of the merit order
 # Reference peaks below and above a knot at which its distance saturates: about what the fleet can move.

@@ -8,10 +8,9 @@ end of the series, where hour t + h does not exist, the series' last hour replac
 import numpy as np
 from numpy.typing import NDArray
 
-from rl.env.region import WEEK, Region
+from rl.env.region import WEEK, Array, Region
 from rl.errors import DataError
 
-Array = NDArray[np.float64]
 Forecast = NDArray[np.float32]
 DAY = 24  # hours
 LAGS = (*range(1, 26), 47, 48, 49, 72, 96, 120, 144, 167, 168, 169)  # hours back of the errors that `corrected` uses
@@ -21,7 +20,8 @@ RIDGE = 3e-3  # of a regressor's own sum of squares
 
 def persistence(region: Region, horizon: int) -> Forecast:
     """Repeat yesterday's hour: the last known load of the same hour of the day, [hour, horizon, 1]."""
-    return _gather(region.load, _targets(region, horizon) - _days_back(horizon))
+    back = DAY * (1 + np.arange(horizon) // DAY)  # hours to the last known hour with the same hour of the day
+    return _gather(region.load, _targets(region, horizon) - back)
 
 
 def oracle(region: Region, horizon: int) -> Forecast:
@@ -137,11 +137,6 @@ def _errors(region: Region, point: Forecast, fit_end: str) -> tuple[Array, NDArr
 
 def _targets(region: Region, horizon: int) -> NDArray[np.int64]:
     return np.arange(len(region.load))[:, None] + np.arange(horizon)
-
-
-def _days_back(horizon: int) -> NDArray[np.int64]:
-    """Return the hours from horizon h back to the last known hour with the same hour of the day."""
-    return DAY * (1 + np.arange(horizon) // DAY)
 
 
 def _gather(values: Array, at: NDArray[np.int64]) -> Forecast:

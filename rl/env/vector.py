@@ -14,10 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rl.env.dataset import Dataset
-from rl.env.grid import Grid
+from rl.env.grid import Array, Grid
 from rl.errors import DataError
-
-Array = NDArray[np.float64]
 
 FAR = 100.0  # reference peaks: no residual load lies beyond
 # Hours at which the observation "hours left" saturates, so that a year looks like a week.

@@ -1,26 +1,14 @@
-"""Key performance indicators of a grid, from a rollout: ramps, peaks, load factor, response, cycles, carbon, inertia.
-
-Hourly data cannot show frequency. It allows the share of synchronous generation, and an estimate of the rate of change of
-frequency (RoCoF) right after a stated contingency, from stated inertia constants.
-"""
+"""Key performance indicators of a grid, from a rollout: ramps, peaks, load factor, response, cycles."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from rl.env.grid import Grid
+from rl.env.grid import Array, Grid
 from rl.errors import DataError
 from rl.evaluation.score import Trajectory
 
-Array = NDArray[np.float64]
-
-# t CO2/MWh by EIA fuel code, US fleet averages from EIA's Electric Power Annual, rounded; others count as 0 at the stack.
-CARBON = {"COL": 1.00, "NG": 0.41, "OIL": 0.95}
-# Seconds of inertia at rated power. PROXY: mid-range textbook values (Kundur 1994, table 3.2); wind, solar and batteries have none.
-INERTIA = {"NUC": 6.0, "COL": 4.0, "NG": 4.5, "OIL": 4.0, "WAT": 3.0, "GEO": 4.0, "OTH": 3.0, "PS": 3.0}
-DISPATCHED = ("COL", "NG", "OIL")  # fuels that follow a change of residual load, each by its share in that hour
 WEEK = 168  # hours
 # Rows of a report's table: field of `Kpis` → its label, and the factor to the label's unit.
 LABELS = {
@@ -116,61 +104,3 @@ def cvar(costs: Array, tail: float) -> float:
     """
     worst = np.sort(costs)[::-1][: max(1, round(tail * len(costs)))]
     return float(worst.mean())
-
-
-@dataclass(frozen=True)
-class MixKpis:
-    """Indicators that need generation by fuel."""
-
-    carbon: float  # t CO2
-    carbon_uncontrolled: float  # t CO2 of the generation without control
-    synchronous_share: float  # of energy, mean of the hours
-    lowest_synchronous_share: float
-    rocof: float  # Hz/s: the worst hour's estimate for the stated contingency
-    contingency: float  # MW
-
-
-def mix_kpis(
-    generation: Mapping[str, Array], change: Array, *, contingency: float, loading: float = 0.8, frequency: float = 60.0
-) -> MixKpis:
-    """Compute the indicators from generation by fuel. No command uses it: the recordings at hand have no generation by fuel.
-
-    Coal, gas and oil follow the change, each by its share of the hour, but not below 0. RoCoF is
-    frequency · contingency / (2 · kinetic energy), the kinetic energy being Σ inertia · generation / `loading` of the
-    synchronous fuels: units online are assumed to run at `loading` of their rating (PROXY).
-
-    Args:
-        generation: EIA fuel code → MWh [hour].
-        change: Of the residual load by control, G - L, MW [hour].
-        contingency: MW.
-        loading: Share of a unit's rating.
-        frequency: Hz.
-
-    Raises:
-        DataError: There is no fuel, or one has other hours than `change`.
-    """
-    if not generation or any(np.shape(g) != np.shape(change) for g in generation.values()):
-        raise DataError("generation by fuel: at least one fuel, each with an hour for every hour of the change")
-    before = {fuel: np.maximum(np.asarray(g, float), 0) for fuel, g in generation.items()}
-    movable = sum((before[fuel] for fuel in DISPATCHED if fuel in before), np.zeros(np.shape(change)))
-    factor = np.maximum(0, 1 + np.divide(change, movable, out=np.zeros_like(movable), where=movable > 0))
-    after = {fuel: g * factor if fuel in DISPATCHED else g for fuel, g in before.items()}
-    total = sum(after.values(), np.zeros(np.shape(change)))
-    turning = sum((after[fuel] for fuel in INERTIA if fuel in after), np.zeros(np.shape(change)))
-    kinetic = sum(
-        (INERTIA[fuel] * after[fuel] / loading for fuel in INERTIA if fuel in after), np.zeros(np.shape(change))
-    )
-    share = np.divide(turning, total, out=np.zeros_like(total), where=total > 0)
-    lowest = float(kinetic.min())
-    return MixKpis(
-        carbon=_carbon(after),
-        carbon_uncontrolled=_carbon(before),
-        synchronous_share=float(share.mean()),
-        lowest_synchronous_share=float(share.min()),
-        rocof=frequency * contingency / (2 * lowest) if lowest > 0 else float("inf"),
-        contingency=contingency,
-    )
-
-
-def _carbon(generation: Mapping[str, Array]) -> float:
-    return float(sum(CARBON.get(fuel, 0.0) * g.sum() for fuel, g in generation.items()))

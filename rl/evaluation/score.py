@@ -12,12 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rl.env.dataset import Dataset
-from rl.env.grid import Grid
+from rl.env.grid import Array, Grid
 from rl.env.vector import VectorGridEnv
 from rl.errors import DataError
 from rl.planning.optimum import Schedule, optimum
 
-Array = NDArray[np.float64]
 # Returns [action, episode]; may read the row's past and features, never its load.
 Policy = Callable[[VectorGridEnv], NDArray[np.floating]]
 

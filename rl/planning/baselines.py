@@ -13,13 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rl.env.dataset import Dataset
-from rl.env.grid import Grid
+from rl.env.grid import Array, Grid
 from rl.env.vector import VectorGridEnv
 from rl.errors import DataError
 from rl.evaluation.score import rollout
 from rl.planning.optimum import program
 
-Array = NDArray[np.float64]
 DAY = 24  # hours
 
 

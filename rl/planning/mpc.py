@@ -5,19 +5,15 @@ that many scenarios with one common decision (two-stage). A plan ends at rest: a
 because the value of charge there is unknown; with 48 hours that costs almost nothing (docs/reference/control.md).
 """
 
-from functools import lru_cache
-
 import numpy as np
 from numpy.typing import NDArray
 
 from rl.env.dataset import Dataset
 from rl.env.forecasts import Forecast
-from rl.env.grid import Grid
+from rl.env.grid import Array, Grid
 from rl.env.vector import VectorGridEnv
 from rl.errors import DataError
 from rl.planning.optimum import program
-
-Array = NDArray[np.float64]
 
 HORIZON = 36  # hours that a planning baseline looks ahead, or as far as the dataset's forecast goes
 
@@ -68,14 +64,8 @@ def point_forecast(dataset: Dataset) -> NDArray[np.float32]:
     Raises:
         DataError: The dataset has no forecast.
     """
-    columns = _forecast_columns(dataset.feature_names)
+    column_of = {name: column for column, name in enumerate(dataset.feature_names)}
+    columns = [column_of[name] for h in range(HORIZON) if (name := f"forecast +{h}.0") in column_of]
     if not columns:
         raise DataError("the dataset has no forecast, which the baseline `mpc` needs")
     return np.ascontiguousarray(dataset.features[:, columns, None])
-
-
-@lru_cache
-def _forecast_columns(names: tuple[str, ...]) -> list[int]:
-    """Return the columns of the first feature, by horizon, up to `HORIZON`."""
-    column_of = {name: column for column, name in enumerate(names)}
-    return [column_of[f"forecast +{h}.0"] for h in range(HORIZON) if f"forecast +{h}.0" in column_of]

@@ -8,14 +8,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 from scipy.optimize import linprog
 
-from rl.env.grid import Grid
+from rl.env.grid import Array, Grid
 from rl.errors import DataError, SolveError
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

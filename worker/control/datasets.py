@@ -19,7 +19,6 @@ from zoneinfo import ZoneInfo
 import msgspec
 import numpy as np
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from ingest import manifest
 from ingest.calendar import zone_of
@@ -29,11 +28,9 @@ from ingest.loader import available, load_series, respondents_on_disk
 from rl.env.dataset import Dataset, build_dataset
 from rl.env.dataset_file import path_of, to_bytes
 from rl.env.forecasts import corrected, day_ahead
-from rl.env.grid import Grid
+from rl.env.grid import Array, Grid
 from rl.env.region import Region, region
 from worker.process import blas_env
-
-Array = NDArray[np.float64]
 
 RENEWABLE = ("NG.WND", "NG.SUN")
 SPLITS = ("train", "validate", "test")

@@ -1,8 +1,7 @@
 """Control lease handler: runs the jobs of `rl.distributed.jobs`, one at a time, on the datasets of the data folder."""
 
-from __future__ import annotations
-
 import threading
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -13,7 +12,6 @@ from worker.agent.lease import Arrays, LeaseContext
 
 if TYPE_CHECKING:  # imported by the first lease: scipy is large, and most workers never need it
     from rl.distributed.runner import JobRunner
-    from rl.policy import Mlp
 
 FOLDER = "control"  # in the data folder
 POLL_S = 0.1  # between checks of `cancelled`
@@ -44,13 +42,23 @@ class ControlHandler:
             if context.cancelled.is_set():
                 raise Cancelled("the lease was cancelled")
             from rl.distributed.jobs import AnyJob
+            from rl.distributed.runner import CACHED, JobRunner
+            from rl.policy import Mlp, from_bytes
 
             self._context = context
             files = msgspec.convert(job.pop("files", ()), tuple[FileRef, ...])
             if context.transfer is not None:
                 for file in files:
                     context.transfer.download(context.data_dir / FOLDER, file, lambda: None)
-            return Arrays(self._job_runner(context).run(msgspec.convert(job, AnyJob)))
+            if self._runner is None:
+
+                @lru_cache(CACHED)
+                def load_policy(sha256: str) -> Mlp:
+                    assert self._context is not None
+                    return from_bytes(self._context.weights(sha256), f"policy {sha256[:16]}")
+
+                self._runner = JobRunner(context.data_dir / FOLDER, load_policy)
+            return Arrays(self._runner.run(msgspec.convert(job, AnyJob)))
         finally:
             self._context = None
             self._turn.release()
@@ -61,19 +69,3 @@ class ControlHandler:
 
         spec = msgspec.convert(job, DatasetSpec)
         return msgspec.to_builtins(build_datasets(spec, context.data_dir, context.cancelled))
-
-    def _job_runner(self, context: LeaseContext) -> JobRunner:
-        if self._runner is None:
-            from rl.distributed.runner import JobRunner, LruCache
-
-            policies = LruCache()
-            self._runner = JobRunner(
-                context.data_dir / FOLDER, lambda sha256: policies.get(sha256, lambda: self._load_policy(sha256))
-            )
-        return self._runner
-
-    def _load_policy(self, sha256: str) -> Mlp:
-        from rl.policy import from_bytes
-
-        assert self._context is not None
-        return from_bytes(self._context.weights(sha256), f"policy {sha256[:16]}")

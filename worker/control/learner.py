@@ -56,6 +56,14 @@ from worker.control.lease_client import LeaseClient
 from worker.process.parent_death import set_parent_death_signal
 
 STATE, DATASETS, METRICS, POLICY, RESULT = "state.pack", "tables.json", "metrics.jsonl", "policy.npz", "result.json"
+OPTIONS: dict[str, dict[str, Any]] = {
+    "--data": {"type": Path, "required": True},
+    "--run": {"type": Path, "required": True},
+    "--asked": {"required": True, "help": "digest of the request; a state of another one is not resumed"},
+    "--config": {"type": Path},
+    "--forecaster": {"default": "", "help": "run folder of a forecaster's training"},
+    "--checkpoint": {"default": "", "help": "sha256 of its weights"},
+}
 
 
 @dataclass(frozen=True)
@@ -390,12 +398,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m worker.control.learner", description="The learner of a control training."
     )
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--asked", required=True, help="digest of the request; a state of another one is not resumed")
-    parser.add_argument("--config", type=Path)
-    parser.add_argument("--forecaster", default="", help="run folder of a forecaster's training")
-    parser.add_argument("--checkpoint", default="", help="sha256 of its weights")
+    for flag, arguments_of_flag in OPTIONS.items():
+        parser.add_argument(flag, **arguments_of_flag)
     options = parser.parse_args(arguments)
     set_parent_death_signal()
     forecaster = (options.forecaster, options.checkpoint)

@@ -37,14 +37,12 @@ class HeartbeatFollower:
         """Read what was appended. Returns whether there is a new heartbeat."""
         before = self.count
         for line in self._lines.poll():
-            self._take(line)
-        return self.count > before
-
-    def _take(self, line: bytes) -> None:
-        try:
-            self.last = msgspec.json.decode(line, type=Heartbeat)
+            try:
+                self.last = msgspec.json.decode(line, type=Heartbeat)
+            except msgspec.MsgspecError:
+                self.malformed += 1
+                continue
             self.count += 1
             if self.last.phase == "checkpoint":
                 self.checkpoint_step = self.last.step
-        except msgspec.MsgspecError:
-            self.malformed += 1
+        return self.count > before

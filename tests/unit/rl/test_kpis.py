@@ -7,7 +7,7 @@ import pytest
 
 from rl.env.grid import Grid
 from rl.errors import DataError
-from rl.evaluation.kpis import cvar, kpis, mix_kpis, weekly
+from rl.evaluation.kpis import cvar, kpis, weekly
 from rl.evaluation.score import Trajectory
 
 GRID = Grid()
@@ -58,21 +58,7 @@ def test_cvar_is_the_mean_of_the_worst_weeks() -> None:
     assert weekly(np.concatenate([hourly, hourly[:5]])).tolist() == [168, 504]
 
 
-def test_carbon_and_inertia_equal_sums_by_hand() -> None:
-    generation = {"COL": np.array([100.0, 0.0]), "NG": np.array([300.0, 200.0]), "WND": np.array([100.0, 300.0])}
-    found = mix_kpis(generation, np.array([-40.0, 20.0]), contingency=50.0, loading=0.8)
-    assert found.carbon_uncontrolled == pytest.approx(100 + 0.41 * 500)
-    assert found.carbon == pytest.approx(100 * 0.9 + 0.41 * (300 * 0.9 + 200 * 1.1))
-    assert found.lowest_synchronous_share == pytest.approx(220 / 520)
-    assert found.synchronous_share == pytest.approx((360 / 460 + 220 / 520) / 2)
-    assert found.rocof == pytest.approx(60 * 50 / (2 * 4.5 * 220 / 0.8))
-
-
-def test_mismatched_arrays_are_refused() -> None:
-    with pytest.raises(DataError, match="fuel"):
-        mix_kpis({}, np.zeros(2), contingency=1.0)
-    with pytest.raises(DataError, match="fuel"):
-        mix_kpis({"NG": np.zeros(3)}, np.zeros(2), contingency=1.0)
+def test_episodes_shorter_than_a_day_are_refused() -> None:
     short = trace()
     with pytest.raises(DataError, match="24"):
         kpis(GRID, Trajectory(**{**vars(short), "cost": short.cost[:10]}), 1.0)
