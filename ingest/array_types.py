@@ -1,7 +1,5 @@
 """Array types of ingest, defined once."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

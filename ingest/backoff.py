@@ -1,7 +1,5 @@
 """Capped exponential back-off between attempts."""
 
-from __future__ import annotations
-
 MAX_DOUBLINGS = 30  # keeps the power finite after any number of failures
 
 

@@ -1,7 +1,5 @@
 """Energy balance by month: demand against generation less exports, and generation against its fuels. No I/O."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Build the series of one respondent and year: merge all generations of its pieces, mask outliers, write Parquet. Deterministic."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

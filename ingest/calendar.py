@@ -5,8 +5,6 @@ after its midnight, up to and including the next one. Zones: the reference table
 reports its local time. Holidays: the US federal ones of the `holidays` library.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo

@@ -4,8 +4,6 @@ Codes and names: EIA, Form EIA-930, facet values of `electricity/rto` (2026-06).
 value with 200 and no rows, so a wrong code must be caught here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import NamedTuple
 

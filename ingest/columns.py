@@ -1,7 +1,5 @@
 """Rows as columns (hour, series, value): merge and sort, duplicates, gaps, and the digest of equal data."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence

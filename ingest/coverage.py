@@ -1,7 +1,5 @@
 """Coverage picture: the share of hours with a valid value by respondent and month, one row per group of variables."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

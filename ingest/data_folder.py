@@ -1,7 +1,5 @@
 """Check that a data folder's format is supported, before a command opens it."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

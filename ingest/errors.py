@@ -9,8 +9,6 @@ IngestError
 └── VerificationError     a file on disk differs from its manifest
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 

@@ -9,8 +9,6 @@ The target is the error of the reference forecast, (D - reference) / scale, wher
 the reference over the 56 days before the issue time. The reference is DF, or demand a week before for a model without DF.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal

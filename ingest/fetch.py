@@ -4,8 +4,6 @@ A page that fails a check is requested again, up to `ATTEMPTS` times, with back-
 count. Pages that an earlier attempt stored are verified again and reused, never requested twice.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections import Counter

@@ -1,7 +1,5 @@
 """Files that survive a crash: atomic writes, digests, and lines that another process appends."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import os

@@ -1,7 +1,5 @@
 """Load series from disk as float32 [time, feature] arrays with a validity mask."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -3,8 +3,6 @@
 `rl.distributed.runner` has its own: `rl` imports no other package of the project.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 

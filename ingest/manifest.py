@@ -1,7 +1,5 @@
 """Manifests: verified results on disk, one JSON file per shard or build, and the summary of all. They are the ground truth."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Shards, jobs and verified results: plain data shared by sources, workers and the coordinator."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 

@@ -1,7 +1,5 @@
 """Parse periods as users write them: `2024`, `2024-01`, `2024-01-31`, `2024-01-31T05`, `2015-07:2017`."""
 
-from __future__ import annotations
-
 from datetime import datetime
 
 from ingest.errors import UsageError

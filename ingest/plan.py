@@ -1,7 +1,5 @@
 """Planning: a period, respondents and routes become shards, builds and an expected number of requests. No I/O."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

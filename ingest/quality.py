@@ -15,8 +15,6 @@ in this order; each ignores the values that an earlier one masked:
 Pumping, night-time station service and negative interchange are legal and never masked for their sign.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

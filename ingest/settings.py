@@ -3,8 +3,6 @@
 The settings of the coordinator, of a training and of a control training are loaded by this module.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """Verify a data folder again from the bytes on disk: `coordinator verify`. It only reads, and reports everything it finds."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 from collections.abc import Callable, Iterable

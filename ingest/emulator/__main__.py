@@ -4,8 +4,6 @@ It prints one JSON line {"url", "pid", "world"} on stdout when it accepts connec
 with --stop-with-parent, when its stdin ends.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import json

@@ -6,8 +6,6 @@ column; from 2024-H2 they are two, solar and wind are split by integrated storag
 columns, an adjusted column is misspelt ("witho"), and the file begins with a byte-order mark.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import numpy.typing as npt
 

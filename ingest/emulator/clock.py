@@ -1,7 +1,5 @@
 """The emulated clock: starts at a given hour, runs `scale` times as fast as real time, and can be moved forward."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime

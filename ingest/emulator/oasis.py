@@ -5,8 +5,6 @@ It serves `resultformat=6`, `version=1`, windows of at most 31 days; markets DAM
 http to https. Rows are unordered, as OASIS sends them.
 """
 
-from __future__ import annotations
-
 import io
 import zipfile
 import zlib

@@ -7,8 +7,6 @@ are refused and do not make it longer. Afterwards the bucket is full again. Each
 forms that were seen: a 403, a 429, an HTML notice.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Counts and log of the emulator's requests. Keys appear only as fingerprints, never in clear."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

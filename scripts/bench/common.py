@@ -1,7 +1,5 @@
 """Helpers of the benchmarks and evaluations: machine description, JSON lines, generated sections of pages, plots."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -11,8 +11,6 @@ Writes JSON lines to docs/benchmarks/extract.jsonl, then the plot and docs/inter
 alone. A client that is not installed is named and skipped.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os

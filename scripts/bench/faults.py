@@ -7,8 +7,6 @@ and worker/train.py on them, one fault of each kind in turn. One JSON line per f
 prints too; `--docs` writes the lines of docs/benchmarks/faults.jsonl into docs/how-to/operations.md.
 """
 
-from __future__ import annotations
-
 import random
 import sys
 from pathlib import Path

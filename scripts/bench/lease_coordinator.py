@@ -4,8 +4,6 @@ Resumes from the journal of DATA. Prints its endpoint, then, at its end, one JSO
 and the seconds from the first commit to the last.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 import time

@@ -11,8 +11,6 @@
 Medians over the rounds, and ours ÷ theirs. JSON lines to docs/benchmarks/leases.jsonl.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import socket

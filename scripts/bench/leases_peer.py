@@ -4,8 +4,6 @@ Prints one JSON line. Each peer runs with the settings that were fastest on the 
 completed work is lost with their scheduler.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import sys

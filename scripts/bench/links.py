@@ -7,8 +7,6 @@ Each rank has a core, a network namespace and one thread. The kernel's speed and
 setting, through the ring's transport; the prediction is `ringattn.planner.step_seconds` of these, or of the link's nominal figures.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import platform

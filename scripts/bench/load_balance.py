@@ -7,8 +7,6 @@ Two runs of the same training on two ranks of this machine, a core each: one unc
 with its own first ones. DIR needs a respondent with more hours than --hours, as scripts/bench/train.py does.
 """
 
-from __future__ import annotations
-
 import argparse
 import platform
 import statistics

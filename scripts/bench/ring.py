@@ -9,8 +9,6 @@ finish in time is recorded with the reason. FLOPs of forward and backward are 14
 when causal.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -1,7 +1,5 @@
 """Plots and tables of the ring benchmark, made from its JSON lines; used by `python -m scripts.bench.ring plot | docs`."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Callable

@@ -10,8 +10,6 @@ cannot run gives a line with the reason.
 network with leases of two workers over ZeroMQ, in turn; it needs both cores idle.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

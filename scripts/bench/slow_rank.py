@@ -4,8 +4,6 @@
 Every block of the attention kernel of rank RANK takes FACTOR times as long: the rank sleeps for the rest.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path

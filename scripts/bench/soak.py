@@ -7,8 +7,6 @@ within `FLAT` of that over the first tenth after the warm-up. The peak, to which
 The exit code is 1 otherwise. One JSON line every ten seconds on stderr, the result on stdout.
 """
 
-from __future__ import annotations
-
 import os
 import random
 import signal

@@ -7,8 +7,6 @@ DIR needs a respondent with more hours than the longest context: `coordinator st
 61,368 synthetic ones. All ranks share this machine's cores, so more ranks can't be faster here; the memory of each rank decreases.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import statistics

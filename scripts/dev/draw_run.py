@@ -5,8 +5,6 @@ run.svg shows what a terminal shows: the display of the running coordinator half
 printed as well, to be quoted in README. report.png shows the first screen of the report; it needs Chromium.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess

@@ -4,8 +4,6 @@ The command line page comes from the Typer app, `SETTINGS` and `ExitCode`; the A
 modules. `tests/acceptance/test_docs_generated.py` compares both files with what this script makes.
 """
 
-from __future__ import annotations
-
 import ast
 import importlib.util
 import sys

@@ -6,8 +6,6 @@ share of the API's policy ceiling). Every figure is counted except the estimated
 `--test`: January 2024 only. Any option of `coordinator start` may follow, e.g. `--source eia --data real`.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -15,8 +15,6 @@ The test suite (pytest) takes minutes and runs with `--tests` only. The summary 
 `log/`. The exit code is 1 if a command failed or printed something else.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import re

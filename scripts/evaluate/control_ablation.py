@@ -6,8 +6,6 @@ that with the spread of its quantiles; that with its embedding; the truth. Each 
 FILE are those of control_baselines.py.
 """
 
-from __future__ import annotations
-
 import argparse
 import tempfile
 from collections.abc import Callable

@@ -6,8 +6,6 @@ policy gives one JSON line with PoP, cost and the indicators of `rl.evaluation.k
 docs/reference/control.md from the lines: `python -m scripts.evaluate.control_baselines --out FILE --docs`.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import time

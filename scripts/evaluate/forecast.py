@@ -8,8 +8,6 @@
 The boosting baseline needs the group `bench-forecast`: `uv run --group bench-forecast python -m scripts.evaluate.forecast …`.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Iterator, Sequence

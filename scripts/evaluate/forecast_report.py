@@ -1,7 +1,5 @@
 """Plots and tables of the forecast evaluation, made from its JSON lines; used by `python -m scripts.evaluate.forecast plot | docs`."""
 
-from __future__ import annotations
-
 import argparse
 from collections import defaultdict
 from pathlib import Path

@@ -6,8 +6,6 @@ Reads ../shared/data (EIA-930 demand and forecasts of 2015–2019, demand and ge
 between the markers in docs/reference/data.md.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping
 

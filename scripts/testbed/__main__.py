@@ -6,8 +6,6 @@ python -m scripts.testbed shell 2
 python -m scripts.testbed down              # ends every process of every host, and removes beds of killed test runs
 """
 
-from __future__ import annotations
-
 import os
 import sys
 

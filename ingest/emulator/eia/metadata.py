@@ -1,7 +1,5 @@
 """EIA's metadata responses: a route without `/data`, and `/facet/{id}` with its values."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -5,8 +5,6 @@ means its hour 00), `sort[i][column|direction]`, `offset`, `length`. Only UTC ho
 400.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import dataclass

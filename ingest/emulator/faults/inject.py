@@ -1,7 +1,5 @@
 """Fault injection: into rows before they are rendered, into a finished response, or in place of the response."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -21,8 +21,6 @@ Kinds (`params` with their defaults):
   oasis-error {code: 1001}: the error zip under 200
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter
 from dataclasses import dataclass, field

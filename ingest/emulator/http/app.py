@@ -1,7 +1,5 @@
 """The emulator's application: check key, rate limit and fault of each request, respond, count, log."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable

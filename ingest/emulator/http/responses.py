@@ -1,7 +1,5 @@
 """Responses: status, headers, body and delivery, and the fixed error bodies of EIA and OASIS."""
 
-from __future__ import annotations
-
 import zlib
 from dataclasses import dataclass, field, replace
 

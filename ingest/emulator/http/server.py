@@ -4,8 +4,6 @@ It is not an ASGI server, because half of the faults happen below ASGI: a connec
 that dribbles. A page that was requested before costs well under 0.1 ms here.
 """
 
-from __future__ import annotations
-
 import asyncio
 import socket
 import struct

@@ -3,8 +3,6 @@
 The sizes are within about a fifth of the real systems' sizes, so that plots look familiar. No hour is real.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import numpy as np

@@ -8,8 +8,6 @@ Three forms are read, in the order given; where two files hold the same hour, th
 A folder means the CSV and Parquet files in it. Nothing is revised, repaired or invented.
 """
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Iterator

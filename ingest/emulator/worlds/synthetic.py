@@ -13,8 +13,6 @@ off by as much, so that the balance holds; generation booked to the wrong fuel b
 an age that is drawn for each hour. Older hours never change.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import numpy as np

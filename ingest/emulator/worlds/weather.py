@@ -1,7 +1,5 @@
 """Time axis and weather of the synthetic grid: local calendar, coloured noise, temperature, sun and wind."""
 
-from __future__ import annotations
-
 import zlib
 from dataclasses import dataclass
 from functools import lru_cache
