@@ -1,7 +1,5 @@
 """Entry point of `coordinator` and `python -m coordinator`. Installs the Ctrl-C handler before it imports slow modules."""
 
-from __future__ import annotations
-
 import json
 import signal
 import sys

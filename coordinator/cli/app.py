@@ -4,8 +4,6 @@ Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 faile
 incomplete but resumable, 130 interrupted.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

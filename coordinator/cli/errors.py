@@ -3,8 +3,6 @@
 With `--json` stdout holds one JSON document and stderr JSON lines, whose `event` is "progress", "note" or "error".
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from typing import Any

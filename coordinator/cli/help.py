@@ -3,8 +3,6 @@
 Words are never cut, so that what is copied works. On a narrow terminal an option's help is printed below its name.
 """
 
-from __future__ import annotations
-
 import shutil
 import textwrap
 from collections.abc import Iterable

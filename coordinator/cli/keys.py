@@ -1,7 +1,5 @@
 """`coordinator keys …` and `coordinator config show`: commands that only read or write small files."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping

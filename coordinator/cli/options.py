@@ -1,7 +1,5 @@
 """Options and helpers shared by all commands."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 import os

@@ -3,8 +3,6 @@
 `coordinator config show` prints each setting with its value and origin.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path

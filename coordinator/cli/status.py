@@ -1,7 +1,5 @@
 """Status client: ask the running coordinator of a data folder; without one, read what the last run left."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """`coordinator report`: collect facts from a data folder, write the page, and describe the result."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The content of a report as plain data: one dataclass per section, or `Absent` if its stage has not run or can't be read."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

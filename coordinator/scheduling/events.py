@@ -3,8 +3,6 @@
 The messages Register, Heartbeat, Progress, Result, Failure and Deregister are events as they are.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Literal
 

@@ -6,8 +6,6 @@ and probes above it slowly, more slowly each time that it meets the same limit: 
 ceiling, as when another client spends the same key. `docs/decisions/0003-adaptive-rate-limit.md` compares alternatives.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import msgspec

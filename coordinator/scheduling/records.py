@@ -3,8 +3,6 @@
 The encoded keys and tags are older than the names of the fields and classes: a journal of any earlier version loads.
 """
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import msgspec

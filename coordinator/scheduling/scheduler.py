@@ -11,8 +11,6 @@ all leases.
 The file is longer than 450 lines because its handlers share the indexes of one state machine.
 """
 
-from __future__ import annotations
-
 import heapq
 from collections import deque
 from collections.abc import Iterable

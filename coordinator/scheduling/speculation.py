@@ -3,8 +3,6 @@
 Deterministic, no I/O (sans-I/O).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median

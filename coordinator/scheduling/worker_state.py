@@ -1,7 +1,5 @@
 """The state of connected workers and their leases, and the heartbeat and back-off times. Forgotten at a restart."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from hashlib import blake2b
 

@@ -3,8 +3,6 @@
 A stage describes its state as a `Rendering`; the displays only format it. `RunView` summarises the server's snapshot.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 import threading

@@ -1,7 +1,5 @@
 """The documents of every stage: what it would do, and how it ended. Their fields are the keys that `--json` prints."""
 
-from __future__ import annotations
-
 import msgspec
 
 from coordinator.wire.exit_codes import ExitCode

@@ -1,7 +1,5 @@
 """Build the fleet of a stage from its options: local workers, SSH workers, the address where all of them connect."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 The training's program writes the folder; the coordinator adds `proved.json`, which names the request that the result answers.
 """
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Run the tasks of a stage on its fleet: journal, server, workers, signals, display. Every stage uses it."""
 
-from __future__ import annotations
-
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping

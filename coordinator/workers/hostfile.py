@@ -1,7 +1,5 @@
 """Read hostfiles in mlx's format: the hosts, how ssh reaches each, and the address that its neighbours in the ring use."""
 
-from __future__ import annotations
-
 import json
 import re
 import sys

@@ -1,7 +1,5 @@
 """Start worker processes on this host, restart them when they die, and end them with the coordinator."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import time

@@ -5,8 +5,6 @@ first, and then sends the worker's settings, its key included, through the sessi
 that is cut off exits after `NO_COORDINATOR_TIMEOUT_S` without an answer.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -4,8 +4,6 @@
 that the user's configuration, agents and jump hosts apply.
 """
 
-from __future__ import annotations
-
 import shlex
 import sys
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Read a control training from its folder: result, curves, metrics of its report, and a week per region replayed with its policy."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path

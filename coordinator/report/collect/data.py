@@ -1,7 +1,5 @@
 """Read coverage, extraction and provenance of a data folder from its manifests and series."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime

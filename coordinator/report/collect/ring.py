@@ -1,7 +1,5 @@
 """Read the repository's measurements of ring attention and of a training step from docs/benchmarks."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Read a training from its run folder, and forecasts from the Parquet table of `coordinator forecast --table`."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -5,8 +5,6 @@ A `style` is the number of a palette colour, 0 to 5 (6 is the colour of text), a
 A dash also distinguishes a curve where colours cannot be distinguished.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

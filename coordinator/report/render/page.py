@@ -1,7 +1,5 @@
 """Render the report as one HTML page from the templates: a style sheet, no script, nothing from a network."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from typing import Any

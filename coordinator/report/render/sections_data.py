@@ -1,7 +1,5 @@
 """Prepare the sections on coverage, extraction, ring attention and provenance: charts and rows of tables for the templates."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any

@@ -1,7 +1,5 @@
 """Prepare the sections on training, forecasts and control: charts and rows of tables for the templates."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from math import isfinite, nan
 from typing import Any

@@ -1,7 +1,5 @@
 """The result of a control training in its run folder, and the digests of the inputs that it depends on."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import msgspec

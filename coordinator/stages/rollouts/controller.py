@@ -1,7 +1,5 @@
 """Rollout controller: schedules the learner's jobs, runs stragglers a second time, and excludes workers with wrong results."""
 
-from __future__ import annotations
-
 import hashlib
 import secrets
 import threading

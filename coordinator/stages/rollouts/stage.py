@@ -4,8 +4,6 @@
 training and keeps its state: its leases are not in the journal, and after a restart it requests them again.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, closing

@@ -1,7 +1,5 @@
 """Display a control training: one line, a table of workers, plain data."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 

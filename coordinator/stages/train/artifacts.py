@@ -1,7 +1,5 @@
 """The files in a training's run folder: the result, and the metrics, followed as they grow. `worker/train.py` writes them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any

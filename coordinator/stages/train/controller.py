@@ -1,7 +1,5 @@
 """Supervise a training: feed `ElasticRing` with what the server observes, and post what it decides."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace

@@ -12,8 +12,6 @@ A round is one ring, from its rendezvous to the end of its last rank:
 has ended, so two rings never write to one run folder.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import msgspec

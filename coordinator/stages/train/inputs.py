@@ -1,7 +1,5 @@
 """List the files that a training needs on a host without the coordinator's file system; prune checkpoints that came from one."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Iterator

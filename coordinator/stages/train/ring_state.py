@@ -1,7 +1,5 @@
 """State of a ring under supervision: its ranks, the events about them, how rounds and the training end. Plain data."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -4,8 +4,6 @@
 configuration and series ends the stage at once; otherwise the ranks resume from the newest checkpoint.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing

@@ -1,7 +1,5 @@
 """Detect stalled ranks: the timeout adapts to the longest heartbeat gap seen in each phase. Sans-I/O."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 FADE = 0.95  # per heartbeat: one long gap must not lengthen the timeout for ever

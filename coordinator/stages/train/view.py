@@ -1,7 +1,5 @@
 """Display a training: one line, a table of ranks, plain data."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
