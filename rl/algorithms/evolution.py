@@ -71,7 +71,8 @@ class Evolution:
         self.settings, self.staleness, self.iterations = settings, settings.staleness, settings.iterations
         self._dataset = dataset
         self.versions = PolicyVersions(policy, settings.staleness)
-        self._adam = Adam(np.zeros_like(flatten(policy)), np.zeros_like(flatten(policy)))
+        weights = flatten(policy)
+        self._adam = Adam(np.zeros_like(weights), np.zeros_like(weights))
 
     def jobs(self, iteration: int) -> list[EvaluatePerturbations]:
         """Return the jobs of an iteration."""

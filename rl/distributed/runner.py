@@ -40,7 +40,7 @@ class JobRunner:
     def __init__(self, folder: Path, policy_of: Callable[[str], Mlp], grid: Grid | None = None) -> None:
         """Read datasets from the control folder `folder`, and get policies from `policy_of(sha256)`."""
         self.grid, self.policy_of = grid or Grid(), policy_of
-        # Caches of this runner: they end with it, and every runner has its own folder.
+        # Each runner has its own caches, because a dataset's digest names a file of the runner's own folder.
         self._datasets = lru_cache(CACHED)(lambda sha256: load(folder, sha256))
         self._starts = lru_cache(CACHED)(lambda dataset, hours: self.dataset(dataset).starts(hours))
         self._envs = lru_cache(ENVS_CACHED)(

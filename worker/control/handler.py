@@ -2,6 +2,7 @@
 
 import threading
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -42,8 +43,6 @@ class ControlHandler:
             if context.cancelled.is_set():
                 raise Cancelled("the lease was cancelled")
             from rl.distributed.jobs import AnyJob
-            from rl.distributed.runner import CACHED, JobRunner
-            from rl.policy import Mlp, from_bytes
 
             self._context = context
             files = msgspec.convert(job.pop("files", ()), tuple[FileRef, ...])
@@ -51,13 +50,7 @@ class ControlHandler:
                 for file in files:
                     context.transfer.download(context.data_dir / FOLDER, file, lambda: None)
             if self._runner is None:
-
-                @lru_cache(CACHED)
-                def load_policy(sha256: str) -> Mlp:
-                    assert self._context is not None
-                    return from_bytes(self._context.weights(sha256), f"policy {sha256[:16]}")
-
-                self._runner = JobRunner(context.data_dir / FOLDER, load_policy)
+                self._runner = self._make_runner(context.data_dir / FOLDER)
             return Arrays(self._runner.run(msgspec.convert(job, AnyJob)))
         finally:
             self._context = None
@@ -69,3 +62,15 @@ class ControlHandler:
 
         spec = msgspec.convert(job, DatasetSpec)
         return msgspec.to_builtins(build_datasets(spec, context.data_dir, context.cancelled))
+
+    def _make_runner(self, folder: Path) -> "JobRunner":
+        """Return a runner that reads datasets from `folder` and gets policies through the lease whose turn it is."""
+        from rl.distributed.runner import CACHED, JobRunner
+        from rl.policy import Mlp, from_bytes
+
+        @lru_cache(CACHED)
+        def load_policy(sha256: str) -> Mlp:
+            assert self._context is not None
+            return from_bytes(self._context.weights(sha256), f"policy {sha256[:16]}")
+
+        return JobRunner(folder, load_policy)
