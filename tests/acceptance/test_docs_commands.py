@@ -14,6 +14,7 @@ import textwrap
 from collections.abc import Iterable
 from inspect import signature
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -221,7 +222,7 @@ def test_output_is_compared_with_page() -> None:
     assert run_readme.missing_line(output, "3 shards in 1.5 s (12,000 rows/s), 5 requests\n")
 
 
-def test_example_stage_of_contributing_works() -> None:
+def test_example_stage_of_contributing_works(tmp_path: Path) -> None:
     """The classes of "Add a stage" fit the stage interface; their imports are those of the other stages."""
     text = (ROOT / "docs" / "CONTRIBUTING.md").read_text().split("## Add a stage")[1].split("\n## ")[0]
     code = [textwrap.dedent(block) for block in re.findall(r"^   ```py\n(.*?)^   ```$", text, re.MULTILINE | re.DOTALL)]
@@ -229,13 +230,17 @@ def test_example_stage_of_contributing_works() -> None:
     names: dict[str, Any] = dict(vars(rollouts_stage)) | {
         name: value for module in (records, events, runner, handlers) for name, value in vars(module).items()
     }
-    exec("from __future__ import annotations\n" + "\n".join(code), names | {"Iterable": Iterable}, names)
+    names["Iterable"] = Iterable
+    exec("from __future__ import annotations\n" + "\n".join(code), names)
     controller = names["PeaksController"]()
     task = records.ephemeral_task("peaks/PACW", "peak", {"respondent": "PACW"}, ())
     assert controller.on_task_done(events.TaskDone(task, 1, "w", 0.1, {"respondent": "PACW", "peak": 3000.0})) == ()
     summary = names["PeaksSummary"](exit_code=ExitCode.DONE, status="done", message="", peaks=controller.peaks)
     assert names["PeaksStage"]().describe(summary) == "PACW: highest demand 3,000 MWh"
-    assert names["PeaksDryRun"](("PACW",)).to_text() == "peaks: would read the series of PACW"
+    assert names["PeaksDryRun"](("PACW",), "").to_text() == "peaks: would read the series of PACW"
+    # The series of an earlier stage do not exist yet: an empty folder must not be read.
+    after = names["PeaksStage"]().dry_run(SimpleNamespace(data_dir=tmp_path), "extract")
+    assert after.to_text() == "peaks: would read the series that extract makes"
     for method in ("options_from", "dry_run", "run", "describe"):
         assert signature(getattr(names["PeaksStage"], method)).parameters.keys() == (
             signature(getattr(Stage, method)).parameters.keys()
