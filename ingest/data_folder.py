@@ -34,7 +34,7 @@ def check_folder(data_dir: Path) -> None:
 
 
 def check_series(data_dir: Path) -> None:
-    """Check that there is at least one series to train on.
+    """Check that there is at least one series.
 
     Raises:
         UsageError: there is none.
@@ -43,6 +43,6 @@ def check_series(data_dir: Path) -> None:
 
     if not any(True for _ in build_results(data_dir)):
         raise UsageError(
-            f"{data_dir} has no series to train on. Run `coordinator start --extract --data {data_dir}` to make them, or "
+            f"{data_dir} has no series. Run `coordinator start --extract --data {data_dir}` to make them, or "
             "name another folder with --data."
         )

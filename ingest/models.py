@@ -37,7 +37,7 @@ def variable_of(route: str, code: str) -> str:
 class Shard:
     """The unit of a fetch lease: hours `start` to `end` (both inclusive, UTC hour-ending) of one respondent on one route."""
 
-    source: str  # "eia" | "oasis" | "bulk"
+    source: str  # a name in `ingest.sources.SOURCES`, e.g. "eia"
     route: str  # EIA: "region-data", "fuel-type-data"; OASIS: a query name; bulk: "BALANCE"
     respondent: str  # EIA code, e.g. "PACW"; ALL_RESPONDENTS for a bulk file
     start: str  # "2019-01-01T00"

@@ -13,6 +13,7 @@ from ingest.periods import parse_bound
 from ingest.settings import Layer, ResolvedSetting, at_least, check_keys, parse_codes, read_toml
 from ingest.settings import Setting as BaseSetting
 from ingest.settings import resolve as resolve_layers
+from ingest.sources import SOURCES
 
 CONFIG_FILE = "cluster.toml"
 
@@ -70,7 +71,7 @@ SETTINGS = (
         "source",
         "synthetic",
         str,
-        "Where hours come from: synthetic | recordings:PATH[,PATH…] | eia | bulk | oasis | [eia+|bulk+|oasis+]URL.",
+        f"Where hours come from: synthetic | recordings:PATH[,PATH…] | {' | '.join(SOURCES)} | [{'|'.join(f'{name}+' for name in SOURCES)}]URL.",
     ),
     _text("respondents", "PACW,ERCO,CAL,TEX,MISO", parse_codes, "EIA-930 codes of balancing authorities and regions."),
     _text(

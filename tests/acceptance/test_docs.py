@@ -16,6 +16,7 @@ import typer.main
 from typer.testing import CliRunner
 
 from coordinator.cli.app import app
+from ingest.sources import SOURCES
 from tests.support.data_folder import build_all, commit, daily, shard
 from tests.support.pages import FENCE, PAGES, ROOT, blocks, commands, name_of
 
@@ -155,7 +156,7 @@ def test_help_shows_brackets() -> None:
     output = CliRunner().invoke(app, ["start", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).output
     whole = re.sub(r"[\s│]+", " ", output)
     assert "[default: synthetic]" in whole
-    assert "[eia+|bulk+|oasis+]URL" in whole
+    assert f"[{'|'.join(f'{name}+' for name in SOURCES)}]URL" in whole
 
 
 @pytest.mark.timeout(600)

@@ -24,7 +24,7 @@ class SourceChoice:
 
 
 def parse_source(text: str) -> SourceChoice:
-    """Parse `synthetic`, `recordings:PATH[,PATH…]`, the name of a source (`eia`, `bulk`, `oasis`), or `[NAME+]URL`.
+    """Parse `synthetic`, `recordings:PATH[,PATH…]`, a name in `ingest.sources.SOURCES` (near matches are named), or `[NAME+]URL`.
 
     A URL that is not the source's public API has no rate limit unless `--rate` gives one.
 

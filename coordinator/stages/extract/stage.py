@@ -37,7 +37,7 @@ from ingest.emulator.process import Emulator
 from ingest.errors import AuthenticationError, SourceError
 from ingest.models import Gap
 from ingest.plan import expected_requests
-from ingest.sources.eia import EIA_RATE_LIMIT
+from ingest.sources import get_source
 
 CONNECT_S = 10.0  # for a connection to the source; one over a slow line takes a second
 MAX_GAPS = 12  # that a summary lists as text
@@ -54,7 +54,8 @@ class ExtractDryRun(DryRun, frozen=True):
     shards: tuple[str, ...]
     proved: int
     requests: int
-    policy_seconds: float
+    policy_seconds: float  # at the ceiling that the source states; 0 where it states none
+    policy_rate: float  # requests per second, likewise
 
     @property
     def has_work(self) -> bool:
@@ -67,8 +68,11 @@ class ExtractDryRun(DryRun, frozen=True):
             f"source {self.source}, {self.start} to {self.end} (UTC, hour-ending), data folder {self.data}",
             *(f"  {key}" for key in self.shards),
             f"{len(self.shards)} shards to fetch, {self.proved} already verified; about {self.requests} requests",
-            f"at EIA's policy ceiling of {EIA_RATE_LIMIT.rate:g} requests/s: at least {clock(self.policy_seconds)}",
         ]
+        if self.policy_rate:
+            lines.append(
+                f"at the source's policy ceiling of {self.policy_rate:g} requests/s: at least {clock(self.policy_seconds)}"
+            )
         return "\n".join(lines)
 
 
@@ -114,6 +118,7 @@ class ExtractStage:
         """Return the shards to fetch, the requests and the least time that EIA's policy allows, without a request."""
         plan = make_plan(options, datetime.now(UTC))
         count = expected_requests(plan.missing)
+        limit = get_source(options.source.kind).rate_limit
         return ExtractDryRun(
             source=options.source.name,
             data=str(options.data_dir),
@@ -123,7 +128,8 @@ class ExtractStage:
             shards=tuple(shard.key for shard in plan.missing),
             proved=len(plan.shards) - len(plan.missing),
             requests=count,
-            policy_seconds=count / EIA_RATE_LIMIT.rate,
+            policy_seconds=count / limit.rate if limit else 0.0,
+            policy_rate=limit.rate if limit else 0.0,
         )
 
     def run(self, options: ExtractOptions, mode: OutputMode) -> ExtractSummary:
@@ -199,9 +205,17 @@ def server_time(base_url: str) -> datetime:
     try:
         answer = requests.get(base_url, timeout=30, allow_redirects=False, stream=True)
         answer.close()
+    except requests.RequestException as error:
+        raise SourceError(
+            f"{base_url} does not answer a request for its clock: {error}. Check the address, then run the same command again.",
+            "clock",
+        ) from error
+    try:
         return parsedate_to_datetime(answer.headers["Date"]).astimezone(UTC)
-    except (requests.RequestException, KeyError, ValueError) as error:
-        raise SourceError(f"{base_url} gives no time in a Date header: {error}. Is it reachable?", "clock") from error
+    except (KeyError, ValueError) as error:
+        raise SourceError(
+            f"{base_url} answers without a valid Date header, which --update needs. Run without --update.", "clock"
+        ) from error
 
 
 def check_key(key: str) -> None:
