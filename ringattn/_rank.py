@@ -36,7 +36,7 @@ def _exit_with_launcher() -> None:
 
 
 def main() -> None:
-    """Join the ring, report, run the script."""
+    """Join the ring, send the launcher one byte, run the script."""
     _exit_with_launcher()
     from ringattn._errors import RingError
     from ringattn.process_group import init

@@ -51,7 +51,9 @@ def free_ports(count: int) -> list[int]:
                 ports.append(probe.getsockname()[1])
             if len(ports) == count:
                 return ports
-    raise LaunchError(f"no {count} free ports between 20000 and 32000 on 127.0.0.1")
+    raise LaunchError(
+        f"found no {count} free ports between 20000 and 31999 on 127.0.0.1; close what uses them, then start again"
+    )
 
 
 def rank_environment(rank: int, size: int, hostfile: Path) -> dict[str, str]:

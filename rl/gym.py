@@ -48,7 +48,7 @@ class GridControl(gymnasium.Env[Any, Any]):
     def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, Info]:
         """Run one hour with `action` [action]; return observation [feature], reward (minus the cost), terminated, truncated, info.
 
-        The info has `cut`: the energy that the projection has cut from the actions of this episode, by store.
+        The info has `cut`: the energy, MWh [store], by which actions of this episode were cut to what each store's power and charge allow.
         """
         observation, cost = self.env.step(np.asarray(action, float)[:, None])
         info = {"cut": self.env.clipped_energy[:, 0].copy()}

@@ -126,7 +126,9 @@ def combined(members: Sequence[Mlp]) -> Mlp:
     one = members[0]
     names = one.observation_names
     if any(m.observation_names != names or (m.mean != one.mean).any() or (m.scale != one.scale).any() for m in members):
-        raise DataError("policies with different features or normalisation do not combine")
+        raise DataError(
+            "the members of an ensemble have different features or normalisation; train them on the same datasets"
+        )
     parts = list(zip(*(m.layers for m in members), strict=True))
     first, *between, last = [[weight for weight, _ in layer] for layer in parts]
     weights = [np.vstack(first), *(block_diag(*layer) for layer in between), np.hstack(last) / len(members)]

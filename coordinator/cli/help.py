@@ -27,7 +27,7 @@ class Group(TyperGroup):
     """A group of commands."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Write the help."""
+        """Write the group's help to `formatter`."""
         formatter.write(help_text(self, ctx))
 
 

@@ -43,7 +43,7 @@ CLOCK_SAMPLES = 5  # the sample with the shortest round trip bounds the clock's 
 
 
 class HostProbe:
-    """One session that runs the host script. `facts` holds the result."""
+    """One SSH session that runs the host script on a host. `facts` holds the result."""
 
     def __init__(self, host: Host, ssh: Sequence[str] = SSH) -> None:
         """Start the session and send the script."""

@@ -46,7 +46,7 @@ def collect(data_dir: Path, progress: Progress = lambda done, total: None) -> Fa
 
 
 def report(data_dir: Path, out: Path, progress: Progress = lambda done, total: None) -> dict[str, Any]:
-    """Write the page.
+    """Write the HTML report of a data folder.
 
     Args:
         data_dir: A data folder.

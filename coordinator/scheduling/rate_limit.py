@@ -68,7 +68,7 @@ class RequestBudget:
         self.granted += count
         return tuple(delays)
 
-    def throttled(self, now: float, kind: str, retry_after: float | None = None) -> None:
+    def throttled(self, now: float, retry_after: float | None = None) -> None:
         """Pause all workers after a throttle, then continue at a lower pace. Reports during a pause belong to the same throttle."""
         self._recover(now)
         self.throttles += 1

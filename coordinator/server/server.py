@@ -338,12 +338,12 @@ class Server:
         budget = self._budgets.get(report.bucket)
         if budget is None:
             return
-        budget.throttled(time.monotonic(), report.kind, report.retry_after)
+        budget.throttled(time.monotonic(), report.retry_after)
         for name in self._scheduler.workers:
             self._send(name.encode(), PermitsRevoked(report.bucket))
 
     def _send(self, identity: bytes, message: messages.Message, *data: bytes) -> bool:
-        """Send a message, and count one that is not delivered: its peer sends again, or counts as silent."""
+        """Send a message; return whether it was delivered. Undelivered ones are counted: their peer sends again, or counts as silent."""
         delivered = self._router.send(identity, message, *data)
         self.counters["undelivered"] += not delivered
         return delivered

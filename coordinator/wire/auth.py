@@ -35,7 +35,7 @@ class KeyPair:
     server: str  # the coordinator's public key
 
     def connect(self, socket: zmq.Socket) -> None:
-        """Encrypt `socket` and accept this coordinator alone. Call before the socket's `connect`."""
+        """Encrypt `socket`; only the coordinator whose public key is `server` is accepted. Call before the socket's `connect`."""
         socket.curve_publickey, socket.curve_secretkey = self.public.encode(), self.secret.encode()
         socket.curve_serverkey = self.server.encode()
 

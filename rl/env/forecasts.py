@@ -46,7 +46,7 @@ def day_ahead(region: Region, issued: Array, horizon: int, *, issue_hour: int = 
         DataError: `issued` does not have the region's hours.
     """
     if issued.shape != region.load.shape:
-        raise DataError(f"{region.name}: day-ahead forecast {issued.shape} for {region.load.shape} hours")
+        raise DataError(f"{region.name}: the day-ahead forecast has {len(issued)} hours, the region {len(region.load)}")
     target = _targets(region, horizon)
     clock = region.local.astype(np.int64) % DAY
     ends = DAY - clock + np.where(clock >= issue_hour, DAY, 0)  # hours from t to the first one unknown

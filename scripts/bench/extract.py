@@ -216,7 +216,7 @@ def policy() -> None:
 
 
 def linear(rounds: int) -> None:
-    """Measure time and the largest worker's memory for one year and for seven."""
+    """Measure time and the largest worker's memory for one year and for seven, `rounds` times: both should grow linearly with the rows, or less."""
     with Emulator("--quirks", "none") as emulator:
         ours(emulator.url, ("2019", "2025"))
         for number in range(rounds):

@@ -130,7 +130,7 @@ def lines(block: str) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def missing_line(printed: str, expected: str) -> str:
-    """Return the first line of `expected` that `printed` lacks, in order; "" if it has all. A line `…` matches any lines."""
+    """Return the first line of `expected` that `printed` lacks, in order, whatever the numbers in it; "" if it has all. A line `…` matches any lines."""
     rest = [NUMBERS.sub("N", line.strip()) for line in printed.splitlines()]
     for line in expected.splitlines():
         words = NUMBERS.sub("N", line.strip())

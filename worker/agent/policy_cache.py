@@ -51,7 +51,9 @@ class PolicyCache:
         with self._changed:
             self._unavailable.discard(sha256)
             while (data := self._weights.get(sha256)) is None:
-                if cancelled.is_set() or sha256 in self._unavailable:
+                if cancelled.is_set():
+                    raise Cancelled("the lease was cancelled")
+                if sha256 in self._unavailable:
                     raise Cancelled(f"policy {sha256[:16]} is not available from the coordinator")
                 if time.monotonic() - requested > ANSWER_S:
                     requested = time.monotonic()

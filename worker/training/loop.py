@@ -231,7 +231,10 @@ class Trainer:
         model, reference, covered, count = np.array(total).T
         if not reference.all():
             missing = [name for name, x in zip(self.store.respondents, reference, strict=True) if not x]
-            raise UsageError(f"{', '.join(missing)}: no hour of {period} can be validated; name another --validate")
+            raise UsageError(
+                f"{', '.join(missing)}: no hour of {period} has both a demand and a reference forecast to validate with; "
+                "choose another period with --validate"
+            )
         skills = 1 - model / reference
         return dict(zip(self.store.respondents, skills.tolist(), strict=True)), float(covered.sum() / count.sum())
 

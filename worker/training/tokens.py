@@ -153,7 +153,7 @@ def _open_map(
 
 
 def _key(data_dir: Path, respondent: str, years: Sequence[int], reference: Reference) -> str:
-    """Digest all that tokens depend on: the series' files, the features, the reference."""
+    """Return the digest of all that tokens depend on: the pieces of the series, the features, and `reference`, the forecast to compare with."""
     folder = data_dir / "series" / respondent
     pieces = [json.loads((folder / str(year) / "series.json").read_text())["pieces"] for year in years]
     text = json.dumps([features.VERSION, INPUTS, reference, pieces])

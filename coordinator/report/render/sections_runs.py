@@ -29,7 +29,7 @@ def _status(found: Training | Control) -> str:
 
 
 def training(found: Training) -> dict[str, Any]:
-    """Return loss, validation skill and coverage against steps."""
+    """Return what the template shows of a training: charts of loss, validation skill and coverage by step."""
     step = Axis("step", least=1)
     names = [name for name in found.skill if name != "mean"]
     styles = [f"{1 + i % 5}{' dash' if i >= 5 else ''}" for i in range(len(names))]

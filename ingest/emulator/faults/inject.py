@@ -29,7 +29,7 @@ ON_CONTENT = ("short", "repeated", "nulls", "total", "case", "truncated")  # kin
 
 
 def replacement(fault: Fault) -> Response | None:
-    """Return the response that takes the place of the real one; None for other kinds."""
+    """Return the response that takes the place of the real one; None for a kind of fault that keeps the real one."""
     response = _REPLACEMENTS.get(fault.kind)
     if response and fault.params.get("retry_after") is not None:
         response = replace(response, headers=(("Retry-After", str(fault.params["retry_after"])),))

@@ -18,7 +18,7 @@ def times_of(budget: RequestBudget, asks: list[tuple[float, int, bool]]) -> list
     for wait, count, throttle in asks:
         now += wait
         if throttle:
-            budget.throttled(now, "429", None)
+            budget.throttled(now, None)
         times += [now + delay for delay in budget.grant(now, count)]
     return sorted(times)
 
@@ -61,7 +61,7 @@ def test_saturation_uses_97_percent_of_the_ceiling(rate: float, burst: int, work
 def test_no_request_in_a_pause_and_no_burst_after_it() -> None:
     budget = RequestBudget(10.0, burst=5)
     budget.grant(0.0, 1)
-    budget.throttled(10.0, "403", retry_after=60.0)
+    budget.throttled(10.0, retry_after=60.0)
     delays = budget.grant(11.0, 4)
     assert delays[0] >= 59.0
     assert all(b - a >= 0.1 for a, b in pairwise(delays))
@@ -69,16 +69,16 @@ def test_no_request_in_a_pause_and_no_burst_after_it() -> None:
 
 def test_reports_of_one_throttle_slow_down_once() -> None:
     once, often = RequestBudget(10.0), RequestBudget(10.0)
-    once.throttled(5.0, "429")
+    once.throttled(5.0)
     for report in range(8):
-        often.throttled(5.0 + report * 0.01, "429")
+        often.throttled(5.0 + report * 0.01)
     assert often.status(5.1).pace == pytest.approx(once.status(5.1).pace)
 
 
 def test_repeated_throttles_wait_longer_up_to_a_bound() -> None:
     budget, now, pauses = RequestBudget(10.0), 0.0, []
     for _ in range(20):
-        budget.throttled(now, "html")
+        budget.throttled(now)
         pauses.append(budget.status(now).paused_s)
         now += pauses[-1] + 0.1
     assert pauses[1] > pauses[0] and max(pauses) <= budget.pause_max_s + 1e-6
@@ -94,7 +94,7 @@ def test_pace_settles_just_under_a_lower_limit() -> None:
         now += max(budget.grant(now, 1)[0], 1e-3)
         recent = sum(time > now - 10.0 for time in served[-200:])
         if recent >= limit * 10.0:
-            budget.throttled(now, "429", 5.0)
+            budget.throttled(now, 5.0)
             throttles.append(now)
             served.append(now)
         else:
@@ -114,7 +114,7 @@ def test_zero_rate_is_rejected() -> None:
 def test_pace_returns_to_the_ceiling_when_the_limit_is_gone() -> None:
     budget = RequestBudget(10.0)
     for now in (0.0, 100.0, 200.0):
-        budget.throttled(now, "429", 5.0)
+        budget.throttled(now, 5.0)
     assert budget.status(200.0).pace < 10.0
     budget.grant(20_000.0, 1)
     assert budget.status(20_000.0).pace == 10.0
@@ -122,6 +122,6 @@ def test_pace_returns_to_the_ceiling_when_the_limit_is_gone() -> None:
 
 def test_report_during_a_pause_can_extend_it() -> None:
     budget = RequestBudget(10.0)
-    budget.throttled(0.0, "403", 5.0)
-    budget.throttled(1.0, "403", 30.0)
+    budget.throttled(0.0, 5.0)
+    budget.throttled(1.0, 30.0)
     assert budget.grant(2.0, 1)[0] == pytest.approx(29.0)

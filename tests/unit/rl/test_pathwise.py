@@ -158,7 +158,7 @@ def test_combined_policy_takes_the_mean_action(dataset: Dataset) -> None:
     seen = dataset.features[:50]
     seen = np.concatenate([rng.uniform(0, 1, (50, len(names) - seen.shape[1])).astype(np.float32), seen], axis=1)
     assert_allclose(combined(several).act(seen), np.mean([p.act(seen) for p in several], axis=0), atol=1e-5)
-    with pytest.raises(DataError, match="do not combine"):
+    with pytest.raises(DataError, match="different features or normalisation"):
         combined([one, Mlp(one.observation_names, one.mean + 1, one.scale, one.layers)])
 
 
