@@ -64,7 +64,7 @@ ELSEWHERE = {
     r"coordinator start --train( --data DATA)?": "tests/acceptance/test_supervision.py",
     r"coordinator start --rollouts( --data DATA --control-config CONTROL.toml)?": "tests/acceptance/test_rollouts.py",
     r"coordinator start --extract --train --rollouts": "scripts/dev/run_readme.py",
-    r"coordinator start --extract --train --rollouts --dry-run": (
+    r"coordinator start --extract (--train --rollouts )?--dry-run": (
         "tests/acceptance/test_cli_output.py::test_dry_run_explains_each_stage_and_writes_nothing"
     ),
     r"coordinator start (--extract --train )?--hostfile( \S+)?( --data \S+ --host-data \S+)?": (

@@ -125,7 +125,12 @@ def test_workers_register_run_all_leases_and_stop(fleet: Fleet, tmp_path: Path) 
 def test_lease_of_killed_worker_counts_failure_and_runs_elsewhere(fleet: Fleet, tmp_path: Path) -> None:
     server = fleet.serve(waiting(tmp_path))
     doomed = fleet.worker()
-    until(lambda: list(tmp_path.glob("hold.begun.*")), "the lease to begin")
+    until(
+        lambda: any(
+            lease.executing for one in list(fleet.scheduler.workers.values()) for lease in list(one.held.values())
+        ),
+        "a heartbeat that lists the lease",
+    )
     doomed.send_signal(signal.SIGKILL)
     doomed.wait()
     server.lost(doomed.pid)
