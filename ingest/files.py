@@ -4,15 +4,22 @@ import errno
 import hashlib
 import os
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from ingest.errors import StorageError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # the disk takes no more; other errors blame the file
 MAX_READ = 1 << 16  # bytes read at once by a `LineFollower`
+NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)  # all of this process, or of this host, are in use
+DESCRIPTORS_S = 20.0  # for one to become free: a stranger's half-open connection holds its two for 5 s
+Opened = TypeVar("Opened")
 _REMEDIES = {
+    errno.EMFILE: "the disk is well: raise the limit on open files with `ulimit -n 8192`",
+    errno.ENFILE: "the disk is well: raise the limit on open files of this host (`sysctl fs.file-max`)",
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "raise the quota or free some space",
     errno.EROFS: "make the folder writable or choose another with --data",
@@ -37,6 +44,18 @@ def storage_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
+def when_descriptors_free(action: Callable[[], Opened], wait_s: float = DESCRIPTORS_S) -> Opened:
+    """Return `action()`; repeat it for `wait_s` seconds while no file descriptor is free. An OSError is raised as it is."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            return action()
+        except OSError as error:
+            if error.errno not in NO_DESCRIPTORS or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
 def atomic_write(path: Path, content: bytes | memoryview) -> None:
     """Write all of `content` to `path`, or nothing: a temporary name in the same folder, fsync, rename.
 
@@ -57,7 +76,7 @@ def atomic_write(path: Path, content: bytes | memoryview) -> None:
 
 
 def _write(path: Path, content: bytes | memoryview) -> None:
-    with path.open("wb", buffering=0) as file:
+    with when_descriptors_free(lambda: path.open("wb", buffering=0)) as file:
         view = memoryview(content)
         while view:
             view = view[file.write(view) :]
@@ -66,7 +85,7 @@ def _write(path: Path, content: bytes | memoryview) -> None:
 
 def fsync_path(path: Path) -> None:
     """Make the content of a file, or the names in a folder, durable."""
-    handle = os.open(path, os.O_RDONLY)
+    handle = when_descriptors_free(lambda: os.open(path, os.O_RDONLY))
     try:
         os.fsync(handle)
     finally:
@@ -75,7 +94,7 @@ def fsync_path(path: Path) -> None:
 
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content, in hex."""
-    with path.open("rb") as file:
+    with when_descriptors_free(lambda: path.open("rb")) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

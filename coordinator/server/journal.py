@@ -6,6 +6,7 @@ that has grown long for its tasks is compacted to one record a task, in one comm
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 import zlib
@@ -17,6 +18,7 @@ import msgspec
 
 from coordinator.scheduling.records import AnyRecord
 from ingest.errors import StorageError, VerificationError
+from ingest.files import storage_errors, when_descriptors_free
 
 _SCHEMA = "CREATE TABLE IF NOT EXISTS records (seq INTEGER PRIMARY KEY, crc INTEGER NOT NULL, record TEXT NOT NULL)"
 _encode = msgspec.json.Encoder().encode
@@ -44,7 +46,7 @@ class Journal:
         self._crc = 0
         self._seq = 0
         path.parent.mkdir(parents=True, exist_ok=True)
-        with self._database_errors():
+        with storage_errors(path), self._database_errors():
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
@@ -83,12 +85,14 @@ class Journal:
     def append(self, records: Sequence[AnyRecord]) -> None:
         """Append all of `records` in one synced commit, or none. StorageError is raised when the disk is full or read-only."""
         if records:
-            self._write(records, replace=False)
+            with storage_errors(self.path):
+                when_descriptors_free(lambda: self._write(records, replace=False))
 
     def rewrite(self, records: Iterable[AnyRecord]) -> None:
         """Replace the whole content by `records` in one synced commit. After a StorageError the content is unchanged."""
-        self._write(records, replace=True)
-        with self._database_errors():
+        with storage_errors(self.path):
+            self._write(records, replace=True)
+        with storage_errors(self.path), self._database_errors():
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # the log of this commit is as large as the journal was
 
     def _write(self, records: Iterable[AnyRecord], replace: bool) -> None:
@@ -121,8 +125,13 @@ class Journal:
             raise self._failure(error) from error
 
     def _failure(self, error: sqlite3.DatabaseError) -> Exception:
-        """Return the error to raise: a full or read-only disk is not damage."""
+        """Return the error to raise: a full or read-only disk is not damage, and a lack of descriptors is neither."""
         name = getattr(error, "sqlite_errorname", "") or ""
+        if name.startswith("SQLITE_CANTOPEN"):
+            try:  # SQLite does not say why it cannot open a file
+                os.close(os.dup(2))
+            except OSError as full:
+                return full
         if name.startswith(("SQLITE_FULL", "SQLITE_READONLY", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_PERM")):
             free = shutil.disk_usage(self.path.parent).free
             return StorageError(

@@ -18,6 +18,7 @@ import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
 from coordinator.wire.auth import CurveError, check_keys, is_loopback, read_key_file
+from ingest.errors import UsageError
 
 log = logging.getLogger(__name__)
 
@@ -154,12 +155,31 @@ def load_coordinator(folder: Path) -> CoordinatorKeys:
     return keys
 
 
+def split_endpoint(endpoint: str) -> tuple[str, int]:
+    """Return the host, without brackets, and the port of `tcp://host:port`, as in `tcp://[::1]:0`.
+
+    Raises:
+        UsageError: It is not such an address, or its port is not 0 to 65535.
+    """
+    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isascii() or not port.isdigit() or int(port) > 65_535:
+        raise UsageError(
+            f"address {endpoint!r}: it is not tcp://HOST:PORT with a port from 0 to 65535. Give e.g. "
+            "--bind tcp://127.0.0.1:5555, or tcp://[::1]:5555 for IPv6."
+        )
+    return host, int(port)
+
+
 def check_bind(endpoint: str, keys: CoordinatorKeys | None) -> None:
-    """Check that an address that other hosts can reach is used with keys only.
+    """Check that an address is well formed, and that one that other hosts can reach is used with keys only.
+
+    UsageError is raised as by `split_endpoint`.
 
     Raises:
         CurveError: Other hosts can reach `endpoint` and there are no keys.
     """
+    split_endpoint(endpoint)
     if not is_loopback(endpoint) and keys is None:
         raise CurveError(
             f"bind {endpoint} is reachable from other hosts, but there are no CURVE keys. "

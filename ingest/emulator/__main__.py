@@ -139,7 +139,8 @@ async def _serve(options: argparse.Namespace, app: App, world: World) -> None:
     latency = options.latency_ms / 1000
     server = await loop.create_server(lambda: Connection(app, head, latency), options.host, options.port, backlog=512)
     host, port = server.sockets[0].getsockname()[:2]
-    print(json.dumps({"url": f"http://{host}:{port}", "pid": os.getpid(), "world": world.name}), flush=True)
+    name = f"[{host}]" if ":" in host else host  # IPv6
+    print(json.dumps({"url": f"http://{name}:{port}", "pid": os.getpid(), "world": world.name}), flush=True)
     if options.stop_with_parent:
         threading.Thread(target=_end_with_stdin, daemon=True).start()
     await stop.wait()

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import re
+import resource
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +19,8 @@ import zmq
 from coordinator.cli.app import app
 from coordinator.cli.errors import run
 from coordinator.server import key_store
-from coordinator.server.auth_proxy import MAX_PEERS, QUIET_S, RejectionLog, greeting_problem
+from coordinator.server.auth_proxy import LINES, MAX_PEERS, QUIET_S, RejectionLog, greeting_problem
+from coordinator.server.descriptors import WANTED, DescriptorLimit, peers_within, wanted_limit
 from coordinator.wire import auth, codec, messages
 from coordinator.wire.messages import Heartbeat, Lease, PermitGrant, PermitRequest, Register, Shutdown, StatusRequest
 from tests.support.serving import Peer, Running
@@ -222,3 +226,53 @@ def test_key_commands_create_list_and_revoke(tmp_path: Path, capsys: pytest.Capt
     assert code == 2 and "coordinator keys revoke m2-1" in said
     assert keys("revoke", "m2-1") == (0, "") and keys("list") == (0, "")
     assert not list((tmp_path / "keys" / "workers").iterdir())
+
+
+def test_greetings_without_a_handshake_neither_end_a_run_nor_keep_a_worker_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """300 connections that send a greeting and nothing more, where 256 descriptors are the limit that cannot be raised."""
+    monkeypatch.setattr("coordinator.server.auth_proxy.current_limit", lambda: DescriptorLimit(256, 256))
+    (tmp_path / "data").mkdir()
+    keyed = Keyed(tmp_path)
+    try:
+        flood = [keyed.raw(GREETING) for _ in range(300)]
+        assert keyed.server._router._proxy.places == 96
+        serves(keyed)
+        assert keyed.end().status == "done"
+        for connection in flood:
+            connection.close()
+    finally:
+        keyed.close()
+
+
+def test_whole_handshake_has_one_time_limit(
+    keyed: Keyed, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coordinator.server.auth_proxy.HANDSHAKE_S", 0.5)
+    connection = keyed.raw(GREETING)
+    while connection.recv(4096):
+        pass
+    until(lambda: refused(caplog, "did not finish its handshake", connection.getsockname()[1]), "its line in the log")
+
+
+def test_addresses_without_end_write_a_bounded_log() -> None:
+    rejections = RejectionLog()
+    lines = [rejections.record(f"2001:db8::{n:x}", 1, "x", now=n * 1e-3) for n in range(5_000)]
+    assert sum(map(bool, lines)) == LINES + 1
+    assert rejections.record("10.0.0.7", 5, "x", now=QUIET_S + 0.1)
+
+
+def test_descriptors_are_raised_and_counted() -> None:
+    assert wanted_limit(1024, 1 << 20) == WANTED and wanted_limit(256, resource.RLIM_INFINITY) == WANTED
+    assert wanted_limit(1024, 4096) == 4096 and wanted_limit(50_000, 60_000) == 50_000
+    assert (peers_within(256, MAX_PEERS), peers_within(1024, MAX_PEERS)) == (96, 448)
+    assert peers_within(WANTED, MAX_PEERS) == peers_within(resource.RLIM_INFINITY, MAX_PEERS) == MAX_PEERS
+
+
+def test_lack_of_descriptors_is_waited_for(tmp_path: Path) -> None:
+    """The journal, a manifest and the proxy find no descriptor, and go on when one is free."""
+    script = Path(__file__).parents[2] / "support" / "no_descriptors.py"
+    done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "written after a wait\n"), done.stderr
+    assert "Traceback" not in done.stderr

@@ -19,6 +19,7 @@ from coordinator.server.uploads import RefusedPath, UploadReceiver, checked_path
 from coordinator.wire import auth
 from coordinator.wire.filesystem_id import filesystem_id
 from coordinator.wire.messages import FileChunk
+from ingest.errors import UsageError
 
 BODY = bytes(range(256)) * 40
 SHA = hashlib.sha256(BODY).hexdigest()
@@ -178,3 +179,10 @@ def test_second_coordinator_is_refused_with_pid_and_command(tmp_path: Path) -> N
     holder.communicate()
     with FolderLock(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("bind", ["tcp://127.0.0.1:99999", "tcp://127.0.0.1:x", "127.0.0.1", "tcp://:5", "tcp://[::1]"])
+def test_malformed_bind_is_refused_in_one_line(bind: str) -> None:
+    with pytest.raises(UsageError, match=r"--bind tcp://127\.0\.0\.1:5555") as refusal:
+        key_store.check_bind(bind, None)
+    assert "\n" not in str(refusal.value)
