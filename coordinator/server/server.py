@@ -10,6 +10,7 @@ import logging
 import queue
 import socket
 import time
+from collections import deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from coordinator.scheduling.events import (
     Revoked,
     Send,
     TaskDone,
+    TaskFailed,
+    TaskProgress,
     TaskQuarantined,
     Tick,
     Undelivered,
@@ -38,6 +41,7 @@ from coordinator.scheduling.rate_limit import RequestBudget
 from coordinator.scheduling.records import TaskSpec
 from coordinator.scheduling.scheduler import Scheduler
 from coordinator.scheduling.worker_state import WorkerState
+from coordinator.server.auth_proxy import CLOSE_S
 from coordinator.server.hooks import StageHooks
 from coordinator.server.journal import Journal
 from coordinator.server.key_store import CoordinatorKeys, check_bind
@@ -73,11 +77,13 @@ from ingest.files import DISK_FULL
 log = logging.getLogger(__name__)
 
 MAX_BATCH = 2_000  # messages taken before one commit
+BATCH_S = 0.2  # for taking them, and for the stage's part of their decisions: signals and heartbeats wait for both
 TICK_S = 0.2
 CONFIRM_MS = 5  # how long confirmations wait for the next results, to share their commit
 LONG_JOURNAL = 100_000  # records: 10 MB. A journal longer than this plus the next number per task is compacted
 LONG_FOR_ITS_TASKS = 8  # a task without failures has 4
 SHUTDOWN_S = 2.0  # for the workers to deregister at the end
+STOP_S = 0.3  # the same after a second Ctrl-C
 MAX_LOGGED = 20  # bad messages that are logged; further ones are only counted
 
 
@@ -114,6 +120,9 @@ class Server:
         self._began = time.monotonic()
         self._router = AuthenticatedRouter(bind, keys)
         self.endpoint = self._router.endpoint
+        # Actions that the stage carries out, in order; their records are in the journal.
+        self._stage_actions: deque[TaskDone | TaskQuarantined | TaskProgress | TaskFailed] = deque()
+        self._stopped = False
         self._revoked: list[str] = []  # shut down, to be disconnected at the next tick
 
     # -- from any thread, and from signal handlers -------------------------------------------------------------------
@@ -162,9 +171,9 @@ class Server:
                 events = self._step(events)
                 if ticked:
                     self._hooks.on_tick()
-                if not events and self._inbox.empty() and (outcome := self._finished()) is not None:
+                if (outcome := self._finished(events)) is not None:
                     return outcome
-                if all(isinstance(event, Confirmed) for event in events):
+                if not self._stage_actions and all(isinstance(event, Confirmed) for event in events):
                     until_tick = max(0, round((next_tick - time.monotonic()) * 1e3))
                     poller.poll(min(until_tick, CONFIRM_MS) if events else until_tick)
         except StorageError as error:  # of the journal or a hook: the next start hands out uncommitted results again
@@ -172,9 +181,15 @@ class Server:
         finally:
             self._close()
 
-    def _finished(self) -> Outcome | None:
+    def _finished(self, events: list[Event]) -> Outcome | None:
+        """Return the outcome of a run that has ended. One that was stopped ends at once: the next start repeats what is left."""
         outcome = self._scheduler.outcome()
-        return None if outcome is not None and outcome.status != "stopped" and self._hooks.has_more_work() else outcome
+        if outcome is not None and outcome.status == "stopped":
+            self._stopped = True
+            return outcome
+        if events or self._stage_actions or not self._inbox.empty() or outcome is None or self._hooks.has_more_work():
+            return None
+        return outcome
 
     def _step(self, events: list[Event]) -> list[Event]:
         """Decide a batch, commit its records, carry out its actions. Return the events that follow from these."""
@@ -190,16 +205,24 @@ class Server:
         following: list[Event] = []
         for decision in decisions:
             self._act(decision, following)
-        self._results.clear()
+        self._act_for_stage(following)
         return following
 
     def _act(self, decision: Decision, following: list[Event]) -> None:
+        """Send the messages of a decision; queue what the stage has to do."""
         for action in decision.actions:
-            if isinstance(action, Send):
-                if not self._send(action.worker.encode(), action.message) and isinstance(action.message, Lease):
-                    following.append(Undelivered(action.worker, action.message.task, action.message.attempt))
-            elif isinstance(action, TaskDone):
-                received = self._results.get((action.worker, action.task.id, action.attempt))
+            if not isinstance(action, Send):
+                self._stage_actions.append(action)
+            elif not self._send(action.worker.encode(), action.message) and isinstance(action.message, Lease):
+                following.append(Undelivered(action.worker, action.message.task, action.message.attempt))
+
+    def _act_for_stage(self, following: list[Event]) -> None:
+        """Have the stage carry out its actions, for `BATCH_S`: each result may sync files, and a worker can send a thousand at once."""
+        until = time.monotonic() + BATCH_S
+        while self._stage_actions and time.monotonic() < until:
+            action = self._stage_actions.popleft()
+            if isinstance(action, TaskDone):
+                received = self._results.pop((action.worker, action.task.id, action.attempt), None)
                 # None: handed out again, from the journal.
                 output, frames = received or (convert_output(action.output, action.task, self._hooks), ())
                 done = msgspec.structs.replace(action, output=output, arrays=frames)
@@ -210,6 +233,8 @@ class Server:
                 self._hooks.on_quarantined(action)
             else:
                 self._hooks.on_lease_event(action)
+        if not self._stage_actions:
+            self._results.clear()  # of results that were stale
 
     def _revocations(self) -> list[Event]:
         """Shut down workers whose key was revoked; disconnect them at the next tick."""
@@ -237,9 +262,15 @@ class Server:
                 self._send(name.encode(), weights)
 
     def _received(self) -> list[Event]:
-        """Return the events of waiting messages, `MAX_BATCH` at most; answer messages that need no decision."""
+        """Return the events of waiting messages; answer messages that need no decision.
+
+        A batch ends after `MAX_BATCH` messages or `BATCH_S`, and when an event was posted, which a signal does.
+        """
         events: list[Event] = []
+        until = time.monotonic() + BATCH_S
         for _ in range(MAX_BATCH):
+            if time.monotonic() >= until or not self._inbox.empty():
+                break
             try:
                 identity, sender, frames = self._router.receive()
             except zmq.Again:
@@ -352,7 +383,7 @@ class Server:
         """Shut down the workers and read until they have left: a socket closed on unread messages would lose the Shutdown."""
         for name in self._scheduler.workers:
             self._send(name.encode(), Shutdown(drain=False, reason="the run has ended"))
-        until = time.monotonic() + SHUTDOWN_S
+        until = time.monotonic() + (STOP_S if self._stopped else SHUTDOWN_S)
         while self._scheduler.workers and time.monotonic() < until:
             self._router.socket.poll(50)
             for event in self._received():
@@ -361,7 +392,7 @@ class Server:
 
     def _close(self) -> None:
         self._shutdown_workers()
-        self._router.close()
+        self._router.close(STOP_S if self._stopped else CLOSE_S)
         self._wake_write.close()
         self._wake_read.close()
 

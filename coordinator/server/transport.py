@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import zmq
 
 from coordinator.server.auth_proxy import AuthProxy
-from coordinator.server.key_store import LOCAL, AllowList, CoordinatorKeys
+from coordinator.server.key_store import LOCAL, AllowList, CoordinatorKeys, split_endpoint
 from coordinator.wire import codec
 from coordinator.wire.messages import MAX_MESSAGE, BadMessage, Message, Register, StatusRequest
 from ingest.errors import UsageError
@@ -53,8 +53,9 @@ class AuthenticatedRouter:
         self._keyed = keys is not None
         self._peers: dict[str, PeerIdentity] = {}  # worker → who registered it
         if keys is None:
+            host, port = split_endpoint(bind)
             try:
-                self.socket.bind(bind)
+                self.socket.bind(f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}")
             except zmq.ZMQError as error:
                 raise UsageError(
                     f"bind {bind}: {error}. Choose a free port of this host with --bind; `coordinator doctor` tests it."
@@ -135,12 +136,12 @@ class AuthenticatedRouter:
         if owner := self._peers.pop(worker, None):
             self._proxy.refuse(owner.port, "its key was revoked", disconnect=True)
 
-    def close(self) -> None:
-        """Close the socket, then the proxy, which still forwards the last messages."""
-        self.socket.close()
+    def close(self, wait_s: float) -> None:
+        """Close the socket, then the proxy, which still forwards the last messages for `wait_s` seconds."""
+        self.socket.close(min(LINGER_MS, round(wait_s * 1e3)))
         if self._keyed:
             self._authenticator.stop()
-            self._proxy.close()
+            self._proxy.close(wait_s)
         self._context.term()
 
 

@@ -1,5 +1,6 @@
 """Run the tasks of a stage on its fleet: journal, server, workers, signals, display. Every stage uses it."""
 
+import logging
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,15 +22,19 @@ from coordinator.scheduling.events import (
 from coordinator.scheduling.rate_limit import RequestBudget
 from coordinator.scheduling.records import TaskSpec
 from coordinator.scheduling.scheduler import Scheduler
+from coordinator.server.auth_proxy import MAX_PEERS
+from coordinator.server.descriptors import peers_within, raise_limit
 from coordinator.server.hooks import StageHooks
 from coordinator.server.journal import Journal
-from coordinator.server.server import Server
+from coordinator.server.server import STOP_S, Server
 from coordinator.server.status import RunStatus
 from coordinator.stages.display import Display, Rendering, render, run_view
 from coordinator.stages.fleet import Fleet
 from coordinator.wire.filesystem_id import filesystem_id
 from coordinator.wire.messages import Weights
 from coordinator.workers.local import LocalWorkerPool
+
+log = logging.getLogger(__name__)
 
 ENDPOINT_FILE = ".endpoint"  # in the data folder while a coordinator runs: where `coordinator status` asks
 NO_BUDGETS: Mapping[str, RequestBudget] = MappingProxyType({})
@@ -91,6 +96,11 @@ class StageRunner:
     ) -> None:
         """Replay the journal, then start the server and prepare the workers."""
         self._fleet, self._controller, self._display = fleet, controller, display
+        limit = raise_limit()
+        log.info("%s; at most %d connections", limit, peers_within(limit.soft, MAX_PEERS))
+        if fleet.keys is not None and peers_within(limit.soft, MAX_PEERS) < MAX_PEERS:
+            places = peers_within(limit.soft, MAX_PEERS)
+            display.note(f"{limit}: at most {places} connections; a higher limit of `ulimit -Hn` allows {MAX_PEERS}")
         self._journal = Journal(fleet.data_dir / "journal.sqlite")
         self._scheduler = Scheduler(filesystem_id(fleet.data_dir), replace(fleet.timings, max_failures=fleet.retries))
         for record in self._journal.load():
@@ -135,7 +145,7 @@ class StageRunner:
         """
         fleet, hosts = self._fleet, self._fleet.hosts
         self._controller.on_start(self._scheduler, self._server.post)
-        endpoint = fleet.data_dir / ENDPOINT_FILE
+        endpoint, outcome = fleet.data_dir / ENDPOINT_FILE, None
         endpoint.write_text(self._server.endpoint)
         try:
             self._server.add_tasks(tasks, whole=True)
@@ -146,9 +156,10 @@ class StageRunner:
                 outcome = self._server.run()
         finally:
             endpoint.unlink(missing_ok=True)
+            stopped = outcome is not None and outcome.status == "stopped"
             if hosts is not None:
-                hosts.stop()
-            self._workers.stop()
+                hosts.stop(*([STOP_S] if stopped else []))
+            self._workers.stop(*([STOP_S] if stopped else []))
             self._journal.close()
         restarts = self._workers.restarts + (hosts.restarts if hosts is not None else 0)
         return RunResult(outcome, restarts, self._peak_rss, self._server.status())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,11 +16,23 @@ from coordinator.scheduling.records import TaskSpec
 from coordinator.scheduling.scheduler import Scheduler
 from coordinator.server import key_store
 from coordinator.server.hooks import StageHooks
+from coordinator.server.uploads import UploadReceiver
 from coordinator.wire import auth
 from coordinator.wire.filesystem_id import filesystem_id
-from coordinator.wire.messages import Ack, FileChunk, FilePart, FileRequest, Heartbeat, HeartbeatAck, Lease, Register
+from coordinator.wire.messages import (
+    Ack,
+    FileChunk,
+    FilePart,
+    FileRequest,
+    Heartbeat,
+    HeartbeatAck,
+    Lease,
+    Register,
+    Result,
+)
 from ingest.errors import StorageError
 from tests.support.serving import FAILED, WAIT_MS, Running
+from tests.support.waiting import until
 
 BODY = b"page " * 1000
 FILE = {"path": "raw/a/0.json.gz", "bytes": len(BODY), "sha256": hashlib.sha256(BODY).hexdigest()}
@@ -163,3 +176,59 @@ def test_only_listed_keys_are_admitted(serve: Callable[..., Running], tmp_path: 
     assert peer.finish(peer.receive(Lease)).accepted
     assert running.end().status == "done"
     assert "stranger" not in running.scheduler.workers and running.server.counters["messages"] <= 3
+
+
+# -- whatever a worker sends, signals and heartbeats wait for one bounded batch ---------------------------------------------
+
+
+def test_heartbeat_is_answered_between_many_results(serve: Callable[..., Running]) -> None:
+    """Each result takes the stage 20 ms (a manifest on a slow disk); 200 arrive at once."""
+    committed: list[TaskDone] = []
+
+    def commit(done: TaskDone) -> None:
+        time.sleep(0.02)
+        committed.append(done)
+
+    running = serve(*(f"t{n}" for n in range(200)), hooks=StageHooks(on_task_done=commit))
+    busy, honest = running.peer("w1"), running.peer("w2")
+    busy.register(capacity=200)
+    leases = [busy.receive(Lease) for _ in range(200)]
+    honest.register()
+    for lease in leases:
+        busy.send(Result("w1", lease.task, lease.attempt, {}, 0.1))
+    until(lambda: committed, "the first commit")
+    honest.send(Heartbeat("w2", ()))
+    honest.receive(HeartbeatAck)
+    assert len(committed) < 200
+    assert running.end().status == "done" and len(committed) == 200
+
+
+@pytest.mark.parametrize("what", ["heartbeat", "stop"])
+def test_many_chunks_delay_neither_heartbeats_nor_a_stop(
+    serve: Callable[..., Running], monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Each chunk takes 20 ms (two syncs); 300 wait when a heartbeat or the second Ctrl-C comes."""
+    taken: list[str] = []
+
+    def take(self: UploadReceiver, sent: FileChunk, data: bytes) -> int:
+        time.sleep(0.02)
+        taken.append(sent.path)
+        return 0
+
+    monkeypatch.setattr(UploadReceiver, "take", take)
+    running = serve()
+    hostile, honest = running.peer("w1"), running.peer("w2")
+    hostile.register()
+    hostile.receive(Lease)
+    honest.register()
+    for n in range(300):
+        hostile.send(chunk(path=f"raw/a/{n}.json.gz"), BODY)
+    until(lambda: taken, "the first chunk")
+    if what == "heartbeat":
+        honest.send(Heartbeat("w2", ()))
+        honest.receive(HeartbeatAck)
+    else:
+        running.server.stop_now()
+        running.thread.join(WAIT_MS / 1e3)
+        assert running.outcome is not None and running.outcome.status == "stopped"
+    assert len(taken) < 300
