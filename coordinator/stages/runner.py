@@ -37,6 +37,7 @@ from coordinator.workers.local import LocalWorkerPool
 log = logging.getLogger(__name__)
 
 ENDPOINT_FILE = ".endpoint"  # in the data folder while a coordinator runs: where `coordinator status` asks
+WORKER_STOP_S = 1.0  # after a second Ctrl-C, for the workers of this host to end; then they are killed
 NO_BUDGETS: Mapping[str, RequestBudget] = MappingProxyType({})
 
 
@@ -159,7 +160,7 @@ class StageRunner:
             stopped = outcome is not None and outcome.status == "stopped"
             if hosts is not None:
                 hosts.stop(*([STOP_S] if stopped else []))
-            self._workers.stop(*([STOP_S] if stopped else []))
+            self._workers.stop(*([WORKER_STOP_S] if stopped else []))
             self._journal.close()
         restarts = self._workers.restarts + (hosts.restarts if hosts is not None else 0)
         return RunResult(outcome, restarts, self._peak_rss, self._server.status())

@@ -1,4 +1,4 @@
-"""Measure what a flood of half-open connections costs a run with keys: `uv run python scripts/bench/flood.py --connections 700`.
+"""Measure what a flood of half-open connections costs a run with keys: `uv run python -m scripts.bench.flood --connections 700`.
 
 A second process holds the connections: each sends a ZMTP greeting that names CURVE and nothing more, and is opened again when the
 coordinator closes it. Meanwhile one keyed worker does one task after another, each of `--task-ms`. Rounds with and without the flood
@@ -70,7 +70,7 @@ def measure(connections: int, rounds: int, tasks: int, task_s: float) -> dict[st
             flooded = index % 4 in (1, 2)  # off, on, on, off: a drift of the machine cancels
             process = None
             if flooded:
-                command = [sys.executable, __file__, "--flood", port, "--connections", str(connections)]
+                command = [sys.executable, "-m", "scripts.bench.flood", "--flood", port, "--connections", str(connections)]
                 process = subprocess.Popen(command, stdout=subprocess.PIPE)
                 assert process.stdout is not None
                 process.stdout.readline()

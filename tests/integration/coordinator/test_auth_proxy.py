@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
@@ -9,6 +10,7 @@ import resource
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ import zmq
 
 from coordinator.cli.app import app
 from coordinator.cli.errors import run
+from coordinator.scheduling.records import Done, TaskSpec
 from coordinator.server import key_store
 from coordinator.server.auth_proxy import LINES, MAX_PEERS, QUIET_S, RejectionLog, greeting_problem
 from coordinator.server.descriptors import WANTED, DescriptorLimit, peers_within, wanted_limit
@@ -276,3 +279,108 @@ def test_lack_of_descriptors_is_waited_for(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "written after a wait\n"), done.stderr
     assert "Traceback" not in done.stderr
+
+
+# -- keys: revoked under load, wrong modes, one key for two workers, replayed messages ---------------------------------------
+
+
+def test_revocation_acts_while_its_worker_floods_the_server(keyed: Keyed, caplog: pytest.LogCaptureFixture) -> None:
+    """5,000 messages of the revoked worker wait, and it sends on: none delays the end of its lease or is answered after it."""
+    doomed = keyed.peer("doomed", auth.load_worker(key_store.add_worker(keyed.keys, "doomed")))
+    doomed.register()
+    doomed.receive(Lease)
+    for _ in range(2_500):
+        doomed.send(PermitRequest("doomed", "none", 1))
+    key_store.revoke_worker(keyed.keys, "doomed")
+    for _ in range(2_500):
+        doomed.send(PermitRequest("doomed", "none", 1))
+    assert "revoked" in doomed.receive(Shutdown).reason
+    until(lambda: not keyed.scheduler.workers, "the worker to be forgotten")
+    assert (keyed.scheduler.tasks["a"].state, keyed.scheduler.tasks["a"].failures) == ("pending", 0)
+    until(lambda: refused(caplog, "not on the list"), "the refusal of its new connection")
+    serves(keyed)
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602, 0o610, 0o666])
+def test_key_files_of_any_open_mode_are_refused_by_every_reader(tmp_path: Path, mode: int) -> None:
+    worker = key_store.add_worker(tmp_path, "m2-1")
+    readers = {
+        worker: lambda: auth.load_worker(worker),
+        tmp_path / "coordinator.key": lambda: key_store.load_coordinator(tmp_path),
+        tmp_path / "allowed.json": lambda: key_store.read_allowed(tmp_path),
+    }
+    for path, read in readers.items():
+        path.chmod(mode)
+        with pytest.raises(auth.CurveError, match=f"mode {mode:o}.*chmod 600"):
+            read()
+        path.chmod(0o400)
+        read()
+
+
+def test_two_workers_of_one_key_have_leases_of_their_own(keyed: Keyed) -> None:
+    """A key names a host, not a worker: both are served, and neither ends the other's lease under its own name."""
+    keyed.server.add_tasks([TaskSpec("b", "noop", {})])
+    one, two = keyed.peer("w-one", keyed.worker_key), keyed.peer("w-two", keyed.worker_key)
+    one.register(capacity=1)
+    first = one.receive(Lease)
+    two.register(capacity=1)
+    second = two.receive(Lease)
+    assert {first.task, second.task} == {"a", "b"}
+    two.send(messages.Result("w-two", first.task, first.attempt, {}, 0.1))
+    assert not two.receive(messages.Ack).accepted and keyed.scheduler.tasks[first.task].state == "leased"
+    two.send(messages.Result("w-one", first.task, first.attempt, {}, 0.1))  # another identity than its socket's
+    assert two.finish(second).accepted and keyed.scheduler.tasks[first.task].state == "leased"
+    assert one.finish(first).accepted
+    assert keyed.end().status == "done" and keyed.server.counters["bad"] == 1
+
+
+def test_replayed_messages_change_nothing(keyed: Keyed) -> None:
+    """A result and a failure that are sent again are stale."""
+    keyed.server.add_tasks([TaskSpec("b", "noop", {})])
+    peer = keyed.peer("w-good", keyed.worker_key)
+    peer.register(capacity=1)
+    lease = peer.receive(Lease)
+    assert peer.finish(lease, {"rows": 1}).accepted
+    second = peer.receive(Lease)
+    assert not peer.finish(lease, {"rows": 2}).accepted
+    peer.send(messages.Failure("w-good", lease.task, lease.attempt, "Boom", "again", final=True))
+    assert not peer.receive(messages.Ack).accepted
+    assert peer.finish(second).accepted
+    assert keyed.end().status == "done"
+    done = [record for record in keyed.journal.load() if isinstance(record, Done)]
+    assert [(record.task, record.output) for record in done] == [("a", {"rows": 1}), ("b", {})]
+
+
+def test_recorded_bytes_of_a_connection_open_no_other(keyed: Keyed, caplog: pytest.LogCaptureFixture) -> None:
+    """CURVE's keys are of one connection: what a listener recorded is refused in the handshake."""
+    recorded: list[bytes] = []
+    port = int(keyed.server.endpoint.rpartition(":")[2])
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def relay() -> None:
+            client, _ = listener.accept()
+            server = socket.create_connection(("127.0.0.1", port))
+            threading.Thread(target=copy, args=(server, client, None), daemon=True).start()
+            copy(client, server, recorded)
+
+        threading.Thread(target=relay, daemon=True).start()
+        peer = Peer(f"tcp://127.0.0.1:{listener.getsockname()[1]}", "w-good", keyed.worker_key)
+        peer.register()
+        lease = peer.receive(Lease)
+        assert peer.finish(lease).accepted
+        messages_before = keyed.server.counters["messages"]
+        again = keyed.raw(b"".join(recorded))
+        while again.recv(4096):
+            pass
+        until(lambda: refused(caplog, "did not finish its handshake", again.getsockname()[1]), "its line in the log")
+        assert keyed.server.counters["messages"] == messages_before
+        peer.close()
+
+
+def copy(source: socket.socket, sink: socket.socket, kept: list[bytes] | None) -> None:
+    """Forward until the source ends; keep what was forwarded."""
+    with contextlib.suppress(OSError):
+        while data := source.recv(1 << 16):
+            if kept is not None:
+                kept.append(data)
+            sink.sendall(data)

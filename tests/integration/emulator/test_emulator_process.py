@@ -130,3 +130,9 @@ def test_pipelined_requests_get_ordered_responses(emulator: Emulator) -> None:
             received += client.recv(65536)
     bodies = [json.loads(part[part.index(b"{") :]) for part in received.split(b"HTTP/1.1 200 OK")[1:]]
     assert [body["request"]["params"]["length"] for body in bodies] == ["1", "2", "3"]
+
+
+def test_ipv6_address_is_in_brackets_in_the_url() -> None:
+    with Emulator("--host", "::1") as emulator:
+        assert emulator.url.startswith("http://[::1]:")
+        assert emulator.stats() is not None
