@@ -70,7 +70,15 @@ def measure(connections: int, rounds: int, tasks: int, task_s: float) -> dict[st
             flooded = index % 4 in (1, 2)  # off, on, on, off: a drift of the machine cancels
             process = None
             if flooded:
-                command = [sys.executable, "-m", "scripts.bench.flood", "--flood", port, "--connections", str(connections)]
+                command = [
+                    sys.executable,
+                    "-m",
+                    "scripts.bench.flood",
+                    "--flood",
+                    port,
+                    "--connections",
+                    str(connections),
+                ]
                 process = subprocess.Popen(command, stdout=subprocess.PIPE)
                 assert process.stdout is not None
                 process.stdout.readline()
