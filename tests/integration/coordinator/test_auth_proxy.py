@@ -285,7 +285,7 @@ def test_lack_of_descriptors_is_waited_for(tmp_path: Path) -> None:
 
 
 def test_revocation_acts_while_its_worker_floods_the_server(keyed: Keyed, caplog: pytest.LogCaptureFixture) -> None:
-    """5,000 messages of the revoked worker wait, and it sends on: none delays the end of its lease or is answered after it."""
+    """5,000 messages of the revoked worker wait: none delays the end of its lease. It is cut at once, perhaps before its Shutdown."""
     doomed = keyed.peer("doomed", auth.load_worker(key_store.add_worker(keyed.keys, "doomed")))
     doomed.register()
     doomed.receive(Lease)
@@ -294,10 +294,15 @@ def test_revocation_acts_while_its_worker_floods_the_server(keyed: Keyed, caplog
     key_store.revoke_worker(keyed.keys, "doomed")
     for _ in range(2_500):
         doomed.send(PermitRequest("doomed", "none", 1))
-    assert "revoked" in doomed.receive(Shutdown).reason
     until(lambda: not keyed.scheduler.workers, "the worker to be forgotten")
     assert (keyed.scheduler.tasks["a"].state, keyed.scheduler.tasks["a"].failures) == ("pending", 0)
-    until(lambda: refused(caplog, "not on the list"), "the refusal of its new connection")
+
+    def again() -> list[float]:
+        while doomed.socket.poll(0):  # libzmq sees the end of a connection only while its own queue has room
+            doomed.socket.recv_multipart()
+        return refused(caplog, "not on the list")
+
+    until(again, "the refusal of its new connection")
     serves(keyed)
 
 
