@@ -5,8 +5,6 @@ coordinator closes it. Meanwhile one keyed worker does one task after another, e
 alternate; the printed ratio is the median over the pairs of (time with the flood) / (time without).
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import selectors
