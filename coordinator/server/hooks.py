@@ -9,6 +9,7 @@ from typing import Any
 
 from coordinator.scheduling.events import TaskDone, TaskFailed, TaskProgress, TaskQuarantined
 from coordinator.scheduling.records import TaskSpec
+from coordinator.server.lease_files import NO_FILES, LeaseFiles
 from coordinator.wire.messages import Weights
 
 
@@ -24,6 +25,8 @@ class StageHooks:
         has_more_work: True while the stage may still add tasks: the run has no outcome yet.
         status_line: The stage's own line of the status; "" for none.
         get_weights: Return the policy with this sha256, or None when it is unknown.
+        lease_files: Return which files a lease of a task may upload and name in its result.
+        check_result: Check a result of the type below against its task and its files; the problem is raised as VerificationError.
         result_types: Type of the result of a task kind. The server rejects a result that does not convert to it.
         upload_roots: Folders that workers may write to besides the data folder's own, by the first part of a path.
         download_roots: Further folders that workers may read from, by the first part of a path.
@@ -36,6 +39,8 @@ class StageHooks:
     has_more_work: Callable[[], bool] = lambda: False
     status_line: Callable[[], str] = lambda: ""
     get_weights: Callable[[str], Weights | None] = lambda sha256: None
+    lease_files: Callable[[TaskSpec], LeaseFiles] = lambda task: NO_FILES
+    check_result: Callable[[TaskSpec, Any], None] = lambda task, output: None
     result_types: Mapping[str, Any] = field(default_factory=dict)
     upload_roots: Mapping[str, Path] = field(default_factory=dict)
     download_roots: Mapping[str, Path] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Validate a worker's result: its arrays, its type, and the files that it names."""
+"""Validate a worker's result against its lease, before anything is written: arrays, type, files, and what its stage knows."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from coordinator.server.uploads import missing_files
 from coordinator.wire import codec
 from coordinator.wire.failures import FailureKind
 from coordinator.wire.messages import BadMessage, Failure, Result
+from coordinator.wire.paths import RefusedPath
+from ingest.errors import VerificationError
 
 
 def validate_result(
@@ -38,9 +40,12 @@ def validate_result(
         else:
             error = FailureKind.BAD_RESULT
             output = convert_output(result.output, spec, hooks)
-            problem = missing_files(data_dir, result.output, hooks.upload_roots)
-            error = FailureKind.FILES_MISSING
-    except (msgspec.ValidationError, BadMessage) as refusal:
+            problem = missing_files(data_dir, result.output, hooks.lease_files(spec), hooks.upload_roots)
+            if problem:
+                error = FailureKind.FILES_MISSING
+            else:
+                hooks.check_result(spec, output)
+    except (msgspec.ValidationError, BadMessage, RefusedPath, VerificationError) as refusal:
         problem = str(refusal)
     return Failure(result.worker, result.task, result.attempt, error, problem) if problem else output
 

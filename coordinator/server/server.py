@@ -48,7 +48,7 @@ from coordinator.server.key_store import CoordinatorKeys, check_bind
 from coordinator.server.results import convert_output, validate_result
 from coordinator.server.status import RunStatus, WorkerStatus
 from coordinator.server.transport import AuthenticatedRouter, PeerIdentity
-from coordinator.server.uploads import RefusedPath, UploadReceiver, read_part
+from coordinator.server.uploads import UploadReceiver, read_part
 from coordinator.wire import codec, messages
 from coordinator.wire.failures import FailureKind
 from coordinator.wire.messages import (
@@ -71,6 +71,7 @@ from coordinator.wire.messages import (
     Weights,
     WeightsRequest,
 )
+from coordinator.wire.paths import RefusedPath
 from ingest.errors import StorageError
 from ingest.files import DISK_FULL
 
@@ -170,6 +171,7 @@ class Server:
                     events += [Tick(), *self._revocations()]
                 events = self._step(events)
                 if ticked:
+                    self._uploads.end_leases(self._held_leases())
                     self._hooks.on_tick()
                 if (outcome := self._finished(events)) is not None:
                     return outcome
@@ -316,18 +318,22 @@ class Server:
         return None
 
     def _validated(self, result: Result, frames: tuple[bytes, ...]) -> Result | Failure:
-        """Return the result, or the failure that it amounts to. A result of an unknown task is stale."""
-        task = self._scheduler.tasks.get(result.task)
-        if task is None:
+        """Return the result, or the failure that it amounts to. The scheduler drops a result whose sender does not hold the lease."""
+        if not self._holds(result):
             return result
-        output = validate_result(result, frames, task.spec, self._hooks, self._data_dir)
+        spec = self._scheduler.tasks[result.task].spec
+        output = validate_result(result, frames, spec, self._hooks, self._data_dir)
         if isinstance(output, Failure):
             self.counters["bad_arrays"] += output.error == FailureKind.BAD_ARRAYS
             return output
         self._results[result.worker, result.task, result.attempt] = output, frames
         return result
 
-    def _holds(self, message: FileChunk | FileRequest) -> bool:
+    def _held_leases(self) -> set[tuple[str, str, int]]:
+        workers = self._scheduler.workers.items()
+        return {(name, task, lease.attempt) for name, worker in workers for task, lease in worker.held.items()}
+
+    def _holds(self, message: FileChunk | FileRequest | Result) -> bool:
         """Return whether the sender holds the lease that its message names."""
         worker = self._scheduler.workers.get(message.worker)
         lease = worker.held.get(message.task) if worker is not None else None
@@ -338,9 +344,9 @@ class Server:
             self._send(chunk.worker.encode(), Ack(chunk.task, chunk.attempt, False, chunk.path))
             return None
         try:
-            held = self._uploads.take(chunk, data)
+            held = self._uploads.take(chunk, data, self._hooks.lease_files(self._scheduler.tasks[chunk.task].spec))
         except RefusedPath as error:
-            return Failure(chunk.worker, chunk.task, chunk.attempt, FailureKind.REFUSED_PATH, str(error), final=True)
+            return Failure(chunk.worker, chunk.task, chunk.attempt, FailureKind.REFUSED_PATH, str(error))
         except OSError as error:
             if error.errno not in DISK_FULL:
                 raise StorageError(
@@ -392,6 +398,7 @@ class Server:
 
     def _close(self) -> None:
         self._shutdown_workers()
+        self._uploads.end_leases(())
         self._router.close(STOP_S if self._stopped else CLOSE_S)
         self._wake_write.close()
         self._wake_read.close()

@@ -1,58 +1,43 @@
-"""Transfer files of workers on other file systems: receive chunks, verify size and SHA-256, fsync, rename; read parts to send."""
+"""Transfer files of workers on other file systems: receive chunks, verify size and SHA-256, fsync, rename; read parts to send.
+
+Every file belongs to a lease: `LeaseFiles` says which names it may use and how much disk.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
-from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from coordinator.server.lease_files import LeaseFiles
 from coordinator.wire.codec import files_in
 from coordinator.wire.messages import FileChunk, FileRequest
+from coordinator.wire.paths import NO_ROOTS, RefusedPath, checked_path
 from ingest.files import file_sha256, fsync_path
 
 IMPOSSIBLE = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.EINVAL, errno.EILSEQ)
-FOLDERS = ("raw", "pieces", "series")  # the only ones of the data folder that a worker may write to
 PART = 256 << 10  # bytes of a file in one message: a lease must not wait long behind them
-NO_ROOTS: Mapping[str, Path] = {}
+LeaseKey = tuple[str, str, int]  # worker, task, attempt
 
 
-class RefusedPath(Exception):
-    """A worker may not use this path."""
-
-
-def checked_path(data_dir: Path, relative: str, roots: Mapping[str, Path] = NO_ROOTS) -> Path:
-    """Resolve a worker's relative path.
-
-    Args:
-        data_dir: The data folder, for paths that begin with one of `FOLDERS`.
-        relative: The path that the worker sent.
-        roots: Further folders, by the first part of the paths below them.
+def missing_files(
+    data_dir: Path, output: dict[str, Any], allowed: LeaseFiles, roots: Mapping[str, Path] = NO_ROOTS
+) -> str:
+    """Return what is wrong with the first file that a result names and that is missing or has another size, or "".
 
     Raises:
-        RefusedPath: `relative` is not a plain file path below one of these folders.
+        RefusedPath: The result names a file that does not belong to its lease.
     """
-    parts = PurePosixPath(relative).parts
-    plain = "/".join(parts) == relative and "\\" not in relative and relative.isprintable()
-    known = (*FOLDERS, *roots)
-    if not plain or len(parts) < 2 or parts[0] not in known or ".." in parts or relative.endswith(".part"):
-        raise RefusedPath(f"path {relative!r} is not below {', '.join(known)}")
-    root = roots.get(parts[0], data_dir)
-    path = root.joinpath(*(parts[1:] if parts[0] in roots else parts))
-    if not path.parent.resolve().is_relative_to(root.resolve()):
-        raise RefusedPath(f"path {relative!r} leads out of the data folder")
-    return path
-
-
-def missing_files(data_dir: Path, output: dict[str, Any], roots: Mapping[str, Path] = NO_ROOTS) -> str:
-    """Return what is wrong with the first file that a result names and that is missing or has another size, or ""."""
-    for relative, size, _ in files_in(output):
+    for relative, size, sha256 in files_in(output):
+        path = checked_path(data_dir, relative, roots)
+        if not allowed.owns(relative, sha256):
+            raise RefusedPath(f"path {relative!r} does not belong to this lease")
         try:
-            found = checked_path(data_dir, relative, roots).stat().st_size
-        except RefusedPath as error:
-            return str(error)
+            found = path.stat().st_size
         except OSError as error:
             return f"{relative} is missing ({error.strerror})"
         if found != size:
@@ -71,32 +56,74 @@ def read_part(data_dir: Path, roots: Mapping[str, Path], request: FileRequest, s
     return b""
 
 
+@dataclass
+class _LeaseUploads:
+    """What a lease has announced: its unfinished name on disk → final name, bytes. A file that is complete keeps its entry."""
+
+    files: dict[Path, tuple[Path, int]] = field(default_factory=dict)
+    bytes: int = 0
+
+    def charge(self, part: Path, path: Path, size: int, allowed: LeaseFiles) -> bool:
+        """Charge a file to the quota; return whether there was room for it. Files that were removed since are free again."""
+        if self.files.get(part) == (path, size):
+            return True
+        for _ in range(2):
+            others = self.bytes - self.files.get(part, (path, 0))[1]
+            if len(self.files.keys() | {part}) <= allowed.max_files and others + size <= allowed.max_bytes:
+                self.files[part] = path, size
+                self.bytes = others + size
+                return True
+            self.files = {one: entry for one, entry in self.files.items() if one.exists() or entry[0].exists()}
+            self.bytes = sum(entry[1] for entry in self.files.values())
+        return False
+
+
 class UploadReceiver:
     """Receive the chunks of workers' files, in order."""
 
     def __init__(self, data_dir: Path, roots: Mapping[str, Path] = NO_ROOTS) -> None:
         self._data_dir, self._roots = data_dir, roots
         self._verified: dict[str, str] = {}  # path → sha256 verified by this process
+        self._leases: dict[LeaseKey, _LeaseUploads] = {}
 
-    def take(self, chunk: FileChunk, data: bytes) -> int:
+    def take(self, chunk: FileChunk, data: bytes, allowed: LeaseFiles) -> int:
         """Store a chunk if it starts at the end of the bytes held; return the bytes held, where the next one starts.
+
+        Args:
+            chunk: The message of a worker that holds its lease.
+            data: The bytes.
+            allowed: What the lease may store.
 
         Raises:
             OSError: The disk is full or broken.
-            RefusedPath: The path is not allowed, or no file can have it.
+            RefusedPath: The file does not belong to the lease, is beyond its quota, or no file can have this path.
         """
         path = checked_path(self._data_dir, chunk.path, self._roots)
+        if not allowed.owns(chunk.path, chunk.sha256):
+            raise RefusedPath(f"path {chunk.path!r} does not belong to this lease")
+        uploads = self._leases.setdefault((chunk.worker, chunk.task, chunk.attempt), _LeaseUploads())
+        part = path.with_name(f"{path.name}.{chunk.sha256[:16]}.part")
         try:
-            return self._take(path, chunk, data)
+            if not uploads.charge(part, path, chunk.size, allowed):
+                quota = f"{allowed.max_files} files, {allowed.max_bytes} bytes"
+                raise RefusedPath(f"path {chunk.path!r} is beyond the quota of its lease: {quota}")
+            return self._take(path, part, chunk, data)
         except OSError as error:
             if error.errno not in IMPOSSIBLE:
                 raise
             raise RefusedPath(f"path {chunk.path!r}: {error.strerror}") from error
 
-    def _take(self, path: Path, chunk: FileChunk, data: bytes) -> int:
+    def end_leases(self, held: Collection[LeaseKey]) -> None:
+        """Forget every lease that is not `held` any more, and remove its unfinished files."""
+        for key in [key for key in self._leases if key not in held]:
+            ended = self._leases.pop(key).files.keys()
+            for part in ended - {part for uploads in self._leases.values() for part in uploads.files}:
+                with contextlib.suppress(OSError):
+                    part.unlink(missing_ok=True)
+
+    def _take(self, path: Path, part: Path, chunk: FileChunk, data: bytes) -> int:
         if self._verified.get(chunk.path) == chunk.sha256 or self._is_held(path, chunk):
             return chunk.size
-        part = path.with_name(f"{path.name}.{chunk.sha256[:16]}.part")
         held = part.stat().st_size if part.exists() else 0
         if held > chunk.size:
             part.unlink()

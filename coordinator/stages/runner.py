@@ -26,6 +26,7 @@ from coordinator.server.auth_proxy import MAX_PEERS
 from coordinator.server.descriptors import peers_within, raise_limit
 from coordinator.server.hooks import StageHooks
 from coordinator.server.journal import Journal
+from coordinator.server.lease_files import NO_FILES, LeaseFiles
 from coordinator.server.server import STOP_S, Server
 from coordinator.server.status import RunStatus
 from coordinator.stages.display import Display, Rendering, render, run_view
@@ -67,6 +68,13 @@ class StageController:
 
     def on_lease_event(self, event: TaskProgress | TaskFailed) -> None:
         """Take the progress of a lease, or its end without a result."""
+
+    def lease_files(self, task: TaskSpec) -> LeaseFiles:
+        """Return which files a lease of the task may upload and name in its result."""
+        return NO_FILES
+
+    def check_result(self, task: TaskSpec, output: Any) -> None:
+        """Check a result against its task and its files; the problem is raised as VerificationError and fails the lease."""
 
     def on_tick(self, scheduler: Scheduler, now: float) -> Iterable[Event | str]:
         """Return events to decide and lines to print. Called five times a second."""
@@ -123,6 +131,8 @@ class StageRunner:
                 has_more_work=controller.has_more_work,
                 status_line=self._status_line,
                 get_weights=controller.get_weights,
+                lease_files=controller.lease_files,
+                check_result=controller.check_result,
                 result_types=controller.result_types,
                 upload_roots=controller.upload_roots,
                 download_roots=controller.download_roots,

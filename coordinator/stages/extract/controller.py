@@ -11,10 +11,13 @@ import msgspec
 
 from coordinator.scheduling.events import TaskDone
 from coordinator.scheduling.records import TaskSpec, journaled_task
-from coordinator.stages.extract.plan import BUCKET, ExtractionPlan, check_world
+from coordinator.server.lease_files import LeaseFiles
+from coordinator.stages.extract import lease_check
+from coordinator.stages.extract.plan import BUCKET, ExtractionPlan, check_world, world_of
 from coordinator.stages.runner import StageController
 from coordinator.wire.lease_kinds import LeaseKind
 from ingest import manifest
+from ingest.errors import VerificationError
 from ingest.models import BuildResult, ShardResult
 from ingest.plan import Build, build_job, years_of
 
@@ -30,6 +33,7 @@ class ExtractController(StageController):
         self.fetched: list[ShardResult] = []  # verified in this run
         self.new_files = 0  # written in this run: pages, pieces, series
         self._world = plan.world
+        self._seen_world = False  # a result of this run has confirmed `_world`
         self._verified: set[str] = set()  # keys of shards
         self._built = dict(plan.built)
         # (respondent or "ALL", year) → key of a shard → its result: a build looks at its own results only
@@ -58,6 +62,25 @@ class ExtractController(StageController):
         tasks = [journaled_task(key, LeaseKind.FETCH, msgspec.to_builtins(job)) for key, job in fetches]
         return [*tasks, *self._due(self.plan.builds)]
 
+    def lease_files(self, task: TaskSpec) -> LeaseFiles:
+        """Return the files of a fetch or a build."""
+        return lease_check.lease_files(task)
+
+    def check_result(self, task: TaskSpec, output: ShardResult | BuildResult) -> None:
+        """Check a result against its lease.
+
+        Raises:
+            VerificationError: It contradicts its lease or its files, or comes from another world than this run's results.
+        """
+        lease_check.check_result(task, output, self.plan.data_dir)
+        if isinstance(output, ShardResult):
+            if self.plan.origin and output.origin != self.plan.origin:
+                raise VerificationError(f"{task.id}: origin {output.origin!r}, but the source is {self.plan.origin}")
+            if self._seen_world and world_of(output.origin) != self._world:
+                raise VerificationError(
+                    f"{task.id}: origin {output.origin!r}, but this run's results are {self._world}"
+                )
+
     def on_task_done(self, done: TaskDone) -> list[TaskSpec]:
         """Write a result's manifest, atomically and idempotently; return the builds that it makes possible."""
         committed = datetime.now(UTC).isoformat(timespec="seconds")
@@ -69,6 +92,7 @@ class ExtractController(StageController):
             return []
         result: ShardResult = done.output
         self._world = check_world(self.plan.data_dir, self._world, result)
+        self._seen_world = True
         manifest.write(self.plan.data_dir, manifest.Manifest(result, done.attempt, done.worker, committed))
         self._add(result)
         self.fetched.append(result)

@@ -72,6 +72,7 @@ class ExtractionPlan:
     world: str  # "synthetic", "recordings", "real", or "" while nothing is known
     results: Mapping[str, ShardResult]  # of the shards on disk, by key
     built: Mapping[str, tuple[str, ...]]  # the series on disk: key of the build → sha256 of its pieces
+    origin: str = ""  # of all hours that the source gives; "" where only its responses tell
 
     @property
     def missing(self) -> tuple[Shard, ...]:
@@ -111,6 +112,7 @@ def make_plan(options: ExtractOptions, now: datetime) -> ExtractionPlan:
         world=world,
         results=results,
         built={result.key: result.pieces for result in manifest.build_results(options.data_dir)},
+        origin=options.source.origin,
     )
 
 

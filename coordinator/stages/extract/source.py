@@ -22,6 +22,12 @@ class SourceChoice:
     rate_limit: RateLimit | None = None  # None: the source states no limit
     needs_key: bool = False
 
+    @property
+    def origin(self) -> str:
+        """The origin of every hour: the bundled emulator's world, or the host of a public API that does not redirect; else ""."""
+        public = self.base_url is not None and self.base_url == get_source(self.kind).url and self.needs_key
+        return self.world or (urlsplit(self.base_url or "").hostname or "" if public else "")
+
 
 def parse_source(text: str) -> SourceChoice:
     """Parse `synthetic`, `recordings:PATH[,PATH…]`, a name in `ingest.sources.SOURCES` (near matches are named), or `[NAME+]URL`.

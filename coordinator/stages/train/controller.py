@@ -12,6 +12,7 @@ import msgspec
 from coordinator.scheduling.events import AddTasks, Event, TaskDone, TaskFailed, TaskProgress
 from coordinator.scheduling.records import TaskSpec
 from coordinator.scheduling.scheduler import Scheduler
+from coordinator.server.lease_files import NO_FILES, LeaseFiles
 from coordinator.stages.display import Rendering
 from coordinator.stages.fleet import StageOptions
 from coordinator.stages.run_folder import read_config
@@ -26,6 +27,11 @@ from coordinator.stages.train.view import describe_rebalance, render, train_view
 from coordinator.wire.lease_kinds import LeaseKind
 from coordinator.wire.messages import Weights
 from coordinator.wire.payloads import JoinReply, JoinRequest
+
+# Of rank 0's lease: its checkpoints, of which four are on disk at once, and the files of the run.
+UPLOADS = LeaseFiles(
+    (r"run/checkpoints/\d{6,}/[\w.-]+", r"run/(metrics\.jsonl|config\.json|result\.json)"), 1_000, 64 << 30
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +99,10 @@ class TrainController(StageController):
         elif done.task.kind == LeaseKind.TRAIN:
             self._decide(RankDone(done.task.id))
         return ()
+
+    def lease_files(self, task: TaskSpec) -> LeaseFiles:
+        """Return the files of rank 0, which a host on another file system uploads; no other rank has any."""
+        return UPLOADS if task.kind == LeaseKind.TRAIN and task.job.get("rank") == 0 else NO_FILES
 
     def on_lease_event(self, event: TaskProgress | TaskFailed) -> None:
         """Hand the event to the ring."""

@@ -16,6 +16,7 @@ from coordinator.scheduling.records import TaskSpec
 from coordinator.scheduling.scheduler import Scheduler
 from coordinator.server import key_store
 from coordinator.server.hooks import StageHooks
+from coordinator.server.lease_files import LeaseFiles
 from coordinator.server.uploads import UploadReceiver
 from coordinator.wire import auth
 from coordinator.wire.filesystem_id import filesystem_id
@@ -35,6 +36,7 @@ from tests.support.serving import FAILED, WAIT_MS, Running
 from tests.support.waiting import until
 
 BODY = b"page " * 1000
+OWN = StageHooks(lease_files=lambda task: LeaseFiles((r"raw/a/[^/]+",), 3, 1 << 20))
 FILE = {"path": "raw/a/0.json.gz", "bytes": len(BODY), "sha256": hashlib.sha256(BODY).hexdigest()}
 
 
@@ -43,7 +45,7 @@ def chunk(task: str = "a", attempt: int = 1, path: str = FILE["path"], offset: i
 
 
 def test_result_is_accepted_only_with_its_files(serve: Callable[..., Running], tmp_path: Path) -> None:
-    running = serve()
+    running = serve(hooks=OWN)
     peer = running.peer()
     peer.register()
     proof = {"pages": [{"file": FILE, "rows": 1}]}
@@ -69,7 +71,8 @@ def test_stale_chunk_or_bad_path_writes_nothing(serve: Callable[..., Running], t
     peer.send(chunk(path="../../evil"), BODY)
     peer.receive(Ack)
     assert running.scheduler.tasks["a"].error == "RefusedPath"
-    assert running.end().exit_code == 75
+    peer.finish(peer.receive(Lease))
+    assert running.end().status == "done"
     assert not list(tmp_path.parent.rglob("evil")) and not (tmp_path / "raw").exists()
 
 
@@ -88,7 +91,9 @@ def test_download_root_is_read_only_and_limited_to_listed_files(serve: Callable[
         assert peer.receive(FilePart) == FilePart("a", 1, path, 1000) and peer.frames[1] == data
     peer.send(chunk(path="tables/other", offset=0), BODY[::-1])
     peer.receive(Ack)
-    assert running.scheduler.tasks["a"].error == "RefusedPath" and running.end().exit_code == 75
+    assert running.scheduler.tasks["a"].error == "RefusedPath"
+    peer.finish(peer.receive(Lease))
+    assert running.end().status == "done"
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"listed": BODY, "other": BODY}
 
 

@@ -15,14 +15,17 @@ from hypothesis import strategies as st
 
 from coordinator.server import key_store
 from coordinator.server.folder_lock import FolderLock, FolderLocked
-from coordinator.server.uploads import RefusedPath, UploadReceiver, checked_path, missing_files
+from coordinator.server.lease_files import LeaseFiles
+from coordinator.server.uploads import UploadReceiver, missing_files
 from coordinator.wire import auth
 from coordinator.wire.filesystem_id import filesystem_id
 from coordinator.wire.messages import FileChunk
+from coordinator.wire.paths import RefusedPath, checked_path
 from ingest.errors import UsageError
 
 BODY = bytes(range(256)) * 40
 SHA = hashlib.sha256(BODY).hexdigest()
+OWN = LeaseFiles((r"raw/a/[^/]+",), 3, 1 << 20)
 
 
 def chunk(path: str = "raw/a/page.json.gz", offset: int = 0, body: bytes = BODY, sha256: str = SHA) -> FileChunk:
@@ -31,31 +34,31 @@ def chunk(path: str = "raw/a/page.json.gz", offset: int = 0, body: bytes = BODY,
 
 def test_file_appears_only_when_complete(tmp_path: Path) -> None:
     inbox, final = UploadReceiver(tmp_path), tmp_path / "raw/a/page.json.gz"
-    assert inbox.take(chunk(), b"") == 0
-    assert inbox.take(chunk(), BODY[:4000]) == 4000
-    assert inbox.take(chunk(offset=9000), BODY[9000:]) == 4000  # not at the next offset
-    assert inbox.take(chunk(), BODY[:4000]) == 4000  # repeated
+    assert inbox.take(chunk(), b"", OWN) == 0
+    assert inbox.take(chunk(), BODY[:4000], OWN) == 4000
+    assert inbox.take(chunk(offset=9000), BODY[9000:], OWN) == 4000  # not at the next offset
+    assert inbox.take(chunk(), BODY[:4000], OWN) == 4000  # repeated
     assert not final.exists()
     inbox = UploadReceiver(tmp_path)  # after a restart of the coordinator the upload continues
-    assert inbox.take(chunk(), b"") == 4000
-    assert inbox.take(chunk(offset=4000), BODY[4000:]) == len(BODY)
+    assert inbox.take(chunk(), b"", OWN) == 4000
+    assert inbox.take(chunk(offset=4000), BODY[4000:], OWN) == len(BODY)
     assert final.read_bytes() == BODY
     assert not list(tmp_path.rglob("*.part"))
-    assert UploadReceiver(tmp_path).take(chunk(), b"") == len(BODY)  # recognized as complete by its hash
+    assert UploadReceiver(tmp_path).take(chunk(), b"", OWN) == len(BODY)  # recognized as complete by its hash
 
 
 def test_file_with_wrong_hash_is_restarted(tmp_path: Path) -> None:
     inbox = UploadReceiver(tmp_path)
-    assert inbox.take(chunk(), BODY[:-1] + b"x") == 0
+    assert inbox.take(chunk(), BODY[:-1] + b"x", OWN) == 0
     assert not (tmp_path / "raw/a/page.json.gz").exists()
-    assert inbox.take(chunk(), BODY) == len(BODY)
+    assert inbox.take(chunk(), BODY, OWN) == len(BODY)
 
 
 def test_damaged_file_is_replaced(tmp_path: Path) -> None:
     final = tmp_path / "raw/a/page.json.gz"
     final.parent.mkdir(parents=True)
     final.write_bytes(b"x" * len(BODY))
-    assert UploadReceiver(tmp_path).take(chunk(), BODY) == len(BODY)
+    assert UploadReceiver(tmp_path).take(chunk(), BODY, OWN) == len(BODY)
     assert final.read_bytes() == BODY
 
 
@@ -90,11 +93,11 @@ def test_symlink_out_of_the_folder_is_refused(tmp_path: Path) -> None:
 
 def test_missing_files_of_a_result_are_named(tmp_path: Path) -> None:
     proof = {"pages": [{"file": {"path": "raw/a/page.json.gz", "bytes": len(BODY), "sha256": SHA}}], "rows": 1}
-    assert "is missing" in missing_files(tmp_path, proof)
-    UploadReceiver(tmp_path).take(chunk(), BODY)
-    assert missing_files(tmp_path, proof) == ""
+    assert "is missing" in missing_files(tmp_path, proof, OWN)
+    UploadReceiver(tmp_path).take(chunk(), BODY, OWN)
+    assert missing_files(tmp_path, proof, OWN) == ""
     (tmp_path / "raw/a/page.json.gz").write_bytes(b"short")
-    assert "5 bytes" in missing_files(tmp_path, proof)
+    assert "5 bytes" in missing_files(tmp_path, proof, OWN)
 
 
 def test_folder_keeps_its_id(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from coordinator.server import key_store
 from coordinator.server.hooks import StageHooks
 from coordinator.server.journal import Journal
 from coordinator.server.key_store import CoordinatorKeys
+from coordinator.server.lease_files import LeaseFiles
 from coordinator.server.server import Server
 from coordinator.wire.filesystem_id import filesystem_id
 from coordinator.wire.lease_kinds import LeaseKind
@@ -34,6 +35,7 @@ from worker.agent.handlers import default_handlers
 AGENT = Path(__file__).resolve().parents[2] / "support" / "agent_process.py"
 COORDINATOR = Path(__file__).resolve().parents[2] / "support" / "coordinator_process.py"
 LIMITS = LeaseTimings(heartbeat_s=0.2, silence_s=4.0, lease_s=20.0, backoff_s=0.05, max_failures=2)
+OWN = LeaseFiles((r"raw/a/\d+\.bin",), 8, 1 << 30)  # of every lease
 
 
 class Fleet:
@@ -58,7 +60,7 @@ class Fleet:
             data_dir=self.data_dir,
             bind=bind,
             keys=key,
-            hooks=StageHooks(on_task_done=self._commit),
+            hooks=StageHooks(on_task_done=self._commit, lease_files=lambda task: OWN),
         )
         self.server.add_tasks(tasks)
         self.thread = threading.Thread(target=self._run)

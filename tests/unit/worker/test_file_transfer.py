@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from coordinator.server.lease_files import LeaseFiles
 from coordinator.server.uploads import UploadReceiver
 from coordinator.stages.train.inputs import TrainingFiles
 from coordinator.wire.messages import Ack, FileChunk, FilePart, FileRequest, Message
@@ -17,6 +18,7 @@ from ingest.errors import Cancelled, VerificationError
 from worker.agent.file_transfer import CHUNK, FileTransfer, TransferInbox, file_ref
 from worker.training import replica
 
+ANY = LeaseFiles((r"run/.+",), 100, 1 << 30)
 BODY = bytes(range(256)) * 5_000  # five chunks
 
 
@@ -43,7 +45,9 @@ class Wire:
         elif isinstance(message, FileChunk):
             (data,) = frames
             self.moved += len(data)
-            self.transfer_inbox.acks.put(Ack("t", 1, not self.cancelled, message.path, self.inbox.take(message, data)))
+            self.transfer_inbox.acks.put(
+                Ack("t", 1, not self.cancelled, message.path, self.inbox.take(message, data, ANY))
+            )
 
 
 def write(folder: Path, path: str, body: bytes = BODY) -> FileRef:
