@@ -144,7 +144,13 @@ def write_piece(data_dir: Path, shard: Shard, columns: Columns) -> FileEntry:
 
 
 def read_piece(data_dir: Path, entry: FileEntry) -> pa.Table:
-    """Return a piece as a table (hour, respondent, variable, value), after verification of its sha256.
+    """Return a piece as a table (hour, respondent, variable, value); see `read_content` for its errors."""
+    # `pq.read_table` would import pandas. A thread of Arrow's pool that still runs at exit aborts the process, rarely.
+    return pq.ParquetFile(io.BytesIO(read_content(data_dir, entry))).read(use_threads=False)
+
+
+def read_content(data_dir: Path, entry: FileEntry) -> bytes:
+    """Return the bytes of a file, after verification of their sha256.
 
     Raises:
         VerificationError: the file can't be read, or its bytes differ from its entry.
@@ -158,5 +164,4 @@ def read_piece(data_dir: Path, entry: FileEntry) -> pa.Table:
         ) from error
     if hashlib.sha256(content).hexdigest() != entry.sha256:
         raise VerificationError(f"{path}: the sha256 differs from its manifest; run `coordinator verify`")
-    # `pq.read_table` would import pandas. A thread of Arrow's pool that still runs at exit aborts the process, rarely.
-    return pq.ParquetFile(io.BytesIO(content)).read(use_threads=False)
+    return content

@@ -3,6 +3,7 @@
 Nothing of a result is written before this passes. What it cannot see: hours and values that are invented but well formed.
 """
 
+import io
 import re
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from ingest.errors import VerificationError
 from ingest.files import file_sha256
 from ingest.models import ALL_RESPONDENTS, BuildJob, BuildResult, FetchJob, FileEntry, ShardResult
 from ingest.sources import get_source
-from ingest.store import read_piece
+from ingest.store import read_content
 
 MAX_FILES = 4_096  # of a fetch: a year has about 40 pages; responses that a retry replaced count too
 MAX_BYTES = 4 << 30  # of a fetch: a six-month bulk file is about 0.1 GB
@@ -134,19 +135,16 @@ def _open_piece(data_dir: Path, file: FileEntry) -> Columns:
         raise VerificationError(f"{file.path} is not a piece")
     if file.bytes > MAX_PIECE:
         raise VerificationError(f"{file.path} has {file.bytes} bytes, more than {MAX_PIECE}")
-    meta = pq.read_metadata(data_dir / file.path)
+    content = read_content(data_dir, file)
+    piece = pq.ParquetFile(io.BytesIO(content))
     kinds = {
-        field.name: str(field.type).removeprefix("dictionary<values=").split(",")[0]
-        for field in meta.schema.to_arrow_schema()
+        field.name: str(field.type).removeprefix("dictionary<values=").split(",")[0] for field in piece.schema_arrow
     }
-    size = sum(
-        meta.row_group(i).column(j).total_uncompressed_size
-        for i in range(meta.num_row_groups)
-        for j in range(meta.num_columns)
-    )
-    if kinds != PIECE_COLUMNS or size > MAX_PIECE or meta.num_rows > MAX_PIECE:
+    groups = [piece.metadata.row_group(i) for i in range(piece.num_row_groups)]
+    size = sum(group.column(j).total_uncompressed_size for group in groups for j in range(group.num_columns))
+    if kinds != PIECE_COLUMNS or size > MAX_PIECE or piece.metadata.num_rows > MAX_PIECE:
         raise VerificationError(f"{file.path} has columns {kinds} and {size} bytes of them"[:MAX_TEXT])
-    return from_table(read_piece(data_dir, file))
+    return from_table(piece.read(use_threads=False))
 
 
 def _check_build(job: BuildJob, result: BuildResult, data_dir: Path) -> None:
