@@ -13,7 +13,7 @@ The file is longer than 450 lines because its handlers share the indexes of one 
 
 import heapq
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import product
 from typing import Any
 
@@ -72,6 +72,9 @@ from coordinator.wire.messages import (
     TerminateLease,
 )
 
+# Failures that the coordinator found: an honest worker never sends what leads to them.
+UNTRUE = (FailureKind.BAD_RESULT, FailureKind.FILES_MISSING, FailureKind.REFUSED_PATH)
+
 
 class Scheduler:
     """Decide which worker runs which task. `docs/internals/protocol.md` draws the states of a task."""
@@ -94,6 +97,9 @@ class Scheduler:
         self._drain: Drain | None = None
         self._aborted = False
         self._excluded: dict[str, str] = {}  # worker → reason
+        self.owner_of: Callable[[str], str] = lambda worker: ""  # name of a worker's key; the same for all without keys
+        self._failed_by: dict[str, set[str]] = {}  # task → owners whose workers failed it since it was opened
+        self._suspensions: dict[str, tuple[int, float]] = {}  # owner → how often it was suspended, until when
 
     @property
     def tasks(self) -> dict[str, Task]:
@@ -248,17 +254,54 @@ class Scheduler:
         if self.tasks[name].spec.no_retry:
             decision.actions.append(TaskFailed(name, FailureKind.RELEASED, reason))
 
-    def _fail(self, task: Task, failure: Failure, now: float, decision: Decision) -> None:
+    def _fail(self, task: Task, failure: Failure, now: float, decision: Decision) -> bool:
+        """Record a failure and decide what follows; return whether it may end more than its own attempt.
+
+        A worker can lie. While workers of other keys could still run the task, one key's failures count once and end nothing.
+        """
         name, error, message = task.spec.id, failure.error, failure.message
-        failures = task.failures + failure.blame
-        quarantined = not task.spec.no_retry and (failure.final or failures >= self.timings.max_failures)
-        self._record(Failed(name, task.attempt, error, message, failure.blame, quarantined), decision)
+        owner = self.owner_of(failure.worker)
+        failed_by = self._failed_by.setdefault(name, set())
+        again = owner in failed_by
+        failed_by.add(owner)
+        conclusive = not self._others_can_run(task, failed_by)
+        blame = failure.blame and (conclusive or not again)
+        failures = task.failures + blame
+        final = failure.final and conclusive
+        quarantined = not task.spec.no_retry and (final or (conclusive and failures >= self.timings.max_failures))
+        self._record(Failed(name, task.attempt, error, message, blame, quarantined), decision)
+        if not conclusive and (failure.final or error in UNTRUE):
+            self._suspend(owner, now)
+        if task.spec.no_retry or quarantined:
+            del self._failed_by[name]
         if task.spec.no_retry:
             decision.actions.append(TaskFailed(name, error, message))
         elif quarantined:
             decision.actions.append(TaskQuarantined(task.spec, error, message))
         else:
-            self._not_before[name] = now + retry_delay_s(name, task.attempt, failures, self.timings)
+            doublings = failures if conclusive else max(failures, task.attempt)
+            self._not_before[name] = now + retry_delay_s(name, task.attempt, doublings, self.timings)
+        return conclusive
+
+    def _others_can_run(self, task: Task, owners: set[str]) -> bool:
+        """Return whether a worker of none of these owners can take the task."""
+        spec = task.spec
+        return any(
+            spec.kind in worker.registration.kinds
+            and (worker.shares_filesystem or not spec.requires_shared_fs)
+            and spec.worker in ("", name)
+            and self.owner_of(name) not in owners
+            for name, worker in self.workers.items()
+        )
+
+    def _suspend(self, owner: str, now: float) -> None:
+        """Lease nothing to an owner's workers for a while, twice as long each time: others take its tasks meanwhile."""
+        times, _ = self._suspensions.get(owner, (0, now))
+        until = now + min(self.timings.suspend_s * 2**times, self.timings.suspend_max_s)
+        self._suspensions[owner] = times + 1, until
+        for name, worker in self.workers.items():
+            if self.owner_of(name) == owner:
+                worker.no_leases_until = max(worker.no_leases_until, until)
 
     # -- messages of workers ------------------------------------------------------------------------------------------
 
@@ -276,6 +319,7 @@ class Scheduler:
         self._release_leases(self._remove_worker(event.worker), "registered again", decision)
         shares = event.filesystem_id == self.filesystem_id
         worker = self.workers[event.worker] = WorkerState(event, shares, now, {})
+        worker.no_leases_until = self._suspensions.get(self.owner_of(event.worker), (0, 0.0))[1]
         ack = RegisterAck(self.timings.heartbeat_s, self.timings.silence_s, shares)
         decision.actions.append(Send(event.worker, ack))
         self._mark_idle(event.worker, worker)
@@ -323,6 +367,7 @@ class Scheduler:
     def _on_result(self, event: Result, now: float, decision: Decision) -> None:
         task = self._end_lease(event, now, decision)
         if task is not None:
+            self._failed_by.pop(event.task, None)
             self._record(Done(event.task, event.attempt, event.worker, event.seconds, event.output), decision)
             decision.actions.append(TaskDone(task.spec, event.attempt, event.worker, event.seconds, event.output))
 
@@ -330,14 +375,14 @@ class Scheduler:
         task = self._end_lease(event, now, decision)
         if task is None:
             return
-        self._fail(task, event, now, decision)
-        if event.error == FailureKind.AUTHENTICATION:
+        conclusive = self._fail(task, event, now, decision)
+        if event.error == FailureKind.AUTHENTICATION and conclusive:
             self._on_drain(Drain("authentication", event.message), now, decision)
         elif event.error == FailureKind.STORAGE and not event.blame:
             if (worker := self.workers[event.worker]).shares_filesystem:
                 self._on_drain(Drain("storage", event.message), now, decision)
             else:  # its own disk: others have room
-                worker.no_leases_until = now + self.timings.full_disk_s
+                worker.no_leases_until = max(worker.no_leases_until, now + self.timings.full_disk_s)
 
     def _on_deregister(self, event: Deregister, now: float, decision: Decision) -> None:
         self._release_leases(self._remove_worker(event.worker), "deregistered", decision)
@@ -386,6 +431,7 @@ class Scheduler:
                 decision.actions.append(Send(task.worker, AbandonLease(name, task.attempt)))
                 self._mark_idle(task.worker, worker)
             self._not_before.pop(name, None)
+            self._failed_by.pop(name, None)
             self._record(Cancelled(name), decision)
 
     def _on_exclude(self, event: ExcludeWorker, now: float, decision: Decision) -> None:

@@ -19,6 +19,10 @@ class LeaseTimings:
     backoff_s: float = 0.5  # after the first failure; doubles with each further one
     backoff_max_s: float = 30.0
     max_failures: int = 5  # blamed failures until quarantine
+    suspend_s: float = (
+        5.0  # without leases, for the workers of a key whose failures cannot be trusted; doubles each time
+    )
+    suspend_max_s: float = 3600.0
     full_disk_s: float = 30.0  # without leases, for a worker whose own disk, not the coordinator's, is full
 
 

@@ -121,6 +121,7 @@ class Server:
         self._began = time.monotonic()
         self._router = AuthenticatedRouter(bind, keys)
         self.endpoint = self._router.endpoint
+        scheduler.owner_of = self._router.owner_of
         # Actions that the stage carries out, in order; their records are in the journal.
         self._stage_actions: deque[TaskDone | TaskQuarantined | TaskProgress | TaskFailed] = deque()
         self._stopped = False

@@ -123,6 +123,11 @@ class AuthenticatedRouter:
         self._proxy.refuse(sender.port, problem, disconnect=True)
         raise BadMessage(problem)
 
+    def owner_of(self, worker: str) -> str:
+        """Return the name of a worker's key; "" without keys, and for a worker that has not registered."""
+        peer = self._peers.get(worker)
+        return self._allow_list.name_of(peer.key) if self._keyed and peer is not None else ""
+
     def workers_with_revoked_keys(self, workers: Container[str]) -> list[str]:
         """Return those of the connected `workers` whose key is no longer listed. Shut them down, then `disconnect` them."""
         if not self._keyed:
