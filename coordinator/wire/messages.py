@@ -36,6 +36,8 @@ MAX_LISTED = 20_000  # files that a lease lists: it stays under 4 MiB
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
 Text = Annotated[str, msgspec.Meta(max_length=16_384)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
+Rows = Annotated[int, msgspec.Meta(ge=0, le=10**12)]  # of one worker: a million years of one respondent are 10^11
+Memory = Annotated[int, msgspec.Meta(ge=0, le=1 << 44)]  # bytes: 16 TiB
 Attempt = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
 Elapsed = Annotated[float, msgspec.Meta(ge=0, le=1e9)]  # seconds
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=MAX_PAUSE)]
@@ -81,9 +83,9 @@ class Heartbeat(Message, frozen=True, tag="Heartbeat"):
     worker: Name
     # (task, attempt) being executed now: a death blames only these.
     executing: Annotated[tuple[tuple[Name, Attempt], ...], msgspec.Meta(max_length=MAX_CAPACITY)]
-    rows: Count = 0  # rows verified so far by this process
-    requests: Count = 0
-    rss: Count = 0  # bytes
+    rows: Rows = 0  # rows verified so far by this process
+    requests: Rows = 0
+    rss: Memory = 0
 
 
 class Array(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

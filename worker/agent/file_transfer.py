@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from coordinator.wire.messages import Ack, FileChunk, FilePart, FileRequest, Message
+from coordinator.wire.paths import RefusedPath, checked_path
 from coordinator.wire.payloads import FileRef
 from ingest.errors import Cancelled, VerificationError
 from ingest.files import DigestCache, file_sha256
@@ -18,6 +19,7 @@ AHEAD = 4  # chunks sent, or requested, before an answer is awaited
 ANSWER_S = 10.0  # without an answer for this long, the request is sent again
 POLL_S = 0.25  # between checks of the cancellation
 ATTEMPTS = 3  # transfers of a whole file whose SHA-256 may differ
+LISTED = ("series", "run", "tables")  # first parts of the paths that a lease may list
 Item = TypeVar("Item")
 
 
@@ -136,9 +138,10 @@ class FileTransfer:
             on_part: Called after each part that arrives.
 
         Raises:
-            VerificationError: The coordinator's file is not the one that the lease lists, or has changed since.
+            VerificationError: The coordinator's file is not the one that the lease lists, or has changed since, or its path leads
+                out of `folder`; then nothing is written.
         """
-        path = folder / file.path
+        path = local_path(folder, file.path, LISTED)
         if self._is_complete(path, file):
             return
         part = path.with_name(f"{path.name}.{file.sha256[:16]}.part")
@@ -185,3 +188,15 @@ class FileTransfer:
 def file_ref(folder: Path, path: str) -> FileRef:
     """Describe `folder`/path as it is now."""
     return FileRef(path, (folder / path).stat().st_size, file_sha256(folder / path))
+
+
+def local_path(folder: Path, path: str, folders: Iterable[str]) -> Path:
+    """Return `folder`/path for a path that a coordinator sent.
+
+    Raises:
+        VerificationError: It is not a plain path below one of `folders`.
+    """
+    try:
+        return checked_path(folder, path, folders=folders)
+    except RefusedPath as error:
+        raise VerificationError(f"the coordinator's lease is refused: {error}") from error

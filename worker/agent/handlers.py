@@ -20,6 +20,7 @@ from ingest.errors import (
 )
 from ingest.files import DISK_FULL
 from ingest.models import BuildJob, FetchJob
+from worker.agent.file_transfer import local_path
 from worker.agent.lease import Arrays, LeaseContext
 from worker.control.handler import ControlHandler
 from worker.training.rank_runner import RankDied, RankEnded, RankError, RankRunner, RingBroke
@@ -48,14 +49,19 @@ def fetch(job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
     """Fetch one shard: `FetchJob` → `ShardResult`."""
     from ingest.fetch import fetch_shard
 
-    return msgspec.to_builtins(fetch_shard(msgspec.convert(job, FetchJob), context.fetch_context()))
+    fetched = msgspec.convert(job, FetchJob)
+    local_path(context.data_dir, f"raw/{fetched.shard.key}/origin", ("raw",))
+    return msgspec.to_builtins(fetch_shard(fetched, context.fetch_context()))
 
 
 def build(job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
     """Build the series of one year: `BuildJob` → `BuildResult`."""
     from ingest import build_series
 
-    return msgspec.to_builtins(build_series.build(msgspec.convert(job, BuildJob), context.data_dir))
+    built = msgspec.convert(job, BuildJob)
+    for path in (f"series/{built.respondent}/{built.year}/long.parquet", *(piece.file.path for piece in built.pieces)):
+        local_path(context.data_dir, path, ("series", "pieces"))
+    return msgspec.to_builtins(build_series.build(built, context.data_dir))
 
 
 def noop(job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:

@@ -6,7 +6,10 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import msgspec
 import pytest
 
 from coordinator.server.lease_files import LeaseFiles
@@ -15,6 +18,8 @@ from coordinator.stages.train.inputs import TrainingFiles
 from coordinator.wire.messages import Ack, FileChunk, FilePart, FileRequest, Message
 from coordinator.wire.payloads import FileRef
 from ingest.errors import Cancelled, VerificationError
+from tests.support.data_folder import shard
+from worker.agent import handlers
 from worker.agent.file_transfer import CHUNK, FileTransfer, TransferInbox, file_ref
 from worker.training import replica
 
@@ -145,3 +150,35 @@ def test_checkpoints_are_uploaded_with_best_one_and_pruned(tmp_path: Path) -> No
         here, wire.transfer
     ).finish()  # another round on the same host: files that the coordinator holds are not sent again
     assert wire.moved == moved
+
+
+@pytest.mark.parametrize(
+    "path", ["/etc/x", "../x", "series/../../x", "series/a\0b", "series//x", "id", "raw/x", "series/out/x"]
+)
+def test_path_of_a_lying_coordinator_is_refused_before_a_request(tmp_path: Path, path: str) -> None:
+    wire, here = Wire(tmp_path / "there"), tmp_path / "here"
+    (here / "series").mkdir(parents=True)
+    (tmp_path / "outside").mkdir()
+    (here / "series" / "out").symlink_to(tmp_path / "outside")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(VerificationError, match="refused"):
+        wire.transfer.download(here, FileRef(path, 3, "0" * 64), nothing)
+    assert wire.transfer_inbox.parts.empty() and sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("field", ["route", "respondent", "start", "end"])
+def test_fetch_of_a_lying_coordinator_writes_nothing_outside(tmp_path: Path, field: str) -> None:
+    job = {"shard": msgspec.to_builtins(shard()) | {field: "../../../../x/y"}, "base_url": "http://127.0.0.1:9"}
+    context: Any = SimpleNamespace(data_dir=tmp_path / "data", fetch_context=lambda: pytest.fail("it began to fetch"))
+    with pytest.raises(VerificationError, match="refused"):
+        handlers.fetch(job, context)
+    assert not list(tmp_path.iterdir())
+
+
+def test_build_of_a_lying_coordinator_writes_and_reads_nothing_outside(tmp_path: Path) -> None:
+    context: Any = SimpleNamespace(data_dir=tmp_path / "data")
+    piece = {"file": {"path": "../secret", "bytes": 1, "sha256": "0" * 64}, "shard": msgspec.to_builtins(shard())}
+    for respondent, pieces in (("../../x", []), ("PACW", [piece])):
+        with pytest.raises(VerificationError, match="refused"):
+            handlers.build({"respondent": respondent, "year": 2024, "origin": "x", "pieces": pieces}, context)
+    assert not list(tmp_path.iterdir())
