@@ -86,11 +86,13 @@ class Running:
     budgets: dict[str, RequestBudget] = field(default_factory=dict)
     hooks: StageHooks = field(default_factory=StageHooks)
     job: dict[str, Any] = field(default_factory=dict)  # of every task
+    specs: tuple[TaskSpec, ...] = ()  # further tasks
+    timings: LeaseTimings = field(default_factory=lambda: LeaseTimings(heartbeat_s=0.2))
     peers: list[Peer] = field(default_factory=list)
     outcome: Outcome | None = None
 
     def __post_init__(self) -> None:
-        self.scheduler = Scheduler(filesystem_id(self.data_dir), LeaseTimings(heartbeat_s=0.2))
+        self.scheduler = Scheduler(filesystem_id(self.data_dir), self.timings)
         self.journal = Journal(self.data_dir / "journal.sqlite")
         for record in self.journal.load():
             self.scheduler.apply(record)
@@ -102,7 +104,7 @@ class Running:
             keys=self.key,
             hooks=self.hooks,
         )
-        self.server.add_tasks(TaskSpec(name, "noop", self.job) for name in self.tasks)
+        self.server.add_tasks([*(TaskSpec(name, "noop", self.job) for name in self.tasks), *self.specs])
         self.thread = threading.Thread(target=self.run)
         self.thread.start()
 
