@@ -4,6 +4,7 @@ A page that fails a check is requested again, up to `ATTEMPTS` times, with back-
 count. Pages that an earlier attempt stored are verified again and reused, never requested twice.
 """
 
+import logging
 import threading
 import time
 from collections import Counter
@@ -28,9 +29,11 @@ from ingest.errors import (
     VerificationError,
 )
 from ingest.http import HttpResponse, MinInterval, get, jittered_backoff_s
-from ingest.models import FetchJob, FileEntry, Gap, PageEntry, ShardResult
+from ingest.models import FetchJob, FileEntry, Gap, PageEntry, Shard, ShardResult
 from ingest.sources import get_source
 from ingest.sources.base import Page
+
+log = logging.getLogger(__name__)
 
 ATTEMPTS = 5  # responses to one page request that may fail a check
 ROUNDS = 4  # times that pages may contradict each other before the shard fails
@@ -95,6 +98,15 @@ def fetch_shard(job: FetchJob, context: FetchContext) -> ShardResult:
     return _Fetch(job, context).run()
 
 
+def _known_origin(data_dir: Path, shard: Shard) -> str | None:
+    """Return the origin of the shard's stored pages; None before the first page, and where its file is damaged."""
+    try:
+        return store.read_origin(data_dir, shard)
+    except VerificationError as error:
+        log.warning("%s", error)
+        return None
+
+
 _min_interval = MinInterval()  # shared by all fetches of the process
 
 
@@ -111,7 +123,7 @@ class _Fetch:
         self.reused: set[int] = set()
         self.faults: Counter[str] = Counter()
         self.requests = 0
-        self.origin = store.read_origin(context.data_dir, job.shard)
+        self.origin = _known_origin(context.data_dir, job.shard)
         self.lock = threading.Lock()
         self.stopped = threading.Event()  # this fetch has failed: its other pages end at their next step
 
@@ -210,6 +222,7 @@ class _Fetch:
     def _reuse(self) -> None:
         """Verify the pages with final names again, keep the complete ones and set the others aside."""
         offsets = self.source.offsets(self.job, None)
+        known = self.origin is not None  # else the pages could be of another world
         for stored in store.scan_pages(self.context.data_dir, self.job.shard, self.source.suffix):
             self._check_cancelled()
             try:
@@ -217,7 +230,7 @@ class _Fetch:
                 page = self.source.parse(self.job, content)
                 self._check(page, stored.offset)
                 # Otherwise a page at this offset is already kept, or the source has no page there.
-                expected = stored.offset not in self.pages and (self.source.paged or stored.offset in offsets)
+                expected = known and stored.offset not in self.pages and (self.source.paged or stored.offset in offsets)
             except (SourceError, VerificationError):
                 expected = False
             if not expected:

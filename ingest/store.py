@@ -119,14 +119,33 @@ def set_aside(path: Path) -> None:
 
 
 def read_origin(data_dir: Path, shard: Shard) -> str | None:
-    """Return the origin of the stored pages of `shard`, or None before the first."""
+    """Return the origin of the stored pages of `shard`, or None before the first.
+
+    Raises:
+        VerificationError: the file is damaged.
+    """
     path = page_folder(data_dir, shard) / "origin"
-    return path.read_text() if path.exists() else None
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise VerificationError(f"can't read {path}: {error.strerror}") from error
+    origin, newline, _ = content.partition(b"\n")  # no second line: written by an earlier version
+    if not origin or (newline and content != _origin_file(origin)):
+        raise VerificationError(
+            f"{path} is damaged; remove it and run `coordinator start --extract` to fetch its pages again"
+        )
+    return origin.decode("utf-8", "replace")
 
 
 def write_origin(data_dir: Path, shard: Shard, origin: str) -> None:
     """Record next to a shard's pages whether they are real, recorded or synthetic."""
-    atomic_write(page_folder(data_dir, shard) / "origin", origin.encode())
+    atomic_write(page_folder(data_dir, shard) / "origin", _origin_file(origin.encode()))
+
+
+def _origin_file(origin: bytes) -> bytes:
+    return origin + b"\n" + hashlib.sha256(origin).hexdigest()[:16].encode() + b"\n"
 
 
 # -- pieces ------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,8 @@
-"""Verify a data folder again from the bytes on disk: `coordinator verify`. It only reads, and reports everything it finds."""
+"""Verify a data folder again from the bytes on disk: `coordinator verify`. It only reads, and reports everything it finds.
+
+Not covered: logs, `journal.sqlite` (its reader checks each record), and locks. Files that no manifest names (`checksums`) are
+covered from the end of the first finished stage on.
+"""
 
 import hashlib
 import io
@@ -13,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ingest import manifest
+from ingest import checksums, manifest, store
 from ingest.build_series import year_hours
 from ingest.columns import Columns, digest, find_gaps, from_table, hour_text, merge
 from ingest.errors import SourceError, UsageError, VerificationError
@@ -142,12 +146,44 @@ def verify(data_dir: Path | str, progress: OnProgress | None = None) -> Report:
     report.gaps = open_gaps(shards)
     _verify_summary(folder, shards, builds, report)
     _find_strays(folder, shards, builds, report)
+    _verify_sums(folder, report)
     return report
+
+
+def _verify_sums(folder: Path, report: Report) -> None:
+    """Compare files that no manifest names with the lists of the data folder and of the trainings' folders in it."""
+    if not (folder / checksums.NAME).is_file():
+        report.note(
+            "unsealed",
+            checksums.NAME,
+            "not there: coverage.png, id, origins, and workers and times in manifests are not checked",
+        )
+    for path in (folder / checksums.NAME, *sorted(folder.glob(f"*/{checksums.NAME}"))):
+        if not path.is_file():
+            continue
+        run = path.parent
+        files = checksums.data_files(run) if run == folder else checksums.run_files(run)
+        for kind, name, problem in checksums.check(run, files):
+            subject = (run / name).relative_to(folder).as_posix()
+            if kind == "sums" and run != folder:  # a program may have added a file after the training
+                report.note("unlisted", subject, problem)
+            else:
+                report.mismatch(kind, subject, problem)
+    for result in sorted(folder.glob("*/result.json")):
+        if not result.with_name(checksums.NAME).is_file():
+            name = result.with_name(checksums.NAME).relative_to(folder).as_posix()
+            report.note("unsealed", name, "not there: the files of this training are not checked")
 
 
 def _verify_shard(folder: Path, result: ShardResult, report: Report) -> None:
     """Verify the pages (bytes, rows, totals, keys), then piece, gaps and digest against the rows of the pages."""
     key = result.shard.key
+    try:
+        origin = store.read_origin(folder, result.shard)
+        if origin is not None:  # the pages of a worker on another file system have none
+            report.expect("origin", f"raw/{key}/origin", "origin of the pages", origin, result.origin)
+    except VerificationError as error:
+        report.mismatch("origin", f"raw/{key}/origin", str(error))
     reader = get_source(result.shard.source)
     piece = _piece(folder, result, report)
     kept = tuple(dict.fromkeys(respondent for respondent, _ in piece.series)) if piece else ()
@@ -248,7 +284,11 @@ def _verify_summary(folder: Path, shards: list[ShardResult], builds: list[BuildR
         report.mismatch("manifest", path.name, f"can't be read: {error}")
         return
     for name, value in asdict(manifest.summarise(shards, builds)).items():
-        if name not in ("gaps", "format"):
+        if name == "gaps":
+            report.expect(
+                "summary", path.name, "list of gaps equals the manifests'", list(written[name]) == list(value), True
+            )
+        else:
             report.expect("summary", path.name, f"{name} over all manifests", value, written[name])
 
 

@@ -11,7 +11,7 @@ from typing import Generic, Protocol, TypeVar
 import msgspec
 
 from coordinator.scheduling.events import Outcome
-from ingest import manifest
+from ingest import checksums, manifest
 from ingest.errors import UsageError, VerificationError
 from ingest.files import atomic_write, file_sha256
 from ingest.settings import read_toml
@@ -100,6 +100,7 @@ def mark_complete(run: Path, kind: type[R], request: str) -> R:
     """
     result = read_result(run, kind)
     atomic_write(run / COMPLETION, msgspec.json.encode(CompletionRecord(request, file_sha256(run / RESULT))))
+    checksums.write(run, checksums.run_files(run))
     return result
 
 

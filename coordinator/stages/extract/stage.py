@@ -31,7 +31,7 @@ from coordinator.stages.fleet import build_fleet, reachable_bind
 from coordinator.stages.runner import RunResult, StageRunner
 from coordinator.stages.stage import OutputMode
 from coordinator.wire.lease_kinds import LeaseKind
-from ingest import manifest
+from ingest import checksums, manifest
 from ingest.coverage import write_coverage
 from ingest.emulator.process import Emulator
 from ingest.errors import AuthenticationError, SourceError
@@ -158,11 +158,14 @@ class ExtractStage:
                 display = stack.enter_context(closing(choose_display(mode)))
                 fleet = build_fleet(options, display.note)
                 budgets = {} if budget is None else {BUCKET: budget}
+                checksums.remove(options.data_dir)
                 result = StageRunner(fleet, controller, display, budgets).run(tasks)
             totals = manifest.write_summary(options.data_dir)
             seconds = time.monotonic() - began
             if tasks and totals.builds:
                 write_coverage(options.data_dir)
+            if tasks or (totals.shards and not (options.data_dir / checksums.NAME).exists()):
+                checksums.write(options.data_dir, checksums.data_files(options.data_dir))
         return _summary(options, controller, result, totals, seconds)
 
     def describe(self, summary: ExtractSummary) -> str:

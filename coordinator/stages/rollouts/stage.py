@@ -24,6 +24,7 @@ from coordinator.stages.run_folder import NOTHING_TO_DO, Conclusion, completed_r
 from coordinator.stages.runner import StageRunner
 from coordinator.stages.stage import OutputMode
 from coordinator.wire.exit_codes import ExitCode
+from ingest import checksums
 from rl.distributed.protocol import Finished
 
 
@@ -132,6 +133,7 @@ class RolloutStage:
             if result is not None:
                 done = Conclusion("done", NOTHING_TO_DO, result)
                 return _summary(options, done, {}, time.monotonic() - began)
+            checksums.remove(options.run)
             command = [*self.learner, "--data", str(options.data_dir), "--run", str(options.run), "--asked", request]
             command += ["--config", str(options.config)] if options.config is not None else []
             if forecaster:

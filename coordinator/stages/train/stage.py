@@ -23,6 +23,7 @@ from coordinator.stages.train.controller import TrainController, TrainOptions
 from coordinator.stages.train.ring_state import RoundSummary, TrainingOutcome
 from coordinator.stages.train.stall import SupervisionTimeouts
 from coordinator.wire.exit_codes import ExitCode
+from ingest import checksums
 from ingest.files import atomic_write
 
 
@@ -97,6 +98,7 @@ class TrainStage:
             if result is not None:
                 done = Conclusion("done", NOTHING_TO_DO, result)
                 return _summary(options, done, (), time.monotonic() - began)
+            checksums.remove(options.run)
             if options.config:
                 atomic_write(options.run / artifacts.CONFIG, options.config)
             timeouts = self.timeouts or SupervisionTimeouts(max_rounds_without_progress=options.retries)

@@ -121,6 +121,19 @@ def test_pages_of_two_origins_never_mix(tmp_path: Path) -> None:
     assert (new.origin, new.reused, new.faults) == ("recordings", 0, {"origin": 1})
 
 
+def test_pages_whose_origin_is_damaged_or_unknown_are_fetched_again(tmp_path: Path) -> None:
+    """They would be taken for another world's: `api.eia.gov` for real hours, any other name for a host."""
+    stub = Stub()
+    with serve(stub) as url, bench(tmp_path) as one:
+        old = fetch_shard(year(url), one.context)
+        path = store.page_folder(tmp_path, old.shard) / "origin"
+        for damaged in (path.read_bytes().replace(b"synthetic", b"synthftic"), None):
+            path.unlink() if damaged is None else path.write_bytes(damaged)
+            new = fetch_shard(year(url), one.context)
+            assert (new.origin, new.reused, new.digest) == ("synthetic", 0, old.digest)
+    assert new.faults == {"stale": len(old.pages)}
+
+
 KILLED = """
 import sys, os, threading, pathlib
 sys.path.insert(0, {here!r})

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from ingest import manifest
+from ingest import checksums, manifest
 from ingest.errors import UsageError
-from ingest.store import file_entry
+from ingest.store import file_entry, write_origin
 from ingest.verify import Report, verify
 from tests.support.data_folder import ABSENT, build_all, commit, daily, page_body, shard
 
@@ -66,7 +66,7 @@ def test_intact_folder_passes_verification(folder: Path) -> None:
         ("D", "2024-01-03T22", 10),
         ("NG", "2024-01-03T22", 10),
     ]
-    assert report.notes == []
+    assert [note.kind for note in report.notes] == ["unsealed"]
     assert seen[-1] == (3, 3)
     assert json.loads(json.dumps(report.to_json()))["whole"] is True
     assert "2024-01-03T22 to 2024-01-04T07 (10 h)" in report.to_text()
@@ -169,6 +169,7 @@ def test_stray_files_are_notes(folder: Path) -> None:
         "set-aside",
         "temporary",
         "unfinished",
+        "unsealed",
     ]
 
 
@@ -177,7 +178,7 @@ def test_unfinished_extraction_is_a_note(folder: Path) -> None:
     commit(folder, shard("ERCO", "2024-01-01T00", "2024-01-31T23"), {"D": daily(744)})
     report = verify(folder)
     assert report.whole
-    assert {finding.kind for finding in report.notes} == {"unfinished", "unbuilt"}
+    assert {finding.kind for finding in report.notes} == {"unfinished", "unbuilt", "unsealed"}
 
 
 def test_empty_folder_is_refused(tmp_path: Path) -> None:
@@ -195,3 +196,67 @@ def test_replaced_manifest_of_equal_data_passes_verification(folder: Path) -> No
     (one, *_) = [one for one in manifest.shard_manifests(folder) if one.result.shard.key == KEY]
     manifest.write(folder, replace(one, attempt=2))
     assert verify(folder).whole
+
+
+# -- files that no manifest names ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sealed(folder: Path) -> Path:
+    """The folder as a finished extraction and a finished training leave it."""
+    (result, *_) = manifest.shard_results(folder)
+    write_origin(folder, result.shard, result.origin)
+    (folder / "coverage.png").write_bytes(b"picture")
+    (folder / "id").write_text("0123456789abcdef")
+    checksums.write(folder, checksums.data_files(folder))
+    run = folder / "train"
+    for name in ("result.json", "metrics.jsonl", "checkpoints/000010/state.json", "logs/rank-0.log"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text(f"{{}} {name}")
+    checksums.write(run, checksums.run_files(run))
+    assert verify(folder).whole and verify(folder).notes == []
+    return folder
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_damage_to_files_that_no_manifest_names_is_named(sealed: Path, damage: str) -> None:
+    covered = [sealed / name for name in ("manifest.json", "coverage.png", "id", "SHA256SUMS", "train/SHA256SUMS")]
+    covered += [*(sealed / "manifests").rglob("*.json"), *(sealed / "raw").rglob("origin")]
+    covered += (sealed / "train").rglob("*.json*")
+    assert len(covered) == 12
+    for path in covered:
+        name, content = path.relative_to(sealed).as_posix(), path.read_bytes()
+        if damage == "flip":
+            path.write_bytes(content[:-5] + bytes([content[-5] ^ 1]) + content[-4:])
+        elif damage == "truncate":
+            path.write_bytes(content[:-1])
+        else:
+            path.unlink()
+        report = verify(sealed)
+        if path.name == "SHA256SUMS":  # names a file that differs from its line, or itself
+            assert report.mismatches or report.notes
+        else:
+            assert name in {finding.subject for finding in report.mismatches}
+        path.write_bytes(content)
+
+
+def test_fields_that_no_check_uses_are_covered_too(sealed: Path) -> None:
+    edit(sealed, lambda content: content.update(worker="somebody else"))
+    assert [(f.kind, f.subject) for f in verify(sealed).mismatches] == [("sha256", f"manifests/{KEY}.json")]
+
+
+def test_gap_of_the_summary_is_compared(folder: Path) -> None:
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace("2024-01-03T22", "2024-01-03T21", 1))
+    assert [(finding.kind, finding.subject) for finding in verify(folder).mismatches] == [("summary", "manifest.json")]
+
+
+@pytest.mark.parametrize("damaged", ["synthftic\n0123456789abcdef\n", "", "recordings", "synth"])
+def test_flipped_origin_is_named(folder: Path, damaged: str) -> None:
+    (folder / "raw" / KEY / "origin").write_text(damaged)
+    assert [(f.kind, f.subject) for f in verify(folder).mismatches] == [("origin", f"raw/{KEY}/origin")]
+
+
+def test_manifest_whose_gap_has_no_hour_is_named(folder: Path) -> None:
+    edit(folder, lambda content: content["proof"]["gaps"][0].update(start="2024-01-0xT22"))
+    assert (f"manifests/{KEY}.json") in {finding.subject for finding in verify(folder).mismatches}
