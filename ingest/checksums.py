@@ -54,8 +54,9 @@ def check(folder: Path, files: Iterable[Path]) -> Iterator[tuple[str, str, str]]
         files: The files that it should cover.
     """
     listed: dict[str, str] = {}
-    for number, line in enumerate((folder / NAME).read_bytes().decode("utf-8", "replace").split("\n")[:-1], 1):
-        if match := LINE.match(line):
+    *lines, rest = (folder / NAME).read_bytes().decode("utf-8", "replace").split("\n")
+    for number, line in enumerate([*lines, *([rest] if rest else [])], 1):
+        if (match := LINE.match(line)) and number <= len(lines):
             listed[match[2]] = match[1]
         else:
             yield "sums", NAME, f"line {number} is damaged"

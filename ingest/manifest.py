@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -113,11 +114,7 @@ def read(path: Path, kind: type[Manifest[R]]) -> Manifest[R]:
     """
     try:
         manifest = msgspec.json.decode(path.read_bytes(), type=kind)
-        if isinstance(manifest.result, ShardResult):
-            for span in (manifest.result.shard, *manifest.result.gaps):
-                for hour in (span.start, span.end):
-                    if not SAFE_HOUR.fullmatch(hour):
-                        parse_hour(hour)
+        _check_hours(manifest.result)
     except (OSError, ValueError, RecursionError) as error:
         raise VerificationError(
             f"{path} is not a readable manifest: {error}; remove it and run `coordinator start --extract`"
@@ -128,6 +125,15 @@ def read(path: Path, kind: type[Manifest[R]]) -> Manifest[R]:
             f"{path} is the manifest of {key}; put it back or remove it, then run `coordinator start --extract`"
         )
     return manifest
+
+
+def _check_hours(result: ShardResult | BuildResult) -> None:
+    """Raise ValueError where an hour of the shard or of a gap is none."""
+    if isinstance(result, ShardResult):
+        spans = [(result.shard.start, result.shard.end), *((gap.start, gap.end) for gap in result.gaps)]
+        for hour in chain.from_iterable(spans):
+            if not SAFE_HOUR.fullmatch(hour):
+                parse_hour(hour)
 
 
 def summarise(shards: Iterable[ShardResult], builds: Iterable[BuildResult]) -> Summary:

@@ -98,6 +98,7 @@ class Scheduler:
         self._aborted = False
         self._excluded: dict[str, str] = {}  # worker → reason
         self.owner_of: Callable[[str], str] = lambda worker: ""  # name of a worker's key; the same for all without keys
+        self.resident_owner = ""  # key of the workers that the coordinator itself starts: they come, if not yet there
         self._failed_by: dict[str, set[str]] = {}  # task → owners whose workers failed it since it was opened
         self._suspensions: dict[str, tuple[int, float]] = {}  # owner → how often it was suspended, until when
 
@@ -286,6 +287,8 @@ class Scheduler:
     def _others_can_run(self, task: Task, owners: set[str]) -> bool:
         """Return whether a worker of none of these owners can take the task."""
         spec = task.spec
+        if self.resident_owner and self.resident_owner not in owners and not spec.worker:
+            return True
         return any(
             spec.kind in worker.registration.kinds
             and (worker.shares_filesystem or not spec.requires_shared_fs)

@@ -62,6 +62,7 @@ class _LeaseUploads:
 
     files: dict[Path, tuple[Path, int]] = field(default_factory=dict)
     bytes: int = 0
+    refusal: str = ""  # of an earlier chunk, which ends the lease: the rest of what was sent before is refused at once
 
     def charge(self, part: Path, path: Path, size: int, allowed: LeaseFiles) -> bool:
         """Charge a file to the quota; return whether there was room for it. Files that were removed since are free again."""
@@ -98,15 +99,24 @@ class UploadReceiver:
             OSError: The disk is full or broken.
             RefusedPath: The file does not belong to the lease, is beyond its quota, or no file can have this path.
         """
+        uploads = self._leases.setdefault((chunk.worker, chunk.task, chunk.attempt), _LeaseUploads())
+        if uploads.refusal:
+            raise RefusedPath(uploads.refusal)
+        try:
+            return self._take_checked(chunk, data, allowed, uploads)
+        except RefusedPath as error:
+            uploads.refusal = str(error)
+            raise
+
+    def _take_checked(self, chunk: FileChunk, data: bytes, allowed: LeaseFiles, uploads: _LeaseUploads) -> int:
         path = checked_path(self._data_dir, chunk.path, self._roots)
         if not allowed.owns(chunk.path, chunk.sha256):
             raise RefusedPath(f"path {chunk.path!r} does not belong to this lease")
-        uploads = self._leases.setdefault((chunk.worker, chunk.task, chunk.attempt), _LeaseUploads())
         part = path.with_name(f"{path.name}.{chunk.sha256[:16]}.part")
+        if not uploads.charge(part, path, chunk.size, allowed):
+            quota = f"{allowed.max_files} files, {allowed.max_bytes} bytes"
+            raise RefusedPath(f"path {chunk.path!r} is beyond the quota of its lease: {quota}")
         try:
-            if not uploads.charge(part, path, chunk.size, allowed):
-                quota = f"{allowed.max_files} files, {allowed.max_bytes} bytes"
-                raise RefusedPath(f"path {chunk.path!r} is beyond the quota of its lease: {quota}")
             return self._take(path, part, chunk, data)
         except OSError as error:
             if error.errno not in IMPOSSIBLE:

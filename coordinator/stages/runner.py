@@ -26,6 +26,7 @@ from coordinator.server.auth_proxy import MAX_PEERS
 from coordinator.server.descriptors import peers_within, raise_limit
 from coordinator.server.hooks import StageHooks
 from coordinator.server.journal import Journal
+from coordinator.server.key_store import LOCAL
 from coordinator.server.lease_files import NO_FILES, LeaseFiles
 from coordinator.server.server import STOP_S, Server
 from coordinator.server.status import RunStatus
@@ -112,6 +113,8 @@ class StageRunner:
             display.note(f"{limit}: at most {places} connections; a higher limit of `ulimit -Hn` allows {MAX_PEERS}")
         self._journal = Journal(fleet.data_dir / "journal.sqlite")
         self._scheduler = Scheduler(filesystem_id(fleet.data_dir), replace(fleet.timings, max_failures=fleet.retries))
+        if fleet.keys is not None and fleet.workers:
+            self._scheduler.resident_owner = LOCAL
         for record in self._journal.load():
             self._scheduler.apply(record)
         self._peak_rss = 0

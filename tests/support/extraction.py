@@ -33,12 +33,13 @@ def extraction(
     *,
     key: CoordinatorKeys | None = None,
     timings: LeaseTimings = PATIENT,
+    bundled: str = "",
 ) -> tuple[Running, ExtractController]:
-    """Serve the fetches of `shards`, and the builds that they open."""
+    """Serve the fetches of `shards`, and the builds that they open; `bundled`: the origin of all hours, where it is known."""
     data_dir.mkdir(exist_ok=True)
     respondents = tuple(sorted({shard.respondent for shard in shards}))
     builds = plan_builds(shards, respondents)
-    plan = ExtractionPlan(data_dir, shards, builds, frozenset(respondents), "", {}, {})
+    plan = ExtractionPlan(data_dir, shards, builds, frozenset(respondents), bundled, {}, {}, bundled)
     controller = ExtractController(plan)
     hooks = StageHooks(
         on_task_done=controller.on_task_done,

@@ -53,12 +53,17 @@ class Peer:
                 del self.kept[index]
                 return message
         while self.socket.poll(WAIT_MS):
-            self.frames = self.socket.recv_multipart()
-            message = codec.decode(self.frames[0], messages.ToWorker)
+            message = self.read()
             if isinstance(message, kind):
                 return message
             self.kept.append(message)
         raise AssertionError(f"{self.name} waited in vain for {kind.__name__}")
+
+    def read(self) -> messages.Message:
+        """Return the next message, which has arrived."""
+        self.frames = self.socket.recv_multipart()
+        message: messages.Message = codec.decode(self.frames[0], messages.ToWorker)
+        return message
 
     def register(self, filesystem_id: str = "elsewhere", **more: Any) -> RegisterAck:
         kinds = more.get("kinds", ("noop",))

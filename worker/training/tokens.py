@@ -1,7 +1,7 @@
 """The token store: features of every hour on disk, as memory-mapped rows, with their normalisation.
 
-Tokens are computed once and kept in `<data>/tokens/`, in files named by a digest of all that they depend on. A rank then reads only the
-rows of its own part of the ring.
+Tokens are computed once and kept in `<data>/tokens/`, in files named by a digest of all that they depend on, each with the digest of its
+own content beside it; a damaged one is computed again. A rank then reads only the rows of its own part of the ring.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ingest import features
 from ingest.columns import hour_number, hour_text
 from ingest.errors import UsageError
 from ingest.features import COLUMNS, CONDITION, FEATURES, ODD, Reference, Tokens
-from ingest.files import atomic_write
+from ingest.files import atomic_write, file_sha256
 from ingest.loader import available
 from ingest.periods import parse_period
 
@@ -144,12 +144,25 @@ def _open_map(
     years = available(data_dir, respondent).years
     start, end = f"{years[0]}-01-01T00", f"{years[-1]}-12-31T23"
     path = data_dir / "tokens" / f"{respondent}-{_key(data_dir, respondent, years, reference)}.npy"
-    if not path.exists():
+    if not _is_whole(path):
         log(f"computing the tokens of {respondent}")
-        content = io.BytesIO()
-        np.save(content, token_rows(features.load_tokens(data_dir, respondent, start, end, reference=reference)))
-        atomic_write(path, content.getvalue())
+        buffer = io.BytesIO()
+        np.save(buffer, token_rows(features.load_tokens(data_dir, respondent, start, end, reference=reference)))
+        atomic_write(path, buffer.getvalue())
+        atomic_write(_digest_file(path), hashlib.sha256(buffer.getvalue()).hexdigest().encode())
     return hour_number(start), np.load(path, mmap_mode="r")
+
+
+def _digest_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _is_whole(path: Path) -> bool:
+    """Return whether the file has the digest beside it: a damaged one would change a training without a word."""
+    try:
+        return file_sha256(path) == _digest_file(path).read_bytes().decode("ascii", "replace")
+    except FileNotFoundError:
+        return False
 
 
 def _key(data_dir: Path, respondent: str, years: Sequence[int], reference: Reference) -> str:

@@ -91,3 +91,12 @@ def test_without_keys_a_final_failure_counts_at_once() -> None:
     scheduler.decide(register("w2"), 0.0)
     scheduler.decide(failure("a", final=True), 0.0)
     assert scheduler.tasks["a"].state == "quarantined"
+
+
+def test_worker_that_comes_before_those_of_the_coordinator_ends_nothing() -> None:
+    scheduler = keyed("liar-1")
+    scheduler.resident_owner = "local"
+    say(scheduler, "liar-1", 0.0, error=FailureKind.AUTHENTICATION, final=True)
+    assert scheduler.tasks["a"].state == "pending" and not scheduler.is_draining
+    scheduler.decide(register("local-1", capacity=1), 0.1)
+    assert lease(scheduler, 0.5) == "local-1"
