@@ -215,7 +215,7 @@ def test_many_chunks_delay_neither_heartbeats_nor_a_stop(
     """Each chunk takes 20 ms (two syncs); 300 wait when a heartbeat or the second Ctrl-C comes."""
     taken: list[str] = []
 
-    def take(self: UploadReceiver, sent: FileChunk, data: bytes) -> int:
+    def take(self: UploadReceiver, sent: FileChunk, data: bytes, allowed: LeaseFiles) -> int:
         time.sleep(0.02)
         taken.append(sent.path)
         return 0
