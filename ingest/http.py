@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import math
 import os
 import random
 import threading
@@ -14,20 +15,26 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from http.cookiejar import DefaultCookiePolicy
+from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3
-from requests.adapters import HTTPAdapter
 from requests.utils import get_environ_proxies
 
 from ingest.backoff import backoff_s
 from ingest.errors import SourceError, ThrottledError
+from ingest.transfer_limits import BoundedAdapter, Transfer, current
 
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 30.0  # silence between two reads, not the whole response
 CHUNK = 1 << 18  # bytes read at a time: most pages are one chunk
-PLAIN_LIMIT = 64 << 20  # bytes: a page that unpacks to more is no page of 5,000 rows
+WIRE_LIMIT = 16 << 20  # bytes of one response: a page of 5,000 rows has 2 MB
+BODY_LIMIT = 64 << 20  # bytes of one response in memory, where it is compressed while it arrives
+PLAIN_LIMIT = 32 << 20  # bytes: a page that unpacks to more is no page of 5,000 rows
+MEMBERS_LIMIT = 1_000  # gzip members of one response: a server sends one
+MAX_RETRY_AFTER_S = 3600.0  # a server that asks for more is asked again then
+ORIGIN_LIMIT = 100  # characters of a world's name
 USER_AGENT = "ring-attention-energy/0.1 (+https://www.eia.gov/opendata)"
 
 
@@ -46,7 +53,7 @@ class HttpResponse:
     @property
     def origin(self) -> str:
         """The emulator's world ("synthetic", "recordings"), otherwise the host name."""
-        return self.headers.get("X-Emulator-World") or self.host
+        return "".join(c for c in self.headers.get("X-Emulator-World", "") if c.isprintable())[:ORIGIN_LIMIT] or self.host
 
 
 def make_session(connections: int) -> requests.Session:
@@ -55,7 +62,7 @@ def make_session(connections: int) -> requests.Session:
     session.trust_env = False  # `_proxies` reads the environment once per host, not once per request
     session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-    adapter = HTTPAdapter(pool_connections=4, pool_maxsize=connections, max_retries=0, pool_block=False)
+    adapter = BoundedAdapter(pool_connections=4, pool_maxsize=connections, max_retries=0, pool_block=False)
     session.mount("http://", adapter)
     session.mount("https://", adapter)
     return session
@@ -75,6 +82,7 @@ def get(
     check_cancelled: Callable[[], None],
     compress: bool = False,
     follow: bool = False,
+    wire_limit: int = WIRE_LIMIT,
 ) -> HttpResponse:
     """Send one GET request.
 
@@ -82,19 +90,21 @@ def get(
         session: from `make_session`.
         url: already percent-encoded.
         headers: request headers.
-        deadline_s: seconds for the whole response.
-        check_cancelled: called between reads; it may raise.
+        deadline_s: seconds for the whole response, its headers included.
+        check_cancelled: called several times a second; it may raise.
         compress: gzip a large plain body while it arrives, so that it is never in memory as a whole.
         follow: follow redirects. Never with a key in `headers`, which another host would then receive.
+        wire_limit: bytes that the server may send.
 
     Returns:
         The response, whatever its status.
 
     Raises:
-        SourceError: kind "timeout", "reset", "encoding" or "status" (too many redirects).
+        SourceError: kind "timeout", "reset", "encoding", "size" (too many bytes) or "status" (too many redirects).
     """
     parts = urlsplit(url)
     started = time.monotonic()
+    current.transfer = Transfer(parts.netloc, deadline_s, READ_TIMEOUT_S, wire_limit, check_cancelled)
     try:
         response = session.send(
             _prepare(url, headers),
@@ -113,29 +123,41 @@ def get(
                 if compress and not gzipped and response.status_code == 200
                 else None
             )
-            chunks = []
-            while chunk := response.raw.read(CHUNK, decode_content=False):
-                chunks.append(packer.compress(chunk) if packer else chunk)
-                check_cancelled()
-                if time.monotonic() - started > deadline_s:
-                    raise SourceError(f"{parts.netloc} took over {deadline_s:.0f} s for one response", "timeout")
-            if packer:
-                chunks.append(packer.flush())
+            body = _read_body(response, packer)
     except (requests.Timeout, urllib3.exceptions.TimeoutError) as error:
         raise SourceError(f"{parts.netloc} did not respond in time ({type(error).__name__})", "timeout") from error
     except requests.TooManyRedirects as error:
         raise SourceError(f"{parts.netloc} redirects without end", "status") from error
     except (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
         raise SourceError(f"{parts.netloc}: connection lost or refused ({type(error).__name__})", "reset") from error
+    finally:
+        current.transfer = None
     return HttpResponse(
         response.status_code,
         response.headers,
-        b"".join(chunks),
+        body,
         gzipped or packer is not None,
         urlsplit(response.url).hostname or parts.netloc,
         time.monotonic() - started,
         datetime.now(UTC).isoformat(timespec="milliseconds"),
     )
+
+
+def _read_body(response: requests.Response, packer: Any) -> bytes:
+    """Return the wire bytes of a body, or what the compressor `packer` makes of them.
+
+    Raises:
+        SourceError: kind "size": they take more than `BODY_LIMIT`.
+    """
+    body = bytearray()
+    while chunk := response.raw.read(CHUNK, decode_content=False):
+        body += packer.compress(chunk) if packer else chunk
+        if len(body) > BODY_LIMIT:
+            host = urlsplit(response.url).netloc
+            raise SourceError(f"{host} sent a body of more than {BODY_LIMIT >> 20} MiB, compressed", "size")
+    if packer:
+        body += packer.flush()
+    return bytes(body)
 
 
 def _prepare(url: str, headers: Mapping[str, str]) -> requests.PreparedRequest:
@@ -155,19 +177,29 @@ def inflate(packed: bytes, limit: int = PLAIN_LIMIT) -> bytes:
     Raises:
         SourceError: kind "json": truncated, damaged, or larger than `limit` bytes.
     """
-    plain = b""
+    plain = bytearray()
+    inflator = zlib.decompressobj(31)
+    rest = memoryview(packed)
+    members = 1
     try:
         while True:
-            inflator = zlib.decompressobj(31)
-            part = inflator.decompress(packed, limit + 1 - len(plain))
-            plain = plain + part if plain else part
+            piece = rest[:CHUNK]
+            rest = rest[len(piece) :]
+            data = inflator.unconsumed_tail + piece if inflator.unconsumed_tail else piece
+            plain += inflator.decompress(data, limit + 1 - len(plain))
             if len(plain) > limit:
                 raise SourceError(f"a response unpacks to more than {limit >> 20} MiB", "json")
-            if not inflator.eof:
+            if inflator.eof:
+                used = len(packed) - len(rest) - len(inflator.unused_data)
+                rest = memoryview(packed)[used:]
+                if not rest:
+                    return bytes(plain)
+                members += 1
+                if members > MEMBERS_LIMIT:
+                    raise SourceError(f"a response has more than {MEMBERS_LIMIT} gzip members", "json")
+                inflator = zlib.decompressobj(31)
+            elif not rest and not inflator.unconsumed_tail:
                 raise SourceError(f"a gzip response is truncated after {len(packed)} bytes", "json")
-            packed = inflator.unused_data
-            if not packed:
-                return plain
     except zlib.error as error:
         raise SourceError(f"a gzip response is damaged: {error}", "json") from error
 
@@ -194,7 +226,7 @@ def looks_like_html(plain: bytes) -> bool:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return `Retry-After` (RFC 9110, either form) in seconds, or None.
+    """Return `Retry-After` (RFC 9110, either form) in seconds, at most `MAX_RETRY_AFTER_S`, or None.
 
     A date is relative to the response's own `Date`, because the local clock may be wrong.
     """
@@ -202,14 +234,14 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     if not text:
         return None
     try:
-        return max(0.0, float(text))
+        seconds = float(text)
     except ValueError:
-        pass
-    try:
-        now = parsedate_to_datetime(headers["Date"]) if "Date" in headers else datetime.now(UTC)
-        return max(0.0, (parsedate_to_datetime(text) - now).total_seconds())
-    except (ValueError, TypeError):
-        return None
+        try:
+            now = parsedate_to_datetime(headers["Date"]) if "Date" in headers else datetime.now(UTC)
+            seconds = (parsedate_to_datetime(text) - now).total_seconds()
+        except (ValueError, TypeError, OverflowError):
+            return None
+    return None if math.isnan(seconds) else min(max(0.0, seconds), MAX_RETRY_AFTER_S)
 
 
 def raise_for_response(response: HttpResponse, plain: bytes) -> None:
@@ -242,8 +274,9 @@ def raise_for_response(response: HttpResponse, plain: bytes) -> None:
 
 
 def excerpt(plain: bytes, length: int = 160) -> str:
-    """Return the first `length` bytes of a body on one line, for an error message."""
-    return " ".join(plain[:length].decode("utf-8", "replace").split())
+    """Return the first `length` bytes of a body on one printable line, for an error message. Scrub the key before."""
+    text = " ".join(plain[:length].decode("utf-8", "replace").split())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def jittered_backoff_s(attempt: int, base: float, cap: float) -> float:
