@@ -23,6 +23,7 @@ from ingest.store import fsync_folders, read_piece, write_file
 
 SERIES_FORMAT = 1  # of the files: raised when a reader of the earlier ones would be wrong
 PERIOD = pa.timestamp("ms", "UTC")
+MAX_INT8_CODES = 128  # distinct values of an int8 index, from 0
 MASKS = ("missing", "null", "outlier")
 
 
@@ -202,11 +203,12 @@ def long_table(cells: MergedGrid, value: Floats, reason: Int8s, job: BuildJob) -
     count, hours = cells.raw.shape
     size = count * hours
     absent = ~cells.given.ravel()
+    code_type = np.int8 if count <= MAX_INT8_CODES else np.int16  # int8 keeps the bytes of files as they were
     return pa.table(
         {
             "period": as_arrow(np.tile(_milliseconds(cells), count), PERIOD),
             "respondent": _labels(np.zeros(size, np.int8), (job.respondent,)),
-            "variable": _labels(np.repeat(np.arange(count, dtype=np.int8), hours), cells.variables),
+            "variable": _labels(np.repeat(np.arange(count).astype(code_type), hours), cells.variables),
             "value": _numbers(value.ravel()),
             "raw": _numbers(cells.raw.ravel()),
             "reason": _labels(reason.ravel(), REASONS),
@@ -254,8 +256,11 @@ def _milliseconds(cells: MergedGrid) -> Int64s:
     return np.arange(cells.first, cells.first + cells.raw.shape[1], dtype=np.int64) * 3_600_000
 
 
-def _labels(codes: Int8s, names: Sequence[str], absent: Bools | None = None) -> pa.DictionaryArray:
-    indices = as_arrow(codes if absent is None else np.where(absent, 0, codes).astype(np.int8), pa.int8(), absent)
+def _labels(
+    codes: NDArray[np.int8] | NDArray[np.int16], names: Sequence[str], absent: Bools | None = None
+) -> pa.DictionaryArray:
+    kind = pa.int8() if codes.dtype == np.int8 else pa.int16()
+    indices = as_arrow(codes if absent is None else np.where(absent, 0, codes).astype(codes.dtype), kind, absent)
     return pa.DictionaryArray.from_arrays(indices, as_strings(names))
 
 

@@ -29,7 +29,7 @@ from ingest.errors import (
     VerificationError,
 )
 from ingest.http import HttpResponse, MinInterval, get, jittered_backoff_s
-from ingest.models import FetchJob, FileEntry, Gap, PageEntry, Shard, ShardResult
+from ingest.models import MAX_VARIABLES, FetchJob, FileEntry, Gap, PageEntry, Shard, ShardResult
 from ingest.sources import get_source
 from ingest.sources.base import Page
 
@@ -156,6 +156,7 @@ class _Fetch:
 
         Raises:
             _InconsistentPages: they contradict each other.
+            SourceError: kind "foreign": more than `MAX_VARIABLES` variables of one respondent.
         """
         total = self._known_total()
         if total is None:
@@ -164,6 +165,8 @@ class _Fetch:
         if self.source.paged:
             self._complete(self.source.offsets(self.job, total), total)
         columns, owner = merge([held.page.columns for held in self._ordered()])
+        if max(Counter(name for name, _ in columns.series).values(), default=0) > MAX_VARIABLES:
+            raise SourceError(f"{self.job.shard.key}: more than {MAX_VARIABLES} variables of one respondent", "foreign")
         if owners := duplicate_owners(columns, owner):
             offsets = [self._ordered()[part].entry.offset for part in owners]
             raise _InconsistentPages(
@@ -344,13 +347,14 @@ class _Fetch:
                 throttle = ThrottledError(f"{response.host} refuses the key for now", "403")
             else:
                 accepted_by.add(url)
-                self._note_origin(response.origin)
+                self._note_origin(response.origin.replace(self.key, "[key]") if self.key else response.origin)
                 return _Received(response, content, page)
             self._count(throttle.kind)
             self.context.on_throttle(self.job.bucket, throttle.kind, throttle.retry_after)
             if time.monotonic() > give_up:
                 raise SourceError(f"{throttle}, for more than {THROTTLE_LIMIT_S:.0f} s", "throttle")
-            self._pause(throttle.retry_after or jittered_backoff_s(attempt, *THROTTLE_S))
+            pause = throttle.retry_after or jittered_backoff_s(attempt, *THROTTLE_S)
+            self._pause(min(pause, max(0.0, give_up - time.monotonic())))
 
     def _request(self, offset: int) -> HttpResponse:
         """Return the response to one request, sent on a free connection and within its budget (pool)."""
@@ -371,6 +375,7 @@ class _Fetch:
                 self.job.base_url.rstrip("/") + self.source.request(self.job, offset),
                 headers,
                 deadline_s=self.source.deadline_s,
+                wire_limit=self.source.wire_limit,
                 check_cancelled=self._check_cancelled,
                 compress=self.source.compress,
                 follow=not self.source.uses_key,

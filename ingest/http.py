@@ -53,7 +53,9 @@ class HttpResponse:
     @property
     def origin(self) -> str:
         """The emulator's world ("synthetic", "recordings"), otherwise the host name."""
-        return "".join(c for c in self.headers.get("X-Emulator-World", "") if c.isprintable())[:ORIGIN_LIMIT] or self.host
+        return (
+            "".join(c for c in self.headers.get("X-Emulator-World", "") if c.isprintable())[:ORIGIN_LIMIT] or self.host
+        )
 
 
 def make_session(connections: int) -> requests.Session:
@@ -185,8 +187,7 @@ def inflate(packed: bytes, limit: int = PLAIN_LIMIT) -> bytes:
         while True:
             piece = rest[:CHUNK]
             rest = rest[len(piece) :]
-            data = inflator.unconsumed_tail + piece if inflator.unconsumed_tail else piece
-            plain += inflator.decompress(data, limit + 1 - len(plain))
+            plain += inflator.decompress(piece, limit + 1 - len(plain))
             if len(plain) > limit:
                 raise SourceError(f"a response unpacks to more than {limit >> 20} MiB", "json")
             if inflator.eof:
@@ -198,7 +199,7 @@ def inflate(packed: bytes, limit: int = PLAIN_LIMIT) -> bytes:
                 if members > MEMBERS_LIMIT:
                     raise SourceError(f"a response has more than {MEMBERS_LIMIT} gzip members", "json")
                 inflator = zlib.decompressobj(31)
-            elif not rest and not inflator.unconsumed_tail:
+            elif not rest:
                 raise SourceError(f"a gzip response is truncated after {len(packed)} bytes", "json")
     except zlib.error as error:
         raise SourceError(f"a gzip response is damaged: {error}", "json") from error

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 HOUR = timedelta(hours=1)
 MANIFEST_FORMAT = 1  # raised when a reader of the earlier manifests would be wrong
 ALL_RESPONDENTS = "ALL"  # respondent of a shard whose file holds every balancing authority
+MAX_VARIABLES = 512  # of one respondent and source: EIA has about 25, OASIS about 100
 REGION_TYPES = ("D", "DF", "NG", "TI")  # demand, day-ahead demand forecast, net generation, total interchange
 
 

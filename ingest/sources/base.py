@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ingest.columns import Columns, hour_number
-from ingest.http import HttpResponse
+from ingest.http import WIRE_LIMIT, HttpResponse
 from ingest.models import FetchJob, Shard
 
 
@@ -38,6 +38,7 @@ class Source(ABC):
     rate_limit: RateLimit | None = None  # None: the source states no limit
     min_interval_s = 0.0  # minimum time between two requests to one host; 0 = none
     deadline_s: float  # seconds for one response
+    wire_limit = WIRE_LIMIT  # bytes of one response
     uses_key = False  # the key travels in a header, and redirects are not followed
     accept_encoding = "gzip"
 

@@ -29,11 +29,14 @@ from ingest.catalog import REGION, RESPONDENTS
 from ingest.columns import EMPTY, EPOCH, Columns, has_duplicates, hour_number
 from ingest.errors import SourceError, UsageError
 from ingest.http import HttpResponse, plain_body, raise_for_response
-from ingest.models import HOUR, FetchJob, variable_of
+from ingest.models import HOUR, MAX_VARIABLES, FetchJob, variable_of
 from ingest.sources.base import Page, Source
 
 T = TypeVar("T")
 
+HEADER_LIMIT = 1 << 16  # bytes of the header line; EIA's has 5,000
+PLAIN_LIMIT = 1 << 30  # bytes of one file, unpacked; EIA's have about 100 MB
+MAX_CELLS = 32 << 20  # kept rows x variables: half a year of every balancing authority is 20 million
 BLOCK = 4 << 20  # bytes of CSV parsed at a time
 LOCAL_LAG_HOURS = 24  # the latest local midnight is well under a day behind UTC
 _RESPONDENT, _UTC = "Balancing Authority", "UTC Time at End of Hour"
@@ -96,6 +99,7 @@ class Bulk(Source):
     url = "https://www.eia.gov"
     routes = ("BALANCE",)
     deadline_s = 1800.0
+    wire_limit = 512 << 20  # sent as plain text, compressed while it arrives
     suffix = ".csv.gz"
     compress = True
     shard_months = 6
@@ -171,7 +175,7 @@ class _LineCounter(io.RawIOBase):
     def __init__(self, inner: gzip.GzipFile) -> None:
         """Wrap `inner`."""
         self.inner = inner
-        self.newlines = 0
+        self.newlines = self.bytes = 0
         self.last = b"\n"
 
     def readable(self) -> bool:
@@ -179,9 +183,16 @@ class _LineCounter(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Return the number of bytes read into `buffer`."""
+        """Return the number of bytes read into `buffer`.
+
+        Raises:
+            SourceError: kind "csv": the file is larger than `PLAIN_LIMIT`.
+        """
         chunk = self.inner.read(len(buffer))
         buffer[: len(chunk)] = chunk
+        self.bytes += len(chunk)
+        if self.bytes > PLAIN_LIMIT:
+            raise SourceError(f"the file unpacks to more than {PLAIN_LIMIT >> 20} MiB", "csv")
         self.newlines += chunk.count(b"\n")
         self.last = chunk[-1:] or self.last
         return len(chunk)
@@ -199,8 +210,13 @@ def _parse(job: FetchJob, stored: bytes) -> Page:
         SourceError: kind "csv", "foreign" (hours outside the shard) or "repeated".
     """
     with gzip.GzipFile(fileobj=io.BytesIO(stored)) as file:
-        header = next(text_csv.reader([file.readline().decode("utf-8-sig", "replace")]), [])
+        line = file.readline(HEADER_LIMIT + 1)
+    if len(line) > HEADER_LIMIT:
+        raise SourceError(f"the header line has more than {HEADER_LIMIT >> 10} KiB", "csv")
+    header = next(text_csv.reader([line.decode("utf-8-sig", "replace")]), [])
     variables = variables_of(header)
+    if len(variables) > MAX_VARIABLES:
+        raise SourceError(f"the file has more than {MAX_VARIABLES} variables", "foreign")
     if missing := {_RESPONDENT, _UTC, *_TYPES} - set(header):
         raise SourceError(f"the file has no column {', '.join(sorted(missing))}", "csv")
     texts = dict.fromkeys((_RESPONDENT, _UTC), pa.dictionary(pa.int32(), pa.string()))
@@ -211,7 +227,7 @@ def _parse(job: FetchJob, stored: bytes) -> Page:
         null_values=[""],
     )
     counter = _LineCounter(gzip.GzipFile(fileobj=io.BytesIO(stored)))
-    rows = 0
+    rows = kept = 0
     hours: list[Int32s] = [EMPTY.hour]
     respondents: list[npt.NDArray[np.object_]] = [np.empty(0, object)]
     values: list[Floats] = [np.empty((0, len(variables)))]
@@ -225,6 +241,9 @@ def _parse(job: FetchJob, stored: bytes) -> Page:
             rows += batch.num_rows
             if job.respondents:
                 batch = batch.filter(pc.is_in(batch.column(_RESPONDENT).cast(pa.string()), wanted))
+            kept += batch.num_rows
+            if kept * len(variables) > MAX_CELLS:
+                raise SourceError(f"the file has more than {MAX_CELLS:,} values", "foreign")
             hours.append(_hours(batch.column(_UTC)))
             respondents.append(batch.column(_RESPONDENT).to_numpy(zero_copy_only=False))
             values.append(np.column_stack([_numbers(batch.column(name)) for name in variables]))
@@ -289,6 +308,13 @@ def _hour(text: str) -> int:
 
 
 def _numbers(column: pa.StringArray) -> Floats:
-    """Return `"1,060"` as 1060.0 and an empty cell as NaN: float64 [row]."""
+    """Return `"1,060"` as 1060.0 and an empty cell as NaN: float64 [row].
+
+    Raises:
+        SourceError: kind "csv": a cell is infinite, or "nan".
+    """
     plain = pc.replace_substring(column, ",", "")
-    return np.asarray(pc.cast(plain, pa.float64()).to_numpy(zero_copy_only=False))
+    numbers = np.asarray(pc.cast(plain, pa.float64()).to_numpy(zero_copy_only=False))
+    if np.isfinite(numbers).sum() + column.null_count != len(column):
+        raise SourceError("a value is not a finite number", "csv")
+    return numbers

@@ -20,7 +20,7 @@ import numpy as np
 from ingest.columns import EMPTY, Columns, has_duplicates, hour_table
 from ingest.errors import AuthenticationError, SourceError
 from ingest.http import HttpResponse, excerpt, inflate, plain_body, raise_for_response
-from ingest.models import FetchJob, Shard, variable_of
+from ingest.models import MAX_VARIABLES, FetchJob, Shard, variable_of
 from ingest.sources.base import Page, RateLimit, Source
 
 PAGE_ROWS = 5000  # the API's limit for a JSON response
@@ -96,10 +96,10 @@ class Eia(Source):
             AuthenticationError: 401 or 403 whose body names the key as missing or invalid.
         """
         plain = plain_body(response)
-        if response.status in (401, 403) and (refusal := _key_refusal(plain)):
+        clean = scrub(plain, key)  # before a message quotes the start of it: half a key is a leak too
+        if response.status in (401, 403) and (refusal := _key_refusal(clean)):
             raise AuthenticationError(f"{response.host} rejects the API key: {refusal}. Set EIA_API_KEY to a valid key")
-        raise_for_response(response, plain)
-        clean = scrub(plain, key)
+        raise_for_response(response, clean)
         stored = response.body if response.gzipped and clean is plain else gzip.compress(clean, 1, mtime=0)
         return stored, _page(job, clean)
 
@@ -143,7 +143,7 @@ def _page(job: FetchJob, plain: bytes) -> Page:
     """Return the page of a body.
 
     Raises:
-        SourceError: kind "json", "foreign" (a row that was not requested) or "repeated".
+        SourceError: kind "json", "foreign" (a row that was not requested), "total" (more rows than hours can have) or "repeated".
     """
     shard = job.shard
     try:
@@ -154,12 +154,16 @@ def _page(job: FetchJob, plain: bytes) -> Page:
         raise SourceError(f"not a page of {shard.route} ({error}): {excerpt(plain)}", "json") from error
     rows: Sequence[_RegionRow | _FuelRow] = body.response.data
     total = body.response.total
+    if total > shard.hours * MAX_VARIABLES:
+        raise SourceError(f"total {total} is more than {shard.hours} hours of {MAX_VARIABLES} variables", "total")
     if not rows:
         return Page(EMPTY, 0, total, body.version)
     # Names that differ only in case are equal: EIA has sent both.
     if strangers := sorted({name for name in {row.respondent for row in rows} if name.upper() != shard.respondent}):
         raise SourceError(f"the response has rows of {', '.join(strangers[:3])}, which were not requested", "foreign")
     raw_codes = [row.code for row in rows]
+    if len(set(raw_codes)) > MAX_VARIABLES:
+        raise SourceError(f"the response has more than {MAX_VARIABLES} variables", "foreign")
     spelt = {code: variable_of(shard.route, code.upper()) for code in set(raw_codes)}
     variables = sorted(set(spelt.values()))
     position = {code: variables.index(variable) for code, variable in spelt.items()}

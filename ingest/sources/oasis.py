@@ -24,11 +24,13 @@ from ingest.array_types import Int64s
 from ingest.columns import EMPTY, EPOCH, Columns, hour_number
 from ingest.errors import SourceError, ThrottledError, UsageError
 from ingest.http import HttpResponse, excerpt, plain_body, raise_for_response
-from ingest.models import HOUR, FetchJob, Shard
+from ingest.models import HOUR, MAX_VARIABLES, FetchJob, Shard
 from ingest.sources.base import Page, RateLimit, Source
 
 WINDOW_HOURS = 31 * 24  # OASIS refuses longer periods
-PLAIN_LIMIT = 512 << 20  # bytes: 31 days of five-minute schedules are about 70 MB of CSV
+HEADER_LIMIT = 1 << 16  # bytes of a header line; OASIS's has 300
+MAX_MEMBERS = 100  # files of one zip; OASIS sends one
+PLAIN_LIMIT = 256 << 20  # bytes: 31 days of five-minute schedules are about 70 MB of CSV
 MARKET_RUN = {"SLD_FCST": "DAM", "SLD_REN_FCST": "DAM", "ENE_SLRS": "RTM"}
 NAMING = ("XML_DATA_ITEM", "TAC_AREA_NAME", "TAC_ZONE_NAME", "TRADING_HUB", "RENEWABLE_TYPE")
 _START, _END, _VALUE = "INTERVALSTARTTIME_GMT", "INTERVALENDTIME_GMT", "MW"
@@ -43,6 +45,7 @@ class Oasis(Source):
     rate_limit = RateLimit(1 / 5, 1)  # CAISO's 429 notice: one request every 5 seconds
     min_interval_s = 5.0  # the acceptable use policy: one request every 5 seconds
     deadline_s = 600.0
+    wire_limit = 64 << 20  # a window of five-minute schedules is a zip of 3 MB
     accept_encoding = "identity"
     suffix = ".zip"
 
@@ -98,6 +101,8 @@ class Oasis(Source):
         try:
             with zipfile.ZipFile(io.BytesIO(stored)) as archive:
                 members = archive.infolist()
+                if len(members) > MAX_MEMBERS:
+                    raise SourceError(f"the zip has {len(members)} files, at most {MAX_MEMBERS} are accepted", "zip")
                 if sum(member.file_size for member in members) > PLAIN_LIMIT:
                     raise SourceError(f"the zip unpacks to more than {PLAIN_LIMIT >> 20} MiB", "zip")
                 if errors := [member for member in members if member.filename.upper().startswith("INVALID_REQUEST")]:
@@ -133,7 +138,10 @@ def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> pa.Table:
         SourceError: kind "csv": a column is missing, or the file is truncated.
     """
     with archive.open(member) as file:
-        header = file.readline().decode("utf-8-sig", "replace").strip().split(",")
+        line = file.readline(HEADER_LIMIT + 1)
+    if len(line) > HEADER_LIMIT:
+        raise SourceError(f"{member.filename}: the header line has more than {HEADER_LIMIT >> 10} KiB", "csv")
+    header = line.decode("utf-8-sig", "replace").strip().split(",")
     if missing := {_START, _END, _VALUE, "XML_DATA_ITEM"} - set(header):
         raise SourceError(f"{member.filename} has no column {', '.join(sorted(missing))}", "csv")
     texts = [name for name in (_START, _END, *NAMING) if name in header]
@@ -150,7 +158,7 @@ def _hourly(job: FetchJob, table: pa.Table) -> Columns:
     """Return one value per hour: the average of rows of any interval, for hours whose intervals add up to 60 minutes.
 
     Raises:
-        SourceError: kind "foreign" (rows outside the shard) or "repeated" (an interval occurs twice).
+        SourceError: kind "foreign" (rows outside the shard, too many variables), "repeated" (an interval occurs twice) or "csv".
     """
     if not table.num_rows:
         return EMPTY
@@ -166,6 +174,8 @@ def _hourly(job: FetchJob, table: pa.Table) -> Columns:
     minutes = end - start
     cell = (hour - first) * len(names) + series
     value = table.column(_VALUE).to_numpy()
+    if np.isinf(value).any():
+        raise SourceError("a value is not a finite number", "csv")
     covered = np.bincount(cell, minutes)
     energy = np.bincount(cell, minutes * value)
     whole = np.flatnonzero(covered == 60)
@@ -192,10 +202,18 @@ def _minutes(table: pa.Table, column: str) -> Int64s:
 
 
 def _labels(table: pa.Table, columns: list[str]) -> tuple[list[tuple[str, ...]], Int64s]:
-    """Return the distinct combinations of `columns`, sorted, and the index of each row among them: int64 [row]."""
+    """Return the distinct combinations of `columns`, sorted, and the index of each row among them: int64 [row].
+
+    Raises:
+        SourceError: kind "foreign": more than `MAX_VARIABLES` combinations.
+    """
     texts, codes = zip(*(_codes(table, column) for column in columns), strict=True)
     sizes = [len(names) for names in texts]
+    if max(sizes) > MAX_VARIABLES:  # checked before their product, which could exceed 64 bits
+        raise SourceError(f"the file has more than {MAX_VARIABLES} variables", "foreign")
     distinct, rows = np.unique(np.ravel_multi_index(codes, sizes), return_inverse=True)
+    if len(distinct) > MAX_VARIABLES:
+        raise SourceError(f"the file has more than {MAX_VARIABLES} variables", "foreign")
     indices = zip(*np.unravel_index(distinct, sizes), strict=True)
     return [tuple(names[i] for names, i in zip(texts, index, strict=True)) for index in indices], rows
 
