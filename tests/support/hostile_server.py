@@ -14,8 +14,8 @@ BLOCK = b"0" * (1 << 16)
 class Hostility:
     """One connection's means: send bytes, or wait until the test is over."""
 
-    def __init__(self, peer: socket.socket, over: threading.Event) -> None:
-        self._peer, self._over = peer, over
+    def __init__(self, peer: socket.socket, over: threading.Event, request: bytes) -> None:
+        self._peer, self._over, self.request = peer, over, request
 
     def send(self, content: bytes) -> None:
         self._peer.sendall(content)
@@ -97,8 +97,8 @@ def hostile(act: Callable[[Hostility], None]) -> Iterator[str]:
 
     def answer(peer: socket.socket) -> None:
         with suppress(OSError), peer:
-            peer.recv(1 << 16)
-            act(Hostility(peer, over))
+            if request := peer.recv(1 << 16):  # empty: a probe of the address
+                act(Hostility(peer, over, request))
 
     def accept() -> None:
         with suppress(OSError):

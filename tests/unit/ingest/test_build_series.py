@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
-from ingest.build_series import PieceRows, build, classify_cells, merge, year_hours
+from ingest.build_series import PieceRows, build, classify_cells, long_table, merge, year_hours
 from ingest.columns import hour_number
 from ingest.errors import VerificationError
-from ingest.models import BuildResult, ShardResult
+from ingest.models import MAX_VARIABLES, BuildJob, BuildResult, ShardResult
 from ingest.plan import build_job
 from tests.support.data_folder import ABSENT, daily, shard, store
 from tests.support.recordings import RESPONDENTS, needs_recordings, year_of
@@ -67,6 +67,23 @@ def test_merge_keeps_latest_value_and_its_generation(drawn: list[dict]) -> None:
     assert sorted(found, key=str) == sorted(revisions, key=str)
     assert merged.duplicates == 0
     assert not merged.given[:, 6:].any()
+
+
+@pytest.mark.parametrize(("count", "index"), [(128, "int8"), (129, "int16"), (MAX_VARIABLES, "int16")])
+def test_more_variables_than_an_int8_index_holds_are_built(count: int, index: str) -> None:
+    names = tuple(f"V{number:03d}" for number in range(count))
+    rows = PieceRows(
+        shard(start="2023-01-01T00", end="2023-12-31T23"),
+        names,
+        np.full(count, FIRST, np.int32),
+        np.arange(count, dtype=np.int32),
+        np.arange(count, dtype=float),
+    )
+    cells = merge([rows], 2023)
+    table = long_table(cells, cells.raw, classify_cells(cells), BuildJob("PACW", 2023, "synthetic", ()))
+    assert str(table.schema.field("variable").type.index_type) == index
+    first_hours = table.column("variable").combine_chunks().take(np.arange(count) * HOURS)
+    assert tuple(first_hours.to_pylist()) == names
 
 
 def test_duplicate_keys_in_a_piece_are_counted() -> None:
