@@ -95,6 +95,7 @@ ELSEWHERE = {
     r"scripts/dev/draw_run.py|python scripts/dev/generate_docs.py": "not run: it writes these docs",
     r"(--group \S+ )?(python (-m )?)?scripts[/.](bench|evaluate)[/.][a-z_]+(\.py)?( .*)?": BENCHMARK,
     r"scripts/dev/run_readme.py": "not run: minutes; parts of it are tested below",
+    r"python3 scripts/dev/pin_versions.py try": "not run: it installs the newest versions and runs the tests; its parts: tests/unit/test_pinned_versions.py",
     r"scripts/check": SUITE,
     r"pytest.*": SUITE,
     r"(scp|ssh|apt-get|systemctl|launchctl) .*": HOST,
