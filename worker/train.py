@@ -14,9 +14,9 @@ from pathlib import Path
 if __name__ == "__main__":
     # A script that is run by path finds its own folder first on the path, not the project's.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
-    from worker.process import blas_env
+    from worker.process import blas
 
-    blas_env.restart_prepared()  # sets threads and BLAS, which must happen before numpy and mlx load
+    blas.prepare()  # sets threads and BLAS, which must happen before numpy and mlx load
     from worker.training.cli import run_rank
 
     sys.exit(run_rank())

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from coordinator.workers.arithmetic import describe_difference
 from coordinator.workers.ssh import SshFailure
 
 LEAST_FREE = 2 << 30  # bytes: the five default respondents' seven years and a training take about 1 GB
@@ -106,21 +107,21 @@ def backend(facts: Mapping[str, Any]) -> list[Finding]:
 
 
 def speeds(plain: Mapping[str, Any], rank: Mapping[str, Any]) -> list[Finding]:
-    """Compare the matrix products of numpy and of mlx on the CPU, in a plain process and in a rank."""
+    """Compare the matrix products of numpy and of mlx on the CPU, in a plain process and in a rank.
+
+    The library is the one that answered in the rank, found by the address of its function.
+    """
     numpy, before, after = plain["numpy_gflops"], plain["mlx_cpu_gflops"], rank["mlx_cpu_gflops"]
-    seen = f"numpy {numpy:.0f} GFLOP/s; mlx {before:.0f}, in a rank {after:.0f} ({rank['blas'].removeprefix('BLAS: ')})"
-    if plain["device"] == "cpu" and after < MIN_SPEED_RATIO * numpy:
-        if "openblas" in rank["blas"]:
-            return [
-                problem(
-                    "BLAS",
-                    seen,
-                    "OpenBLAS is installed but slow: run the doctor again when nothing else runs on this host",
-                )
-            ]
-        fix = "install OpenBLAS, e.g. `apt-get install libopenblas0-pthread`: ranks then preload it"
-        return [problem("BLAS", seen, fix)]
-    return [ok("BLAS", seen)]
+    used = rank["blas"]
+    kernel = f", kernel {used['kernel']}" if used["kernel"] else ""
+    library = f"{used['build']}{kernel}" + (f" ({used['path']})" if used["path"] else "")
+    seen = f"in a rank mlx has {after:.0f} GFLOP/s with {library}; without it {before:.0f}; numpy {numpy:.0f}"
+    if plain["device"] != "cpu" or after >= MIN_SPEED_RATIO * numpy:
+        return [ok("BLAS", seen)]
+    if rank["blas_why"]:
+        return [problem("BLAS", seen, f"{rank['blas_why']}; or preload an OpenBLAS: `LD_PRELOAD=/…/libopenblas.so.0`")]
+    fix = f"{used['build']} is slow on this host: run the doctor again when nothing else runs here"
+    return [problem("BLAS", seen, fix)]
 
 
 def kernels(facts: Mapping[str, Any]) -> list[Finding]:
@@ -299,6 +300,16 @@ def link_finding(link: LinkFacts) -> Finding:
         )
         return problem(name, f"{seen}: slow for a ring", fix)
     return ok(name, seen)
+
+
+def same_arithmetic(facts: Iterable[HostFacts]) -> list[Finding]:
+    """Compare what decides bits on the hosts that were probed. A difference is no problem: rounding alone differs."""
+    ranks = {one.host: probe for one in facts if isinstance(probe := one.collected.get("rank_probe"), dict)}
+    if len(ranks) < 2:
+        return []
+    mlx = {host: f"{probe['blas']['build']} {probe['blas']['kernel']}".strip() for host, probe in ranks.items()}
+    used = {host: f"mlx with {mlx[host]}, numpy with {probe['numpy_blas']}" for host, probe in ranks.items()}
+    return [ok("arithmetic", describe_difference(used) or f"the same on all hosts: {next(iter(used.values()))}")]
 
 
 def duplicate_addresses(addresses: Iterable[tuple[str, str]]) -> list[Finding]:

@@ -25,7 +25,8 @@ def facts(order):
     """Collect the facts of this host.
 
     Args:
-        order: data (folder), keys (folder), ports, packages, addresses, probe (whether to measure speeds).
+        order: data (folder), keys (folder), ports, packages, addresses, probe (whether to measure speeds), environment (variables
+            of the probes).
     """
     data = os.path.expanduser(order["data"])
     there = data
@@ -47,8 +48,8 @@ def facts(order):
         "sleep": sleep_settings(),
         "asked_from": os.environ.get("SSH_CONNECTION", "").partition(" ")[0],
         "addresses": [address for address in order["addresses"] if own(address)],
-        "probe": probe() if order["probe"] else None,
-        "rank_probe": probe("--as-rank") if order["probe"] else None,
+        "probe": probe(order["environment"]) if order["probe"] else None,
+        "rank_probe": probe(order["environment"], "--as-rank") if order["probe"] else None,
     }
 
 
@@ -172,9 +173,10 @@ def sleep_settings():
     return found
 
 
-def probe(*arguments):
-    """Return what `python -m worker.process.probe` prints, or the last line of its error."""
+def probe(more, *arguments):
+    """Return what `python -m worker.process.probe` prints with `more` environment variables, or the last line of its error."""
     environment = {name: value for name, value in os.environ.items() if name not in ("MLX_RANK", "MLX_HOSTFILE")}
+    environment.update(more)
     command = [sys.executable, "-m", "worker.process.probe", *arguments]
     try:
         done = subprocess.Popen(

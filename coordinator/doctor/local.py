@@ -60,7 +60,7 @@ def examine(data_dir: Path, bind: str, keys: Path) -> list[Finding]:
     """
     installed = {name.lower(): dist.version for dist in metadata.distributions() if (name := dist.metadata["Name"])}
     found = packages(metadata.requires(PACKAGE) or [], installed, sys.platform)
-    plain, rank = probe(), probe("--as-rank")
+    plain, rank = probe({}), probe({}, "--as-rank")
     if not isinstance(plain, str):
         found += python(plain)
     found += probes(plain, rank)

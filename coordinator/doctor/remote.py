@@ -6,10 +6,11 @@ A host that is down is a finding, not an error. The remote program is `host_scri
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -25,6 +26,7 @@ from coordinator.doctor.checks import (
     duplicate_addresses,
     host_findings,
     link_finding,
+    same_arithmetic,
 )
 from coordinator.doctor.local import RING_PORTS
 from coordinator.workers.hostfile import Host, Hosts
@@ -76,8 +78,17 @@ class HostProbe:
             self._fail(line)
             return None
 
-    def collect(self, packages: Sequence[str], addresses: Sequence[str], keys: str, probe: bool) -> None:
-        """Measure the clock's offset, then collect all other facts."""
+    def collect(
+        self, packages: Sequence[str], addresses: Sequence[str], keys: str, environment: Mapping[str, str] | None
+    ) -> None:
+        """Measure the clock's offset, then collect all other facts.
+
+        Args:
+            packages: Names of the packages whose versions must be equal.
+            addresses: The hosts' addresses in the hostfile.
+            keys: Key folder.
+            environment: What the host's worker gets, to measure speeds with; None measures none.
+        """
         offsets = []
         for _ in range(CLOCK_SAMPLES):
             asked = time.time()
@@ -92,7 +103,8 @@ class HostProbe:
             ports=list(RING_PORTS),
             packages=list(packages),
             addresses=list(addresses),
-            probe=probe,
+            probe=environment is not None,
+            environment=environment or {},
         )
         if collected is not None:
             error, offset = min(offsets)
@@ -147,8 +159,10 @@ def examine_hosts(hosts: Hosts, keys: Path, *, probe: bool = True, ssh: Sequence
     with ThreadPoolExecutor(max(1, len(hosts.remote))) as pool:
         try:
             probes.extend(HostProbe(host, ssh) for host in hosts.remote)
-            list(pool.map(lambda one: one.collect(PACKAGES, addresses, _relative_to_home(keys), probe), probes))
+            environment = hosts.worker_environment(os.environ) if probe else None
+            list(pool.map(lambda one: one.collect(PACKAGES, addresses, _relative_to_home(keys), environment), probes))
             found = [finding for one in probes for finding in host_findings(one.facts, expected)]
+            found += same_arithmetic([one.facts for one in probes])
             links = [link_finding(link) for link in [*_ring_links(probes), *_coordinator_links(probes)]]
         except KeyboardInterrupt:
             for one in probes:

@@ -15,7 +15,7 @@ import msgspec
 
 from coordinator.wire.lease_kinds import LeaseKind
 
-VERSION = 3
+VERSION = 4
 MAX_MESSAGE = 4 << 20  # bytes: a shard's result with thousands of pages and gaps stays under 2 MiB
 MAX_CHUNK = 1 << 20  # bytes: the raw frame of a FileChunk
 MAX_ARRAYS = 64  # of a result
@@ -70,6 +70,7 @@ class Register(Message, frozen=True, tag="Hello"):
     version: Name  # of the package
     python: Name
     protocol: int = VERSION
+    arithmetic: Name = ""  # BLAS and kernel of its numpy: hosts that tell the same compute the same bits
 
     @property
     def wants_weights(self) -> bool:

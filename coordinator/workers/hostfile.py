@@ -14,6 +14,9 @@ HERE = ("127.0.0.1", "localhost")  # mlx starts these entries on this host, with
 NEXT = "hostfiles/README.md explains the format"
 
 
+CARRIED = ("OPENBLAS_CORETYPE",)  # OpenBLAS's code for a kind of CPU: another one rounds differently
+
+
 @dataclass(frozen=True)
 class Host:
     """A host that ssh reaches."""
@@ -36,6 +39,13 @@ class Hosts:
     def size(self) -> int:
         """Return the number of ranks of the ring: one per entry."""
         return len(self.remote) + self.here
+
+    def worker_environment(self, environ: Mapping[str, str]) -> dict[str, str]:
+        """Return the variables that workers on remote hosts get: the hostfile's, and of `environ` what decides bits.
+
+        A variable of the hostfile comes before the same one of `environ`.
+        """
+        return {name: environ[name] for name in CARRIED if name in environ} | dict(self.environment)
 
 
 def read_hosts(path: Path, python: Mapping[str, str], data: Mapping[str, str]) -> Hosts:

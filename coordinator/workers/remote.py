@@ -145,7 +145,7 @@ class SshWorkerPool:
 
     def _send_config(self, session: Session) -> None:
         host, stdin = session.host, session.process.stdin
-        environment = dict(self.hosts.environment)
+        environment = self.hosts.worker_environment(os.environ)
         if key := os.environ.get("EIA_API_KEY"):
             environment["EIA_API_KEY"] = key
         config = {

@@ -175,12 +175,7 @@ class Bench:
 
     def _ring(self, spec: dict) -> dict:
         ranks = spec.get("ranks", 1)
-        env = {}
-        if spec.get("openblas"):
-            library = next(Path("/usr/lib").glob("*/openblas-pthread/libblas.so.3"), None)
-            if library is None:
-                raise ValueError("OpenBLAS is not installed: apt install libopenblas0-pthread")
-            env = {"LD_PRELOAD": str(library), "OPENBLAS_NUM_THREADS": str(max(1, self.cores // ranks))}
+        env = {"OPENBLAS_NUM_THREADS": str(max(1, self.cores // ranks))} if spec.get("openblas") else {}
         if spec.get("link_share"):
             spec["bandwidth"], spec["predicted"] = self._link(spec)
         script = [str(HERE / "ring_rank.py"), json.dumps(spec)]

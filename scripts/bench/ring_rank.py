@@ -10,6 +10,11 @@ import sys
 import time
 from importlib.metadata import version
 
+if __name__ == "__main__" and json.loads(sys.argv[1]).get("openblas"):
+    from worker.process import blas
+
+    blas.prepare()  # before mlx loads
+
 import mlx.core as mx
 import numpy as np
 

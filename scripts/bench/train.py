@@ -11,13 +11,13 @@ import argparse
 import json
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ringattn import launch
 from scripts.bench.common import IMAGES, ROOT, cores, drawn, emit, parser, read_lines
-from worker.process import blas_env
+from worker.process import blas
 
 PROGRAM = (str(ROOT / "worker" / "train.py"),)
 
@@ -29,6 +29,7 @@ def train(
     threads: int,
     command: Sequence[str] = PROGRAM,
     timeout: float = 1800,
+    environ: Mapping[str, str] | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Train on one piece of `hours` hours.
 
@@ -39,6 +40,7 @@ def train(
         threads: Threads of each rank.
         command: The training program.
         timeout: Seconds after which the training is stopped.
+        environ: Variables of the ranks.
 
     Returns:
         The lines of its steps, as in metrics.jsonl, and its result.
@@ -57,17 +59,11 @@ def train(
             "validate-every": options.steps,
             "checkpoint-every": options.steps,
         }
-        env = blas_environment() | dict.fromkeys(blas_env.THREADS, str(threads))
+        env = {**(environ or {}), **dict.fromkeys(blas.THREADS, str(threads))}
         words = (word for key, value in flags.items() for word in (f"--{key}", str(value)))
         launch.run(ranks, [*command, *words], env=env, timeout=timeout)
         lines = read_lines(Path(folder) / "metrics.jsonl")
         return [line for line in lines if "loss" in line], json.loads((Path(folder) / "result.json").read_text())
-
-
-def blas_environment() -> dict[str, str]:
-    """Return the variables that make a rank use OpenBLAS, if it is installed."""
-    library = blas_env.openblas()
-    return {} if library is None else {"LD_PRELOAD": str(library)}
 
 
 def add_options(command: argparse.ArgumentParser, steps: int) -> None:
@@ -91,7 +87,7 @@ def run(options: argparse.Namespace) -> None:
             "attention_share": round(statistics.median(step["attention_share"] for step in lines[1:]), 3),
             "wait_share": round(statistics.median(step["wait_share"] for step in lines[1:]), 3),
             "peak_mb": result["peak_mb"],
-            "blas": blas_env.describe(blas_environment()),
+            "blas": result["arithmetic"]["mlx"],
         }
         emit(line, options.out, progress=True)
 

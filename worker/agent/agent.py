@@ -40,6 +40,7 @@ from coordinator.wire.messages import (
     TerminateLease,
     Weights,
 )
+from rl.blas import numpy_blas
 from worker.agent.connection import Connection
 from worker.agent.executor import LeaseExecutor
 from worker.agent.handlers import Handler, default_handlers
@@ -100,6 +101,7 @@ class Agent:
             filesystem_id(config.data_dir),
             version("ring-attention-energy"),
             platform.python_version(),
+            arithmetic=numpy_blas().describe(),
         )
         self._process = psutil.Process()
         self._connection = Connection(config.endpoint, self.name, config.curve)

@@ -30,7 +30,7 @@ from rl.env.dataset_file import path_of, to_bytes
 from rl.env.forecasts import corrected, day_ahead
 from rl.env.grid import Array, Grid
 from rl.env.region import Region, region
-from worker.process import blas_env
+from worker.process import blas
 
 RENEWABLE = ("NG.WND", "NG.SUN")
 SPLITS = ("train", "validate", "test")
@@ -186,7 +186,7 @@ def _forecast_medians(spec: DatasetSpec, data_dir: Path, cancelled: threading.Ev
 
 
 def _forecast_table(path: Path, data_dir: Path, run: Path, cancelled: threading.Event) -> None:
-    """Write a table of forecasts in a separate process, which has the BLAS and thread settings of a rank.
+    """Write a table of forecasts in a separate process, which has the threads of a rank.
 
     The process writes atomically: that of a worker that was killed may still run and write the same table.
 
@@ -198,7 +198,7 @@ def _forecast_table(path: Path, data_dir: Path, run: Path, cancelled: threading.
     command = [sys.executable, "-m", "worker.forecast", "--data", str(data_dir), "--run", str(run)]
     with subprocess.Popen(
         [*command, "--table", str(path)],
-        env={**kept, **blas_env.blas_environment(kept)},
+        env={**kept, **blas.thread_counts(kept)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

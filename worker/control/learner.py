@@ -18,12 +18,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from worker.process import blas_env
+from worker.process import blas
 
 if __name__ == "__main__":
     # One thread: the same sums in the same order on every host, and the workers use the other cores.
-    os.environ |= dict.fromkeys(blas_env.THREADS, "1")
-    blas_env.restart_prepared()
+    os.environ |= dict.fromkeys(blas.THREADS, "1")
+    blas.prepare()
 
 import msgspec
 import numpy as np
@@ -342,6 +342,7 @@ class ControlTraining:
             "audits": self.client.audits,
             "seed": s.seed,
             "machine": f"{platform.platform(terse=True)}, numpy {np.__version__}",  # of the learner
+            "arithmetic": blas.record(),
         }
         atomic_write(self.run / RESULT, json.dumps(result, indent=1).encode())
 

@@ -2,7 +2,10 @@
 
 import sys
 
-from worker.forecast.cli import main
-
 if __name__ == "__main__":
+    from worker.process import blas
+
+    blas.prepare(quiet=True)  # sets threads and BLAS, which must happen before numpy and mlx load
+    from worker.forecast.cli import main
+
     sys.exit(main())

@@ -1,21 +1,24 @@
 """Probe of this host's compute: `python -m worker.process.probe [--as-rank]` prints one JSON line for `coordinator doctor`.
 
-`--as-rank` measures with the environment of a rank, which on Linux preloads OpenBLAS where it is installed.
+`--as-rank` measures as a rank does, which on Linux loads a fast BLAS for mlx.
 """
 
 import sys
 
-from worker.process import blas_env
+from worker.process import blas
 
 if __name__ == "__main__" and "--as-rank" in sys.argv:
-    blas_env.restart_prepared()
+    blas.prepare()
 
 import json
 import os
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
+
+from rl.blas import numpy_blas
 
 SIZE = 512  # rows of the square matrices: a product takes 0.27 GFLOP, 40 ms with the slowest BLAS
 BURST_S = 0.3  # seconds to measure each speed
@@ -45,7 +48,10 @@ def main() -> None:
         "platform": platform.platform(terse=True),
         "device": str(mx.default_device().type).rpartition(".")[2],
         "ring": bool(mx.distributed.is_available("ring")),
-        "blas": blas_env.describe(os.environ),
+        "blas": asdict(blas.in_use()),
+        "blas_threads": os.environ.get("OPENBLAS_NUM_THREADS", ""),
+        "blas_why": blas.choose().why if "--as-rank" in sys.argv else "",
+        "numpy_blas": numpy_blas().describe(),
         "numpy_gflops": _gflops(lambda: draw @ draw),
         "mlx_cpu_gflops": on_cpu,
         "kernels": reasons,

@@ -14,7 +14,7 @@ import ringattn
 from coordinator.wire.exit_codes import ExitCode
 from coordinator.wire.failures import LAUNCH_ERROR
 from ingest.errors import IngestError, UsageError
-from worker.process import blas_env
+from worker.process import blas
 from worker.training.config import parse
 from worker.training.loop import Trainer
 
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault("RINGATTN_TIMEOUT", str(config.timeout))
         group = ringattn.init(config.timeout)
         if group.rank() == 0:
-            print(f"{group.size()} rank(s); {blas_env.describe(os.environ)}", file=sys.stderr, flush=True)
+            print(f"{group.size()} rank(s); {blas.describe()}", file=sys.stderr, flush=True)
         finished = Trainer(config, group, stop).run()
     except ringattn.LaunchError as error:
         print(f"{LAUNCH_ERROR}: {error}", file=sys.stderr)

@@ -29,6 +29,7 @@ from ingest.loader import available, respondents_on_disk
 from worker.forecast.model import checkpoint
 from worker.forecast.model.checkpoint import Checkpoint
 from worker.forecast.model.network import MEDIAN, QUANTILES, Forecaster, ModelConfig, pinball
+from worker.process import blas
 from worker.training.config import RESUMABLE, TrainConfig, periods, plain
 from worker.training.data import LocalBatch, build_local_batch, draw_pieces, draw_sign_flips
 from worker.training.metrics import MetricsWriter, StepRecord, peak_bytes
@@ -305,6 +306,7 @@ class Trainer:
             "respondents": list(self.store.respondents),
             "reference": self.config.reference,
             "peak_mb": [round(float(x), 1) for x in peaks],
+            "arithmetic": blas.record(),  # of rank 0
         }
         atomic_write(self.config.run_dir / "result.json", json.dumps(result, indent=1).encode())
         print(json.dumps(result))

@@ -23,10 +23,11 @@ import psutil
 from coordinator.wire.auth import local_address_towards
 from coordinator.wire.exit_codes import ExitCode
 from coordinator.wire.failures import LAUNCH_ERROR
+from coordinator.wire.messages import MAX_NAME
 from coordinator.wire.payloads import JoinReply, JoinRequest, RankSpec
 from ingest.errors import Cancelled, IngestError, UsageError
 from worker.agent.lease import LeaseContext, RankProgress
-from worker.process import blas_env
+from worker.process import blas
 from worker.training import replica
 from worker.training.heartbeat_file import HeartbeatFollower
 
@@ -99,8 +100,8 @@ class RankRunner:
             replica.sync_replica(context.data_dir / replica.FOLDER, files, context.transfer, on_chunk)
         host = context.address or local_address_towards(context.endpoint)
         bracketed = f"[{host}]" if ":" in host else host
-        blas = blas_env.describe({**os.environ, **blas_env.blas_environment(os.environ)})
-        return msgspec.to_builtins(JoinReply(f"{bracketed}:{free_port(host)}", blas))
+        words = blas.choose().describe()[:MAX_NAME]
+        return msgspec.to_builtins(JoinReply(f"{bracketed}:{free_port(host)}", words))
 
     def run(self, job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
         """Run one rank to its end.
@@ -189,11 +190,11 @@ class RankRunner:
 
 
 def rank_environment(rank: RankSpec, hosts: Path, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of a rank: its place in the ring, its share of this host's cores, and a fast BLAS if there is one."""
+    """Return the environment of a rank: its place in the ring and its share of this host's cores."""
     kept = {name: value for name, value in environ.items() if name not in NOT_FOR_RANKS}
     if len(rank.addresses) > 1:
         kept |= {"MLX_RANK": str(rank.rank), "MLX_HOSTFILE": str(hosts)}
-    return {**kept, **blas_env.blas_environment(kept), "PYTHONUNBUFFERED": "1"}
+    return {**kept, **blas.thread_counts(kept), "PYTHONUNBUFFERED": "1"}
 
 
 def free_port(host: str) -> int:

@@ -32,6 +32,8 @@ from coordinator.wire.failures import FailureKind
 from coordinator.wire.lease_kinds import LeaseKind
 from coordinator.wire.messages import MAX_WEIGHTS, Weights
 from coordinator.wire.payloads import FileRef
+from coordinator.workers.arithmetic import describe_difference
+from rl.blas import numpy_blas
 from rl.distributed.protocol import (
     DistrustWorker,
     Finished,
@@ -75,6 +77,7 @@ class RolloutController(StageController):
         self._results: Counter[str] = Counter()
         self._issued = self._speculated = self._deaths = 0
         self._excluded: set[str] = set()
+        self._arithmetic = {"the learner": numpy_blas().describe()}  # and of each worker's host
         self._lines: list[str] = []  # to show
         self._progress = Progress("start", 0, 0, {})
         self._figures: dict[str, float] = {}
@@ -255,6 +258,10 @@ class RolloutController(StageController):
         workers = {
             name: worker for name, worker in scheduler.workers.items() if LeaseKind.ROLLOUT in worker.registration.kinds
         }
+        for registration in [worker.registration for worker in workers.values()]:
+            if registration.arithmetic not in ("", *self._arithmetic.values()):
+                self._lines.append(describe_difference(self._arithmetic | {registration.host: registration.arithmetic}))
+            self._arithmetic[registration.host] = registration.arithmetic
         self._workers = tuple(
             WorkerView(name, len(worker.held), self._results[name], now - worker.last_seen)
             for name, worker in workers.items()

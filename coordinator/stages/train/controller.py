@@ -27,6 +27,7 @@ from coordinator.stages.train.view import describe_rebalance, render, train_view
 from coordinator.wire.lease_kinds import LeaseKind
 from coordinator.wire.messages import Weights
 from coordinator.wire.payloads import JoinReply, JoinRequest
+from coordinator.workers.arithmetic import describe_difference
 
 # Of rank 0's lease: its checkpoints, of which four are on disk at once, and the files of the run.
 UPLOADS = LeaseFiles(
@@ -70,7 +71,7 @@ class TrainController(StageController):
         """Prepare a run; the ring exists from `on_start` on."""
         self._options, self._timeouts = options, timeouts
         self._pending: list[RingAction] = []
-        self._blas: set[str] = set()  # libraries that were printed already
+        self._blas: dict[str, str] = {}  # worker → BLAS of its ranks
         self._began = time.monotonic()
         self.metrics = MetricsFollower(options.run / artifacts.METRICS)
         self._inputs = TrainingFiles(options.data_dir, options.run, bool(options.config))
@@ -92,9 +93,10 @@ class TrainController(StageController):
         """Take the address of a worker that joins, or the end of a rank that is done."""
         if done.task.kind == LeaseKind.JOIN:
             reply: JoinReply = done.output
-            if reply.blas not in self._blas:
-                self._blas.add(reply.blas)
-                self._pending.append(f"{done.worker}: {reply.blas}")
+            if reply.blas not in self._blas.values():
+                self._blas[done.worker] = reply.blas
+                self._pending.append(describe_difference(self._blas) or f"{done.worker}: {reply.blas}")
+            self._blas[done.worker] = reply.blas
             self._decide(AddressOffered(done.task.id, reply.address))
         elif done.task.kind == LeaseKind.TRAIN:
             self._decide(RankDone(done.task.id))

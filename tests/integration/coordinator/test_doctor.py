@@ -22,7 +22,9 @@ FACTS: dict[str, Any] = {
     "platform": "Linux",
     "device": "cpu",
     "ring": True,
-    "blas": "BLAS: the reference one",
+    "blas": {"build": "reference BLAS", "kernel": "", "path": "/mlx_cpu.libs/libblas.so.3"},
+    "blas_why": "the OpenBLAS of scipy's wheel can't be used: the shim was not built; install gcc",
+    "numpy_blas": "OpenBLAS 0.3.31, kernel Haswell",
     "numpy_gflops": 140.0,
     "mlx_cpu_gflops": 4.0,
     "kernels": {"native": None, "mlx": None, "reference": None},
@@ -43,14 +45,23 @@ def assert_problem(findings: list[Finding], words: str) -> None:
     assert words in finding.seen + finding.fix
 
 
+OPENBLAS = {"build": "OpenBLAS 0.3.30", "kernel": "Haswell", "path": "/scipy.libs/libscipy_openblas.so"}
+
+
 def test_slow_blas_in_a_rank_is_a_problem() -> None:
-    fast = {**FACTS, "mlx_cpu_gflops": 150.0, "blas": "BLAS: /lib/libopenblas.so.0"}
+    fast = {**FACTS, "mlx_cpu_gflops": 150.0, "blas": OPENBLAS, "blas_why": ""}
     finding = only(checks.speeds(FACTS, fast))
     assert finding.state == "ok"
-    assert "numpy 140 GFLOP/s; mlx 4, in a rank 150" in finding.seen
-    assert_problem(checks.speeds(FACTS, FACTS), "libopenblas0-pthread")
-    assert_problem(checks.speeds(FACTS, {**fast, "mlx_cpu_gflops": 20.0}), "when nothing else runs")
+    assert "150 GFLOP/s with OpenBLAS 0.3.30, kernel Haswell (/scipy.libs/libscipy_openblas.so)" in finding.seen
     assert only(checks.speeds({**FACTS, "device": "gpu"}, FACTS)).state == "ok"
+    assert_problem(checks.speeds(FACTS, {**fast, "mlx_cpu_gflops": 20.0}), "OpenBLAS 0.3.30 is slow on this host")
+
+
+def test_host_without_openblas_is_not_told_that_it_is_there() -> None:
+    # The reason names OpenBLAS; what is said to be in use follows from the library that answered.
+    (finding,) = checks.speeds(FACTS, FACTS)
+    assert finding.state == "problem" and "with reference BLAS (/mlx_cpu.libs/libblas.so.3)" in finding.seen
+    assert "install gcc" in finding.fix and "is slow on this host" not in finding.fix
 
 
 def test_write_check_survives_a_file_of_another_host(tmp_path: Path) -> None:

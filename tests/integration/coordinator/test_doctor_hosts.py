@@ -291,9 +291,12 @@ def only(findings: list[Finding], words: str, fix: str) -> None:
 
 
 EXPECTED = Expected(HERE, {"mlx": "1"}, 1)
-SPEEDS = {"device": "cpu", "ring": True, "numpy_gflops": 100.0, "mlx_cpu_gflops": 4.0, "blas": "x", "kernels": {"native": None},
-          "kernel": "native", "kernel_refusal": "", "isa": "neon"}  # fmt: skip
-FAST = {**SPEEDS, "mlx_cpu_gflops": 90.0}
+SPEEDS = {"device": "cpu", "ring": True, "numpy_gflops": 100.0, "mlx_cpu_gflops": 4.0, "kernels": {"native": None},
+          "kernel": "native", "kernel_refusal": "", "isa": "neon", "numpy_blas": "OpenBLAS 0.3.31, kernel Haswell",
+          "blas": {"build": "reference BLAS", "kernel": "", "path": "/mlx_cpu.libs/libblas.so"},
+          "blas_why": "the shim was not built: install gcc"}  # fmt: skip
+OPENBLAS = {"build": "OpenBLAS 0.3.30", "kernel": "Haswell", "path": "/scipy.libs/libscipy_openblas.so"}
+FAST = {**SPEEDS, "mlx_cpu_gflops": 90.0, "blas": OPENBLAS, "blas_why": ""}
 
 
 def test_healthy_host_has_no_problem() -> None:
@@ -306,7 +309,7 @@ def test_healthy_host_has_no_problem() -> None:
     ("changes", "words", "fix"),
     [
         ({"sleep": {"sleep": "1", "disksleep": "10"}}, "goes to sleep", "sudo pmset -c sleep 0"),
-        ({"probe": SPEEDS, "rank_probe": SPEEDS}, "mlx 4, in a rank 4", "libopenblas0-pthread"),
+        ({"probe": SPEEDS, "rank_probe": SPEEDS}, "reference BLAS", "install gcc"),
         ({"probe": {**SPEEDS, "ring": False}, "rank_probe": FAST}, "ring missing", "reinstall-package mlx"),
         ({"probe": {**SPEEDS, "kernels": {"native": "no C compiler: gcc"}}, "rank_probe": FAST}, "native can't be", "gcc"),
         ({"probe": "ImportError: libmlx", "rank_probe": "x"}, "ImportError", "uv sync"),
@@ -315,6 +318,23 @@ def test_healthy_host_has_no_problem() -> None:
 )  # fmt: skip
 def test_each_problem_has_a_finding_with_a_fix(changes: dict[str, Any], words: str, fix: str) -> None:
     only(checks.host_findings(host_facts(**changes), EXPECTED), words, fix)
+
+
+def test_hosts_that_round_differently_are_named() -> None:
+    def fleet(kernel: str) -> list[HostFacts]:
+        other = {**FAST, "blas": {**OPENBLAS, "kernel": kernel}}
+        return [host_facts(rank_probe=FAST), replace(host_facts(rank_probe=other), host="m2-1")]
+
+    (same,) = checks.same_arithmetic(fleet("Haswell"))
+    assert same.seen.startswith("the same on all hosts") and "OpenBLAS 0.3.30 Haswell" in same.seen
+    (differ,) = checks.same_arithmetic(fleet("SkylakeX"))
+    assert differ.state == "ok"  # hosts of two kinds may train together
+    assert (
+        "m2-0: mlx with OpenBLAS 0.3.30 Haswell" in differ.seen
+        and "m2-1: mlx with OpenBLAS 0.3.30 SkylakeX" in differ.seen
+    )
+    assert "OPENBLAS_CORETYPE" in differ.seen
+    assert checks.same_arithmetic(fleet("Haswell")[:1]) == []
 
 
 def test_cut_and_slow_links_name_their_direction() -> None:

@@ -27,7 +27,7 @@ from worker.agent.handlers import FAILURES, default_handlers
 
 GOLDEN = json.loads(Path(__file__).with_name("golden_formats.json").read_text())
 SHA = "0123456789abcdef" * 4
-HELLO = messages.Register("w", "host", 7, ("fetch", "build"), 2, "id", "1.0", "3.12.1")
+HELLO = messages.Register("w", "host", 7, ("fetch", "build"), 2, "id", "1.0", "3.12.1", arithmetic="OpenBLAS")
 MESSAGES: tuple[Message, ...] = (
     HELLO,
     messages.Heartbeat("w", (("t", 3),), 5000, 12, 1 << 27),
