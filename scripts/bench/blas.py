@@ -16,10 +16,10 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from rl.blas import wheel_library
+from fastblas.library import wheel_library
+from fastblas.loader import SYSTEM_LIBRARY, system_openblas
 from scripts.bench.common import cores, emit, parser, processor
 from scripts.bench.train import add_options, train
-from worker.process.blas import SYSTEM_LIBRARY, system_openblas
 
 
 def main() -> None:

@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fastblas import loader as blas
 from ringattn import launch
 from scripts.bench.common import IMAGES, ROOT, cores, drawn, emit, parser, read_lines
-from worker.process import blas
 
 PROGRAM = (str(ROOT / "worker" / "train.py"),)
 

@@ -20,6 +20,7 @@ import msgspec
 import numpy as np
 import pyarrow.parquet as pq
 
+from fastblas import loader as blas
 from ingest import manifest
 from ingest.calendar import zone_of
 from ingest.errors import Cancelled, IngestError, UsageError
@@ -30,7 +31,6 @@ from rl.env.dataset_file import path_of, to_bytes
 from rl.env.forecasts import corrected, day_ahead
 from rl.env.grid import Array, Grid
 from rl.env.region import Region, region
-from worker.process import blas
 
 RENEWABLE = ("NG.WND", "NG.SUN")
 SPLITS = ("train", "validate", "test")
@@ -198,7 +198,7 @@ def _forecast_table(path: Path, data_dir: Path, run: Path, cancelled: threading.
     command = [sys.executable, "-m", "worker.forecast", "--data", str(data_dir), "--run", str(run)]
     with subprocess.Popen(
         [*command, "--table", str(path)],
-        env={**kept, **blas.thread_counts(kept)},
+        env={**kept, **blas.thread_settings(kept)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -5,7 +5,7 @@
 
 import sys
 
-from worker.process import blas
+from fastblas import loader as blas
 
 if __name__ == "__main__" and "--as-rank" in sys.argv:
     blas.prepare()
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from rl.blas import numpy_blas
+from fastblas.library import numpy_blas
 
 SIZE = 512  # rows of the square matrices: a product takes 0.27 GFLOP, 40 ms with the slowest BLAS
 BURST_S = 0.3  # seconds to measure each speed

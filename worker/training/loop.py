@@ -22,6 +22,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 import ringattn
+from fastblas import loader as blas
 from ingest import features
 from ingest.errors import UsageError
 from ingest.files import atomic_write
@@ -29,7 +30,6 @@ from ingest.loader import available, respondents_on_disk
 from worker.forecast.model import checkpoint
 from worker.forecast.model.checkpoint import Checkpoint
 from worker.forecast.model.network import MEDIAN, QUANTILES, Forecaster, ModelConfig, pinball
-from worker.process import blas
 from worker.training.config import RESUMABLE, TrainConfig, periods, plain
 from worker.training.data import LocalBatch, build_local_batch, draw_pieces, draw_sign_flips
 from worker.training.metrics import MetricsWriter, StepRecord, peak_bytes

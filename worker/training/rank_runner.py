@@ -25,9 +25,9 @@ from coordinator.wire.exit_codes import ExitCode
 from coordinator.wire.failures import LAUNCH_ERROR
 from coordinator.wire.messages import MAX_NAME
 from coordinator.wire.payloads import JoinReply, JoinRequest, RankSpec
+from fastblas import loader as blas
 from ingest.errors import Cancelled, IngestError, UsageError
 from worker.agent.lease import LeaseContext, RankProgress
-from worker.process import blas
 from worker.training import replica
 from worker.training.heartbeat_file import HeartbeatFollower
 
@@ -194,7 +194,7 @@ def rank_environment(rank: RankSpec, hosts: Path, environ: Mapping[str, str]) ->
     kept = {name: value for name, value in environ.items() if name not in NOT_FOR_RANKS}
     if len(rank.addresses) > 1:
         kept |= {"MLX_RANK": str(rank.rank), "MLX_HOSTFILE": str(hosts)}
-    return {**kept, **blas.thread_counts(kept), "PYTHONUNBUFFERED": "1"}
+    return {**kept, **blas.thread_settings(kept), "PYTHONUNBUFFERED": "1"}
 
 
 def free_port(host: str) -> int:

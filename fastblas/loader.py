@@ -1,7 +1,7 @@
 """BLAS and threads of a process that computes with mlx; `prepare` comes before the imports of numpy and mlx.
 
 On Linux mlx's wheel is linked with the reference BLAS, whose products run at a fifteenth of the speed. scipy's wheel carries
-OpenBLAS under names with a prefix; `csrc/blas_shim.c` gives it the names that mlx imports. In order, mlx's products are made by
+OpenBLAS under names with a prefix; `csrc/shim.c` gives it the names that mlx imports. In order, mlx's products are made by
 
 1. a BLAS that was preloaded by hand (`LD_PRELOAD`);
 2. the BLAS that mlx is linked with, if it is another one than the reference BLAS;
@@ -25,11 +25,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from rl.blas import Blas, file_of, identify, numpy_arithmetic, provider, wheel_library
+from fastblas.library import Blas, file_of, identify, numpy_arithmetic, provider, wheel_library
 
 THREADS = ("RINGATTN_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
+# An idle thread of OpenBLAS spins for 2^n clock ticks before it sleeps. 2^20 are 0.4 ms, longer than between the products of a
+# layer. With OpenBLAS's own 2^26 or more, the threads take the cores of the attention kernel: a step took 44 ms instead of 35.
+SPIN, SPIN_TICKS = "OPENBLAS_THREAD_TIMEOUT", "20"
 SYMBOL = "cblas_sgemm"
-SHIM = "worker.process._blas_shim"
+SHIM = "fastblas._shim"
 SYSTEM_LIBRARY = "libopenblas.so.0"  # Debian's libopenblas0-pthread, Fedora's openblas
 FOLDERS = ("/usr/lib/*-linux-gnu/openblas-pthread", "/usr/lib/*-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib")
 WIDTH = 40  # columns of the factors in the check
@@ -68,14 +71,14 @@ class Choice:
 
 
 def prepare(quiet: bool = False) -> None:
-    """Set the thread counts of this process and load a fast BLAS for mlx.
+    """Set the threads of this process and load a fast BLAS for mlx.
 
-    Prints one line to stderr if there is none. Does nothing but set the counts where mlx has been loaded: it is bound then.
+    Prints one line to stderr if there is none. Does nothing but set the threads where mlx has been loaded: it is bound then.
 
     Args:
         quiet: Print nothing.
     """
-    os.environ.update(thread_counts(os.environ))
+    os.environ.update(thread_settings(os.environ))
     if "mlx.core" in sys.modules:
         return
     choice = choose()
@@ -85,11 +88,18 @@ def prepare(quiet: bool = False) -> None:
         print(choice.describe(), file=sys.stderr, flush=True)
 
 
-def thread_counts(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return what to add to a rank's environment: its share of this host's cores. Counts that `environ` already sets are kept."""
+def thread_settings(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what to add to a rank's environment: its share of this host's cores, and how long an idle thread spins.
+
+    What `environ` already sets is kept.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = str(max(1, cores // _place_on_host(environ)[1]))
-    return {name: threads for name in THREADS if name not in environ}
+    return {
+        name: value
+        for name, value in {**dict.fromkeys(THREADS, threads), SPIN: SPIN_TICKS}.items()
+        if name not in environ
+    }
 
 
 def _place_on_host(environ: Mapping[str, str]) -> tuple[int, int]:

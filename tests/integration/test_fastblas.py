@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rl.blas import wheel_library
-from worker.process import blas
+from fastblas import loader as blas
+from fastblas.library import wheel_library
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux loads a BLAS for mlx")
 REFERENCE = wheel_library("mlx", "mlx*.libs/libblas*")
 OPENBLAS = wheel_library("scipy", "scipy.libs/libscipy_openblas-*")
@@ -33,7 +33,7 @@ shim = pytest.mark.skipif(not (sys.platform == "linux" and built()), reason="the
 
 PROGRAM = """
 import json, sys
-from worker.process import blas
+from fastblas import loader as blas
 {before}
 blas.prepare()
 import mlx.core as mx, numpy as np
@@ -88,7 +88,7 @@ def test_kernel_of_the_environment_is_the_one_that_is_named() -> None:
 
 @linux
 def test_without_a_compiler_one_line_names_the_reason() -> None:
-    found, stderr = run("blas.SHIM = 'worker.process._missing'; blas.FOLDERS = ()")
+    found, stderr = run("blas.SHIM = 'fastblas._missing'; blas.FOLDERS = ()")
     assert found["build"] == "reference BLAS" and Path(found["path"]).samefile(REFERENCE)
     (line,) = stderr.splitlines()
     assert line.startswith("BLAS: reference BLAS of mlx's wheel") and "no working C compiler" in line
@@ -116,7 +116,7 @@ def test_library_that_was_preloaded_by_hand_is_kept() -> None:
 def test_systems_openblas_is_taken_where_the_shim_is_missing(tmp_path: Path) -> None:
     compiled = tmp_path / blas.SYSTEM_LIBRARY  # CBLAS's names on scipy's OpenBLAS: a system's library in small
     source = tmp_path / "system.c"
-    forward = (ROOT / "worker" / "process" / "csrc" / "blas_shim.c").read_text()
+    forward = (ROOT / "fastblas" / "csrc" / "shim.c").read_text()
     source.write_text(
         forward + f'__attribute__((constructor)) static void open_it(void) {{ ringattn_blas_open("{OPENBLAS}"); }}\n'
     )
@@ -135,7 +135,7 @@ def test_systems_openblas_is_taken_where_the_shim_is_missing(tmp_path: Path) -> 
         ],
         check=True,
     )
-    found, stderr = run(f"blas.SHIM = 'worker.process._missing'; blas.FOLDERS = ({str(tmp_path)!r},)")
+    found, stderr = run(f"blas.SHIM = 'fastblas._missing'; blas.FOLDERS = ({str(tmp_path)!r},)")
     assert found["build"].startswith("OpenBLAS ") and stderr == ""
 
 
@@ -151,9 +151,9 @@ def test_threads_are_this_ranks_share_of_the_cores(tmp_path: Path) -> None:
     hosts = tmp_path / "hosts.json"
     hosts.write_text(json.dumps([["10.0.0.1:1"], ["10.0.0.2:1"], ["10.0.0.1:2"]]))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    environ = {"MLX_HOSTFILE": str(hosts), "MLX_RANK": "2", "OMP_NUM_THREADS": "7"}
-    assert blas.thread_counts(environ) == {
+    environ = {"MLX_HOSTFILE": str(hosts), "MLX_RANK": "2", "OMP_NUM_THREADS": "7", blas.SPIN: "26"}
+    assert blas.thread_settings(environ) == {
         "RINGATTN_THREADS": str(max(1, cores // 2)), "OPENBLAS_NUM_THREADS": str(max(1, cores // 2)),
     }  # fmt: skip
     assert blas._place_on_host(environ) == (1, 2)  # the second one on its host says nothing
-    assert blas.thread_counts({})["OMP_NUM_THREADS"] == str(cores)
+    assert blas.thread_settings({})["OMP_NUM_THREADS"] == str(cores)
