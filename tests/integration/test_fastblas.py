@@ -140,6 +140,17 @@ def test_systems_openblas_is_taken_where_the_shim_is_missing(tmp_path: Path) -> 
 
 
 @shim
+def test_module_that_loads_mlx_first_has_the_fast_blas(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(
+        "import mlx.core, sys\nfrom fastblas.loader import in_use\nprint(in_use().build, *sys.argv[1:], __name__)"
+    )
+    out = subprocess.run(
+        [sys.executable, "-m", "fastblas", "program", "word"], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout
+    assert out.startswith("OpenBLAS ") and out.split()[2:] == ["word", "__main__"]
+
+
+@shim
 def test_check_sees_a_wrong_product() -> None:
     library, _ = blas.open_shim()
     blas.check(library)
