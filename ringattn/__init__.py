@@ -1,4 +1,10 @@
-"""Exact, differentiable ring attention on mlx.distributed: `from ringattn import ring_attention`."""
+"""Exact, differentiable ring attention on mlx.distributed: `from ringattn import ring_attention`.
+
+`ringattn.blas` has to come before mlx. So the package itself does not load mlx: each name below does, when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from ringattn._errors import (
     ArgumentError,
@@ -17,13 +23,15 @@ from ringattn._errors import (
     StartTimeout,
     TransformError,
 )
-from ringattn.attention import ring_attention
-from ringattn.layout import Layout, weighted_zigzag
-from ringattn.load_balance import LoadBalancer
-from ringattn.process_group import abort, init
-from ringattn.ring import HopTime, trace
-from ringattn.sharding import positions, shard, unshard
-from ringattn.transport import MlxTransport, ThrottledTransport, Transport
+
+if TYPE_CHECKING:
+    from ringattn.attention import ring_attention
+    from ringattn.layout import Layout, weighted_zigzag
+    from ringattn.load_balance import LoadBalancer
+    from ringattn.process_group import abort, init
+    from ringattn.ring import HopTime, trace
+    from ringattn.sharding import positions, shard, unshard
+    from ringattn.transport import MlxTransport, ThrottledTransport, Transport
 
 __all__ = [
     "ArgumentError",
@@ -56,3 +64,20 @@ __all__ = [
     "unshard",
     "weighted_zigzag",
 ]
+
+_HOMES = {  # module → its names
+    "attention": ("ring_attention",),
+    "layout": ("Layout", "weighted_zigzag"),
+    "load_balance": ("LoadBalancer",),
+    "process_group": ("abort", "init"),
+    "ring": ("HopTime", "trace"),
+    "sharding": ("positions", "shard", "unshard"),
+    "transport": ("MlxTransport", "ThrottledTransport", "Transport"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

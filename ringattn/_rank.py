@@ -1,4 +1,4 @@
-"""Bootstrap of a local rank: `python -m fastblas ringattn._rank script.py args…`, started only by `ringattn.launch`.
+"""Bootstrap of a local rank: `python -m ringattn.blas ringattn._rank script.py args…`, started only by `ringattn.launch`.
 
 Joins the ring with a deadline, reports it on a pipe, then runs the script as `__main__`. Ends when its launcher is gone.
 """

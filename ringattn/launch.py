@@ -145,7 +145,7 @@ class LocalRing:
         for rank in range(self.size):
             own = self._env(rank) if callable(self._env) else self._env or {}
             process = subprocess.Popen(
-                [sys.executable, "-m", "fastblas", _rank.__name__, *self._argv],
+                [sys.executable, "-m", "ringattn.blas", _rank.__name__, *self._argv],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

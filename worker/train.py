@@ -14,7 +14,7 @@ from pathlib import Path
 if __name__ == "__main__":
     # A script that is run by path finds its own folder first on the path, not the project's.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
-    from fastblas import loader as blas
+    from ringattn.blas import loader as blas
 
     blas.prepare()  # sets threads and BLAS, which must happen before numpy and mlx load
     from worker.training.cli import run_rank

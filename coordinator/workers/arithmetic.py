@@ -1,4 +1,4 @@
-"""Compare what decides the bits of matrix products between hosts: BLAS library and kernel, as `fastblas.library` and `fastblas.loader` name them."""
+"""Compare what decides the bits of matrix products between hosts: BLAS library and kernel, as `ringattn.blas.library` and `ringattn.blas.loader` name them."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from fastblas.library import wheel_library
-from fastblas.loader import SYSTEM_LIBRARY, system_openblas
+from ringattn.blas.library import wheel_library
+from ringattn.blas.loader import SYSTEM_LIBRARY, system_openblas
 from scripts.bench.common import cores, emit, parser, processor
 from scripts.bench.train import add_options, train
 

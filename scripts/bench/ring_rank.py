@@ -11,7 +11,7 @@ import time
 from importlib.metadata import version
 
 if __name__ == "__main__" and json.loads(sys.argv[1]).get("openblas"):
-    from fastblas import loader as blas
+    from ringattn.blas import loader as blas
 
     blas.prepare()  # before mlx loads
 

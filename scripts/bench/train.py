@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastblas import loader as blas
 from ringattn import launch
+from ringattn.blas import loader as blas
 from scripts.bench.common import IMAGES, ROOT, cores, drawn, emit, parser, read_lines
 
 PROGRAM = (str(ROOT / "worker" / "train.py"),)

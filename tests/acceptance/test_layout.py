@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-OURS = ("coordinator", "worker", "ringattn", "ingest", "rl", "fastblas")
+OURS = ("coordinator", "worker", "ringattn", "ingest", "rl")
 
 
 def modules() -> list[Path]:

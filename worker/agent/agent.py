@@ -40,7 +40,7 @@ from coordinator.wire.messages import (
     TerminateLease,
     Weights,
 )
-from fastblas.library import numpy_blas
+from ringattn.blas.library import numpy_blas
 from worker.agent.connection import Connection
 from worker.agent.executor import LeaseExecutor
 from worker.agent.handlers import Handler, default_handlers

@@ -20,12 +20,12 @@ import msgspec
 import numpy as np
 import pyarrow.parquet as pq
 
-from fastblas import loader as blas
 from ingest import manifest
 from ingest.calendar import zone_of
 from ingest.errors import Cancelled, IngestError, UsageError
 from ingest.files import atomic_write
 from ingest.loader import available, load_series, respondents_on_disk
+from ringattn.blas import loader as blas
 from rl.env.dataset import Dataset, build_dataset
 from rl.env.dataset_file import path_of, to_bytes
 from rl.env.forecasts import corrected, day_ahead

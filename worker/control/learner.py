@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fastblas import loader as blas
+from ringattn.blas import loader as blas
 
 if __name__ == "__main__":
     # One thread: the same sums in the same order on every host, and the workers use the other cores.

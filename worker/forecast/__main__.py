@@ -3,7 +3,7 @@
 import sys
 
 if __name__ == "__main__":
-    from fastblas import loader as blas
+    from ringattn.blas import loader as blas
 
     blas.prepare(quiet=True)  # sets threads and BLAS, which must happen before numpy and mlx load
     from worker.forecast.cli import main

@@ -5,7 +5,7 @@
 
 import sys
 
-from fastblas import loader as blas
+from ringattn.blas import loader as blas
 
 if __name__ == "__main__" and "--as-rank" in sys.argv:
     blas.prepare()
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from fastblas.library import numpy_blas
+from ringattn.blas.library import numpy_blas
 
 SIZE = 512  # rows of the square matrices: a product takes 0.27 GFLOP, 40 ms with the slowest BLAS
 BURST_S = 1.0  # seconds to measure each speed: new threads may share a core for some tenths of a second

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import ringattn
 from coordinator.wire.exit_codes import ExitCode
 from coordinator.wire.failures import LAUNCH_ERROR
-from fastblas import loader as blas
 from ingest.errors import IngestError, UsageError
+from ringattn.blas import loader as blas
 from worker.training.config import parse
 from worker.training.loop import Trainer
 

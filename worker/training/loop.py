@@ -22,11 +22,11 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 import ringattn
-from fastblas import loader as blas
 from ingest import features
 from ingest.errors import UsageError
 from ingest.files import atomic_write
 from ingest.loader import available, respondents_on_disk
+from ringattn.blas import loader as blas
 from worker.forecast.model import checkpoint
 from worker.forecast.model.checkpoint import Checkpoint
 from worker.forecast.model.network import MEDIAN, QUANTILES, Forecaster, ModelConfig, pinball

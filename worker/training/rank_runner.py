@@ -25,8 +25,8 @@ from coordinator.wire.exit_codes import ExitCode
 from coordinator.wire.failures import LAUNCH_ERROR
 from coordinator.wire.messages import MAX_NAME
 from coordinator.wire.payloads import JoinReply, JoinRequest, RankSpec
-from fastblas import loader as blas
 from ingest.errors import Cancelled, IngestError, UsageError
+from ringattn.blas import loader as blas
 from worker.agent.lease import LeaseContext, RankProgress
 from worker.training import replica
 from worker.training.heartbeat_file import HeartbeatFollower

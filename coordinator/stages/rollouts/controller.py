@@ -33,7 +33,7 @@ from coordinator.wire.lease_kinds import LeaseKind
 from coordinator.wire.messages import MAX_WEIGHTS, Weights
 from coordinator.wire.payloads import FileRef
 from coordinator.workers.arithmetic import describe_difference
-from fastblas.library import numpy_blas
+from ringattn.blas.library import numpy_blas
 from rl.distributed.protocol import (
     DistrustWorker,
     Finished,

@@ -54,10 +54,14 @@ def test_output_arguments_and_environment_by_rank(tmp_path: Path) -> None:
 
 def test_failed_rank_is_named_and_ends_the_others(tmp_path: Path) -> None:
     path = script(
-        tmp_path, "import os, sys, time\nif os.environ['MLX_RANK'] == '1': sys.exit('boom')\ntime.sleep(600)\n"
+        tmp_path,
+        "import os, sys, time\n"
+        "while os.environ['MLX_RANK'] != '1' or not os.path.exists(sys.argv[1]): time.sleep(0.01)\n"
+        "sys.exit('boom')\n",
     )
-    with launch.LocalRing(3, [path]) as ring:
+    with launch.LocalRing(3, [path, str(tmp_path / "all joined")]) as ring:
         pids = [p.pid for p in ring.processes]
+        (tmp_path / "all joined").touch()
         with pytest.raises(RankFailed, match=r"rank 1 of 3 .* exit code 1; its last lines:\n  boom") as failed:
             ring.wait(60)
         assert failed.value.rank == 1

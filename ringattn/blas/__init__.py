@@ -4,5 +4,5 @@
     library.py   which library answers a function, which implementation, version and kernel it is
     csrc/        the shim: mlx's names on the OpenBLAS of scipy's wheel
 
-`python -m fastblas MODULE args…` runs a module with it.
+`python -m ringattn.blas MODULE args…` runs a module with it.
 """

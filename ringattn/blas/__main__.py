@@ -1,11 +1,11 @@
-"""Run a module as `python -m MODULE` does, with a fast BLAS for mlx: `python -m fastblas MODULE args…`."""
+"""Run a module as `python -m MODULE` does, with a fast BLAS for mlx: `python -m ringattn.blas MODULE args…`."""
 
 from __future__ import annotations
 
 import runpy
 import sys
 
-from fastblas import loader
+from ringattn.blas import loader
 
 if __name__ == "__main__":
     sys.argv = sys.argv[1:]

@@ -25,14 +25,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fastblas.library import Blas, file_of, identify, numpy_arithmetic, provider, wheel_library
+from ringattn.blas.library import Blas, file_of, identify, numpy_arithmetic, provider, wheel_library
 
 THREADS = ("RINGATTN_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
 # An idle thread of OpenBLAS spins for 2^n clock ticks before it sleeps. 2^20 are 0.4 ms, longer than between the products of a
 # layer. With OpenBLAS's own 2^26 or more, the threads take the cores of the attention kernel: a step took 44 ms instead of 35.
 SPIN, SPIN_TICKS = "OPENBLAS_THREAD_TIMEOUT", "20"
 SYMBOL = "cblas_sgemm"
-SHIM = "fastblas._shim"
+SHIM = "ringattn.blas._shim"
 SYSTEM_LIBRARY = "libopenblas.so.0"  # Debian's libopenblas0-pthread, Fedora's openblas
 FOLDERS = ("/usr/lib/*-linux-gnu/openblas-pthread", "/usr/lib/*-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib")
 WIDTH = 40  # columns of the factors in the check

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastblas import loader as blas
-from fastblas.library import wheel_library
+from ringattn.blas import loader as blas
+from ringattn.blas.library import wheel_library
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux loads a BLAS for mlx")
 REFERENCE = wheel_library("mlx", "mlx*.libs/libblas*")
 OPENBLAS = wheel_library("scipy", "scipy.libs/libscipy_openblas-*")
@@ -33,7 +33,7 @@ shim = pytest.mark.skipif(not (sys.platform == "linux" and built()), reason="the
 
 PROGRAM = """
 import json, sys
-from fastblas import loader as blas
+from ringattn.blas import loader as blas
 {before}
 blas.prepare()
 import mlx.core as mx, numpy as np
@@ -88,7 +88,7 @@ def test_kernel_of_the_environment_is_the_one_that_is_named() -> None:
 
 @linux
 def test_without_a_compiler_one_line_names_the_reason() -> None:
-    found, stderr = run("blas.SHIM = 'fastblas._missing'; blas.FOLDERS = ()")
+    found, stderr = run("blas.SHIM = 'ringattn.blas._missing'; blas.FOLDERS = ()")
     assert found["build"] == "reference BLAS" and Path(found["path"]).samefile(REFERENCE)
     (line,) = stderr.splitlines()
     assert line.startswith("BLAS: reference BLAS of mlx's wheel") and "no working C compiler" in line
@@ -116,7 +116,7 @@ def test_library_that_was_preloaded_by_hand_is_kept() -> None:
 def test_systems_openblas_is_taken_where_the_shim_is_missing(tmp_path: Path) -> None:
     compiled = tmp_path / blas.SYSTEM_LIBRARY  # CBLAS's names on scipy's OpenBLAS: a system's library in small
     source = tmp_path / "system.c"
-    forward = (ROOT / "fastblas" / "csrc" / "shim.c").read_text()
+    forward = (ROOT / "ringattn" / "blas" / "csrc" / "shim.c").read_text()
     source.write_text(
         forward + f'__attribute__((constructor)) static void open_it(void) {{ ringattn_blas_open("{OPENBLAS}"); }}\n'
     )
@@ -135,17 +135,21 @@ def test_systems_openblas_is_taken_where_the_shim_is_missing(tmp_path: Path) -> 
         ],
         check=True,
     )
-    found, stderr = run(f"blas.SHIM = 'fastblas._missing'; blas.FOLDERS = ({str(tmp_path)!r},)")
+    found, stderr = run(f"blas.SHIM = 'ringattn.blas._missing'; blas.FOLDERS = ({str(tmp_path)!r},)")
     assert found["build"].startswith("OpenBLAS ") and stderr == ""
 
 
 @shim
 def test_module_that_loads_mlx_first_has_the_fast_blas(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(
-        "import mlx.core, sys\nfrom fastblas.loader import in_use\nprint(in_use().build, *sys.argv[1:], __name__)"
+        "import mlx.core, sys\nfrom ringattn.blas.loader import in_use\nprint(in_use().build, *sys.argv[1:], __name__)"
     )
     out = subprocess.run(
-        [sys.executable, "-m", "fastblas", "program", "word"], cwd=tmp_path, capture_output=True, text=True, check=True
+        [sys.executable, "-m", "ringattn.blas", "program", "word"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     assert out.startswith("OpenBLAS ") and out.split()[2:] == ["word", "__main__"]
 
@@ -156,6 +160,16 @@ def test_check_sees_a_wrong_product() -> None:
     blas.check(library)
     with pytest.raises(blas.BlasError, match="sgemm differs from numpy's by nan"):
         blas._compare("sgemm", np.full((2, 2), np.nan), np.ones((2, 2)))
+
+
+def test_loader_comes_before_mlx_and_every_public_name_after_it() -> None:
+    code = (
+        "import sys, ringattn, ringattn.blas.loader\n"
+        "assert not {'mlx.core', 'numpy'} & set(sys.modules)\n"
+        "assert all(getattr(ringattn, name).__module__.startswith('ringattn.') for name in ringattn.__all__)\n"
+        "assert not hasattr(ringattn, 'nothing')"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_threads_are_this_ranks_share_of_the_cores(tmp_path: Path) -> None:
