@@ -70,7 +70,8 @@ class Register(Message, frozen=True, tag="Hello"):
     version: Name  # of the package
     python: Name
     protocol: int = VERSION
-    arithmetic: Name = ""  # BLAS and kernel of its numpy: hosts that tell the same compute the same bits
+    # BLAS and kernel of its numpy: hosts that tell the same compute the same bits. "": it does not tell.
+    arithmetic: Annotated[str, msgspec.Meta(max_length=MAX_NAME)] = ""
 
     @property
     def wants_weights(self) -> bool:

@@ -22,6 +22,7 @@ from coordinator.wire.auth import KeyPair
 from coordinator.wire.exit_codes import ExitCode
 from coordinator.wire.filesystem_id import filesystem_id
 from coordinator.wire.messages import (
+    MAX_NAME,
     AbandonLease,
     Ack,
     Deregister,
@@ -101,7 +102,7 @@ class Agent:
             filesystem_id(config.data_dir),
             version("ring-attention-energy"),
             platform.python_version(),
-            arithmetic=numpy_blas().describe(),
+            arithmetic=numpy_blas().describe()[:MAX_NAME],
         )
         self._process = psutil.Process()
         self._connection = Connection(config.endpoint, self.name, config.curve)
