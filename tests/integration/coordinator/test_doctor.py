@@ -118,7 +118,8 @@ def test_missing_and_readable_key_files_are_reported(tmp_path: Path) -> None:
 
 def test_failed_probe_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "probe", lambda *arguments: "ImportError: no mlx")
-    assert_problem(local.examine(tmp_path, "tcp://127.0.0.1:0", tmp_path / "keys"), "python -m worker.process.probe")
+    findings = local.examine(tmp_path, "tcp://127.0.0.1:0", tmp_path / "keys")
+    assert_problem([one for one in findings if one.name == "probe"], "python -m worker.process.probe")
 
 
 def test_macos_sleep_settings() -> None:
