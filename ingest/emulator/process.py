@@ -14,7 +14,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-_START_SECONDS = 30.0  # the recordings world reads its files before it accepts connections
+_START_SECONDS = (
+    120.0  # the recordings world reads its files before it accepts connections; a busy machine takes a minute
+)
+_ANSWER_SECONDS = 60.0  # of a control request, which takes milliseconds on an idle machine
 
 
 class EmulatorError(RuntimeError):
@@ -48,7 +51,7 @@ class Emulator:
             This object.
 
         Raises:
-            EmulatorError: It ended, or printed nothing for 30 s, before it accepted connections.
+            EmulatorError: It ended, or printed nothing for 120 s, before it accepted connections.
         """
         folder = Path(self._resources.enter_context(tempfile.TemporaryDirectory(prefix="emulator-")))
         self._log, errors = folder / "requests.jsonl", folder / "stderr.txt"
@@ -114,7 +117,9 @@ class Emulator:
         data = None if body is None else json.dumps(body).encode()
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback never goes through a proxy
         try:
-            with opener.open(urllib.request.Request(f"{self.url}/_emulator/{command}", data), timeout=10) as response:
+            with opener.open(
+                urllib.request.Request(f"{self.url}/_emulator/{command}", data), timeout=_ANSWER_SECONDS
+            ) as response:
                 return json.loads(response.read())
         except urllib.error.HTTPError as error:
             raise EmulatorError(error.read().decode()) from None

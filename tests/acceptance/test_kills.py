@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import re
 import subprocess
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 
 from ingest.emulator.process import Emulator
 from tests.support.program import SMALL, Page, asked, command, environment, series_digest
+from tests.support.waiting import await_gone, end_of, footprint, until
 
 LATENCY_MS = "120"  # a run lasts long enough to be hit anywhere, and a kill finds requests under way
 
@@ -30,15 +30,6 @@ def committed(data: Path) -> set[Page]:
     return pages
 
 
-def wait_for_requests(emulator: Emulator, count: int, process: subprocess.Popen[bytes]) -> bool:
-    """Wait until the emulator has received `count` requests. Returns False if the run ended before."""
-    while process.poll() is None:
-        if emulator.stats()["requests"] >= count:
-            return True
-        time.sleep(0.005)  # the interval of polling
-    return False
-
-
 def workers_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
     """Return the coordinator's living workers, without those that end meanwhile."""
     found = []
@@ -50,47 +41,67 @@ def workers_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
     return found
 
 
+class KilledRun:
+    """One extraction in `folder`, started again after each kill of its coordinator."""
+
+    def __init__(self, folder: Path, emulator: Emulator) -> None:
+        self.folder, self.data, self.emulator = folder, folder / "data", emulator
+        source = ("--retries", "1000", "--source", emulator.url)
+        self.command = command("start", "--extract", "--quiet", *source, "--data", self.data, *SMALL)
+        self.start()
+
+    def start(self) -> None:
+        with (self.folder / "coordinator.log").open("a") as log:
+            env = environment(PYTHONFAULTHANDLER="1")  # see `end_of`
+            self.process = subprocess.Popen(
+                self.command, cwd=self.folder, env=env, stdout=subprocess.DEVNULL, stderr=log
+            )
+
+    def progress(self) -> object:
+        return footprint(self.data)
+
+    def requests(self) -> int:
+        """Return the number of requests that the emulator has answered."""
+        return len(self.emulator.requests())
+
+    def await_requests(self, count: int) -> bool:
+        """Wait until the emulator has answered `count` requests. Returns False if the run ended before."""
+        until(lambda: self.requests() >= count or self.process.poll() is not None, f"request {count}", self.progress)
+        return self.process.poll() is None
+
+    def kill(self, draw: random.Random) -> str:
+        """Kill the coordinator or one of its workers. Returns whom."""
+        workers = workers_of(self.process)
+        if draw.random() < 0.5 or not workers:
+            self.process.kill()
+            self.process.wait()
+            await_gone(workers, "the end of the killed coordinator's workers")
+            return "coordinator"
+        draw.choice(workers).kill()
+        return "worker"
+
+    def end(self) -> None:
+        """Wait for the end, and check that all was done."""
+        end_of(self.process, f"the end of the run: see {self.folder}/coordinator.log", self.progress)
+        assert self.process.returncode == 0, (self.folder / "coordinator.log").read_text()
+
+
 def run_with_kills(folder: Path, kills: int, seed: int) -> dict[str, int]:
-    """Kill `kills` times, then let the run end. Asserts that no committed page is requested again. Returns counts of events."""
+    """Kill `kills` times, or until all is done, and let the run end. Asserts that no committed page is requested again."""
     draw = random.Random(seed)
-    data = folder / "data"
-    counts = {"coordinator": 0, "worker": 0, "runs": 0}
+    counts = {"coordinator": 0, "worker": 0}
+    frozen: list[tuple[int, set[Page]]] = []  # (requests seen, pages committed) right after each kill
     with Emulator("--latency-ms", LATENCY_MS) as emulator:
-        arguments = command(
-            "start", "--extract", "--quiet", "--retries", "1000", "--source", emulator.url, "--data", data, *SMALL
-        )
-
-        def start() -> subprocess.Popen[bytes]:
-            counts["runs"] += 1
-            return subprocess.Popen(arguments, cwd=folder, env=environment(), stdout=subprocess.DEVNULL)
-
-        process = start()
-        frozen: list[tuple[int, set[Page]]] = []  # (requests seen, pages committed) right after each kill
+        run = KilledRun(folder, emulator)
         seen = 0
-        while counts["coordinator"] + counts["worker"] < kills:
-            if not wait_for_requests(emulator, seen + draw.randint(0, 4), process):
-                assert process.wait() == 0
-                break  # all was done before the kills were used up
-            workers = workers_of(process)
-            if draw.random() < 0.5 or not workers:
-                process.kill()
-                process.wait()
-                psutil.wait_procs(workers, timeout=10)  # they die with it
-                assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
-                counts["coordinator"] += 1
-            else:
-                victim = draw.choice(workers)
-                victim.kill()
-                counts["worker"] += 1
-            held = committed(data)
-            seen = len(emulator.requests())
+        while sum(counts.values()) < kills and run.await_requests(seen + draw.randint(0, 4)):
+            counts[run.kill(draw)] += 1
+            held = committed(run.data)
+            seen = run.requests()
             frozen.append((seen, held))
-            if process.poll() is not None:
-                process = start()
-        if process.poll() is None:
-            assert process.wait(120) == 0
-        elif process.returncode != 0:
-            assert start().wait(120) == 0
+            if run.process.poll() is not None:
+                run.start()
+        run.end()
         log = asked(emulator.requests())
     for requests, held in frozen:
         again = held.intersection(log[requests:])
@@ -98,22 +109,24 @@ def run_with_kills(folder: Path, kills: int, seed: int) -> dict[str, int]:
     return counts
 
 
+def kill_over_runs(folder: Path, kills: int, undisturbed: dict[str, str]) -> None:
+    """`kills` kills over as many runs as it takes: each run ends by its kills or by being done, with the undisturbed series."""
+    done, seed = 0, 1
+    while done < kills:
+        one = folder / str(seed)
+        one.mkdir()
+        counts = run_with_kills(one, kills=kills - done, seed=seed)
+        print(f"run {seed}: {counts}", flush=True)
+        done += sum(counts.values())
+        seed += 1
+        assert series_digest(one / "data") == undisturbed
+
+
 def test_kills_leave_the_same_series(tmp_path: Path, undisturbed: dict[str, str]) -> None:
-    counts = run_with_kills(tmp_path, kills=6, seed=1)
-    assert counts["coordinator"] + counts["worker"] >= 3
-    assert series_digest(tmp_path / "data") == undisturbed
+    kill_over_runs(tmp_path, 6, undisturbed)
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(3_600)
 def test_fifty_kills_leave_the_same_series(tmp_path: Path, undisturbed: dict[str, str]) -> None:
-    """50 kills over as many runs as it takes: each run ends by its kills or by being done."""
-    done = 0
-    seed = 0
-    while done < 50:
-        folder = tmp_path / str(seed)
-        folder.mkdir()
-        counts = run_with_kills(folder, kills=50 - done, seed=seed)
-        done += counts["coordinator"] + counts["worker"]
-        seed += 1
-        assert series_digest(folder / "data") == undisturbed
+    kill_over_runs(tmp_path, 50, undisturbed)

@@ -20,7 +20,7 @@ import pytest
 
 from rl.distributed.audit import EVERY
 from tests.support import control_data
-from tests.support.supervised import Supervised
+from tests.support.supervised import Supervised, hit
 from tests.support.waiting import until
 
 PROCESS = Path(__file__).resolve().parents[1] / "support" / "rollout_process.py"
@@ -69,12 +69,11 @@ def fault(training: ControlRun, kind: str, draw: random.Random, apart: int = 3) 
     """One fault within `apart` iterations from now; returns when the training has recovered."""
     whom, _, how = kind.partition(" ")
     goal = training.version() + draw.randint(1, apart)
-    until(lambda: training.version() >= goal or training.process.poll() is not None, f"version {goal}")
-    assert training.process.poll() is None, f"over at version {training.version()}: {training.log.read_text()}"
-    family = {"worker": training.workers, "learner": training.ranks}
-    victims = until(family[whom], "somebody to fail") if whom in family else [psutil.Process(training.process.pid)]
-    victim = draw.choice(victims)
-    victim.send_signal(signal.SIGKILL if how == "kill" else signal.SIGSTOP)
+    training.until(lambda: training.version() >= goal, f"version {goal}")
+    own = [psutil.Process(training.process.pid)]
+    family = {"worker": training.workers, "learner": training.ranks, "coordinator": lambda: own}[whom]
+    number = signal.SIGKILL if how == "kill" else signal.SIGSTOP
+    victim = training.until(lambda: hit(family, number, draw), "somebody to fail")
     if whom == "coordinator" and how == "kill":
         training.process.communicate()
         training.gone()
@@ -82,7 +81,8 @@ def fault(training: ControlRun, kind: str, draw: random.Random, apart: int = 3) 
     elif whom == "coordinator":
         victim.send_signal(signal.SIGCONT)
     first = training.version()
-    until(lambda: training.version() > first or training.process.poll() is not None, f"a version after {kind}")
+    over = training.process.poll
+    until(lambda: training.version() > first or over() is not None, f"a version after {kind}", training.progress)
     if how == "stop":
         with suppress(psutil.NoSuchProcess):
             victim.send_signal(signal.SIGCONT)

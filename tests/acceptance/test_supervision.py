@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import random
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ import pytest
 
 from coordinator.cli import status as look
 from tests.support.fake_rank import curve
-from tests.support.supervised import KINDS, Supervised, fault, until
+from tests.support.supervised import KINDS, Supervised, fault
 
 PROCESS = Path(__file__).resolve().parents[1] / "support" / "train_process.py"
 
@@ -41,10 +42,10 @@ class Fake(Supervised):
         """While this file exists, the run does not end."""
         return self.run / "endless"
 
-    def start_endless(self) -> None:
+    def start_endless(self) -> subprocess.Popen[str]:
         self.run.mkdir(parents=True)
         self.endless.touch()
-        self.start()
+        return self.start()
 
     def check(self) -> None:
         """Each step's loss is in the metrics once, and is that of an undisturbed run."""
@@ -81,15 +82,16 @@ def test_each_fault_ends_a_round_and_leaves_the_loss_curve(supervised: Callable[
     training = supervised()
     draw = random.Random(4)
     training.start_endless()
-    took = [fault(training, "rank kill", draw), fault(training, "worker stop", draw)]
-    assert "ring of 1 of 2" in training.log.read_text()
-    until(lambda: "a worker is available" in training.log.read_text(), "the ring to grow again")
+    took = [fault(training, "rank kill", draw)]
+    while "ring of 1 of 2" not in training.log.read_text():  # a worker that is back in time is part of the next ring
+        took.append(fault(training, "worker stop", draw))
+    training.until(lambda: "a worker is available" in training.log.read_text(), "the ring to grow again")
     took += [fault(training, "rank stop", draw), fault(training, "worker kill", draw)]
     check_end(training, took)
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3_600)
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_twenty_faults_leave_the_loss_curve(supervised: Callable[..., Fake], ranks: int) -> None:
     draw = random.Random(ranks)
@@ -101,15 +103,15 @@ def test_twenty_faults_leave_the_loss_curve(supervised: Callable[..., Fake], ran
 def test_killed_and_interrupted_coordinators_are_resumed(
     supervised: Callable[..., Fake],
 ) -> None:
-    training = supervised(steps=60)
-    process = training.start()
-    until(lambda: training.step() >= 12 and len(training.ranks()) == 2, "step 12")
+    training = supervised()
+    process = training.start_endless()
+    training.until(lambda: training.step() >= 12 and len(training.ranks()) == 2, "step 12")
     process.send_signal(signal.SIGKILL)
     process.communicate()
     training.gone()
     killed_at = training.step()
     process = training.start()
-    until(lambda: training.step() > killed_at + 2 and len(training.ranks()) == 2, "further steps")
+    training.until(lambda: training.step() > killed_at + 2 and len(training.ranks()) == 2, "further steps")
     seen = look.fetch_status(training.data, training.data / "keys")
     assert seen["running"] and "2 of 2 ranks" in look.describe(seen)
     process.send_signal(signal.SIGINT)
@@ -118,6 +120,7 @@ def test_killed_and_interrupted_coordinators_are_resumed(
     assert summary["rounds"][0]["round"] == 2  # numbers go on: no old lease is taken for a new one
     saved = max(int(path.name) for path in (training.run / "checkpoints").iterdir() if path.name.isdigit())
     assert saved == training.step()  # Ctrl-C loses nothing
+    training.endless.unlink()
     training.start()
     code, summary = training.end()
     assert (code, summary["status"], summary["restarts"]) == (0, "done", 0)

@@ -18,9 +18,7 @@ import psutil
 from scripts.testbed.bed import Bed
 from tests.support import control_data
 from tests.support.program import TRAINING, environment
-from tests.support.waiting import until
-
-END_S = 300.0  # bound of every run
+from tests.support.waiting import end_of, footprint, until
 
 
 class Fleet:
@@ -34,8 +32,9 @@ class Fleet:
     def start(self, *arguments: str | Path, hostfile: Path | None = None) -> None:
         command = [sys.executable, "-m", "coordinator", "start", "--json", "--data", str(self.data)]
         command += ["--hostfile", str(hostfile or self.bed.hostfile), "--host-data", "~/data", *map(str, arguments)]
+        env = environment(PYTHONFAULTHANDLER="1")  # see `end_of`
         with self.log.open("ab") as log:
-            self.process = self.bed.hosts[0].popen(*command, stdout=subprocess.PIPE, stderr=log, env=environment())
+            self.process = self.bed.hosts[0].popen(*command, stdout=subprocess.PIPE, stderr=log, env=env)
 
     def training(self, **config: int) -> Path:
         """Write small settings for --train-config, and return the path."""
@@ -73,11 +72,17 @@ class Fleet:
     def await_workers(self) -> None:
         """Wait until every host has a registered worker."""
         marks = [host.data / "id" for host in self.bed.hosts]
-        until(lambda: all(self.workers().values()) and all(mark.exists() for mark in marks), "a worker on every host")
+        self.until(
+            lambda: all(self.workers().values()) and all(mark.exists() for mark in marks), "a worker on every host"
+        )
 
-    def end(self, within: float = END_S) -> tuple[int, dict[str, Any]]:
+    def progress(self) -> object:
+        """Return a value that changes while the run gets on: the files of the coordinator and of every host, but the run's log."""
+        return footprint(self.data, *(host.data for host in self.bed.hosts))
+
+    def end(self) -> tuple[int, dict[str, Any]]:
         """Wait for the end; return exit code and summary. Asserts that no process is left on any host."""
-        out, _ = self.process.communicate(timeout=within)
+        out, _ = end_of(self.process, f"the end of the run: see {self.log}", self.progress)
         self.assert_no_processes()
         lines = out.decode().strip().splitlines()
         return self.process.returncode, json.loads(lines[-1]) if lines else {}
@@ -85,7 +90,7 @@ class Fleet:
     def kill(self) -> None:
         """Kill the coordinator by SIGKILL. Asserts that no process is left on any host."""
         self.signal(signal.SIGKILL)
-        self.process.communicate(timeout=END_S)
+        end_of(self.process, "the end of the killed coordinator")
         self.assert_no_processes()
 
     def assert_no_processes(self) -> None:
@@ -93,19 +98,23 @@ class Fleet:
             until(lambda host=host: not host.processes(), f"the end of all processes of {host.name}")  # type: ignore[misc]
 
     def until(self, condition: Callable[[], Any], what: str) -> float:
-        """Wait for a condition and return the seconds. Fails with the coordinator's last output if the run ends, or after `END_S`."""
+        """Wait for a condition and return the seconds. Fails if the run ends with the coordinator's last output, or if it does not progress."""
         began = time.monotonic()
-        while not condition():
-            assert self.process.poll() is None, f"the run was over before {what}: {self.log_text()[-3000:]}"
-            assert time.monotonic() - began < END_S, f"timed out waiting for {what}: {self.log_text()[-3000:]}"
-            time.sleep(0.05)
+
+        def holds() -> bool:
+            ended = self.process.poll() is not None
+            found = bool(condition())
+            assert found or not ended, f"the run was over before {what}: {self.log_text()[-3000:]}"
+            return found
+
+        until(holds, what, self.progress)
         return time.monotonic() - began
 
     def registered_hosts(self) -> list[str]:
         """Return the hosts with a registered worker."""
         command = [sys.executable, "-m", "coordinator", "status", "--json", "--data", str(self.data)]
         asked = self.bed.hosts[0].popen(*command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment())
-        out, _ = asked.communicate(timeout=END_S)
+        out, _ = end_of(asked, "the answer about the status", self.progress)
         return [worker["host"] for worker in json.loads(out)["workers"]] if asked.returncode == 0 else []
 
     def line(self, row: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ import tomllib
 from pathlib import Path
 
 EXIT_USAGE, EXIT_BROKEN = 2, 75
+JOIN_S = 180.0  # for the neighbours to start, on a busy machine too; the coordinator ends a ring that is not whole
 START = hashlib.sha256(b"start").hexdigest()
 stop_asked = False
 
@@ -47,13 +48,13 @@ class Ring:
         if self.size == 1:
             return
         host, port = addresses[rank].split(":")
-        until = time.monotonic() + 20
+        until = time.monotonic() + JOIN_S
         with socket.create_server((host, int(port))) as server:
-            server.settimeout(20)
+            server.settimeout(JOIN_S)
             host, port = addresses[(rank + 1) % self.size].split(":")
             while True:
                 try:
-                    self.right = socket.create_connection((host, int(port)), timeout=20)
+                    self.right = socket.create_connection((host, int(port)), timeout=JOIN_S)
                     break
                 except OSError:
                     if time.monotonic() > until:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from tests.support.waiting import WAIT_S, until
+from tests.support.waiting import await_gone, end_of, footprint, until
 
-END_S = 600.0  # the same, for a whole run
 KINDS = ("rank kill", "rank stop", "worker kill", "worker stop")
 
 
@@ -27,7 +27,8 @@ class Supervised:
     """
 
     def __init__(self, folder: Path, command: list[str], script: str, env: Mapping[str, str] | None = None) -> None:
-        self.folder, self.command, self.script, self.env = folder, command, script, env
+        self.folder, self.command, self.script = folder, command, script
+        self.env = {**(os.environ if env is None else env), "PYTHONFAULTHANDLER": "1"}  # see `end_of`
         self.data, self.run = folder / "data", folder / "data" / "train"
         self.log = folder / "coordinator.log"
         self.started: list[subprocess.Popen[str]] = []
@@ -80,15 +81,29 @@ class Supervised:
         path = self.run / "logs" / "rank-0.log"
         return path.read_text().count("== round") if path.exists() else 0
 
+    def progress(self) -> object:
+        """Return a value that changes while the run gets on. Its log is left out: it grows also when nothing happens."""
+        return footprint(self.data)
+
+    def until(self, condition: Callable[[], Any], what: str) -> Any:
+        """Return the first true value of a condition. Fails when the run has ended, or does not progress."""
+
+        def holds() -> Any:
+            ended = self.process.poll() is not None
+            found = condition()
+            assert found or not ended, f"the run was over before {what}: {self.log.read_text()[-3000:]}"
+            return found
+
+        return until(holds, what, self.progress)
+
     def end(self) -> tuple[int, dict[str, Any]]:
         """Wait for the end and return exit code and summary. Asserts that no process of the training is left."""
-        out, _ = self.process.communicate(timeout=END_S)
+        out, _ = end_of(self.process, f"the end of the run: see {self.log}", self.progress)
         self.gone()
         return self.process.returncode, json.loads(out.splitlines()[-1]) if out.strip() else {}
 
     def gone(self) -> None:
-        _, left = psutil.wait_procs(list(self.known.values()), timeout=WAIT_S)
-        assert not left, f"left behind: {left}"
+        await_gone(self.known.values(), "the end of all processes of the training")
 
     def kill_all(self) -> None:
         """Kill all processes of the training, also after a failed test."""
@@ -100,21 +115,30 @@ class Supervised:
                 child.kill()
 
 
+def hit(victims: Callable[[], list[psutil.Process]], number: int, draw: random.Random) -> psutil.Process | None:
+    """Send a signal to one of the `victims`, and return it; None if there was none, or it ended before."""
+    if found := victims():
+        victim = draw.choice(found)
+        with suppress(psutil.NoSuchProcess):
+            victim.send_signal(number)
+            return victim
+    return None
+
+
 def fault(training: Supervised, kind: str, draw: random.Random) -> float:
-    """Inject one fault at a random moment; return the seconds until the next new step. A stopped process may continue afterwards."""
+    """Inject one fault at a random step; return the seconds until the next new step. A stopped process may continue afterwards."""
     whom, _, how = kind.partition(" ")
     goal = training.step() + draw.randint(1, 8)
-    until(lambda: training.step() >= goal or training.process.poll() is not None, f"step {goal}")
-    assert training.process.poll() is None, (
-        f"the run was over at step {training.step()}: it needs more steps for its faults"
-    )
-    victims = until(training.ranks if whom == "rank" else training.holders, "somebody to fail")
-    victim = draw.choice(victims)
-    rounds, began = training.rounds(), time.monotonic()
-    victim.send_signal(signal.SIGKILL if how == "kill" else signal.SIGSTOP)
-    until(lambda: training.rounds() > rounds, f"a round after {kind}")
+    training.until(lambda: training.step() >= goal, f"step {goal}")
+    # Counted before the victim is chosen: if its round is ending for another reason, the next one is waited for all the same.
+    rounds = training.rounds()
+    family = training.ranks if whom == "rank" else training.holders
+    number = signal.SIGKILL if how == "kill" else signal.SIGSTOP
+    victim = training.until(lambda: hit(family, number, draw), "somebody to fail")
+    began = time.monotonic()
+    training.until(lambda: training.rounds() > rounds, f"a round after {kind}")
     first = training.step()
-    until(lambda: training.step() > first or training.process.poll() is not None, f"a step after {kind}")
+    training.until(lambda: training.step() > first, f"a step after {kind}")
     seconds = time.monotonic() - began
     if how == "stop":
         with suppress(psutil.NoSuchProcess):

@@ -17,7 +17,6 @@ from tests.support.program import PLAN, command, environment, series_digest
 
 TRAINING, STEPS = 20, 700  # faults in the training, its steps
 PLAYING, ITERATIONS = 10, 800  # the same of the control training, which knows DF alone
-LONG_S = 1_200.0  # bound of the rest of a run after the last fault
 
 
 def alone(folder: Path, ranks: int, *stages: str | Path) -> Path:
@@ -45,7 +44,7 @@ def test_twenty_host_faults_change_no_series_and_no_curve(bed: Bed, tmp_path: Pa
     watched = TrainingFaults(fleet)
     for _ in range(TRAINING):
         print(json.dumps(watched.inject(draw.choice(KINDS), draw.choice(bed.hosts[1:]), draw)), flush=True)
-    code, summary = fleet.end(LONG_S)
+    code, summary = fleet.end()
     assert (code, summary["train"]["status"]) == (0, "done"), fleet.log_text()[-3_000:]
     assert series_digest(fleet.data) == series_digest(two)
     curve = losses(fleet.data)
@@ -65,7 +64,7 @@ def test_ten_host_faults_change_no_policy(bed: Bed, tmp_path: Path) -> None:
     played = ControlFaults(fleet)
     for _ in range(PLAYING):
         print(json.dumps(played.inject(draw.choice(ControlFaults.KINDS), draw.choice(bed.hosts[1:]), draw)), flush=True)
-    code, summary = fleet.end(LONG_S)
+    code, summary = fleet.end()
     assert (code, summary["rollouts"]["status"]) == (0, "done"), fleet.log_text()[-3_000:]
     assert series_digest(fleet.data) == series_digest(expected)
     for name in ("policy.npz", "metrics.jsonl", "tables.json"):
