@@ -120,4 +120,6 @@ def test_slow_source_is_quarantined_by_name_within_its_deadlines(program: Coordi
     """Each kind ends by the deadline of a response, 120 s, in each of five attempts; none of them holds up the others."""
     codes = ("ERCO", "CISO", "ISNE", "PJM", "MISO", "NYIS")
     result = run_beside_an_honest_respondent(program, dict(zip(codes, SLOW, strict=True)), 3000)
-    assert all("over 120 s" in message or "in time" in message for _, _, message in result["quarantined"])
+    causes = [message for _, _, message in result["quarantined"]]
+    print(*causes, sep="\n")
+    assert not [cause for cause in causes if "over 120 s" not in cause and "in time" not in cause]
