@@ -26,6 +26,9 @@ def main() -> None:
     """Run the command line and end the process with its exit code."""
     signal.signal(signal.SIGINT, _on_interrupt)
     try:
+        from ingest.console import protect
+
+        protect()
         from coordinator.cli.app import app
         from coordinator.cli.errors import run
 

@@ -2,13 +2,17 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ingest.array_types import Array, Bools, Floats, Int32s, Int64s
 from ingest.models import HOUR, Gap, format_hour, parse_hour
@@ -34,6 +38,13 @@ def hour_table(start: str, end: str) -> dict[str, int]:
     """Return every period of `start` to `end` (both inclusive) with its hour number: parsing a period is one look-up."""
     hours = np.arange(hour_number(start), hour_number(end) + 1)
     return dict(zip(np.datetime_as_string(hours.astype("datetime64[h]")).tolist(), hours.tolist(), strict=True))
+
+
+@contextmanager
+def open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file, also where the locale cannot spell its path: Arrow encodes a path as UTF-8, whatever the locale."""
+    with pa.OSFile(os.fsencode(path)) as file, pq.ParquetFile(file) as parquet:
+        yield parquet
 
 
 @dataclass(frozen=True)

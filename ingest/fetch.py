@@ -347,7 +347,7 @@ class _Fetch:
                 throttle = ThrottledError(f"{response.host} refuses the key for now", "403")
             else:
                 accepted_by.add(url)
-                self._note_origin(response.origin.replace(self.key, "[key]") if self.key else response.origin)
+                self._note_origin(response.origin(self.key))
                 return _Received(response, content, page)
             self._count(throttle.kind)
             self.context.on_throttle(self.job.bucket, throttle.kind, throttle.retry_after)

@@ -23,6 +23,7 @@ import urllib3
 from requests.utils import get_environ_proxies
 
 from ingest.backoff import backoff_s
+from ingest.console import printable, redact
 from ingest.errors import SourceError, ThrottledError
 from ingest.transfer_limits import BoundedAdapter, Transfer, current
 
@@ -50,12 +51,9 @@ class HttpResponse:
     seconds: float  # request to last byte
     fetched: str  # UTC, ISO 8601
 
-    @property
-    def origin(self) -> str:
-        """The emulator's world ("synthetic", "recordings"), otherwise the host name."""
-        return (
-            "".join(c for c in self.headers.get("X-Emulator-World", "") if c.isprintable())[:ORIGIN_LIMIT] or self.host
-        )
+    def origin(self, key: str | None) -> str:
+        """Return the emulator's world ("synthetic", "recordings"), otherwise the host name; never `key`, which a server may echo."""
+        return printable(redact(self.headers.get("X-Emulator-World", ""), [key]))[:ORIGIN_LIMIT] or self.host
 
 
 def make_session(connections: int) -> requests.Session:
@@ -276,8 +274,7 @@ def raise_for_response(response: HttpResponse, plain: bytes) -> None:
 
 def excerpt(plain: bytes, length: int = 160) -> str:
     """Return the first `length` bytes of a body on one printable line, for an error message. Scrub the key before."""
-    text = " ".join(plain[:length].decode("utf-8", "replace").split())
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return printable(" ".join(plain[:length].decode("utf-8", "replace").split()))
 
 
 def jittered_backoff_s(attempt: int, base: float, cap: float) -> float:

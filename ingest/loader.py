@@ -7,12 +7,11 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ingest.array_types import Bools, Floats, Int8s
 from ingest.build_series import year_hours
-from ingest.columns import hour_text
+from ingest.columns import hour_text, open_parquet
 from ingest.errors import UsageError, VerificationError, did_you_mean
 from ingest.plan import parse_span
 from ingest.quality import IMPUTED, MISSING, OK, REASONS
@@ -159,7 +158,7 @@ def _read(path: Path, variables: Sequence[str]) -> tuple[set[str], dict[str, tup
         VerificationError: the file can't be read.
     """
     try:
-        with pq.ParquetFile(path) as file:
+        with open_parquet(path) as file:
             known = {name.removeprefix("reason.") for name in file.schema_arrow.names if name.startswith("reason.")}
             wanted = [variable for variable in variables if variable in known]
             table = file.read([*wanted, *(f"reason.{variable}" for variable in wanted)])

@@ -76,7 +76,7 @@ def read_toml(path: Path, name: str, fix: str) -> dict[str, Any]:
     import tomllib  # here and below: a command line without files loads in half the time
 
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise UsageError(f"{name} {path}: {error.strerror}. {fix}".lstrip()) from error
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from ingest import checksums, manifest, store
 from ingest.build_series import year_hours
 from ingest.columns import Columns, digest, find_gaps, from_table, hour_text, merge
+from ingest.console import printable
 from ingest.errors import SourceError, UsageError, VerificationError
 from ingest.models import ALL_RESPONDENTS, BuildResult, FetchJob, FileEntry, Gap, ShardResult, build_key
 from ingest.plan import build_job, open_gaps
@@ -98,7 +99,7 @@ class Report:
             for gap in self.gaps
         ]
         lines = [f"{name:<11}{value}" for name, value in counts]
-        return "\n".join([*lines, *map(str, self.mismatches), *gaps, *map(str, self.notes)])
+        return "\n".join(map(printable, [*lines, *map(str, self.mismatches), *gaps, *map(str, self.notes)]))
 
 
 def verify(data_dir: Path | str, progress: OnProgress | None = None) -> Report:

@@ -312,4 +312,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    from ingest.console import protect
+
+    protect()
     sys.exit(main())

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ingest.console import LineFormatter, protect
 from worker.argparse_errors import Parser
 
 # Set before numpy is imported: several workers on one host must not each start one thread per core.
@@ -50,6 +51,7 @@ def main(arguments: Sequence[str] | None = None, key: Mapping[str, str] | None =
         arguments: Command line; None for that of the process.
         key: Content of a key file, for a caller that has it without the file.
     """
+    protect()
     parser = Parser(
         "worker",
         "Run leases of a coordinator on this host.",
@@ -61,7 +63,9 @@ def main(arguments: Sequence[str] | None = None, key: Mapping[str, str] | None =
         parser.error(f"--coordinator {options.coordinator}: use tcp://HOST:PORT")
     if options.connections < 1 or options.capacity < 1:
         parser.error("--connections and --capacity must be 1 or more")
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
 
     from coordinator.wire.auth import CurveError, load_worker, parse_worker_key
     from worker.agent.agent import WorkerConfig, run_agent

@@ -14,7 +14,10 @@ from pathlib import Path
 if __name__ == "__main__":
     # A script that is run by path finds its own folder first on the path, not the project's.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from ingest.console import protect
     from ringattn.blas import loader as blas
+
+    protect()
 
     blas.prepare()  # sets threads and BLAS, which must happen before numpy and mlx load
     from worker.training.cli import run_rank

@@ -20,6 +20,7 @@ from coordinator.cli.keys import config_app, keys_app
 from coordinator.cli.options import AsJson, Quiet, folder_of, width_of_stdout, with_settings, with_stages
 from coordinator.stages.stage import STAGES, OutputMode
 from coordinator.wire.exit_codes import ExitCode
+from ingest.console import printable
 from ingest.errors import UsageError
 
 HELP = " ".join((__doc__ or "").split("\n\n")[1].split())  # rich would keep the ends of its lines
@@ -89,7 +90,9 @@ def start(
         if not as_json and (text := stage.describe(summary)):
             print(text)
         if code := summary.exit_code:
-            print_error(f"{name} is not complete ({summary.status}): {summary.message}", code, as_json=as_json)
+            print_error(
+                f"{name} is not complete ({summary.status}): {printable(summary.message)}", code, as_json=as_json
+            )
             break
     if as_json:
         _print_documents(documents, exit_code=int(code))

@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from coordinator.wire.exit_codes import ExitCode
+from ingest.console import printable_lines
 
 # The base class of what Typer raises for a wrong command line; Typer exports only this subclass of it.
 COMMAND_LINE_ERROR: Any = typer.BadParameter.__mro__[1]
@@ -52,5 +53,5 @@ def run(app: typer.Typer, arguments: list[str] | None = None) -> int:
 def print_error(message: str, code: int, *, as_json: bool) -> int:
     """Print one line on stderr, as text or as JSON, and return `code`."""
     line = {"event": "error", "text": message, "exit_code": code}
-    print(json.dumps(line) if as_json else f"coordinator: {message}", file=sys.stderr, flush=True)
+    print(json.dumps(line) if as_json else f"coordinator: {printable_lines(message)}", file=sys.stderr, flush=True)
     return code

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +12,7 @@ import typer
 from coordinator.cli.help import Command, Group
 from coordinator.cli.options import AsJson, width_of_stdout, with_settings
 from coordinator.cli.settings import SETTINGS, resolve
+from ingest.console import printable, unescaped
 
 UNWRAPPED = 1_000  # columns, for a table that no terminal reads: each row stays a line
 
@@ -87,5 +89,5 @@ def config_show(as_json: AsJson = False) -> None:
         entry = settings[setting.name]
         value = ",".join(map(str, entry.value)) if isinstance(entry.value, tuple) else str(entry.value)
         shown = str(setting.default) if entry.value is None else value
-        table.add_row(*(escape(cell) for cell in (setting.name, shown, entry.origin, setting.variable)))
-    Console(width=width_of_stdout() or UNWRAPPED).print(table)
+        table.add_row(*(escape(printable(cell)) for cell in (setting.name, shown, entry.origin, setting.variable)))
+    Console(file=unescaped(sys.stdout), width=width_of_stdout() or UNWRAPPED).print(table)

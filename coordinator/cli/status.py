@@ -15,6 +15,7 @@ from coordinator.wire import codec
 from coordinator.wire.auth import is_loopback, load_worker
 from coordinator.wire.messages import Status, StatusRequest
 from ingest import manifest
+from ingest.console import printable
 from ingest.errors import UsageError
 
 TIMEOUT_MS = 3_000
@@ -81,4 +82,4 @@ def describe(snapshot: dict[str, Any]) -> str:
             f"  {worker.name}  {worker.rows:,} rows  {worker.requests:,} requests  {worker.megabytes:.0f} MB  {doing}"
         )
     lines += [f"  QUARANTINED {task}: {error}: {message}" for task, error, message in run.quarantined]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from coordinator.workers.arithmetic import describe_difference
 from coordinator.workers.ssh import SshFailure
+from ingest.console import printable
 
 LEAST_FREE = 2 << 30  # bytes: the five default respondents' seven years and a training take about 1 GB
 MIN_SPEED_RATIO = 0.25  # mlx's matrix products ÷ numpy's, in a rank: less means a BLAS that does not use this CPU
@@ -344,6 +345,9 @@ def describe(findings: list[Finding], columns: int | None = None) -> str:
         findings: The findings.
         columns: Width to wrap at; None writes one line each.
     """
+    findings = [
+        replace(one, name=printable(one.name), seen=printable(one.seen), fix=printable(one.fix)) for one in findings
+    ]
     name = max(len(finding.name) for finding in findings)
     indent = name + 8 if columns is None or columns >= 2 * name + 40 else 6
     lines = []

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from coordinator.report.collect import control, data, ring, training
 from coordinator.report.model import Absent, Facts
 from coordinator.report.render.page import TITLES, page
+from ingest.console import printable
 from ingest.errors import UsageError, VerificationError
 from ingest.files import atomic_write
 
@@ -87,4 +88,4 @@ def describe(made: dict[str, Any]) -> str:
     for name, one in made["sections"].items():
         state = "present" if one["there"] else f"absent: {one['why']}; `{one['command']}`"
         lines.append(f"  {TITLES[name].lower():<16}{state}")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))

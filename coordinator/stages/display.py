@@ -20,6 +20,7 @@ from rich.text import Text
 from coordinator.scheduling.records import CANCELLED
 from coordinator.server.status import RunStatus
 from coordinator.stages.stage import OutputMode
+from ingest.console import printable, unescaped
 
 SILENT_S = 5.0  # without a heartbeat, after which the table shows the worker as silent
 PLAIN_EVERY_S = 2.0  # between lines without a terminal
@@ -149,6 +150,11 @@ class Display(Protocol):
         ...
 
 
+def cell(text: str) -> Text:
+    """Return text of a worker for a table: escaped, and without rich's markup."""
+    return Text(printable(text))
+
+
 def to_rich(view: RunView) -> RenderableType:
     """Return the headline, a table with a row for each worker, and a bar."""
     table = Table(box=None, pad_edge=False, show_edge=False, expand=True)
@@ -160,7 +166,9 @@ def to_rich(view: RunView) -> RenderableType:
         doing = ", ".join(worker.executing) or "idle"
         if worker.silent_s > SILENT_S:
             doing = f"silent for {worker.silent_s:.0f} s; {doing}"
-        table.add_row(worker.name, doing, f"{worker.rows:,}", f"{worker.requests:,}", f"{worker.megabytes:.0f}")
+        table.add_row(
+            cell(worker.name), cell(doing), f"{worker.rows:,}", f"{worker.requests:,}", f"{worker.megabytes:.0f}"
+        )
     bar = ProgressBar(total=max(view.total, 1), completed=view.done)
     return Group(Text(headline(view)), table, bar)  # the bar comes last, because it ends no line
 
@@ -170,7 +178,7 @@ class TerminalDisplay:
 
     def __init__(self) -> None:
         """Start drawing."""
-        self._console = Console(stderr=True)
+        self._console = Console(file=unescaped(sys.stderr))
         self._live = Live(console=self._console, refresh_per_second=4, transient=True)
         self._live.start()
 
@@ -180,7 +188,7 @@ class TerminalDisplay:
 
     def note(self, line: str) -> None:
         """Print a line."""
-        self._console.print(line, highlight=False, markup=False)
+        self._console.print(printable(line), highlight=False, markup=False)
 
     def close(self) -> None:
         """End the display."""
@@ -200,11 +208,11 @@ class PlainDisplay:
         now = time.monotonic()
         if now >= self._next:
             self._next = now + PLAIN_EVERY_S
-            self._write(what.line)
+            self._write(printable(what.line))
 
     def note(self, line: str) -> None:
         """Print a line."""
-        self._write(line)
+        self._write(printable(line))
 
     def close(self) -> None:
         """End the display."""

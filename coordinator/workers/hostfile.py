@@ -60,7 +60,7 @@ def read_hosts(path: Path, python: Mapping[str, str], data: Mapping[str, str]) -
         UsageError: An entry is not valid (mlx would refuse it too), a host is listed twice, or a setting names an unlisted host.
     """
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"hostfile {path}: {error}; {NEXT}.") from None
     entries = found.get("hosts") if isinstance(found, dict) else found

@@ -28,6 +28,7 @@ from coordinator.workers.ssh import (
     unexpected_output,
     unreachable,
 )
+from ingest.console import printable
 from ingest.errors import UsageError
 
 HANDSHAKE_S = 60.0  # within which ssh and Python must answer; a busy host takes seconds
@@ -94,7 +95,7 @@ class SshWorkerPool:
                     failure = unreachable(session.host, f"no answer within {HANDSHAKE_S:g} s")
                     session.problem = _text(session.host, failure)
             if problems := [session.problem for session in self._sessions.values() if session.problem]:
-                raise UsageError("hosts can't be used:\n  " + "\n  ".join(problems))
+                raise UsageError("hosts can't be used:\n  " + "\n  ".join(map(printable, problems)))
         except BaseException:
             self.stop(0.0)
             raise

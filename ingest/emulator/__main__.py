@@ -16,6 +16,7 @@ from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
+from ingest.console import protect
 from ingest.emulator.clock import Clock
 from ingest.emulator.eia.pages import Style
 from ingest.emulator.faults.plan import FaultPlanError, parse_plan
@@ -80,6 +81,7 @@ def arguments() -> argparse.ArgumentParser:
 
 def main() -> None:
     """Serve until stopped; exit with code 2 for a world or plan that can't be served."""
+    protect()
     parser = arguments()
     options = parser.parse_args()
     if options.faults == "-" and options.stop_with_parent:
@@ -105,7 +107,11 @@ def _world(options: argparse.Namespace) -> World:
 
 def _settings(options: argparse.Namespace) -> Settings:
     plan = (
-        "[]" if not options.faults else sys.stdin.read() if options.faults == "-" else Path(options.faults).read_text()
+        "[]"
+        if not options.faults
+        else sys.stdin.read()
+        if options.faults == "-"
+        else Path(options.faults).read_text("utf-8")
     )
     try:
         faults = parse_plan(json.loads(plan))

@@ -69,7 +69,7 @@ class Emulator:
         timer.cancel()
         if not line:
             process.wait()
-            output = errors.read_text()[-2000:]
+            output = errors.read_text("utf-8", "replace")[-2000:]
             self.stop()
             raise EmulatorError(f"the emulator did not start ({' '.join(command)}): {output}")
         self.url, self.pid, self.world = (json.loads(line)[key] for key in ("url", "pid", "world"))

@@ -8,16 +8,16 @@ before it is stored.
 from __future__ import annotations
 
 import gzip
-import json
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Annotated, Generic, TypeVar
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 import msgspec
 import numpy as np
 
 from ingest.columns import EMPTY, Columns, has_duplicates, hour_table
+from ingest.console import spellings
 from ingest.errors import AuthenticationError, SourceError
 from ingest.http import HttpResponse, excerpt, inflate, plain_body, raise_for_response
 from ingest.models import MAX_VARIABLES, FetchJob, Shard, variable_of
@@ -132,8 +132,7 @@ def scrub(plain: bytes, key: str | None) -> bytes:
     """Return `plain` itself where `key` is not in it, otherwise a copy with every spelling of the key replaced."""
     if not key:
         return plain
-    in_json = json.dumps(key)[1:-1]
-    for spelling in dict.fromkeys((key, in_json, in_json.replace("/", r"\/"), quote(key, safe=""))):
+    for spelling in spellings(key):
         if spelling.encode() in plain:
             plain = plain.replace(spelling.encode(), b"REDACTED")
     return plain

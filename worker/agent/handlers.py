@@ -9,6 +9,7 @@ import msgspec
 from coordinator.wire.failures import FailureKind
 from coordinator.wire.lease_kinds import LeaseKind
 from coordinator.wire.messages import Failure, Lease
+from ingest.console import redact
 from ingest.errors import (
     AuthenticationError,
     IngestError,
@@ -102,7 +103,7 @@ def failure_of(error: Exception, worker: str, lease: Lease, secret: str | None) 
         error: The exception.
         worker: Name of the worker.
         lease: The lease that failed.
-        secret: Text that is removed from the message; None for none.
+        secret: Text that is removed from the message, before it is cut; None for none.
     """
     name: str = FAILURES.get(type(error), type(error).__name__)
     blame = not isinstance(error, StorageError)
@@ -113,14 +114,12 @@ def failure_of(error: Exception, worker: str, lease: Lease, secret: str | None) 
     elif not isinstance(error, IngestError):
         name = FailureKind.CRASH
         message = "".join(traceback.format_exception(error))
-    if secret:
-        message = message.replace(secret, "[key]")
     return Failure(
         worker,
         lease.task,
         lease.attempt,
         error=name,
-        message=message[-MAX_TEXT:],
+        message=redact(message, [secret])[-MAX_TEXT:],
         final=isinstance(error, UsageError | AuthenticationError),
         blame=blame,
     )

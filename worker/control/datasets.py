@@ -18,10 +18,10 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 import numpy as np
-import pyarrow.parquet as pq
 
 from ingest import manifest
 from ingest.calendar import zone_of
+from ingest.columns import open_parquet
 from ingest.errors import Cancelled, IngestError, UsageError
 from ingest.files import atomic_write
 from ingest.loader import available, load_series, respondents_on_disk
@@ -177,7 +177,7 @@ def _forecast_medians(spec: DatasetSpec, data_dir: Path, cancelled: threading.Ev
     if not path.exists():
         _forecast_table(path, data_dir, data_dir / spec.run, cancelled)
     found: dict[str, dict[int, float]] = {}
-    with pq.ParquetFile(path) as file:
+    with open_parquet(path) as file:
         columns = file.read(["respondent", "hour", MEDIAN]).to_pydict()
     for name, hour, value in zip(*columns.values(), strict=True):
         if value is not None:

@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ingest.console import protect
 from worker.process.parent_death import exit_with_parent
 
 EXIT_TAKEN = 3  # another worker uses the data folder
@@ -35,6 +36,7 @@ def host_versions() -> dict[str, str]:
 
 def main() -> None:
     """Print the versions, read the configuration from stdin, run a worker, and end with stdin."""
+    protect()
     print(json.dumps(host_versions()), flush=True)
     line = os.fdopen(os.dup(0), "rb", buffering=0).readline()  # unbuffered: the rest of stdin is for the watch thread
     if not line:

@@ -45,7 +45,7 @@ def control(data_dir: Path) -> Control | Absent:
     except (ControlError, OSError) as error:
         raise VerificationError(f"control: {error}") from error
     report = run / str(result.get("report", "report.md"))
-    intro, tables = markdown(report.read_text() if report.exists() else "")
+    intro, tables = markdown(report.read_text("utf-8") if report.exists() else "")
     return Control(
         result=result,
         pops=result.get("test_pop", {}),

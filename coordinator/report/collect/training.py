@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from coordinator.report.model import Absent, Day, Floats, Forecasts, Training
 from ingest.calendar import calendar_of
-from ingest.columns import as_numpy
+from ingest.columns import as_numpy, open_parquet
 from ingest.errors import VerificationError
 
 QUANTILES = ("q0.025", "q0.1", "q0.25", "q0.5", "q0.75", "q0.9", "q0.975")
@@ -96,7 +95,7 @@ def forecasts(data_dir: Path) -> Forecasts | Absent:
             return Absent("no forecaster was trained here", f"coordinator start --train --data {data_dir}")
         return Absent("forecasts of the trained forecaster were not written to a table", command)
     try:
-        with pq.ParquetFile(path) as file:
+        with open_parquet(path) as file:
             table = file.read(["respondent", "hour", "demand", "operator", *QUANTILES])
     except (OSError, pa.ArrowException) as error:
         raise VerificationError(f"{path} can't be read: {error}; remove it, then `{command}`") from error

@@ -9,11 +9,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup, escape
 
 from coordinator.report.model import Floats
+from ingest.console import printable_lines
 
 WIDTH, HEIGHT = 380, 220
 LEFT, RIGHT, TOP, BOTTOM = 52, 18, 26, 38
@@ -128,6 +130,11 @@ def labels(values: Sequence[float]) -> list[str]:
     return [f"{value:,.{decimals}f}{unit if value else ''}" for value in shown]
 
 
+def shown(value: Any) -> Any:
+    """Return a value with its control characters escaped. `Markup` has been through this and through HTML's escapes."""
+    return printable_lines(value) if type(value) is str else value
+
+
 def element(name: str, content: str = "", **attributes: str | float) -> Markup:
     """Return one SVG element. All text of a chart passes through here and is escaped, unless it is `Markup`.
 
@@ -137,10 +144,10 @@ def element(name: str, content: str = "", **attributes: str | float) -> Markup:
         attributes: `class_` is written `class`, `text_anchor` `text-anchor`; a float gets one decimal.
     """
     written = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{escape(f"{value:.1f}" if isinstance(value, float) else value)}"'
+        f' {key.rstrip("_").replace("_", "-")}="{escape(f"{value:.1f}" if isinstance(value, float) else shown(value))}"'
         for key, value in attributes.items()
     )
-    return Markup(f"<{name}{written}>{escape(content)}</{name}>")
+    return Markup(f"<{name}{written}>{escape(shown(content))}</{name}>")
 
 
 def _svg(title: str, height: float, body: Sequence[Markup]) -> Markup:

@@ -9,7 +9,7 @@ from markupsafe import Markup, escape
 
 from coordinator.report.model import Absent, Facts
 from coordinator.report.render import sections_data, sections_runs
-from coordinator.report.render.charts import number
+from coordinator.report.render.charts import number, shown
 
 TITLES = {
     "coverage": "Coverage",
@@ -39,6 +39,7 @@ def page(facts: Facts) -> str:
     templates = Environment(
         loader=PackageLoader("coordinator.report.render"),
         autoescape=True,
+        finalize=shown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -57,4 +58,4 @@ def page(facts: Facts) -> str:
 
 def _code(text: str) -> Markup:
     """Return escaped text in which words between backticks are code."""
-    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", escape(text)))
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", escape(shown(text))))

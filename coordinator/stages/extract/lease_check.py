@@ -16,7 +16,7 @@ from coordinator.scheduling.records import TaskSpec
 from coordinator.server.lease_files import NO_FILES, SHA, LeaseFiles
 from coordinator.wire.lease_kinds import LeaseKind
 from ingest.build_series import year_hours
-from ingest.columns import Columns, digest, find_gaps, from_table, hour_number
+from ingest.columns import Columns, digest, find_gaps, from_table, hour_number, open_parquet
 from ingest.errors import VerificationError
 from ingest.files import file_sha256
 from ingest.models import ALL_RESPONDENTS, BuildJob, BuildResult, FetchJob, FileEntry, ShardResult
@@ -158,8 +158,9 @@ def _check_build(job: BuildJob, result: BuildResult, data_dir: Path) -> None:
     for file, name in ((result.long, "long.parquet"), (result.wide, "wide.parquet"), (result.summary, "series.json")):
         _expect(key, "file", file.path, f"{folder}/{name}")
         _expect(key, f"sha256 of {file.path}", file_sha256(data_dir / file.path), file.sha256)
-    _expect(key, "rows of long.parquet", pq.read_metadata(data_dir / result.long.path).num_rows, cells)
-    _expect(key, "rows of wide.parquet", pq.read_metadata(data_dir / result.wide.path).num_rows, result.hours)
+    for file, rows in ((result.long, cells), (result.wide, result.hours)):
+        with open_parquet(data_dir / file.path) as parquet:
+            _expect(key, f"rows of {file.path}", parquet.metadata.num_rows, rows)
 
 
 def _expect(key: str, what: str, found: object, expected: object) -> None:

@@ -32,6 +32,7 @@ from coordinator.stages.runner import RunResult, StageRunner
 from coordinator.stages.stage import OutputMode
 from coordinator.wire.lease_kinds import LeaseKind
 from ingest import checksums, manifest
+from ingest.console import printable
 from ingest.coverage import write_coverage
 from ingest.emulator.process import Emulator
 from ingest.errors import AuthenticationError, SourceError
@@ -73,7 +74,7 @@ class ExtractDryRun(DryRun, frozen=True):
             lines.append(
                 f"at the source's policy ceiling of {self.policy_rate:g} requests/s: at least {clock(self.policy_seconds)}"
             )
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 class ExtractSummary(StageSummary, frozen=True, kw_only=True):
@@ -196,7 +197,7 @@ class ExtractStage:
             faults = ", ".join(f"{kind} {count}" for kind, count in sorted(summary.faults.items()))
             lines.append(f"faults of the source, all retried: {faults}")
         lines += [f"QUARANTINED {task}: {error}: {message}" for task, error, message in summary.quarantined]
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 def server_time(base_url: str) -> datetime:

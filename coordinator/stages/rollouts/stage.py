@@ -25,6 +25,7 @@ from coordinator.stages.runner import StageRunner
 from coordinator.stages.stage import OutputMode
 from coordinator.wire.exit_codes import ExitCode
 from ingest import checksums
+from ingest.console import printable
 from rl.distributed.protocol import Finished
 
 
@@ -161,7 +162,7 @@ class RolloutStage:
             lines.append(f"this run: {summary.seconds:.1f} s, {summary.leases} leases")
         elif summary.status == "done":
             lines.append(summary.message)
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 def _summary(

@@ -6,9 +6,8 @@ from dataclasses import asdict, dataclass
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
-from rich.text import Text
 
-from coordinator.stages.display import Rendering, clock
+from coordinator.stages.display import Rendering, cell, clock
 
 
 @dataclass(frozen=True)
@@ -63,8 +62,8 @@ def to_rich(view: ControlView) -> RenderableType:
     for title in ("leases", "results", "heartbeat"):
         table.add_column(title, justify="right", no_wrap=True)
     for one in view.workers:
-        table.add_row(one.worker, str(one.leases), f"{one.results:,}", f"{one.silent_s:.1f} s ago")
-    return Group(Text(headline(view)), table, ProgressBar(total=max(view.total, 1), completed=view.done))
+        table.add_row(cell(one.worker), str(one.leases), f"{one.results:,}", f"{one.silent_s:.1f} s ago")
+    return Group(cell(headline(view)), table, ProgressBar(total=max(view.total, 1), completed=view.done))
 
 
 def render(view: ControlView) -> Rendering:

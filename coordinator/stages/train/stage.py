@@ -24,6 +24,7 @@ from coordinator.stages.train.ring_state import RoundSummary, TrainingOutcome
 from coordinator.stages.train.stall import SupervisionTimeouts
 from coordinator.wire.exit_codes import ExitCode
 from ingest import checksums
+from ingest.console import printable
 from ingest.files import atomic_write
 
 
@@ -121,7 +122,7 @@ class TrainStage:
             lines.append(f"this run: {summary.seconds:.1f} s, {summary.restarts} restarts; rings of {sizes}")
         elif summary.status == "done":
             lines.append(summary.message)
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 def _summary(

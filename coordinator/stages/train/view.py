@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from coordinator.stages.display import Rendering, clock
+from coordinator.stages.display import Rendering, cell, clock
 from coordinator.stages.train.artifacts import MetricsFollower
 from coordinator.stages.train.elastic import ElasticRing
 
@@ -103,7 +103,7 @@ def to_rich(view: TrainView) -> RenderableType:
         table.add_column(title, justify="right", no_wrap=True)
     for rank in view.ranks:
         step = f"{rank.step:,}" if rank.step >= 0 else "-"
-        table.add_row(str(rank.rank), rank.worker, step, rank.phase, f"{rank.silent_s:.1f} s ago")
+        table.add_row(str(rank.rank), cell(rank.worker), step, rank.phase, f"{rank.silent_s:.1f} s ago")
     return Group(Text(headline(view)), table)
 
 

@@ -130,7 +130,8 @@ def _read(path: Path) -> Iterator[tuple[Cell, npt.NDArray[np.int64], npt.NDArray
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[Cell, npt.NDArray[np.int64], npt.NDArray[np.float64]]]:
-    table = pd.read_parquet(path)
+    with path.open("rb") as file:  # Arrow cannot open a path that the locale cannot spell
+        table = pd.read_parquet(file)
     if missing := {"timestamp", "region", "data_type", "fuel_type", "value"} - set(table.columns):
         raise RecordingsError(f"{path}: lacks the column {', '.join(sorted(missing))}")
     for (kind, respondent, fuel), part in table.groupby(["data_type", "region", "fuel_type"], dropna=False):
