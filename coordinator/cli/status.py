@@ -68,7 +68,7 @@ def request_snapshot(endpoint: str, keys: Path) -> RunStatus | None:
 def describe(snapshot: dict[str, Any]) -> str:
     """Return a status as text."""
     if not snapshot["running"]:
-        label = ", ".join(snapshot["origins"]) or "no data"
+        label = printable(", ".join(snapshot["origins"])) or "no data"
         return (
             f"no coordinator is running here; {snapshot['shards']} shards and {snapshot['series']} series are verified, "
             f"rows {snapshot['rows']:,} of {snapshot['total']:,} ({label})"

@@ -103,7 +103,7 @@ def to_rich(view: TrainView) -> RenderableType:
         table.add_column(title, justify="right", no_wrap=True)
     for rank in view.ranks:
         step = f"{rank.step:,}" if rank.step >= 0 else "-"
-        table.add_row(str(rank.rank), cell(rank.worker), step, rank.phase, f"{rank.silent_s:.1f} s ago")
+        table.add_row(str(rank.rank), cell(rank.worker), step, cell(rank.phase), f"{rank.silent_s:.1f} s ago")
     return Group(Text(headline(view)), table)
 
 

@@ -147,6 +147,6 @@ def test_slow_reader_of_a_non_blocking_pipe_gets_all(tmp_path: Path) -> None:
         stdout=write,
     )
     os.close(write)
-    with Path(read).open("rb") as pipe:
+    with os.fdopen(read, "rb") as pipe:
         assert len(pipe.read()) == 1_000_001
     assert process.wait(60) == 0
