@@ -3,8 +3,8 @@
 IngestError
 ├── UsageError            invalid request: unknown respondent, wrong period                        (exit 2)
 ├── AuthenticationError   the server rejects the API key, and it is not a throttle                 (exit 4)
-├── ThrottledError        429, 403 suspension or HTML notice: wait, then retry                     (never final)
-├── SourceError           unusable response (5xx, truncated, short, wrong total)                   (retried, then quarantine)
+├── ThrottledError        429, 403 suspension, HTML notice, 5xx with Retry-After: wait, then retry  (never final)
+├── SourceError           unusable response (5xx, truncated, short, wrong total)                   (retried, then quarantine; exit 75)
 ├── StorageError          the disk refuses: full, read-only                                        (exit 75, resumable)
 └── VerificationError     a file on disk differs from its manifest
 """
@@ -39,7 +39,7 @@ class ThrottledError(IngestError):
     """The server asked for a pause.
 
     Attributes:
-        kind: "429", "403" or "html".
+        kind: "429", "403", "html" or "5xx".
         retry_after: seconds to wait; None where the server names none.
     """
 
@@ -51,12 +51,14 @@ class ThrottledError(IngestError):
 
 
 class SourceError(IngestError):
-    """A response of the source can't be used.
+    """A response of the source can't be used, or it gives none.
 
     Attributes:
         kind: the fault, as `ShardResult.faults` counts it: "5xx", "reset", "timeout", "json", "html", "short", "repeated",
-            "total", "zip"…
+            "total", "zip"…; "outage": no usable response for too long.
     """
+
+    exit_code = 75  # an outage ends a run in the same way before its first task and after
 
     def __init__(self, message: str, kind: str) -> None:
         """Store the kind of fault."""

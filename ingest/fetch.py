@@ -1,21 +1,17 @@
 """Fetch one shard and verify it: retry each page until it is complete, store it as received, merge all into one piece.
 
-A page that fails a check is requested again, up to `ATTEMPTS` times, with back-off; a throttle is waited out and does not
-count. Pages that an earlier attempt stored are verified again and reused, never requested twice.
+A page that fails a check is requested again, up to `ATTEMPTS` times, with back-off; an outage of the source is waited out
+(`ingest.outage`) and does not count. Pages that an earlier attempt stored are verified again and reused, never requested twice.
 """
 
 import logging
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Iterable
+from concurrent.futures import FIRST_EXCEPTION, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import urlsplit
-
-import requests
 
 from ingest import store
 from ingest.columns import Columns, digest, duplicate_owners, find_gaps, merge
@@ -24,12 +20,13 @@ from ingest.errors import (
     Cancelled,
     IngestError,
     SourceError,
-    ThrottledError,
     UsageError,
     VerificationError,
 )
-from ingest.http import HttpResponse, MinInterval, get, jittered_backoff_s
+from ingest.http import jittered_backoff_s
 from ingest.models import MAX_VARIABLES, FetchJob, FileEntry, Gap, PageEntry, Shard, ShardResult
+from ingest.outage import OVER
+from ingest.page_request import FetchContext, PageRequests, Received
 from ingest.sources import get_source
 from ingest.sources.base import Page
 
@@ -38,12 +35,8 @@ log = logging.getLogger(__name__)
 ATTEMPTS = 5  # responses to one page request that may fail a check
 ROUNDS = 4  # times that pages may contradict each other before the shard fails
 BACKOFF_S = (0.2, 5.0)  # first and longest pause after a fault
-THROTTLE_S = (0.5, 30.0)  # first and longest pause after a throttle without Retry-After
-THROTTLE_LIMIT_S = 600.0  # a page that is throttled for longer goes back to the scheduler
 MIN_KEY = 8  # characters; EIA's keys have 40
-KEY_ATTEMPTS = 3  # "wrong key" responses to a key that was never accepted, before they count
 _RETRY = "run `coordinator start --extract` to retry"
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")  # an emulator enforces its own rate limit, by its own clock
 
 
 class _InconsistentPages(Exception):
@@ -56,34 +49,11 @@ class _InconsistentPages(Exception):
         self.total = total  # pages with another total are set aside too
 
 
-@dataclass
-class FetchContext:
-    """Resources of a worker that all its fetches share."""
-
-    data_dir: Path
-    api_key: str | None  # from the worker's environment; None is fine for the emulator
-    accepted_by: set[str]  # base URLs that have accepted the key; from then on, a refusal of the key is a suspension
-    pool: ThreadPoolExecutor  # for all leases of the worker: one page each, from request to stored
-    connections: threading.Semaphore  # concurrent requests; other pages are verified and stored during them
-    session: requests.Session  # from `ingest.http.make_session`
-    acquire_permit: Callable[[str], None]  # blocks until one request may be sent for a bucket; may raise Cancelled
-    on_throttle: Callable[[str, str, float | None], None]  # (bucket, kind, retry_after), for the rate limiter
-    on_progress: Callable[[int, int], None]  # increments of (rows verified, requests)
-    cancelled: threading.Event
-
-
 @dataclass(frozen=True)
 class _VerifiedPage:
     page: Page
     entry: PageEntry
     path: Path
-
-
-@dataclass(frozen=True)
-class _Received:
-    response: HttpResponse
-    content: bytes  # to store
-    page: Page
 
 
 def fetch_shard(job: FetchJob, context: FetchContext) -> ShardResult:
@@ -107,9 +77,6 @@ def _known_origin(data_dir: Path, shard: Shard) -> str | None:
         return None
 
 
-_min_interval = MinInterval()  # shared by all fetches of the process
-
-
 class _Fetch:
     """The fetch of one shard. Methods marked (pool) run on the pool's threads, all others on the lease's thread."""
 
@@ -117,12 +84,13 @@ class _Fetch:
         self.job = job
         self.context = context
         self.source = get_source(job.shard.source)
-        self.host = urlsplit(job.base_url).hostname or ""
         self.key = (context.api_key or "").strip()
         self.pages: dict[int, _VerifiedPage] = {}
         self.reused: set[int] = set()
         self.faults: Counter[str] = Counter()
-        self.requests = 0
+        self.requests = PageRequests(
+            job, context, self.source, self.key, check_cancelled=self._check_cancelled, count=self._count
+        )
         self.origin = _known_origin(context.data_dir, job.shard)
         self.lock = threading.Lock()
         self.stopped = threading.Event()  # this fetch has failed: its other pages end at their next step
@@ -214,7 +182,7 @@ class _Fetch:
             pages=pages,
             piece=piece,
             digest=digest(columns),
-            requests=self.requests,
+            requests=self.requests.sent,
             reused=len(self.reused),
             kept=self.job.respondents,
             faults=dict(sorted(self.faults.items())),
@@ -281,16 +249,17 @@ class _Fetch:
             total: as the other pages report it.
 
         Raises:
-            SourceError: `ATTEMPTS` responses failed a check, or the page was throttled too long. `_final` makes it a
-                UsageError where the source rejects the parameters.
+            SourceError: `ATTEMPTS` responses failed a check, or an outage did not end. `_final` makes it a UsageError where the
+                source rejects the parameters.
             _InconsistentPages: two responses agree on another total.
         """
         failures = 0
         other_total: int | None = None
-        doubtful: _Received | None = None  # has nulls, or is empty: accepted when the source sends it twice
+        doubtful: Received | None = None  # has nulls, or is empty: accepted when the source sends it twice
         while True:
             try:
-                received = self._receive(offset, doubtful)
+                received = self.requests.receive(offset, doubtful)
+                self._note_origin(received.origin)
                 page = received.page
                 if total is not None and page.total != total:
                     message = f"total was {total}, now {page.total}"
@@ -310,76 +279,14 @@ class _Fetch:
             except SourceError as error:
                 failures += 1
                 self._count(error.kind)
-                if failures >= ATTEMPTS or error.kind == "throttle":
+                if failures >= ATTEMPTS or error.kind == OVER:
                     raise self._final(error, offset, failures) from error
-                self._pause(jittered_backoff_s(failures, *BACKOFF_S))
+                self.requests.pause(jittered_backoff_s(failures, *BACKOFF_S))
         if doubtful is not None and page.columns.nulls() < doubtful.page.columns.nulls():
             self._count("nulls")
         self._check_cancelled()
         file = store.write_page(self.context.data_dir, self.job.shard, offset, received.content, self.source.suffix)
         self._keep(offset, page, file, received.response.fetched, received.response.seconds)
-
-    def _receive(self, offset: int, before: _Received | None) -> _Received:
-        """Return the first response that is not a throttle; report throttles and wait them out (pool).
-
-        A key that was accepted once is not wrong when it is refused: it is suspended. A response equal to `before` byte for
-        byte is not decoded again.
-
-        Raises:
-            AuthenticationError: `KEY_ATTEMPTS` responses reject a key that was never accepted.
-            SourceError: kind "throttle": throttled for longer than THROTTLE_LIMIT_S.
-        """
-        url, accepted_by = self.job.base_url, self.context.accepted_by
-        give_up = time.monotonic() + THROTTLE_LIMIT_S
-        attempt = 0
-        while True:
-            attempt += 1
-            response = self._request(offset)
-            if before is not None and response.status == 200 and response.body == before.response.body:
-                return before
-            try:
-                content, page = self.source.receive(self.job, response, self.key)
-            except ThrottledError as error:
-                throttle = error
-            except AuthenticationError:
-                if url not in accepted_by and attempt >= KEY_ATTEMPTS:
-                    raise
-                throttle = ThrottledError(f"{response.host} refuses the key for now", "403")
-            else:
-                accepted_by.add(url)
-                self._note_origin(response.origin(self.key))
-                return _Received(response, content, page)
-            self._count(throttle.kind)
-            self.context.on_throttle(self.job.bucket, throttle.kind, throttle.retry_after)
-            if time.monotonic() > give_up:
-                raise SourceError(f"{throttle}, for more than {THROTTLE_LIMIT_S:.0f} s", "throttle")
-            pause = throttle.retry_after or jittered_backoff_s(attempt, *THROTTLE_S)
-            self._pause(min(pause, max(0.0, give_up - time.monotonic())))
-
-    def _request(self, offset: int) -> HttpResponse:
-        """Return the response to one request, sent on a free connection and within its budget (pool)."""
-        with self.context.connections:
-            self._check_cancelled()
-            self.context.acquire_permit(self.job.bucket)
-            if self.source.min_interval_s and self.host not in _LOOPBACK:
-                self._pause(_min_interval.reserve(self.host, self.source.min_interval_s, time.monotonic()))
-            self._check_cancelled()
-            with self.lock:
-                self.requests += 1
-            self.context.on_progress(0, 1)
-            headers = {"Accept-Encoding": self.source.accept_encoding}
-            if self.source.uses_key and self.key:
-                headers["X-Api-Key"] = self.key
-            return get(
-                self.context.session,
-                self.job.base_url.rstrip("/") + self.source.request(self.job, offset),
-                headers,
-                deadline_s=self.source.deadline_s,
-                wire_limit=self.source.wire_limit,
-                check_cancelled=self._check_cancelled,
-                compress=self.source.compress,
-                follow=not self.source.uses_key,
-            )
 
     def _check(self, page: Page, offset: int) -> None:
         """Check a page's number of rows.
@@ -441,13 +348,6 @@ class _Fetch:
         """
         if self.context.cancelled.is_set() or self.stopped.is_set():
             raise Cancelled(self.job.shard.key)
-
-    def _pause(self, seconds: float) -> None:
-        """Sleep; a withdrawn lease or the failure of another page ends it with Cancelled."""
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
-            self.context.cancelled.wait(min(left, 0.1))
-            self._check_cancelled()
 
 
 def _confirms(page: Page, before: Page) -> bool:

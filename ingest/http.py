@@ -79,7 +79,7 @@ def get(
     headers: Mapping[str, str],
     *,
     deadline_s: float,
-    check_cancelled: Callable[[], None],
+    check: Callable[[Transfer], None],
     compress: bool = False,
     follow: bool = False,
     wire_limit: int = WIRE_LIMIT,
@@ -91,7 +91,7 @@ def get(
         url: already percent-encoded.
         headers: request headers.
         deadline_s: seconds for the whole response, its headers included.
-        check_cancelled: called several times a second; it may raise.
+        check: called several times a second with the state of the exchange; it may raise.
         compress: gzip a large plain body while it arrives, so that it is never in memory as a whole.
         follow: follow redirects. Never with a key in `headers`, which another host would then receive.
         wire_limit: bytes that the server may send.
@@ -104,7 +104,7 @@ def get(
     """
     parts = urlsplit(url)
     started = time.monotonic()
-    current.transfer = Transfer(parts.netloc, deadline_s, READ_TIMEOUT_S, wire_limit, check_cancelled)
+    current.transfer = Transfer(parts.netloc, deadline_s, READ_TIMEOUT_S, wire_limit, check)
     try:
         response = session.send(
             _prepare(url, headers),
@@ -129,7 +129,7 @@ def get(
     except requests.TooManyRedirects as error:
         raise SourceError(f"{parts.netloc} redirects without end", "status") from error
     except (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
-        raise SourceError(f"{parts.netloc}: connection lost or refused ({type(error).__name__})", "reset") from error
+        raise SourceError(f"{parts.netloc}: {_cause(error)}", "reset") from error
     finally:
         current.transfer = None
     return HttpResponse(
@@ -141,6 +141,16 @@ def get(
         time.monotonic() - started,
         datetime.now(UTC).isoformat(timespec="milliseconds"),
     )
+
+
+def _cause(error: BaseException) -> str:
+    """Return why an exchange failed below HTTP."""
+    reason = getattr(error.args[0], "reason", error) if error.args else error  # requests wraps urllib3's MaxRetryError
+    if isinstance(reason, urllib3.exceptions.NameResolutionError):
+        return "the name does not resolve"
+    if isinstance(reason, urllib3.exceptions.NewConnectionError):
+        return f"no connection ({str(reason).rpartition('] ')[2]})"
+    return f"connection lost ({type(reason).__name__})"
 
 
 def _read_body(response: requests.Response, packer: Any) -> bytes:
@@ -251,7 +261,7 @@ def raise_for_response(response: HttpResponse, plain: bytes) -> None:
         plain: its decompressed body, or the start of it.
 
     Raises:
-        ThrottledError: 429 in any form, 403, or an HTML notice under 200.
+        ThrottledError: 429 in any form, 403, an HTML notice under 200, or 5xx with Retry-After.
         SourceError: 5xx with any body (kind "5xx"), 400 ("refused"), any other status ("status").
     """
     status, pause = response.status, retry_after(response.headers)
@@ -260,6 +270,8 @@ def raise_for_response(response: HttpResponse, plain: bytes) -> None:
     if status == 403:
         kind = "html" if looks_like_html(plain) else "403"
         raise ThrottledError(f"{response.host} sent 403: suspended", kind, pause)
+    if status >= 500 and pause is not None:
+        raise ThrottledError(f"{response.host} sent {status} with Retry-After", "5xx", pause)
     if status >= 500:
         raise SourceError(f"{response.host} sent {status}", "5xx")
     if status == 400:

@@ -23,6 +23,7 @@ from ingest.errors import SourceError
 
 SLICE_S = 0.2  # a cancelled request ends within this time
 BUFFER = 1 << 16  # bytes of a socket read at once
+PROGRESS = 1 << 10  # bytes: a server that sends less a second is as good as silent
 
 
 @dataclass
@@ -33,12 +34,24 @@ class Transfer:
     deadline_s: float  # for the whole exchange
     silence_s: float  # for one read
     wire_limit: int  # bytes received, headers included
-    check_cancelled: Callable[[], None]  # may raise
+    on_check: Callable[[Transfer], None]  # called several times a second; may raise
 
     def __post_init__(self) -> None:
         """Start the clock."""
-        self._until = time.monotonic() + self.deadline_s
-        self._received = 0
+        self._progressed = time.monotonic()
+        self._until = self._progressed + self.deadline_s
+        self._silent_until = self._progressed + self.silence_s
+        self._received = self._counted = 0
+
+    @property
+    def stalled_s(self) -> float:
+        """Seconds since the server last sent `PROGRESS` bytes, or since the start."""
+        return time.monotonic() - self._progressed
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until the exchange is given up, if the server sends nothing more."""
+        return max(0.0, min(self._until, self._silent_until) - time.monotonic())
 
     def check(self) -> None:
         """Check time and cancellation.
@@ -46,7 +59,7 @@ class Transfer:
         Raises:
             SourceError: kind "timeout": the deadline is over.
         """
-        self.check_cancelled()
+        self.on_check(self)
         if time.monotonic() > self._until:
             raise SourceError(f"{self.host} took over {self.deadline_s:.0f} s for one response", "timeout")
 
@@ -57,6 +70,8 @@ class Transfer:
             SourceError: kind "size": they are more than the limit.
         """
         self._received += received
+        if self._received - self._counted >= PROGRESS:
+            self._counted, self._progressed = self._received, time.monotonic()
         if self._received > self.wire_limit:
             raise SourceError(f"{self.host} sent more than {self.wire_limit >> 20} MiB for one response", "size")
 
@@ -66,14 +81,14 @@ class Transfer:
         Raises:
             TimeoutError: nothing came for `silence_s`.
         """
-        silent_until = time.monotonic() + self.silence_s
+        self._silent_until = time.monotonic() + self.silence_s
         while True:
             self.check()
             sock.settimeout(SLICE_S)
             try:
                 received = sock.recv_into(buffer)
             except TimeoutError:
-                if time.monotonic() > silent_until:
+                if time.monotonic() > self._silent_until:
                     raise
                 continue
             self.count(received)
@@ -119,12 +134,56 @@ class _BoundedResponse(http.client.HTTPResponse):
         self.fp = io.BufferedReader(_SocketReader(sock), BUFFER)
 
 
+def _connect_bounded(connection: HTTPConnection, connect: Callable[[], None]) -> None:
+    """Connect within the bounds of this thread's exchange: resolving a name, TCP and TLS block, so another thread does them.
+
+    A connection that is given up ends by its own time limits.
+
+    Raises:
+        SourceError: kind "timeout": it takes too long.
+    """
+    transfer = current.transfer
+    if transfer is None:
+        connect()
+        return
+    ended, given_up = threading.Event(), threading.Event()
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        current.transfer = transfer
+        try:
+            connect()
+        except BaseException as error:
+            errors.append(error)
+        ended.set()
+        if given_up.is_set():
+            connection.close()
+
+    threading.Thread(target=run, name="connect", daemon=True).start()
+    try:
+        while not ended.wait(SLICE_S):
+            transfer.check()
+            if not transfer.left_s:
+                raise SourceError(f"{transfer.host}: no connection within {transfer.silence_s:g} s", "timeout")
+    except BaseException:
+        given_up.set()
+        raise
+    if errors:
+        raise errors[0]
+
+
 class _BoundedHTTPConnection(HTTPConnection):
     response_class = _BoundedResponse
+
+    def connect(self) -> None:
+        _connect_bounded(self, super().connect)
 
 
 class _BoundedHTTPSConnection(HTTPSConnection):
     response_class = _BoundedResponse
+
+    def connect(self) -> None:
+        _connect_bounded(self, super().connect)
 
 
 class _HTTPPool(urllib3.HTTPConnectionPool):

@@ -75,7 +75,7 @@ def describe(snapshot: dict[str, Any]) -> str:
         )
     run = msgspec.convert(snapshot, RunStatus)
     view = run_view(run, already_done=0)
-    lines = [run.training or headline(view)]
+    lines = [run.training or headline(view), *(f"  {wait}" for wait in view.waits)]
     for worker in view.workers:
         doing = ", ".join(worker.executing) or "idle"
         lines.append(

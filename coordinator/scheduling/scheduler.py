@@ -52,6 +52,7 @@ from coordinator.scheduling.records import (
     Task,
 )
 from coordinator.scheduling.task_state import TaskStore
+from coordinator.scheduling.waits import TaskWaits
 from coordinator.scheduling.worker_state import LeaseState, LeaseTimings, WorkerState, retry_delay_s
 from coordinator.wire import messages
 from coordinator.wire.failures import FailureKind
@@ -84,6 +85,7 @@ class Scheduler:
         self.timings = timings or LeaseTimings()
         self.store = TaskStore()
         self.workers: dict[str, WorkerState] = {}
+        self.waits = TaskWaits()  # of tasks for the source
         self.dropped_results = 0  # stale and duplicate ones
         self.totals_of_departed_workers = {"rows": 0, "requests": 0}
         self._ready: dict[
@@ -160,6 +162,8 @@ class Scheduler:
     def _record(self, record: AnyRecord, decision: Decision) -> None:
         spec = record.spec if isinstance(record, Added) else self.tasks[record.task].spec
         self.store.apply(record)
+        if not isinstance(record, Leased | Failed):
+            self.waits.ended(record.task)
         if not spec.ephemeral:
             decision.records.append(record)
 
@@ -190,7 +194,7 @@ class Scheduler:
                 continue
             attempt = task.attempt + 1
             self._record(Leased(task.spec.id, attempt, name), decision)
-            worker.held[task.spec.id] = LeaseState(attempt, now + self.timings.lease_s)
+            worker.held[task.spec.id] = LeaseState(attempt, now + self.timings.lease_s, now)
             lease = Lease(task.spec.id, attempt, task.spec.kind, task.spec.job, self.timings.lease_s)
             decision.actions.append(Send(name, lease))
             if len(worker.held) < capacity:
@@ -275,6 +279,7 @@ class Scheduler:
             self._suspend(owner, now)
         if task.spec.no_retry or quarantined:
             del self._failed_by[name]
+            self.waits.ended(name)
         if task.spec.no_retry:
             decision.actions.append(TaskFailed(name, error, message))
         elif quarantined:
@@ -282,6 +287,7 @@ class Scheduler:
         else:
             doublings = failures if conclusive else max(failures, task.attempt)
             self._not_before[name] = now + retry_delay_s(name, task.attempt, doublings, self.timings)
+            self.waits.failed(name, task.attempt, self._not_before[name])
         return conclusive
 
     def _others_can_run(self, task: Task, owners: set[str]) -> bool:
@@ -334,6 +340,7 @@ class Scheduler:
         worker.rows, worker.requests, worker.rss = event.rows, event.requests, event.rss
         for lease in worker.held.values():
             lease.executing = False
+        waiting = {(wait.task, wait.attempt): wait for wait in event.waiting}
         for name, attempt in event.executing:
             held = worker.held.get(name)
             if held is None or held.attempt != attempt:
@@ -341,8 +348,19 @@ class Scheduler:
             else:
                 held.executing = True
                 held.deadline = now + self.timings.lease_s
+                self.waits.heard(name, attempt, held.leased, waiting.get((name, attempt)), now)
         worker.executing = tuple(name for name, _ in event.executing)
+        if self.is_draining:
+            self._end_waits(event.worker, worker, decision)
         decision.actions.append(Send(event.worker, HeartbeatAck()))
+
+    def _end_waits(self, name: str, worker: WorkerState, decision: Decision) -> None:
+        """Release the leases of a draining run that wait for the source: nobody knows for how long."""
+        for task in [task for task in worker.held if task in self.waits]:
+            attempt = worker.held.pop(task).attempt
+            self._release(task, attempt, "waiting when the run was drained", decision)
+            decision.actions.append(Send(name, AbandonLease(task, attempt)))
+            self._mark_idle(name, worker)
 
     def _on_progress(self, event: Progress, now: float, decision: Decision) -> None:
         worker = self._touch_worker(event.worker, now, decision)
@@ -499,6 +517,8 @@ class Scheduler:
 
     def _on_drain(self, event: Drain, now: float, decision: Decision) -> None:
         self._drain = self._drain if self._drain is not None and self._drain.reason != "drain" else event
+        for name, worker in self.workers.items():
+            self._end_waits(name, worker, decision)
 
     def _on_abort(self, event: Abort, now: float, decision: Decision) -> None:
         self._aborted = True

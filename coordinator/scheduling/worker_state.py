@@ -31,6 +31,7 @@ class LeaseState(msgspec.Struct):
 
     attempt: int
     deadline: float  # seconds of the scheduler's clock
+    leased: float  # likewise
     executing: bool = False  # a heartbeat has listed it
 
 

@@ -417,6 +417,7 @@ class Server:
             departed_rows=departed["rows"],
             departed_requests=departed["requests"],
             workers=tuple(_worker_status(name, worker, now) for name, worker in scheduler.workers.items()),
+            waits=scheduler.waits.status(now),
             budgets={name: budget.status(now) for name, budget in self._budgets.items()},
             counters={**self.counters, "refused": self._router.refused},
             elapsed_s=now - self._began,

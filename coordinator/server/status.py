@@ -7,6 +7,7 @@ from msgspec import UNSET, UnsetType
 
 from coordinator.scheduling.rate_limit import BudgetStatus
 from coordinator.scheduling.records import State
+from coordinator.scheduling.waits import WaitStatus
 
 
 class WorkerStatus(msgspec.Struct, frozen=True):
@@ -35,6 +36,7 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     departed_rows: int  # of workers that have left
     departed_requests: int
     workers: tuple[WorkerStatus, ...]
+    waits: tuple[WaitStatus, ...]  # for the source, the longest first
     budgets: dict[str, BudgetStatus]
     counters: dict[str, int]
     elapsed_s: float

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
+import msgspec
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -18,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from coordinator.scheduling.records import CANCELLED
+from coordinator.scheduling.waits import WaitStatus
 from coordinator.server.status import RunStatus
 from coordinator.stages.stage import OutputMode
 from ingest.console import printable, unescaped
@@ -56,6 +58,7 @@ class RunView:
     eta_s: float | None
     elapsed_s: float
     workers: tuple[WorkerView, ...] = field(default=())
+    waits: tuple[WaitStatus, ...] = field(default=())  # for the source, the longest first
 
 
 def run_view(status: RunStatus, already_done: int) -> RunView:
@@ -96,6 +99,7 @@ def run_view(status: RunStatus, already_done: int) -> RunView:
             )
             for worker in status.workers
         ),
+        waits=status.waits,
     )
 
 
@@ -131,7 +135,8 @@ class Rendering:
 
 def render(view: RunView) -> Rendering:
     """Return the forms in which displays show the view."""
-    return Rendering(headline(view), lambda: to_rich(view), asdict(view))
+    line = " · ".join([headline(view), *map(str, view.waits)])
+    return Rendering(line, lambda: to_rich(view), msgspec.to_builtins(view))
 
 
 class Display(Protocol):
@@ -156,7 +161,7 @@ def cell(text: str) -> Text:
 
 
 def to_rich(view: RunView) -> RenderableType:
-    """Return the headline, a table with a row for each worker, and a bar."""
+    """Return the headline, a line for each wait, a table with a row for each worker, and a bar."""
     table = Table(box=None, pad_edge=False, show_edge=False, expand=True)
     table.add_column("worker", no_wrap=True)
     table.add_column("doing", overflow="ellipsis", no_wrap=True, ratio=1)  # the width that the other columns leave
@@ -170,7 +175,8 @@ def to_rich(view: RunView) -> RenderableType:
             cell(worker.name), cell(doing), f"{worker.rows:,}", f"{worker.requests:,}", f"{worker.megabytes:.0f}"
         )
     bar = ProgressBar(total=max(view.total, 1), completed=view.done)
-    return Group(Text(headline(view)), table, bar)  # the bar comes last, because it ends no line
+    waits = [Text(str(wait), style="yellow") for wait in view.waits]
+    return Group(Text(headline(view)), *waits, table, bar)  # the bar comes last, because it ends no line
 
 
 class TerminalDisplay:

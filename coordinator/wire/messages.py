@@ -31,10 +31,12 @@ MAX_PAUSE = 86_400.0  # seconds
 MAX_RANKS = 1024  # of a ring
 MAX_REASON = 2_000  # characters
 MAX_DEPTH = 32  # of maps and lists in a result
+MAX_LINE = 300  # characters of a line that is shown as it comes
 MAX_LISTED = 20_000  # files that a lease lists: it stays under 4 MiB
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
 Text = Annotated[str, msgspec.Meta(max_length=16_384)]
+Line = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_LINE, pattern=r"^[ -~]*\Z")]  # printable ASCII
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 Rows = Annotated[int, msgspec.Meta(ge=0, le=10**12)]  # of one worker: a million years of one respondent are 10^11
 Memory = Annotated[int, msgspec.Meta(ge=0, le=1 << 44)]  # bytes: 16 TiB
@@ -79,6 +81,18 @@ class Register(Message, frozen=True, tag="Hello"):
         return LeaseKind.ROLLOUT in self.kinds
 
 
+class Waiting(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Describe a wait of a lease for something outside the cluster: a source that does not serve."""
+
+    task: Name
+    attempt: Attempt
+    what: Line  # host of the source
+    reason: Line
+    since_s: Elapsed  # seconds that the wait lasts
+    next_s: Seconds  # seconds until the next try
+    request: Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]  # number of the try
+
+
 class Heartbeat(Message, frozen=True, tag="Heartbeat"):
     """Report that the worker is alive, and what it executes. A separate thread sends it, so that a busy GIL does not look like a death."""
 
@@ -88,6 +102,7 @@ class Heartbeat(Message, frozen=True, tag="Heartbeat"):
     rows: Rows = 0  # rows verified so far by this process
     requests: Rows = 0
     rss: Memory = 0
+    waiting: Annotated[tuple[Waiting, ...], msgspec.Meta(max_length=MAX_CAPACITY)] = ()
 
 
 class Array(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -134,7 +149,7 @@ class ThrottleReport(Message, frozen=True, tag="ThrottleReport"):
 
     worker: Name
     bucket: Name
-    kind: Name  # "429" | "403" | "html"
+    kind: Name  # "429" | "403" | "html" | "5xx"
     retry_after: Seconds | None = None
 
 

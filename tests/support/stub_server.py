@@ -16,9 +16,10 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from ingest.columns import hour_number, hour_text
-from ingest.fetch import FetchContext
 from ingest.http import make_session
 from ingest.models import FetchJob, Shard
+from ingest.outage import Wait
+from ingest.page_request import FetchContext
 
 NAMES = {"type": ("D", "DF", "NG", "TI"), "fueltype": ("COL", "NG", "SUN", "WND")}
 
@@ -160,17 +161,19 @@ def serve(stub: Stub) -> Iterator[str]:
 
 @dataclass
 class Bench:
-    """A fetch context and its reports: `throttles` (kind, retry_after) and `progress` sums."""
+    """A fetch context and its reports: `throttles` (kind, retry_after), `progress` sums and each change of the `waits`."""
 
     context: FetchContext
     throttles: list[tuple[str, float | None]]
     progress: list[int]
+    waits: list[Wait | None]
 
 
 @contextmanager
 def bench(data_dir: Path, key: str | None = None, connections: int = 5) -> Iterator[Bench]:
     throttles: list[tuple[str, float | None]] = []
     progress = [0, 0]
+    waits: list[Wait | None] = []
     lock = threading.Lock()
 
     def add(rows: int, requests: int) -> None:
@@ -186,12 +189,13 @@ def bench(data_dir: Path, key: str | None = None, connections: int = 5) -> Itera
             pool=pool,
             connections=threading.Semaphore(5),
             session=make_session(connections),
-            acquire_permit=lambda bucket: None,
+            acquire_permit=lambda bucket, check: None,
             on_throttle=lambda bucket, kind, after: throttles.append((kind, after)),
             on_progress=add,
+            on_wait=waits.append,
             cancelled=threading.Event(),
         )
-        yield Bench(context, throttles, progress)
+        yield Bench(context, throttles, progress, waits)
 
 
 def eia_job(url: str, route: str = "region-data", start: str = "2023-01-01T00", end: str = "2023-03-31T23") -> FetchJob:

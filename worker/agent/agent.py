@@ -269,7 +269,12 @@ class Agent:
             self._next_send = time.monotonic() + self._registered.heartbeat_s
             counts = self._executor.rows, self._executor.requests
             rss = self._process.memory_info().rss
-            self._connection.send(codec.encode(Heartbeat(self.name, tuple(self._leases), *counts, rss)))
+            waits = [
+                wait
+                for wait in self._executor.waits.current(time.monotonic())
+                if (wait.task, wait.attempt) in self._leases
+            ]
+            self._connection.send(codec.encode(Heartbeat(self.name, tuple(self._leases), *counts, rss, tuple(waits))))
 
 
 def run_agent(config: WorkerConfig, *, stop_with_parent: bool = False) -> int:

@@ -34,9 +34,10 @@ from worker.agent.handlers import Handler, failure_of
 from worker.agent.lease import Arrays, LeaseContext, RankProgress, RunningLease
 from worker.agent.permits import Permits
 from worker.agent.policy_cache import PolicyCache
+from worker.agent.waits import Waits
 
 if TYPE_CHECKING:  # imported by the first fetch: see `worker.agent.lease`
-    from ingest.fetch import FetchContext
+    from ingest.page_request import FetchContext
 
 PAGES = 2  # pages in progress for each connection: one being requested, one being verified and stored
 
@@ -83,6 +84,7 @@ class LeaseExecutor:
         self.policies = PolicyCache(lambda sha256: post(WeightsRequest(worker, sha256), ()))
         self.rows = self.requests = 0  # verified rows and requests so far
         self._counting = threading.Lock()
+        self.waits = Waits(self._api_key)
         self._ready: queue.SimpleQueue[RunningLease] = queue.SimpleQueue()
         for _ in range(capacity):
             self.add_thread()
@@ -127,6 +129,8 @@ class LeaseExecutor:
             return Failure(self._worker, lease.task, lease.attempt, kind, text, blame=False), []
         except Exception as error:
             return failure_of(error, self._worker, lease, self._api_key), []
+        finally:
+            self.waits.end((lease.task, lease.attempt))
         return Result(self._worker, lease.task, lease.attempt, answer, time.monotonic() - began), []
 
     def _context(self, running: RunningLease) -> LeaseContext:
@@ -151,8 +155,8 @@ class LeaseExecutor:
         )
 
     def _fetch_context(self, running: RunningLease) -> FetchContext:
-        from ingest.fetch import FetchContext
         from ingest.http import make_session
+        from ingest.page_request import FetchContext
 
         with self._fetch_lock:
             if not self._fetch_resources:
@@ -162,12 +166,15 @@ class LeaseExecutor:
                     "connections": threading.Semaphore(self._connections),
                     "session": make_session(self._connections),
                 }
+        key = (running.lease.task, running.lease.attempt)
+        self.waits.begin(key, time.monotonic())
         return FetchContext(
             data_dir=self._data_dir,
             api_key=self._api_key,
-            acquire_permit=lambda bucket: self.permits.acquire(bucket, running.cancelled),
+            acquire_permit=lambda bucket, check: self.permits.acquire(bucket, running.cancelled, check),
             on_throttle=self._report_throttle,
             on_progress=self._count,
+            on_wait=lambda wait: self.waits.report(key, wait, time.monotonic()),
             cancelled=running.cancelled,
             **self._fetch_resources,
         )

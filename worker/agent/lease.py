@@ -13,7 +13,7 @@ from coordinator.wire.messages import Lease, Phase
 from worker.agent.file_transfer import FileTransfer, TransferInbox
 
 if TYPE_CHECKING:  # pyarrow and requests take 0.6 s of processor time to load; only a fetch needs them
-    from ingest.fetch import FetchContext
+    from ingest.page_request import FetchContext
 
 
 class GraceDeadline:

@@ -21,6 +21,7 @@ class _Bucket:
     requested: int = 0  # permits requested and not granted yet
     requested_at: float = 0.0
     unknown: bool = False  # the coordinator has no such budget
+    throttled: bool = False  # its permits were revoked, and none was used since
 
 
 class Permits:
@@ -35,8 +36,10 @@ class Permits:
         self._buckets: dict[str, _Bucket] = {}
         self._changed = threading.Condition()
 
-    def acquire(self, bucket: str, cancelled: threading.Event) -> None:
+    def acquire(self, bucket: str, cancelled: threading.Event, check: Callable[[float], None]) -> None:
         """Block until one request may be sent. Returns at once for the bucket "", which has no limit.
+
+        While the bucket pauses after a throttle, `check` is called with the seconds until the next permit; it may raise.
 
         Raises:
             Cancelled: The lease was cancelled while it waited.
@@ -50,8 +53,10 @@ class Permits:
                 while not self._try_acquire(bucket, held):
                     if cancelled.is_set():
                         raise Cancelled(f"the lease was cancelled while it waited for a permit of budget {bucket!r}")
-                    ahead = held.times[0] - time.monotonic() if held.times else POLL_S
-                    self._changed.wait(min(max(ahead, 0.0), POLL_S))
+                    ahead = max(held.times[0] - time.monotonic(), 0.0) if held.times else POLL_S
+                    if held.throttled:
+                        check(ahead)
+                    self._changed.wait(min(ahead, POLL_S))
             finally:
                 held.waiting -= 1
 
@@ -66,6 +71,7 @@ class Permits:
             held.times.popleft()
         if held.times and held.times[0] <= now:
             held.times.popleft()
+            held.throttled = False
             return True
         if held.requested and now - held.requested_at > ANSWER_S:
             held.requested = 0
@@ -96,6 +102,7 @@ class Permits:
         with self._changed:
             if bucket in self._buckets:
                 self._buckets[bucket].times.clear()
+                self._buckets[bucket].throttled = True
                 self._changed.notify_all()
 
     def reset(self) -> None:
@@ -104,4 +111,5 @@ class Permits:
             for held in self._buckets.values():
                 held.times.clear()
                 held.requested = 0
+                held.throttled = False
             self._changed.notify_all()

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest import fetch
+from ingest import fetch, outage
 from ingest.columns import hour_number, hour_text, merge
 from ingest.errors import SourceError, UsageError
 from ingest.fetch import fetch_shard
@@ -195,6 +195,7 @@ def test_file_is_stored_compressed_with_named_gaps(
     tmp_path: Path, gzipped: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fetch, "BACKOFF_S", (0.005, 0.02))
+    monkeypatch.setattr(outage, "PAUSE_S", (0.005, 0.02))
     stub = BulkStub()
     stub.gzip = gzipped
     first = hour_number("2024-07-01T08")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest import fetch, store
+from ingest import fetch, outage, store
 from ingest.columns import from_table
 from ingest.emulator.process import Emulator
 from ingest.fetch import fetch_shard
@@ -32,7 +32,7 @@ OTHERS = [
 def _quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fetch, "BACKOFF_S", (0.005, 0.02))
-        patch.setattr(fetch, "THROTTLE_S", (0.005, 0.02))
+        patch.setattr(outage, "PAUSE_S", (0.005, 0.02))
         yield
 
 

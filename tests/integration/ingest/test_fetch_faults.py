@@ -6,12 +6,13 @@ import copy
 import json
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ingest import fetch, http
+from ingest import fetch, http, outage
 from ingest.errors import AuthenticationError, Cancelled, SourceError, UsageError
 from ingest.fetch import fetch_shard
 from ingest.models import ShardResult
@@ -23,7 +24,7 @@ KEY = "Se/cret-KEY-0123456789"
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "BACKOFF_S", (0.005, 0.02))
-    monkeypatch.setattr(fetch, "THROTTLE_S", (0.005, 0.02))
+    monkeypatch.setattr(outage, "PAUSE_S", (0.005, 0.02))
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +160,6 @@ def always(status: int, body: bytes) -> Any:
 FATAL = {
     "wrong key": (always(403, INVALID), AuthenticationError, "EIA_API_KEY", 3),
     "refused": (always(400, b'{"error":"Invalid facet","code":400}'), UsageError, "Invalid facet", fetch.ATTEMPTS),
-    "down": (always(502, HTML), SourceError, "attempts: 5", fetch.ATTEMPTS),
     "junk": (always(200, b"{}"), SourceError, "not a page", fetch.ATTEMPTS),
 }
 
@@ -196,12 +196,12 @@ def test_malformed_key_is_refused_without_quoting_it(tmp_path: Path) -> None:
 
 
 def test_endless_throttle_returns_the_shard_to_the_scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "THROTTLE_LIMIT_S", 0.1)
+    monkeypatch.setattr(outage, "LIMIT_S", 0.1)
     stub = Stub()
     stub.script = always(429, LIMIT)
     with serve(stub) as url, bench(tmp_path) as one, pytest.raises(SourceError) as raised:
         fetch_shard(eia_job(url), one.context)
-    assert raised.value.kind == "throttle"
+    assert raised.value.kind == "outage"
     assert one.throttles[0] == ("429", None)
 
 
@@ -231,7 +231,7 @@ def test_each_request_needs_a_permit_that_may_cancel(tmp_path: Path) -> None:
     stub = Stub()
     drawn: list[str] = []
 
-    def permit(bucket: str) -> None:
+    def permit(bucket: str, check: Callable[[float], None]) -> None:
         drawn.append(bucket)
         if len(drawn) == 2:
             raise Cancelled("cancelled")

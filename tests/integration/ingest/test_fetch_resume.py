@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ingest import fetch, http, store
+from ingest import fetch, http, outage, store
 from ingest.errors import SourceError, StorageError
 from ingest.fetch import fetch_shard
 from ingest.models import FetchJob
@@ -22,6 +22,7 @@ from tests.support.stub_server import Reply, Stub, bench, eia_job, serve
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "BACKOFF_S", (0.005, 0.02))
+    monkeypatch.setattr(outage, "PAUSE_S", (0.005, 0.02))
 
 
 def year(url: str) -> FetchJob:
@@ -29,7 +30,8 @@ def year(url: str) -> FetchJob:
     return eia_job(url, start="2023-01-01T00", end="2023-07-22T01")
 
 
-def test_only_missing_pages_are_requested(tmp_path: Path) -> None:
+def test_only_missing_pages_are_requested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outage, "LIMIT_S", 0.3)
     stub = Stub()
     stub.script = lambda query, nth: Reply(502) if query["offset"] == 10000 else None
     with serve(stub) as url, bench(tmp_path) as one:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ingest import fetch, http
+from ingest import fetch, http, outage
 from ingest.errors import Cancelled, SourceError, UsageError
 from ingest.fetch import fetch_shard
 from ingest.http import get, inflate, make_session, retry_after
@@ -23,6 +23,7 @@ from ingest.models import MAX_VARIABLES, FetchJob, Shard
 from ingest.sources.bulk import HEADER_LIMIT, Bulk
 from ingest.sources.eia import Eia
 from ingest.sources.oasis import MAX_MEMBERS, Oasis
+from ingest.transfer_limits import Transfer
 from tests.support.hostile_server import FLOODS, SLOW, Hostility, endless_status_line, hostile
 from tests.support.stub_server import Reply, Stub, bench, eia_job, serve
 
@@ -36,15 +37,15 @@ BULK = FetchJob(Shard("bulk", "BALANCE", "ALL", "2023-01-01T00", "2023-06-30T23"
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "BACKOFF_S", (0.005, 0.02))
-    monkeypatch.setattr(fetch, "THROTTLE_S", (0.005, 0.02))
+    monkeypatch.setattr(outage, "PAUSE_S", (0.005, 0.02))
 
 
 def exchange(url: str, deadline_s: float = 60.0, cancelled: threading.Event | None = None) -> None:
-    def check() -> None:
+    def check(transfer: Transfer) -> None:
         if cancelled is not None and cancelled.is_set():
             raise Cancelled("cancelled")
 
-    get(make_session(1), url, {}, deadline_s=deadline_s, check_cancelled=check)
+    get(make_session(1), url, {}, deadline_s=deadline_s, check=check)
 
 
 # -- size ----------------------------------------------------------------------------------------------------------------
@@ -76,8 +77,8 @@ def test_wire_limit_counts_just_over_and_admits_just_under(monkeypatch: pytest.M
     def fetch_with(limit: int, size: int) -> int:
         with hostile(body(size)) as url:
             session = make_session(1)
-            check = lambda: None  # noqa: E731 - nothing cancels this request
-            return len(get(session, url, {}, deadline_s=60, check_cancelled=check, wire_limit=limit).body)
+            check = lambda transfer: None  # noqa: E731 - nothing ends this request
+            return len(get(session, url, {}, deadline_s=60, check=check, wire_limit=limit).body)
 
     assert fetch_with(100_000, 99_000) == 99_000
     with pytest.raises(SourceError, match="more than"):
@@ -177,13 +178,13 @@ def test_retry_after_is_bounded(text: str, seconds: float | None) -> None:
 
 
 def test_infinite_retry_after_ends_with_the_throttle_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "THROTTLE_LIMIT_S", 0.1)
+    monkeypatch.setattr(outage, "LIMIT_S", 0.1)
     stub = Stub()
     stub.script = lambda query, nth: Reply(429, b"", {"Retry-After": "inf"})
     began = time.monotonic()
     with serve(stub) as url, bench(tmp_path) as one, pytest.raises(SourceError) as raised:
         fetch_shard(eia_job(url), one.context)
-    assert raised.value.kind == "throttle"
+    assert raised.value.kind == "outage"
     assert time.monotonic() - began < HANG_S
 
 

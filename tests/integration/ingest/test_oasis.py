@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest import fetch
+from ingest import fetch, outage
 from ingest.columns import find_gaps, hour_number
 from ingest.errors import SourceError, ThrottledError, UsageError
 from ingest.fetch import fetch_shard
@@ -168,7 +168,7 @@ def test_requests_to_one_host_keep_the_minimum_interval(arrivals: list[tuple[str
 
 def test_shard_of_windows_recovers_from_errors_and_throttles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "BACKOFF_S", (0.005, 0.02))
-    monkeypatch.setattr(fetch, "THROTTLE_S", (0.005, 0.02))
+    monkeypatch.setattr(outage, "PAUSE_S", (0.005, 0.02))
     stub = OasisStub()
     with serve(stub) as url, bench(tmp_path / "a", "KEY-0123456789") as one:
         clean = fetch_shard(job("2023-01-01T01", "2023-02-10T00", url=url), one.context)

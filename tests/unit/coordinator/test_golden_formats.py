@@ -30,7 +30,9 @@ SHA = "0123456789abcdef" * 4
 HELLO = messages.Register("w", "host", 7, ("fetch", "build"), 2, "id", "1.0", "3.12.1", arithmetic="OpenBLAS")
 MESSAGES: tuple[Message, ...] = (
     HELLO,
-    messages.Heartbeat("w", (("t", 3),), 5000, 12, 1 << 27),
+    messages.Heartbeat(
+        "w", (("t", 3),), 5000, 12, 1 << 27, (messages.Waiting("t", 3, "api.eia.gov", "sent 503", 40.5, 12.0, 4),)
+    ),
     messages.Progress("w", "t", 3, 40, "validate", 17, 30, True),
     messages.Result(
         "w", "t", 3, {"rows": 5, "é": [None, 2.5, True]}, 0.25, (messages.Array("cost", "float32", (2, 3)),)
