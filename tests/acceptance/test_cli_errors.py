@@ -206,7 +206,7 @@ MISTAKES = (
     Mistake("asked bulk files for a region", f"{EXTRACT} --source bulk --respondents CAL", USAGE, ("CAL", "balancing authorities only", "CISO")),
     Mistake("set no API key", f"{EXTRACT} --source eia", AUTHENTICATION, ("EIA_API_KEY", "not set", "--source bulk"), variable("EIA_API_KEY", "")),
     Mistake("copied a key with a blank", f"{EXTRACT} --source eia", AUTHENTICATION, ("EIA_API_KEY", "blank", "export"), variable("EIA_API_KEY", "half of it half of it")),
-    Mistake("named a source that is down", f"{EXTRACT} --source http://127.0.0.1:1", FAILED, ("http://127.0.0.1:1", "refused", "--source synthetic")),
+    Mistake("named a source that is down", f"{EXTRACT} --source http://127.0.0.1:1", INCOMPLETE, ("http://127.0.0.1:1", "refused", "--source synthetic")),
     # -- settings
     Mistake("set a variable to nonsense", "coordinator verify", USAGE, ("rate = 'fast'", "COORDINATOR_RATE", "`unset COORDINATOR_RATE`"), variable("COORDINATOR_RATE", "fast")),
     Mistake("misspelt a key of cluster.toml", "coordinator config show", USAGE, ("cluster.toml", "'respondent'", "did you mean 'respondents'"), file("cluster.toml", 'respondent = "PACW"\n')),

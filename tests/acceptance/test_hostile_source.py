@@ -117,7 +117,7 @@ def test_hostile_source_is_quarantined_by_name_within_memory(program: Coordinato
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_slow_source_is_quarantined_by_name_within_its_deadlines(program: Coordinator) -> None:
-    """Each kind ends by the deadline of a response, 120 s, in each of five attempts; none of them holds up the others."""
+    """Each kind ends an attempt by the deadline of a response or the limit of an outage, 120 s; none holds up the others."""
     codes = ("ERCO", "CISO", "ISNE", "PJM", "MISO", "NYIS")
     result = run_beside_an_honest_respondent(program, dict(zip(codes, SLOW, strict=True)), 3000)
     causes = [message for _, _, message in result["quarantined"]]

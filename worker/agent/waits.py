@@ -6,7 +6,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from coordinator.wire.messages import MAX_LINE, Waiting
+from coordinator.wire.messages import MAX_LINE, MAX_PAUSE, Waiting
 
 if TYPE_CHECKING:  # imported by the first fetch: see `worker.agent.lease`
     from ingest.outage import Wait
@@ -72,7 +72,7 @@ class Waits:
             _line(wait.what),
             _line(reason),
             now - since,
-            min(max(0.0, wait.next_try - now), 86_400.0),
+            min(max(0.0, wait.next_try - now), MAX_PAUSE),
             wait.attempt,
         )
 
