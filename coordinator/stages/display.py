@@ -175,7 +175,7 @@ def to_rich(view: RunView) -> RenderableType:
             cell(worker.name), cell(doing), f"{worker.rows:,}", f"{worker.requests:,}", f"{worker.megabytes:.0f}"
         )
     bar = ProgressBar(total=max(view.total, 1), completed=view.done)
-    waits = [Text(str(wait), style="yellow") for wait in view.waits]
+    waits = [cell(str(wait)) for wait in view.waits]
     return Group(Text(headline(view)), *waits, table, bar)  # the bar comes last, because it ends no line
 
 

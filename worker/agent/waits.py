@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from coordinator.wire.messages import MAX_LINE, MAX_PAUSE, Waiting
+from ingest.console import redact
 
 if TYPE_CHECKING:  # imported by the first fetch: see `worker.agent.lease`
     from ingest.outage import Wait
@@ -66,7 +67,7 @@ class Waits:
         )
 
     def _message(self, key: Key, wait: Wait, since: float, now: float) -> Waiting:
-        reason = wait.reason.replace(self._secret, "[key]") if self._secret else wait.reason
+        reason = redact(wait.reason, [self._secret])
         return Waiting(
             *key,
             _line(wait.what),

@@ -25,6 +25,7 @@ from coordinator.report.model import Absent, Facts
 from coordinator.report.render import charts
 from coordinator.report.render.page import page
 from coordinator.scheduling.records import State
+from coordinator.scheduling.waits import WaitStatus
 from coordinator.server.status import RunStatus, WorkerStatus
 from coordinator.stages.display import PlainDisplay, TerminalDisplay, render, run_view
 from coordinator.stages.extract.stage import ExtractStage
@@ -48,6 +49,7 @@ STATUS = RunStatus(
     departed_rows=0,
     departed_requests=0,
     workers=(WorkerStatus(HOSTILE, HOSTILE, 1, False, 1, (HOSTILE,), 1, 1, 1, 9.0),),
+    waits=(WaitStatus(HOSTILE, HOSTILE, 1.0, 1.0, 1, 1),),
     budgets={},
     counters={},
     elapsed_s=1.0,

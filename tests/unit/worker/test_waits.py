@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from coordinator.wire import codec, messages
 from coordinator.wire.messages import Heartbeat
+from ingest.console import REDACTED
 from ingest.outage import Wait
 from worker.agent.waits import Waits
 
@@ -49,5 +50,5 @@ def test_report_is_one_valid_line_without_the_key() -> None:
     frame = codec.encode(Heartbeat("w", (("a", 1),), waiting=waits.current(5.0)))
     (told,) = codec.decode(frame, messages.Heartbeat).waiting
     assert KEY not in told.reason
-    assert told.reason.startswith(r"[key] \x1b[2J\n Stra\xdfe x")
+    assert told.reason.startswith(REDACTED + r" \x1b[2J\n Stra\xdfe x")
     assert told.next_s == messages.MAX_PAUSE
