@@ -1,0 +1,102 @@
+// Forward: o [B, Hq, Tq, D], normalised within this block, and lse [B, Hq, Tq], natural, of queries q [B, Hq, Tq, D] over keys k and
+// values v [B, Hkv, Tk, D]. Online softmax (Dao 2023) in base 2. Grid: tiles of queries, Hq, B.
+// q_mask [1 or B, >= Tq, 3]: first and last visible position, segment. k_mask [1 or B, >= Tk, 2]: position, segment. q_ranges, k_ranges
+// [1 or B, >= tiles, 6 or 4]: see common.metal.
+constexpr int LD = D + 4, DEPTH = D / PARTS / 8, COLS = STREAMED / 8, ROWS = 8 * BLOCKS, OWN = ROWS * GROUPS;
+constexpr int THREADS = 32 * GROUPS * PARTS;
+threadgroup float Ks[STREAMED * LD];
+threadgroup float Vs[STREAMED * LD];
+threadgroup float sums[PARTS > 1 ? PARTS * OWN * STREAMED : 1];
+
+const int lane = thread_index_in_simdgroup, simd = simdgroup_index_in_threadgroup;
+const int group = simd % GROUPS, part = simd / GROUPS, thread_index = simd * 32 + lane;
+const int frow = fragment_row(lane), fcol = fragment_col(lane);
+const int tile = threadgroup_position_in_grid.x, head = threadgroup_position_in_grid.y, batch = threadgroup_position_in_grid.z;
+const int heads = q_shape[1], q_len = q_shape[2], kv_heads = k_shape[1], k_len = k_shape[2];
+const int own = tile * OWN + group * ROWS + frow;  // this lane's query of the first fragment
+const int k_tiles = (k_len + STREAMED - 1) / STREAMED;
+const int q_set = q_mask_shape[0] > 1 ? batch : 0, k_set = k_mask_shape[0] > 1 ? batch : 0;
+const int q_first = q_set * q_mask_shape[1], k_first = k_set * k_mask_shape[1];
+const int q_range_at = (q_set * q_ranges_shape[1] + tile) * 6, k_range_at = k_set * k_ranges_shape[1] * 4;
+const int first_min = q_ranges[q_range_at], first_max = q_ranges[q_range_at + 1], last_min = q_ranges[q_range_at + 2];
+const int last_max = q_ranges[q_range_at + 3], q_seg_min = q_ranges[q_range_at + 4], q_seg_max = q_ranges[q_range_at + 5];
+const auto keys = k + ulong(batch * kv_heads + head / (heads / kv_heads)) * k_len * D;
+const auto values = v + ulong(batch * kv_heads + head / (heads / kv_heads)) * k_len * D;
+const ulong q_row = ulong(batch * heads + head) * q_len + own;
+
+Fragment queries[BLOCKS * DEPTH], out[BLOCKS * DEPTH];
+float top[BLOCKS], total[BLOCKS];
+UNROLL for (int r = 0; r < BLOCKS; r++) {
+  load_row<DEPTH>(queries + r * DEPTH, q + (q_row + r * 8) * D + part * (D / PARTS) + fcol, own + r * 8 < q_len, scale_log2e[0]);
+  top[r] = -INFINITY;
+  total[r] = 0.0f;
+}
+clear<BLOCKS * DEPTH>(out);
+
+for (int i = 0; i < k_tiles; i++) {
+  const int range = k_range_at + i * 4, start = i * STREAMED;
+  const int pos_min = k_ranges[range], pos_max = k_ranges[range + 1], k_seg_min = k_ranges[range + 2], k_seg_max = k_ranges[range + 3];
+  if (hidden(first_min, last_max, q_seg_min, q_seg_max, pos_min, pos_max, k_seg_min, k_seg_max)) continue;
+
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  stage<STREAMED, D, LD, THREADS>(Ks, keys, start, k_len, thread_index);
+  stage<STREAMED, D, LD, THREADS>(Vs, values, start, k_len, thread_index);
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+
+  Fragment s[BLOCKS * COLS];
+  clear<BLOCKS * COLS>(s);
+  multiply_transposed<BLOCKS, DEPTH, COLS, LD>(s, queries, Ks + part * (D / PARTS));
+  add_parts<BLOCKS * COLS, GROUPS, PARTS>(s, sums, group, part);
+
+  if (start + STREAMED > k_len || !all_visible(first_max, last_min, q_seg_min, q_seg_max, pos_min, pos_max, k_seg_min, k_seg_max)) {
+    UNROLL for (int j = 0; j < COLS; j++) {
+      UNROLL for (int e = 0; e < 2; e++) {
+        const int col = start + j * 8 + fcol + e, key = (k_first + (col < k_len ? col : 0)) * 2;
+        UNROLL for (int r = 0; r < BLOCKS; r++) {
+          const int row = own + r * 8, query = (q_first + (row < q_len ? row : 0)) * 3;
+          const bool seen = col < k_len && visible(q_mask[query], q_mask[query + 1], q_mask[query + 2], k_mask[key], k_mask[key + 1]);
+          if (!seen) s[r * COLS + j].thread_elements()[e] = -INFINITY;
+        }
+      }
+    }
+  }
+
+  UNROLL for (int r = 0; r < BLOCKS; r++) {
+    float highest = top[r];
+    UNROLL for (int j = 0; j < COLS; j++) {
+      UNROLL for (int e = 0; e < 2; e++) highest = max(highest, s[r * COLS + j].thread_elements()[e]);
+    }
+    const float new_top = row_max(highest);
+    const float base = new_top == -INFINITY ? 0.0f : new_top;  // rows that see no key yet: -inf - base stays -inf
+    const float shrink = exp2(top[r] - base);
+    float sum = 0.0f;
+    UNROLL for (int j = 0; j < COLS; j++) {
+      UNROLL for (int e = 0; e < 2; e++) {
+        const float p = exp2(s[r * COLS + j].thread_elements()[e] - base);
+        s[r * COLS + j].thread_elements()[e] = p;
+        sum += p;
+      }
+    }
+    total[r] = total[r] * shrink + sum;  // of this lane's columns; the row's lanes are added at the end
+    top[r] = new_top;
+    UNROLL for (int d = 0; d < DEPTH; d++) {
+      UNROLL for (int e = 0; e < 2; e++) out[r * DEPTH + d].thread_elements()[e] *= shrink;
+    }
+  }
+  multiply<BLOCKS, DEPTH, COLS, LD>(out, s, Vs + part * (D / PARTS));
+}
+
+UNROLL for (int r = 0; r < BLOCKS; r++) {
+  const float sum = row_sum(total[r]);
+  if (own + r * 8 < q_len) {
+    const float norm = sum == 0.0f ? 0.0f : 1.0f / sum;
+    UNROLL for (int d = 0; d < DEPTH; d++) {
+      Two<float> pair;
+      UNROLL for (int e = 0; e < 2; e++) pair.x[e] = out[r * DEPTH + d].thread_elements()[e] * norm;
+      *(device Two<float>*)(o + (q_row + r * 8) * D + part * (D / PARTS) + d * 8 + fcol) = pair;
+    }
+    if (part == 0 && fcol == 0) {
+      lse[q_row + r * 8] = sum == 0.0f ? -INFINITY : (top[r] + log2(sum)) * 0.69314718f;
+    }
+  }
+}

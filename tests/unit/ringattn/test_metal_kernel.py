@@ -1,0 +1,122 @@
+"""The Metal kernels, run on a CPU by the harness from the source that mlx generates: results in float64, and no finding."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from ringattn.kernels import Block
+from ringattn.kernels.metal import MetalKernel
+from tests.support.attention import assert_close, draw, oracle
+from tests.support.metal.cases import case_of, emulate, name_of, needs_compiler, product, rows
+from tests.support.metal.compiler import CLANG, check_syntax
+from tests.support.metal.source import generate
+
+SCHEDULES = (1, 2, 3)
+pytestmark = needs_compiler
+
+
+def prove(row: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One kernel on one block, in three random schedules: the other kernels' bounds, the same bits, no finding."""
+    case = case_of(row)
+    arrays, block = draw(case)
+    truth = oracle(arrays, block, case.scale)
+    results = []
+    for seed in SCHEDULES:
+        kernel, emulator = emulate(monkeypatch, seed)
+        got = outputs(kernel, row["kernel"], arrays, block, case.scale, truth)
+        assert emulator.findings == [], f"{case}, schedule {seed}"
+        results.append({name: np.array(x) for name, x in got.items()})
+    for name, x in results[0].items():
+        assert_close(x, truth[name], f"{name}, {case}")
+        for other in results[1:]:
+            np.testing.assert_array_equal(x, other[name])
+
+
+def outputs(
+    kernel: MetalKernel, which: str, arrays: list[mx.array], block: Block, scale: float, truth: dict[str, np.ndarray]
+) -> dict[str, mx.array]:
+    q, k, v, _ = arrays
+    assert which == "forward"
+    return dict(zip(("o", "lse"), kernel.forward(q, k, v, block, scale=scale), strict=True))
+
+
+@pytest.mark.parametrize("row", [r for r in rows() if r["kernel"] == "forward"], ids=name_of)
+def test_metal_kernel_matches_fp64_in_three_schedules(row: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    prove(row, monkeypatch)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("row", [r for r in product() if r["kernel"] == "forward"], ids=name_of)
+def test_metal_kernel_matches_fp64_in_every_combination(row: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    prove(row, monkeypatch)
+
+
+def test_padded_head_dimension_rows_without_keys_and_nan(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel, emulator = emulate(monkeypatch)
+    rng = np.random.default_rng(0)
+    q, k, v = (mx.array(rng.standard_normal((2, 1, 20, 50), dtype=np.float32)) for _ in range(3))
+    k[1, 0, 3] = float("nan")
+    at = np.arange(20, dtype=np.int32)
+    o, lse = (np.array(x) for x in kernel.forward(q, k, v, Block(at - 5, at, causal=True), scale=0.2))
+    assert o.shape == (2, 1, 20, 50)
+    assert not o[:, :, :5].any()
+    assert (lse[:, :, :5] == -np.inf).all()
+    assert np.isfinite(o[0]).all()
+    assert np.isfinite(o[1, 0, :8]).all()  # position 2 and before: the key with NaN is hidden
+    assert np.isnan(o[1, 0, 8:]).all()
+    assert emulator.findings == []
+
+
+def test_hidden_tiles_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Causal over equal positions: half of the tiles and a half of the diagonal's are read."""
+    q = mx.zeros((1, 1, 256, 64))
+    at = np.arange(256, dtype=np.int32)
+    counted = []
+    for block in (Block(at, at), Block(at, at, causal=True)):
+        kernel, emulator = emulate(monkeypatch)
+        kernel.forward(q, q, q, block, scale=1.0)
+        counted.append(emulator.counts["ringattn_forward"]["multiply_accumulate"])
+    assert counted[1] / counted[0] == (2 + 4 + 6 + 8) / 32  # tiles of 64 queries and 32 keys
+
+
+@pytest.mark.skipif(CLANG is None, reason="no clang: the syntax check with address spaces was not made")
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.float16], ids=str)
+def test_clang_reads_the_kernels_as_cpp14_with_address_spaces(dtype: mx.Dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel, emulator = emulate(monkeypatch, runs=False)
+    q = mx.zeros((1, 1, 8, 64), dtype=dtype)
+    at = np.arange(8, dtype=np.int32)
+    kernel.forward(q, q, q, Block(at, at), scale=1.0)
+    for generated in emulator.generated.values():
+        check_syntax(generated)
+
+
+def test_harness_takes_the_signature_from_mlx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Address spaces by size, shapes where the body names them, attributes: as mlx prints them in a process of its own."""
+    script = """
+import mlx.core as mx
+kernel = mx.fast.metal_kernel(name="t", input_names=["q", "few"], output_names=["o"],
+    source="o[thread_index_in_simdgroup] = q[q_shape[0]] + few[0];", header="// header\\n")
+def call(q, few):
+    return kernel(inputs=[q, few], template=[("D", 64)], grid=(32, 1, 1), threadgroup=(32, 1, 1), output_shapes=[(32,)],
+        output_dtypes=[mx.float32], verbose=True)[0]
+"""
+    printed = subprocess.run(
+        [sys.executable, "-c", script + "mx.export_function('/dev/null', call, mx.zeros((32, 2), mx.bfloat16), mx.zeros(3))"],
+        capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3],
+    ).stdout  # fmt: skip
+    scope: dict[str, Any] = {}
+    exec(script, scope)
+    generated = generate(lambda arrays: scope["call"](*arrays), [mx.zeros((32, 2), mx.bfloat16), mx.zeros(3)])
+    assert generated.text in printed
+    assert [(p.name, p.space, p.type, p.const) for p in generated.parameters] == [
+        ("q", "device", "bfloat16_t", True),
+        ("q_shape", "constant", "int", True),
+        ("few", "constant", "float", True),
+        ("o", "device", "float", False),
+    ]
+    assert generated.attributes == ("thread_index_in_simdgroup",)
