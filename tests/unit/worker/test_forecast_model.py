@@ -130,6 +130,17 @@ def saved(step: int) -> checkpoint.Checkpoint:
     return checkpoint.Checkpoint(tree, tree, {"step": mx.array(step)}, {"step": step})
 
 
+def test_digest_of_a_checkpoint_does_not_depend_on_the_order_of_its_arrays(tmp_path: Path) -> None:
+    """A resumed run has them in the order of the file that it read; the digest names its forecaster in later requests."""
+    tree = {f"layer{n}": {"weight": mx.full((2, 3), float(n)), "bias": mx.zeros(n + 1)} for n in range(9)}
+    backwards = {name: dict(reversed(layer.items())) for name, layer in reversed(tree.items())}
+    made = [
+        checkpoint.save(tmp_path / str(n), checkpoint.Checkpoint(one, one, one, {"step": 1}))
+        for n, one in enumerate((tree, backwards))
+    ]
+    assert checkpoint.fingerprint(made[0]) == checkpoint.fingerprint(made[1])
+
+
 def test_checkpoints_are_atomic_and_damaged_ones_skipped(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         checkpoint.save(tmp_path, saved(step))

@@ -50,7 +50,9 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     digests = {}
     for name in _ARRAYS:
         path = part / f"{name}.safetensors"
-        mx.save_safetensors(str(path), dict(tree_flatten(getattr(checkpoint, name))))
+        # By name: the layout of the file follows the order, which is another one after a resume.
+        arrays = dict(tree_flatten(getattr(checkpoint, name)))
+        mx.save_safetensors(str(path), {key: arrays[key] for key in sorted(arrays)})
         digests[name] = file_sha256(path)
     state = part / "state.json"
     state.write_text(json.dumps({"format": FORMAT, **checkpoint.state, "sha256": digests}, indent=1))
