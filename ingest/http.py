@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import math
-import os
 import random
 import threading
 import time
@@ -22,6 +21,7 @@ import requests
 import urllib3
 from requests.utils import get_environ_proxies
 
+from ingest import tls
 from ingest.backoff import backoff_s
 from ingest.console import printable, redact
 from ingest.errors import SourceError, ThrottledError
@@ -60,7 +60,7 @@ def make_session(connections: int) -> requests.Session:
     """Return a session with `connections` pooled connections per host, and no cookies, netrc or retries of requests."""
     session = requests.Session()
     session.trust_env = False  # `_proxies` reads the environment once per host, not once per request
-    session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
+    session.verify = tls.ca_bundle() or True
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
     adapter = BoundedAdapter(pool_connections=4, pool_maxsize=connections, max_retries=0, pool_block=False)
     session.mount("http://", adapter)
@@ -100,7 +100,7 @@ def get(
         The response, whatever its status.
 
     Raises:
-        SourceError: kind "timeout", "reset", "encoding", "size" (too many bytes) or "status" (too many redirects).
+        SourceError: kind "timeout", "reset", "certificate", "encoding", "size" (too many bytes) or "status" (too many redirects).
     """
     parts = urlsplit(url)
     started = time.monotonic()
@@ -129,7 +129,8 @@ def get(
     except requests.TooManyRedirects as error:
         raise SourceError(f"{parts.netloc} redirects without end", "status") from error
     except (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
-        raise SourceError(f"{parts.netloc}: {_cause(error)}", "reset") from error
+        untrusted = tls.certificate_error(parts.hostname or parts.netloc, error)
+        raise untrusted or SourceError(f"{parts.netloc}: {_cause(error)}", "reset") from error
     finally:
         current.transfer = None
     return HttpResponse(

@@ -56,9 +56,19 @@ def _integer(name: str, default: int, least: int, help_text: str) -> Setting:
 
 def _path(name: str, default: str, help_text: str) -> Setting:
     """Return a setting whose value is a path; an empty default means no path."""
-    return Setting(
-        name, default, lambda value: Path(str(value)).expanduser() if str(value) else None, help_text, Path, "PATH"
-    )
+
+    def parse(value: Any) -> Path | None:
+        """Return the path. A default below the home folder stays as it is for a user without one, who may not need it."""
+        try:
+            return Path(str(value)).expanduser() if str(value) else None
+        except RuntimeError:
+            if value != default:
+                raise ValueError(
+                    "expected a path below a home folder that exists; none is known for this user"
+                ) from None
+            return Path(str(value))
+
+    return Setting(name, default, parse, help_text, Path, "PATH")
 
 
 def _text(name: str, default: str, parse: Callable[[Any], Any], help_text: str, metavar: str = "TEXT") -> Setting:

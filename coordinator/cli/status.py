@@ -50,6 +50,7 @@ def request_snapshot(endpoint: str, keys: Path) -> RunStatus | None:
     context = zmq.Context()
     socket = context.socket(zmq.DEALER)
     socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.IPV6, int("[" in endpoint))
     socket.setsockopt(zmq.ROUTING_ID, f"status-{os.getpid()}".encode())
     try:
         if not is_loopback(endpoint):

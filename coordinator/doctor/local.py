@@ -17,7 +17,8 @@ from pathlib import Path
 from coordinator.doctor import host_script
 from coordinator.doctor.checks import Finding, disk, folder, numbers, ok, probes, problem, python, sleep
 from coordinator.doctor.host_script import probe
-from coordinator.wire.auth import is_loopback
+from coordinator.stages.fleet import reachable_bind
+from coordinator.wire.auth import is_loopback, loopback_address
 from ingest.models import MANIFEST_FORMAT
 
 PACKAGE = "ring-attention-energy"
@@ -69,6 +70,7 @@ def examine(data_dir: Path, bind: str, keys: Path) -> list[Finding]:
 
 def ports(bind: str) -> list[Finding]:
     """Check the coordinator's port and the first ports of `mlx.launch`."""
+    bind = reachable_bind(bind, None)
     host, _, port = bind.removeprefix("tcp://").rpartition(":")
     host = host.strip("[]")
     found = []
@@ -77,7 +79,7 @@ def ports(bind: str) -> list[Finding]:
         found.append(problem("bind", f"{bind}: {reason}", fix))
     else:
         found.append(ok("bind", f"{bind} is free"))
-    if reason := _refused("127.0.0.1", RING_PORTS):
+    if reason := _refused(loopback_address(), RING_PORTS):
         fix = "`mlx.launch --starting-port PORT` uses others; the coordinator's rings choose free ports"
         found.append(problem("ring ports", f"mlx.launch's ports {RING_PORTS[0]} to {RING_PORTS[-1]}: {reason}", fix))
     else:

@@ -27,6 +27,7 @@ import psutil
 
 from coordinator.server.descriptors import current_limit, peers_within
 from coordinator.server.key_store import split_endpoint
+from coordinator.wire.auth import endpoint_of
 from ingest.errors import UsageError
 from ingest.files import NO_DESCRIPTORS
 
@@ -115,18 +116,18 @@ class _Refused(Exception):
 
 
 class AuthProxy:
-    """Listen at `bind` and forward to `inner`, tcp://127.0.0.1:PORT, in a separate thread until `close`.
+    """Listen at `bind` and forward to `inner`, an endpoint on loopback, in a separate thread until `close`.
 
     UsageError is raised when the address cannot be bound.
     """
 
     def __init__(self, bind: str, inner: str) -> None:
         self.rejections = RejectionLog()
-        self._inner = int(inner.rpartition(":")[2])
+        self._inner = split_endpoint(inner)
         self.places = peers_within(current_limit().soft, MAX_PEERS)
         self._listening = _listen(bind)
         host, port = self._listening.getsockname()[:2]
-        self.endpoint = f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+        self.endpoint = endpoint_of(host, port)
         self._peers: dict[
             int, tuple[tuple[str, int], Callable[[], None]]
         ] = {}  # inner port → its peer, function that closes it
@@ -180,13 +181,13 @@ class AuthProxy:
         """Return a connection to the ROUTER, as soon as a descriptor is free."""
         while True:
             try:
-                connection = socket.socket()
+                connection = socket.socket(socket.AF_INET6 if ":" in self._inner[0] else socket.AF_INET)
                 break
             except OSError as error:
                 await self._wait_for_descriptor(error)
         connection.setblocking(False)
         try:
-            await self._loop.sock_connect(connection, ("127.0.0.1", self._inner))
+            await self._loop.sock_connect(connection, self._inner)
         except BaseException:
             connection.close()
             raise

@@ -188,6 +188,8 @@ def check_bind(endpoint: str, keys: CoordinatorKeys | None) -> None:
 
 
 def _write_private(path: Path, keys: dict[str, str]) -> None:
+    if path.parts[0].startswith("~"):
+        raise CurveError(f"no folder for {path}: this user has no home folder. Set HOME, or name a folder with --keys.")
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     part.unlink(missing_ok=True)

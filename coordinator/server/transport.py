@@ -13,6 +13,7 @@ import zmq
 from coordinator.server.auth_proxy import AuthProxy
 from coordinator.server.key_store import LOCAL, AllowList, CoordinatorKeys, split_endpoint
 from coordinator.wire import codec
+from coordinator.wire.auth import endpoint_of, loopback_address
 from coordinator.wire.messages import MAX_MESSAGE, BadMessage, Message, Register, StatusRequest
 from ingest.errors import UsageError
 
@@ -55,7 +56,7 @@ class AuthenticatedRouter:
         if keys is None:
             host, port = split_endpoint(bind)
             try:
-                self.socket.bind(f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}")
+                self.socket.bind(endpoint_of(host, port))
             except zmq.ZMQError as error:
                 raise UsageError(
                     f"bind {bind}: {error}. Choose a free port of this host with --bind; `coordinator doctor` tests it."
@@ -64,7 +65,9 @@ class AuthenticatedRouter:
             return
         self._allow_list = AllowList(keys)
         self._authenticator = keys.authenticate(self.socket, self._context, self._allow_list)
-        self.socket.bind("tcp://127.0.0.1:0")
+        inner = loopback_address()
+        self.socket.setsockopt(zmq.IPV6, int(":" in inner))
+        self.socket.bind(endpoint_of(inner, 0))
         try:
             self._proxy = AuthProxy(bind, self.socket.getsockopt_string(zmq.LAST_ENDPOINT))
         except UsageError:

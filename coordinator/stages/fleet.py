@@ -8,12 +8,13 @@ from typing import Any, Self
 
 from coordinator.scheduling.worker_state import LeaseTimings
 from coordinator.server.key_store import LOCAL, CoordinatorKeys, host_keys, load_coordinator, worker_key
-from coordinator.wire.auth import is_loopback, local_address_towards
+from coordinator.wire.auth import endpoint_of, is_loopback, local_address_towards, loopback_address
 from coordinator.workers.hostfile import HERE, Hosts, hosts_from
 from coordinator.workers.remote import SshWorkerPool
 from ingest.errors import UsageError
 
 DEFAULT_TIMINGS = LeaseTimings()
+ANY_PORT = "tcp://127.0.0.1:0"  # the default of --bind
 WORKER = (sys.executable, "-m", "worker")
 
 
@@ -93,13 +94,16 @@ def build_fleet(options: StageOptions, note: Callable[[str], None]) -> Fleet:
 
 
 def reachable_bind(bind: str, hosts: Hosts | None) -> str:
-    """Return where to listen. A loopback address, where no other host can connect, is replaced by this host's towards the first host.
+    """Return where to listen.
+
+    A loopback address, where no other host can connect, is replaced by this host's towards the first host; the
+    default one by IPv6's where this host has no other.
 
     Raises:
         UsageError: this host has no address towards it, or one that no other host reaches.
     """
     if hosts is None or not hosts.remote or not is_loopback(bind):
-        return bind
+        return endpoint_of(loopback_address(), 0) if bind == ANY_PORT else bind
     first = hosts.remote[0]
     try:
         own = local_address_towards(f"tcp://{first.address or first.name.rpartition('@')[2]}:22")
@@ -108,10 +112,9 @@ def reachable_bind(bind: str, hosts: Hosts | None) -> str:
             f"{first.name} has no address here ({error}). Give its `ips` in the hostfile, or set the address where the hosts "
             "reach this one with --bind tcp://ADDRESS:PORT."
         ) from None
-    address = f"[{own}]" if ":" in own else own
-    if is_loopback(f"tcp://{address}:1"):
+    if is_loopback(endpoint_of(own, 1)):
         raise UsageError(
             f"{first.name}: this host's address towards it is {own}, which no other host reaches. Correct its `ips` in the "
             "hostfile (workers of this host are entries with ssh 127.0.0.1), or give --bind tcp://ADDRESS:PORT."
         )
-    return f"tcp://{address}:{bind.rpartition(':')[2]}"
+    return endpoint_of(own, bind.rpartition(":")[2])

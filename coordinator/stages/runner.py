@@ -1,10 +1,11 @@
 """Run the tasks of a stage on its fleet: journal, server, workers, signals, display. Every stage uses it."""
 
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType, MappingProxyType
@@ -40,6 +41,7 @@ log = logging.getLogger(__name__)
 
 ENDPOINT_FILE = ".endpoint"  # in the data folder while a coordinator runs: where `coordinator status` asks
 WORKER_STOP_S = 1.0  # after a second Ctrl-C, for the workers of this host to end; then they are killed
+DRAIN_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 NO_BUDGETS: Mapping[str, RequestBudget] = MappingProxyType({})
 
 
@@ -213,21 +215,39 @@ class StageRunner:
 
 @contextmanager
 def drain_on_interrupt(server: Server, display: Display) -> Iterator[None]:
-    """Inside, the first Ctrl-C or SIGTERM drains the server and the second stops it."""
+    """Inside, the first Ctrl-C, SIGTERM or SIGHUP drains the server; a second Ctrl-C or SIGTERM stops it.
+
+    The end of a terminal may send several SIGHUPs, so a further one changes nothing. `nohup` ignores all of them.
+    """
     received = 0
 
     def on_signal(signum: int, frame: FrameType | None) -> None:
         nonlocal received
         received += 1
+        if signum == signal.SIGHUP:
+            drop_lost_terminal()
         if received == 1:
-            display.note("Stopping after the running tasks. Press Ctrl-C again to stop now. Both can be resumed.")
             server.drain()
-        else:
+            display.note("Stopping after the running tasks. Press Ctrl-C again to stop now. Both can be resumed.")
+        elif signum != signal.SIGHUP:
             server.stop_now()
 
-    before = {which: signal.signal(which, on_signal) for which in (signal.SIGINT, signal.SIGTERM)}
+    handled = [which for which in DRAIN_SIGNALS if signal.getsignal(which) != signal.SIG_IGN or which != signal.SIGHUP]
+    before = {which: signal.signal(which, on_signal) for which in handled}
     try:
         yield
     finally:
         for which, handler in before.items():
             signal.signal(which, handler)
+
+
+def drop_lost_terminal() -> None:
+    """Let stdout and stderr write to nothing where they were a terminal that has hung up: each write to it would be an error."""
+    for descriptor in (1, 2):
+        try:
+            os.write(descriptor, b"")
+        except OSError:
+            with suppress(OSError):
+                nothing = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nothing, descriptor)
+                os.close(nothing)

@@ -10,6 +10,7 @@ import json
 import os
 import socket
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -99,6 +100,20 @@ def is_loopback(endpoint: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def loopback_address() -> str:
+    """Return this host's address of loopback: 127.0.0.1, or ::1 where only IPv6 is up."""
+    for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+        with suppress(OSError), socket.socket(family) as probe:
+            probe.bind((address, 0))
+            return address
+    return "127.0.0.1"
+
+
+def endpoint_of(host: str, port: int | str) -> str:
+    """Return `tcp://host:port`, with brackets around an IPv6 address."""
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 
 
 def local_address_towards(endpoint: str) -> str:

@@ -143,7 +143,17 @@ async def _serve(options: argparse.Namespace, app: App, world: World) -> None:
         return head_of(response, date + (eia if response.content_type == JSON else other))
 
     latency = options.latency_ms / 1000
-    server = await loop.create_server(lambda: Connection(app, head, latency), options.host, options.port, backlog=512)
+    try:
+        server = await loop.create_server(
+            lambda: Connection(app, head, latency), options.host, options.port, backlog=512
+        )
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno is not None and error.errno > 0 else str(error)
+        sys.exit(
+            f"cannot listen on {options.host}, port {options.port}: {reason}. Name a free port of an address of this host with "
+            "--host and --port; the emulator of `coordinator start` uses the address of --bind, e.g. --bind tcp://[::1]:0 "
+            "where only IPv6 is up."
+        )
     host, port = server.sockets[0].getsockname()[:2]
     name = f"[{host}]" if ":" in host else host  # IPv6
     print(json.dumps({"url": f"http://{name}:{port}", "pid": os.getpid(), "world": world.name}), flush=True)

@@ -21,7 +21,13 @@ _ANSWER_SECONDS = 60.0  # of a control request, which takes milliseconds on an i
 
 
 class EmulatorError(RuntimeError):
-    """The emulator did not start, or refused a control request; the message contains its output."""
+    """The emulator did not start, or refused a control request; the message contains its output.
+
+    Attributes:
+        exit_code: of a program that ends by this error.
+    """
+
+    exit_code = 1
 
 
 class Emulator:
@@ -59,7 +65,14 @@ class Emulator:
         command += self._options
         with errors.open("w") as stderr:
             process = self._resources.enter_context(
-                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True)
+                subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=stderr,
+                    text=True,
+                    start_new_session=True,  # Ctrl-C ends a run when its tasks have ended, which still need this server
+                )
             )
         self._resources.callback(_end, process)
         timer = threading.Timer(_START_SECONDS, process.kill)
@@ -69,9 +82,9 @@ class Emulator:
         timer.cancel()
         if not line:
             process.wait()
-            output = errors.read_text("utf-8", "replace")[-2000:]
+            output = errors.read_text("utf-8", "replace")[-2000:].strip() or f"no line in {_START_SECONDS:g} s"
             self.stop()
-            raise EmulatorError(f"the emulator did not start ({' '.join(command)}): {output}")
+            raise EmulatorError(f"the emulator did not start: {output.splitlines()[-1]}")
         self.url, self.pid, self.world = (json.loads(line)[key] for key in ("url", "pid", "world"))
         if self._faults:
             self.set_faults(self._faults)

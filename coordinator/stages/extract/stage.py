@@ -31,7 +31,7 @@ from coordinator.stages.fleet import build_fleet, reachable_bind
 from coordinator.stages.runner import RunResult, StageRunner
 from coordinator.stages.stage import OutputMode
 from coordinator.wire.lease_kinds import LeaseKind
-from ingest import checksums, manifest
+from ingest import checksums, manifest, tls
 from ingest.console import printable
 from ingest.coverage import write_coverage
 from ingest.emulator.process import Emulator
@@ -204,13 +204,15 @@ def server_time(base_url: str) -> datetime:
     """Return the server's clock (the `Date` header of any answer). It decides which hours may still be revised.
 
     Raises:
-        SourceError: no answer, or one without the header.
+        SourceError: no answer, one without the header, or a certificate that is not trusted.
     """
+    if urlsplit(base_url).scheme == "https":
+        tls.trusted_context()
     try:
         answer = requests.get(base_url, timeout=30, allow_redirects=False, stream=True)
         answer.close()
     except requests.RequestException as error:
-        raise SourceError(
+        raise tls.certificate_error(urlsplit(base_url).hostname or base_url, error) or SourceError(
             f"{base_url} does not answer a request for its clock: {error}. Check the address, then run the same command again.",
             "clock",
         ) from error
@@ -241,17 +243,19 @@ def check_key(key: str) -> None:
 
 
 def check_reachable(base_url: str) -> None:
-    """Try a connection to the source. It is skipped behind a proxy, because it would reach only the proxy.
+    """Try a connection to the source, and its certificate. It is skipped behind a proxy, because it would reach only the proxy.
 
     Raises:
-        SourceError: nothing listens at the address.
+        SourceError: nothing listens at the address, or its certificate is not trusted.
     """
     if requests.utils.get_environ_proxies(base_url):
         return
     address = urlsplit(base_url)
     port = address.port or (443 if address.scheme == "https" else 80)
     try:
-        socket.create_connection((address.hostname or "", port), CONNECT_S).close()
+        with socket.create_connection((address.hostname or "", port), CONNECT_S) as connection:
+            if address.scheme == "https":
+                tls.check_certificate(connection, address.hostname or "")
     except OSError as error:
         raise SourceError(
             f"Cannot connect to source {base_url}: {error.strerror or error}. Check the address and that its server runs, then run "
