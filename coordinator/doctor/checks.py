@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -11,6 +13,7 @@ from coordinator.workers.arithmetic import describe_difference
 from coordinator.workers.ssh import SshFailure
 from ingest.console import printable
 
+READ_ONLY = os.strerror(errno.EROFS)
 LEAST_FREE = 2 << 30  # bytes: the five default respondents' seven years and a training take about 1 GB
 MIN_SPEED_RATIO = 0.25  # mlx's matrix products ÷ numpy's, in a rank: less means a BLAS that does not use this CPU
 MAX_CLOCK_OFFSET_S = 2.0  # logs still sort by time and certificates are valid
@@ -216,7 +219,8 @@ def disk(free: int, unwritable: str, data: str) -> Finding:
         return problem(
             "disk",
             f"{data} can't be written: {unwritable}",
-            f"`sudo chown -R $USER {data}`, or name another with --data (--host-data)",
+            ("mount its disk for writing" if READ_ONLY in unwritable else f"`sudo chown -R $USER {data}`")
+            + ", or name another with --data (--host-data)",
         )
     if free < LEAST_FREE:
         fix = f"free {LEAST_FREE / 1e9:.0f} GB, or name a folder on another disk with --data (--host-data)"

@@ -10,7 +10,7 @@ from coordinator.report.collect import control, data, ring, training
 from coordinator.report.model import Absent, Facts
 from coordinator.report.render.page import TITLES, page
 from ingest.console import printable
-from ingest.errors import UsageError, VerificationError
+from ingest.errors import StorageError, UsageError, VerificationError
 from ingest.files import atomic_write
 
 T = TypeVar("T")
@@ -59,6 +59,7 @@ def report(data_dir: Path, out: Path, progress: Progress = lambda done, total: N
 
     Raises:
         UsageError: There is no data folder.
+        StorageError: The file cannot be written.
     """
     if not data_dir.is_dir():
         raise UsageError(
@@ -67,7 +68,10 @@ def report(data_dir: Path, out: Path, progress: Progress = lambda done, total: N
         )
     facts = collect(data_dir, progress)
     content = page(facts).encode()
-    atomic_write(out, content)
+    try:
+        atomic_write(out, content)
+    except StorageError as error:
+        raise StorageError(f"{str(error).partition(';')[0]}; name another file with --out") from error
     return {
         "report": str(out),
         "bytes": len(content),

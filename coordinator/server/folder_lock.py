@@ -27,6 +27,7 @@ class FolderLock:
     def __enter__(self) -> FolderLock:
         with storage_errors(self._path.parent):
             self._path.parent.mkdir(parents=True, exist_ok=True)
+        with storage_errors(self._path if self._path.exists() else self._path.parent):
             file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

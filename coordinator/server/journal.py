@@ -11,7 +11,7 @@ import shutil
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -46,16 +46,23 @@ class Journal:
         self._crc = 0
         self._seq = 0
         path.parent.mkdir(parents=True, exist_ok=True)
-        with storage_errors(path), self._database_errors():
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            problem = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        with storage_errors(path):
+            self._db = when_descriptors_free(self._open)
+
+    def _open(self) -> sqlite3.Connection:
+        with self._database_errors(), ExitStack() as on_error:
+            db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+            on_error.callback(db.close)
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA synchronous=FULL")
+            problem = db.execute("PRAGMA quick_check(1)").fetchone()[0]
             if problem != "ok":
-                raise JournalDamaged(path, problem)
-            self._db.execute(_SCHEMA)
-            last = self._db.execute("SELECT seq, crc FROM records ORDER BY seq DESC LIMIT 1").fetchone()
+                raise JournalDamaged(self.path, problem)
+            db.execute(_SCHEMA)
+            last = db.execute("SELECT seq, crc FROM records ORDER BY seq DESC LIMIT 1").fetchone()
             self._seq, self._crc = last or (0, 0)
+            on_error.pop_all()
+            return db
 
     def load(self) -> Iterator[AnyRecord]:
         """Yield every record, oldest first.
@@ -134,8 +141,11 @@ class Journal:
                 return full
         if name.startswith(("SQLITE_FULL", "SQLITE_READONLY", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_PERM")):
             free = shutil.disk_usage(self.path.parent).free
+            remedy = "Free space or repair the disk"
+            if self.path.exists() and not os.access(self.path, os.W_OK):
+                remedy = "Make the file writable"
             return StorageError(
                 f"cannot write the journal {self.path}: {error}; {free / 1e6:.1f} MB are free. "
-                "Free space or repair the disk, then run the same command again to resume."
+                f"{remedy}, then run the same command again to resume."
             )
         return JournalDamaged(self.path, str(error))

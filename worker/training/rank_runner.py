@@ -298,4 +298,6 @@ def _error(code: int, asked: bool, log_path: Path) -> RankError | UsageError:
     if code == ExitCode.INCOMPLETE:
         return RingBroke(last[-1] if last else "exit code 75")
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    if code == -signal.SIGKILL:
+        how += " (by the system if memory ran out: see `dmesg`)"
     return RankDied("\n  ".join([f"{how}; last lines of {log_path}:", *last]) if last else how)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 
+from coordinator.workers.local import describe_end
 from rl.distributed.protocol import FromLearner, JobResult, receive, send
 from rl.errors import DataError
 
@@ -81,7 +82,7 @@ class LearnerProcess:
         self.join()
         self.kill()
         code = self._process.wait()
-        self.exit_reason = f"signal {-code}" if code < 0 else f"exit code {code}"
+        self.exit_reason = describe_end(code)
         self._on_message(self, None, ())
 
     def _write(self) -> None:

@@ -44,4 +44,4 @@ def test_learner_without_usable_output_is_killed(program: str, tmp_path: Path, m
     monkeypatch.setattr(learner_process, "EXIT_S", 0.1)
     process, received = start(tmp_path, program)
     until(lambda: received, "the learner's exit")
-    assert received == [(None, ())] and process.exit_reason == "signal 9"
+    assert received == [(None, ())] and process.exit_reason.startswith("signal 9")
