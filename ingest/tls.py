@@ -7,7 +7,7 @@ import socket
 import ssl
 from pathlib import Path
 
-from requests.certs import where
+from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from urllib3.util.ssl_ import create_urllib3_context
 
 from ingest.errors import SourceError, UsageError
@@ -45,7 +45,7 @@ def trusted_context() -> ssl.SSLContext:
     Raises:
         UsageError: the file or folder that the environment names can't be read, or holds no certificate.
     """
-    context, bundle = create_urllib3_context(), ca_bundle() or where()
+    context, bundle = create_urllib3_context(), ca_bundle() or DEFAULT_CA_BUNDLE_PATH
     folder = Path(bundle).is_dir()
     try:
         context.load_verify_locations(None if folder else bundle, bundle if folder else None)

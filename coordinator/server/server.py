@@ -11,7 +11,8 @@ import queue
 import socket
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +41,15 @@ from coordinator.scheduling.events import (
 from coordinator.scheduling.rate_limit import RequestBudget
 from coordinator.scheduling.records import TaskSpec
 from coordinator.scheduling.scheduler import Scheduler
-from coordinator.scheduling.worker_state import WorkerState
 from coordinator.server.auth_proxy import CLOSE_S
+from coordinator.server.background import BackgroundThread, Continuation
 from coordinator.server.hooks import StageHooks
 from coordinator.server.journal import Journal
 from coordinator.server.key_store import CoordinatorKeys, check_bind
 from coordinator.server.results import convert_output, validate_result
-from coordinator.server.status import RunStatus, WorkerStatus
+from coordinator.server.status import RunStatus, worker_status
 from coordinator.server.transport import AuthenticatedRouter, PeerIdentity
-from coordinator.server.uploads import UploadReceiver, read_part
+from coordinator.server.uploads import LeaseKey, UploadReceiver, lease_of, read_part
 from coordinator.wire import codec, messages
 from coordinator.wire.failures import FailureKind
 from coordinator.wire.messages import (
@@ -109,9 +110,11 @@ class Server:
         self._scheduler, self._journal, self._budgets = scheduler, journal, dict(budgets or {})
         self._data_dir = data_dir
         self._hooks = hooks = hooks or StageHooks()
-        self._uploads = UploadReceiver(data_dir, hooks.upload_roots)
+        self._background = BackgroundThread(self.post)
+        self._uploads = UploadReceiver(data_dir, hooks.upload_roots, self._check_later)
+        self._validating: set[LeaseKey] = set()  # leases whose result the background thread validates
         self._download_roots = {**hooks.upload_roots, **hooks.download_roots}
-        self._inbox: queue.SimpleQueue[Event | Weights] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Event | Weights | Continuation] = queue.SimpleQueue()
         # Of the results in the batch: (worker, task, attempt) → output in the stage's type, raw frames.
         self._results: dict[tuple[str, str, int], tuple[Any, tuple[bytes, ...]]] = {}
         self.counters = {"messages": 0, "bad": 0, "bad_arrays": 0, "undelivered": 0, "commits": 0, "rewrites": 0}
@@ -129,8 +132,8 @@ class Server:
 
     # -- from any thread, and from signal handlers -------------------------------------------------------------------
 
-    def post(self, event: Event | Weights) -> None:
-        """Have the loop decide an event, or send weights to every worker that wants them before it decides later events."""
+    def post(self, event: Event | Weights | Continuation) -> None:
+        """Have the loop decide an event, or one that a call returns, or send weights to all that want them before later events."""
         self._inbox.put(event)
         with contextlib.suppress(OSError):  # full: the loop wakes anyway; closed: the run has ended
             self._wake_write.send(b"\0")
@@ -255,8 +258,10 @@ class Server:
                 posted = self._inbox.get_nowait()
                 if isinstance(posted, Weights):
                     self._publish(posted)
-                else:
+                elif not callable(posted):
                     events.append(posted)
+                elif (event := posted()) is not None:
+                    events.append(event)
         return events
 
     def _publish(self, weights: Weights) -> None:
@@ -318,12 +323,25 @@ class Server:
             return self._validated(message, tuple(frames[1:])) if isinstance(message, Result) else message
         return None
 
-    def _validated(self, result: Result, frames: tuple[bytes, ...]) -> Result | Failure:
-        """Return the result, or the failure that it amounts to. The scheduler drops a result whose sender does not hold the lease."""
+    def _validated(self, result: Result, frames: tuple[bytes, ...]) -> Result | Failure | None:
+        """Return the result, or the failure that it amounts to; None: a thread reads its files first.
+
+        The scheduler drops a result whose sender does not hold the lease.
+        """
         if not self._holds(result):
             return result
-        spec = self._scheduler.tasks[result.task].spec
-        output = validate_result(result, frames, spec, self._hooks, self._data_dir)
+        spec, lease = self._scheduler.tasks[result.task].spec, lease_of(result)
+        validate = partial(validate_result, result, frames, spec, self._hooks, self._data_dir)
+        if not self._hooks.lease_files(spec).max_files:
+            return self._on_validated(result, frames, validate)
+        if lease not in self._validating:
+            self._validating.add(lease)
+            self._background.submit(validate, partial(self._on_validated, result, frames))
+        return None
+
+    def _on_validated(self, result: Result, frames: tuple[bytes, ...], outcome: Callable[[], Any]) -> Result | Failure:
+        self._validating.discard(lease_of(result))
+        output = outcome()
         if isinstance(output, Failure):
             self.counters["bad_arrays"] += output.error == FailureKind.BAD_ARRAYS
             return output
@@ -344,8 +362,18 @@ class Server:
         if not self._holds(chunk) or len(data) > messages.MAX_CHUNK:
             self._send(chunk.worker.encode(), Ack(chunk.task, chunk.attempt, False, chunk.path))
             return None
+        if lease_of(chunk) in self._validating:
+            return None  # the files that its result names do not change any more
+        allowed = self._hooks.lease_files(self._scheduler.tasks[chunk.task].spec)
+        return self._answer_chunk(chunk, lambda: self._uploads.take(chunk, data, allowed))
+
+    def _check_later(self, chunk: FileChunk, check: Callable[[], int]) -> None:
+        self._background.submit(check, partial(self._answer_chunk, chunk))
+
+    def _answer_chunk(self, chunk: FileChunk, take: Callable[[], int | None]) -> Event | None:
+        """Acknowledge the bytes that `take` returns; None: it is answered later."""
         try:
-            held = self._uploads.take(chunk, data, self._hooks.lease_files(self._scheduler.tasks[chunk.task].spec))
+            held = take()
         except RefusedPath as error:
             return Failure(chunk.worker, chunk.task, chunk.attempt, FailureKind.REFUSED_PATH, str(error))
         except OSError as error:
@@ -359,7 +387,8 @@ class Server:
             )
             self.post(Drain("storage", message))
             return Failure(chunk.worker, chunk.task, chunk.attempt, FailureKind.STORAGE, message, blame=False)
-        self._send(chunk.worker.encode(), Ack(chunk.task, chunk.attempt, True, chunk.path, held))
+        if held is not None:
+            self._send(chunk.worker.encode(), Ack(chunk.task, chunk.attempt, True, chunk.path, held))
         return None
 
     def _send_file_part(self, request: FileRequest) -> None:
@@ -367,10 +396,8 @@ class Server:
         if not self._holds(request):
             return  # the worker learns from its next heartbeat that the lease is not its own any more
         listed = self._scheduler.tasks[request.task].spec.job.get("files", ())
-        size = next((file["bytes"] for file in listed if file["path"] == request.path), None)
-        data = b"" if size is None else read_part(self._data_dir, self._download_roots, request, size)
         part = FilePart(request.task, request.attempt, request.path, request.offset)
-        self._send(request.worker.encode(), part, data)
+        self._send(request.worker.encode(), part, read_part(self._data_dir, self._download_roots, request, listed))
 
     def _throttled(self, report: ThrottleReport) -> None:
         budget = self._budgets.get(report.bucket)
@@ -398,6 +425,7 @@ class Server:
                     self._scheduler.decide(event, time.monotonic())
 
     def _close(self) -> None:
+        self._background.stop()
         self._shutdown_workers()
         self._uploads.end_leases(())
         self._router.close(STOP_S if self._stopped else CLOSE_S)
@@ -416,25 +444,10 @@ class Server:
             dropped_results=scheduler.dropped_results,
             departed_rows=departed["rows"],
             departed_requests=departed["requests"],
-            workers=tuple(_worker_status(name, worker, now) for name, worker in scheduler.workers.items()),
+            workers=tuple(worker_status(name, worker, now) for name, worker in scheduler.workers.items()),
             waits=scheduler.waits.status(now),
             budgets={name: budget.status(now) for name, budget in self._budgets.items()},
             counters={**self.counters, "refused": self._router.refused},
             elapsed_s=now - self._began,
             quarantined=tuple((task.spec.id, task.error, task.message) for task in scheduler.quarantined()),
         )
-
-
-def _worker_status(name: str, worker: WorkerState, now: float) -> WorkerStatus:
-    return WorkerStatus(
-        name,
-        worker.registration.host,
-        worker.registration.pid,
-        worker.shares_filesystem,
-        len(worker.held),
-        worker.executing,
-        worker.rows,
-        worker.requests,
-        worker.rss,
-        round(now - worker.last_seen, 3),
-    )

@@ -8,6 +8,7 @@ from msgspec import UNSET, UnsetType
 from coordinator.scheduling.rate_limit import BudgetStatus
 from coordinator.scheduling.records import State
 from coordinator.scheduling.waits import WaitStatus
+from coordinator.scheduling.worker_state import WorkerState
 
 
 class WorkerStatus(msgspec.Struct, frozen=True):
@@ -23,6 +24,22 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     requests: int
     rss: int  # bytes
     silent_s: float  # since its last message
+
+
+def worker_status(name: str, worker: WorkerState, now: float) -> WorkerStatus:
+    """Return what a status says about a worker."""
+    return WorkerStatus(
+        name,
+        worker.registration.host,
+        worker.registration.pid,
+        worker.shares_filesystem,
+        len(worker.held),
+        worker.executing,
+        worker.rows,
+        worker.requests,
+        worker.rss,
+        round(now - worker.last_seen, 3),
+    )
 
 
 class RunStatus(msgspec.Struct, frozen=True, kw_only=True):

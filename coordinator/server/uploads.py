@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from coordinator.server.lease_files import LeaseFiles
 from coordinator.wire.codec import files_in
-from coordinator.wire.messages import FileChunk, FileRequest
+from coordinator.wire.messages import FileChunk, FileRequest, Result
 from coordinator.wire.paths import NO_ROOTS, RefusedPath, checked_path
 from ingest.files import file_sha256, fsync_path
 
 IMPOSSIBLE = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.EINVAL, errno.EILSEQ)
 PART = 256 << 10  # bytes of a file in one message: a lease must not wait long behind them
+INLINE_BYTES = 4 << 20  # of a file that is hashed and synced at once, in milliseconds; a larger one in the background
 LeaseKey = tuple[str, str, int]  # worker, task, attempt
+Defer = Callable[[FileChunk, Callable[[], int]], None]
 
 
 def missing_files(
@@ -32,7 +33,11 @@ def missing_files(
     Raises:
         RefusedPath: The result names a file that does not belong to its lease.
     """
-    for relative, size, sha256 in files_in(output):
+    for number, (relative, size, sha256) in enumerate(files_in(output)):
+        if number >= allowed.max_files:
+            raise RefusedPath(
+                f"path {relative!r} does not belong to this lease, which has at most {allowed.max_files} files"
+            )
         path = checked_path(data_dir, relative, roots)
         if not allowed.owns(relative, sha256):
             raise RefusedPath(f"path {relative!r} does not belong to this lease")
@@ -45,8 +50,16 @@ def missing_files(
     return ""
 
 
-def read_part(data_dir: Path, roots: Mapping[str, Path], request: FileRequest, size: int) -> bytes:
-    """Return the requested part of a file, or b"" when the file is missing or no longer has `size` bytes."""
+def lease_of(message: FileChunk | Result) -> LeaseKey:
+    """Return the lease that a message names."""
+    return message.worker, message.task, message.attempt
+
+
+def read_part(
+    data_dir: Path, roots: Mapping[str, Path], request: FileRequest, listed: Iterable[Mapping[str, Any]]
+) -> bytes:
+    """Return the requested part of a file, or b"" when it is not `listed`, is missing or no longer has the listed size."""
+    size = next((file["bytes"] for file in listed if file["path"] == request.path), None)
     with contextlib.suppress(OSError, RefusedPath):
         path = checked_path(data_dir, request.path, roots)
         if path.stat().st_size == size:
@@ -80,15 +93,26 @@ class _LeaseUploads:
 
 
 class UploadReceiver:
-    """Receive the chunks of workers' files, in order."""
+    """Receive the chunks of workers' files, in order.
 
-    def __init__(self, data_dir: Path, roots: Mapping[str, Path] = NO_ROOTS) -> None:
-        self._data_dir, self._roots = data_dir, roots
+    Args:
+        data_dir: The coordinator's data folder.
+        roots: Further folders, by the first part of the paths below them.
+        defer: Called with a chunk and a function that checks a file of more than `INLINE_BYTES` and returns what `take` would:
+            the caller has it called elsewhere. None: it is called at once.
+    """
+
+    def __init__(self, data_dir: Path, roots: Mapping[str, Path] = NO_ROOTS, defer: Defer | None = None) -> None:
+        self._data_dir, self._roots, self._defer = data_dir, roots, defer
         self._verified: dict[str, str] = {}  # path → sha256 verified by this process
+        self._found: dict[Path, tuple[int, int, str]] = {}  # file of an earlier attempt → size, mtime in ns, sha256
+        self._checking: set[Path] = set()  # unfinished names of the files that `defer` has
         self._leases: dict[LeaseKey, _LeaseUploads] = {}
 
-    def take(self, chunk: FileChunk, data: bytes, allowed: LeaseFiles) -> int:
+    def take(self, chunk: FileChunk, data: bytes, allowed: LeaseFiles) -> int | None:
         """Store a chunk if it starts at the end of the bytes held; return the bytes held, where the next one starts.
+
+        None: the file is being checked; the function that `defer` has received returns the bytes.
 
         Args:
             chunk: The message of a worker that holds its lease.
@@ -108,7 +132,7 @@ class UploadReceiver:
             uploads.refusal = str(error)
             raise
 
-    def _take_checked(self, chunk: FileChunk, data: bytes, allowed: LeaseFiles, uploads: _LeaseUploads) -> int:
+    def _take_checked(self, chunk: FileChunk, data: bytes, allowed: LeaseFiles, uploads: _LeaseUploads) -> int | None:
         path = checked_path(self._data_dir, chunk.path, self._roots)
         if not allowed.owns(chunk.path, chunk.sha256):
             raise RefusedPath(f"path {chunk.path!r} does not belong to this lease")
@@ -116,12 +140,8 @@ class UploadReceiver:
         if not uploads.charge(part, path, chunk.size, allowed):
             quota = f"{allowed.max_files} files, {allowed.max_bytes} bytes"
             raise RefusedPath(f"path {chunk.path!r} is beyond the quota of its lease: {quota}")
-        try:
+        with _impossible_paths_refused(chunk):
             return self._take(path, part, chunk, data)
-        except OSError as error:
-            if error.errno not in IMPOSSIBLE:
-                raise
-            raise RefusedPath(f"path {chunk.path!r}: {error.strerror}") from error
 
     def end_leases(self, held: Collection[LeaseKey]) -> None:
         """Forget every lease that is not `held` any more, and remove its unfinished files."""
@@ -131,10 +151,16 @@ class UploadReceiver:
                 with contextlib.suppress(OSError):
                     part.unlink(missing_ok=True)
 
-    def _take(self, path: Path, part: Path, chunk: FileChunk, data: bytes) -> int:
-        if self._verified.get(chunk.path) == chunk.sha256 or self._is_held(path, chunk):
+    def _take(self, path: Path, part: Path, chunk: FileChunk, data: bytes) -> int | None:
+        if self._verified.get(chunk.path) == chunk.sha256:
             return chunk.size
-        held = part.stat().st_size if part.exists() else 0
+        if part in self._checking:
+            return None
+        if self._may_be_held(path, chunk):
+            held = self._check(part, chunk, lambda: self._held(path, part, chunk))
+            if held is None or held == chunk.size:
+                return held
+        held = _bytes_of(part)
         if held > chunk.size:
             part.unlink()
             held = 0
@@ -142,24 +168,69 @@ class UploadReceiver:
             part.parent.mkdir(parents=True, exist_ok=True)
             with part.open("ab") as file:
                 file.write(data)
-                file.flush()
-                held += len(data)
-                if held == chunk.size:
-                    os.fsync(file.fileno())
-        return self._finish(path, part, chunk) if held == chunk.size and part.exists() else held
+            held += len(data)
+        if held == chunk.size and part.exists():
+            return self._check(part, chunk, lambda: self._finish(path, part, chunk))
+        return held
 
-    def _is_held(self, path: Path, chunk: FileChunk) -> bool:
-        """Return whether an earlier attempt or an earlier coordinator has completed the file."""
-        if not path.is_file() or path.stat().st_size != chunk.size or file_sha256(path) != chunk.sha256:
+    def _check(self, part: Path, chunk: FileChunk, check: Callable[[], int]) -> int | None:
+        """Return what `check` returns; None: the file is so large that it is called later."""
+        if self._defer is None or chunk.size <= INLINE_BYTES:
+            return check()
+
+        def later() -> int:
+            try:
+                with _impossible_paths_refused(chunk):
+                    return check()
+            finally:
+                self._checking.discard(part)
+
+        self._checking.add(part)
+        self._defer(chunk, later)
+        return None
+
+    def _may_be_held(self, path: Path, chunk: FileChunk) -> bool:
+        """Return whether an earlier attempt or an earlier coordinator may have completed the file: it is not known to differ."""
+        if not path.is_file() or (status := path.stat()).st_size != chunk.size:
             return False
+        known = self._found.get(path)
+        return known is None or known[:2] != (status.st_size, status.st_mtime_ns) or known[2] == chunk.sha256
+
+    def _held(self, path: Path, part: Path, chunk: FileChunk) -> int:
+        """Return the bytes held of a file that may be complete."""
+        status = path.stat()
+        digest = file_sha256(path)
+        self._found[path] = status.st_size, status.st_mtime_ns, digest
+        if digest != chunk.sha256:
+            return min(_bytes_of(part), chunk.size - 1)
         self._verified[chunk.path] = chunk.sha256
-        return True
+        return chunk.size
 
     def _finish(self, path: Path, part: Path, chunk: FileChunk) -> int:
-        if file_sha256(part) != chunk.sha256:
-            part.unlink()
+        """Verify, sync and rename a file whose bytes are all there; return the bytes held."""
+        try:
+            fsync_path(part)
+            if file_sha256(part) != chunk.sha256:
+                part.unlink()
+                return 0
+            part.replace(path)
+        except FileNotFoundError:  # its lease has ended meanwhile
             return 0
-        part.replace(path)
         fsync_path(path.parent)
         self._verified[chunk.path] = chunk.sha256
         return chunk.size
+
+
+def _bytes_of(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
+
+
+@contextlib.contextmanager
+def _impossible_paths_refused(chunk: FileChunk) -> Iterator[None]:
+    """Turn the errors of a path that no file can have into RefusedPath."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in IMPOSSIBLE:
+            raise
+        raise RefusedPath(f"path {chunk.path!r}: {error.strerror}") from error

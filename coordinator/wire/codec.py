@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgpack
@@ -13,12 +13,14 @@ from coordinator.wire.messages import (
     ITEM_BYTES,
     MAX_ARRAY,
     MAX_DEPTH,
+    MAX_ITEMS,
     MAX_MESSAGE,
     MAX_REASON,
     MAX_WEIGHTS,
     Array,
     BadMessage,
     Message,
+    ToCoordinator,
     ToWorker,
 )
 
@@ -43,12 +45,38 @@ def decode(frame: bytes, kind: Any) -> Any:
     """
     if len(frame) > MAX_MESSAGE:
         raise BadMessage(f"frame of {len(frame)} bytes is over the limit of {MAX_MESSAGE}")
+    bounds: dict[str, Any] = {}
+    if kind is ToCoordinator and len(frame) > MAX_ITEMS:  # each item takes a byte or more
+        count_list, count_map = _item_counters()
+        bounds = {"max_array_len": MAX_ITEMS, "max_map_len": MAX_ITEMS}
+        bounds |= {"list_hook": count_list, "object_hook": count_map}
     try:
         longest = MAX_WEIGHTS if kind is ToWorker else 0  # only the coordinator sends bytes inside a message
-        plain = msgpack.unpackb(frame, raw=False, strict_map_key=True, max_bin_len=longest, max_ext_len=0)
+        plain = msgpack.unpackb(frame, raw=False, strict_map_key=True, max_bin_len=longest, max_ext_len=0, **bounds)
         return msgspec.convert(plain, type=kind)
     except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException) as error:
         raise BadMessage(str(error) or type(error).__name__) from error
+
+
+def _item_counters() -> tuple[Callable[[list[Any]], list[Any]], Callable[[dict[Any, Any]], dict[Any, Any]]]:
+    """Return functions that receive each list and map of a message, and raise BadMessage after `MAX_ITEMS` of their items."""
+    items = 0
+
+    def count(more: int) -> None:
+        nonlocal items
+        items += more
+        if items > MAX_ITEMS:
+            raise BadMessage(f"more than {MAX_ITEMS} items in one message")
+
+    def count_list(value: list[Any]) -> list[Any]:
+        count(1 + len(value))
+        return value
+
+    def count_map(value: dict[Any, Any]) -> dict[Any, Any]:
+        count(1 + len(value))
+        return value
+
+    return count_list, count_map
 
 
 def validate_frames(

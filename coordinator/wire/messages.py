@@ -32,6 +32,7 @@ MAX_RANKS = 1024  # of a ring
 MAX_REASON = 2_000  # characters
 MAX_DEPTH = 32  # of maps and lists in a result
 MAX_LINE = 300  # characters of a line that is shown as it comes
+MAX_ITEMS = 131_072  # values, lists and maps of one message to the coordinator: 4,096 pages have 50,000
 MAX_LISTED = 20_000  # files that a lease lists: it stays under 4 MiB
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]

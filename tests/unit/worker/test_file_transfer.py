@@ -50,9 +50,9 @@ class Wire:
         elif isinstance(message, FileChunk):
             (data,) = frames
             self.moved += len(data)
-            self.transfer_inbox.acks.put(
-                Ack("t", 1, not self.cancelled, message.path, self.inbox.take(message, data, ANY))
-            )
+            held = self.inbox.take(message, data, ANY)
+            assert held is not None
+            self.transfer_inbox.acks.put(Ack("t", 1, not self.cancelled, message.path, held))
 
 
 def write(folder: Path, path: str, body: bytes = BODY) -> FileRef:
