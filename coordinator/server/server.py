@@ -111,7 +111,7 @@ class Server:
         self._data_dir = data_dir
         self._hooks = hooks = hooks or StageHooks()
         self._background = BackgroundThread(self.post)
-        self._uploads = UploadReceiver(data_dir, hooks.upload_roots, self._check_later)
+        self._uploads = UploadReceiver(data_dir, hooks.upload_roots, self._background.submit, self._answer_chunk)
         self._validating: set[LeaseKey] = set()  # leases whose result the background thread validates
         self._download_roots = {**hooks.upload_roots, **hooks.download_roots}
         self._inbox: queue.SimpleQueue[Event | Weights | Continuation] = queue.SimpleQueue()
@@ -366,9 +366,6 @@ class Server:
             return None  # the files that its result names do not change any more
         allowed = self._hooks.lease_files(self._scheduler.tasks[chunk.task].spec)
         return self._answer_chunk(chunk, lambda: self._uploads.take(chunk, data, allowed))
-
-    def _check_later(self, chunk: FileChunk, check: Callable[[], int]) -> None:
-        self._background.submit(check, partial(self._answer_chunk, chunk))
 
     def _answer_chunk(self, chunk: FileChunk, take: Callable[[], int | None]) -> Event | None:
         """Acknowledge the bytes that `take` returns; None: it is answered later."""

@@ -9,9 +9,11 @@ import contextlib
 import errno
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from coordinator.scheduling.events import Event
 from coordinator.server.lease_files import LeaseFiles
 from coordinator.wire.codec import files_in
 from coordinator.wire.messages import FileChunk, FileRequest, Result
@@ -22,7 +24,8 @@ IMPOSSIBLE = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, err
 PART = 256 << 10  # bytes of a file in one message: a lease must not wait long behind them
 INLINE_BYTES = 4 << 20  # of a file that is hashed and synced at once, in milliseconds; a larger one in the background
 LeaseKey = tuple[str, str, int]  # worker, task, attempt
-Defer = Callable[[FileChunk, Callable[[], int]], None]
+Answer = Callable[[FileChunk, Callable[[], int | None]], Event | None]
+Submit = Callable[[Callable[[], int], Callable[[Callable[[], int]], Event | None]], None]
 
 
 def missing_files(
@@ -98,21 +101,27 @@ class UploadReceiver:
     Args:
         data_dir: The coordinator's data folder.
         roots: Further folders, by the first part of the paths below them.
-        defer: Called with a chunk and a function that checks a file of more than `INLINE_BYTES` and returns what `take` would:
-            the caller has it called elsewhere. None: it is called at once.
+        submit: As `BackgroundThread.submit`, for the check of a file of more than `INLINE_BYTES`. None: it is made at once.
+        answer: Called later with the chunk and a function that returns what `take` would have returned, or raises.
     """
 
-    def __init__(self, data_dir: Path, roots: Mapping[str, Path] = NO_ROOTS, defer: Defer | None = None) -> None:
-        self._data_dir, self._roots, self._defer = data_dir, roots, defer
+    def __init__(
+        self,
+        data_dir: Path,
+        roots: Mapping[str, Path] = NO_ROOTS,
+        submit: Submit | None = None,
+        answer: Answer = lambda chunk, take: None,
+    ) -> None:
+        self._data_dir, self._roots, self._submit, self._answer = data_dir, roots, submit, answer
         self._verified: dict[str, str] = {}  # path → sha256 verified by this process
         self._found: dict[Path, tuple[int, int, str]] = {}  # file of an earlier attempt → size, mtime in ns, sha256
-        self._checking: set[Path] = set()  # unfinished names of the files that `defer` has
+        self._checking: set[Path] = set()  # unfinished names of the files that are checked in the background
         self._leases: dict[LeaseKey, _LeaseUploads] = {}
 
     def take(self, chunk: FileChunk, data: bytes, allowed: LeaseFiles) -> int | None:
         """Store a chunk if it starts at the end of the bytes held; return the bytes held, where the next one starts.
 
-        None: the file is being checked; the function that `defer` has received returns the bytes.
+        None: the file is being checked in the background, and answered later.
 
         Args:
             chunk: The message of a worker that holds its lease.
@@ -175,7 +184,7 @@ class UploadReceiver:
 
     def _check(self, part: Path, chunk: FileChunk, check: Callable[[], int]) -> int | None:
         """Return what `check` returns; None: the file is so large that it is called later."""
-        if self._defer is None or chunk.size <= INLINE_BYTES:
+        if self._submit is None or chunk.size <= INLINE_BYTES:
             return check()
 
         def later() -> int:
@@ -186,7 +195,7 @@ class UploadReceiver:
                 self._checking.discard(part)
 
         self._checking.add(part)
-        self._defer(chunk, later)
+        self._submit(later, partial(self._answer, chunk))
         return None
 
     def _may_be_held(self, path: Path, chunk: FileChunk) -> bool:

@@ -70,8 +70,11 @@ class Peer:
         self.send(Register(self.name, "h", more.get("pid", 1), kinds, more.get("capacity", 4), filesystem_id, "0", "3"))
         return self.receive(RegisterAck)
 
-    def finish(self, lease: Lease, output: dict[str, Any] | None = None) -> Ack:
+    def send_result(self, lease: Lease, output: dict[str, Any] | None = None) -> None:
         self.send(Result(self.name, lease.task, lease.attempt, output or {}, 0.1))
+
+    def finish(self, lease: Lease, output: dict[str, Any] | None = None) -> Ack:
+        self.send_result(lease, output)
         return self.receive(Ack)
 
     def close(self) -> None:

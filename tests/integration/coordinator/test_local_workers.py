@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.workers.local import LocalWorkerPool
+from ingest.errors import StorageError
 
 WAIT_S = 60.0  # bound of every wait; only a defect reaches it
 STAND_IN = (sys.executable, "-c", "import time; time.sleep(600)")
@@ -63,3 +64,18 @@ def test_responsive_worker_is_not_restarted(workers: LocalWorkerPool) -> None:
     while time.monotonic() < until:
         assert not workers.supervise(known, lambda pid, reason: None)
     assert pids(workers) == known
+
+
+def test_end_by_sigkill_names_memory(workers: LocalWorkerPool) -> None:
+    first, second = pids(workers)
+    os.kill(first, 9)
+    lost: list[int] = []
+    said = supervise_until(workers, [first, second], lost)
+    assert "signal 9 (killed; by the system if memory ran out" in said[0]
+
+
+def test_log_that_cannot_be_written_is_a_resumable_error(tmp_path: Path) -> None:
+    (tmp_path / "logs" / "worker-0.log").mkdir(parents=True)
+    pool = LocalWorkerPool(STAND_IN, "tcp://127.0.0.1:1", tmp_path, 1, 1, unresponsive_timeout_s=0.1)
+    with pytest.raises(StorageError, match=r"worker-0\.log: Is a directory"):
+        pool.start()
