@@ -113,6 +113,11 @@ inline void add_parts(thread Fragment* x, threadgroup float* sums, int group, in
   }
 }
 
+// Natural log-sum-exp to base 2; +inf, which makes probabilities 0, for a row that saw no key (-inf).
+inline float base2(float lse) {
+  return lse == -INFINITY ? INFINITY : lse * 1.44269504f;
+}
+
 // A query sees a key iff first <= position <= last and the segments are equal: causal masks, windows and both are such intervals.
 // Of a tile's queries the ranges are {first min, first max, last min, last max, segment min, segment max}; of its keys {position min,
 // position max, segment min, segment max}.

@@ -1,7 +1,7 @@
 // Forward: o [B, Hq, Tq, D], normalised within this block, and lse [B, Hq, Tq], natural, of queries q [B, Hq, Tq, D] over keys k and
 // values v [B, Hkv, Tk, D]. Online softmax (Dao 2023) in base 2. Grid: tiles of queries, Hq, B.
 // q_mask [1 or B, >= Tq, 3]: first and last visible position, segment. k_mask [1 or B, >= Tk, 2]: position, segment. q_ranges, k_ranges
-// [1 or B, >= tiles, 6 or 4]: see common.metal.
+// [1 or B, >= tiles, 6 or 4]: see common.metal. scales: of the scores, and times log2(e).
 constexpr int LD = D + 4, DEPTH = D / PARTS / 8, COLS = STREAMED / 8, ROWS = 8 * BLOCKS, OWN = ROWS * GROUPS;
 constexpr int THREADS = 32 * GROUPS * PARTS;
 threadgroup float Ks[STREAMED * LD];
@@ -27,7 +27,7 @@ const ulong q_row = ulong(batch * heads + head) * q_len + own;
 Fragment queries[BLOCKS * DEPTH], out[BLOCKS * DEPTH];
 float top[BLOCKS], total[BLOCKS];
 UNROLL for (int r = 0; r < BLOCKS; r++) {
-  load_row<DEPTH>(queries + r * DEPTH, q + (q_row + r * 8) * D + part * (D / PARTS) + fcol, own + r * 8 < q_len, scale_log2e[0]);
+  load_row<DEPTH>(queries + r * DEPTH, q + (q_row + r * 8) * D + part * (D / PARTS) + fcol, own + r * 8 < q_len, scales[1]);
   top[r] = -INFINITY;
   total[r] = 0.0f;
 }

@@ -16,7 +16,7 @@ import mlx.core as mx
 
 from ringattn._errors import KernelError, ShapeError
 from ringattn.kernels.base import Block, check
-from ringattn.kernels.metal.tiling import DIMS, FORWARD, Masks, Tiling
+from ringattn.kernels.metal.tiling import BACKWARD_KV, BACKWARD_Q, CONSTANT_BELOW, DIMS, FORWARD, Masks, Tiling
 
 MAX_DIM = DIMS[-1]
 _LOG2E = math.log2(math.e)
@@ -62,22 +62,81 @@ class MetalKernel:
         batch, heads, q_len, dim = q.shape
         width = padded_dim(dim)
         tiling = FORWARD[width]
-        masks = Masks.of(block)
+        inputs = {
+            **{name: _padded(x, width) for name, x in (("q", q), ("k", k), ("v", v))},
+            **_rules(block, tiling.own, tiling.streamed, scale),
+        }
         o, lse = self._call(
             "forward",
-            {
-                **{name: _padded(x, width) for name, x in (("q", q), ("k", k), ("v", v))},
-                "q_mask": mx.array(masks.queries),
-                "k_mask": mx.array(masks.keys),
-                "q_ranges": mx.array(masks.query_ranges(tiling.own)),
-                "k_ranges": mx.array(masks.key_ranges(tiling.streamed)),
-                "scale_log2e": mx.array([scale * _LOG2E]),
-            },
+            inputs,
             {"o": (batch, heads, q_len, width), "lse": (batch, heads, q_len)},
             tiling,
             (-(-q_len // tiling.own), heads, batch),
         )
         return o[..., :dim], lse
+
+    def backward(
+        self,
+        q: mx.array,
+        k: mx.array,
+        v: mx.array,
+        do: mx.array,
+        lse: mx.array,
+        delta: mx.array,
+        block: Block,
+        *,
+        scale: float,
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """See `Kernel.backward`.
+
+        Raises:
+            ShapeError: if D is over 256.
+        """
+        dq = self.query_gradient(q, k, v, do, lse, delta, block, scale=scale)
+        return dq, *self.key_value_gradients(q, k, v, do, lse, delta, block, scale=scale)
+
+    def query_gradient(
+        self,
+        q: mx.array,
+        k: mx.array,
+        v: mx.array,
+        do: mx.array,
+        lse: mx.array,
+        delta: mx.array,
+        block: Block,
+        *,
+        scale: float,
+    ) -> mx.array:
+        """Return dq of `Kernel.backward`."""
+        check(q, k, v, block)
+        batch, heads, q_len, dim = q.shape
+        tiling = BACKWARD_Q[padded_dim(dim)]
+        inputs = _saved(q, k, v, do, lse, delta, tiling) | _rules(block, tiling.own, tiling.streamed, scale)
+        groups = (-(-q_len // tiling.own), heads, batch)
+        (dq,) = self._call("backward_q", inputs, {"dq": (*q.shape[:3], tiling.dim)}, tiling, groups)
+        return dq[..., :dim]
+
+    def key_value_gradients(
+        self,
+        q: mx.array,
+        k: mx.array,
+        v: mx.array,
+        do: mx.array,
+        lse: mx.array,
+        delta: mx.array,
+        block: Block,
+        *,
+        scale: float,
+    ) -> tuple[mx.array, mx.array]:
+        """Return dk and dv of `Kernel.backward`."""
+        check(q, k, v, block)
+        batch, kv_heads, k_len, dim = k.shape
+        tiling = BACKWARD_KV[padded_dim(dim)]
+        inputs = _saved(q, k, v, do, lse, delta, tiling) | _rules(block, tiling.streamed, tiling.own, scale)
+        shape = (*k.shape[:3], tiling.dim)
+        groups = (-(-k_len // tiling.own), kv_heads, batch)
+        dk, dv = self._call("backward_kv", inputs, {"dk": shape, "dv": shape}, tiling, groups)
+        return dk[..., :dim], dv[..., :dim]
 
     def _call(
         self,
@@ -111,3 +170,31 @@ def _padded(x: mx.array, width: int) -> mx.array:
     if x.shape[-1] == width:
         return x
     return mx.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, width - x.shape[-1])])
+
+
+def _rules(block: Block, q_rows: int, k_rows: int, scale: float) -> dict[str, mx.array]:
+    """Return the masks with ranges of tiles of q_rows queries and k_rows keys, and the factors on the scores."""
+    masks = Masks.of(block)
+    return {
+        "q_mask": mx.array(masks.queries),
+        "k_mask": mx.array(masks.keys),
+        "q_ranges": mx.array(masks.query_ranges(q_rows)),
+        "k_ranges": mx.array(masks.key_ranges(k_rows)),
+        "scales": mx.array([scale, scale * _LOG2E]),
+    }
+
+
+def _saved(
+    q: mx.array, k: mx.array, v: mx.array, do: mx.array, lse: mx.array, delta: mx.array, tiling: Tiling
+) -> dict[str, mx.array]:
+    """Return what a backward kernel reads beside the rules."""
+    return {
+        **{name: _padded(x, tiling.dim) for name, x in (("q", q), ("k", k), ("v", v), ("dout", do))},
+        **{name: _in_device_memory(x.astype(mx.float32)) for name, x in (("lse", lse), ("delta", delta))},
+    }
+
+
+def _in_device_memory(x: mx.array) -> mx.array:
+    """Return an array of at least 8 elements, which a kernel reads by a flat index."""
+    missing = CONSTANT_BELOW - x.size
+    return x if missing <= 0 else mx.pad(x.reshape(-1), (0, missing))

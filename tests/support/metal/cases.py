@@ -73,10 +73,12 @@ def pairs(row: dict[str, Any]) -> set[tuple[tuple[str, Any], tuple[str, Any]]]:
     return set(itertools.combinations([(name, row[name]) for name in FACTORS if name in row], 2))
 
 
-def product() -> Iterator[dict[str, Any]]:
-    """Yield every combination."""
+def product(**fixed: Any) -> Iterator[dict[str, Any]]:
+    """Yield every combination that has the fixed values."""
     for values in itertools.product(*FACTORS.values()):
-        yield dict(zip(FACTORS, values, strict=True))
+        row = dict(zip(FACTORS, values, strict=True))
+        if agree(row, fixed):
+            yield row
 
 
 def case_of(row: dict[str, Any]) -> Case:

@@ -37,7 +37,7 @@ def rewritten(source: str) -> str:
     `threadgroup T name[N];` becomes a checked array, `const device T*` (also constant, threadgroup) a checked pointer that knows its space.
     """
     source = re.sub(
-        r"^(\s*)threadgroup (\w+) (\w+)\[(.+)\];$",
+        r"^(\s*)threadgroup (\w+) (\w+)\[(.+?)\];",
         r'\1static shim::Shared<\2, (\4)> \3_memory("\3"); const shim::Pointer<shim::threadgroup_space, \2> \3 = \3_memory.all();',
         source,
         flags=re.MULTILINE,
@@ -135,7 +135,7 @@ def for_clang(text: str) -> str:
     Arrays in threadgroup memory become static, structs are copied between address spaces by declared functions that take pointers
     to the same spaces, and the instance has no attributes.
     """
-    text = re.sub(r"^(\s*)(threadgroup \w+ \w+\[.+\];)$", r"\1static \2", text, flags=re.MULTILINE)
+    text = re.sub(r"^(\s*)(threadgroup \w+ \w+\[.+?\];)", r"\1static \2", text, flags=re.MULTILINE)
     text = re.sub(r"\*\(const (?:device|threadgroup|constant) (\w+<\w+>)\*\)", r"msl_loaded<\1>", text)
     text = re.sub(r"\*\((?:device|threadgroup|constant) (\w+<\w+>)\*\)", r"msl_stored<\1>", text)
     return re.sub(r"^template (\[\[.+?\]\] )+decltype", "template decltype", text, flags=re.MULTILINE)

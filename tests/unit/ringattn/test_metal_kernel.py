@@ -11,8 +11,9 @@ import pytest
 
 from ringattn.kernels import Block
 from ringattn.kernels.metal import MetalKernel
+from ringattn.kernels.metal.tiling import DIMS
 from tests.support.attention import assert_close, draw, oracle
-from tests.support.metal.cases import case_of, emulate, name_of, needs_compiler, product, rows
+from tests.support.metal.cases import KERNELS, case_of, emulate, name_of, needs_compiler, product, rows
 from tests.support.metal.compiler import CLANG, check_syntax
 from tests.support.metal.source import generate
 
@@ -40,20 +41,27 @@ def prove(row: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
 def outputs(
     kernel: MetalKernel, which: str, arrays: list[mx.array], block: Block, scale: float, truth: dict[str, np.ndarray]
 ) -> dict[str, mx.array]:
-    q, k, v, _ = arrays
-    assert which == "forward"
-    return dict(zip(("o", "lse"), kernel.forward(q, k, v, block, scale=scale), strict=True))
+    q, k, v, do = arrays
+    if which == "forward":
+        return dict(zip(("o", "lse"), kernel.forward(q, k, v, block, scale=scale), strict=True))
+    lse, delta = (mx.array(truth[name].astype(np.float32)) for name in ("lse", "delta"))
+    if which == "backward_q":
+        return {"dq": kernel.query_gradient(q, k, v, do, lse, delta, block, scale=scale)}
+    dk, dv = kernel.key_value_gradients(q, k, v, do, lse, delta, block, scale=scale)
+    return {"dk": dk, "dv": dv}
 
 
-@pytest.mark.parametrize("row", [r for r in rows() if r["kernel"] == "forward"], ids=name_of)
+@pytest.mark.parametrize("row", rows(), ids=name_of)
 def test_metal_kernel_matches_fp64_in_three_schedules(row: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     prove(row, monkeypatch)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("row", [r for r in product() if r["kernel"] == "forward"], ids=name_of)
-def test_metal_kernel_matches_fp64_in_every_combination(row: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    prove(row, monkeypatch)
+@pytest.mark.parametrize("dim", DIMS)
+@pytest.mark.parametrize("which", KERNELS)
+def test_metal_kernel_matches_fp64_in_every_combination(which: str, dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for row in product(kernel=which, dim=dim):
+        prove(row, monkeypatch)
 
 
 def test_padded_head_dimension_rows_without_keys_and_nan(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,6 +77,11 @@ def test_padded_head_dimension_rows_without_keys_and_nan(monkeypatch: pytest.Mon
     assert np.isfinite(o[0]).all()
     assert np.isfinite(o[1, 0, :8]).all()  # position 2 and before: the key with NaN is hidden
     assert np.isnan(o[1, 0, 8:]).all()
+    nothing, hidden = mx.full((2, 1, 20), -mx.inf), Block(at, at + 100, causal=True)
+    for mask in (hidden, Block(at, at)):  # also where only the log-sum-exp of all blocks shows that no key is visible
+        grads = kernel.backward(q, q, q, q, nothing, mx.zeros((2, 1, 20)), mask, scale=0.2)
+        assert [x.shape for x in grads] == [(2, 1, 20, 50)] * 3
+        assert not any(np.array(x).any() for x in grads)
     assert emulator.findings == []
 
 
@@ -90,7 +103,9 @@ def test_clang_reads_the_kernels_as_cpp14_with_address_spaces(dtype: mx.Dtype, m
     kernel, emulator = emulate(monkeypatch, runs=False)
     q = mx.zeros((1, 1, 8, 64), dtype=dtype)
     at = np.arange(8, dtype=np.int32)
-    kernel.forward(q, q, q, Block(at, at), scale=1.0)
+    _, lse = kernel.forward(q, q, q, Block(at, at), scale=1.0)
+    kernel.backward(q, q, q, q, lse, lse, Block(at, at), scale=1.0)
+    assert sorted(emulator.generated) == [f"ringattn_{name}" for name in sorted(KERNELS)]
     for generated in emulator.generated.values():
         check_syntax(generated)
 

@@ -1,0 +1,85 @@
+// dQ [B, Hq, Tq, D] over one block: FlashAttention-2 (Dao 2023) with queries as own rows. P = exp(S - lse), dS = P * (dP - delta),
+// dQ = scale * dS K, with lse and delta [B, Hq, Tq] of all blocks; a query with lse = -inf saw no key anywhere. Other inputs: forward.metal.
+constexpr int LD = D + 4, DEPTH = D / PARTS / 8, COLS = STREAMED / 8, ROWS = 8 * BLOCKS, OWN = ROWS * GROUPS, N = BLOCKS * COLS;
+constexpr int THREADS = 32 * GROUPS * PARTS;
+threadgroup float Ks[STREAMED * LD];
+threadgroup float Vs[STREAMED * LD];
+threadgroup float sums[PARTS > 1 ? 2 * PARTS * OWN * STREAMED : 1];
+
+const int lane = thread_index_in_simdgroup, simd = simdgroup_index_in_threadgroup;
+const int group = simd % GROUPS, part = simd / GROUPS, thread_index = simd * 32 + lane;
+const int frow = fragment_row(lane), fcol = fragment_col(lane);
+const int tile = threadgroup_position_in_grid.x, head = threadgroup_position_in_grid.y, batch = threadgroup_position_in_grid.z;
+const int heads = q_shape[1], q_len = q_shape[2], kv_heads = k_shape[1], k_len = k_shape[2];
+const int own = tile * OWN + group * ROWS + frow;  // this lane's query of the first fragment
+const int k_tiles = (k_len + STREAMED - 1) / STREAMED;
+const int q_set = q_mask_shape[0] > 1 ? batch : 0, k_set = k_mask_shape[0] > 1 ? batch : 0;
+const int q_first = q_set * q_mask_shape[1], k_first = k_set * k_mask_shape[1];
+const int q_range_at = (q_set * q_ranges_shape[1] + tile) * 6, k_range_at = k_set * k_ranges_shape[1] * 4;
+const int first_min = q_ranges[q_range_at], first_max = q_ranges[q_range_at + 1], last_min = q_ranges[q_range_at + 2];
+const int last_max = q_ranges[q_range_at + 3], q_seg_min = q_ranges[q_range_at + 4], q_seg_max = q_ranges[q_range_at + 5];
+const auto keys = k + ulong(batch * kv_heads + head / (heads / kv_heads)) * k_len * D;
+const auto values = v + ulong(batch * kv_heads + head / (heads / kv_heads)) * k_len * D;
+const ulong q_row = ulong(batch * heads + head) * q_len + own;
+
+Fragment queries[BLOCKS * DEPTH], d_out[BLOCKS * DEPTH], sum[BLOCKS * DEPTH];
+float lse2[BLOCKS], row_delta[BLOCKS];  // in base 2
+UNROLL for (int r = 0; r < BLOCKS; r++) {
+  const bool exists = own + r * 8 < q_len;
+  const ulong at = (q_row + r * 8) * D + part * (D / PARTS) + fcol;
+  load_row<DEPTH>(queries + r * DEPTH, q + at, exists, scales[1]);
+  load_row<DEPTH>(d_out + r * DEPTH, dout + at, exists, 1.0f);
+  lse2[r] = base2(exists ? lse[q_row + r * 8] : -INFINITY);
+  row_delta[r] = exists ? delta[q_row + r * 8] : 0.0f;
+}
+clear<BLOCKS * DEPTH>(sum);
+
+for (int i = 0; i < k_tiles; i++) {
+  const int range = k_range_at + i * 4, start = i * STREAMED;
+  const int pos_min = k_ranges[range], pos_max = k_ranges[range + 1], k_seg_min = k_ranges[range + 2], k_seg_max = k_ranges[range + 3];
+  if (hidden(first_min, last_max, q_seg_min, q_seg_max, pos_min, pos_max, k_seg_min, k_seg_max)) continue;
+
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  stage<STREAMED, D, LD, THREADS>(Ks, keys, start, k_len, thread_index);
+  stage<STREAMED, D, LD, THREADS>(Vs, values, start, k_len, thread_index);
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+
+  Fragment s[2 * N];  // scores, then dP
+  clear<2 * N>(s);
+  multiply_transposed<BLOCKS, DEPTH, COLS, LD>(s, queries, Ks + part * (D / PARTS));
+  multiply_transposed<BLOCKS, DEPTH, COLS, LD>(s + N, d_out, Vs + part * (D / PARTS));
+  add_parts<2 * N, GROUPS, PARTS>(s, sums, group, part);
+
+  if (start + STREAMED > k_len || !all_visible(first_max, last_min, q_seg_min, q_seg_max, pos_min, pos_max, k_seg_min, k_seg_max)) {
+    UNROLL for (int j = 0; j < COLS; j++) {
+      UNROLL for (int e = 0; e < 2; e++) {
+        const int col = start + j * 8 + fcol + e, key = (k_first + (col < k_len ? col : 0)) * 2;
+        UNROLL for (int r = 0; r < BLOCKS; r++) {
+          const int row = own + r * 8, query = (q_first + (row < q_len ? row : 0)) * 3;
+          const bool seen = col < k_len && visible(q_mask[query], q_mask[query + 1], q_mask[query + 2], k_mask[key], k_mask[key + 1]);
+          if (!seen) s[r * COLS + j].thread_elements()[e] = -INFINITY;
+        }
+      }
+    }
+  }
+
+  UNROLL for (int r = 0; r < BLOCKS; r++) {
+    UNROLL for (int j = 0; j < COLS; j++) {
+      UNROLL for (int e = 0; e < 2; e++) {
+        const float p = exp2(s[r * COLS + j].thread_elements()[e] - lse2[r]);
+        s[r * COLS + j].thread_elements()[e] = p * (s[N + r * COLS + j].thread_elements()[e] - row_delta[r]);
+      }
+    }
+  }
+  multiply<BLOCKS, DEPTH, COLS, LD>(sum, s, Ks + part * (D / PARTS));
+}
+
+UNROLL for (int r = 0; r < BLOCKS; r++) {
+  if (own + r * 8 < q_len) {
+    UNROLL for (int d = 0; d < DEPTH; d++) {
+      Two<float> pair;
+      UNROLL for (int e = 0; e < 2; e++) pair.x[e] = sum[r * DEPTH + d].thread_elements()[e] * scales[0];
+      *(device Two<float>*)(dq + (q_row + r * 8) * D + part * (D / PARTS) + d * 8 + fcol) = pair;
+    }
+  }
+}
