@@ -312,7 +312,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from ingest.console import protect
+    with contextlib.suppress(ImportError):  # ringattn alone in another project: streams stay as they are
+        from ingest.console import protect
 
-    protect()
+        protect()
     sys.exit(main())

@@ -6,6 +6,7 @@ Thunderbolt 4, 10 GbE and 1 GbE the smallest block a host at which communication
 """
 
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -325,7 +326,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from ingest.console import protect
+    with contextlib.suppress(ImportError):  # ringattn alone in another project: streams stay as they are
+        from ingest.console import protect
 
-    protect()
+        protect()
     sys.exit(main())
