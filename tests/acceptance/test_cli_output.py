@@ -31,7 +31,7 @@ from coordinator.doctor.checks import Finding, describe
 from ingest.emulator.process import Emulator
 from tests.support.data_folder import build_all, commit, shard
 from tests.support.program import MONTH, SMALL, command, environment
-from tests.support.waiting import until
+from tests.support.waiting import end_of, until
 from worker.forecast.table import format_table
 
 SGR = re.compile(r"\x1b\[[0-9;]*m")  # bold, colours, and their end
@@ -220,7 +220,7 @@ def test_progress_appears_in_slow_commands_and_not_with_quiet(coordinator: Said,
         line = process.stderr.readline()
         assert re.search(r"verifying manifests 0/2|verifying manifests ·", line), line
         release()
-        out, err = process.communicate(timeout=60)
+        out, err = end_of(process, "the end of verify")
     assert process.returncode == 1 and "NOT WHOLE" in out, err
     for page in data.rglob("*.json.gz"):
         page.unlink()
@@ -278,7 +278,7 @@ def interrupted(process: subprocess.Popen[str]) -> str:
     """Send Ctrl-C. Asserts exit code 130; returns stderr."""
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = end_of(process, "the end after Ctrl-C")
     print(f"{process.args!r}: ended {time.monotonic() - began:.2f} s after Ctrl-C")
     assert process.returncode == 130, err
     assert not out and "Traceback" not in err
@@ -344,7 +344,7 @@ def test_first_signal_drains_a_run_and_the_second_stops_it(tmp_path: Path) -> No
         assert "resumed" in answer
         began = time.monotonic()
         process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=60)
+        _, err = end_of(process, "the end after SIGTERM")
         print(f"start --extract: ended {time.monotonic() - began:.2f} s after the second signal")
     assert process.returncode == 130, err
     assert "Traceback" not in err
@@ -365,7 +365,8 @@ def on_terminal(folder: Path, columns: int, *words: str, **env: str) -> tuple[in
         while part := os.read(main, 65_536):
             shown += part
     os.close(main)
-    return process.wait(60), shown.decode(errors="replace")
+    end_of(process, "the end of a process that has closed its terminal")
+    return process.returncode, shown.decode(errors="replace")
 
 
 @pytest.mark.parametrize(("columns", "colour"), [(40, False), (80, True), (200, True)])

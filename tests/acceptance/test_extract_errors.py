@@ -16,7 +16,7 @@ import zmq
 
 from ingest.emulator.process import Emulator
 from tests.support.program import MONTH, SMALL, Coordinator, command, environment, run_here, series_digest
-from tests.support.waiting import until
+from tests.support.waiting import end_of, until
 
 KEY = "Kq7vTESTKEYneverwrittenZ2"
 # About 40 pages: a run that lasts long enough to be observed.
@@ -69,7 +69,7 @@ def test_running_extraction_refuses_a_second_and_drops_garbage(coordinator: Coor
             status = coordinator("status", "--json")
             socket.close(linger=0)
             context.term()
-            output, _ = process.communicate(timeout=120)
+            output, _ = end_of(process, "the end of the run")
         finally:
             process.kill()
             process.wait()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ingest.emulator.process import Emulator
 from tests.support.program import Coordinator, environment
-from tests.support.waiting import until
+from tests.support.waiting import end_of, until
 from worker.training.rank_runner import free_port
 
 
@@ -61,7 +61,8 @@ def test_worker_with_its_own_folder_uploads_its_files(
         until((tmp_path / "far").exists, "the worker")
         run = coordinator("start", "--extract", "--json", "--source", emulator.url, "--bind", bind, *plan)
         assert run.code == 0, run.stderr
-        assert worker.wait(60) == 0
+        end_of(worker, "the worker's end")
+        assert worker.returncode == 0
     finally:
         worker.kill()
         worker.wait()

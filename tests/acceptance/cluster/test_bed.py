@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from scripts.testbed.bed import PLACE, Bed, Host, missing, sweep
-from tests.support.waiting import until
+from tests.support.waiting import end_of, until
 
 ROOT = Path(__file__).resolve().parents[3]
 SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=1")
@@ -38,7 +38,8 @@ def test_hosts_are_isolated_and_faults_take_effect(bed: Bed) -> None:
     sleeper = two.popen("sleep", "600")
     until(lambda: any("sleep" in process.name() for process in two.processes()), "a process")
     two.kill()
-    assert sleeper.wait(10) and not reaches(one, two)
+    end_of(sleeper, "the end of a process of a killed host")
+    assert sleeper.returncode and not reaches(one, two)
     two.boot()
     bed.await_ssh(two)
     assert reaches(one, two) and (two.home / "here").exists()

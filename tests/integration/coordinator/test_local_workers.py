@@ -12,8 +12,8 @@ import pytest
 
 from coordinator.workers.local import LocalWorkerPool
 from ingest.errors import StorageError
+from tests.support.waiting import WAIT_S
 
-WAIT_S = 60.0  # bound of every wait; only a defect reaches it
 STAND_IN = (sys.executable, "-c", "import time; time.sleep(600)")
 
 

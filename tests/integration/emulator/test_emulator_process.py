@@ -14,6 +14,7 @@ import pytest
 import requests
 
 from ingest.emulator.process import Emulator, EmulatorError
+from tests.support.waiting import WAIT_S
 
 _PARENT = """
 import sys, time
@@ -85,7 +86,7 @@ def test_command_line_requires_a_key_and_ends_on_sigterm(tmp_path: Path) -> None
     assert requests.get(f"{data}&api_key=INVALID-1", timeout=20).json()["error"]["code"] == "API_KEY_INVALID"
     assert requests.get(f"{data}&api_key=any", timeout=20).status_code == 200
     process.terminate()
-    assert process.wait(10) == 0
+    assert process.wait(WAIT_S) == 0
     process.stdout.close()
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert [line["status"] for line in lines] == [403, 403, 200]

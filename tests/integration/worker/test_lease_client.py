@@ -16,9 +16,9 @@ from rl.distributed.protocol import DistrustWorker, FromLearner, JobResult, Publ
 from rl.distributed.runner import JobRunner
 from rl.policy import to_bytes
 from tests.support.grid_control import untrained, write_dataset, year
+from tests.support.waiting import WAIT_S
 from worker.control.lease_client import LeaseClient
 
-WAIT_S = 30.0  # bound of every wait: reached only when something is broken
 ACTIONS = 4
 Workers = Callable[[int, int], str]  # (number, how often it was submitted) → the worker that runs it
 

@@ -17,6 +17,7 @@ import pytest
 
 from ringattn import LoadBalancer, launch, process_group
 from tests.support.training_data import ROOT, SMALL, TRAIN, environment, train
+from tests.support.waiting import WAIT_S
 from worker.forecast.model import checkpoint
 from worker.training.cli import main
 from worker.training.config import parse
@@ -104,7 +105,7 @@ def test_interrupted_run_resumes_with_the_same_bits(data: Path, alone: Path, tmp
             process.send_signal(signal.SIGINT)
             break
     rest = process.stderr.read()
-    code = process.wait(60)
+    code = process.wait(WAIT_S)
     if code == 0:
         pytest.skip("the run ended before the signal arrived")
     assert code == 130 and "Press Ctrl-C again" in rest and "Run the same command to resume" in rest
