@@ -144,14 +144,16 @@ def get(
     )
 
 
-def _cause(error: BaseException) -> str:
-    """Return why an exchange failed below HTTP."""
-    reason = getattr(error.args[0], "reason", error) if error.args else error  # requests wraps urllib3's MaxRetryError
-    if isinstance(reason, urllib3.exceptions.NameResolutionError):
+def _cause(error: Exception) -> str:
+    """Return why an exchange failed below HTTP, without any text of the server."""
+    while error.args and isinstance(inner := getattr(error.args[-1], "reason", error.args[-1]), Exception):
+        error = inner  # what requests and urllib3 wrap
+    if isinstance(error, urllib3.exceptions.NameResolutionError):
         return "the name does not resolve"
-    if isinstance(reason, urllib3.exceptions.NewConnectionError):
-        return f"no connection ({str(reason).rpartition('] ')[2]})"
-    return f"connection lost ({type(reason).__name__})"
+    if isinstance(error, urllib3.exceptions.NewConnectionError):
+        return f"no connection ({str(error).rpartition('] ')[2]})"
+    own = type(error) is http.client.HTTPException  # "got more than 100 headers"
+    return f"connection lost ({error if own else type(error).__name__})"
 
 
 def _read_body(response: requests.Response, packer: Any) -> bytes:

@@ -122,4 +122,5 @@ def test_slow_source_is_quarantined_by_name_within_its_deadlines(program: Coordi
     result = run_beside_an_honest_respondent(program, dict(zip(codes, SLOW, strict=True)), 3000)
     causes = [message for _, _, message in result["quarantined"]]
     print(*causes, sep="\n")
-    assert not [cause for cause in causes if "over 120 s" not in cause and "in time" not in cause]
+    ends = ("over 120 s", "in time", "more than 100 headers")  # headers trickle faster than the deadline comes
+    assert not [cause for cause in causes if not any(end in cause for end in ends)]
