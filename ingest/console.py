@@ -78,22 +78,29 @@ class LineFormatter(logging.Formatter):
 
 
 class _ForgivingFile(io.FileIO):
-    """A file whose writes never fail: what a closed, full or broken one does not take is dropped."""
+    """A file whose writes never fail: what a closed, full or broken one does not take is dropped.
+
+    A text stream writes to it without a buffer between them, whose lock a print in a signal handler would find held by the print that it
+    interrupts: a RuntimeError.
+    """
 
     lost = False
 
     def write(self, data: Any) -> int:
-        """Write bytes and return how many were written or dropped."""
+        """Write or drop all bytes, and return their number."""
+        rest = memoryview(data)
         try:
-            while (written := super().write(data)) is None:  # non-blocking, and its reader is slow
-                select.select([], [self], [])
-            return written
+            while rest:
+                if (written := super().write(rest)) is None:  # non-blocking, and its reader is slow
+                    select.select([], [self], [])
+                else:
+                    rest = rest[written:]
         except OSError as error:
             if not self.lost and self.fileno() == 1 and not isinstance(error, BrokenPipeError):
                 text = f"stdout: {error.strerror}; some of the output is lost"
                 print(json.dumps({"event": "note", "text": text}) if "--json" in sys.argv else text, file=sys.stderr)
             self.lost = True
-            return len(data)
+        return len(data)
 
 
 class SafeStream(io.TextIOWrapper):
@@ -162,11 +169,11 @@ def _protected(stream: Any) -> Any:
     if isinstance(stream, SafeStream):
         return stream
     if stream is None:
-        return SafeStream(io.BufferedWriter(io.FileIO(os.open(os.devnull, os.O_WRONLY), "w")), "utf-8")
+        return SafeStream(_ForgivingFile(os.open(os.devnull, os.O_WRONLY), "w"), "utf-8")
     with suppress(OSError, ValueError):
         stream.flush()
     return SafeStream(
-        io.BufferedWriter(_ForgivingFile(stream.fileno(), "w", closefd=False)),
+        _ForgivingFile(stream.fileno(), "w", closefd=False),
         stream.encoding,
         "backslashreplace",
         line_buffering=stream.line_buffering or stream.write_through,

@@ -150,3 +150,26 @@ def test_slow_reader_of_a_non_blocking_pipe_gets_all(tmp_path: Path) -> None:
     with os.fdopen(read, "rb") as pipe:
         assert len(pipe.read()) == 1_000_001
     assert process.wait(60) == 0
+
+
+def test_signal_handler_can_print_while_a_print_is_in_progress() -> None:
+    """As the handler of Ctrl-C does, which the print of a step must not end with an error."""
+    child = """
+import signal, sys
+from ingest.console import protect
+protect()
+seen = 0
+def handle(*_):
+    global seen
+    seen += 1
+    print("handler", file=sys.stderr, flush=True)
+signal.signal(signal.SIGVTALRM, handle)
+signal.setitimer(signal.ITIMER_VIRTUAL, 1e-4, 1e-4)
+while seen < 200:
+    print("main", file=sys.stderr, flush=True)
+signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+print(seen)
+"""
+    done = subprocess.run([sys.executable, "-c", child], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]
+    assert done.stderr.count("handler") == int(done.stdout)
