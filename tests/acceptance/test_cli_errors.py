@@ -230,7 +230,7 @@ MISTAKES = (
     Mistake("verified nothing", "coordinator verify", USAGE, ("data", "no manifest", f"`{EXTRACT}`")),
     Mistake("asked for the status of nothing", "coordinator status", USAGE, ("data", "no run", f"`{EXTRACT} --data data`")),
     Mistake("reported on nothing", "coordinator report", USAGE, ("data", "no folder", f"`{EXTRACT} --data data`")),
-    Mistake("wrote the report where nothing can be", "coordinator report --out /proc/report.html", INCOMPLETE, ("/proc/report.html", "can't write", "same command"), series),
+    Mistake("wrote the report where nothing can be", "coordinator report --out /proc/report.html", INCOMPLETE, ("/proc/report.html", "can't write", "another file with --out"), series),
     Mistake("damaged control's result", "coordinator report", DONE, ("control/result.json", "can't be read", "`coordinator start --rollouts --data data`"), damaged_control, in_result=True),
     Mistake("forecast before training", "coordinator forecast --region PACW --issue 2024-01-10T10", USAGE, ("data/train", "no finished training", "`coordinator start --train`"), series),
     Mistake("forecast at no issue time", "coordinator forecast --region PACW --issue 2024-01-10T09", USAGE, ("2024-01-10T09", "10:00 local", "2024-01-10T10")),

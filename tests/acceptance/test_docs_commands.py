@@ -49,7 +49,9 @@ HOST = "not run: it changes this machine, or needs another one"
 
 # Pattern of a whole command → the test that runs it (possibly with smaller settings), or the reason why none does.
 ELSEWHERE = {
-    r"coordinator (start|doctor|forecast)|mlx.launch|python -m ringattn.launch": "not run: prose names the command",
+    r"coordinator (start|doctor|forecast)|mlx.launch|python -m (ringattn.launch|ingest.emulator)": (
+        "not run: prose names the command"
+    ),
     r"python -m ringattn.blas MODULE": "tests/integration/ringattn/test_blas.py::test_module_that_loads_mlx_first_has_the_fast_blas",
     r"coordinator start --extract --rebuild": "tests/acceptance/test_extract_errors.py::test_damaged_journal_is_rebuilt_from_the_manifests",
     r"coordinator start --extract( --data \S+)?": "tests/acceptance/test_extract_resume.py::test_default_run_needs_no_key_and_the_next_one_requests_nothing",

@@ -124,7 +124,7 @@ PLANTED = {
     "oldpackage": (r"mlx 0.0.1 \(", "uv pip install .*mlx=="),
     "late": (r"clock -9\d\.\d+ s", "set-ntp"),
     "full": ("GB free at", "free 2 GB"),
-    "readonly": ("can't be written: Read-only", "chown"),
+    "readonly": ("can't be written: Read-only", "mount its disk for writing"),
     "held": (r"held by pid \d+: coordinator start", "wait for it"),
     "killed": ("was killed and left", r"rm .*/\.endpoint"),
     "oldformat": ("manifests of format 0", "extract again"),
