@@ -16,10 +16,9 @@ const int heads = q_shape[1], q_len = q_shape[2], kv_heads = k_shape[1], k_len =
 const int own = tile * OWN + group * ROWS + frow;  // this lane's key of the first fragment
 const int q_tiles = (q_len + STREAMED - 1) / STREAMED, shared = heads / kv_heads;
 const int q_set = q_mask_shape[0] > 1 ? batch : 0, k_set = k_mask_shape[0] > 1 ? batch : 0;
-const int q_first = q_set * q_mask_shape[1], k_first = k_set * k_mask_shape[1];
-const int q_range_at = q_set * q_ranges_shape[1] * 6, k_range_at = (k_set * k_ranges_shape[1] + tile) * 4;
-const int pos_min = k_ranges[k_range_at], pos_max = k_ranges[k_range_at + 1];
-const int k_seg_min = k_ranges[k_range_at + 2], k_seg_max = k_ranges[k_range_at + 3];
+const auto q_rules = q_mask + q_set * q_mask_shape[1] * 3, k_rules = k_mask + k_set * k_mask_shape[1] * 2;
+const auto q_tile_ranges = q_ranges + q_set * q_ranges_shape[1] * 6;
+const Four<int> own_range = keys_at(k_ranges + (k_set * k_ranges_shape[1] + tile) * 4);
 const ulong k_row = ulong(batch * kv_heads + kv_head) * k_len + own;
 
 Fragment keys[BLOCKS * DEPTH], values[BLOCKS * DEPTH], k_sum[BLOCKS * DEPTH], v_sum[BLOCKS * DEPTH];
@@ -33,10 +32,9 @@ clear<BLOCKS * DEPTH>(k_sum);
 clear<BLOCKS * DEPTH>(v_sum);
 
 for (int i = 0; i < q_tiles * shared; i++) {
-  const int q_tile = i % q_tiles, start = q_tile * STREAMED, range = q_range_at + q_tile * 6;
-  const int first_min = q_ranges[range], first_max = q_ranges[range + 1], last_min = q_ranges[range + 2];
-  const int last_max = q_ranges[range + 3], q_seg_min = q_ranges[range + 4], q_seg_max = q_ranges[range + 5];
-  if (hidden(first_min, last_max, q_seg_min, q_seg_max, pos_min, pos_max, k_seg_min, k_seg_max)) continue;
+  const int q_tile = i % q_tiles, start = q_tile * STREAMED;
+  const Queries range = queries_at(q_tile_ranges + q_tile * 6);
+  if (hidden(range, own_range)) continue;
   const ulong first_row = ulong(batch * heads + kv_head * shared + i / q_tiles) * q_len;
 
   threadgroup_barrier(mem_flags::mem_threadgroup);
@@ -55,14 +53,14 @@ for (int i = 0; i < q_tiles * shared; i++) {
   multiply_transposed<BLOCKS, DEPTH, COLS, LD>(s + N, values, Os + part * (D / PARTS));
   add_parts<2 * N, GROUPS, PARTS>(s, sums, group, part);
 
-  if (!all_visible(first_max, last_min, q_seg_min, q_seg_max, pos_min, pos_max, k_seg_min, k_seg_max)) {
+  if (!all_visible(range, own_range)) {
+    Key row[BLOCKS];
+    UNROLL for (int r = 0; r < BLOCKS; r++) row[r] = key_at(k_rules, min(own + r * 8, k_len - 1));
     UNROLL for (int j = 0; j < COLS; j++) {
       UNROLL for (int e = 0; e < 2; e++) {
-        const int col = start + j * 8 + fcol + e, query = (q_first + (col < q_len ? col : 0)) * 3;
+        const Query query = query_at(q_rules, min(start + j * 8 + fcol + e, q_len - 1));
         UNROLL for (int r = 0; r < BLOCKS; r++) {
-          const int row = own + r * 8, key = (k_first + (row < k_len ? row : 0)) * 2;
-          const bool seen = visible(q_mask[query], q_mask[query + 1], q_mask[query + 2], k_mask[key], k_mask[key + 1]);
-          if (!seen) s[r * COLS + j].thread_elements()[e] = -INFINITY;
+          if (!visible(query, row[r])) s[r * COLS + j].thread_elements()[e] = -INFINITY;
         }
       }
     }

@@ -14,10 +14,9 @@ const int heads = q_shape[1], q_len = q_shape[2], kv_heads = k_shape[1], k_len =
 const int own = tile * OWN + group * ROWS + frow;  // this lane's query of the first fragment
 const int k_tiles = (k_len + STREAMED - 1) / STREAMED;
 const int q_set = q_mask_shape[0] > 1 ? batch : 0, k_set = k_mask_shape[0] > 1 ? batch : 0;
-const int q_first = q_set * q_mask_shape[1], k_first = k_set * k_mask_shape[1];
-const int q_range_at = (q_set * q_ranges_shape[1] + tile) * 6, k_range_at = k_set * k_ranges_shape[1] * 4;
-const int first_min = q_ranges[q_range_at], first_max = q_ranges[q_range_at + 1], last_min = q_ranges[q_range_at + 2];
-const int last_max = q_ranges[q_range_at + 3], q_seg_min = q_ranges[q_range_at + 4], q_seg_max = q_ranges[q_range_at + 5];
+const auto q_rules = q_mask + q_set * q_mask_shape[1] * 3, k_rules = k_mask + k_set * k_mask_shape[1] * 2;
+const auto k_tile_ranges = k_ranges + k_set * k_ranges_shape[1] * 4;
+const Queries own_range = queries_at(q_ranges + (q_set * q_ranges_shape[1] + tile) * 6);
 const auto keys = k + ulong(batch * kv_heads + head / (heads / kv_heads)) * k_len * D;
 const auto values = v + ulong(batch * kv_heads + head / (heads / kv_heads)) * k_len * D;
 const ulong q_row = ulong(batch * heads + head) * q_len + own;
@@ -35,9 +34,9 @@ UNROLL for (int r = 0; r < BLOCKS; r++) {
 clear<BLOCKS * DEPTH>(sum);
 
 for (int i = 0; i < k_tiles; i++) {
-  const int range = k_range_at + i * 4, start = i * STREAMED;
-  const int pos_min = k_ranges[range], pos_max = k_ranges[range + 1], k_seg_min = k_ranges[range + 2], k_seg_max = k_ranges[range + 3];
-  if (hidden(first_min, last_max, q_seg_min, q_seg_max, pos_min, pos_max, k_seg_min, k_seg_max)) continue;
+  const int start = i * STREAMED;
+  const Four<int> range = keys_at(k_tile_ranges + i * 4);
+  if (hidden(own_range, range)) continue;
 
   threadgroup_barrier(mem_flags::mem_threadgroup);
   stage<STREAMED, D, LD, THREADS>(Ks, keys, start, k_len, thread_index);
@@ -50,14 +49,15 @@ for (int i = 0; i < k_tiles; i++) {
   multiply_transposed<BLOCKS, DEPTH, COLS, LD>(s + N, d_out, Vs + part * (D / PARTS));
   add_parts<2 * N, GROUPS, PARTS>(s, sums, group, part);
 
-  if (start + STREAMED > k_len || !all_visible(first_max, last_min, q_seg_min, q_seg_max, pos_min, pos_max, k_seg_min, k_seg_max)) {
+  if (start + STREAMED > k_len || !all_visible(own_range, range)) {
+    Query row[BLOCKS];
+    UNROLL for (int r = 0; r < BLOCKS; r++) row[r] = query_at(q_rules, min(own + r * 8, q_len - 1));
     UNROLL for (int j = 0; j < COLS; j++) {
       UNROLL for (int e = 0; e < 2; e++) {
-        const int col = start + j * 8 + fcol + e, key = (k_first + (col < k_len ? col : 0)) * 2;
+        const int col = start + j * 8 + fcol + e;
+        const Key key = key_at(k_rules, min(col, k_len - 1));
         UNROLL for (int r = 0; r < BLOCKS; r++) {
-          const int row = own + r * 8, query = (q_first + (row < q_len ? row : 0)) * 3;
-          const bool seen = col < k_len && visible(q_mask[query], q_mask[query + 1], q_mask[query + 2], k_mask[key], k_mask[key + 1]);
-          if (!seen) s[r * COLS + j].thread_elements()[e] = -INFINITY;
+          if (col >= k_len || !visible(row[r], key)) s[r * COLS + j].thread_elements()[e] = -INFINITY;
         }
       }
     }

@@ -119,14 +119,37 @@ inline float base2(float lse) {
 }
 
 // A query sees a key iff first <= position <= last and the segments are equal: causal masks, windows and both are such intervals.
-// Of a tile's queries the ranges are {first min, first max, last min, last max, segment min, segment max}; of its keys {position min,
-// position max, segment min, segment max}.
-inline bool hidden(int first_min, int last_max, int q_seg_min, int q_seg_max, int pos_min, int pos_max, int k_seg_min, int k_seg_max) {
-  return pos_max < first_min || pos_min > last_max || k_seg_max < q_seg_min || k_seg_min > q_seg_max;
+// Of a tile, the ranges of its queries' rules and of its keys' positions and segments decide whether it is read and masked.
+struct Queries {
+  Four<int> sees;     // first min, first max, last min, last max
+  Two<int> segments;  // min, max
+};
+inline Queries queries_at(const device int* ranges) {
+  return {*(const device Four<int>*)(ranges), *(const device Two<int>*)(ranges + 4)};
 }
-inline bool all_visible(int first_max, int last_min, int q_seg_min, int q_seg_max, int pos_min, int pos_max, int k_seg_min, int k_seg_max) {
-  return pos_min >= first_max && pos_max <= last_min && q_seg_min == q_seg_max && k_seg_min == q_seg_min && k_seg_max == q_seg_min;
+inline Four<int> keys_at(const device int* ranges) {  // position min, position max, segment min, segment max
+  return *(const device Four<int>*)(ranges);
 }
-inline bool visible(int first, int last, int q_seg, int position, int k_seg) {
-  return first <= position && position <= last && q_seg == k_seg;
+inline bool hidden(Queries q, Four<int> k) {
+  return k.x[1] < q.sees.x[0] || k.x[0] > q.sees.x[3] || k.x[3] < q.segments.x[0] || k.x[2] > q.segments.x[1];
+}
+inline bool all_visible(Queries q, Four<int> k) {
+  const bool one_segment = q.segments.x[0] == q.segments.x[1] && k.x[2] == q.segments.x[0] && k.x[3] == q.segments.x[0];
+  return k.x[0] >= q.sees.x[1] && k.x[1] <= q.sees.x[2] && one_segment;
+}
+
+struct Query {
+  int first, last, segment;
+};
+struct Key {
+  int position, segment;
+};
+inline Query query_at(const device int* mask, int row) {
+  return {mask[row * 3], mask[row * 3 + 1], mask[row * 3 + 2]};
+}
+inline Key key_at(const device int* mask, int row) {
+  return {mask[row * 2], mask[row * 2 + 1]};
+}
+inline bool visible(Query q, Key k) {
+  return q.first <= k.position && k.position <= q.last && q.segment == k.segment;
 }
