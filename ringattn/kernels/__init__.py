@@ -1,7 +1,7 @@
 """Block-attention kernels behind one interface: `(q, k, v, block) -> (o, lse)` and its backward.
 
-Three kernels implement it. `reference` is plain softmax and the oracle; `mlx` is tiled MLX, portable to GPUs and CPUs;
-`native` is fused C for CPUs. `select()` chooses one, `available()` lists which can run.
+Four kernels implement it. `reference` is plain softmax and the oracle; `mlx` is tiled MLX, portable to GPUs and CPUs;
+`native` is fused C for CPUs; `metal` is fused for Apple GPUs. `select()` chooses one, `available()` lists which can run.
 """
 
 import os
@@ -11,6 +11,7 @@ import mlx.core as mx
 
 from ringattn._errors import KernelError
 from ringattn.kernels.base import Block, Kernel
+from ringattn.kernels.metal import CheckedKernel, MetalKernel
 from ringattn.kernels.mlx_tiled import MlxKernel
 from ringattn.kernels.native import NativeKernel
 from ringattn.kernels.reference import ReferenceKernel
@@ -19,9 +20,12 @@ __all__ = ["Block", "Kernel", "available", "select"]
 
 _KERNELS: dict[str, Callable[[], Kernel]] = {
     "native": NativeKernel,
+    "metal": lambda: CheckedKernel(MetalKernel(), MlxKernel(), falls_back=False),
     "mlx": MlxKernel,
     "reference": ReferenceKernel,
 }
+_DEFAULT_ON_GPU = "default on a GPU"
+"""Not a name to select: metal, and mlx where its self-check fails."""
 _made: dict[str, Kernel] = {}
 
 
@@ -45,10 +49,13 @@ def available() -> dict[str, str | None]:
 
 
 def select(name: str | None = None, device: mx.Device | None = None) -> Kernel:
-    """Return a kernel: `name`, else the environment variable RINGATTN_KERNEL, else the best one: native on a CPU, else mlx.
+    """Return a kernel: `name`, else the environment variable RINGATTN_KERNEL, else the best one.
+
+    The best one is native on a CPU, metal on an Apple GPU, else mlx. Metal checks itself at first use of a head dimension: where that
+    fails, mlx is used instead, with one warning, unless metal was asked for by name.
 
     Args:
-        name: "native", "mlx" or "reference".
+        name: "native", "metal", "mlx" or "reference".
         device: where it runs; None: MLX's default device.
 
     Raises:
@@ -56,8 +63,7 @@ def select(name: str | None = None, device: mx.Device | None = None) -> Kernel:
     """
     wanted = name or os.environ.get("RINGATTN_KERNEL")
     if wanted is None:
-        on_cpu = (device or mx.default_device()).type == mx.cpu
-        wanted = "native" if on_cpu and _why_not("native") is None else "mlx"
+        return _best((device or mx.default_device()).type == mx.cpu)
     reason = _why_not(wanted) if wanted in _KERNELS else "no kernel has this name"
     if reason is not None:
         listing = "; ".join(f"{n}: {why or 'usable'}" for n, why in available().items())
@@ -65,3 +71,11 @@ def select(name: str | None = None, device: mx.Device | None = None) -> Kernel:
             f"kernel {wanted!r} cannot be used: {reason}. Set RINGATTN_KERNEL to one that can ({listing})"
         )
     return _make(wanted)
+
+
+def _best(on_cpu: bool) -> Kernel:
+    if on_cpu or _why_not("metal") is not None:
+        return _make("native" if on_cpu and _why_not("native") is None else "mlx")
+    if _DEFAULT_ON_GPU not in _made:
+        _made[_DEFAULT_ON_GPU] = CheckedKernel(MetalKernel(), _make("mlx"), falls_back=True)
+    return _made[_DEFAULT_ON_GPU]
