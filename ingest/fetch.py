@@ -329,7 +329,9 @@ class _Fetch:
         self.context.on_progress(page.rows, 0)
 
     def _final(self, error: SourceError, offset: int, failures: int) -> IngestError:
-        message = f"{self.job.shard.key}, page at {offset}: {error} (attempts: {failures})"
+        message = f"{self.job.shard.key}, page at {offset}: {error}"
+        if error.kind != OVER:
+            message += f" (attempts: {failures})"
         if error.kind == "refused":
             return UsageError(f"{message}. Check respondents, routes and period with `--dry-run`")
         return SourceError(f"{message}; {_RETRY}", error.kind)
