@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from tests.support.waiting import until
 
 LIMIT = 4 << 20  # bytes: what a process has allocated before is not counted, the next few pages are
 V1, V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
@@ -49,4 +51,10 @@ def memory_cgroup() -> Iterator[MemoryCgroup | str]:
             made = f"the memory of a cgroup cannot be limited here: {error}"
         yield made
     finally:
-        folder.rmdir()  # its processes have ended
+        until(lambda: _removed(folder), "the processes of the cgroup to end")
+
+
+def _removed(folder: Path) -> bool:
+    with suppress(OSError):  # busy, until the kernel has forgotten the last process
+        folder.rmdir()
+    return not folder.exists()
