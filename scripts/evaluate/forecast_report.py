@@ -12,6 +12,8 @@ from scripts.bench.common import markdown_table as table
 
 DOCS = ROOT / "docs" / "reference" / "forecasting.md"
 BEGIN, END = "<!-- evaluation: begin (scripts/evaluate/forecast.py docs) -->", "<!-- evaluation: end -->"
+FIRST, FIRST_END = "<!-- headline: begin (scripts/evaluate/forecast.py docs) -->", "<!-- headline: end -->"
+SIGNIFICANT = 0.01  # level of the Diebold-Mariano test that the tables count
 Line = dict[str, Any]
 
 
@@ -27,7 +29,7 @@ def _main(lines: list[Line]) -> dict[str, dict[str, list[Line]]]:
     """Map contender and respondent to the lines of the main comparison."""
     found: dict[str, dict[str, list[Line]]] = defaultdict(lambda: defaultdict(list))
     for line in lines:
-        if line["label"] == "main":
+        if line["label"] == "main" and line["respondent"] != "mean":
             found[line["who"]][line["respondent"]].append(line)
     return found
 
@@ -44,13 +46,74 @@ def _spread(lines: list[Line], key: str) -> str:
 
 def _skills(lines: list[Line]) -> str:
     found = _main(lines)
-    respondents = list(found["forecaster"])
+    respondents = list(found["operators"])
     rows = []
     for who, by_respondent in found.items():
         cells = [_spread(by_respondent[name], "skill") for name in respondents]
         mean = np.mean([_mean(by_respondent[name], "skill") for name in respondents])
         rows.append([who, *cells, f"{mean:+.3f}"])
     return table(["MAE skill over DF", *respondents, "mean"], rows)
+
+
+def _rivals(lines: list[Line]) -> list[str]:
+    """Return the names that contenders are compared with: the operators, and the best baseline if there are baselines."""
+    return list(dict.fromkeys(name for line in lines for name in line.get("over", {})))
+
+
+def _tested(lines: list[Line], rival: str) -> str:
+    """Return the mean gain over a rival and, of several runs, the greatest p."""
+    found = [line["over"][rival] for line in lines if rival in line.get("over", {})]
+    if not found:
+        return "–"
+    return f"{np.mean([one['skill'] for one in found]):+.3f} ({_p(max(one['p'] for one in found))})"
+
+
+def _p(p: float) -> str:
+    return "p < 0.0001" if p < 1e-4 else f"p {p:.4f}" if p < 0.01 else f"p {p:.2f}"
+
+
+def _gains(lines: list[Line]) -> str:
+    """Return a table a rival: gain of each contender over it by respondent, with the test's p."""
+    found = _main(lines)
+    respondents = list(found["operators"])
+    tables = []
+    for rival in _rivals(lines):
+        rows = [
+            [who, *(_tested(by_respondent[name], rival) for name in respondents)]
+            for who, by_respondent in found.items()
+            if who != rival
+        ]
+        tables.append(table([f"against {rival}", *respondents], rows))
+    return "\n\n".join(tables)
+
+
+def _headline(lines: list[Line]) -> str:
+    """Return one line a contender: mean skill of validation and test hours, gains and how many respondents gain significantly."""
+    found = _main(lines)
+    means = defaultdict(list)
+    for line in lines:
+        if line["label"] == "main" and line["respondent"] == "mean":
+            means[line["who"]].append(line)
+    rivals = _rivals(lines)
+    rows = []
+    for who, by_respondent in found.items():
+        if who in ("operators", "weekly naive"):
+            continue
+        every = [line for own in by_respondent.values() for line in own]
+        row = [who, f"{_mean(every, 'validation_skill'):+.3f}", f"**{_mean(every, 'skill'):+.3f}**"]
+        for rival in rivals:
+            better = sum(_is_better(own, rival) for own in by_respondent.values())
+            of = f", {better} of {len(by_respondent)}" if who != rival and means[who] else ""
+            row.append(_tested(means[who], rival) + of)
+        rows.append(row)
+    names = ["DF" if name == "operators" else name for name in rivals]
+    return table(["mean skill over DF", "validation", "test", *(f"over {name}" for name in names)], rows)
+
+
+def _is_better(lines: list[Line], rival: str) -> bool:
+    """Return whether every run that was tested gains over the rival at the level of `SIGNIFICANT`."""
+    found = [line["over"][rival] for line in lines if rival in line.get("over", {})]
+    return bool(found) and all(one["skill"] > 0 and one["p"] < SIGNIFICANT for one in found)
 
 
 def _details(lines: list[Line]) -> str:
@@ -109,15 +172,24 @@ def _by(lines: list[Line], key: str, names: list[str]) -> str:
 
 
 def docs(options: argparse.Namespace) -> int:
-    """Rewrite the generated section of docs/reference/forecasting.md."""
+    """Rewrite the generated sections of docs/reference/forecasting.md."""
     lines = read(options.lines)
     seeds = len({line["seed"] for line in lines if line["label"] == "main" and line["who"] == "forecaster"})
     first = next(line for line in lines if line["label"] == "main")
     months = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
+    respondents = list(_main(lines)["operators"])
+    headline = [
+        f"{', '.join(respondents)}; test hours {first['period']} (UTC). In brackets: p of a Diebold-Mariano test of the mean difference; "
+        f"after it, in how many respondents the difference is positive with p < {SIGNIFICANT}.",
+        _headline(lines),
+        "![skill by respondent](../images/forecast_skill.png)",
+    ]
+    rewrite_section(DOCS, FIRST, FIRST_END, "\n\n".join(headline))
     parts = [
         f"Test hours {first['period']} (UTC); the forecaster's figures are means over {seeds} seed(s).",
         _skills(lines),
-        "![skill by respondent](../images/forecast_skill.png)",
+        "Differences of skill, with the p of the Diebold-Mariano test (of several seeds the greatest):",
+        _gains(lines),
         _details(lines),
         "Context, each trained from scratch:",
         _ablation_table(lines),
@@ -136,17 +208,17 @@ def plot(options: argparse.Namespace) -> int:
     """Draw the pictures that docs/reference/forecasting.md shows."""
     lines = read(options.lines)
     found = _main(lines)
-    respondents = list(found["forecaster"])
-    contenders = [who for who in found if who != "operators"]
+    respondents = list(found["operators"])
+    contenders = [who for who in found if who not in ("operators", "weekly naive")]
     width = 0.8 / len(contenders)
-    with drawn(IMAGES / "forecast_skill.png", size=(8, 4)) as axes:
+    with drawn(IMAGES / "forecast_skill.png", size=(9, 4)) as axes:
         for i, who in enumerate(contenders):
             skills = [_mean(found[who][name], "skill") for name in respondents]
             error = [np.std([line["skill"] for line in found[who][name]]) for name in respondents]
             at = np.arange(len(respondents)) + (i - (len(contenders) - 1) / 2) * width
-            axes.bar(at, np.maximum(skills, -0.5), width, yerr=error if max(error) > 0 else None, label=who)
+            axes.bar(at, skills, width, yerr=error if max(error) > 0 else None, label=who)
         axes.set_xticks(range(len(respondents)), respondents)
-        title = f"Test hours {lines[0]['period']} UTC (bars cut at -0.5)"
+        title = f"Test hours {lines[0]['period']} UTC"
         axes.set(ylabel="MAE skill over the operators' forecast", title=title)
         axes.axhline(0, color="black", linewidth=0.8)
 

@@ -2,14 +2,25 @@
 
 Users of load forecasts compare them by these scores. Arrays are [hour] in MWh, quantiles [hour, level]; hours without an actual are NaN and do not count. An empty selection gives NaN.
 Sources: Hyndman and Koehler 2006 (MASE), Gneiting and Raftery 2007 (CRPS as the integral of the pinball loss), Hong et al. 2016 (MAPE and
-pinball in load forecasting).
+pinball in load forecasting), Diebold and Mariano 1995 (equal accuracy of two forecasts).
 """
+
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtr
 
 Floats = NDArray[np.floating]
 WEEK = 168  # hours: the season of MASE's naive forecast
+LAGS = 14  # days over which losses of a forecast are taken to depend on each other: its biases last for weeks
+
+
+class DieboldMariano(NamedTuple):
+    """Test of equal accuracy; positive where the second forecast is better. NaN and 1 where there is nothing to test."""
+
+    statistic: float
+    p: float  # two-sided
 
 
 def mae(actual: Floats, forecast: Floats) -> float:
@@ -76,6 +87,37 @@ def coverage(actual: Floats, low: Floats, high: Floats) -> float:
     """Return the share of hours whose actual lies in [low, high]."""
     known = np.isfinite(actual) & np.isfinite(low) & np.isfinite(high)
     return _mean(((actual >= low) & (actual <= high))[known].astype(float))
+
+
+def daily_losses(actual: Floats, forecast: Floats, day: NDArray[np.int64]) -> tuple[NDArray[np.int64], Floats]:
+    """Return the days with an error, and the mean absolute error of each, MWh; the arguments are [hour]."""
+    known = np.isfinite(actual) & np.isfinite(forecast)
+    days, where = np.unique(day[known], return_inverse=True)
+    return days, np.bincount(where, np.abs(actual - forecast)[known]) / np.maximum(np.bincount(where), 1)
+
+
+def diebold_mariano(difference: Floats, lags: int = LAGS) -> DieboldMariano:
+    """Test whether a difference of losses has mean zero (Diebold and Mariano 1995).
+
+    Losses of consecutive days depend on each other, so the variance of the mean is Newey and West's (1987) with Bartlett
+    weights; the statistic is compared with Student's t of n - 1 degrees of freedom (Harvey, Leybourne and Newbold 1997).
+    One value a day, not an hour: all hours of a local day are forecast at once.
+
+    Args:
+        difference: [day] loss of the first forecast less that of the second, in the order of days.
+        lags: days after which losses count as independent.
+    """
+    n = len(difference)
+    if n < 2:
+        return DieboldMariano(float("nan"), 1.0)
+    centred = difference - difference.mean()
+    covariances = [centred[lag:] @ centred[: n - lag] / n for lag in range(min(lags, n - 1) + 1)]
+    weights = [2 * (1 - lag / (lags + 1)) for lag in range(len(covariances))]
+    variance = covariances[0] + sum(w * c for w, c in zip(weights[1:], covariances[1:], strict=True))
+    if variance <= 1e-24 * float(np.square(difference).mean()):
+        return DieboldMariano(float("nan"), 1.0)
+    statistic = float(difference.mean() / np.sqrt(variance / n))
+    return DieboldMariano(statistic, float(2 * stdtr(n - 1, -abs(statistic))))
 
 
 def _mean(x: Floats) -> float:
