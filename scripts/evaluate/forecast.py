@@ -45,8 +45,17 @@ def baselines(options: argparse.Namespace) -> int:
     last = _last_year(store)
     test = Period.parse(options.test or str(last), "test")
     validate = Period.parse(options.validate or str(last - 1), "validate")
-    write_table(fit_baselines(store, validate, test, log), options.out)
+    neighbours = _neighbours(options.data, options.neighbours)
+    write_table(fit_baselines(store, validate, test, log, neighbours), options.out)
     return 0
+
+
+def _neighbours(data_dir: Path, codes: str) -> TokenStore | None:
+    """Return the tokens of the authorities named, `all` for every one on disk; None where none is asked for."""
+    if not codes:
+        return None
+    names = respondents_on_disk(data_dir) if codes == "all" else codes.split(",")
+    return open_token_store(data_dir, with_forecast(data_dir, names, log), "DF", log)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -123,6 +132,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = commands.add_parser("baselines", help="fit the baselines and write their forecasts")
     command.add_argument("--data", type=Path, required=True)
     command.add_argument("--respondents", default="", help="codes, comma-separated; default: all on disk")
+    command.add_argument(
+        "--neighbours", default="", help="codes whose signals a further ridge knows, or `all` on disk; default: none"
+    )
     command.add_argument("--validate", default="", help="period that decides; default: the last whole year but one")
     command.add_argument("--test", default="", help="period; default: the last whole year on disk")
     command.add_argument("--out", type=Path, required=True, metavar="FILE.parquet")

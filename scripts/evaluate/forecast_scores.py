@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ingest.calendar import Calendar, calendar_of
 from ingest.features import COLUMNS, CONDITION, FEATURES
 from worker.forecast.baselines.compare import Gain, best_by_mean, gain, mean_gain
-from worker.forecast.baselines.table import BaselineTable, Points
+from worker.forecast.baselines.table import OWN_HOURS, BaselineTable, Points
 from worker.forecast.model import scores
 from worker.forecast.model.network import QUANTILES
 from worker.forecast.predict import Forecast
@@ -70,7 +70,7 @@ class Contest:
 def open_contest(
     store: TokenStore, respondents: list[str], period: Period, before: Period, table: BaselineTable | None
 ) -> Contest:
-    """Read the test hours, and find the best baseline by the mean of the validation hours.
+    """Read the test hours, and find the best baseline on own hours by the mean of the validation hours.
 
     Args:
         store: tokens of all the respondents.
@@ -82,7 +82,8 @@ def open_contest(
     actuals = {name: _actuals(store, name, period, before) for name in respondents}
     rivals: dict[str, Forecasts] = {"operators": {name: one.operator for name, one in actuals.items()}}
     if table is not None:
-        best = best_by_mean(validation_skills(table, respondents))
+        skills = validation_skills(table, respondents)
+        best = best_by_mean({who: skills[who] for who in OWN_HOURS if who in skills})
         rivals[best] = baseline_forecasts(table, respondents, period)[best]
     return Contest(actuals, rivals)
 

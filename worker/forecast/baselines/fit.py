@@ -13,20 +13,29 @@ from ingest.errors import UsageError
 from ingest.loader import available
 from worker.forecast.baselines.boosting import boosting, is_installed
 from worker.forecast.baselines.history import History, read_history
+from worker.forecast.baselines.neighbours import with_neighbours
 from worker.forecast.baselines.ridge import ridge
 from worker.forecast.baselines.running_bias import running_bias
-from worker.forecast.baselines.table import BaselineTable, Points
+from worker.forecast.baselines.table import ALL, BIAS, MEAN, OWN, POOLED, RIDGE, BaselineTable, Points
 from worker.training.tokens import Period, TokenStore
 
-BIAS, RIDGE, OWN, POOLED, MEAN = "running bias", "ridge", "LightGBM", "LightGBM pooled", "mean of ridge and pooled"
 ENOUGH = 0.25  # of a period's hours have demand and DF, or the respondent is left out
 MIN_TRAINING = 90 * 24  # measured hours before the validation, or the respondent is left out
 
 Log = Callable[[str], None]
 
 
-def fit_baselines(store: TokenStore, validate: Period, test: Period, log: Log) -> BaselineTable:
+def fit_baselines(
+    store: TokenStore, validate: Period, test: Period, log: Log, neighbours: TokenStore | None = None
+) -> BaselineTable:
     """Return the forecasts of every baseline; respondents with too few hours and absent libraries are left out by name.
+
+    Args:
+        store: tokens of the respondents to forecast.
+        validate: hours that decide.
+        test: hours that are only forecast.
+        log: called with a message before each fit.
+        neighbours: tokens of the authorities whose signals one more ridge knows; None: there is no such ridge.
 
     Raises:
         UsageError: no respondent has enough hours, or the validation does not end before the test.
@@ -48,6 +57,13 @@ def fit_baselines(store: TokenStore, validate: Period, test: Period, log: Log) -
         _add_trees(found, histories, validate, test, log)
     else:
         log(f"{OWN}, {POOLED} and {MEAN} are left out: lightgbm is not installed (group bench-forecast)")
+    if neighbours is not None:
+        others = [read_history(neighbours, region) for region in range(len(neighbours.respondents))]
+        for points, history in zip(found, histories, strict=True):
+            log(f"{history.respondent}: {ALL} of {len(others)}")
+            wide, relative = with_neighbours(history, others)
+            penalty, forecast = ridge(wide, validate, test, relative=relative)
+            _add(points, ALL, forecast, {"penalty": penalty})
     return BaselineTable(
         validate, test, {one.respondent: one.within(Period(validate.first, test.last)) for one in found}
     )
