@@ -57,7 +57,7 @@ def _skills(lines: list[Line]) -> str:
 
 def _rivals(lines: list[Line]) -> list[str]:
     """Return the names that contenders are compared with: the operators, and the best baseline if there are baselines."""
-    return list(dict.fromkeys(name for line in lines for name in line.get("over", {})))
+    return sorted({name for line in lines for name in line.get("over", {})}, key=lambda name: name != "operators")
 
 
 def _tested(lines: list[Line], rival: str) -> str:
