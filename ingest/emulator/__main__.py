@@ -73,7 +73,13 @@ def arguments() -> argparse.ArgumentParser:
         name = "choices" if isinstance(form, tuple) else "metavar"
         parser.add_argument(option, type=type(default), default=default, help=text, **{name: form})
     parser.add_argument(
-        "--recordings", nargs="+", type=Path, default=[], metavar="PATH", help="files or folders to serve"
+        "--recordings",
+        action="extend",  # a run names every path with an option of its own
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="PATH",
+        help="files or folders to serve",
     )
     parser.add_argument("--log", type=Path, metavar="FILE", help="log file, one JSON line a request, without keys")
     return parser

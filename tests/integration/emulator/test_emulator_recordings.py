@@ -55,6 +55,17 @@ def test_later_file_overrides_and_all_forms_are_read(folder: Path) -> None:
     assert flows.values[:, flows.codes.index("BPAT")].tolist() == [-3, 4]
 
 
+def test_every_path_of_a_source_is_served(folder: Path, tmp_path: Path) -> None:
+    """A run names each path with an option of its own; all but the last were left out without a word."""
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "ERCO.csv").write_text((folder / "PACW.csv").read_text())
+    paths = [word for path in (folder, tmp_path / "more") for word in ("--recordings", str(path))]
+    with Emulator("--world", "recordings", *paths) as emulator:
+        for respondent in ("PACW", "ERCO"):
+            rows, _ = pages(emulator, respondent=respondent, start="2015-07-01T00", end="2015-07-01T05", length=5000)
+            assert len(rows) == 5, respondent
+
+
 def test_unreadable_recording_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("time,colour\n2020-01-01,blue\n")
     with pytest.raises(RecordingsError, match=r"x\.csv"):
