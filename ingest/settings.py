@@ -176,6 +176,7 @@ def from_table(kind: type, table: Any, where: str) -> Any:
 
 
 def parse_codes(value: Any) -> tuple[str, ...]:
-    """Return upper-case codes in order, each once, from `PACW,ERCO` or a list."""
-    items = value if isinstance(value, list | tuple) else str(value).split(",")
-    return tuple(dict.fromkeys(str(item).strip().upper() for item in items if str(item).strip()))
+    """Return upper-case codes in order, each once, from `PACW,ERCO` or a list of such texts."""
+    texts = value if isinstance(value, list | tuple) else [value]
+    items = [item.strip().upper() for text in texts for item in str(text).split(",")]
+    return tuple(dict.fromkeys(item for item in items if item))

@@ -24,7 +24,8 @@ def with_settings(*names: str) -> Callable[[Command], Command]:
     """Give a command an option for each of these settings; its argument `settings` is every setting's value."""
 
     def load(given: Mapping[str, Any]) -> dict[str, Any]:
-        resolved = resolve({name: given[_identifier(name)] for name in names}, os.environ, Path.cwd())
+        flags = {name: value for name in names if (value := given[_identifier(name)]) not in (None, [], ())}
+        resolved = resolve(flags, os.environ, Path.cwd())
         return {name: entry.value for name, entry in resolved.items()}
 
     return _with_options([(_identifier(name), *_option(name)) for name in names], "settings", load)

@@ -40,7 +40,7 @@ class Setting(BaseSetting):
     """One setting: its flag is `--name`, its variable `COORDINATOR_NAME`, its key in cluster.toml `name`."""
 
     help: str
-    kind: type = str  # of its flag
+    kind: type = str  # of its flag; list[str]: it may be given several times, and all of its values count
     metavar: str = "TEXT"
     least: int | None = None  # of an integer
 
@@ -83,7 +83,13 @@ SETTINGS = (
         str,
         f"Where hours come from: synthetic | recordings:PATH[,PATH…] | {' | '.join(SOURCES)} | [{'|'.join(f'{name}+' for name in SOURCES)}]URL.",
     ),
-    _text("respondents", "PACW,ERCO,CAL,TEX,MISO", parse_codes, "EIA-930 codes of balancing authorities and regions."),
+    Setting(
+        "respondents",
+        "PACW,ERCO,CAL,TEX,MISO",
+        parse_codes,
+        "EIA-930 codes of balancing authorities and regions.",
+        list[str],
+    ),
     _text(
         "start",
         "2019",

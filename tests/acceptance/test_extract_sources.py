@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ingest.emulator.process import Emulator
+from ingest.loader import load_series
 from tests.support.program import RECORDINGS, ROOT, Coordinator, environment
 
 
@@ -36,6 +37,32 @@ def test_recorded_real_hours_reach_the_series(coordinator: Coordinator, tmp_path
             assert (present["raw"].to_numpy()[given] == want.to_numpy()[given]).all()
             assert set(present["reason"][~given]) <= {"missing", "null"}
             assert set(present["reason"][given]) <= {"ok", "outlier"}
+
+
+def demand_file(folder: Path, code: str, value: int, hours: int = 6) -> Path:
+    """Write one respondent's recording of `hours` hours of 1 January 2020, `value` MWh in each."""
+    lines = [f"2020-01-01 {hour:02d}:00:00,{value},{value + 1}" for hour in range(hours)]
+    path = folder / f"{code}.csv"
+    path.write_text("\n".join(["date_time,demand (MW),forecast demand (MW)", *lines, ""]))
+    return path
+
+
+def test_every_path_of_a_recordings_source_is_read(coordinator: Coordinator, tmp_path: Path) -> None:
+    """Two respondents in two files: the source served the last path only, and the run ended as complete."""
+    paths = [demand_file(tmp_path, code, value) for code, value in (("BPAT", 5000), ("AVA", 1000))]
+    day = ("--start", "2020-01-01T00", "--end", "2020-01-01T05", "--json")
+    source = f"recordings:{paths[0]},{paths[1]}"
+    run = coordinator("start", "--extract", "--source", source, "--respondents", "BPAT,AVA", *day)
+    assert run.code == 0, run.stderr
+    assert run.result["series"] == 2
+    for code, value in (("BPAT", 5000), ("AVA", 1000)):
+        series = load_series(tmp_path / "data", [code], ["D"], "2020-01-01T00", "2020-01-01T05")
+        assert series.values.tolist() == [[value]] * 6
+
+
+def test_an_option_that_lists_codes_may_be_repeated(coordinator: Coordinator) -> None:
+    run = coordinator("start", "--extract", "--dry-run", "--json", "--respondents", "PACW", "--respondents", "ERCO,CISO")
+    assert run.result["respondents"] == ["PACW", "ERCO", "CISO"]
 
 
 def test_bulk_files_and_oasis_are_extracted_the_same_way(coordinator: Coordinator, emulator: Emulator) -> None:
