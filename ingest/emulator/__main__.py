@@ -24,6 +24,7 @@ from ingest.emulator.http.app import App, Settings
 from ingest.emulator.http.responses import JSON, Response
 from ingest.emulator.http.server import Connection, head_of
 from ingest.emulator.policy import Limits
+from ingest.emulator.process import REFUSED
 from ingest.emulator.worlds.base import World
 
 # As recorded from api.eia.gov in July 2025.
@@ -35,7 +36,6 @@ _EIA_HEADERS = (
     "Via: https/1.1 api-umbrella (emulator)\r\nX-Api-Umbrella-Request-Id: emulator\r\nX-Cache: MISS\r\n"
     "X-Content-Type-Options: nosniff\r\nX-Frame-Options: SAMEORIGIN\r\nX-Vcap-Request-Id: emulator\r\n"
 )
-
 
 # Option, default, metavar or choices, help. The default's type is the option's; False makes a flag.
 _OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
@@ -96,8 +96,9 @@ def main() -> None:
         world = _world(options)
         settings = _settings(options)
         start = datetime.strptime(options.now, "%Y-%m-%dT%H").replace(tzinfo=UTC).timestamp()
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+    except (ValueError, OSError) as error:  # one line: the coordinator shows it to a user who mistyped a path
+        print(error, file=sys.stderr)
+        sys.exit(REFUSED)
     asyncio.run(_serve(options, App(world, Clock(start, options.clock_scale), settings), world))
 
 

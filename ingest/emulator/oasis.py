@@ -134,7 +134,7 @@ def _offset(utc: np.ndarray) -> np.ndarray:
     return _PACIFIC + summer_time(utc, _PACIFIC).astype(np.int64)
 
 
-def _hours(world: World, route: str, code: str, request: OasisRequest, now: int) -> dict[int, int]:
+def _hours(world: World, route: str, code: str, request: OasisRequest, now: int) -> dict[int, float]:
     """Return beginning of hour → MWh for CISO, where the world has a value."""
     block = world.block(route, "CISO", request.start + 1, request.end, now)  # hour-ending
     return {hour - 1: value for hour, value in block.series(code).items()} if block else {}
@@ -209,7 +209,7 @@ def _schedules(world: World, request: OasisRequest, now: int) -> list[str]:
     return rows
 
 
-def _sum(flows: list[dict[int, int]], sign: int) -> dict[int, int]:
+def _sum(flows: list[dict[int, float]], sign: int) -> dict[int, float]:
     """Return beginning of hour → sum of the flows in one direction, for the hours that every flow has."""
     hours = set.intersection(*(set(flow) for flow in flows)) if flows else set()
     return {hour: sum(max(sign * flow[hour], 0) for flow in flows) for hour in sorted(hours)}

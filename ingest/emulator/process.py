@@ -14,9 +14,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-_START_SECONDS = (
-    120.0  # the recordings world reads its files before it accepts connections; a busy machine takes a minute
-)
+# A bound that only a hang exceeds: the recordings world reads its files before it accepts connections, 92 MB in minutes on a
+# busy machine.
+_START_SECONDS = 900.0
+REFUSED = 2  # exit code of an emulator for a world or plan that can't be served
 _ANSWER_SECONDS = 60.0  # of a control request, which takes milliseconds on an idle machine
 
 
@@ -24,10 +25,13 @@ class EmulatorError(RuntimeError):
     """The emulator did not start, or refused a control request; the message contains its output.
 
     Attributes:
-        exit_code: of a program that ends by this error.
+        exit_code: of a program that ends by this error; 2 where the emulator refused its options or recordings.
     """
 
-    exit_code = 1
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        """Store the exit code."""
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class Emulator:
@@ -57,7 +61,7 @@ class Emulator:
             This object.
 
         Raises:
-            EmulatorError: It ended, or printed nothing for 120 s, before it accepted connections.
+            EmulatorError: It ended, or printed nothing for 15 minutes, before it accepted connections.
         """
         folder = Path(self._resources.enter_context(tempfile.TemporaryDirectory(prefix="emulator-")))
         self._log, errors = folder / "requests.jsonl", folder / "stderr.txt"
@@ -81,10 +85,13 @@ class Emulator:
         line = process.stdout.readline()
         timer.cancel()
         if not line:
-            process.wait()
+            code = process.wait()
             output = errors.read_text("utf-8", "replace")[-2000:].strip() or f"no line in {_START_SECONDS:g} s"
             self.stop()
-            raise EmulatorError(f"the emulator did not start: {output.splitlines()[-1]}")
+            reason = output.splitlines()[-1]
+            if code == REFUSED:
+                raise EmulatorError(reason, REFUSED)
+            raise EmulatorError(f"the emulator did not start: {reason}")
         self.url, self.pid, self.world = (json.loads(line)[key] for key in ("url", "pid", "world"))
         if self._faults:
             self.set_faults(self._faults)

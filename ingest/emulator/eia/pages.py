@@ -40,7 +40,7 @@ class Rows:
     series: tuple[tuple[str, str], ...]
     hour: npt.NDArray[np.int64]
     which: npt.NDArray[np.int64]
-    value: npt.NDArray[np.int32]  # MWh
+    value: npt.NDArray[np.int32] | npt.NDArray[np.float64]  # MWh
     null: npt.NDArray[np.bool_]
 
     def __len__(self) -> int:
@@ -139,6 +139,13 @@ def labels(route: str, respondent: str, code: str) -> dict[str, str]:
     return dict(zip(ROUTES[route].columns[1:], texts, strict=True))
 
 
+def _texts(values: npt.NDArray[np.int32] | npt.NDArray[np.float64]) -> list[int] | list[str]:
+    """Return values as they are written: a whole number without a point, any other with the digits that give it back."""
+    if values.dtype.kind != "f":
+        return values.tolist()
+    return [str(int(value)) if value.is_integer() else repr(value) for value in values.tolist()]
+
+
 class Renderer:
     """Write pages as EIA's JSON. The `period` texts of a world's hours are made once."""
 
@@ -169,7 +176,7 @@ class Renderer:
         names = [heads[which] for which in rows.which.tolist()]
         periods = [self._periods[hour] for hour in (rows.hour - self._first).tolist()]
         if query.with_values:
-            values = [f"{mark}{value}{mark}" for value in rows.value.tolist()]
+            values = [f"{mark}{value}{mark}" for value in _texts(rows.value)]
             for row in np.flatnonzero(rows.null).tolist():
                 values[row] = "null"
             parts = [

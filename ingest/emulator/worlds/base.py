@@ -20,7 +20,7 @@ class Block:
 
     first: int
     codes: tuple[str, ...]
-    values: npt.NDArray[np.int32]  # MWh, [hours, codes]
+    values: npt.NDArray[np.int32] | npt.NDArray[np.float64]  # MWh, [hours, codes]; float64 where they are not whole
     state: npt.NDArray[np.uint8]  # ABSENT | NULL | VALUE, [hours, codes]
 
     def between(self, start: int, end: int) -> Block:
@@ -29,7 +29,7 @@ class Block:
         high = max(min(end - self.first + 1, len(self.values)), low)
         return Block(self.first + low, self.codes, self.values[low:high], self.state[low:high])
 
-    def series(self, code: str) -> dict[int, int]:
+    def series(self, code: str) -> dict[int, float]:
         """Return the values of one code as {hour: MWh}, without hours that have none; empty if the block lacks the code."""
         if code not in self.codes:
             return {}

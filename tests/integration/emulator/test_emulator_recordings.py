@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 
 from ingest.emulator.process import Emulator
 from ingest.emulator.worlds.base import ABSENT, NULL, VALUE
-from ingest.emulator.worlds.recordings import RecordingsError, RecordingsWorld
+from ingest.emulator.worlds.recording_files import RecordingsError
+from ingest.emulator.worlds.recordings import RecordingsWorld
 from tests.support.eia_client import ask, pages
 
 
@@ -64,6 +66,123 @@ def test_every_path_of_a_source_is_served(folder: Path, tmp_path: Path) -> None:
         for respondent in ("PACW", "ERCO"):
             rows, _ = pages(emulator, respondent=respondent, start="2015-07-01T00", end="2015-07-01T05", length=5000)
             assert len(rows) == 5, respondent
+
+TIMES = ("2020-01-01 00:00:00", "2020-01-01 01:00:00")
+START = hour("2020-01-01T00")
+
+
+def read(path: Path, route: str = "region-data", respondent: str = "BPAT") -> dict[str, list[float | None]]:
+    """Return the values of the first two hours of 2020 by code; None is a null."""
+    block = RecordingsWorld([path]).block(route, respondent, START, START + 1, 0)
+    assert block is not None
+    return {
+        code: [
+            None if state == NULL else value
+            for state, value in zip(block.state[:, i], block.values[:, i].tolist(), strict=True)
+        ]
+        for i, code in enumerate(block.codes)
+    }
+
+
+@pytest.mark.parametrize(
+    ("header", "rows", "want"),
+    [
+        ("date_time,demand (MW)", ("5824", "NA"), {"D": [5824, None]}),
+        ("date_time,Demand (MW), forecast demand (MW)", ("5824,1", "7,2"), {"D": [5824, 7], "DF": [1, 2]}),
+        ("date_time,forecast demand (MW),note,demand (MW)", ("1,x,5824", "2,y,7"), {"D": [5824, 7], "DF": [1, 2]}),
+        (
+            "date_time,raw demand (MW),category,cleaned demand (MW),forecast demand (MW)",
+            ("99999,GLOBAL_DEM,5,1", "EMPTY,MISSING,6,2"),
+            {"D": [99999, None], "DF": [1, 2]},
+        ),
+        ("date_time,demand (MW)", ('"5,824"', '"-1,000.25"'), {"D": [5824, -1000.25]}),
+        ("date_time,demand (MW)", ("5824.6", "3000000000"), {"D": [5824.6, 3e9]}),
+        ("period,respondent,type,value", ("bpat,D,5", "bpat,NG,6"), {"D": [5], "NG": [6]}),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".csv", ".CSV.gz"])
+def test_columns_are_found_by_name(
+    tmp_path: Path, header: str, rows: tuple[str, str], want: dict[str, list[float | None]], suffix: str
+) -> None:
+    """Each form was refused, rounded, or broke at 2^31; a file named in lower case was served as another respondent."""
+    text = "\ufeff" + "\r\n".join([header, *(f"{time},{row}" for time, row in zip(TIMES, rows, strict=True)), ""])
+    content = text.encode()
+    path = tmp_path / f"bpat{suffix}"
+    path.write_bytes(gzip.compress(content) if suffix.endswith("gz") else content)
+    block = RecordingsWorld([path]).block("region-data", "BPAT", START, START + 1, 0)
+    assert block is not None
+    found = {
+        code: [
+            None if state == NULL else value
+            for state, value in zip(block.state[:, i], block.values[:, i].tolist(), strict=True)
+            if state != ABSENT
+        ]
+        for i, code in enumerate(block.codes)
+    }
+    assert found == want
+
+
+def test_eias_own_file_is_read(tmp_path: Path) -> None:
+    fuels = "Net Generation (MW) from Coal,Net Generation (MW) from Solar without Integrated Battery Storage"
+    (tmp_path / "EIA930_BALANCE_2024_Jul_Dec.csv").write_text(
+        f"Balancing Authority,Data Date,UTC Time at End of Hour,Demand Forecast (MW),Demand (MW),Demand (MW) (Adjusted),{fuels},Region\n"
+        'BPAT,12/31/2019,01/01/2020 12:00:00 AM,"5,900","5,824",1,,"1,001",NW\n'
+        "BPAT,12/31/2019,01/01/2020 1:00:00 AM,5,6,1,,7,NW\n"
+        "AVA,12/31/2019,01/01/2020 1:00:00 AM,5,,1,3,,NW\n"
+    )
+    assert read(tmp_path) == {"D": [5824, 6], "DF": [5900, 5]}
+    assert read(tmp_path, "fuel-type-data") == {"SUN": [1001, 7]}
+    assert RecordingsWorld([tmp_path]).respondents("fuel-type-data") == ("AVA", "BPAT")
+
+
+def test_decimals_are_served_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "BPAT.csv"
+    path.write_text(f"date_time,demand (MW)\n{TIMES[0]},5824.6\n{TIMES[1]},3000000000\n")
+    with Emulator("--world", "recordings", "--recordings", str(path)) as emulator:
+        rows, _ = pages(emulator, respondent="BPAT", start="2020-01-01T00", end="2020-01-01T01", length=5000)
+    assert [row["value"] for row in rows] == ["5824.6", "3000000000"]
+
+
+def test_parquet_with_zones_and_named_columns_is_read(tmp_path: Path) -> None:
+    """PUDL's columns; a time with a zone is converted."""
+    times = pa.array(np.array(TIMES, "datetime64[us]")).cast(pa.timestamp("us", "America/Los_Angeles"))
+    table = {"datetime_utc": times, "balancing_authority_code_eia": ["BPAT"] * 2, "demand_reported_mwh": [5.5, None]}
+    pq.write_table(pa.table(table), tmp_path / "x.parquet")
+    assert read(tmp_path) == {"D": [5.5, None]}
+
+
+@pytest.mark.parametrize(
+    ("times", "values", "words"),
+    [
+        (("2020-01-01 00:30:00",), ("1",), "2020-01-01 00:30:00.* is not the end of an hour; give the ends of hours"),
+        (tuple(f"2020-01-01 00:{q}:00" for q in ("00", "15", "30", "45")), "1234", "about 4 rows an hour: average"),
+        (TIMES[:1] * 2, ("1", "2"), "two rows of BPAT D for 2020-01-01T00: 1 and 2"),
+        (TIMES[:1], ("inf",), "INF of BPAT D 2020-01-01T00 is not a value"),
+        (TIMES[:1], ("1e300",), "1E300 of BPAT D 2020-01-01T00"),
+        (TIMES[:1], ("many",), "'MANY' of BPAT D 2020-01-01T00 is not a number"),
+        (("yesterday",), ("1",), "'date_time' is not a time, e.g. 'yesterday'"),
+    ],
+)
+def test_what_is_no_hourly_value_is_refused_by_name(
+    tmp_path: Path, times: tuple[str, ...], values: tuple[str, ...], words: str
+) -> None:
+    """All but the last two were served: the last quarter of an hour, a floored time, the last of two rows, -2147483648."""
+    path = tmp_path / "BPAT.csv"
+    path.write_text("\n".join(["date_time,demand (MW)", *map(",".join, zip(times, values, strict=True)), ""]))
+    with pytest.raises(RecordingsError, match=rf"BPAT\.csv: .*{words}"):
+        RecordingsWorld([path])
+
+
+def test_equal_rows_count_once_and_nothing_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "BPAT.csv"
+    path.write_text(f"date_time,demand (MW)\n{TIMES[0]},5\n{TIMES[0]},5\n{TIMES[1]},6\n")
+    assert read(path) == {"D": [5, 6]}
+    (tmp_path / "empty.csv").write_text("")
+    with pytest.raises(RecordingsError, match=r"empty\.csv: the file is empty"):
+        RecordingsWorld([tmp_path / "empty.csv"])
+    (tmp_path / "outer" / "inner").mkdir(parents=True)
+    with pytest.raises(RecordingsError, match=r"name a folder in it: inner"):
+        RecordingsWorld([tmp_path / "outer"])
 
 
 def test_unreadable_recording_is_named(tmp_path: Path) -> None:

@@ -1,0 +1,280 @@
+"""Read files of recorded hours: columns are found by name, and what can't be an hourly value is refused by name.
+
+Forms: a file of one respondent, named after it (`PACW.csv`); one with a column of respondents, such as EIA's six-month files; long
+rows with a column of types or fuels; grid files with columns such as `E_PACW_D`. CSV and Parquet, `.gz` too. Times are UTC and
+hour-ending; a time with a zone is converted. MISSING means that EIA has no row for the hour; EMPTY, NA or nothing is a row
+without a value.
+"""
+
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from ingest.columns import hour_text
+from ingest.models import REGION_TYPES
+from ingest.sources.bulk import variables_of
+
+SUFFIXES = (".csv", ".csv.gz", ".parquet")
+LARGEST = 2.0**53  # MWh: a double holds each whole number up to it
+HOUR_NS = 3_600_000_000_000
+
+Hours = npt.NDArray[np.int64]
+Values = npt.NDArray[np.float64]
+Cell = tuple[str, str, str]  # route, respondent, code
+
+# Names as `_plain` gives them: lower case, blanks for underscores, without a unit. The first that a file has counts.
+_TIMES = ("utc time at end of hour", "date time", "datetime utc", "datetime", "period", "timestamp", "time", "hour")
+_RESPONDENTS = ("balancing authority", "balancing authority code eia", "respondent", "ba code", "ba", "region")
+_WIDE = {
+    "D": ("raw demand", "demand reported", "demand", "d"),
+    "DF": ("forecast demand", "demand forecast", "day-ahead demand forecast", "df"),
+    "NG": ("net generation reported", "net generation", "ng"),
+    "TI": ("interchange reported", "total interchange", "ti"),
+}
+_KINDS, _FUELS, _VALUE = ("type", "data type"), ("fueltype", "fuel type"), "value"
+_DEMAND = ("demand", "d")  # of a column of kinds
+_GRID = re.compile(r"E_([A-Z0-9]+)(?:-([A-Z0-9]+))?_([A-Z]+)")
+_GRID_FUELS = {"GAS": "NG"}  # the grid files' name of natural gas, which EIA calls NG
+_UNIT = re.compile(r"\s*(\((mw|mwh)\)|\bmwh?)$")
+_ABSENT = "MISSING"
+_NULLS = frozenset(("", "EMPTY", "NA", "N/A", "NAN", "NULL", "NONE", "-", "--"))
+_FORMATS = ("ISO8601", "%m/%d/%Y %I:%M:%S %p", "%m/%d/%Y %H:%M:%S", "%m/%d/%Y %H:%M")
+
+
+class RecordingsError(ValueError):
+    """A recording can't be read; the message names the file and the reason."""
+
+
+def files_of(paths: Iterable[Path]) -> Iterator[Path]:
+    """Yield files, and the CSV and Parquet files in folders by name.
+
+    Raises:
+        RecordingsError: a path does not exist, or a folder has no such file.
+    """
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(path.iterdir())
+            files = [child for child in inside if child.is_file() and child.name.lower().endswith(SUFFIXES)]
+            if not files:
+                folders = ", ".join(child.name for child in inside if child.is_dir())
+                raise RecordingsError(
+                    f"{path}: no {', '.join(SUFFIXES)} file in it"
+                    + (f"; name a folder in it: {folders}" if folders else "")
+                )
+            yield from files
+        elif path.is_file():
+            yield path
+        else:
+            raise RecordingsError(f"{path}: no such file or folder")
+
+
+def read_file(path: Path) -> Iterator[tuple[Cell, Hours, Values]]:
+    """Yield the recorded cells of a file: hour numbers [row], in order and each once, and MWh [row], NaN for a null.
+
+    Raises:
+        RecordingsError: the file has no known columns, or a cell that is no hourly value.
+    """
+    table = _table(path)
+    names = {_plain(name): name for name in reversed(table.columns.tolist())}  # of two equal names the first counts
+    time = next((names[name] for name in _TIMES if name in names), table.columns[0])
+    hours = _hours(path, table[time])
+    who = next((names[name] for name in _RESPONDENTS if name in names), None)
+    owners = _owners(path, table, who)
+    for cell, rows, texts in _cells(path, table, names, owners):
+        there = np.array([text != _ABSENT for text in texts])
+        if there.any():
+            at = hours[rows][there]
+            yield cell, *_single(path, cell, at, _numbers(path, cell, np.array(texts, object)[there], at))
+
+
+def _table(path: Path) -> pd.DataFrame:
+    """Return a file as texts.
+
+    Raises:
+        RecordingsError: the file is empty, damaged, or no table.
+    """
+    try:
+        if path.name.lower().endswith(".parquet"):
+            with path.open("rb") as file:  # Arrow cannot open a path that the locale cannot spell
+                table = pd.read_parquet(file)
+            if not isinstance(table.index, pd.RangeIndex):
+                table = table.reset_index()
+        else:
+            table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
+    except pd.errors.EmptyDataError:
+        raise RecordingsError(f"{path}: the file is empty") from None
+    except (OSError, ValueError, EOFError, zlib.error) as error:  # pandas' and Arrow's errors are ValueErrors
+        raise RecordingsError(f"{path}: {error}") from None
+    if table.empty:
+        raise RecordingsError(f"{path}: no row below the header")
+    return table.set_axis([str(name).strip() for name in table.columns], axis=1)
+
+
+def _plain(name: str) -> str:
+    words = " ".join(name.replace("_", " ").lower().split())
+    return _UNIT.sub("", words)
+
+
+def _owners(path: Path, table: pd.DataFrame, column: str | None) -> list[tuple[str, npt.NDArray[np.int64]]]:
+    """Return respondents and their rows; without a column of them, all rows are of the respondent that the file is named after."""
+    if column is None:
+        return [(path.name.partition(".")[0].upper(), np.arange(len(table)))]
+    codes, known = pd.factorize(table[column].astype(str).str.strip().str.upper())
+    return [(str(name), np.flatnonzero(codes == i)) for i, name in enumerate(known)]
+
+
+def _cells(
+    path: Path, table: pd.DataFrame, names: dict[str, str], owners: list[tuple[str, npt.NDArray[np.int64]]]
+) -> Iterator[tuple[Cell, npt.NDArray[np.int64], list[str]]]:
+    """Yield each cell with its rows and their texts.
+
+    Raises:
+        RecordingsError: no column is known.
+    """
+    everything = np.arange(len(table))
+    if grid := [(name, match) for name in table.columns if (match := _GRID.fullmatch(name))]:
+        for name, match in grid:
+            respondent, other, code = match.groups()
+            fuel = not other and code not in REGION_TYPES
+            route = "interchange-data" if other else "fuel-type-data" if fuel else "region-data"
+            code = other or (_GRID_FUELS.get(code, code) if fuel else code)
+            yield (route, respondent, code), everything, _texts(table[name])
+        return
+    kind = next((names[name] for name in (*_KINDS, *_FUELS) if name in names), None)
+    if kind is not None and _VALUE in names:
+        yield from _long(table, names, owners)
+        return
+    wide = {
+        names[name]: ("region-data", code)
+        for code, known in _WIDE.items()
+        if (name := next((name for name in known if name in names), ""))
+    }
+    for name, variable in variables_of(table.columns.tolist()).items():
+        if variable.startswith("NG."):
+            wide[name] = ("fuel-type-data", variable.removeprefix("NG."))
+    if not wide:
+        raise RecordingsError(
+            f"{path}: no column of hourly values; known are demand, forecast demand, net generation, total interchange, "
+            "EIA's `Net Generation (MW) from …`, E_CODE_D, and value with a type or fueltype"
+        )
+    for name, (route, code) in wide.items():
+        texts = np.array(_texts(table[name]), object)
+        for respondent, rows in owners:
+            own = texts[rows].tolist()
+            if route == "region-data" or any(text not in _NULLS for text in own):  # an empty fuel is not reported
+                yield (route, respondent, code), rows, own
+
+
+def _long(
+    table: pd.DataFrame, names: dict[str, str], owners: list[tuple[str, npt.NDArray[np.int64]]]
+) -> Iterator[tuple[Cell, npt.NDArray[np.int64], list[str]]]:
+    """Yield the cells of rows that name their type or fuel."""
+    texts = np.array(_texts(table[names[_VALUE]]), object)
+    kinds, fuels = (
+        table[names[found]].astype(str).str.strip() if (found := next((n for n in known if n in names), "")) else None
+        for known in (_KINDS, _FUELS)
+    )
+    for respondent, rows in owners:
+        labels = pd.DataFrame(
+            {"kind": "" if kinds is None else kinds.iloc[rows], "fuel": "" if fuels is None else fuels.iloc[rows]},
+            index=rows,
+        )
+        for key, part in labels.groupby(["kind", "fuel"], sort=True):
+            kind, fuel = map(str, key)
+            if kind.lower() in _DEMAND:
+                cell = ("region-data", respondent, "D")
+            elif kind.upper() in REGION_TYPES:
+                cell = ("region-data", respondent, kind.upper())
+            else:
+                cell = ("fuel-type-data", respondent, fuel.upper())
+            own = part.index.to_numpy()
+            yield cell, own, texts[own].tolist()
+
+
+def _texts(column: pd.Series) -> list[str]:
+    """Return cells as upper-case texts without blanks and thousands commas; numbers of Parquet as they are read back."""
+    if pd.api.types.is_numeric_dtype(column):
+        return ["" if np.isnan(value) else repr(value) for value in column.astype(float).tolist()]
+    return [str(text).replace(",", "").strip().upper() if text is not None else "" for text in column.tolist()]
+
+
+def _hours(path: Path, column: pd.Series) -> Hours:
+    """Return the hour numbers of times, which are the ends of hours.
+
+    Raises:
+        RecordingsError: a text is no time, or not at the end of an hour.
+    """
+    codes, distinct = pd.factorize(column)
+    for form in _FORMATS:
+        try:
+            times = pd.to_datetime(distinct, utc=True, format=None if distinct.dtype != object else form)
+            break
+        except (ValueError, TypeError):
+            continue
+    else:
+        raise RecordingsError(f"{path}: the column {column.name!r} is not a time, e.g. {str(distinct[0])!r}")
+    if (codes < 0).any() or times.isna().any():
+        raise RecordingsError(f"{path}: row {int(np.argmax(codes < 0)) + 1} has no time in {column.name!r}")
+    ends = times.to_numpy().astype("datetime64[ns]").astype(np.int64)
+    if (odd := np.flatnonzero(ends % HOUR_NS)).size:
+        shares = len(ends) / len(np.unique(ends // HOUR_NS))
+        step = (
+            f"it has about {shares:.0f} rows an hour: average them first"
+            if shares > 1.5
+            else "give the ends of hours, UTC"
+        )
+        raise RecordingsError(f"{path}: {distinct[odd[0]]} is not the end of an hour; {step}")
+    return (ends // HOUR_NS)[codes]
+
+
+def _numbers(path: Path, cell: Cell, texts: npt.NDArray[np.object_], hours: Hours) -> Values:
+    """Return MWh [row], NaN for a null.
+
+    Raises:
+        RecordingsError: a text is no number, or beyond what a value can be.
+    """
+    values = np.empty(len(texts))
+    for row, text in enumerate(texts.tolist()):
+        try:
+            values[row] = np.nan if text in _NULLS else float(text)
+        except ValueError:
+            raise RecordingsError(
+                f"{path}: {text!r} of {_name(cell)} {hour_text(hours[row])} is not a number"
+            ) from None
+    with np.errstate(invalid="ignore"):
+        beyond = np.flatnonzero(np.abs(values) > LARGEST)
+    if beyond.size:
+        row = int(beyond[0])
+        raise RecordingsError(f"{path}: {texts[row]} of {_name(cell)} {hour_text(hours[row])} is not a value in MWh")
+    return values
+
+
+def _single(path: Path, cell: Cell, hours: Hours, values: Values) -> tuple[Hours, Values]:
+    """Return rows by hour, an equal one for the same hour once.
+
+    Raises:
+        RecordingsError: two rows for the same hour differ.
+    """
+    order = np.argsort(hours, kind="stable")
+    hours, values = hours[order], values[order]
+    again = np.flatnonzero(hours[1:] == hours[:-1]) + 1
+    before, after = values[again - 1], values[again]
+    differs = np.flatnonzero((before != after) & ~(np.isnan(before) & np.isnan(after)))
+    if differs.size:
+        row = again[differs[0]]
+        raise RecordingsError(
+            f"{path}: two rows of {_name(cell)} for {hour_text(hours[row])}: {values[row - 1]:g} and {values[row]:g}"
+        )
+    keep = np.ones(len(hours), np.bool_)
+    keep[again] = False
+    return hours[keep], values[keep]
+
+
+def _name(cell: Cell) -> str:
+    route, respondent, code = cell
+    return f"{respondent} {'NG.' if route == 'fuel-type-data' else ''}{code}"
