@@ -18,13 +18,13 @@ from ingest.balance import balances
 from ingest.columns import as_arrow, as_numpy, as_strings, hour_number, hour_text
 from ingest.models import REGION_TYPES, BuildJob, BuildResult, Shard
 from ingest.plan import piece_order
-from ingest.quality import MISSING, NULL, OK, OUTLIER, REASONS, outliers
+from ingest.quality import MISSING, NULL, OK, OUTLIER, REASONS, UNASKED, outliers
 from ingest.store import fsync_folders, read_piece, write_file
 
 SERIES_FORMAT = 1  # of the files: raised when a reader of the earlier ones would be wrong
 PERIOD = pa.timestamp("ms", "UTC")
 MAX_INT8_CODES = 128  # distinct values of an int8 index, from 0
-MASKS = ("missing", "null", "outlier")
+MASKS = ("missing", "null", "outlier", "unasked")
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class PieceRows:
     hour: Int32s  # [row] hours since 1970-01-01T00 UTC, hour-ending
     code: Int32s  # [row]
     value: Floats  # [row] MWh
+    until: str = ""  # last hour that had ended when the piece was fetched; "": all of its shard's had
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class MergedGrid:
     first: int  # hour number of column 0
     raw: Floats  # MWh; NaN where no row or a null was sent
     given: Bools  # a row was sent, with a value or null
+    asked: Bools  # the source was asked for the hour on a route that has the variable, after the hour had ended
     vintage: NDArray[np.int16]  # generation of the present value; -1 where no row was sent
     source: Int8s  # index into `sources`; -1 where no row was sent
     sources: tuple[str, ...]
@@ -74,7 +76,7 @@ def build(job: BuildJob, data_dir: Path) -> BuildResult:
     """
     pieces = sorted(job.pieces, key=lambda piece: piece_order(piece.shard))
     cells = merge(
-        [rows_of(read_piece(data_dir, piece.file), piece.shard, job.respondent) for piece in pieces], job.year
+        [rows_of(read_piece(data_dir, one.file), one.shard, job.respondent, one.until) for one in pieces], job.year
     )
     reason = classify_cells(cells)
     value = np.where(reason == OK, cells.raw, np.nan)
@@ -105,7 +107,11 @@ def build(job: BuildJob, data_dir: Path) -> BuildResult:
         hours=cells.raw.shape[1],
         variables=cells.variables,
         valid=int((reason == OK).sum()),
-        masked={name: int((reason == REASONS.index(name)).sum()) for name in MASKS},
+        masked={
+            name: found
+            for name in MASKS
+            if (found := int((reason == REASONS.index(name)).sum())) or name != "unasked"  # as in earlier versions
+        },
         revised=len({(revision.variable, revision.period) for revision in cells.revisions}),
         pieces=tuple(piece.file.sha256 for piece in pieces),
         duplicates=cells.duplicates,
@@ -114,7 +120,7 @@ def build(job: BuildJob, data_dir: Path) -> BuildResult:
     return result
 
 
-def rows_of(table: pa.Table, shard: Shard, respondent: str) -> PieceRows:
+def rows_of(table: pa.Table, shard: Shard, respondent: str, until: str = "") -> PieceRows:
     """Return the rows of `respondent` in the table of a piece."""
     respondents, own = _codes(table, "respondent")
     variables, code = _codes(table, "variable")
@@ -122,7 +128,7 @@ def rows_of(table: pa.Table, shard: Shard, respondent: str) -> PieceRows:
     if respondents != (respondent,):
         keep = own == (respondents.index(respondent) if respondent in respondents else -1)
         hour, code, value = hour[keep], code[keep], value[keep]
-    return PieceRows(shard, variables, hour, code, value)
+    return PieceRows(shard, variables, hour, code, value, until)
 
 
 def _codes(table: pa.Table, name: str) -> tuple[tuple[str, ...], Int32s]:
@@ -172,14 +178,37 @@ def merge(pieces: Sequence[PieceRows], year: int) -> MergedGrid:
         given.put(changed, True)
         vintage.put(changed, rows.shard.generation)
         source.put(changed, sources.index(rows.shard.source))
-    return MergedGrid(variables, first, raw, given, vintage, source, sources, tuple(revisions), duplicates)
+    asked = _asked(inside, variables, first, hours)
+    return MergedGrid(variables, first, raw, given, asked, vintage, source, sources, tuple(revisions), duplicates)
+
+
+def _asked(inside: Sequence[tuple[PieceRows, Int64s]], variables: tuple[str, ...], first: int, hours: int) -> Bools:
+    """Return the cells that a piece of a route with their variable covers: bool [variable, hour].
+
+    Args:
+        inside: pieces, each with the indices of its rows that count.
+        variables: of the result.
+        first: hour number of column 0.
+        hours: number of columns.
+    """
+    has: dict[str, set[tuple[str, str]]] = {name: set() for name in variables}  # variable → its routes
+    for rows, keep in inside:
+        for code in np.flatnonzero(np.bincount(rows.code[keep])):
+            has[rows.variables[code]].add((rows.shard.source, rows.shard.route))
+    asked = np.zeros((len(variables), hours), np.bool_)
+    for rows, _ in inside:
+        low, high = hour_number(rows.shard.start) - first, hour_number(rows.until or rows.shard.end) + 1 - first
+        route = rows.shard.source, rows.shard.route
+        asked[[route in has[name] for name in variables], max(low, 0) : max(high, 0)] = True
+    return asked
 
 
 def classify_cells(cells: MergedGrid) -> Int8s:
     """Return the reason code of every cell, an index into `quality.REASONS`: int8 [variable, hour]."""
     masks = outliers(dict(zip(cells.variables, cells.raw, strict=True)))
     bad = np.stack([masks[variable] for variable in cells.variables]) if masks else np.zeros_like(cells.given)
-    reason = np.where(cells.given, np.where(np.isnan(cells.raw), NULL, OK), MISSING)
+    absent = np.where(cells.asked, MISSING, UNASKED)
+    reason = np.where(cells.given, np.where(np.isnan(cells.raw), NULL, OK), absent)
     return np.where(bad, OUTLIER, reason).astype(np.int8)
 
 
@@ -211,7 +240,7 @@ def long_table(cells: MergedGrid, value: Floats, reason: Int8s, job: BuildJob) -
             "variable": _labels(np.repeat(np.arange(count).astype(code_type), hours), cells.variables),
             "value": _numbers(value.ravel()),
             "raw": _numbers(cells.raw.ravel()),
-            "reason": _labels(reason.ravel(), REASONS),
+            "reason": _reasons(reason.ravel()),
             "vintage": as_arrow(cells.vintage.ravel(), pa.int16(), absent),
             "source": _labels(cells.source.ravel(), cells.sources, absent),
             "origin": _labels(np.zeros(size, np.int8), (job.origin,)),
@@ -228,7 +257,7 @@ def wide_table(cells: MergedGrid, value: Floats, reason: Int8s) -> pa.Table:
     for variable, row in zip(cells.variables, value, strict=True):
         columns[variable] = _numbers(row)
     for variable, codes in zip(cells.variables, reason, strict=True):
-        columns[f"reason.{variable}"] = _labels(codes, REASONS)
+        columns[f"reason.{variable}"] = _reasons(codes)
     return pa.table(columns)
 
 
@@ -245,7 +274,8 @@ def _counts(cells: MergedGrid, reason: Int8s) -> Mapping[str, Any]:
     table = {
         variable: {
             REASONS[code]: np.bincount(months[row == code], minlength=13)[1:].tolist()
-            for code in (OK, MISSING, NULL, OUTLIER)
+            for code in (OK, MISSING, NULL, OUTLIER, UNASKED)
+            if code != UNASKED or (row == code).any()
         }
         for variable, row in zip(cells.variables, reason, strict=True)
     }
@@ -262,6 +292,11 @@ def _labels(
     kind = pa.int8() if codes.dtype == np.int8 else pa.int16()
     indices = as_arrow(codes if absent is None else np.where(absent, 0, codes).astype(codes.dtype), kind, absent)
     return pa.DictionaryArray.from_arrays(indices, as_strings(names))
+
+
+def _reasons(codes: Int8s) -> pa.DictionaryArray:
+    """Return reasons as Arrow. Without "unasked" the dictionary is that of earlier versions, so that the bytes are too."""
+    return _labels(codes, REASONS if (codes == UNASKED).any() else REASONS[:UNASKED])
 
 
 def _numbers(values: Floats) -> pa.Array:

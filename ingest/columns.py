@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,42 @@ def has_duplicates(columns: Columns) -> bool:
     return bool(np.bincount(keys - keys.min()).max() > 1)
 
 
+def drop_repeats(columns: Columns) -> tuple[Columns, int]:
+    """Drop each row that follows an equal one: a source that sends rows in a total order repeats them next to each other.
+
+    Returns:
+        The columns, in order, and the number of rows dropped.
+    """
+    value, before = columns.value[1:], columns.value[:-1]
+    same = (columns.hour[1:] == columns.hour[:-1]) & (columns.index[1:] == columns.index[:-1])
+    same &= (value == before) | (np.isnan(value) & np.isnan(before))
+    if not same.any():
+        return columns, 0
+    keep = np.concatenate(([True], ~same))
+    kept = Columns(columns.series, columns.hour[keep], columns.index[keep], columns.value[keep])
+    return kept, int(same.sum())
+
+
+def drop_repeats_between(pages: Sequence[Columns]) -> tuple[list[Columns], set[int]]:
+    """Drop the first row of a page where it equals the last row of the page before.
+
+    Returns:
+        The pages, and the indices of those that lost a row.
+    """
+    kept = list(pages)
+    repeated = set()
+    for i, (before, page) in enumerate(pairwise(pages), 1):
+        if not len(before) or not len(page):
+            continue
+        last, first = before.value[-1], page.value[0]
+        equal = last == first or (np.isnan(last) and np.isnan(first))
+        names = before.series[before.index[-1]], page.series[page.index[0]]
+        if equal and before.hour[-1] == page.hour[0] and names[0] == names[1]:
+            kept[i] = Columns(page.series, page.hour[1:], page.index[1:], page.value[1:])
+            repeated.add(i)
+    return kept, repeated
+
+
 def merge(parts: Sequence[Columns]) -> tuple[Columns, Int64s]:
     """Merge parts into one canonical `Columns`: series sorted, rows sorted by hour, respondent, variable.
 
@@ -139,7 +176,9 @@ def find_gaps(columns: Columns, spans: dict[str, tuple[int, int]]) -> tuple[Gap,
         row_of[series] = np.arange(len(series))
         present = np.zeros((len(series) + 1, last - first + 3), np.int8)
         present[:, [0, -1]] = 1  # sentinels, so that a gap at either end has two edges
-        own = slice(None) if len(series) == len(columns.series) else np.isin(columns.index, series)
+        own = (columns.hour >= first) & (columns.hour <= last)  # a file can list hours beside the span
+        if len(series) < len(columns.series):
+            own &= np.isin(columns.index, series)
         present[row_of[columns.index[own]], columns.hour[own] - first + 1] = 1
         edges = np.diff(present[:-1])
         for (row, start), stop in zip(np.argwhere(edges == -1), np.nonzero(edges == 1)[1], strict=True):

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ingest import store
-from ingest.columns import Columns, digest, duplicate_owners, find_gaps, merge
+from ingest.columns import Columns, digest, drop_repeats_between, duplicate_owners, find_gaps, merge
 from ingest.errors import (
     AuthenticationError,
     Cancelled,
@@ -23,7 +23,7 @@ from ingest.errors import (
     UsageError,
     VerificationError,
 )
-from ingest.http import jittered_backoff_s
+from ingest.http import jittered_backoff_s, served_hour
 from ingest.models import MAX_VARIABLES, FetchJob, FileEntry, Gap, PageEntry, Shard, ShardResult
 from ingest.outage import OVER
 from ingest.page_request import FetchContext, PageRequests, Received
@@ -91,6 +91,9 @@ class _Fetch:
         self.requests = PageRequests(
             job, context, self.source, self.key, check_cancelled=self._check_cancelled, count=self._count
         )
+        self.served: set[str] = set()  # hours in which the pages were served
+        self.duplicates = 0  # equal rows beyond the first, which are dropped
+        self.doubted: set[int] = set()  # offsets of pages that began with the last row of the page before
         self.origin = _known_origin(context.data_dir, job.shard)
         self.lock = threading.Lock()
         self.stopped = threading.Event()  # this fetch has failed: its other pages end at their next step
@@ -132,7 +135,7 @@ class _Fetch:
             total = self._known_total()
         if self.source.paged:
             self._complete(self.source.offsets(self.job, total), total)
-        columns, owner = merge([held.page.columns for held in self._ordered()])
+        columns, owner = merge(self._distinct())
         if max(Counter(name for name, _ in columns.series).values(), default=0) > MAX_VARIABLES:
             raise SourceError(f"{self.job.shard.key}: more than {MAX_VARIABLES} variables of one respondent", "foreign")
         if owners := duplicate_owners(columns, owner):
@@ -140,7 +143,7 @@ class _Fetch:
             raise _InconsistentPages(
                 "repeated", f"the pages at offsets {offsets} hold the same hour of the same variable", offsets
             )
-        if self.source.paged and len(columns) != total:
+        if self.source.paged and len(columns) + self.duplicates != total:
             raise _InconsistentPages("rows", f"{len(columns)} rows, but the source reports {total}", self.pages)
         gaps = find_gaps(columns, self.source.spans(self.job, columns))
         if self.source.paged and gaps and total:
@@ -160,6 +163,22 @@ class _Fetch:
         if len(totals) > 1:
             raise _InconsistentPages("total", f"pages report different totals: {sorted(totals)}", self.pages)
         return next(iter(totals), None)
+
+    def _distinct(self) -> list[Columns]:
+        """Return the columns of all pages without equal rows beyond the first, and count these.
+
+        Raises:
+            _InconsistentPages: a page begins with the last row of the one before, for the first time. After a second fetch of
+                both it is the source that has the row twice, not its paging that was shifted meanwhile.
+        """
+        held = self._ordered()
+        parts, repeated = drop_repeats_between([one.page.columns for one in held])
+        if new := {held[i].entry.offset for i in repeated} - self.doubted:
+            self.doubted |= new
+            offsets = [one.entry.offset for i, one in enumerate(held) if {i, i + 1} & repeated]
+            raise _InconsistentPages("repeated", f"pages at offsets {offsets} share a row", offsets)
+        self.duplicates = len(repeated) + sum(one.page.duplicates for one in held)
+        return parts
 
     def _ordered(self) -> list[_VerifiedPage]:
         return [self.pages[offset] for offset in sorted(self.pages)]
@@ -185,7 +204,10 @@ class _Fetch:
             requests=self.requests.sent,
             reused=len(self.reused),
             kept=self.job.respondents,
-            faults=dict(sorted(self.faults.items())),
+            faults=dict(sorted((self.faults + Counter(duplicate=self.duplicates)).items())),
+            duplicates=self.duplicates,
+            asked_at=min(self.served),
+            gaps_from=self.job.gaps_from,
         )
 
     # -- pages of an earlier attempt -----------------------------------------------------------------------------------
@@ -211,6 +233,7 @@ class _Fetch:
             file = store.file_entry(self.context.data_dir, stored.path, content)
             fetched = datetime.fromtimestamp(stored.path.stat().st_mtime, UTC).isoformat(timespec="milliseconds")
             self._keep(stored.offset, page, file, fetched, 0.0)
+            self.served.add(fetched[:13])
             self.reused.add(stored.offset)
 
     def _set_aside(self, error: _InconsistentPages) -> None:
@@ -255,7 +278,7 @@ class _Fetch:
         """
         failures = 0
         other_total: int | None = None
-        doubtful: Received | None = None  # has nulls, or is empty: accepted when the source sends it twice
+        doubtful: Received | None = None  # nulls, repeats or nothing: accepted when it comes twice
         while True:
             try:
                 received = self.requests.receive(offset, doubtful)
@@ -268,12 +291,12 @@ class _Fetch:
                     other_total = page.total
                     raise SourceError(message, "total")
                 self._check(page, offset)
-                if self.source.paged and (page.total == 0 or page.columns.nulls()):
+                if self.source.paged and (page.total == 0 or page.columns.nulls() or page.duplicates):
                     before, doubtful = doubtful, received
                     if before is None:
                         continue
                     if not _confirms(page, before.page):
-                        raise SourceError("nulls differ from one response to the next", "nulls")
+                        raise SourceError("nulls or repeated rows differ from one response to the next", "nulls")
                     doubtful = before
                 break
             except SourceError as error:
@@ -287,6 +310,7 @@ class _Fetch:
         self._check_cancelled()
         file = store.write_page(self.context.data_dir, self.job.shard, offset, received.content, self.source.suffix)
         self._keep(offset, page, file, received.response.fetched, received.response.seconds)
+        self.served.add(served_hour(received.response))
 
     def _check(self, page: Page, offset: int) -> None:
         """Check a page's number of rows.
@@ -354,7 +378,8 @@ class _Fetch:
 
 def _confirms(page: Page, before: Page) -> bool:
     """Return whether all nulls of `page` (or its emptiness) were in `before`: sent twice, they are the source's own."""
-    return page is before or (page.total == before.total and page.columns.null_keys() <= before.columns.null_keys())
+    alike = page.total == before.total and page.duplicates <= before.duplicates
+    return page is before or (alike and page.columns.null_keys() <= before.columns.null_keys())
 
 
 def _error_priority(error: BaseException) -> int:

@@ -56,6 +56,15 @@ class HttpResponse:
         return printable(redact(self.headers.get("X-Emulator-World", ""), [key]))[:ORIGIN_LIMIT] or self.host
 
 
+def served_hour(response: HttpResponse) -> str:
+    """Return the hour in which a response was served, `YYYY-MM-DDTHH` UTC: by its `Date`, else by this host's clock."""
+    try:
+        served = parsedate_to_datetime(response.headers["Date"]).astimezone(UTC)
+    except (KeyError, ValueError):
+        return response.fetched[:13]
+    return f"{served:%Y-%m-%dT%H}"
+
+
 def make_session(connections: int) -> requests.Session:
     """Return a session with `connections` pooled connections per host, and no cookies, netrc or retries of requests."""
     session = requests.Session()

@@ -10,10 +10,10 @@ from typing import Generic, TypeVar
 
 import msgspec
 
+from ingest.asked import open_gaps
 from ingest.errors import VerificationError
 from ingest.files import atomic_write
 from ingest.models import MANIFEST_FORMAT, BuildResult, FileEntry, Gap, ShardResult, parse_hour
-from ingest.plan import open_gaps
 from ingest.store import fsync_folders
 
 SAFE_HOUR = re.compile(
@@ -131,7 +131,8 @@ def _check_hours(result: ShardResult | BuildResult) -> None:
     """Raise ValueError where an hour of the shard or of a gap is none."""
     if isinstance(result, ShardResult):
         spans = [(result.shard.start, result.shard.end), *((gap.start, gap.end) for gap in result.gaps)]
-        for hour in chain.from_iterable(spans):
+        stated = [hour for hour in (result.asked_at, result.gaps_from) if hour]
+        for hour in chain(chain.from_iterable(spans), stated):
             if not SAFE_HOUR.fullmatch(hour):
                 parse_hour(hour)
 

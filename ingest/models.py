@@ -71,6 +71,7 @@ class FetchJob:
     base_url: str  # e.g. "https://api.eia.gov", "http://127.0.0.1:8123"
     respondents: tuple[str, ...] = ()  # bulk only: the balancing authorities to keep
     bucket: str = ""  # request budget to draw permits from; "" = no limit
+    gaps_from: str = ""  # whole files only: first hour that was asked for; "" = the shard's first
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,9 @@ class ShardResult:
     reused: int  # complete pages found on disk from an earlier attempt
     kept: tuple[str, ...] = ()  # bulk only: the balancing authorities whose rows are in the piece
     faults: dict[str, int] = field(default_factory=dict)  # faults recovered from, by kind
+    asked_at: str = ""  # hour in which the oldest page was served, by the source's clock; "" in earlier versions
+    gaps_from: str = ""  # as in the job
+    duplicates: int = 0  # rows that equal an earlier one of their key; they are not in the piece
 
     @property
     def key(self) -> str:
@@ -137,6 +141,7 @@ class Piece:
 
     file: FileEntry
     shard: Shard
+    until: str = ""  # last hour that had ended when it was fetched; "": all of the shard's had
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import combinations, pairwise
+from itertools import pairwise
 
+from ingest.asked import RouteKey, asked_span, by_route, confirmed, next_generation, open_gaps, span_of
 from ingest.catalog import check_respondents
 from ingest.columns import hour_number, hour_text
 from ingest.errors import UsageError, did_you_mean
-from ingest.models import ALL_RESPONDENTS, BuildJob, Gap, Piece, Shard, ShardResult, build_key
+from ingest.hour_spans import HourSpan, clip, merge, overlaps, subtract
+from ingest.models import ALL_RESPONDENTS, BuildJob, Piece, Shard, ShardResult, build_key
 from ingest.sources import get_source
 
 DEFAULT_RESPONDENTS = ("PACW", "ERCO", "CAL", "TEX", "MISO")
@@ -17,8 +19,6 @@ DEFAULT_YEARS = tuple(range(2019, 2026))  # EIA's hourly routes start at 2019-01
 JOIN = 744  # hours: one request for a month between two holes costs no more than two requests
 
 Period = Sequence[int] | tuple[str, str]
-RouteKey = tuple[str, str, str]  # source, route, respondent
-HourSpan = tuple[int, int]  # hours since 1970-01-01T00 UTC, half open
 
 
 @dataclass(frozen=True)
@@ -71,32 +71,56 @@ def plan_shards(
     )
 
 
-def plan_builds(shards: Iterable[Shard], respondents: Sequence[str] = ()) -> tuple[Build, ...]:
+def plan_builds(
+    shards: Iterable[Shard],
+    respondents: Sequence[str] = (),
+    years: Iterable[int] | None = None,
+    built: Iterable[str] = (),
+) -> tuple[Build, ...]:
     """Return the (respondent, year) builds in the order of `shards`.
 
     Args:
         shards: The plan's shards.
         respondents: Respondents to build from whole files, whose shards name `ALL_RESPONDENTS`.
+        years: Years that were asked for. A file that is cut in local time holds hours of other years too. None: the years of
+            the shards' periods.
+        built: Keys of the series on disk. They are built again where a shard has hours of their year.
     """
-    shards = tuple(shards)
-    years = {year for shard in shards for year in range(int(shard.start[:4]), int(shard.end[:4]) + 1)}
+    shards, made = tuple(shards), frozenset(built)
+    if years is None:
+        years = {year for shard in shards for year in range(int(shard.start[:4]), int(shard.end[:4]) + 1)}
+    asked = frozenset(years)
     needs: dict[tuple[str, int], list[str]] = defaultdict(list)
     for shard in shards:
         for code in respondents if shard.respondent == ALL_RESPONDENTS else (shard.respondent,):
-            for year in sorted(years.intersection(years_of(shard))):
-                needs[code, year].append(shard.key)
+            for year in years_of(shard):
+                if year in asked or build_key(code, year) in made:
+                    needs[code, year].append(shard.key)
     return tuple(Build(code, year, tuple(keys)) for (code, year), keys in needs.items())
 
 
 def build_job(respondent: str, year: int, origin: str, results: Iterable[ShardResult]) -> BuildJob:
-    """Return a build's payload: every piece that can hold hours of this respondent and year, oldest generation first."""
+    """Return a build's payload: every piece that can hold hours of this respondent and year, oldest generation first.
+
+    A piece without a row is one of them where its route has rows in another: its hours were asked for.
+    """
     own = [
         result
         for result in results
-        if result.shard.respondent in (respondent, ALL_RESPONDENTS) and year in years_of(result.shard) and result.rows
+        if result.shard.respondent in (respondent, ALL_RESPONDENTS) and year in years_of(result.shard)
     ]
+    served = {(result.shard.source, result.shard.route) for result in own if result.rows}
+    own = [result for result in own if (result.shard.source, result.shard.route) in served]
     own.sort(key=lambda result: piece_order(result.shard))
-    return BuildJob(respondent, year, origin, tuple(Piece(result.piece, result.shard) for result in own))
+    pieces = (Piece(result.piece, result.shard, _until(result)) for result in own)
+    return BuildJob(respondent, year, origin, tuple(pieces))
+
+
+def _until(result: ShardResult) -> str:
+    """Return the last hour that had ended when a result was fetched; "" where its whole period had."""
+    start, end = span_of(result.shard)
+    asked = asked_span(result)[1]
+    return "" if asked >= end else hour_text(max(asked, start) - 1)
 
 
 def piece_order(shard: Shard) -> tuple[int, str]:
@@ -121,9 +145,10 @@ def plan_update(
 ) -> tuple[Shard, ...]:
     """Return the shards that bring the data on disk up to `now`: missing hours, and hours that operators may still revise.
 
-    Missing are the hours of `wanted` that no result covers, and named gaps. A gap is requested once more: after two
-    fetches it counts as the source's own. Revisable are the last `revise_days` days of `wanted`. A shard over covered hours
-    is their next generation: its values replace the earlier ones in the series, which stay in their own piece.
+    Missing are the hours of `wanted` that no result covers, and named gaps. A gap counts as the source's own after two fetches
+    that were made `asked.SETTLE` hours after it, or later. Revisable are the last `revise_days` days of `wanted`. Routes with
+    day-ahead values are asked for the hours ahead of `now` too. A shard over covered hours is their next generation: its values
+    replace the earlier ones in the series, which stay in their own piece.
 
     Args:
         results: of the shards on disk.
@@ -132,56 +157,29 @@ def plan_update(
         wanted: None means each respondent's route from its first fetched hour to `now`.
     """
     horizon = int(now.timestamp()) // 3600 + 1
-    on_disk = _by_route(results)
+    on_disk = by_route(results)
     requested: dict[RouteKey, list[HourSpan]] = defaultdict(list)
     if wanted is None:
         for route_key, own in on_disk.items():
-            requested[route_key] = [(min(_span(result.shard)[0] for result in own), horizon)]
+            end = horizon + get_source(route_key[0]).ahead_hours(route_key[1])
+            requested[route_key] = [(min(span_of(result.shard)[0] for result in own), end)]
     else:
         for shard in wanted:
-            requested[shard.source, shard.route, shard.respondent].append(_span(shard))
+            requested[shard.source, shard.route, shard.respondent].append(span_of(shard))
     fresh: list[Shard] = []
     for (source, route, respondent), spans in requested.items():
-        asked = _clip(_merge(spans), [(0, horizon)])
+        asked = clip(merge(spans), [(0, horizon + get_source(source).ahead_hours(route))])
         own = on_disk.get((source, route, respondent), [])
-        missing = _subtract(asked, _merge(_span(result.shard) for result in own))
+        missing = subtract(asked, merge(asked_span(result) for result in own))
         revisable = [(horizon - revise_days * 24, horizon)]
-        gaps = _merge((hour_number(gap.start), hour_number(gap.end) + 1) for gap in open_gaps(own))
-        fetched_twice = _merge(
-            span for one, other in combinations(own, 2) for span in _clip([_span(one.shard)], [_span(other.shard)])
-        )
-        fillable = _clip(_subtract(gaps, fetched_twice), asked)
-        needed = _merge([*missing, *_clip(asked, revisable), *fillable], JOIN)
+        gaps = merge((hour_number(gap.start), hour_number(gap.end) + 1) for gap in open_gaps(own))
+        fillable = clip(subtract(gaps, confirmed(own)), asked)
+        needed = merge([*missing, *clip(asked, revisable), *fillable], JOIN)
         for start, end in _cut(source, needed):
             period = hour_text(start), hour_text(end - 1)
-            generation = max(
-                (r.shard.generation + 1 for r in own if _overlaps(_span(r.shard), (start, end))), default=0
-            )
+            generation = next_generation(own, (start, end))
             fresh.append(Shard(source, route, respondent, *period, generation))
     return tuple(dict.fromkeys(fresh))
-
-
-def open_gaps(results: Iterable[ShardResult]) -> tuple[Gap, ...]:
-    """Return named gaps, or what is left of them, without the hours that a later generation of their route has fetched."""
-    found: list[Gap] = []
-    for own in _by_route(results).values():
-        for result in own:
-            later = _merge(_span(r.shard) for r in own if r.shard.generation > result.shard.generation)
-            for gap in result.gaps:
-                for start, end in _subtract([(hour_number(gap.start), hour_number(gap.end) + 1)], later):
-                    found.append(Gap(gap.respondent, gap.variable, hour_text(start), hour_text(end - 1), end - start))
-    return tuple(found)
-
-
-def _by_route(results: Iterable[ShardResult]) -> dict[RouteKey, list[ShardResult]]:
-    routes: dict[RouteKey, list[ShardResult]] = defaultdict(list)
-    for result in results:
-        routes[result.shard.source, result.shard.route, result.shard.respondent].append(result)
-    return routes
-
-
-def _span(shard: Shard) -> HourSpan:
-    return hour_number(shard.start), hour_number(shard.end) + 1
 
 
 def years_of(shard: Shard) -> range:
@@ -223,45 +221,21 @@ def parse_span(start: str, end: str) -> HourSpan:
     return first, last + 1
 
 
-# -- spans of hours: half open, sorted ---------------------------------------------------------------------------------
-
-
-def _merge(spans: Iterable[HourSpan], slack: int = 0) -> list[HourSpan]:
-    """Return the union; spans at most `slack` hours apart become one."""
-    merged: list[HourSpan] = []
-    for start, end in sorted(span for span in spans if span[0] < span[1]):
-        if merged and start <= merged[-1][1] + slack:
-            merged[-1] = merged[-1][0], max(end, merged[-1][1])
-        else:
-            merged.append((start, end))
-    return merged
-
-
-def _subtract(spans: Iterable[HourSpan], holes: Iterable[HourSpan]) -> list[HourSpan]:
-    left = list(spans)
-    for low, high in holes:
-        left = [part for a, b in left for part in ((a, min(b, low)), (max(a, high), b)) if part[0] < part[1]]
-    return left
-
-
-def _clip(spans: Iterable[HourSpan], frames: Iterable[HourSpan]) -> list[HourSpan]:
-    frames = list(frames)
-    return [(max(a, c), min(b, d)) for a, b in spans for c, d in frames if max(a, c) < min(b, d)]
-
-
-def _overlaps(a: HourSpan, b: HourSpan) -> bool:
-    return a[0] < b[1] and b[0] < a[1]
-
-
 def _cut(source: str, spans: Iterable[HourSpan]) -> list[HourSpan]:
-    """Return spans cut at the shard boundaries of a source; where shards are whole files, widened to whole files."""
+    """Return spans cut at the shard boundaries of a source; where shards are whole files, widened to whole files.
+
+    The first hours of a span can lie in the file before, because a file is cut in local time.
+    """
     reader = get_source(source)
+    spill = reader.spill_hours if reader.whole_files else 0
     parts: set[HourSpan] = set()
     for first, last in spans:
-        for year in range(int(hour_text(first)[:4]), int(hour_text(last - 1)[:4]) + 1):
+        for year in range(int(hour_text(first - spill)[:4]), int(hour_text(last - 1)[:4]) + 1):
             months = [f"{year}-{month:02d}" for month in range(1, 13, reader.shard_months)] + [f"{year + 1}-01"]
             turns = [hour_number(f"{month}-01T00") for month in months]
             for start, end in pairwise(turns):
-                if _overlaps((start, end), (first, last)):
+                if reader.whole_files and reader.first_hour and end <= hour_number(reader.first_hour):
+                    continue  # there is no file before the first one
+                if overlaps((start, end + spill), (first, last)):
                     parts.add((start, end) if reader.whole_files else (max(start, first), min(end, last)))
     return sorted(parts)

@@ -21,8 +21,9 @@ import numpy as np
 
 from ingest.array_types import Bools, Floats, Int64s
 
-REASONS = ("ok", "missing", "null", "outlier", "imputed")  # index = code; only the loader uses "imputed"
-OK, MISSING, NULL, OUTLIER, IMPUTED = range(5)
+# index = code; only the loader uses "imputed"
+REASONS = ("ok", "missing", "null", "outlier", "imputed", "unasked")
+OK, MISSING, NULL, OUTLIER, IMPUTED, UNASKED = range(6)
 
 LOADS = ("D", "DF")
 BOUND = 1e6  # MWh

@@ -21,12 +21,13 @@ class RateLimit:
 
 @dataclass(frozen=True)
 class Page:
-    """One decoded response. `rows` counts the rows sent, `total` is the source's count for the whole request."""
+    """One decoded response. `rows` counts the rows sent, duplicates included, `total` is the source's count for the whole request."""
 
     columns: Columns
     rows: int
     total: int  # the page's own `rows` where the source gives no total
     api_version: str = ""
+    duplicates: int = 0  # rows that equal another and are not in `columns`
 
 
 class Source(ABC):
@@ -35,6 +36,7 @@ class Source(ABC):
     # -- the API
     url: str  # base URL of the public API
     routes: tuple[str, ...]  # in the order of a plan
+    first_hour = ""  # of all of its data, YYYY-MM-DDTHH; "": unknown
     rate_limit: RateLimit | None = None  # None: the source states no limit
     min_interval_s = 0.0  # minimum time between two requests to one host; 0 = none
     deadline_s: float  # seconds for one response
@@ -54,6 +56,10 @@ class Source(ABC):
 
     def check_respondents(self, codes: Sequence[str]) -> None:  # noqa: B027 - an optional hook
         """Raise UsageError for known respondents that this source does not serve."""
+
+    def ahead_hours(self, route: str) -> int:
+        """Return how many hours after the present one a route can have values: 0, or more for day-ahead values."""
+        return 0
 
     def expected_requests(self, shard: Shard) -> int:
         """Return the requests that a fetch without faults spends, as planned."""

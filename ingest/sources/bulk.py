@@ -39,6 +39,9 @@ PLAIN_LIMIT = 1 << 30  # bytes of one file, unpacked; EIA's have about 100 MB
 MAX_CELLS = 32 << 20  # kept rows x variables: half a year of every balancing authority is 20 million
 BLOCK = 4 << 20  # bytes of CSV parsed at a time
 LOCAL_LAG_HOURS = 24  # the latest local midnight is well under a day behind UTC
+# From the first hour (T00) of a half-year in UTC to the first that its file lists in Pacific standard time (T09), and from its
+# last (T23) to the last in Eastern daylight time (T04).
+LATEST_START, EARLIEST_END = 9, 5
 _RESPONDENT, _UTC = "Balancing Authority", "UTC Time at End of Hour"
 _TYPES = {
     "Demand Forecast (MW)": "DF",
@@ -98,6 +101,7 @@ class Bulk(Source):
 
     url = "https://www.eia.gov"
     routes = ("BALANCE",)
+    first_hour = "2015-07-01T00"  # EIA-930's first file, https://www.eia.gov/todayinenergy/detail.php?id=46117
     deadline_s = 1800.0
     wire_limit = 512 << 20  # sent as plain text, compressed while it arrives
     suffix = ".csv.gz"
@@ -148,13 +152,19 @@ class Bulk(Source):
         return _guarded(lambda: _parse(job, stored))
 
     def spans(self, job: FetchJob, columns: Columns) -> dict[str, tuple[int, int]]:
-        """Return the first and last hour that the file lists; the shard's period for a respondent that it does not list."""
-        spans = {name: (hour_number(job.shard.start), hour_number(job.shard.end)) for name in job.respondents}
+        """Return the hours that a file lists in any zone of the contiguous states, and those beside them that it does list.
+
+        For a respondent that the file does not list: the shard's period. Hours before `job.gaps_from` do not count.
+        """
+        first, last = hour_number(job.shard.start), hour_number(job.shard.end)
+        asked = hour_number(job.gaps_from) if job.gaps_from else first
+        spans = {name: (max(first, asked), last) for name in job.respondents}
         respondents = np.array([respondent for respondent, _ in columns.series])
         for name in set(respondents.tolist()):
             hours = columns.hour[np.flatnonzero(respondents == name)[0] == columns.index]
-            spans[name] = (int(hours.min()), int(hours.max()))
-        return spans
+            low, high = min(int(hours.min()), first + LATEST_START), max(int(hours.max()), last + EARLIEST_END)
+            spans[name] = (max(low, asked), high)
+        return {name: (low, high) for name, (low, high) in spans.items() if low <= high}
 
 
 def _guarded(read: Callable[[], T]) -> T:
@@ -247,15 +257,29 @@ def _parse(job: FetchJob, stored: bytes) -> Page:
             hours.append(_hours(batch.column(_UTC)))
             respondents.append(batch.column(_RESPONDENT).to_numpy(zero_copy_only=False))
             values.append(np.column_stack([_numbers(batch.column(name)) for name in variables]))
-    columns = _melt(
-        np.concatenate(hours), np.concatenate(respondents), np.concatenate(values), tuple(variables.values())
-    )
+    lines = _distinct(np.concatenate(hours), np.concatenate(respondents), np.concatenate(values))
+    columns = _melt(*lines, tuple(variables.values()))
     first, last = hour_number(job.shard.start), hour_number(job.shard.end) + LOCAL_LAG_HOURS
     if len(columns) and (columns.hour.min() < first or columns.hour.max() > last):
         raise SourceError(f"the file contains hours outside {job.shard.start}…{job.shard.end}", "foreign")
     if has_duplicates(columns):
-        raise SourceError("an hour of one balancing authority occurs twice", "repeated")
-    return Page(columns, rows, counter.lines)
+        raise SourceError("an hour of one balancing authority occurs twice, with different values", "repeated")
+    return Page(columns, rows, counter.lines, duplicates=kept - len(lines[0]))
+
+
+def _distinct(
+    hours: Int32s, respondents: npt.NDArray[np.object_], values: Floats
+) -> tuple[Int32s, npt.NDArray[np.object_], Floats]:
+    """Return lines (`values` [line, variable]) without those that equal an earlier line of their respondent and hour."""
+    codes = np.unique(respondents.astype(str), return_inverse=True)[1] if len(respondents) else np.empty(0, np.int64)
+    order = np.lexsort((hours, codes))
+    one, other = order[:-1], order[1:]
+    same = np.flatnonzero((codes[one] == codes[other]) & (hours[one] == hours[other]))
+    before, after = values[one[same]], values[other[same]]
+    equal = ((before == after) | (np.isnan(before) & np.isnan(after))).all(axis=1)
+    keep = np.ones(len(hours), np.bool_)
+    keep[other[same[equal]]] = False
+    return hours[keep], respondents[keep], values[keep]
 
 
 def _melt(

@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 import msgspec
 import numpy as np
 
-from ingest.columns import EMPTY, Columns, has_duplicates, hour_table
+from ingest.columns import EMPTY, Columns, drop_repeats, has_duplicates, hour_table
 from ingest.console import spellings
 from ingest.errors import AuthenticationError, SourceError
 from ingest.http import HttpResponse, excerpt, inflate, plain_body, raise_for_response
@@ -67,11 +67,16 @@ class Eia(Source):
 
     url = "https://api.eia.gov"
     routes = ("region-data", "fuel-type-data")
+    first_hour = "2019-01-01T00"
     rate_limit = EIA_RATE_LIMIT
     deadline_s = 120.0
     uses_key = True
     suffix = ".json.gz"
     paged = True
+
+    def ahead_hours(self, route: str) -> int:
+        """Return 48 for a route with day-ahead forecasts: they are made for the whole next local day."""
+        return 48 if route == "region-data" else 0
 
     def expected_requests(self, shard: Shard) -> int:
         """Return hours × expected series / 5,000, rounded up."""
@@ -177,6 +182,7 @@ def _page(job: FetchJob, plain: bytes) -> Page:
         raise SourceError("a value is not a finite number", "json")
     index = np.array([position[code] for code in raw_codes], np.int32)
     columns = Columns(tuple((shard.respondent, variable) for variable in variables), hour, index, value)
+    columns, repeats = drop_repeats(columns)
     if has_duplicates(columns):
-        raise SourceError("an hour of one variable occurs twice in one page", "repeated")
-    return Page(columns, len(rows), total, body.version)
+        raise SourceError("an hour of one variable occurs twice in one page, with two values or apart", "repeated")
+    return Page(columns, len(rows), total, body.version, repeats)

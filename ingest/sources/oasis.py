@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv
 
-from ingest.array_types import Int64s
+from ingest.array_types import Floats, Int64s
 from ingest.columns import EMPTY, EPOCH, Columns, hour_number
 from ingest.errors import SourceError, ThrottledError, UsageError
 from ingest.http import HttpResponse, excerpt, plain_body, raise_for_response
@@ -31,6 +31,7 @@ WINDOW_HOURS = 31 * 24  # OASIS refuses longer periods
 HEADER_LIMIT = 1 << 16  # bytes of a header line; OASIS's has 300
 MAX_MEMBERS = 100  # files of one zip; OASIS sends one
 PLAIN_LIMIT = 256 << 20  # bytes: 31 days of five-minute schedules are about 70 MB of CSV
+ROUNDING_MW = 0.01  # OASIS rounds to 0.01 MW
 MARKET_RUN = {"SLD_FCST": "DAM", "SLD_REN_FCST": "DAM", "ENE_SLRS": "RTM"}
 NAMING = ("XML_DATA_ITEM", "TAC_AREA_NAME", "TAC_ZONE_NAME", "TRADING_HUB", "RENEWABLE_TYPE")
 _START, _END, _VALUE = "INTERVALSTARTTIME_GMT", "INTERVALENDTIME_GMT", "MW"
@@ -42,6 +43,7 @@ class Oasis(Source):
 
     url = "http://oasis.caiso.com"
     routes = ("SLD_FCST", "SLD_REN_FCST", "ENE_SLRS")
+    first_hour = "2009-04-01T08"  # CAISO's nodal market, whose reports these are, began on 2009-04-01
     rate_limit = RateLimit(1 / 5, 1)  # CAISO's 429 notice: one request every 5 seconds
     min_interval_s = 5.0  # the acceptable use policy: one request every 5 seconds
     deadline_s = 600.0
@@ -57,6 +59,10 @@ class Oasis(Source):
         """
         if others := [code for code in codes if code != "CISO"]:
             raise UsageError(f"OASIS serves CISO only, not {', '.join(others)}; use --respondents CISO")
+
+    def ahead_hours(self, route: str) -> int:
+        """Return 48 for a day-ahead report, which covers the whole next local day."""
+        return 48 if MARKET_RUN[route] == "DAM" else 0
 
     def expected_requests(self, shard: Shard) -> int:
         """Return the number of windows."""
@@ -113,7 +119,8 @@ class Oasis(Source):
         if not tables:
             raise SourceError(f"the zip contains no CSV but {[member.filename for member in members][:3]}", "zip")
         table = pa.concat_tables(tables, promote_options="default")
-        return Page(_hourly(job, table), table.num_rows, table.num_rows)
+        columns, duplicates = _hourly(job, table)
+        return Page(columns, table.num_rows, table.num_rows, duplicates=duplicates)
 
 
 def _refusal(xml: str) -> Page:
@@ -154,14 +161,18 @@ def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> pa.Table:
         raise SourceError(f"{member.filename} is truncated or damaged: {error}", "csv") from error
 
 
-def _hourly(job: FetchJob, table: pa.Table) -> Columns:
+def _hourly(job: FetchJob, table: pa.Table) -> tuple[Columns, int]:
     """Return one value per hour: the average of rows of any interval, for hours whose intervals add up to 60 minutes.
 
+    Returns:
+        The hours, and the number of rows that only repeat others: equal rows, and shorter intervals whose average an hour has too.
+
     Raises:
-        SourceError: kind "foreign" (rows outside the shard, too many variables), "repeated" (an interval occurs twice) or "csv".
+        SourceError: kind "foreign" (rows outside the shard, too many variables), "repeated" (an interval occurs twice with
+            different values) or "csv".
     """
     if not table.num_rows:
-        return EMPTY
+        return EMPTY, 0
     start, end = _minutes(table, _START), _minutes(table, _END)
     naming = [name for name in NAMING if name in table.column_names]
     names, series = _labels(table, naming)
@@ -169,22 +180,42 @@ def _hourly(job: FetchJob, table: pa.Table) -> Columns:
     first, last = hour_number(job.shard.start), hour_number(job.shard.end)
     if hour.min() < first or hour.max() > last:
         raise SourceError(f"rows outside {job.shard.start}…{job.shard.end}", "foreign")
-    if len(np.unique(start * len(names) + series)) < len(start):
-        raise SourceError("an interval of one variable occurs twice", "repeated")
-    minutes = end - start
-    cell = (hour - first) * len(names) + series
     value = table.column(_VALUE).to_numpy()
     if np.isinf(value).any():
         raise SourceError("a value is not a finite number", "csv")
-    covered = np.bincount(cell, minutes)
-    energy = np.bincount(cell, minutes * value)
-    whole = np.flatnonzero(covered == 60)
-    return Columns(
+    keep = _distinct(start, end, series, value)
+    start, series, value, minutes = start[keep], series[keep], value[keep], (end - start)[keep]
+    cell = (hour[keep] - first) * len(names) + series
+    fine = minutes < 60
+    for part in (fine, ~fine):
+        if len(np.unique(start[part] * len(names) + series[part])) < np.count_nonzero(part):
+            raise SourceError("an interval of one variable occurs twice, with different values", "repeated")
+    size = (last - first + 1) * len(names)
+    covered, energy = (np.bincount(cell[fine], part[fine], size).astype(float) for part in (minutes, minutes * value))
+    hourly, whole = cell[~fine], value[~fine]
+    twice = covered[hourly] > 0
+    average = energy[hourly] / 60.0
+    agrees = (covered[hourly] == 60) & (np.abs(average - whole) <= ROUNDING_MW) | (np.isnan(average) & np.isnan(whole))
+    if (twice & ~agrees).any():
+        raise SourceError("an hour and its shorter intervals have different values", "repeated")
+    covered[hourly], energy[hourly] = minutes[~fine], minutes[~fine] * whole
+    found = np.flatnonzero(covered == 60)
+    columns = Columns(
         tuple((job.shard.respondent, ".".join((job.shard.route, *name))) for name in names),
-        (first + whole // len(names)).astype(np.int32),
-        (whole % len(names)).astype(np.int32),
-        energy[whole] / 60.0,
+        (first + found // len(names)).astype(np.int32),
+        (found % len(names)).astype(np.int32),
+        energy[found] / 60.0,
     )
+    return columns, table.num_rows - len(keep) + int(np.isin(cell[fine], hourly[twice]).sum())
+
+
+def _distinct(start: Int64s, end: Int64s, series: Int64s, value: Floats) -> Int64s:
+    """Return the rows [kept], in order, without those that equal an earlier one."""
+    order = np.lexsort((value, end, series, start))
+    one, other = order[:-1], order[1:]
+    same = np.logical_and.reduce([part[one] == part[other] for part in (start, end, series)])
+    same &= (value[one] == value[other]) | (np.isnan(value[one]) & np.isnan(value[other]))
+    return np.sort(np.concatenate((order[:1], other[~same])))
 
 
 def _minutes(table: pa.Table, column: str) -> Int64s:

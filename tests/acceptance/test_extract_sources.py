@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from numpy.testing import assert_array_equal
 
 from ingest.emulator.process import Emulator
 from ingest.loader import load_series
@@ -60,9 +61,61 @@ def test_every_path_of_a_recordings_source_is_read(coordinator: Coordinator, tmp
         assert series.values.tolist() == [[value]] * 6
 
 
+def test_mistyped_path_and_unreadable_recording_are_one_line(coordinator: Coordinator, tmp_path: Path) -> None:
+    """A typing error printed twelve lines of another program's usage, under exit code 1."""
+    typo = coordinator("start", "--extract", "--source", "recordings:nowhere.csv", "--respondents", "BPAT")
+    assert (typo.code, typo.stderr.count("\n")) == (2, 1)
+    assert "no such file or folder: nowhere.csv" in typo.stderr
+    path = tmp_path / "BPAT.csv"
+    path.write_text("date_time,colour\n2020-01-01 00:00:00,blue\n")
+    wrong = coordinator("start", "--extract", "--source", f"recordings:{path}", "--respondents", "BPAT")
+    assert (wrong.code, wrong.stderr.count("\n")) == (2, 1), wrong.stderr
+    assert f"{path}: no column of hourly values" in wrong.stderr
+
+
 def test_an_option_that_lists_codes_may_be_repeated(coordinator: Coordinator) -> None:
-    run = coordinator("start", "--extract", "--dry-run", "--json", "--respondents", "PACW", "--respondents", "ERCO,CISO")
+    run = coordinator(
+        "start", "--extract", "--dry-run", "--json", "--respondents", "PACW", "--respondents", "ERCO,CISO"
+    )
     assert run.result["respondents"] == ["PACW", "ERCO", "CISO"]
+
+
+def test_respondent_with_nothing_is_named_first_and_nothing_at_all_is_a_failure(
+    coordinator: Coordinator, tmp_path: Path
+) -> None:
+    """Both ended as complete: the one sign was a gap line among dozens of others."""
+    path = demand_file(tmp_path, "BPAT", 5000)
+    day = ("--source", f"recordings:{path}", "--start", "2020-01-01T00", "--end", "2020-01-01T05")
+    some = coordinator("start", "--extract", *day, "--respondents", "BPAT,ERCO")
+    assert some.code == 0, some.stderr
+    assert some.stdout.splitlines()[:3] == [
+        f"{code}: eia {route} has no hour of 2020-01-01T00 to 2020-01-01T05"
+        for code, route in (("BPAT", "fuel-type-data"), ("ERCO", "region-data"), ("ERCO", "fuel-type-data"))
+    ]
+    none = coordinator("start", "--extract", *day, "--respondents", "ERCO", "--data", "other")
+    assert none.code == 1
+    assert "has no hour of what was asked for" in none.stderr
+
+
+@pytest.mark.long
+def test_first_hours_of_a_bulk_extraction_come_from_the_file_before(
+    coordinator: Coordinator, emulator: Emulator, tmp_path: Path
+) -> None:
+    """The first 9 hours of 1 July in UTC are of 30 June in Pacific time: they were absent, and no gap named them."""
+    period = ("--start", "2024-07-01", "--end", "2024-07-02", "--respondents", "PACW")
+    bulk = coordinator("start", "--extract", "--json", "--source", f"bulk+{emulator.url}", *period, "--data", "bulk")
+    eia = coordinator("start", "--extract", "--json", "--source", emulator.url, *period, "--data", "eia")
+    assert bulk.code == eia.code == 0, bulk.stderr + eia.stderr
+    first, last = "2024-07-01T00", "2024-07-02T23"
+    values = [load_series(tmp_path / folder, ["PACW"], ["D", "NG"], first, last).values for folder in ("bulk", "eia")]
+    assert_array_equal(values[0], values[1])
+    assert all(gap["start"] >= first for gap in bulk.result["gaps"])
+    whole = coordinator("verify", "--data", "bulk", "--json")
+    assert whole.code == 0, whole.stdout
+    # Earlier hours than before: the file before is read again, now for all of its hours.
+    earlier = ("--start", "2024-06-30", "--end", "2024-07-02", "--respondents", "PACW", "--data", "bulk", "--json")
+    wider = coordinator("start", "--extract", "--source", f"bulk+{emulator.url}", *earlier)
+    assert (wider.result["new_shards"], coordinator("verify", "--data", "bulk").code) == (1, 0)
 
 
 def test_bulk_files_and_oasis_are_extracted_the_same_way(coordinator: Coordinator, emulator: Emulator) -> None:

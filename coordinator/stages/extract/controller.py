@@ -46,6 +46,11 @@ class ExtractController(StageController):
             self._add(result)
 
     @property
+    def results(self) -> list[ShardResult]:
+        """The results on disk, those of this run included."""
+        return [*self.plan.results.values(), *self.fetched]
+
+    @property
     def verified(self) -> int:
         """The planned shards that are verified."""
         return sum(shard.key in self._verified for shard in self.plan.shards)

@@ -19,7 +19,8 @@ from ingest.build_series import year_hours
 from ingest.columns import Columns, digest, find_gaps, from_table, hour_number, open_parquet
 from ingest.errors import VerificationError
 from ingest.files import file_sha256
-from ingest.models import ALL_RESPONDENTS, BuildJob, BuildResult, FetchJob, FileEntry, ShardResult
+from ingest.manifest import SAFE_HOUR
+from ingest.models import ALL_RESPONDENTS, BuildJob, BuildResult, FetchJob, FileEntry, ShardResult, parse_hour
 from ingest.sources import get_source
 from ingest.store import read_content
 
@@ -68,12 +69,15 @@ def _check_fetch(job: FetchJob, result: ShardResult, data_dir: Path) -> None:
     key = job.shard.key
     _expect(key, "shard", result.shard, job.shard)
     _expect(key, "respondents kept", result.kept, job.respondents)
+    _expect(key, "first hour of gaps", result.gaps_from, job.gaps_from)
+    if result.asked_at and not SAFE_HOUR.fullmatch(result.asked_at):
+        parse_hour(result.asked_at)
     _check_counters(key, result)
     _check_pages(job, result, data_dir)
     columns = _open_piece(data_dir, result.piece)
     source = get_source(job.shard.source)
     if source.paged:  # of other sources, rows of a response are not rows of the piece
-        _expect(key, "rows in the piece", len(columns), result.rows)
+        _expect(key, "rows in the piece", len(columns), result.rows - result.duplicates)
     _expect(key, "nulls in the piece", columns.nulls(), result.nulls)
     _expect(key, "digest of the piece's rows", digest(columns), result.digest)
     if ((columns.hour[1:] == columns.hour[:-1]) & (columns.index[1:] == columns.index[:-1])).any():
@@ -90,7 +94,8 @@ def _check_fetch(job: FetchJob, result: ShardResult, data_dir: Path) -> None:
 
 
 def _check_counters(key: str, result: ShardResult) -> None:
-    counters = {"requests": result.requests, "reused pages": result.reused, **result.faults}
+    counters = {"requests": result.requests, "reused pages": result.reused, "duplicates": result.duplicates}
+    counters |= result.faults
     bad = [name for name, count in counters.items() if not 0 <= count <= MAX_COUNT]
     if bad or len(result.faults) > MAX_KINDS or any(not kind.isprintable() or len(kind) > 64 for kind in counters):
         raise VerificationError(

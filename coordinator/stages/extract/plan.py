@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from math import isinf
 from pathlib import Path
 from typing import Any, Self
@@ -13,10 +13,12 @@ from coordinator.scheduling.rate_limit import RequestBudget
 from coordinator.stages.extract.source import SourceChoice, parse_source
 from coordinator.stages.fleet import StageOptions
 from ingest import manifest
+from ingest.asked import clip_period, reuse_verified
 from ingest.catalog import check_respondents
 from ingest.errors import UsageError
 from ingest.models import FetchJob, Shard, ShardResult
 from ingest.plan import Build, plan_builds, plan_shards, plan_update
+from ingest.sources import get_source
 
 UNDER = 0.985  # of a ceiling: requests that a busy machine or the network bunches together must not cross it
 BURST = 2  # requests at once; EIA allows 5, and the rest of them absorbs a delay of three requests' time
@@ -32,6 +34,7 @@ class ExtractOptions(StageOptions):
     start: str  # first hour, YYYY-MM-DDTHH
     end: str  # last hour, inclusive
     shards: tuple[Shard, ...]  # of the period, whether they are on disk or not
+    notes: tuple[str, ...]  # what was cut from the period that was asked for
     rate: float | None  # requests per second; None = the source's policy
     revise_days: int
     update: bool
@@ -46,10 +49,15 @@ class ExtractOptions(StageOptions):
         """
         check_respondents(settings["respondents"])
         source = parse_source(settings["source"])
-        shards = plan_shards(source.kind, settings["respondents"], (settings["start"], settings["end"]))
-        same = {name: settings[name] for name in ("respondents", "start", "end", "rate", "update", "rebuild")}
+        start, end = settings["start"], settings["end"]
+        notes: tuple[str, ...] = ()
+        if source.public and start <= end:
+            start, end, notes = clip_period(source.kind, start, end, datetime.now(UTC))
+        period = {"start": start, "end": end, "notes": notes}
+        shards = plan_shards(source.kind, settings["respondents"], (start, end))
+        same = {name: settings[name] for name in ("respondents", "rate", "update", "rebuild")}
         return super().from_settings(
-            settings, source=source, shards=shards, revise_days=settings["revise-days"], **same, **own
+            settings, source=source, shards=shards, revise_days=settings["revise-days"], **period, **same, **own
         )
 
     @property
@@ -73,6 +81,7 @@ class ExtractionPlan:
     results: Mapping[str, ShardResult]  # of the shards on disk, by key
     built: Mapping[str, tuple[str, ...]]  # the series on disk: key of the build → sha256 of its pieces
     origin: str = ""  # of all hours that the source gives; "" where only its responses tell
+    start: str = ""  # first hour that was asked for; "": that of the first shard
 
     @property
     def missing(self) -> tuple[Shard, ...]:
@@ -81,7 +90,8 @@ class ExtractionPlan:
 
     def fetch_job(self, shard: Shard, base_url: str, bucket: str) -> FetchJob:
         """Return the payload of a shard's fetch."""
-        return FetchJob(shard, base_url, respondents=tuple(sorted(self.kept_of(shard))), bucket=bucket)
+        kept = tuple(sorted(self.kept_of(shard)))
+        return FetchJob(shard, base_url, respondents=kept, bucket=bucket, gaps_from=_gaps_from(shard, self.start))
 
     def kept_of(self, shard: Shard) -> frozenset[str]:
         """Return the respondents to keep of a bulk file, which holds all of them; empty for any other shard."""
@@ -102,17 +112,22 @@ def make_plan(options: ExtractOptions, now: datetime) -> ExtractionPlan:
     shards = options.shards
     if options.update:
         shards = plan_update(results.values(), now, options.revise_days, shards)
+    else:
+        shards = reuse_verified(shards, results.values())
     respondents = frozenset(options.respondents)
-    shards = tuple(_widened(shard, results, respondents) for shard in shards)
+    shards = tuple(_widened(shard, results, respondents, options.start) for shard in shards)
+    built = {result.key: result.pieces for result in manifest.build_results(options.data_dir)}
+    years = range(int(options.start[:4]), int(options.end[:4]) + 1)
     return ExtractionPlan(
         data_dir=options.data_dir,
         shards=shards,
-        builds=plan_builds(shards, options.respondents),
+        builds=plan_builds(shards, options.respondents, years, built),
         respondents=respondents,
         world=world,
         results=results,
-        built={result.key: result.pieces for result in manifest.build_results(options.data_dir)},
+        built=built,
         origin=options.source.origin,
+        start=options.start,
     )
 
 
@@ -145,8 +160,15 @@ def _kept_of(shard: Shard, respondents: frozenset[str]) -> frozenset[str]:
     return respondents if shard.respondent == "ALL" else frozenset()
 
 
-def _widened(shard: Shard, results: Mapping[str, ShardResult], respondents: frozenset[str]) -> Shard:
-    """If the bulk file was fetched for other respondents, refetch it as the next generation."""
-    while (result := results.get(shard.key)) is not None and not _kept_of(shard, respondents) <= set(result.kept):
+def _gaps_from(shard: Shard, start: str) -> str:
+    """Return the first hour whose absence from a whole file is a gap, where the file begins before what was asked for; else ""."""
+    return start if get_source(shard.source).whole_files and shard.start < start else ""
+
+
+def _widened(shard: Shard, results: Mapping[str, ShardResult], respondents: frozenset[str], start: str) -> Shard:
+    """If the bulk file was fetched for other respondents, or for later hours only, refetch it as the next generation."""
+    while (result := results.get(shard.key)) is not None and (
+        not _kept_of(shard, respondents) <= set(result.kept) or _gaps_from(shard, start) < result.gaps_from
+    ):
         shard = replace(shard, generation=shard.generation + 1)
     return shard

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from ingest.errors import UsageError
@@ -23,10 +24,14 @@ class SourceChoice:
     needs_key: bool = False
 
     @property
+    def public(self) -> bool:
+        """Whether this is the source's public API, whose first hour is known."""
+        return self.base_url == get_source(self.kind).url
+
+    @property
     def origin(self) -> str:
         """The origin of every hour: the bundled emulator's world, or the host of a public API that does not redirect; else ""."""
-        public = self.base_url is not None and self.base_url == get_source(self.kind).url and self.needs_key
-        return self.world or (urlsplit(self.base_url or "").hostname or "" if public else "")
+        return self.world or (urlsplit(self.base_url or "").hostname or "" if self.public and self.needs_key else "")
 
 
 def parse_source(text: str) -> SourceChoice:
@@ -46,6 +51,8 @@ def parse_source(text: str) -> SourceChoice:
         paths = tuple(path for path in text.removeprefix("recordings:").split(",") if path)
         if not paths:
             raise UsageError("--source recordings: names no file. Give a folder or files: recordings:PATH[,PATH…].")
+        if absent := [path for path in paths if not Path(path).exists()]:
+            raise UsageError(f"--source recordings: no such file or folder: {', '.join(absent)}. Check the path.")
         return SourceChoice(text, "eia", None, world="recordings", recordings=paths)
     if text in SOURCES:
         source = get_source(text)

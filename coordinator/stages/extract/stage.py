@@ -30,8 +30,10 @@ from coordinator.stages.extract.plan import BUCKET, ExtractOptions, make_plan
 from coordinator.stages.fleet import build_fleet, reachable_bind
 from coordinator.stages.runner import RunResult, StageRunner
 from coordinator.stages.stage import OutputMode
+from coordinator.wire.exit_codes import ExitCode
 from coordinator.wire.lease_kinds import LeaseKind
 from ingest import checksums, manifest, tls
+from ingest.asked import Absence, absences
 from ingest.console import printable
 from ingest.coverage import write_coverage
 from ingest.emulator.process import Emulator
@@ -57,6 +59,7 @@ class ExtractDryRun(DryRun, frozen=True):
     requests: int
     policy_seconds: float  # at the ceiling that the source states; 0 where it states none
     policy_rate: float  # requests per second, likewise
+    notes: tuple[str, ...] = ()  # what was cut from the period that was asked for
 
     @property
     def has_work(self) -> bool:
@@ -66,6 +69,7 @@ class ExtractDryRun(DryRun, frozen=True):
     def to_text(self) -> str:
         """Return the plan as text, a line for each shard."""
         lines = [
+            *self.notes,
             f"source {self.source}, {self.start} to {self.end} (UTC, hour-ending), data folder {self.data}",
             *(f"  {key}" for key in self.shards),
             f"{len(self.shards)} shards to fetch, {self.proved} already verified; about {self.requests} requests",
@@ -106,6 +110,8 @@ class ExtractSummary(StageSummary, frozen=True, kw_only=True):
     peak_worker_mb: float
     seconds: float
     rows_per_s: float
+    notes: tuple[str, ...]  # what was cut from the period that was asked for
+    absent: tuple[Absence, ...]  # respondents and routes without any row in the period
 
 
 class ExtractStage:
@@ -131,6 +137,7 @@ class ExtractStage:
             requests=count,
             policy_seconds=count / limit.rate if limit else 0.0,
             policy_rate=limit.rate if limit else 0.0,
+            notes=options.notes,
         )
 
     def run(self, options: ExtractOptions, mode: OutputMode) -> ExtractSummary:
@@ -173,6 +180,8 @@ class ExtractStage:
         """Return a summary as text: the verified data, the missing data by name, and the work of this run."""
         label = ", ".join(summary.origins) or "no data"
         lines = [
+            *summary.notes,
+            *map(str, summary.absent),
             f"{summary.proved} of {summary.shards} shards verified, {summary.series} series, in {summary.data} ({label})",
             f"rows {summary.rows:,} = Σ total {summary.total:,} · duplicates {summary.duplicates} · nulls {summary.nulls:,} · "
             f"missing at the source {summary.gap_hours:,} hours",
@@ -201,10 +210,12 @@ class ExtractStage:
 
 
 def server_time(base_url: str) -> datetime:
-    """Return the server's clock (the `Date` header of any answer). It decides which hours may still be revised.
+    """Return the server's clock, which decides which hours may still be revised: the `Date` of any answer.
+
+    A server without a clock may leave the header out (RFC 9110, 6.6.1); then it is this host's clock.
 
     Raises:
-        SourceError: no answer, one without the header, or a certificate that is not trusted.
+        SourceError: no answer, or a certificate that is not trusted.
     """
     if urlsplit(base_url).scheme == "https":
         tls.trusted_context()
@@ -218,10 +229,8 @@ def server_time(base_url: str) -> datetime:
         ) from error
     try:
         return parsedate_to_datetime(answer.headers["Date"]).astimezone(UTC)
-    except (KeyError, ValueError) as error:
-        raise SourceError(
-            f"{base_url} answers without a valid Date header, which --update needs. Run without --update.", "clock"
-        ) from error
+    except (KeyError, ValueError):
+        return datetime.now(UTC)
 
 
 def check_key(key: str) -> None:
@@ -287,14 +296,22 @@ def _summary(
 ) -> ExtractSummary:
     fetched, status = controller.fetched, result.status
     rows = sum(one.rows for one in fetched)
+    shards = controller.plan.shards
+    absent = absences(shards, controller.results, options.respondents)
+    code, message = result.outcome.exit_code, result.outcome.message
+    ended: str = result.outcome.status
+    asked = len(options.respondents) * len({shard.route for shard in shards})
+    if code == ExitCode.DONE and absent and len(absent) == asked and not options.update:
+        code, ended = ExitCode.FAILED, "empty"
+        message = f"{options.source.name} has no hour of what was asked for. Check --source, --respondents, --start and --end."
     return ExtractSummary(
-        exit_code=result.outcome.exit_code,
-        status=result.outcome.status,
-        message=result.outcome.message,
+        exit_code=code,
+        status=ended,
+        message=message,
         source=options.source.name,
         origins=totals.origins,
         data=str(options.data_dir),
-        shards=len(controller.plan.shards),
+        shards=len(shards),
         proved=controller.verified,
         series=totals.builds,
         rows=totals.rows,
@@ -317,4 +334,6 @@ def _summary(
         peak_worker_mb=result.peak_rss / 1e6,
         seconds=seconds,
         rows_per_s=rows / seconds,
+        notes=options.notes,
+        absent=absent,
     )

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest import fetch, outage
-from ingest.columns import hour_number, hour_text, merge
+from ingest.columns import Columns, find_gaps, hour_number, hour_text, merge
 from ingest.errors import SourceError, UsageError
 from ingest.fetch import fetch_shard
 from ingest.models import FetchJob, Shard, ShardResult
@@ -143,7 +143,7 @@ GOOD = table(OLD, [("PACW", f"07/01/2024 {hour}:00:00 AM", ["1"] * 10) for hour 
         (GOOD.replace(b"07/01/2024 8:00:00 AM", b"07/01/2024 8:30:00 AM"), "csv"),
         (GOOD.replace(b"07/01/2024 8:00:00 AM", b"yesterday"), "csv"),
         (GOOD.replace(b"07/01/2024 8:00:00 AM,1", b"07/01/2024 8:00:00 AM,many"), "csv"),
-        (GOOD.replace(b"8:00:00 AM", b"9:00:00 AM"), "repeated"),
+        (GOOD.replace(b"8:00:00 AM,1", b"9:00:00 AM,2"), "repeated"),
         (GOOD.replace(b"07/01/2024 8:00", b"07/01/2023 8:00"), "foreign"),
     ],
 )
@@ -151,6 +151,17 @@ def test_invalid_file_raises_its_fault_kind(plain: bytes, kind: str) -> None:
     with pytest.raises(SourceError) as raised:
         Bulk().parse(JOB, gzip.compress(plain))
     assert raised.value.kind == kind
+
+
+def test_equal_line_is_kept_once_and_counted() -> None:
+    """One repeated line of one authority made the file unusable for all."""
+    lines = GOOD.split(b"\r\n")
+    page = Bulk().parse(JOB, gzip.compress(b"\r\n".join([*lines[:3], lines[1], *lines[3:]])))
+    assert (page.rows, page.total, page.duplicates) == (6, 6, 1)
+    assert cells_of(GOOD).keys() == {
+        (hour_text(hour), *page.columns.series[i])
+        for hour, i in zip(page.columns.hour, page.columns.index, strict=True)
+    }
 
 
 def test_truncated_stored_file_is_refused() -> None:
@@ -176,6 +187,23 @@ def test_file_name_follows_its_half_year() -> None:
     assert Bulk().request(first_half, 0).endswith("/EIA930_BALANCE_2019_Jan_Jun.csv")
     with pytest.raises(UsageError, match="January to June"):
         Bulk().request(replace(JOB, shard=replace(JOB.shard, end="2024-12-30T23")), 0)
+
+
+def test_hours_that_a_file_lacks_at_its_ends_are_gaps() -> None:
+    """A respondent that begins late or stops: the hours before and after were never named."""
+    hours = np.arange(hour_number("2024-07-10T00"), hour_number("2024-09-01T00"), dtype=np.int32)
+    columns = Columns((("PACW", "D"),), hours, np.zeros(len(hours), np.int32), np.ones(len(hours)))
+
+    def edges(job: FetchJob) -> list[tuple[str, str]]:
+        return [
+            (gap.start, gap.end) for gap in find_gaps(columns, Bulk().spans(job, columns)) if gap.respondent == "PACW"
+        ]
+
+    # Of the hours beside the file's own only those that every zone has in it.
+    assert edges(JOB) == [("2024-07-01T09", "2024-07-09T23"), ("2024-09-01T00", "2025-01-01T04")]
+    # The file before what was asked for: of its last hours only.
+    assert edges(replace(JOB, gaps_from="2025-01-01T00")) == [("2025-01-01T00", "2025-01-01T04")]
+    assert edges(replace(JOB, gaps_from="2025-01-01T06")) == []
 
 
 class BulkStub(Stub):

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from ingest import fetch, http, outage
+from ingest.columns import hour_number
 from ingest.errors import AuthenticationError, Cancelled, SourceError, UsageError
 from ingest.fetch import fetch_shard
 from ingest.models import ShardResult
-from tests.support.stub_server import Bench, Reply, Stub, bench, eia_job, serve
+from tests.support.stub_server import NAMES, Bench, Reply, Stub, bench, eia_job, serve
 
 KEY = "Se/cret-KEY-0123456789"
 
@@ -93,6 +94,13 @@ def shifted(response: dict[str, Any]) -> None:
     response["data"][0:3] = [dict(row, period="2023-01-05T00") for row in response["data"][0:3]]
 
 
+def overlapping(response: dict[str, Any]) -> None:
+    """Begin with the last row of the page before, as after a row is inserted between two requests: the last row is lost."""
+    value = str((hour_number("2023-02-22T01") * 7 + 13 * NAMES["type"].index("TI")) % 5000 - 100)
+    last = {**response["data"][0], "period": "2023-02-22T01", "type": "TI", "value": value}
+    response["data"][:] = [last, *response["data"][:-1]]
+
+
 HTML = b"<!DOCTYPE html><html><body>Request rejected</body></html>"
 INVALID = b'{"error":{"code":"API_KEY_INVALID","message":"An invalid api_key was supplied."}}'
 LIMIT = b'{"error":{"code":"OVER_RATE_LIMIT","message":"You have exceeded your rate limit."}}'
@@ -102,6 +110,7 @@ RECOVERABLE = {
     "short last page": (once(5000, drop(1), 2), {"short": 2}),
     "repeated": (once(5000, repeat), {"repeated": 1}),
     "repeated over pages": (once(5000, shifted), {"repeated": 1}),
+    "pages that overlap by a row": (once(5000, overlapping), {"repeated": 1}),
     "nulls": (once(0, nulls), {"nulls": 1}),
     "total high on the first page": (once(0, total(100)), {"total": 2}),
     "total low on the first page": (once(0, total(-100)), {"total": 2}),
@@ -296,6 +305,25 @@ def test_null_repeated_by_the_source_is_accepted(tmp_path: Path, faultless: Shar
     assert (result.nulls, result.faults, result.gaps) == (2, {}, ())
     assert stub.asked == {0: 2, 5000: 1}
     assert result.digest != faultless.digest
+
+
+@pytest.mark.parametrize("at", [40, 4999])  # within a page, and as the last row of one and the first of the next
+def test_row_that_the_source_has_twice_is_kept_once(at: int, tmp_path: Path, faultless: ShardResult) -> None:
+    """It was asked for five times, and made its shard impossible for ever."""
+    stub = Stub()
+    own = stub.rows
+
+    def doubled(query: dict[str, Any]) -> list[dict[str, Any]]:
+        rows = own(query)
+        return [*rows[: at + 1], *rows[at:]]
+
+    stub.rows = doubled  # type: ignore[method-assign]
+    with serve(stub) as url, bench(tmp_path) as one:
+        result = fetch_shard(eia_job(url), one.context)
+    assert (result.rows, result.total, result.duplicates) == (8641, 8641, 1)
+    assert result.faults["duplicate"] == 1
+    assert (result.digest, result.gaps) == (faultless.digest, ())
+    assert stub.asked == ({0: 2, 5000: 1} if at < 4999 else {0: 2, 5000: 2})
 
 
 def test_missing_hours_are_gaps_and_the_end_is_probed(tmp_path: Path) -> None:

@@ -117,6 +117,14 @@ def test_incomplete_hour_is_a_gap_and_empty_value_a_null() -> None:
     assert np.isnan(columns.value).tolist() == [False, True, False]
 
 
+def test_equal_rows_and_intervals_are_kept_once_and_counted() -> None:
+    """The same row twice, and an hour beside its own twelve intervals: nothing contradicts anything."""
+    twice = Oasis().parse(job(), zipped(HEADER + line(0, 60, "1") * 2 + line(60, 60, "") * 2))
+    assert (twice.rows, len(twice.columns), twice.duplicates) == (4, 2, 2)
+    both = Oasis().parse(job(), zipped(HEADER + line(0, 60, "7") + "".join(line(5 * i, 5, "7") for i in range(12))))
+    assert (both.columns.value.tolist(), both.duplicates) == ([7.0], 12)
+
+
 @pytest.mark.parametrize(
     ("content", "kind"),
     [
@@ -127,7 +135,8 @@ def test_incomplete_hour_is_a_gap_and_empty_value_a_null() -> None:
         (zipped(HEADER + line(0, 60, "many")), "csv"),
         (zipped(HEADER + "2023-01-01T00:00:00-00:00,2023-"), "csv"),
         (zipped(HEADER + "yesterday,today,A,B,1\n"), "csv"),
-        (zipped(HEADER + line(0, 60, "1") * 2), "repeated"),
+        (zipped(HEADER + line(0, 60, "1") + line(0, 60, "2")), "repeated"),
+        (zipped(HEADER + line(0, 60, "8") + "".join(line(5 * i, 5, "7") for i in range(12))), "repeated"),
         (zipped(HEADER + line(2880, 60, "1")), "foreign"),
         (zipped(REFUSED.format("1001"), "INVALID_REQUEST.xml"), "refused"),
         (zipped(REFUSED.format("1015"), "INVALID_REQUEST.xml"), "zip"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from numpy.testing import assert_array_equal
 from ingest.build_series import PieceRows, build, classify_cells, long_table, merge, year_hours
 from ingest.columns import hour_number
 from ingest.errors import VerificationError
+from ingest.loader import load_series
 from ingest.models import MAX_VARIABLES, BuildJob, BuildResult, ShardResult
 from ingest.plan import build_job
+from ingest.quality import UNASKED
 from tests.support.data_folder import ABSENT, daily, shard, store
 from tests.support.recordings import RESPONDENTS, needs_recordings, year_of
 
@@ -67,6 +70,34 @@ def test_merge_keeps_latest_value_and_its_generation(drawn: list[dict]) -> None:
     assert sorted(found, key=str) == sorted(revisions, key=str)
     assert merged.duplicates == 0
     assert not merged.given[:, 6:].any()
+
+
+def test_hours_that_nobody_asked_for_are_not_called_missing(tmp_path: Path) -> None:
+    """A quarter was asked for: the other months are `unasked`, and what a later fetch finds absent is `missing`."""
+    quarter, rest = (
+        shard(start=a, end=b) for a, b in (("2024-01-01T00", "2024-03-31T23"), ("2024-04-01T00", "2024-12-31T23"))
+    )
+    load = daily(quarter.hours)
+    load[5:8] = ABSENT
+    first = store(tmp_path, quarter, {"D": load})
+    result = build(build_job("PACW", 2024, "synthetic", [first]), tmp_path)
+    assert result.masked == {"missing": 3, "null": 0, "outlier": 0, "unasked": 8784 - quarter.hours}
+    assert load_series(tmp_path, ["PACW"], ["D"], "2024-04-01T00", "2024-04-01T00").reason.tolist() == [[UNASKED]]
+    empty = store(tmp_path, rest, {"D": ABSENT})
+    both = build(build_job("PACW", 2024, "synthetic", [first, empty]), tmp_path)
+    assert both.masked == {"missing": 8784 - quarter.hours + 3, "null": 0, "outlier": 0}
+
+
+def test_hours_to_come_are_unasked(tmp_path: Path) -> None:
+    """The pages were served on 1 February: the rest of the year had not happened, but its forecast had been made."""
+    year = shard(start="2024-01-01T00", end="2024-12-31T23")
+    load = np.full(year.hours, ABSENT)
+    load[: 31 * 24] = daily(31 * 24)
+    forecast = np.full(year.hours, ABSENT)
+    forecast[: 33 * 24] = daily(33 * 24)
+    one = replace(store(tmp_path, year, {"D": load, "DF": forecast}), asked_at="2024-02-01T02")
+    result = build(build_job("PACW", 2024, "synthetic", [one]), tmp_path)
+    assert result.masked == {"missing": 3, "null": 0, "outlier": 0, "unasked": 2 * 8784 - 31 * 24 - 33 * 24 - 3}
 
 
 @pytest.mark.parametrize(("count", "index"), [(128, "int8"), (129, "int16"), (MAX_VARIABLES, "int16")])
@@ -175,7 +206,7 @@ def test_revision_replaces_value_and_is_listed(tmp_path: Path, values: dict[str,
 def test_partial_year_has_every_hour(tmp_path: Path) -> None:
     january = shard(end="2024-01-31T23")
     result = built(tmp_path, store(tmp_path, january, {"D": daily(744)}))
-    assert (result.hours, result.valid, result.masked["missing"]) == (8784, 744, 8040)
+    assert (result.hours, result.valid, result.masked["unasked"]) == (8784, 744, 8040)
     summary = msgspec.json.decode((tmp_path / result.summary.path).read_bytes())
     assert summary["variables"]["D"]["ok"] == [744] + [0] * 11
     assert summary["month_hours"][:2] == [744, 696]

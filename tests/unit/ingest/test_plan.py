@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.stages.extract.source import parse_source
+from ingest.asked import open_gaps
 from ingest.columns import EMPTY, hour_number, hour_text
 from ingest.errors import UsageError
 from ingest.http import HttpResponse
 from ingest.models import FetchJob, FileEntry, Gap, PageEntry, Shard, ShardResult
-from ingest.plan import build_job, expected_requests, open_gaps, plan_builds, plan_shards, plan_update
+from ingest.plan import build_job, expected_requests, plan_builds, plan_shards, plan_update
 from ingest.sources import SOURCES
 from ingest.sources.base import Page, Source
 
@@ -52,6 +53,11 @@ def test_period_is_cut_at_the_turn_of_the_year() -> None:
     ]
 
 
+def test_plan_itself_knows_no_first_hour() -> None:
+    """Recordings are read by EIA's protocol, and begin in 2015."""
+    assert len(plan_shards("eia", ("PACW",), (2016,))) == 2
+
+
 def test_oasis_plan_is_by_query_and_year() -> None:
     shards = plan_shards("oasis", ("CISO",), (2023, 2024))
     assert len(shards) == 6
@@ -60,14 +66,25 @@ def test_oasis_plan_is_by_query_and_year() -> None:
         plan_shards("oasis", ("PACW",), (2024,))
 
 
-def test_bulk_plan_is_by_file_and_builds_need_the_previous_file() -> None:
+def test_bulk_plan_is_by_file_and_begins_with_the_file_of_its_first_hours() -> None:
+    """A file is cut in local time: the first UTC hours of 2020 lie in the file of July to December 2019."""
     shards = plan_shards("bulk", ("PACW", "CISO"), (2020, 2021))
-    assert [shard.respondent for shard in shards] == ["ALL"] * 4
-    assert expected_requests(shards) == 4
-    builds = {build.key: build.shards for build in plan_builds(shards, ("PACW", "CISO"))}
-    # A file is cut in local time: the first UTC hours of 2021 lie in the file of July to December 2020.
-    assert builds["build/PACW/2021"] == (shards[1].key, shards[2].key, shards[3].key)
-    assert builds["build/CISO/2020"] == (shards[0].key, shards[1].key)
+    assert [shard.respondent for shard in shards] == ["ALL"] * 5
+    assert [shard.start for shard in shards[:2]] == ["2019-07-01T00", "2020-01-01T00"]
+    assert expected_requests(shards) == 5
+    builds = {build.key: build.shards for build in plan_builds(shards, ("PACW", "CISO"), (2020, 2021))}
+    assert set(builds) == {f"build/{code}/{year}" for code in ("PACW", "CISO") for year in (2020, 2021)}
+    assert builds["build/PACW/2021"] == tuple(shard.key for shard in shards[2:])
+    assert builds["build/CISO/2020"] == tuple(shard.key for shard in shards[:3])
+    assert [shard.start for shard in plan_shards("bulk", ("PACW",), (2015,))] == ["2015-07-01T00"]  # EIA's first file
+    noon = plan_shards("bulk", ("PACW",), ("2024-07-01T12", "2024-12-31T23"))
+    assert [shard.start for shard in noon] == ["2024-07-01T00"]
+
+
+def test_series_on_disk_is_built_again_where_a_file_has_hours_of_its_year() -> None:
+    shards = plan_shards("bulk", ("PACW",), (2020,))
+    builds = plan_builds(shards, ("PACW",), (2020,), built=("build/PACW/2021", "build/PACW/2019"))
+    assert {build.year for build in builds} == {2019, 2020, 2021}
 
 
 def test_bulk_refuses_regions_and_names_alternatives() -> None:
@@ -107,7 +124,7 @@ def test_update_plans_new_revisable_and_missing_hours() -> None:
     fresh = plan_update(results, now)
     assert [(shard.start, shard.end, shard.generation) for shard in fresh] == [
         ("2023-03-01T00", "2023-03-01T04", 1),  # a named gap
-        ("2024-05-27T13", "2024-06-10T12", 1),  # 14 days to the last whole hour; June was never fetched
+        ("2024-05-27T13", "2024-06-12T12", 1),  # 14 days, to the end of tomorrow's forecast; June was never fetched
     ]
     # After two fetches the gap is the source's own: it is not requested again.
     settled = [*results, *(result_of(shard, ("2023-03-01T00", "2023-03-01T04")) for shard in fresh[:1])]
@@ -122,7 +139,7 @@ def test_update_returns_a_missing_year_as_planned() -> None:
 
 
 def test_update_plans_whole_bulk_files() -> None:
-    wanted = plan_shards("bulk", ("PACW",), (2024,))
+    wanted = plan_shards("bulk", ("PACW",), (2024,))[1:]
     fresh = plan_update([result_of(one) for one in wanted], datetime(2024, 12, 30, tzinfo=UTC), 14, wanted)
     assert [(shard.start, shard.end, shard.generation) for shard in fresh] == [("2024-07-01T00", "2024-12-31T23", 1)]
 
@@ -162,7 +179,9 @@ spans = st.tuples(st.integers(0, 17_000), st.integers(1, 4000)).map(lambda s: (F
     st.integers(0, 20_000),
     spans,
 )
-def test_update_covers_needed_hours_and_none_in_the_future(drawn: list, elapsed: int, wish: tuple[int, int]) -> None:
+def test_update_covers_needed_hours_and_none_beyond_the_forecast(
+    drawn: list, elapsed: int, wish: tuple[int, int]
+) -> None:
     def shard_of(span: tuple[int, int], generation: int = 0) -> Shard:
         return Shard("eia", "region-data", "PACW", hour_text(span[0]), hour_text(span[1] - 1), generation)
 
@@ -173,16 +192,17 @@ def test_update_covers_needed_hours_and_none_in_the_future(drawn: list, elapsed:
         results.append(result_of(shard_of(span, generation), *texts))
     horizon = FIRST + elapsed
     now = datetime.fromtimestamp(horizon * 3600 + 1, UTC)
-    wanted = range(wish[0], min(wish[1], horizon + 1))
+    ahead = horizon + 48  # of the day-ahead forecast
+    wanted = range(wish[0], min(wish[1], ahead + 1))
     asked = Counter(hour for span, *_ in drawn for hour in range(*span))
     absent = {hour for gap in open_gaps(results) for hour in range(hour_number(gap.start), hour_number(gap.end) + 1)}
     once = {hour for hour in absent if asked[hour] == 1}
-    need = {hour for hour in wanted if not asked[hour] or hour in once or hour > horizon - 14 * 24}
+    need = {hour for hour in wanted if not asked[hour] or hour in once or horizon - 14 * 24 < hour <= horizon}
     fresh = plan_update(results, now, 14, [shard_of(wish)])
     got = [hour for one in fresh for hour in range(hour_number(one.start), hour_number(one.end) + 1)]
     assert need <= set(got)
     assert len(got) == len(set(got))
-    assert not got or max(got) <= horizon
+    assert not got or max(got) <= ahead
     assert bool(need) == bool(got)
     for one in fresh:
         assert one.start[:4] == one.end[:4]
