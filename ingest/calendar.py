@@ -1,8 +1,11 @@
 """Local time of a respondent: time zones, daylight saving, local days, US federal holidays, and the issue time of each hour.
 
 Hours are EIA's: UTC, hour-ending, as hour numbers (hours since 1970-01-01T00). A local day is the 23 to 25 hours that end
-after its midnight, up to and including the next one. Zones: the reference tables of Form EIA-930, in which an authority
-reports its local time. Holidays: the US federal ones of the `holidays` library.
+after its midnight, up to and including the next one. Zones: EIA's reference table of balancing authorities (2019-09), which
+names the zone that each has chosen for its days, not the one in which it lies: Southern's days are Central, those of New Mexico
+(PNM), El Paso and WACM have no daylight saving. The data agree where days without a forecast show them (`tests/unit/ingest/test_calendar.py`);
+LGEE's begin at 05:00 UTC in summer and winter, which no zone of the table explains. Holidays: the US federal ones of the
+`holidays` library.
 """
 
 from dataclasses import dataclass
@@ -21,12 +24,11 @@ ISSUE_HOUR = 10  # o'clock local on the day before: operators have published the
 _EASTERN, _CENTRAL, _MOUNTAIN = "America/New_York", "America/Chicago", "America/Denver"
 _ARIZONA, _PACIFIC = "America/Phoenix", "America/Los_Angeles"
 _MEMBERS = {
-    _EASTERN: "CAR FLA MIDA NE NY SE US48 CPLE CPLW DUK FMPP FPC FPL GVL HST ISNE JEA LGEE MISO NSB NYIS PJM SC SCEG SEC "
-    "SOCO TAL TEC YAD GLHB",
-    _CENTRAL: "CENT MIDW TEN TEX AEC AECI EEI ERCO SEPA SIKE SPA SWPP TVA",
-    _MOUNTAIN: "EPE GWA IPCO NWMT PACE PNM PSCO WACM WAUW WWA",
-    _ARIZONA: "AZPS DEAA GRIF HGMA SRP SW TEPC WALC",
-    _PACIFIC: "CAL NW AVA AVRN BANC BPAT CHPD CISO DOPD GCPD GRID IID LDWP NEVP PACW PGE PSEI SCL TIDC TPWR",
+    _EASTERN: "CAR FLA MIDA NE NY US48 CPLE CPLW DUK FMPP FPC FPL GVL HST ISNE JEA NSB NYIS PJM SC SCEG SEC TAL TEC YAD GLHB",
+    _CENTRAL: "CENT MIDW SE TEN TEX AEC AECI EEI ERCO LGEE MISO SEPA SIKE SOCO SPA SWPP TVA",
+    _MOUNTAIN: "GWA NWMT PACE PSCO WAUW WWA",
+    _ARIZONA: "AZPS DEAA EPE GRIF HGMA PNM SRP SW TEPC WACM WALC",
+    _PACIFIC: "CAL NW AVA AVRN BANC BPAT CHPD CISO DOPD GCPD GRID IID IPCO LDWP NEVP PACW PGE PSEI SCL TIDC TPWR",
 }
 ZONES = {code: zone for zone, codes in _MEMBERS.items() for code in codes.split()}
 

@@ -14,10 +14,46 @@ from ingest.calendar import ISSUE_HOUR, ZONES, calendar_of
 from ingest.catalog import RESPONDENTS
 from ingest.columns import hour_number
 from ingest.errors import UsageError
+from tests.support.recordings import demand, needs_recordings
 
 
 def test_every_respondent_has_a_time_zone() -> None:
     assert set(ZONES) == set(RESPONDENTS)
+
+
+@pytest.mark.parametrize(
+    ("who", "summer", "winter"),  # the first hour of the local day, UTC and hour-ending
+    [
+        ("EPE", 8, 8),
+        ("IPCO", 8, 9),
+        ("LGEE", 6, 7),
+        ("MISO", 6, 7),
+        ("PNM", 8, 8),
+        ("SOCO", 6, 7),
+        ("WACM", 8, 8),
+        ("PJM", 5, 6),
+        ("PACW", 8, 9),
+    ],
+)
+def test_zones_are_those_of_eias_table(who: str, summer: int, winter: int) -> None:
+    for day, hour in (("2018-07-10", summer), ("2018-01-10", winter)):
+        calendar = calendar_of(who, hour_number(f"{day}T00"), hour_number(f"{day}T23"))
+        assert int(np.flatnonzero(calendar.hour == 0)[0]) == hour
+
+
+@needs_recordings
+@pytest.mark.parametrize("who", ["SOCO", "PNM", "WACM", "PSCO"])
+def test_days_without_a_forecast_begin_at_midnight_of_the_zone(who: str) -> None:
+    """An operator that forgets a forecast forgets a local day: the data tell which days it has. PSCO's are of its mountains."""
+    hours, columns = demand(who, "2020_Oct_more")
+    absent = ~np.isfinite(columns["DF"])
+    edges = np.diff(np.concatenate(([0], absent.astype(np.int8), [0])))
+    starts, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
+    days = [start for start, end in zip(starts, ends, strict=True) if start and (end - start) % 24 == 0]
+    first = hour_number(hours[0])
+    calendar = calendar_of(who, first, first + len(hours) - 1)
+    assert len(days) >= 3
+    assert {int(calendar.hour[start]) for start in days} == {0}
 
 
 def test_unknown_respondent_has_no_time_zone() -> None:
