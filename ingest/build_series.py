@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ingest.array_types import Bools, Floats, Int8s, Int32s, Int64s
 from ingest.balance import balances
+from ingest.breaks import REPORTED_BY_EIA, breaks_of
 from ingest.columns import as_arrow, as_numpy, as_strings, hour_number, hour_text
 from ingest.models import REGION_TYPES, BuildJob, BuildResult, Shard
 from ingest.plan import piece_order
@@ -90,6 +91,7 @@ def build(job: BuildJob, data_dir: Path) -> BuildResult:
         "hours": cells.raw.shape[1],
         **_counts(cells, reason),
         "balance": balances(dict(zip(cells.variables, value, strict=True)), months_of(cells)),
+        "breaks": _breaks(cells, job),
         "revisions": cells.revisions,
         "pieces": [
             {"shard": piece.shard.key, "file": piece.file.path, "sha256": piece.file.sha256} for piece in pieces
@@ -118,6 +120,12 @@ def build(job: BuildJob, data_dir: Path) -> BuildResult:
     )
     fsync_folders(data_dir, folder)
     return result
+
+
+def _breaks(cells: MergedGrid, job: BuildJob) -> list[dict[str, object]]:
+    """Return the breaks of a series that EIA's operators reported; a synthetic one has none."""
+    reported = job.origin != "synthetic" and set(cells.sources) <= set(REPORTED_BY_EIA)
+    return breaks_of(job.respondent, cells.variables, cells.first) if reported else []
 
 
 def rows_of(table: pa.Table, shard: Shard, respondent: str, until: str = "") -> PieceRows:
