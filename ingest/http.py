@@ -265,12 +265,13 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     return None if math.isnan(seconds) else min(max(0.0, seconds), MAX_RETRY_AFTER_S)
 
 
-def raise_for_response(response: HttpResponse, plain: bytes) -> None:
+def raise_for_response(response: HttpResponse, plain: bytes, key: str | None = None) -> None:
     """Raise for a response that is not data, by the rules that all sources share; return for a usable 200.
 
     Args:
         response: the response.
-        plain: its decompressed body, or the start of it.
+        plain: its decompressed body without the key, or the start of it.
+        key: the key that was sent; no message repeats it.
 
     Raises:
         ThrottledError: 429 in any form, 403, an HTML notice under 200, or 5xx with Retry-After.
@@ -289,7 +290,7 @@ def raise_for_response(response: HttpResponse, plain: bytes) -> None:
     if status == 400:
         raise SourceError(f"{response.host} rejected the parameters (400): {excerpt(plain)}", "refused")
     if status != 200:
-        where = response.headers.get("Location", "")
+        where = redact(response.headers.get("Location", ""), [key])
         target = f", to {urljoin(response.host, where)}" if where else ""
         raise SourceError(f"{response.host} sent {status}{target}", "status")
     if looks_like_html(plain):

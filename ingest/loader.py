@@ -13,8 +13,10 @@ from ingest.array_types import Bools, Floats, Int8s
 from ingest.build_series import year_hours
 from ingest.columns import hour_text, open_parquet
 from ingest.errors import UsageError, VerificationError, did_you_mean
+from ingest.periods import parse_bound
 from ingest.plan import parse_span
 from ingest.quality import IMPUTED, MISSING, OK, REASONS
+from ingest.settings import parse_codes
 
 Impute = Literal["linear", "week"]
 
@@ -68,8 +70,8 @@ def available(data_dir: Path | str, respondent: str) -> Available:
 
 def load_series(
     data_dir: Path | str,
-    respondents: Sequence[str],
-    variables: Sequence[str],
+    respondents: Sequence[str] | str,
+    variables: Sequence[str] | str,
     start: str,
     end: str,
     *,
@@ -82,10 +84,10 @@ def load_series(
 
     Args:
         data_dir: data folder.
-        respondents: EIA codes.
-        variables: `D`, `DF`, `NG`, `TI`, `NG.<fuel>`.
-        start: first hour, `YYYY-MM-DDTHH` (UTC, hour-ending).
-        end: last hour, inclusive.
+        respondents: EIA codes in either case, or one of them.
+        variables: `D`, `DF`, `NG`, `TI`, `NG.<fuel>`, or one of them.
+        start: first hour, `YYYY-MM-DDTHH` (UTC, hour-ending), or `YYYY-MM-DD`, `YYYY-MM`, `YYYY`.
+        end: last hour, inclusive, in the same forms: a day means all of its hours.
         impute: fill masked cells and mark them. "linear" fills gaps of up to 24 hours between valid neighbours; "week"
             takes the same hour a week before, or a week after. Other cells stay NaN.
 
@@ -97,7 +99,8 @@ def load_series(
     """
     if impute not in (None, "linear", "week"):
         raise UsageError(f"imputation {impute!r} is unknown; choose linear, week or None")
-    first, stop = parse_span(start, end)
+    respondents, variables = parse_codes(respondents), [variables] if isinstance(variables, str) else variables
+    first, stop = parse_span(*_hours_of(start, end))
     folder = Path(data_dir) / "series"
     names = tuple(f"{respondent}.{variable}" for respondent in respondents for variable in variables)
     values = np.full((stop - first, len(names)), np.nan)
@@ -112,6 +115,18 @@ def load_series(
         values[guessed], reason[guessed] = filled[guessed], IMPUTED
     hours = np.arange(first, stop).astype("datetime64[h]").astype("datetime64[s]")
     return SeriesArrays(values.astype(np.float32), mask, reason, hours, names)
+
+
+def _hours_of(start: str, end: str) -> tuple[str, str]:
+    """Return the first and the last hour of a period as users write it.
+
+    Raises:
+        UsageError: a bound has another form.
+    """
+    try:
+        return parse_bound(start, last=False), parse_bound(end, last=True)
+    except ValueError as error:
+        raise UsageError(f"period {start} to {end}: {error}") from error
 
 
 def _fill(

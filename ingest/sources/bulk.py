@@ -42,58 +42,61 @@ LOCAL_LAG_HOURS = 24  # the latest local midnight is well under a day behind UTC
 # From the first hour (T00) of a half-year in UTC to the first that its file lists in Pacific standard time (T09), and from its
 # last (T23) to the last in Eastern daylight time (T04).
 LATEST_START, EARLIEST_END = 9, 5
-_RESPONDENT, _UTC = "Balancing Authority", "UTC Time at End of Hour"
+# Names of columns and of fuels in lower case: their case does not count.
+_RESPONDENT, _UTC = "balancing authority", "utc time at end of hour"
 _TYPES = {
-    "Demand Forecast (MW)": "DF",
-    "Demand (MW)": "D",
-    "Net Generation (MW)": "NG",
-    "Total Interchange (MW)": "TI",
+    "demand forecast (mw)": "DF",
+    "demand (mw)": "D",
+    "net generation (mw)": "NG",
+    "total interchange (mw)": "TI",
 }
+_NULLS = ["", "NA", "N/A", "n/a", "NaN", "-", "--"]
 _FUELS = {
-    "Coal": "COL",
-    "Natural Gas": "NG",
-    "Nuclear": "NUC",
-    "All Petroleum Products": "OIL",
-    "Hydropower and Pumped Storage": "WAT",
-    "Hydropower Excluding Pumped Storage": "WAT",
-    "Hydropower": "WAT",
-    "Pumped Storage": "PS",
-    "Solar": "SUN",
-    "Solar without Integrated Battery Storage": "SUN",
-    "Solar with Integrated Battery Storage": "SNB",
-    "Wind": "WND",
-    "Wind without Integrated Battery Storage": "WND",
-    "Wind with Integrated Battery Storage": "WNB",
-    "Battery Storage": "BAT",
-    "Other Energy Storage": "OES",
-    "Unknown Energy Storage": "UES",
-    "Geothermal": "GEO",
-    "Other Fuel Sources": "OTH",
-    "Unknown Fuel Sources": "UNK",
+    "coal": "COL",
+    "natural gas": "NG",
+    "nuclear": "NUC",
+    "all petroleum products": "OIL",
+    "hydropower and pumped storage": "WAT",
+    "hydropower excluding pumped storage": "WAT",
+    "hydropower": "WAT",
+    "pumped storage": "PS",
+    "solar": "SUN",
+    "solar without integrated battery storage": "SUN",
+    "solar with integrated battery storage": "SNB",
+    "wind": "WND",
+    "wind without integrated battery storage": "WND",
+    "wind with integrated battery storage": "WNB",
+    "battery storage": "BAT",
+    "other energy storage": "OES",
+    "unknown energy storage": "UES",
+    "geothermal": "GEO",
+    "other fuel sources": "OTH",
+    "unknown fuel sources": "UNK",
 }
-_FUEL_COLUMN = re.compile(r"Net Generation \(MW\) from (.+?)(?: \((?:Imputed|Adjusted)\))?$")
+_FUEL_COLUMN = re.compile(r"net generation \(mw\) from (.+?)(?: \((?:imputed|adjusted)\))?$")
 _FORMATS = ("%m/%d/%Y %I:%M:%S %p", "%m/%d/%Y %H:%M:%S", "%m/%d/%Y %H:%M", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S")
 
 
 def variables_of(header: list[str]) -> dict[str, str]:
-    """Return column → variable, for the plain columns of a file's header.
+    """Return column → variable, for the plain columns of a file's header. Case and blanks of names do not count.
 
     An unknown fuel keeps its name (`Net Generation (MW) from Green Tea` → `NG.GREEN_TEA`), so that nothing that a new
-    vintage adds is lost. Of two columns of one variable the first counts.
+    vintage adds is lost. Two columns can be of one variable, e.g. "Solar" and "Solar without Integrated Battery Storage".
     """
     found: dict[str, str] = {}
     for column in header:
-        match = _FUEL_COLUMN.fullmatch(column)
-        if column in _TYPES:
-            variable = _TYPES[column]
-        elif match and not column.endswith(("(Imputed)", "(Adjusted)")):
+        name = _plain(column)
+        match = _FUEL_COLUMN.fullmatch(name)
+        if name in _TYPES:
+            found[column] = _TYPES[name]
+        elif match and not name.endswith(("(imputed)", "(adjusted)")):
             code = _FUELS.get(match[1]) or re.sub(r"\W+", "_", match[1]).upper().strip("_")
-            variable = variable_of("fuel-type-data", code)
-        else:
-            continue
-        if variable not in found.values():
-            found[column] = variable
+            found[column] = variable_of("fuel-type-data", code)
     return found
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.lower().split())
 
 
 class Bulk(Source):
@@ -227,14 +230,16 @@ def _parse(job: FetchJob, stored: bytes) -> Page:
     variables = variables_of(header)
     if len(variables) > MAX_VARIABLES:
         raise SourceError(f"the file has more than {MAX_VARIABLES} variables", "foreign")
-    if missing := {_RESPONDENT, _UTC, *_TYPES} - set(header):
+    named = {_plain(name): name for name in reversed(header)}
+    if missing := {_RESPONDENT, _UTC, *_TYPES} - named.keys():
         raise SourceError(f"the file has no column {', '.join(sorted(missing))}", "csv")
-    texts = dict.fromkeys((_RESPONDENT, _UTC), pa.dictionary(pa.int32(), pa.string()))
+    who, when = named[_RESPONDENT], named[_UTC]
+    texts = dict.fromkeys((who, when), pa.dictionary(pa.int32(), pa.string()))
     convert = csv.ConvertOptions(
         include_columns=[*texts, *variables],
         column_types=texts | dict.fromkeys(variables, pa.string()),
         strings_can_be_null=True,
-        null_values=[""],
+        null_values=_NULLS,
     )
     counter = _LineCounter(gzip.GzipFile(fileobj=io.BytesIO(stored)))
     rows = kept = 0
@@ -250,15 +255,15 @@ def _parse(job: FetchJob, stored: bytes) -> Page:
         for batch in reader:
             rows += batch.num_rows
             if job.respondents:
-                batch = batch.filter(pc.is_in(batch.column(_RESPONDENT).cast(pa.string()), wanted))
+                batch = batch.filter(pc.is_in(batch.column(who).cast(pa.string()), wanted))
             kept += batch.num_rows
             if kept * len(variables) > MAX_CELLS:
                 raise SourceError(f"the file has more than {MAX_CELLS:,} values", "foreign")
-            hours.append(_hours(batch.column(_UTC)))
-            respondents.append(batch.column(_RESPONDENT).to_numpy(zero_copy_only=False))
+            hours.append(_hours(batch.column(when)))
+            respondents.append(batch.column(who).to_numpy(zero_copy_only=False))
             values.append(np.column_stack([_numbers(batch.column(name)) for name in variables]))
     lines = _distinct(np.concatenate(hours), np.concatenate(respondents), np.concatenate(values))
-    columns = _melt(*lines, tuple(variables.values()))
+    columns = _melt(*lines[:2], *_joined(lines[2], tuple(variables.values())))
     first, last = hour_number(job.shard.start), hour_number(job.shard.end) + LOCAL_LAG_HOURS
     if len(columns) and (columns.hour.min() < first or columns.hour.max() > last):
         raise SourceError(f"the file contains hours outside {job.shard.start}…{job.shard.end}", "foreign")
@@ -280,6 +285,21 @@ def _distinct(
     keep = np.ones(len(hours), np.bool_)
     keep[other[same[equal]]] = False
     return hours[keep], respondents[keep], values[keep]
+
+
+def _joined(values: Floats, variables: tuple[str, ...]) -> tuple[Floats, tuple[str, ...]]:
+    """Return values [line, variable] with one column for each variable: of several, the first with a value in a line counts.
+
+    A file of the half-year in which a column is renamed can have both.
+    """
+    distinct = tuple(dict.fromkeys(variables))
+    if len(distinct) == len(variables):
+        return values, variables
+    joined = np.full((len(values), len(distinct)), np.nan)
+    for column, variable in enumerate(variables):
+        own = joined[:, distinct.index(variable)]
+        own[:] = np.where(np.isnan(own), values[:, column], own)
+    return joined, distinct
 
 
 def _melt(

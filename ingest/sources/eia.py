@@ -104,7 +104,7 @@ class Eia(Source):
         clean = scrub(plain, key)  # before a message quotes the start of it: half a key is a leak too
         if response.status in (401, 403) and (refusal := _key_refusal(clean)):
             raise AuthenticationError(f"{response.host} rejects the API key: {refusal}. Set EIA_API_KEY to a valid key")
-        raise_for_response(response, clean)
+        raise_for_response(response, clean, key)
         stored = response.body if response.gzipped and clean is plain else gzip.compress(clean, 1, mtime=0)
         return stored, _page(job, clean)
 

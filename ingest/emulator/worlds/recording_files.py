@@ -150,20 +150,22 @@ def _cells(
         yield from _long(table, names, owners)
         return
     wide = {
-        names[name]: ("region-data", code)
+        ("region-data", code): [names[name]]
         for code, known in _WIDE.items()
         if (name := next((name for name in known if name in names), ""))
     }
     for name, variable in variables_of(table.columns.tolist()).items():
         if variable.startswith("NG."):
-            wide[name] = ("fuel-type-data", variable.removeprefix("NG."))
+            wide.setdefault(("fuel-type-data", variable.removeprefix("NG.")), []).append(name)
     if not wide:
         raise RecordingsError(
             f"{path}: no column of hourly values; known are demand, forecast demand, net generation, total interchange, "
             "EIA's `Net Generation (MW) from …`, E_CODE_D, and value with a type or fueltype"
         )
-    for name, (route, code) in wide.items():
-        texts = np.array(_texts(table[name]), object)
+    for (route, code), columns in wide.items():
+        texts = np.array(_texts(table[columns[0]]), object)
+        for name in columns[1:]:  # two names of one fuel: the first with a value counts
+            texts = np.where(np.isin(texts.astype(str), list(_NULLS)), np.array(_texts(table[name]), object), texts)
         for respondent, rows in owners:
             own = texts[rows].tolist()
             if route == "region-data" or any(text not in _NULLS for text in own):  # an empty fuel is not reported

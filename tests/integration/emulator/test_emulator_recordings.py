@@ -123,12 +123,13 @@ def test_columns_are_found_by_name(
 
 
 def test_eias_own_file_is_read(tmp_path: Path) -> None:
-    fuels = "Net Generation (MW) from Coal,Net Generation (MW) from Solar without Integrated Battery Storage"
+    solar = "Net Generation (MW) from Solar"
+    fuels = f"{solar},{solar} without Integrated Battery Storage"
     (tmp_path / "EIA930_BALANCE_2024_Jul_Dec.csv").write_text(
         f"Balancing Authority,Data Date,UTC Time at End of Hour,Demand Forecast (MW),Demand (MW),Demand (MW) (Adjusted),{fuels},Region\n"
         'BPAT,12/31/2019,01/01/2020 12:00:00 AM,"5,900","5,824",1,,"1,001",NW\n'
         "BPAT,12/31/2019,01/01/2020 1:00:00 AM,5,6,1,,7,NW\n"
-        "AVA,12/31/2019,01/01/2020 1:00:00 AM,5,,1,3,,NW\n"
+        "AVA,12/31/2019,01/01/2020 1:00:00 AM,5,,1,,3,NW\n"
     )
     assert read(tmp_path) == {"D": [5824, 6], "DF": [5900, 5]}
     assert read(tmp_path, "fuel-type-data") == {"SUN": [1001, 7]}

@@ -153,6 +153,27 @@ def test_invalid_file_raises_its_fault_kind(plain: bytes, kind: str) -> None:
     assert raised.value.kind == kind
 
 
+def test_names_in_lower_case_and_words_for_nulls_are_read() -> None:
+    """One `N/A` or `-` made the whole file unusable, and so did a header in lower case."""
+    header, _, lines = GOOD.partition(b"\r\n")
+    lower = header.lower() + b"\r\n" + lines.replace(b"7:00:00 AM,1,1,1", b"7:00:00 AM,N/A,-,NA")
+    cells = cells_of(lower)
+    assert cells.keys() == cells_of(GOOD).keys()
+    assert [np.isnan(cells["2024-07-01T07", "PACW", name]) for name in ("DF", "D", "NG", "TI")] == [True] * 3 + [False]
+
+
+def test_two_columns_of_one_fuel_are_joined() -> None:
+    """Of `Solar` and `Solar without …` the first counted, also where it was empty: the fuel was gone without a word."""
+    columns = OLD + "|Net Generation (MW) from Solar without Integrated Battery Storage"
+    times = ("07/01/2024 7:00:00 AM", "07/01/2024 8:00:00 AM")
+    cells = ["1", "1", "1", "1", "1", "1", "1"]
+    rows = [
+        ("PACW", time, [*cells, solar, "", "", split])
+        for time, solar, split in zip(times, ("5", ""), ("", "6"), strict=True)
+    ]
+    assert [value for (_, _, name), value in cells_of(table(columns, rows)).items() if name == "NG.SUN"] == [5, 6]
+
+
 def test_equal_line_is_kept_once_and_counted() -> None:
     """One repeated line of one authority made the file unusable for all."""
     lines = GOOD.split(b"\r\n")

@@ -294,6 +294,15 @@ def test_key_is_not_sent_to_a_redirect_target(tmp_path: Path, faultless: ShardRe
     assert not other.paths
 
 
+def test_key_in_a_redirect_is_not_repeated_by_the_error(tmp_path: Path) -> None:
+    stub = Stub()
+    stub.script = lambda query, nth: Reply(302, b"", {"Location": f"https://elsewhere.test/?api_key={query['key']}"})
+    with serve(stub) as url, bench(tmp_path, KEY) as one, pytest.raises(SourceError, match="elsewhere") as raised:
+        fetch_shard(eia_job(url), one.context)
+    assert KEY not in str(raised.value)
+    assert "SECRET" not in str(raised.value).upper().replace("SE/CRET", "SECRET")
+
+
 # -- nulls, gaps and empty shards ----------------------------------------------------------------------------------------
 
 

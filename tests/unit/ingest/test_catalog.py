@@ -12,6 +12,7 @@ from ingest.catalog import (
     FUELS,
     REGION,
     RESPONDENTS,
+    RETIRED,
     check_respondents,
 )
 from ingest.errors import UsageError
@@ -30,9 +31,15 @@ def test_codes_equal_eias_facet_values() -> None:
     def codes(facet: str) -> set[str]:
         return {row["value_id"] for row in rows if row["facet_id"] == facet}
 
-    assert set(RESPONDENTS) == codes("respondent")
+    assert set(RESPONDENTS) == codes("respondent") | set(RETIRED)
     assert set(FUELS) == codes("fueltype")
     assert set(REGION_TYPES) == codes("type")
+
+
+def test_authority_that_ended_can_be_asked_for() -> None:
+    """OVEC is in the files of 2015 to 2018; it was unknown, "did you mean TEC"."""
+    check_respondents(["OVEC"])
+    assert plan_shards("bulk", ["OVEC"], (2016,))
 
 
 def test_respondents_are_authorities_or_regions() -> None:

@@ -41,6 +41,14 @@ def test_shapes_names_and_hours(folder: Path) -> None:
     assert_array_equal(got.values[:, 1], daily(720, 40_000, 9_000).astype(np.float32))
 
 
+def test_one_code_and_days_are_accepted_as_the_command_line_accepts_them(folder: Path) -> None:
+    """`'CAL'` was read as C, A and L; `'cal'` and a day were refused."""
+    one = load_series(folder, "pacw", "D", "2024-01-01", "2024-01-02")
+    same = load_series(folder, ["PACW"], ["D"], "2024-01-01T00", "2024-01-02T23")
+    assert one.names == same.names
+    assert_array_equal(one.values, same.values)
+
+
 def test_masked_cells_are_nan_with_a_reason(folder: Path) -> None:
     got = load_series(folder, ["PACW"], ["D"], "2024-01-01T00", "2024-01-30T23")
     why = {hour: REASONS[got.reason[hour, 0]] for hour in (10, 20, 310, 311)}
