@@ -24,7 +24,7 @@ GROUPS: tuple[tuple[str, Callable[[str], bool]], ...] = (
 # Steps, not a ramp: one missing hour in a month is 99.87 % and must be visible.
 STEPS = (0.0, 1e-9, 0.5, 0.9, 0.99, 0.9999, 1.0)
 LABELS = ("none", "under 50 %", "50–90 %", "90–99 %", "99–99.99 %", "every hour")
-NOTHING = "#e6e6e6"  # no such variable, or no series
+NOTHING = "#e6e6e6"  # no such variable, no series, or never asked for
 COLOURS = ("#b2182b", "#ef8a62", "#fddbc7", "#d1e5f0", "#67a9cf", "#2166ac")
 
 
@@ -41,7 +41,7 @@ class SeriesSummary(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Coverage:
-    """Shares of valid hours, `share[row, month]` in 0…1; NaN where the respondent-year has no such variable or no series."""
+    """Shares of valid hours among those asked for, `share[row, month]` in 0…1; NaN where none was, or there is no such variable."""
 
     rows: tuple[tuple[str, str], ...]  # respondent, group
     months: tuple[str, ...]  # "2019-01", …
@@ -62,10 +62,11 @@ def coverage(summaries: Iterable[SeriesSummary]) -> Coverage:
     for i, (respondent, group) in enumerate(rows):
         for k, year in enumerate(years):
             one = by_key.get((respondent, year))
-            valid = [counts["ok"] for name, counts in one.variables.items() if has_of[group](name)] if one else []
-            if one and valid:
-                cells = np.array(one.month_hours) * len(valid)
-                share[i, 12 * k : 12 * k + 12] = np.sum(valid, axis=0) / cells
+            own = [counts for name, counts in one.variables.items() if has_of[group](name)] if one else []
+            if one and own:
+                asked = np.array(one.month_hours) * len(own) - sum(np.array(c.get("unasked", [0] * 12)) for c in own)
+                valid = np.sum([counts["ok"] for counts in own], axis=0)
+                share[i, 12 * k : 12 * k + 12] = np.where(asked > 0, valid / np.maximum(asked, 1), np.nan)
     months = tuple(f"{year}-{month:02d}" for year in years for month in range(1, 13))
     return Coverage(rows, months, share, tuple(sorted({one.origin for one in summaries})))
 
@@ -107,7 +108,7 @@ def draw(picture: Coverage) -> bytes:
     origin = ", ".join(picture.origins)
     axes.set_title(f"Hours with a valid value, by month (data: {origin})", fontsize=11, loc="left")
     boxes = [axes.fill_between([], [], color=colour) for colour in (*reversed(COLOURS), NOTHING)]
-    labels = (*reversed(LABELS), "no such variable")
+    labels = (*reversed(LABELS), "no such variable, or not asked for")
     figure.legend(boxes, labels, loc="outside lower center", ncols=len(labels), fontsize=8, frameon=False)
     png = io.BytesIO()
     figure.savefig(png, format="png")

@@ -14,7 +14,8 @@ from ingest.models import Gap
 
 LISTED = 300  # gaps; more would make the page too long
 MASKED = {
-    "missing": "missing: no row received",
+    "missing": "missing: asked for, and no row received",
+    "unasked": "unasked: never asked for, or not yet happened",
     "null": "null: a row without a value",
     "outlier": "outlier: contradicted by physics or neighbours",
 }
@@ -36,7 +37,8 @@ def coverage(hours: Hours) -> dict[str, Any]:
     cells = max(hours.valid + sum(hours.masked.values()), 1)
     return {
         "figures": figures,
-        "key": [(f"h{i}", LABELS[i]) for i in reversed(range(len(LABELS)))] + [("hn", "no such variable")],
+        "key": [(f"h{i}", LABELS[i]) for i in reversed(range(len(LABELS)))]
+        + [("hn", "no such variable, or not asked for")],
         "masked": [[MASKED.get(name, name), number(n), f"{n / cells:.3%}"] for name, n in hours.masked.items()],
         "by_respondent": _totals(hours.gaps, lambda gap: (gap.respondent,)),
         "by_variable": _totals(

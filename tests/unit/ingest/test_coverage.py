@@ -30,6 +30,16 @@ def test_shares_by_group_and_month() -> None:
     assert (picture.share[2, :12] == 0.5).all()
 
 
+def test_months_that_nobody_asked_for_are_blank() -> None:
+    """A quarter was asked for, and all of it came: nine months looked like nine months of missing hours."""
+    quarter = [*MONTHS[:3], *[0] * 9]
+    rest = [0, 0, 0, 12, *MONTHS[4:]]
+    one = SeriesSummary("PACW", 2024, "synthetic", MONTHS, {"D": {"ok": quarter, "unasked": rest}})
+    (share,) = coverage([one]).share
+    assert share[:4].tolist() == [1, 1, 1, 0]
+    assert np.isnan(share[4:]).all()
+
+
 def test_coverage_picture_shows_gaps(tmp_path: Path) -> None:
     pixels = []
     for name, hole in (("whole", 0), ("one-hour", 1)):
