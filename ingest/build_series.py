@@ -149,7 +149,7 @@ def _codes(table: pa.Table, name: str) -> tuple[tuple[str, ...], Int32s]:
 def merge(pieces: Sequence[PieceRows], year: int) -> MergedGrid:
     """Merge pieces in the order given: a later row replaces an earlier one, an equal one changes nothing.
 
-    A later null replaces a value too; an hour that a later piece lacks keeps its value.
+    A null of a later generation replaces a value too; an hour that a later piece lacks keeps its value.
 
     Args:
         pieces: rows of one respondent, in the order of `plan.piece_order`.
@@ -178,6 +178,8 @@ def merge(pieces: Sequence[PieceRows], year: int) -> MergedGrid:
         differs = ~known
         if known.any():
             differs |= ~((value == before) | (np.isnan(value) & np.isnan(before)))
+            # Neighbouring six-month files both list the hours at their border, one of them without values.
+            differs &= ~(known & np.isnan(value) & (vintage.take(at) == rows.shard.generation))
         for i in np.flatnonzero(differs & known):
             name, period = variables[at[i] // hours], hour_text(first + int(at[i] % hours))
             revisions.append(Revision(name, period, rows.shard.generation, _plain(before[i]), _plain(value[i])))

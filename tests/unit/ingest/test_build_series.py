@@ -72,6 +72,14 @@ def test_merge_keeps_latest_value_and_its_generation(drawn: list[dict]) -> None:
     assert not merged.given[:, 6:].any()
 
 
+def test_null_of_a_neighbouring_file_replaces_no_value() -> None:
+    """Six-month files overlap at their border, where one has values and the other has none."""
+    halves = [rows_of(0, {(0, "D"): 1.0, (1, "D"): 2.0}), rows_of(0, {(1, "D"): None, (2, "D"): 3.0})]
+    assert merge(halves, 2023).raw[0, :3].tolist() == merge(halves[::-1], 2023).raw[0, :3].tolist() == [1.0, 2.0, 3.0]
+    revised = merge([halves[0], rows_of(1, {(1, "D"): None})], 2023)
+    assert np.isnan(revised.raw[0, 1])
+
+
 def test_hours_that_nobody_asked_for_are_not_called_missing(tmp_path: Path) -> None:
     """A quarter was asked for: the other months are `unasked`, and what a later fetch finds absent is `missing`."""
     quarter, rest = (
