@@ -222,7 +222,7 @@ def _hours(path: Path, column: pd.Series) -> Hours:
         raise RecordingsError(f"{path}: the column {column.name!r} is not a time, e.g. {str(distinct[0])!r}")
     if (codes < 0).any() or times.isna().any():
         raise RecordingsError(f"{path}: row {int(np.argmax(codes < 0)) + 1} has no time in {column.name!r}")
-    ends = times.to_numpy().astype("datetime64[ns]").astype(np.int64)
+    ends = times.tz_localize(None).to_numpy().astype("datetime64[ns]").astype(np.int64)
     if (odd := np.flatnonzero(ends % HOUR_NS)).size:
         shares = len(ends) / len(np.unique(ends // HOUR_NS))
         step = (

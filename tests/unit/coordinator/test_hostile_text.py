@@ -85,6 +85,7 @@ def summary_text() -> str:
         ("proved", "shards", "series", "rows", "total", "duplicates", "nulls", "gap_hours", "new_shards"), 0
     )
     texts = {"origins": (HOSTILE,), "data": HOSTILE, "gaps": (GAP,), "masked": {HOSTILE: 1}, "faults": {HOSTILE: 1}}
+    texts |= {"notes": (HOSTILE,), "absent": (HOSTILE,)}
     more = {"status": "incomplete", "quarantined": [(HOSTILE, HOSTILE, HOSTILE)]}
     return ExtractStage().describe(SimpleNamespace(**numbers, **texts, **more))  # type: ignore[arg-type]
 

@@ -91,7 +91,7 @@ def test_week_imputation_takes_the_same_hour_a_week_away(folder: Path) -> None:
             r"for 2022.*there are 2023, 2024.*--start 2022 --end 2022",
         ),
         ((["PACW"], ["D"], "2024-01-02T00", "2024-01-01T00"), "ends before"),
-        ((["PACW"], ["D"], "2024-01-02", "2024-01-03"), "YYYY-MM-DDTHH"),
+        ((["PACW"], ["D"], "2 January 2024", "2024-01-03"), "YYYY-MM-DDTHH"),
     ],
 )
 def test_absent_data_is_named_with_the_available(folder: Path, arguments: tuple, words: str) -> None:
