@@ -108,6 +108,10 @@ def test_respondents_and_routes_without_a_row_are_named() -> None:
     bulk = replace(bulk, gaps=(Gap("NSB", "*", file.start, file.end, 4344),))
     assert [one.respondent for one in absences([file], [bulk], ("PACW", "NSB"))] == ["NSB"]
 
+    before, file = plan_shards("bulk", ("PACW", "NSB"), ("2021-01-01T00", "2021-06-30T23"))
+    spill = replace(fetched(before, "2026-01-01T00"), gaps_from=file.start)
+    assert [one.respondent for one in absences([before, file], [spill, bulk], ("PACW", "NSB"))] == ["NSB"]
+
 
 NOW = datetime(2026, 11, 29, 9, 30, tzinfo=UTC)
 
