@@ -120,7 +120,7 @@ def test_first_hours_of_a_bulk_extraction_come_from_the_file_before(
 
 def test_bulk_files_and_oasis_are_extracted_the_same_way(coordinator: Coordinator, emulator: Emulator) -> None:
     """A bulk file that was read for one respondent is read again for another, as the next generation."""
-    bulk = ("--source", f"bulk+{emulator.url}", "--start", "2024-07", "--end", "2024-12", "--json", "--data", "bulk")
+    bulk = ("--source", f"bulk+{emulator.url}", "--start", "2024-07-02", "--end", "2024-12", "--json", "--data", "bulk")
     one = coordinator("start", "--extract", *bulk, "--respondents", "PACW")
     two = coordinator("start", "--extract", *bulk, "--respondents", "PACW,ERCO")
     oasis = ("--source", f"oasis+{emulator.url}", "--respondents", "CISO", "--start", "2024-01", "--end", "2024-01")
