@@ -67,6 +67,7 @@ def test_every_path_of_a_source_is_served(folder: Path, tmp_path: Path) -> None:
             rows, _ = pages(emulator, respondent=respondent, start="2015-07-01T00", end="2015-07-01T05", length=5000)
             assert len(rows) == 5, respondent
 
+
 TIMES = ("2020-01-01 00:00:00", "2020-01-01 01:00:00")
 START = hour("2020-01-01T00")
 
