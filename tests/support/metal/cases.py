@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
+from ringattn.kernels import Block
 from ringattn.kernels.metal import MetalKernel
 from ringattn.kernels.metal.tiling import DIMS
 from tests.support.attention import Case
@@ -100,3 +102,17 @@ def emulate(monkeypatch: pytest.MonkeyPatch, seed: int = 0, *, runs: bool = True
     monkeypatch.setattr(mx.metal, "is_available", lambda: True)
     monkeypatch.setattr(mx.fast, "metal_kernel", emulator.metal_kernel)
     return MetalKernel(), emulator
+
+
+def outputs(
+    kernel: MetalKernel, which: str, arrays: list[mx.array], block: Block, scale: float, truth: dict[str, np.ndarray]
+) -> dict[str, mx.array]:
+    """Return the results of one kernel; the backward ones take log-sum-exp and delta from `truth`."""
+    q, k, v, do = arrays
+    if which == "forward":
+        return dict(zip(("o", "lse"), kernel.forward(q, k, v, block, scale=scale), strict=True))
+    lse, delta = (mx.array(np.array(truth[name], np.float32)) for name in ("lse", "delta"))
+    if which == "backward_q":
+        return {"dq": kernel.query_gradient(q, k, v, do, lse, delta, block, scale=scale)}
+    dk, dv = kernel.key_value_gradients(q, k, v, do, lse, delta, block, scale=scale)
+    return {"dk": dk, "dv": dv}

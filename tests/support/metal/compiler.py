@@ -17,7 +17,8 @@ CACHE = Path(__file__).parents[3] / ".pytest_cache" / "metal"
 """Compiled kernels by the hash of what they were made of: a session compiles what changed."""
 COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
 CLANG = next((path for name in ("clang++", "clang++-14", "clang-14", "clang") if (path := shutil.which(name))), None)
-FLAGS = ["-std=c++14", "-pedantic-errors", "-Og", "-fPIC", "-shared", "-w", f"-I{HERE / 'run'}"]
+# Hidden: libraries of one kernel with different faults must not share its static arrays.
+FLAGS = ["-std=c++14", "-pedantic-errors", "-Og", "-fPIC", "-shared", "-fvisibility=hidden", f"-I{HERE / 'run'}"]
 ATTRIBUTES = {
     "threadgroup_position_in_grid": "uint3{shim::group_x, shim::group_y, shim::group_z}",
     "simdgroup_index_in_threadgroup": "uint(shim::now / shim::LANES)",
@@ -69,7 +70,7 @@ static void body() {{
   {kernel.function}(
     {joined});
 }}
-extern "C" int run(char **buffers, const long *sizes, long **writers, const unsigned *groups, unsigned threads, unsigned long seed, char *report, long *counts) {{
+extern "C" __attribute__((visibility("default"))) int run(char **buffers, const long *sizes, long **writers, const unsigned *groups, unsigned threads, unsigned long seed, char *report, long *counts) {{
 {binds}
   int length = shim::launch(body, groups, threads, seed);
   memcpy(report, shim::report, sizeof shim::report);

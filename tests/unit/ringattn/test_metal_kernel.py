@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from ringattn.kernels import Block
-from ringattn.kernels.metal import MetalKernel
 from ringattn.kernels.metal.tiling import DIMS
 from tests.support.attention import assert_close, draw, oracle
-from tests.support.metal.cases import KERNELS, case_of, emulate, name_of, needs_compiler, product, rows
+from tests.support.metal.cases import KERNELS, case_of, emulate, name_of, needs_compiler, outputs, product, rows
 from tests.support.metal.compiler import CLANG, check_syntax
 from tests.support.metal.source import generate
 
@@ -36,19 +35,6 @@ def prove(row: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
         assert_close(x, truth[name], f"{name}, {case}")
         for other in results[1:]:
             np.testing.assert_array_equal(x, other[name])
-
-
-def outputs(
-    kernel: MetalKernel, which: str, arrays: list[mx.array], block: Block, scale: float, truth: dict[str, np.ndarray]
-) -> dict[str, mx.array]:
-    q, k, v, do = arrays
-    if which == "forward":
-        return dict(zip(("o", "lse"), kernel.forward(q, k, v, block, scale=scale), strict=True))
-    lse, delta = (mx.array(truth[name].astype(np.float32)) for name in ("lse", "delta"))
-    if which == "backward_q":
-        return {"dq": kernel.query_gradient(q, k, v, do, lse, delta, block, scale=scale)}
-    dk, dv = kernel.key_value_gradients(q, k, v, do, lse, delta, block, scale=scale)
-    return {"dk": dk, "dv": dv}
 
 
 @pytest.mark.parametrize("row", rows(), ids=name_of)
