@@ -49,14 +49,14 @@ class Tiling:
 FORWARD = {
     64: Tiling(64, streamed=32, blocks=2, groups=4, parts=1),
     80: Tiling(80, streamed=24, blocks=2, groups=4, parts=1),
-    96: Tiling(96, streamed=16, blocks=1, groups=4, parts=1),
-    128: Tiling(128, streamed=16, blocks=1, groups=4, parts=1),
+    96: Tiling(96, streamed=16, blocks=1, groups=8, parts=1),
+    128: Tiling(128, streamed=16, blocks=1, groups=8, parts=1),
     256: Tiling(256, streamed=8, blocks=1, groups=4, parts=2),
 }
 BACKWARD_Q = {
-    64: Tiling(64, streamed=32, blocks=1, groups=4, parts=1),
-    80: Tiling(80, streamed=24, blocks=1, groups=4, parts=1),
-    96: Tiling(96, streamed=16, blocks=1, groups=4, parts=1),
+    64: Tiling(64, streamed=32, blocks=1, groups=8, parts=1),
+    80: Tiling(80, streamed=24, blocks=1, groups=8, parts=1),
+    96: Tiling(96, streamed=16, blocks=1, groups=8, parts=1),
     128: Tiling(128, streamed=16, blocks=1, groups=4, parts=2),
     256: Tiling(256, streamed=8, blocks=1, groups=2, parts=4),
 }

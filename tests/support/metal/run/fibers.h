@@ -101,6 +101,7 @@ struct Meeting {
   const char *what;
 };
 static Meeting group_meeting, simd_meetings[MAX_THREADS / LANES];
+static long intervals[MAX_THREADS / LANES];  // collectives that each SIMD group has met in
 
 static bool meet(Meeting &meeting, int first, int count, const char *what, int line) {  // whether this thread came last
   if (meeting.arrived == 0) {
@@ -113,6 +114,7 @@ static bool meet(Meeting &meeting, int first, int count, const char *what, int l
   }
   if (++meeting.arrived == count) {
     meeting.arrived = 0;
+    for (int i = first; i < first + count; i += LANES) intervals[i / LANES]++;
     for (int i = first; i < first + count; i++)
       if (i != now) runnable[runnable_count++] = i;
     return true;

@@ -80,9 +80,26 @@ static void touch_output(Memory *m, long at, long size, bool write) {
   }
 }
 
+// A number that several lanes of a SIMD group load between two collectives crosses memory once: loads of one instruction are combined.
+// The table forgets some, so that bytes are an upper bound.
+struct Loaded {
+  const Memory *memory;
+  long at, interval;
+  int lane;
+};
+static Loaded loaded[MAX_THREADS / LANES][256];
+static bool loaded_by_another_lane(const Memory *m, long at) {
+  Loaded &entry = loaded[now / LANES][(at / 4 + (long)(((uintptr_t)m >> 4) * 7)) & 255];
+  bool known = entry.memory == m && entry.at == at && entry.interval == intervals[now / LANES];
+  if (known) return entry.lane != now;
+  entry = Loaded{m, at, intervals[now / LANES], now};
+  return false;
+}
+
 static void touch(device_space, Memory *m, long at, long size, bool write) {
   (write ? counts.device_store : counts.device_load)++;
-  (write ? counts.device_store_bytes : counts.device_load_bytes) += size;
+  if (write) counts.device_store_bytes += size;
+  else if (!loaded_by_another_lane(m, at)) counts.device_load_bytes += size;
   touch_output(m, at, size, write);
 }
 static void touch(constant_space, Memory *m, long at, long size, bool write) { touch(device_space(), m, at, size, write); }

@@ -1,0 +1,63 @@
+"""What the Metal kernels do on an 8-head block of 4,096, by the harness's counts and a table of published costs: no Mac was measured."""
+
+from dataclasses import fields
+
+import mlx.core as mx
+import pytest
+
+from tests.support.metal.cases import KERNELS, needs_compiler
+from tests.support.metal.costs import Costs, slots
+from tests.support.metal.traffic import TILINGS, block_counts
+
+pytestmark = needs_compiler
+LENGTH, HEADS = 4096, 8
+LEAST_SHARE = 0.62
+"""Forward plus backward at D 64: what metal-flash-attention's README reports of M1 and M2."""
+KB = 1024
+
+
+def once(which: str, dim: int, size: int) -> int:
+    """Bytes that must cross device memory: own rows and results once, the other side's once a tile of own rows."""
+    rows, tiles = HEADS * LENGTH, LENGTH // TILINGS[which][dim].own
+    matrix, row_numbers = rows * dim, rows * 4
+    own = {
+        "forward": matrix * size + matrix * 4 + row_numbers,  # q, o, lse
+        "backward_q": 2 * matrix * size + matrix * 4 + 2 * row_numbers,  # q, dO, dQ, lse, delta
+        "backward_kv": 2 * matrix * size + 2 * matrix * 4,  # k, v, dK, dV
+    }[which]
+    streamed = 2 * matrix * size + (2 * row_numbers if which == "backward_kv" else 0)
+    return own + tiles * streamed
+
+
+@pytest.mark.parametrize("dim", [64, pytest.param(128, marks=pytest.mark.long)])
+@pytest.mark.parametrize("which", KERNELS)
+def test_device_memory_is_read_once_a_tile(which: str, dim: int) -> None:
+    """Within 1.3 of the least."""
+    counts = block_counts(which, dim, LENGTH, HEADS)
+    moved = counts["device_load_bytes"] + counts["device_store_bytes"]
+    assert TILINGS[which][dim].own >= 32
+    assert 1.0 <= moved / once(which, dim, size=4) < 1.3
+
+
+@pytest.mark.parametrize("which", KERNELS)
+def test_threadgroup_memory_is_under_32_kb(which: str) -> None:
+    """By the declarations, for every head dimension; the harness's runs at each dimension count the same."""
+    for tiling in TILINGS[which].values():
+        tile = tiling.streamed * (tiling.dim + 4)
+        sums = tiling.parts * tiling.own * tiling.streamed * (1 if which == "forward" else 2) if tiling.parts > 1 else 1
+        rows = 2 * tiling.streamed if which == "backward_kv" else 0
+        assert 4 * (2 * tile + sums + rows) < 32 * KB
+        assert tiling.threads <= 256
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, pytest.param(mx.bfloat16, marks=pytest.mark.long)], ids=str)
+def test_multiply_accumulates_fill_the_issue_slots(dtype: mx.Dtype) -> None:
+    """At D 64, also with each cost 30 % lower or higher."""
+    counted = [block_counts(which, 64, LENGTH, HEADS, dtype) for which in KERNELS]
+    shares = {}
+    for name, factor in [("", 1.0), *((f.name, factor) for f in fields(Costs) for factor in (0.7, 1.3))]:
+        costs = Costs().scaled(name, factor) if name else Costs()
+        bounds = [slots(counts, costs) for counts in counted]
+        shares[name, factor] = sum(s.multiply_accumulate for s in bounds) / sum(s.bound for s in bounds)
+    assert min(shares.values()) >= LEAST_SHARE, shares
+    assert max(shares.values()) <= 1.0
