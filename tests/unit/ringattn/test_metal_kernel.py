@@ -11,8 +11,20 @@ import pytest
 
 from ringattn.kernels import Block
 from ringattn.kernels.metal.tiling import DIMS
-from tests.support.attention import assert_close, draw, oracle
-from tests.support.metal.cases import KERNELS, case_of, emulate, name_of, needs_compiler, outputs, product, rows
+from ringattn.layout import local_positions
+from ringattn.ring import merge_partials
+from tests.support.attention import Case, assert_close, draw, oracle
+from tests.support.metal.cases import (
+    KERNELS,
+    LAYOUTS,
+    case_of,
+    emulate,
+    name_of,
+    needs_compiler,
+    outputs,
+    product,
+    rows,
+)
 from tests.support.metal.compiler import CLANG, check_syntax
 from tests.support.metal.source import generate
 
@@ -48,6 +60,37 @@ def test_metal_kernel_matches_fp64_in_three_schedules(row: dict[str, Any], monke
 def test_metal_kernel_matches_fp64_in_every_combination(which: str, dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for row in product(kernel=which, dim=dim):
         prove(row, monkeypatch)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_blocks_of_a_ring_of_four_merge_to_the_whole(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the ring does, for rank 1: merge outputs by log-sum-exp, sum gradients with that of all blocks."""
+    case = Case(group=2, q_len=100, k_len=100, dim=64, causal=True, window=60, batch=1)
+    (q, k, v, do), block = draw(case)
+    truth = oracle([q, k, v, do], block, case.scale)
+    at = [local_positions(layout, 100, 4, r).astype(np.int32) for r in range(4)]
+    mine = at[1]
+    lse, delta = (mx.array(truth[name].astype(np.float32)) for name in ("lse", "delta"))
+    kernel, emulator = emulate(monkeypatch)
+    merged: tuple[mx.array, mx.array] = (mx.zeros((1, 2, len(mine), 64)), mx.full((1, 2, len(mine)), -mx.inf))
+    dq, dk, dv = mx.array(0.0), mx.array(0.0), mx.array(0.0)
+    for theirs in at:
+        forward_mask, backward_mask = (
+            Block(*pair, causal=True, window=60) for pair in ((mine, theirs), (theirs, mine))
+        )
+        own, other = ([mx.take(x, mx.array(i), axis=2) for x in (q, k, v, do, lse, delta)] for i in (mine, theirs))
+        part = kernel.forward(own[0], other[1], other[2], forward_mask, scale=case.scale)
+        merged = merge_partials(*merged, *part)
+        dq = dq + kernel.query_gradient(
+            own[0], other[1], other[2], own[3], own[4], own[5], forward_mask, scale=case.scale
+        )
+        grads = kernel.key_value_gradients(
+            other[0], own[1], own[2], other[3], other[4], other[5], backward_mask, scale=case.scale
+        )
+        dk, dv = dk + grads[0], dv + grads[1]
+    for name, x in {"o": merged[0], "lse": merged[1], "dq": dq, "dk": dk, "dv": dv}.items():
+        assert_close(np.array(x), truth[name][:, :, mine], f"{name}, {layout}")
+    assert emulator.findings == []
 
 
 def test_padded_head_dimension_rows_without_keys_and_nan(monkeypatch: pytest.MonkeyPatch) -> None:
