@@ -48,19 +48,6 @@ def demand_file(folder: Path, code: str, value: int, hours: int = 6) -> Path:
     return path
 
 
-def test_every_path_of_a_recordings_source_is_read(coordinator: Coordinator, tmp_path: Path) -> None:
-    """Two respondents in two files: the source served the last path only, and the run ended as complete."""
-    paths = [demand_file(tmp_path, code, value) for code, value in (("BPAT", 5000), ("AVA", 1000))]
-    day = ("--start", "2020-01-01T00", "--end", "2020-01-01T05", "--json")
-    source = f"recordings:{paths[0]},{paths[1]}"
-    run = coordinator("start", "--extract", "--source", source, "--respondents", "BPAT,AVA", *day)
-    assert run.code == 0, run.stderr
-    assert run.result["series"] == 2
-    for code, value in (("BPAT", 5000), ("AVA", 1000)):
-        series = load_series(tmp_path / "data", [code], ["D"], "2020-01-01T00", "2020-01-01T05")
-        assert series.values.tolist() == [[value]] * 6
-
-
 def test_mistyped_path_and_unreadable_recording_are_one_line(coordinator: Coordinator, tmp_path: Path) -> None:
     """A typing error printed twelve lines of another program's usage, under exit code 1."""
     typo = coordinator("start", "--extract", "--source", "recordings:nowhere.csv", "--respondents", "BPAT")
@@ -83,15 +70,18 @@ def test_an_option_that_lists_codes_may_be_repeated(coordinator: Coordinator) ->
 def test_respondent_with_nothing_is_named_first_and_nothing_at_all_is_a_failure(
     coordinator: Coordinator, tmp_path: Path
 ) -> None:
-    """Both ended as complete: the one sign was a gap line among dozens of others."""
-    path = demand_file(tmp_path, "BPAT", 5000)
-    day = ("--source", f"recordings:{path}", "--start", "2020-01-01T00", "--end", "2020-01-01T05")
-    some = coordinator("start", "--extract", *day, "--respondents", "BPAT,ERCO")
+    """Both ended as complete: the one sign was a gap line among dozens of others. And every path of a source is read."""
+    paths = [demand_file(tmp_path, code, value) for code, value in (("BPAT", 5000), ("AVA", 1000))]
+    day = ("--source", f"recordings:{paths[0]},{paths[1]}", "--start", "2020-01-01T00", "--end", "2020-01-01T05")
+    some = coordinator("start", "--extract", *day, "--respondents", "BPAT,AVA,ERCO")
     assert some.code == 0, some.stderr
-    assert some.stdout.splitlines()[:3] == [
-        f"{code}: eia {route} has no hour of 2020-01-01T00 to 2020-01-01T05"
-        for code, route in (("BPAT", "fuel-type-data"), ("ERCO", "region-data"), ("ERCO", "fuel-type-data"))
+    assert some.stdout.splitlines()[:4] == [
+        f"{code}: eia {route}-data has no hour of 2020-01-01T00 to 2020-01-01T05"
+        for code, route in (("BPAT", "fuel-type"), ("AVA", "fuel-type"), ("ERCO", "region"), ("ERCO", "fuel-type"))
     ]
+    for code, value in (("BPAT", 5000), ("AVA", 1000)):
+        series = load_series(tmp_path / "data", [code], ["D"], "2020-01-01T00", "2020-01-01T05")
+        assert series.values.tolist() == [[value]] * 6
     none = coordinator("start", "--extract", *day, "--respondents", "ERCO", "--data", "other")
     assert none.code == 1
     assert "has no hour of what was asked for" in none.stderr

@@ -25,6 +25,7 @@ HOUR_NS = 3_600_000_000_000
 
 Hours = npt.NDArray[np.int64]
 Values = npt.NDArray[np.float64]
+Texts = npt.NDArray[np.object_]  # [row] upper case, without blanks and commas
 Cell = tuple[str, str, str]  # route, respondent, code
 
 # Names as `_plain` gives them: lower case, blanks for underscores, without a unit. The first that a file has counts.
@@ -85,11 +86,11 @@ def read_file(path: Path) -> Iterator[tuple[Cell, Hours, Values]]:
     hours = _hours(path, table[time])
     who = next((names[name] for name in _RESPONDENTS if name in names), None)
     owners = _owners(path, table, who)
-    for cell, rows, texts in _cells(path, table, names, owners):
-        there = np.array([text != _ABSENT for text in texts])
+    for cell, rows, own in _cells(path, table, names, owners):
+        there = np.ones(len(own), np.bool_) if own.dtype == np.float64 else own != _ABSENT
         if there.any():
             at = hours[rows][there]
-            yield cell, *_single(path, cell, at, _numbers(path, cell, np.array(texts, object)[there], at))
+            yield cell, *_single(path, cell, at, _numbers(path, cell, own[there], at))
 
 
 def _table(path: Path) -> pd.DataFrame:
@@ -130,8 +131,8 @@ def _owners(path: Path, table: pd.DataFrame, column: str | None) -> list[tuple[s
 
 def _cells(
     path: Path, table: pd.DataFrame, names: dict[str, str], owners: list[tuple[str, npt.NDArray[np.int64]]]
-) -> Iterator[tuple[Cell, npt.NDArray[np.int64], list[str]]]:
-    """Yield each cell with its rows and their texts.
+) -> Iterator[tuple[Cell, npt.NDArray[np.int64], Texts | Values]]:
+    """Yield each cell with its rows and what they hold.
 
     Raises:
         RecordingsError: no column is known.
@@ -163,20 +164,20 @@ def _cells(
             "EIA's `Net Generation (MW) from …`, E_CODE_D, and value with a type or fueltype"
         )
     for (route, code), columns in wide.items():
-        texts = np.array(_texts(table[columns[0]]), object)
+        held = _texts(table[columns[0]])
         for name in columns[1:]:  # two names of one fuel: the first with a value counts
-            texts = np.where(np.isin(texts.astype(str), list(_NULLS)), np.array(_texts(table[name]), object), texts)
+            held = np.where(_null(held), _texts(table[name]), held)
         for respondent, rows in owners:
-            own = texts[rows].tolist()
-            if route == "region-data" or any(text not in _NULLS for text in own):  # an empty fuel is not reported
+            own = held[rows]
+            if route == "region-data" or not _null(own).all():  # an empty fuel is not reported
                 yield (route, respondent, code), rows, own
 
 
 def _long(
     table: pd.DataFrame, names: dict[str, str], owners: list[tuple[str, npt.NDArray[np.int64]]]
-) -> Iterator[tuple[Cell, npt.NDArray[np.int64], list[str]]]:
+) -> Iterator[tuple[Cell, npt.NDArray[np.int64], Texts | Values]]:
     """Yield the cells of rows that name their type or fuel."""
-    texts = np.array(_texts(table[names[_VALUE]]), object)
+    held = _texts(table[names[_VALUE]])
     kinds, fuels = (
         table[names[found]].astype(str).str.strip() if (found := next((n for n in known if n in names), "")) else None
         for known in (_KINDS, _FUELS)
@@ -195,14 +196,19 @@ def _long(
             else:
                 cell = ("fuel-type-data", respondent, fuel.upper())
             own = part.index.to_numpy()
-            yield cell, own, texts[own].tolist()
+            yield cell, own, held[own]
 
 
-def _texts(column: pd.Series) -> list[str]:
-    """Return cells as upper-case texts without blanks and thousands commas; numbers of Parquet as they are read back."""
+def _texts(column: pd.Series) -> Texts | Values:
+    """Return the texts of a column; of Parquet's numbers, the numbers."""
     if pd.api.types.is_numeric_dtype(column):
-        return ["" if np.isnan(value) else repr(value) for value in column.astype(float).tolist()]
-    return [str(text).replace(",", "").strip().upper() if text is not None else "" for text in column.tolist()]
+        return column.to_numpy(np.float64, na_value=np.nan)
+    texts = ["" if text is None else str(text).replace(",", "").strip().upper() for text in column.tolist()]
+    return np.array(texts, object)
+
+
+def _null(held: Texts | Values) -> npt.NDArray[np.bool_]:
+    return np.isnan(held) if held.dtype == np.float64 else np.array([text in _NULLS for text in held], np.bool_)
 
 
 def _hours(path: Path, column: pd.Series) -> Hours:
@@ -234,25 +240,28 @@ def _hours(path: Path, column: pd.Series) -> Hours:
     return (ends // HOUR_NS)[codes]
 
 
-def _numbers(path: Path, cell: Cell, texts: npt.NDArray[np.object_], hours: Hours) -> Values:
+def _numbers(path: Path, cell: Cell, held: Texts | Values, hours: Hours) -> Values:
     """Return MWh [row], NaN for a null.
 
     Raises:
         RecordingsError: a text is no number, or beyond what a value can be.
     """
-    values = np.empty(len(texts))
-    for row, text in enumerate(texts.tolist()):
-        try:
-            values[row] = np.nan if text in _NULLS else float(text)
-        except ValueError:
-            raise RecordingsError(
-                f"{path}: {text!r} of {_name(cell)} {hour_text(hours[row])} is not a number"
-            ) from None
+    values = np.empty(len(held))
+    if held.dtype == np.float64:
+        values[:] = held
+    else:
+        for row, text in enumerate(held.tolist()):
+            try:
+                values[row] = np.nan if text in _NULLS else float(text)
+            except ValueError:
+                raise RecordingsError(
+                    f"{path}: {text!r} of {_name(cell)} {hour_text(hours[row])} is not a number"
+                ) from None
     with np.errstate(invalid="ignore"):
         beyond = np.flatnonzero(np.abs(values) > LARGEST)
     if beyond.size:
         row = int(beyond[0])
-        raise RecordingsError(f"{path}: {texts[row]} of {_name(cell)} {hour_text(hours[row])} is not a value in MWh")
+        raise RecordingsError(f"{path}: {held[row]} of {_name(cell)} {hour_text(hours[row])} is not a value in MWh")
     return values
 
 
