@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from numpy.testing import assert_array_equal
 
+from ingest.columns import hour_number
 from ingest.emulator.process import Emulator
 from ingest.loader import load_series
 from tests.support.program import RECORDINGS, ROOT, Coordinator, environment
@@ -82,6 +84,13 @@ def test_respondent_with_nothing_is_named_first_and_nothing_at_all_is_a_failure(
     for code, value in (("BPAT", 5000), ("AVA", 1000)):
         series = load_series(tmp_path / "data", [code], ["D"], "2020-01-01T00", "2020-01-01T05")
         assert series.values.tolist() == [[value]] * 6
+    # Recorded hours have happened: they are asked for by today's clock, not by that of the synthetic hours.
+    asked = {
+        json.loads(path.read_text())["proof"]["asked_at"]
+        for path in (tmp_path / "data").glob("manifests/eia/*/*/*/*.json")
+    }
+    assert all(abs(hour_number(hour) - time.time() / 3600) < 2 for hour in asked)
+    assert asked
     none = coordinator("start", "--extract", *day, "--respondents", "ERCO", "--data", "other")
     assert none.code == 1
     assert "has no hour of what was asked for" in none.stderr

@@ -276,6 +276,10 @@ def check_reachable(base_url: str) -> None:
 def _emulator(options: ExtractOptions) -> Emulator:
     """Return the bundled emulator: on loopback, unless hosts have to reach it too."""
     recordings = [word for path in options.source.recordings for word in ("--recordings", path)]
+    if (
+        recordings
+    ):  # recorded hours have happened: the emulated clock of the synthetic hours would call the latest ones future
+        recordings += ["--now", f"{datetime.now(UTC):%Y-%m-%dT%H}"]
     bind = reachable_bind(options.bind, options.hosts).removeprefix("tcp://").rpartition(":")[0]
     return Emulator("--world", options.source.world or "synthetic", "--host", bind.strip("[]"), *recordings)
 
