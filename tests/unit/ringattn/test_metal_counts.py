@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.metal.cases import KERNELS, needs_compiler
 from tests.support.metal.costs import Costs, slots
-from tests.support.metal.traffic import TILINGS, block_counts
+from tests.support.metal.traffic import TILINGS, block_counts, group_counts
 
 pytestmark = needs_compiler
 LENGTH, HEADS = 4096, 8
@@ -37,6 +37,17 @@ def test_device_memory_is_read_once_a_tile(which: str, dim: int) -> None:
     moved = counts["device_load_bytes"] + counts["device_store_bytes"]
     assert TILINGS[which][dim].own >= 32
     assert 1.0 <= moved / once(which, dim, size=4) < 1.3
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("which", KERNELS)
+def test_counts_of_four_tiles_tell_those_of_all(which: str, dim: int) -> None:
+    whole = group_counts(which, dim, LENGTH, mx.float32)
+    groups = HEADS * LENGTH // TILINGS[which][dim].own
+    told = block_counts(which, dim, LENGTH, HEADS)
+    for name in whole.keys() - {"threadgroup_bytes"}:
+        assert told[name] == groups * whole[name], name
 
 
 @pytest.mark.parametrize("which", KERNELS)
