@@ -1,6 +1,9 @@
 """What the Metal kernels do on an 8-head block of 4,096, by the harness's counts and a table of published costs: no Mac was measured."""
 
+import itertools
+from collections import Counter
 from dataclasses import fields
+from pathlib import Path
 
 import mlx.core as mx
 import pytest
@@ -29,14 +32,17 @@ def once(which: str, dim: int, size: int) -> int:
     return own + tiles * streamed
 
 
+def moved(counts: Counter[str]) -> int:
+    return counts["device_load_bytes"] + counts["device_store_bytes"]
+
+
 @pytest.mark.parametrize("dim", [64, pytest.param(128, marks=pytest.mark.long)])
 @pytest.mark.parametrize("which", KERNELS)
 def test_device_memory_is_read_once_a_tile(which: str, dim: int) -> None:
     """Within 1.3 of the least."""
     counts = block_counts(which, dim, LENGTH, HEADS)
-    moved = counts["device_load_bytes"] + counts["device_store_bytes"]
     assert TILINGS[which][dim].own >= 32
-    assert 1.0 <= moved / once(which, dim, size=4) < 1.3
+    assert 1.0 <= moved(counts) / once(which, dim, size=4) < 1.3
 
 
 @pytest.mark.long
@@ -61,14 +67,31 @@ def test_threadgroup_memory_is_under_32_kb(which: str) -> None:
         assert tiling.threads <= 256
 
 
+def shares(dim: int, dtype: mx.Dtype) -> dict[tuple[str, float], float]:
+    """Multiply-accumulates' share in the time of the three kernels, by the table and with each cost 30% lower or higher."""
+    counted = [block_counts(which, dim, LENGTH, HEADS, dtype) for which in KERNELS]
+    found = {}
+    for name, factor in [("", 1.0), *((f.name, factor) for f in fields(Costs) for factor in (0.7, 1.3))]:
+        bounds = [slots(counts, Costs().scaled(name, factor) if name else Costs()) for counts in counted]
+        found[name, factor] = sum(s.multiply_accumulate for s in bounds) / sum(s.bound for s in bounds)
+    return found
+
+
 @pytest.mark.parametrize("dtype", [mx.float32, pytest.param(mx.bfloat16, marks=pytest.mark.long)], ids=str)
 def test_multiply_accumulates_fill_the_issue_slots(dtype: mx.Dtype) -> None:
-    """At D 64, also with each cost 30 % lower or higher."""
-    counted = [block_counts(which, 64, LENGTH, HEADS, dtype) for which in KERNELS]
-    shares = {}
-    for name, factor in [("", 1.0), *((f.name, factor) for f in fields(Costs) for factor in (0.7, 1.3))]:
-        costs = Costs().scaled(name, factor) if name else Costs()
-        bounds = [slots(counts, costs) for counts in counted]
-        shares[name, factor] = sum(s.multiply_accumulate for s in bounds) / sum(s.bound for s in bounds)
-    assert min(shares.values()) >= LEAST_SHARE, shares
-    assert max(shares.values()) <= 1.0
+    found = shares(64, dtype)
+    assert min(found.values()) >= LEAST_SHARE, found
+    assert max(found.values()) <= 1.0
+
+
+@pytest.mark.long
+def test_documented_counts_are_those_of_the_harness() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "internals" / "metal_kernel.md").read_text()
+    for dim, (dtype, label) in itertools.product((64, 128), ((mx.float32, "fp32"), (mx.bfloat16, "bf16"))):
+        found = shares(dim, dtype)
+        counted = {which: block_counts(which, dim, LENGTH, HEADS, dtype) for which in KERNELS}
+        over = [moved(counts) / once(which, dim, dtype.size) for which, counts in counted.items()]
+        threadgroup = max(counts["threadgroup_bytes"] for counts in counted.values())
+        row = [dim, label, *(f"{x:.2f}" for x in (found["", 1.0], min(found.values()), max(found.values())))]
+        row += [" / ".join(f"{x:.2f}" for x in over), f"{threadgroup:,} bytes"]
+        assert f"| {' | '.join(map(str, row))} |" in page
