@@ -17,6 +17,8 @@ COUNTED = (
     *("device_load", "device_load_bytes", "device_store", "device_store_bytes", "threadgroup_bytes"),
 )
 REPORT_BYTES = 16384
+_sources: dict[Any, Generated] = {}
+"""What mlx generated in this process, by all that it depends on."""
 
 
 class EmulatedMetal:
@@ -33,7 +35,6 @@ class EmulatedMetal:
         self.counts: dict[str, Counter[str]] = {}
         """by the kernel's name; threadgroup_bytes is the largest of its launches"""
         self.generated: dict[str, Generated] = {}
-        self._sources: dict[Any, Generated] = {}
 
     def metal_kernel(
         self, name: str, input_names: Sequence[str], output_names: Sequence[str], source: str, **options: Any
@@ -56,10 +57,11 @@ class EmulatedMetal:
                 "template": template, "grid": grid, "threadgroup": threadgroup, "output_shapes": output_shapes,
                 "output_dtypes": output_dtypes, "verbose": True,
             }  # fmt: skip
-            key = (name, source, *(map(str, template)), *((str(x.dtype), x.ndim, x.size < 8) for x in inputs))
-            if key not in self._sources:
-                self._sources[key] = generate(lambda arrays: kernel(inputs=arrays, **arguments), inputs)
-            generated = self.generated[name] = self._sources[key]
+            signature = tuple((str(x.dtype), x.ndim, x.size < 8) for x in inputs)
+            key = (name, source, options.get("header"), tuple(template), signature)
+            if key not in _sources:
+                _sources[key] = generate(lambda arrays: kernel(inputs=arrays, **arguments), inputs)
+            generated = self.generated[name] = _sources[key]
             if any(total % part for total, part in zip(grid, threadgroup, strict=True)):
                 self.findings.append(f"grid {grid} is no multiple of the threadgroup {threadgroup}")
             outputs = [np.full(shape, np.nan, np.float32) for shape in output_shapes]
