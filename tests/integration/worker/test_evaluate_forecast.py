@@ -18,8 +18,9 @@ def table(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("baselines") / "baselines.parquet"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fit, "is_installed", lambda: False)
-        flags = ("--data", str(data), "--validate", "2023-01", "--test", "2023-02", "--out", str(path))
-        assert forecast.main(["baselines", *flags]) == 0
+        flags = ("--data", str(data), "--validate", "2023-01", "--test", "2023-02")
+        more = ("--neighbours", "all", "--out", str(path))
+        assert forecast.main(["baselines", *flags, *more]) == 0
     return path
 
 
@@ -30,7 +31,7 @@ def scored(data: Path, out: Path, *flags: str) -> list[dict]:
 
 def test_run_and_baselines_are_scored_on_the_same_hours(data: Path, alone: Path, table: Path, tmp_path: Path) -> None:
     lines = scored(data, tmp_path / "lines.jsonl", "--run", str(alone), "--baselines", str(table))
-    names = ["operators", "weekly naive", fit.BIAS, fit.RIDGE, "forecaster"]
+    names = ["operators", "weekly naive", fit.BIAS, fit.RIDGE, fit.ALL, "forecaster"]
     assert list(dict.fromkeys(line["who"] for line in lines)) == names
     assert len(lines) == 3 * len(names)  # two respondents and their mean
     assert {line["hours"] for line in lines if "hours" in line and line["who"] != "weekly naive"} == {28 * 24}
@@ -47,6 +48,7 @@ def test_run_and_baselines_are_scored_on_the_same_hours(data: Path, alone: Path,
     assert own["over"][best]["skill"] == pytest.approx(own["skill"] - rival["skill"], abs=1e-6)
     means = [found["forecaster", name]["skill"] for name in ("ERCO", "PACW")]
     assert found["forecaster", "mean"]["skill"] == pytest.approx(np.mean(means))
+    assert best != fit.ALL, "the best baseline is one on own hours"
     assert found[fit.RIDGE, "PACW"]["over"]["operators"]["p"] < 0.01  # the error of its DF repeats every day
 
 
