@@ -86,7 +86,7 @@ def test_outage_is_reported_and_ends_the_same_way_whatever_its_form(form: str, t
     assert {wait.what for wait in waits} == {url.removeprefix("http://")}
     assert any(says in wait.reason for wait in waits), {wait.reason for wait in waits}
     assert all(began <= wait.since <= wait.next_try for wait in waits)
-    assert len({wait.since for wait in waits if wait.attempt > 1}) == 1, "a later failure is of the same outage"
+    assert len({wait.since for wait in waits if wait.attempt > 1}) <= 1, "a later failure is of the same outage"
     attempts = [wait.attempt for wait in waits]
     assert attempts == sorted(attempts)
 
