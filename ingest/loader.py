@@ -198,7 +198,7 @@ def _paths(folder: Path, respondent: str, years: range) -> dict[int, Path]:
     paths = {int(path.parent.name): path for path in sorted((folder / respondent).glob("*/wide.parquet"))}
     command = f"coordinator start --extract --respondents {respondent}"
     if not paths:
-        have = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        have = sorted(path.name for path in folder.glob("*") if path.name != respondent)
         found = f"there are {', '.join(have)}{did_you_mean([respondent], have)}" if have else "there is none"
         raise UsageError(f"no series of {respondent} under {folder}: {found}; run `{command}` to make it")
     if absent := [year for year in years if year not in paths]:

@@ -134,6 +134,11 @@ class ShardResult:
         """The task id of the fetch."""
         return self.shard.key
 
+    @property
+    def files(self) -> tuple[FileEntry, ...]:
+        """The files of the fetch: pages, then the piece."""
+        return (*(page.file for page in self.pages), self.piece)
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -180,6 +185,11 @@ class BuildResult:
     def key(self) -> str:
         """The task id of the build."""
         return build_key(self.respondent, self.year)
+
+    @property
+    def files(self) -> tuple[FileEntry, ...]:
+        """The files of the build."""
+        return (self.long, self.wide, self.summary)
 
 
 def build_key(respondent: str, year: int) -> str:

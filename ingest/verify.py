@@ -82,6 +82,13 @@ class Report:
         """Return the report as plain data, with `whole`."""
         return {**asdict(self), "whole": self.whole}
 
+    @property
+    def _remedy(self) -> str:
+        return (
+            "remove the files that the mismatches name, then repeat the extraction, `coordinator start --extract --data "
+            f"{self.data_dir}` with its respondents and period: it fetches or builds them again"
+        )
+
     def to_text(self) -> str:
         """Return a table of counts, then one line per mismatch, gap and note."""
         gap_hours = sum(gap.hours for gap in self.gaps)
@@ -93,7 +100,7 @@ class Report:
             ("mismatches", f"{len(self.mismatches):,}"),
             ("gaps", f"{len(self.gaps):,} ({gap_hours:,} hours that the source does not have)"),
             ("notes", f"{len(self.notes):,}"),
-            ("verdict", "whole" if self.whole else "NOT WHOLE: run `coordinator start --extract` to repair"),
+            ("verdict", "whole" if self.whole else f"NOT WHOLE: {self._remedy}"),
         ]
         gaps = [
             f"{'gap':<10} {gap.respondent} {gap.variable}: {gap.start} to {gap.end} ({gap.hours} h)"
@@ -261,7 +268,7 @@ def _verify_gaps(reader: Source, job: FetchJob, merged: Columns, result: ShardRe
 
 def _verify_build(folder: Path, result: BuildResult, shards: Iterable[ShardResult], report: Report) -> None:
     """Verify the files' bytes, the cells by reason, and that the build read every piece that the manifests name now."""
-    long, _, _ = [_content(folder, file, report) for file in (result.long, result.wide, result.summary)]
+    long, _, _ = [_content(folder, file, report) for file in result.files]
     report.expect("hours", result.key, "hours", result.hours, year_hours(result.year)[1])
     report.expect("duplicate", result.key, "rows of one key beyond the first", result.duplicates, 0)
     job = build_job(result.respondent, result.year, "", shards)
@@ -301,9 +308,8 @@ def _verify_summary(folder: Path, shards: list[ShardResult], builds: list[BuildR
 
 def _find_strays(folder: Path, shards: list[ShardResult], builds: list[BuildResult], report: Report) -> None:
     """Note files that no manifest names: harmless, but unexpected."""
-    known = {page.file.path for result in shards for page in result.pages}
-    known |= {result.piece.path for result in shards}
-    known |= {file.path for result in builds for file in (result.long, result.wide, result.summary)}
+    known = {file.path for result in shards for file in result.files}
+    known |= {file.path for result in builds for file in result.files}
     verified = {result.shard.key for result in shards}
     for top in ("raw", "pieces", "series", "manifests"):
         for path in sorted((folder / top).rglob("*")):

@@ -189,7 +189,7 @@ def test_json_is_one_document_and_errors_are_json(coordinator: Said, data: Path)
     assert "nowhere" in error["text"]
 
 
-@pytest.mark.parametrize(("source", "rate"), [("eia", 2.5), ("oasis", 0.2), ("bulk", 0.0)])
+@pytest.mark.parametrize(("source", "rate"), [("eia", 2.5), ("oasis", 0.2), ("bulk", 0.0), ("synthetic", 0.0)])
 def test_dry_run_states_the_ceiling_of_its_source(source: str, rate: float, tmp_path: Path) -> None:
     plan = ("--source", source, "--respondents", "CISO", "--start", "2024", "--end", "2024", "--data", str(tmp_path))
     found = json.loads(CliRunner().invoke(app, ["start", "--extract", "--dry-run", "--json", *plan]).stdout)

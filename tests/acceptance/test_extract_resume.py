@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from ingest.emulator.process import Emulator
-from tests.support.program import Coordinator, environment
+from tests.support.program import Coordinator, environment, series_digest
 from tests.support.waiting import end_of, until
 from worker.training.rank_runner import free_port
 
@@ -30,6 +30,23 @@ def test_default_run_needs_no_key_and_the_next_one_requests_nothing(
     assert again.result["requests"] == 0
     verified = coordinator("verify")
     assert verified.code == 0, verified.stdout
+    assert_repaired(coordinator, tmp_path / "data", period)
+
+
+def assert_repaired(coordinator: Coordinator, data: Path, period: tuple[str, ...]) -> None:
+    """Lose a page, cut a piece and lose a series; the same extraction makes them again, with one request."""
+    series = series_digest(data)
+    next(data.glob("raw/eia/region-data/**/*.gz")).unlink()
+    piece = next(data.glob("pieces/*fuel-type-data*"))
+    piece.write_bytes(piece.read_bytes()[:-8])
+    next(data.glob("series/**/wide.parquet")).unlink()
+    assert "repeat the extraction" in coordinator("verify").stdout
+    repaired = coordinator("start", "--extract", "--json", *period)
+    assert repaired.code == 0, repaired.stderr
+    assert repaired.result["new_shards"] == 2
+    assert repaired.result["requests"] >= 1
+    assert series_digest(data) == series
+    assert coordinator("verify").code == 0
 
 
 def test_update_refetches_revisable_hours_and_keeps_both_generations(coordinator: Coordinator, tmp_path: Path) -> None:

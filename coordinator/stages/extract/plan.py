@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from math import isinf
@@ -105,10 +105,11 @@ def make_plan(options: ExtractOptions, now: datetime) -> ExtractionPlan:
         UsageError: the folder holds hours of another world.
         VerificationError: a manifest is damaged.
     """
-    results = {result.shard.key: result for result in manifest.shard_results(options.data_dir)}
+    found = tuple(manifest.shard_results(options.data_dir))
     world = options.source.world or ""
-    for result in results.values():
+    for result in found:
         world = check_world(options.data_dir, world, result)
+    results = {result.shard.key: result for result in found if manifest.in_place(options.data_dir, result)}
     shards = options.shards
     if options.update:
         shards = plan_update(results.values(), now, options.revise_days, shards)
@@ -116,7 +117,9 @@ def make_plan(options: ExtractOptions, now: datetime) -> ExtractionPlan:
         shards = reuse_verified(shards, results.values())
     respondents = frozenset(options.respondents)
     shards = tuple(_widened(shard, results, respondents, options.start) for shard in shards)
-    built = {result.key: result.pieces for result in manifest.build_results(options.data_dir)}
+    shards += _lost_generations(found, results, shards)
+    builds = manifest.build_results(options.data_dir)
+    built = {result.key: result.pieces for result in builds if manifest.in_place(options.data_dir, result)}
     years = range(int(options.start[:4]), int(options.end[:4]) + 1)
     return ExtractionPlan(
         data_dir=options.data_dir,
@@ -128,6 +131,18 @@ def make_plan(options: ExtractOptions, now: datetime) -> ExtractionPlan:
         built=built,
         origin=options.source.origin,
         start=options.start,
+    )
+
+
+def _lost_generations(
+    found: Iterable[ShardResult], results: Mapping[str, ShardResult], shards: Iterable[Shard]
+) -> tuple[Shard, ...]:
+    """Return the shards of revised hours whose files are gone; `shards` already holds those of the first generation."""
+    asked = {(shard.source, shard.route, shard.respondent) for shard in shards}
+    lost = (result.shard for result in found if result.shard.key not in results and result.shard.generation > 0)
+    planned = {shard.key for shard in shards}
+    return tuple(
+        shard for shard in lost if shard.key not in planned and (shard.source, shard.route, shard.respondent) in asked
     )
 
 

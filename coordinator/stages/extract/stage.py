@@ -40,7 +40,6 @@ from ingest.emulator.process import Emulator
 from ingest.errors import AuthenticationError, SourceError
 from ingest.models import Gap
 from ingest.plan import expected_requests
-from ingest.sources import get_source
 
 CONNECT_S = 10.0  # for a connection to the source; one over a slow line takes a second
 MAX_GAPS = 12  # that a summary lists as text
@@ -122,10 +121,10 @@ class ExtractStage:
         return ExtractOptions.from_settings(settings)
 
     def dry_run(self, options: ExtractOptions, after: str) -> ExtractDryRun:
-        """Return the shards to fetch, the requests and the least time that EIA's policy allows, without a request."""
+        """Return the shards to fetch, the requests and the least time that the source's policy allows, without a request."""
         plan = make_plan(options, datetime.now(UTC))
         count = expected_requests(plan.missing)
-        limit = get_source(options.source.kind).rate_limit
+        limit = options.source.rate_limit
         return ExtractDryRun(
             source=options.source.name,
             data=str(options.data_dir),

@@ -91,17 +91,17 @@ def test_outage_is_reported_and_ends_the_same_way_whatever_its_form(form: str, t
     assert attempts == sorted(attempts)
 
 
-def endless(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let nothing but a cancel end a wait."""
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no limit of time end a wait."""
     monkeypatch.setattr(outage, "LIMIT_S", 3600.0)
-    monkeypatch.setattr(outage, "PAUSE_S", (3600.0, 3600.0))
     monkeypatch.setattr(http, "READ_TIMEOUT_S", 3600.0)
     monkeypatch.setattr("ingest.sources.eia.Eia.deadline_s", 3600.0)
 
 
 @pytest.mark.parametrize("form", ["HTML under 200", "503 with Retry-After", "silent", "name"])
 def test_cancel_ends_a_wait(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    endless(monkeypatch)
+    patient(monkeypatch)
+    monkeypatch.setattr(outage, "PAUSE_S", (3600.0, 3600.0))
     with FORMS[form][0]() as url, bench(tmp_path) as one:  # type: ignore[attr-defined]
         assert_cancel_ends(url, one, lambda: bool(one.waits))
 
@@ -111,7 +111,7 @@ def test_cancel_ends_a_connection_that_is_not_yet_made(
     scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A name server that does not answer, or a TLS handshake."""
-    endless(monkeypatch)
+    patient(monkeypatch)
     reached, over = threading.Event(), threading.Event()
 
     def resolve(*arguments: object, **options: object) -> object:
@@ -150,7 +150,8 @@ def assert_cancel_ends(url: str, one: object, when: Callable[[], bool]) -> None:
     assert time.monotonic() - began < HANG_S / 2
 
 
-def test_usable_response_ends_the_wait(tmp_path: Path) -> None:
+def test_usable_response_ends_the_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    patient(monkeypatch)
     server = Stub()
     server.script = lambda query, nth: Reply(503) if nth == 0 else None
     with serve(server) as url, bench(tmp_path) as one:
