@@ -65,18 +65,17 @@ def test_update_refetches_revisable_hours_and_keeps_both_generations(coordinator
     assert coordinator("verify").code == 0
 
 
-def test_worker_with_its_own_folder_uploads_its_files(
-    coordinator: Coordinator, emulator: Emulator, tmp_path: Path
-) -> None:
+def test_worker_with_its_own_folder_uploads_its_files(coordinator: Coordinator, tmp_path: Path) -> None:
     """As on another host: it shares only the connection with the coordinator; what it fetched is verified here."""
-    # 8 shards: more than one worker holds. It waits for the coordinator, so it is there before the coordinator's own worker.
+    # 8 shards: more than one worker holds. Slow responses keep the coordinator's own worker busy until this one is there.
     plan = ("--respondents", "PACW,ERCO", "--start", "2023-12", "--end", "2024-01")
     bind = f"tcp://127.0.0.1:{free_port('127.0.0.1')}"
     remote = [sys.executable, "-m", "worker", "--coordinator", bind, "--data", str(tmp_path / "far")]
     worker = subprocess.Popen(remote, cwd=tmp_path, env=environment(), stderr=subprocess.DEVNULL)
     try:
         until((tmp_path / "far").exists, "the worker")
-        run = coordinator("start", "--extract", "--json", "--source", emulator.url, "--bind", bind, *plan)
+        with Emulator("--latency-ms", "1000") as emulator:
+            run = coordinator("start", "--extract", "--json", "--source", emulator.url, "--bind", bind, *plan)
         assert run.code == 0, run.stderr
         end_of(worker, "the worker's end")
         assert worker.returncode == 0
