@@ -5,6 +5,7 @@ Text of a server, a worker, a file or another host passes through `printable` (o
 clear its screen or hide a line.
 """
 
+import faulthandler
 import io
 import json
 import logging
@@ -161,6 +162,7 @@ def protect() -> None:
     os.close(null)
     sys.stdout = _protected(sys.stdout)
     sys.stderr = _protected(sys.stderr)
+    faulthandler.enable(2)  # a crash of native code writes the stack of each thread
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(LineFormatter())
 

@@ -71,14 +71,16 @@ def test_worker_with_its_own_folder_uploads_its_files(coordinator: Coordinator, 
     plan = ("--respondents", "PACW,ERCO", "--start", "2023-12", "--end", "2024-01")
     bind = f"tcp://127.0.0.1:{free_port('127.0.0.1')}"
     remote = [sys.executable, "-m", "worker", "--coordinator", bind, "--data", str(tmp_path / "far")]
-    worker = subprocess.Popen(remote, cwd=tmp_path, env=environment(), stderr=subprocess.DEVNULL)
+    log = tmp_path / "far.log"
+    with log.open("w") as stderr:
+        worker = subprocess.Popen(remote, cwd=tmp_path, env=environment(), stderr=stderr)
     try:
         until((tmp_path / "far").exists, "the worker")
         with Emulator("--latency-ms", "1000") as emulator:
             run = coordinator("start", "--extract", "--json", "--source", emulator.url, "--bind", bind, *plan)
         assert run.code == 0, run.stderr
         end_of(worker, "the worker's end")
-        assert worker.returncode == 0
+        assert worker.returncode == 0, log.read_text()
     finally:
         worker.kill()
         worker.wait()

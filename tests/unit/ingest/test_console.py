@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import unicodedata
@@ -173,3 +174,11 @@ print(seen)
     done = subprocess.run([sys.executable, "-c", child], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-500:]
     assert done.stderr.count("handler") == int(done.stdout)
+
+
+def test_crash_of_native_code_leaves_the_stack_of_its_threads() -> None:
+    code = "from ingest.console import protect; protect(); import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
+    done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == -signal.SIGSEGV
+    assert "Segmentation fault" in done.stderr
+    assert 'File "<string>"' in done.stderr
