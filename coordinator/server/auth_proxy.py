@@ -243,7 +243,13 @@ class AuthProxy:
             self._refused(peer, reason)
 
     async def _greet(self, connection: socket.socket, deadline: float) -> bytes:
-        """Exchange greetings and return what the peer has sent: its greeting and its HELLO. No other descriptor is in use until then."""
+        """Exchange greetings with the peer; return the bytes of its greeting and its HELLO.
+
+        The peer occupies one descriptor until then: the connection to the ROUTER is opened afterwards.
+
+        Raises:
+            _Refused: The peer is too slow, or what it sent is not a greeting with CURVE and a HELLO.
+        """
         try:
             async with asyncio.timeout(SILENT_S):
                 data = await _receive(connection, b"", SIGNATURE)

@@ -1,4 +1,7 @@
-"""A thread beside the server loop for work on files that may take longer than a batch: hashes, syncs, the opening of a piece."""
+"""Run work on files in a thread beside the server loop.
+
+A hash, a sync or the check of a piece may take longer than the loop may wait for one batch of messages.
+"""
 
 from __future__ import annotations
 

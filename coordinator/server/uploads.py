@@ -78,7 +78,7 @@ class _LeaseUploads:
 
     files: dict[Path, tuple[Path, int]] = field(default_factory=dict)
     bytes: int = 0
-    refusal: str = ""  # of an earlier chunk, which ends the lease: the rest of what was sent before is refused at once
+    refusal: str = ""  # why an earlier chunk was refused; later chunks of the lease are refused with the same reason
 
     def charge(self, part: Path, path: Path, size: int, allowed: LeaseFiles) -> bool:
         """Charge a file to the quota; return whether there was room for it. Files that were removed since are free again."""

@@ -1,6 +1,6 @@
 """Validate what a worker hands in for a fetch or a build against its lease: names, counts, and the rows of the piece itself.
 
-Nothing of a result is written before this passes. What it cannot see: hours and values that are invented but well formed.
+The coordinator writes nothing of a result before this check passes. The check cannot detect invented values that are well formed.
 """
 
 import io

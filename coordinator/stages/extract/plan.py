@@ -34,7 +34,7 @@ class ExtractOptions(StageOptions):
     start: str  # first hour, YYYY-MM-DDTHH
     end: str  # last hour, inclusive
     shards: tuple[Shard, ...]  # of the period, whether they are on disk or not
-    notes: tuple[str, ...]  # what was cut from the period that was asked for
+    notes: tuple[str, ...]  # one line for each part of the requested period that the plan leaves out
     rate: float | None  # requests per second; None = the source's policy
     revise_days: int
     update: bool

@@ -58,7 +58,7 @@ class ExtractDryRun(DryRun, frozen=True):
     requests: int
     policy_seconds: float  # at the ceiling that the source states; 0 where it states none
     policy_rate: float  # requests per second, likewise
-    notes: tuple[str, ...] = ()  # what was cut from the period that was asked for
+    notes: tuple[str, ...] = ()  # one line for each part of the requested period that the plan leaves out
 
     @property
     def has_work(self) -> bool:
@@ -109,7 +109,7 @@ class ExtractSummary(StageSummary, frozen=True, kw_only=True):
     peak_worker_mb: float
     seconds: float
     rows_per_s: float
-    notes: tuple[str, ...]  # what was cut from the period that was asked for
+    notes: tuple[str, ...]  # one line for each part of the requested period that the plan leaves out
     absent: tuple[Absence, ...]  # respondents and routes without any row in the period
 
 
