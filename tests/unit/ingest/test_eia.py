@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ingest.columns import hour_number, hour_text
@@ -169,6 +169,7 @@ def test_truncated_stored_page_is_refused() -> None:
 
 
 @settings(max_examples=200)
+@example([(10_000, ord("5"))])  # an hour becomes that of the row before it: an equal repeat, kept once and counted
 @given(st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=4))
 def test_damaged_page_is_a_source_error_or_a_valid_page(damage: list[tuple[int, int]]) -> None:
     plain = bytearray(body([row(f"2023-01-01T{hour:02d}") for hour in range(24)]))
@@ -178,7 +179,7 @@ def test_damaged_page_is_a_source_error_or_a_valid_page(damage: list[tuple[int, 
         page = parse(bytes(plain))
     except SourceError:
         return
-    assert page.rows == len(page.columns) == 24
+    assert page.rows == len(page.columns) + page.duplicates == 24
 
 
 @settings(max_examples=60)
