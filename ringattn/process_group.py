@@ -19,6 +19,7 @@ from typing import NoReturn
 import mlx.core as mx
 
 from ringattn._errors import LaunchError, PeerLost, PeerStalled
+from ringattn.macos import error_name, local_network_hint
 
 DEFAULT_TIMEOUT = 60.0  # seconds
 EXIT_BROKEN = 75  # EX_TEMPFAIL of sysexits.h: incomplete, can be started again
@@ -94,6 +95,8 @@ def _rendezvous_barrier(rank: int, nodes: list[tuple[str, int]], deadline: float
     """  # noqa: DOC501  # the ConnectionError is caught here
     size = len(nodes)
     doing = "joining the ring"
+    left_rank, right_rank = (rank - 1) % size, (rank + 1) % size
+    cause = f"rank {left_rank} did not connect to {nodes[rank]}"
     with contextlib.ExitStack() as stack:
         try:
             listener = stack.enter_context(socket.create_server(nodes[rank], family=_family(nodes[rank])))
@@ -103,20 +106,22 @@ def _rendezvous_barrier(rank: int, nodes: list[tuple[str, int]], deadline: float
                 f"rank {rank} cannot listen on {host}:{port}: {error}; fix its entry in the hostfile"
             ) from error
         try:
-            right = stack.enter_context(_connect(nodes[(rank + 1) % size], deadline))
+            right = stack.enter_context(_connect(nodes[right_rank], deadline))
             right.sendall(_HELLO)
             left = stack.enter_context(_accept(listener, deadline))
             # Closed on every rank before any rank continues: MLX must not connect to this listener.
             listener.close()
+            cause = "a rank further on did not join"
             for _ in range(size):
                 right.sendall(b".")
                 left.settimeout(_left(deadline))
                 if not left.recv(1):
                     raise ConnectionError("the connection was closed")
-        except TimeoutError:
+        except TimeoutError as error:
+            if isinstance(error, _NeverConnectedError):
+                cause = f"rank {rank} can't reach rank {right_rank} at {nodes[right_rank]}: {error}"
             raise PeerStalled(
-                f"rank {rank} of {size}: not every rank joined within {timeout:g} s; is each host of the hostfile started, "
-                f"and can rank {rank} reach {nodes[(rank + 1) % size]}?",
+                f"rank {rank} of {size}: not every rank joined within {timeout:g} s; {cause}. Is each host of the hostfile started?",
                 rank=rank,
                 doing=doing,
             ) from None
@@ -139,14 +144,21 @@ def _left(deadline: float) -> float:
     return remaining
 
 
+class _NeverConnectedError(TimeoutError):
+    """No connection before the deadline; the text is the last attempt's error."""
+
+
 def _connect(address: tuple[str, int], deadline: float) -> socket.socket:
-    while True:
+    last: OSError = TimeoutError("no answer")
+    while (remaining := deadline - time.monotonic()) > 0:
         try:
-            return socket.create_connection(address, timeout=_left(deadline))
-        except TimeoutError:
-            raise
-        except OSError:  # not listening yet, or no route yet
-            time.sleep(min(0.02, _left(deadline)))
+            return socket.create_connection(address, timeout=remaining)
+        except OSError as error:  # not listening yet, or no route yet
+            # The attempt that the deadline cuts short says less than the one before it.
+            last = last if isinstance(error, TimeoutError) else error
+            time.sleep(min(0.02, max(0.0, deadline - time.monotonic())))
+    hint = local_network_hint(error_name(last))
+    raise _NeverConnectedError(f"{last.strerror or last}{hint and f'; {hint}'}")
 
 
 def _accept(listener: socket.socket, deadline: float) -> socket.socket:

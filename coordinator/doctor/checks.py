@@ -12,6 +12,7 @@ from typing import Any, Literal
 from coordinator.workers.arithmetic import describe_difference
 from coordinator.workers.ssh import SshFailure
 from ingest.console import printable
+from ringattn.macos import local_network_hint
 
 READ_ONLY = os.strerror(errno.EROFS)
 LEAST_FREE = 2 << 30  # bytes: the five default respondents' seven years and a training take about 1 GB
@@ -62,6 +63,8 @@ class LinkFacts:
     target: str
     address: str  # of the target
     error: str = ""
+    error_name: str = ""  # of the failed connection's errno
+    system: str = ""  # `platform.system()` of the source
     delay_s: float = 0.0  # one way
     bytes_per_s: float = 0.0
 
@@ -297,6 +300,8 @@ def link_finding(link: LinkFacts) -> Finding:
             f"`ping {link.address}` on {link.source}; check the cable, {link.address} in the hostfile's ips, and "
             f"{link.target}'s firewall (ring ports 32323 up, and the coordinator's own)"
         )
+        if hint := link.system and local_network_hint(link.error_name, link.system):
+            fix = f"on {link.source}: {hint}. Otherwise {fix}"
         return problem(name, f"{link.address} can't be reached: {link.error}", fix)
     seen = f"{link.bytes_per_s / 1e6:,.0f} MB/s, {link.delay_s * 1e3:.2f} ms one way"
     if link.bytes_per_s < MIN_LINK_BYTES_PER_S or link.delay_s > MAX_DELAY_S:

@@ -4,6 +4,7 @@ It changes nothing on the host. The doctor sends this file unchanged over ssh, s
 Therefore it uses the standard library alone and only syntax of Python 3.6: an old Python is a finding, not a syntax error.
 """
 
+import errno
 import json
 import os
 import platform
@@ -38,7 +39,7 @@ def facts(order):
         "system": platform.system(),
         "platform": platform.platform(terse=True),
         "versions": {name: version_of(name) for name in order["packages"]},
-        "busy": [port for port in order["ports"] if not free(port)],
+        "busy": [port for port in order["ports"] if port_refusal("", port, order["addresses"])],
         "data": data,
         "free": shutil.disk_usage(there).free,
         "unwritable": unwritable(there),
@@ -63,15 +64,45 @@ def version_of(name):
         return None
 
 
-def free(port):
-    """Return whether nothing listens on this port."""
-    with socket.socket() as probe:
+def port_refusal(address, port, more_addresses=()):
+    """Return why a server cannot use this port of this host, or "" when it can.
+
+    BSD's SO_REUSEADDR, which servers set so that connections of an ended run do not block the port, lets a socket bind the wildcard beside a
+    listener on one address, and the reverse. So each address is bound and dialled on its own.
+
+    Args:
+        address: where the server will listen; "" means every IPv4 address.
+        port: the port.
+        more_addresses: further addresses to try; those that are not this host's are left out.
+    """
+    loopback = "::1" if ":" in address else "127.0.0.1"
+    for one in [address] + [other for other in [loopback, *more_addresses] if other != address and own(other)]:
+        refusal = bind_refusal(one, port)
+        if refusal:
+            return refusal
+        if port and answers(one or loopback, port):
+            return "%s answers there already" % (one or loopback)
+    return ""
+
+
+def bind_refusal(address, port):
+    """Return why this address and port cannot be bound, or ""."""
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("", port))
+            probe.bind((address, port))
             probe.listen(1)
-        except OSError:
-            return False
+        except OSError as error:
+            return error.strerror or str(error)
+    return ""
+
+
+def answers(address, port):
+    """Return whether a listener of this host accepts a connection at this address."""
+    try:
+        socket.create_connection((address, port), timeout=DIAL_S).close()
+    except OSError:
+        return False
     return True
 
 
@@ -241,7 +272,7 @@ def dial(order):
     try:
         connection = socket.create_connection((order["address"], order["port"]), timeout=DIAL_S)
     except OSError as error:
-        return {"error": error.strerror or str(error)}
+        return {"error": error.strerror or str(error), "error_name": errno.errorcode.get(error.errno or 0, "")}
     try:
         with connection:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

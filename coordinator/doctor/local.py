@@ -7,10 +7,8 @@ environment and once with that of a rank, each in a new process, because a BLAS 
 from __future__ import annotations
 
 import shutil
-import socket
 import sys
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
 
@@ -89,14 +87,8 @@ def ports(bind: str) -> list[Finding]:
 
 def _refused(host: str, numbers: Iterable[int]) -> str:
     """Return why one of these ports cannot be bound, or "" when all can."""
-    with ExitStack() as stack:
-        for number in numbers:
-            try:
-                family = socket.AF_INET6 if ":" in host else socket.AF_INET
-                stack.enter_context(socket.create_server((host.replace("*", ""), number), family=family))
-            except OSError as error:
-                return f"port {number}: {error.strerror or error}"
-    return ""
+    refusals = ((number, host_script.port_refusal(host.replace("*", ""), number)) for number in numbers)
+    return next((f"port {number}: {reason}" for number, reason in refusals if reason), "")
 
 
 def room(data_dir: Path) -> list[Finding]:

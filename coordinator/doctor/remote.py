@@ -189,13 +189,14 @@ def _coordinator_links(probes: Sequence[HostProbe]) -> list[LinkFacts]:
         if address := one.facts.collected.get("asked_from"):
             port = host_script.listen({"address": "::" if ":" in address else ""})["port"]
             measured = one.ask("dial", address=address, port=port) or {"error": f"{one.facts.host} is gone"}
-            links.append(replace(LinkFacts(one.facts.host, "here", address), **measured))
+            system = one.facts.collected["system"]
+            links.append(replace(LinkFacts(one.facts.host, "here", address, system=system), **measured))
     return links
 
 
 def _measure_link(source: HostProbe, target: HostProbe) -> LinkFacts:
     address = target.facts.address
-    link = LinkFacts(source.facts.host, target.facts.host, address)
+    link = LinkFacts(source.facts.host, target.facts.host, address, system=source.facts.collected.get("system", ""))
     listening = target.ask("listen", address=address) or {"error": f"{target.facts.host} is gone"}
     if "error" in listening:
         return replace(link, error=listening["error"])

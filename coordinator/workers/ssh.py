@@ -4,12 +4,15 @@
 that the user's configuration, agents and jump hosts apply.
 """
 
+import errno
+import os
 import shlex
 import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 
 from coordinator.workers.hostfile import Host
+from ringattn.macos import local_network_hint
 
 SSH_FAILED = 255  # ssh's own exit code; any other is the remote command's
 PACKAGES = ("ring-attention-energy", "mlx")  # every host must have the same versions
@@ -24,6 +27,7 @@ CAUSES = {  # words in ssh's error → fix
     "Connection refused": "turn on ssh there: System Settings → General → Sharing → Remote Login, or `systemctl start ssh`",
     "resolve": "{host} is an unknown name: correct it in the hostfile, or add it to ~/.ssh/config or /etc/hosts",
 }
+NO_ROUTE = os.strerror(errno.EHOSTUNREACH)
 UNREACHABLE = (
     "check that it is on, awake and on this network, then try `ssh -o BatchMode=yes {host} true`, "
     "or take it out of the hostfile"
@@ -68,6 +72,8 @@ def local_versions() -> dict[str, str]:
 def unreachable(host: Host, cause: str) -> SshFailure:
     """Return the failure of a host that ssh does not reach or that does not answer."""
     fix = next((fix for words, fix in CAUSES.items() if words in cause), UNREACHABLE)
+    if NO_ROUTE in cause and (hint := local_network_hint("EHOSTUNREACH")):
+        fix = f"{hint}; otherwise {fix}"
     return SshFailure("ssh", cause, fix.format(host=shlex.quote(host.name)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import random
 import shutil
 import subprocess
@@ -29,7 +30,7 @@ class Clocks:
     """The wall clocks of processes that run under `environ`."""
 
     def __init__(self, folder: Path) -> None:
-        if sys.platform != "linux" or shutil.which("cc") is None:
+        if platform.system() != "Linux" or shutil.which("cc") is None:
             pytest.skip("needs Linux and a C compiler (cc)")
         self._folder, self._draw, self.moved = folder, random.Random(3), 0
         library = folder / "clock.so"

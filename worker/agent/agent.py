@@ -46,6 +46,7 @@ from worker.agent.connection import Connection
 from worker.agent.executor import LeaseExecutor
 from worker.agent.handlers import Handler, default_handlers
 from worker.agent.lease import RunningLease
+from worker.agent.reachability import explain_silence, warn_of_silence
 from worker.process.parent_death import exit_with_parent
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ log = logging.getLogger(__name__)
 REGISTER_INTERVAL_S = 1.0  # between attempts to register
 UNSENT_INTERVAL_S = 0.05  # the same, while no coordinator is connected
 RESEND_S = 5.0  # a result without an acknowledgement for this long is sent again
+SILENCE_WARNING_S = 10.0  # without a coordinator for this long, the log says why
 NO_COORDINATOR_TIMEOUT_S = 60.0  # without a coordinator for this long, the worker exits
 
 
@@ -122,6 +124,7 @@ class Agent:
         self._unacked: dict[tuple[str, int], tuple[list[bytes], float]] = {}  # frames of an answer, and when sent
         self._registered: RegisterAck | None = None  # None: not registered
         self._last_contact = time.monotonic()
+        self._warned_of: float | None = None  # the last contact before the silence of which the log has said why
         self._next_send = 0.0  # when the next registration or heartbeat is due
         self._shutdown: Shutdown | None = None
         self._exit: int | None = None
@@ -255,12 +258,17 @@ class Agent:
     def _register(self, now: float) -> None:
         if now - self._last_contact > self._config.no_coordinator_timeout_s:
             log.error(
-                "no coordinator answers at %s: check that `coordinator start` runs there and that this worker's key is "
+                "no coordinator answers at %s (%s): check that `coordinator start` runs there and that this worker's key is "
                 "on its list (`coordinator keys list`)",
                 self._config.endpoint,
+                explain_silence(self._config.endpoint),
             )
             self._exit = ExitCode.INCOMPLETE
-        elif now >= self._next_send:
+            return
+        if now - self._last_contact > SILENCE_WARNING_S and self._warned_of != self._last_contact:
+            self._warned_of = self._last_contact
+            warn_of_silence(self._config.endpoint)
+        if now >= self._next_send:
             sent = self._connection.send(codec.encode(self._registration))
             self._next_send = now + (REGISTER_INTERVAL_S if sent else UNSENT_INTERVAL_S)
 

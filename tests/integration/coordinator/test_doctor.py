@@ -107,6 +107,24 @@ def test_busy_port_is_named() -> None:
     assert local.ports(f"tcp://127.0.0.1:{port}")[0].state == "ok"
 
 
+@pytest.mark.parametrize("listening", ["127.0.0.1", "127.0.0.9", ""])
+@pytest.mark.parametrize("asked", ["", "127.0.0.1"])
+def test_listener_is_found_where_a_second_bind_succeeds(
+    listening: str, asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BSD's SO_REUSEADDR lets a wildcard and one address share a port; Linux's SO_REUSEPORT lets any two, so it stands in for it."""
+    with socket.socket() as busy:
+        busy.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        busy.bind((listening, 0))
+        busy.listen(1)
+        port = busy.getsockname()[1]
+        monkeypatch.setattr(host_script.socket, "SO_REUSEADDR", socket.SO_REUSEPORT)
+        assert host_script.bind_refusal(asked, port) == ""
+        if asked == "" or listening != "127.0.0.9":
+            assert "answers there already" in host_script.port_refusal(asked, port, ["127.0.0.9", "192.0.2.1"])
+    assert host_script.port_refusal(asked, port, ["127.0.0.9"]) == ""
+
+
 def test_missing_and_readable_key_files_are_reported(tmp_path: Path) -> None:
     assert only(local.key_files(tmp_path, "tcp://127.0.0.1:0")).state == "ok"
     assert_problem(local.key_files(tmp_path, "tcp://10.0.0.1:5555"), "coordinator keys add")

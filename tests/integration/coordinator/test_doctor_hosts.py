@@ -338,6 +338,12 @@ def test_hosts_that_round_differently_are_named() -> None:
 
 
 def test_cut_and_slow_links_name_their_direction() -> None:
+    refused = LinkFacts(
+        "m2-0", "m2-1", "10.0.0.2", error="No route to host", error_name="EHOSTUNREACH", system="Darwin"
+    )
+    assert "on m2-0: macOS 15" in checks.link_finding(refused).fix
+    assert "Local Network" not in checks.link_finding(replace(refused, system="Linux")).fix
+    assert "Local Network" not in checks.link_finding(replace(refused, error_name="ETIMEDOUT")).fix
     link = LinkFacts("m2-0", "m2-1", "10.0.0.2", delay_s=1e-4, bytes_per_s=9e8)
     assert checks.link_finding(link).state == "ok"
     cut = checks.link_finding(replace(link, error="timed out"))
