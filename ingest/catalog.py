@@ -136,7 +136,25 @@ FUELS: dict[str, str] = {
 }
 
 
-def _near(code: str) -> str:
+VARIABLE_NAMES = {
+    "D": "Demand, load",
+    "DF": "Day-ahead demand forecast",
+    "NG": "Net generation",
+    "TI": "Total interchange",
+    **{f"NG.{code}": name for code, name in FUELS.items()},
+}
+
+
+def variable_near(words: Iterable[str], known: Iterable[str]) -> str:
+    """Return near matches of variables by code, otherwise by a name that holds the word: `demand` → D, `solar` → NG.SUN."""
+    words, known = list(words), list(known)
+    if near := did_you_mean(words, known):
+        return near
+    named = [code for code in known for word in words if word.casefold() in VARIABLE_NAMES.get(code, "").casefold()]
+    return f" (did you mean {' or '.join(dict.fromkeys(named))}?)" if named else ""
+
+
+def near_matches(code: str) -> str:
     """Return near matches by code, otherwise by a name that contains the word: `california` → CAL, CISO."""
     if near := did_you_mean([code.upper()], RESPONDENTS):
         return near
@@ -155,5 +173,5 @@ def check_respondents(codes: Iterable[str]) -> None:
     if not codes:
         raise UsageError("no respondent given; name at least one, for example `--respondents PACW`")
     if unknown := [code for code in codes if code not in RESPONDENTS]:
-        listed = "; ".join(f"{code!r}{_near(code)}" for code in unknown)
+        listed = "; ".join(f"{code!r}{near_matches(code)}" for code in unknown)
         raise UsageError(f"unknown respondent: {listed}. `coordinator start --extract --dry-run` shows a plan")

@@ -81,7 +81,11 @@ class Cancelled(Exception):
 
 
 def did_you_mean(words: Iterable[str], known: Iterable[str]) -> str:
-    """Return ` (did you mean A or B?)` with the near matches of `words`; "" where there are none."""
-    choices = list(known)
-    near = [match for word in words for match in difflib.get_close_matches(word, choices, n=3, cutoff=0.5)]
+    """Return ` (did you mean A or B?)` with the near matches of `words` in either case; "" where there are none."""
+    folded = {name.casefold(): name for name in known}
+    near = [
+        folded[match]
+        for word in words
+        for match in difflib.get_close_matches(word.casefold(), list(folded), n=3, cutoff=0.5)
+    ]
     return f" (did you mean {' or '.join(dict.fromkeys(near))}?)" if near else ""

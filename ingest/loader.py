@@ -1,9 +1,11 @@
 """Load series from disk as float32 [time, feature] arrays with a validity mask."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -11,12 +13,17 @@ from numpy.typing import NDArray
 
 from ingest.array_types import Bools, Floats, Int8s
 from ingest.build_series import year_hours
+from ingest.catalog import RESPONDENTS, near_matches, variable_near
 from ingest.columns import hour_text, open_parquet
 from ingest.errors import UsageError, VerificationError, did_you_mean
-from ingest.periods import parse_bound
+from ingest.models import REGION_TYPES
+from ingest.periods import Moment, moment_bound
 from ingest.plan import parse_span
 from ingest.quality import IMPUTED, MISSING, OK, REASONS
 from ingest.settings import parse_codes
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Impute = Literal["linear", "week"]
 
@@ -38,6 +45,19 @@ class SeriesArrays:
     def imputed(self) -> Bools:
         """Cells that imputation filled: bool [time, feature]."""
         return self.reason == IMPUTED
+
+    def to_frame(self, *, local_time: bool = False) -> pd.DataFrame:
+        """Return a pandas DataFrame: one row an hour, one column a series; a cell without a value is NaN.
+
+        Args:
+            local_time: add a column `<respondent>.local_time` for each respondent: the end of the hour in its time zone.
+
+        Returns:
+            The frame, float32, with the index `period` (end of the hour, UTC). `attrs["units"]` names the unit of each column.
+        """
+        from ingest.frame import to_frame
+
+        return to_frame(self, local_time=local_time)
 
 
 @dataclass(frozen=True)
@@ -72,8 +92,8 @@ def load_series(
     data_dir: Path | str,
     respondents: Sequence[str] | str,
     variables: Sequence[str] | str,
-    start: str,
-    end: str,
+    start: Moment,
+    end: Moment,
     *,
     impute: Impute | None = None,
 ) -> SeriesArrays:
@@ -85,8 +105,9 @@ def load_series(
     Args:
         data_dir: data folder.
         respondents: EIA codes in either case, or one of them.
-        variables: `D`, `DF`, `NG`, `TI`, `NG.<fuel>`, or one of them.
-        start: first hour, `YYYY-MM-DDTHH` (UTC, hour-ending), or `YYYY-MM-DD`, `YYYY-MM`, `YYYY`.
+        variables: `D`, `DF`, `NG`, `TI`, `NG.<fuel>` in either case, or one of them.
+        start: first hour (UTC, hour-ending): `YYYY-MM-DDTHH`, `YYYY-MM-DD`, `YYYY-MM`, `YYYY`, a date, datetime, Timestamp or
+            datetime64. A time without a zone is UTC.
         end: last hour, inclusive, in the same forms: a day means all of its hours.
         impute: fill masked cells and mark them. "linear" fills gaps of up to 24 hours between valid neighbours; "week"
             takes the same hour a week before, or a week after. Other cells stay NaN.
@@ -99,7 +120,7 @@ def load_series(
     """
     if impute not in (None, "linear", "week"):
         raise UsageError(f"imputation {impute!r} is unknown; choose linear, week or None")
-    respondents, variables = parse_codes(respondents), [variables] if isinstance(variables, str) else variables
+    respondents, variables = parse_codes(respondents), _variables(variables)
     first, stop = parse_span(*_hours_of(start, end))
     folder = Path(data_dir) / "series"
     names = tuple(f"{respondent}.{variable}" for respondent in respondents for variable in variables)
@@ -117,14 +138,20 @@ def load_series(
     return SeriesArrays(values.astype(np.float32), mask, reason, hours, names)
 
 
-def _hours_of(start: str, end: str) -> tuple[str, str]:
+def _variables(names: Sequence[str] | str) -> list[str]:
+    """Return variables, those of EIA in upper case; names of other sources keep theirs."""
+    given = [names] if isinstance(names, str) else names
+    return [upper if (upper := name.upper()) in REGION_TYPES or upper.startswith("NG.") else name for name in given]
+
+
+def _hours_of(start: Moment, end: Moment) -> tuple[str, str]:
     """Return the first and the last hour of a period as users write it.
 
     Raises:
         UsageError: a bound has another form.
     """
     try:
-        return parse_bound(start, last=False), parse_bound(end, last=True)
+        return moment_bound(start, last=False), moment_bound(end, last=True)
     except ValueError as error:
         raise UsageError(f"period {start} to {end}: {error}") from error
 
@@ -159,7 +186,7 @@ def _fill(
     if unknown := [variable for variable in variables if variable not in known]:
         raise UsageError(
             f"{respondent} has no variable {', '.join(unknown)} in {years[0]}…{years[-1]}; "
-            f"it has {', '.join(sorted(known))}{did_you_mean(unknown, known)}"
+            f"it has {', '.join(sorted(known))}{variable_near(unknown, sorted(known))}"
         )
 
 
@@ -199,8 +226,11 @@ def _paths(folder: Path, respondent: str, years: range) -> dict[int, Path]:
     command = f"coordinator start --extract --respondents {respondent}"
     if not paths:
         have = sorted(path.name for path in folder.glob("*") if path.name != respondent)
-        found = f"there are {', '.join(have)}{did_you_mean([respondent], have)}" if have else "there is none"
-        raise UsageError(f"no series of {respondent} under {folder}: {found}; run `{command}` to make it")
+        found = f"there are {', '.join(have)}" if have else "there is none"
+        if respondent not in RESPONDENTS:
+            raise UsageError(f"unknown respondent {respondent}{near_matches(respondent)}; under {folder} {found}")
+        near = did_you_mean([respondent], have)
+        raise UsageError(f"no series of {respondent} under {folder}: {found}{near}; run `{command}` to make it")
     if absent := [year for year in years if year not in paths]:
         raise UsageError(
             f"no series of {respondent} for {', '.join(map(str, absent))}: there are {', '.join(map(str, paths))}; "

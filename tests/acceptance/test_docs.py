@@ -175,6 +175,7 @@ def test_readme_python_runs(tmp_path: Path) -> None:
     )
     assert ran.returncode == 0, ran.stderr
     assert "(8784, 2)" in ran.stdout
+    assert "2024-12-31 17:00:00-06:00" in ran.stdout
     assert "(1, 8, 4096, 64)" in ran.stdout
 
 

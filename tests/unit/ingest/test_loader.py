@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 import shutil
+from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from numpy.testing import assert_array_equal
 
 from ingest.errors import UsageError, VerificationError
 from ingest.loader import load_series
+from ingest.periods import Moment
 from ingest.quality import REASONS
 from tests.support.data_folder import ABSENT, build_all, commit, daily, shard
 
@@ -47,6 +50,35 @@ def test_one_code_and_days_are_accepted_as_the_command_line_accepts_them(folder:
     same = load_series(folder, ["PACW"], ["D"], "2024-01-01T00", "2024-01-02T23")
     assert one.names == same.names
     assert_array_equal(one.values, same.values)
+
+
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [
+        (date(2024, 1, 1), date(2024, 1, 2)),
+        (datetime(2024, 1, 1), datetime(2024, 1, 2, 23)),
+        (datetime(2023, 12, 31, 18, tzinfo=timezone(timedelta(hours=-6))), pd.Timestamp("2024-01-03", tz="Etc/GMT-1")),
+        (pd.Timestamp("2024-01-01"), np.datetime64("2024-01-02")),
+        (np.datetime64("2024-01-01T00:00:00.000000000"), "2024-01-02"),
+    ],
+)
+def test_bounds_may_be_dates_and_times(folder: Path, start: Moment, end: Moment) -> None:
+    got = load_series(folder, "ERCO", "d", start, end)
+    assert got.hours[[0, -1]].tolist() == [datetime(2024, 1, 1), datetime(2024, 1, 2, 23)]
+    assert got.names == ("ERCO.D",)
+
+
+def test_frame_has_utc_index_units_and_local_time(folder: Path) -> None:
+    series = load_series(folder, ["PACW", "ERCO"], ["D"], "2024-01-01T00", "2024-01-30T23")
+    frame = series.to_frame(local_time=True)
+    assert list(frame.columns) == ["PACW.D", "ERCO.D", "PACW.local_time", "ERCO.local_time"]
+    assert (str(frame.index.dtype), frame.index.name) == ("datetime64[ns, UTC]", "period")
+    assert frame.index[0] == pd.Timestamp("2024-01-01T00", tz="UTC")
+    assert frame.attrs == {"units": {"PACW.D": "MWh", "ERCO.D": "MWh"}, "period": "end of the hour, UTC"}
+    assert_array_equal(frame[["PACW.D", "ERCO.D"]].to_numpy(), series.values)
+    assert str(frame["ERCO.local_time"].iloc[0]) == "2023-12-31 18:00:00-06:00"
+    assert str(frame["PACW.local_time"].iloc[0]) == "2023-12-31 16:00:00-08:00"
+    assert list(series.to_frame().columns) == ["PACW.D", "ERCO.D"]
 
 
 def test_masked_cells_are_nan_with_a_reason(folder: Path) -> None:
@@ -92,6 +124,14 @@ def test_week_imputation_takes_the_same_hour_a_week_away(folder: Path) -> None:
         ),
         ((["PACW"], ["D"], "2024-01-02T00", "2024-01-01T00"), "ends before"),
         ((["PACW"], ["D"], "2 January 2024", "2024-01-03"), "YYYY-MM-DDTHH"),
+        ((["PACW"], ["D"], datetime(2024, 1, 1, 3, 30), "2024-01-03"), "whole hour"),
+        ((["PACW"], ["D"], 2024, "2024-01-03"), "2024 is no text, date"),
+        ((["pacv"], ["D"], "2024-01-01", "2024-01-02"), r"unknown respondent PACV \(did you mean PACW"),
+        ((["pacificorp"], ["D"], "2024-01-01", "2024-01-02"), "did you mean PACE or PACW"),
+        ((["BPAT"], ["D"], "2024-01-01", "2024-01-02"), "start --extract --respondents BPAT"),
+        ((["PACW"], ["ng.batt"], "2024-01-01", "2024-01-02"), r"did you mean NG\.BAT"),
+        ((["PACW"], ["demand"], "2024-01-01", "2024-01-02"), r"did you mean D\b"),
+        ((["PACW"], ["battery"], "2024-01-01", "2024-01-02"), r"did you mean NG\.BAT"),
     ],
 )
 def test_absent_data_is_named_with_the_available(folder: Path, arguments: tuple, words: str) -> None:
