@@ -153,6 +153,13 @@ def _has_rows(result: ShardResult, respondent: str) -> bool:
     return all((gap.respondent, gap.variable) != (respondent, EVERYTHING) for gap in result.gaps)
 
 
+def latest_hour(source: str, now: datetime) -> str:
+    """Return the last hour that a source can have at `now` (aware), day-ahead values included, as `YYYY-MM-DDTHH`."""
+    reader = get_source(source)
+    ahead = max((reader.ahead_hours(route) for route in reader.routes), default=0)
+    return hour_text(int(now.timestamp()) // 3600 + ahead)
+
+
 def clip_period(source: str, start: str, end: str, now: datetime) -> tuple[str, str, tuple[str, ...]]:
     """Cut a period at the first hour that a public source has, and at the end of the year in which its last ones can be.
 
@@ -171,8 +178,7 @@ def clip_period(source: str, start: str, end: str, now: datetime) -> tuple[str, 
         UsageError: no hour of the period is within the source's.
     """
     reader = get_source(source)
-    ahead = max((reader.ahead_hours(route) for route in reader.routes), default=0)
-    latest = hour_text(int(now.timestamp()) // 3600 + ahead)
+    latest = latest_hour(source, now)
     last = f"{latest[:4]}-12-31T23"
     notes = []
     if end < reader.first_hour:

@@ -16,6 +16,7 @@ from ingest.sources import get_source
 
 DEFAULT_RESPONDENTS = ("PACW", "ERCO", "CAL", "TEX", "MISO")
 DEFAULT_YEARS = tuple(range(2019, 2026))  # EIA's hourly routes start at 2019-01-01T00
+DEFAULT_END = f"{DEFAULT_YEARS[-1]}-12-31T23"
 JOIN = 744  # hours: one request for a month between two holes costs no more than two requests
 
 Period = Sequence[int] | tuple[str, str]
@@ -69,6 +70,28 @@ def plan_shards(
         for start, end in spans
         for route in chosen
     )
+
+
+def served_defaults(source: str, respondents: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the respondents of a plan, and a line where the source does not serve some of the default ones.
+
+    A respondent that was asked for by name is never left out: `plan_shards` refuses it.
+    """
+    if tuple(respondents) != DEFAULT_RESPONDENTS:
+        return tuple(respondents), ()
+    served = tuple(code for code in respondents if _serves(source, code))
+    if not served or len(served) == len(respondents):
+        return tuple(respondents), ()
+    others = ", ".join(code for code in respondents if code not in served)
+    return served, (f"{source} does not serve {others} of the default respondents: {', '.join(served)} are extracted",)
+
+
+def _serves(source: str, code: str) -> bool:
+    try:
+        get_source(source).check_respondents([code])
+    except UsageError:
+        return False
+    return True
 
 
 def plan_builds(

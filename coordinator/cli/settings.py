@@ -99,9 +99,10 @@ SETTINGS = (
     ),
     _text(
         "end",
-        "2025",
-        lambda value: parse_bound(str(value), last=True),
-        "Last hour, inclusive, in the same forms; YYYY includes the whole year.",
+        "",
+        lambda value: parse_bound(str(value), last=True) if str(value) else "",
+        "Last hour, inclusive, in the same forms; YYYY includes the whole year. Empty: 2025; with --update, the present hour "
+        "and the day-ahead values after it.",
         "TIME",
     ),
     _integer(

@@ -14,6 +14,7 @@ from numpy.testing import assert_array_equal
 from ingest.columns import hour_number
 from ingest.emulator.process import Emulator
 from ingest.loader import load_series
+from scripts.dev import run_full_extraction_monitored
 from tests.support.program import RECORDINGS, ROOT, Coordinator, environment
 
 
@@ -139,6 +140,29 @@ def test_monitored_extraction_counts_what_it_reports(tmp_path: Path) -> None:
     summary = json.loads((tmp_path / "data" / "manifest.json").read_text())
     assert f"{summary['rows']:,} verified in this run" in done.stdout
     assert "12,500 rows/s (data: synthetic)" in done.stdout
+    assert "{" not in done.stderr  # progress was raw JSON
+    assert "tasks · " in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--help"], 0, "January 2024 only"),  # was a traceback
+        (["--test", "--start", "2024-05"], 2, "--test means January 2024; leave out --start"),  # ran January
+        (["--rollouts"], 2, "the script runs the extraction only"),
+        (["--json"], 2, "coordinator start --extract --json"),
+        (["--respondents", "PACX"], 2, "did you mean PACW"),
+    ],
+)
+def test_monitored_extraction_has_help_and_refuses_what_it_ignored(
+    words: list[str], code: int, said: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["run_full_extraction_monitored.py", *words])
+    with pytest.raises(SystemExit) as ended:
+        run_full_extraction_monitored.main()
+    out, err = capfd.readouterr()
+    assert (ended.value.code, "Traceback" in err) == (code, False)
+    assert said in out + err
 
 
 def test_dry_run_prints_the_plan_and_requests_nothing(coordinator: Coordinator, tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ from coordinator.scheduling.rate_limit import RequestBudget
 from coordinator.stages.extract.source import SourceChoice, parse_source
 from coordinator.stages.fleet import StageOptions
 from ingest import manifest
-from ingest.asked import clip_period, reuse_verified
+from ingest.asked import clip_period, latest_hour, reuse_verified
 from ingest.catalog import check_respondents
 from ingest.errors import UsageError
 from ingest.models import FetchJob, Shard, ShardResult
-from ingest.plan import Build, plan_builds, plan_shards, plan_update
+from ingest.plan import DEFAULT_END, Build, plan_builds, plan_shards, plan_update, served_defaults
 from ingest.sources import get_source
 
 UNDER = 0.985  # of a ceiling: requests that a busy machine or the network bunches together must not cross it
@@ -34,11 +34,12 @@ class ExtractOptions(StageOptions):
     start: str  # first hour, YYYY-MM-DDTHH
     end: str  # last hour, inclusive
     shards: tuple[Shard, ...]  # of the period, whether they are on disk or not
-    notes: tuple[str, ...]  # one line for each part of the requested period that the plan leaves out
+    notes: tuple[str, ...]  # one line for each part of what was asked for that the plan leaves out
     rate: float | None  # requests per second; None = the source's policy
     revise_days: int
     update: bool
     rebuild: bool
+    open_end: bool = False  # no --end: an update goes to the present hour of the source's clock
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], **own: Any) -> Self:
@@ -49,16 +50,33 @@ class ExtractOptions(StageOptions):
         """
         check_respondents(settings["respondents"])
         source = parse_source(settings["source"])
-        start, end = settings["start"], settings["end"]
-        notes: tuple[str, ...] = ()
+        now = datetime.now(UTC)
+        open_end = settings["update"] and not settings["end"]
+        start, end = settings["start"], settings["end"] or (latest_hour(source.kind, now) if open_end else DEFAULT_END)
+        respondents, notes = served_defaults(source.kind, settings["respondents"])
         if source.public and start <= end:
-            start, end, notes = clip_period(source.kind, start, end, datetime.now(UTC))
-        period = {"start": start, "end": end, "notes": notes}
-        shards = plan_shards(source.kind, settings["respondents"], (start, end))
-        same = {name: settings[name] for name in ("respondents", "rate", "update", "rebuild")}
+            start, end, cuts = clip_period(source.kind, start, end, now)
+            notes = (*notes, *cuts)
+        period = {"start": start, "end": end, "notes": notes, "open_end": open_end}
+        shards = plan_shards(source.kind, respondents, (start, end))
+        same = {name: settings[name] for name in ("rate", "update", "rebuild")}
         return super().from_settings(
-            settings, source=source, shards=shards, revise_days=settings["revise-days"], **period, **same, **own
+            settings,
+            source=source,
+            respondents=respondents,
+            shards=shards,
+            revise_days=settings["revise-days"],
+            **period,
+            **same,
+            **own,
         )
+
+    def at(self, now: datetime) -> Self:
+        """Return the options whose open end is the last hour that the source can have at `now`, by the source's clock."""
+        if not self.open_end:
+            return self
+        end = max(latest_hour(self.source.kind, now), self.start)
+        return replace(self, end=end, shards=plan_shards(self.source.kind, self.respondents, (self.start, end)))
 
     @property
     def budget(self) -> RequestBudget | None:

@@ -122,7 +122,9 @@ class ExtractStage:
 
     def dry_run(self, options: ExtractOptions, after: str) -> ExtractDryRun:
         """Return the shards to fetch, the requests and the least time that the source's policy allows, without a request."""
-        plan = make_plan(options, datetime.now(UTC))
+        now = datetime.now(UTC)
+        options = options.at(now)
+        plan = make_plan(options, now)
         count = expected_requests(plan.missing)
         limit = options.source.rate_limit
         return ExtractDryRun(
@@ -153,9 +155,9 @@ class ExtractStage:
             base_url = options.source.base_url or stack.enter_context(_emulator(options)).url
             if options.rebuild:
                 set_journal_aside(options.data_dir)
-            controller = ExtractController(
-                make_plan(options, server_time(base_url) if options.update else datetime.now(UTC))
-            )
+            now = server_time(base_url) if options.update else datetime.now(UTC)
+            options = options.at(now)
+            controller = ExtractController(make_plan(options, now))
             budget = options.budget
             tasks = controller.open_tasks(base_url, limited=budget is not None)
             result = RunResult(Outcome("done"))

@@ -1,0 +1,65 @@
+"""Options of an extraction: default end, default respondents, and the clock of a server that states none."""
+
+from __future__ import annotations
+
+import threading
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coordinator.cli.settings import resolve
+from coordinator.stages.extract.plan import ExtractOptions, make_plan
+from coordinator.stages.extract.stage import server_time
+from ingest.errors import UsageError
+from ingest.plan import DEFAULT_RESPONDENTS
+
+
+def options(tmp_path: Path, *, update: bool = False, **flags: Any) -> ExtractOptions:
+    given = {"data": tmp_path / "data", **flags}
+    settings = {name: entry.value for name, entry in resolve(given, {}, tmp_path).items()}
+    return ExtractOptions.from_settings({**settings, "update": update, "rebuild": False})
+
+
+def test_update_without_end_goes_to_the_present_hour_of_the_source_and_the_next_day_ahead(tmp_path: Path) -> None:
+    """It stopped at the default of an extraction, the end of 2025."""
+    now = datetime(2027, 3, 4, 5, 30, tzinfo=UTC)
+    wanted = options(tmp_path, update=True, respondents="PACW", start="2026").at(now)
+    assert wanted.end == "2027-03-06T05"
+    ends = {shard.route: shard.end for shard in make_plan(wanted, now).missing}
+    assert ends == {"region-data": "2027-03-06T05", "fuel-type-data": "2027-03-04T05"}
+    assert {build.year for build in make_plan(wanted, now).builds} == {2026, 2027}
+
+
+def test_end_of_an_extraction_stays_and_a_named_end_of_an_update_too(tmp_path: Path) -> None:
+    later = datetime(2031, 1, 1, tzinfo=UTC)
+    assert options(tmp_path).at(later).end == "2025-12-31T23"
+    assert options(tmp_path, update=True, end="2024-06").at(later).end == "2024-06-30T23"
+
+
+def test_bulk_leaves_out_default_respondents_that_it_lacks_and_says_so(tmp_path: Path) -> None:
+    """The default respondents were refused. Those that a user names still are."""
+    bulk = options(tmp_path, source="bulk")
+    assert bulk.respondents == tuple(code for code in DEFAULT_RESPONDENTS if code not in ("CAL", "TEX"))
+    left_out = set(DEFAULT_RESPONDENTS) - set(bulk.respondents)
+    assert all(code in " ".join(bulk.notes) for code in left_out)
+    with pytest.raises(UsageError, match="balancing authorities only, not the regions CAL"):
+        options(tmp_path, source="bulk", respondents="PACW,CAL")
+
+
+def test_server_without_a_clock_is_read_by_this_hosts() -> None:
+    class Clockless(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.wfile.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Clockless) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        found = server_time(f"http://127.0.0.1:{server.server_port}")
+        thread.join()
+    assert abs(found - datetime.now(UTC)) < timedelta(minutes=10)
