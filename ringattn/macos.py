@@ -1,12 +1,32 @@
-"""What macOS does differently and its errors do not say: a refused permission looks like a network without a route."""
+"""What macOS does differently and its errors do not say: refused permissions, RDMA without a deadline, a variable that locks GPUs."""
 
 import errno
 import sys
+from collections.abc import Mapping
 
 LOCAL_NETWORK = (
     "macOS 15 and later refuse programs the local network in this way: allow this one in System Settings → Privacy & Security → "
     "Local Network, or start it from Terminal, over ssh, or as a LaunchDaemon, which need no permission (a LaunchAgent does)"
 )
+FAST_SYNCH = "MLX_METAL_FAST_SYNCH"
+JACCL_REFUSAL = (
+    "JACCL (RDMA over Thunderbolt 5) has no deadline: when a rank dies or a cable is pulled, the others wait for ever or crash (mlx issues "
+    "3910, 4278, 4192), and with two hosts its mesh may take a finished send for a received block"
+)
+_JACCL_VARIABLES = ("MLX_IBV_DEVICES", "MLX_JACCL_COORDINATOR")
+
+
+def describes_jaccl(environ: Mapping[str, str]) -> bool:
+    """Return whether these variables make mlx start JACCL, as `mlx.launch --backend jaccl` sets them."""
+    return any(environ.get(name) for name in _JACCL_VARIABLES)
+
+
+def fast_synch_warning(environ: Mapping[str, str]) -> str:
+    """Return what is wrong with a set MLX_METAL_FAST_SYNCH, or ""."""
+    value = environ.get(FAST_SYNCH, "")
+    if value in ("", "0"):
+        return ""
+    return f"{FAST_SYNCH}={value} can lock a Mac's GPU until it is restarted (mlx issues 3142, 3830)"
 
 
 def local_network_hint(error: str, system: str = "") -> str:

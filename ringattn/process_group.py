@@ -13,13 +13,14 @@ import socket
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 from typing import NoReturn
 
 import mlx.core as mx
 
 from ringattn._errors import LaunchError, PeerLost, PeerStalled
-from ringattn.macos import error_name, local_network_hint
+from ringattn.macos import JACCL_REFUSAL, describes_jaccl, error_name, fast_synch_warning, local_network_hint
 
 DEFAULT_TIMEOUT = 60.0  # seconds
 EXIT_BROKEN = 75  # EX_TEMPFAIL of sysexits.h: incomplete, can be started again
@@ -31,9 +32,9 @@ _joined: mx.distributed.Group | None = None
 def init(timeout: float = 30.0) -> mx.distributed.Group:
     """Join the group that MLX_RANK and MLX_HOSTFILE describe (mlx.launch and ringattn.launch set them).
 
-    Without them this is a group of one, or that of another backend (MPI, JACCL), which then has no deadline. Errors:
-    PeerStalled after the timeout, PeerLost if a peer dies while joining, LaunchError if the hostfile or this rank's address
-    is unusable.
+    Without them this is a group of one, or that of MPI, which then has no deadline. Errors: PeerStalled after the timeout,
+    PeerLost if a peer dies while joining, LaunchError if the hostfile or this rank's address is unusable, or if JACCL is asked for,
+    which has no deadline either. A RuntimeWarning names MLX_METAL_FAST_SYNCH where it is set: it can lock GPUs.
 
     Args:
         timeout: seconds within which every rank must be started.
@@ -48,8 +49,23 @@ def init(timeout: float = 30.0) -> mx.distributed.Group:
             _rendezvous_barrier(rank, nodes, time.monotonic() + timeout, timeout)
             _joined = mx.distributed.init(strict=True, backend="ring")
         else:
+            refuse_jaccl()
             _joined = mx.distributed.init()
+        if _joined.size() > 1 and (danger := fast_synch_warning(os.environ)):
+            warnings.warn(f"ringattn: {danger}; unset it on every host", RuntimeWarning, stacklevel=2)
     return _joined
+
+
+def refuse_jaccl() -> None:
+    """Refuse a group that JACCL would make.
+
+    Raises:
+        LaunchError: if the environment describes one, and no TCP ring.
+    """
+    if describes_jaccl(os.environ) and not ring_ports():
+        raise LaunchError(
+            f'{JACCL_REFUSAL}. Start with `mlx.launch --backend ring`, and "backend": "ring" in the hostfile: TCP, over Thunderbolt too'
+        )
 
 
 def _ring_of_environment() -> tuple[int, list[tuple[str, int]]]:

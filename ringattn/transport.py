@@ -20,7 +20,7 @@ from typing import NoReturn, Protocol
 import mlx.core as mx
 
 from ringattn._errors import PeerError, PeerLost, PeerStalled
-from ringattn.process_group import DEFAULT_TIMEOUT, bound_exit_wait, ring_ports
+from ringattn.process_group import DEFAULT_TIMEOUT, bound_exit_wait, refuse_jaccl, ring_ports
 
 Spec = tuple[tuple[int, ...], mx.Dtype]
 
@@ -171,11 +171,14 @@ _transports: dict[tuple[int, int], MlxTransport] = {}
 def transport_of(group: Group) -> Transport:
     """Return the transport of an MLX group (None: MLX's global group); a Transport is returned unchanged."""
     if group is None:
+        refuse_jaccl()
         group = mx.distributed.init()
     elif not isinstance(group, mx.distributed.Group):
         return group
     key = (group.rank(), group.size())
     if key not in _transports:
+        if group.size() > 1:
+            refuse_jaccl()
         _transports[key] = MlxTransport(group)
     return _transports[key]
 

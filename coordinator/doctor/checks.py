@@ -12,7 +12,7 @@ from typing import Any, Literal
 from coordinator.workers.arithmetic import describe_difference
 from coordinator.workers.ssh import SshFailure
 from ingest.console import printable
-from ringattn.macos import local_network_hint
+from ringattn.macos import FAST_SYNCH, fast_synch_warning, local_network_hint
 
 READ_ONLY = os.strerror(errno.EROFS)
 LEAST_FREE = 2 << 30  # bytes: the five default respondents' seven years and a training take about 1 GB
@@ -268,6 +268,13 @@ def address(listed: str, own: Iterable[str]) -> Finding:
             "correct the hostfile's ips: `ifconfig` or `ip addr` lists the host's addresses",
         )
     return ok("address", f"{listed} is an address of this host")
+
+
+def environment(variables: Mapping[str, str]) -> list[Finding]:
+    """Check variables that every rank would get."""
+    if danger := fast_synch_warning(variables):
+        return [problem("environment", danger, f"`unset {FAST_SYNCH}`, and take it out of the hostfile's envs")]
+    return []
 
 
 def sleep(settings: Mapping[str, str] | None) -> list[Finding]:

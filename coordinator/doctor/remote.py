@@ -24,6 +24,7 @@ from coordinator.doctor.checks import (
     HostFacts,
     LinkFacts,
     duplicate_addresses,
+    environment,
     host_findings,
     link_finding,
     same_arithmetic,
@@ -159,8 +160,8 @@ def examine_hosts(hosts: Hosts, keys: Path, *, probe: bool = True, ssh: Sequence
     with ThreadPoolExecutor(max(1, len(hosts.remote))) as pool:
         try:
             probes.extend(HostProbe(host, ssh) for host in hosts.remote)
-            environment = hosts.worker_environment(os.environ) if probe else None
-            list(pool.map(lambda one: one.collect(PACKAGES, addresses, _relative_to_home(keys), environment), probes))
+            variables = hosts.worker_environment(os.environ) if probe else None
+            list(pool.map(lambda one: one.collect(PACKAGES, addresses, _relative_to_home(keys), variables), probes))
             found = [finding for one in probes for finding in host_findings(one.facts, expected)]
             found += same_arithmetic([one.facts for one in probes])
             links = [link_finding(link) for link in [*_ring_links(probes), *_coordinator_links(probes)]]
@@ -170,7 +171,8 @@ def examine_hosts(hosts: Hosts, keys: Path, *, probe: bool = True, ssh: Sequence
             raise
         finally:
             list(pool.map(lambda one: one.close(), probes))
-    return [*duplicate_addresses((host.name, host.address) for host in hosts.remote), *found, *links]
+    listed = [replace(one, name="hostfile") for one in environment(dict(hosts.environment))]
+    return [*listed, *duplicate_addresses((host.name, host.address) for host in hosts.remote), *found, *links]
 
 
 def _ring_links(probes: Sequence[HostProbe]) -> list[LinkFacts]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ingest.errors import UsageError
+from ringattn.macos import JACCL_REFUSAL
 
 HERE = ("127.0.0.1", "localhost")  # mlx starts these entries on this host, without ssh
 NEXT = "hostfiles/README.md explains the format"
@@ -63,6 +64,7 @@ def read_hosts(path: Path, python: Mapping[str, str], data: Mapping[str, str]) -
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"hostfile {path}: {error}; {NEXT}.") from None
+    _check_backend(path, found)
     entries = found.get("hosts") if isinstance(found, dict) else found
     if not isinstance(entries, list) or not entries:
         raise UsageError(f'hostfile {path}: expected a list of {{"ssh": …, "ips": […]}} under "hosts"; {NEXT}.')
@@ -84,6 +86,17 @@ def read_hosts(path: Path, python: Mapping[str, str], data: Mapping[str, str]) -
     return Hosts(tuple(remote), here, _environment(path, found))
 
 
+def _check_backend(path: Path, found: Any) -> None:
+    """Refuse another backend than the ring, which would otherwise run as TCP without a word."""
+    backend = found.get("backend", "") if isinstance(found, dict) else ""
+    if backend in ("", "any", "ring"):
+        return
+    reason = JACCL_REFUSAL if str(backend).startswith("jaccl") else "the coordinator starts mlx's TCP ring only"
+    raise UsageError(
+        f'hostfile {path}: "backend": {json.dumps(backend)} is not supported: {reason}. Write "ring"; {NEXT}.'
+    )
+
+
 def _entry(path: Path, number: int, entry: Any) -> tuple[str, list[str]]:
     name = entry.get("ssh") if isinstance(entry, dict) else None
     addresses = entry.get("ips", []) if isinstance(entry, dict) else None
@@ -92,6 +105,11 @@ def _entry(path: Path, number: int, entry: Any) -> tuple[str, list[str]]:
         raise UsageError(f'hostfile {path}: host {number} needs "ssh": a name that `ssh NAME` reaches; {NEXT}.')
     if not isinstance(addresses, list) or not all(isinstance(address, str) for address in addresses):
         raise UsageError(f'hostfile {path}: {name} needs "ips": a list of addresses; {NEXT}.')
+    if local := [address for address in addresses if address.lower().rstrip(".").endswith(".local")]:
+        raise UsageError(
+            f'hostfile {path}: {name}: "ips" holds {local[0]}, a name that may resolve to IPv6 first, while mlx\'s ring opens IPv4 sockets. '
+            f'Write the address (`ipconfig getifaddr en0` there shows it); names are for "ssh" only; {NEXT}.'
+        )
     return name, addresses
 
 

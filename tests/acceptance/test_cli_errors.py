@@ -241,6 +241,8 @@ MISTAKES = (
     # -- hosts, workers, keys
     Mistake("named no hostfile", f"{EXTRACT} --hostfile hosts.json", USAGE, ("hostfile hosts.json", "No such file", "hostfiles/README.md")),
     Mistake("wrote no JSON into the hostfile", f"{EXTRACT} --hostfile hosts.json", USAGE, ("hostfile hosts.json", "Expecting", "hostfiles/README.md"), file("hosts.json", "m2-1, m2-2")),
+    Mistake("asked for RDMA", "coordinator doctor --hostfile hosts.json", USAGE, ("hostfile hosts.json", '"backend": "jaccl"', "no deadline", 'Write "ring"'), file("hosts.json", '{"backend": "jaccl", "hosts": [{"ssh": "m5-0", "ips": ["10.0.0.1"], "rdma": [null]}]}')),
+    Mistake("listed a .local name for the ring", f"{EXTRACT} --hostfile hosts.json", USAGE, ("hostfile hosts.json", "m2-0.local", "IPv4", "`ipconfig getifaddr en0`"), file("hosts.json", '[{"ssh": "m2-0", "ips": ["m2-0.local"]}]')),
     Mistake("started with a host that is down", f"{EXTRACT} --hostfile hosts.json --keys keys", USAGE, ("nobody@127.0.0.1", "can't be used", "Connection refused", "ssh there"), down_host),
     Mistake("bound a port that is taken", EXTRACT, USAGE, ("bind tcp://127.0.0.1:", "in use", "--bind"), taken_port),
     Mistake("named a worker with a blank", "coordinator keys add 'm2 1' --keys keys", USAGE, ("'m2 1'", "malformed", "`coordinator keys add")),

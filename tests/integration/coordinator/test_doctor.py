@@ -147,6 +147,11 @@ def test_macos_sleep_settings() -> None:
     assert_problem(checks.sleep({"sleep": "1", "disksleep": "10"}), "sudo pmset -c sleep 0 disksleep 0")
 
 
+def test_variable_that_locks_gpus_is_a_problem() -> None:
+    assert checks.environment({"PATH": "/bin", "MLX_METAL_FAST_SYNCH": "0"}) == []
+    assert_problem(checks.environment({"MLX_METAL_FAST_SYNCH": "1"}), "unset MLX_METAL_FAST_SYNCH")
+
+
 def test_command_checks_this_machine(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "coordinator", "doctor", "--json", "--data", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=150)

@@ -50,11 +50,33 @@ def test_envs_and_a_bare_list_are_accepted(tmp_path: Path) -> None:
         ([{"ssh": "a", "ips": "10.0.0.1"}], 'a needs "ips"'),
         ([{"ssh": "a"}, {"ssh": "a"}], "is listed twice"),
         ({"hosts": [{"ssh": "a"}], "envs": ["PATH"]}, "NAME=value"),
+        ([{"ssh": "a", "ips": ["10.0.0.1", "m2-1.Local."]}], r"a: \"ips\" holds m2-1.Local., a name .* IPv4 sockets"),
+        ({"backend": "mpi", "hosts": [{"ssh": "a"}]}, "the coordinator starts mlx's TCP ring only"),
+        ({"backend": ["jaccl"], "hosts": [{"ssh": "a"}]}, "is not supported"),
     ],
 )
 def test_invalid_hostfile_names_the_entry(tmp_path: Path, content: Any, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         read_hosts(write_hostfile(tmp_path, content), {}, {})
+
+
+@pytest.mark.parametrize("backend", ["jaccl", "jaccl-ring"])
+def test_rdma_is_never_run_as_tcp(tmp_path: Path, backend: str) -> None:
+    """The file that `mlx.distributed_config --backend jaccl` writes."""
+    entries = [
+        {"ssh": "m5-0", "ips": ["10.0.0.1"], "rdma": [None, "rdma_en2"]},
+        {"ssh": "m5-1", "ips": [], "rdma": ["rdma_en2", None]},
+    ]
+    path = write_hostfile(tmp_path, {"backend": backend, "envs": ["MLX_METAL_FAST_SYNCH=1"], "hosts": entries})
+    with pytest.raises(
+        UsageError, match=rf'"backend": "{backend}" is not supported: JACCL .* no deadline.* Write "ring"'
+    ):
+        read_hosts(path, {}, {})
+
+
+@pytest.mark.parametrize("value", ["", "any", "ring"])
+def test_backends_of_the_tcp_ring_are_accepted(tmp_path: Path, value: str) -> None:
+    assert read_hosts(write_hostfile(tmp_path, {"backend": value, "hosts": [{"ssh": "a"}]}), {}, {}).size == 1
 
 
 def test_per_host_settings_are_parsed(tmp_path: Path) -> None:

@@ -7,11 +7,14 @@ import os
 import socket
 import sys
 import time
+import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 
+import mlx.core as mx
 import pytest
 
-from ringattn import PeerStalled, process_group
+from ringattn import LaunchError, PeerStalled, process_group, transport
 from ringattn.launch import free_ports
 
 WAIT_S = 0.3
@@ -60,3 +63,39 @@ def test_local_network_privacy_is_named_on_macos(
     words = stalled(0, free_ports(2))
     assert os.strerror(number) in words
     assert ("Privacy & Security → Local Network" in words) is named
+
+
+def test_jaccl_is_refused_before_mlx_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the variables of `mlx.launch --backend jaccl`; a group that another part of the program made is refused too."""
+    monkeypatch.setattr(process_group, "_joined", None)
+    monkeypatch.delenv("MLX_HOSTFILE", raising=False)
+    monkeypatch.setattr(mx.distributed, "init", lambda **_: pytest.fail("mlx was asked to join"))
+    monkeypatch.setenv("MLX_RANK", "0")
+    monkeypatch.setenv("MLX_JACCL_COORDINATOR", "10.0.0.1:32323")
+    monkeypatch.setenv("MLX_IBV_DEVICES", "/tmp/devices.json")
+    for join in (process_group.init, lambda: transport.transport_of(None)):
+        with pytest.raises(LaunchError, match=r"JACCL .* no deadline.*--backend ring"):
+            join()
+
+
+@pytest.mark.parametrize(
+    ("value", "size", "warned"), [("1", 2, True), ("1", 1, False), ("0", 2, False), ("", 2, False)]
+)
+def test_variable_that_locks_gpus_is_warned_about(
+    value: str, size: int, warned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_group, "_joined", None)
+    monkeypatch.setattr(process_group, "_ring_of_environment", lambda: (0, [("127.0.0.1", 1)] * size))
+    monkeypatch.setattr(process_group, "_rendezvous_barrier", lambda *_: None)
+    monkeypatch.setattr(mx.distributed, "init", lambda **_: SimpleNamespace(size=lambda: size))
+    monkeypatch.setenv("MLX_METAL_FAST_SYNCH", value)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        process_group.init()
+    assert [str(one.message) for one in caught] == (
+        [
+            "ringattn: MLX_METAL_FAST_SYNCH=1 can lock a Mac's GPU until it is restarted (mlx issues 3142, 3830); unset it on every host"
+        ]
+        if warned
+        else []
+    )
