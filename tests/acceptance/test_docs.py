@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import plistlib
 import re
 import shlex
 import subprocess
@@ -19,6 +20,7 @@ from coordinator.cli.app import app
 from ingest.sources import SOURCES
 from tests.support.data_folder import build_all, commit, daily, shard
 from tests.support.pages import FENCE, PAGES, ROOT, blocks, commands, name_of
+from worker.cli import OPTIONS
 
 COMMAND = typer.main.get_command(app)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -177,6 +179,19 @@ def test_readme_python_runs(tmp_path: Path) -> None:
     assert "(8784, 2)" in ran.stdout
     assert "2024-12-31 17:00:00-06:00" in ran.stdout
     assert "(1, 8, 4096, 64)" in ran.stdout
+
+
+def test_launchd_unit_is_a_daemon_that_macos_does_not_throttle() -> None:
+    """A LaunchAgent is refused the local network; without `ProcessType` launchd throttles; its worker's options are the real ones."""
+    page = ROOT / "docs" / "how-to" / "operations.md"
+    (unit,) = (plistlib.loads(text.encode()) for kind, text in FENCE.findall(page.read_text()) if kind == "xml")
+    assert unit["UserName"] and unit["ProcessType"] == "Interactive" and unit["KeepAlive"]
+    caffeinate, flags, worker, *options = unit["ProgramArguments"]
+    assert (caffeinate, flags, Path(worker).name) == ("/usr/bin/caffeinate", "-is", "worker")
+    assert options[::2] == ["--coordinator", "--key", "--data", "--address", "--patience"] and set(options[::2]) <= set(
+        OPTIONS
+    )
+    assert "`/Library/LaunchDaemons/" in page.read_text()
 
 
 def test_quoted_tests_exist() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ingest.console import protect
+from worker.process.awake import stay_awake
 from worker.process.parent_death import exit_with_parent
 
 EXIT_TAKEN = 3  # another worker uses the data folder
@@ -49,6 +50,7 @@ def main() -> None:
     if lock is None:
         print(f"another worker of {config['host']} uses {data}: end it, or choose another --host-data", file=sys.stderr)
         sys.exit(EXIT_TAKEN)
+    stay_awake()
     from worker.cli import main as run_worker
 
     arguments = ["--coordinator", config["endpoint"], "--data", str(data), "--connections", str(config["connections"])]
