@@ -153,8 +153,10 @@ class _Pass:
                 self._mask(work, block),
                 scale=self.plan.call.scale,
             )
+            if work.queries in sums:
+                dq = sums.pop(work.queries) + dq
             mx.eval(dq, dk, dv)
-            _accumulate(sums, work.queries, dq)
+            sums[work.queries] = dq
             return dk, dv
 
         home = self._run(k, v, compute, gradients=True)
@@ -209,13 +211,6 @@ class _Pass:
             q_seg=None if ids is None else np.ascontiguousarray(ids[..., rows]),
             k_seg=None if ids is None else np.array(block[2]),
         )
-
-
-def _accumulate(sums: dict[str, mx.array], queries: str, dq: mx.array) -> None:
-    if queries in sums:
-        dq = sums.pop(queries) + dq
-        mx.eval(dq)
-    sums[queries] = dq
 
 
 def _joined(sums: dict[str, mx.array], q: mx.array) -> mx.array:

@@ -16,7 +16,16 @@ import mlx.core as mx
 
 from ringattn._errors import KernelError, ShapeError
 from ringattn.kernels.base import Block, check
-from ringattn.kernels.metal.tiling import BACKWARD_KV, BACKWARD_Q, CONSTANT_BELOW, DIMS, FORWARD, Masks, Tiling
+from ringattn.kernels.masks import Masks
+from ringattn.kernels.metal.tiling import (
+    BACKWARD_KV,
+    BACKWARD_Q,
+    CONSTANT_BELOW,
+    DIMS,
+    FORWARD,
+    Tiling,
+    in_device_memory,
+)
 
 MAX_DIM = DIMS[-1]
 _LOG2E = math.log2(math.e)
@@ -176,10 +185,10 @@ def _rules(block: Block, q_rows: int, k_rows: int, scale: float) -> dict[str, mx
     """Return the masks with ranges of tiles of q_rows queries and k_rows keys, and the factors on the scores."""
     masks = Masks.of(block)
     return {
-        "q_mask": mx.array(masks.queries),
-        "k_mask": mx.array(masks.keys),
-        "q_ranges": mx.array(masks.query_ranges(q_rows)),
-        "k_ranges": mx.array(masks.key_ranges(k_rows)),
+        "q_mask": mx.array(in_device_memory(masks.queries)),
+        "k_mask": mx.array(in_device_memory(masks.keys)),
+        "q_ranges": mx.array(in_device_memory(masks.query_ranges(q_rows))),
+        "k_ranges": mx.array(in_device_memory(masks.key_ranges(k_rows))),
         "scales": mx.array([scale, scale * _LOG2E]),
     }
 
