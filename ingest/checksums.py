@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ingest.files import atomic_write, file_sha256, storage_errors
+from ingest.files import atomic_write, file_sha256, storage_errors, visible
 
 NAME = "SHA256SUMS"
 NOT_LISTED = re.compile(r"(?:\.lock|\.endpoint|SHA256SUMS|journal\.sqlite.*|.*\.(?:part|tmp|log))\Z")
@@ -19,13 +19,13 @@ LINE = re.compile(r"([0-9a-f]{64})  (\S.*)\Z")
 def data_files(data_dir: Path) -> list[Path]:
     """Return the files of a data folder that its list covers."""
     single = [data_dir / name for name in ("manifest.json", "coverage.png", "id")]
-    found = [*(data_dir / "manifests").rglob("*.json"), *(data_dir / "raw").rglob("origin")]
+    found = [*visible((data_dir / "manifests").rglob("*.json"), data_dir), *(data_dir / "raw").rglob("origin")]
     return sorted(path for path in (*single, *found) if path.is_file())
 
 
 def run_files(run: Path) -> list[Path]:
     """Return the files of a training's run folder that its list covers."""
-    found = ((path, path.relative_to(run)) for path in run.rglob("*"))
+    found = ((path, path.relative_to(run)) for path in visible(run.rglob("*"), run))
     return sorted(
         path
         for path, name in found

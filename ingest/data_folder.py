@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ingest.errors import UsageError
+from ingest.files import visible
 from ingest.models import MANIFEST_FORMAT
 
 
 def _formats(data_dir: Path) -> Iterator[int | None]:
     """Yield the format of one manifest of each folder below `manifests`; None where it is unreadable."""
     for folder in (data_dir / "manifests", *(data_dir / "manifests").rglob("*/")):
-        if (path := min(folder.glob("*.json"), default=None)) is not None:
+        if (path := min(visible(folder.glob("*.json"), folder), default=None)) is not None:
             try:
                 yield json.loads(path.read_bytes()).get("format", 1)  # the first format has no such key
             except (OSError, ValueError, AttributeError):

@@ -1,12 +1,13 @@
 """Files that survive a crash: atomic writes, digests, and lines that another process appends."""
 
 import errno
+import fcntl
 import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -84,12 +85,36 @@ def _write(path: Path, content: bytes | memoryview) -> None:
 
 
 def fsync_path(path: Path) -> None:
-    """Make the content of a file, or the names in a folder, durable."""
+    """Make the content of a file, or the names in a folder, durable.
+
+    A folder is synced last, after the files that were renamed into it, so on macOS it alone empties the drive's cache.
+    """
     handle = when_descriptors_free(lambda: os.open(path, os.O_RDONLY))
     try:
-        os.fsync(handle)
+        if path.is_dir():
+            sync_drive(handle)
+        else:
+            os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sync_drive(descriptor: int) -> None:
+    """Write a file or folder to the drive, and on macOS all that is in the drive's cache to its medium.
+
+    On Linux `fsync` does both. On macOS it leaves the data in the drive's cache, where a power cut loses them and may reorder them.
+    """
+    full = getattr(fcntl, "F_FULLFSYNC", None)  # macOS alone has it
+    if full is not None:
+        with suppress(OSError):  # a file system without it, such as a share
+            fcntl.fcntl(descriptor, full)
+            return
+    os.fsync(descriptor)
+
+
+def visible(paths: Iterable[Path], folder: Path) -> Iterator[Path]:
+    """Yield the paths that are not hidden below `folder`: Finder writes `.DS_Store`, and macOS `._NAME` on foreign file systems, anywhere."""
+    return (path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
 def file_sha256(path: Path) -> str:

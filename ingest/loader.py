@@ -16,6 +16,7 @@ from ingest.build_series import year_hours
 from ingest.catalog import RESPONDENTS, near_matches, variable_near
 from ingest.columns import hour_text, open_parquet
 from ingest.errors import UsageError, VerificationError, did_you_mean
+from ingest.files import visible
 from ingest.models import REGION_TYPES
 from ingest.periods import Moment, moment_bound
 from ingest.plan import parse_span
@@ -75,7 +76,7 @@ def respondents_on_disk(data_dir: Path | str) -> tuple[str, ...]:
         UsageError: there is no series at all.
     """
     folder = Path(data_dir) / "series"
-    codes = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    codes = sorted(path.name for path in visible(folder.iterdir(), folder)) if folder.is_dir() else []
     if not codes:
         raise UsageError(f"no series under {folder}; run `coordinator start --extract --data {data_dir}` to make them")
     return tuple(code for code in codes if "D" in available(data_dir, code).variables)
@@ -225,7 +226,7 @@ def _paths(folder: Path, respondent: str, years: range) -> dict[int, Path]:
     paths = {int(path.parent.name): path for path in sorted((folder / respondent).glob("*/wide.parquet"))}
     command = f"coordinator start --extract --respondents {respondent}"
     if not paths:
-        have = sorted(path.name for path in folder.glob("*") if path.name != respondent)
+        have = sorted(path.name for path in visible(folder.glob("*"), folder) if path.name != respondent)
         found = f"there are {', '.join(have)}" if have else "there is none"
         if respondent not in RESPONDENTS:
             raise UsageError(f"unknown respondent {respondent}{near_matches(respondent)}; under {folder} {found}")

@@ -12,7 +12,7 @@ import msgspec
 
 from ingest.asked import open_gaps
 from ingest.errors import VerificationError
-from ingest.files import atomic_write
+from ingest.files import atomic_write, visible
 from ingest.models import MANIFEST_FORMAT, BuildResult, FileEntry, Gap, ShardResult, parse_hour
 from ingest.store import fsync_folders
 
@@ -85,14 +85,15 @@ def write(data_dir: Path, manifest: Manifest[R]) -> Path:
 def shard_manifests(data_dir: Path) -> Iterator[Manifest[ShardResult]]:
     """Yield every committed fetch, by key; an unreadable manifest raises VerificationError."""
     folder = data_dir / "manifests"
-    for path in sorted(folder.rglob("*.json")):
+    for path in sorted(visible(folder.rglob("*.json"), folder)):
         if path.relative_to(folder).parts[0] != "build":
             yield read(path, Manifest[ShardResult])
 
 
 def build_manifests(data_dir: Path) -> Iterator[Manifest[BuildResult]]:
     """Yield every committed build, by respondent and year; an unreadable manifest raises VerificationError."""
-    for path in sorted((data_dir / "manifests" / "build").rglob("*.json")):
+    folder = data_dir / "manifests" / "build"
+    for path in sorted(visible(folder.rglob("*.json"), folder)):
         yield read(path, Manifest[BuildResult])
 
 

@@ -23,6 +23,7 @@ from ingest.build_series import year_hours
 from ingest.columns import Columns, digest, drop_repeats_between, find_gaps, from_table, hour_text, merge
 from ingest.console import printable
 from ingest.errors import SourceError, UsageError, VerificationError
+from ingest.files import visible
 from ingest.models import ALL_RESPONDENTS, BuildResult, FetchJob, FileEntry, Gap, ShardResult, build_key
 from ingest.plan import build_job
 from ingest.sources import get_source
@@ -124,7 +125,7 @@ def verify(data_dir: Path | str, progress: OnProgress | None = None) -> Report:
         UsageError: there is no manifest, so there is nothing to verify.
     """
     folder = Path(data_dir)
-    paths = sorted((folder / "manifests").rglob("*.json"))
+    paths = sorted(visible((folder / "manifests").rglob("*.json"), folder))
     if not paths:
         raise UsageError(f"nothing to verify in {folder}: no manifest; run `coordinator start --extract` to make some")
     report = Report(str(folder))
@@ -316,6 +317,8 @@ def _find_strays(folder: Path, shards: list[ShardResult], builds: list[BuildResu
             name = path.relative_to(folder).as_posix()
             if path.is_dir() or name in known or (top == "manifests" and path.suffix == ".json"):
                 continue
+            if path.name.startswith(".") and path.suffix != ".tmp":
+                continue  # of Finder or the file system
             if path.suffix == ".tmp":
                 report.note("temporary", name, "left by a killed process; may be removed")
             elif path.suffix == ".stale":

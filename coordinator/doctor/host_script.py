@@ -144,7 +144,7 @@ def open_keys(folder):
     for base, _, names in os.walk(folder):
         for name in names:
             path = os.path.join(base, name)
-            if name.endswith((".key", "allowed.json")) and os.stat(path).st_mode & 0o077:
+            if name[0] != "." and name.endswith((".key", "allowed.json")) and os.stat(path).st_mode & 0o077:
                 found.append(path)
     return sorted(found)
 
@@ -174,7 +174,7 @@ def formats(data):
     """Return the formats of the manifests in the data folder, one per folder; None for an unreadable one."""
     found = []
     for base, _, names in os.walk(os.path.join(data, "manifests")):
-        name = next((name for name in sorted(names) if name.endswith(".json")), None)
+        name = next((name for name in sorted(names) if name[0] != "." and name.endswith(".json")), None)
         if name is not None:
             try:
                 with open(os.path.join(base, name)) as file:

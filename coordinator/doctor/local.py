@@ -18,6 +18,7 @@ from coordinator.doctor.checks import Finding, disk, environment, folder, number
 from coordinator.doctor.host_script import probe
 from coordinator.stages.fleet import reachable_bind
 from coordinator.wire.auth import is_loopback, loopback_address
+from ingest.files import visible
 from ingest.models import MANIFEST_FORMAT
 
 PACKAGE = "ring-attention-energy"
@@ -107,7 +108,9 @@ def room(data_dir: Path) -> list[Finding]:
 def key_files(keys: Path, bind: str) -> list[Finding]:
     """Check that CURVE keys exist where the bind needs them and that no other user can read them."""
     files = [
-        path for path in (keys / "coordinator.key", keys / "allowed.json", *keys.glob("workers/*.key")) if path.exists()
+        path
+        for path in (keys / "coordinator.key", keys / "allowed.json", *visible(keys.glob("workers/*.key"), keys))
+        if path.exists()
     ]
     open_to_others = [path for path in files if path.stat().st_mode & 0o077]
     if open_to_others:

@@ -19,6 +19,7 @@ from zmq.auth.thread import ThreadAuthenticator
 
 from coordinator.wire.auth import CurveError, check_keys, is_loopback, read_key_file
 from ingest.errors import UsageError
+from ingest.files import sync_drive
 
 log = logging.getLogger(__name__)
 
@@ -196,5 +197,5 @@ def _write_private(path: Path, keys: dict[str, str]) -> None:
     with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         json.dump(keys, file)
         file.flush()
-        os.fsync(file.fileno())
+        sync_drive(file.fileno())  # no other file makes it durable
     part.replace(path)

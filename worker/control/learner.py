@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from coordinator.wire.lease_kinds import LeaseKind
 from ingest.errors import IngestError, StorageError, UsageError
-from ingest.files import atomic_write, file_sha256
+from ingest.files import atomic_write, file_sha256, visible
 from rl import arrays as array_file
 from rl.algorithms.base import Algorithm
 from rl.algorithms.clone import Labels, clone
@@ -252,7 +252,8 @@ class ControlTraining:
         self.history.sort(key=lambda one: one.version)
 
     def _version_files(self) -> list[Path]:
-        return list((self.run / "versions").glob("*.npz"))
+        folder = self.run / "versions"
+        return list(visible(folder.glob("*.npz"), folder))
 
     def _load_version(self, version: int) -> Mlp:
         return load_policy(self.run / "versions" / f"{version}.npz")

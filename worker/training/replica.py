@@ -13,7 +13,7 @@ from pathlib import Path
 
 from coordinator.wire.payloads import FileRef
 from ingest.errors import Cancelled, IngestError, VerificationError
-from ingest.files import DISK_FULL
+from ingest.files import DISK_FULL, visible
 from worker.agent.file_transfer import FileTransfer, file_ref
 
 FOLDER = "mirror"
@@ -143,7 +143,7 @@ class CheckpointUploader:
         stamp = state.stat().st_mtime_ns
         if self._sent.get(folder.name) == stamp:
             return
-        for path in [*sorted(path for path in folder.iterdir() if path != state), state]:
+        for path in [*sorted(path for path in visible(folder.iterdir(), folder) if path != state), state]:
             self._send(str(path.relative_to(self._folder)))
         self._sent[folder.name] = stamp
 

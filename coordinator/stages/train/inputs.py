@@ -9,7 +9,7 @@ from coordinator.stages.train.artifacts import CONFIG, METRICS
 from coordinator.wire.messages import MAX_LISTED
 from coordinator.wire.payloads import FileRef
 from ingest.errors import UsageError
-from ingest.files import DigestCache
+from ingest.files import DigestCache, visible
 
 SERIES, RUN = "series", "run"  # first parts of the paths under which files travel
 
@@ -68,7 +68,7 @@ class TrainingFiles:
         return [path for path in whole if path == whole[-1] or path.name == f"{best:06d}"]
 
     def _below(self, folder: Path, name: str) -> Iterator[FileRef]:
-        for path in sorted(folder.rglob("*")):
+        for path in sorted(visible(folder.rglob("*"), folder)):
             if path.is_file() and path.suffix != ".part":
                 yield self._file(path, f"{name}/{path.relative_to(folder).as_posix()}")
 

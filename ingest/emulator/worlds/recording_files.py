@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from ingest.columns import hour_text
+from ingest.files import visible
 from ingest.models import REGION_TYPES
 from ingest.sources.bulk import variables_of
 
@@ -59,7 +60,7 @@ def files_of(paths: Iterable[Path]) -> Iterator[Path]:
     """
     for path in paths:
         if path.is_dir():
-            inside = sorted(path.iterdir())
+            inside = sorted(visible(path.iterdir(), path))
             files = [child for child in inside if child.is_file() and child.name.lower().endswith(SUFFIXES)]
             if not files:
                 folders = ", ".join(child.name for child in inside if child.is_dir())

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import stat
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest import store
+from coordinator.server import key_store
+from coordinator.server.journal import Journal
+from ingest import files, store
 from ingest.columns import (
     Columns,
     digest,
@@ -187,3 +193,33 @@ def test_disk_error_is_a_storage_error_and_leaves_no_file(
     with pytest.raises(StorageError, match=r"g000.*the same command"):
         store.write_page(tmp_path, SHARD, 0, b"content", ".json.gz")
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_committed_names_empty_the_drives_cache_on_macos(
+    supported: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`fsync` on macOS ends in the drive's cache: the sync of the folder, which comes last, has to empty it."""
+    calls: list[tuple[str, bool]] = []
+
+    def control(descriptor: int, command: int) -> int:
+        calls.append(("full", stat.S_ISDIR(os.fstat(descriptor).st_mode)))
+        if command != 51 or not supported:
+            raise OSError(errno.ENOTSUP, "not supported")
+        return 0
+
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", control)
+    monkeypatch.setattr(os, "fsync", lambda one: calls.append(("fsync", stat.S_ISDIR(os.fstat(one).st_mode))))
+    store.write_page(tmp_path, SHARD, 0, b"content", ".json.gz")
+    files.fsync_path(store.page_folder(tmp_path, SHARD))
+    assert calls == [("fsync", False), ("full", True)] + ([] if supported else [("fsync", True)])
+
+
+def test_journal_and_keys_empty_the_drives_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr("coordinator.server.key_store.sync_drive", synced.append)
+    key_store.add_worker(tmp_path / "keys", "m2-0")
+    assert len(synced) == 3
+    with closing(Journal(tmp_path / "journal.sqlite")) as journal:
+        assert journal._db.execute("PRAGMA fullfsync").fetchone() == (1,)

@@ -125,6 +125,7 @@ def test_cancelled_lease_ends_transfer(tmp_path: Path) -> None:
 def checkpoint(run: Path, step: int, best: int) -> None:
     part = run / "checkpoints" / f".{step:06d}.part"
     write(part, "weights.safetensors", hashlib.sha256(str(step).encode()).digest() * 20_000)
+    write(part, ".DS_Store", b"of Finder")
     write(part, "state.json", json.dumps({"step": step, "best_step": best}).encode())
     part.replace(part.with_name(f"{step:06d}"))  # as `checkpoint.save`: an uploader sees whole checkpoints only
 
@@ -145,6 +146,7 @@ def test_checkpoints_are_uploaded_with_best_one_and_pruned(tmp_path: Path) -> No
     listed = {file.path for file in there.list_files()}
     assert "run/metrics.jsonl" in listed and "run/checkpoints/000040/weights.safetensors" in listed
     assert "run/checkpoints/000020/state.json" in listed and "run/checkpoints/000030/state.json" not in listed
+    assert not list(wire.folder.rglob(".DS_Store"))
     moved = wire.moved
     replica.CheckpointUploader(
         here, wire.transfer
