@@ -12,6 +12,7 @@ from ingest.array_types import Floats
 from ingest.build_series import Revision
 from ingest.errors import UsageError, VerificationError
 from ingest.files import atomic_write
+from ingest.snapshot import read_whole
 
 GROUPS: tuple[tuple[str, Callable[[str], bool]], ...] = (
     ("demand", lambda variable: variable == "D"),
@@ -116,13 +117,18 @@ def draw(picture: Coverage) -> bytes:
 
 
 def read_summaries(data_dir: Path) -> list[SeriesSummary]:
-    """Return every series.json of a data folder, by respondent and year.
+    """Return every series.json that readers see, by respondent and year; a damaged one raises VerificationError."""
+    return read_whole(data_dir, summaries_in)
+
+
+def summaries_in(folder: Path) -> list[SeriesSummary]:
+    """Return every series.json in a folder of series, by respondent and year.
 
     Raises:
         VerificationError: one is damaged.
     """
     summaries = []
-    for path in sorted((data_dir / "series").glob("*/*/series.json")):
+    for path in sorted(folder.glob("*/*/series.json")):
         try:
             summaries.append(msgspec.json.decode(path.read_bytes(), type=SeriesSummary))
         except (OSError, ValueError) as error:
@@ -140,7 +146,7 @@ def write_coverage(data_dir: Path | str) -> Path:
         UsageError: there is no series.
     """
     folder = Path(data_dir)
-    summaries = read_summaries(folder)
+    summaries = summaries_in(folder / "series")
     if not summaries:
         raise UsageError(f"no series in {folder} to draw; run `coordinator start --extract` to make some")
     target = folder / "coverage.png"

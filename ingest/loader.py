@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from ingest.array_types import Bools, Floats, Int8s
-from ingest.build_series import year_hours
+from ingest.build_series import SERIES_FORMAT, year_hours
 from ingest.catalog import RESPONDENTS, near_matches, variable_near
 from ingest.columns import hour_text, open_parquet
 from ingest.errors import UsageError, VerificationError, did_you_mean
@@ -22,6 +23,7 @@ from ingest.periods import Moment, moment_bound
 from ingest.plan import parse_span
 from ingest.quality import IMPUTED, MISSING, OK, REASONS
 from ingest.settings import parse_codes
+from ingest.snapshot import read_whole, series_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,18 +77,22 @@ def respondents_on_disk(data_dir: Path | str) -> tuple[str, ...]:
     Raises:
         UsageError: there is no series at all.
     """
-    folder = Path(data_dir) / "series"
+    folder = series_folder(Path(data_dir))
     codes = sorted(path.name for path in visible(folder.iterdir(), folder)) if folder.is_dir() else []
     if not codes:
-        raise UsageError(f"no series under {folder}; run `coordinator start --extract --data {data_dir}` to make them")
+        raise UsageError(f"no series in {data_dir}; run `coordinator start --extract --data {data_dir}` to make them")
     return tuple(code for code in codes if "D" in available(data_dir, code).variables)
 
 
 def available(data_dir: Path | str, respondent: str) -> Available:
     """Return years and variables of a respondent's series; where there is none, UsageError names near matches."""
-    paths = _paths(Path(data_dir) / "series", respondent, range(0))
-    variables = dict.fromkeys(name for path in paths.values() for name in sorted(_read(path, ())[0]))
-    return Available(tuple(paths), tuple(variables))
+
+    def read(folder: Path) -> Available:
+        paths = _paths(Path(data_dir), folder, respondent, range(0))
+        variables = dict.fromkeys(name for path in paths.values() for name in sorted(_read(path, ())[0]))
+        return Available(tuple(paths), tuple(variables))
+
+    return read_whole(Path(data_dir), read)
 
 
 def load_series(
@@ -100,8 +106,8 @@ def load_series(
 ) -> SeriesArrays:
     """Load every hour of a period, of respondents × variables.
 
-    A variable that a respondent has in only some of the years is masked as missing in the others. A damaged file raises
-    VerificationError.
+    A variable that a respondent has in only some of the years is masked as missing in the others. All values are of one
+    finished run, also while another one updates the folder (`ingest.snapshot`). A damaged file raises VerificationError.
 
     Args:
         data_dir: data folder.
@@ -123,13 +129,17 @@ def load_series(
         raise UsageError(f"imputation {impute!r} is unknown; choose linear, week or None")
     respondents, variables = parse_codes(respondents), _variables(variables)
     first, stop = parse_span(*_hours_of(start, end))
-    folder = Path(data_dir) / "series"
     names = tuple(f"{respondent}.{variable}" for respondent in respondents for variable in variables)
-    values = np.full((stop - first, len(names)), np.nan)
-    reason = np.full(values.shape, MISSING, np.int8)
-    for i, respondent in enumerate(respondents):
-        own = slice(i * len(variables), (i + 1) * len(variables))
-        _fill(folder, respondent, variables, first, values[:, own], reason[:, own])
+
+    def read(folder: Path) -> tuple[Floats, Int8s]:
+        values = np.full((stop - first, len(names)), np.nan)
+        reason = np.full(values.shape, MISSING, np.int8)
+        for i, respondent in enumerate(respondents):
+            own = slice(i * len(variables), (i + 1) * len(variables))
+            _fill(Path(data_dir), folder, respondent, variables, first, values[:, own], reason[:, own])
+        return values, reason
+
+    values, reason = read_whole(Path(data_dir), read)
     mask = reason == OK
     if impute:
         filled = _linear(values) if impute == "linear" else _week(values)
@@ -158,6 +168,7 @@ def _hours_of(start: Moment, end: Moment) -> tuple[str, str]:
 
 
 def _fill(
+    data_dir: Path,
     folder: Path,
     respondent: str,
     variables: Sequence[str],
@@ -172,9 +183,10 @@ def _fill(
     """
     last = first + len(values) - 1
     years = range(int(hour_text(first)[:4]), int(hour_text(last)[:4]) + 1)
-    paths = _paths(folder, respondent, years)
+    paths = _paths(data_dir, folder, respondent, years)
     known: set[str] = set()
     for year in years:
+        _check_format(data_dir, paths[year])
         available_here, table = _read(paths[year], variables)
         known.update(available_here)
         start, hours = year_hours(year)
@@ -189,6 +201,31 @@ def _fill(
             f"{respondent} has no variable {', '.join(unknown)} in {years[0]}…{years[-1]}; "
             f"it has {', '.join(sorted(known))}{variable_near(unknown, sorted(known))}"
         )
+
+
+def _check_format(data_dir: Path, path: Path) -> None:
+    """Check the format that the series.json beside a wide file states.
+
+    Raises:
+        UsageError: it is of another version of this program.
+        VerificationError: series.json can't be read.
+    """
+    about = path.with_name("series.json")
+    try:
+        found = msgspec.json.decode(about.read_bytes(), type=_Format).format
+    except FileNotFoundError:
+        return  # `coordinator verify` names it
+    except (OSError, ValueError) as error:
+        raise VerificationError(f"can't read {about}: {error}; run `coordinator verify`") from error
+    if found != SERIES_FORMAT:
+        raise UsageError(
+            f"{about} is of format {found}; this version reads {SERIES_FORMAT}. `mv {data_dir} {data_dir}.old` and extract again, "
+            "or install the version that wrote it."
+        )
+
+
+class _Format(msgspec.Struct):
+    format: int = 0
 
 
 def _read(path: Path, variables: Sequence[str]) -> tuple[set[str], dict[str, tuple[Floats, Int8s]]]:
@@ -217,8 +254,8 @@ def _codes(column: pa.ChunkedArray) -> Int8s:
     return lookup[whole.indices.to_numpy()]
 
 
-def _paths(folder: Path, respondent: str, years: range) -> dict[int, Path]:
-    """Return the wide files of a respondent by year.
+def _paths(data_dir: Path, folder: Path, respondent: str, years: range) -> dict[int, Path]:
+    """Return the wide files of a respondent by year, from the `folder` of series of the data folder.
 
     Raises:
         UsageError: there is none, or none of one of `years`; names what there is, and the command that makes the rest.
@@ -229,9 +266,9 @@ def _paths(folder: Path, respondent: str, years: range) -> dict[int, Path]:
         have = sorted(path.name for path in visible(folder.glob("*"), folder) if path.name != respondent)
         found = f"there are {', '.join(have)}" if have else "there is none"
         if respondent not in RESPONDENTS:
-            raise UsageError(f"unknown respondent {respondent}{near_matches(respondent)}; under {folder} {found}")
+            raise UsageError(f"unknown respondent {respondent}{near_matches(respondent)}; in {data_dir} {found}")
         near = did_you_mean([respondent], have)
-        raise UsageError(f"no series of {respondent} under {folder}: {found}{near}; run `{command}` to make it")
+        raise UsageError(f"no series of {respondent} in {data_dir}: {found}{near}; run `{command}` to make it")
     if absent := [year for year in years if year not in paths]:
         raise UsageError(
             f"no series of {respondent} for {', '.join(map(str, absent))}: there are {', '.join(map(str, paths))}; "

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ingest import checksums, manifest, store
+from ingest import checksums, manifest, snapshot, store
 from ingest.asked import open_gaps
 from ingest.build_series import year_hours
 from ingest.columns import Columns, digest, drop_repeats_between, find_gaps, from_table, hour_text, merge
@@ -156,6 +156,8 @@ def verify(data_dir: Path | str, progress: OnProgress | None = None) -> Report:
     report.gaps = open_gaps(shards)
     _verify_summary(folder, shards, builds, report)
     _find_strays(folder, shards, builds, report)
+    for name, problem in snapshot.check(folder):
+        report.mismatch("snapshot", name, problem)
     _verify_sums(folder, report)
     return report
 

@@ -32,7 +32,7 @@ from coordinator.stages.runner import RunResult, StageRunner
 from coordinator.stages.stage import OutputMode
 from coordinator.wire.exit_codes import ExitCode
 from coordinator.wire.lease_kinds import LeaseKind
-from ingest import checksums, manifest, tls
+from ingest import checksums, manifest, snapshot, tls
 from ingest.asked import Absence, absences
 from ingest.console import printable
 from ingest.coverage import write_coverage
@@ -42,6 +42,7 @@ from ingest.models import Gap
 from ingest.plan import expected_requests
 
 CONNECT_S = 10.0  # for a connection to the source; one over a slow line takes a second
+WHOLE = ("done", "incomplete")  # outcomes after which no build is left half-way; what is quarantined keeps its series
 MAX_GAPS = 12  # that a summary lists as text
 
 
@@ -168,6 +169,10 @@ class ExtractStage:
                 fleet = build_fleet(options, display.note)
                 budgets = {} if budget is None else {BUCKET: budget}
                 checksums.remove(options.data_dir)
+                if (
+                    snapshot.current(options.data_dir) is None
+                ):  # the series of an earlier version, which this run may replace
+                    snapshot.publish(options.data_dir, manifest.build_results(options.data_dir))
                 result = StageRunner(fleet, controller, display, budgets).run(tasks)
             totals = manifest.write_summary(options.data_dir)
             seconds = time.monotonic() - began
@@ -175,6 +180,8 @@ class ExtractStage:
                 write_coverage(options.data_dir)
             if tasks or (totals.shards and not (options.data_dir / checksums.NAME).exists()):
                 checksums.write(options.data_dir, checksums.data_files(options.data_dir))
+            if result.outcome.status in WHOLE:
+                snapshot.publish(options.data_dir, manifest.build_results(options.data_dir))
         return _summary(options, controller, result, totals, seconds)
 
     def describe(self, summary: ExtractSummary) -> str:

@@ -24,7 +24,7 @@ from coordinator.stages.run_folder import NOTHING_TO_DO, Conclusion, completed_r
 from coordinator.stages.runner import StageRunner
 from coordinator.stages.stage import OutputMode
 from coordinator.wire.exit_codes import ExitCode
-from ingest import checksums
+from ingest import checksums, manifest, snapshot
 from ingest.console import printable
 from rl.distributed.protocol import Finished
 
@@ -134,6 +134,9 @@ class RolloutStage:
             if result is not None:
                 done = Conclusion("done", NOTHING_TO_DO, result)
                 return _summary(options, done, {}, time.monotonic() - began)
+            snapshot.publish(
+                options.data_dir, manifest.build_results(options.data_dir)
+            )  # what is on disk is what it reads
             checksums.remove(options.run)
             command = [*self.learner, "--data", str(options.data_dir), "--run", str(options.run), "--asked", request]
             command += ["--config", str(options.config)] if options.config is not None else []

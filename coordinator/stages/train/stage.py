@@ -23,7 +23,7 @@ from coordinator.stages.train.controller import TrainController, TrainOptions
 from coordinator.stages.train.ring_state import RoundSummary, TrainingOutcome
 from coordinator.stages.train.stall import SupervisionTimeouts
 from coordinator.wire.exit_codes import ExitCode
-from ingest import checksums
+from ingest import checksums, manifest, snapshot
 from ingest.console import printable
 from ingest.files import atomic_write
 
@@ -99,6 +99,9 @@ class TrainStage:
             if result is not None:
                 done = Conclusion("done", NOTHING_TO_DO, result)
                 return _summary(options, done, (), time.monotonic() - began)
+            snapshot.publish(
+                options.data_dir, manifest.build_results(options.data_dir)
+            )  # what is on disk is what it reads
             checksums.remove(options.run)
             if options.config:
                 atomic_write(options.run / artifacts.CONFIG, options.config)

@@ -149,6 +149,16 @@ def test_empty_folder_and_damaged_file_are_refused(tmp_path: Path, folder: Path)
         load_series(tmp_path, ["PACW"], ["D"], "2024-01-01T00", "2024-01-02T00")
 
 
+def test_series_of_another_version_is_refused_by_one_line(folder: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(folder, tmp_path / "data"))
+    about = data / "series/PACW/2024/series.json"
+    about.write_text(about.read_text().replace('"format": 1', '"format": 2'))
+    with pytest.raises(
+        UsageError, match=r"series.json is of format 2; this version reads 1. `mv .*` and extract again"
+    ):
+        load_series(data, "PACW", "D", "2024-01-01", "2024-01-02")
+
+
 def test_documented_loader_example_runs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     document = (Path(__file__).resolve().parents[3] / "docs" / "reference" / "data.md").read_text()
     (lines,) = re.findall(r"```python\n(.*?)```", document, flags=re.DOTALL)
