@@ -12,6 +12,7 @@ typedef int ra_avx2_not_empty;
 #define VL 8
 #define NV 2
 #define VMAX(a, b) _mm256_max_ps((__m256)(a), (__m256)(b))
+#define OPAQUE(x) __asm__("" : "+x"(x))
 #include "isa.inc"
 #if defined(__clang__)
 #pragma clang attribute pop

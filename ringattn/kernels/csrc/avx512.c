@@ -12,6 +12,8 @@ typedef int ra_avx512_not_empty;
 #define VL 16
 #define NV 4
 #define VMAX(a, b) _mm512_max_ps((__m512)(a), (__m512)(b))
+#define FMA_CHAINS 20
+#define OPAQUE(x) __asm__("" : "+v"(x))
 #include "isa.inc"
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -16,6 +16,8 @@ typedef int ra_avx512bf16_not_empty;
 #define VMAX(a, b) _mm512_max_ps((__m512)(a), (__m512)(b))
 #define DOT(sum, a, b) _mm512_dpbf16_ps((__m512)(sum), (__m512bh)(a), (__m512bh)(b))
 #define NARROW(x) _mm512_cvtneps_pbh((__m512)(x))
+#define FMA_CHAINS 20
+#define OPAQUE(x) __asm__("" : "+v"(x))
 #include "isa.inc"
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -5,5 +5,6 @@ typedef int ra_neon_not_empty;
 #define RA_ISA_NAME "neon"
 #define VL 4
 #define NV 4
+#define FMA_CHAINS 20
 #include "isa.inc"
 #endif

@@ -1,6 +1,8 @@
 """The native kernel's threads, memory, dispatch and build, and the choice of a kernel."""
 
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -57,6 +59,43 @@ def test_thread_count_is_argument_then_environment_then_affinity(monkeypatch: py
 @needs_native
 def test_fma_peak_grows_with_work_done() -> None:
     assert fma_peak(threads=1, seconds=0.05) > 1e8
+
+
+@pytest.mark.parametrize(
+    ("source", "compiler", "fma", "chains"),
+    [
+        # fmla and vfmadd231 accumulate in place. Apple cores: 4 pipes of 4 cycles; x86: 2 of 4.
+        pytest.param("neon.c", ("aarch64-linux-gnu-gcc", "aarch64"), "fmla", 16),
+        pytest.param("avx512.c", ("cc", "x86_64"), "vfmadd231ps", 16, marks=pytest.mark.long),
+        pytest.param("avx2.c", ("cc", "x86_64"), "vfmadd231ps", 8, marks=pytest.mark.long),
+    ],
+)
+def test_fma_probe_fills_every_pipe_and_copies_nothing(
+    source: str, compiler: tuple[str, str], fma: str, chains: int, tmp_path: Path
+) -> None:
+    """The probe's loop in the compiler's assembly: enough independent accumulators, and no other vector instruction."""
+    name = "cc" if platform.machine() == compiler[1] else compiler[0]
+    if shutil.which(name) is None or (name == "cc" and platform.machine() != compiler[1]):
+        pytest.skip(f"no compiler for {compiler[1]}: {source} was not compiled")
+    out = tmp_path / "probe.s"
+    folder = ROOT / "ringattn" / "kernels" / "csrc"
+    subprocess.run(
+        [name, "-std=gnu11", "-O3", "-ffp-contract=fast", "-Wno-psabi", "-S", folder / source, "-o", out], check=True
+    )
+    text = out.read_text()
+    body = re.search(r"^_?fma_rounds:\n(.*?)\n\s+ret\b", text, re.DOTALL | re.MULTILINE)
+    assert body is not None
+    blocks = [block for block in re.split(r"^\S+:.*\n", body[1], flags=re.MULTILINE) if fma in block]
+    loop = [line.split(None, 1) for line in blocks[0].splitlines() if re.match(r"\s+[a-z]", line)]
+    end = next(i for i, line in enumerate(loop) if re.match(r"b\.?ne|jne|subs", line[0]))
+    registers = {
+        re.findall(r"[zyv]m*m?\d+", operands)[-1 if fma.startswith("v") else 0]
+        for op, operands in loop[:end]
+        if op == fma
+    }
+    assert len(registers) >= chains
+    others = [op for op, *_ in loop[:end] if op != fma and op not in {"add", "addq", "cmp", "cmpq", "subs", "subq"}]
+    assert others == []
 
 
 @needs_native
