@@ -4,7 +4,8 @@ Hours are EIA's: UTC, hour-ending, as hour numbers (hours since 1970-01-01T00). 
 after its midnight, up to and including the next one. Zones: EIA's reference table of balancing authorities (2019-09), which
 names the zone that each has chosen for its days, not the one in which it lies: Southern's days are Central, those of New Mexico
 (PNM), El Paso and WACM have no daylight saving. The data agree where days without a forecast show them (`tests/unit/ingest/test_calendar.py`);
-LGEE's begin at 05:00 UTC in summer and winter, which no zone of the table explains. Holidays: the US federal ones of the
+LGEE's begin at 05:00 UTC in summer and winter, which no zone of the table explains. BHBA and SWPW are newer than the table: their zone
+is the one in which they lie. Holidays: the US federal ones of the
 `holidays` library.
 """
 
@@ -26,7 +27,7 @@ _ARIZONA, _PACIFIC = "America/Phoenix", "America/Los_Angeles"
 _MEMBERS = {
     _EASTERN: "CAR FLA MIDA NE NY US48 CPLE CPLW DUK FMPP FPC FPL GVL HST ISNE JEA NSB NYIS OVEC PJM SC SCEG SEC TAL TEC YAD GLHB",
     _CENTRAL: "CENT MIDW SE TEN TEX AEC AECI EEI ERCO LGEE MISO SEPA SIKE SOCO SPA SWPP TVA",
-    _MOUNTAIN: "GWA NWMT PACE PSCO WAUW WWA",
+    _MOUNTAIN: "BHBA GWA NWMT PACE PSCO SWPW WAUW WWA",
     _ARIZONA: "AZPS DEAA EPE GRIF HGMA PNM SRP SW TEPC WACM WALC",
     _PACIFIC: "CAL NW AVA AVRN BANC BPAT CHPD CISO DOPD GCPD GRID IID IPCO LDWP NEVP PACW PGE PSEI SCL TIDC TPWR",
 }

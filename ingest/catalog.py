@@ -1,10 +1,10 @@
-"""The EIA-930 catalogue of respondents and fuels, checked before the first request.
+"""The EIA-930 catalogue of respondents, sub-areas and fuels, checked before the first request.
 
 Codes and names: EIA, Form EIA-930, facet values of `electricity/rto` (2026-06). The API responds to an unknown facet
 value with 200 and no rows, so a wrong code must be caught here.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from ingest.errors import UsageError, did_you_mean
@@ -18,6 +18,12 @@ class Respondent(NamedTuple):
 
     name: str
     kind: str  # BALANCING_AUTHORITY | REGION
+    since: str = ""  # first hour, where it is after the first that EIA has; UTC, YYYY-MM-DDTHH
+    until: str = ""  # last hour, where it reports no longer
+
+    def reports_in(self, start: str, end: str) -> bool:
+        """Return whether it has an hour in a period of `YYYY-MM-DDTHH` texts, both inclusive, as far as is known."""
+        return (not self.until or self.until >= start) and self.since <= end
 
 
 _REGIONS = {
@@ -44,6 +50,7 @@ _BALANCING_AUTHORITIES = {
     "AVRN": "Avangrid Renewables, LLC",
     "AZPS": "Arizona Public Service Company",
     "BANC": "Balancing Authority of Northern California",
+    "BHBA": "Black Hills Energy",  # after the facet values: EIA's spelling is not known
     "BPAT": "Bonneville Power Administration",
     "CHPD": "Public Utility District No. 1 of Chelan County",
     "CISO": "California Independent System Operator",
@@ -95,6 +102,7 @@ _BALANCING_AUTHORITIES = {
     "SPA": "Southwestern Power Administration",
     "SRP": "Salt River Project Agricultural Improvement and Power District",
     "SWPP": "Southwest Power Pool",
+    "SWPW": "Southwest Power Pool West",  # as BHBA
     "TAL": "City of Tallahassee",
     "TEC": "Tampa Electric Company",
     "TEPC": "Tucson Electric Power",
@@ -108,11 +116,16 @@ _BALANCING_AUTHORITIES = {
     "YAD": "Alcoa Power Generating, Inc. - Yadkin Division",
 }
 
-# In EIA's files and in recordings, but no facet value of the API: its hours end before those of the API begin.
-RETIRED = {"OVEC": "2018-12-01"}  # code → day on which it joined another authority
+# First and last hours, where they are known. OVEC joined PJM, and is in EIA's files and in recordings, but no facet value of the
+# API: its hours end before those of the API begin. NSB: README of the recordings (Ruggles et al.).
+_SINCE = {"BHBA": "2026-06-01T00", "SWPW": "2026-06-01T00"}
+_UNTIL = {"OVEC": "2018-12-01T05", "NSB": "2020-01-08T23"}
 
 RESPONDENTS: dict[str, Respondent] = {
-    **{code: Respondent(name, BALANCING_AUTHORITY) for code, name in _BALANCING_AUTHORITIES.items()},
+    **{
+        code: Respondent(name, BALANCING_AUTHORITY, _SINCE.get(code, ""), _UNTIL.get(code, ""))
+        for code, name in _BALANCING_AUTHORITIES.items()
+    },
     **{code: Respondent(name, REGION) for code, name in _REGIONS.items()},
 }
 
@@ -136,12 +149,158 @@ FUELS: dict[str, str] = {
 }
 
 
+# Areas within a balancing authority that report their demand: authority → code → name. A code is unique over all authorities.
+SUB_AREAS: dict[str, dict[str, str]] = {
+    "CISO": {
+        "PGAE": "Pacific Gas and Electric",
+        "SCE": "Southern California Edison",
+        "SDGE": "San Diego Gas and Electric",
+        "VEA": "Valley Electric Association",
+    },
+    "ERCO": {
+        "COAS": "Coast",
+        "EAST": "East",
+        "FWES": "Far West",
+        "NCEN": "North Central",
+        "NRTH": "North",
+        "SCEN": "South Central",
+        "SOUT": "South",
+        "WEST": "West",
+    },
+    "ISNE": {
+        "4001": "Maine",
+        "4002": "New Hampshire",
+        "4003": "Vermont",
+        "4004": "Connecticut",
+        "4005": "Rhode Island",
+        "4006": "Southeast Mass.",
+        "4007": "Western/Central Mass.",
+        "4008": "Northeast Mass.",
+    },
+    "MISO": {
+        "0001": "Zone 1",
+        "0004": "Zone 4",
+        "0006": "Zone 6",
+        "0027": "Zones 2 and 7",
+        "0035": "Zones 3 and 5",
+        "8910": "Zones 8, 9 and 10",
+    },
+    "NYIS": {
+        "ZONA": "West",
+        "ZONB": "Genesee",
+        "ZONC": "Central",
+        "ZOND": "North",
+        "ZONE": "Mohawk Valley",
+        "ZONF": "Capital",
+        "ZONG": "Hudson Valley",
+        "ZONH": "Millwood",
+        "ZONI": "Dunwoodie",
+        "ZONJ": "New York City",
+        "ZONK": "Long Island",
+    },
+    "PJM": {
+        "AE": "Atlantic Electric zone",
+        "AEP": "American Electric Power zone",
+        "AP": "Allegheny Power zone",
+        "ATSI": "American Transmission Systems, Inc. zone",
+        "BC": "Baltimore Gas & Electric zone",
+        "CE": "Commonwealth Edison zone",
+        "DAY": "Dayton Power & Light zone",
+        "DEOK": "Duke Energy Ohio/Kentucky zone",
+        "DOM": "Dominion Virginia Power zone",
+        "DPL": "Delmarva Power & Light zone",
+        "DUQ": "Duquesne Lighting Company zone",
+        "EKPC": "East Kentucky Power Cooperative zone",
+        "JC": "Jersey Central Power & Light zone",
+        "ME": "Metropolitan Edison zone",
+        "PE": "PECO Energy zone",
+        "PEP": "Potomac Electric Power zone",
+        "PL": "Pennsylvania Power & Light zone",
+        "PN": "Pennsylvania Electric zone",
+        "PS": "Public Service Electric & Gas zone",
+        "RECO": "Rockland Electric (East) zone",
+    },
+    "PNM": {
+        "ACMA": "City of Acoma Pueblo",
+        "CYGA": "CYGA",
+        "Frep": "Frep",
+        "Jica": "Jicarilla Apache Nation",
+        "KAFB": "Kirtland Air Force Base",
+        "KCEC": "Kit Carson Electric Cooperative",
+        "LAC": "Los Alamos County",
+        "NTUA": "Navajo Tribal Utility Authority",
+        "PNM": "PNM System Firm Load",
+        "TSGT": "TSGT",
+    },
+    "SWPP": {
+        "CSWS": "AEPW American Electric Power West",
+        "EDE": "Empire District Electric Company",
+        "GRDA": "Grand River Dam Authority",
+        "INDN": "Independence Power & Light",
+        "KACY": "Kansas City Board of Public Utilities",
+        "KCPL": "Kansas City Power & Light",
+        "LES": "Lincoln Electric System",
+        "MPS": "KCP&L Greater Missouri Operations",
+        "NPPD": "Nebraska Public Power District",
+        "OKGE": "Oklahoma Gas and Electric Co.",
+        "OPPD": "Omaha Public Power District",
+        "SECI": "Sunflower Electric",
+        "SPRM": "City of Springfield",
+        "SPS": "Southwestern Public Service Company",
+        "WAUE": "Western Area Power Upper Great Plains East",
+        "WFEC": "Western Farmers Electric Cooperative",
+        "WR": "Westar Energy",
+    },
+}
+
+
+# Names of groups in a list of respondents, e.g. `--respondents bas`.
+GROUPS: dict[str, Callable[[Respondent], bool]] = {
+    "ALL": lambda respondent: True,
+    "BAS": lambda respondent: respondent.kind == BALANCING_AUTHORITY,
+    "REGIONS": lambda respondent: respondent.kind == REGION,
+}
+
+
+def expand_groups(
+    codes: Sequence[str], start: str, end: str, serves: Callable[[str], bool]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Replace names of groups by their codes.
+
+    Args:
+        codes: codes and names in `GROUPS`, upper case.
+        start: first hour of the period, `YYYY-MM-DDTHH`.
+        end: last hour, inclusive.
+        serves: whether the source has a respondent.
+
+    Returns:
+        Codes, each once, in order; and those of groups that are left out because they report at another time. A code that is
+        named is always asked for.
+
+    Raises:
+        UsageError: the source has no respondent of a group.
+    """
+    found: dict[str, None] = {}
+    idle: dict[str, None] = {}
+    for code in codes:
+        if code not in GROUPS:
+            found[code] = None
+            continue
+        members = [name for name, one in RESPONDENTS.items() if GROUPS[code](one) and serves(name)]
+        if not members:
+            raise UsageError(f"the source has no {code.lower()}; name respondents that it has, or use `--source eia`")
+        for name in members:
+            (found if RESPONDENTS[name].reports_in(start, end) else idle)[name] = None
+    return tuple(found), tuple(name for name in idle if name not in found)
+
+
 VARIABLE_NAMES = {
     "D": "Demand, load",
     "DF": "Day-ahead demand forecast",
     "NG": "Net generation",
     "TI": "Total interchange",
     **{f"NG.{code}": name for code, name in FUELS.items()},
+    **{f"D.{code.upper()}": name for areas in SUB_AREAS.values() for code, name in areas.items()},
 }
 
 
@@ -156,10 +315,10 @@ def variable_near(words: Iterable[str], known: Iterable[str]) -> str:
 
 def near_matches(code: str) -> str:
     """Return near matches by code, otherwise by a name that contains the word: `california` → CAL, CISO."""
-    if near := did_you_mean([code.upper()], RESPONDENTS):
+    if near := did_you_mean([code.upper()], [*RESPONDENTS, *GROUPS]):
         return near
     word = code.casefold()
-    named = [known for known, (name, _) in RESPONDENTS.items() if len(word) > 3 and word in name.casefold()][:5]
+    named = [known for known, one in RESPONDENTS.items() if len(word) > 3 and word in one.name.casefold()][:5]
     return f" (did you mean {' or '.join(named)}?)" if named else ""
 
 

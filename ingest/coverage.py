@@ -20,7 +20,12 @@ GROUPS: tuple[tuple[str, Callable[[str], bool]], ...] = (
     ("generation", lambda variable: variable == "NG"),
     ("interchange", lambda variable: variable == "TI"),
     ("fuels", lambda variable: variable.startswith("NG.")),
-    ("other", lambda variable: variable not in ("D", "DF", "NG", "TI") and not variable.startswith("NG.")),
+    ("neighbours", lambda variable: variable.startswith("ID.")),
+    ("sub-areas", lambda variable: variable.startswith("D.")),
+    (
+        "other",
+        lambda variable: variable not in ("D", "DF", "NG", "TI") and not variable.startswith(("NG.", "ID.", "D.")),
+    ),
 )
 # Steps, not a ramp: one missing hour in a month is 99.87 % and must be visible.
 STEPS = (0.0, 1e-9, 0.5, 0.9, 0.99, 0.9999, 1.0)

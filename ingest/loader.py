@@ -112,7 +112,7 @@ def load_series(
     Args:
         data_dir: data folder.
         respondents: EIA codes in either case, or one of them.
-        variables: `D`, `DF`, `NG`, `TI`, `NG.<fuel>` in either case, or one of them.
+        variables: `D`, `DF`, `NG`, `TI`, `NG.<fuel>`, `ID.<neighbour>`, `D.<sub-area>` in either case, or one of them.
         start: first hour (UTC, hour-ending): `YYYY-MM-DDTHH`, `YYYY-MM-DD`, `YYYY-MM`, `YYYY`, a date, datetime, Timestamp or
             datetime64. A time without a zone is UTC.
         end: last hour, inclusive, in the same forms: a day means all of its hours.

@@ -26,20 +26,12 @@ def format_hour(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H")
 
 
-def variable_of(route: str, code: str) -> str:
-    """Return the series variable of an EIA code: `D` for region types, `NG.<fuel>` for fuels.
-
-    The prefix is EIA's v1 convention: `NG` is both a region type and a fuel.
-    """
-    return f"NG.{code}" if route == "fuel-type-data" else code
-
-
 @dataclass(frozen=True, order=True)
 class Shard:
     """The unit of a fetch lease: hours `start` to `end` (both inclusive, UTC hour-ending) of one respondent on one route."""
 
     source: str  # a name in `ingest.sources.SOURCES`, e.g. "eia"
-    route: str  # EIA: "region-data", "fuel-type-data"; OASIS: a query name; bulk: "BALANCE"
+    route: str  # EIA: a name in `ingest.routes`, e.g. "region-data"; OASIS: a query name; bulk: "BALANCE"
     respondent: str  # EIA code, e.g. "PACW"; ALL_RESPONDENTS for a bulk file
     start: str  # "2019-01-01T00"
     end: str  # "2019-12-31T23"

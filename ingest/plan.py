@@ -49,17 +49,13 @@ def plan_shards(
         respondents: EIA codes. Shards of a source with whole files (bulk) name `ALL_RESPONDENTS` instead.
         period: whole years, or `(start, end)` as `YYYY-MM-DDTHH` (inclusive, UTC hour-ending). It is cut at the turns of
             the year; for bulk, it is widened to whole six-month files.
-        routes: None means all routes of the source.
+        routes: None means the default routes of the source. A route is planned for the respondents that it has.
 
     Raises:
         UsageError: the source does not have the route, respondent or period.
     """
     reader = get_source(source)
-    chosen = tuple(dict.fromkeys(routes or reader.routes))
-    for route in chosen:
-        if route not in reader.routes:
-            near = did_you_mean([route], reader.routes)
-            raise UsageError(f"unknown route {route!r} of {source}{near}; known: {', '.join(reader.routes)}")
+    chosen = choose_routes(source, routes or ())
     codes = tuple(dict.fromkeys(respondents))
     check_respondents(codes)
     reader.check_respondents(codes)
@@ -69,7 +65,26 @@ def plan_shards(
         for code in ((ALL_RESPONDENTS,) if reader.whole_files else codes)
         for start, end in spans
         for route in chosen
+        if reader.route_serves(route, code)
     )
+
+
+def choose_routes(source: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Return routes of a source in its order, from their names in any case; `all` means all of them, and none the default ones.
+
+    Raises:
+        UsageError: the source has no such route; near matches are named.
+    """
+    reader = get_source(source)
+    if not names:
+        return reader.default_routes or reader.routes
+    known = {route.lower(): route for route in reader.routes}
+    chosen = [route for name in names for route in (known if name.lower() == "all" else (name.lower(),))]
+    for route in chosen:
+        if route not in known:
+            near = did_you_mean([route], known)
+            raise UsageError(f"unknown route {route!r} of {source}{near}; known: all, {', '.join(reader.routes)}")
+    return tuple(route for name, route in known.items() if name in chosen)
 
 
 def served_defaults(source: str, respondents: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -177,6 +177,11 @@ def from_table(kind: type, table: Any, where: str) -> Any:
 
 def parse_codes(value: Any) -> tuple[str, ...]:
     """Return upper-case codes in order, each once, from `PACW,ERCO` or a list of such texts."""
+    return tuple(dict.fromkeys(name.upper() for name in parse_names(value)))
+
+
+def parse_names(value: Any) -> tuple[str, ...]:
+    """Return names in order, each once, from `region-data,fuel-type-data` or a list of such texts."""
     texts = value if isinstance(value, list | tuple) else [value]
-    items = [item.strip().upper() for text in texts for item in str(text).split(",")]
+    items = [item.strip() for text in texts for item in str(text).split(",")]
     return tuple(dict.fromkeys(item for item in items if item))

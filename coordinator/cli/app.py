@@ -35,7 +35,7 @@ Settings = Mapping[str, Any]
 @app.command(cls=Command, epilog="coordinator start --extract --respondents PACW --start 2024-03 --end 2024-03")
 @with_stages
 @with_settings(
-    *("data", "source", "respondents", "start", "end", "workers", "hostfile", "host-python", "host-data"),
+    *("data", "source", "respondents", "routes", "start", "end", "workers", "hostfile", "host-python", "host-data"),
     *("connections", "bind", "keys", "rate", "retries", "revise-days", "run", "ranks", "train-config"),
     "control-config",
 )

@@ -10,7 +10,8 @@ from typing import Any
 
 from coordinator.workers.hostfile import per_host
 from ingest.periods import parse_bound
-from ingest.settings import Layer, ResolvedSetting, at_least, check_keys, parse_codes, read_toml
+from ingest.routes import EIA_ROUTES
+from ingest.settings import Layer, ResolvedSetting, at_least, check_keys, parse_codes, parse_names, read_toml
 from ingest.settings import Setting as BaseSetting
 from ingest.settings import resolve as resolve_layers
 from ingest.sources import SOURCES
@@ -87,7 +88,16 @@ SETTINGS = (
         "respondents",
         "PACW,ERCO,CAL,TEX,MISO",
         parse_codes,
-        "EIA-930 codes of balancing authorities and regions.",
+        "EIA-930 codes of balancing authorities and regions, or all | bas | regions.",
+        list[str],
+    ),
+    Setting(
+        "routes",
+        "",
+        parse_names,
+        "Routes of the source, or all: "
+        + ", ".join(EIA_ROUTES)
+        + " of EIA. Empty: region-data and fuel-type-data of EIA, all of another source.",
         list[str],
     ),
     _text(

@@ -36,6 +36,7 @@ class Source(ABC):
     # -- the API
     url: str  # base URL of the public API
     routes: tuple[str, ...]  # in the order of a plan
+    default_routes: tuple[str, ...] = ()  # of a plan that names none; () = all
     first_hour = ""  # of all of its data, YYYY-MM-DDTHH; "": unknown
     rate_limit: RateLimit | None = None  # None: the source states no limit
     min_interval_s = 0.0  # minimum time between two requests to one host; 0 = none
@@ -53,6 +54,14 @@ class Source(ABC):
     shard_months = 12  # a plan is cut at these boundaries
     whole_files = False  # a shard is one file of fixed period that holds every respondent
     spill_hours = 0  # rows of a shard can end this many hours after it
+
+    def serves(self, respondent: str) -> bool:
+        """Return whether this source has hours of a known respondent, on any route."""
+        return True
+
+    def route_serves(self, route: str, respondent: str) -> bool:
+        """Return whether a route has hours of a respondent that the source serves."""
+        return True
 
     def check_respondents(self, codes: Sequence[str]) -> None:  # noqa: B027 - an optional hook
         """Raise UsageError for known respondents that this source does not serve."""

@@ -29,7 +29,8 @@ from ingest.catalog import REGION, RESPONDENTS
 from ingest.columns import EMPTY, EPOCH, Columns, has_duplicates, hour_number
 from ingest.errors import SourceError, UsageError
 from ingest.http import HttpResponse, plain_body, raise_for_response
-from ingest.models import HOUR, MAX_VARIABLES, FetchJob, variable_of
+from ingest.models import HOUR, MAX_VARIABLES, FetchJob
+from ingest.routes import variable_of
 from ingest.sources.base import Page, Source
 
 T = TypeVar("T")
@@ -113,13 +114,17 @@ class Bulk(Source):
     whole_files = True
     spill_hours = 12  # a file is cut in local time
 
+    def serves(self, respondent: str) -> bool:
+        """Return whether it is a balancing authority."""
+        return RESPONDENTS[respondent].kind != REGION
+
     def check_respondents(self, codes: Sequence[str]) -> None:
         """Refuse regions.
 
         Raises:
             UsageError: the respondent is a region; the files have balancing authorities only.
         """
-        if regions := [code for code in codes if RESPONDENTS[code].kind == REGION]:
+        if regions := [code for code in codes if not self.serves(code)]:
             raise UsageError(
                 f"EIA's bulk files hold balancing authorities only, not the regions {', '.join(regions)}; "
                 "use CISO instead of CAL and ERCO instead of TEX, or use `--source eia`"

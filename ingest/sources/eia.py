@@ -1,4 +1,4 @@
-"""EIA Open Data API v2, `electricity/rto/{region-data,fuel-type-data}`: pages of 5,000 rows in a total order.
+"""EIA Open Data API v2, the hourly routes of `electricity/rto` (`ingest.routes`): pages of 5,000 rows in a total order.
 
 https://www.eia.gov/opendata/documentation.php. `period` is UTC and hour-ending; `start` and `end` are inclusive. The key
 travels in a header. `request.params` of a body echoes the query, so a body that still contains the key is rewritten
@@ -8,43 +8,26 @@ before it is stored.
 from __future__ import annotations
 
 import gzip
-from collections.abc import Sequence
 from functools import lru_cache
-from typing import Annotated, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 from urllib.parse import urlencode
 
 import msgspec
 import numpy as np
 
+from ingest.catalog import RESPONDENTS
 from ingest.columns import EMPTY, Columns, drop_repeats, has_duplicates, hour_table
 from ingest.console import spellings
 from ingest.errors import AuthenticationError, SourceError
 from ingest.http import HttpResponse, excerpt, inflate, plain_body, raise_for_response
-from ingest.models import MAX_VARIABLES, FetchJob, Shard, variable_of
+from ingest.models import MAX_VARIABLES, FetchJob, Shard
+from ingest.routes import EIA_ROUTES, Route, variable_of
 from ingest.sources.base import Page, RateLimit, Source
 
 PAGE_ROWS = 5000  # the API's limit for a JSON response
-FACET = {"region-data": "type", "fuel-type-data": "fueltype"}  # the second facet, after `respondent`
-# D DF NG TI; about 35 fuel series over the five default respondents.
-EXPECTED_SERIES = {"region-data": 4, "fuel-type-data": 7}
 EIA_RATE_LIMIT = RateLimit(9000 / 3600, 5)  # EIA's FAQ: under 9,000 requests an hour sustained, 5 a second in a burst
 
-
-class _RegionRow(msgspec.Struct, gc=False):
-    period: str
-    respondent: str
-    value: float | None
-    code: str = msgspec.field(name="type")
-
-
-class _FuelRow(msgspec.Struct, gc=False):
-    period: str
-    respondent: str
-    value: float | None
-    code: str = msgspec.field(name="fueltype")
-
-
-Row = TypeVar("Row", _RegionRow, _FuelRow)
+Row = TypeVar("Row")
 
 
 class _ResponseBody(msgspec.Struct, Generic[Row]):
@@ -57,16 +40,24 @@ class _Body(msgspec.Struct, Generic[Row]):
     version: str = msgspec.field(name="apiVersion", default="")
 
 
+def _decoder(route: Route) -> msgspec.json.Decoder[Any]:
+    """Return the decoder of a route's pages: rows with `period`, `respondent`, `code` and `value`, by the route's names of them."""
+    fields = [("period", str), ("respondent", str), ("code", str), ("value", float | None)]
+    names = {"respondent": route.respondent, "code": route.code}
+    row = msgspec.defstruct("Row", fields, rename=names, gc=False)
+    return msgspec.json.Decoder(_Body[row], strict=False)  # type: ignore[valid-type]
+
+
 # Lax: `total` and `value` are strings since 2.1.8 and numbers before.
-_REGION = msgspec.json.Decoder(_Body[_RegionRow], strict=False)
-_FUEL = msgspec.json.Decoder(_Body[_FuelRow], strict=False)
+_DECODERS = {name: _decoder(route) for name, route in EIA_ROUTES.items()}
 
 
 class Eia(Source):
     """EIA's API v2: pages of 5,000 rows, with a key."""
 
     url = "https://api.eia.gov"
-    routes = ("region-data", "fuel-type-data")
+    routes = tuple(EIA_ROUTES)
+    default_routes = ("region-data", "fuel-type-data")
     first_hour = "2019-01-01T00"
     rate_limit = EIA_RATE_LIMIT
     deadline_s = 120.0
@@ -74,13 +65,22 @@ class Eia(Source):
     suffix = ".json.gz"
     paged = True
 
+    def serves(self, respondent: str) -> bool:
+        """Return whether it reports after the first hour."""
+        return RESPONDENTS[respondent].reports_in(self.first_hour, "9999")
+
+    def route_serves(self, route: str, respondent: str) -> bool:
+        """Return whether EIA publishes the route for a respondent: sub-areas are those of a few authorities."""
+        served = EIA_ROUTES[route].respondents
+        return served is None or respondent in served
+
     def ahead_hours(self, route: str) -> int:
-        """Return 48 for a route with day-ahead forecasts: they are made for the whole next local day."""
-        return 48 if route == "region-data" else 0
+        """Return 48 for a route with day-ahead forecasts, else 0."""
+        return EIA_ROUTES[route].ahead_hours
 
     def expected_requests(self, shard: Shard) -> int:
         """Return hours × expected series / 5,000, rounded up."""
-        return -(-shard.hours * EXPECTED_SERIES[shard.route] // PAGE_ROWS)
+        return -(-shard.hours * EIA_ROUTES[shard.route].series // PAGE_ROWS)
 
     def offsets(self, job: FetchJob, total: int | None) -> tuple[int, ...]:
         """Return the first row of each page; before the first response, only 0."""
@@ -116,14 +116,15 @@ class Eia(Source):
 @lru_cache(maxsize=64)
 def _query(shard: Shard) -> str:
     """Return path and query of a shard without the page; rows are sorted by every column that identifies a row."""
+    route = EIA_ROUTES[shard.route]
     query = [
         ("frequency", "hourly"),
         ("data[0]", "value"),
-        ("facets[respondent][]", shard.respondent),
+        (f"facets[{route.respondent}][]", shard.respondent),
         ("start", shard.start),
         ("end", shard.end),
     ]
-    for i, column in enumerate(("period", "respondent", FACET[shard.route])):
+    for i, column in enumerate(("period", route.respondent, route.code)):
         query += [(f"sort[{i}][column]", column), (f"sort[{i}][direction]", "asc")]
     return f"/v2/electricity/rto/{shard.route}/data/?{urlencode(query)}"
 
@@ -151,12 +152,10 @@ def _page(job: FetchJob, plain: bytes) -> Page:
     """
     shard = job.shard
     try:
-        body: _Body[_RegionRow] | _Body[_FuelRow] = (
-            _FUEL.decode(plain) if shard.route == "fuel-type-data" else _REGION.decode(plain)
-        )
+        body = _DECODERS[shard.route].decode(plain)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SourceError(f"not a page of {shard.route} ({error}): {excerpt(plain)}", "json") from error
-    rows: Sequence[_RegionRow | _FuelRow] = body.response.data
+    rows = body.response.data
     total = body.response.total
     if total > shard.hours * MAX_VARIABLES:
         raise SourceError(f"total {total} is more than {shard.hours} hours of {MAX_VARIABLES} variables", "total")

@@ -7,13 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from numpy.testing import assert_array_equal
 
 from ingest.columns import hour_number
 from ingest.emulator.process import Emulator
-from ingest.loader import load_series
+from ingest.loader import available, load_series
 from scripts.dev import run_full_extraction_monitored
 from tests.support.program import RECORDINGS, ROOT, Coordinator, environment
 
@@ -129,6 +130,31 @@ def test_bulk_files_and_oasis_are_extracted_the_same_way(coordinator: Coordinato
         assert run.code == 0, run.stderr
         assert run.result["rows"] == run.result["total"] > 0
     assert two.result["series"] > one.result["series"]
+
+
+def test_four_routes_are_extracted_and_agree(coordinator: Coordinator, tmp_path: Path) -> None:
+    """Flows to neighbours sum to the interchange, sub-areas to the demand, and each flow is the negative of its counterpart."""
+    with Emulator("--quirks", "none") as source:
+        asked = ("--respondents", "CISO,PACW,YAD", "--routes", "all", "--start", "2024-03-01", "--end", "2024-03-03")
+        run = coordinator("start", "--extract", "--json", "--source", source.url, *asked)
+    assert run.code == 0, run.stderr
+    assert run.result["notes"] == ["eia region-sub-ba-data is not published for PACW, YAD"]
+    assert (run.result["shards"], run.result["gap_hours"]) == (10, 0)
+    period = ("2024-03-01T00", "2024-03-03T23")
+
+    def load(code: str) -> dict[str, Any]:
+        variables = available(tmp_path / "data", code).variables
+        got = load_series(tmp_path / "data", [code], variables, *period)
+        assert got.mask.all()
+        return dict(zip(variables, got.values.T, strict=True))
+
+    ciso, pacw, yad = load("CISO"), load("PACW"), load("YAD")
+    for series, whole, prefix in ((ciso, "TI", "ID."), (ciso, "D", "D."), (pacw, "TI", "ID."), (yad, "TI", "ID.")):
+        assert_array_equal(series[whole], sum(series[name] for name in series if name.startswith(prefix)))
+    assert_array_equal(ciso["ID.PACW"], -pacw["ID.CISO"])
+    assert len([name for name in ciso if name.startswith("D.")]) == 4
+    assert "D" not in yad  # it only generates
+    assert coordinator("verify").code == 0
 
 
 def test_monitored_extraction_counts_what_it_reports(tmp_path: Path) -> None:

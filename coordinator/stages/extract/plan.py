@@ -14,14 +14,23 @@ from coordinator.stages.extract.source import SourceChoice, parse_source
 from coordinator.stages.fleet import StageOptions
 from ingest import manifest
 from ingest.asked import clip_period, latest_hour, reuse_verified
-from ingest.catalog import check_respondents
+from ingest.catalog import RESPONDENTS, check_respondents, expand_groups
 from ingest.errors import UsageError
 from ingest.models import FetchJob, Shard, ShardResult
-from ingest.plan import DEFAULT_END, Build, plan_builds, plan_shards, plan_update, served_defaults
+from ingest.plan import (
+    DEFAULT_END,
+    Build,
+    choose_routes,
+    plan_builds,
+    plan_shards,
+    plan_update,
+    served_defaults,
+)
 from ingest.sources import get_source
 
 UNDER = 0.985  # of a ceiling: requests that a busy machine or the network bunches together must not cross it
 BURST = 2  # requests at once; EIA allows 5, and the rest of them absorbs a delay of three requests' time
+MAX_NAMED = 8  # codes that a note lists
 BUCKET = "source"  # the one request budget: one key, one source a run
 
 
@@ -31,6 +40,7 @@ class ExtractOptions(StageOptions):
 
     source: SourceChoice
     respondents: tuple[str, ...]
+    routes: tuple[str, ...]
     start: str  # first hour, YYYY-MM-DDTHH
     end: str  # last hour, inclusive
     shards: tuple[Shard, ...]  # of the period, whether they are on disk or not
@@ -48,7 +58,6 @@ class ExtractOptions(StageOptions):
         Raises:
             UsageError: an unknown source or respondent (near matches are named), or a period that the source does not have.
         """
-        check_respondents(settings["respondents"])
         source = parse_source(settings["source"])
         now = datetime.now(UTC)
         open_end = settings["update"] and not settings["end"]
@@ -57,18 +66,16 @@ class ExtractOptions(StageOptions):
         if source.public and start <= end:
             start, end, cuts = clip_period(source.kind, start, end, now)
             notes = (*notes, *cuts)
+        respondents, idle = expand_groups(respondents, start, end, get_source(source.kind).serves)
+        check_respondents(respondents)
+        routes = choose_routes(source.kind, settings["routes"])
+        notes = (*notes, *_left_out(source.kind, routes, respondents, idle))
         period = {"start": start, "end": end, "notes": notes, "open_end": open_end}
-        shards = plan_shards(source.kind, respondents, (start, end))
+        shards = plan_shards(source.kind, respondents, (start, end), routes)
+        asked = {"respondents": respondents, "routes": routes, "shards": shards}
         same = {name: settings[name] for name in ("rate", "update", "rebuild")}
         return super().from_settings(
-            settings,
-            source=source,
-            respondents=respondents,
-            shards=shards,
-            revise_days=settings["revise-days"],
-            **period,
-            **same,
-            **own,
+            settings, source=source, revise_days=settings["revise-days"], **asked, **period, **same, **own
         )
 
     def at(self, now: datetime) -> Self:
@@ -76,7 +83,8 @@ class ExtractOptions(StageOptions):
         if not self.open_end:
             return self
         end = max(latest_hour(self.source.kind, now), self.start)
-        return replace(self, end=end, shards=plan_shards(self.source.kind, self.respondents, (self.start, end)))
+        shards = plan_shards(self.source.kind, self.respondents, (self.start, end), self.routes)
+        return replace(self, end=end, shards=shards)
 
     @property
     def budget(self) -> RequestBudget | None:
@@ -162,6 +170,32 @@ def _lost_generations(
     return tuple(
         shard for shard in lost if shard.key not in planned and (shard.source, shard.route, shard.respondent) in asked
     )
+
+
+def _left_out(
+    source: str, routes: Iterable[str], respondents: tuple[str, ...], idle: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Return a line for each part of a request that no shard is planned for.
+
+    Raises:
+        UsageError: a route has none of the respondents.
+    """
+    reader = get_source(source)
+    notes = []
+    if idle:
+        spans = (f"{code} {RESPONDENTS[code].since or '…'} to {RESPONDENTS[code].until or '…'}" for code in idle)
+        notes.append(f"not reporting in this period, and not asked for: {', '.join(spans)}")
+    for route in routes:
+        unserved = [code for code in respondents if not reader.route_serves(route, code)]
+        if len(unserved) == len(respondents):
+            having = [code for code in RESPONDENTS if reader.route_serves(route, code)]
+            raise UsageError(
+                f"{source} {route} is published for {', '.join(having)} only; name one of them with --respondents"
+            )
+        if unserved:
+            named = ", ".join(unserved) if len(unserved) <= MAX_NAMED else f"{len(unserved)} of the respondents"
+            notes.append(f"{source} {route} is not published for {named}")
+    return tuple(notes)
 
 
 def world_of(origin: str) -> str:

@@ -38,7 +38,7 @@ from ingest.console import printable
 from ingest.coverage import write_coverage
 from ingest.emulator.process import Emulator
 from ingest.errors import AuthenticationError, SourceError
-from ingest.models import Gap
+from ingest.models import ALL_RESPONDENTS, Gap
 from ingest.plan import expected_requests
 
 CONNECT_S = 10.0  # for a connection to the source; one over a slow line takes a second
@@ -312,7 +312,8 @@ def _summary(
     absent = absences(shards, controller.results, options.respondents)
     code, message = result.outcome.exit_code, result.outcome.message
     ended: str = result.outcome.status
-    asked = len(options.respondents) * len({shard.route for shard in shards})
+    own = {(shard.route, shard.respondent) for shard in shards}
+    asked = sum(len(options.respondents) if respondent == ALL_RESPONDENTS else 1 for _, respondent in own)
     if code == ExitCode.DONE and absent and len(absent) == asked and not options.update:
         code, ended = ExitCode.FAILED, "empty"
         message = f"{options.source.name} has no hour of what was asked for. Check --source, --respondents, --start and --end."

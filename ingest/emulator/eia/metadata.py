@@ -8,7 +8,7 @@ from ingest.emulator.eia.pages import API_VERSION
 from ingest.emulator.eia.query import ROUTES, php_json
 from ingest.emulator.http.responses import NOT_FOUND, Response
 from ingest.emulator.worlds.base import World
-from ingest.emulator.worlds.grid import FUEL_NAMES, TYPE_NAMES, respondent_name
+from ingest.emulator.worlds.grid import respondent_name, series_name
 
 
 def route_metadata(world: World, route: str, now: int, params: dict[str, Any]) -> Response:
@@ -40,12 +40,13 @@ def route_metadata(world: World, route: str, now: int, params: dict[str, Any]) -
 
 def facet_values(world: World, route: str, facet: str, params: dict[str, Any]) -> Response:
     """Return the values of one facet, or EIA's "not found"."""
-    facets = [name for name, _ in ROUTES[route].facets]
-    if facet not in facets:
+    respondent, series = ROUTES[route].keys
+    if facet not in (respondent, series):
         return NOT_FOUND
-    codes = world.respondents(route) if facet == facets[0] else world.codes(route)
-    names = {"type": TYPE_NAMES, "fueltype": FUEL_NAMES}.get(facet, {})
-    values = [{"id": code, "name": names.get(code, respondent_name(code))} for code in codes]
+    codes = world.respondents(route) if facet == respondent else world.codes(route)
+    values = [
+        {"id": code, "name": series_name(route, code) if facet == series else respondent_name(code)} for code in codes
+    ]
     response = {"totalFacets": len(values), "facets": values}
     return _respond(response, f"/v2/electricity/rto/{route}/facet/{facet}/", params)
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ingest.emulator.eia.query import MAX_ROWS, ROUTES, Query, php_json
 from ingest.emulator.worlds.base import ABSENT, NULL, World
-from ingest.emulator.worlds.grid import FUEL_NAMES, TYPE_NAMES, respondent_name
+from ingest.emulator.worlds.grid import respondent_name, series_name
 from ingest.lru_cache import LruCache
 
 API_VERSION = "2.1.8"
@@ -106,12 +106,10 @@ def select(world: World, query: Query, start: int, end: int, now: int) -> Rows:
 def is_total(query: Query) -> bool:
     """Return whether the sort ranks every row: it names period, respondent and code, or they are pinned to one value."""
     names = ROUTES[query.route].columns
-    respondent, code = names[1:3], names[3:5]
     columns = {column for column, _ in query.sort}
-    return (
-        "period" in columns
-        and (len(query.respondents) == 1 or bool(columns.intersection(respondent)))
-        and (len(query.codes) == 1 or bool(columns.intersection(code)))
+    pinned = dict(zip(ROUTES[query.route].keys, (query.respondents, query.codes), strict=True))
+    return "period" in columns and all(
+        len(pinned[key]) == 1 or bool(columns.intersection((key, name))) for key, name in (names[1:3], names[3:5])
     )
 
 
@@ -134,8 +132,8 @@ def _rank(route: str, column: str, rows: Rows) -> npt.NDArray[np.int64]:
 
 def labels(route: str, respondent: str, code: str) -> dict[str, str]:
     """Return a row's texts by key, in EIA's order, without period and value."""
-    names = {"region-data": TYPE_NAMES, "fuel-type-data": FUEL_NAMES}.get(route)
-    texts = (respondent, respondent_name(respondent), code, names[code] if names else respondent_name(code))
+    of_respondent, of_code = (respondent, respondent_name(respondent)), (code, series_name(route, code))
+    texts = of_respondent + of_code if ROUTES[route].respondent == 0 else of_code + of_respondent
     return dict(zip(ROUTES[route].columns[1:], texts, strict=True))
 
 

@@ -27,13 +27,20 @@ class Route:
     title: str
     description: str
     alias: str  # of the value column
-    facets: tuple[tuple[str, str], tuple[str, str]]  # (id, description): of the respondent, of the series
+    facets: tuple[tuple[str, str], tuple[str, str]]  # (id, description), in EIA's order
+    names: tuple[str, str]  # keys of the names of the facets' values
+    respondent: int = 0  # which of the facets is the respondent; the other one is the series
 
     @property
     def columns(self) -> tuple[str, str, str, str, str]:
         """Keys of a row, in EIA's order, without value and value-units."""
-        respondent, code = self.facets[0][0], self.facets[1][0]
-        return ("period", respondent, f"{respondent}-name", code, "toba-name" if code == "toba" else "type-name")
+        (first, _), (second, _) = self.facets
+        return ("period", first, self.names[0], second, self.names[1])
+
+    @property
+    def keys(self) -> tuple[str, str]:
+        """Keys of the respondent and of the series of a row; its facets, too."""
+        return self.facets[self.respondent][0], self.facets[1 - self.respondent][0]
 
 
 _SOURCE = "  \n    Source: Form EIA-930\n    Product: Hourly Electric Grid Monitor"
@@ -48,6 +55,7 @@ ROUTES: dict[str, Route] = {
             + _SOURCE,
             "Demand, Demand Forecast, Net Generation, or Interchange",
             (_RESPONDENT, ("type", "Metric")),
+            ("respondent-name", "type-name"),
         ),
         Route(
             "fuel-type-data",
@@ -55,6 +63,7 @@ ROUTES: dict[str, Route] = {
             "Hourly net generation by balancing authority and energy source." + _SOURCE,
             "Net Generation",
             (_RESPONDENT, ("fueltype", "Energy Source")),
+            ("respondent-name", "type-name"),
         ),
         Route(
             "interchange-data",
@@ -62,6 +71,16 @@ ROUTES: dict[str, Route] = {
             "Daily interchange between neighboring balancing authorities." + _SOURCE,
             "Interchange",
             (("fromba", "Balancing Authority / Region"), ("toba", "Neighboring Balancing Authority / Region")),
+            ("fromba-name", "toba-name"),
+        ),
+        Route(
+            "region-sub-ba-data",
+            "Hourly Demand by Subregion",
+            "Hourly demand by balancing authority subregion." + _SOURCE,
+            "Demand",
+            (("subba", "Subregion"), ("parent", "Balancing Authority")),
+            ("subba-name", "parent-name"),
+            respondent=1,
         ),
     )
 }
@@ -169,7 +188,7 @@ def parse_query(route: Route, params: dict[str, Any]) -> Query:
         raise BadRequest(
             f"Invalid facet '{unknown[0]}' provided. The only valid facets are '{names[0]}', '{names[1]}'."
         )
-    respondents, codes = (tuple(dict.fromkeys(_many(facets.get(name, [])))) for name in names)
+    respondents, codes = (tuple(dict.fromkeys(_many(facets.get(name, [])))) for name in route.keys)
     length = min(_count(params, "length", MAX_ROWS), MAX_ROWS)
     return Query(
         route=route.id,

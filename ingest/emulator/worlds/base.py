@@ -41,8 +41,8 @@ class Block:
 class World(Protocol):
     """Define a data source. `now` is the hour of the emulated clock; hours count from 1970-01-01T00 UTC.
 
-    The routes are EIA's: `region-data`, `fuel-type-data` and `interchange-data` (its respondent is `fromba`, its code is
-    `toba`).
+    The routes are EIA's: `region-data`, `fuel-type-data`, `interchange-data` (its respondent is `fromba`, its code is
+    `toba`) and `region-sub-ba-data` (`parent` and `subba`).
     """
 
     name: str  # "synthetic" | "recordings": sent as X-Emulator-World
@@ -52,7 +52,7 @@ class World(Protocol):
         """Return the respondents of a route, sorted."""
 
     def codes(self, route: str) -> tuple[str, ...]:
-        """Return the types, fuels or neighbours of a route, sorted."""
+        """Return the types, fuels, neighbours or sub-areas of a route, sorted."""
 
     def span(self, now: int) -> tuple[int, int]:
         """Return the first and the last hour that are served at hour `now`."""

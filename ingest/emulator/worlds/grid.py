@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ingest.catalog import RESPONDENTS
+from ingest.catalog import RESPONDENTS, SUB_AREAS
 
 # EIA's spelling of the facets' names (facet values of electricity/rto, 2026-06).
 FUEL_NAMES = {
@@ -34,8 +34,22 @@ TYPE_NAMES = {
     "NG": "Net generation",
     "TI": "Total interchange",
 }
-NEIGHBOUR_NAMES = {"CEN": "Centro Nacional de Control de Energia", "MEX": "Mexico"}
+NEIGHBOUR_NAMES = {
+    "AESO": "Alberta Electric System Operator",
+    "CAN": "Canada",
+    "CEN": "Centro Nacional de Control de Energia",
+    "HQT": "Hydro-Quebec TransEnergie",
+    "IESO": "Ontario IESO",
+    "MEX": "Mexico",
+}
+_AREA_NAMES = {code: name for areas in SUB_AREAS.values() for code, name in areas.items()}
 STORAGE_SPLIT = np.datetime64("2024-07-01T08", "h")  # battery, pumped storage and geothermal are reported from here on
+
+
+def series_name(route: str, code: str) -> str:
+    """Return EIA's name of a type, fuel, sub-area or neighbour."""
+    names = {"region-data": TYPE_NAMES, "fuel-type-data": FUEL_NAMES, "region-sub-ba-data": _AREA_NAMES}.get(route)
+    return names.get(code, code) if names else respondent_name(code)
 
 
 def respondent_name(code: str) -> str:
@@ -50,7 +64,7 @@ class Authority:
     Powers are in MW. A (level, slope) pair is the level in 2019 and its growth a year.
     """
 
-    demand: float  # mean of 2019
+    demand: float  # mean of 2019; 0: it only generates
     zone: int  # hours from UTC in winter
     latitude: float
     warmth: tuple[float, float]  # mean temperature and half of the summer-winter difference, °C
@@ -69,7 +83,7 @@ class Authority:
 
 # fmt: off
 # Columns: demand, zone, latitude, warmth, heat, cold, growth, coal, nuclear, hydro, solar, wind, flat, storage.
-AUTHORITIES: dict[str, Authority] = {
+DETAILED: dict[str, Authority] = {
     "PACW": Authority( 2_350, -8, 44.5,      (11, 9), 0.016, 0.017, 0.008,     0,      0,   420,       (330, 40),       (850, 40), {"OTH": 25}),
     "ERCO": Authority(43_500, -6, 31.0, (20.5, 10.5), 0.031, 0.022, 0.028,  0.36,  4_950,    70,  (2_000, 3_600), (22_000, 2_700), {"OTH": 90}, {"BAT": 5_500}),
     "MISO": Authority(74_000, -6, 41.0,     (11, 14), 0.024, 0.009, 0.004,  0.58, 11_300, 1_400,    (400, 1_600), (19_000, 2_100), {"OIL": 90, "OTH": 900}, {"BAT": 250, "PS": 1_700}),
@@ -88,6 +102,75 @@ AUTHORITIES: dict[str, Authority] = {
     "PJM":  Authority(89_000, -5, 40.0,     (12, 12), 0.024, 0.011, 0.006,  0.36, 32_000, 1_600,  (1_500, 1_300),    (8_500, 500), {"OIL": 200, "OTH": 700}, {"BAT": 150, "PS": 3_000}),
 }
 # fmt: on
+
+# EIA's regions, as in the last column of the bulk files, and their members among the authorities that report since 2019.
+_MEMBERS = {
+    "CAL": "BANC CISO IID LDWP TIDC",
+    "CAR": "CPLE CPLW DUK SC SCEG YAD",
+    "CENT": "SPA SWPP",
+    "FLA": "FMPP FPC FPL GVL HST JEA NSB SEC TAL TEC",
+    "MIDA": "PJM",
+    "MIDW": "AECI EEI GLHB LGEE MISO SIKE",
+    "NE": "ISNE",
+    "NW": "AVA AVRN BHBA BPAT CHPD DOPD GCPD GRID GWA IPCO NEVP NWMT PACE PACW PGE PSCO PSEI SCL SWPW TPWR WACM WAUW WWA",
+    "NY": "NYIS",
+    "SE": "AEC SEPA SOCO",
+    "SW": "AZPS DEAA EPE GRIF HGMA PNM SRP TEPC WALC",
+    "TEN": "TVA",
+    "TEX": "ERCO",
+}
+BULK_REGION: dict[str, str] = {code: region for region, codes in _MEMBERS.items() for code in codes.split()}
+_ABROAD = {"AESO": "CAN", "HQT": "CAN", "IESO": "CAN", "CEN": "MEX"}
+
+# Zone, latitude, mean temperature and half of the summer-winter difference, heat and cold as in `Authority`, by region.
+_CLIMATES: dict[str, tuple[int, float, tuple[float, float], float, float]] = {
+    "CAR": (-5, 35.0, (16, 10.5), 0.028, 0.014),
+    "CENT": (-6, 37.0, (14, 13), 0.026, 0.011),
+    "FLA": (-5, 28.0, (23, 6), 0.034, 0.008),
+    "MIDW": (-6, 38.0, (12, 13), 0.024, 0.01),
+    "NE": (-5, 42.5, (10, 12.5), 0.02, 0.01),
+    "NW": (-8, 46.0, (10, 10), 0.014, 0.018),
+    "NY": (-5, 42.0, (11, 12.5), 0.022, 0.01),
+    "SE": (-6, 32.5, (18, 9.5), 0.03, 0.012),
+    "SW": (-7, 33.5, (21, 10), 0.036, 0.005),
+    "TEN": (-6, 35.5, (15, 10.5), 0.028, 0.014),
+}
+
+# Mean demand; of generation: coal's share of the thermal part, and MW of nuclear, hydro, solar, wind and other.
+# Means of July 2021 (gridemissions' sample), rounded. The fuel that closes the balance is gas, else the one that is named.
+_SMALL = """
+AEC 530 0 0 5 0 0 5         | AECI 2640 .6 0 0 0 200 0     | AVRN 0 0 0 0 0 650 0          | AZPS 3610 .35 0 0 200 25 25
+BHBA 950 .5 0 0 5 80 0      | CHPD 205 0 0 0 0 0 0 WAT     | CPLE 7130 .4 3600 20 650 0 400 | CPLW 590 0 0 20 5 0 60
+DEAA 0 0 0 0 0 0 0          | DOPD 200 0 0 0 0 0 0 WAT     | DUK 12270 .4 7200 60 150 0 12 | EEI 0 .9 0 0 0 0 0
+EPE 980 0 0 0 40 0 0        | FMPP 2080 .25 130 0 55 0 20  | FPC 6240 .15 0 30 130 0 60    | FPL 14550 0 3700 0 725 0 300
+GCPD 610 0 0 0 0 0 0 WAT    | GLHB 0 .8 0 0 0 0 0          | GRID 0 .3 0 0 50 100 0        | GRIF 0 0 0 0 0 0 0
+GVL 240 .4 0 0 0 0 40       | GWA 0 0 0 0 0 0 0 WND        | HGMA 0 0 0 0 0 0 0            | HST 66 0 0 0 0 0 0
+ISNE 13790 .01 3300 730 60 180 650 | JEA 1500 .3 0 0 9 0 5 | LGEE 4180 .85 0 30 3 0 0      | NSB 50 0 0 0 0 0 0
+NWMT 1380 .9 0 360 6 80 0   | NYIS 18090 0 3300 3150 0 260 210 | PNM 1590 .45 0 4 130 210 4 | PSCO 5260 .55 0 40 220 1100 0
+PSEI 3370 0 0 100 0 130 25  | SC 2860 .7 0 30 25 0 60      | SCEG 2830 .3 980 90 250 0 0   | SCL 1090 0 0 0 0 0 0 WAT
+SEC 1500 .5 0 0 0 0 0       | SEPA 0 0 0 0 0 0 0 WAT       | SIKE 60 .9 0 0 0 0 0          | SOCO 27390 .35 5700 1000 750 0 350
+SPA 75 0 0 0 0 0 100 WAT    | SRP 3420 .15 1000 50 120 25 0 | SWPW 3500 .6 0 300 100 500 0 | TAL 320 0 0 0 15 0 0
+TEC 2470 .15 0 0 160 0 60   | TEPC 1460 .3 0 0 60 20 0     | TPWR 550 0 0 0 0 0 0 WAT      | TVA 18360 .4 8000 1580 95 0 20
+WACM 2790 .95 0 600 25 260 0 | WALC 1300 0 0 300 15 140 0  | WAUW 95 0 0 0 0 0 0 WAT       | WWA 0 0 0 0 0 0 0 WND
+YAD 0 0 0 0 0 0 0 WAT
+"""
+
+
+def _small(line: str) -> tuple[str, Authority]:
+    """Return the code and the authority of an entry of `_SMALL`."""
+    code, *fields = line.split()
+    demand, coal, nuclear, hydro, sun, wind, other = map(float, fields[:7])
+    zone, latitude, warmth, heat, cold = _CLIMATES[BULK_REGION[code]]
+    # The capacity of solar is about four times its mean, of wind three times.
+    solar, wind_power, flat = (4 * sun, 0.2 * sun), (3 * wind, 0.1 * wind), {"OTH": other} if other else {}
+    fleet = (coal, nuclear, hydro, solar, wind_power, flat)
+    return code, Authority(demand, zone, latitude, warmth, heat, cold, 0.008, *fleet, balance=(fields[7:] or ["NG"])[0])
+
+
+AUTHORITIES: dict[str, Authority] = {
+    **DETAILED,
+    **dict(_small(line) for row in _SMALL.strip().splitlines() for line in row.split("|")),
+}
 
 # (from, to): mean flow and swing in MW, and the share of the swing that follows the sun at `from` (exports at noon).
 LINES: dict[tuple[str, str], tuple[float, float, float]] = {
@@ -122,25 +205,33 @@ LINES: dict[tuple[str, str], tuple[float, float, float]] = {
     ("PJM", "NYIS"): (1_700, 600, 0.0),
     ("PJM", "TVA"): (-300, 400, 0.0),
 }
+# Mean flows between the authorities of `_SMALL` and with `DETAILED` ones. The default respondents keep the lines above.
+_SMALL_LINES = """
+AEC SOCO -16 | AECI SPA -430 | AECI SWPP -20 | AECI TVA 130 | AVA CHPD -20 | AVA GCPD -20 | AVRN BPAT 650 | AZPS PNM 300
+AZPS SRP -900 | AZPS TEPC 230 | AZPS WALC 500 | BHBA WACM -60 | BHBA SWPW 40 | BPAT CHPD -700 | BPAT DOPD -210 | BPAT GCPD -250
+BPAT GRID -60 | BPAT PSEI 900 | BPAT SCL 300 | BPAT TPWR 150 | CHPD DOPD -30 | CHPD PSEI 120 | CPLE DUK 25 | CPLE PJM 270
+CPLE SC 150 | CPLE SCEG -100 | CPLE YAD -10 | CPLW DUK 40 | CPLW TVA -20 | DEAA SRP 400 | DUK PJM 230 | DUK SC -400
+DUK SCEG -50 | DUK SOCO 320 | DUK TVA -110 | DUK YAD -60 | EEI TVA 600 | EEI LGEE 200 | EPE PNM -300 | EPE TEPC -50
+FMPP FPC 400 | FMPP FPL -300 | FMPP JEA -25 | FMPP TEC -300 | FPC FPL -600 | FPC GVL 10 | FPC SEC -360 | FPC SOCO -180
+FPC TAL -40 | FPC TEC 370 | FPL GVL 20 | FPL HST 30 | FPL JEA 500 | FPL NSB 20 | FPL SEC -700 | FPL SOCO -440
+FPL TEC -170 | GCPD PSEI -100 | GLHB LGEE 200 | GRID SRP 500 | GRIF WALC 200 | GWA NWMT 40 | HGMA SRP 790 | ISNE HQT -1600
+ISNE NYIS 20 | JEA SEC 30 | LGEE TVA -250 | NWMT AESO 120 | NWMT BPAT 300 | NWMT WAUW 12 | NWMT WWA -45 | NYIS HQT -1500
+NYIS IESO -800 | PNM PSCO -130 | PNM TEPC 250 | PNM WACM -160 | PSCO WACM -300 | PSCO SWPW 120 | PSEI SCL 15 | PSEI TPWR -30
+SC SCEG -400 | SC SOCO -450 | SCEG SOCO -500 | SEC TEC 110 | SEPA SOCO 165 | SIKE SPA -20 | SOCO TAL 60 | SOCO TVA -500
+SPA SWPP 500 | SRP TEPC 150 | SRP WALC -400 | SWPP WACM 200 | TEPC WALC -250 | WACM WALC 150 | WACM WAUW -50 | WACM SWPW 150
+"""
+for _line in _SMALL_LINES.replace("\n", " | ").strip(" |").split("|"):
+    _here, _there, _mean = _line.split()
+    LINES[_here, _there] = (float(_mean), 20 + 0.4 * abs(float(_mean)), 0.0)
 
-# Regions are sums of authorities; EDGES names the region beyond each line that leaves one.
-REGIONS: dict[str, tuple[str, ...]] = {"CAL": ("BANC", "CISO", "IID", "LDWP", "TIDC"), "TEX": ("ERCO",)}
-EDGES: dict[str, str] = {
-    "BPAT": "NW",
-    "PACW": "NW",
-    "AZPS": "SW",
-    "SRP": "SW",
-    "WALC": "SW",
-    "NEVP": "NW",
-    "SWPP": "CENT",
-    "CEN": "MEX",
+# Regions are sums of authorities; EDGES names the region beyond a line that leaves one.
+REGIONS: dict[str, tuple[str, ...]] = {
+    **{region: tuple(codes.split()) for region, codes in _MEMBERS.items()},
+    "US48": tuple(AUTHORITIES),
 }
-# EIA's region of each authority, as in the last column of the bulk files.
-BULK_REGION: dict[str, str] = {
-    **dict.fromkeys(("PACW", "PACE", "BPAT", "PGE", "NEVP", "AVA", "IPCO"), "NW"),
-    **dict.fromkeys(REGIONS["CAL"], "CAL"),
-    "ERCO": "TEX",
-    "MISO": "MIDW",
-    "PJM": "MIDA",
-    "SWPP": "CENT",
-}
+EDGES: dict[str, str] = {**BULK_REGION, **_ABROAD}
+
+
+def line_zone(line: tuple[str, str]) -> int:
+    """Return the zone, hours from UTC in winter, whose days a line's flow follows."""
+    return next(group[end].zone for group in (DETAILED, AUTHORITIES) for end in line if end in group)

@@ -13,13 +13,15 @@ off by as much, so that the balance holds; generation booked to the wrong fuel b
 an age that is drawn for each hour. Older hours never change.
 """
 
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
+from ingest.catalog import RESPONDENTS, SUB_AREAS
+from ingest.columns import hour_number
 from ingest.emulator.worlds.base import ABSENT, NULL, VALUE, Block
-from ingest.emulator.worlds.grid import AUTHORITIES, EDGES, LINES, REGIONS, STORAGE_SPLIT, Authority
+from ingest.emulator.worlds.grid import AUTHORITIES, EDGES, LINES, REGIONS, STORAGE_SPLIT, Authority, line_zone
 from ingest.emulator.worlds.weather import (
     FIRST,
     HOURS,
@@ -46,7 +48,13 @@ _CODES = {
     "region-data": ("D", "DF", "NG", "TI"),
     "fuel-type-data": ("BAT", "COL", "GEO", "NG", "NUC", "OIL", "OTH", "PS", "SUN", "WAT", "WND"),
     "interchange-data": tuple(sorted({end for line in LINES for end in line} | set(EDGES.values()))),
+    "region-sub-ba-data": tuple(sorted(code for areas in SUB_AREAS.values() for code in areas)),
 }
+_PARTIES = {  # routes whose respondents are not all of the world
+    "region-sub-ba-data": tuple(sorted(SUB_AREAS)),
+}
+# Of a respondent, about 15 MB each: more than the authorities of the default run and of the largest region but one.
+_CACHED = 32
 
 
 class SyntheticWorld:
@@ -66,17 +74,17 @@ class SyntheticWorld:
         self._seed = seed
         self._quirks = quirks
         self._revise_hours = revise_days * 24
-        self._settled = lru_cache(maxsize=None)(self._settled_block)
-        self._series = lru_cache(maxsize=None)(self._authority_series)
+        self._settled = lru_cache(maxsize=2 * _CACHED)(self._settled_block)
+        self._series = lru_cache(maxsize=_CACHED)(self._authority_series)
         self._flow = lru_cache(maxsize=None)(self._line_flow)
-        self._draws = lru_cache(maxsize=None)(self._revision_draws)
+        self._draws = lru_cache(maxsize=_CACHED)(self._revision_draws)
 
     def respondents(self, route: str) -> tuple[str, ...]:
-        """Return every authority and region, sorted. All routes have the same respondents."""
-        return tuple(sorted((*AUTHORITIES, *REGIONS)))
+        """Return the authorities and regions of a route, sorted."""
+        return _PARTIES.get(route) or tuple(sorted((*AUTHORITIES, *REGIONS)))
 
     def codes(self, route: str) -> tuple[str, ...]:
-        """Return the types, fuels or neighbours of a route, sorted."""
+        """Return the types, fuels, neighbours or sub-areas of a route, sorted."""
         return _CODES[route]
 
     def span(self, now: int) -> tuple[int, int]:
@@ -89,7 +97,7 @@ class SyntheticWorld:
 
     def block(self, route: str, respondent: str, start: int, end: int, now: int) -> Block | None:
         """Return the hours as they are reported at hour `now`, young ones with their preliminary values."""
-        if respondent not in AUTHORITIES and respondent not in REGIONS:
+        if respondent not in (_PARTIES.get(route) or (*AUTHORITIES, *REGIONS)):
             return None
         block = self._settled(route, respondent).between(start, min(end, now))
         return self._preliminary(route, respondent, block, now)
@@ -120,29 +128,50 @@ class SyntheticWorld:
             ]
         )
 
+    def areas(self, respondent: str) -> Series:
+        """Return the demand of each sub-area, MWh, [FIRST…LAST]; the sum is the respondent's."""
+        demand = self.clean(respondent)[0]["D"]
+        codes = sorted(SUB_AREAS[respondent])
+        sizes = np.stack(
+            [
+                (1 + number) * np.exp(0.08 * coloured(self._seed, f"area/{respondent}/{code}", 24))
+                for number, code in enumerate(codes)
+            ]
+        )
+        parts = np.round(demand * sizes / sizes.sum(axis=0)).astype(np.int64)
+        parts[-1] += demand - parts.sum(axis=0)  # the largest closes the sum
+        return dict(zip(codes, parts, strict=True))
+
     def _authority_series(self, code: str) -> tuple[Series, Series]:
         authority = AUTHORITIES[code]
         heat = temperature(code, authority, self._seed)
-        demand, forecast = _demand(code, authority, heat, self._seed)
         interchange = sum(self.neighbours(code).values(), np.zeros(HOURS, np.int64))
-        fuels = _dispatch(code, authority, demand + interchange, self._seed)
-        return {"D": demand, "DF": forecast, "NG": demand + interchange, "TI": interchange}, fuels
+        loads = (
+            dict(zip(("D", "DF"), _demand(code, authority, heat, self._seed), strict=True)) if authority.demand else {}
+        )
+        generation = loads.get("D", 0) + interchange
+        fuels = _dispatch(code, authority, generation, self._seed)
+        there = _reporting(code)
+        region, mix = ({name: values * there for name, values in part.items()} for part in (loads, fuels))
+        return {**region, "NG": generation * there, "TI": interchange}, mix
 
     def _line_flow(self, line: tuple[str, str]) -> npt.NDArray[np.int64]:
         mean, swing, solar = LINES[line]
         name = "/".join(line)
-        zone = next(AUTHORITIES[end].zone for end in line if end in AUTHORITIES)
-        when = calendar(zone)
+        when = calendar(line_zone(line))
         noon = np.clip(np.cos(2 * np.pi * (when.hour - 12.5) / 24), 0, 1) * (0.8 - 0.4 * np.cos(when.season))
         daily = 0.5 * np.sin(2 * np.pi * (when.hour - 7) / 24)
         noise = 0.55 * coloured(self._seed, f"line/{name}", 9) + 0.45 * coloured(self._seed, f"lines/{name}", 200)
         flow = mean + swing * (solar * 2.2 * (noon - 0.3) + 0.3 * daily + noise)
-        return np.round(np.clip(flow, mean - 2.5 * swing, mean + 2.5 * swing)).astype(np.int64)
+        flow = np.round(np.clip(flow, mean - 2.5 * swing, mean + 2.5 * swing)).astype(np.int64)
+        return np.where(_reporting(line[0]) & _reporting(line[1]), flow, 0)
 
     def _settled_block(self, route: str, respondent: str) -> Block:
         """Return every hour of a respondent as it is after the revisions, with quirks if they are on."""
         if route == "interchange-data":
             series = self.neighbours(respondent)
+        elif route == "region-sub-ba-data":
+            series = self.areas(respondent)
         else:
             series = self.clean(respondent)[0 if route == "region-data" else 1]
         codes = tuple(sorted(series))
@@ -153,6 +182,7 @@ class SyntheticWorld:
             state[np.ix_(merged, np.isin(codes, ("BAT", "GEO", "PS")))] = ABSENT
         if self._quirks:
             inject_quirks(values, state, seeded(self._seed, f"quirks/{route}/{_drawn_as(respondent)}"))
+        state[~_reporting(respondent)] = ABSENT
         return Block(FIRST, codes, values, state)
 
     def _revision_draws(self, respondent: str) -> Hourly:
@@ -162,7 +192,7 @@ class SyntheticWorld:
     def _preliminary(self, route: str, respondent: str, block: Block, now: int) -> Block:
         """Return `block` with the preliminary values that its young hours have at hour `now`."""
         young = max(self.settled_before(now) + 1 - block.first, 0)
-        if route == "interchange-data" or young >= len(block.values):
+        if route not in ("region-data", "fuel-type-data") or young >= len(block.values):
             return block
         draws = self._draws(respondent)[block.first - FIRST + young : block.first - FIRST + len(block.values)]
         age = now - np.arange(block.first + young, block.first + len(block.values))
@@ -176,10 +206,20 @@ class SyntheticWorld:
             shift[~unsettled | (draws[:, 0] >= 0.3)] = 0
             values[young:, column[more]] += shift
             values[young:, column[less]] -= shift
-        if route == "region-data":
+        if "D" in column:
             demand = state[young:, column["D"]]
             demand[unsettled & (draws[:, 3] < 0.02) & (demand == VALUE)] = NULL
         return Block(block.first, block.codes, values, state)
+
+
+@cache
+def _reporting(code: str) -> npt.NDArray[np.bool_]:
+    """Return the hours in which a respondent or neighbour reports, bool [FIRST…LAST]."""
+    one = RESPONDENTS.get(code)
+    hours = np.arange(FIRST, LAST + 1)
+    first = hour_number(one.since) if one and one.since else FIRST
+    last = hour_number(one.until) if one and one.until else LAST
+    return (hours >= first) & (hours <= last)
 
 
 def _drawn_as(respondent: str) -> str:

@@ -12,7 +12,7 @@ from ingest.catalog import (
     FUELS,
     REGION,
     RESPONDENTS,
-    RETIRED,
+    SUB_AREAS,
     check_respondents,
 )
 from ingest.errors import UsageError
@@ -31,7 +31,15 @@ def test_codes_equal_eias_facet_values() -> None:
     def codes(facet: str) -> set[str]:
         return {row["value_id"] for row in rows if row["facet_id"] == facet}
 
-    assert set(RESPONDENTS) == codes("respondent") | set(RETIRED)
+    first = "2019-01-01T00"  # of the API
+    assert {code for code, one in RESPONDENTS.items() if one.reports_in(first, "2026-05-31T23")} == codes("respondent")
+    assert {code for code, one in RESPONDENTS.items() if not one.reports_in(first, "2026-05-31T23")} == {
+        "OVEC",
+        "BHBA",
+        "SWPW",
+    }
+    assert {code for areas in SUB_AREAS.values() for code in areas} == codes("subba")
+    assert set(SUB_AREAS) == codes("parent")
     assert set(FUELS) == codes("fueltype")
     assert set(REGION_TYPES) == codes("type")
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ingest.emulator.worlds.base import ABSENT, NULL, VALUE
-from ingest.emulator.worlds.grid import AUTHORITIES, REGIONS
+from ingest.emulator.worlds.grid import AUTHORITIES, DETAILED, LINES, REGIONS
 from ingest.emulator.worlds.synthetic import SyntheticWorld
 from ingest.emulator.worlds.weather import FIRST, HOURS, calendar, federal_holidays, seeded, summer_time
 
@@ -19,7 +19,7 @@ def world() -> SyntheticWorld:
     return SyntheticWorld(0)
 
 
-@pytest.mark.parametrize("code", [*AUTHORITIES, *REGIONS])
+@pytest.mark.parametrize("code", [*DETAILED, "CAL", "TEX"])
 def test_every_hour_balances_in_whole_mwh(world: SyntheticWorld, code: str) -> None:
     region, fuels = world.clean(code)
     assert np.array_equal(region["D"], region["NG"] - region["TI"])
@@ -29,6 +29,47 @@ def test_every_hour_balances_in_whole_mwh(world: SyntheticWorld, code: str) -> N
     assert region["D"].min() > 0
     for fuel in set(fuels) - {"BAT", "PS", "SUN"}:  # storage charges, and panels draw a little at night
         assert fuels[fuel].min() >= 0, fuel
+
+
+@pytest.mark.parametrize(
+    "codes",
+    [
+        ("YAD", "GRIF", "WWA", "PNM", "SWPW"),
+        pytest.param((*AUTHORITIES, *REGIONS), marks=pytest.mark.long),
+    ],
+    ids=["a few", "all"],
+)
+def test_every_authority_balances_on_four_routes(codes: tuple[str, ...]) -> None:
+    """Among them those that only generate, and one that reports since 2026-06."""
+    world, settled = SyntheticWorld(0, quirks=False), NOW - 15 * 24
+    for code in codes:
+
+        def total(route: str, code: str = code) -> np.ndarray:
+            block = world.block(route, code, FIRST, settled, NOW)
+            assert block is not None
+            return np.where(block.state == VALUE, block.values, 0).sum(axis=1)
+
+        block = world.block("region-data", code, FIRST, settled, NOW)
+        assert block is not None
+        region = {name: block.values[:, column] for column, name in enumerate(block.codes)}
+        demand = region.get("D", np.zeros(len(block.values), np.int32))
+        assert np.array_equal(demand, region["NG"] - region["TI"])
+        assert np.array_equal(total("fuel-type-data"), region["NG"])
+        if code != "TEX":
+            assert np.array_equal(total("interchange-data"), region["TI"])
+        if code in world.respondents("region-sub-ba-data"):
+            assert np.array_equal(total("region-sub-ba-data"), demand)
+        assert (block.state[:, 0] == VALUE).any()
+
+
+def test_each_line_is_an_antisymmetric_pair() -> None:
+    world = SyntheticWorld(0, quirks=False)
+    for here, there in (("BPAT", "PACW"), ("DUK", "YAD")):
+        assert (here, there) in LINES
+        blocks = [world.block("interchange-data", code, NOW - 9000, NOW - 8000, NOW) for code in (here, there)]
+        out, back = (block.series(other) for block, other in zip(blocks, (there, here), strict=True) if block)
+        assert out
+        assert out == {hour: -value for hour, value in back.items()}
 
 
 @pytest.mark.parametrize("code", DEFAULT)
