@@ -161,7 +161,7 @@ def merge(pieces: Sequence[PieceRows], year: int) -> MergedGrid:
     first, hours = year_hours(year)
     inside = [(rows, np.flatnonzero((rows.hour >= first) & (rows.hour < first + hours))) for rows in pieces]
     names = {rows.variables[code] for rows, keep in inside for code in np.flatnonzero(np.bincount(rows.code[keep]))}
-    variables = tuple(sorted(names, key=_rank))
+    variables = tuple(sorted(names, key=rank))
     sources = tuple(sorted({rows.shard.source for rows in pieces}))
     shape = len(variables), hours
     raw, given = np.full(shape, np.nan), np.zeros(shape, np.bool_)
@@ -271,7 +271,7 @@ def wide_table(cells: MergedGrid, value: Floats, reason: Int8s) -> pa.Table:
     return pa.table(columns)
 
 
-def _rank(variable: str) -> tuple[int, str]:
+def rank(variable: str) -> tuple[int, str]:
     """Return the sort key of a variable: region types in EIA's order, fuels, then the rest, by name."""
     if variable in REGION_TYPES:
         return REGION_TYPES.index(variable), ""

@@ -88,8 +88,8 @@ def available(data_dir: Path | str, respondent: str) -> Available:
     """Return years and variables of a respondent's series; where there is none, UsageError names near matches."""
 
     def read(folder: Path) -> Available:
-        paths = _paths(Path(data_dir), folder, respondent, range(0))
-        variables = dict.fromkeys(name for path in paths.values() for name in sorted(_read(path, ())[0]))
+        paths = wide_paths(Path(data_dir), folder, respondent, range(0))
+        variables = dict.fromkeys(name for path in paths.values() for name in sorted(read_wide(path, ())[0]))
         return Available(tuple(paths), tuple(variables))
 
     return read_whole(Path(data_dir), read)
@@ -127,7 +127,7 @@ def load_series(
     """
     if impute not in (None, "linear", "week"):
         raise UsageError(f"imputation {impute!r} is unknown; choose linear, week or None")
-    respondents, variables = parse_codes(respondents), _variables(variables)
+    respondents, variables = parse_codes(respondents), canonical_variables(variables)
     first, stop = parse_span(*_hours_of(start, end))
     names = tuple(f"{respondent}.{variable}" for respondent in respondents for variable in variables)
 
@@ -149,7 +149,7 @@ def load_series(
     return SeriesArrays(values.astype(np.float32), mask, reason, hours, names)
 
 
-def _variables(names: Sequence[str] | str) -> list[str]:
+def canonical_variables(names: Sequence[str] | str) -> list[str]:
     """Return variables, those of EIA in upper case; names of other sources keep theirs."""
     given = [names] if isinstance(names, str) else names
     return [upper if (upper := name.upper()) in REGION_TYPES or upper.startswith("NG.") else name for name in given]
@@ -183,11 +183,11 @@ def _fill(
     """
     last = first + len(values) - 1
     years = range(int(hour_text(first)[:4]), int(hour_text(last)[:4]) + 1)
-    paths = _paths(data_dir, folder, respondent, years)
+    paths = wide_paths(data_dir, folder, respondent, years)
     known: set[str] = set()
     for year in years:
         _check_format(data_dir, paths[year])
-        available_here, table = _read(paths[year], variables)
+        available_here, table = read_wide(paths[year], variables)
         known.update(available_here)
         start, hours = year_hours(year)
         low, high = max(first, start), min(last + 1, start + hours)
@@ -228,7 +228,7 @@ class _Format(msgspec.Struct):
     format: int = 0
 
 
-def _read(path: Path, variables: Sequence[str]) -> tuple[set[str], dict[str, tuple[Floats, Int8s]]]:
+def read_wide(path: Path, variables: Sequence[str]) -> tuple[set[str], dict[str, tuple[Floats, Int8s]]]:
     """Read a wide file.
 
     Returns:
@@ -254,7 +254,7 @@ def _codes(column: pa.ChunkedArray) -> Int8s:
     return lookup[whole.indices.to_numpy()]
 
 
-def _paths(data_dir: Path, folder: Path, respondent: str, years: range) -> dict[int, Path]:
+def wide_paths(data_dir: Path, folder: Path, respondent: str, years: range) -> dict[int, Path]:
     """Return the wide files of a respondent by year, from the `folder` of series of the data folder.
 
     Raises:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -191,6 +192,34 @@ def verify(settings: Settings, as_json: AsJson = False, quiet: Quiet = False) ->
     print(json.dumps(report.to_json()) if as_json else report.to_text())
     if not report.whole:
         raise typer.Exit(ExitCode.FAILED)
+
+
+@app.command(cls=Command, epilog="coordinator export --out pacw.csv --respondents PACW --variables D,DF --period 2024")
+@with_settings("data")
+def export(
+    settings: Settings,
+    out: Annotated[Path, typer.Option(help="File to write; its suffix names the format: .csv, .csv.gz or .parquet.")],
+    respondents: Annotated[str, typer.Option(help="Codes to export, e.g. PACW,ERCO; default: all on disk.")] = "",
+    variables: Annotated[str, typer.Option(help="Variables to export, e.g. D,DF; default: all on disk.")] = "",
+    period: Annotated[str, typer.Option(help="Hours to export, UTC: YYYY[-MM[-DD]][:YYYY[-MM[-DD]]].")] = "",
+    local_time: Annotated[bool, typer.Option("--local-time", help="Add a column with the local time.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write series to one CSV or Parquet file: a row for each respondent and hour, a column for each variable."""
+    from coordinator.stages.display import Steps
+
+    with closing(Steps("exporting", OutputMode(as_json, quiet))) as steps:
+        from ingest.export import ExportRequest, export  # here: it takes a second to load, which the steps show
+        from ingest.settings import parse_codes
+
+        names = tuple(name.strip() for name in variables.split(",") if name.strip())
+        request = ExportRequest(parse_codes(respondents), names, period, local_time)
+        done = export(folder_of(settings), out, request, steps)
+    if as_json:
+        print(json.dumps(asdict(done)))
+    else:
+        print(f"{done.path}: {done.rows:,} rows, {done.bytes / 1e6:,.1f} MB, columns {', '.join(done.columns)}")
 
 
 @app.command(cls=Command, epilog="coordinator report --out report.html")

@@ -37,6 +37,7 @@ HERE = (
     "coordinator status",
     "coordinator status --json",
     "coordinator report",
+    "coordinator export --out ercot.csv --respondents ERCO --variables D,DF --period 2024 --local-time",
     "coordinator keys init",
     "coordinator keys add m2-1",
     "coordinator keys list",
