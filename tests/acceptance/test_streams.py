@@ -20,6 +20,7 @@ HELP = {
     "emulator": ("-m", "ingest.emulator", "--help"),
     "launch": ("-m", "ringattn.launch", "--help"),
     "planner": ("-m", "ringattn.planner", "--help"),
+    "bench": ("-m", "ringattn.kernels.bench", "--help"),
     "train": ("worker/train.py", "--help"),
     "forecast": ("-m", "worker.forecast", "--help"),
 }

@@ -9,11 +9,11 @@ import platform
 import warnings
 
 import mlx.core as mx
-import numpy as np
 
 from ringattn._errors import KernelError, ShapeError
 from ringattn.kernels.base import Block, Kernel
 from ringattn.kernels.metal.kernel import padded_dim
+from ringattn.kernels.parity import results, worst
 
 ALLOWED = 1e-4
 """Difference from the mlx kernel, for outputs of about 1: both compute in fp32."""
@@ -83,35 +83,22 @@ def self_check(metal: Kernel, oracle: Kernel, dim: int, dtype: mx.Dtype) -> str 
         padded_dim(dim)
     except ShapeError as error:
         return str(error).removesuffix("; use the mlx kernel")
-    report = f"please report it with this: D {dim}, {dtype}, {_host()}"
+    report = f"please report it with this: D {dim}, {dtype}, {host_name()}"
     try:
-        got = _results(metal, dim, dtype)
+        got = results(metal, dim, dtype)
     except Exception as error:  # whatever Apple's compiler or the driver finds wrong, training goes on
         lines = str(error).strip().splitlines() or [repr(error)]
         wrong = next((line for line in lines if "error:" in line), lines[0])
         return f"the metal kernel does not run on this GPU ({wrong.strip()[:300]}); {report}"
     with mx.stream(mx.cpu):  # in full fp32 on every chip
-        wanted = _results(oracle, dim, dtype)
-    errors = {name: float(np.abs(got[name] - wanted[name]).max()) for name in wanted}
-    worst = max(errors, key=lambda name: errors[name] if np.isfinite(errors[name]) else np.inf)
-    if errors[worst] <= ALLOWED:
+        wanted = results(oracle, dim, dtype)
+    output, difference = worst(got, wanted)
+    if difference <= ALLOWED:
         return None
-    return f"the metal kernel's {worst} differs from the mlx kernel's by {errors[worst]:.2g}, of {ALLOWED:g} allowed; {report}"
+    return f"the metal kernel's {output} differs from the mlx kernel's by {difference:.2g}, of {ALLOWED:g} allowed; {report}"
 
 
-def _results(kernel: Kernel, dim: int, dtype: mx.Dtype) -> dict[str, np.ndarray]:
-    """Return outputs and gradients of a block with hidden, full and mixed tiles, odd lengths and two heads a kv head."""
-    rng = np.random.default_rng(0)
-    q, do = (mx.array(rng.standard_normal((1, 2, 67, dim)), dtype=dtype) for _ in range(2))
-    k, v = (mx.array(rng.standard_normal((1, 1, 203, dim)), dtype=dtype) for _ in range(2))
-    block = Block(np.arange(67, dtype=np.int32) + 72, np.arange(203, dtype=np.int32), causal=True, window=100)
-    scale = dim**-0.5
-    o, lse = kernel.forward(q, k, v, block, scale=scale)
-    grads = kernel.backward(q, k, v, do, lse, (do * o).sum(axis=-1), block, scale=scale)
-    return {name: np.array(x) for name, x in zip(("o", "lse", "dq", "dk", "dv"), (o, lse, *grads), strict=True)}
-
-
-def _host() -> str:
+def host_name() -> str:
     """Name the chip, the system and mlx's version, for a report."""
     chip = mx.device_info().get("device_name", platform.machine())
     return f"{chip}, {platform.system()} {platform.mac_ver()[0] or platform.release()}, mlx {importlib.metadata.version('mlx')}"
