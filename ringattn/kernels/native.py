@@ -3,7 +3,8 @@
 Forward is online softmax with log-sum-exp, backward is FlashAttention-2 (Dao 2023). Any D to 256, any lengths, fp32,
 bf16 and fp16, any number of threads with the same bits. The same C template is compiled for AVX-512 with bf16 dot
 products, AVX-512, AVX2 + FMA, NEON and plain vectors; the first one is used that
-this CPU runs and that agrees with the plain one on a small problem. NEON has not run on hardware yet.
+this CPU runs and that agrees with the plain one on a small problem. NEON has run under qemu
+only, not on hardware.
 
 Inputs of 16 bits are converted to fp32 tile by tile and computed as such, except bf16 where the CPU multiplies pairs of
 bf16 (`avx512bf16`): there the products are exact, sums are fp32, and P and dS are rounded to bf16 before they are
@@ -203,11 +204,15 @@ class NativeKernel:
             k_seg_stride=_batch_stride(block.k_seg),
             **{name: x.ctypes.data for name, x in {**host, **views}.items()},
         )
-        rc = getattr(library(), function)(ctypes.byref(problem), self._isa_index)
+        rc = self._invoke(function, problem, host | views)
         if rc:
             raise MemoryError(
                 f"{function}: no memory for scratch (q {q.shape}, k {k.shape}, {problem.threads} threads)"
             )
+
+    def _invoke(self, function: str, problem: _Problem, arrays: dict[str, np.ndarray]) -> int:
+        """Call the library and return its code. `arrays` is the memory that `problem` points to, by field."""
+        return getattr(library(), function)(ctypes.byref(problem), self._isa_index)
 
 
 def _empty(shape: tuple[int, ...]) -> mx.array:
