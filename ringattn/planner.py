@@ -1,8 +1,8 @@
 """Plan a ring: `python -m ringattn.planner [--length 131072 --heads 8 --dim 64]` predicts when a ring is faster than one host.
 
-Measures this machine's block-attention speed F (FLOP/s, forward and backward) and the loopback link, then prints for
-Thunderbolt 4, 10 GbE and 1 GbE the smallest block a host at which communication hides, and the predicted efficiency of
-1 to 16 hosts like this one. docs/reference/ring_attention.md derives the formulas; the benchmark compares predictions with measurements.
+Measures this machine's block-attention speed F (FLOP/s, forward and backward) and the loopback link, then prints for links from
+Wi-Fi to Thunderbolt 5 the smallest block a host at which communication hides, and the predicted efficiency of 1 to 16 hosts like
+this one; then the same for Apple chips at published speeds (`ringattn.hosts`), which were never measured. docs/reference/ring_attention.md derives the formulas; the benchmark compares predictions with measurements.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import mlx.core as mx
 import numpy as np
 
 from ringattn import kernels, launch
+from ringattn.hosts import CHIPS, LINKS, Link, Speed
 
 HOSTS = (1, 2, 4, 8, 16)
 # The kernel that runs during the measured exchange: its tokens; the exchange: its seconds, and bytes at most.
@@ -68,44 +69,6 @@ class Shape:
     def head(self) -> float:
         """Share of the own block's pairs that its first half of queries sees: with zigzag's two chunks, half of one of four."""
         return 0.25 if self.causal else 0.5
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Speed of one host's kernel: FLOP/s of visible work, forward and backward."""
-
-    forward: float
-    backward: float
-
-
-@dataclass(frozen=True)
-class Link:
-    """A link between neighbours.
-
-    Attributes:
-        name: The link's name.
-        bandwidth: bytes/s of one direction, with both directions in use.
-        latency: seconds that an exchange costs at least.
-        kernel_share: share of the kernel's speed that remains during an exchange. A GPU keeps all of it; MLX's socket threads
-            use a core or two meanwhile, so a CPU with few cores does not.
-    """
-
-    name: str
-    bandwidth: float
-    latency: float
-    kernel_share: float = 1.0
-
-    def to_json(self) -> dict[str, str | float]:
-        """Return plain data under the keys of `--json` and of docs/benchmarks, which call the kernel's share "beside"."""
-        return {"name": self.name, "bandwidth": self.bandwidth, "latency": self.latency, "beside": self.kernel_share}
-
-
-# Nominal rates less TCP's overhead: 20 of Thunderbolt 4's 40 Gbit/s are what its IP bridge gives one stream.
-LINKS = (
-    Link("Thunderbolt 4", 2.5e9, 1e-4),
-    Link("10 GbE", 1.17e9, 1e-4),
-    Link("1 GbE", 0.117e9, 2e-4),
-)
 
 
 def hop_seconds(shape: Shape, speed: Speed, link: Link, hosts: int) -> tuple[float, float, float, float]:
@@ -258,7 +221,25 @@ def _measure_link_rank() -> None:
 
 
 def report(shape: Shape, speed: Speed, links: Sequence[Link]) -> dict:
-    """Return all predictions as plain data."""
+    """Return all predictions as plain data; under "paper" those of Apple chips, from published figures."""
+    return {
+        "shape": asdict(shape),
+        "speed": asdict(speed),
+        "kernel": kernels.select().name,
+        "links": _predicted(shape, speed, links),
+        "paper": [
+            {
+                "chip": chip.name,
+                "source": chip.source,
+                "speed": asdict(by_count := chip.metal_speed(shape.dim, shape.itemsize)),
+                "links": _predicted(shape, by_count, chip.links),
+            }
+            for chip in CHIPS
+        ],
+    }
+
+
+def _predicted(shape: Shape, speed: Speed, links: Sequence[Link]) -> list[dict]:
     rows = []
     for link in links:
         by_hosts = {n: efficiency(shape, speed, link, n) for n in HOSTS}
@@ -271,7 +252,7 @@ def report(shape: Shape, speed: Speed, links: Sequence[Link]) -> dict:
                 "best": best,
             }
         )
-    return {"shape": asdict(shape), "speed": asdict(speed), "kernel": kernels.select().name, "links": rows}
+    return rows
 
 
 def text(found: dict) -> str:
@@ -282,18 +263,30 @@ def text(found: dict) -> str:
         f"{shape['length']} tokens, {shape['heads']} heads of {shape['dim']}, {'causal' if shape['causal'] else 'full'}; "
         "predicted efficiency of n hosts like this one:",
         f"{'link':<15}{'GB/s':>7}{'hides from':>15}" + "".join(f"{f'n={n}':>8}" for n in HOSTS) + "   best",
+        *_lines(found["links"]),
+        "hides from: tokens a host from which communication is hidden; loopback is measured, the others were read (ringattn/hosts.py)",
+        "",
+        "On paper, of Apple hosts, from published figures and the metal kernel's counts; nothing of it was measured:",
     ]
-    for row in found["links"]:
+    for chip in found["paper"]:
+        forward, backward = (chip["speed"][way] / 1e12 for way in ("forward", "backward"))
+        lines += [
+            f"{chip['chip']}: at most {forward:.2f} TFLOP/s forward, {backward:.2f} backward",
+            *_lines(chip["links"]),
+        ]
+    return "\n".join(lines)
+
+
+def _lines(rows: Sequence[dict]) -> list[str]:
+    found = []
+    for row in rows:
         best = "one host is faster" if row["best"] == 1 else f"{row['best']} hosts"
-        lines.append(
+        found.append(
             f"{row['name']:<15}{row['bandwidth'] / 1e9:>7.2f}{row['smallest_block']:>9} tokens"
             + "".join(f"{row['efficiency'][n]:>8.0%}" for n in HOSTS)
             + f"   {best}"
         )
-    lines.append(
-        "hides from: tokens a host from which communication is hidden; loopback is measured, the others are nominal"
-    )
-    return "\n".join(lines)
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,7 +17,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ringattn.planner import LINKS, Link, Shape, Speed, efficiency, smallest_block, step_seconds
+from ringattn.hosts import CHIPS, GIGABIT, LINKS, TEN_GIGABIT, THUNDERBOLT_4, WIFI, Chip, Link, Speed
+from ringattn.planner import Shape, efficiency, smallest_block, step_seconds
 from scripts.bench.common import ROOT, drawn, emit, markdown_table, parser, read_lines
 from scripts.testbed.bed import Bed
 
@@ -29,13 +30,11 @@ LENGTHS = (4096, 8192)
 REPEATS = 5
 # Mbit/s that the queues let through, and the planner's nominal link.
 SETTINGS = (
-    (20_000.0, LINKS[0]),
-    (10_000.0, LINKS[1]),
-    (1_000.0, LINKS[2]),
-    (400.0, Link("Wi-Fi", 0.045e9, 3e-3)),
+    (20_000.0, THUNDERBOLT_4),
+    (10_000.0, TEN_GIGABIT),
+    (1_000.0, GIGABIT),
+    (400.0, WIFI),
 )
-# On paper. M2: half of the 3.6 TFLOP/s (fp32) that its GPU of ten cores is said to reach. No Apple host was measured.
-APPLE = Speed(1.8e12, 1.8e12)
 PAPER = Shape(131_072, itemsize=2)
 PAPER_HOSTS = (4, 16, 64)
 SPEED = "import json,sys;from ringattn.planner import Shape,measure_speed as m;s=m(Shape(**json.loads(sys.argv[1])),block=int(sys.argv[2]),repeats=5);print(json.dumps([s.forward,s.backward]))"
@@ -117,26 +116,77 @@ def measured(lines: list[dict]) -> list[list[str]]:
     return rows
 
 
-def on_paper() -> list[list[str]]:
-    """Return the rows of predicted Apple hosts."""
-    rows = []
-    for _, link in SETTINGS:
-        cells = [
-            f"{step_seconds(PAPER, APPLE, link, hosts):.2f} s, {efficiency(PAPER, APPLE, link, hosts):.0%}"
-            for hosts in PAPER_HOSTS
+def on_paper(chip: Chip) -> list[list[str]]:
+    """Return the rows of predicted hosts of an Apple chip."""
+    speed = chip.metal_speed(PAPER.dim, PAPER.itemsize)
+    return [
+        [
+            chip.name,
+            link.name,
+            f"{smallest_block(PAPER, speed, link):,}",
+            *(
+                f"{step_seconds(PAPER, speed, link, hosts):.2f} s, {efficiency(PAPER, speed, link, hosts):.0%}"
+                for hosts in PAPER_HOSTS
+            ),
         ]
-        rows.append([link.name, f"{smallest_block(PAPER, APPLE, link):,}", *cells])
-    return rows
+        for link in chip.links
+    ]
 
 
 def draw(path: Path) -> None:
-    """Draw the predicted efficiency against the number of hosts."""
+    """Draw the predicted efficiency of the first chip's hosts against their number."""
     counts = [1, 2, 4, 8, 16, 32, 64]
+    chip = CHIPS[0]
+    speed = chip.metal_speed(PAPER.dim, PAPER.itemsize)
     with drawn(path) as axes:
-        for _, link in SETTINGS:
-            axes.plot(counts, [efficiency(PAPER, APPLE, link, n) for n in counts], marker=".", label=link.name)
+        for link in chip.links:
+            axes.plot(counts, [efficiency(PAPER, speed, link, n) for n in counts], marker=".", label=link.name)
         axes.set(xscale="log", xlabel="hosts", ylabel="efficiency", ylim=(0, 1.05), xticks=counts, xticklabels=counts)
-        axes.set_title(f"On paper: {PAPER.length:,} tokens, bf16, causal, {APPLE.forward / 1e12:g} TFLOP/s a host")
+        axes.set_title(f"On paper: {chip.name}; {PAPER.length:,} tokens, bf16, causal")
+
+
+def both(speed: Speed) -> str:
+    """Return a kernel's speed forward and backward."""
+    return f"{speed.forward / 1e12:.2f} / {speed.backward / 1e12:.2f}"
+
+
+def paper_part() -> list[str]:
+    """Return the text on Apple hosts."""
+    chips = [
+        [
+            chip.name,
+            f"{chip.peak / 1e12:g}",
+            f"{chip.memory / 1e9:g}",
+            both(chip.metal_speed(64, 4)),
+            both(chip.metal_speed(64, 2)),
+            both(chip.mlx_speed(64)),
+            chip.source,
+        ]
+        for chip in CHIPS
+    ]
+    links = [[link.name, f"{link.bandwidth / 1e9:g}", f"{link.latency * 1e3:g} ms", link.source] for link in LINKS]
+    kernels = "metal, fp32 | metal, 16 bits | mlx, fp32"
+    hosts = " | ".join(f"{n} hosts" for n in PAPER_HOSTS)
+    return [
+        "**Nothing in this section was measured**: no Apple host was available. Figures of chips and links were read at the sources named, kernels' speeds",
+        "are what their counts allow at most ([Metal](metal_kernel.md#by-count), [mlx](mlx_integration.md#kernels)), in TFLOP/s forward / backward at a head",
+        "dimension of 64: for Metal the share of the peak by instructions, for mlx passes over memory, with products at 80% of the peak. Waiting, occupancy and",
+        "heat are not in them.",
+        "",
+        *table(f"chip | peak, fp32 TFLOP/s | memory, GB/s | {kernels} | sources", chips),
+        *table("link | GB/s each way | an exchange costs at least | source", links),
+        f"The planner's simulation: the Metal kernel on each chip, {PAPER.length:,} tokens, 8 heads of 64, causal, bf16 blocks, fp32 gradients. Each cell: seconds",
+        "a step, efficiency. The ring runs over TCP; RDMA shows what a transport over it could bring.",
+        "",
+        *table(
+            f"chip | link | hidden from, tokens a host | {hosts}", [row for chip in CHIPS for row in on_paper(chip)]
+        ),
+        "![efficiency on paper](../images/scaling.png)",
+        "",
+        "With n hosts a block has 1/n of the tokens: computation a hop decreases with n², the bytes sent decrease with n, so above some number of",
+        "hosts the link is the limit. A context k times as long raises that number k times.",
+        "",
+    ]
 
 
 def measured_part() -> list[str]:
@@ -188,7 +238,6 @@ def unequal_part() -> list[str]:
 
 def docs() -> None:
     """Write the page and its plot."""
-    paper = f"link | hidden from, tokens a host | {' | '.join(f'{n} hosts' for n in PAPER_HOSTS)}"
     text = [
         "# Scaling over links",
         "",
@@ -203,16 +252,7 @@ def docs() -> None:
         *unequal_part(),
         "## On paper: Apple hosts",
         "",
-        "Not measured: no Apple host was available. The planner's simulation, for hosts of",
-        f"{APPLE.forward / 1e12:g} TFLOP/s (half of the stated speed of an M2's GPU), {PAPER.length:,} tokens, 8 heads of 64, causal, bf16 blocks,",
-        "fp32 gradients, nominal links. Each cell: seconds a step, efficiency.",
-        "",
-        *table(paper, on_paper()),
-        "![efficiency on paper](../images/scaling.png)",
-        "",
-        "With n hosts a block has 1/n of the tokens: computation a hop decreases with n², the bytes sent decrease with n, so above some number of",
-        "hosts the link is the limit. A context k times as long raises that number k times.",
-        "",
+        *paper_part(),
     ]
     DOCS.write_text("\n".join(text))
     draw(IMAGE)

@@ -23,6 +23,7 @@ from typing import Any
 import psutil
 
 from ringattn import LaunchError, launch, planner
+from ringattn.hosts import Link, Speed
 from ringattn.kernels import native
 from scripts.bench.common import append, cores, parser, processor, run_json
 from scripts.bench.ring_report import CASE, HEADLINE, docs, flops, named, plot, read
@@ -196,9 +197,7 @@ class Bench:
         # Forward and backward as one speed each, from the same run: 4 and 10 of 14 parts of the work.
         pairs = shape.batch * shape.heads * shape.dim * shape.length**2 * shape.density / spec["ranks"]
         rate = 14 * pairs / compute
-        return bandwidth, planner.step_seconds(
-            shape, planner.Speed(rate, rate), planner.Link("slowed", bandwidth, 0.0), spec["ranks"]
-        )
+        return bandwidth, planner.step_seconds(shape, Speed(rate, rate), Link("slowed", bandwidth, 0.0), spec["ranks"])
 
     def _write(self, spec: dict, result: dict) -> dict:
         about = f"{processor()}, {os.cpu_count()} cores, {platform.system()}"

@@ -4,13 +4,16 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
 from ringattn import planner
-from ringattn.planner import Link, Shape, Speed
+from ringattn.hosts import CHIPS, LINKS, Chip, Link, Speed
+from ringattn.planner import Shape
+from scripts.bench.links import paper_part
 
 SPEED = Speed(100e9, 80e9)
 shapes = st.builds(
@@ -68,5 +71,36 @@ def test_command_line_measures_and_prints_json() -> None:
     )
     found = json.loads(done.stdout)
     assert found["speed"]["forward"] > 0
-    assert [link["name"] for link in found["links"]] == ["Thunderbolt 4", "10 GbE", "1 GbE", "loopback"]
-    assert all(set(link["efficiency"]) == {"1", "2", "4", "8", "16"} for link in found["links"])
+    assert [link["name"] for link in found["links"]] == [*(link.name for link in LINKS), "loopback"]
+    rows = found["links"] + [row for chip in found["paper"] for row in chip["links"]]
+    assert all(set(row["efficiency"]) == {"1", "2", "4", "8", "16"} for row in rows)
+    assert [chip["chip"] for chip in found["paper"]] == [chip.name for chip in CHIPS]
+    assert all(chip["source"] for chip in found["paper"])
+
+
+def test_report_says_what_was_read_and_what_was_measured() -> None:
+    shape = Shape(131_072)
+    printed = planner.text(planner.report(shape, SPEED, [*LINKS, Link("loopback", 1e9, 1e-4)]))
+    assert "loopback is measured, the others were read" in printed
+    paper = printed.partition("nothing of it was measured:")[2]
+    assert "M2, 10 cores: at most 2.65 TFLOP/s forward, 1.83 backward" in paper
+    assert paper.count("tokens") == sum(len(chip.links) for chip in CHIPS)
+
+
+def test_every_published_figure_names_its_source() -> None:
+    assert all(len(one.source) > 20 for one in (*LINKS, *CHIPS))
+    assert {link.name for chip in CHIPS for link in chip.links} == {link.name for link in LINKS}
+
+
+def test_mlx_kernel_is_bounded_by_memory_or_by_products() -> None:
+    """5 and 9 passes of 4 bytes a score where memory is slow; 2 and 5 products where it is fast."""
+    slow, fast = (Chip("", 1e15, 100e9, (), ""), Chip("", 1e12, 1e18, (), ""))
+    assert slow.mlx_speed(64).forward == pytest.approx(4 * 64 / (5 * 4 / 100e9))
+    assert slow.mlx_speed(64).backward == pytest.approx(10 * 64 / (9 * 4 / 100e9))
+    assert fast.mlx_speed(64).forward == pytest.approx(0.8e12)
+    assert fast.mlx_speed(64).backward == pytest.approx(0.8e12)
+
+
+def test_page_on_scaling_has_these_rows() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "internals" / "scaling.md").read_text()
+    assert "\n".join(paper_part()) in page

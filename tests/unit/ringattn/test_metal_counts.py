@@ -8,6 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
+from ringattn.hosts import METAL_SHARES
 from tests.support.metal.cases import KERNELS, needs_compiler
 from tests.support.metal.costs import Costs, slots
 from tests.support.metal.traffic import TILINGS, block_counts, group_counts
@@ -82,6 +83,25 @@ def test_multiply_accumulates_fill_the_issue_slots(dtype: mx.Dtype) -> None:
     found = shares(64, dtype)
     assert min(found.values()) >= LEAST_SHARE, found
     assert max(found.values()) <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("dim", "dtype"),
+    [
+        pytest.param(dim, dtype, marks=[] if (dim, dtype) == (64, mx.float32) else pytest.mark.long)
+        for dim, dtype in itertools.product((64, 128), (mx.float32, mx.bfloat16))
+    ],
+    ids=str,
+)
+def test_planner_takes_the_shares_of_these_counts(dim: int, dtype: mx.Dtype) -> None:
+    """Of the work that a step needs: an instruction of 18 slots does 16 slots' FLOPs, and backward computes 5 products with 7."""
+    forward, *backward = (slots(block_counts(which, dim, LENGTH, HEADS, dtype), Costs()) for which in KERNELS)
+    useful = 16 / Costs().multiply_accumulate
+    shares = (
+        forward.multiply_accumulate * useful / forward.bound,
+        sum(s.multiply_accumulate for s in backward) * useful * 5 / 7 / sum(s.bound for s in backward),
+    )
+    assert METAL_SHARES[dim, dtype.size] == pytest.approx(shares, abs=0.006)
 
 
 @pytest.mark.long
