@@ -1,4 +1,4 @@
-"""Build the series of one respondent and year: merge all generations of its pieces, mask outliers, write Parquet. Deterministic."""
+"""Build the series of one respondent and year: merge all generations of its pieces, mask outliers, flag suspects, write Parquet. Deterministic."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from ingest.breaks import REPORTED_BY_EIA, breaks_of
 from ingest.columns import as_arrow, as_numpy, as_strings, hour_number, hour_text
 from ingest.models import REGION_TYPES, BuildJob, BuildResult, Shard
 from ingest.plan import piece_order
-from ingest.quality import MISSING, NULL, OK, OUTLIER, REASONS, UNASKED, outliers
+from ingest.quality import MEASURED, MISSING, NULL, OK, OUTLIER, REASONS, SUSPECT, UNASKED, judge
 from ingest.store import fsync_folders, read_piece, write_file
 
 SERIES_FORMAT = 1  # of the files: raised when a reader of the earlier ones would be wrong
@@ -80,7 +80,8 @@ def build(job: BuildJob, data_dir: Path) -> BuildResult:
         [rows_of(read_piece(data_dir, one.file), one.shard, job.respondent, one.until) for one in pieces], job.year
     )
     reason = classify_cells(cells)
-    value = np.where(reason == OK, cells.raw, np.nan)
+    measured = np.isin(reason, MEASURED)
+    value = np.where(measured, cells.raw, np.nan)
     folder = data_dir / "series" / job.respondent / str(job.year)
     summary = {
         "format": SERIES_FORMAT,
@@ -108,7 +109,7 @@ def build(job: BuildJob, data_dir: Path) -> BuildResult:
         write_file(data_dir, folder / "series.json", text),
         hours=cells.raw.shape[1],
         variables=cells.variables,
-        valid=int((reason == OK).sum()),
+        valid=int(measured.sum()),
         masked={
             name: found
             for name in MASKS
@@ -117,6 +118,7 @@ def build(job: BuildJob, data_dir: Path) -> BuildResult:
         revised=len({(revision.variable, revision.period) for revision in cells.revisions}),
         pieces=tuple(piece.file.sha256 for piece in pieces),
         duplicates=cells.duplicates,
+        suspect=int((reason == SUSPECT).sum()),
     )
     fsync_folders(data_dir, folder)
     return result
@@ -215,11 +217,13 @@ def _asked(inside: Sequence[tuple[PieceRows, Int64s]], variables: tuple[str, ...
 
 def classify_cells(cells: MergedGrid) -> Int8s:
     """Return the reason code of every cell, an index into `quality.REASONS`: int8 [variable, hour]."""
-    masks = outliers(dict(zip(cells.variables, cells.raw, strict=True)))
-    bad = np.stack([masks[variable] for variable in cells.variables]) if masks else np.zeros_like(cells.given)
+    judged = judge(dict(zip(cells.variables, cells.raw, strict=True)))
+    code = (
+        np.stack([judged[variable] for variable in cells.variables]) if judged else np.zeros(cells.given.shape, np.int8)
+    )
     absent = np.where(cells.asked, MISSING, UNASKED)
     reason = np.where(cells.given, np.where(np.isnan(cells.raw), NULL, OK), absent)
-    return np.where(bad, OUTLIER, reason).astype(np.int8)
+    return np.where(code == OK, reason, code).astype(np.int8)
 
 
 def year_hours(year: int) -> tuple[int, int]:
@@ -284,8 +288,8 @@ def _counts(cells: MergedGrid, reason: Int8s) -> Mapping[str, Any]:
     table = {
         variable: {
             REASONS[code]: np.bincount(months[row == code], minlength=13)[1:].tolist()
-            for code in (OK, MISSING, NULL, OUTLIER, UNASKED)
-            if code != UNASKED or (row == code).any()
+            for code in (OK, MISSING, NULL, OUTLIER, UNASKED, SUSPECT)
+            if code not in (UNASKED, SUSPECT) or (row == code).any()
         }
         for variable, row in zip(cells.variables, reason, strict=True)
     }
@@ -305,8 +309,8 @@ def _labels(
 
 
 def _reasons(codes: Int8s) -> pa.DictionaryArray:
-    """Return reasons as Arrow. Without "unasked" the dictionary is that of earlier versions, so that the bytes are too."""
-    return _labels(codes, REASONS if (codes == UNASKED).any() else REASONS[:UNASKED])
+    """Return reasons as Arrow. Without the newer ones the dictionary is that of earlier versions, so that the bytes are too."""
+    return _labels(codes, REASONS[: max(UNASKED, int(codes.max(initial=0)) + 1)])
 
 
 def _numbers(values: Floats) -> pa.Array:

@@ -71,7 +71,7 @@ def coverage(summaries: Iterable[SeriesSummary]) -> Coverage:
             own = [counts for name, counts in one.variables.items() if has_of[group](name)] if one else []
             if one and own:
                 asked = np.array(one.month_hours) * len(own) - sum(np.array(c.get("unasked", [0] * 12)) for c in own)
-                valid = np.sum([counts["ok"] for counts in own], axis=0)
+                valid = np.sum([counts[name] for counts in own for name in ("ok", "suspect") if name in counts], axis=0)
                 share[i, 12 * k : 12 * k + 12] = np.where(asked > 0, valid / np.maximum(asked, 1), np.nan)
     months = tuple(f"{year}-{month:02d}" for year in years for month in range(1, 13))
     return Coverage(rows, months, share, tuple(sorted({one.origin for one in summaries})))

@@ -21,7 +21,7 @@ from ingest.files import visible
 from ingest.models import REGION_TYPES
 from ingest.periods import Moment, moment_bound
 from ingest.plan import parse_span
-from ingest.quality import IMPUTED, MISSING, OK, REASONS
+from ingest.quality import IMPUTED, MEASURED, MISSING, REASONS
 from ingest.settings import parse_codes
 from ingest.snapshot import read_whole, series_folder
 
@@ -39,7 +39,7 @@ class SeriesArrays:
     """Series of hours × features. A cell outside `mask` was not measured: it is NaN, or an estimate where `imputed` is true."""
 
     values: NDArray[np.float32]  # [time, feature] MWh
-    mask: Bools  # [time, feature] the source sent a value, and it passed the outlier rule
+    mask: Bools  # [time, feature] the source sent a value, and the outlier rule did not mask it
     reason: Int8s  # [time, feature] index into `ingest.quality.REASONS`
     hours: NDArray[np.datetime64]  # [time] datetime64[s], UTC, hour-ending
     names: tuple[str, ...]  # "<respondent>.<variable>", respondents outermost
@@ -140,7 +140,7 @@ def load_series(
         return values, reason
 
     values, reason = read_whole(Path(data_dir), read)
-    mask = reason == OK
+    mask = np.isin(reason, MEASURED)
     if impute:
         filled = _linear(values) if impute == "linear" else _week(values)
         guessed = ~mask & ~np.isnan(filled)

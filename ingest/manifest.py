@@ -63,6 +63,7 @@ class Summary:
     revised: int
     gap_hours: int
     gaps: tuple[Gap, ...]
+    suspect: int = 0  # valid cells that the outlier rule flags
     format: int = MANIFEST_FORMAT
 
 
@@ -180,6 +181,7 @@ def summarise(shards: Iterable[ShardResult], builds: Iterable[BuildResult]) -> S
         revised=sum(build.revised for build in builds),
         gap_hours=sum(gap.hours for gap in gaps),
         gaps=gaps,
+        suspect=sum(build.suspect for build in builds),
     )
 
 

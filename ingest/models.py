@@ -167,11 +167,12 @@ class BuildResult:
     summary: FileEntry
     hours: int
     variables: tuple[str, ...]
-    valid: int  # hour × variable cells with a value that passed the outlier rule
+    valid: int  # hour × variable cells with a value that the outlier rule did not mask
     masked: dict[str, int]  # reason → cells: missing, null, outlier
     revised: int  # cells whose value changed in a later generation
     pieces: tuple[str, ...] = ()  # sha256 of each input piece, in order: another list means another build
     duplicates: int = 0  # rows of a piece beyond the first of their (hour, variable), counted again from the pieces
+    suspect: int = 0  # valid cells that the outlier rule keeps and flags
 
     @property
     def key(self) -> str:

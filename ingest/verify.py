@@ -284,7 +284,9 @@ def _verify_build(folder: Path, result: BuildResult, shards: Iterable[ShardResul
         counts = {entry["values"]: entry["counts"] for entry in reasons}
         path = result.long.path
         report.expect("cells", path, "cells", len(table), result.hours * len(result.variables))
-        report.expect("cells", path, "valid cells", counts.pop("ok", 0), result.valid)
+        suspect = counts.pop("suspect", 0)
+        report.expect("cells", path, "suspect cells", suspect, result.suspect)
+        report.expect("cells", path, "valid cells", counts.pop("ok", 0) + suspect, result.valid)
         report.expect("cells", path, "values", len(table) - table["value"].null_count, result.valid)
         masked = {reason: cells for reason, cells in result.masked.items() if cells}
         report.expect("cells", path, "masked cells", counts, masked)

@@ -41,6 +41,7 @@ class Hours:
     gaps: tuple[Gap, ...]  # longest first
     valid: int  # hour × variable cells
     masked: Mapping[str, int]  # reason → cells
+    suspect: int  # cells that are kept and flagged
     revised: tuple[Revised, ...]
 
 

@@ -1,4 +1,4 @@
-"""Print a Markdown table of the values that the outlier rule masks on the recorded series.
+"""Print a Markdown table of the values that the outlier rule masks and flags on the recorded series.
 
     uv run python -m scripts.evaluate.outlier_table [--write]
 
@@ -7,6 +7,7 @@ between the markers in docs/reference/data.md.
 """
 
 import sys
+from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
@@ -14,7 +15,7 @@ import pandas as pd
 
 from ingest.array_types import Floats
 from ingest.build_series import year_hours
-from ingest.quality import outliers
+from ingest.quality import OUTLIER, SUSPECT, judge
 from scripts.bench.common import ROOT, parser
 
 DATA = ROOT.parent / "shared" / "data"
@@ -52,23 +53,26 @@ def generation_rows() -> list[tuple[str, str, Columns]]:
 
 
 def table_of(rows: list[tuple[str, str, Columns]]) -> list[str]:
-    """Return one line per respondent and variable: values, masked, share, and the ranges kept and masked."""
+    """Return one line per respondent and variable: values, masked, suspect, share masked, and the ranges kept and masked."""
     kept: dict[tuple[str, str], list[Floats]] = {}
     masked: dict[tuple[str, str], list[Floats]] = {}
+    suspect: Counter[tuple[str, str]] = Counter()
     for respondent, _, columns in rows:
-        for variable, mask in outliers(columns).items():
-            values = columns[variable]
-            kept.setdefault((respondent, variable), []).append(values[~mask & ~np.isnan(values)])
-            masked.setdefault((respondent, variable), []).append(values[mask])
+        for variable, codes in judge(columns).items():
+            values, key = columns[variable], (respondent, variable)
+            kept.setdefault(key, []).append(values[(codes != OUTLIER) & ~np.isnan(values)])
+            masked.setdefault(key, []).append(values[codes == OUTLIER])
+            suspect[key] += int(np.count_nonzero(codes == SUSPECT))
     lines = [
-        "| respondent | variable | values | masked | share | kept, MWh | masked, MWh |",
-        "|---|---|--:|--:|--:|--:|--:|",
+        "| respondent | variable | values | masked | share | suspect | kept, MWh | masked, MWh |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
     ]
     for key, parts in kept.items():
         stay, leave = np.concatenate(parts), np.concatenate(masked[key])
         count = stay.size + leave.size
         lines.append(
-            f"| {key[0]} | {key[1]} | {count:,} | {leave.size:,} | {leave.size / count:.4%} | {_range(stay)} | {_range(leave)} |"
+            f"| {key[0]} | {key[1]} | {count:,} | {leave.size:,} | {leave.size / count:.4%} | {suspect[key]:,} | {_range(stay)} | "
+            f"{_range(leave)} |"
         )
     return lines
 
@@ -80,7 +84,7 @@ def _range(values: Floats) -> str:
 def text() -> str:
     """Return both tables."""
     generation = table_of(generation_rows())
-    touched = [line for line in generation[2:] if "| 0 |" not in line]
+    touched = [line for line in generation[2:] if "| 0 | 0.0000% | 0 |" not in line]
     return "\n".join(
         [
             "Demand and day-ahead forecast, 2015-07 to 2019-12:",

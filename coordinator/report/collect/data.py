@@ -36,6 +36,7 @@ def hours(data_dir: Path) -> Hours | Absent:
         gaps=tuple(sorted(summary.gaps, key=lambda gap: (-gap.hours, gap.respondent, gap.variable, gap.start))),
         valid=summary.valid,
         masked=summary.masked,
+        suspect=summary.suspect,
         revised=tuple(_revised(one) for one in summaries if one.revisions),
     )
 

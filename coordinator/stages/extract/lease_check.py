@@ -157,7 +157,10 @@ def _check_build(job: BuildJob, result: BuildResult, data_dir: Path) -> None:
     _expect(key, "pieces", result.pieces, tuple(piece.file.sha256 for piece in job.pieces))
     _expect(key, "hours", result.hours, year_hours(job.year)[1])
     _expect(key, "cells by reason", result.valid + sum(result.masked.values()), cells)
-    if min(result.valid, result.revised, result.duplicates, *result.masked.values()) < 0:
+    if (
+        min(result.valid - result.suspect, result.suspect, result.revised, result.duplicates, *result.masked.values())
+        < 0
+    ):
         raise VerificationError(f"{key}: a counter of the result is negative")
     folder = f"series/{job.respondent}/{job.year}"
     for file, name in ((result.long, "long.parquet"), (result.wide, "wide.parquet"), (result.summary, "series.json")):

@@ -97,6 +97,7 @@ class ExtractSummary(StageSummary, frozen=True, kw_only=True):
     gap_hours: int
     gaps: tuple[Gap, ...]
     masked: dict[str, int]
+    suspect: int  # kept, and flagged
     revised: int
     new_shards: int
     new_rows: int
@@ -203,6 +204,8 @@ class ExtractStage:
         if summary.masked:
             masked = ", ".join(f"{reason} {cells:,}" for reason, cells in summary.masked.items())
             lines.append(f"masked hours by reason: {masked}")
+        if summary.suspect:
+            lines.append(f"kept and flagged as suspect: {summary.suspect:,} hours")
         if summary.new_shards:
             lines.append(
                 f"this run: {summary.new_shards} shards, {summary.new_rows:,} rows in {summary.seconds:.1f} s "
@@ -334,6 +337,7 @@ def _summary(
         gap_hours=totals.gap_hours,
         gaps=totals.gaps,
         masked=totals.masked,
+        suspect=totals.suspect,
         revised=totals.revised,
         new_shards=len(fetched),
         new_rows=rows,

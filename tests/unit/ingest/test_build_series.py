@@ -251,7 +251,7 @@ def test_real_values_pass_and_masked_hours_have_a_reason(tmp_path: Path, respond
         given = columns[variable]
         kept = reason[row, own]
         assert_array_equal(raw[row, own], np.where(np.isfinite(given), given, np.nan))
-        assert_array_equal(value[row, own], np.where(kept == "ok", given, np.nan))
+        assert_array_equal(value[row, own], np.where(np.isin(kept, ["ok", "suspect"]), given, np.nan))
         assert_array_equal(kept == "missing", np.isinf(given))
         assert_array_equal(kept == "null", np.isnan(given))
 

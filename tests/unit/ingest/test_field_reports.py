@@ -19,7 +19,7 @@ from ingest.errors import UsageError
 from ingest.loader import SeriesArrays, load_series
 from ingest.models import FetchJob, Shard
 from ingest.plan import build_job, plan_update
-from ingest.quality import REASONS, outliers
+from ingest.quality import REASONS, judge
 from ingest.sources.bulk import variables_of
 from ingest.sources.eia import Eia
 from tests.support.data_folder import ABSENT, daily, shard, store
@@ -67,7 +67,7 @@ def test_negative_generation_is_kept(tmp_path: Path, code: str, low: float) -> N
     values[:5] = low
     got = series_of(tmp_path, code, values)
     assert got.values[:5, 0].tolist() == [np.float32(low)] * 5
-    assert not outliers({f"NG.{code}": values})[f"NG.{code}"].any()
+    assert not judge({f"NG.{code}": values})[f"NG.{code}"].any()
 
 
 def test_fuels_that_come_late_are_asked_for_again(tmp_path: Path) -> None:

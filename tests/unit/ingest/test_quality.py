@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.quality import outliers
+from ingest.quality import OUTLIER, SUSPECT, judge
 from tests.support.data_folder import daily
 from tests.support.recordings import needs_recordings, year_of
 
@@ -19,7 +19,15 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def masked(variable: str, values: np.ndarray, **others: np.ndarray) -> list[int]:
-    return np.flatnonzero(outliers({variable: values, **others})[variable]).tolist()
+    return marked(OUTLIER, variable, values, **others)
+
+
+def suspect(variable: str, values: np.ndarray, **others: np.ndarray) -> list[int]:
+    return marked(SUSPECT, variable, values, **others)
+
+
+def marked(code: int, variable: str, values: np.ndarray, **others: np.ndarray) -> list[int]:
+    return np.flatnonzero(judge({variable: values, **others})[variable] == code).tolist()
 
 
 def test_plain_load_has_no_outliers() -> None:
@@ -58,8 +66,8 @@ def test_legal_negative_values_pass() -> None:
     pumping = np.where(np.arange(load.size) % 24 < 6, -800.0, 500.0)
     sun = np.where(np.arange(load.size) % 24 < 12, 900.0, -3.0)
     exchange = np.round(1500 * np.cos(np.arange(load.size) / 7))
-    judged = outliers({"D": load, "NG.WAT": pumping, "NG.SUN": sun, "TI": exchange})
-    assert not any(mask.any() for mask in judged.values())
+    judged = judge({"D": load, "NG.WAT": pumping, "NG.SUN": sun, "TI": exchange})
+    assert not any(codes.any() for codes in judged.values())
 
 
 def test_generation_spikes_and_impossible_runs_are_masked() -> None:
@@ -68,7 +76,7 @@ def test_generation_spikes_and_impossible_runs_are_masked() -> None:
     sun[103] = 1338.0
     other = np.full(load.size, 20.0)
     other[600:610] = 2500.0  # ten hours, 125 times its peak and most of the respondent's level
-    judged = outliers({"D": load, "NG.SUN": sun, "NG.OTH": other})
+    judged = judge({"D": load, "NG.SUN": sun, "NG.OTH": other})
     assert np.flatnonzero(judged["NG.SUN"]).tolist() == [103]
     assert np.flatnonzero(judged["NG.OTH"]).tolist() == list(range(600, 610))
 
@@ -76,7 +84,7 @@ def test_generation_spikes_and_impossible_runs_are_masked() -> None:
 def test_absent_values_and_short_series_have_no_outliers() -> None:
     assert masked("D", np.full(48, np.nan)) == []
     assert masked("NG.SUN", np.array([0.0, 0.0, 5.0])) == []
-    assert outliers({}) == {}
+    assert judge({}) == {}
 
 
 @settings(max_examples=20)
@@ -86,8 +94,8 @@ def test_variable_order_does_not_change_the_mask(seed: int) -> None:
     columns = {
         name: np.round(daily(24 * 30) * random.lognormal(0, 0.3, 24 * 30)) for name in ("D", "NG", "TI", "NG.WND")
     }
-    forward = outliers(columns)
-    backward = outliers(dict(reversed(columns.items())))
+    forward = judge(columns)
+    backward = judge(dict(reversed(columns.items())))
     assert all((forward[name] == backward[name]).all() for name in columns)
 
 
@@ -96,8 +104,8 @@ def test_variable_order_does_not_change_the_mask(seed: int) -> None:
 def test_real_storms_and_heat_waves_pass(respondent: str) -> None:
     """January 2018's bomb cyclone, the polar vortex of 2019, and every August peak of ERCOT."""
     for year in range(2015, 2020):
-        judged = outliers(finite(year_of(respondent, year)[2]))
-        assert not any(mask.any() for mask in judged.values()), year
+        judged = judge(finite(year_of(respondent, year)[2]))
+        assert not any((codes == OUTLIER).any() for codes in judged.values()), year
 
 
 @needs_recordings
@@ -115,7 +123,7 @@ def test_real_outliers_are_masked(respondent: str, hour: str, value: float) -> N
     first, _, columns = year_of(respondent, int(hour[:4]))
     at = int((np.datetime64(hour) - np.datetime64(first)).astype(int))
     assert columns["D"][at] == value
-    assert outliers(finite(columns))["D"][at]
+    assert judge(finite(columns))["D"][at] == OUTLIER
 
 
 def finite(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
