@@ -127,6 +127,6 @@ CHIPS = (
     Chip(
         "M5 Max, 40 cores", 18e12, 614e9, (TEN_GIGABIT, THUNDERBOLT_5, THUNDERBOLT_5_RDMA),
         "estimated from an A19 that was measured (tzakharko.github.io/apple-neural-accelerators-benchmark), without its matrix units, which "
-        "the kernels do not use; 614 GB/s (notebookcheck.net)",
+        "the Metal kernel does not use; 614 GB/s (notebookcheck.net)",
     ),
 )  # fmt: skip

@@ -25,11 +25,16 @@ def section(line: dict[str, Any]) -> list[str]:
         else f"{name} **failed**: {one['failed']}"
         for name, one in line["parity"].items()
     )
+    rounding = (
+        ""
+        if line["fp32_products"]
+        else " The chip rounds the factors of fp32 matrix products to TF32 (MLX_ENABLE_TF32=0 turns it off)."
+    )
     left_out = [f"- {one['kernel']} at {one['length']:,}: {one['reason']}" for one in line["left_out"]]
     return [
         f"## {line['chip']}, {line['device']}, {setting['dtype']}, {'causal' if setting['causal'] else 'full'}",
         "",
-        f"{line['date']}, {line['system']}, {line['cores']} CPU cores, {line['memory'] / 1e9:.0f} GB, mlx {line['mlx']}; {heads}. Measured rates: {measured}.",
+        f"{line['date']}, {line['system']}, {line['cores']} CPU cores, {line['memory'] / 1e9:.0f} GB, mlx {line['mlx']}; {heads}. Measured rates: {measured}.{rounding}",
         f"Largest difference from plain attention: {agreement}.",
         "",
         markdown_table(HEADER, rows(line)),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 from ringattn import kernels
@@ -42,10 +43,28 @@ def test_parity_names_the_output_that_differs_and_the_kernel_that_does_not_run(m
     made: dict[str, Kernel] = {"wrong": Wrong(), "broken": Wrong(fails=True)}
     real = kernels.select
     monkeypatch.setattr(kernels, "select", lambda name: made.get(name) or real(name))
-    found = bench.agreement(["mlx", "wrong", "broken"], Setting(dim=16))
+    found = bench.agreement(["mlx", "wrong", "broken"], Setting(dim=16), fp32=True)
     assert found["mlx"]["agrees"] and found["mlx"]["difference"] < 1e-5
     assert not found["wrong"]["agrees"] and found["wrong"]["of"] == "dv"
     assert found["broken"] == {"agrees": False, "failed": "error: unknown type name 'simdgroup'"}
+
+
+def test_chip_that_rounds_products_to_tf32_is_noticed_and_allowed_for_the_mlx_kernel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert bench.products_are_fp32()
+    exact = mx.array
+
+    def rounded(x: Any, *arguments: Any, **options: Any) -> mx.array:
+        """An array whose elements have TF32's 10 bits of mantissa."""
+        bits = (np.asarray(x, np.float32).view(np.uint32) + 0x1000) & 0xFFFFE000
+        return exact(bits.view(np.float32))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.mx, "array", rounded)
+        assert not bench.products_are_fp32()
+    found = bench.agreement(["mlx", "reference"], Setting(dim=16), fp32=False)
+    assert [found[name]["allowed"] for name in ("mlx", "reference")] == [bench.ALLOWED_TF32, 1e-4]
 
 
 @pytest.mark.long
@@ -53,7 +72,7 @@ def test_parity_names_the_output_that_differs_and_the_kernel_that_does_not_run(m
 def test_metal_kernel_passes_the_parity_check_on_the_harness(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "_made", {})
     emulator = emulate(monkeypatch)[1]
-    found = bench.agreement(["metal"], Setting(dim=64))
+    found = bench.agreement(["metal"], Setting(dim=64), fp32=True)
     assert found["metal"]["agrees"] and found["metal"]["difference"] < 1e-5
     assert emulator.findings == []
 
@@ -126,7 +145,7 @@ def test_kernel_that_differs_makes_exit_code_1_and_is_not_timed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = {"agrees": False, "difference": 0.5, "of": "dq", "mask": "causal", "allowed": 1e-4}
-    monkeypatch.setattr(bench, "agreement", lambda usable, setting: dict.fromkeys(usable, found))
+    monkeypatch.setattr(bench, "agreement", lambda usable, setting, fp32: dict.fromkeys(usable, found))
     monkeypatch.setattr(bench, "rates", lambda *arguments: {"matmul": 1e9})
     assert bench.main(["--lengths", "16", "--heads", "1", "--dim", "8", "--seconds", "0.01"]) == 1
     printed = capsys.readouterr()
