@@ -4,7 +4,7 @@ Codes and names: EIA, Form EIA-930, facet values of `electricity/rto` (2026-06).
 value with 200 and no rows, so a wrong code must be caught here.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from ingest.errors import UsageError, did_you_mean
@@ -263,7 +263,11 @@ GROUPS: dict[str, Callable[[Respondent], bool]] = {
 
 
 def expand_groups(
-    codes: Sequence[str], start: str, end: str, serves: Callable[[str], bool]
+    codes: Sequence[str],
+    start: str,
+    end: str,
+    serves: Callable[[str], bool],
+    known: Mapping[str, Respondent] = RESPONDENTS,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Replace names of groups by their codes.
 
@@ -272,6 +276,7 @@ def expand_groups(
         start: first hour of the period, `YYYY-MM-DDTHH`.
         end: last hour, inclusive.
         serves: whether the source has a respondent.
+        known: all respondents.
 
     Returns:
         Codes, each once, in order; and those of groups that are left out because they report at another time. A code that is
@@ -286,11 +291,11 @@ def expand_groups(
         if code not in GROUPS:
             found[code] = None
             continue
-        members = [name for name, one in RESPONDENTS.items() if GROUPS[code](one) and serves(name)]
+        members = [name for name, one in known.items() if GROUPS[code](one) and serves(name)]
         if not members:
             raise UsageError(f"the source has no {code.lower()}; name respondents that it has, or use `--source eia`")
         for name in members:
-            (found if RESPONDENTS[name].reports_in(start, end) else idle)[name] = None
+            (found if known[name].reports_in(start, end) else idle)[name] = None
     return tuple(found), tuple(name for name in idle if name not in found)
 
 
@@ -322,8 +327,8 @@ def near_matches(code: str) -> str:
     return f" (did you mean {' or '.join(named)}?)" if named else ""
 
 
-def check_respondents(codes: Iterable[str]) -> None:
-    """Check respondent codes against the catalogue.
+def check_respondents(codes: Iterable[str], known: Mapping[str, Respondent] = RESPONDENTS) -> None:
+    """Check respondent codes against the catalogue, or against `known`.
 
     Raises:
         UsageError: no code, or unknown ones; each is named with its near matches.
@@ -331,6 +336,6 @@ def check_respondents(codes: Iterable[str]) -> None:
     codes = list(codes)
     if not codes:
         raise UsageError("no respondent given; name at least one, for example `--respondents PACW`")
-    if unknown := [code for code in codes if code not in RESPONDENTS]:
+    if unknown := [code for code in codes if code not in known]:
         listed = "; ".join(f"{code!r}{near_matches(code)}" for code in unknown)
-        raise UsageError(f"unknown respondent: {listed}. `coordinator start --extract --dry-run` shows a plan")
+        raise UsageError(f"unknown respondent: {listed}. `coordinator catalog` lists all")

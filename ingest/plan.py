@@ -1,13 +1,13 @@
 """Planning: a period, respondents and routes become shards, builds and an expected number of requests. No I/O."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
 
 from ingest.asked import RouteKey, asked_span, by_route, confirmed, next_generation, open_gaps, span_of
-from ingest.catalog import check_respondents
+from ingest.catalog import RESPONDENTS, Respondent, check_respondents
 from ingest.columns import hour_number, hour_text
 from ingest.errors import UsageError, did_you_mean
 from ingest.hour_spans import HourSpan, clip, merge, overlaps, subtract
@@ -41,6 +41,7 @@ def plan_shards(
     respondents: Sequence[str] = DEFAULT_RESPONDENTS,
     period: Period = DEFAULT_YEARS,
     routes: Sequence[str] | None = None,
+    known: Mapping[str, Respondent] = RESPONDENTS,
 ) -> tuple[Shard, ...]:
     """Return the shards of a plan: the routes of one respondent and year next to each other; 5 × 7 × 2 = 70 by default.
 
@@ -50,6 +51,7 @@ def plan_shards(
         period: whole years, or `(start, end)` as `YYYY-MM-DDTHH` (inclusive, UTC hour-ending). It is cut at the turns of
             the year; for bulk, it is widened to whole six-month files.
         routes: None means the default routes of the source. A route is planned for the respondents that it has.
+        known: respondents that may be asked for.
 
     Raises:
         UsageError: the source does not have the route, respondent or period.
@@ -57,7 +59,7 @@ def plan_shards(
     reader = get_source(source)
     chosen = choose_routes(source, routes or ())
     codes = tuple(dict.fromkeys(respondents))
-    check_respondents(codes)
+    check_respondents(codes, known)
     reader.check_respondents(codes)
     spans = _cut(source, _spans_of(period))
     return tuple(

@@ -141,6 +141,21 @@ def doctor(settings: Settings, as_json: AsJson = False, quiet: Quiet = False) ->
         raise typer.Exit(ExitCode.FAILED)
 
 
+@app.command(cls=Command, epilog="coordinator catalog --json")
+@with_settings("data", "source", "rate")
+def catalog(settings: Settings, as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """List the respondents; with an EIA API as --source, ask it, and keep its list in the data folder for extractions."""
+    import msgspec
+
+    from coordinator.cli.catalog import listing_of
+    from coordinator.stages.display import Steps
+    from ingest.catalog_listing import describe
+
+    with closing(Steps("asking for facets", OutputMode(as_json, quiet))) as steps:
+        found = listing_of(folder_of(settings), settings["source"], settings["rate"], steps)
+    print(json.dumps(msgspec.to_builtins(found)) if as_json else describe(found))
+
+
 @app.command(cls=Command, epilog="coordinator forecast --region PACW --issue 2025-08-12T10")
 @with_settings("data", "run")
 def forecast(

@@ -116,7 +116,8 @@ class Bulk(Source):
 
     def serves(self, respondent: str) -> bool:
         """Return whether it is a balancing authority."""
-        return RESPONDENTS[respondent].kind != REGION
+        one = RESPONDENTS.get(respondent)  # None: newer than the table
+        return one is None or one.kind != REGION
 
     def check_respondents(self, codes: Sequence[str]) -> None:
         """Refuse regions.

@@ -67,7 +67,8 @@ class Eia(Source):
 
     def serves(self, respondent: str) -> bool:
         """Return whether it reports after the first hour."""
-        return RESPONDENTS[respondent].reports_in(self.first_hour, "9999")
+        one = RESPONDENTS.get(respondent)  # None: newer than the table
+        return one is None or one.reports_in(self.first_hour, "9999")
 
     def route_serves(self, route: str, respondent: str) -> bool:
         """Return whether EIA publishes the route for a respondent: sub-areas are those of a few authorities."""
@@ -102,7 +103,7 @@ class Eia(Source):
         """
         plain = plain_body(response)
         clean = scrub(plain, key)  # before a message quotes the start of it: half a key is a leak too
-        if response.status in (401, 403) and (refusal := _key_refusal(clean)):
+        if response.status in (401, 403) and (refusal := key_refusal(clean)):
             raise AuthenticationError(f"{response.host} rejects the API key: {refusal}. Set EIA_API_KEY to a valid key")
         raise_for_response(response, clean, key)
         stored = response.body if response.gzipped and clean is plain else gzip.compress(clean, 1, mtime=0)
@@ -129,7 +130,7 @@ def _query(shard: Shard) -> str:
     return f"/v2/electricity/rto/{shard.route}/data/?{urlencode(query)}"
 
 
-def _key_refusal(plain: bytes) -> str | None:
+def key_refusal(plain: bytes) -> str | None:
     """Return "API_KEY_INVALID" or "API_KEY_MISSING" where the body contains it."""
     return next((code for code in ("API_KEY_INVALID", "API_KEY_MISSING") if code.encode() in plain), None)
 

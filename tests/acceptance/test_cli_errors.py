@@ -198,7 +198,7 @@ MISTAKES = (
     Mistake("named no stage", "coordinator start", USAGE, ("start:", "no stage", "`coordinator start --extract --train --rollouts`")),
     Mistake("asked to rebuild without extracting", "coordinator start --train --rebuild", USAGE, ("--rebuild", "extraction", f"`{EXTRACT} --rebuild`")),
     # -- what to fetch
-    Mistake("misspelt a region", f"{EXTRACT} --respondents PACX", USAGE, ("'PACX'", "did you mean PACW", f"`{EXTRACT} --dry-run`")),
+    Mistake("misspelt a region", f"{EXTRACT} --respondents PACX", USAGE, ("'PACX'", "did you mean PACW", "`coordinator catalog`")),
     Mistake("wrote the day first", f"{EXTRACT} --start 31-12-2024", USAGE, ("start = '31-12-2024'", "YYYY-MM-DD", "Give --start")),
     Mistake("named a day that is not", f"{EXTRACT} --start 2024-02-30", USAGE, ("2024-02-30", "day is out of range", "Give --start")),
     Mistake("swapped start and end", f"{EXTRACT} --start 2025 --end 2024", USAGE, ("2025-01-01T00 to 2024-12-31T23", "ends before it starts", "swap")),

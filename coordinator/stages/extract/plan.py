@@ -15,6 +15,7 @@ from coordinator.stages.fleet import StageOptions
 from ingest import manifest
 from ingest.asked import clip_period, latest_hour, reuse_verified
 from ingest.catalog import RESPONDENTS, check_respondents, expand_groups
+from ingest.catalog_listing import respondents_of
 from ingest.errors import UsageError
 from ingest.models import FetchJob, Shard, ShardResult
 from ingest.plan import (
@@ -66,12 +67,13 @@ class ExtractOptions(StageOptions):
         if source.public and start <= end:
             start, end, cuts = clip_period(source.kind, start, end, now)
             notes = (*notes, *cuts)
-        respondents, idle = expand_groups(respondents, start, end, get_source(source.kind).serves)
-        check_respondents(respondents)
+        known = respondents_of(settings["data"])
+        respondents, idle = expand_groups(respondents, start, end, get_source(source.kind).serves, known)
+        check_respondents(respondents, known)
         routes = choose_routes(source.kind, settings["routes"])
         notes = (*notes, *_left_out(source.kind, routes, respondents, idle))
         period = {"start": start, "end": end, "notes": notes, "open_end": open_end}
-        shards = plan_shards(source.kind, respondents, (start, end), routes)
+        shards = plan_shards(source.kind, respondents, (start, end), routes, known)
         asked = {"respondents": respondents, "routes": routes, "shards": shards}
         same = {name: settings[name] for name in ("rate", "update", "rebuild")}
         return super().from_settings(
@@ -83,7 +85,8 @@ class ExtractOptions(StageOptions):
         if not self.open_end:
             return self
         end = max(latest_hour(self.source.kind, now), self.start)
-        shards = plan_shards(self.source.kind, self.respondents, (self.start, end), self.routes)
+        known = respondents_of(self.data_dir)
+        shards = plan_shards(self.source.kind, self.respondents, (self.start, end), self.routes, known)
         return replace(self, end=end, shards=shards)
 
     @property
