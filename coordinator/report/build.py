@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from coordinator.report.collect import control, data, ring, training
+from coordinator.report.collect import control, data, grid, training
 from coordinator.report.model import Absent, Facts
 from coordinator.report.render.page import TITLES, page
+from coordinator.server.folder_lock import running_command
 from ingest.console import printable
 from ingest.errors import StorageError, UsageError, VerificationError
 from ingest.files import atomic_write
@@ -29,19 +30,26 @@ def collect(data_dir: Path, progress: Progress = lambda done, total: None) -> Fa
         except VerificationError as error:
             return Absent(str(error), command)
 
-    verify, train, rollouts = (
-        f"coordinator {words} --data {data_dir}" for words in ("verify", "start --train", "start --rollouts")
+    verify, fetch, train, rollouts = (
+        f"coordinator {words} --data {data_dir}"
+        for words in ("verify", "start --extract", "start --train", "start --rollouts")
     )
+    found = readable(grid.regions, verify)
     trained = readable(training.training, train)
     controlled = readable(control.control, rollouts)
     return Facts(
         data=data_dir.resolve().name,
+        running=running_command(data_dir),
+        demand=found,
+        duration=grid.having(found, "30 days of demand in a year", "duration", fetch),
+        mix=grid.having(found, "generation by fuel", "mix", fetch),
+        operators=grid.having(found, "an operator's day-ahead demand forecast (DF)", "error", fetch),
+        interchange=grid.having(found, "total interchange (TI)", "exports", fetch),
         coverage=readable(data.hours, verify),
         extraction=readable(data.extraction, verify),
         training=trained,
         forecasts=readable(training.forecasts, train),
         control=controlled,
-        ring=readable(lambda _: ring.ring(), "python -m ringattn.planner"),
         provenance=readable(lambda folder: data.provenance(folder, trained, controlled), verify),
     )
 
@@ -91,5 +99,5 @@ def describe(made: dict[str, Any]) -> str:
     lines = [made["report"]]
     for name, one in made["sections"].items():
         state = "present" if one["there"] else f"absent: {one['why']}; `{one['command']}`"
-        lines.append(f"  {TITLES[name].lower():<16}{state}")
+        lines.append(f"  {TITLES[name].lower():<28}{state}")
     return "\n".join(map(printable, lines))

@@ -23,6 +23,73 @@ class Absent:
 
 
 @dataclass(frozen=True)
+class Peak:
+    """The highest hour of a local year."""
+
+    year: int
+    value: float  # MWh in the hour
+    hour: str  # its end, UTC, YYYY-MM-DDTHH
+    local: str  # the same in local time
+    mean: float  # of the year's valid hours
+    hours: int  # valid ones
+
+
+@dataclass(frozen=True)
+class PeakWeek:
+    """The week around the highest hour on disk: [hour], MWh in the hour, NaN where there is none."""
+
+    start: str  # local day, YYYY-MM-DD
+    hour: Floats  # hours since its midnight, at the end of each hour
+    demand: Floats
+    forecast: Floats  # the operator's, day-ahead
+    peak: float
+
+
+@dataclass(frozen=True)
+class OperatorError:
+    """The error of an operator's day-ahead demand forecast over the hours that have both."""
+
+    hours: int
+    mae: float  # MWh
+    bias: float  # MWh; above 0 the forecast is too high
+    share: float  # MAE / mean demand
+    by_hour: Floats  # [local hour of day] mean absolute error, % of their mean demand
+    bias_by_hour: Floats  # likewise
+    months: Floats  # months since 1970-01
+    by_month: Floats  # [month] mean absolute error, % of the month's mean demand
+
+
+@dataclass(frozen=True)
+class Region:
+    """What the hours of a respondent say. Days and months are local; values are MWh in the hour, which is MW."""
+
+    code: str
+    zone: str
+    first: str  # first and last hour with a valid demand, UTC
+    last: str
+    mean: float
+    days: Floats  # days since 1970-01-01
+    daily: Floats  # [day] mean demand; NaN where hours are missing
+    lowest: Floats  # [day] demand of the lowest and the highest hour
+    highest: Floats
+    week: PeakWeek
+    peaks: tuple[Peak, ...]  # by year
+    duration: Mapping[int, Floats]  # year → demand at 0 to 100 % of its hours, the highest first
+    mix: tuple[Floats, Mapping[str, Floats]] | None  # months since 1970-01; group of fuels → mean generation
+    error: OperatorError | None
+    exports: tuple[Floats, Floats] | None  # months since 1970-01; mean total interchange, exports positive
+    flows: Mapping[str, float]  # neighbour → mean flow to it
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Respondents with demand, the largest first; the first `drawn` of them have charts."""
+
+    regions: tuple[Region, ...]
+    drawn: int
+
+
+@dataclass(frozen=True)
 class Revised:
     """Cells of a respondent-year whose value changed in a later fetch."""
 
@@ -136,39 +203,6 @@ class Control:
 
 
 @dataclass(frozen=True)
-class Case:
-    """Repeats of one case of the ring benchmark, pooled."""
-
-    name: str
-    length: int  # tokens
-    causal: bool
-    seconds: float  # median
-    peak_mb: float  # the largest process
-    predicted: float | None  # seconds
-
-
-@dataclass(frozen=True)
-class Scaling:
-    """A training step over one sequence."""
-
-    hours: int
-    ranks: int
-    seconds: float
-    peak_mb: float  # the largest rank
-
-
-@dataclass(frozen=True)
-class Ring:
-    """The repository's measurements; they do not come from this folder's runs."""
-
-    cases: tuple[Case, ...]
-    throttled: tuple[Case, ...]  # with a predicted time
-    scaling: tuple[Scaling, ...]
-    machine: str
-    when: str  # first and last measurement
-
-
-@dataclass(frozen=True)
 class Provenance:
     """The origin of everything: rows of a table, (what, value)."""
 
@@ -181,10 +215,15 @@ class Facts:
     """A whole report."""
 
     data: str
+    running: str  # the command of the coordinator that uses the folder now; "" if there is none
+    demand: Regions | Absent
+    duration: Regions | Absent
+    mix: Regions | Absent
+    operators: Regions | Absent
+    interchange: Regions | Absent
     coverage: Hours | Absent
     extraction: Extraction | Absent
     training: Training | Absent
     forecasts: Forecasts | Absent
     control: Control | Absent
-    ring: Ring | Absent
     provenance: Provenance | Absent

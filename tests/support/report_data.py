@@ -34,7 +34,10 @@ def extracted(data: Path) -> Path:
         load = daily(one.hours)
         if year == 2024:
             load[1000 : 1000 + HOLE] = ABSENT
-        commit(data, one, {"D": load, "DF": daily(one.hours, 3100.0)})
+        exports = {"TI": daily(one.hours, -100.0)} if year == 2024 else {}
+        commit(data, one, {"D": load, "DF": daily(one.hours, 3100.0), **exports})
+    december = shard("PACW", "2024-12-01T00", "2024-12-31T23", route="fuel-type-data")
+    commit(data, december, {"WAT": daily(december.hours, 900.0), "PS": np.full(december.hours, -50.0)})
     again = replace(shard("PACW", "2024-12-18T00", "2024-12-31T23"), generation=1)
     first = hour_number("2024-12-18T00") - hour_number("2024-01-01T00")
     load = daily(first + again.hours)[first:]

@@ -67,6 +67,7 @@ class Axis:
     every: float | None = None
     least: float = 0.0
     zero: bool = False  # 0 is always in view
+    plain: bool = False  # years: no thousands separator
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,23 @@ def plot(
     return _svg(title, HEIGHT, body + [_line(frame, line) for line in lines])
 
 
+def areas(title: str, x: Axis, y: Axis, edges: Floats, parts: Sequence[Part]) -> Markup:
+    """Return stacked areas over intervals, one between each two of `edges`. Values below 0 are stacked downwards from the axis."""
+    above, below = np.zeros(len(edges) - 1), np.zeros(len(edges) - 1)
+    bands = []
+    for part in parts:
+        up, down = np.maximum(part.values, 0.0), np.minimum(part.values, 0.0)
+        bands.append((part, np.where(up > 0, above, below + down), np.where(up > 0, above + up, below)))
+        above, below = above + up, below + down
+    frame = _frame([edges], [above, below], y)
+    along = np.repeat(edges, 2)[1:-1]
+    body = []
+    for part, low, high in bands:
+        points = frame.points(along, np.repeat(high, 2)) + frame.points(along, np.repeat(low, 2))[::-1]
+        body.append(element("polygon", element("title", part.name), class_=f"f{part.style}", points=" ".join(points)))
+    return _svg(title, HEIGHT, [*body, *_axes(frame, x, y)])
+
+
 def _frame(xs: Sequence[Floats], ys: Sequence[Floats], axis: Axis) -> Frame:
     x, y = np.concatenate([[], *xs]), np.concatenate([[], *ys])
     y = y[np.isfinite(y)]
@@ -211,7 +229,7 @@ def _axes(frame: Frame, x: Axis, y: Axis) -> list[Markup]:
         at = frame.y(value)
         parts += [_rule("grid" if value else "zero", at), _text(LEFT - 5, at + 4, label, "end")]
     along = ticks(frame.x0, frame.x1, 7, x.every, x.least) if x.label else []
-    for value, label in zip(along, labels(along), strict=True):
+    for value, label in zip(along, [f"{value:g}" for value in along] if x.plain else labels(along), strict=True):
         at = frame.x(value)
         parts += [
             element("line", class_="axis", x1=at, x2=at, y1=base, y2=base + 4),

@@ -8,27 +8,35 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from coordinator.report.model import Absent, Facts
-from coordinator.report.render import sections_data, sections_runs
+from coordinator.report.render import sections_data, sections_grid, sections_runs
 from coordinator.report.render.charts import number, shown
 
 TITLES = {
-    "coverage": "Coverage",
+    "demand": "Demand",
+    "duration": "Load duration",
+    "mix": "Generation mix",
+    "operators": "Operators' forecast error",
+    "interchange": "Interchange",
+    "coverage": "Gaps and coverage",
     "extraction": "Extraction",
     "training": "Training",
     "forecasts": "Forecasts",
     "control": "Control",
-    "ring": "Ring attention",
-    "provenance": "Provenance",
+    "provenance": "Sources and provenance",
 }
 """Sections in the order of the page: id, which is also the field of `Facts` and the name of the template, and title."""
 
 VIEWS: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "demand": sections_grid.demand,
+    "duration": sections_grid.duration,
+    "mix": sections_grid.mix,
+    "operators": sections_grid.operators,
+    "interchange": sections_grid.interchange,
     "coverage": sections_data.coverage,
     "extraction": sections_data.extraction,
     "training": sections_runs.training,
     "forecasts": sections_runs.forecasts,
     "control": sections_runs.control,
-    "ring": sections_data.ring,
     "provenance": lambda found: {},
 }
 """What a section's template gets in addition to its facts."""

@@ -1,4 +1,4 @@
-"""Prepare the sections on coverage, extraction, ring attention and provenance: charts and rows of tables for the templates."""
+"""Prepare the sections on coverage, extraction and provenance: charts and rows of tables for the templates."""
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from coordinator.report.model import Case, Extraction, Hours, ResponseRate, Ring, Scaling
+from coordinator.report.model import Extraction, Hours, ResponseRate
 from coordinator.report.render.charts import Axis, Figure, Line, bars, heat, number, plot
 from ingest.columns import EVERYTHING
 from ingest.coverage import LABELS, STEPS
@@ -19,7 +19,6 @@ MASKED = {
     "null": "null: a row without a value",
     "outlier": "outlier: contradicted by physics or neighbours",
 }
-OURS = ("one process", "ring of 2", "ring of 4")
 
 
 def coverage(hours: Hours) -> dict[str, Any]:
@@ -91,45 +90,3 @@ def _response_rate(rate: ResponseRate) -> Figure:
         f"{rate.responses:,} stored responses, {rate.busiest:.2f} per second in the busiest minute; {limit}. "
         "Refused requests have no time and are not counted.",
     )
-
-
-def ring(found: Ring) -> dict[str, Any]:
-    """Return time and memory of ring attention and of its peers, scaling of a training step, and rows of predicted times."""
-    figures = []
-    for full, length in sorted({(not case.causal, case.length) for case in found.cases}):
-        own = [case for case in found.cases if case.length == length and case.causal != full]
-        what = f"{length:,} tokens, {'full' if full else 'causal'}"
-        chart = bars(f"Seconds for {what}", "seconds, forward + backward", _bars(own, "seconds", "s"))
-        figures.append(Figure(f"Time, {what}", chart, "Every program used both cores; shorter is better."))
-    for length in sorted({case.length for case in found.cases}):
-        own = sorted((c for c in found.cases if c.length == length and c.causal), key=lambda c: c.peak_mb)
-        title = f"Peak memory per process, {length:,} tokens"
-        chart = bars(title, "MB, largest process", _bars(own, "peak_mb", "MB"))
-        caption = "Peak resident memory of the largest process, including its libraries."
-        figures.append(Figure(f"Memory, {length:,} tokens, causal", chart, caption))
-    if found.scaling:
-        figures.append(_scaling(found.scaling, "Time of a training step", "seconds", "seconds"))
-        figures.append(_scaling(found.scaling, "Memory of a training step", "MB, largest rank", "peak_mb"))
-    rows = [(case.name, case.predicted or float("nan"), case.seconds) for case in found.throttled]
-    return {
-        "figures": figures,
-        "throttled": [[name, f"{p:.3f}", f"{seconds:.3f}", f"{seconds / p - 1:+.1%}"] for name, p, seconds in rows],
-    }
-
-
-def _bars(cases: Sequence[Case], field: str, unit: str) -> list[tuple[str, float, str, str]]:
-    rows = [(case.name, float(getattr(case, field)), "0" if case.name in OURS else "5") for case in cases]
-    return [(name, value, f"{value:,.{0 if value >= 100 else 2}f} {unit}", style) for name, value, style in rows]
-
-
-def _scaling(steps: Sequence[Scaling], title: str, label: str, field: str) -> Figure:
-    lines = []
-    for style, hours in enumerate(sorted({step.hours for step in steps})):
-        own = sorted((step for step in steps if step.hours == hours), key=lambda step: step.ranks)
-        x, y = (np.array([getattr(step, key) for step in own], float) for key in ("ranks", field))
-        lines.append(Line(f"{hours:,} hours", x, y, str(style), dots=True))
-    chart = plot(title, Axis("ranks on two cores", every=1), Axis(label, zero=True), lines)
-    caption = (
-        "One sequence, all ranks on one machine: memory per rank falls; time cannot, because the ranks share its cores."
-    )
-    return Figure(title, chart, caption, [line.key for line in lines])

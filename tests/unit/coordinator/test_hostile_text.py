@@ -115,7 +115,7 @@ SINKS: dict[str, Callable[[], str]] = {
     "doctor": lambda: describe_findings([problem(HOSTILE, HOSTILE, HOSTILE)]),
     "doctor, wrapped": lambda: describe_findings([problem("m2", HOSTILE, HOSTILE)], 200),
     "report command": lambda: describe_report(
-        {"report": HOSTILE, "sections": {"ring": {"there": False, "why": HOSTILE, "command": HOSTILE}}}
+        {"report": HOSTILE, "sections": {"training": {"there": False, "why": HOSTILE, "command": HOSTILE}}}
     ),
 }
 
@@ -165,7 +165,7 @@ def test_error_is_printed_without_control_characters(capsys: pytest.CaptureFixtu
 
 def test_report_shows_no_control_characters() -> None:
     gone = Absent(HOSTILE, HOSTILE)
-    facts = Facts(HOSTILE, gone, gone, gone, gone, gone, gone, gone)
+    facts = Facts(HOSTILE, HOSTILE, *[gone] * 11)
     text = page(facts)
     assert FORGED in text
     assert all(line.isprintable() for line in text.split("\n"))

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from coordinator.report import build
-from coordinator.report.collect import ring
 from coordinator.report.collect.control import markdown
 from coordinator.report.collect.data import response_rate
 from coordinator.report.collect.training import chosen_days
@@ -84,7 +83,7 @@ def test_coverage_by_value(facts: Facts) -> None:
 def test_extraction_by_value(facts: Facts) -> None:
     found = facts.extraction
     assert not isinstance(found, Absent)
-    rows = 2 * (8760 + 8784) - HOLE + 14 * 24
+    rows = 2 * (8760 + 8784) + 8784 + 2 * 744 - HOLE + 14 * 24
     assert (found.summary.rows, found.summary.total, found.rows) == (rows, rows, {"PACW": rows})
 
 
@@ -138,14 +137,6 @@ def test_markdown_report_is_parsed() -> None:
     intro, tables = markdown("# Title\n\nFirst.\n\n| a |\n|---|\n| 1 |\n\n## R\n\n| b | c |\n|---|--:|\n| 2 | 3 |\n")
     assert intro == "First."
     assert tables == {"R": (("b", "c"), ("2", "3"))}
-
-
-def test_peer_is_shown_at_its_best_setting() -> None:
-    line = {"what": "torch", "length": 8, "causal": True, "backward": True, "dtype": "float32", "peak": [1e6]}
-    lines = [line | {"setting": {"a": 1}, "seconds": [3.0, 1.0]}, line | {"setting": {"a": 2}, "seconds": [5.0]}]
-    lines.append(line | {"setting": {"a": 1}, "seconds": [2.0, 2.5]})
-    (case,), slowed = ring.pooled(lines)
-    assert (case.name, case.seconds, slowed) == ("torch SDPA", 2.25, ())
 
 
 def test_page_has_every_section_and_fetches_nothing(facts: Facts) -> None:

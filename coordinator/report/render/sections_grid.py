@@ -1,0 +1,230 @@
+"""Prepare the sections on the hours themselves: demand, load duration, generation mix, forecast error, interchange."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+from warnings import catch_warnings, simplefilter
+
+import numpy as np
+
+from coordinator.report.model import Floats, OperatorError, Region, Regions
+from coordinator.report.render.charts import Axis, Band, Figure, Line, Part, areas, number, plot
+from ingest.catalog import RESPONDENTS
+
+GW = 1e-3  # of MWh in the hour
+DAYS_A_YEAR, DAYS_A_MONTH = 365.2425, 365.2425 / 12
+LONG = 550  # days: a longer period has years on its axis
+FUELS = ("nuclear", "coal", "gas", "hydro", "wind", "solar", "storage and other")  # from the base load up
+SHADES = 4  # of a flow in the matrix, by its share of the largest
+
+
+def _axis(days: Floats) -> tuple[Axis, Callable[[Floats], Floats]]:
+    """Return an axis of time for days since 1970-01-01, and the function that places days on it."""
+    first = float(days[0]) if len(days) else 0.0
+    if len(days) and days[-1] - first > LONG:
+        return Axis("year", every=1, plain=True), lambda values: 1970 + values / DAYS_A_YEAR
+    date = np.datetime64(int(first), "D")
+    return Axis(f"days since {date}"), lambda values: values - first
+
+
+def _unit(largest: float) -> tuple[float, str]:
+    """Return the factor and name of the unit in which a respondent's power is drawn."""
+    return (GW, "GW") if largest >= 1000 else (1.0, "MW")
+
+
+def power(value: float) -> str:
+    """Return mean power of an hour as text, in GW from 1,000 MW."""
+    scale, unit = _unit(value)
+    return f"{value * scale:,.1f} GW" if unit == "GW" else f"{value:,.0f} MW"
+
+
+def _drawn(found: Regions, draw: Callable[[Region], Sequence[Figure]]) -> dict[str, Any]:
+    """Return the charts of the respondents that are drawn, and how many are not."""
+    shown = found.regions[: found.drawn]
+    figures = [figure for region in shown for figure in draw(region)]
+    return {"figures": figures, "hidden": len(found.regions) - len(shown), "shown": len(shown)}
+
+
+def demand(found: Regions) -> dict[str, Any]:
+    """Return daily demand and the week of the highest hour of each respondent, and rows of peaks."""
+    rows, yearly = [], []
+    for one in found.regions:
+        top = max(one.peaks, key=lambda peak: peak.value)
+        factor = f"{one.mean / top.value:.1%}" if top.value > 0 else "–"
+        name = RESPONDENTS[one.code].name if one.code in RESPONDENTS else ""
+        rows.append(
+            [
+                one.code,
+                name,
+                number(round(one.mean)),
+                number(round(top.value)),
+                top.hour,
+                top.local,
+                factor,
+                one.first,
+                one.last,
+            ]
+        )
+        yearly += [
+            [
+                one.code,
+                peak.year,
+                number(round(peak.value)),
+                peak.hour,
+                peak.local,
+                number(round(peak.mean)),
+                number(peak.hours),
+            ]
+            for peak in one.peaks
+        ]
+    largest = found.regions[0]
+    return {
+        **_drawn(found, _demand),
+        "rows": rows,
+        "yearly": yearly,
+        "largest": (largest.code, power(largest.week.peak)),
+        "respondents": len(found.regions),
+    }
+
+
+def _demand(one: Region) -> Sequence[Figure]:
+    week = one.week
+    scale, unit = _unit(week.peak)
+    axis, place = _axis(one.days)
+    step = 7 if axis.plain else 1  # a line of seven years of days would be a blot
+    shown = _by(step, one)
+    what = "week" if step == 7 else "day"
+    x, mean = place(shown[0]), Line(f"mean of the {what}", place(shown[0]), shown[1] * scale)
+    band = Band(f"lowest to highest hour of the {what}", x, shown[2] * scale, shown[3] * scale)
+    daily = plot(f"Daily demand of {one.code}", axis, Axis(f"demand, {unit}"), [mean], [band])
+    hourly = [
+        Line("demand", week.hour / 24, week.demand * scale, "6"),
+        Line("day-ahead forecast", week.hour / 24, week.forecast * scale, "1 dash"),
+    ]
+    hourly = hourly if np.isfinite(week.forecast).any() else hourly[:1]
+    name = f"highest hour, {power(week.peak)}"
+    chart = plot(
+        f"Hourly demand of {one.code} in the week of its highest hour",
+        Axis(f"local days from {week.start}", every=1),
+        Axis(f"demand, {unit}"),
+        hourly,
+        marks=[(name, week.peak * scale)],
+    )
+    return (
+        Figure(f"{one.code}, daily", daily, f"Local days ({one.zone}).", [mean.key, ("b0", band.name)]),
+        Figure(f"{one.code}, hourly", chart, "The week of the highest hour on disk.", [line.key for line in hourly]),
+    )
+
+
+def _by(step: int, one: Region) -> tuple[Floats, Floats, Floats, Floats]:
+    """Return days, mean, lowest and highest hour of runs of `step` days; a last run that is not whole is left out, unless alone."""
+    if len(one.days) < step:
+        step = 1
+    runs = [
+        column[: len(column) // step * step].reshape(-1, step)
+        for column in (one.days, one.daily, one.lowest, one.highest)
+    ]
+    with catch_warnings():
+        simplefilter("ignore", RuntimeWarning)  # a run without any valid day is NaN
+        days, mean = (np.nanmean(column, axis=1) for column in runs[:2])
+        return days, mean, np.nanmin(runs[2], axis=1), np.nanmax(runs[3], axis=1)
+
+
+def duration(found: Regions) -> dict[str, Any]:
+    """Return load duration curves of the newest years."""
+
+    def draw(one: Region) -> Sequence[Figure]:
+        scale, unit = _unit(one.week.peak)
+        lines = [
+            Line(str(year), np.linspace(0, 100, len(values)), values * scale, style)
+            for style, (year, values) in zip(("0", "1 dash", "5"), one.duration.items(), strict=False)
+        ]
+        title = f"Load duration of {one.code}"
+        chart = plot(title, Axis("share of the year's hours, %"), Axis(f"demand, {unit}", zero=True), lines)
+        ends = next(iter(one.duration.values())) * scale
+        high, middle, low = (f"{ends[i]:,.{1 if unit == 'GW' else 0}f}" for i in (0, len(ends) // 2, -1))
+        caption = f"{next(iter(one.duration))}: highest {high}, median {middle}, lowest {low} {unit}."
+        return [Figure(one.code, chart, caption, [line.key for line in lines])]
+
+    return _drawn(found, draw)
+
+
+def mix(found: Regions) -> dict[str, Any]:
+    """Return stacked generation by group of fuels and month."""
+
+    def draw(one: Region) -> Sequence[Figure]:
+        assert one.mix is not None
+        months, groups = one.mix
+        scale, unit = _unit(one.week.peak)
+        days = np.append(months, months[-1] + 1) * DAYS_A_MONTH
+        axis, place = _axis(days)
+        parts = [Part(name, groups[name] * scale, name.split()[0]) for name in FUELS if name in groups]
+        chart = areas(
+            f"Generation mix of {one.code} by month", axis, Axis(f"generation, {unit}", zero=True), place(days), parts
+        )
+        total = sum(float(values.sum()) for values in groups.values()) or 1.0
+        shares = ", ".join(
+            f"{name} {100 * float(groups[name].sum()) / total:.0f} %" for name in FUELS if name in groups
+        )
+        return [Figure(one.code, chart, f"Mean of each month. All months: {shares}.")]
+
+    return {**_drawn(found, draw), "key": [(f"f{name.split()[0]}", name) for name in FUELS]}
+
+
+def operators(found: Regions) -> dict[str, Any]:
+    """Return the error of the operators' forecasts by hour of day and by month, and rows of totals."""
+    rows = []
+    for one in found.regions:
+        if (error := one.error) is not None:
+            size = (f"{100 * error.share:.2f} %", number(round(error.mae)), f"{round(error.bias) + 0:+,}")
+            worst = int(np.nanargmax(error.by_hour))
+            rows.append([one.code, *size, f"{worst:02d}:00 to {worst + 1:02d}:00", number(error.hours)])
+    return {**_drawn(found, lambda one: _error(one, one.error) if one.error else ()), "rows": rows}
+
+
+def _error(one: Region, error: OperatorError) -> Sequence[Figure]:
+    hour = np.arange(24, dtype=np.float64) + 0.5
+    lines = [
+        Line("mean absolute error", hour, error.by_hour, dots=True),
+        Line("mean error", hour, error.bias_by_hour, "1 dash"),
+    ]
+    axis, unit = Axis("local hour of the day", every=3), Axis("% of demand", zero=True)
+    by_hour = plot(f"Forecast error of {one.code} by hour of the day", axis, unit, lines)
+    days = (error.months + 0.5) * DAYS_A_MONTH
+    along, place = _axis(days)
+    monthly = [Line("mean absolute error", place(days), error.by_month, dots=len(days) < 25)]
+    by_month = plot(f"Forecast error of {one.code} by month", along, unit, monthly)
+    caption = "Day-ahead forecast (DF) less demand (D). Above 0 the forecast is too high."
+    return (
+        Figure(f"{one.code}, by hour", by_hour, caption, [line.key for line in lines]),
+        Figure(f"{one.code}, by month", by_month, "Mean absolute error of each month."),
+    )
+
+
+def interchange(found: Regions) -> dict[str, Any]:
+    """Return net exports by month, and the matrix of mean flows between neighbours where they are on disk."""
+
+    def draw(one: Region) -> Sequence[Figure]:
+        assert one.exports is not None
+        months, means = one.exports
+        scale, unit = _unit(float(np.nanmax(np.abs(means))))
+        days = (months + 0.5) * DAYS_A_MONTH
+        axis, place = _axis(days)
+        line = Line("net exports", place(days), means * scale, dots=len(days) < 25)
+        chart = plot(f"Net exports of {one.code} by month", axis, Axis(f"net exports, {unit}", zero=True), [line])
+        return [
+            Figure(one.code, chart, f"Mean of each month; all months: {number(round(float(np.nanmean(means))))} MW.")
+        ]
+
+    flows = [one for one in found.regions if one.flows]
+    neighbours = sorted({name for one in flows for name in one.flows})
+    most = max((abs(value) for one in flows for value in one.flows.values()), default=1.0) or 1.0
+    matrix = [(one.code, [_cell(one.flows.get(name), most) for name in neighbours]) for one in flows]
+    return {**_drawn(found, draw), "neighbours": neighbours, "matrix": matrix}
+
+
+def _cell(value: float | None, most: float) -> tuple[str, str]:
+    """Return the text and the CSS class of a mean flow: out (exports) or in, and its shade."""
+    if value is None:
+        return "", ""
+    shade = min(int(SHADES * abs(value) / most), SHADES - 1)
+    return number(round(value)), f"{'out' if value > 0 else 'in'}{shade}"
