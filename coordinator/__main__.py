@@ -6,6 +6,7 @@ import sys
 from types import FrameType
 
 from coordinator.wire.exit_codes import ExitCode
+from ringattn.macos import refused_python
 
 MESSAGE = "Interrupted. Completed work is saved; run the same command to resume."
 
@@ -30,9 +31,12 @@ def main() -> None:
 
         protect()
         from coordinator.cli.app import app
-        from coordinator.cli.errors import run
+        from coordinator.cli.errors import print_error, run
 
-        code = run(app)
+        if reason := refused_python():
+            code = print_error(reason, ExitCode.USAGE, as_json="--json" in sys.argv)
+        else:
+            code = run(app)
     except KeyboardInterrupt:
         code = ExitCode.INTERRUPTED
     sys.exit(code)

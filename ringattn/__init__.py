@@ -23,6 +23,7 @@ from ringattn._errors import (
     StartTimeout,
     TransformError,
 )
+from ringattn.macos import refused_python
 
 if TYPE_CHECKING:
     from ringattn.attention import ring_attention
@@ -79,5 +80,7 @@ _HOMES = {  # module → its names
 def __getattr__(name: str) -> Any:
     for home, names in _HOMES.items():
         if name in names:
+            if reason := refused_python():
+                raise ImportError(f"{__name__}.{name}: {reason}")
             return getattr(import_module(f"{__name__}.{home}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

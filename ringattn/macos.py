@@ -1,6 +1,7 @@
 """What macOS does differently and its errors do not say: refused permissions, RDMA without a deadline, a variable that locks GPUs."""
 
 import errno
+import platform
 import sys
 from collections.abc import Mapping
 
@@ -27,6 +28,21 @@ def fast_synch_warning(environ: Mapping[str, str]) -> str:
     if value in ("", "0"):
         return ""
     return f"{FAST_SYNCH}={value} can lock a Mac's GPU until it is restarted (mlx issues 3142, 3830)"
+
+
+def refused_python(system: str = "", machine: str = "") -> str:
+    """Return why this Python cannot run the project, or "". There is no mlx for x86_64 on macOS, so pip and uv install none.
+
+    Args:
+        system: `sys.platform`; "" asks this Python.
+        machine: `platform.machine()`; "" asks this Python.
+    """
+    if (system or sys.platform) != "darwin" or (machine or platform.machine()) != "x86_64":
+        return ""
+    return (
+        "this Python is built for x86_64, and mlx exists for Apple Silicon alone: an Intel Mac cannot run this project. On a Mac with "
+        "Apple Silicon use a Python for arm64: `uv python install cpython-3.12-macos-aarch64`, then `uv sync` in a new environment"
+    )
 
 
 def local_network_hint(error: str, system: str = "") -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ingest.console import LineFormatter, protect
+from ringattn.macos import refused_python
 from worker.argparse_errors import Parser
 
 # Set before numpy is imported: several workers on one host must not each start one thread per core.
@@ -59,6 +60,8 @@ def main(arguments: Sequence[str] | None = None, key: Mapping[str, str] | None =
         OPTIONS,
     )
     options = parser.parse_args(arguments)
+    if reason := refused_python():
+        parser.error(reason)
     if not options.coordinator.startswith("tcp://"):
         parser.error(f"--coordinator {options.coordinator}: use tcp://HOST:PORT")
     if options.connections < 1 or options.capacity < 1:

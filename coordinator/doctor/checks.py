@@ -12,10 +12,12 @@ from typing import Any, Literal
 from coordinator.workers.arithmetic import describe_difference
 from coordinator.workers.ssh import SshFailure
 from ingest.console import printable
-from ringattn.macos import FAST_SYNCH, fast_synch_warning, local_network_hint
+from ringattn.macos import FAST_SYNCH, fast_synch_warning, local_network_hint, refused_python
 
 READ_ONLY = os.strerror(errno.EROFS)
 LEAST_FREE = 2 << 30  # bytes: the five default respondents' seven years and a training take about 1 GB
+PYTHONS = (3, 11), (3, 14)  # the oldest and newest of `requires-python`
+LEAST_MACOS, LEAST_GLIBC = (14,), (2, 35)  # of mlx's wheels
 MIN_SPEED_RATIO = 0.25  # mlx's matrix products ÷ numpy's, in a rank: less means a BLAS that does not use this CPU
 MAX_CLOCK_OFFSET_S = 2.0  # logs still sort by time and certificates are valid
 MIN_LINK_BYTES_PER_S = 50e6  # half of 1 GbE; a ring over less is slower than one host at most lengths
@@ -94,14 +96,30 @@ def python(facts: Mapping[str, Any], same: str = "") -> list[Finding]:
         same: The minor version that it must have; "" accepts any.
     """
     seen = f"{facts['python']} ({facts['executable']}) on {facts['platform']}"
-    if numbers(facts["python"]) < (3, 11):
-        return [problem("python", seen, "use Python 3.11 or later: `uv sync --python 3.12`")]
+    if not PYTHONS[0] <= numbers(facts["python"])[:2] <= PYTHONS[1]:
+        return [problem("python", seen, "use Python 3.11 to 3.14, for which mlx has wheels: `uv sync --python 3.12`")]
     if same and numbers(facts["python"])[:2] != numbers(same)[:2]:
         fix = (
             f"`uv sync --python {same}` in the project's folder there, or name one of version {same} with --host-python"
         )
         return [problem("python", f"{seen}; the coordinator's host has {same}", fix)]
     return [ok("python", seen)]
+
+
+def system(facts: Mapping[str, Any]) -> list[Finding]:
+    """Check that mlx has wheels for this host: macOS 14 on Apple Silicon, or Linux with glibc 2.35."""
+    if reason := refused_python(facts["system"].lower(), facts["machine"]):
+        return [problem("system", f"macOS {facts['macos']}, {facts['machine']}", reason)]
+    if facts["system"] == "Darwin" and numbers(facts["macos"]) < LEAST_MACOS:
+        return [
+            problem(
+                "system", f"macOS {facts['macos']}", "update it to macOS 14 or later: mlx has no wheel for older ones"
+            )
+        ]
+    if facts["glibc"] and numbers(facts["glibc"]) < LEAST_GLIBC:
+        fix = "use Debian 12, Ubuntu 22.04, RHEL 10 or later: mlx has no wheel for a glibc before 2.35"
+        return [problem("system", f"{facts['platform']}, glibc {facts['glibc']}", fix)]
+    return []
 
 
 def backend(facts: Mapping[str, Any]) -> list[Finding]:
@@ -169,6 +187,7 @@ def _host_findings(facts: HostFacts, expected: Expected) -> list[Finding]:
     collected = facts.collected
     return [
         ok("ssh", "answers in batch mode"),
+        *system(collected),
         *python(collected, expected.python),
         versions(collected["versions"], expected.versions),
         *probes(collected["probe"], collected["rank_probe"]),

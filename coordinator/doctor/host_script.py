@@ -36,8 +36,8 @@ def facts(order):
     return {
         "python": platform.python_version(),
         "executable": sys.executable,
-        "system": platform.system(),
         "platform": platform.platform(terse=True),
+        **system(),
         "versions": {name: version_of(name) for name in order["packages"]},
         "busy": [port for port in order["ports"] if port_refusal("", port, order["addresses"])],
         "data": data,
@@ -51,6 +51,17 @@ def facts(order):
         "addresses": [address for address in order["addresses"] if own(address)],
         "probe": probe(order["environment"]) if order["probe"] else None,
         "rank_probe": probe(order["environment"], "--as-rank") if order["probe"] else None,
+    }
+
+
+def system():
+    """Return what decides whether mlx has a wheel for this Python."""
+    libc, version = platform.libc_ver()
+    return {
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "macos": platform.mac_ver()[0],
+        "glibc": version if libc == "glibc" else "",
     }
 
 

@@ -14,7 +14,19 @@ from importlib import metadata
 from pathlib import Path
 
 from coordinator.doctor import host_script
-from coordinator.doctor.checks import Finding, disk, environment, folder, numbers, ok, probes, problem, python, sleep
+from coordinator.doctor.checks import (
+    Finding,
+    disk,
+    environment,
+    folder,
+    numbers,
+    ok,
+    probes,
+    problem,
+    python,
+    sleep,
+    system,
+)
 from coordinator.doctor.host_script import probe
 from coordinator.stages.fleet import reachable_bind
 from coordinator.wire.auth import is_loopback, loopback_address
@@ -65,7 +77,7 @@ def examine(data_dir: Path, bind: str, keys: Path) -> list[Finding]:
     if not isinstance(plain, str):
         found += python(plain)
     found += probes(plain, rank)
-    found += environment(os.environ)
+    found += [*system(host_script.system() | {"platform": sys.platform}), *environment(os.environ)]
     return [*found, *ports(bind), *room(data_dir), *key_files(keys, bind), *sleep(host_script.sleep_settings())]
 
 

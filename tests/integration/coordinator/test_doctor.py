@@ -94,8 +94,21 @@ def test_missing_and_old_packages_are_named() -> None:
 
 def test_old_python_and_mlx_without_ring() -> None:
     assert_problem(checks.python({**FACTS, "python": "3.9.1"}), "3.11")
+    assert_problem(checks.python({**FACTS, "python": "3.15.0"}), "3.11 to 3.14")
     assert_problem(checks.python(FACTS, same="3.12"), "has 3.12")
     assert_problem(checks.backend({**FACTS, "ring": False}), "without its ring")
+
+
+def test_systems_without_an_mlx_wheel() -> None:
+    here = host_script.system()
+    assert here["machine"] and (here["system"] != "Linux" or not here["macos"])
+    mac = {"system": "Darwin", "machine": "arm64", "macos": "14.0", "glibc": "", "platform": "macOS-14.0"}
+    linux = {"system": "Linux", "machine": "aarch64", "macos": "", "glibc": "2.35", "platform": "Linux"}
+    for fine in (mac, {**mac, "macos": "26.2"}, linux, {**linux, "glibc": ""}, {**linux, "glibc": "2.41"}):
+        assert checks.system(fine) == []
+    assert_problem(checks.system({**mac, "macos": "13.7.1"}), "macOS 14 or later")
+    assert_problem(checks.system({**mac, "machine": "x86_64"}), "an Intel Mac cannot")
+    assert_problem(checks.system({**linux, "glibc": "2.34"}), "Ubuntu 22.04")
 
 
 def test_busy_port_is_named() -> None:

@@ -278,7 +278,7 @@ def test_host_that_is_down_is_a_finding(tmp_path: Path) -> None:
 
 def host_facts(**changes: Any) -> HostFacts:
     facts = {
-        "python": f"{HERE}.1", "executable": "python", "system": "Darwin", "platform": "macOS", "versions": {"mlx": "1"}, "busy": [],
+        "python": f"{HERE}.1", "executable": "python", "system": "Darwin", "platform": "macOS", "machine": "arm64", "macos": "15.1", "glibc": "", "versions": {"mlx": "1"}, "busy": [],
         "data": "/data", "free": 1 << 40, "unwritable": "", "open_keys": [], "holder": None, "formats": [1, 1], "sleep": {"sleep": "0"},
         "addresses": ["10.0.0.1"], "probe": None, "rank_probe": None,
     }  # fmt: skip
