@@ -118,7 +118,7 @@ PLANTED = {
     "stranger": ("Host key verification failed", "once by hand"),
     "nameless": ("resolve", "correct it in the hostfile"),
     "pythonless": ("no Python at /nowhere/python", "uv sync"),
-    "oldpython": ("3.9.2", "3.11 or later"),
+    "oldpython": ("3.9.2", "Python 3.11 to 3.14"),
     "otherpython": (f"the coordinator's host has {HERE}", "--host-python"),
     "noisy": ("login shell: 'Welcome to noisy", "ssh noisy true"),
     "oldpackage": (r"mlx 0.0.1 \(", "uv pip install .*mlx=="),
