@@ -28,6 +28,7 @@ from tests.support.waiting import until
 
 SSHD = "/usr/sbin/sshd"
 HERE = ".".join(map(str, sys.version_info[:2]))
+OTHER = "3.13" if HERE != "3.13" else "3.12"  # accepted, but not beside this one
 
 
 @dataclass
@@ -201,7 +202,7 @@ def plant(sshd: Sshd, folder: Path, mounts: dict[str, Path], stack: ExitStack) -
     pythons = {
         "pythonless": "/nowhere/python",
         "oldpython": stub(folder, "python3.9", replace_code(say, '"3.9.2"')),
-        "otherpython": stub(folder, "python3.99", replace_code(say, '"3.99.0"')),
+        "otherpython": stub(folder, "other-python", replace_code(say, f'"{OTHER}.0"')),
         "noisy": stub(folder, "noisy-python", "print('Welcome to noisy, have a nice day', flush=True)"),
         "oldpackage": stub(
             folder, "oldpackage-python", replace_code("return metadata.version(name)", "return '0.0.1'")
