@@ -14,7 +14,7 @@ from ingest.asked import open_gaps
 from ingest.errors import VerificationError
 from ingest.files import atomic_write, visible
 from ingest.models import MANIFEST_FORMAT, BuildResult, FileEntry, Gap, ShardResult, parse_hour
-from ingest.store import fsync_folders
+from ingest.store import fsync_folders, is_pruned
 
 SAFE_HOUR = re.compile(
     r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|1\d|2[0-8])T([01]\d|2[0-3])"
@@ -99,8 +99,12 @@ def build_manifests(data_dir: Path) -> Iterator[Manifest[BuildResult]]:
 
 
 def in_place(data_dir: Path, result: ShardResult | BuildResult) -> bool:
-    """Return whether each file of a result is on disk, with its size. `ingest.verify` reads the contents."""
-    for file in result.files:
+    """Return whether each file of a result is on disk, with its size; pages that were removed on purpose are not needed.
+
+    `ingest.verify` reads the contents.
+    """
+    pruned = isinstance(result, ShardResult) and is_pruned(data_dir, result.shard)
+    for file in (result.piece,) if isinstance(result, ShardResult) and pruned else result.files:
         try:
             if (data_dir / file.path).stat().st_size != file.bytes:
                 return False

@@ -123,6 +123,12 @@ def names_in_snapshot(file: FileEntry) -> Iterator[str]:
         yield f"{DATASET}/year={year}/{respondent}.parquet"
 
 
+def before(data_dir: Path) -> list[Path]:
+    """Return the folders of all snapshots but the newest."""
+    newest = current(data_dir)
+    return [path for path in _snapshots(data_dir) if path != newest]
+
+
 def remove_older(data_dir: Path, kept: int) -> int:
     """Remove all but the newest `kept` snapshots, and what a killed run left; the disk's errors are raised as StorageError.
 

@@ -22,6 +22,7 @@ from ingest.files import atomic_write, fsync_path, storage_errors
 from ingest.models import FileEntry, Shard
 
 LEFTOVER_S = 3600.0  # an older temporary file has no owner: a write takes seconds
+PRUNED = "pruned"  # beside pages that `coordinator clean` has removed
 _durable: set[Path] = set()  # folders whose name is known to be on disk; nothing removes them
 _durable_lock = threading.Lock()
 
@@ -70,6 +71,11 @@ class StoredPage(NamedTuple):
 def page_folder(data_dir: Path, shard: Shard) -> Path:
     """Return the folder of a shard's raw pages."""
     return data_dir / "raw" / shard.key
+
+
+def is_pruned(data_dir: Path, shard: Shard) -> bool:
+    """Return whether `coordinator clean` has removed the pages of a shard; its piece holds their rows."""
+    return (page_folder(data_dir, shard) / PRUNED).is_file()
 
 
 def write_page(data_dir: Path, shard: Shard, offset: int, content: bytes, suffix: str) -> FileEntry:

@@ -119,6 +119,39 @@ def status(settings: Settings, as_json: AsJson = False) -> None:
     print(json.dumps(found) if as_json else describe(found))
 
 
+@app.command(cls=Command, epilog="coordinator clean --data data")
+@with_settings("data")
+def clean(
+    settings: Settings,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be removed, and remove nothing.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove what newer generations replace: pages fetched again since, earlier series, leftovers of killed processes."""
+    from contextlib import ExitStack
+
+    from coordinator.server.folder_lock import FolderLock
+    from ingest import disk_use
+
+    folder = folder_of(settings)
+    if not (folder / "manifests").is_dir():
+        raise UsageError(f"{folder} holds no run. Start one with `coordinator start --extract --data {folder}`.")
+    with ExitStack() as stack:
+        if not dry_run:
+            stack.enter_context(FolderLock(folder))
+        found = disk_use.replaced(folder)
+        if not dry_run:
+            disk_use.remove(folder, found)
+    if as_json:
+        kinds = [{"kind": one.kind, "items": len(one.paths), "bytes": one.bytes} for one in found]
+        print(json.dumps({"data": str(folder), "removed": not dry_run, "kinds": kinds}))
+        return
+    word = "would be removed" if dry_run else "removed"
+    lines = [f"{one.kind}: {len(one.paths):,} {word}, {one.bytes / 1e6:,.1f} MB" for one in found]
+    print("\n".join(lines) or f"{folder} holds nothing that newer generations replace")
+
+
 @app.command(cls=Command, epilog="coordinator doctor --data data")
 @with_settings("data", "bind", "keys", "hostfile", "host-python", "host-data")
 def doctor(settings: Settings, as_json: AsJson = False, quiet: Quiet = False) -> None:

@@ -16,6 +16,7 @@ from coordinator.wire.auth import is_loopback, load_worker
 from coordinator.wire.messages import Status, StatusRequest
 from ingest import manifest
 from ingest.console import printable
+from ingest.disk_use import by_kind, replaced
 from ingest.errors import UsageError
 
 TIMEOUT_MS = 3_000
@@ -31,7 +32,7 @@ def fetch_status(data_dir: Path, keys: Path) -> dict[str, Any]:
     if endpoint.exists():
         snapshot = request_snapshot(endpoint.read_text(), keys)
         if snapshot is not None:
-            return {"running": True, **msgspec.to_builtins(snapshot)}
+            return {"running": True, **msgspec.to_builtins(snapshot), "disk": by_kind(data_dir)}
     if not (data_dir / "manifests").is_dir():
         raise UsageError(f"{data_dir} holds no run. Start one with `coordinator start --extract --data {data_dir}`.")
     summary = manifest.summarise(manifest.shard_results(data_dir), manifest.build_results(data_dir))
@@ -42,6 +43,8 @@ def fetch_status(data_dir: Path, keys: Path) -> dict[str, Any]:
         "rows": summary.rows,
         "total": summary.total,
         "origins": list(summary.origins),
+        "disk": by_kind(data_dir),
+        "replaced": sum(one.bytes for one in replaced(data_dir)),
     }
 
 
@@ -70,10 +73,16 @@ def describe(snapshot: dict[str, Any]) -> str:
     """Return a status as text."""
     if not snapshot["running"]:
         label = printable(", ".join(snapshot["origins"])) or "no data"
-        return (
+        lines = [
             f"no coordinator is running here; {snapshot['shards']} shards and {snapshot['series']} series are verified, "
-            f"rows {snapshot['rows']:,} of {snapshot['total']:,} ({label})"
-        )
+            f"rows {snapshot['rows']:,} of {snapshot['total']:,} ({label})",
+            describe_disk(snapshot["disk"]),
+        ]
+        if replaced_bytes := snapshot["replaced"]:
+            lines.append(
+                f"newer generations replace {replaced_bytes / 1e6:,.1f} MB of it: `coordinator clean` removes that"
+            )
+        return "\n".join(lines)
     run = msgspec.convert(snapshot, RunStatus)
     view = run_view(run, already_done=0)
     lines = [run.training or headline(view), *(f"  {wait}" for wait in view.waits)]
@@ -83,4 +92,11 @@ def describe(snapshot: dict[str, Any]) -> str:
             f"  {worker.name}  {worker.rows:,} rows  {worker.requests:,} requests  {worker.megabytes:.0f} MB  {doing}"
         )
     lines += [f"  QUARANTINED {task}: {error}: {message}" for task, error, message in run.quarantined]
+    lines.append(describe_disk(snapshot["disk"]))
     return "\n".join(map(printable, lines))
+
+
+def describe_disk(sizes: dict[str, int]) -> str:
+    """Return disk use by kind as one line."""
+    parts = ", ".join(f"{kind} {size / 1e6:,.1f}" for kind, size in sizes.items())
+    return f"disk {sum(sizes.values()) / 1e6:,.1f} MB: {parts}"

@@ -36,6 +36,8 @@ HERE = (
     "coordinator config show",
     "coordinator status",
     "coordinator status --json",
+    "coordinator clean --dry-run",
+    "coordinator clean",
     "coordinator report",
     "coordinator export --out ercot.csv --respondents ERCO --variables D,DF --period 2024 --local-time",
     "coordinator keys init",

@@ -97,18 +97,19 @@ def verify_text() -> str:
     return report.to_text()
 
 
+DISK = {"disk": {"raw pages": 1}}
 SINKS: dict[str, Callable[[], str]] = {
     "note": lambda: plain_display(lambda display: display.note(HOSTILE)),
     "quarantined": quarantine_note,
     "progress": lambda: plain_display(
         lambda display: display.update(replace(render(run_view(STATUS, 0)), line=HOSTILE))
     ),
-    "status": lambda: status_command.describe({"running": True, **msgspec.to_builtins(STATUS)}),
+    "status": lambda: status_command.describe({"running": True, **msgspec.to_builtins(STATUS), **DISK}),
     "status of a training": lambda: status_command.describe(
-        {"running": True, **msgspec.to_builtins(STATUS), "training": HOSTILE}
+        {"running": True, **msgspec.to_builtins(STATUS), "training": HOSTILE, **DISK}
     ),
     "status without a run": lambda: status_command.describe(
-        {"running": False, "shards": 1, "series": 1, "rows": 1, "total": 1, "origins": [HOSTILE]}
+        {"running": False, "shards": 1, "series": 1, "rows": 1, "total": 1, "origins": [HOSTILE], "replaced": 1, **DISK}
     ),
     "summary": summary_text,
     "verify": verify_text,
