@@ -45,6 +45,16 @@ def refused_python(system: str = "", machine: str = "") -> str:
     )
 
 
+def compiler_hint(system: str = "") -> str:
+    """Return how to get a C compiler on this system, or on that of `system`, a `sys.platform`.
+
+    `/usr/bin/clang` is there on every Mac, but without Xcode's tools it is a stub that fails, so a search on PATH finds it.
+    """
+    if (system or sys.platform) == "darwin":
+        return "`xcode-select --install` (until then macOS's own `clang` is a stub without a compiler)"
+    return "install gcc or clang"
+
+
 def local_network_hint(error: str, system: str = "") -> str:
     """Return what to do about a failed connection, or "" where macOS's local network privacy is not its cause.
 

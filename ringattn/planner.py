@@ -8,9 +8,10 @@ this one; then the same for Apple chips at published speeds (`ringattn.hosts`), 
 import argparse
 import contextlib
 import json
+import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -148,14 +149,30 @@ def smallest_block(shape: Shape, speed: Speed, link: Link) -> int:
     return high
 
 
-def measure_speed(shape: Shape, *, block: int = 2048, repeats: int = 3) -> Speed:
-    """Measure this machine's speed on one block of `block` tokens, best of `repeats`, with the kernel that `select` returns."""
-    forward, backward = (min(_seconds(work) for _ in range(repeats)) for work in _kernel(shape, block))
+def measure_speeds(shape: Shape) -> dict[str, Speed]:
+    """Measure each kernel that may be this machine's best, the fastest first.
+
+    On a Mac's CPU that is also `mlx`: its matrix products are Accelerate's, which has Apple's matrix units to itself, while `select`
+    prefers `native` from measurements on Linux.
+    """
+    chosen = kernels.select().name
+    names = [chosen]
+    if sys.platform == "darwin" and chosen == "native" and not os.environ.get("RINGATTN_KERNEL"):
+        names.append("mlx")
+    speeds = {name: measure_speed(shape, kernel=name) for name in names}
+    return dict(
+        sorted(speeds.items(), key=lambda one: FORWARD_FLOPS / one[1].forward + BACKWARD_FLOPS / one[1].backward)
+    )
+
+
+def measure_speed(shape: Shape, *, block: int = 2048, repeats: int = 3, kernel: str | None = None) -> Speed:
+    """Measure this machine's speed on one block of `block` tokens, best of `repeats`, with a kernel as `select` returns it."""
+    forward, backward = (min(_seconds(work) for _ in range(repeats)) for work in _kernel(shape, block, kernel))
     pairs = shape.heads * shape.dim * block**2 * shape.density
     return Speed(FORWARD_FLOPS * pairs / forward, BACKWARD_FLOPS * pairs / backward)
 
 
-def _kernel(shape: Shape, block: int) -> tuple[Callable[[], None], Callable[[], None]]:
+def _kernel(shape: Shape, block: int, name: str | None = None) -> tuple[Callable[[], None], Callable[[], None]]:
     """Return forward and backward on one block, ready to be timed."""
     dtype = mx.float32 if shape.itemsize == 4 else mx.bfloat16
     rng = np.random.default_rng(0)
@@ -166,7 +183,7 @@ def _kernel(shape: Shape, block: int) -> tuple[Callable[[], None], Callable[[], 
     q, k, v, do = draw(shape.heads), draw(shape.kv_heads), draw(shape.kv_heads), draw(shape.heads)
     at = np.arange(block, dtype=np.int32)
     mask = kernels.Block(at, at, causal=shape.causal)
-    kernel = kernels.select()
+    kernel = kernels.select(name)
     o, lse = kernel.forward(q, k, v, mask, scale=0.1)
     delta = (do.astype(mx.float32) * o).sum(axis=-1)
     mx.eval(q, k, v, do, lse, delta)
@@ -220,12 +237,20 @@ def _measure_link_rank() -> None:
     print(json.dumps({"latency": latency, "bandwidth": bandwidth, "kernel_share": share}))
 
 
-def report(shape: Shape, speed: Speed, links: Sequence[Link]) -> dict:
-    """Return all predictions as plain data; under "paper" those of Apple chips, from published figures."""
+def report(shape: Shape, speeds: Mapping[str, Speed], links: Sequence[Link]) -> dict:
+    """Return all predictions as plain data; under "paper" those of Apple chips, from published figures.
+
+    Args:
+        shape: the attention call.
+        speeds: this machine's by kernel, as `measure_speeds` returns; the first one is taken.
+        links: the links to predict for.
+    """
+    (kernel, speed), *slower = speeds.items()
     return {
         "shape": asdict(shape),
         "speed": asdict(speed),
-        "kernel": kernels.select().name,
+        "kernel": kernel,
+        "slower_kernels": {name: asdict(other) for name, other in slower},
         "links": _predicted(shape, speed, links),
         "paper": [
             {
@@ -257,9 +282,9 @@ def _predicted(shape: Shape, speed: Speed, links: Sequence[Link]) -> list[dict]:
 
 def text(found: dict) -> str:
     """Format the report for a terminal."""
-    shape, speed = found["shape"], found["speed"]
+    shape = found["shape"]
     lines = [
-        f"{found['kernel']} kernel here: {speed['forward'] / 1e9:.0f} GFLOP/s forward, {speed['backward'] / 1e9:.0f} backward",
+        *_kernel_lines(found),
         f"{shape['length']} tokens, {shape['heads']} heads of {shape['dim']}, {'causal' if shape['causal'] else 'full'}; "
         "predicted efficiency of n hosts like this one:",
         f"{'link':<15}{'GB/s':>7}{'hides from':>15}" + "".join(f"{f'n={n}':>8}" for n in HOSTS) + "   best",
@@ -275,6 +300,23 @@ def text(found: dict) -> str:
             *_lines(chip["links"]),
         ]
     return "\n".join(lines)
+
+
+def _kernel_lines(found: dict) -> list[str]:
+    speeds = {found["kernel"]: found["speed"], **found["slower_kernels"]}
+    lines = [
+        f"{name} kernel here: {speed['forward'] / 1e9:.0f} GFLOP/s forward, {speed['backward'] / 1e9:.0f} backward"
+        for name, speed in speeds.items()
+    ]
+    if len(speeds) > 1:
+        usual = kernels.select().name
+        make = (
+            ""
+            if found["kernel"] == usual
+            else f"; the ring takes {usual} unless RINGATTN_KERNEL={found['kernel']} is set"
+        )
+        lines.append(f"the predictions take {found['kernel']}, the fastest{make}")
+    return lines
 
 
 def _lines(rows: Sequence[dict]) -> list[str]:
@@ -310,7 +352,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     try:
         print("measuring this machine's kernel and loopback; this takes some seconds", file=sys.stderr, flush=True)
-        found = report(shape, measure_speed(shape), [*LINKS, measure_link()])
+        found = report(shape, measure_speeds(shape), [*LINKS, measure_link()])
     except KeyboardInterrupt:
         print("planner: interrupted; run the same command to measure again", file=sys.stderr)
         return 130

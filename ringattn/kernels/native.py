@@ -23,6 +23,7 @@ import numpy as np
 
 from ringattn._errors import KernelError, ShapeError
 from ringattn.kernels.base import Block, check
+from ringattn.macos import compiler_hint
 
 MAX_DIM = 256
 _DTYPE_CODES = {mx.float32: 0, mx.bfloat16: 1, mx.float16: 2}
@@ -53,7 +54,7 @@ def library() -> ctypes.CDLL:
     spec = importlib.util.find_spec("ringattn.kernels._native")
     if spec is None or spec.origin is None:
         raise KernelError(
-            "the C library was not built at install (no working C compiler then); install gcc or clang, then run "
+            f"the C library was not built at install (no working C compiler then); {compiler_hint()}, then run "
             "`uv sync --reinstall-package ring-attention-energy` (or `pip install --force-reinstall --no-deps .`)"
         )
     try:

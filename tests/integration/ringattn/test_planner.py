@@ -10,7 +10,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from ringattn import planner
+from ringattn import kernels, planner
 from ringattn.hosts import CHIPS, LINKS, Chip, Link, Speed
 from ringattn.planner import Shape
 from scripts.bench.links import paper_part
@@ -80,11 +80,56 @@ def test_command_line_measures_and_prints_json() -> None:
 
 def test_report_says_what_was_read_and_what_was_measured() -> None:
     shape = Shape(131_072)
-    printed = planner.text(planner.report(shape, SPEED, [*LINKS, Link("loopback", 1e9, 1e-4)]))
+    printed = planner.text(planner.report(shape, {"native": SPEED}, [*LINKS, Link("loopback", 1e9, 1e-4)]))
     assert "loopback is measured, the others were read" in printed
     paper = printed.partition("nothing of it was measured:")[2]
     assert "M2, 10 cores: at most 2.65 TFLOP/s forward, 1.83 backward" in paper
     assert paper.count("tokens") == sum(len(chip.links) for chip in CHIPS)
+
+
+@pytest.mark.parametrize(
+    ("system", "accelerate", "taken", "words"),
+    [
+        ("linux", 0.0, "native", ""),
+        (
+            "darwin",
+            2.0,
+            "mlx",
+            "the predictions take mlx, the fastest; the ring takes native unless RINGATTN_KERNEL=mlx is set",
+        ),
+        ("darwin", 0.5, "native", "the predictions take native, the fastest\n"),
+    ],
+)
+def test_kernels_are_timed_against_each_other_on_a_macs_cpu(
+    system: str, accelerate: float, taken: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def timed(shape: Shape, *, kernel: str) -> Speed:
+        return Speed(*((accelerate if kernel == "mlx" else 1.0) * speed for speed in (100e9, 80e9)))
+
+    monkeypatch.delenv("RINGATTN_KERNEL", raising=False)
+    monkeypatch.setattr(planner.sys, "platform", system)
+    monkeypatch.setattr(planner, "measure_speed", timed)
+    shape = Shape(131_072)
+    found = planner.report(shape, planner.measure_speeds(shape), LINKS)
+    printed = planner.text(found)
+    assert found["kernel"] == taken and found["speed"]["forward"] == 100e9 * max(1.0, accelerate)
+    assert words in printed and printed.count("kernel here:") == (2 if words else 1)
+    assert ("predictions take" in printed) == bool(words)
+    monkeypatch.setenv("RINGATTN_KERNEL", "reference")
+    assert list(planner.measure_speeds(shape)) == ["reference"]
+
+
+def test_a_named_kernel_is_the_one_that_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str | None] = []
+    real = kernels.select
+
+    def select(name: str | None = None) -> kernels.Kernel:
+        asked.append(name)
+        return real(name)
+
+    monkeypatch.setattr(planner.kernels, "select", select)
+    speed = planner.measure_speed(Shape(64, heads=1, kv_heads=1, dim=8), block=64, repeats=1, kernel="mlx")
+    assert asked == ["mlx"] and min(speed.forward, speed.backward) > 0
 
 
 def test_every_published_figure_names_its_source() -> None:

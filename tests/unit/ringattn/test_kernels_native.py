@@ -235,3 +235,19 @@ def test_install_succeeds_without_compiler_and_builds_with_one(tmp_path: Path) -
             env={**os.environ, "PYTHONPATH": str(target)},
         )
         assert expected in out.stdout
+
+
+@pytest.mark.parametrize(
+    ("system", "hint"),
+    [
+        ("linux", "install gcc or clang"),
+        ("darwin", "`xcode-select --install` (until then macOS's own `clang` is a stub"),
+    ],
+)
+def test_missing_library_names_the_compiler_of_the_system(
+    system: str, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "platform", system)
+    with pytest.raises(KernelError, match=rf"was not built at install .*{re.escape(hint)}.*, then run `uv sync"):
+        native.library.__wrapped__()
