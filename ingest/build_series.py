@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ingest.array_types import Bools, Floats, Int8s, Int32s, Int64s
 from ingest.balance import balances
 from ingest.breaks import REPORTED_BY_EIA, breaks_of
+from ingest.citation import all_terms
 from ingest.columns import as_arrow, as_numpy, as_strings, hour_number, hour_text
 from ingest.models import REGION_TYPES, BuildJob, BuildResult, Shard
 from ingest.plan import piece_order
@@ -89,6 +90,7 @@ def build(job: BuildJob, data_dir: Path) -> BuildResult:
         "year": job.year,
         "origin": job.origin,
         "unit": "MWh",
+        "sources": all_terms((piece.shard.source, job.origin) for piece in pieces),
         "hours": cells.raw.shape[1],
         **_counts(cells, reason),
         "balance": balances(dict(zip(cells.variables, value, strict=True)), months_of(cells)),

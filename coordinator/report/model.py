@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ingest.citation import Terms
 from ingest.coverage import Coverage
 from ingest.manifest import Summary
 from ingest.models import Gap
@@ -207,6 +208,7 @@ class Provenance:
     """The origin of everything: rows of a table, (what, value)."""
 
     origins: tuple[str, ...]
+    terms: tuple[Terms, ...]  # licence and citation of each source
     rows: tuple[tuple[str, str], ...]
 
 

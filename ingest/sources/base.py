@@ -10,6 +10,8 @@ from ingest.columns import Columns, hour_number
 from ingest.http import WIRE_LIMIT, HttpResponse
 from ingest.models import FetchJob, Shard
 
+EIA_LICENCE = "public domain: a work of the U.S. government; EIA asks to be named as the source"
+
 
 @dataclass(frozen=True)
 class RateLimit:
@@ -38,6 +40,8 @@ class Source(ABC):
     routes: tuple[str, ...]  # in the order of a plan
     default_routes: tuple[str, ...] = ()  # of a plan that names none; () = all
     first_hour = ""  # of all of its data, YYYY-MM-DDTHH; "": unknown
+    licence = "not stated by the source"  # of its data
+    citation = "not stated by the source"  # how to name the data's origin
     rate_limit: RateLimit | None = None  # None: the source states no limit
     min_interval_s = 0.0  # minimum time between two requests to one host; 0 = none
     deadline_s: float  # seconds for one response

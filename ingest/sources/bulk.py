@@ -31,7 +31,7 @@ from ingest.errors import SourceError, UsageError
 from ingest.http import HttpResponse, plain_body, raise_for_response
 from ingest.models import HOUR, MAX_VARIABLES, FetchJob
 from ingest.routes import variable_of
-from ingest.sources.base import Page, Source
+from ingest.sources.base import EIA_LICENCE, Page, Source
 
 T = TypeVar("T")
 
@@ -104,6 +104,8 @@ class Bulk(Source):
     """EIA's six-month files: one request per shard, no key. EIA states no limit of requests for them."""
 
     url = "https://www.eia.gov"
+    licence = EIA_LICENCE
+    citation = "U.S. Energy Information Administration, Form EIA-930, six-month files, https://www.eia.gov/electricity/gridmonitor/"
     routes = ("BALANCE",)
     first_hour = "2015-07-01T00"  # EIA-930's first file, https://www.eia.gov/todayinenergy/detail.php?id=46117
     deadline_s = 1800.0

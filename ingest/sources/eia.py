@@ -22,7 +22,7 @@ from ingest.errors import AuthenticationError, SourceError
 from ingest.http import HttpResponse, excerpt, inflate, plain_body, raise_for_response
 from ingest.models import MAX_VARIABLES, FetchJob, Shard
 from ingest.routes import EIA_ROUTES, Route, variable_of
-from ingest.sources.base import Page, RateLimit, Source
+from ingest.sources.base import EIA_LICENCE, Page, RateLimit, Source
 
 PAGE_ROWS = 5000  # the API's limit for a JSON response
 EIA_RATE_LIMIT = RateLimit(9000 / 3600, 5)  # EIA's FAQ: under 9,000 requests an hour sustained, 5 a second in a burst
@@ -56,6 +56,8 @@ class Eia(Source):
     """EIA's API v2: pages of 5,000 rows, with a key."""
 
     url = "https://api.eia.gov"
+    licence = EIA_LICENCE
+    citation = "U.S. Energy Information Administration, Form EIA-930, Open Data API v2, https://www.eia.gov/opendata/"
     routes = tuple(EIA_ROUTES)
     default_routes = ("region-data", "fuel-type-data")
     first_hour = "2019-01-01T00"

@@ -42,6 +42,8 @@ class Oasis(Source):
     """CAISO's OASIS: reports as zipped CSV, a window of hours each, no key."""
 
     url = "http://oasis.caiso.com"
+    licence = "California ISO's terms of use, https://www.caiso.com"
+    citation = "California ISO, Open Access Same-Time Information System (OASIS), http://oasis.caiso.com"
     routes = ("SLD_FCST", "SLD_REN_FCST", "ENE_SLRS")
     first_hour = "2009-04-01T08"  # CAISO's nodal market, whose reports these are, began on 2009-04-01
     rate_limit = RateLimit(1 / 5, 1)  # CAISO's 429 notice: one request every 5 seconds

@@ -11,6 +11,7 @@ import numpy as np
 from coordinator.report.model import Absent, Control, Extraction, Hours, Provenance, ResponseRate, Revised, Training
 from coordinator.stages.extract.plan import world_of
 from ingest import manifest
+from ingest.citation import all_terms
 from ingest.coverage import SeriesSummary, coverage, read_summaries
 from ingest.manifest import Manifest
 from ingest.models import ShardResult
@@ -130,4 +131,5 @@ def provenance(data_dir: Path, training: Training | Absent, control: Control | A
             ("seed of the control training", str(control.result.get("seed", "not recorded"))),
             ("machine of its learner", str(control.result.get("machine", "not recorded"))),
         ]
-    return Provenance(origins, tuple(rows))
+    terms = all_terms((result.shard.source, result.origin) for result in results)
+    return Provenance(origins, terms, tuple(rows))
