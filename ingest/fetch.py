@@ -14,7 +14,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ingest import store
-from ingest.columns import Columns, digest, drop_repeats_between, duplicate_owners, find_gaps, merge
+from ingest.asked import SETTLE
+from ingest.columns import (
+    Columns,
+    digest,
+    drop_repeats_between,
+    duplicate_owners,
+    find_gaps,
+    hour_number,
+    merge,
+)
 from ingest.errors import (
     AuthenticationError,
     Cancelled,
@@ -146,10 +155,15 @@ class _Fetch:
         if self.source.paged and len(columns) + self.duplicates != total:
             raise _InconsistentPages("rows", f"{len(columns)} rows, but the source reports {total}", self.pages)
         gaps = find_gaps(columns, self.source.spans(self.job, columns))
-        if self.source.paged and gaps and total:
-            # Rows beyond the end would mean that `total` is too low: the page there must be empty.
+        if self.source.paged and total and any(hour_number(gap.start) <= self._settled_hour() for gap in gaps):
+            # Rows beyond the end would mean that `total` is too low: the page there must be empty. Hours that the source may
+            # not have published yet are absent without that, and an update asks for them again.
             self._complete((total,), total)
         return columns, gaps
+
+    def _settled_hour(self) -> int:
+        """Return the number of the last hour that the source had had time to publish when the pages were served."""
+        return hour_number(min(self.served)) - SETTLE
 
     def _known_total(self) -> int | None:
         """Return the total that all pages report, or None before the first.
