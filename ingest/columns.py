@@ -24,6 +24,7 @@ EVERYTHING = "*"  # variable of the gap of a respondent without any row
 SeriesName = tuple[str, str]  # (respondent, variable)
 
 
+@lru_cache(maxsize=1 << 15)  # a few years of hours; plans ask for the same ones again and again
 def hour_number(period: str) -> int:
     """Return hours since 1970-01-01T00 UTC of `YYYY-MM-DDTHH`; another form raises ValueError."""
     return (parse_hour(period) - EPOCH) // HOUR

@@ -207,19 +207,28 @@ def plan_update(
         for shard in wanted:
             requested[shard.source, shard.route, shard.respondent].append(span_of(shard))
     fresh: list[Shard] = []
-    for (source, route, respondent), spans in requested.items():
-        asked = clip(merge(spans), [(0, horizon + get_source(source).ahead_hours(route))])
-        own = on_disk.get((source, route, respondent), [])
+    for key, spans in requested.items():
+        asked = clip(merge(spans), [(0, horizon + get_source(key[0]).ahead_hours(key[1]))])
+        own = on_disk.get(key, [])
         missing = subtract(asked, merge(asked_span(result) for result in own))
         revisable = [(horizon - revise_days * 24, horizon)]
-        gaps = merge((hour_number(gap.start), hour_number(gap.end) + 1) for gap in open_gaps(own))
-        fillable = clip(subtract(gaps, confirmed(own)), asked)
-        needed = merge([*missing, *clip(asked, revisable), *fillable], JOIN)
-        for start, end in _cut(source, needed):
-            period = hour_text(start), hour_text(end - 1)
-            generation = next_generation(own, (start, end))
-            fresh.append(Shard(source, route, respondent, *period, generation))
+        fresh += plan_spans(key, own, [*missing, *clip(asked, revisable), *clip(unfilled_gaps(own), asked)])
     return tuple(dict.fromkeys(fresh))
+
+
+def unfilled_gaps(own: Sequence[ShardResult]) -> list[HourSpan]:
+    """Return the gaps of one route that are not the source's own yet."""
+    gaps = merge((hour_number(gap.start), hour_number(gap.end) + 1) for gap in open_gaps(own))
+    return subtract(gaps, confirmed(own))
+
+
+def plan_spans(key: RouteKey, own: Sequence[ShardResult], spans: Iterable[HourSpan]) -> list[Shard]:
+    """Return the shards that ask for these hours of a route again, each the next generation of the hours that are on disk."""
+    source, route, respondent = key
+    return [
+        Shard(source, route, respondent, hour_text(start), hour_text(end - 1), next_generation(own, (start, end)))
+        for start, end in _cut(source, merge(spans, JOIN))
+    ]
 
 
 def years_of(shard: Shard) -> range:
