@@ -106,6 +106,35 @@ def _print_documents(documents: Mapping[str, Any], **more: Any) -> None:
     print(json.dumps(next(iter(documents.values())) if len(documents) == 1 else {**documents, **more}))
 
 
+@app.command(cls=Command, epilog="coordinator follow --source eia --data real --respondents PACW,ERCO")
+@with_settings(
+    *("data", "source", "respondents", "start", "workers", "hostfile", "host-python", "host-data"),
+    *("connections", "bind", "keys", "rate", "retries", "revise-days", "run"),
+)
+def follow(
+    settings: Settings,
+    then: Annotated[
+        str, typer.Option("--then", metavar="forecast", help="forecast: issue the day's forecasts after a cycle.")
+    ] = "",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Keep a data folder up to date: each hour what is new, each day what may have been revised; one line a cycle."""
+    if then not in ("", "forecast"):
+        raise UsageError(f"follow: --then {then!r} is unknown; the one thing to do afterwards is `--then forecast`.")
+    folder = folder_of(settings)
+    from coordinator.stages.extract.plan import ExtractOptions
+    from coordinator.stages.follow.run import follow as follow_source
+
+    options = ExtractOptions.from_settings({**settings, "end": "", "update": True, "rebuild": False})
+    run = (settings["run"] or folder / "train") if then else None
+    outcome = follow_source(options, OutputMode(as_json, quiet), run)
+    if outcome.status in ("done", "drain"):  # it was told to end, and no cycle was cut short
+        return
+    print_error(f"follow ended ({outcome.status}): {printable(outcome.message)}", outcome.exit_code, as_json=as_json)
+    raise typer.Exit(outcome.exit_code)
+
+
 @app.command(cls=Command, epilog="coordinator status --data data")
 @with_settings("data", "keys")
 def status(settings: Settings, as_json: AsJson = False) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
 from types import MappingProxyType
+from typing import Any
 
 import msgspec
 
@@ -31,6 +32,7 @@ class ExtractController(StageController):
         """Index the plan: which builds wait for a shard, and which results a series is made of."""
         self.plan = plan
         self.fetched: list[ShardResult] = []  # verified in this run
+        self.built_now: list[BuildResult] = []  # likewise
         self.new_files = 0  # written in this run: pages, pieces, series
         self._world = plan.world
         self._seen_world = False  # a result of this run has confirmed `_world`
@@ -64,8 +66,16 @@ class ExtractController(StageController):
         """
         bucket = BUCKET if limited else ""
         fetches = [(shard.key, self.plan.fetch_job(shard, base_url, bucket)) for shard in self.plan.missing]
-        tasks = [journaled_task(key, LeaseKind.FETCH, msgspec.to_builtins(job)) for key, job in fetches]
-        return [*tasks, *self._due(self.plan.builds)]
+        tasks = [self.make_task(key, LeaseKind.FETCH, msgspec.to_builtins(job)) for key, job in fetches]
+        return [*tasks, *self.open_builds(self.plan.builds)]
+
+    def make_task(self, key: str, kind: str, job: dict[str, Any], *, requires_shared_fs: bool = False) -> TaskSpec:
+        """Return the task of a fetch or a build."""
+        return journaled_task(key, kind, job, requires_shared_fs=requires_shared_fs)
+
+    def pieces_of(self, results: Collection[ShardResult]) -> Collection[ShardResult]:
+        """Return the results of a respondent and year whose pieces its series is made of."""
+        return results
 
     def lease_files(self, task: TaskSpec) -> LeaseFiles:
         """Return the files of a fetch or a build."""
@@ -93,6 +103,7 @@ class ExtractController(StageController):
             built: BuildResult = done.output
             manifest.write(self.plan.data_dir, manifest.Manifest(built, done.attempt, done.worker, committed))
             self._built[built.key] = built.pieces
+            self.built_now.append(built)
             self.new_files += 3  # long.parquet, wide.parquet, series.json
             return []
         result: ShardResult = done.output
@@ -102,7 +113,7 @@ class ExtractController(StageController):
         self._add(result)
         self.fetched.append(result)
         self.new_files += len(result.pages) + 1
-        return self._due(self._builds_of[result.shard.key])
+        return self.open_builds(self._builds_of[result.shard.key])
 
     def _add(self, result: ShardResult) -> None:
         key = result.shard.key
@@ -110,16 +121,17 @@ class ExtractController(StageController):
             self._by_series[result.shard.respondent, year][key] = result
         self._verified.add(key)
 
-    def _due(self, builds: Iterable[Build]) -> list[TaskSpec]:
+    def open_builds(self, builds: Iterable[Build]) -> list[TaskSpec]:
         """Return the tasks of builds whose fetches are complete, unless the series on disk is made of the same pieces."""
         tasks = []
         for build in builds:
             if not self._verified.issuperset(build.shards):
                 continue
             results = self._by_series[build.respondent, build.year] | self._by_series["ALL", build.year]
-            job = build_job(build.respondent, build.year, results[build.shards[0]].origin, results.values())
+            origin = results[build.shards[0]].origin
+            job = build_job(build.respondent, build.year, origin, self.pieces_of(results.values()))
             if job.pieces and self._built.get(job.key) != tuple(piece.file.sha256 for piece in job.pieces):
                 tasks.append(
-                    journaled_task(job.key, LeaseKind.BUILD, msgspec.to_builtins(job), requires_shared_fs=True)
+                    self.make_task(job.key, LeaseKind.BUILD, msgspec.to_builtins(job), requires_shared_fs=True)
                 )
         return tasks

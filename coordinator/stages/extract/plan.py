@@ -145,7 +145,7 @@ def make_plan(options: ExtractOptions, now: datetime) -> ExtractionPlan:
     else:
         shards = reuse_verified(shards, results.values())
     respondents = frozenset(options.respondents)
-    shards = tuple(_widened(shard, results, respondents, options.start) for shard in shards)
+    shards = tuple(widened(shard, results, respondents, options.start) for shard in shards)
     shards += _lost_generations(found, results, shards)
     builds = manifest.build_results(options.data_dir)
     built = {result.key: result.pieces for result in builds if manifest.in_place(options.data_dir, result)}
@@ -235,8 +235,8 @@ def _gaps_from(shard: Shard, start: str) -> str:
     return start if get_source(shard.source).whole_files and shard.start < start else ""
 
 
-def _widened(shard: Shard, results: Mapping[str, ShardResult], respondents: frozenset[str], start: str) -> Shard:
-    """If the bulk file was fetched for other respondents, or for later hours only, refetch it as the next generation."""
+def widened(shard: Shard, results: Mapping[str, ShardResult], respondents: frozenset[str], start: str) -> Shard:
+    """Return the shard to fetch: if the bulk file was fetched for other respondents, or for later hours only, refetch it as the next generation."""
     while (result := results.get(shard.key)) is not None and (
         not _kept_of(shard, respondents) <= set(result.kept) or _gaps_from(shard, start) < result.gaps_from
     ):

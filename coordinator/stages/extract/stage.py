@@ -154,7 +154,7 @@ class ExtractStage:
         began = time.monotonic()
         with ExitStack() as stack:
             stack.enter_context(FolderLock(options.data_dir))
-            base_url = options.source.base_url or stack.enter_context(_emulator(options)).url
+            base_url = options.source.base_url or stack.enter_context(bundled_emulator(options)).url
             if options.rebuild:
                 set_journal_aside(options.data_dir)
             now = server_time(base_url) if options.update else datetime.now(UTC)
@@ -262,8 +262,12 @@ def check_key(key: str) -> None:
         )
 
 
-def check_reachable(base_url: str) -> None:
+def check_reachable(base_url: str, timeout_s: float = CONNECT_S) -> None:
     """Try a connection to the source, and its certificate. It is skipped behind a proxy, because it would reach only the proxy.
+
+    Args:
+        base_url: The source's address.
+        timeout_s: Seconds for the connection.
 
     Raises:
         SourceError: nothing listens at the address, or its certificate is not trusted.
@@ -273,7 +277,7 @@ def check_reachable(base_url: str) -> None:
     address = urlsplit(base_url)
     port = address.port or (443 if address.scheme == "https" else 80)
     try:
-        with socket.create_connection((address.hostname or "", port), CONNECT_S) as connection:
+        with socket.create_connection((address.hostname or "", port), timeout_s) as connection:
             if address.scheme == "https":
                 tls.check_certificate(connection, address.hostname or "")
     except OSError as error:
@@ -284,7 +288,7 @@ def check_reachable(base_url: str) -> None:
         ) from None
 
 
-def _emulator(options: ExtractOptions) -> Emulator:
+def bundled_emulator(options: ExtractOptions) -> Emulator:
     """Return the bundled emulator: on loopback, unless hosts have to reach it too."""
     recordings = [word for path in options.source.recordings for word in ("--recordings", path)]
     if (

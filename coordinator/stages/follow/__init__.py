@@ -1,0 +1,1 @@
+"""Follow mode: keep a data folder up to date, cycle after cycle, until it is told to stop."""
