@@ -108,7 +108,7 @@ def _print_documents(documents: Mapping[str, Any], **more: Any) -> None:
 
 @app.command(cls=Command, epilog="coordinator follow --source eia --data real --respondents PACW,ERCO")
 @with_settings(
-    *("data", "source", "respondents", "start", "workers", "hostfile", "host-python", "host-data"),
+    *("data", "source", "respondents", "routes", "start", "workers", "hostfile", "host-python", "host-data"),
     *("connections", "bind", "keys", "rate", "retries", "revise-days", "run"),
 )
 def follow(

@@ -238,6 +238,8 @@ MISTAKES = (
     Mistake("damaged a checkpoint", "coordinator forecast --region PACW --issue 2024-01-10T10", USAGE, ("weights.safetensors", "damaged", "`coordinator start --train`"), checkpoint('{"format": 1, "sha256": {"weights": "0"}}')),
     Mistake("named a checkpoint of another version", "coordinator forecast --region PACW --issue 2024-01-10T10", USAGE, ("000010", "format 9", "train again"), checkpoint('{"format": 9}')),
     Mistake("went on with another run's checkpoint", "worker/train.py --data data", USAGE, ("data/train/checkpoints", "a run with another model, respondents", "new folder with --run"), another_run, process=True),
+    Mistake("followed with something unknown", "coordinator follow --then dance", USAGE, ("--then 'dance'", "unknown", "`--then forecast`")),
+    Mistake("followed with forecasts before training", "coordinator follow --then forecast", USAGE, ("data/train", "no finished training", "`coordinator start --train`")),
     # -- hosts, workers, keys
     Mistake("named no hostfile", f"{EXTRACT} --hostfile hosts.json", USAGE, ("hostfile hosts.json", "No such file", "hostfiles/README.md")),
     Mistake("wrote no JSON into the hostfile", f"{EXTRACT} --hostfile hosts.json", USAGE, ("hostfile hosts.json", "Expecting", "hostfiles/README.md"), file("hosts.json", "m2-1, m2-2")),

@@ -184,7 +184,8 @@ def test_readme_python_runs(tmp_path: Path) -> None:
 def test_launchd_unit_is_a_daemon_that_macos_does_not_throttle() -> None:
     """A LaunchAgent is refused the local network; without `ProcessType` launchd throttles; its worker's options are the real ones."""
     page = ROOT / "docs" / "how-to" / "operations.md"
-    (unit,) = (plistlib.loads(text.encode()) for kind, text in FENCE.findall(page.read_text()) if kind == "xml")
+    units = [plistlib.loads(text.encode()) for kind, text in FENCE.findall(page.read_text()) if kind == "xml"]
+    unit, follower = sorted(units, key=lambda one: one["Label"], reverse=True)
     assert unit["UserName"] and unit["ProcessType"] == "Interactive" and unit["KeepAlive"]
     caffeinate, flags, worker, *options = unit["ProgramArguments"]
     assert (caffeinate, flags, Path(worker).name) == ("/usr/bin/caffeinate", "-is", "worker")
@@ -192,6 +193,12 @@ def test_launchd_unit_is_a_daemon_that_macos_does_not_throttle() -> None:
         OPTIONS
     )
     assert "`/Library/LaunchDaemons/" in page.read_text()
+    assert follower["UserName"] and follower["ProcessType"] == "Interactive"
+    assert follower["KeepAlive"] == {"SuccessfulExit": False}  # told to end, it ends with 0 and stays so
+    follow = typer.main.get_command(app).commands["follow"]  # type: ignore[attr-defined]
+    known = {name for param in follow.params for name in param.opts}
+    assert set(follower["ProgramArguments"][4::2]) <= known
+    assert "RestartPreventExitStatus=2 4" in page.read_text()
 
 
 def test_quoted_tests_exist() -> None:

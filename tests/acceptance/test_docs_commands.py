@@ -66,6 +66,9 @@ ELSEWHERE = {
     r"coordinator start --(extract --update|update --source eia --data real)": (
         "tests/acceptance/test_extract_resume.py::test_update_refetches_revisable_hours_and_keeps_both_generations"
     ),
+    r"coordinator follow( --source eia --data real --respondents PACW,ERCO)?": (
+        "tests/acceptance/test_follow.py::test_command_prints_a_line_a_cycle_and_ends_with_0_when_told_to"
+    ),
     r"coordinator start --extract --source eia --data real( --dry-run)?": (
         "tests/acceptance/test_extract_sources.py::test_dry_run_prints_the_plan_and_requests_nothing"
     ),

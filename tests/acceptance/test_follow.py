@@ -26,7 +26,7 @@ from ingest.models import FetchJob
 from ingest.plan import build_job, plan_shards
 from ingest.verify import verify
 from tests.support.follow_process import World, hour, play
-from tests.support.program import ROOT, environment
+from tests.support.program import ROOT, command, environment, run_here
 from tests.support.stub_server import bench
 from tests.support.waiting import end_of, until
 
@@ -97,6 +97,30 @@ def pages(world: World) -> list[tuple[str, str]]:
     return [(line["route"], line["time"][:16]) for line in lines if line["route"].endswith("-data")]
 
 
+@pytest.mark.long
+def test_command_prints_a_line_a_cycle_and_ends_with_0_when_told_to(tmp_path: Path) -> None:
+    """As a service manager runs it. A second follower is refused; `coordinator status` says when the next cycle is due."""
+    words = ("follow", "--json", "--respondents", "PACW", "--start", "2026-06-20")
+    process = subprocess.Popen(
+        command(*words), cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        cycle = json.loads(process.stdout.readline())
+        assert (cycle["event"], cycle["shards"], cycle["failed"]) == ("cycle", 2, [])
+        assert cycle["at"] == "2026-06-24T06:00"
+        status = run_here(tmp_path, "status")
+        assert f"next cycle {cycle['next']}Z" in status.stdout
+        second = run_here(tmp_path, *words)
+        assert (second.code, "is in use by a coordinator" in second.stderr) == (2, True)
+        process.send_signal(signal.SIGTERM)
+        _, err = end_of(process, "the end of the follower")
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 0, err
+
+
 def reached(world: World, moment: datetime) -> bool:
     return world.now >= moment
 
@@ -117,8 +141,8 @@ def test_sixty_days_with_revisions_outages_and_kills_equal_a_fetch_at_the_end(tm
     data, draw, log = tmp_path / "data", random.Random(3), (tmp_path / "output").open("a")
     moments = [begin + timedelta(hours=draw.uniform(2, days * 24)) for _ in range(KILLS)]
     for moment in [*sorted(moments), None]:
-        command = [sys.executable, "-m", "tests.support.follow_process", str(world.path), str(data)]
-        process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=log, stderr=log, start_new_session=True)
+        words = [sys.executable, "-m", "tests.support.follow_process", str(world.path), str(data)]
+        process = subprocess.Popen(words, cwd=ROOT, env=environment(), stdout=log, stderr=log, start_new_session=True)
         try:
             if moment is not None:
                 until(partial(reached, world, moment), "the time", lambda: world.now)

@@ -66,6 +66,8 @@ class Forecasts:
         self._process: subprocess.Popen[str] | None = None
         self._issue = ("", "")
         self._began = 0.0
+        logs = data_dir / "logs"
+        self._out, self._log = logs / "forecast.out", logs / "forecast.log"
 
     @property
     def busy(self) -> bool:
@@ -90,27 +92,22 @@ class Forecasts:
             respondent, issue = self._issue
             options = ["--data", str(self._data_dir), "--run", str(self._run), "--region", respondent, "--issue", issue]
             self._began = time.monotonic()
-            self._output = (
-                self._data_dir / "logs" / f"forecast-{respondent}.out",
-                self._data_dir / "logs" / f"forecast-{respondent}.log",
-            )
-            self._output[0].parent.mkdir(parents=True, exist_ok=True)
-            with self._output[0].open("w") as out, self._output[1].open("w") as log:
+            self._out.parent.mkdir(parents=True, exist_ok=True)
+            with self._out.open("w") as out, self._log.open("w") as log:
                 self._process = subprocess.Popen(
                     [*self._command, *options, "--json"], stdin=subprocess.DEVNULL, stdout=out, stderr=log, text=True
                 )
 
     def _take(self, process: subprocess.Popen[str]) -> str:
         respondent, issue = self._issue
-        out, log = self._output
         if process.returncode == 0:
             path = self._data_dir / FOLDER / respondent / f"{issue}.json"
-            atomic_write(path, out.read_bytes())
-            out.unlink()
+            atomic_write(path, self._out.read_bytes())
+            self._out.unlink()
             return f"forecast of {respondent}, issued {issue} local: {path}"
         said = ""
         with suppress(OSError, ValueError, KeyError, IndexError, TypeError):
-            line = log.read_text("utf-8", "replace").strip().splitlines()[-1]
+            line = self._log.read_text("utf-8", "replace").strip().splitlines()[-1]
             said = line
             said = str(json.loads(line)["text"])
         return f"forecast of {respondent}, issued {issue} local, FAILED with {process.returncode}: {said[:MAX_ERROR]}"
