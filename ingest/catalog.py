@@ -254,6 +254,42 @@ SUB_AREAS: dict[str, dict[str, str]] = {
 }
 
 
+# Regions as sums of authorities (last column of EIA's six-month files). US48 is all of them.
+MEMBERS: dict[str, frozenset[str]] = {
+    region: frozenset(codes.split())
+    for region, codes in {
+        "CAL": "BANC CISO IID LDWP TIDC",
+        "CAR": "CPLE CPLW DUK SC SCEG YAD",
+        "CENT": "SPA SWPP",
+        "FLA": "FMPP FPC FPL GVL HST JEA NSB SEC TAL TEC",
+        "MIDA": "OVEC PJM",
+        "MIDW": "AECI EEI GLHB LGEE MISO SIKE",
+        "NE": "ISNE",
+        "NW": "AVA AVRN BHBA BPAT CHPD DOPD GCPD GRID GWA IPCO NEVP NWMT PACE PACW PGE PSCO PSEI SCL SWPW TPWR WACM WAUW WWA",
+        "NY": "NYIS",
+        "SE": "AEC SEPA SOCO",
+        "SW": "AZPS DEAA EPE GRIF HGMA PNM SRP TEPC WALC",
+        "TEN": "TVA",
+        "TEX": "ERCO",
+        "US48": " ".join(_BALANCING_AUTHORITIES),
+    }.items()
+}
+
+
+def distinct(codes: Iterable[str]) -> tuple[str, ...]:
+    """Return codes without the regions that hold another one of them: TEX beside ERCO, CAL beside CISO.
+
+    A mean over respondents takes these: it would otherwise count the same demand twice. Unknown names are kept.
+    """
+    codes = tuple(codes)
+    return tuple(code for code in codes if not any(_holds(code, other) for other in codes))
+
+
+def _holds(code: str, other: str) -> bool:
+    """Return whether a region holds another respondent, an authority or a region."""
+    return other in MEMBERS.get(code, ()) or (other in MEMBERS and MEMBERS[other] < MEMBERS.get(code, frozenset()))
+
+
 # Names of groups in a list of respondents, e.g. `--respondents bas`.
 GROUPS: dict[str, Callable[[Respondent], bool]] = {
     "ALL": lambda respondent: True,

@@ -14,7 +14,7 @@ from ingest.hour_spans import HourSpan, clip, merge, overlaps, subtract
 from ingest.models import ALL_RESPONDENTS, BuildJob, Piece, Shard, ShardResult, build_key
 from ingest.sources import get_source
 
-DEFAULT_RESPONDENTS = ("PACW", "ERCO", "CAL", "TEX", "MISO")
+DEFAULT_RESPONDENTS = ("PACW", "ERCO", "CISO", "MISO", "PJM")  # none is a part of another
 DEFAULT_YEARS = tuple(range(2019, 2026))  # EIA's hourly routes start at 2019-01-01T00
 DEFAULT_END = f"{DEFAULT_YEARS[-1]}-12-31T23"
 JOIN = 744  # hours: one request for a month between two holes costs no more than two requests

@@ -86,7 +86,7 @@ SETTINGS = (
     ),
     Setting(
         "respondents",
-        "PACW,ERCO,CAL,TEX,MISO",
+        "PACW,ERCO,CISO,MISO,PJM",
         parse_codes,
         "EIA-930 codes of balancing authorities and regions, or all | bas | regions.",
         list[str],

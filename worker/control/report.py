@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ingest.catalog import distinct
 from ingest.files import atomic_write
 from rl.env.dataset import Dataset
 from rl.env.grid import Grid
@@ -94,6 +95,7 @@ def _text(
     numbers: Sequence[str],
 ) -> str:
     about = found.about
+    counted = [name in distinct(pops) for name in pops]  # TEX is ERCO: a mean counts it once
     lines = [
         "# Grid control: report",
         "",
@@ -109,17 +111,17 @@ def _text(
     for name in next(iter(pops.values())):
         values = [row[name] for row in pops.values()]
         cells = " | ".join(f"{value:.3f}" for value in values)
-        lines.append(f"| {LABELS.get(name, name)} | {cells} | {float(np.nanmean(values)):.3f} |")
+        lines.append(f"| {LABELS.get(name, name)} | {cells} | {float(np.nanmean(np.compress(counted, values))):.3f} |")
     alone = list(members.values())
     if alone[0]:
         cells = " | ".join(f"{np.mean(each):.3f} ± {np.std(each):.3f}" for each in alone)
-        mean = np.mean(alone, axis=0)
+        mean = np.mean(np.compress(counted, alone, axis=0), axis=0)
         lines.append(f"| its {len(mean)} members, each alone | {cells} | {mean.mean():.3f} ± {mean.std():.3f} |")
     split = _gaps(pops)
     for name in ("horizon", "forecast", "policy") if split else ():
         parts = [getattr(one, name) for one in split]
         cells = " | ".join(f"{value:.3f}" for value in parts)
-        lines.append(f"| *gap: {name}* | {cells} | {float(np.nanmean(parts)):.3f} |")
+        lines.append(f"| *gap: {name}* | {cells} | {float(np.nanmean(np.compress(counted, parts))):.3f} |")
     for name, text in zip(pops, numbers, strict=True):
         lines += ["", f"## {name}", "", text]
     return "\n".join([*lines, ""])

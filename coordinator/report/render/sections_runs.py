@@ -1,6 +1,7 @@
 """Prepare the sections on training, forecasts and control: charts and rows of tables for the templates."""
 
 from collections.abc import Mapping, Sequence
+from itertools import compress
 from math import isfinite, nan
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from coordinator.report.model import Control, Day, Floats, Forecasts, Training, Week
 from coordinator.report.render.charts import Axis, Band, Figure, Line, Part, number, plot, stacks
+from ingest.catalog import distinct
 from rl.evaluation.score import gaps
 
 GW = 1e-3  # of MW
@@ -109,7 +111,8 @@ def _learning(version: Floats, pop: Floats) -> Figure:
 
 
 def _pop_rows(pops: PoPs) -> list[list[str]]:
-    """Return a row per policy and per gap: a value per region, then their mean."""
+    """Return a row per policy and per gap: a value per region, then the mean of those that do not hold one another."""
+    counted = [name in distinct(pops) for name in pops]
     values = {
         label: [_value(row.get(name)) for row in pops.values()]
         for name, label in POLICIES.items()
@@ -122,7 +125,10 @@ def _pop_rows(pops: PoPs) -> list[list[str]]:
         f"gap: {part}": [_gap(row, part) for row in pops.values()] for part in ("horizon", "forecast", "policy")
     }
     values |= {name: row for name, row in gap_rows.items() if any(map(isfinite, row))}
-    return [[name, *(f"{v:.3f}" if isfinite(v) else "–" for v in (*row, _mean(row)))] for name, row in values.items()]
+    return [
+        [name, *(f"{v:.3f}" if isfinite(v) else "–" for v in (*row, _mean(list(compress(row, counted)))))]
+        for name, row in values.items()
+    ]
 
 
 def _value(value: float | None) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ingest.catalog import RESPONDENTS, SUB_AREAS
+from ingest.catalog import MEMBERS, RESPONDENTS, SUB_AREAS
 
 # EIA's spelling of the facets' names (facet values of electricity/rto, 2026-06).
 FUEL_NAMES = {
@@ -103,23 +103,10 @@ DETAILED: dict[str, Authority] = {
 }
 # fmt: on
 
-# EIA's regions, as in the last column of the bulk files, and their members among the authorities that report since 2019.
-_MEMBERS = {
-    "CAL": "BANC CISO IID LDWP TIDC",
-    "CAR": "CPLE CPLW DUK SC SCEG YAD",
-    "CENT": "SPA SWPP",
-    "FLA": "FMPP FPC FPL GVL HST JEA NSB SEC TAL TEC",
-    "MIDA": "PJM",
-    "MIDW": "AECI EEI GLHB LGEE MISO SIKE",
-    "NE": "ISNE",
-    "NW": "AVA AVRN BHBA BPAT CHPD DOPD GCPD GRID GWA IPCO NEVP NWMT PACE PACW PGE PSCO PSEI SCL SWPW TPWR WACM WAUW WWA",
-    "NY": "NYIS",
-    "SE": "AEC SEPA SOCO",
-    "SW": "AZPS DEAA EPE GRIF HGMA PNM SRP TEPC WALC",
-    "TEN": "TVA",
-    "TEX": "ERCO",
+# EIA's region of each authority, as in the last column of the bulk files.
+BULK_REGION: dict[str, str] = {
+    code: region for region, codes in MEMBERS.items() if region != "US48" for code in sorted(codes)
 }
-BULK_REGION: dict[str, str] = {code: region for region, codes in _MEMBERS.items() for code in codes.split()}
 _ABROAD = {"AESO": "CAN", "HQT": "CAN", "IESO": "CAN", "CEN": "MEX"}
 
 # Zone, latitude, mean temperature and half of the summer-winter difference, heat and cold as in `Authority`, by region.
@@ -226,8 +213,7 @@ for _line in _SMALL_LINES.replace("\n", " | ").strip(" |").split("|"):
 
 # Regions are sums of authorities; EDGES names the region beyond a line that leaves one.
 REGIONS: dict[str, tuple[str, ...]] = {
-    **{region: tuple(codes.split()) for region, codes in _MEMBERS.items()},
-    "US48": tuple(AUTHORITIES),
+    region: tuple(sorted(codes & AUTHORITIES.keys())) for region, codes in MEMBERS.items()
 }
 EDGES: dict[str, str] = {**BULK_REGION, **_ABROAD}
 

@@ -39,12 +39,13 @@ def test_end_of_an_extraction_stays_and_a_named_end_of_an_update_too(tmp_path: P
     assert options(tmp_path, update=True, end="2024-06").at(later).end == "2024-06-30T23"
 
 
-def test_bulk_leaves_out_default_respondents_that_it_lacks_and_says_so(tmp_path: Path) -> None:
+def test_default_respondents_that_a_source_lacks_are_left_out_and_said(tmp_path: Path) -> None:
     """The default respondents were refused. Those that a user names still are."""
-    bulk = options(tmp_path, source="bulk")
-    assert bulk.respondents == tuple(code for code in DEFAULT_RESPONDENTS if code not in ("CAL", "TEX"))
-    left_out = set(DEFAULT_RESPONDENTS) - set(bulk.respondents)
-    assert all(code in " ".join(bulk.notes) for code in left_out)
+    assert options(tmp_path, source="bulk").respondents == DEFAULT_RESPONDENTS
+    oasis = options(tmp_path, source="oasis")
+    assert oasis.respondents == ("CISO",)
+    left_out = set(DEFAULT_RESPONDENTS) - set(oasis.respondents)
+    assert all(code in " ".join(oasis.notes) for code in left_out)
     with pytest.raises(UsageError, match="balancing authorities only, not the regions CAL"):
         options(tmp_path, source="bulk", respondents="PACW,CAL")
 

@@ -10,14 +10,16 @@ import pytest
 from ingest.catalog import (
     BALANCING_AUTHORITY,
     FUELS,
+    MEMBERS,
     REGION,
     RESPONDENTS,
     SUB_AREAS,
     check_respondents,
+    distinct,
 )
 from ingest.errors import UsageError
 from ingest.models import REGION_TYPES
-from ingest.plan import plan_shards
+from ingest.plan import DEFAULT_RESPONDENTS, plan_shards
 from ingest.sources import get_source
 
 VALUES = Path(__file__).parents[3] / ".." / "shared" / "data" / "eia-catalog" / "rto_facet_values.csv"
@@ -88,3 +90,14 @@ def test_unknown_route_or_source_is_refused_with_near_matches() -> None:
         plan_shards("oasis", ["CISO"], routes=["SLD_RTO"])
     with pytest.raises(UsageError, match="did you mean eia"):
         get_source("eai")
+
+
+def test_a_mean_counts_no_demand_twice() -> None:
+    """TEX is ERCO, and CAL holds CISO."""
+    assert distinct(["CAL", "CISO", "ERCO", "MISO", "PACW", "TEX"]) == ("CISO", "ERCO", "MISO", "PACW")
+    assert distinct(["CAL", "TEX"]) == ("CAL", "TEX")
+    assert distinct(["US48", "CAL", "SYNTHETIC"]) == ("CAL", "SYNTHETIC")
+    assert distinct(DEFAULT_RESPONDENTS) == DEFAULT_RESPONDENTS
+    authorities = {code for code, one in RESPONDENTS.items() if one.kind == BALANCING_AUTHORITY}
+    assert frozenset(authorities) == MEMBERS["US48"]
+    assert sorted(code for name, codes in MEMBERS.items() if name != "US48" for code in codes) == sorted(authorities)

@@ -89,7 +89,7 @@ def test_series_on_disk_is_built_again_where_a_file_has_hours_of_its_year() -> N
 
 def test_bulk_refuses_regions_and_names_alternatives() -> None:
     with pytest.raises(UsageError, match=r"balancing authorities only, not the regions CAL, TEX.*CISO.*ERCO"):
-        plan_shards("bulk")
+        plan_shards("bulk", ("PACW", "CAL", "TEX"))
 
 
 @pytest.mark.parametrize(
