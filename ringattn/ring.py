@@ -142,12 +142,12 @@ def _finish(posted: _Posted | None, blocks: dict[int, Arrays], timeout: float) -
 
 
 def _add(blocks: dict[int, Arrays], block: int, part: Arrays) -> None:
-    """Add `part` to the arrays of `block`, one array after the other: a block's sum is half of the peak memory."""
+    """Add `part` to the arrays of `block`, with one wait and into their own memory: a block's sum is half of the peak memory."""
     if block in blocks:
-        totals, parts = list(blocks.pop(block)), list(part)
-        for i in range(len(totals)):
-            totals[i] = totals[i] + parts[i]
-            mx.eval(totals[i])
+        totals = list(blocks.pop(block))
+        for i, more in enumerate(part):
+            totals[i] = totals[i] + more  # no other name holds the old sum, so that MLX writes over it
+        mx.eval(totals)
         part = tuple(totals)
     blocks[block] = part
 
