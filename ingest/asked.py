@@ -193,6 +193,9 @@ def clip_period(source: str, start: str, end: str, now: datetime) -> tuple[str, 
         )
         start = reader.first_hour
     if end > last:
-        notes.append(f"hours after {latest} have not happened: {end} was asked for, and the period ends with {last}")
+        notes.append(
+            f"{end} was asked for: the period ends with {last}, the end of the present year; its hours after {latest} have not "
+            "happened, and `--update` fetches them when they have"
+        )
         end = last
     return start, end, tuple(notes)

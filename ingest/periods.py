@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 Moment: TypeAlias = Union[str, date, "np.datetime64"]  # a datetime and pandas' Timestamp are dates
 FIRST_YEAR, LAST_YEAR = 2000, 2100  # bounds that catch a typing error in a year
+FORMS = "expected YYYY, YYYY-MM, YYYY-MM-DD or YYYY-MM-DDTHH"
 
 
 def parse_bound(text: str, *, last: bool) -> str:
@@ -27,12 +28,14 @@ def parse_bound(text: str, *, last: bool) -> str:
     day, _, hour = text.strip().partition("T")
     try:
         numbers = [int(part) for part in day.split("-")]
-        year, month, date = (*numbers, 0, 0)[:3] if len(numbers) <= 3 else (0, 0, 0)
+        year, month, date = (*numbers, 0, 0)[:3]
         clock = int(hour or (23 if last else 0))
     except ValueError:
-        year = 0
+        raise ValueError(FORMS) from None
+    if len(numbers) > 3 or year < 1000:
+        raise ValueError(FORMS)
     if not FIRST_YEAR <= year <= LAST_YEAR:
-        raise ValueError("expected YYYY, YYYY-MM, YYYY-MM-DD or YYYY-MM-DDTHH")
+        raise ValueError(f"the year {year} is not between {FIRST_YEAR} and {LAST_YEAR}")
     month = month or (12 if last else 1)
     date = date or (calendar.monthrange(year, month)[1] if last else 1)
     return datetime(year, month, date, clock).strftime("%Y-%m-%dT%H")

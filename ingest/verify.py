@@ -127,7 +127,9 @@ def verify(data_dir: Path | str, progress: OnProgress | None = None) -> Report:
     folder = Path(data_dir)
     paths = sorted(visible((folder / "manifests").rglob("*.json"), folder))
     if not paths:
-        raise UsageError(f"nothing to verify in {folder}: no manifest; run `coordinator start --extract` to make some")
+        raise UsageError(
+            f"nothing to verify in {folder}: no manifest; run `coordinator start --extract --data {folder}` to make some"
+        )
     report = Report(str(folder))
     shards: list[ShardResult] = []
     builds: list[BuildResult] = []

@@ -108,7 +108,9 @@ def add_worker(folder: Path, name: str) -> Path:
     allowed = read_allowed(folder)
     path = folder / "workers" / f"{name}.key"
     if name in allowed or path.exists():
-        raise CurveError(f"worker {name!r} has a key already: revoke it first with `coordinator keys revoke {name}`")
+        raise CurveError(
+            f"worker {name!r} has a key already: revoke it first with `coordinator keys revoke {name} --keys {folder}`"
+        )
     public, secret = (key.decode() for key in zmq.curve_keypair())
     _write_private(path, {"public": public, "secret": secret, "server": server})
     _write_private(folder / ALLOWED, {**allowed, name: public})
@@ -136,7 +138,9 @@ def revoke_worker(folder: Path, name: str) -> None:
     allowed = read_allowed(folder)
     if name not in allowed:
         known = ", ".join(sorted(allowed)) or "none"
-        raise CurveError(f"no worker {name!r} on the allow-list (known: {known}): run `coordinator keys list`")
+        raise CurveError(
+            f"no worker {name!r} on the allow-list (known: {known}): run `coordinator keys list --keys {folder}`"
+        )
     _write_private(folder / ALLOWED, {key: value for key, value in allowed.items() if key != name})
     (folder / "workers" / f"{name}.key").unlink(missing_ok=True)
 

@@ -1,5 +1,7 @@
 """Build the fleet of a stage from its options: local workers, SSH workers, the address where all of them connect."""
 
+import ipaddress
+import socket
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from coordinator.scheduling.worker_state import LeaseTimings
-from coordinator.server.key_store import LOCAL, CoordinatorKeys, host_keys, load_coordinator, worker_key
+from coordinator.server.key_store import LOCAL, CoordinatorKeys, host_keys, load_coordinator, split_endpoint, worker_key
 from coordinator.wire.auth import endpoint_of, is_loopback, local_address_towards, loopback_address
 from coordinator.workers.hostfile import HERE, Hosts, hosts_from
 from coordinator.workers.remote import SshWorkerPool
@@ -33,8 +35,31 @@ class StageOptions:
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], **own: Any) -> Self:
         """Return the options of resolved settings; `own`: fields of the subclass, or values in place of the settings'."""
+        check_address(settings["bind"])
         shared = {name: settings[name] for name in ("workers", "connections", "bind", "keys", "retries")}
         return cls(**{"data_dir": settings["data"], "hosts": hosts_from(settings), **shared, **own})
+
+
+def check_address(bind: str) -> None:
+    """Check the form of `--bind`, and that its address is one of this host's. A port in use is found when it is bound.
+
+    Raises:
+        UsageError: it is not tcp://ADDRESS:PORT, or this host has no such address.
+    """
+    host, _ = split_endpoint(bind)
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return  # a name, an interface or *, which the system resolves when it is bound
+    family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.bind((host, 0))
+    except OSError as error:
+        raise UsageError(
+            f"bind {bind}: this host cannot listen there ({error.strerror}). Give --bind an address of this host, e.g. "
+            f"tcp://127.0.0.1:5555; `{'ifconfig' if sys.platform == 'darwin' else 'ip address'}` lists them."
+        ) from None
 
 
 @dataclass(frozen=True)

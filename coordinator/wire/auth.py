@@ -81,16 +81,23 @@ def read_key_file(path: Path) -> dict[str, str]:
                 raise CurveError(f"{path} belongs to another user (uid {status.st_uid}): create your own keys")
             keys = json.load(file)
     except FileNotFoundError:
-        raise CurveError(f"no key file {path}: create one with `coordinator keys add NAME`") from None
+        raise CurveError(f"no key file {path}: create one with `{_command_for(path)}`") from None
     except OSError as error:
         raise CurveError(
             f"cannot read {path}: {error.strerror}. It must belong to the user who runs this, with mode 600."
         ) from None
     except ValueError:
-        raise CurveError(f"{path} is not a key file: create one with `coordinator keys add NAME`") from None
+        raise CurveError(f"{path} is not a key file: create one with `{_command_for(path)}`") from None
     if not isinstance(keys, dict) or not all(isinstance(value, str) for value in keys.values()):
-        raise CurveError(f"{path} is not a key file: create one with `coordinator keys add NAME`")
+        raise CurveError(f"{path} is not a key file: create one with `{_command_for(path)}`")
     return keys
+
+
+def _command_for(path: Path) -> str:
+    """Return the command that makes a key file, on the coordinator's host: the coordinator's own one, or a worker's."""
+    if path.name == "coordinator.key":
+        return f"coordinator keys init --keys {path.parent}"
+    return "coordinator keys add NAME" + (f" --keys {path.parent.parent}" if path.parent.name == "workers" else "")
 
 
 def is_loopback(endpoint: str) -> bool:

@@ -61,7 +61,17 @@ def test_mistyped_path_and_unreadable_recording_are_one_line(coordinator: Coordi
     path.write_text("date_time,colour\n2020-01-01 00:00:00,blue\n")
     wrong = coordinator("start", "--extract", "--source", f"recordings:{path}", "--respondents", "BPAT")
     assert (wrong.code, wrong.stderr.count("\n")) == (2, 1), wrong.stderr
-    assert f"{path}: no column of hourly values" in wrong.stderr
+    assert (
+        f"{path}: no column of hourly values among date_time, colour; known columns of values are demand"
+        in wrong.stderr
+    )
+    foreign = tmp_path / "folder" / "stations.csv"
+    foreign.parent.mkdir()
+    foreign.write_text("name,lat\nDALLES,45.6\n")
+    mixed = coordinator("start", "--extract", "--source", f"recordings:{foreign.parent}", "--respondents", "BPAT")
+    assert (mixed.code, mixed.stderr.count("\n")) == (2, 1), mixed.stderr
+    assert f"{foreign}: the column 'name' is not a time" in mixed.stderr
+    assert "Move the file out of the folder" in mixed.stderr
 
 
 def test_an_option_that_lists_codes_may_be_repeated(coordinator: Coordinator) -> None:

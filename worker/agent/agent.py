@@ -46,7 +46,7 @@ from worker.agent.connection import Connection
 from worker.agent.executor import LeaseExecutor
 from worker.agent.handlers import Handler, default_handlers
 from worker.agent.lease import RunningLease
-from worker.agent.reachability import explain_silence, warn_of_silence
+from worker.agent.reachability import explain_silence, key_advice, warn_of_silence
 from worker.process.parent_death import exit_with_parent
 
 log = logging.getLogger(__name__)
@@ -258,10 +258,10 @@ class Agent:
     def _register(self, now: float) -> None:
         if now - self._last_contact > self._config.no_coordinator_timeout_s:
             log.error(
-                "no coordinator answers at %s (%s): check that `coordinator start` runs there and that this worker's key is "
-                "on its list (`coordinator keys list`)",
+                "no coordinator answers at %s (%s): check that `coordinator start` runs there%s",
                 self._config.endpoint,
                 explain_silence(self._config.endpoint),
+                key_advice(self._config.endpoint, keyed=self._config.curve is not None),
             )
             self._exit = ExitCode.INCOMPLETE
             return

@@ -4,6 +4,7 @@ import logging
 import socket
 import threading
 
+from coordinator.wire.auth import is_loopback
 from ringattn.macos import error_name, local_network_hint
 
 log = logging.getLogger(__name__)
@@ -22,6 +23,16 @@ def explain_silence(endpoint: str) -> str:
     except ValueError as error:
         return str(error)
     return "the port accepts connections"
+
+
+def key_advice(endpoint: str, *, keyed: bool) -> str:
+    """Return how a worker's key can be the reason of the silence, to follow the words "check that `coordinator start` runs there"."""
+    if is_loopback(endpoint):
+        reason = "; a coordinator on loopback uses no keys, so start this worker without --key"
+        return reason if keyed else ""
+    if keyed:
+        return " and that this worker's key is on its list (`coordinator keys list`)"
+    return "; off loopback it needs --key FILE, made by `coordinator keys add NAME`"
 
 
 def warn_of_silence(endpoint: str) -> None:

@@ -65,8 +65,9 @@ def load_model(run: Path) -> TrainedModel:
     result = run / "result.json"
     path = run / json.loads(result.read_text())["checkpoint"] if result.exists() else run
     if not (path / "state.json").exists():
+        where = f"--data {run.parent}" if run.name == "train" else f"--run {run}"  # DATA/train is the default
         raise CheckpointError(
-            f"{run} holds no finished training: `coordinator start --train` makes one, or name its folder with --run"
+            f"{run} holds no finished training: `coordinator start --train {where}` makes one, or name its folder with --run"
         )
     found = checkpoint.load(path)
     state = found.state

@@ -50,8 +50,9 @@ def trained_respondents(run: Path) -> tuple[str, ...]:
         checkpoint = json.loads((run / "result.json").read_bytes())["checkpoint"]
         return tuple(json.loads((run / checkpoint / "state.json").read_bytes())["respondents"])
     except (OSError, ValueError, KeyError, TypeError) as error:
+        where = f"--data {run.parent}" if run.name == "train" else f"--run {run}"  # DATA/train is the default
         raise UsageError(
-            f"{run} holds no finished training: `coordinator start --train` makes one, or name its folder with --run; "
+            f"{run} holds no finished training: `coordinator start --train {where}` makes one, or name its folder with --run; "
             "leave out --then forecast to follow without forecasts"
         ) from error
 

@@ -48,6 +48,14 @@ _NULLS = frozenset(("", "EMPTY", "NA", "N/A", "NAN", "NULL", "NONE", "-", "--"))
 _FORMATS = ("ISO8601", "%m/%d/%Y %I:%M:%S %p", "%m/%d/%Y %H:%M:%S", "%m/%d/%Y %H:%M")
 
 
+MAX_NAMES = 6  # of a file's columns that a message lists
+KNOWN = (
+    "known columns of values are demand, forecast demand, net generation, total interchange, EIA's `Net Generation (MW) from …`, "
+    "E_CODE_D, and value with a type or fueltype"
+)
+MOVE = "Move the file out of the folder, or name the files one by one: recordings:PATH,PATH"
+
+
 class RecordingsError(ValueError):
     """A recording can't be read; the message names the file and the reason."""
 
@@ -161,8 +169,7 @@ def _cells(
             wide.setdefault(("fuel-type-data", variable.removeprefix("NG.")), []).append(name)
     if not wide:
         raise RecordingsError(
-            f"{path}: no column of hourly values; known are demand, forecast demand, net generation, total interchange, "
-            "EIA's `Net Generation (MW) from …`, E_CODE_D, and value with a type or fueltype"
+            f"{path}: no column of hourly values among {', '.join(table.columns[:MAX_NAMES])}; {KNOWN}. {MOVE}"
         )
     for (route, code), columns in wide.items():
         held = _texts(table[columns[0]])
@@ -226,7 +233,10 @@ def _hours(path: Path, column: pd.Series) -> Hours:
         except (ValueError, TypeError):
             continue
     else:
-        raise RecordingsError(f"{path}: the column {column.name!r} is not a time, e.g. {str(distinct[0])!r}")
+        raise RecordingsError(
+            f"{path}: the column {column.name!r} is not a time, e.g. {str(distinct[0])!r}; the first column, date_time or period "
+            f"has the ends of hours, UTC, and {KNOWN}. {MOVE}"
+        )
     if (codes < 0).any() or times.isna().any():
         raise RecordingsError(f"{path}: row {int(np.argmax(codes < 0)) + 1} has no time in {column.name!r}")
     ends = times.tz_localize(None).to_numpy().astype("datetime64[ns]").astype(np.int64)

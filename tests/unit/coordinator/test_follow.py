@@ -66,7 +66,7 @@ def test_forecasts_are_files_and_a_failure_is_tried_again(tmp_path: Path) -> Non
 
 
 def test_forecasts_need_a_finished_training(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no finished training: `coordinator start --train` makes one"):
+    with pytest.raises(UsageError, match="no finished training: `coordinator start --train --run"):
         trained_respondents(tmp_path)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "result.json").write_text('{"checkpoint": "checkpoints"}')
