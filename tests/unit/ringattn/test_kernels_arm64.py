@@ -57,7 +57,7 @@ def test_matches_fp64_over_masks_groups_and_segments(kernel: ForeignKernel, dim:
 
 
 @given(case=CASES)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_matches_fp64_on_random_blocks(kernel: ForeignKernel, case: Case) -> None:
     assert_exact(case, kernel)
 
