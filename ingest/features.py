@@ -6,7 +6,8 @@ one hour to the next. Therefore a causal model that reads the tokens up to t has
 test changes every later value and expects the same tokens.
 
 The target is the error of the reference forecast, (D - reference) / scale, where the scale is the mean absolute error of
-the reference over the 56 days before the issue time. The reference is DF, or demand a week before for a model without DF.
+the reference over the 56 days before the issue time. The reference is DF, or demand a week before for a model without DF, or the
+linear forecast of all authorities (`worker.forecast.linear`), which the caller hands in.
 """
 
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from ingest.columns import hour_number, hour_text
 from ingest.loader import SeriesArrays, available, load_series
 
 Float32s = NDArray[np.float32]
-Reference = Literal["DF", "week"]
+Reference = Literal["DF", "week", "linear"]
 
 VERSION = 1  # of the features: raised when a checkpoint trained on earlier ones would misread them
 DAY, WEEK = 24, 168  # hours
@@ -95,6 +96,7 @@ def load_tokens(
     *,
     reference: Reference = "DF",
     issue_hour: int = ISSUE_HOUR,
+    linear: Floats | None = None,
 ) -> Tokens:
     """Return the tokens of one respondent from the series on disk.
 
@@ -108,14 +110,17 @@ def load_tokens(
         end: last hour, inclusive.
         reference: forecast to correct.
         issue_hour: o'clock local on the day before.
+        linear: the linear forecast of every hour on disk, MWh, [hour]; only for that reference.
     """
     on_disk = available(data_dir, respondent)
     first = max(hour_number(start) - LOOKBACK, hour_number(f"{on_disk.years[0]}-01-01T00"))
     last = min(hour_number(end) + DAY, hour_number(f"{on_disk.years[-1]}-12-31T23"))  # DF to the end of the local day
-    needed = ("D", "DF") if reference == "DF" else ("D",)
+    needed = ("D",) if reference == "week" else ("D", "DF")
     others = tuple(name for name in ("DF", *FUELS) if name in on_disk.variables and name not in needed)
     series = load_series(data_dir, [respondent], (*needed, *others), hour_text(first), hour_text(max(last, first)))
-    tokens = make_tokens(respondent, series, reference=reference, issue_hour=issue_hour)
+    if linear is not None:
+        linear = linear[first - hour_number(f"{on_disk.years[0]}-01-01T00") :][: len(series.hours)]
+    tokens = make_tokens(respondent, series, reference=reference, issue_hour=issue_hour, linear=linear)
     return cut(tokens, hour_number(start), hour_number(end))
 
 
@@ -128,16 +133,34 @@ def cut(tokens: Tokens, first: int, last: int) -> Tokens:
 
 
 def make_tokens(
-    respondent: str, series: SeriesArrays, *, reference: Reference = "DF", issue_hour: int = ISSUE_HOUR
+    respondent: str,
+    series: SeriesArrays,
+    *,
+    reference: Reference = "DF",
+    issue_hour: int = ISSUE_HOUR,
+    linear: Floats | None = None,
 ) -> Tokens:
-    """Return the tokens of every hour of a respondent's series (columns `<respondent>.D`, `.DF` and its fuels)."""
+    """Return the tokens of every hour of a respondent's series (columns `<respondent>.D`, `.DF` and its fuels).
+
+    Args:
+        respondent: EIA code.
+        series: its hours.
+        reference: forecast to correct.
+        issue_hour: o'clock local on the day before.
+        linear: the linear forecast of those hours, MWh, [hour], if that is the reference.
+
+    Raises:
+        ValueError: that forecast is missing.
+    """
     column = {name.partition(".")[2]: i for i, name in enumerate(series.names)}
     known = {name: np.where(series.mask[:, i], series.values[:, i], np.nan).astype(float) for name, i in column.items()}
     hours = series.hours.astype("datetime64[h]").astype(np.int64)
     calendar = calendar_of(respondent, int(hours[0]), int(hours[-1]), issue_hour)
     demand = known["D"]
     operator = known.get("DF", np.full(len(hours), np.nan))
-    corrected = operator if reference == "DF" else _before(demand, WEEK)
+    corrected = {"DF": operator, "week": _before(demand, WEEK), "linear": linear}[reference]
+    if corrected is None:
+        raise ValueError("the reference linear needs its forecast")
     known_values = _KnownValues(calendar, hours, demand, corrected)
     groups = {**known_values.errors(), **known_values.loads(), **_clock(calendar)}
     for fuel in FUELS:

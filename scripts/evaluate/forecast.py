@@ -27,10 +27,10 @@ from scripts.evaluate.forecast_scores import (
     open_contest,
     validation_skills,
 )
-from worker.forecast.baselines.fit import fit_baselines, with_forecast
+from worker.forecast.baselines.fit import fit_baselines
 from worker.forecast.baselines.table import BaselineTable, read_table, write_table
 from worker.forecast.predict import TrainedModel, load_model, predict
-from worker.training.tokens import Period, TokenStore, open_token_store
+from worker.training.tokens import Period, TokenStore, open_token_store, with_forecast
 
 
 def log(message: str) -> None:

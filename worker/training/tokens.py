@@ -17,13 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ingest import features
+from ingest.calendar import ZONES
 from ingest.columns import hour_number, hour_text
 from ingest.errors import UsageError
 from ingest.features import COLUMNS, CONDITION, FEATURES, ODD, Reference, Tokens
 from ingest.files import atomic_write, file_sha256
-from ingest.loader import available
+from ingest.loader import available, respondents_on_disk
 from ingest.periods import parse_period
 
+LINEAR_VERSION = 1  # of worker.forecast.linear: raised when its forecasts change
 INPUTS = (*FEATURES, *CONDITION)
 TARGET = len(INPUTS)  # column of the target; the other COLUMNS follow it
 FLIP = np.array([-1.0 if name in ODD else 1.0 for name in INPUTS], np.float32)
@@ -128,7 +130,10 @@ def open_token_store(
         reference: the forecast that is corrected.
         log: called with a message before the tokens of a respondent are computed.
     """
-    maps = tuple(_open_map(data_dir, name, reference, log) for name in respondents)
+    if reference == "linear":
+        maps = _linear_maps(data_dir, respondents, log)
+    else:
+        maps = tuple(_open_map(data_dir, name, reference, log) for name in respondents)
     return TokenStore(tuple(respondents), reference, maps)
 
 
@@ -146,11 +151,78 @@ def _open_map(
     path = data_dir / "tokens" / f"{respondent}-{_key(data_dir, respondent, years, reference)}.npy"
     if not _is_whole(path):
         log(f"computing the tokens of {respondent}")
-        buffer = io.BytesIO()
-        np.save(buffer, token_rows(features.load_tokens(data_dir, respondent, start, end, reference=reference)))
-        atomic_write(path, buffer.getvalue())
-        atomic_write(_digest_file(path), hashlib.sha256(buffer.getvalue()).hexdigest().encode())
+        _write(path, token_rows(features.load_tokens(data_dir, respondent, start, end, reference=reference)))
     return hour_number(start), np.load(path, mmap_mode="r")
+
+
+def _linear_maps(
+    data_dir: Path, respondents: Sequence[str], log: Callable[[str], None]
+) -> tuple[tuple[int, NDArray[np.float32]], ...]:
+    """Open the tokens whose reference is the linear forecast, for which every authority with DF on disk is a neighbour.
+
+    Raises:
+        UsageError: a respondent has no DF.
+    """
+    names = with_forecast(data_dir, respondents_on_disk(data_dir))
+    if missing := [name for name in respondents if name not in names]:
+        raise UsageError(
+            f"{', '.join(missing)}: no day-ahead forecast (DF) on disk to correct; name others, or --reference week"
+        )
+    text = json.dumps(
+        [LINEAR_VERSION, [(name, _key(data_dir, name, available(data_dir, name).years, "linear")) for name in names]]
+    )
+    key = hashlib.sha256(text.encode()).hexdigest()[:16]
+    paths = {name: data_dir / "tokens" / f"{name}-linear-{key}.npy" for name in names}
+    if not all(_is_whole(paths[name]) for name in respondents):
+        _write_linear(data_dir, names, {name: paths[name] for name in respondents}, log)
+    return tuple(
+        (hour_number(f"{available(data_dir, name).years[0]}-01-01T00"), np.load(paths[name], mmap_mode="r"))
+        for name in respondents
+    )
+
+
+def _write_linear(data_dir: Path, names: Sequence[str], paths: Mapping[str, Path], log: Callable[[str], None]) -> None:
+    """Compute the linear forecasts of `names`, and write the tokens of those that have a path."""
+    from worker.forecast.baselines.history import read_history  # which read token stores themselves
+    from worker.forecast.linear.path import linear_forecasts
+
+    store = open_token_store(data_dir, names, "DF", log)
+    log(f"fitting the linear forecasts of {len(names)} authorities")
+    forecasts = linear_forecasts([read_history(store, region) for region in range(len(names))])
+    for name, path in paths.items():
+        log(f"computing the tokens of {name}")
+        years = available(data_dir, name).years
+        start, end = f"{years[0]}-01-01T00", f"{years[-1]}-12-31T23"
+        linear = forecasts[names.index(name)]
+        _write(path, token_rows(features.load_tokens(data_dir, name, start, end, reference="linear", linear=linear)))
+
+
+def with_forecast(
+    data_dir: Path, respondents: Sequence[str], log: Callable[[str], None] = lambda message: None
+) -> list[str]:
+    """Return the respondents that have a time zone and DF on disk; the others are left out by name.
+
+    Raises:
+        UsageError: none has.
+    """
+    found = []
+    for name in respondents:
+        if name not in ZONES:
+            log(f"{name} is left out: its time zone is unknown")
+        elif "DF" not in available(data_dir, name).variables:
+            log(f"{name} is left out: it has no day-ahead forecast (DF) on disk")
+        else:
+            found.append(name)
+    if not found:
+        raise UsageError(f"{data_dir} has no series with DF of {', '.join(respondents)}: extract them")
+    return found
+
+
+def _write(path: Path, rows: NDArray[np.float32]) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, rows)
+    atomic_write(path, buffer.getvalue())
+    atomic_write(_digest_file(path), hashlib.sha256(buffer.getvalue()).hexdigest().encode())
 
 
 def _digest_file(path: Path) -> Path:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from ingest.array_types import Floats
-from ingest.calendar import ZONES
 from ingest.errors import UsageError
-from ingest.loader import available
 from worker.forecast.baselines.boosting import boosting, is_installed
 from worker.forecast.baselines.history import History, read_history
 from worker.forecast.baselines.neighbours import with_neighbours
@@ -67,25 +64,6 @@ def fit_baselines(
     return BaselineTable(
         validate, test, {one.respondent: one.within(Period(validate.first, test.last)) for one in found}
     )
-
-
-def with_forecast(data_dir: Path, respondents: Sequence[str], log: Log) -> list[str]:
-    """Return the respondents that have a time zone and DF on disk; the others are left out by name.
-
-    Raises:
-        UsageError: none has.
-    """
-    found = []
-    for name in respondents:
-        if name not in ZONES:
-            log(f"{name} is left out: its time zone is unknown")
-        elif "DF" not in available(data_dir, name).variables:
-            log(f"{name} is left out: it has no day-ahead forecast (DF) on disk")
-        else:
-            found.append(name)
-    if not found:
-        raise UsageError(f"{data_dir} has no series with DF of {', '.join(respondents)}: extract them")
-    return found
 
 
 def unusable(history: History, validate: Period, test: Period) -> str:

@@ -51,25 +51,35 @@ class Moments:
         self.xx[hour] += weighted.T @ x
         self.xy[hour] += weighted.T @ y
 
-    def solve(self, hour: int, penalties: tuple[float, ...], relative: Floats) -> NDArray[np.float64]:
-        """Return coefficients [penalty, input + 1] of the raw inputs, the intercept last; zeros with fewer than `MIN_DAYS` hours.
+    def include(self, other: Moments, factor: float = 1.0) -> None:
+        """Add the hours of other moments, with their weights multiplied by a factor."""
+        self.days[:] += other.days
+        for name in ("weight", "x", "y", "xx", "xy"):
+            getattr(self, name)[:] += factor * getattr(other, name)
+
+    def solve(
+        self, hour: int, penalties: tuple[float, ...], relative: Floats, centres: Floats | None = None
+    ) -> NDArray[np.float64]:
+        """Return coefficients [centre · penalty, input + 1] of the raw inputs, the intercept last; zeros with fewer than `MIN_DAYS` hours.
 
         Args:
             hour: local hour.
             penalties: of the standardised inputs.
             relative: [input], by which an input's penalty is multiplied.
+            centres: [centre, input] of the coefficients, that penalties shrink them to; None: one of zeros.
         """
+        centres = np.zeros((1, self.x.shape[1])) if centres is None else centres
         if self.days[hour] < MIN_DAYS:
-            return np.zeros((len(penalties), self.x.shape[1] + 1))
+            return np.zeros((len(centres) * len(penalties), self.x.shape[1] + 1))
         n = self.weight[hour]
         mean, level = self.x[hour] / n, self.y[hour] / n
         covariance = self.xx[hour] / n - np.outer(mean, mean)
         deviation = np.sqrt(np.maximum(np.diag(covariance), 0))
         inverse = np.where(deviation > MIN_DEVIATION, 1 / np.maximum(deviation, MIN_DEVIATION), 0.0) / np.sqrt(relative)
         values, vectors = np.linalg.eigh(covariance * np.outer(inverse, inverse))
-        along = vectors.T @ ((self.xy[hour] / n - mean * level) * inverse)
-        shrunk = along / (np.maximum(values, 0) + np.array(penalties)[:, None])
-        slopes = (shrunk @ vectors.T) * inverse
+        along = ((self.xy[hour] / n - mean * level - centres @ covariance) * inverse) @ vectors  # [centre, direction]
+        shrunk = along[:, None] / (np.maximum(values, 0) + np.array(penalties)[:, None])
+        slopes = ((shrunk @ vectors.T) * inverse + centres[:, None]).reshape(-1, len(mean))
         return np.concatenate([slopes, (level - slopes @ mean)[:, None]], axis=1)
 
 
@@ -96,14 +106,14 @@ def ridge(
     done = 0
     for _, refit in months:
         upto = int(np.searchsorted(history.hours, refit.known, side="right"))
-        _add(moments, history, slice(done, upto))
+        add_hours(moments, history, slice(done, upto))
         done = upto
         _forecast(corrections, history, refit, lambda hour: moments.solve(hour, penalties, relative))
     forecasts = history.reference + np.clip(corrections, -BOUND, BOUND) * history.scale
     return choose(history, validate, zip(penalties, forecasts, strict=True))
 
 
-def _add(moments: Moments, history: History, rows: slice) -> None:
+def add_hours(moments: Moments, history: History, rows: slice) -> None:
     """Add the measured hours among `rows`; targets are clipped, so that a missed outlier does not decide a fit."""
     x, y, weight = (part[rows].astype(np.float64) for part in (history.inputs, history.target, history.scale))
     measured = np.isfinite(y)
