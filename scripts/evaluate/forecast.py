@@ -133,7 +133,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.add_argument("--data", type=Path, required=True)
     command.add_argument("--respondents", default="", help="codes, comma-separated; default: all on disk")
     command.add_argument(
-        "--neighbours", default="", help="codes whose signals a further ridge knows, or `all` on disk; default: none"
+        "--neighbours",
+        default="",
+        help="codes that the linear forecasts of all authorities know, or `all` on disk; default: none",
     )
     command.add_argument("--validate", default="", help="period that decides; default: the last whole year but one")
     command.add_argument("--test", default="", help="period; default: the last whole year on disk")

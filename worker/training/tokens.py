@@ -193,7 +193,7 @@ def _write_linear(data_dir: Path, names: Sequence[str], paths: Mapping[str, Path
         log(f"computing the tokens of {name}")
         years = available(data_dir, name).years
         start, end = f"{years[0]}-01-01T00", f"{years[-1]}-12-31T23"
-        linear = forecasts[names.index(name)]
+        linear = forecasts[names.index(name)].all
         _write(path, token_rows(features.load_tokens(data_dir, name, start, end, reference="linear", linear=linear)))
 
 

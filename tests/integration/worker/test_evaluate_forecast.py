@@ -31,12 +31,12 @@ def scored(data: Path, out: Path, *flags: str) -> list[dict]:
 
 def test_run_and_baselines_are_scored_on_the_same_hours(data: Path, alone: Path, table: Path, tmp_path: Path) -> None:
     lines = scored(data, tmp_path / "lines.jsonl", "--run", str(alone), "--baselines", str(table))
-    names = ["operators", "weekly naive", fit.BIAS, fit.RIDGE, fit.ALL, "forecaster"]
+    names = ["operators", "weekly naive", fit.BIAS, fit.RIDGE, fit.MIXTURE, fit.ALL, "forecaster"]
     assert list(dict.fromkeys(line["who"] for line in lines)) == names
     assert len(lines) == 3 * len(names)  # two respondents and their mean
     assert {line["hours"] for line in lines if "hours" in line and line["who"] != "weekly naive"} == {28 * 24}
     best = max(
-        names[2:4],
+        names[2:5],
         key=lambda who: next(x for x in lines if x["who"] == who and x["respondent"] == "mean")["validation_skill"],
     )
     for line in lines:

@@ -16,7 +16,6 @@ from tests.unit.ingest.test_features import FIRST, poisoned, series
 from worker.forecast.baselines import boosting, fit
 from worker.forecast.baselines.compare import best_by_mean, gain, mean_gain
 from worker.forecast.baselines.history import History, known_at_start, monthly_refits, read_history
-from worker.forecast.baselines.neighbours import SIGNALS, with_neighbours
 from worker.forecast.baselines.ridge import MIN_DAYS, ridge
 from worker.forecast.baselines.running_bias import running_bias
 from worker.forecast.baselines.table import BaselineTable, Points, read_table, write_table
@@ -70,68 +69,6 @@ def test_nothing_after_the_issue_time_changes_a_forecast(who: str, day: int) -> 
     assert np.isfinite(before[upto]).mean() > 0.9
     later = (calendar.day > target + 1) & history.within(TEST)
     assert not np.array_equal(before[later], after[later], equal_nan=True), "the poison reaches no forecast at all"
-
-
-@pytest.mark.parametrize("names", [("PACW", "PJM"), ("PJM", "PACW")])
-def test_nothing_after_the_issue_time_reaches_a_neighbours_signal(names: tuple[str, str]) -> None:
-    """At 10:00 Eastern neither California's morning nor its DF of the next day is known; at 10:00 Pacific the East's are."""
-    clean = series(2), series(3)
-    own, other = (read_history(stored(*clean, names=names), k) for k in (0, 1))
-    calendar = own.calendar
-    target = calendar.day == calendar.day[0] + 150
-    issue = calendar.issue[target][0]
-    spoilt = history_of(poisoned(clean[1], other.hours <= issue, other.calendar.issue <= issue), names[1])
-    (wide, relative), (after, _) = (with_neighbours(own, [own, one]) for one in (other, spoilt))
-    added = slice(own.inputs.shape[1], None)
-    assert wide.inputs.shape[1] == own.inputs.shape[1] + len(SIGNALS) == len(relative)
-    upto = calendar.issue <= issue
-    np.testing.assert_array_equal(wide.inputs[upto], after.inputs[upto])
-    assert (wide.inputs[~upto, added] != after.inputs[~upto, added]).mean() > 0.2
-    knows_the_forecast = np.abs(wide.inputs[target, added][:, 2:4]).min() > 0
-    assert knows_the_forecast == (names[1] == "PJM")
-
-
-def test_signals_are_the_means_that_they_are_named_after() -> None:
-    own, other = (
-        read_history(stored(series(2, holes=0), series(3, holes=0), names=("PACW", "PJM")), k) for k in (0, 1)
-    )
-    wide, _ = with_neighbours(own, [other])
-    day = np.flatnonzero(own.calendar.day == own.calendar.day[0] + 150)
-    at = int(own.calendar.issue[day[0]] - FIRST) + 1  # the hours before it are known
-    known = int(np.flatnonzero(other.calendar.issue <= own.calendar.issue[day[0]])[-1])
-    out = day[day <= known]  # of the Pacific day, the hours that are in the Eastern one as well
-    assert len(out) == len(day) - 3
-    demand, operator, scale = other.demand, other.operator, other.scale[known]
-    level = demand[at - 28 * 24 : at].mean()
-    error = demand - operator
-    want = [
-        error[at - 10 : at].mean() / scale,
-        error[at - 34 : at - 10].mean() / scale,
-        (operator[out].mean() - operator[out - 24].mean()) / level,
-        (operator[out].mean() - demand[out - 48].mean()) / level,
-        (demand[at - 10 : at].mean() - demand[at - 178 : at - 168].mean()) / level,
-    ]
-    np.testing.assert_allclose(
-        wide.inputs[day, own.inputs.shape[1] :], np.tile(want, (len(day), 1)), rtol=1e-4, atol=1e-6
-    )
-
-
-def test_relative_penalties_shrink_their_inputs_alone() -> None:
-    """A prohibitive penalty on what was added gives the ridge without it; copies of the own inputs at 1 give another."""
-    history = history_of(series(4))
-    twice = replace(history, inputs=np.concatenate([history.inputs, history.inputs[:, ::-1]], axis=1))
-    n = history.inputs.shape[1]
-    plain, shut, free = (
-        ridge(one, VALIDATE, TEST, (0.3,), relative)[1]
-        for one, relative in (
-            (history, None),
-            (twice, np.repeat([1.0, 1e9], n)),
-            (twice, np.ones(2 * n)),
-        )
-    )
-    where = history.within(TEST)
-    np.testing.assert_allclose(shut[where], plain[where], rtol=1e-6)
-    assert np.nanmax(np.abs(free[where] - plain[where])) > 0.1
 
 
 @needs_lightgbm

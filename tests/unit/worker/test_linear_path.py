@@ -54,7 +54,7 @@ def test_nothing_after_the_issue_time_of_any_authority_changes_a_forecast(target
             for index, (part, one) in enumerate(zip(parts, clean, strict=True))
         )
     )
-    before, after = linear_forecasts(clean)[target], linear_forecasts(spoilt)[target]
+    before, after = linear_forecasts(clean)[target].all, linear_forecasts(spoilt)[target].all
     upto = calendar.day <= date
     np.testing.assert_array_equal(before[upto], after[upto])
     assert np.isfinite(before[upto]).mean() > 0.9
@@ -72,10 +72,7 @@ def test_a_neighbours_forecast_of_the_same_day_is_used() -> None:
     other.values[:, 1] += change
     histories = histories_of(own, other)
     where = histories[0].hours >= FIRST + 24 * 130
-    errors = [
-        np.nanmean(np.abs(histories[0].demand - linear_forecasts(histories, with_others)[0])[where])
-        for with_others in (False, True)
-    ]
+    errors = [np.nanmean(np.abs(histories[0].demand - one)[where]) for one in linear_forecasts(histories)[0]]
     assert errors[1] < 0.8 * errors[0]
 
 
@@ -84,13 +81,13 @@ def test_an_authority_without_forecasts_or_hours_is_no_obstacle() -> None:
     late, blind = series(2, hours=24 * 200), series(3)
     blind.mask[: 24 * 120, 1] = False
     blind.values[: 24 * 120, 1] = np.nan
-    late = SeriesArrays(*(x[24 * 100 :] for x in (late.values, late.mask, late.reason, late.hours)), late.names)
+    late = SeriesArrays(late.values[2400:], late.mask[2400:], late.reason[2400:], late.hours[2400:], late.names)
     histories = histories_of(series(1), late, blind)
     forecasts = linear_forecasts(histories)
     for history, forecast in zip(histories, forecasts, strict=True):
-        np.testing.assert_array_equal(np.isfinite(forecast), np.isfinite(history.reference))
+        np.testing.assert_array_equal(np.isfinite(forecast.all), np.isfinite(history.reference))
         month_of_data = np.flatnonzero(np.isfinite(history.scale))[:1] + 24 * 40
-        assert (forecast != history.reference)[int(month_of_data[0]) + 24 * 35 :].mean() > 0.9
+        assert (forecast.all != history.reference)[int(month_of_data[0]) + 24 * 35 :].mean() > 0.9
 
 
 def test_signals_are_the_changes_that_they_are_named_after() -> None:
@@ -139,7 +136,7 @@ def test_penalties_shrink_to_a_centre() -> None:
     twice = Moments.empty(3)
     twice.include(moments, 2.0)
     for one in (moments, twice):
-        loose, tight = one.solve(7, (1e-9, 1e12), np.ones(3), centre[None])
+        loose, tight = one.solve(7, (1e-9, 1e12), centre[None])
         np.testing.assert_allclose(loose, [*slopes, 4], rtol=1e-6)
         level, mean = np.average(y, weights=weight), np.average(x, axis=0, weights=weight)
         np.testing.assert_allclose(tight, [*centre, level - mean @ centre], rtol=1e-6)

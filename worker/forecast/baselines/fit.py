@@ -10,10 +10,10 @@ from ingest.array_types import Floats
 from ingest.errors import UsageError
 from worker.forecast.baselines.boosting import boosting, is_installed
 from worker.forecast.baselines.history import History, read_history
-from worker.forecast.baselines.neighbours import with_neighbours
 from worker.forecast.baselines.ridge import ridge
 from worker.forecast.baselines.running_bias import running_bias
-from worker.forecast.baselines.table import ALL, BIAS, MEAN, OWN, POOLED, RIDGE, BaselineTable, Points
+from worker.forecast.baselines.table import ALL, BIAS, MEAN, MIXTURE, OWN, POOLED, RIDGE, BaselineTable, Points
+from worker.forecast.linear.path import linear_forecasts
 from worker.training.tokens import Period, TokenStore
 
 ENOUGH = 0.25  # of a period's hours have demand and DF, or the respondent is left out
@@ -32,7 +32,7 @@ def fit_baselines(
         validate: hours that decide.
         test: hours that are only forecast.
         log: called with a message before each fit.
-        neighbours: tokens of the authorities whose signals one more ridge knows; None: there is no such ridge.
+        neighbours: tokens of the authorities that the linear path attends to; None: it is left out.
 
     Raises:
         UsageError: no respondent has enough hours, or the validation does not end before the test.
@@ -55,12 +55,7 @@ def fit_baselines(
     else:
         log(f"{OWN}, {POOLED} and {MEAN} are left out: lightgbm is not installed (group bench-forecast)")
     if neighbours is not None:
-        others = [read_history(neighbours, region) for region in range(len(neighbours.respondents))]
-        for points, history in zip(found, histories, strict=True):
-            log(f"{history.respondent}: {ALL} of {len(others)}")
-            wide, relative = with_neighbours(history, others)
-            penalty, forecast = ridge(wide, validate, test, relative=relative)
-            _add(points, ALL, forecast, {"penalty": penalty})
+        _add_linear(found, histories, neighbours, log)
     return BaselineTable(
         validate, test, {one.respondent: one.within(Period(validate.first, test.last)) for one in found}
     )
@@ -108,6 +103,17 @@ def _add_trees(found: Sequence[Points], histories: Sequence[History], validate: 
     for points, forecast in zip(found, forecasts, strict=True):
         _add(points, POOLED, forecast, trees.to_json())
         _add(points, MEAN, (points.by_name[RIDGE] + forecast) / 2, {})
+
+
+def _add_linear(found: Sequence[Points], histories: Sequence[History], neighbours: TokenStore, log: Log) -> None:
+    """Add the linear forecasts, from own hours and from those of all authorities."""
+    others = [read_history(neighbours, region) for region in range(len(neighbours.respondents))]
+    names = {history.respondent for history in histories}
+    every = [*histories, *(other for other in others if other.respondent not in names)]
+    log(f"{MIXTURE}, {ALL} of {len(every)}")
+    for points, forecast in zip(found, linear_forecasts(every), strict=False):  # the respondents come first
+        _add(points, MIXTURE, forecast.own, {})
+        _add(points, ALL, forecast.all, {})
 
 
 def _add(points: Points, name: str, forecast: Floats, choice: dict[str, object]) -> None:

@@ -57,15 +57,12 @@ class Moments:
         for name in ("weight", "x", "y", "xx", "xy"):
             getattr(self, name)[:] += factor * getattr(other, name)
 
-    def solve(
-        self, hour: int, penalties: tuple[float, ...], relative: Floats, centres: Floats | None = None
-    ) -> NDArray[np.float64]:
+    def solve(self, hour: int, penalties: tuple[float, ...], centres: Floats | None = None) -> NDArray[np.float64]:
         """Return coefficients [centre · penalty, input + 1] of the raw inputs, the intercept last; zeros with fewer than `MIN_DAYS` hours.
 
         Args:
             hour: local hour.
             penalties: of the standardised inputs.
-            relative: [input], by which an input's penalty is multiplied.
             centres: [centre, input] of the coefficients, that penalties shrink them to; None: one of zeros.
         """
         centres = np.zeros((1, self.x.shape[1])) if centres is None else centres
@@ -75,7 +72,7 @@ class Moments:
         mean, level = self.x[hour] / n, self.y[hour] / n
         covariance = self.xx[hour] / n - np.outer(mean, mean)
         deviation = np.sqrt(np.maximum(np.diag(covariance), 0))
-        inverse = np.where(deviation > MIN_DEVIATION, 1 / np.maximum(deviation, MIN_DEVIATION), 0.0) / np.sqrt(relative)
+        inverse = np.where(deviation > MIN_DEVIATION, 1 / np.maximum(deviation, MIN_DEVIATION), 0.0)
         values, vectors = np.linalg.eigh(covariance * np.outer(inverse, inverse))
         along = ((self.xy[hour] / n - mean * level - centres @ covariance) * inverse) @ vectors  # [centre, direction]
         shrunk = along[:, None] / (np.maximum(values, 0) + np.array(penalties)[:, None])
@@ -88,7 +85,6 @@ def ridge(
     validate: Period,
     test: Period,
     penalties: tuple[float, ...] = PENALTIES,
-    relative: Floats | None = None,
 ) -> tuple[float, Floats]:
     """Return the penalty chosen on the validation hours, and the forecast of both periods, MWh, [hour]; NaN elsewhere.
 
@@ -97,9 +93,7 @@ def ridge(
         validate: hours that decide.
         test: further hours to forecast.
         penalties: candidates.
-        relative: [input], by which an input's penalty is multiplied; None: 1.
     """
-    relative = np.ones(history.inputs.shape[1]) if relative is None else relative
     months = sorted({refit.rows.start: refit for p in (validate, test) for refit in monthly_refits(history, p)}.items())
     moments = Moments.empty(history.inputs.shape[1])
     corrections = np.full((len(penalties), len(history.hours)), np.nan)
@@ -108,7 +102,7 @@ def ridge(
         upto = int(np.searchsorted(history.hours, refit.known, side="right"))
         add_hours(moments, history, slice(done, upto))
         done = upto
-        _forecast(corrections, history, refit, lambda hour: moments.solve(hour, penalties, relative))
+        _forecast(corrections, history, refit, lambda hour: moments.solve(hour, penalties))
     forecasts = history.reference + np.clip(corrections, -BOUND, BOUND) * history.scale
     return choose(history, validate, zip(penalties, forecasts, strict=True))
 

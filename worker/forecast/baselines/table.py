@@ -23,8 +23,9 @@ from ingest.files import atomic_write
 from worker.training.tokens import Period
 
 BIAS, RIDGE, OWN, POOLED, MEAN = "running bias", "ridge", "LightGBM", "LightGBM pooled", "mean of ridge and pooled"
-OWN_HOURS = (BIAS, RIDGE, OWN, POOLED, MEAN)  # baselines that know nothing of other authorities
-ALL = "ridge + all"  # ridge that does
+MIXTURE = "mixture of ridges"
+OWN_HOURS = (BIAS, RIDGE, OWN, POOLED, MEAN, MIXTURE)  # baselines that know nothing of other authorities' hours
+ALL = "all authorities, linear"  # the mixture that does
 
 COLUMNS = ("hour", "issue", "day", "demand", "operator")
 META = b"baselines"

@@ -76,7 +76,7 @@ def own_experts(histories: Sequence[History], months: Sequence[Month]) -> list[N
 
 
 def _pooled_slopes(pooled: Moments, hour: int) -> Floats:
-    return pooled.solve(hour, (POOLED_PENALTY,), np.ones(pooled.x.shape[1]))[0]
+    return pooled.solve(hour, (POOLED_PENALTY,))[0]
 
 
 def _forecast(
@@ -92,15 +92,14 @@ def _forecast(
         centres: by local hour, the pooled coefficients [input + 1].
     """
     local = history.calendar.hour[rows]
-    relative = np.ones(history.inputs.shape[1])
     for hour in np.unique(local):
         centre = centres[hour]
         if moments.days[hour] < MIN_DAYS:
             zero = np.zeros((len(PENALTIES), len(centre)))
             coefficients = np.concatenate([zero, np.tile(centre, (len(PENALTIES) + 1, 1))])
         else:
-            slopes = np.stack([np.zeros(len(relative)), centre[:-1]])
-            own = moments.solve(int(hour), PENALTIES, relative, slopes)
+            slopes = np.stack([np.zeros(len(centre) - 1), centre[:-1]])
+            own = moments.solve(int(hour), PENALTIES, slopes)
             coefficients = np.concatenate([own, centre[None]])
         at = rows.start + np.flatnonzero(local == hour)
         x = history.inputs[at].astype(np.float64)

@@ -3,38 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ingest.array_types import Floats
 from worker.forecast.baselines.history import History
 from worker.forecast.linear.mixture import mixture
 from worker.forecast.linear.neighbours import neighbour_experts
-from worker.forecast.linear.own import common_months, own_experts
+from worker.forecast.linear.own import Month, common_months, own_experts
 
 OWN_RATE, RATE = 50.0, 100.0  # of the mixtures; chosen on 2018
 
 
-def linear_forecasts(histories: Sequence[History], neighbours: bool = True) -> list[Floats]:
-    """Return the forecast of each authority's hours, MWh, [hour]; the reference where there is nothing to correct it by.
+class LinearForecast(NamedTuple):
+    """Forecasts of one authority's hours, MWh, [hour]; the reference where there is nothing to correct it by."""
+
+    own: Floats  # from its own hours, and coefficients that all authorities share
+    all: Floats  # from the other authorities' hours as well
+
+
+def linear_forecasts(histories: Sequence[History]) -> list[LinearForecast]:
+    """Return the forecasts of each authority.
 
     Nothing after an hour's issue time changes its forecast, of any authority.
 
     Args:
-        histories: the authorities, which also tell about each other.
-        neighbours: False leaves out what they tell, as an ablation.
+        histories: the authorities, which tell about each other.
     """
     months = common_months(histories)
-    corrections = []
-    for index, (history, experts) in enumerate(zip(histories, own_experts(histories, months), strict=True)):
-        corrections.append(mixture(experts, history, index, months, OWN_RATE))
-    if neighbours and len(histories) > 1:
-        wide = neighbour_experts(histories, corrections, months)
-        corrections = [
-            mixture(experts, history, index, months, RATE)
-            for index, (history, experts) in enumerate(zip(histories, wide, strict=True))
-        ]
+    own = _mixtures(own_experts(histories, months), histories, months, OWN_RATE)
+    wide = _mixtures(neighbour_experts(histories, own, months), histories, months, RATE)
     return [
-        history.reference + np.nan_to_num(correction * history.scale)
-        for history, correction in zip(histories, corrections, strict=True)
+        LinearForecast(*(history.reference + np.nan_to_num(one * history.scale) for one in corrections))
+        for history, *corrections in zip(histories, own, wide, strict=True)
+    ]
+
+
+def _mixtures(
+    experts: Sequence[NDArray[np.float32]], histories: Sequence[History], months: Sequence[Month], rate: float
+) -> list[Floats]:
+    return [
+        mixture(each, history, index, months, rate)
+        for index, (each, history) in enumerate(zip(experts, histories, strict=True))
     ]
