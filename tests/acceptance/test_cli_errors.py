@@ -237,7 +237,7 @@ MISTAKES = (
     Mistake("forecast at no issue time", "coordinator forecast --region PACW --issue 2024-01-10T09", USAGE, ("2024-01-10T09", "10:00 local", "2024-01-10T10")),
     Mistake("forecast half a question", "coordinator forecast --region PACW", USAGE, ("--region and --issue", "--table", "--help")),
     Mistake("damaged a checkpoint", "coordinator forecast --region PACW --issue 2024-01-10T10", USAGE, ("weights.safetensors", "damaged", "`coordinator start --train`"), checkpoint('{"format": 1, "sha256": {"weights": "0"}}')),
-    Mistake("named a checkpoint of another version", "coordinator forecast --region PACW --issue 2024-01-10T10", USAGE, ("000010", "format 9", "train again"), checkpoint('{"format": 9}')),
+    Mistake("named a checkpoint of another version", "coordinator forecast --region PACW --issue 2024-01-10T10", USAGE, ("000010", "format 9", "coordinator start --train --run NEW"), checkpoint('{"format": 9}')),
     Mistake("went on with another run's checkpoint", "worker/train.py --data data", USAGE, ("data/train/checkpoints", "a run with another model, respondents", "new folder with --run"), another_run, process=True),
     Mistake("followed with something unknown", "coordinator follow --then dance", USAGE, ("--then 'dance'", "unknown", "`--then forecast`")),
     Mistake("followed with forecasts before training", "coordinator follow --then forecast", USAGE, ("data/train", "no finished training", "`coordinator start --train --data data`")),

@@ -73,7 +73,9 @@ def load_model(run: Path) -> TrainedModel:
     state = found.state
     inputs = [features.VERSION, *features.FEATURES, *features.CONDITION]
     if state["features"] != inputs or state["quantiles"] != list(QUANTILES):
-        raise CheckpointError(f"{path} was trained on features of another version: train again with this version")
+        raise CheckpointError(
+            f"{path} was trained on features of another version: `coordinator start --train --run NEW` trains again"
+        )
     model = Forecaster(ModelConfig(**state["model"]))
     model.update(found.average)
     norm = Normalisation.from_state(state["normalisation"])

@@ -19,8 +19,10 @@ from ringattn import LoadBalancer, launch, process_group
 from tests.support.training_data import ROOT, SMALL, TRAIN, environment, train
 from tests.support.waiting import WAIT_S
 from worker.forecast.model import checkpoint
+from worker.forecast.predict import hours_of_issue, load_model, predict
 from worker.training.cli import main
 from worker.training.config import parse
+from worker.training.tokens import open_token_store
 
 Rejects = Callable[..., str]
 
@@ -74,6 +76,43 @@ def test_ring_of_three_has_the_same_loss_curve(data: Path, alone: Path, tmp_path
     run = tmp_path / "run"
     launch.run(3, [TRAIN, "--data", str(data), "--run", str(run), *SMALL, "--steps", "8"], timeout=120)
     np.testing.assert_allclose(losses(run), losses(alone), rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def linear(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of 4 steps on one rank that correct the linear forecast of all authorities."""
+    run = tmp_path_factory.mktemp("linear") / "run"
+    done = train(data, run, "--steps", "4", "--reference", "linear")
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+def test_training_starts_where_the_linear_forecast_ends(data: Path, linear: Path, alone: Path) -> None:
+    """Its skill is over DF, whose error the linear forecast has already reduced; DF alone is hardly corrected in 4 steps."""
+    skills = [
+        next(
+            line["skill"]
+            for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+            if "skill" in line
+        )
+        for run in (linear, alone)
+    ]
+    assert skills[0] > 0.3 > skills[1]
+    trained = load_model(linear)
+    store = open_token_store(data, trained.respondents, trained.reference)
+    assert trained.reference == "linear"
+    forecast = predict(trained, store, "PACW", hours_of_issue("PACW", "2023-02-01T10"))
+    error, own = (np.abs(x - forecast.demand).mean() for x in (forecast.median, forecast.operator))
+    assert error < 0.8 * own
+
+
+@pytest.mark.long
+def test_ring_corrects_the_linear_forecast_with_the_same_loss_curve(data: Path, linear: Path, tmp_path: Path) -> None:
+    for ranks in (2, 4):
+        run = tmp_path / str(ranks)
+        flags = ["--data", str(data), "--run", str(run), *SMALL, "--steps", "4", "--reference", "linear"]
+        launch.run(ranks, [TRAIN, *flags], timeout=180)
+        np.testing.assert_allclose(losses(run), losses(linear), rtol=1e-4)
 
 
 def test_slow_rank_gets_fewer_tokens_and_loss_curve_is_unchanged(data: Path, alone: Path, tmp_path: Path) -> None:

@@ -94,7 +94,10 @@ def read_state(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is no checkpoint: {error}; name a folder that worker/train.py wrote") from error
     if state.get("format") != FORMAT:
-        raise CheckpointError(f"{path} has format {state.get('format')}, this version reads {FORMAT}: train again")
+        raise CheckpointError(
+            f"{path} has format {state.get('format')}, this version reads {FORMAT}: "
+            "`coordinator start --train --run NEW` trains again"
+        )
     return state
 
 
