@@ -97,7 +97,7 @@ ELSEWHERE = {
         "tests/acceptance/test_extract_resume.py::test_worker_with_its_own_folder_uploads_its_files"
     ),
     r"mlx.launch --hostfile \S+ (worker/train|script).py": "tests/integration/worker/test_train.py::test_mlx_launch_with_a_hostfile",
-    r"mlx.launch --backend jaccl": "tests/unit/ringattn/test_process_group.py::test_jaccl_is_refused_before_mlx_waits_for_it",
+    r"mlx.launch --backend jaccl": "tests/integration/ringattn/test_process_group.py::test_jaccl_is_refused_before_mlx_waits_for_it",
     r"mlx.launch -n 2 worker/train.py": "tests/integration/worker/test_train.py::test_mlx_launch_with_a_hostfile",
     r"python -m ringattn.launch -n 2 (script|program).py": "tests/integration/ringattn/test_launch.py::test_output_arguments_and_environment_by_rank",
     r"python -m (ringattn.blas )?ringattn.kernels.bench": "tests/unit/ringattn/test_kernel_bench.py::test_command_prints_one_line_that_fills_the_page",

@@ -52,6 +52,11 @@ def with_ipv6_alone(command: Command) -> list[str]:
     return _in_namespace("--net", ["ip link set lo up", "ip -4 addr flush dev lo"], command)
 
 
+def without_route_to(network: str, command: Command) -> list[str]:
+    """Run on a network that has loopback alone, where connections to `network` end in EHOSTUNREACH at once."""
+    return _in_namespace("--net", ["ip link set lo up", f"ip route add unreachable {network}"], command)
+
+
 def with_read_only(folder: Path, command: Command) -> list[str]:
     """Run with `folder` mounted read-only, which binds root too."""
     path = shlex.quote(str(folder))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import subprocess
 import sys
 import time
 import warnings
@@ -16,6 +17,8 @@ import pytest
 
 from ringattn import LaunchError, PeerStalled, process_group, transport
 from ringattn.launch import free_ports
+from tests.support.namespaces import missing, without_route_to
+from tests.support.program import ROOT
 
 WAIT_S = 0.3
 
@@ -63,6 +66,19 @@ def test_local_network_privacy_is_named_on_macos(
     words = stalled(0, free_ports(2))
     assert os.strerror(number) in words
     assert ("Privacy & Security → Local Network" in words) is named
+
+
+def test_kernel_that_has_no_route_is_quoted() -> None:
+    """The errno of the real kernel, as macOS's privacy gives it; only the system's name is changed."""
+    if reason := missing():
+        pytest.skip(reason)
+    program = (
+        "import sys, time; sys.platform = 'darwin'; from ringattn import process_group as g; "
+        f"g._rendezvous_barrier(0, [('127.0.0.1', 40000), ('10.99.0.1', 40000)], time.monotonic() + {WAIT_S}, {WAIT_S})"
+    )
+    command = without_route_to("10.99.0.0/16", [sys.executable, "-c", program])
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=150)
+    assert "rank 0 can't reach rank 1 at ('10.99.0.1', 40000): No route to host; macOS 15" in done.stderr
 
 
 def test_jaccl_is_refused_before_mlx_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
