@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ from ingest.columns import as_arrow, as_numpy, as_strings, hour_number, hour_tex
 from ingest.models import REGION_TYPES, BuildJob, BuildResult, Shard
 from ingest.plan import piece_order
 from ingest.quality import MEASURED, MISSING, NULL, OK, OUTLIER, REASONS, SUSPECT, UNASKED, judge
+from ingest.sources import get_source
 from ingest.store import fsync_folders, read_piece, write_file
+from ingest.units import ENERGY, unit_of
 
 SERIES_FORMAT = 1  # of the files: raised when a reader of the earlier ones would be wrong
 PERIOD = pa.timestamp("ms", "UTC")
@@ -77,9 +79,8 @@ def build(job: BuildJob, data_dir: Path) -> BuildResult:
         The entries of the files, which are durable, and the counts of their cells.
     """
     pieces = sorted(job.pieces, key=lambda piece: piece_order(piece.shard))
-    cells = merge(
-        [rows_of(read_piece(data_dir, one.file), one.shard, job.respondent, one.until) for one in pieces], job.year
-    )
+    rows = [rows_of(read_piece(data_dir, one.file), one.shard, job.respondent, one.until) for one in pieces]
+    cells = merge(with_aliases(rows), job.year)
     reason = classify_cells(cells)
     measured = np.isin(reason, MEASURED)
     value = np.where(measured, cells.raw, np.nan)
@@ -89,7 +90,12 @@ def build(job: BuildJob, data_dir: Path) -> BuildResult:
         "respondent": job.respondent,
         "year": job.year,
         "origin": job.origin,
-        "unit": "MWh",
+        "unit": ENERGY,
+        **(
+            {"units": other}
+            if (other := {name: unit_of(name) for name in cells.variables if unit_of(name) != ENERGY})
+            else {}
+        ),
         "sources": all_terms((piece.shard.source, job.origin) for piece in pieces),
         "hours": cells.raw.shape[1],
         **_counts(cells, reason),
@@ -141,6 +147,30 @@ def rows_of(table: pa.Table, shard: Shard, respondent: str, until: str = "") -> 
         keep = own == (respondents.index(respondent) if respondent in respondents else -1)
         hour, code, value = hour[keep], code[keep], value[keep]
     return PieceRows(shard, variables, hour, code, value, until)
+
+
+def with_aliases(pieces: Sequence[PieceRows]) -> list[PieceRows]:
+    """Return pieces in which the rows of a source's own variable are there under EIA's name as well, unless another source gives that one."""
+    given = {
+        rows.variables[code]
+        for rows in pieces
+        for code in np.flatnonzero(np.bincount(rows.code, minlength=len(rows.variables)))
+    }
+    found = []
+    for rows in pieces:
+        aliases = get_source(rows.shard.source).aliases
+        for code, name in enumerate(rows.variables):
+            own = rows.code == code
+            if name in aliases and aliases[name] not in given and own.any():
+                rows = replace(
+                    rows,
+                    variables=(*rows.variables, aliases[name]),
+                    hour=np.concatenate([rows.hour, rows.hour[own]]),
+                    code=np.concatenate([rows.code, np.full(np.count_nonzero(own), len(rows.variables), np.int32)]),
+                    value=np.concatenate([rows.value, rows.value[own]]),
+                )
+        found.append(rows)
+    return found
 
 
 def _codes(table: pa.Table, name: str) -> tuple[tuple[str, ...], Int32s]:
@@ -219,10 +249,11 @@ def _asked(inside: Sequence[tuple[PieceRows, Int64s]], variables: tuple[str, ...
 
 def classify_cells(cells: MergedGrid) -> Int8s:
     """Return the reason code of every cell, an index into `quality.REASONS`: int8 [variable, hour]."""
-    judged = judge(dict(zip(cells.variables, cells.raw, strict=True)))
-    code = (
-        np.stack([judged[variable] for variable in cells.variables]) if judged else np.zeros(cells.given.shape, np.int8)
-    )
+    energy = {name: raw for name, raw in zip(cells.variables, cells.raw, strict=True) if unit_of(name) == ENERGY}
+    judged, code = judge(energy), np.zeros(cells.given.shape, np.int8)  # a price may be anything
+    for row, name in enumerate(cells.variables):
+        if name in judged:
+            code[row] = judged[name]
     absent = np.where(cells.asked, MISSING, UNASKED)
     reason = np.where(cells.given, np.where(np.isnan(cells.raw), NULL, OK), absent)
     return np.where(code == OK, reason, code).astype(np.int8)

@@ -1,7 +1,7 @@
-"""CAISO OASIS `SingleZip`: SLD_FCST, SLD_REN_FCST and ENE_SLRS as zipped CSV, and the error zip that comes under 200.
+"""CAISO OASIS `SingleZip`: SLD_FCST, SLD_REN_FCST, ENE_SLRS and PRC_LMP as zipped CSV, and the error zip that comes under 200.
 
-It serves `resultformat=6`, `version=1`, windows of at most 31 days; markets DAM and ACTUAL (forecasts), DAM and RTM
-(ENE_SLRS, which has the three Caiso_Totals items only, and five-minute rows in RTM). It does not serve the redirect from
+It serves `resultformat=6`, `version=1` (PRC_LMP: 12), windows of at most 31 days; markets DAM and ACTUAL (forecasts), DAM and RTM
+(ENE_SLRS, which has the three Caiso_Totals items only, and five-minute rows in RTM), DAM (PRC_LMP, for the nodes asked for). It does not serve the redirect from
 http to https. Rows are unordered, as OASIS sends them.
 """
 
@@ -32,10 +32,13 @@ _LABELS = {  # (LABEL, XML_DATA_ITEM) of each report and market; ENE_SLRS has no
     ("SLD_REN_FCST", "ACTUAL"): ("Total Actual Hourly Renewable Generation", "RENEW_FCST_ACT_MW"),
     ("ENE_SLRS", "DAM"): ("", ""),
     ("ENE_SLRS", "RTM"): ("", ""),
+    ("PRC_LMP", "DAM"): ("", ""),
 }
 _PACIFIC = -8
 _AREAS = {"CA ISO-TAC": 1.0, "PGE-TAC": 0.44, "SCE-TAC": 0.46, "SDGE-TAC": 0.09, "VEA-TAC": 0.01}
 _HUBS = {"Solar": {"NP15": 0.24, "SP15": 0.6, "ZP26": 0.16}, "Wind": {"NP15": 0.31, "SP15": 0.69}}
+_VERSIONS = {"PRC_LMP": "12"}  # of every other report: 1
+_PRICES = {"LMP": "LMP_PRC", "MCE": "LMP_ENE_PRC", "MCC": "LMP_CONG_PRC", "MCL": "LMP_LOSS_PRC", "MGHG": "LMP_GHG_PRC"}
 _HEADERS = {
     "SLD_FCST": "INTERVALSTARTTIME_GMT,INTERVALENDTIME_GMT,LOAD_TYPE,OPR_DT,OPR_HR,OPR_INTERVAL,MARKET_RUN_ID,TAC_AREA_NAME,"
     "LABEL,XML_DATA_ITEM,POS,MW,EXECUTION_TYPE,GROUP",
@@ -43,6 +46,8 @@ _HEADERS = {
     "XML_DATA_ITEM,MW,MARKET_RUN_ID,GROUP",
     "ENE_SLRS": "INTERVALSTARTTIME_GMT,INTERVALENDTIME_GMT,SLRS_TYPE,OPR_DT,OPR_HR,OPR_INTERVAL,MARKET_RUN_ID,TAC_ZONE_NAME,"
     "SCHEDULE,XML_DATA_ITEM,POS,MW,GROUP",
+    "PRC_LMP": "INTERVALSTARTTIME_GMT,INTERVALENDTIME_GMT,OPR_DT,OPR_HR,OPR_INTERVAL,NODE_ID_XML,NODE_ID,NODE,MARKET_RUN_ID,LMP_TYPE,"
+    "XML_DATA_ITEM,PNODE_RESMRID,GRP_TYPE,POS,MW,GROUP",
 }
 
 
@@ -54,6 +59,7 @@ class OasisRequest:
     market: str
     start: int
     end: int
+    nodes: tuple[str, ...] = ()  # of prices
 
     @property
     def page(self) -> str:
@@ -75,7 +81,13 @@ def parse(query: str) -> OasisRequest | int:
     """Return the checked request of a query string, or OASIS's error code."""
     params = {name: values[-1] for name, values in parse_qs(query).items()}
     report, market = params.get("queryname", ""), params.get("market_run_id", "DAM")
-    if (report, market) not in _LABELS or (params.get("resultformat"), params.get("version")) != ("6", "1"):
+    form = params.get("resultformat"), params.get("version")
+    nodes = tuple(node for node in params.get("node", "").split(",") if node)
+    if (
+        (report, market) not in _LABELS
+        or form != ("6", _VERSIONS.get(report, "1"))
+        or (report == "PRC_LMP" and not nodes)
+    ):
         return 1001
     try:
         start, end = (
@@ -87,7 +99,7 @@ def parse(query: str) -> OasisRequest | int:
     if end <= start or end - start > timedelta(days=31):
         return 1002 if end <= start else 1004
     low, high = (int(np.ceil(moment.timestamp() / 3600)) for moment in (start, end))
-    return OasisRequest(report, market, low, high)
+    return OasisRequest(report, market, low, high, nodes)
 
 
 def error_zip(code: int, time: str) -> Response:
@@ -108,9 +120,8 @@ def error_zip(code: int, time: str) -> Response:
 
 def respond(world: World, request: OasisRequest, now: int) -> Response:
     """Return the zip of one request; OASIS's error 1000 when the world has none of its hours."""
-    rows = {"SLD_FCST": _demand, "SLD_REN_FCST": _renewables, "ENE_SLRS": _schedules}[request.report](
-        world, request, now
-    )
+    reports = {"SLD_FCST": _demand, "SLD_REN_FCST": _renewables, "ENE_SLRS": _schedules, "PRC_LMP": _prices}
+    rows = reports[request.report](world, request, now)
     if not rows:
         return error_zip(1000, f"{hour_text(now)}:00:00Z")
     np.random.default_rng(zlib.crc32(request.page.encode())).shuffle(rows)
@@ -206,6 +217,29 @@ def _schedules(world: World, request: OasisRequest, now: int) -> list[str]:
                 ends = f"{t.start[:13]}:{5 * step + 5:02d}:00-00:00" if step < 11 else t.end
                 power = hours[h] * (1 + 0.004 * np.sin(2 * np.pi * step / 12 + h))
                 rows.append(f"{begins},{ends},ALL,{t.day},{t.hour},{step + 1},{tail},{power:.2f},{position}")
+    return rows
+
+
+def _prices(world: World, request: OasisRequest, now: int) -> list[str]:
+    """Return day-ahead prices and their components: the energy price rises with the forecast of demand."""
+    hours = _hours(world, "region-data", "DF", request, now)
+    texts = _texts(list(hours))
+    rows: list[str] = []
+    for place, node in enumerate(request.nodes):
+        for h, t in texts.items():
+            energy = round(6 + 42 * (hours[h] / 30_000) ** 2, 5)
+            parts = {
+                "MCE": energy,
+                "MCC": round(0.4 * place * np.sin(h / 9.7), 5),
+                "MCL": round(-0.01 * place * energy, 5),
+                "MGHG": 0.0,
+            }
+            for group, (kind, item) in enumerate(_PRICES.items(), 1):
+                price = parts[kind] if kind in parts else sum(parts.values())
+                where = (
+                    f"{t.start},{t.end},{t.day},{t.hour},0,{node},{node},{node},{request.market},{kind},{item},{node}"
+                )
+                rows.append(f"{where},ALL_APNODES,0,{price:.5f},{group}")
     return rows
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from ingest.columns import Columns, hour_number
 from ingest.http import WIRE_LIMIT, HttpResponse
@@ -39,6 +40,7 @@ class Source(ABC):
     url: str  # base URL of the public API
     routes: tuple[str, ...]  # in the order of a plan
     default_routes: tuple[str, ...] = ()  # of a plan that names none; () = all
+    aliases: Mapping[str, str] = MappingProxyType({})  # variable → EIA's name that a series has it under as well
     first_hour = ""  # of all of its data, YYYY-MM-DDTHH; "": unknown
     licence = "not stated by the source"  # of its data
     citation = "not stated by the source"  # how to name the data's origin

@@ -1,9 +1,10 @@
-"""CAISO OASIS `SingleZip`: load forecast, renewable forecast and schedules of CISO, in windows of at most 31 days.
+"""CAISO OASIS `SingleZip`: load, its forecast, renewable forecast, schedules and day-ahead prices of CISO, in windows of at most 31 days.
 
 https://oasis.caiso.com (Interface Specification for OASIS). A response is a zip of CSV or, also under 200, a zip of
 `INVALID_REQUEST.xml`. Rows name their interval in GMT columns and are unordered. Variables are
 `<query>.<XML_DATA_ITEM>.<area>[.<renewable type>]`, e.g. `ENE_SLRS.ISO_TOT_GEN_MW.Caiso_Totals`; values are MW averaged
-over an hour, which equals MWh. An hour with a missing interval is omitted, so that it becomes a gap.
+over an hour, which equals MWh; those of `PRC_LMP` are prices in USD/MWh of a trading hub, also in the column `MW`. An hour with a missing
+interval is omitted, so that it becomes a gap.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from datetime import datetime
+from types import MappingProxyType
+from typing import NamedTuple
 from urllib.parse import urlencode
 
 import numpy as np
@@ -32,10 +35,28 @@ HEADER_LIMIT = 1 << 16  # bytes of a header line; OASIS's has 300
 MAX_MEMBERS = 100  # files of one zip; OASIS sends one
 PLAIN_LIMIT = 256 << 20  # bytes: 31 days of five-minute schedules are about 70 MB of CSV
 ROUNDING_MW = 0.01  # OASIS rounds to 0.01 MW
-MARKET_RUN = {"SLD_FCST": "DAM", "SLD_REN_FCST": "DAM", "ENE_SLRS": "RTM"}
-NAMING = ("XML_DATA_ITEM", "TAC_AREA_NAME", "TAC_ZONE_NAME", "TRADING_HUB", "RENEWABLE_TYPE")
+HUBS = "TH_NP15_GEN-APND,TH_SP15_GEN-APND,TH_ZP26_GEN-APND"  # the trading hubs; OASIS has prices of thousands of nodes besides
+NAMING = ("XML_DATA_ITEM", "TAC_AREA_NAME", "TAC_ZONE_NAME", "TRADING_HUB", "RENEWABLE_TYPE", "NODE")
 _START, _END, _VALUE = "INTERVALSTARTTIME_GMT", "INTERVALENDTIME_GMT", "MW"
 _NO_DATA = "1000"  # "No data returned for the specified selection"
+
+
+class Query(NamedTuple):
+    """The report of a route."""
+
+    name: str
+    market: str  # DAM: day-ahead; RTM: real-time; ACTUAL: metered
+    version: str = "1"
+    nodes: str = ""
+
+
+QUERIES = {
+    "SLD_FCST": Query("SLD_FCST", "DAM"),
+    "SLD_FCST_ACTUAL": Query("SLD_FCST", "ACTUAL"),
+    "SLD_REN_FCST": Query("SLD_REN_FCST", "DAM"),
+    "ENE_SLRS": Query("ENE_SLRS", "RTM"),
+    "PRC_LMP": Query("PRC_LMP", "DAM", "12", HUBS),
+}
 
 
 class Oasis(Source):
@@ -44,7 +65,9 @@ class Oasis(Source):
     url = "http://oasis.caiso.com"
     licence = "California ISO's terms of use, https://www.caiso.com"
     citation = "California ISO, Open Access Same-Time Information System (OASIS), http://oasis.caiso.com"
-    routes = ("SLD_FCST", "SLD_REN_FCST", "ENE_SLRS")
+    routes = tuple(QUERIES)
+    default_routes = ("SLD_FCST", "SLD_FCST_ACTUAL", "SLD_REN_FCST", "ENE_SLRS")
+    aliases = MappingProxyType({"SLD_FCST.SYS_FCST_ACT_MW.CA ISO-TAC": "D", "SLD_FCST.SYS_FCST_DA_MW.CA ISO-TAC": "DF"})
     first_hour = "2009-04-01T08"  # CAISO's nodal market, whose reports these are, began on 2009-04-01
     rate_limit = RateLimit(1 / 5, 1)  # CAISO's 429 notice: one request every 5 seconds
     min_interval_s = 5.0  # the acceptable use policy: one request every 5 seconds
@@ -64,7 +87,7 @@ class Oasis(Source):
 
     def ahead_hours(self, route: str) -> int:
         """Return 48 for a day-ahead report, which covers the whole next local day."""
-        return 48 if MARKET_RUN[route] == "DAM" else 0
+        return 48 if QUERIES[route].market == "DAM" else 0
 
     def expected_requests(self, shard: Shard) -> int:
         """Return the number of windows."""
@@ -78,13 +101,15 @@ class Oasis(Source):
         """Return path and query of the window at `offset`."""
         first = hour_number(job.shard.start) - 1 + offset  # an interval starts an hour before the hour that it ends
         last = min(first + WINDOW_HOURS, hour_number(job.shard.end))
+        report = QUERIES[job.shard.route]
         query = {
-            "queryname": job.shard.route,
-            "market_run_id": MARKET_RUN[job.shard.route],
+            "queryname": report.name,
+            "market_run_id": report.market,
             "resultformat": "6",
-            "version": "1",
+            "version": report.version,
             "startdatetime": f"{EPOCH + first * HOUR:%Y%m%dT%H:%M}-0000",
             "enddatetime": f"{EPOCH + last * HOUR:%Y%m%dT%H:%M}-0000",
+            **({"node": report.nodes} if report.nodes else {}),
         }
         return f"/oasisapi/SingleZip?{urlencode(query)}"
 
@@ -203,7 +228,7 @@ def _hourly(job: FetchJob, table: pa.Table) -> tuple[Columns, int]:
     covered[hourly], energy[hourly] = minutes[~fine], minutes[~fine] * whole
     found = np.flatnonzero(covered == 60)
     columns = Columns(
-        tuple((job.shard.respondent, ".".join((job.shard.route, *name))) for name in names),
+        tuple((job.shard.respondent, ".".join((QUERIES[job.shard.route].name, *name))) for name in names),
         (first + found // len(names)).astype(np.int32),
         (found % len(names)).astype(np.int32),
         energy[found] / 60.0,

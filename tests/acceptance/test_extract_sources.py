@@ -41,7 +41,7 @@ def test_recorded_real_hours_reach_the_series(coordinator: Coordinator, tmp_path
             given = want.notna().to_numpy()
             assert (present["raw"].to_numpy()[given] == want.to_numpy()[given]).all()
             assert set(present["reason"][~given]) <= {"missing", "null"}
-            assert set(present["reason"][given]) <= {"ok", "outlier"}
+            assert set(present["reason"][given]) <= {"ok", "outlier", "suspect"}
 
 
 def demand_file(folder: Path, code: str, value: int, hours: int = 6) -> Path:
@@ -129,17 +129,24 @@ def test_first_hours_of_a_bulk_extraction_come_from_the_file_before(
     assert (wider.result["new_shards"], coordinator("verify", "--data", "bulk").code) == (1, 0)
 
 
-def test_bulk_files_and_oasis_are_extracted_the_same_way(coordinator: Coordinator, emulator: Emulator) -> None:
+def test_bulk_files_and_oasis_are_extracted_the_same_way(
+    coordinator: Coordinator, emulator: Emulator, tmp_path: Path
+) -> None:
     """A bulk file that was read for one respondent is read again for another, as the next generation."""
     bulk = ("--source", f"bulk+{emulator.url}", "--start", "2024-07-02", "--end", "2024-12", "--json", "--data", "bulk")
     one = coordinator("start", "--extract", *bulk, "--respondents", "PACW")
     two = coordinator("start", "--extract", *bulk, "--respondents", "PACW,ERCO")
     oasis = ("--source", f"oasis+{emulator.url}", "--respondents", "CISO", "--start", "2024-01", "--end", "2024-01")
-    caiso = coordinator("start", "--extract", *oasis, "--json", "--data", "oasis")
+    caiso = coordinator("start", "--extract", *oasis, "--routes", "all", "--json", "--data", "oasis")
     for run in (one, two, caiso):
         assert run.code == 0, run.stderr
         assert run.result["rows"] == run.result["total"] > 0
     assert two.result["series"] > one.result["series"]
+    names = ("D", "DF", "SLD_FCST.SYS_FCST_ACT_MW.CA ISO-TAC", "PRC_LMP.LMP_PRC.TH_SP15_GEN-APND")
+    frame = load_series(tmp_path / "oasis", "CISO", names, "2024-01-02", "2024-01-30").to_frame()
+    assert frame.notna().mean().min() > 0.99
+    assert (frame["CISO.D"] == frame[f"CISO.{names[2]}"]).mean() > 0.99
+    assert list(frame.attrs["units"].values()) == ["MWh", "MWh", "MWh", "USD/MWh"]
 
 
 def test_four_routes_are_extracted_and_agree(coordinator: Coordinator, tmp_path: Path) -> None:

@@ -65,6 +65,31 @@ def test_windows_cover_the_period_once_in_31_days_at_most() -> None:
     assert {query["market_run_id"][0] for query in queries} == {"DAM"}
 
 
+PRICES = """\
+INTERVALSTARTTIME_GMT,INTERVALENDTIME_GMT,OPR_DT,OPR_HR,OPR_INTERVAL,NODE_ID_XML,NODE_ID,NODE,MARKET_RUN_ID,LMP_TYPE,XML_DATA_ITEM,PNODE_RESMRID,GRP_TYPE,POS,MW,GROUP
+2023-01-01T08:00:00-00:00,2023-01-01T09:00:00-00:00,2023-01-01,1,0,{n},{n},{n},DAM,LMP,LMP_PRC,{n},ALL_APNODES,0,55.5152,1
+2023-01-01T08:00:00-00:00,2023-01-01T09:00:00-00:00,2023-01-01,1,0,{n},{n},{n},DAM,MCC,LMP_CONG_PRC,{n},ALL_APNODES,0,-3.25,1
+2023-01-01T09:00:00-00:00,2023-01-01T10:00:00-00:00,2023-01-01,2,0,{n},{n},{n},DAM,LMP,LMP_PRC,{n},ALL_APNODES,0,-12.61367,1
+"""
+
+
+def test_prices_are_asked_of_the_hubs_and_read_by_node() -> None:
+    query = parse_qs(urlsplit(Oasis().request(job(query="PRC_LMP"), 0)).query)
+    assert (query["queryname"], query["version"], query["market_run_id"]) == (["PRC_LMP"], ["12"], ["DAM"])
+    assert query["node"] == ["TH_NP15_GEN-APND,TH_SP15_GEN-APND,TH_ZP26_GEN-APND"]
+    columns = Oasis().parse(job(query="PRC_LMP"), zipped(PRICES.format(n="TH_SP15_GEN-APND"))).columns
+    named = {columns.series[i][1]: float(v) for i, v in zip(columns.index, columns.value, strict=True)}
+    assert named["PRC_LMP.LMP_CONG_PRC.TH_SP15_GEN-APND"] == -3.25
+    assert columns.value[np.isclose(columns.value, -12.61367)].size == 1
+
+
+def test_metered_load_is_a_route_with_the_name_of_its_report() -> None:
+    query = parse_qs(urlsplit(Oasis().request(job(query="SLD_FCST_ACTUAL"), 0)).query)
+    assert (query["queryname"], query["market_run_id"], query["version"]) == (["SLD_FCST"], ["ACTUAL"], ["1"])
+    page = Oasis().parse(job(query="SLD_FCST_ACTUAL"), zipped(HEADER + line(60, 60, "5.0", "SYS_FCST_ACT_MW")))
+    assert page.columns.series == (("CISO", "SLD_FCST.SYS_FCST_ACT_MW.CA ISO-TAC"),)
+
+
 @recorded
 def test_recorded_schedules_become_hours() -> None:
     page = Oasis().parse(job(), (RECORDED / "caiso_california_comprehensive_3_200.zip").read_bytes())

@@ -60,8 +60,8 @@ def test_plan_itself_knows_no_first_hour() -> None:
 
 def test_oasis_plan_is_by_query_and_year() -> None:
     shards = plan_shards("oasis", ("CISO",), (2023, 2024))
-    assert len(shards) == 6
-    assert expected_requests(shards) == 6 * 12
+    assert len(shards) == 8
+    assert expected_requests(shards) == 8 * 12
     with pytest.raises(UsageError, match="CISO only"):
         plan_shards("oasis", ("PACW",), (2024,))
 
