@@ -55,6 +55,7 @@ def test_metal_kernel_matches_fp64_in_three_schedules(row: dict[str, Any], monke
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)  # two minutes of processor time at most, which a busy machine stretches
 @pytest.mark.parametrize("dim", DIMS)
 @pytest.mark.parametrize("which", KERNELS)
 def test_metal_kernel_matches_fp64_in_every_combination(which: str, dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
