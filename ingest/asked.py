@@ -13,7 +13,7 @@ from itertools import combinations
 from ingest.columns import EVERYTHING, hour_number, hour_text
 from ingest.errors import UsageError
 from ingest.hour_spans import HourSpan, clip, merge, overlaps, subtract
-from ingest.models import ALL_RESPONDENTS, Gap, Shard, ShardResult
+from ingest.models import ALL_RESPONDENTS, RouteGap, Shard, ShardResult
 from ingest.sources import get_source
 
 # Hours: EIA posts generation a day after the hour (https://www.eia.gov/todayinenergy/detail.php?id=46117).
@@ -69,20 +69,21 @@ def asked_span(result: ShardResult) -> HourSpan:
     return start, min(end, asked_at(result) + 1)
 
 
-def open_gaps(results: Iterable[ShardResult]) -> tuple[Gap, ...]:
-    """Return named gaps, or what is left of them.
+def open_gaps(results: Iterable[ShardResult]) -> tuple[RouteGap, ...]:
+    """Return named gaps with their routes, or what is left of them.
 
     Hours that a later generation of their route has fetched do not count, nor those that had not ended at the time of the fetch.
     """
-    found: list[Gap] = []
-    for own in by_route(results).values():
+    found: list[RouteGap] = []
+    for (_, route, _), own in by_route(results).items():
         for result in own:
             later = merge(span_of(r.shard) for r in own if r.shard.generation > result.shard.generation)
             asked = [asked_span(result)]
             for gap in result.gaps:
                 named = clip([(hour_number(gap.start), hour_number(gap.end) + 1)], asked)
                 for start, end in subtract(named, later):
-                    found.append(Gap(gap.respondent, gap.variable, hour_text(start), hour_text(end - 1), end - start))
+                    period = hour_text(start), hour_text(end - 1)
+                    found.append(RouteGap(gap.respondent, gap.variable, *period, end - start, route))
     return tuple(found)
 
 

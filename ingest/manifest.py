@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -12,13 +13,14 @@ import msgspec
 
 from ingest.asked import open_gaps
 from ingest.errors import VerificationError
-from ingest.files import atomic_write, visible
-from ingest.models import MANIFEST_FORMAT, BuildResult, FileEntry, Gap, ShardResult, parse_hour
+from ingest.files import atomic_write, storage_errors, visible
+from ingest.models import MANIFEST_FORMAT, BuildResult, FileEntry, RouteGap, ShardResult, build_key, parse_hour
 from ingest.store import fsync_folders, is_pruned
 
 SAFE_HOUR = re.compile(
     r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|1\d|2[0-8])T([01]\d|2[0-3])"
 )  # else `parse_hour` decides, 20 times slower
+DAMAGED = ".damaged"  # suffix of a build's manifest that was set aside
 R = TypeVar("R", ShardResult, BuildResult)
 
 
@@ -62,7 +64,7 @@ class Summary:
     masked: dict[str, int]
     revised: int
     gap_hours: int
-    gaps: tuple[Gap, ...]
+    gaps: tuple[RouteGap, ...]
     suspect: int = 0  # valid cells that the outlier rule flags
     format: int = MANIFEST_FORMAT
 
@@ -93,9 +95,45 @@ def shard_manifests(data_dir: Path) -> Iterator[Manifest[ShardResult]]:
 
 def build_manifests(data_dir: Path) -> Iterator[Manifest[BuildResult]]:
     """Yield every committed build, by respondent and year; an unreadable manifest raises VerificationError."""
-    folder = data_dir / "manifests" / "build"
-    for path in sorted(visible(folder.rglob("*.json"), folder)):
+    for path in _build_paths(data_dir):
         yield read(path, Manifest[BuildResult])
+
+
+def _build_paths(data_dir: Path) -> list[Path]:
+    folder = data_dir / "manifests" / "build"
+    return sorted(visible(folder.rglob("*.json"), folder))
+
+
+def readable_build_results(data_dir: Path) -> Iterator[BuildResult]:
+    """Yield the result of every build whose manifest is readable: the series of the others can be built again."""
+    for path in _build_paths(data_dir):
+        with suppress(VerificationError):
+            yield read(path, Manifest[BuildResult]).result
+
+
+def damaged_builds(data_dir: Path) -> set[tuple[str, int]]:
+    """Return respondent and year of each build whose manifest is unreadable, or was set aside and not made again."""
+    folder = data_dir / "manifests" / "build"
+    aside = [path.with_suffix("") for path in folder.glob(f"*/*.json{DAMAGED}")]
+    readable = {result.key for result in readable_build_results(data_dir)}
+    named = [(path.parent.name, path.stem) for path in (*_build_paths(data_dir), *aside)]
+    return {(name, int(year)) for name, year in named if year.isdigit() and build_key(name, int(year)) not in readable}
+
+
+def set_damaged_builds_aside(data_dir: Path) -> tuple[str, ...]:
+    """Rename unreadable manifests of builds to `<name>.damaged`; return a line for each, for the user."""
+    lines = []
+    for path in _build_paths(data_dir):
+        try:
+            read(path, Manifest[BuildResult])
+        except VerificationError as error:
+            aside = path.with_name(path.name + DAMAGED)
+            with storage_errors(path):
+                path.replace(aside)
+            lines.append(
+                f"{path} is not a readable manifest ({error.__cause__ or error}): its series is built again; kept as {aside.name}"
+            )
+    return tuple(lines)
 
 
 def in_place(data_dir: Path, result: ShardResult | BuildResult) -> bool:

@@ -101,6 +101,13 @@ class Gap:
 
 
 @dataclass(frozen=True)
+class RouteGap(Gap):
+    """A gap with its route, in a summary over all shards."""
+
+    route: str = ""  # "" in the summary of an earlier version
+
+
+@dataclass(frozen=True)
 class ShardResult:
     """The verified result of a fetch: `rows == total`, no duplicate key, and a named gap for every absent hour."""
 

@@ -318,3 +318,6 @@ def report(
         folder = folder_of(settings)
         made = build.report(folder, out or folder / "report.html", steps)
     print(json.dumps(made) if as_json else build.describe(made))
+    if made["damaged"]:
+        text = f"the report lacks what can't be read: {printable('; '.join(made['damaged']))}"
+        raise typer.Exit(print_error(text, ExitCode.FAILED, as_json=as_json))

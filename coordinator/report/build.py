@@ -28,7 +28,7 @@ def collect(data_dir: Path, progress: Progress = lambda done, total: None) -> Fa
         try:
             return read(data_dir)
         except VerificationError as error:
-            return Absent(str(error), command)
+            return Absent(str(error), command, damaged=True)
 
     verify, fetch, train, rollouts = (
         f"coordinator {words} --data {data_dir}"
@@ -63,7 +63,7 @@ def report(data_dir: Path, out: Path, progress: Progress = lambda done, total: N
         progress: Called with the number of sections begun and of all sections.
 
     Returns:
-        Path, size and checksum of the page, and by section whether it has content.
+        Path, size and checksum of the page, by section whether it has content, and what is wrong with files that can't be read.
 
     Raises:
         UsageError: There is no data folder.
@@ -85,7 +85,12 @@ def report(data_dir: Path, out: Path, progress: Progress = lambda done, total: N
         "bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
         "sections": {name: _presence(getattr(facts, name)) for name in TITLES},
+        "damaged": sorted({one.reason for name in TITLES if _is_damaged(one := getattr(facts, name))}),
     }
+
+
+def _is_damaged(found: object) -> bool:
+    return isinstance(found, Absent) and found.damaged
 
 
 def _presence(found: object) -> dict[str, Any]:

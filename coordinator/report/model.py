@@ -21,6 +21,7 @@ class Absent:
 
     reason: str
     command: str
+    damaged: bool = False  # a file of it cannot be read
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ class RunView:
     waits: tuple[WaitStatus, ...] = field(default=())  # for the source, the longest first
 
 
-def run_view(status: RunStatus, already_done: int) -> RunView:
+def run_view(status: RunStatus, already_done: int, to_come: int = 0) -> RunView:
     """Return the view of a server's status.
 
     Rows and requests are those that workers of this run verified and sent; the ETA extrapolates from tasks.
@@ -69,9 +69,10 @@ def run_view(status: RunStatus, already_done: int) -> RunView:
     Args:
         status: The server's status.
         already_done: Number of tasks that an earlier run had completed.
+        to_come: Number of tasks that the stage will open when others have ended.
     """
     elapsed_s, tasks = status.elapsed_s, status.tasks
-    total = sum(tasks.values()) - tasks[CANCELLED]
+    total = sum(tasks.values()) - tasks[CANCELLED] + to_come
     done = tasks["done"]
     fresh = done - already_done
     rows = sum(worker.rows for worker in status.workers) + status.departed_rows

@@ -87,6 +87,10 @@ class StageController:
         """Return whether the stage will add tasks, even if none is open."""
         return False
 
+    def to_come(self) -> int:
+        """Return the number of tasks that the stage will open when others have ended, as far as it knows."""
+        return 0
+
     def get_weights(self, sha256: str) -> Weights | None:
         """Return the weights that a worker asks for; None: not known (any more)."""
         return None
@@ -198,7 +202,9 @@ class StageRunner:
                 self._display.note(what)
             else:
                 self._server.post(what)
-        self._display.update(self._controller.view() or render(run_view(status, self._done_before)))
+        self._display.update(
+            self._controller.view() or render(run_view(status, self._done_before, self._controller.to_come()))
+        )
 
     def _on_host_lost(self, host: str, reason: str) -> None:
         for name, worker in self._scheduler.workers.items():

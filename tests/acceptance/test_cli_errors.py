@@ -91,6 +91,12 @@ def damaged_manifest(place: Place) -> None:
     next((place.data / "manifests" / "eia").rglob("*.json")).write_text("{")
 
 
+def torn_build(place: Place) -> None:
+    series(place)
+    path = place.data / "manifests" / "build" / "PACW" / "2024.json"
+    path.write_bytes(path.read_bytes()[:100])
+
+
 def of_format(number: int) -> Callable[[Place], None]:
     def prepare(place: Place) -> None:
         series(place)
@@ -224,6 +230,8 @@ MISTAKES = (
     Mistake("kept a folder of an older version", "coordinator verify", USAGE, ("data", "format 0", "`mv data data.old`"), of_format(0)),
     Mistake("kept a folder of a later version", EXTRACT, USAGE, ("data", "format 9", "`mv data data.old`"), of_format(9)),
     Mistake("damaged a manifest", EXTRACT, FAILED, ("g000.json", "not a readable manifest", f"`{EXTRACT}`"), damaged_manifest),
+    Mistake("has a series with a torn manifest", f"{EXTRACT} --source eia --dry-run --respondents ERCO", DONE, ("shards to fetch", "0 already", "2025"), torn_build, in_result=True),
+    Mistake("reported on a torn manifest", "coordinator report", FAILED, ("2024.json", "not a readable manifest", f"`{EXTRACT}`"), torn_build, in_result=True),
     Mistake("damaged a series", "coordinator verify", FAILED, ("long.parquet", "sha256", f"`{EXTRACT} --data data`"), damaged_series, in_result=True),
     # -- too early, or for something else
     Mistake("trained before extracting", "coordinator start --train", USAGE, ("data", "no series", f"`{EXTRACT} --data data`")),
@@ -232,7 +240,7 @@ MISTAKES = (
     Mistake("asked for the status of nothing", "coordinator status", USAGE, ("data", "no run", f"`{EXTRACT} --data data`")),
     Mistake("reported on nothing", "coordinator report", USAGE, ("data", "no folder", f"`{EXTRACT} --data data`")),
     Mistake("wrote the report where nothing can be", "coordinator report --out /proc/report.html", INCOMPLETE, ("/proc/report.html", "can't write", "another file with --out"), series),
-    Mistake("damaged control's result", "coordinator report", DONE, ("control/result.json", "can't be read", "`coordinator start --rollouts --data data`"), damaged_control, in_result=True),
+    Mistake("damaged control's result", "coordinator report", FAILED, ("control/result.json", "can't be read", "`coordinator start --rollouts --data data`"), damaged_control, in_result=True),
     Mistake("forecast before training", "coordinator forecast --region PACW --issue 2024-01-10T10", USAGE, ("data/train", "no finished training", "`coordinator start --train --data data`"), series),
     Mistake("forecast at no issue time", "coordinator forecast --region PACW --issue 2024-01-10T09", USAGE, ("2024-01-10T09", "10:00 local", "2024-01-10T10")),
     Mistake("forecast half a question", "coordinator forecast --region PACW", USAGE, ("--region and --issue", "--table", "--help")),

@@ -33,6 +33,30 @@ def test_default_run_needs_no_key_and_the_next_one_requests_nothing(
     assert_repaired(coordinator, tmp_path / "data", period)
 
 
+def test_torn_manifest_of_a_series_is_named_and_the_series_is_built_again(
+    coordinator: Coordinator, tmp_path: Path
+) -> None:
+    """It ended every start until somebody removed it. Also where the request does not cover the series."""
+    month = ("--respondents", "PACW", "--start", "2024-03", "--end", "2024-03")
+    assert coordinator("start", "--extract", "--quiet", *month).code == 0
+    series = series_digest(tmp_path / "data")
+    path = tmp_path / "data" / "manifests" / "build" / "PACW" / "2024.json"
+    path.write_bytes(path.read_bytes()[:100])
+    other = ("--respondents", "PACW", "--start", "2025-03", "--end", "2025-03")
+    run = coordinator("start", "--extract", *other)
+    assert run.code == 0, run.stderr
+    assert "2024.json is not a readable manifest" in run.stdout.splitlines()[0]
+    assert "its series is built again" in run.stdout.splitlines()[0]
+    assert series_digest(tmp_path / "data").items() >= series.items()
+    assert path.exists()
+    assert coordinator("verify").code == 0
+    # The summary keeps this request apart from what the folder holds.
+    assert run.stdout.splitlines()[1:3] == [
+        "2 of 2 shards verified for this request",
+        next(line for line in run.stdout.splitlines() if line.startswith("data holds 2 series (synthetic): rows ")),
+    ]
+
+
 def assert_repaired(coordinator: Coordinator, data: Path, period: tuple[str, ...]) -> None:
     """Lose a page, cut a piece and lose a series; the same extraction makes them again, with one request."""
     series = series_digest(data)

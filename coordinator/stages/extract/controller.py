@@ -46,6 +46,7 @@ class ExtractController(StageController):
                 self._builds_of[key].append(build)
         for result in plan.results.values():
             self._add(result)
+        self._unopened = {build.key for build in plan.builds if not self._verified.issuperset(build.shards)}
 
     @property
     def results(self) -> list[ShardResult]:
@@ -76,6 +77,10 @@ class ExtractController(StageController):
     def pieces_of(self, results: Collection[ShardResult]) -> Collection[ShardResult]:
         """Return the results of a respondent and year whose pieces its series is made of."""
         return results
+
+    def to_come(self) -> int:
+        """Return the number of builds that wait for fetches."""
+        return len(self._unopened)
 
     def lease_files(self, task: TaskSpec) -> LeaseFiles:
         """Return the files of a fetch or a build."""
@@ -127,6 +132,7 @@ class ExtractController(StageController):
         for build in builds:
             if not self._verified.issuperset(build.shards):
                 continue
+            self._unopened.discard(build.key)
             results = self._by_series[build.respondent, build.year] | self._by_series["ALL", build.year]
             origin = results[build.shards[0]].origin
             job = build_job(build.respondent, build.year, origin, self.pieces_of(results.values()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from math import isinf
@@ -26,6 +26,7 @@ from ingest.plan import (
     plan_shards,
     plan_update,
     served_defaults,
+    years_of,
 )
 from ingest.sources import get_source
 
@@ -147,13 +148,14 @@ def make_plan(options: ExtractOptions, now: datetime) -> ExtractionPlan:
     respondents = frozenset(options.respondents)
     shards = tuple(widened(shard, results, respondents, options.start) for shard in shards)
     shards += _lost_generations(found, results, shards)
-    builds = manifest.build_results(options.data_dir)
-    built = {result.key: result.pieces for result in builds if manifest.in_place(options.data_dir, result)}
+    readable = manifest.readable_build_results(options.data_dir)
+    built = {result.key: result.pieces for result in readable if manifest.in_place(options.data_dir, result)}
     years = range(int(options.start[:4]), int(options.end[:4]) + 1)
+    builds = plan_builds(shards, options.respondents, years, built)
     return ExtractionPlan(
         data_dir=options.data_dir,
         shards=shards,
-        builds=plan_builds(shards, options.respondents, years, built),
+        builds=(*builds, *_repeated(options.data_dir, results.values(), builds)),
         respondents=respondents,
         world=world,
         results=results,
@@ -161,6 +163,16 @@ def make_plan(options: ExtractOptions, now: datetime) -> ExtractionPlan:
         origin=options.source.origin,
         start=options.start,
     )
+
+
+def _repeated(data_dir: Path, results: Collection[ShardResult], planned: Iterable[Build]) -> list[Build]:
+    """Return the builds whose manifests are damaged and that the request does not cover, from the shards on disk."""
+    found = []
+    for respondent, year in sorted(manifest.damaged_builds(data_dir) - {(one.respondent, one.year) for one in planned}):
+        own = [r.shard for r in results if r.shard.respondent == respondent or respondent in r.kept]
+        keys = tuple(shard.key for shard in own if year in years_of(shard))
+        found += [Build(respondent, year, keys)] if keys else []
+    return found
 
 
 def _lost_generations(

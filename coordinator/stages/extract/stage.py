@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -38,7 +39,7 @@ from ingest.console import printable
 from ingest.coverage import write_coverage
 from ingest.emulator.process import Emulator
 from ingest.errors import AuthenticationError, SourceError
-from ingest.models import ALL_RESPONDENTS, Gap
+from ingest.models import ALL_RESPONDENTS, RouteGap
 from ingest.plan import expected_requests
 
 CONNECT_S = 10.0  # for a connection to the source; one over a slow line takes a second
@@ -95,7 +96,7 @@ class ExtractSummary(StageSummary, frozen=True, kw_only=True):
     duplicates: int
     nulls: int
     gap_hours: int
-    gaps: tuple[Gap, ...]
+    gaps: tuple[RouteGap, ...]
     masked: dict[str, int]
     suspect: int  # kept, and flagged
     revised: int
@@ -157,6 +158,8 @@ class ExtractStage:
             base_url = options.source.base_url or stack.enter_context(bundled_emulator(options)).url
             if options.rebuild:
                 set_journal_aside(options.data_dir)
+            aside = manifest.set_damaged_builds_aside(options.data_dir)
+            options = replace(options, notes=(*options.notes, *aside))
             now = server_time(base_url) if options.update else datetime.now(UTC)
             options = options.at(now)
             controller = ExtractController(make_plan(options, now))
@@ -191,12 +194,12 @@ class ExtractStage:
         lines = [
             *summary.notes,
             *map(str, summary.absent),
-            f"{summary.proved} of {summary.shards} shards verified, {summary.series} series, in {summary.data} ({label})",
-            f"rows {summary.rows:,} = Σ total {summary.total:,} · duplicates {summary.duplicates} · nulls {summary.nulls:,} · "
-            f"missing at the source {summary.gap_hours:,} hours",
+            f"{summary.proved} of {summary.shards} shards verified for this request",
+            f"{summary.data} holds {summary.series} series ({label}): rows {summary.rows:,} = Σ total {summary.total:,} · duplicates "
+            f"{summary.duplicates} · nulls {summary.nulls:,} · missing at the source {summary.gap_hours:,} hours",
         ]
         lines += [
-            f"  gap {gap.respondent} {gap.variable} {gap.start} to {gap.end} ({gap.hours} h)"
+            f"  gap {gap.respondent} {gap.variable} of {gap.route} {gap.start} to {gap.end} ({gap.hours} h)"
             for gap in summary.gaps[:MAX_GAPS]
         ]
         if len(summary.gaps) > MAX_GAPS:

@@ -23,6 +23,7 @@ from coordinator.stages.follow.forecasts import Forecasts, trained_respondents
 from coordinator.stages.follow.state import CycleSummary
 from coordinator.stages.runner import StageRunner
 from coordinator.stages.stage import OutputMode
+from ingest import manifest
 from ingest.console import printable
 from ingest.errors import SourceError
 from ingest.schedule import PUBLISH_S, REVISE_HOUR
@@ -97,7 +98,7 @@ def follow(options: ExtractOptions, mode: OutputMode, run: Path | None = None, c
         stack.enter_context(FolderLock(options.data_dir))
         base_url = options.source.base_url or stack.enter_context(bundled_emulator(options)).url
         display = QuietDisplay() if mode.quiet else CycleDisplay(as_json=mode.as_json)
-        for note in options.notes:
+        for note in (*options.notes, *manifest.set_damaged_builds_aside(options.data_dir)):
             display.note(note)
         clock = clock or SourceClock(base_url, display.note)
         forecasts = None if run is None else Forecasts(options.data_dir, run, known)

@@ -36,7 +36,7 @@ from coordinator.stages.runner import StageRunner
 from coordinator.stages.train.view import RankView, TrainView
 from coordinator.stages.train.view import render as render_training
 from ingest.console import LineFormatter, protect
-from ingest.models import Gap
+from ingest.models import RouteGap
 from ingest.verify import Report
 
 FORGED = "70 of 70 shards verified"
@@ -55,7 +55,7 @@ STATUS = RunStatus(
     elapsed_s=1.0,
     quarantined=((HOSTILE, HOSTILE, HOSTILE),),
 )
-GAP = Gap(HOSTILE, HOSTILE, "2024-01-01T00", "2024-01-01T01", 2)
+GAP = RouteGap(HOSTILE, HOSTILE, "2024-01-01T00", "2024-01-01T01", 2)
 
 
 def check(text: str) -> None:

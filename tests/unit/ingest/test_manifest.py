@@ -39,7 +39,9 @@ def test_summary_sums_all_manifests(tmp_path: Path) -> None:
     assert (summary.rows, summary.total, summary.nulls, summary.duplicates) == (165 + 168 + 168, 501, 1, 0)
     assert summary.whole
     assert summary.origins == ("synthetic",)
-    assert summary.gaps == first.gaps
+    assert [(gap.route, gap.variable, gap.start, gap.end, gap.hours) for gap in summary.gaps] == [
+        ("region-data", gap.variable, gap.start, gap.end, gap.hours) for gap in first.gaps
+    ]
     assert summary.gap_hours == 3
     assert summary.masked["null"] == 1
     files = list((tmp_path / "raw").rglob("*.json.gz"))
