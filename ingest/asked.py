@@ -137,7 +137,8 @@ def absences(
     periods: dict[RouteKey, list[Shard]] = defaultdict(list)
     for shard in shards:
         for code in respondents if shard.respondent == ALL_RESPONDENTS else (shard.respondent,):
-            periods[shard.source, shard.route, code].append(shard)
+            if get_source(shard.source).route_serves(shard.route, code):
+                periods[shard.source, shard.route, code].append(shard)
     found = []
     for (source, route, code), planned in periods.items():
         # The file before the first hour says nothing about a respondent: few of its hours were asked for.

@@ -68,6 +68,7 @@ def plan_shards(
         for start, end in spans
         for route in chosen
         if reader.route_serves(route, code)
+        and not (reader.whole_files and hour_text(end - 1) < reader.route_first_hour(route))
     )
 
 

@@ -97,7 +97,7 @@ SETTINGS = (
         parse_names,
         "Routes of the source, or all: "
         + ", ".join(EIA_ROUTES)
-        + " of EIA. Empty: region-data and fuel-type-data of EIA, all of another source.",
+        + " of eia. Empty: region-data and fuel-type-data of eia, BALANCE of bulk, all of oasis.",
         list[str],
     ),
     _text(

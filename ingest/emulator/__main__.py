@@ -43,6 +43,7 @@ _OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
     ("--port", 0, None, "port to bind (default: 0, any free port)"),
     ("--world", "synthetic", ("synthetic", "recordings"), "source of the hours (default: synthetic)"),
     ("--seed", 0, None, "seed of the synthetic world, faults, row orders and suspensions (default: 0)"),
+    ("--respondents", "", "C1,C2", "the only respondents of the synthetic world (default: all)"),
     ("--quirks", "eia", ("none", "eia"), "faults of real data in the synthetic world (default: eia)"),
     ("--revise-days", 14, "DAYS", "age below which synthetic hours may still change (default: 14)"),
     ("--now", "2026-06-24T06", "HOUR", "UTC hour at which the emulated clock starts (default: 2026-06-24T06)"),
@@ -109,7 +110,10 @@ def _world(options: argparse.Namespace) -> World:
         return RecordingsWorld(options.recordings)
     from ingest.emulator.worlds.synthetic import SyntheticWorld
 
-    return SyntheticWorld(options.seed, quirks=options.quirks == "eia", revise_days=options.revise_days)
+    only = [code for code in options.respondents.split(",") if code]
+    return SyntheticWorld(
+        options.seed, quirks=options.quirks == "eia", revise_days=options.revise_days, respondents=only
+    )
 
 
 def _settings(options: argparse.Namespace) -> Settings:

@@ -1,4 +1,4 @@
-"""EIA's key-less six-month files, EIA930_BALANCE_YYYY_{Jan_Jun,Jul_Dec}.csv, written from the same world.
+"""EIA's key-less six-month files, EIA930_{BALANCE,INTERCHANGE,SUBREGION}_YYYY_{Jan_Jun,Jul_Dec}.csv, written from the same world.
 
 They hold balancing authorities only, rows by local time, thousands commas, `MM/DD/YYYY h:mm:ss AM`. The columns drift as
 EIA's do: files up to 2019 have no imputed and adjusted columns by fuel; up to 2024-H1 hydro and pumped storage are one
@@ -53,6 +53,11 @@ _AFTER_SPLIT = (
     ("Other Fuel Sources", "OTH"),
     ("Unknown Fuel Sources", "UNK"),
 )
+# Files with one value a line: route, names of the columns of the series and of the value.
+_LONG = {
+    "INTERCHANGE": ("interchange-data", "Directly Interconnected Balancing Authority", "Interchange (MW)"),
+    "SUBREGION": ("region-sub-ba-data", "Sub-Region", "Demand (MW)"),
+}
 _EASTERN = -5  # zone of an authority that the synthetic grid lacks (recordings)
 
 
@@ -69,8 +74,10 @@ def _is_split(year: int, half: str) -> bool:
     return (year, half) >= (2024, "Jul_Dec")
 
 
-def respond(world: World, year: int, half: str, now: int) -> Response:
+def respond(world: World, file: str, year: int, half: str, now: int) -> Response:
     """Return the file as plain CSV; 404 when the world has no hour of it."""
+    if file in _LONG:
+        return _respond_long(world, file, year, half, now)
     lines = []
     for code in sorted({*world.respondents("region-data"), *world.respondents("fuel-type-data")}):
         if code in RESPONDENTS and RESPONDENTS[code].kind == BALANCING_AUTHORITY:
@@ -99,9 +106,10 @@ def header(year: int, half: str) -> list[str]:
     ]
 
 
-def _lines(world: World, code: str, year: int, half: str, now: int) -> list[str]:
-    split = _is_split(year, half)
-    fuels = [fuel for _, fuel in (_AFTER_SPLIT if split else _BEFORE_SPLIT)]
+def _hours(
+    world: World, code: str, year: int, half: str, now: int
+) -> tuple[int, npt.NDArray[np.datetime64], npt.NDArray[np.datetime64]]:
+    """Return an authority's zone, and the hours (UTC, hour-ending) of a file with the local day of each."""
     zone = AUTHORITIES[code].zone if code in AUTHORITIES else _EASTERN
     first, last = _edge(year, half)
     wide = np.arange(np.datetime64(first, "h") + 1, np.datetime64(last, "h") + 13)
@@ -109,7 +117,49 @@ def _lines(world: World, code: str, year: int, half: str, now: int) -> list[str]
     days = (begins + zone + summer_time(begins, zone).astype(np.int64)).astype("datetime64[D]")
     low, high = world.span(now)
     served = (wide.astype(np.int64) >= low) & (wide.astype(np.int64) <= high)
-    wide, days = (part[(days >= np.datetime64(first)) & (days < np.datetime64(last)) & served] for part in (wide, days))
+    own = (days >= np.datetime64(first)) & (days < np.datetime64(last)) & served
+    return zone, wide[own], days[own]
+
+
+def _numbers(days: npt.NDArray[np.datetime64]) -> npt.NDArray[np.int64]:
+    """Return the number of each hour in its day, from 1."""
+    midnight = np.flatnonzero(np.r_[True, days[1:] != days[:-1]])
+    return np.arange(len(days)) - np.repeat(midnight, np.diff(np.r_[midnight, len(days)])) + 1
+
+
+def _respond_long(world: World, file: str, year: int, half: str, now: int) -> Response:
+    route, name, value = _LONG[file]
+    with_regions = file == "INTERCHANGE"
+    head = ("Balancing Authority", "Data Date", "Hour Number", name, value, "Local Time at End of Hour")
+    head += ("UTC Time at End of Hour", *(("Region", "DIBA_Region") if with_regions else ()))
+    lines: list[str] = []
+    for code in world.respondents(route):
+        if code not in RESPONDENTS or RESPONDENTS[code].kind != BALANCING_AUTHORITY:
+            continue
+        zone, wide, days = _hours(world, code, year, half, now)
+        if not len(wide):
+            continue
+        hours = wide.astype(np.int64).tolist()
+        block = world.block(route, code, hours[0], hours[-1], now)
+        local = wide + zone + summer_time(wide, zone).astype(np.int64)
+        times = list(zip(_dates(days), _numbers(days).tolist(), _times(local), _times(wide), strict=True))
+        for other in block.codes if block else ():
+            end = f",{BULK_REGION.get(code, '')},{BULK_REGION.get(other, '')}" if with_regions else ""
+            lines += [
+                f"{code},{day},{number},{other},{text},{here},{utc}{end}"
+                for (day, number, here, utc), text in zip(times, _texts(block, other, hours), strict=True)
+                if text
+            ]
+    if not lines:
+        return NO_SUCH_PAGE
+    text = "\r\n".join((",".join(f'"{column}"' for column in head), *lines, ""))
+    return Response(200, text.encode(), CSV, rows=len(lines))
+
+
+def _lines(world: World, code: str, year: int, half: str, now: int) -> list[str]:
+    split = _is_split(year, half)
+    fuels = [fuel for _, fuel in (_AFTER_SPLIT if split else _BEFORE_SPLIT)]
+    zone, wide, days = _hours(world, code, year, half, now)
     if not len(wide):
         return []
     hours = wide.astype(np.int64).tolist()
@@ -117,8 +167,7 @@ def _lines(world: World, code: str, year: int, half: str, now: int) -> list[str]
     demand, forecast, generation, interchange = (_texts(region, kind, hours) for kind in ("D", "DF", "NG", "TI"))
     mix = [",".join(row) for row in zip(*(_texts(fuel, name, hours) for name in fuels), strict=True)]
     detailed = mix if split else [row.rpartition(",")[0] for row in mix]
-    midnight = np.flatnonzero(np.r_[True, days[1:] != days[:-1]])
-    number = np.arange(len(days)) - np.repeat(midnight, np.diff(np.r_[midnight, len(days)])) + 1
+    number = _numbers(days)
     local = wide + zone + summer_time(wide, zone).astype(np.int64)
     region_name = BULK_REGION.get(code, "")
     blank = "," * (len(fuels) - (1 if split else 2))  # counted by cells, as a quoted number contains commas

@@ -65,6 +65,10 @@ class Source(ABC):
         """Return whether this source has hours of a known respondent, on any route."""
         return True
 
+    def route_first_hour(self, route: str) -> str:
+        """Return the first hour of a route, `YYYY-MM-DDTHH`; "": unknown."""
+        return self.first_hour
+
     def route_serves(self, route: str, respondent: str) -> bool:
         """Return whether a route has hours of a respondent that the source serves."""
         return True

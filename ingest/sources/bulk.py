@@ -1,8 +1,11 @@
-"""EIA's key-less six-month files `EIA930_BALANCE_<year>_{Jan_Jun,Jul_Dec}.csv`: every balancing authority, no region.
+"""EIA's key-less six-month files `EIA930_<file>_<year>_{Jan_Jun,Jul_Dec}.csv`: every balancing authority, no region.
+
+The routes BALANCE, INTERCHANGE and SUBREGION are the files of that name; ADJUSTED is what else BALANCE holds: EIA's imputed and
+adjusted values, as the variables `imputed.D`, `adjusted.NG.COL`, ….
 
 https://www.eia.gov/electricity/gridmonitor/about. A file covers half a year of *local* dates, so its last UTC hours
 fall on the first day of the next half; they stay in this shard's piece. Columns are found by name, because the set of
-columns changes from year to year. The plain reported column of a variable counts, never "(Imputed)" or "(Adjusted)".
+columns changes from year to year. BALANCE reads the plain reported column of a variable, never "(Imputed)" or "(Adjusted)".
 Hydro is "Hydropower and Pumped Storage" in older files and "Hydropower Excluding Pumped Storage" in newer ones; both
 are WAT. A variable that is empty in every hour of a balancing authority counts as not reported.
 """
@@ -12,26 +15,24 @@ from __future__ import annotations
 import csv as text_csv
 import gzip
 import io
-import re
 import zlib
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv
 
 from ingest.array_types import Floats, Int32s
-from ingest.catalog import REGION, RESPONDENTS
-from ingest.columns import EMPTY, EPOCH, Columns, has_duplicates, hour_number
+from ingest.catalog import REGION, RESPONDENTS, SUB_AREAS
+from ingest.columns import EMPTY, EPOCH, Columns, SeriesName, has_duplicates, hour_number
 from ingest.errors import SourceError, UsageError
 from ingest.http import HttpResponse, plain_body, raise_for_response
-from ingest.models import HOUR, MAX_VARIABLES, FetchJob
-from ingest.routes import variable_of
+from ingest.models import ALL_RESPONDENTS, HOUR, FetchJob
 from ingest.sources.base import EIA_LICENCE, Page, Source
+from ingest.sources.bulk_layout import ADJUSTED, LONG, layout_of
 
 T = TypeVar("T")
 
@@ -43,61 +44,8 @@ LOCAL_LAG_HOURS = 24  # the latest local midnight is well under a day behind UTC
 # From the first hour (T00) of a half-year in UTC to the first that its file lists in Pacific standard time (T09), and from its
 # last (T23) to the last in Eastern daylight time (T04).
 LATEST_START, EARLIEST_END = 9, 5
-# Names of columns and of fuels in lower case: their case does not count.
-_RESPONDENT, _UTC = "balancing authority", "utc time at end of hour"
-_TYPES = {
-    "demand forecast (mw)": "DF",
-    "demand (mw)": "D",
-    "net generation (mw)": "NG",
-    "total interchange (mw)": "TI",
-}
 _NULLS = ["", "NA", "N/A", "n/a", "NaN", "-", "--"]
-_FUELS = {
-    "coal": "COL",
-    "natural gas": "NG",
-    "nuclear": "NUC",
-    "all petroleum products": "OIL",
-    "hydropower and pumped storage": "WAT",
-    "hydropower excluding pumped storage": "WAT",
-    "hydropower": "WAT",
-    "pumped storage": "PS",
-    "solar": "SUN",
-    "solar without integrated battery storage": "SUN",
-    "solar with integrated battery storage": "SNB",
-    "wind": "WND",
-    "wind without integrated battery storage": "WND",
-    "wind with integrated battery storage": "WNB",
-    "battery storage": "BAT",
-    "other energy storage": "OES",
-    "unknown energy storage": "UES",
-    "geothermal": "GEO",
-    "other fuel sources": "OTH",
-    "unknown fuel sources": "UNK",
-}
-_FUEL_COLUMN = re.compile(r"net generation \(mw\) from (.+?)(?: \((?:imputed|adjusted)\))?$")
 _FORMATS = ("%m/%d/%Y %I:%M:%S %p", "%m/%d/%Y %H:%M:%S", "%m/%d/%Y %H:%M", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S")
-
-
-def variables_of(header: list[str]) -> dict[str, str]:
-    """Return column → variable, for the plain columns of a file's header. Case and blanks of names do not count.
-
-    An unknown fuel keeps its name (`Net Generation (MW) from Green Tea` → `NG.GREEN_TEA`), so that nothing that a new
-    vintage adds is lost. Two columns can be of one variable, e.g. "Solar" and "Solar without Integrated Battery Storage".
-    """
-    found: dict[str, str] = {}
-    for column in header:
-        name = _plain(column)
-        match = _FUEL_COLUMN.fullmatch(name)
-        if name in _TYPES:
-            found[column] = _TYPES[name]
-        elif match and not name.endswith(("(imputed)", "(adjusted)")):
-            code = _FUELS.get(match[1]) or re.sub(r"\W+", "_", match[1]).upper().strip("_")
-            found[column] = variable_of("fuel-type-data", code)
-    return found
-
-
-def _plain(name: str) -> str:
-    return " ".join(name.lower().split())
 
 
 class Bulk(Source):
@@ -106,7 +54,8 @@ class Bulk(Source):
     url = "https://www.eia.gov"
     licence = EIA_LICENCE
     citation = "U.S. Energy Information Administration, Form EIA-930, six-month files, https://www.eia.gov/electricity/gridmonitor/"
-    routes = ("BALANCE",)
+    routes = ("BALANCE", *LONG, ADJUSTED)
+    default_routes = ("BALANCE",)
     first_hour = "2015-07-01T00"  # EIA-930's first file, https://www.eia.gov/todayinenergy/detail.php?id=46117
     deadline_s = 1800.0
     wire_limit = 512 << 20  # sent as plain text, compressed while it arrives
@@ -120,6 +69,14 @@ class Bulk(Source):
         """Return whether it is a balancing authority."""
         one = RESPONDENTS.get(respondent)  # None: newer than the table
         return one is None or one.kind != REGION
+
+    def route_serves(self, route: str, respondent: str) -> bool:
+        """Return whether a file has the respondent: SUBREGION those with sub-areas."""
+        return route != "SUBREGION" or respondent == ALL_RESPONDENTS or respondent in SUB_AREAS
+
+    def route_first_hour(self, route: str) -> str:
+        """Return the first hour of a route's files: sub-areas report since July 2018."""
+        return "2018-07-01T00" if route == "SUBREGION" else self.first_hour
 
     def check_respondents(self, codes: Sequence[str]) -> None:
         """Refuse regions.
@@ -144,7 +101,8 @@ class Bulk(Source):
         half = halves.get((start, end))
         if half is None or job.shard.end[:4] != year:
             raise UsageError(f"{job.shard.key}: a bulk file covers January to June or July to December of one year")
-        return f"/electricity/gridmonitor/sixMonthFiles/EIA930_{job.shard.route}_{year}_{half}.csv"
+        file = "BALANCE" if job.shard.route == ADJUSTED else job.shard.route
+        return f"/electricity/gridmonitor/sixMonthFiles/EIA930_{file}_{year}_{half}.csv"
 
     def expected_rows(self, offset: int, total: int) -> int | None:
         """Return `total`, the lines of the file."""
@@ -169,7 +127,8 @@ class Bulk(Source):
         """
         first, last = hour_number(job.shard.start), hour_number(job.shard.end)
         asked = hour_number(job.gaps_from) if job.gaps_from else first
-        spans = {name: (max(first, asked), last) for name in job.respondents}
+        served = [name for name in job.respondents if self.route_serves(job.shard.route, name)]
+        spans = {name: (max(first, asked), last) for name in served}
         respondents = np.array([respondent for respondent, _ in columns.series])
         for name in set(respondents.tolist()):
             hours = columns.hour[np.flatnonzero(respondents == name)[0] == columns.index]
@@ -235,14 +194,9 @@ def _parse(job: FetchJob, stored: bytes) -> Page:
     if len(line) > HEADER_LIMIT:
         raise SourceError(f"the header line has more than {HEADER_LIMIT >> 10} KiB", "csv")
     header = next(text_csv.reader([line.decode("utf-8-sig", "replace")]), [])
-    variables = variables_of(header)
-    if len(variables) > MAX_VARIABLES:
-        raise SourceError(f"the file has more than {MAX_VARIABLES} variables", "foreign")
-    named = {_plain(name): name for name in reversed(header)}
-    if missing := {_RESPONDENT, _UTC, *_TYPES} - named.keys():
-        raise SourceError(f"the file has no column {', '.join(sorted(missing))}", "csv")
-    who, when = named[_RESPONDENT], named[_UTC]
-    texts = dict.fromkeys((who, when), pa.dictionary(pa.int32(), pa.string()))
+    who, when, code, variables = layout_of(job.shard.route, header)
+    labels = [who, code] if code else [who]
+    texts = dict.fromkeys((*labels, when), pa.dictionary(pa.int32(), pa.string()))
     convert = csv.ConvertOptions(
         include_columns=[*texts, *variables],
         column_types=texts | dict.fromkeys(variables, pa.string()),
@@ -252,8 +206,9 @@ def _parse(job: FetchJob, stored: bytes) -> Page:
     counter = _LineCounter(gzip.GzipFile(fileobj=io.BytesIO(stored)))
     rows = kept = 0
     hours: list[Int32s] = [EMPTY.hour]
-    respondents: list[npt.NDArray[np.object_]] = [np.empty(0, object)]
+    owners: list[Int32s] = [EMPTY.index]
     values: list[Floats] = [np.empty((0, len(variables)))]
+    known: dict[tuple[str, ...], int] = {}  # respondent, and code where the file has one → number in `owners`
     wanted = pa.array(job.respondents, pa.string())
     with csv.open_csv(
         pa.PythonFile(counter, "r"),
@@ -268,10 +223,11 @@ def _parse(job: FetchJob, stored: bytes) -> Page:
             if kept * len(variables) > MAX_CELLS:
                 raise SourceError(f"the file has more than {MAX_CELLS:,} values", "foreign")
             hours.append(_hours(batch.column(when)))
-            respondents.append(batch.column(who).to_numpy(zero_copy_only=False))
+            owners.append(_owners([batch.column(name) for name in labels], known))
             values.append(np.column_stack([_numbers(batch.column(name)) for name in variables]))
-    lines = _distinct(np.concatenate(hours), np.concatenate(respondents), np.concatenate(values))
-    columns = _melt(*lines[:2], *_joined(lines[2], tuple(variables.values())))
+    lines = _distinct(np.concatenate(hours), np.concatenate(owners), np.concatenate(values))
+    cells, names = _joined(lines[2], tuple(variables.values()))
+    columns = _melt(*lines[:2], cells, _series_of(known, names, job.shard.route))
     first, last = hour_number(job.shard.start), hour_number(job.shard.end) + LOCAL_LAG_HOURS
     if len(columns) and (columns.hour.min() < first or columns.hour.max() > last):
         raise SourceError(f"the file contains hours outside {job.shard.start}…{job.shard.end}", "foreign")
@@ -280,19 +236,47 @@ def _parse(job: FetchJob, stored: bytes) -> Page:
     return Page(columns, rows, counter.lines, duplicates=kept - len(lines[0]))
 
 
-def _distinct(
-    hours: Int32s, respondents: npt.NDArray[np.object_], values: Floats
-) -> tuple[Int32s, npt.NDArray[np.object_], Floats]:
-    """Return lines (`values` [line, variable]) without those that equal an earlier line of their respondent and hour."""
-    codes = np.unique(respondents.astype(str), return_inverse=True)[1] if len(respondents) else np.empty(0, np.int64)
-    order = np.lexsort((hours, codes))
+def _owners(columns: list[pa.DictionaryArray], known: dict[tuple[str, ...], int]) -> Int32s:
+    """Return the number of each line's labels, int32 [line]; new ones are added to `known`.
+
+    Raises:
+        SourceError: kind "csv": a line has no label.
+    """
+    if any(column.null_count for column in columns):
+        raise SourceError("a line has no balancing authority or no code", "csv")
+    names = [column.dictionary.to_pylist() for column in columns]
+    index = np.zeros(len(columns[0]), np.int64)
+    for column, own in zip(columns, names, strict=True):
+        index = index * max(len(own), 1) + column.indices.to_numpy()
+    found, inverse = np.unique(index, return_inverse=True)
+    numbers = []
+    for number in found.tolist():
+        label: tuple[str, ...] = ()
+        for own in reversed(names):
+            number, place = divmod(number, max(len(own), 1))
+            label = (own[place], *label)
+        numbers.append(known.setdefault(label, len(known)))
+    return np.array(numbers or [0], np.int32)[inverse]
+
+
+def _series_of(known: dict[tuple[str, ...], int], variables: tuple[str, ...], route: str) -> list[list[SeriesName]]:
+    """Return the series of each number in `owners`, one for each column of values."""
+    long = LONG.get(route)
+    return [
+        [(label[0], long.prefix + label[1].upper() if long else variable) for variable in variables] for label in known
+    ]
+
+
+def _distinct(hours: Int32s, owners: Int32s, values: Floats) -> tuple[Int32s, Int32s, Floats]:
+    """Return lines (`values` [line, variable]) without those that equal an earlier line of their owner and hour."""
+    order = np.lexsort((hours, owners))
     one, other = order[:-1], order[1:]
-    same = np.flatnonzero((codes[one] == codes[other]) & (hours[one] == hours[other]))
+    same = np.flatnonzero((owners[one] == owners[other]) & (hours[one] == hours[other]))
     before, after = values[one[same]], values[other[same]]
     equal = ((before == after) | (np.isnan(before) & np.isnan(after))).all(axis=1)
     keep = np.ones(len(hours), np.bool_)
     keep[other[same[equal]]] = False
-    return hours[keep], respondents[keep], values[keep]
+    return hours[keep], owners[keep], values[keep]
 
 
 def _joined(values: Floats, variables: tuple[str, ...]) -> tuple[Floats, tuple[str, ...]]:
@@ -310,23 +294,26 @@ def _joined(values: Floats, variables: tuple[str, ...]) -> tuple[Floats, tuple[s
     return joined, distinct
 
 
-def _melt(
-    hours: Int32s,
-    respondents: npt.NDArray[np.object_],
-    values: Floats,
-    variables: tuple[str, ...],
-) -> Columns:
-    """Return wide rows (`values` [row, variable]) as columns, without the variables that a respondent never reports."""
-    series: list[tuple[str, str]] = []
+def _melt(hours: Int32s, owners: Int32s, values: Floats, series_of: list[list[SeriesName]]) -> Columns:
+    """Return wide rows (`values` [row, variable]) as columns, without the variables that an owner never reports.
+
+    Args:
+        hours: int32 [row].
+        owners: int32 [row], index into `series_of`.
+        values: float64 [row, variable].
+        series_of: the series of an owner, one for each variable.
+    """
+    series: list[SeriesName] = []
     hour, index, value = [EMPTY.hour], [EMPTY.index], [EMPTY.value]
-    for respondent in sorted(set(respondents.tolist())):
-        rows = np.flatnonzero(respondents == respondent)
+    rows_of = np.split(np.argsort(owners, kind="stable"), np.cumsum(np.bincount(owners, minlength=len(series_of)))[:-1])
+    for owner in sorted(range(len(series_of)), key=series_of.__getitem__):
+        rows = rows_of[owner]
         block = values[rows]
         for i in np.flatnonzero(~np.isnan(block).all(axis=0)):
             hour.append(hours[rows])
             index.append(np.full(len(rows), len(series), np.int32))
             value.append(block[:, i])
-            series.append((respondent, variables[i]))
+            series.append(series_of[owner][i])
     return Columns(tuple(series), np.concatenate(hour), np.concatenate(index), np.concatenate(value))
 
 

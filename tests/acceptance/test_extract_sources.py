@@ -16,6 +16,7 @@ from ingest.columns import hour_number
 from ingest.emulator.process import Emulator
 from ingest.loader import available, load_series
 from scripts.dev import run_full_extraction_monitored
+from tests.support.eia_client import FEW
 from tests.support.program import RECORDINGS, ROOT, Coordinator, environment
 
 
@@ -127,6 +128,30 @@ def test_first_hours_of_a_bulk_extraction_come_from_the_file_before(
     earlier = ("--start", "2024-06-30", "--end", "2024-07-02", "--respondents", "PACW", "--data", "bulk", "--json")
     wider = coordinator("start", "--extract", "--source", f"bulk+{emulator.url}", *earlier)
     assert (wider.result["new_shards"], coordinator("verify", "--data", "bulk").code) == (1, 0)
+
+
+@pytest.mark.long
+def test_bulk_files_of_all_routes_equal_the_api(coordinator: Coordinator, tmp_path: Path) -> None:
+    """Neighbours, sub-areas, imputed and adjusted values come without a key, and what both sources have is equal."""
+    asked = ("--respondents", "CISO,PACW", "--start", "2024-08-01", "--end", "2024-08-05", "--json")
+    with Emulator(*FEW, "--quirks", "none") as source:
+        runs = [
+            coordinator("start", "--extract", *asked, "--routes", "all", "--data", name, "--source", kind + source.url)
+            for name, kind in (("bulk", "bulk+"), ("api", ""))
+        ]
+    assert [run.code for run in runs] == [0, 0], [run.stderr for run in runs]
+    assert runs[0].result["notes"] == ["bulk SUBREGION is not published for PACW"]
+    assert not runs[0].result["absent"]
+    period = ("2024-08-01T00", "2024-08-05T23")
+    for code in ("CISO", "PACW"):
+        have = {name: available(tmp_path / name, code).variables for name in ("bulk", "api")}
+        assert set(have["api"]) < set(have["bulk"])
+        bulk, api = (load_series(tmp_path / name, [code], have["api"], *period) for name in ("bulk", "api"))
+        assert_array_equal(bulk.values, api.values)
+        adjusted = load_series(tmp_path / "bulk", [code], ["adjusted.D", "adjusted.NG.WAT"], *period)
+        reported = load_series(tmp_path / "bulk", [code], ["D", "NG.WAT"], *period)
+        assert_array_equal(adjusted.values, reported.values)  # the emulator adjusts nothing
+    assert coordinator("verify", "--data", "bulk").code == 0
 
 
 def test_bulk_files_and_oasis_are_extracted_the_same_way(

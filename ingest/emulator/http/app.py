@@ -24,7 +24,9 @@ from ingest.emulator.worlds.base import World
 from ingest.lru_cache import LruCache
 
 _EIA = re.compile(r"/v2/electricity/rto/([a-z-]+)(/data|/facet/([a-z]+))?/?")
-_BULK = re.compile(r"/electricity/gridmonitor/sixMonthFiles/EIA930_BALANCE_(\d{4})_(Jan_Jun|Jul_Dec)\.csv")
+_BULK = re.compile(
+    r"/electricity/gridmonitor/sixMonthFiles/EIA930_(BALANCE|INTERCHANGE|SUBREGION)_(\d{4})_(Jan_Jun|Jul_Dec)\.csv"
+)
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,8 @@ class App:
             key = "oasis"
             route, page, response = self._oasis(query)
         elif match := _BULK.fullmatch(path):
-            key, route = "bulk", "BALANCE"
-            page, response = self._bulk(int(match[1]), match[2], zipped)
+            key, route = "bulk", match[1]
+            page, response = self._bulk(route, int(match[2]), match[3], zipped)
         elif path.startswith("/v2/"):
             response = responses.NOT_FOUND
         self._stats.count(self._clock.text(), path, query, key, route, page, response)
@@ -165,12 +167,14 @@ class App:
         moment = now if request.end >= self._world.settled_before(now) else 0
         return route, page, self._cached((request, moment), fault, lambda: oasis.respond(self._world, request, now))
 
-    def _bulk(self, year: int, half: str, zipped: bool) -> tuple[str, Response]:
+    def _bulk(self, file: str, year: int, half: str, zipped: bool) -> tuple[str, Response]:
         now = self._clock.hour()
-        fault = self._faults.next(Target("BALANCE", "ALL", f"{year}_{half}", f"{year}_{half}"))
+        fault = self._faults.next(Target(file, "ALL", f"{year}_{half}", f"{year}_{half}"))
         moment = now if bulk.is_open(year, half, self._world.settled_before(now)) else 0
-        return f"BALANCE/{year}_{half}", self._cached(
-            (year, half, zipped, moment), fault, lambda: _packed(bulk.respond(self._world, year, half, now), zipped)
+        return f"{file}/{year}_{half}", self._cached(
+            (file, year, half, zipped, moment),
+            fault,
+            lambda: _packed(bulk.respond(self._world, file, year, half, now), zipped),
         )
 
     def _cached(self, key: tuple, fault: Fault | None, make: Callable[[], Response]) -> Response:

@@ -18,7 +18,7 @@ import pandas as pd
 from ingest.columns import hour_text
 from ingest.files import visible
 from ingest.models import REGION_TYPES
-from ingest.sources.bulk import variables_of
+from ingest.sources.bulk_layout import variables_of
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
 LARGEST = 2.0**53  # MWh: a double holds each whole number up to it

@@ -13,6 +13,7 @@ off by as much, so that the balance holds; generation booked to the wrong fuel b
 an age that is drawn for each hour. Older hours never change.
 """
 
+from collections.abc import Collection
 from functools import cache, lru_cache
 
 import numpy as np
@@ -63,14 +64,23 @@ class SyntheticWorld:
     name = "synthetic"
     note = "SYNTHETIC hours made by a local emulator; not EIA data."
 
-    def __init__(self, seed: int = 0, *, quirks: bool = True, revise_days: int = 14) -> None:
+    def __init__(
+        self, seed: int = 0, *, quirks: bool = True, revise_days: int = 14, respondents: Collection[str] = ()
+    ) -> None:
         """Store the options; nothing is generated yet.
 
         Args:
             seed: The seed of every draw.
             quirks: Inject the faults of real data.
             revise_days: Age in days from which hours never change.
+            respondents: The authorities and regions that report; empty: all. Their values do not depend on it.
+
+        Raises:
+            ValueError: The grid has no such respondent.
         """
+        if unknown := sorted(set(respondents) - {*AUTHORITIES, *REGIONS}):
+            raise ValueError(f"the synthetic grid has no respondent {', '.join(unknown)}")
+        self._respondents = frozenset(respondents or (*AUTHORITIES, *REGIONS))
         self._seed = seed
         self._quirks = quirks
         self._revise_hours = revise_days * 24
@@ -81,7 +91,7 @@ class SyntheticWorld:
 
     def respondents(self, route: str) -> tuple[str, ...]:
         """Return the authorities and regions of a route, sorted."""
-        return _PARTIES.get(route) or tuple(sorted((*AUTHORITIES, *REGIONS)))
+        return tuple(sorted(self._respondents.intersection(_PARTIES.get(route, self._respondents))))
 
     def codes(self, route: str) -> tuple[str, ...]:
         """Return the types, fuels, neighbours or sub-areas of a route, sorted."""
@@ -97,7 +107,7 @@ class SyntheticWorld:
 
     def block(self, route: str, respondent: str, start: int, end: int, now: int) -> Block | None:
         """Return the hours as they are reported at hour `now`, young ones with their preliminary values."""
-        if respondent not in (_PARTIES.get(route) or (*AUTHORITIES, *REGIONS)):
+        if respondent not in self._respondents or respondent not in _PARTIES.get(route, self._respondents):
             return None
         block = self._settled(route, respondent).between(start, min(end, now))
         return self._preliminary(route, respondent, block, now)

@@ -15,6 +15,7 @@ import pytest
 import requests
 
 from ingest.emulator import bulk
+from ingest.emulator.eia.query import ROUTES
 from ingest.emulator.process import Emulator
 from tests.support.eia_client import ask
 
@@ -131,6 +132,37 @@ def test_bulk_file_has_the_same_hours_as_eia(emulator: Emulator, half: str) -> N
         body = ask(emulator, respondent="CISO", **span, **{"facets[type][]": kind}).json()["response"]
         ours = {row["period"]: row["value"] for row in body["data"] if row["value"] is not None}
         assert ours == {period: row[column].replace(",", "") for period, row in theirs.items() if row[column]}
+
+
+@pytest.mark.parametrize(
+    ("file", "route", "who", "code", "column"),
+    [
+        ("INTERCHANGE", "interchange-data", "PACW", "Directly Interconnected Balancing Authority", "Interchange (MW)"),
+        ("SUBREGION", "region-sub-ba-data", "CISO", "Sub-Region", "Demand (MW)"),
+    ],
+)
+def test_files_of_neighbours_and_sub_areas_have_the_same_hours_as_eia(
+    emulator: Emulator, file: str, route: str, who: str, code: str, column: str
+) -> None:
+    content = requests.get(emulator.url + BULK.replace("BALANCE", file).format("2024_Jan_Jun"), timeout=60).content
+    rows = [row for row in csv.DictReader(io.StringIO(content.decode())) if row["Balancing Authority"] == who]
+    theirs = {}
+    for row in rows:
+        ending = datetime.strptime(row["UTC Time at End of Hour"], "%m/%d/%Y %I:%M:%S %p")
+        theirs[ending.strftime("%Y-%m-%dT%H"), row[code]] = row[column].replace(",", "")
+    names = ROUTES[route].keys
+    span = {"start": "2024-03-01T00", "end": "2024-03-03T23", "data[0]": "value", "api_key": "any"}
+    params = {**span, f"facets[{names[0]}][]": who}
+    body = requests.get(f"{emulator.url}/v2/electricity/rto/{route}/data/", params=params, timeout=60).json()[
+        "response"
+    ]
+    ours = {(row["period"], row[names[1]]): row["value"] for row in body["data"] if row["value"] is not None}
+    assert len(ours) == 72 * len({other for _, other in ours}) - sum(
+        (period, other) not in ours for period in {p for p, _ in ours} for other in {o for _, o in ours}
+    )
+    assert ours.items() <= theirs.items()
+    if file == "INTERCHANGE":
+        assert {row["DIBA_Region"] for row in rows} <= {"NW", "CAL"}
 
 
 def test_half_year_outside_the_world_is_not_found(emulator: Emulator) -> None:

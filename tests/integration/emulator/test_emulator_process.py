@@ -14,6 +14,7 @@ import pytest
 import requests
 
 from ingest.emulator.process import Emulator, EmulatorError
+from tests.support.eia_client import FEW
 from tests.support.waiting import WAIT_S
 
 _PARENT = """
@@ -76,7 +77,7 @@ def test_emulator_reports_its_url_and_stops() -> None:
 def test_command_line_requires_a_key_and_ends_on_sigterm(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     process = subprocess.Popen(
-        [sys.executable, "-m", "ingest.emulator", "--log", str(log)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "ingest.emulator", *FEW, "--log", str(log)], stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     hello = json.loads(process.stdout.readline())
@@ -98,6 +99,7 @@ def test_command_line_requires_a_key_and_ends_on_sigterm(tmp_path: Path) -> None
     [
         (("--world", "recordings", "--recordings", "/nowhere"), "/nowhere"),
         (("--now", "soon"), "soon"),
+        (("--respondents", "PACW,XX"), "XX"),
         (("--faults", "/nowhere.json"), "/nowhere.json"),
     ],
 )

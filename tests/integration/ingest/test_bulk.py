@@ -18,7 +18,9 @@ from ingest.columns import Columns, find_gaps, hour_number, hour_text, merge
 from ingest.errors import SourceError, UsageError
 from ingest.fetch import fetch_shard
 from ingest.models import FetchJob, Shard, ShardResult
-from ingest.sources.bulk import Bulk, variables_of
+from ingest.plan import plan_shards
+from ingest.sources.bulk import Bulk
+from ingest.sources.bulk_layout import derived_of, variables_of
 from tests.support.stub_server import Reply, Stub, bench, serve
 
 GRID = Path(__file__).parents[3] / ".." / "shared" / "data" / "eia-grid"
@@ -130,6 +132,56 @@ def test_sample_of_a_real_file_is_parsed() -> None:
     assert cells["2020-07-01T06", "AEC", "D"] == 497
     assert cells["2020-07-01T13", "AEC", "NG"] == 634
     assert cells["2020-07-01T14", "AEC", "NG.NG"] == 503
+
+
+@pytest.mark.skipif(not GRID.is_dir(), reason="no recordings next to the project (../shared/data)")
+def test_sample_of_a_real_interchange_file_is_parsed() -> None:
+    shard = Shard("bulk", "INTERCHANGE", "ALL", "2022-01-01T00", "2022-06-30T23")
+    cells = cells_of((GRID / "interchange_file.csv").read_bytes(), FetchJob(shard, "x", ("AECI",)))
+    assert len(cells) == 9
+    assert cells["2022-01-01T07", "AECI", "ID.MISO"] == -391
+    assert cells["2022-01-01T08", "AECI", "ID.TVA"] == 231
+
+
+def test_sub_areas_are_lines_of_their_authority() -> None:
+    """The header's spelling of "Sub-Region" varies; a code of PNM has small letters."""
+    for name in ("Sub-Region", "Subregion"):
+        head = f'"Balancing Authority","Data Date","Hour Number","{name}","Demand (MW)","UTC Time at End of Hour"'
+        lines = [
+            head,
+            "PNM,07/01/2024,1,Frep,11,07/01/2024 8:00:00 AM",
+            'PNM,07/01/2024,1,PNM,"1,100",07/01/2024 8:00:00 AM',
+        ]
+        lines += ["CISO,07/01/2024,1,PGAE,,07/01/2024 8:00:00 AM", "CISO,07/01/2024,2,PGAE,7,07/01/2024 9:00:00 AM"]
+        job = replace(JOB, shard=replace(JOB.shard, route="SUBREGION"), respondents=("CISO", "PNM", "PACW"))
+        cells = cells_of("\n".join([*lines, ""]).encode(), job)
+        assert {cell: value for cell, value in cells.items() if value == value} == {
+            ("2024-07-01T08", "PNM", "D.FREP"): 11,
+            ("2024-07-01T08", "PNM", "D.PNM"): 1100,
+            ("2024-07-01T09", "CISO", "D.PGAE"): 7,
+        }
+        page = Bulk().parse(job, gzip.compress("\n".join([*lines, ""]).encode()))
+        assert set(Bulk().spans(job, page.columns)) == {"CISO", "PNM"}  # PACW has no sub-area, so no gap
+
+
+def test_imputed_and_adjusted_values_are_variables_beside_the_reported_ones() -> None:
+    columns = "Demand Forecast (MW)|Demand (MW)|Net Generation (MW)|Total Interchange (MW)|Demand (MW) (Imputed)|Demand (MW) (Adjusted)"
+    fuels = "|Net Generation (MW) from Solar without Integrated Battery Storage (Adjusted)"
+    fuels += "|Net Generation (MW) from Solar witho Integrated Battery Storage (Adjusted)|Net Generation (MW) from Coal (Adjusted)"
+    plain = table(columns + fuels, [("PACW", "07/01/2024 9:00:00 AM", ["1", "2", "3", "4", "5", "6", "7", "8", "9"])])
+    job = replace(JOB, shard=replace(JOB.shard, route="ADJUSTED"))
+    found = {variable: value for (_, _, variable), value in cells_of(plain, job).items()}
+    assert found == {"imputed.D": 5, "adjusted.D": 6, "adjusted.NG.SUN": 7, "adjusted.NG.SNB": 8, "adjusted.NG.COL": 9}
+    assert set(cells_of(plain)) == {("2024-07-01T09", "PACW", name) for name in ("DF", "D", "NG", "TI")}
+    assert Bulk().request(job, 0).endswith("/EIA930_BALANCE_2024_Jul_Dec.csv")
+    old = table(OLD.replace("Solar (Adjusted)", "Solar witho Integrated Battery Storage (Adjusted)"), [])
+    assert "adjusted.NG.SUN" in derived_of(old.decode().splitlines()[0].replace('"', "").split(",")).values()
+
+
+def test_first_files_of_sub_areas_are_of_2018() -> None:
+    shards = plan_shards("bulk", ("CISO",), (2017, 2018, 2019), ("SUBREGION", "INTERCHANGE"))
+    assert min(shard.start for shard in shards if shard.route == "SUBREGION") == "2018-07-01T00"
+    assert min(shard.start for shard in shards if shard.route == "INTERCHANGE") == "2016-07-01T00"
 
 
 GOOD = table(OLD, [("PACW", f"07/01/2024 {hour}:00:00 AM", ["1"] * 10) for hour in range(7, 12)])

@@ -13,6 +13,7 @@ from ingest.columns import from_table
 from ingest.emulator.process import Emulator
 from ingest.fetch import fetch_shard
 from ingest.models import FetchJob, Shard, ShardResult
+from tests.support.eia_client import FEW
 from tests.support.stub_server import bench
 
 EIA = [
@@ -38,7 +39,7 @@ def _quick() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def emulator() -> Iterator[Emulator]:
-    with Emulator("--clock-scale", "1000") as running:
+    with Emulator(*FEW, "--clock-scale", "1000") as running:
         yield running
 
 

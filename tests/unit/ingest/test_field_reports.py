@@ -20,7 +20,7 @@ from ingest.loader import SeriesArrays, load_series
 from ingest.models import FetchJob, Shard
 from ingest.plan import build_job, plan_update
 from ingest.quality import REASONS, judge
-from ingest.sources.bulk import variables_of
+from ingest.sources.bulk_layout import variables_of
 from ingest.sources.eia import Eia
 from tests.support.data_folder import ABSENT, daily, shard, store
 
