@@ -76,15 +76,28 @@ def open_gaps(results: Iterable[ShardResult]) -> tuple[RouteGap, ...]:
     """
     found: list[RouteGap] = []
     for (_, route, _), own in by_route(results).items():
+        later = _fetched_later(own)
         for result in own:
-            later = merge(span_of(r.shard) for r in own if r.shard.generation > result.shard.generation)
             asked = [asked_span(result)]
             for gap in result.gaps:
                 named = clip([(hour_number(gap.start), hour_number(gap.end) + 1)], asked)
-                for start, end in subtract(named, later):
+                for start, end in subtract(named, later[result.shard.generation]):
                     period = hour_text(start), hour_text(end - 1)
                     found.append(RouteGap(gap.respondent, gap.variable, *period, end - start, route))
     return tuple(found)
+
+
+def _fetched_later(own: Iterable[ShardResult]) -> dict[int, list[HourSpan]]:
+    """Return generation → the hours that later generations of one route have fetched."""
+    spans: dict[int, list[HourSpan]] = defaultdict(list)
+    for result in own:
+        spans[result.shard.generation].append(span_of(result.shard))
+    later: dict[int, list[HourSpan]] = {}
+    fetched: list[HourSpan] = []
+    for generation in sorted(spans, reverse=True):
+        later[generation] = fetched
+        fetched = merge([*fetched, *spans[generation]])
+    return later
 
 
 def confirmed(own: Iterable[ShardResult]) -> list[HourSpan]:

@@ -227,15 +227,21 @@ def summarise(shards: Iterable[ShardResult], builds: Iterable[BuildResult]) -> S
     )
 
 
-def write_summary(data_dir: Path) -> Summary:
-    """Write manifest.json, the summary of every manifest.
+def write_summary(
+    data_dir: Path, shards: Iterable[ShardResult] | None = None, builds: Iterable[BuildResult] | None = None
+) -> Summary:
+    """Write manifest.json, the summary of every manifest; `shards` and `builds` are their results, where they are known.
 
     A damaged manifest raises VerificationError; the disk's errors are raised as StorageError.
 
     Returns:
         The summary.
     """
-    summary = summarise(shard_results(data_dir), build_results(data_dir))
+    known = (
+        shard_results(data_dir) if shards is None else sorted(shards, key=lambda one: manifest_path(data_dir, one.key))
+    )
+    made = build_results(data_dir) if builds is None else builds
+    summary = summarise(known, made)
     _write(data_dir, data_dir / "manifest.json", summary)
     return summary
 

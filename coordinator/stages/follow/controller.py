@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Callable, Collection, Iterable
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -32,7 +33,7 @@ from ingest.schedule import Cycle, next_run, plan_cycle, superseded
 from ingest.store import page_folder
 
 REACH_S = 3.0  # for a connection to the source before a cycle: the server's loop, which renews leases, waits for it
-Post = Callable[[Event], None]
+Post = Callable[[Event | Callable[[], None]], None]
 
 
 class Clock(Protocol):
@@ -107,7 +108,7 @@ class FollowController(StageController):
         self._began = self._next = clock.now()
         self._cycle = Cycle()
         self._controller: CycleController | None = None  # of the running cycle
-        self._building = False
+        self._building = self._publishing = False
         self._issued: set[str] = set()  # ids of the open tasks
         self._failed: list[str] = []
         self._first = True  # the first cycle also builds the series that an earlier run left
@@ -122,8 +123,8 @@ class FollowController(StageController):
         self._scheduler, self._post = scheduler, post
 
     def has_more_work(self) -> bool:
-        """Return whether it goes on: until the run is drained."""
-        return not self._over
+        """Return whether it goes on: until the run is drained, and what a cycle has fetched is published."""
+        return not self._over or self._publishing
 
     def lease_files(self, task: TaskSpec) -> LeaseFiles:
         """Return the files of a fetch or a build."""
@@ -155,12 +156,16 @@ class FollowController(StageController):
         if self._controller is not None:
             opened = self._advance()
             return [*lines, *([AddTasks(tuple(opened))] if opened else [])]
+        self._look()
+        return lines
+
+    def _look(self) -> None:
+        """Begin a cycle if one is due."""
         if self._forecasts is not None and self._forecasts.busy:
-            return lines
+            return
         self._clock.idle_until(self._next)
         if self._clock.now() >= self._next:
             self._begin(self._clock.now())
-        return lines
 
     def view(self) -> Rendering:
         """Return one line: what runs, or when the next cycle is due."""
@@ -202,7 +207,7 @@ class FollowController(StageController):
                 check_reachable(self._base_url, REACH_S)
             except IngestError as error:
                 self._controller = self._plan((), respondents)
-                self._finish([str(error)])
+                self._finish([str(error).partition(". ")[0]])  # the advice is for a command that has ended
                 return
         self._provisional |= set(self._cycle.provisional)
         write_state(self._data_dir, FollowState(tuple(sorted(self._provisional)), self._last, _minute(now)))
@@ -245,7 +250,7 @@ class FollowController(StageController):
         self._issued -= set(given_up)
         if given_up:
             self._post(CancelTasks(tuple(given_up)))
-        if self._issued or self._controller is None:
+        if self._issued or self._controller is None or self._publishing:
             return []
         if self._building:
             self._finish(self._failed)
@@ -269,11 +274,35 @@ class FollowController(StageController):
         return controller.open_builds(builds)
 
     def _finish(self, failed: list[str]) -> None:
-        """Publish the series, remove what this cycle replaced, and tell how it ended."""
+        """Bring what is derived from the results up to date, in a thread: a large folder takes longer than a heartbeat may."""
         controller = self._running
         self._builds |= {build.key: build for build in controller.built_now}
-        if controller.fetched or controller.built_now or self._first:
-            self._publish(complete=not failed)
+        if not (controller.fetched or controller.built_now or self._first):
+            self._end(failed)
+            return
+        self._publishing = True
+
+        def work() -> None:
+            problem: Exception | None = None
+            try:
+                self._publish(complete=not failed)
+            except Exception as error:  # raised again in the server's thread, which ends the run by it
+                problem = error
+            self._post(lambda: self._published(failed, problem))
+
+        threading.Thread(target=work, name="publish").start()
+
+    def _published(self, failed: list[str], problem: Exception | None) -> None:
+        self._publishing = False
+        if problem is not None:
+            raise problem
+        self._end(failed)
+        if not self._over:
+            self._look()
+
+    def _end(self, failed: list[str]) -> None:
+        """Tell how the cycle ended, and issue the forecasts that are due."""
+        controller = self._running
         self._next = next_run(self._clock.now(), failed=bool(failed))
         self._last = CycleSummary(
             at=_minute(self._began),
@@ -296,7 +325,7 @@ class FollowController(StageController):
         """Bring what is derived from the results up to date; `complete`: no fetch of this cycle is missing."""
         if complete:
             self._remove_superseded()
-        manifest.write_summary(self._data_dir)
+        manifest.write_summary(self._data_dir, self._results.values(), self._builds.values())
         if self._builds and (self._cycle.daily or self._first):
             write_coverage(self._data_dir)
         checksums.write(self._data_dir, checksums.data_files(self._data_dir))

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from coordinator.cli.settings import resolve
+from coordinator.stages.extract.controller import ExtractController
 from coordinator.stages.extract.plan import ExtractOptions, make_plan
 from coordinator.stages.extract.stage import server_time
 from ingest.errors import UsageError
 from ingest.plan import DEFAULT_RESPONDENTS
+from tests.support.data_folder import commit, shard
 
 
 def options(tmp_path: Path, *, update: bool = False, **flags: Any) -> ExtractOptions:
@@ -48,6 +50,29 @@ def test_default_respondents_that_a_source_lacks_are_left_out_and_said(tmp_path:
     assert all(code in " ".join(oasis.notes) for code in left_out)
     with pytest.raises(UsageError, match="balancing authorities only, not the regions CAL"):
         options(tmp_path, source="bulk", respondents="PACW,CAL")
+
+
+def test_line_for_a_period_that_ends_in_the_future_does_not_contradict_itself(tmp_path: Path) -> None:
+    """It said that later hours have not happened, and that the period ends with one of them."""
+    year = datetime.now(UTC).year
+    wanted = options(tmp_path, source="eia", respondents="PACW", start=str(year), end=str(year + 3))
+    (note,) = wanted.notes
+    assert note.startswith(
+        f"{year + 3}-12-31T23 was asked for: the period ends with {year}-12-31T23, the end of the present year"
+    )
+    assert "`--update` fetches them when they have" in note
+
+
+def test_builds_that_wait_for_fetches_count_in_the_total_from_the_start(tmp_path: Path) -> None:
+    """The total of the progress grew with every build that was opened."""
+    wanted = options(tmp_path, respondents="PACW,ERCO", start="2023", end="2024")
+    now = datetime.now(UTC)
+    controller = ExtractController(make_plan(wanted, now))
+    assert (len(controller.open_tasks("", limited=False)), controller.to_come()) == (8, 4)
+    for route, code in (("region-data", "D"), ("fuel-type-data", "SUN")):
+        commit(wanted.data_dir, shard("PACW", "2023-01-01T00", "2023-12-31T23", route=route), {code: 1.0})
+    controller = ExtractController(make_plan(wanted, now))
+    assert (len(controller.open_tasks("", limited=False)), controller.to_come()) == (7, 3)  # one build is open already
 
 
 def test_server_without_a_clock_is_read_by_this_hosts() -> None:
