@@ -16,8 +16,12 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
     from ingest.console import protect
     from ringattn.blas import loader as blas
+    from ringattn.macos import refused_python
 
     protect()
+    if reason := refused_python():
+        print(f"train.py: {reason}", file=sys.stderr)
+        sys.exit(2)  # usage
 
     blas.prepare()  # sets threads and BLAS, which must happen before numpy and mlx load
     from worker.training.cli import run_rank

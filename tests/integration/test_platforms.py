@@ -51,6 +51,15 @@ def test_docs_state_what_is_needed() -> None:
             assert words in text, f"{page} does not say {words}"
 
 
+def test_training_says_why_an_intel_mac_cannot_run_it() -> None:
+    code = (
+        "import platform, runpy, sys; sys.platform = 'darwin'; platform.machine = lambda: 'x86_64'; "
+        "sys.argv = ['worker/train.py']; runpy.run_path('worker/train.py', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=150)
+    assert done.returncode == 2 and done.stderr.startswith("train.py: this Python is built for x86_64"), done.stderr
+
+
 @pytest.mark.parametrize(
     ("program", "options"),
     [("coordinator.__main__", "['start', '--extract']"), ("worker.cli", "['--coordinator', 'tcp://h:1']")],
@@ -95,6 +104,12 @@ def test_every_dependency_has_a_wheel(python: str, platform: str) -> None:
     assert done.returncode == 0, done.stderr
     pins = {line.partition("==")[0] for line in done.stdout.splitlines()}
     assert {"mlx", "mlx-metal" if "darwin" in platform else "mlx-cpu", "pyarrow", "scipy"} <= pins
+
+
+@pytest.mark.long
+def test_intel_mac_installs_all_but_mlx_and_is_told_why_at_the_start() -> None:
+    done = compile_requirements("3.12", "x86_64-apple-darwin")
+    assert done.returncode == 0 and "numpy==" in done.stdout and "mlx" not in done.stdout, done.stderr
 
 
 @pytest.mark.long
