@@ -149,7 +149,7 @@ def _out_of_level(values: Floats, anchor: Floats, other: Floats | None) -> tuple
     far = ((values < ANCHOR_LOW * anchor) | (values > ANCHOR_HIGH * anchor)) & (np.abs(values - anchor) > FLOOR)
     zero = (values == 0) & (anchor > 0)
     near = np.where(far | zero, np.nan, values)
-    usual = _median(_same_hours(near, np.arange(near.size)))
+    usual = usual_values(near)
     usual = np.where(np.isnan(usual), anchor, usual)
     ratio = values / usual
     out = ((ratio < LEVEL_LOW) | (ratio > LEVEL_HIGH)) & (np.abs(values - usual) > FLOOR)
@@ -187,6 +187,11 @@ def _is_smooth(values: Floats, usual: Floats, start: int, stop: int, low: bool) 
     valid = before + np.flatnonzero(~np.isnan(values[before : after + 1]))
     steps = np.abs(np.diff(values[valid])) / usual[valid[1:]]
     return bool(np.diff(valid).max() <= HOLE and (steps <= SMOOTH_STEP).all())
+
+
+def usual_values(values: Floats) -> Floats:
+    """Return the median of the same hour of day over the days before and after each hour, MWh [hour]; NaN where too few are valid."""
+    return _median(_same_hours(values, np.arange(values.size)))
 
 
 def _spikes(values: Floats) -> Bools:

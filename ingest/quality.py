@@ -1,6 +1,6 @@
 """Outlier detection: the validity reasons and the outlier rule. No I/O, deterministic, conservative.
 
-The rule applies to one respondent-year, and masks only values that physics or their neighbours contradict. Demand and its forecast
+The rule applies to one respondent-year, and masks only values that physics or their neighbours contradict. Demand, that of sub-areas, and its forecast
 have a rule of their own (`ingest/load_quality.py`), which also flags values as suspect and keeps them. For the other variables:
 
 1. *bounds*: |value| above 1,000,000 MWh (the Lower 48's record hour is about 760,000) or above 4 × the respondent's level, or above both
@@ -24,7 +24,7 @@ REASONS = ("ok", "missing", "null", "outlier", "imputed", "unasked", "suspect")
 OK, MISSING, NULL, OUTLIER, IMPUTED, UNASKED, SUSPECT = range(7)
 MEASURED = (OK, SUSPECT)  # the value is the source's; "suspect" is kept, and flagged
 
-LOADS = ("D", "DF")
+OTHER = {"D": "DF", "DF": "D"}  # demand and its forecast, each judged beside the other
 BOUND = 1e6  # MWh
 LEVEL_BOUND = 4.0  # × the respondent's level
 PEAK_BOUND, PEAK_BOUND_SHARE = 20.0, 0.2  # × the variable's peak; × the respondent's level
@@ -46,8 +46,8 @@ def judge(columns: Mapping[str, Floats]) -> dict[str, Int8s]:
     bound = min(BOUND, max(LEVEL_BOUND * level, PEAK_FLOOR))
     codes = {}
     for variable, values in columns.items():
-        if variable in LOADS:
-            verdict = judge_load(values, columns.get("DF" if variable == "D" else "D"), bound)
+        if variable in OTHER or variable.startswith("D."):  # a sub-area's demand has no forecast
+            verdict = judge_load(values, columns.get(OTHER.get(variable, "")), bound)
             codes[variable] = np.where(verdict.masked, OUTLIER, np.where(verdict.suspect, SUSPECT, OK)).astype(np.int8)
         else:
             masked = _outliers(variable, values, peaks[variable], level, bound)

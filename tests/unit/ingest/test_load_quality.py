@@ -71,7 +71,7 @@ def test_fall_within_an_hour_is_masked_unless_the_forecast_has_it_too() -> None:
     assert (codes(values, values)[spell] == OUTLIER).all()  # a fault of both, as CENT's on 2018-08-28
 
 
-@pytest.mark.parametrize("variable", ["D", "DF"])
+@pytest.mark.parametrize("variable", ["D", "DF", "D.ZONJ"])
 def test_flat_run_is_masked_from_its_third_hour(variable: str) -> None:
     """LDWP reported 175 MWh for 324 hours in a row from 2024-06-27T20, SWPP 29,849 for 96."""
     values = load()
