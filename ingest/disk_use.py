@@ -19,6 +19,7 @@ KINDS = {
     "raw": "raw pages",
     "pieces": "pieces",
     "series": "series",
+    "imputed": "imputed",
     "snapshots": "earlier series",
     "manifests": "manifests",
     "train": "trainings",

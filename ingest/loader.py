@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -28,7 +28,9 @@ from ingest.snapshot import read_whole, series_folder
 if TYPE_CHECKING:
     import pandas as pd
 
-Impute = Literal["linear", "week"]
+    from ingest.impute import Estimate
+
+Impute = Literal["linear", "week", "neighbours"]
 
 LONGEST_LINE = 24  # hours: the longest gap that "linear" fills
 WEEK = 168  # hours
@@ -43,6 +45,10 @@ class SeriesArrays:
     reason: Int8s  # [time, feature] index into `ingest.quality.REASONS`
     hours: NDArray[np.datetime64]  # [time] datetime64[s], UTC, hour-ending
     names: tuple[str, ...]  # "<respondent>.<variable>", respondents outermost
+    # of impute="neighbours", [time, feature]: the interval of an estimate, MWh, and the bits of `ingest.impute.METHODS` it rests on
+    low: NDArray[np.float32] | None = None
+    high: NDArray[np.float32] | None = None
+    imputation: Int8s | None = None
 
     @property
     def imputed(self) -> Bools:
@@ -117,7 +123,8 @@ def load_series(
             datetime64. A time without a zone is UTC.
         end: last hour, inclusive, in the same forms: a day means all of its hours.
         impute: fill masked cells and mark them. "linear" fills gaps of up to 24 hours between valid neighbours; "week"
-            takes the same hour a week before, or a week after. Other cells stay NaN.
+            takes the same hour a week before, or a week after. "neighbours" estimates demand from its profile, the forecast,
+            the balance and other respondents on disk, with an interval (`ingest.impute`). Other cells stay NaN.
 
     Returns:
         Arrays [time, feature], MWh, with a mask.
@@ -125,28 +132,36 @@ def load_series(
     Raises:
         UsageError: a respondent, year or variable is not on disk (near matches are named), or an argument is malformed.
     """
-    if impute not in (None, "linear", "week"):
-        raise UsageError(f"imputation {impute!r} is unknown; choose linear, week or None")
+    if impute not in (None, "linear", "week", "neighbours"):
+        raise UsageError(f"imputation {impute!r} is unknown; choose linear, week, neighbours or None")
     respondents, variables = parse_codes(respondents), canonical_variables(variables)
     first, stop = parse_span(*_hours_of(start, end))
     names = tuple(f"{respondent}.{variable}" for respondent in respondents for variable in variables)
 
-    def read(folder: Path) -> tuple[Floats, Int8s]:
+    def read(folder: Path) -> tuple[Floats, Int8s, Estimate | None]:
         values = np.full((stop - first, len(names)), np.nan)
         reason = np.full(values.shape, MISSING, np.int8)
         for i, respondent in enumerate(respondents):
             own = slice(i * len(variables), (i + 1) * len(variables))
             _fill(Path(data_dir), folder, respondent, variables, first, values[:, own], reason[:, own])
-        return values, reason
+        if impute != "neighbours":
+            return values, reason, None
+        from ingest.imputed import estimate_period  # here: it imports this module
 
-    values, reason = read_whole(Path(data_dir), read)
+        return values, reason, estimate_period(folder, names, first, stop)
+
+    values, reason, estimate = read_whole(Path(data_dir), read)
     mask = np.isin(reason, MEASURED)
     if impute:
-        filled = _linear(values) if impute == "linear" else _week(values)
+        filled = estimate.value if estimate else _linear(values) if impute == "linear" else _week(values)
         guessed = ~mask & ~np.isnan(filled)
         values[guessed], reason[guessed] = filled[guessed], IMPUTED
     hours = np.arange(first, stop).astype("datetime64[h]").astype("datetime64[s]")
-    return SeriesArrays(values.astype(np.float32), mask, reason, hours, names)
+    series = SeriesArrays(values.astype(np.float32), mask, reason, hours, names)
+    if estimate is None:
+        return series
+    low, high = estimate.low.astype(np.float32), estimate.high.astype(np.float32)
+    return replace(series, low=low, high=high, imputation=estimate.code)
 
 
 def canonical_variables(names: Sequence[str] | str) -> list[str]:

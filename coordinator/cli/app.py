@@ -299,6 +299,24 @@ def export(
         print(f"{done.path}: {done.rows:,} rows, {done.bytes / 1e6:,.1f} MB, columns {', '.join(done.columns)}")
 
 
+@app.command(cls=Command, epilog="coordinator impute --data data --workers 2")
+@with_settings("data", "workers")
+def impute(settings: Settings, as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """Estimate missing demand from its profile, the forecast and other series; write the estimates beside the series."""
+    from coordinator.stages.display import Steps
+
+    with closing(Steps("imputing", OutputMode(as_json, quiet))) as steps:
+        from ingest.imputed import write_estimates  # here: it takes a second to load, which the steps show
+
+        done = write_estimates(folder_of(settings), settings["workers"], steps)
+    if as_json:
+        print(json.dumps(asdict(done)))
+    else:
+        print(
+            f"{done.cells:,} hours of demand estimated, in {len(done.files)} files under {folder_of(settings)}/imputed"
+        )
+
+
 @app.command(cls=Command, epilog="coordinator report --out report.html")
 @with_settings("data")
 def report(

@@ -22,7 +22,7 @@ from scipy.stats import beta
 
 from ingest.array_types import Array, Bools, Floats
 from ingest.build_series import year_hours
-from ingest.columns import hour_number, hour_text
+from ingest.columns import hour_text
 from ingest.quality import OUTLIER, SUSPECT, judge
 from scripts.bench.common import BENCHMARKS, ROOT, append, markdown_table, parser, read_lines, rewrite_section
 
@@ -41,9 +41,9 @@ OKAY_MASKED = 1 / 20_000
 def labelled(years: range) -> Iterator[tuple[str, Array, Floats, Array]]:
     """Return respondent, hour numbers, demand and category of each labelled series, in the order of time."""
     first, stop = year_hours(years[0])[0], sum(year_hours(years[-1]))
-    table = pd.read_parquet(LABELS, columns=["respondent", "hour", "demand", "category"])
-    number = (table["hour"] - pd.Timestamp(0)) // pd.Timedelta(hours=1)
-    table = table.assign(hour=number)[(number >= first) & (number < stop)]
+    within = [("hour", ">=", pd.Timestamp(first, unit="h")), ("hour", "<", pd.Timestamp(stop, unit="h"))]
+    table = pd.read_parquet(LABELS, columns=["respondent", "hour", "demand", "category"], filters=within)
+    table = table.assign(hour=table["hour"].to_numpy("datetime64[h]").astype(np.int64))
     for respondent, own in table.groupby("respondent", observed=True):
         ordered = own.sort_values("hour")
         category = ordered["category"].astype(object).to_numpy()
@@ -56,7 +56,7 @@ def recorded(respondent: str) -> tuple[Array, dict[str, Floats]]:
     if not paths:
         return np.zeros(0, np.int64), {}
     table = pd.read_csv(paths[0], dtype=str)
-    hours = np.array([hour_number(f"{text[:10]}T{text[11:13]}") for text in table["date_time"]])
+    hours = table["date_time"].str[:13].to_numpy(str).astype("datetime64[h]").astype(np.int64)
     names = (("D", "demand (MW)"), ("DF", "forecast demand (MW)"))
     return hours, {code: pd.to_numeric(table[name], errors="coerce").to_numpy(float) for code, name in names}
 

@@ -40,6 +40,7 @@ HERE = (
     "coordinator clean",
     "coordinator report",
     "coordinator export --out ercot.csv --respondents ERCO --variables D,DF --period 2024 --local-time",
+    "coordinator impute --data data --workers 2",
     "coordinator keys init",
     "coordinator keys add m2-1",
     "coordinator keys list",
