@@ -25,7 +25,7 @@ from ingest.files import atomic_write, file_sha256
 from ingest.loader import available, respondents_on_disk
 from ingest.periods import parse_period
 
-LINEAR_VERSION = 1  # of worker.forecast.linear: raised when its forecasts change
+LINEAR_VERSION = 2  # of worker.forecast.linear: raised when its forecasts change
 INPUTS = (*FEATURES, *CONDITION)
 TARGET = len(INPUTS)  # column of the target; the other COLUMNS follow it
 FLIP = np.array([-1.0 if name in ODD else 1.0 for name in INPUTS], np.float32)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -12,7 +14,7 @@ from worker.forecast.baselines.history import History, read_history
 from worker.forecast.baselines.ridge import Moments
 from worker.forecast.linear import mixture as mixing
 from worker.forecast.linear import neighbours
-from worker.forecast.linear.mixture import mixture
+from worker.forecast.linear.mixture import mixture, share_of
 from worker.forecast.linear.neighbours import SIGNALS, signals
 from worker.forecast.linear.own import Month
 from worker.forecast.linear.path import linear_forecasts
@@ -123,6 +125,16 @@ def test_weights_of_a_mixture_follow_the_errors_known_at_the_first_issue_time() 
     np.testing.assert_allclose(mixed[start : start + 240], (1 - weight) * experts[1, start : start + 240])
     assert not mixed[:start].any() and not mixed[start + 240 :].any()
     assert mixing.WINDOW > 365 * 24
+
+
+def test_a_correction_ends_when_the_bias_that_it_removes_is_repaired() -> None:
+    (history,) = histories_of(series(4))
+    target = np.where(np.arange(len(history.hours)) < 24 * 120, 2.0, 0.0) + 0 * history.target  # NaN where it was
+    got = share_of(np.full(len(target), 2.0), replace(history, target=target))
+    assert got[24 * 110] > 1.9
+    assert abs(got[24 * 150]) < 0.1
+    weights = np.exp(-mixing.SHARES_RATE * np.abs(1 - np.array(mixing.SHARES)))
+    np.testing.assert_allclose(got[24 * 110], 2 * weights @ mixing.SHARES / weights.sum())
 
 
 def test_penalties_shrink_to_a_centre() -> None:

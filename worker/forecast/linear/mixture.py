@@ -12,6 +12,9 @@ from worker.forecast.baselines.history import History
 from worker.forecast.linear.own import Month
 
 WINDOW = 400 * 24  # hours whose errors count: more than a year, so that each season does
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)  # of a correction that are mixed
+SHARES_WINDOW = 28 * 24  # hours whose errors count for them
+SHARES_RATE = 30.0
 
 
 def mixture(
@@ -26,16 +29,43 @@ def mixture(
         months: when weights change, and which outcomes are known by then.
         rate: a weight decreases by exp(-rate x) where an expert's error is larger by x of the reference's own error.
     """
-    measured = np.isfinite(history.target)
-    target, scale = np.where(measured, history.target, 0.0), np.where(measured, history.scale, 0.0)
-    losses = np.concatenate([np.abs(experts - target), np.abs(target)[None]]) * scale
-    sums = np.concatenate([np.zeros((len(losses), 1)), np.cumsum(losses, axis=1)], axis=1)
+    sums = _sums_of_losses(experts, history)
     mixed = np.zeros(len(history.hours))
     for month in months:
         rows = month.rows.get(index)
         if rows is not None:
             end = int(np.clip(month.known + 1 - history.hours[0], 0, len(mixed)))
             past = sums[:, end] - sums[:, max(end - WINDOW, 0)]
-            weights = np.exp(-rate * (past[:-1] - past[:-1].min()) / max(past[-1], 1e-9))
-            mixed[rows] = weights / weights.sum() @ experts[:, rows]
+            mixed[rows] = _weights(past, rate) @ experts[:, rows]
     return mixed
+
+
+def share_of(correction: Floats, history: History) -> Floats:
+    """Return the part of a correction that the last four weeks before each issue time support, in scales, [hour].
+
+    Operators repair their forecasts: a bias that regressions have learnt over years ends within days, and a correction then does harm.
+
+    Args:
+        correction: in scales, [hour].
+        history: the respondent.
+    """
+    experts = np.array(SHARES)[:, None] * correction
+    sums = _sums_of_losses(experts, history)
+    end = np.clip(history.calendar.issue + 1 - history.hours[0], 0, len(correction))
+    past = sums[:, end] - sums[:, np.maximum(end - SHARES_WINDOW, 0)]
+    return (_weights(past, SHARES_RATE) * experts).sum(axis=0)
+
+
+def _sums_of_losses(experts: NDArray[np.floating], history: History) -> Floats:
+    """Return running sums of absolute errors in MWh, [expert + 1, hour + 1], with a leading 0; the last row is the reference's."""
+    measured = np.isfinite(history.target)
+    target, scale = np.where(measured, history.target, 0.0), np.where(measured, history.scale, 0.0)
+    losses = np.concatenate([np.abs(experts - target), np.abs(target)[None]]) * scale
+    return np.concatenate([np.zeros((len(losses), 1)), np.cumsum(losses, axis=1)], axis=1)
+
+
+def _weights(past: Floats, rate: float) -> Floats:
+    """Return the weights of experts, [expert] or [expert, hour], from sums of losses whose last row is the reference's."""
+    excess = (past[:-1] - past[:-1].min(axis=0)) / np.maximum(past[-1], 1e-9)
+    weights: Floats = np.exp(-rate * excess)
+    return weights / weights.sum(axis=0)

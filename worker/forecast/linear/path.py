@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ingest.array_types import Floats
 from worker.forecast.baselines.history import History
-from worker.forecast.linear.mixture import mixture
+from worker.forecast.linear.mixture import mixture, share_of
 from worker.forecast.linear.neighbours import neighbour_experts
 from worker.forecast.linear.own import Month, common_months, own_experts
 
@@ -36,7 +36,9 @@ def linear_forecasts(histories: Sequence[History]) -> list[LinearForecast]:
     own = _mixtures(own_experts(histories, months), histories, months, OWN_RATE)
     wide = _mixtures(neighbour_experts(histories, own, months), histories, months, RATE)
     return [
-        LinearForecast(*(history.reference + np.nan_to_num(one * history.scale) for one in corrections))
+        LinearForecast(
+            *(history.reference + np.nan_to_num(share_of(one, history) * history.scale) for one in corrections)
+        )
         for history, *corrections in zip(histories, own, wide, strict=True)
     ]
 
