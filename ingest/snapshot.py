@@ -28,6 +28,7 @@ SNAPSHOT_FORMAT = 1  # raised when a reader of the earlier ones would be wrong
 KEPT = 2  # the newest, and the one before, which a reader may have begun with
 ATTEMPTS = 5  # of a reader whose snapshot was replaced twice meanwhile
 TARGET = re.compile(rf"{SNAPSHOTS}/\d{{6,}}/{DATASET}")
+PLACE = re.compile(r"series/(?P<respondent>[^/]+)/(?P<year>\d{4})/(?P<name>[^/]+)")  # of a file of the series
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 Found = TypeVar("Found")
 
@@ -118,9 +119,8 @@ def encode(listed: FileList) -> bytes:
 def names_in_snapshot(file: FileEntry) -> Iterator[str]:
     """Yield the names of a file of the series in a snapshot: its own, and that in the dataset if it is a long one."""
     yield file.path
-    _, respondent, year, name = file.path.split("/")
-    if name == "long.parquet":
-        yield f"{DATASET}/year={year}/{respondent}.parquet"
+    if (place := PLACE.fullmatch(file.path)) and place["name"] == "long.parquet":
+        yield f"{DATASET}/year={place['year']}/{place['respondent']}.parquet"
 
 
 def before(data_dir: Path) -> list[Path]:
@@ -153,16 +153,18 @@ def check(data_dir: Path) -> Iterator[tuple[str, str]]:
         except (OSError, ValueError) as error:
             yield path.relative_to(data_dir).as_posix(), f"can't be read: {error}"
             continue
-        if encode(listed) != content:
+        places = [PLACE.fullmatch(file.path) for file in listed.files]
+        if encode(listed) != content or listed.format != SNAPSHOT_FORMAT or not all(places):
             yield path.relative_to(data_dir).as_posix(), "is not as it was written"
         for file in listed.files:
             for name in names_in_snapshot(file):
-                if problem := _problem(folder / name, file.sha256, digests):
-                    yield (folder / name).relative_to(data_dir).as_posix(), problem
+                if problem := _problem(folder / name, file, digests):
+                    said = f"{problem}; {path.relative_to(data_dir).as_posix()} lists it"
+                    yield (folder / name).relative_to(data_dir).as_posix(), said
 
 
-def _problem(path: Path, sha256: str, digests: dict[tuple[int, int], str]) -> str:
-    """Return why a file is not the one with this digest; "" if it is."""
+def _problem(path: Path, file: FileEntry, digests: dict[tuple[int, int], str]) -> str:
+    """Return why a file is not the one of this entry; "" if it is."""
     try:
         status = path.stat()
         inode = status.st_dev, status.st_ino
@@ -170,7 +172,8 @@ def _problem(path: Path, sha256: str, digests: dict[tuple[int, int], str]) -> st
             digests[inode] = file_sha256(path)
     except OSError as error:
         return error.strerror or str(error)
-    return "" if digests[inode] == sha256 else "the sha256 differs from the snapshot's list"
+    same = status.st_size == file.bytes and digests[inode] == file.sha256
+    return "" if same else "size or sha256 differ"
 
 
 def _snapshots(data_dir: Path) -> list[Path]:

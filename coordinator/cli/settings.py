@@ -97,7 +97,7 @@ SETTINGS = (
         parse_names,
         "Routes of the source, or all: "
         + ", ".join(EIA_ROUTES)
-        + " of eia. Empty: region-data and fuel-type-data of eia, BALANCE of bulk, all of oasis.",
+        + " of eia. Empty: region-data and fuel-type-data of eia, BALANCE of bulk, all of oasis but prices.",
         list[str],
     ),
     _text(

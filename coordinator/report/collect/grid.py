@@ -149,9 +149,11 @@ def _monthly(month: Int64s, values: Floats) -> tuple[Floats, Floats] | None:
 
 
 def _week(day: Int64s, clock: Times, demand: Floats, forecast: Floats | None) -> PeakWeek:
-    """Return the week around the highest hour: three local days before it and three after."""
+    """Return the week around the highest hour: three local days before it and three after, shifted to where there are hours."""
     top = int(np.nanargmax(demand))
-    start = int(np.searchsorted(day, day[top] - 3))
+    known = np.flatnonzero(np.isfinite(demand))
+    first = max(min(day[top] - 3, day[known[-1]] - 6), day[known[0]])
+    start = int(np.searchsorted(day, first))
     stop = min(start + WEEK, len(demand))
     shown = slice(start, stop)
     operators = np.full(stop - start, np.nan) if forecast is None else forecast[shown]

@@ -12,6 +12,7 @@ from ingest.columns import EVERYTHING
 from ingest.coverage import LABELS, STEPS
 from ingest.models import Gap
 
+DRAWN = 12  # respondents with a picture
 LISTED = 300  # gaps; more would make the page too long
 MASKED = {
     "missing": "missing: asked for, and no row received",
@@ -27,8 +28,12 @@ def coverage(hours: Hours) -> dict[str, Any]:
     years = [month[:4] for month in one.months[::12]]
     shades = np.where(np.isnan(one.share), -1, np.digitize(np.nan_to_num(one.share), STEPS[:-1]) - 1)
     figures = []
-    for respondent, rows in groupby(range(len(one.rows)), lambda i: one.rows[i][0]):
-        own = list(rows)
+    respondents = [(name, list(rows)) for name, rows in groupby(range(len(one.rows)), lambda i: one.rows[i][0])]
+    missing = {name: float(np.nansum(1 - one.share[own])) for name, own in respondents}
+    drawn = sorted(missing, key=lambda name: (-missing[name], name))[:DRAWN]
+    for respondent, own in respondents:
+        if respondent not in drawn:
+            continue
         title = f"Share of hours of {respondent} with a valid value, by month, {years[0]} to {years[-1]}"
         chart = heat(title, [one.rows[i][1] for i in own], shades[own].tolist(), years)
         caption = "Share of the month's hours with a valid value; one column per month, UTC."
@@ -36,6 +41,7 @@ def coverage(hours: Hours) -> dict[str, Any]:
     cells = max(hours.valid + sum(hours.masked.values()), 1)
     return {
         "figures": figures,
+        "hidden": len(respondents) - len(figures),
         "key": [(f"h{i}", LABELS[i]) for i in reversed(range(len(LABELS)))]
         + [("hn", "no such variable, or not asked for")],
         "masked": [[MASKED.get(name, name), number(n), f"{n / cells:.3%}"] for name, n in hours.masked.items()],

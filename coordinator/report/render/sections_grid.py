@@ -189,15 +189,15 @@ def _error(one: Region, error: OperatorError) -> Sequence[Figure]:
     ]
     axis, unit = Axis("local hour of the day", every=3), Axis("% of demand", zero=True)
     by_hour = plot(f"Forecast error of {one.code} by hour of the day", axis, unit, lines)
+    caption = "Day-ahead forecast (DF) less demand (D). Above 0 the forecast is too high."
+    first = Figure(f"{one.code}, by hour", by_hour, caption, [line.key for line in lines])
+    if len(error.months) < 2:
+        return (first,)
     days = (error.months + 0.5) * DAYS_A_MONTH
     along, place = _axis(days)
     monthly = [Line("mean absolute error", place(days), error.by_month, dots=len(days) < 25)]
     by_month = plot(f"Forecast error of {one.code} by month", along, unit, monthly)
-    caption = "Day-ahead forecast (DF) less demand (D). Above 0 the forecast is too high."
-    return (
-        Figure(f"{one.code}, by hour", by_hour, caption, [line.key for line in lines]),
-        Figure(f"{one.code}, by month", by_month, "Mean absolute error of each month."),
-    )
+    return first, Figure(f"{one.code}, by month", by_month, "Mean absolute error of each month.")
 
 
 def interchange(found: Regions) -> dict[str, Any]:
@@ -206,6 +206,8 @@ def interchange(found: Regions) -> dict[str, Any]:
     def draw(one: Region) -> Sequence[Figure]:
         assert one.exports is not None
         months, means = one.exports
+        if len(months) < 2:
+            return []
         scale, unit = _unit(float(np.nanmax(np.abs(means))))
         days = (months + 0.5) * DAYS_A_MONTH
         axis, place = _axis(days)
@@ -215,16 +217,21 @@ def interchange(found: Regions) -> dict[str, Any]:
             Figure(one.code, chart, f"Mean of each month; all months: {number(round(float(np.nanmean(means))))} MW.")
         ]
 
-    flows = [one for one in found.regions if one.flows]
-    neighbours = sorted({name for one in flows for name in one.flows})
-    most = max((abs(value) for one in flows for value in one.flows.values()), default=1.0) or 1.0
-    matrix = [(one.code, [_cell(one.flows.get(name), most) for name in neighbours]) for one in flows]
-    return {**_drawn(found, draw), "neighbours": neighbours, "matrix": matrix}
+    having = [one for one in found.regions if one.flows]
+    neighbours = sorted({name for one in having for name in one.flows})
+    most = max((abs(value) for one in having for value in one.flows.values()), default=1.0) or 1.0
+    flows = [
+        (
+            one.code,
+            {name: _cell(value, most) for name, value in sorted(one.flows.items(), key=lambda item: -abs(item[1]))},
+        )
+        for one in having
+    ]
+    rows = [[one.code, number(round(float(np.nanmean(one.exports[1]))))] for one in found.regions if one.exports]
+    return {**_drawn(found, draw), "neighbours": neighbours, "flows": flows, "rows": rows}
 
 
-def _cell(value: float | None, most: float) -> tuple[str, str]:
+def _cell(value: float, most: float) -> tuple[str, str]:
     """Return the text and the CSS class of a mean flow: out (exports) or in, and its shade."""
-    if value is None:
-        return "", ""
     shade = min(int(SHADES * abs(value) / most), SHADES - 1)
     return number(round(value)), f"{'out' if value > 0 else 'in'}{shade}"

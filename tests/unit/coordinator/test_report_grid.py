@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +11,10 @@ import pytest
 
 from coordinator.report import build
 from coordinator.report.collect.grid import having, region, regions
-from coordinator.report.model import Absent, Region
+from coordinator.report.model import Absent, Facts, Region, Regions
 from coordinator.report.render import sections_grid
 from coordinator.report.render.charts import Axis, Part, areas
+from coordinator.report.render.page import page
 from coordinator.server.folder_lock import FolderLock, running_command
 from ingest.columns import hour_number
 from tests.support.data_folder import build_all, commit, daily, shard
@@ -113,3 +116,23 @@ def test_page_written_during_a_run_says_so(tmp_path: Path) -> None:
     assert ">running</span>" not in page.read_text()
     with FolderLock(tmp_path):
         pass
+
+
+@pytest.mark.parametrize(("neighbours", "words"), [(2, 'class="matrix"'), (20, 'class="flows"')])
+def test_flows_are_a_matrix_or_where_it_would_be_wide_a_list(neighbours: int, words: str, ercot: Region) -> None:
+    flows = {f"N{i:02d}": 100.0 * (i - 1) for i in range(neighbours)}
+    gone = Absent("", "")
+    found = Regions((replace(ercot, flows=flows),), 12)
+    text = page(Facts("data", "", found, found, found, found, found, *[gone] * 6))
+    assert words in text
+    assert re.search(r'"n? ?in\d"', text) and "-100" in text
+    assert text.count("N01") == 1
+
+
+def test_long_tables_are_folded_and_charts_limited(ercot: Region) -> None:
+    many = Regions(tuple(replace(ercot, code=f"R{i:02d}") for i in range(30)), 12)
+    gone = Absent("", "")
+    text = page(Facts("data", "", many, many, many, many, many, *[gone] * 6))
+    assert text.count("<summary>18 more</summary>") == 3  # peaks, forecast errors, net exports
+    assert text.count("18 more have no chart") == 5
+    assert text.count('aria-label="Load duration of') == 12

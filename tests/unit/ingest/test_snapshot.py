@@ -182,6 +182,17 @@ def test_file_system_without_links(call: str, made: Path, tmp_path: Path, monkey
     assert [path.name for path in (data / "snapshots").iterdir()] == (["000001"] if call == "link" else [])
 
 
+def test_damage_to_any_byte_of_the_list_is_named(data: Path) -> None:
+    path = data / "snapshots/000001/files.json"
+    content = path.read_bytes()
+    for at in range(0, len(content), 41):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        found = [f"{name} {problem}" for name, problem in snapshot.check(data)]
+        assert any("snapshots/000001/files.json" in line for line in found), content[at - 20 : at + 20]
+    path.write_bytes(content)
+    assert not list(snapshot.check(data))
+
+
 @pytest.mark.parametrize("name", ["series/PACW/2024/wide.parquet", "dataset/year=2024/TEX.parquet", "files.json"])
 @pytest.mark.parametrize("removed", [True, False])
 def test_damage_to_a_snapshot_is_named_and_repaired(name: str, removed: bool, data: Path) -> None:
