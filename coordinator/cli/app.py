@@ -65,7 +65,11 @@ def start(
     folder = folder_of(settings)
     values = {**settings, "update": update, "rebuild": rebuild}
     chosen = [(entry.name, entry.load()) for entry in STAGES if entry.name in stages]
-    planned = [(name, stage, stage.options_from(values)) for name, stage in chosen]  # all, before the first one runs
+    planned = [  # all, before the first one runs
+        (label, stage, options)
+        for name, stage in chosen
+        for label, options in (_extractions(values) if name == "extract" else [(name, stage.options_from(values))])
+    ]
     if "extract" not in stages:
         from ingest.data_folder import check_series
 
@@ -95,10 +99,28 @@ def start(
                 f"{name} is not complete ({summary.status}): {printable(summary.message)}", code, as_json=as_json
             )
             break
+    if "extract 2 (eia)" in documents and not code:
+        from ingest.cross_check import compare
+
+        agreement = compare(folder)
+        documents["agreement"] = msgspec.to_builtins(agreement)
+        if not as_json:
+            print(agreement)
     if as_json:
         _print_documents(documents, exit_code=int(code))
     if code:
         raise typer.Exit(code)
+
+
+def _extractions(values: Settings) -> list[tuple[str, Any]]:
+    """Return the extraction of a command line with its name, or the several that `--source auto` stands for."""
+    from coordinator.stages.extract.auto import is_auto, options_of
+    from coordinator.stages.extract.plan import ExtractOptions
+
+    if not is_auto(values["source"]):
+        return [("extract", ExtractOptions.from_settings(values))]
+    parts = options_of(values)
+    return [(f"extract {number} ({one.source.kind})", one) for number, one in enumerate(parts, 1)]
 
 
 def _print_documents(documents: Mapping[str, Any], **more: Any) -> None:

@@ -82,7 +82,7 @@ SETTINGS = (
         "source",
         "synthetic",
         str,
-        f"Where hours come from: synthetic | recordings:PATH[,PATH…] | {' | '.join(SOURCES)} | [{'|'.join(f'{name}+' for name in SOURCES)}]URL.",
+        f"Where hours come from: synthetic | recordings:PATH[,PATH…] | auto | {' | '.join(SOURCES)} | [{'|'.join(f'{name}+' for name in SOURCES)}]URL.",
     ),
     Setting(
         "respondents",

@@ -59,6 +59,9 @@ ELSEWHERE = {
     r"python -m ringattn.blas MODULE": "tests/integration/ringattn/test_blas.py::test_module_that_loads_mlx_first_has_the_fast_blas",
     r"coordinator start --extract --rebuild": "tests/acceptance/test_extract_errors.py::test_damaged_journal_is_rebuilt_from_the_manifests",
     r"coordinator start --extract( --data \S+)?": "tests/acceptance/test_extract_resume.py::test_default_run_needs_no_key_and_the_next_one_requests_nothing",
+    r"coordinator start --extract --source auto .*": (
+        "tests/acceptance/test_extract_sources.py::test_auto_takes_old_hours_from_files_and_compares_the_overlap"
+    ),
     r"coordinator catalog( --source eia( --data real)?)?": "tests/integration/ingest/test_catalog_listing.py",
     r"coordinator start --extract --data grid --respondents all --routes all .*": (
         "tests/acceptance/test_extract_sources.py::test_four_routes_are_extracted_and_agree"

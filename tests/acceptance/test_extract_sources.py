@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,25 @@ def test_first_hours_of_a_bulk_extraction_come_from_the_file_before(
     earlier = ("--start", "2024-06-30", "--end", "2024-07-02", "--respondents", "PACW", "--data", "bulk", "--json")
     wider = coordinator("start", "--extract", "--source", f"bulk+{emulator.url}", *earlier)
     assert (wider.result["new_shards"], coordinator("verify", "--data", "bulk").code) == (1, 0)
+
+
+@pytest.mark.long
+def test_auto_takes_old_hours_from_files_and_compares_the_overlap(coordinator: Coordinator, tmp_path: Path) -> None:
+    with Emulator(
+        "--respondents", "PACW,CAL", "--quirks", "none", "--now", f"{datetime.now(UTC):%Y-%m-%dT%H}"
+    ) as source:
+        turn = datetime.now(UTC) - timedelta(days=30)
+        first = f"{turn.year}-07-01" if turn.month > 6 else f"{turn.year}-01-01"  # the first day that no old file has
+        span = ("--start", f"{date.fromisoformat(first) - timedelta(days=9)}", "--end", f"{date.fromisoformat(first)}")
+        run = coordinator(
+            "start", "--extract", "--json", "--source", f"auto+{source.url}", "--respondents", "PACW,CAL", *span
+        )
+    assert run.code == 0, run.stderr
+    parts = [run.result[name] for name in ("extract 1 (bulk)", "extract 2 (eia)", "extract 3 (eia)")]
+    assert [part["new_shards"] for part in parts] == [1, 2, 2] or len({span[1][:4], span[3][:4]}) == 2
+    assert run.result["agreement"]["compared"] > 1_000
+    assert run.result["agreement"]["differing"] == {}
+    assert coordinator("verify").code == 0
 
 
 @pytest.mark.long

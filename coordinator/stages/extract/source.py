@@ -57,6 +57,11 @@ def parse_source(text: str) -> SourceChoice:
     if text in SOURCES:
         source = get_source(text)
         return SourceChoice(text, text, source.url, rate_limit=source.rate_limit, needs_key=source.uses_key)
+    if text == "auto" or text.startswith("auto+"):
+        raise UsageError(
+            f"--source {text} belongs to `coordinator start --extract`, which divides the hours between eia and bulk. Name one "
+            "of them here."
+        )
     kind, plus, url = text.partition("+")
     if not plus:
         kind, url = "eia", text
@@ -64,6 +69,6 @@ def parse_source(text: str) -> SourceChoice:
     if kind in SOURCES and address.scheme in ("http", "https") and address.hostname:
         return SourceChoice(text, kind, url.rstrip("/"))
     raise UsageError(
-        f"--source {text!r} is unknown. Use synthetic, recordings:PATH, {', '.join(SOURCES)}, or a URL such as "
+        f"--source {text!r} is unknown. Use synthetic, recordings:PATH, auto, {', '.join(SOURCES)}, or a URL such as "
         f"http://127.0.0.1:8000 ({', '.join(f'{name}+URL' for name in SOURCES)} name the API it speaks)."
     )
