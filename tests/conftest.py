@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests.support import single_threaded_blas
 from tests.support.eia_client import emulator, recorded
@@ -19,9 +19,10 @@ MAX_WORKERS = 8
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
     os.environ["PYTHONPYCACHEPREFIX"] = str(Path(__file__).parents[1] / ".pytest_cache" / "bytecode")
 
-# No deadline per example: a busy machine must not fail a property. `HYPOTHESIS_PROFILE=thorough` searches longer.
-settings.register_profile("suite", deadline=None)
-settings.register_profile("thorough", deadline=None, max_examples=2_000)
+# No deadline per example and no bound on drawing: a busy machine must not fail a property.
+# `HYPOTHESIS_PROFILE=thorough` searches longer.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("thorough", settings.get_profile("suite"), max_examples=2_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 

@@ -140,7 +140,7 @@ def test_folder_without_series_names_the_command(tmp_path: Path, played: Callabl
     training = played("nothing", workers=1, source=tmp_path / "empty")
     code, summary = training.end()
     assert (code, summary["status"]) == (2, "usage"), training.log.read_text()
-    assert "no series under" in summary["message"] and "coordinator start --extract" in summary["message"]
+    assert "no series in" in summary["message"] and "coordinator start --extract" in summary["message"]
 
 
 @pytest.mark.long

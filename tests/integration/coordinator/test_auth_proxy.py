@@ -27,7 +27,7 @@ from coordinator.server.descriptors import WANTED, DescriptorLimit, peers_within
 from coordinator.wire import auth, codec, messages
 from coordinator.wire.messages import Heartbeat, Lease, PermitGrant, PermitRequest, Register, Shutdown, StatusRequest
 from tests.support.serving import Peer, Running
-from tests.support.waiting import until
+from tests.support.waiting import WAIT_S, until
 
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"CURVE".ljust(20, b"\0") + bytes(32)
 
@@ -66,7 +66,7 @@ class Keyed(Running):
 
     def raw(self, *pieces: bytes) -> socket.socket:
         port = int(self.server.endpoint.rpartition(":")[2])
-        connection = socket.create_connection(("127.0.0.1", port), timeout=20)
+        connection = socket.create_connection(("127.0.0.1", port), timeout=WAIT_S)
         for piece in pieces:
             connection.sendall(piece)
         return connection

@@ -27,7 +27,7 @@ from coordinator.wire.filesystem_id import filesystem_id
 from coordinator.wire.messages import BadMessage, Lease
 from tests.support.fuzz import NAME, frames
 from tests.support.serving import Running
-from tests.support.waiting import until
+from tests.support.waiting import WAIT_S, until
 
 GROWTH = 24 << 20  # bytes of resident memory: allocators and caches, not frames (a million of them are 100 MB)
 SCALAR = (
@@ -178,7 +178,7 @@ def storm(running: Running, count: int, seed: int) -> None:
     address = ("127.0.0.1", int(running.server.endpoint.rpartition(":")[2]))
     greeting = b"\xff" + bytes(8) + b"\x7f\x03\x01CURVE" + bytes(47) + b"\x04\xc8\x05HELLO"
     for _ in range(count):
-        with socket.create_connection(address, timeout=20) as connection:
+        with socket.create_connection(address, timeout=WAIT_S) as connection:
             noise = draw.randbytes(draw.randint(1, 400))
             connection.sendall(draw.choice((noise, greeting[: draw.randint(1, 72)] + noise, greeting + noise)))
             connection.shutdown(socket.SHUT_WR)

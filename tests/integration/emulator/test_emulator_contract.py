@@ -13,6 +13,7 @@ import requests
 
 from ingest.emulator.process import Emulator
 from tests.support.eia_client import query
+from tests.support.waiting import WAIT_S
 
 # Headers of the transfer, random for each request, or of a proxy's cache; not of the server.
 _TRANSFER = {"content-length", "transfer-encoding", "content-encoding", "expires", "connection"}
@@ -57,7 +58,7 @@ def test_pages_match_recorded_keys_order_and_types(emulator: Emulator, recorded:
     compared = 0
     for name, body in bodies(recorded):
         response = requests.get(
-            emulator.url + body["request"]["command"], params=flat(body["request"]["params"]), timeout=20
+            emulator.url + body["request"]["command"], params=flat(body["request"]["params"]), timeout=WAIT_S
         )
         ours = response.json()
         assert ours["request"] == body["request"], name
@@ -80,7 +81,7 @@ def test_pages_match_recorded_keys_order_and_types(emulator: Emulator, recorded:
 def test_bytes_around_the_rows_match_the_recording(emulator: Emulator, recorded: Path) -> None:
     theirs = (recorded / "eia-responses" / "eia_oregon_demand_0_200.json").read_text()
     params = flat(json.loads(theirs)["request"]["params"])
-    ours = requests.get(f"{emulator.url}/v2/electricity/rto/region-data/data/", params=params, timeout=20).text
+    ours = requests.get(f"{emulator.url}/v2/electricity/rto/region-data/data/", params=params, timeout=WAIT_S).text
     blank = [re.sub(r'"value":("[-\d]+"|null)|"total":"\d+"', '"…"', text) for text in (ours, theirs)]
     note = blank[0][blank[0].index("Grid Monitor") + len("Grid Monitor") : blank[0].index('"},"request"')]
     assert "SYNTHETIC" in note
@@ -92,11 +93,11 @@ def test_error_bodies_match_the_recorded_bytes(recorded: Path) -> None:
     folder = recorded / "eia-responses"
     with Emulator("--keys", "good", keyless=False) as emulator:
         data = f"{emulator.url}/v2/electricity/rto/region-data/data/"
-        refused = requests.get(data, headers={"X-Api-Key": "bad"}, timeout=20)
-        missing = requests.get(data, timeout=20)
-        unknown = requests.get(f"{emulator.url}/v2/electricity/wholesale-prices/data/?api_key=good", timeout=20)
-        assert requests.get(data, params=query(api_key="good"), timeout=20).status_code == 200
-        wrong = requests.get(data, params={"api_key": "good", "frequency": "daily"}, timeout=20)
+        refused = requests.get(data, headers={"X-Api-Key": "bad"}, timeout=WAIT_S)
+        missing = requests.get(data, timeout=WAIT_S)
+        unknown = requests.get(f"{emulator.url}/v2/electricity/wholesale-prices/data/?api_key=good", timeout=WAIT_S)
+        assert requests.get(data, params=query(api_key="good"), timeout=WAIT_S).status_code == 200
+        wrong = requests.get(data, params={"api_key": "good", "frequency": "daily"}, timeout=WAIT_S)
     assert refused.status_code == 403
     assert refused.content == (folder / "eia_collector_demand_0_403.json").read_bytes()
     assert (missing.status_code, missing.json()["error"]["code"]) == (403, "API_KEY_MISSING")
@@ -110,7 +111,7 @@ def test_response_has_every_recorded_header(emulator: Emulator, recorded: Path) 
     recorded_headers = text[text.rindex("    headers:\n") : text.rindex("    status:")]
     names = {name.lower() for name in re.findall(r"^      ([A-Za-z-]+):$", recorded_headers, re.M)}
     uri = urlsplit(re.search(r"uri: (\S+)", text)[1])  # type: ignore[index]
-    response = requests.get(emulator.url + uri.path, params=parse_qsl(uri.query), timeout=20)
+    response = requests.get(emulator.url + uri.path, params=parse_qsl(uri.query), timeout=WAIT_S)
     assert len(names) > 15
     assert names - _TRANSFER <= {name.lower() for name in response.headers}
     assert response.headers["X-Emulator-World"] == "synthetic"
@@ -133,7 +134,7 @@ def test_response_has_every_recorded_header(emulator: Emulator, recorded: Path) 
 )
 def test_wrong_parameter_is_named_with_code_400(emulator: Emulator, wrong: dict[str, str], named: str) -> None:
     url = f"{emulator.url}/v2/electricity/rto/region-data/data/"
-    response = requests.get(url, params={"sort[0][column]": "period", **wrong}, timeout=20)
+    response = requests.get(url, params={"sort[0][column]": "period", **wrong}, timeout=WAIT_S)
     assert response.status_code == 400
     assert response.json()["code"] == 400
     assert named in response.json()["error"]
@@ -141,14 +142,14 @@ def test_wrong_parameter_is_named_with_code_400(emulator: Emulator, wrong: dict[
 
 def test_metadata_and_facets_match_the_recorded_catalogue(emulator: Emulator, recorded: Path) -> None:
     base = f"{emulator.url}/v2/electricity/rto/fuel-type-data"
-    response = requests.get(base, timeout=20).json()["response"]
+    response = requests.get(base, timeout=WAIT_S).json()["response"]
     routes = json.loads((recorded / "eia-catalog" / "rto_routes.json").read_text())
     theirs = next(route for route in routes if route["id"] == "fuel-type-data")
     assert response["name"] == theirs["name"]
     assert response["facets"] == json.loads(theirs["facets"])
     assert response["data"]["value"]["units"] == "megawatthours"
     catalog = (recorded / "eia-catalog" / "rto_facet_values.csv").read_text()
-    facets = requests.get(f"{base}/facet/fueltype/", timeout=20).json()["response"]
+    facets = requests.get(f"{base}/facet/fueltype/", timeout=WAIT_S).json()["response"]
     assert facets["totalFacets"] == len(facets["facets"]) > 8
     for facet in facets["facets"]:
         assert f"fuel-type-data/data,fueltype,{facet['id']},{facet['name']}" in catalog

@@ -13,6 +13,7 @@ from ingest.emulator.clock import Clock
 from ingest.emulator.policy import FORMS, Limits, Policy
 from ingest.emulator.process import Emulator
 from tests.support.eia_client import ask, query
+from tests.support.waiting import WAIT_S
 
 gaps = st.lists(st.floats(0, 3), min_size=1, max_size=60)
 
@@ -71,12 +72,12 @@ def test_each_http_suspension_uses_another_form_and_ends() -> None:
         url = f"{emulator.url}/v2/electricity/rto/region-data/data/"
         forms = []
         for _ in range(3):
-            responses = [requests.get(url, params=query(api_key="greedy"), timeout=20) for _ in range(8)]
+            responses = [requests.get(url, params=query(api_key="greedy"), timeout=WAIT_S) for _ in range(8)]
             assert [response.status_code for response in responses[:5]] == [200] * 5
             assert {response.status_code for response in responses[5:]} <= {403, 429}
             assert len({response.content for response in responses[5:]}) == 1
             forms.append((responses[5].status_code, responses[5].headers["Content-Type"]))
-            assert requests.get(url, params=query(api_key="modest"), timeout=20).status_code == 200
+            assert requests.get(url, params=query(api_key="modest"), timeout=WAIT_S).status_code == 200
             emulator.advance(60)
         assert forms == [(403, "application/json"), (429, "application/json"), (403, "text/html")]
         stats = emulator.stats()
@@ -95,8 +96,8 @@ def test_oasis_requires_five_seconds_between_requests() -> None:
     with Emulator("--policy", "eia", "--clock-scale", "0.001") as emulator:
         url = f"{emulator.url}/oasisapi/SingleZip?queryname=SLD_FCST&resultformat=6&version=1&market_run_id=DAM"
         url += "&startdatetime=20240101T08:00-0000&enddatetime=20240102T08:00-0000"
-        first, second = requests.get(url, timeout=20), requests.get(url, timeout=20)
+        first, second = requests.get(url, timeout=WAIT_S), requests.get(url, timeout=20)
         assert (first.status_code, second.status_code) == (200, 429)
         assert "Please retry your request after 5 seconds" in second.text
         emulator.advance(5)
-        assert requests.get(url, timeout=20).status_code == 200
+        assert requests.get(url, timeout=WAIT_S).status_code == 200

@@ -56,7 +56,7 @@ def test_emulator_ends_when_its_parent_is_killed() -> None:
     parent = subprocess.Popen([sys.executable, "-c", _PARENT], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     pid, url = parent.stdout.readline().split()
-    assert requests.get(f"{url}/_emulator/stats", timeout=5).status_code == 200
+    assert requests.get(f"{url}/_emulator/stats", timeout=WAIT_S).status_code == 200
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
     wait_until_ended(int(pid), url)
@@ -83,9 +83,9 @@ def test_command_line_requires_a_key_and_ends_on_sigterm(tmp_path: Path) -> None
     hello = json.loads(process.stdout.readline())
     data = f"{hello['url']}/v2/electricity/rto/region-data/data/?start=2024-01-01T00&end=2024-01-01T05"
     assert hello["pid"] == process.pid
-    assert requests.get(data, timeout=20).status_code == 403
-    assert requests.get(f"{data}&api_key=INVALID-1", timeout=20).json()["error"]["code"] == "API_KEY_INVALID"
-    assert requests.get(f"{data}&api_key=any", timeout=20).status_code == 200
+    assert requests.get(data, timeout=WAIT_S).status_code == 403
+    assert requests.get(f"{data}&api_key=INVALID-1", timeout=WAIT_S).json()["error"]["code"] == "API_KEY_INVALID"
+    assert requests.get(f"{data}&api_key=any", timeout=WAIT_S).status_code == 200
     process.terminate()
     assert process.wait(WAIT_S) == 0
     process.stdout.close()
@@ -111,14 +111,14 @@ def test_failed_start_names_the_reason(options: tuple[str, ...], message: str) -
 def test_malformed_request_is_refused_and_service_continues(emulator: Emulator) -> None:
     host, port = emulator.url.removeprefix("http://").split(":")
     for garbage in (b"\x16\x03\x01 nonsense\r\n\r\n", b"GET / HTTP/1.1\r\nX: " + b"a" * (2 << 20)):
-        with socket.create_connection((host, int(port)), timeout=5) as client:
+        with socket.create_connection((host, int(port)), timeout=WAIT_S) as client:
             try:
                 client.sendall(garbage)
                 assert client.recv(100).startswith(b"HTTP/1.1 400")
             except (ConnectionResetError, BrokenPipeError):
                 pass  # refused while the client was still sending
-    assert requests.get(f"{emulator.url}/nothing", timeout=5).status_code == 404
-    assert requests.post(f"{emulator.url}/v2/electricity/rto/region-data/data/", timeout=5).status_code == 405
+    assert requests.get(f"{emulator.url}/nothing", timeout=WAIT_S).status_code == 404
+    assert requests.post(f"{emulator.url}/v2/electricity/rto/region-data/data/", timeout=WAIT_S).status_code == 405
 
 
 def test_pipelined_requests_get_ordered_responses(emulator: Emulator) -> None:
@@ -126,7 +126,7 @@ def test_pipelined_requests_get_ordered_responses(emulator: Emulator) -> None:
     path = (
         b"/v2/electricity/rto/region-data/data/?facets[respondent][]=PACW&start=2024-01-01T00&end=2024-01-01T00&length="
     )
-    with socket.create_connection((host, int(port)), timeout=5) as client:
+    with socket.create_connection((host, int(port)), timeout=WAIT_S) as client:
         client.sendall(b"".join(b"GET " + path + b"%d HTTP/1.1\r\nHost: x\r\n\r\n" % n for n in (1, 2, 3)))
         received = b""
         while received.count(b'"ExcelAddInVersion"') < 3:

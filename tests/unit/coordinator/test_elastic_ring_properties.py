@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -300,9 +300,7 @@ class Training(RuleBasedStateMachine):
         self.replay_is_the_live_state()
 
 
-Training.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=40, suppress_health_check=[HealthCheck.too_slow]
-)
+Training.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 TestTraining = Training.TestCase
 
 

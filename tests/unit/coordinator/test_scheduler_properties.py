@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -245,7 +245,5 @@ class Fleet(RuleBasedStateMachine):
         self.replay_gives_the_live_state()
 
 
-Fleet.TestCase.settings = settings(
-    max_examples=80, stateful_step_count=40, suppress_health_check=[HealthCheck.too_slow]
-)
+Fleet.TestCase.settings = settings(max_examples=80, stateful_step_count=40)
 TestFleet = Fleet.TestCase
