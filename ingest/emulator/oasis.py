@@ -147,7 +147,7 @@ def _offset(utc: np.ndarray) -> np.ndarray:
 
 def _hours(world: World, route: str, code: str, request: OasisRequest, now: int) -> dict[int, float]:
     """Return beginning of hour → MWh for CISO, where the world has a value."""
-    block = world.block(route, "CISO", request.start + 1, request.end, now)  # hour-ending
+    block = world.block(route, "CISO", request.start + 1, min(request.end, now), now)  # hour-ending
     return {hour - 1: value for hour, value in block.series(code).items()} if block else {}
 
 

@@ -26,7 +26,7 @@ from ingest.models import FetchJob
 from ingest.plan import build_job, plan_shards
 from ingest.verify import verify
 from tests.support.follow_process import World, hour, play
-from tests.support.program import ROOT, command, environment, run_here
+from tests.support.program import ROOT, TRAINING, command, environment, run_here
 from tests.support.stub_server import bench
 from tests.support.waiting import end_of, until
 
@@ -119,6 +119,33 @@ def test_command_prints_a_line_a_cycle_and_ends_with_0_when_told_to(tmp_path: Pa
         process.kill()
         process.wait()
     assert process.returncode == 0, err
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_forecast_of_the_day_is_issued_when_its_hours_have_come(tmp_path: Path) -> None:
+    """From 10:00 in Portland (17:00 UTC), and once: a follower that is started again issues no second one."""
+    period = ("--respondents", "PACW", "--start", "2023", "--end", "2026-06-24T06")
+    assert run_here(tmp_path, "start", "--extract", "--quiet", *period).code == 0
+    config = "".join(f"{name} = {value}\n" for name, value in ({**TRAINING, "steps": 4, "validate_every": 2}).items())
+    (tmp_path / "small.toml").write_text(config)
+    trained = run_here(tmp_path, "start", "--train", "--quiet", *period[:2], "--train-config", "small.toml")
+    assert trained.code == 0, trained.stderr
+    data = tmp_path / "data"
+    settings = {"respondents": "PACW", "start": "2023"}
+    for last in ("2026-06-25T17", "2026-06-25T18", "2026-06-25T20"):
+        world = World(tmp_path / "world.json", "2026-06-25T15", last, settings).write()
+        assert play(world, data, data / "train").status == "done"
+        issued = {path: path.stat().st_mtime_ns for path in (data / "forecasts").glob("*/*.json")}
+        if last.endswith("17"):
+            assert not issued
+        elif last.endswith("18"):
+            first = issued
+    assert list(first) == [data / "forecasts" / "PACW" / "2026-06-25T10.json"]
+    assert issued == first
+    hours = json.loads(next(iter(first)).read_text())["hours"]
+    assert [hours[0]["period"], hours[-1]["period"]] == ["2026-06-26T08", "2026-06-27T07"]
+    assert all(hour["q0.5"] > 0 and hour["demand"] is None for hour in hours)
 
 
 def reached(world: World, moment: datetime) -> bool:

@@ -117,8 +117,8 @@ class EmulatedClock:
             self._emulator.stop()
 
 
-def play(world: World, data: Path) -> Outcome:
-    """Follow from the emulated time of the last run to the end."""
+def play(world: World, data: Path, run: Path | None = None) -> Outcome:
+    """Follow from the emulated time of the last run to the end; `run`: issue the forecasts of this training."""
     for path in (data / "raw").rglob(
         "*.gz"
     ):  # a killed run's pages are dated by this host's clock, which is not the world's
@@ -126,7 +126,7 @@ def play(world: World, data: Path) -> Outcome:
             os.utime(path, (world.now.timestamp(),) * 2)
     clock = EmulatedClock(world)
     try:
-        return follow(world.options(data), OutputMode(), None, clock)
+        return follow(world.options(data), OutputMode(), run, clock)
     finally:
         clock.close()
 

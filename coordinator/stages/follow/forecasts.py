@@ -57,6 +57,13 @@ def trained_respondents(run: Path) -> tuple[str, ...]:
         ) from error
 
 
+def _absent(path: Path) -> int:
+    """Return the number of hours without a forecast, where these are more than half of the hours; else 0."""
+    hours = json.loads(path.read_bytes())["hours"]
+    absent = sum(hour["q0.5"] is None for hour in hours)
+    return absent if 2 * absent > len(hours) else 0
+
+
 class Forecasts:
     """Runs the program of forecasts, one respondent after the other, beside the follower."""
 
@@ -101,6 +108,8 @@ class Forecasts:
 
     def _take(self, process: subprocess.Popen[str]) -> str:
         respondent, issue = self._issue
+        if process.returncode == 0 and (absent := _absent(self._out)):
+            return f"forecast of {respondent}, issued {issue} local, waits: {absent} hours have no day-ahead forecast (DF) yet"
         if process.returncode == 0:
             path = self._data_dir / FOLDER / respondent / f"{issue}.json"
             atomic_write(path, self._out.read_bytes())

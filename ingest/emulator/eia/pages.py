@@ -73,7 +73,7 @@ class Selections:
     def _selection(self, query: Query, now: int) -> tuple[Rows, bool]:
         first, last = self._world.span(now)
         start = first if query.start is None else max(query.start, first)
-        end = last if query.end is None else min(query.end, last)
+        end = last if query.end is None else min(query.end, last + self._world.ahead(query.route))
         moment = now if end >= self._world.settled_before(now) else 0
         key = (query.route, query.respondents, query.codes, start, end, query.sort, moment)
         if (found := self._selected.get(key)) is not None:

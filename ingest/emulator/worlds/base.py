@@ -57,11 +57,14 @@ class World(Protocol):
     def span(self, now: int) -> tuple[int, int]:
         """Return the first and the last hour that are served at hour `now`."""
 
+    def ahead(self, route: str) -> int:
+        """Return how many hours after the present one a route can have values, in answers to queries that name their end."""
+
     def settled_before(self, now: int) -> int:
         """Return the hour before which no hour ever changes again, so that its pages can be cached for good."""
 
     def block(self, route: str, respondent: str, start: int, end: int, now: int) -> Block | None:
-        """Return what is reported at hour `now` for the hours from `start` to `end`, both inclusive.
+        """Return what is reported at hour `now` for the hours from `start` to `end`, both inclusive; `end` at most `ahead` of `now`.
 
         Returns:
             None where the world lacks the respondent on the route.

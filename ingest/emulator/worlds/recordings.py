@@ -57,6 +57,10 @@ class RecordingsWorld:
         """Return the first and the last recorded hour; `now` has no effect."""
         return self._first, self._last
 
+    def ahead(self, route: str) -> int:
+        """Return 0: every recorded hour is served anyway."""
+        return 0
+
     def settled_before(self, now: int) -> int:
         """Return the hour after the last one: nothing is revised."""
         return self._last + 1

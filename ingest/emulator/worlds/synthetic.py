@@ -8,6 +8,8 @@ Unless `quirks` is "none", the faults of real data are injected: per series abou
 1 to 6), 1 in 10,000 is null, 1 in 65,000 is multiplied by 100; per respondent all series are missing for 2 to 8 hours
 every 3 years.
 
+The day-ahead forecast of the next local day is known from 10:00 local time.
+
 Revisions: of the hours younger than `revise_days`, 30% carry a preliminary value (demand off by up to 3%, interchange
 off by as much, so that the balance holds; generation booked to the wrong fuel by up to 2%), and 2% a null demand, until
 an age that is drawn for each hour. Older hours never change.
@@ -44,6 +46,8 @@ _WORKING = np.array(
 _RESTING = np.array((83, 79, 77, 76, 76, 78, 82, 86, 91, 94, 95, 95, 95, 94, 93, 94, 96, 100, 102, 101, 98, 95, 91, 86))
 _PUMPING = np.array((0, 0, 0, 0, 0, 0, 0, 0, -2, -5, -6, -6, -6, -6, -5, -3, 0, 4, 8, 9, 7, 3, 1, 0)) / 10
 
+
+AHEAD = 48  # hours: the next local day ends within these
 
 _CODES = {
     "region-data": ("D", "DF", "NG", "TI"),
@@ -101,6 +105,10 @@ class SyntheticWorld:
         """Return the first hour of the world and the latest one that is over at `now`."""
         return FIRST, min(now, LAST)
 
+    def ahead(self, route: str) -> int:
+        """Return 48 for the route of the day-ahead forecast."""
+        return AHEAD if route == "region-data" else 0
+
     def settled_before(self, now: int) -> int:
         """Return the hour `revise_days` before `now`."""
         return now - self._revise_hours
@@ -109,8 +117,8 @@ class SyntheticWorld:
         """Return the hours as they are reported at hour `now`, young ones with their preliminary values."""
         if respondent not in self._respondents or respondent not in _PARTIES.get(route, self._respondents):
             return None
-        block = self._settled(route, respondent).between(start, min(end, now))
-        return self._preliminary(route, respondent, block, now)
+        block = self._settled(route, respondent).between(start, min(end, now + self.ahead(route)))
+        return _as_published(respondent, self._preliminary(route, respondent, block, now), now)
 
     def clean(self, respondent: str) -> tuple[Series, Series]:
         """Return the series of a respondent before quirks and revisions.
@@ -230,6 +238,23 @@ def _reporting(code: str) -> npt.NDArray[np.bool_]:
     first = hour_number(one.since) if one and one.since else FIRST
     last = hour_number(one.until) if one and one.until else LAST
     return (hours >= first) & (hours <= last)
+
+
+def _as_published(respondent: str, block: Block, now: int) -> Block:
+    """Return `block` without what is not known at hour `now`: of the hours to come, all but the day-ahead forecast.
+
+    It reaches to the end of the local day, and from 10:00 to that of the next one.
+    """
+    to_come = max(now + 1 - block.first, 0)
+    if to_come >= len(block.values):
+        return block
+    zone = AUTHORITIES[REGIONS.get(respondent, (respondent,))[0]].zone
+    clock = int(calendar(zone).hour[min(now + 1, LAST) - FIRST])  # the local hour that begins
+    published = now + 24 - clock + (24 if clock >= 10 else 0)
+    state = block.state.copy()
+    state[to_come:, [code != "DF" for code in block.codes]] = ABSENT
+    state[max(published + 1 - block.first, 0) :] = ABSENT
+    return Block(block.first, block.codes, block.values, state)
 
 
 def _drawn_as(respondent: str) -> str:

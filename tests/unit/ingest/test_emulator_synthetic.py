@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ingest.columns import hour_number, hour_text
 from ingest.emulator.worlds.base import ABSENT, NULL, VALUE
 from ingest.emulator.worlds.grid import AUTHORITIES, DETAILED, LINES, REGIONS
 from ingest.emulator.worlds.synthetic import SyntheticWorld
@@ -169,7 +170,8 @@ def test_young_hours_are_revised_until_settled_and_stay_balanced() -> None:
     assert np.array_equal(now[0].values[: 6 * 24], now[-1].values[: 6 * 24])  # type: ignore[union-attr]
     assert (now[0].state == NULL).any() and (now[-1].state == VALUE).all()  # type: ignore[union-attr]
     later = world.block("region-data", "ERCO", NOW + 1, NOW + 48, NOW)
-    assert later is not None and len(later.values) == 0  # future hours are not served
+    assert later is not None  # of the hours to come only the day-ahead forecast is served
+    assert {later.codes[column] for column in np.nonzero(later.state)[1]} == {"DF"}
 
 
 def test_daylight_saving_follows_the_us_rule() -> None:
@@ -187,3 +189,23 @@ def test_federal_holidays_match_the_holidays_package() -> None:
 def test_named_generators_are_independent() -> None:
     assert seeded(0, "a").random() != seeded(0, "b").random() != seeded(1, "b").random()
     assert seeded(3, "a").random() == seeded(3, "a").random()
+
+
+def test_forecast_of_tomorrow_is_served_from_ten_local(world: SyntheticWorld) -> None:
+    """A follower asks for it, and forecasts correct it: the emulator had no hour after the present one."""
+
+    def ahead(now: str, route: str = "region-data") -> dict[str, str]:
+        hour = hour_number(now)
+        block = world.block(route, "PACW", hour - 5, hour + 48, hour)
+        assert block is not None
+        last = {code: np.flatnonzero(block.state[:, i] != ABSENT) for i, code in enumerate(block.codes)}
+        return {code: hour_text(block.first + int(there[-1])) for code, there in last.items() if there.size}
+
+    assert ahead("2026-06-24T16") == {
+        "D": "2026-06-24T16",
+        "DF": "2026-06-25T07",
+        "NG": "2026-06-24T16",
+        "TI": "2026-06-24T16",
+    }
+    assert ahead("2026-06-24T17")["DF"] == "2026-06-26T07"  # 10:00 in Portland
+    assert set(ahead("2026-06-24T17", "fuel-type-data").values()) == {"2026-06-24T17"}
