@@ -240,6 +240,22 @@ def catalog(settings: Settings, as_json: AsJson = False, quiet: Quiet = False) -
     print(json.dumps(msgspec.to_builtins(found)) if as_json else describe(found))
 
 
+@app.command(cls=Command, epilog="coordinator balance --data data")
+@with_settings("data")
+def balance(settings: Settings, as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """Compare demand with generation less exports, and the two ends of each line; write values that agree to DATA/reconciled."""
+    import msgspec
+
+    from coordinator.stages.display import Steps
+
+    folder = folder_of(settings)
+    with closing(Steps("balancing years", OutputMode(as_json, quiet))) as steps:
+        from ingest import grid_balance  # here: it takes a second to load, which the steps show
+
+        found = grid_balance.balance(folder, steps)
+    print(json.dumps(msgspec.to_builtins(found)) if as_json else grid_balance.describe(found, folder))
+
+
 @app.command(cls=Command, epilog="coordinator forecast --region PACW --issue 2025-08-12T10")
 @with_settings("data", "run")
 def forecast(

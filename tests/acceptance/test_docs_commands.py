@@ -62,6 +62,7 @@ ELSEWHERE = {
     r"coordinator start --extract --source auto .*": (
         "tests/acceptance/test_extract_sources.py::test_auto_takes_old_hours_from_files_and_compares_the_overlap"
     ),
+    r"coordinator balance( --data \S+)?": "tests/unit/ingest/test_reconcile.py::test_folder_is_checked_and_reconciled_by_year",
     r"coordinator catalog( --source eia( --data real)?)?": "tests/integration/ingest/test_catalog_listing.py",
     r"coordinator start --extract --data grid --respondents all --routes all .*": (
         "tests/acceptance/test_extract_sources.py::test_four_routes_are_extracted_and_agree"

@@ -1,0 +1,124 @@
+"""Check and reconcile the series of a data folder across authorities, a year at a time: `coordinator balance`."""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ingest.array_types import Floats
+from ingest.build_series import PERIOD, year_hours
+from ingest.catalog import REGION, RESPONDENTS
+from ingest.columns import as_arrow, hour_number
+from ingest.errors import UsageError
+from ingest.files import atomic_write, visible
+from ingest.loader import read_wide, wide_paths
+from ingest.reconcile import Disagreement, disagreements, reconcile
+from ingest.snapshot import read_whole
+
+FOLDER = "reconciled"
+SHOWN = 8  # authorities and lines of a year that the text lists
+WANTED = ("D", "NG", "TI")
+PREFIXES = ("NG.", "ID.")
+
+
+@dataclass(frozen=True)
+class YearBalance:
+    """One year: both checks, worst first, and what reconciling changed."""
+
+    year: int
+    authorities: tuple[Disagreement, ...]  # D against NG − TI
+    lines: tuple[Disagreement, ...]  # a flow against its counterpart
+    hours: int  # hours × authorities that are balanced now
+    change: dict[str, float]  # kind (D, NG, TI) → mean |change| of an authority's value, MWh
+
+
+def balance(data_dir: Path, progress: Callable[[int, int], None]) -> list[YearBalance]:
+    """Check every year on disk, and write reconciled/<authority>/<year>.parquet. A damaged series raises VerificationError.
+
+    Args:
+        data_dir: data folder.
+        progress: called with years done and years in all.
+
+    Raises:
+        UsageError: there is no authority's series.
+    """
+    years = read_whole(data_dir, lambda folder: _years(data_dir, folder))
+    if not years:
+        raise UsageError(
+            f"no authority's series in {data_dir}; run `coordinator start --extract --routes all` to make some"
+        )
+    found = []
+    for done, (year, paths) in enumerate(sorted(years.items()), 1):
+        found.append(_balance_year(data_dir, year, paths))
+        progress(done, len(years))
+    return found
+
+
+def _years(data_dir: Path, folder: Path) -> dict[int, dict[str, Path]]:
+    """Return year → authority → its wide file."""
+    years: dict[int, dict[str, Path]] = {}
+    for path in sorted(visible(folder.glob("*"), folder)):
+        known = RESPONDENTS.get(path.name)
+        if known is None or known.kind != REGION:
+            for year, file in wide_paths(data_dir, folder, path.name, range(0)).items():
+                years.setdefault(year, {})[path.name] = file
+    return years
+
+
+def _balance_year(data_dir: Path, year: int, paths: dict[str, Path]) -> YearBalance:
+    first, hours = year_hours(year)
+    starts = [hour_number(f"{year}-{month:02d}-01T00") - first for month in range(1, 13)]
+    months = np.searchsorted(starts, np.arange(hours), side="right").astype(np.int8)
+    series = {code: _read(path) for code, path in paths.items()}
+    authorities, lines = disagreements(series)
+    solved = reconcile(series, months)
+    for code, own in solved.items():
+        atomic_write(data_dir / FOLDER / code / f"{year}.parquet", _parquet(first, own))
+    change = {}
+    for kind in WANTED:
+        parts = [
+            np.abs(own[kind] - series[code][kind])
+            for code, own in solved.items()
+            if kind in own and kind in series[code]
+        ]
+        given = np.concatenate([part[~np.isnan(part)] for part in parts] or [np.zeros(0)])
+        change[kind] = round(float(given.mean()), 3) if given.size else 0.0
+    balanced = sum(one.hours for one in disagreements(solved)[0])
+    return YearBalance(year, tuple(authorities), tuple(lines), balanced, change)
+
+
+def _read(path: Path) -> dict[str, Floats]:
+    known = read_wide(path, ())[0]
+    wanted = sorted(name for name in known if name in WANTED or name.startswith(PREFIXES))
+    return {name: values for name, (values, _) in read_wide(path, wanted)[1].items()}
+
+
+def _parquet(first: int, own: dict[str, Floats]) -> bytes:
+    hours = len(next(iter(own.values()), ()))
+    period = np.arange(first, first + hours, dtype=np.int64) * 3_600_000
+    columns = {"period": as_arrow(period, PERIOD)}
+    columns |= {name: as_arrow(own[name], pa.float64(), np.isnan(own[name])) for name in sorted(own)}
+    sink = io.BytesIO()
+    pq.write_table(pa.table(columns), sink, compression="zstd", compression_level=1)
+    return sink.getvalue()
+
+
+def describe(found: list[YearBalance], data_dir: Path) -> str:
+    """Return the checks as text."""
+    lines = []
+    for one in found:
+        changes = ", ".join(f"{kind} {value:,.1f}" for kind, value in one.change.items())
+        lines.append(f"{one.year}: {one.hours:,} hours of authorities balanced; mean change, MWh: {changes}")
+        for title, rows in (("D against NG − TI", one.authorities), ("the two ends of a line", one.lines)):
+            over = [row for row in rows if row.over]
+            lines.append(f"  {title}: {len(over)} of {len(rows)} differ by more than 1 % in an hour")
+            lines += [
+                f"    {row.subject:<12} {row.over:>6,} of {row.hours:>6,} hours, mean {row.mean_abs:>10,.1f}, max {row.max_abs:>10,.0f} MWh"
+                for row in over[:SHOWN]
+            ]
+    lines.append(f"reconciled values: {data_dir / FOLDER}/<authority>/<year>.parquet")
+    return "\n".join(lines)
