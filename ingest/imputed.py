@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from ingest.array_types import Bools, Floats
 from ingest.build_series import PERIOD, year_hours
+from ingest.catalog import REGION, RESPONDENTS
 from ingest.columns import as_arrow, as_strings, hour_text
 from ingest.errors import UsageError
 from ingest.impute import METHODS, Estimate, Load, departures, impute, neighbours_of
@@ -54,9 +55,18 @@ class YearOfLoads:
         return {name: departures(load) for name, load in self.loads.items()}
 
     def estimate(self, name: str) -> Estimate:
-        """Return the estimates of one series."""
-        neighbours = neighbours_of(name, self.departures)
+        """Return the estimates of one series.
+
+        A region is no neighbour of an authority: it holds the authority's demand, or in its place what EIA put there, or nothing.
+        """
+        others = {other: own for other, own in self.departures.items() if _is_region(name) or not _is_region(other)}
+        neighbours = neighbours_of(name, others)
         return impute(self.loads[name], {other: self.loads[other].demand for other in neighbours}, self.absent[name])
+
+
+def _is_region(name: str) -> bool:
+    known = RESPONDENTS.get(name.partition(".")[0])
+    return known is not None and known.kind == REGION
 
 
 def is_demand(variable: str) -> bool:

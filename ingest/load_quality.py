@@ -287,20 +287,28 @@ def _strided(values: Floats, half: int, step: int, statistic: Statistic, least: 
 
 def _median(near: Floats, least: int = MIN_VALID) -> Floats:
     """Return the median of the valid values of each row; NaN with fewer than `least` of them."""
-    ordered = np.sort(near, axis=-1)  # NaN last
-    counts = np.count_nonzero(~np.isnan(ordered), axis=-1)[:, None]
-    low = np.take_along_axis(ordered, np.maximum(counts - 1, 0) // 2, -1)
-    high = np.take_along_axis(ordered, np.minimum(counts, ordered.shape[-1] - 1) // 2, -1)
-    return np.where(counts >= least, (low + high) / 2, np.nan)[:, 0]
+    ordered, counts, rows = _ordered(near)
+    low, high = (
+        ordered[rows, np.maximum(counts - 1, 0) // 2],
+        ordered[rows, np.minimum(counts, ordered.shape[1] - 1) // 2],
+    )
+    return np.where(counts >= least, (low + high) / 2, np.nan)
 
 
 def _interquartile(near: Floats, least: int) -> Floats:
     """Return the difference of the quartiles of the valid values of each row, both actual values; NaN with fewer than `least` of them."""
-    ordered = np.sort(near, axis=-1)
-    counts = np.count_nonzero(~np.isnan(ordered), axis=-1)[:, None]
+    ordered, counts, rows = _ordered(near)
     last = np.maximum(counts - 1, 0)
-    low, high = (np.take_along_axis(ordered, last * quarter // 4, -1) for quarter in (1, 3))
-    return np.where(counts >= least, high - low, np.nan)[:, 0]
+    return np.where(counts >= least, ordered[rows, last * 3 // 4] - ordered[rows, last // 4], np.nan)
+
+
+def _ordered(near: Floats) -> tuple[Floats, Int64s, Int64s]:
+    """Return each row in order, NaN last, the number of its valid values, and the numbers of the rows."""
+    ordered = np.sort(near, axis=-1)
+    counts = np.full(len(ordered), ordered.shape[1])
+    partial = np.flatnonzero(np.isnan(ordered[:, -1]))  # few: counting all would take as long as sorting them
+    counts[partial] = np.count_nonzero(~np.isnan(ordered[partial]), axis=-1)
+    return ordered, counts, np.arange(len(ordered))
 
 
 def excess(values: Floats) -> Floats:
