@@ -61,7 +61,7 @@ def test_routes_are_an_option_and_the_default_stays() -> None:
     assert choose_routes("eia", ("all",)) == tuple(EIA_ROUTES)
     assert choose_routes("eia", ("Interchange-Data", "region-data")) == ("region-data", "interchange-data")
     assert choose_routes("oasis", ()) == get_source("oasis").default_routes
-    assert choose_routes("bulk", ()) == get_source("bulk").routes
+    assert choose_routes("bulk", ()) == ("BALANCE",)
     with pytest.raises(UsageError, match=r"interchange.*did you mean interchange-data"):
         choose_routes("eia", ("interchange",))
 
