@@ -189,3 +189,16 @@ def recorded(respondent: str, first: str, hours: int, variable: str = "D") -> tu
     finite = {name: np.where(np.isinf(column), np.nan, column) for name, column in columns.items()}
     at = int((np.datetime64(first) - np.datetime64(start)).astype(int))
     return finite[variable][at : at + hours], judge(finite)[variable][at : at + hours]
+
+
+@needs_recordings
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_documented_evaluation_is_current() -> None:
+    """The counts of 2022 and 2023 in docs/benchmarks/outliers.jsonl, whose tables docs/reference/outliers.md shows."""
+    from scripts.bench.common import read_lines
+    from scripts.evaluate import outliers  # here: scipy's statistics take a second to load
+
+    documented = [line for line in read_lines(outliers.OUT) if line.get("period") == "2022-2023"]
+    assert outliers.score("2022-2023", outliers.JUDGED, forecast=False) == documented
+    assert outliers.table(documented, "2022-2023") in outliers.DOCS.read_text()
