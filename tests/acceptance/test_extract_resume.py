@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from ingest.emulator.process import Emulator
+from tests.support.data_folder import build_all, commit, daily, shard
 from tests.support.program import Coordinator, environment, series_digest
 from tests.support.waiting import end_of, until
 from worker.training.rank_runner import free_port
@@ -36,25 +37,29 @@ def test_default_run_needs_no_key_and_the_next_one_requests_nothing(
 def test_torn_manifest_of_a_series_is_named_and_the_series_is_built_again(
     coordinator: Coordinator, tmp_path: Path
 ) -> None:
-    """It ended every start until somebody removed it. Also where the request does not cover the series."""
-    month = ("--respondents", "PACW", "--start", "2024-03", "--end", "2024-03")
-    assert coordinator("start", "--extract", "--quiet", *month).code == 0
-    series = series_digest(tmp_path / "data")
-    path = tmp_path / "data" / "manifests" / "build" / "PACW" / "2024.json"
-    path.write_bytes(path.read_bytes()[:100])
-    other = ("--respondents", "PACW", "--start", "2025-03", "--end", "2025-03")
-    run = coordinator("start", "--extract", *other)
+    """It ended every start until somebody removed it. Also that of a series which the request does not cover."""
+    data = tmp_path / "data"
+    for respondent in ("ERCO", "PACW"):
+        for route, code in (("region-data", "D"), ("fuel-type-data", "SUN")):
+            one = shard(respondent, "2024-01-01T00", "2024-01-31T23", route=route)
+            commit(data, one, {code: daily(one.hours)})
+    build_all(data)
+    series = series_digest(data)
+    torn = [data / "manifests" / "build" / respondent / "2024.json" for respondent in ("ERCO", "PACW")]
+    for path in torn:
+        path.write_bytes(path.read_bytes()[:100])
+    month = ("--source", "http://127.0.0.1:1", "--respondents", "PACW", "--start", "2024-01", "--end", "2024-01")
+    run = coordinator("start", "--extract", *month)
     assert run.code == 0, run.stderr
-    assert "2024.json is not a readable manifest" in run.stdout.splitlines()[0]
-    assert "its series is built again" in run.stdout.splitlines()[0]
-    assert series_digest(tmp_path / "data").items() >= series.items()
-    assert path.exists()
-    assert coordinator("verify").code == 0
+    lines = run.stdout.splitlines()
+    for path, line in zip(torn, lines[:2], strict=True):
+        assert f"{path.relative_to(tmp_path)} is not a readable manifest" in line
+        assert "its series is built again" in line
+        assert path.exists()
     # The summary keeps this request apart from what the folder holds.
-    assert run.stdout.splitlines()[1:3] == [
-        "2 of 2 shards verified for this request",
-        next(line for line in run.stdout.splitlines() if line.startswith("data holds 2 series (synthetic): rows ")),
-    ]
+    assert lines[2] == "2 of 2 shards verified for this request"
+    assert lines[3].startswith("data holds 2 series (synthetic): rows 2,976 = Σ total 2,976")
+    assert series_digest(data) == series
 
 
 def assert_repaired(coordinator: Coordinator, data: Path, period: tuple[str, ...]) -> None:
