@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
@@ -14,6 +15,7 @@ from ingest.imputed import method_text, read_year, write_estimates
 from ingest.loader import load_series
 from ingest.quality import IMPUTED
 from tests.support.data_folder import ABSENT, build_all, commit, daily, shard
+from tests.support.recordings import DATA, needs_recordings
 
 HOURS = 24 * 90
 GAP = slice(1000, 1024)
@@ -201,3 +203,27 @@ def test_estimates_of_repaired_series_go(tmp_path: Path) -> None:
 def test_no_series_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no series in"):
         write_estimates(tmp_path)
+
+
+@needs_recordings
+@pytest.mark.long
+def test_recorded_balance_leaves_little_error() -> None:
+    """A day of July 2021 hidden from each of 39 authorities over 1 GW: with their NG and TI, and with demand alone."""
+    table = pd.read_csv(DATA / "eia-grid" / "E_raw_2021-07-10_2021-07-20.csv", index_col=0)
+    codes = [name.split("_")[1] for name in map(str, table) if name.startswith("E_") and name.endswith("_D")]
+    demand = {code: table[f"E_{code}_D"].to_numpy(float) for code in codes}
+    all_departures = {code: departures(Load(values)) for code, values in demand.items()}
+    hours = np.zeros(len(table), np.bool_)
+    hours[100:124] = True
+    errors = []
+    for code, truth in demand.items():
+        if np.nanmedian(truth) > 1000 and {f"E_{code}_NG", f"E_{code}_TI"} <= set(table):
+            balance = (table[f"E_{code}_NG"] - table[f"E_{code}_TI"]).to_numpy(float)
+            neighbours = {other: demand[other] for other in neighbours_of(code, all_departures)}
+            loads = Load(hidden(truth, slice(100, 124)), balance=balance), Load(hidden(truth, slice(100, 124)))
+            found = [impute(load, neighbours, hours).value[hours] for load in loads]
+            errors.append([np.abs(value / truth[hours] - 1).mean() for value in found])
+    with_balance, without = np.median(errors, axis=0)
+    assert len(errors) == 39
+    assert with_balance < 0.0005
+    assert without < 0.03
