@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.add_argument(
         "--neighbours",
         default="",
-        help="codes that the linear forecasts of all authorities know, or `all` on disk; default: none",
+        help="codes that the linear forecasts know, or `all` on disk; default: none (no linear forecasts)",
     )
     command.add_argument("--validate", default="", help="period that decides; default: the last whole year but one")
     command.add_argument("--test", default="", help="period; default: the last whole year on disk")

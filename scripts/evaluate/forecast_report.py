@@ -9,6 +9,7 @@ import numpy as np
 
 from scripts.bench.common import IMAGES, ROOT, drawn, read_lines, rewrite_section
 from scripts.bench.common import markdown_table as table
+from worker.forecast.baselines.table import NEIGHBOURS
 
 DOCS = ROOT / "docs" / "reference" / "forecasting.md"
 BEGIN, END = "<!-- evaluation: begin (scripts/evaluate/forecast.py docs) -->", "<!-- evaluation: end -->"
@@ -25,11 +26,11 @@ def read(path: Path) -> list[Line]:
     return lines
 
 
-def _main(lines: list[Line]) -> dict[str, dict[str, list[Line]]]:
-    """Map contender and respondent to the lines of the main comparison."""
+def _main(lines: list[Line], label: str = "main") -> dict[str, dict[str, list[Line]]]:
+    """Map contender and respondent to the lines of a comparison."""
     found: dict[str, dict[str, list[Line]]] = defaultdict(lambda: defaultdict(list))
     for line in lines:
-        if line["label"] == "main" and line["respondent"] != "mean":
+        if line["label"] == label and line["respondent"] != "mean":
             found[line["who"]][line["respondent"]].append(line)
     return found
 
@@ -77,7 +78,7 @@ def _gains(lines: list[Line]) -> str:
     found = _main(lines)
     respondents = list(found["operators"])
     tables = []
-    for rival in _rivals(lines):
+    for rival in _rivals([line for line in lines if line["label"] == "main"]):
         rows = [
             [who, *(_tested(by_respondent[name], rival) for name in respondents)]
             for who, by_respondent in found.items()
@@ -87,14 +88,14 @@ def _gains(lines: list[Line]) -> str:
     return "\n\n".join(tables)
 
 
-def _headline(lines: list[Line]) -> str:
+def _headline(lines: list[Line], label: str = "main") -> str:
     """Return one line a contender: mean skill of validation and test hours, gains and how many respondents gain significantly."""
-    found = _main(lines)
+    found = _main(lines, label)
     means = defaultdict(list)
     for line in lines:
-        if line["label"] == "main" and line["respondent"] == "mean":
+        if line["label"] == label and line["respondent"] == "mean":
             means[line["who"]].append(line)
-    rivals = _rivals(lines)
+    rivals = _rivals([line for line in lines if line["label"] == label])
     rows = []
     for who, by_respondent in found.items():
         if who in ("operators", "weekly naive"):
@@ -108,6 +109,20 @@ def _headline(lines: list[Line]) -> str:
         rows.append(row)
     names = ["DF" if name == "operators" else name for name in rivals]
     return table(["mean skill over DF", "validation", "test", *(f"over {name}" for name in names)], rows)
+
+
+def _comparisons(lines: list[Line]) -> list[str]:
+    """Return the headline of each comparison beside the main one: those whose lines have a baseline and other respondents."""
+    parts = []
+    for label in dict.fromkeys(
+        line["label"] for line in lines if line["who"] == "operators" and line["label"] != "main"
+    ):
+        names = [f"{name} {_mean(own, 'skill'):+.2f}" for name, own in _main(lines, label).get(NEIGHBOURS, {}).items()]
+        parts += [
+            f"**{len(names)} {label}** ({NEIGHBOURS}, test hours): " + ", ".join(names) + ".",
+            _headline(lines, label),
+        ]
+    return parts
 
 
 def _is_better(lines: list[Line], rival: str) -> bool:
@@ -183,6 +198,7 @@ def docs(options: argparse.Namespace) -> int:
         f"after it, in how many respondents the difference is positive with p < {SIGNIFICANT}.",
         _headline(lines),
         "![skill by respondent](../images/forecast_skill.png)",
+        *_comparisons(lines),
     ]
     rewrite_section(DOCS, FIRST, FIRST_END, "\n\n".join(headline))
     parts = [

@@ -29,7 +29,7 @@ class TrainConfig:
     respondents: Annotated[tuple[str, ...], "codes, comma-separated; empty: all that have series on disk"] = ()
     reference: Annotated[
         Reference,
-        "forecast that is corrected: DF, the operators' own; linear, DF as regressions on all authorities' hours on disk correct it; "
+        "forecast that is corrected: DF, the operators' own; linear, DF as regressions on the authorities on disk correct it; "
         "week, demand a week before (a model without DF)",
     ] = "DF"
     train: Annotated[str, f"{_PERIOD} train; empty: all years on disk but the last two"] = ""

@@ -25,7 +25,7 @@ from ingest.files import atomic_write, file_sha256
 from ingest.loader import available, respondents_on_disk
 from ingest.periods import parse_period
 
-LINEAR_VERSION = 2  # of worker.forecast.linear: raised when its forecasts change
+LINEAR_VERSION = 3  # of worker.forecast.linear: raised when its forecasts change
 INPUTS = (*FEATURES, *CONDITION)
 TARGET = len(INPUTS)  # column of the target; the other COLUMNS follow it
 FLIP = np.array([-1.0 if name in ODD else 1.0 for name in INPUTS], np.float32)
@@ -193,7 +193,7 @@ def _write_linear(data_dir: Path, names: Sequence[str], paths: Mapping[str, Path
         log(f"computing the tokens of {name}")
         years = available(data_dir, name).years
         start, end = f"{years[0]}-01-01T00", f"{years[-1]}-12-31T23"
-        linear = forecasts[names.index(name)].all
+        linear = forecasts[names.index(name)].neighbours
         _write(path, token_rows(features.load_tokens(data_dir, name, start, end, reference="linear", linear=linear)))
 
 

@@ -31,7 +31,7 @@ def scored(data: Path, out: Path, *flags: str) -> list[dict]:
 
 def test_run_and_baselines_are_scored_on_the_same_hours(data: Path, alone: Path, table: Path, tmp_path: Path) -> None:
     lines = scored(data, tmp_path / "lines.jsonl", "--run", str(alone), "--baselines", str(table))
-    names = ["operators", "weekly naive", fit.BIAS, fit.RIDGE, fit.MIXTURE, fit.ALL, "forecaster"]
+    names = ["operators", "weekly naive", fit.BIAS, fit.RIDGE, fit.MIXTURE, fit.NEIGHBOURS, "forecaster"]
     assert list(dict.fromkeys(line["who"] for line in lines)) == names
     assert len(lines) == 3 * len(names)  # two respondents and their mean
     assert {line["hours"] for line in lines if "hours" in line and line["who"] != "weekly naive"} == {28 * 24}
@@ -48,7 +48,7 @@ def test_run_and_baselines_are_scored_on_the_same_hours(data: Path, alone: Path,
     assert own["over"][best]["skill"] == pytest.approx(own["skill"] - rival["skill"], abs=1e-6)
     means = [found["forecaster", name]["skill"] for name in ("ERCO", "PACW")]
     assert found["forecaster", "mean"]["skill"] == pytest.approx(np.mean(means))
-    assert best != fit.ALL, "the best baseline is one on own hours"
+    assert best != fit.NEIGHBOURS, "the best baseline is one on own hours"
     assert found[fit.RIDGE, "PACW"]["over"]["operators"]["p"] < 0.01  # the error of its DF repeats every day
 
 

@@ -12,7 +12,7 @@ from worker.forecast.baselines.boosting import boosting, is_installed
 from worker.forecast.baselines.history import History, read_history
 from worker.forecast.baselines.ridge import ridge
 from worker.forecast.baselines.running_bias import running_bias
-from worker.forecast.baselines.table import ALL, BIAS, MEAN, MIXTURE, OWN, POOLED, RIDGE, BaselineTable, Points
+from worker.forecast.baselines.table import BIAS, MEAN, MIXTURE, NEIGHBOURS, OWN, POOLED, RIDGE, BaselineTable, Points
 from worker.forecast.linear.path import linear_forecasts
 from worker.training.tokens import Period, TokenStore
 
@@ -110,10 +110,10 @@ def _add_linear(found: Sequence[Points], histories: Sequence[History], neighbour
     others = [read_history(neighbours, region) for region in range(len(neighbours.respondents))]
     names = {history.respondent for history in histories}
     every = [*histories, *(other for other in others if other.respondent not in names)]
-    log(f"{MIXTURE}, {ALL} of {len(every)}")
+    log(f"{MIXTURE}, {NEIGHBOURS} of {len(every)}")
     for points, forecast in zip(found, linear_forecasts(every), strict=False):  # the respondents come first
         _add(points, MIXTURE, forecast.own, {})
-        _add(points, ALL, forecast.all, {})
+        _add(points, NEIGHBOURS, forecast.neighbours, {})
 
 
 def _add(points: Points, name: str, forecast: Floats, choice: dict[str, object]) -> None:

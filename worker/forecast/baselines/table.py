@@ -25,7 +25,7 @@ from worker.training.tokens import Period
 BIAS, RIDGE, OWN, POOLED, MEAN = "running bias", "ridge", "LightGBM", "LightGBM pooled", "mean of ridge and pooled"
 MIXTURE = "mixture of ridges"
 OWN_HOURS = (BIAS, RIDGE, OWN, POOLED, MEAN, MIXTURE)  # baselines that know nothing of other authorities' hours
-ALL = "all authorities, linear"  # the mixture that does
+NEIGHBOURS = "linear, with neighbours"  # the mixture that does
 
 COLUMNS = ("hour", "issue", "day", "demand", "operator")
 META = b"baselines"

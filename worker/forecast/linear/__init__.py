@@ -1,1 +1,1 @@
-"""The linear path: what all authorities' hours say about DF's error of each, in closed form, fitted again each month."""
+"""The linear path: what the hours of all authorities say about DF's error of each, in closed form, fitted again each month."""

@@ -1,8 +1,8 @@
-"""What the other authorities' forecasts of the same day say about the error of one: ridge on all of them at once.
+"""What the forecasts of the same day by an authority's neighbours say about the error of its own: ridge on all of them at once.
 
-Where DF of the authorities around changes and its own does not, an operator misses weather that others expect. The numbers of all authorities
-known at an issue time are the same for every authority of a zone, so one decomposition a zone and month solves the regressions of all
-their hours. DF of another authority counts from that authority's own issue time on; what is unknown is 0.
+Where DF of the authorities around changes and its own does not, an operator misses weather that others expect. Neighbours are the
+authorities of its time zone; those of the others add nothing to them. Their numbers are the same for each of them, so one
+decomposition a zone and month solves the regressions of all their hours. What is unknown at the issue time is 0.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def neighbour_experts(
     for index, history in enumerate(histories):
         zones.setdefault(zone_of(history.respondent), []).append(index)
     for members in zones.values():
-        inputs = zone_signals(histories, histories[members[0]].respondent, days)
+        inputs = zone_signals([histories[index] for index in members], days)
         for month in months:
             there = [index for index in members if index in month.rows]
             if there:
@@ -104,9 +104,9 @@ def _by_day(history: History, error: Floats, days: Int64s) -> Floats:
     return table
 
 
-def zone_signals(histories: Sequence[History], respondent: str, days: Int64s) -> Floats:
-    """Return `SIGNALS` of all authorities for forecasts of local days in a respondent's zone, [day, authority · signal]."""
-    calendar = calendar_of(respondent, int(days[0] - 1) * DAY, int(days[-1] + 3) * DAY)
+def zone_signals(histories: Sequence[History], days: Int64s) -> Floats:
+    """Return `SIGNALS` of the authorities of one zone for forecasts of its local days, [day, authority · signal]."""
+    calendar = calendar_of(histories[0].respondent, int(days[0] - 1) * DAY, int(days[-1] + 3) * DAY)
     at = np.searchsorted(calendar.day, days)
     columns = [signals(history, calendar.issue[at], calendar.hours[at]) for history in histories]
     return np.concatenate(columns, axis=1)

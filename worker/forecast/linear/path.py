@@ -1,4 +1,4 @@
-"""The linear forecast of every authority: own regressions, their mixture, and what the other authorities add."""
+"""The linear forecast of every authority: own regressions, their mixture, and what its neighbours add."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class LinearForecast(NamedTuple):
     """Forecasts of one authority's hours, MWh, [hour]; the reference where there is nothing to correct it by."""
 
     own: Floats  # from its own hours, and coefficients that all authorities share
-    all: Floats  # from the other authorities' hours as well
+    neighbours: Floats  # and from the forecasts of the authorities around
 
 
 def linear_forecasts(histories: Sequence[History]) -> list[LinearForecast]:
