@@ -47,6 +47,8 @@ def check_address(bind: str) -> None:
         UsageError: it is not tcp://ADDRESS:PORT, or this host has no such address.
     """
     host, _ = split_endpoint(bind)
+    if bind == ANY_PORT:  # replaced by the address of loopback that this host has
+        return
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
