@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ingest.coverage import SeriesSummary, coverage, write_coverage
+from ingest.coverage import COLOURS, NOTHING, SeriesSummary, colour_of, coverage, write_coverage
 from ingest.errors import UsageError
 from tests.support.data_folder import ABSENT, build_all, commit, daily, shard
 
@@ -53,6 +55,20 @@ def test_coverage_picture_shows_gaps(tmp_path: Path) -> None:
         pixels.append(path.read_bytes())
     assert pixels[0].startswith(b"\x89PNG")
     assert pixels[0] != pixels[1]
+
+
+def test_colours_by_share() -> None:
+    shares = [0.0, 0.4, 0.5, 0.95, 743 / 744, 1.0]
+    assert [colour_of(share) for share in shares] == list(COLOURS)
+    assert colour_of(float("nan")) == NOTHING
+
+
+def test_picture_without_matplotlib(tmp_path: Path) -> None:
+    """Every extraction draws it at its end: matplotlib took longer to load than a year of five respondents to fetch."""
+    commit(tmp_path, shard(), {"D": daily(8784)})
+    build_all(tmp_path)
+    code = f"import sys; from ingest.coverage import write_coverage; write_coverage({str(tmp_path)!r}); sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0
 
 
 def test_coverage_without_series_is_refused(tmp_path: Path) -> None:
