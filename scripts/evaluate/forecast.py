@@ -116,7 +116,8 @@ def _run_lines(contest: Contest, trained: TrainedModel, path: Path, data_dir: Pa
     common = {"run": path.name, **{key: config[key] for key in ("seed", "context", "reference")}}
     common |= {"best_step": trained.state["best_step"], "validation_skill": trained.state["best_skill"]}
     about = {name: {**common, **intervals(forecast)} for name, forecast in forecasts.items()}
-    yield from contest.lines("forecaster", {name: one.median for name, one in forecasts.items()}, about)
+    who = "forecaster" if trained.reference == "DF" else f"forecaster on {trained.reference}"
+    yield from contest.lines(who, {name: one.median for name, one in forecasts.items()}, about)
 
 
 def _last_year(store: TokenStore) -> int:

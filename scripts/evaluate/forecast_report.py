@@ -141,7 +141,7 @@ def _details(lines: list[Line]) -> str:
                 f"{_mean(found, 'peak_mape'):.2%}",
                 f"{_mean(found, 'mase'):.3f}",
             ]
-            if who == "forecaster":
+            if "crps" in found[0]:
                 cells += [
                     f"{_mean(found, 'crps'):,.0f}",
                     f"{_mean(found, 'coverage_80'):.1%}",
