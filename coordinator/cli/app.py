@@ -284,6 +284,11 @@ def forecast(
     command = [sys.executable, "-m", "worker.forecast"]
     command += [flag for flag, wanted in (("--json", as_json), ("--quiet", quiet)) if wanted]
     command += [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
+    _run_program(command)
+
+
+def _run_program(command: list[str]) -> None:
+    """Run a worker's program to its end; it gets this process's streams, and its exit code becomes this one's."""
     process = subprocess.Popen(command, start_new_session=True)  # Ctrl-C reaches this process alone, which ends it
     try:
         code = process.wait()
@@ -292,6 +297,29 @@ def forecast(
         process.wait()
     if code:
         raise typer.Exit(code if code > 0 else ExitCode.FAILED)
+
+
+@app.command(cls=Command, epilog="coordinator judge theirs.csv --data data")
+@with_settings("data", "run")
+def judge(
+    settings: Settings,
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="Forecasts, CSV or .parquet: columns unique_id, ds, cutoff, and q0.1, q0.5, … or a model's.",
+        ),
+    ],
+    model: Annotated[str, typer.Option(help="Which model to judge, where the file has several.")] = "",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Score anyone's forecasts, and find those that use hours after their cutoff. Exits with 1 if hours were used."""
+    given = {"file": file, "model": model or None, "data": folder_of(settings), "run": settings["run"]}
+    command = [sys.executable, "-m", "worker.forecast.judge"]
+    command += [flag for flag, wanted in (("--json", as_json), ("--quiet", quiet)) if wanted]
+    command += [f"--{name}={value}" for name, value in given.items() if value is not None]
+    _run_program(command)
 
 
 @app.command(cls=Command, epilog="coordinator verify --data data")

@@ -244,6 +244,7 @@ MISTAKES = (
     Mistake("forecast before training", "coordinator forecast --region PACW --issue 2024-01-10T10", USAGE, ("data/train", "no finished training", "`coordinator start --train --data data`"), series),
     Mistake("forecast at no issue time", "coordinator forecast --region PACW --issue 2024-01-10T09", USAGE, ("2024-01-10T09", "10:00 local", "2024-01-10T10")),
     Mistake("forecast half a question", "coordinator forecast --region PACW", USAGE, ("--region and --issue", "--table", "--help")),
+    Mistake("judged a file that is not there", "coordinator judge theirs.csv", USAGE, ("theirs.csv", "no such file", "CSV or .parquet", "`coordinator judge --help`")),
     Mistake("damaged a checkpoint", "coordinator forecast --region PACW --issue 2024-01-10T10", USAGE, ("weights.safetensors", "damaged", "`coordinator start --train`"), checkpoint('{"format": 1, "sha256": {"weights": "0"}}')),
     Mistake("named a checkpoint of another version", "coordinator forecast --region PACW --issue 2024-01-10T10", USAGE, ("000010", "format 9", "coordinator start --train --run NEW"), checkpoint('{"format": 9}')),
     Mistake("went on with another run's checkpoint", "worker/train.py --data data", USAGE, ("data/train/checkpoints", "a run with another model, respondents", "new folder with --run"), another_run, process=True),

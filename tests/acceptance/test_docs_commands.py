@@ -97,6 +97,7 @@ ELSEWHERE = {
     r"coordinator doctor --hostfile \S+": "tests/integration/coordinator/test_doctor_hosts.py::test_host_that_is_down_is_a_finding",
     r"coordinator forecast --region ERCO --issue 2025-08-12T10": "tests/integration/worker/test_forecast.py::test_local_day_is_forecast_hour_by_hour",
     r"(coordinator forecast|python -m worker.forecast) --table.*": "tests/integration/worker/test_forecast.py::test_table_for_control_has_every_hour",
+    r"coordinator judge (FILE|theirs.csv( --data data)?)": "tests/unit/worker/test_judge.py::test_command_prints_a_verdict_and_exits_with_1_for_a_peek",
     r"coordinator keys revoke NAME": "tests/integration/coordinator/test_auth_proxy.py::test_key_commands_create_list_and_revoke",
     r"worker --(coordinator tcp://.*|key FILE)": (
         "tests/acceptance/test_extract_resume.py::test_worker_with_its_own_folder_uploads_its_files"

@@ -1,0 +1,1 @@
+"""Score anyone's forecasts of demand, and find those that use hours after their cutoff: `coordinator judge`."""
