@@ -18,7 +18,7 @@ from ingest.errors import UsageError
 from ringattn.layout import Layout
 from worker.forecast.model import checkpoint
 from worker.forecast.model.checkpoint import CheckpointError
-from worker.forecast.model.conformal import WINDOW, calibrated
+from worker.forecast.model.conformal import PAIRS, WARM_UP, calibrated
 from worker.forecast.model.network import MEDIAN, QUANTILES, Forecaster, ModelConfig, ascending
 from worker.training.data import build_local_batch
 from worker.training.tokens import Normalisation, Period, Piece, TokenStore
@@ -51,6 +51,26 @@ class Forecast:
     def median(self) -> NDArray[np.float64]:
         """The level 0.5 of every hour, MWh, [hour]."""
         return self.quantiles[:, MEDIAN]
+
+
+@dataclass(frozen=True)
+class RawForecast:
+    """Consecutive hours of one respondent before the calibration of their intervals; arrays are [hour]."""
+
+    respondent: str
+    hours: NDArray[np.int64]
+    issue: NDArray[np.int64]  # the last hour whose outcome the hour's forecast knows
+    quantiles: NDArray[np.float64]  # [hour, level], errors of the reference in units of its scale
+    outcome: NDArray[np.float64]  # in the same unit; NaN where not measured
+    columns: NDArray[np.float32]  # [hour, (reference, scale, demand, operator)], MWh
+    embedding: NDArray[np.float32]  # [hour, dim]
+
+    def forecast(self, period: Period, quantiles: NDArray[np.float64]) -> Forecast:
+        """Return the hours of `period`, with `quantiles` [hour, level] in the place of the raw ones."""
+        inside = slice(period.first - int(self.hours[0]), period.last + 1 - int(self.hours[0]))
+        reference, scale, demand, operator = self.columns[inside].T
+        wide = reference[:, None] + quantiles[inside] * scale[:, None]
+        return Forecast(self.respondent, self.hours[inside], wide, demand, operator, self.embedding[inside])
 
 
 def load_model(run: Path) -> TrainedModel:
@@ -94,6 +114,28 @@ def predict(trained: TrainedModel, store: TokenStore, respondent: str, period: P
     Raises:
         UsageError: if the model was not trained on the respondent, or if the store lacks hours of the period.
     """
+    return calibrated_forecast(trained, predict_raw(trained, store, respondent, period), period)
+
+
+def calibrated_forecast(trained: TrainedModel, raw: RawForecast, period: Period) -> Forecast:
+    """Return the forecast of a period whose raw one is `raw`, with intervals from outcomes that each issue time knows."""
+    # Checkpoints of before have no widths: their intervals start as the model's own.
+    start = np.array(trained.state.get("widths", {}).get(raw.respondent, np.zeros(len(PAIRS))))
+    return raw.forecast(period, calibrated(raw.quantiles, raw.outcome, raw.hours, raw.issue, start))
+
+
+def predict_raw(trained: TrainedModel, store: TokenStore, respondent: str, period: Period) -> RawForecast:
+    """Forecast every hour of a period and of the `WARM_UP` before it, with the model's own intervals.
+
+    Args:
+        trained: the model.
+        store: tokens of the model's respondents.
+        respondent: its code.
+        period: hours to forecast.
+
+    Raises:
+        UsageError: if the model was not trained on the respondent, or if the store lacks hours of the period.
+    """
     if respondent not in trained.respondents:
         raise UsageError(
             f"{respondent} is not among those trained on: {', '.join(trained.respondents)}; train with --respondents"
@@ -102,24 +144,19 @@ def predict(trained: TrainedModel, store: TokenStore, respondent: str, period: P
     stored = store.period(region)
     if period.first < stored.first or period.last > stored.last:
         raise UsageError(f"{respondent} has hours from {stored}, not all of {period}: extract them")
-    first = max(stored.first, period.first - trained.model.config.context - WINDOW)
+    first = max(stored.first, period.first - trained.model.config.context - WARM_UP)
     piece = Piece(region, first, period.last - first + 1)
     whole = Period(first, period.last)
     local = build_local_batch(store, [piece], trained.norm, layout=Layout("contiguous"), size=1, rank=0, scored=whole)
     embedding = trained.model.embedding(local.batch)
-    quantiles = np.array(ascending(trained.model.head(embedding))).astype(np.float64)
-    outcome = np.where(np.array(local.valid) > 0, np.array(local.target), np.nan)
-    issue = calendar_of(respondent, first, period.last).issue
-    quantiles = calibrated(quantiles, outcome, local.hours, issue)
-    inside = slice(period.first - first, None)
-    reference, scale, demand, operator = local.columns[inside].T
-    return Forecast(
+    return RawForecast(
         respondent,
-        local.hours[inside],
-        reference[:, None] + quantiles[inside] * scale[:, None],
-        demand,
-        operator,
-        np.array(embedding)[inside],
+        local.hours,
+        calendar_of(respondent, first, period.last).issue,
+        np.array(ascending(trained.model.head(embedding))).astype(np.float64),
+        np.where(np.array(local.valid) > 0, np.array(local.target), np.nan),
+        local.columns,
+        np.array(embedding),
     )
 
 

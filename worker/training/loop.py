@@ -20,14 +20,16 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
+from numpy.typing import NDArray
 
 import ringattn
 from ingest import features
+from ingest.calendar import calendar_of
 from ingest.errors import UsageError
 from ingest.files import atomic_write
 from ingest.loader import available, respondents_on_disk
 from ringattn.blas import loader as blas
-from worker.forecast.model import checkpoint
+from worker.forecast.model import checkpoint, conformal
 from worker.forecast.model.checkpoint import Checkpoint
 from worker.forecast.model.network import MEDIAN, QUANTILES, Forecaster, ModelConfig, pinball
 from worker.training.config import RESUMABLE, TrainConfig, periods, plain
@@ -46,6 +48,8 @@ class RunProgress:
     best_step: int = 0
     best_skill: float = -math.inf
     worse: int = 0  # validations since the best one
+    # Of each respondent's intervals at the end of the validation hours, where the calibration of its forecasts starts.
+    widths: dict[str, list[float]] = dataclasses.field(default_factory=dict)
 
 
 class Trainer:
@@ -198,7 +202,7 @@ class Trainer:
         self.metrics.heartbeat("validate", p.step)
         trained = self.model.parameters()
         self.model.update(self.average)
-        skills, coverage = self._skills()
+        skills, coverage, p.widths = self._skills()
         self.model.update(trained)
         skill = float(np.mean(list(skills.values())))
         if skill > p.best_skill:
@@ -209,11 +213,12 @@ class Trainer:
         each = "  ".join(f"{name} {value:+.3f}" for name, value in skills.items())
         self._log(f"step {p.step}: validation skill {skill:+.4f} ({each}), 80% interval covers {coverage:.0%}")
 
-    def _skills(self) -> tuple[dict[str, float], float]:
+    def _skills(self) -> tuple[dict[str, float], float, dict[str, list[float]]]:
         """Score the model on the validation hours.
 
         Returns:
-            MAE skill over DF (without it, over the reference) by respondent, and the share of hours inside the 80% interval.
+            MAE skill over DF (without it, over the reference) by respondent, the share of hours inside the 80% interval, and the widths of
+            each respondent's intervals after these hours.
 
         Raises:
             UsageError: if a respondent has no hour that can be validated.
@@ -240,7 +245,30 @@ class Trainer:
                 "choose another period with --validate"
             )
         skills = 1 - model / reference
-        return dict(zip(self.store.respondents, skills.tolist(), strict=True)), float(covered.sum() / count.sum())
+        widths = self._widths(local, np.where(valid, target, np.nan), quantiles)
+        return (
+            dict(zip(self.store.respondents, skills.tolist(), strict=True)),
+            float(covered.sum() / count.sum()),
+            widths,
+        )
+
+    def _widths(
+        self, local: LocalBatch, outcome: NDArray[np.floating], quantiles: NDArray[np.floating]
+    ) -> dict[str, list[float]]:
+        """Return the widths of each respondent's intervals after the validation hours, of which the ranks hold parts."""
+        period, names = self.validate, self.store.respondents
+        shape = (len(names), period.last - period.first + 1, len(conformal.PAIRS))
+        summed = np.zeros(shape, np.float32)  # 1 + ratio; 0 where not measured
+        known = np.isfinite(outcome)
+        at = local.regions[known], (local.hours - period.first)[known]
+        summed[at] = 1 + conformal.ratios(quantiles[known], outcome[known])
+        ratio = np.array(mx.distributed.all_sum(mx.array(summed), group=self.group)) - 1
+        ratio[ratio < 0] = np.nan
+        found = {}
+        for name, each in zip(names, ratio, strict=True):
+            calendar = calendar_of(name, period.first, period.last)
+            found[name] = conformal.widths_after(each, calendar.hours, calendar.issue).tolist()
+        return found
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -289,7 +317,9 @@ class Trainer:
         self.average = found.average
         self.optimizer.state = found.optimizer
         self.norm = Normalisation.from_state(before["normalisation"])
-        self.progress = RunProgress(*(before[field.name] for field in dataclasses.fields(RunProgress)))
+        self.progress = RunProgress(
+            **{field.name: before[field.name] for field in dataclasses.fields(RunProgress) if field.name in before}
+        )
         self._log(f"resuming from step {self.progress.step} on {self.size} rank(s)")
 
     def _finish(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -15,14 +16,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from ingest.calendar import calendar_of
-from ingest.features import CONDITION, FEATURES, make_tokens
+from ingest.features import COLUMNS, CONDITION, FEATURES, make_tokens
 from ringattn.layout import Layout
 from tests.unit.ingest.test_features import poisoned, series
 from worker.forecast.cli import main
 from worker.forecast.model.network import QUANTILES, Forecaster, ModelConfig
-from worker.forecast.predict import hours_of_issue
+from worker.forecast.predict import hours_of_issue, load_model, predict, predict_raw
 from worker.training.data import build_local_batch, draw_pieces
-from worker.training.tokens import Normalisation, Period, Piece, TokenStore, token_rows
+from worker.training.tokens import TARGET, Normalisation, Period, Piece, TokenStore, open_token_store, token_rows
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -118,6 +119,29 @@ def test_local_day_is_forecast_hour_by_hour(forecast: Forecast) -> None:
     for row in hours:
         values = [row[f"q{level:g}"] for level in QUANTILES]
         assert values == sorted(values) and 1000 < values[3] < 6000
+
+
+def test_live_forecasts_day_by_day_have_the_intervals_of_a_backtest(trained: Path) -> None:
+    """Each live forecast sees a store in which nothing after its issue time was measured."""
+    model = load_model(trained / "train")
+    assert set(model.state["widths"]) == {"PACW", "ERCO"} and np.any(model.state["widths"]["PACW"])
+    store = open_token_store(trained, model.respondents, model.reference)
+    days = [hours_of_issue("PACW", f"2023-02-{day:02d}T10") for day in range(1, 28, 4)]
+    whole = Period(days[0].first, days[-1].last)
+    backtest = predict(model, store, "PACW", whole)
+    raw = predict_raw(model, store, "PACW", whole)
+    own = raw.forecast(whole, raw.quantiles)
+    region = model.respondents.index("PACW")
+    first, rows = store.maps[region]
+    for day in days:
+        issue = int(calendar_of("PACW", day.first, day.last).issue[0])
+        live = np.array(rows)
+        live[issue + 1 - first :, [TARGET, TARGET + COLUMNS.index("demand")]] = np.nan
+        maps = tuple((first, live) if i == region else each for i, each in enumerate(store.maps))
+        found = predict(model, dataclasses.replace(store, maps=maps), "PACW", day)
+        part = slice(day.first - days[0].first, day.last + 1 - days[0].first)
+        np.testing.assert_allclose(found.quantiles, backtest.quantiles[part], rtol=1e-5)
+        assert np.abs(found.quantiles - own.quantiles[part]).max() > 1  # MWh: there is something to compare
 
 
 def test_coordinator_prints_a_table_and_draws_a_fan_chart(trained: Path, tmp_path: Path) -> None:

@@ -100,29 +100,59 @@ def test_scores_equal_numbers_by_hand() -> None:
     assert scores.crps(np.array([4.0]), quantiles, (0.1, 0.9)) == pytest.approx(2 * 0.5 * 0.8)
 
 
-def test_intervals_are_calibrated_from_known_outcomes_only() -> None:
+PROMISED = np.array([-1.96, -1.2816, -0.6745, 0, 0.6745, 1.2816, 1.96])
+
+
+def drifting(days: int) -> tuple[np.ndarray, ...]:
+    """Return quantiles, outcome, hours and issue times of errors three times as wide as promised until half of the days, then narrower."""
     draw = np.random.default_rng(0)
-    hours = np.arange(24 * 200)
-    issue = hours // 24 * 24 - 15
-    spread = np.where(hours < 24 * 100, 3.0, 0.8)  # errors three times as wide as promised, then narrower
-    promised = np.array([-1.96, -1.2816, -0.6745, 0, 0.6745, 1.2816, 1.96])
-    quantiles = np.tile(promised, (len(hours), 1))
-    outcome = draw.normal(size=len(hours)) * spread
+    hours = np.arange(24 * days)
+    day = np.repeat(draw.normal(size=days), 24)  # hours of a day miss together
+    spread = np.where(hours < 12 * days, 3.0, 0.8)
+    outcome = (0.7 * day + 0.7 * draw.normal(size=len(hours))) * spread
     outcome[draw.random(len(hours)) < 0.05] = np.nan
-    calibrated = conformal.calibrated(quantiles, outcome, hours, issue)
-    np.testing.assert_array_equal(calibrated[:, MEDIAN], quantiles[:, MEDIAN])
-    assert (np.diff(calibrated, axis=1) > 0).all()
-    late = hours >= 24 * 160  # the window has left the wide errors behind
-    raw = scores.coverage(outcome[late], quantiles[late, 1], quantiles[late, -2])
-    good = scores.coverage(outcome[late], calibrated[late, 1], calibrated[late, -2])
-    assert raw > 0.87 and abs(good - 0.8) < 0.04
-    early = (hours > 24 * 30) & (hours < 24 * 100)
-    assert calibrated[early, -1].min() > 1.9 * promised[-1]  # at the bound
-    day = 24 * 120
-    spoilt = np.where(hours > day - 15, 99.0, outcome)
-    np.testing.assert_array_equal(
-        conformal.calibrated(quantiles, spoilt, hours, issue)[: day + 24], calibrated[: day + 24]
-    )
+    return np.tile(PROMISED, (len(hours), 1)), outcome, hours, hours // 24 * 24 - 15
+
+
+def test_intervals_cover_month_by_month_through_a_change_of_the_errors() -> None:
+    quantiles, outcome, hours, issue = drifting(600)
+    found = conformal.calibrated(quantiles, outcome, hours, issue, np.zeros(3))
+    np.testing.assert_array_equal(found[:, MEDIAN], quantiles[:, MEDIAN])
+    assert (np.diff(found, axis=1) >= 0).all()
+    missed = {}
+    for m in range(1, 20):
+        inside = hours // 720 == m
+        raw, good = (scores.coverage(outcome[inside], one[inside, 1], one[inside, -2]) for one in (quantiles, found))
+        assert abs(raw - 0.8) > 0.06, (m, raw)
+        missed[m] = abs(good - 0.8)
+    assert missed.pop(10) < 0.1  # the month of the change
+    assert max(missed.values()) < 0.05, missed
+    late = hours > 24 * 450
+    for (low, high), misses in zip(conformal.PAIRS, conformal.MISSES, strict=True):
+        assert abs(scores.coverage(outcome[late], found[late, low], found[late, high]) - (1 - misses)) < 0.03
+
+
+@pytest.mark.parametrize("day", [100, 150, 299])
+def test_intervals_know_no_outcome_after_their_issue_time(day: int) -> None:
+    quantiles, outcome, hours, issue = drifting(300)
+    found = conformal.calibrated(quantiles, outcome, hours, issue, np.zeros(3))
+    for value in (99.0, np.nan):
+        spoilt = np.where(hours > day * 24 - 15, value, outcome)
+        other = conformal.calibrated(quantiles, spoilt, hours, issue, np.zeros(3))
+        np.testing.assert_array_equal(other[: day * 24 + 24], found[: day * 24 + 24])
+
+
+def test_intervals_do_not_depend_on_where_the_hours_begin() -> None:
+    """A live forecast replays no more than it needs, a backtest has the whole year."""
+    quantiles, outcome, hours, issue = drifting(300)
+    start = np.array([0.3, -0.2, 0.1])
+    whole = conformal.calibrated(quantiles, outcome, hours, issue, start)
+    for day in range(120, 300, 40):
+        part = slice(day * 24 - conformal.WARM_UP, day * 24 + 24)
+        live = conformal.calibrated(quantiles[part], outcome[part], hours[part], issue[part], start)
+        np.testing.assert_array_equal(live[-24:], whole[part][-24:])
+    other = conformal.calibrated(quantiles, outcome, hours, issue, start + 0.5)
+    assert (other[-24:, [0, -1]] != whole[-24:, [0, -1]]).any()  # the slowest width still knows the checkpoint's
 
 
 def saved(step: int) -> checkpoint.Checkpoint:
