@@ -199,7 +199,8 @@ def inflate(packed: bytes, limit: int = PLAIN_LIMIT) -> bytes:
     Raises:
         SourceError: kind "json": truncated, damaged, or larger than `limit` bytes.
     """
-    plain = bytearray()
+    pieces: list[bytes] = []  # joined at the end: of one piece, as most pages are, without a copy
+    size = 0
     inflator = zlib.decompressobj(31)
     rest = memoryview(packed)
     members = 1
@@ -207,14 +208,15 @@ def inflate(packed: bytes, limit: int = PLAIN_LIMIT) -> bytes:
         while True:
             piece = rest[:CHUNK]
             rest = rest[len(piece) :]
-            plain += inflator.decompress(piece, limit + 1 - len(plain))
-            if len(plain) > limit:
+            pieces.append(inflator.decompress(piece, limit + 1 - size))
+            size += len(pieces[-1])
+            if size > limit:
                 raise SourceError(f"a response unpacks to more than {limit >> 20} MiB", "json")
             if inflator.eof:
                 used = len(packed) - len(rest) - len(inflator.unused_data)
                 rest = memoryview(packed)[used:]
                 if not rest:
-                    return bytes(plain)
+                    return b"".join(pieces)
                 members += 1
                 if members > MEMBERS_LIMIT:
                     raise SourceError(f"a response has more than {MEMBERS_LIMIT} gzip members", "json")

@@ -168,21 +168,23 @@ def _page(job: FetchJob, plain: bytes) -> Page:
     if strangers := sorted({name for name in {row.respondent for row in rows} if name.upper() != shard.respondent}):
         raise SourceError(f"the response has rows of {', '.join(strangers[:3])}, which were not requested", "foreign")
     raw_codes = [row.code for row in rows]
-    if len(set(raw_codes)) > MAX_VARIABLES:
+    codes = set(raw_codes)
+    if len(codes) > MAX_VARIABLES:
         raise SourceError(f"the response has more than {MAX_VARIABLES} variables", "foreign")
-    spelt = {code: variable_of(shard.route, code.upper()) for code in set(raw_codes)}
+    spelt = {code: variable_of(shard.route, code.upper()) for code in codes}
     variables = sorted(set(spelt.values()))
     position = {code: variables.index(variable) for code, variable in spelt.items()}
     hours = hour_table(shard.start, shard.end)
     try:
-        hour = np.array([hours[row.period] for row in rows], np.int32)
+        hour = np.fromiter(map(hours.__getitem__, [row.period for row in rows]), np.int32, len(rows))
     except KeyError as error:
         raise SourceError(f"period {str(error)[:40]} is outside {shard.start}…{shard.end}", "foreign") from error
     values = [row.value for row in rows]
     value = np.array(values, np.float64)
-    if np.isfinite(value).sum() + values.count(None) != len(rows):
+    finite = int(np.isfinite(value).sum())
+    if finite < len(rows) and finite + values.count(None) != len(rows):
         raise SourceError("a value is not a finite number", "json")
-    index = np.array([position[code] for code in raw_codes], np.int32)
+    index = np.fromiter(map(position.__getitem__, raw_codes), np.int32, len(rows))
     columns = Columns(tuple((shard.respondent, variable) for variable in variables), hour, index, value)
     columns, repeats = drop_repeats(columns)
     if has_duplicates(columns):
