@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from ingest.emulator.process import Emulator
+from ingest.plan import DEFAULT_RESPONDENTS
 from scripts.bench.common import BENCHMARKS, ROOT, drawn, machine_line, markdown_table, parser, read_lines
 from scripts.bench.common import emit as emit_line
 
@@ -35,7 +36,7 @@ DOCS = ROOT / "docs" / "internals" / "extraction_benchmark.md"
 RUNS = ROOT / "runs"  # data folders of the measured runs: on the disk of the checkout, not in memory
 KEY = "BENCHMARK-KEY-OF-40-CHARACTERS-OR-SO"
 Period = tuple[str, str]  # first and last year
-RESPONDENTS = ("PACW", "ERCO", "CAL", "TEX", "MISO")
+RESPONDENTS = DEFAULT_RESPONDENTS  # what ours fetches; the peer is given the same
 POLICY_RATE = 2.5  # requests per second, sustained: EIA's limit
 CLOCK = 2.0  # speed-up of the clock in the policy benchmark: the faster, the more a delay of this machine weighs
 
@@ -97,7 +98,8 @@ def timed(command: list[str], **environment: str) -> dict[str, Any]:
     Raises:
         RuntimeError: the client failed; its error output is in the message.
     """
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("COORDINATOR_")}
+    # With bytecode on disk, as installed: else each client compiles all that it imports, at every start.
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("COORDINATOR_", "PYTHONDONTWRITEBYTECODE"))}
     began = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, env={**kept, **environment}, check=False)
     seconds = time.perf_counter() - began
