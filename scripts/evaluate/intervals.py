@@ -23,7 +23,8 @@ from worker.training.tokens import Period, open_token_store
 DOCS = ROOT / "docs" / "reference" / "forecasting.md"
 BEGIN, END = "<!-- intervals: begin (scripts/evaluate/intervals.py) -->", "<!-- intervals: end -->"
 PAIR = PAIRS[1]  # of the 80% interval
-WINDOW, FEWEST = 56 * 24, 7 * 24  # hours of the former correction: those that count, and the fewest that correct
+WINDOW = 56 * 24  # hours that the former correction counts
+FEWEST = 7 * 24  # hours with an outcome below which it corrects nothing, and below which a month is left out
 WAYS = ("the model's own", "window of 56 days (former)", "adaptive")
 WITHIN = (0.75, 0.85)
 FORTNIGHT = 14  # days
@@ -46,10 +47,12 @@ def windowed(raw: RawForecast) -> NDArray[np.float64]:
 
 
 def monthly(forecast: Forecast) -> NDArray[np.float64]:
-    """Return the coverage of the 80% interval in each local month, NaN where no hour was measured, [month of the year]."""
+    """Return the coverage of the 80% interval in each local month, NaN in one of fewer hours than a week, [month of the year]."""
     days = _days(forecast).astype("datetime64[D]")
     month = days.astype("datetime64[M]").astype(int) % 12
-    return np.array([_covers(forecast, PAIR, month == m) for m in range(12)])
+    measured = np.isfinite(forecast.demand)
+    enough = [(measured & (month == m)).sum() >= FEWEST for m in range(12)]  # a UTC year begins in the last local month
+    return np.array([_covers(forecast, PAIR, month == m) if enough[m] else np.nan for m in range(12)])
 
 
 def worst_fortnight(forecast: Forecast) -> float:

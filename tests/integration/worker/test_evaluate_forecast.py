@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripts.evaluate import forecast, forecast_report
+from scripts.evaluate import forecast, forecast_report, intervals
 from worker.forecast.baselines import fit
 from worker.forecast.baselines.table import read_table
 
@@ -85,3 +85,17 @@ def test_table_holds_validation_and_test_hours(table: Path) -> None:
     for points in found.respondents.values():
         assert (points.hour[0], points.hour[-1]) == (found.validate.first, found.test.last)
         assert (points.issue < points.hour).all()
+
+
+def test_intervals_are_compared_on_one_median(
+    data: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{intervals.BEGIN}\nold\n{intervals.END}\nafter\n")
+    monkeypatch.setattr(intervals, "DOCS", page)
+    assert intervals.main(["--data", str(data), "--run", str(alone), "--period", "2023-01:2023-02", "--write"]) == 0
+    printed = capsys.readouterr().out.strip()
+    assert [line.split("|")[1].strip() for line in printed.splitlines() if line.startswith("| the model's")]
+    assert printed in page.read_text() and "old" not in page.read_text()
+    former = next(line for line in printed.splitlines() if line.startswith(f"| {intervals.WAYS[1]}"))
+    assert former.endswith("| 1.000 |") and " of 4 (" in former  # two respondents, two months
