@@ -25,9 +25,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv
 
-from ingest.array_types import Floats, Int32s
+from ingest.array_types import Floats, Int32s, Int64s
 from ingest.catalog import REGION, RESPONDENTS, SUB_AREAS
-from ingest.columns import EMPTY, EPOCH, Columns, SeriesName, has_duplicates, hour_number
+from ingest.columns import EMPTY, EPOCH, Columns, SeriesName, as_numpy, as_strings, hour_number
 from ingest.errors import SourceError, UsageError
 from ingest.http import HttpResponse, plain_body, raise_for_response
 from ingest.models import ALL_RESPONDENTS, HOUR, FetchJob
@@ -207,12 +207,13 @@ def _parse(job: FetchJob, stored: bytes) -> Page:
     rows = kept = 0
     hours: list[Int32s] = [EMPTY.hour]
     owners: list[Int32s] = [EMPTY.index]
-    values: list[Floats] = [np.empty((0, len(variables)))]
+    values: dict[str, list[Floats]] = {name: [EMPTY.value] for name in variables}
     known: dict[tuple[str, ...], int] = {}  # respondent, and code where the file has one → number in `owners`
-    wanted = pa.array(job.respondents, pa.string())
+    times: dict[str, int] = {}
+    wanted = as_strings(job.respondents)
     with csv.open_csv(
         pa.PythonFile(counter, "r"),
-        read_options=csv.ReadOptions(block_size=BLOCK, column_names=header, skip_rows=1),
+        read_options=csv.ReadOptions(block_size=BLOCK, column_names=header, skip_rows=1, use_threads=False),
         convert_options=convert,
     ) as reader:
         for batch in reader:
@@ -222,18 +223,28 @@ def _parse(job: FetchJob, stored: bytes) -> Page:
             kept += batch.num_rows
             if kept * len(variables) > MAX_CELLS:
                 raise SourceError(f"the file has more than {MAX_CELLS:,} values", "foreign")
-            hours.append(_hours(batch.column(when)))
+            hours.append(_hours(batch.column(when), times))
             owners.append(_owners([batch.column(name) for name in labels], known))
-            values.append(np.column_stack([_numbers(batch.column(name)) for name in variables]))
-    lines = _distinct(np.concatenate(hours), np.concatenate(owners), np.concatenate(values))
-    cells, names = _joined(lines[2], tuple(variables.values()))
-    columns = _melt(*lines[:2], cells, _series_of(known, names, job.shard.route))
+            for name, parts in values.items():
+                parts.append(_numbers(batch.column(name)))
+    hour, owner = np.concatenate(hours), np.concatenate(owners)
+    cells = [
+        (variables[name], np.concatenate(values.pop(name))) for name in variables
+    ]  # pop: one copy of the file at a time
+    equal, differing = _repeats(hour, owner, [column for _, column in cells])
+    if len(equal):
+        keep = np.ones(len(hour), np.bool_)
+        keep[equal] = False
+        hour, owner, cells = hour[keep], owner[keep], [(name, column[keep]) for name, column in cells]
+    names, cells_of = _joined(cells)
+    del cells
+    columns = _melt(hour, owner, cells_of, _series_of(known, names, job.shard.route))
     first, last = hour_number(job.shard.start), hour_number(job.shard.end) + LOCAL_LAG_HOURS
     if len(columns) and (columns.hour.min() < first or columns.hour.max() > last):
         raise SourceError(f"the file contains hours outside {job.shard.start}…{job.shard.end}", "foreign")
-    if has_duplicates(columns):
+    if differing:
         raise SourceError("an hour of one balancing authority occurs twice, with different values", "repeated")
-    return Page(columns, rows, counter.lines, duplicates=kept - len(lines[0]))
+    return Page(columns, rows, counter.lines, duplicates=len(equal))
 
 
 def _owners(columns: list[pa.DictionaryArray], known: dict[tuple[str, ...], int]) -> Int32s:
@@ -247,7 +258,7 @@ def _owners(columns: list[pa.DictionaryArray], known: dict[tuple[str, ...], int]
     names = [column.dictionary.to_pylist() for column in columns]
     index = np.zeros(len(columns[0]), np.int64)
     for column, own in zip(columns, names, strict=True):
-        index = index * max(len(own), 1) + column.indices.to_numpy()
+        index = index * max(len(own), 1) + as_numpy(column.indices)
     found, inverse = np.unique(index, return_inverse=True)
     numbers = []
     for number in found.tolist():
@@ -267,66 +278,91 @@ def _series_of(known: dict[tuple[str, ...], int], variables: tuple[str, ...], ro
     ]
 
 
-def _distinct(hours: Int32s, owners: Int32s, values: Floats) -> tuple[Int32s, Int32s, Floats]:
-    """Return lines (`values` [line, variable]) without those that equal an earlier line of their owner and hour."""
+def _repeats(hours: Int32s, owners: Int32s, values: list[Floats]) -> tuple[Int64s, bool]:
+    """Find the lines that share owner and hour with an earlier one.
+
+    Args:
+        hours: int32 [line].
+        owners: int32 [line].
+        values: float64 [line], one array for each column of the file.
+
+    Returns:
+        The lines that equal the one before them: int64 [repeat]; and whether any differs from it.
+    """
     order = np.lexsort((hours, owners))
     one, other = order[:-1], order[1:]
     same = np.flatnonzero((owners[one] == owners[other]) & (hours[one] == hours[other]))
-    before, after = values[one[same]], values[other[same]]
-    equal = ((before == after) | (np.isnan(before) & np.isnan(after))).all(axis=1)
-    keep = np.ones(len(hours), np.bool_)
-    keep[other[same[equal]]] = False
-    return hours[keep], owners[keep], values[keep]
+    one, other = one[same], other[same]
+    equal = np.ones(len(same), np.bool_)
+    for column in values:
+        before, after = column[one], column[other]
+        equal &= (before == after) | (np.isnan(before) & np.isnan(after))
+    return other[equal], not equal.all()
 
 
-def _joined(values: Floats, variables: tuple[str, ...]) -> tuple[Floats, tuple[str, ...]]:
-    """Return values [line, variable] with one column for each variable: of several, the first with a value in a line counts.
+def _joined(columns: list[tuple[str, Floats]]) -> tuple[tuple[str, ...], list[Floats]]:
+    """Return the variables of a file and the values [line] of each: of several columns, the first with a value in a line counts.
 
     A file of the half-year in which a column is renamed can have both.
     """
-    distinct = tuple(dict.fromkeys(variables))
-    if len(distinct) == len(variables):
-        return values, variables
-    joined = np.full((len(values), len(distinct)), np.nan)
-    for column, variable in enumerate(variables):
-        own = joined[:, distinct.index(variable)]
-        own[:] = np.where(np.isnan(own), values[:, column], own)
-    return joined, distinct
+    joined: dict[str, Floats] = {}
+    for variable, values in columns:
+        own = joined.get(variable)
+        joined[variable] = values if own is None else np.where(np.isnan(own), values, own)
+    return tuple(joined), list(joined.values())
 
 
-def _melt(hours: Int32s, owners: Int32s, values: Floats, series_of: list[list[SeriesName]]) -> Columns:
-    """Return wide rows (`values` [row, variable]) as columns, without the variables that an owner never reports.
+def _melt(hours: Int32s, owners: Int32s, values: list[Floats], series_of: list[list[SeriesName]]) -> Columns:
+    """Return wide rows as columns, without the variables that an owner never reports. It empties `values`.
 
     Args:
         hours: int32 [row].
         owners: int32 [row], index into `series_of`.
-        values: float64 [row, variable].
+        values: float64 [row], one array for each variable; each goes when it is copied, so that the file is held about once.
         series_of: the series of an owner, one for each variable.
     """
+    order = np.argsort(owners, kind="stable")
+    ends = np.cumsum(np.bincount(owners, minlength=len(series_of)))
+    first = np.r_[0, ends[:-1]][: len(ends)]  # of the rows of an owner in `order`: each has one
+    bounds = list(zip(first.tolist(), ends.tolist(), strict=True))
+    reported = [np.logical_or.reduceat(~np.isnan(column[order]), first) for column in values]  # [variable][owner]
     series: list[SeriesName] = []
-    hour, index, value = [EMPTY.hour], [EMPTY.index], [EMPTY.value]
-    rows_of = np.split(np.argsort(owners, kind="stable"), np.cumsum(np.bincount(owners, minlength=len(series_of)))[:-1])
+    starts: dict[tuple[int, int], int] = {}  # (owner, variable) → its first row in the result
+    rows = 0
     for owner in sorted(range(len(series_of)), key=series_of.__getitem__):
-        rows = rows_of[owner]
-        block = values[rows]
-        for i in np.flatnonzero(~np.isnan(block).all(axis=0)):
-            hour.append(hours[rows])
-            index.append(np.full(len(rows), len(series), np.int32))
-            value.append(block[:, i])
+        for i in (i for i, owners_of in enumerate(reported) if owners_of[owner]):
+            starts[owner, i] = rows
+            rows += bounds[owner][1] - bounds[owner][0]
             series.append(series_of[owner][i])
-    return Columns(tuple(series), np.concatenate(hour), np.concatenate(index), np.concatenate(value))
+    hour, index, value = np.empty(rows, np.int32), np.empty(rows, np.int32), np.empty(rows)
+    hours = hours[order]
+    for number, ((owner, _), start) in enumerate(starts.items()):
+        low, high = bounds[owner]
+        hour[start : start + high - low] = hours[low:high]
+        index[start : start + high - low] = number
+    for i in reversed(range(len(values))):
+        column = values.pop()[order]
+        for owner in np.flatnonzero(reported[i]).tolist():
+            low, high = bounds[owner]
+            value[starts[owner, i] : starts[owner, i] + high - low] = column[low:high]
+    return Columns(tuple(series), hour, index, value)
 
 
-def _hours(column: pa.DictionaryArray) -> Int32s:
-    """Return the hour numbers [row] of UTC times at the end of an hour, parsed once per distinct text.
+def _hours(column: pa.DictionaryArray, known: dict[str, int]) -> Int32s:
+    """Return the hour numbers [row] of UTC times at the end of an hour, parsed once per distinct text of a file.
+
+    Args:
+        column: the texts.
+        known: text → hour number; new ones are added. Each block of a file repeats the hours of the others.
 
     Raises:
         SourceError: kind "csv": a line has no time.
     """
-    numbers = np.array([_hour(text) for text in column.dictionary.to_pylist()] or [0], np.int32)
     if column.null_count:
         raise SourceError("a line has no UTC time", "csv")
-    return numbers[column.indices.to_numpy()]
+    texts = column.dictionary.to_pylist()
+    known.update((text, _hour(text)) for text in texts if text not in known)
+    return np.array([known[text] for text in texts] or [0], np.int32)[as_numpy(column.indices)]
 
 
 def _hour(text: str) -> int:
@@ -353,7 +389,7 @@ def _numbers(column: pa.StringArray) -> Floats:
         SourceError: kind "csv": a cell is infinite, or "nan".
     """
     plain = pc.replace_substring(column, ",", "")
-    numbers = np.asarray(pc.cast(plain, pa.float64()).to_numpy(zero_copy_only=False))
+    numbers: Floats = as_numpy(pc.cast(plain, pa.float64()))
     if np.isfinite(numbers).sum() + column.null_count != len(column):
         raise SourceError("a value is not a finite number", "csv")
     return numbers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ingest.errors import SourceError, UsageError
 from ingest.fetch import fetch_shard
 from ingest.models import FetchJob, Shard, ShardResult
 from ingest.plan import plan_shards
+from ingest.sources import bulk
 from ingest.sources.bulk import Bulk
 from ingest.sources.bulk_layout import derived_of, variables_of
 from tests.support.stub_server import Reply, Stub, bench, serve
@@ -235,6 +237,43 @@ def test_equal_line_is_kept_once_and_counted() -> None:
         (hour_text(hour), *page.columns.series[i])
         for hour, i in zip(page.columns.hour, page.columns.index, strict=True)
     }
+
+
+def test_file_is_read_in_blocks_with_each_time_parsed_once_and_its_values_held_about_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every block of 4 MiB parsed its thousands of times again, and the values of a file were there four times at once."""
+    hours = [hour_text(hour_number("2024-07-02T00") + i).replace("T", " ") + ":00:00" for i in range(1000)]
+    names = [f"B{i}" for i in range(20)]
+    rows = [(name, time, [str(i)] * 10) for name in names for i, time in enumerate(hours)]
+    stored = gzip.compress(table(OLD, rows), 1)
+    job = replace(JOB, respondents=tuple(names))
+    parsed: list[str] = []
+    hour = bulk._hour
+
+    def counted(text: str) -> int:
+        parsed.append(text)
+        return hour(text)
+
+    monkeypatch.setattr(bulk, "BLOCK", 1 << 17)
+    monkeypatch.setattr(bulk, "_hour", counted)
+    tracemalloc.start()
+    try:
+        columns = Bulk().parse(job, stored).columns
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(columns) == len(rows) * 7
+    assert sorted(parsed) == sorted(hours)
+    assert (
+        peak < 6 * columns.value.nbytes
+    )  # they are 15 times as much otherwise; 2 times leave as values, hours and series
+
+
+def test_file_without_a_line_of_the_respondents_is_read() -> None:
+    for plain in (table(OLD, []), table(OLD, [("ERCO", "07/01/2024 11:00", ["1"] * 10)])):
+        page = Bulk().parse(JOB, gzip.compress(plain))
+        assert (len(page.columns), page.columns.series, page.duplicates) == (0, (), 0)
 
 
 def test_truncated_stored_file_is_refused() -> None:
