@@ -101,6 +101,17 @@ def late() -> Rows:
     return replace(rows, cutoff=np.where(np.arange(len(rows.hour)) == 5, rows.hour, rows.cutoff))
 
 
+def reissued(ahead: int) -> Rows:
+    """Forecasts of the next six hours, issued every hour: DF and a part of the error `ahead` hours after the cutoff."""
+    actuals, rows = world()
+    horizon = np.repeat(np.arange(1, 7), len(rows.hour))
+    hour = np.tile(rows.hour, 6)
+    cutoff = hour - horizon
+    error = actuals.at(actuals.demand - actuals.operator, cutoff + ahead)
+    point = actuals.at(actuals.operator, hour) + error * 0.9**horizon
+    return Rows("PACW", hour, cutoff, np.full(len(hour), np.nan), point, np.empty((len(hour), 0)))
+
+
 PEEKS: dict[str, tuple[Callable[[], Rows], str]] = {
     "the actual": (lambda: with_point(value()), "copies"),
     "the actual with noise": (
@@ -118,6 +129,7 @@ PEEKS: dict[str, tuple[Callable[[], Rows], str]] = {
     "one hour late": (lambda: with_point(value(1)), "copies"),
     "the actual in a tenth of the hours": (lambda: with_point(every_tenth()), "copies"),
     "a cutoff at its own hour": (late, "cutoff not before ds"),
+    "hourly forecasts whose cutoff is an hour early": (lambda: reissued(1), "innovations"),
     "an interval moved towards the actual": (shifted_interval, "q0.1 holds"),
     "an interval as wide as the error to come": (interval_of_the_error, "widths"),
 }
@@ -125,8 +137,9 @@ PEEKS: dict[str, tuple[Callable[[], Rows], str]] = {
 
 @pytest.mark.parametrize("who", PEEKS)
 def test_planted_peek_is_named(who: str) -> None:
-    rows, word = PEEKS[who]
-    found = findings(rows(), LEVELS, world()[0])
+    make, word = PEEKS[who]
+    rows = make()
+    found = findings(rows, LEVELS[: rows.quantiles.shape[1]], world()[0])
     assert any(one.peeks and word in str(one) for one in found), [str(one) for one in found]
 
 
@@ -145,6 +158,10 @@ HONEST: dict[str, Callable[[], np.ndarray]] = {
 @pytest.mark.parametrize("who", HONEST)
 def test_honest_forecast_is_not_accused(who: str) -> None:
     assert findings(with_point(HONEST[who]()), LEVELS, world()[0]) == []
+
+
+def test_honest_forecast_of_every_hour_is_not_accused() -> None:
+    assert findings(reissued(0), (), world()[0]) == []
 
 
 @pytest.mark.parametrize("name", [PERSISTENCE, LAST_ERROR])

@@ -25,6 +25,7 @@ from worker.forecast.judge.reference import DF, PERSISTENCE, RIDGE, Actuals, riv
 from worker.forecast.judge.submission import Rows
 
 LAGS = range(-24, 49)  # hours between the hour forecast and the one that it may be taken from
+STEPS = range(1, 7)  # hours after the cutoff that a forecast of any later hour may be taken from
 EARLIER = (1, 2, 3, 24, 25, 48, 168)  # hours before an hour whose errors explain its own
 SAME = 0.5  # MWh: values this near are equal
 NEAR = 10.5  # MWh: values this near show how often equal ones happen by chance
@@ -189,24 +190,25 @@ def _shifted(values: Floats, lag: int) -> Floats:
 
 
 def _mixtures(name: str, revision: Floats, rows: Rows, actuals: Actuals, innovation: Floats) -> Iterator[_Found]:
-    """Regress the forecast's difference from a causal one on innovations after the cutoff, lag by lag."""
+    """Regress the forecast's difference from a causal one on innovations after the cutoff, hour by hour."""
     place = actuals.index(rows.hour)
     day = actuals.calendar.day[place]
     month = day.astype("datetime64[D]").astype("datetime64[M]").astype(np.int64)
     groups = {"month": month, "local hour": actuals.calendar.hour[place]}
     bounded = _bounded(revision)
-    for lag in sorted(LAGS, key=abs):
-        source = rows.hour - lag
+    sources = {_hour(lag): (rows.hour - lag, lag in PART_LAGS) for lag in sorted(LAGS, key=abs)}
+    sources |= {f"the hour {step} h after the cutoff": (rows.cutoff + step, False) for step in STEPS}
+    for hour, (source, in_parts) in sources.items():
         value = actuals.at(innovation, source)
         where = np.isfinite(value) & np.isfinite(bounded) & (source > rows.cutoff) & (rows.cutoff < rows.hour)
         if not where.any():
             continue
-        about = f"of what was new in {_hour(lag)}, after its cutoff"
+        about = f"of what was new in {hour}, after its cutoff"
         fit = regression(bounded[where], value[where], day[where])
         if fit.days >= MIN_DAYS and fit.slope > WEIGHT and fit.t > SCORE:
             yield "knows innovations after its cutoff", f"{name} holds {fit} {about}", True
             return
-        for what, group in groups.items() if lag in PART_LAGS else ():
+        for what, group in groups.items() if in_parts else ():
             for one in np.unique(group[where]):
                 own = where & (group == one)
                 fit = regression(bounded[own], value[own], day[own])
