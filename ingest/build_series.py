@@ -18,12 +18,13 @@ from ingest.balance import balances
 from ingest.breaks import REPORTED_BY_EIA, breaks_of
 from ingest.citation import all_terms
 from ingest.columns import as_arrow, as_numpy, as_strings, hour_number, hour_text
-from ingest.models import REGION_TYPES, BuildJob, BuildResult, Shard
+from ingest.models import ALL_RESPONDENTS, REGION_TYPES, BuildJob, BuildResult, Piece, Shard
 from ingest.plan import piece_order
 from ingest.quality import MEASURED, MISSING, NULL, OK, OUTLIER, REASONS, SUSPECT, UNASKED, judge
 from ingest.sources import get_source
 from ingest.store import fsync_folders, read_piece, write_file
 from ingest.units import ENERGY, unit_of
+from ingest.whole_pieces import codes_of, cut_piece
 
 SERIES_FORMAT = 1  # of the files: raised when a reader of the earlier ones would be wrong
 PERIOD = pa.timestamp("ms", "UTC")
@@ -79,7 +80,7 @@ def build(job: BuildJob, data_dir: Path) -> BuildResult:
         The entries of the files, which are durable, and the counts of their cells.
     """
     pieces = sorted(job.pieces, key=lambda piece: piece_order(piece.shard))
-    rows = [rows_of(read_piece(data_dir, one.file), one.shard, job.respondent, one.until) for one in pieces]
+    rows = [_rows(data_dir, piece, job.respondent) for piece in pieces]
     cells = merge(with_aliases(rows), job.year)
     reason = classify_cells(cells)
     measured = np.isin(reason, MEASURED)
@@ -138,10 +139,17 @@ def _breaks(cells: MergedGrid, job: BuildJob) -> list[dict[str, object]]:
     return breaks_of(job.respondent, cells.variables, cells.first) if reported else []
 
 
+def _rows(data_dir: Path, piece: Piece, respondent: str) -> PieceRows:
+    if piece.shard.respondent != ALL_RESPONDENTS:
+        return rows_of(read_piece(data_dir, piece.file), piece.shard, respondent, piece.until)
+    whole = cut_piece(data_dir, piece.file)
+    return PieceRows(piece.shard, whole.variables, *whole.rows(respondent), piece.until)
+
+
 def rows_of(table: pa.Table, shard: Shard, respondent: str, until: str = "") -> PieceRows:
     """Return the rows of `respondent` in the table of a piece."""
-    respondents, own = _codes(table, "respondent")
-    variables, code = _codes(table, "variable")
+    respondents, own = codes_of(table, "respondent")
+    variables, code = codes_of(table, "variable")
     hour, value = (as_numpy(table.column(name).combine_chunks()) for name in ("hour", "value"))
     if respondents != (respondent,):
         keep = own == (respondents.index(respondent) if respondent in respondents else -1)
@@ -171,13 +179,6 @@ def with_aliases(pieces: Sequence[PieceRows]) -> list[PieceRows]:
                 )
         found.append(rows)
     return found
-
-
-def _codes(table: pa.Table, name: str) -> tuple[tuple[str, ...], Int32s]:
-    """Return the distinct texts of a column and the index of each row among them: int32 [row]."""
-    column = table.column(name).combine_chunks()
-    coded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-    return tuple(coded.dictionary.to_pylist()), as_numpy(coded.indices).astype(np.int32)
 
 
 def merge(pieces: Sequence[PieceRows], year: int) -> MergedGrid:
