@@ -8,7 +8,7 @@
    the sums of days, which are nearly independent. Every quantile is tested as the point forecast is.
 4. Errors far below those of every causal forecast, of hours or of days' means; interval widths that follow the error to come.
 
-Bounds are set so that honest forecasts of 54 authorities stay below them: a finding is an accusation.
+Bounds are set so that honest forecasts stay below them, also poor ones of small authorities: a finding is an accusation.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from worker.forecast.judge.submission import Rows
 LAGS = range(-24, 49)  # hours between the hour forecast and the one that it may be taken from
 STEPS = range(1, 7)  # hours after the cutoff that a forecast of any later hour may be taken from
 EARLIER = (1, 2, 3, 24, 25, 48, 168)  # hours before an hour whose errors explain its own
+OLDER = (47, 48, 49, 167, 168, 169)  # hours before an hour that every day-ahead forecast knows, and may be made of
 SAME = 0.5  # MWh: values this near are equal
 NEAR = 10.5  # MWh: values this near show how often equal ones happen by chance
 MIN_COPIES, COPY_SHARE, COPY_RATIO = 20, 0.02, 5.0  # rows, share of rows, over those by chance
-WEIGHT, SCORE = 0.1, 8.0  # of an innovation, over a whole file: coefficient, and its t
+WEIGHT, SCORE = 0.1, 9.0  # of an innovation, over a whole file: coefficient, and its t
 PART_LAGS = (0, 1)  # hours before the hour forecast that are also tested by month and by local hour
 PART_WEIGHT, PART_LIMIT, PART_SCORE = (
     0.3,
@@ -154,6 +155,7 @@ def _innovations(actuals: Actuals) -> tuple[Floats, Floats]:
     others = [known[name] for name in known if np.isfinite(known[name]).mean() > 0.1 * np.isfinite(anchor).mean()]
     columns = [_shifted(error, lag) for lag in EARLIER]
     columns += [_shifted(other - anchor, lag) for other in others for lag in (0, 1)]
+    columns += [_shifted(actuals.demand, lag) - anchor for lag in OLDER]
     columns += [(actuals.calendar.hour == h).astype(float) for h in range(24)]
     x = np.stack(columns, axis=1)
     complete = np.isfinite(x).all(axis=1) & np.isfinite(error)
@@ -161,7 +163,12 @@ def _innovations(actuals: Actuals) -> tuple[Floats, Floats]:
     if complete.sum() > 10 * x.shape[1]:
         solution = np.linalg.lstsq(x[complete], error[complete], rcond=1e-9)[0]
         innovation[complete] = error[complete] - x[complete] @ solution
-    return _bounded(innovation), anchor
+    bounded = _bounded(innovation)
+    month = actuals.calendar.day.astype("datetime64[D]").astype("datetime64[M]").astype(np.int64)
+    _, group = np.unique(24 * month + actuals.calendar.hour, return_inverse=True)
+    count = np.bincount(group, np.isfinite(bounded))
+    mean = np.bincount(group, np.nan_to_num(bounded)) / np.maximum(count, 1)
+    return bounded - mean[group], anchor  # a month's daily shape is no news: an honest forecast may have it too
 
 
 def _unexplained(revision: Floats, known: Sequence[Floats], anchor: Floats) -> Floats:
