@@ -126,12 +126,10 @@ def test_command_prints_one_line_that_fills_the_page(tmp_path: Path) -> None:
     (printed,) = done.stdout.splitlines()
     line = json.loads(printed)
     assert json.loads(out.read_text()) == line
-    assert {(one["kernel"], one["length"]) for one in line["times"]} >= {
-        ("mlx", 32),
-        ("mlx", 64),
-        (FAST, 32),
-        (FAST, 64),
-    }
+    timed = {(one["kernel"], one["length"]) for one in line["times"]}
+    assert timed >= {("mlx", 32), (FAST, 32)}
+    # A busy machine may make the second length too slow for these seconds; then the line names it.
+    assert timed | {(one["kernel"], one["length"]) for one in line["left_out"]} >= {("mlx", 64), (FAST, 64)}
     assert all(one["agrees"] for one in line["parity"].values())
     assert line["rates"]["matmul"] > 0
     target = tmp_path / "page.md"
