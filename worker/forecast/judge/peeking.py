@@ -33,11 +33,8 @@ NEAR = 10.5  # MWh: values this near show how often equal ones happen by chance
 MIN_COPIES, COPY_SHARE, COPY_RATIO = 20, 0.02, 5.0  # rows, share of rows, over those by chance
 WEIGHT, SCORE = 0.1, 9.0  # of an innovation, over a whole file: coefficient, and its t
 PART_LAGS = (0, 1)  # hours before the hour forecast that are also tested by month and by local hour
-PART_WEIGHT, PART_LIMIT, PART_SCORE = (
-    0.3,
-    1.5,
-    9.0,
-)  # of a part; a part that holds more than all of it does so by chance
+# Of a part: coefficient between these, and t; one that holds more than all of an hour does so by chance.
+PART_WEIGHT, PART_LIMIT, PART_SCORE = 0.3, 1.05, 16.0
 MIN_DAYS, MIN_PART_DAYS = 30, 15  # with a value, for a t
 ERROR_RATIO = 0.4  # MAE over that of the best causal forecast
 WIDTH_CORRELATION = 0.75  # between the logarithms of width and error
