@@ -137,15 +137,20 @@ def merge(parts: Sequence[Columns]) -> tuple[Columns, Int64s]:
     indexes = [
         np.array([position.get(name, -1) for name in part.series] or [0], np.int32)[part.index] for part in parts
     ]
-    merged = Columns(
-        series,
-        np.concatenate([part.hour for part in parts] or [EMPTY.hour]),
-        np.concatenate(indexes or [EMPTY.index]),
-        np.concatenate([part.value for part in parts] or [EMPTY.value]),
-    )
-    owner = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    if len(parts) == 1:  # a page of a file of half a year has 35 MB: no copy of it beside the sorted one
+        merged = Columns(series, parts[0].hour, indexes[0], parts[0].value)
+        owner = np.zeros(len(merged), np.int64)  # memory that is not touched
+    else:
+        merged = Columns(
+            series,
+            np.concatenate([part.hour for part in parts] or [EMPTY.hour]),
+            np.concatenate(indexes or [EMPTY.index]),
+            np.concatenate([part.value for part in parts] or [EMPTY.value]),
+        )
+        owner = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     order = np.argsort(merged.keys(), kind="stable")
-    return Columns(series, merged.hour[order], merged.index[order], merged.value[order]), owner[order]
+    owner = owner[order] if len(parts) > 1 else owner
+    return Columns(series, merged.hour[order], merged.index[order], merged.value[order]), owner
 
 
 def duplicate_owners(merged: Columns, owner: Int64s) -> set[int]:

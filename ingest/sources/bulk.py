@@ -15,6 +15,7 @@ from __future__ import annotations
 import csv as text_csv
 import gzip
 import io
+import threading
 import zlib
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -44,6 +45,8 @@ LOCAL_LAG_HOURS = 24  # the latest local midnight is well under a day behind UTC
 # From the first hour (T00) of a half-year in UTC to the first that its file lists in Pacific standard time (T09), and from its
 # last (T23) to the last in Eastern daylight time (T04).
 LATEST_START, EARLIEST_END = 9, 5
+# A worker fetches up to four files at once, and each takes 240 MB while it is parsed.
+_parsing = threading.Lock()
 _NULLS = ["", "NA", "N/A", "n/a", "NaN", "-", "--"]
 _FORMATS = ("%m/%d/%Y %I:%M:%S %p", "%m/%d/%Y %H:%M:%S", "%m/%d/%Y %H:%M", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S")
 
@@ -118,7 +121,8 @@ class Bulk(Source):
 
     def parse(self, job: FetchJob, stored: bytes) -> Page:
         """Return the page of a stored file."""
-        return _guarded(lambda: _parse(job, stored))
+        with _parsing:
+            return _guarded(lambda: _parse(job, stored))
 
     def spans(self, job: FetchJob, columns: Columns) -> dict[str, tuple[int, int]]:
         """Return the hours that a file lists in any zone of the contiguous states, and those beside them that it does list.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from ingest.fetch import fetch_shard
 from ingest.models import FetchJob, Shard, ShardResult
 from ingest.plan import plan_shards
 from ingest.sources import bulk
+from ingest.sources.base import Page
 from ingest.sources.bulk import Bulk
 from ingest.sources.bulk_layout import derived_of, variables_of
 from tests.support.stub_server import Reply, Stub, bench, serve
@@ -268,6 +270,24 @@ def test_file_is_read_in_blocks_with_each_time_parsed_once_and_its_values_held_a
     assert (
         peak < 6 * columns.value.nbytes
     )  # they are 15 times as much otherwise; 2 times leave as values, hours and series
+
+
+def test_files_of_a_worker_are_parsed_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to four leases of a worker each held the values of a file: 1.5 GB."""
+    parse, waits = bulk._parse, []
+
+    def noted(job: FetchJob, stored: bytes) -> Page:
+        waits.append(not bulk._parsing.acquire(blocking=False))
+        return parse(job, stored)
+
+    monkeypatch.setattr(bulk, "_parse", noted)
+    stored = gzip.compress(GOOD)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: Bulk().parse(JOB, stored), range(4)))
+        with pytest.raises(SourceError):
+            Bulk().parse(JOB, stored[:-20])
+        Bulk().parse(JOB, stored)  # a damaged file lets the next one in
+    assert waits == [True] * 6
 
 
 def test_file_without_a_line_of_the_respondents_is_read() -> None:
