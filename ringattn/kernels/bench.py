@@ -255,6 +255,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     kv_heads = options.kv_heads or options.heads
     if min(options.heads, options.dim, kv_heads, *options.lengths) < 1 or options.heads % kv_heads:
         _parser().error("lengths and heads must be 1 or more, and --heads a multiple of --kv-heads")
+    if options.out is not None and not options.out.absolute().parent.is_dir():
+        _parser().error(
+            f"--out: there is no folder {options.out.absolute().parent}; make it first, or name another file"
+        )
     setting = Setting(options.heads, kv_heads, options.dim, options.dtype, not options.full)
 
     def say(text: str) -> None:

@@ -158,3 +158,13 @@ def test_flops_are_those_of_the_visible_half_where_causal() -> None:
 
 def test_page_is_that_of_the_lines() -> None:
     assert page.PAGE.read_text() == page.page(page.read_lines(page.LINES))
+
+
+def test_missing_folder_of_the_line_is_refused_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "run", lambda *arguments: pytest.fail("measured"))
+    with pytest.raises(SystemExit) as ended:
+        bench.main(["--out", str(tmp_path / "none" / "kernels.jsonl")])
+    assert ended.value.code == 2
+    assert f"there is no folder {tmp_path / 'none'}" in capsys.readouterr().err
