@@ -10,12 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ingest.array_types import Array, Floats, Int32s
-from ingest.columns import as_numpy
+from ingest.columns import EMPTY, as_numpy
 from ingest.lru_cache import LruCache
 from ingest.models import FileEntry
 from ingest.store import read_content
 
 LIMIT = 192 << 20  # bytes: the files of a year of every authority on all routes take 170 MB
+BATCH = 1 << 16  # rows
+_EMPTY: Array = np.empty(0, np.uint8)
 
 
 @dataclass(frozen=True)
@@ -51,26 +53,35 @@ def cut_piece(data_dir: Path, entry: FileEntry) -> CutPiece:
     content = read_content(data_dir, entry)
     with _lock:
         held = _cut.get(entry.sha256)
-        return held or _cut.put(entry.sha256, cut(pq.ParquetFile(io.BytesIO(content)).read(use_threads=False)))
+        return held or _cut.put(entry.sha256, cut(content))
 
 
-def cut(table: pa.Table) -> CutPiece:
-    """Return the table of a piece, cut by respondent."""
-    respondents, owner = codes_of(table, "respondent")
-    variables, code = codes_of(table, "variable")
-    order = np.argsort(owner.astype(_smallest(len(respondents))), kind="stable")  # of 16 bits: a radix sort
+def cut(content: bytes) -> CutPiece:
+    """Return the bytes of a piece, cut by respondent; its rows are decoded a batch at a time."""
+    respondents: dict[str, int] = {}
+    variables: dict[str, int] = {}
+    owners, codes, hours, values = [_EMPTY], [_EMPTY], [EMPTY.hour], [EMPTY.value.astype(np.float32)]
+    for batch in pq.ParquetFile(io.BytesIO(content)).iter_batches(BATCH, use_threads=False):
+        table = pa.Table.from_batches([batch])
+        for name, known, numbers in (("respondent", respondents, owners), ("variable", variables, codes)):
+            names, index = codes_of(table, name)
+            place = np.array([known.setdefault(one, len(known)) for one in names] or [0])
+            numbers.append(place.astype(np.min_scalar_type(max(len(known), 1)))[index])
+        hours.append(as_numpy(batch.column("hour")).copy())  # not a view, which would keep the batch
+        values.append(_short(as_numpy(batch.column("value"))))
+    owner = np.concatenate(owners)
+    order = np.argsort(owner, kind="stable")  # of 16 bits: a radix sort
     ends = np.cumsum(np.bincount(owner, minlength=len(respondents))).tolist()
-    hour, value = (as_numpy(table.column(name).combine_chunks()) for name in ("hour", "value"))
+    bounds = dict(zip(respondents, zip([0, *ends[:-1]], ends, strict=True), strict=True)) if respondents else {}
+    hour, code, value = (np.concatenate(parts)[order] for parts in (hours, codes, values))
+    return CutPiece(bounds, tuple(variables), hour, code, value)
+
+
+def _short(values: Floats) -> Array:
+    """Return a copy as float32 where that holds each value exactly, as it holds whole MWh; as float64 otherwise."""
     with np.errstate(over="ignore"):
-        short = value.astype(np.float32)
-    exact = np.array_equal(short, value, equal_nan=True)
-    return CutPiece(
-        dict(zip(respondents, zip([0, *ends[:-1]], ends, strict=True), strict=True)) if respondents else {},
-        variables,
-        hour[order],
-        code.astype(_smallest(len(variables)))[order],
-        (short if exact else value)[order],
-    )
+        short = values.astype(np.float32)
+    return short if np.array_equal(short, values, equal_nan=True) else values.copy()
 
 
 def codes_of(table: pa.Table, name: str) -> tuple[tuple[str, ...], Int32s]:
@@ -78,7 +89,3 @@ def codes_of(table: pa.Table, name: str) -> tuple[tuple[str, ...], Int32s]:
     column = table.column(name).combine_chunks()
     coded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
     return tuple(coded.dictionary.to_pylist()), as_numpy(coded.indices).astype(np.int32)
-
-
-def _smallest(count: int) -> np.dtype[np.integer]:
-    return np.dtype(np.uint16 if count <= 1 << 16 else np.int32)

@@ -28,9 +28,12 @@ def file_of(values: list[float], names: tuple[str, ...] = NAMES) -> Columns:
 
 
 @pytest.mark.parametrize("values", [[1.0, np.nan, -3.0], [1.0, 0.1, 2.0**40 + 1], []], ids=["whole", "fine", "empty"])
-def test_cut_piece_has_the_rows_that_a_filter_of_its_table_has(values: list[float]) -> None:
+def test_cut_piece_has_the_rows_that_a_filter_of_its_table_has(
+    values: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     table = to_table(file_of(values))
-    whole = whole_pieces.cut(table)
+    monkeypatch.setattr(whole_pieces, "BATCH", 4)  # fewer rows than an hour has
+    whole = whole_pieces.cut((tmp_path / write_piece(tmp_path, SHARD, file_of(values)).path).read_bytes())
     assert (whole.value.dtype == np.float32) == (0.1 not in values)  # no value is rounded
     for name in (*NAMES, "ERCO"):
         want = rows_of(table, SHARD, name)
@@ -48,7 +51,7 @@ def test_builds_of_a_file_read_its_table_once_and_verify_its_bytes_each_time(
     monkeypatch.setattr(whole_pieces, "_cut", LruCache(1 << 20))
     read: list[str] = []
     cut = whole_pieces.cut
-    monkeypatch.setattr(whole_pieces, "cut", lambda table: read.append(entry.path) or cut(table))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(whole_pieces, "cut", lambda content: read.append(entry.path) or cut(content))  # type: ignore[func-returns-value]
     jobs = [BuildJob(name, 2024, "synthetic", (Piece(entry, SHARD),)) for name in NAMES]
     assert [build(job, tmp_path).valid for job in jobs] == [6, 6, 6]
     assert len(read) == 1
