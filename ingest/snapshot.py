@@ -80,8 +80,9 @@ def read_whole(data_dir: Path, read: Callable[[Path], Found]) -> Found:
 
 
 def publish(data_dir: Path, builds: Iterable[BuildResult]) -> None:
-    """Make a snapshot of the series of `builds`, and remove all but the one before; nothing changes where it exists already.
+    """Make a snapshot of the series of `builds` unless the newest is of them; keep the one before only if it is whole.
 
+    A damaged one before is removed because no run can build its files again: `verify` would name them until two later runs.
     The caller holds the folder's lock. The disk's errors are raised as StorageError.
 
     Args:
@@ -91,7 +92,10 @@ def publish(data_dir: Path, builds: Iterable[BuildResult]) -> None:
     found = [build for build in builds if all((data_dir / file.path).is_file() for file in build.files)]
     listed = FileList(tuple(sorted((file for build in found for file in build.files), key=lambda file: file.path)))
     newest = current(data_dir)
-    if not listed.files or (newest is not None and _is_made_of(newest, listed, data_dir)):
+    if not listed.files:
+        return
+    if newest is not None and _is_made_of(newest, listed, data_dir):
+        _remove_damaged_before(data_dir, listed)
         return
     with storage_errors(data_dir / SNAPSHOTS):
         number = max((int(path.name) for path in _snapshots(data_dir)), default=0) + 1
@@ -107,6 +111,7 @@ def publish(data_dir: Path, builds: Iterable[BuildResult]) -> None:
         fsync_path(folder.parent)
         if _point(data_dir, folder):
             remove_older(data_dir, KEPT)
+            _remove_damaged_before(data_dir, listed)
         else:
             shutil.rmtree(folder)
 
@@ -146,21 +151,38 @@ def check(data_dir: Path) -> Iterator[tuple[str, str]]:
     """Yield (name, problem) of each file of a snapshot that is missing or has another content than its list says."""
     digests: dict[tuple[int, int], str] = {}  # of files by device and inode: most have several names
     for folder in _snapshots(data_dir):
-        path = folder / LIST
-        try:
-            content = path.read_bytes()
-            listed = msgspec.json.decode(content, type=FileList)
-        except (OSError, ValueError) as error:
-            yield path.relative_to(data_dir).as_posix(), f"can't be read: {error}"
-            continue
-        places = [PLACE.fullmatch(file.path) for file in listed.files]
-        if encode(listed) != content or listed.format != SNAPSHOT_FORMAT or not all(places):
-            yield path.relative_to(data_dir).as_posix(), "is not as it was written"
+        yield from _check_one(data_dir, folder, digests)
+
+
+def _check_one(data_dir: Path, folder: Path, digests: dict[tuple[int, int], str]) -> Iterator[tuple[str, str]]:
+    """Yield (name, problem) as `check` does, of one snapshot; `digests` are those known, by device and inode."""
+    path = folder / LIST
+    try:
+        content = path.read_bytes()
+        listed = msgspec.json.decode(content, type=FileList)
+    except (OSError, ValueError) as error:
+        yield path.relative_to(data_dir).as_posix(), f"can't be read: {error}"
+        return
+    places = [PLACE.fullmatch(file.path) for file in listed.files]
+    if encode(listed) != content or listed.format != SNAPSHOT_FORMAT or not all(places):
+        yield path.relative_to(data_dir).as_posix(), "is not as it was written"
+    for file in listed.files:
+        for name in names_in_snapshot(file):
+            if problem := _problem(folder / name, file, digests):
+                said = f"{problem}; {path.relative_to(data_dir).as_posix()} lists it"
+                yield (folder / name).relative_to(data_dir).as_posix(), said
+
+
+def _remove_damaged_before(data_dir: Path, listed: FileList) -> None:
+    """Remove each snapshot but the newest that is not whole; its files that are those of `listed` are not hashed again."""
+    with storage_errors(data_dir / SNAPSHOTS):
+        digests: dict[tuple[int, int], str] = {}
         for file in listed.files:
-            for name in names_in_snapshot(file):
-                if problem := _problem(folder / name, file, digests):
-                    said = f"{problem}; {path.relative_to(data_dir).as_posix()} lists it"
-                    yield (folder / name).relative_to(data_dir).as_posix(), said
+            status = (data_dir / file.path).stat()
+            digests[status.st_dev, status.st_ino] = file.sha256
+        for folder in before(data_dir):
+            if any(_check_one(data_dir, folder, digests)):
+                shutil.rmtree(folder)
 
 
 def _problem(path: Path, file: FileEntry, digests: dict[tuple[int, int], str]) -> str:

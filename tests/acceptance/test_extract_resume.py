@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -59,7 +60,17 @@ def test_torn_manifest_of_a_series_is_named_and_the_series_is_built_again(
     # The summary keeps this request apart from what the folder holds.
     assert lines[2] == "2 of 2 shards verified for this request"
     assert lines[3].startswith("data holds 2 series (synthetic): rows 2,976 = Σ total 2,976")
+    assert "nothing was left to do" not in run.stdout
+    assert "this run: no new shard; 6 files of series built from the shards on disk" in lines
     assert series_digest(data) == series
+    # A damaged file has the name of the series, of the dataset and of the snapshot: one repair makes all of them whole.
+    os.truncate(data / "dataset/year=2024/PACW.parquet", 1000)
+    assert coordinator("verify").code == 1
+    repaired = coordinator("start", "--extract", *month)
+    assert repaired.code == 0 and "nothing was left to do" not in repaired.stdout, repaired.stderr
+    verified = coordinator("verify")
+    assert verified.code == 0, verified.stdout
+    assert "nothing was left to do" in coordinator("start", "--extract", *month).stdout
 
 
 def assert_repaired(coordinator: Coordinator, data: Path, period: tuple[str, ...]) -> None:

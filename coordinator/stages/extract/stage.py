@@ -214,6 +214,8 @@ class ExtractStage:
                 f"this run: {summary.new_shards} shards, {summary.new_rows:,} rows in {summary.seconds:.1f} s "
                 f"({summary.rows_per_s:,.0f} rows/s), {summary.requests} requests, {summary.reused_pages} pages reused"
             )
+        elif summary.new_files:
+            lines.append(f"this run: no new shard; {summary.new_files} files of series built from the shards on disk")
         elif summary.status == "done":
             lines.append("nothing was left to do")
         if summary.faults:

@@ -82,7 +82,20 @@ def quarantine_note() -> str:
 
 def summary_text() -> str:
     numbers = dict.fromkeys(
-        ("proved", "shards", "series", "rows", "total", "duplicates", "nulls", "gap_hours", "suspect", "new_shards"), 0
+        (
+            "proved",
+            "shards",
+            "series",
+            "rows",
+            "total",
+            "duplicates",
+            "nulls",
+            "gap_hours",
+            "suspect",
+            "new_shards",
+            "new_files",
+        ),
+        0,
     )
     texts = {"origins": (HOSTILE,), "data": HOSTILE, "gaps": (GAP,), "masked": {HOSTILE: 1}, "faults": {HOSTILE: 1}}
     texts |= {"notes": (HOSTILE,), "absent": (HOSTILE,)}
