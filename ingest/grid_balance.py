@@ -16,13 +16,14 @@ from ingest.columns import as_arrow, hour_number
 from ingest.errors import UsageError
 from ingest.files import atomic_write, visible
 from ingest.loader import read_wide, wide_paths
-from ingest.reconcile import Disagreement, disagreements, reconcile
+from ingest.reconcile import Disagreement, disagreements, lacking, reconcile
 from ingest.snapshot import read_whole
 
 FOLDER = "reconciled"
 SHOWN = 8  # authorities and lines of a year that the text lists
 WANTED = ("D", "NG", "TI")
 PREFIXES = ("NG.", "ID.")
+NONE = {"authorities": "no authority has D, NG and TI on disk", "lines": "no line has both ends on disk"}
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class YearBalance:
     authorities: tuple[Disagreement, ...]  # D against NG − TI
     lines: tuple[Disagreement, ...]  # a flow against its counterpart
     hours: int  # hours × authorities that are balanced now
-    change: dict[str, float]  # kind (D, NG, TI) → mean |change| of an authority's value, MWh
+    kept: dict[str, str]  # authority without a balanced hour, whose values are as reported → why
+    change: dict[str, float]  # kind (D, NG, TI) → mean |change| of an authority's value in a balanced hour, MWh
 
 
 def balance(data_dir: Path, progress: Callable[[int, int], None]) -> list[YearBalance]:
@@ -44,7 +46,7 @@ def balance(data_dir: Path, progress: Callable[[int, int], None]) -> list[YearBa
         progress: called with years done and years in all.
 
     Raises:
-        UsageError: there is no authority's series.
+        UsageError: there is no authority's series, or none that can be balanced; nothing is written then.
     """
     years = read_whole(data_dir, lambda folder: _years(data_dir, folder))
     if not years:
@@ -55,6 +57,12 @@ def balance(data_dir: Path, progress: Callable[[int, int], None]) -> list[YearBa
     for done, (year, paths) in enumerate(sorted(years.items()), 1):
         found.append(_balance_year(data_dir, year, paths))
         progress(done, len(years))
+    if not any(one.hours for one in found):
+        kept = {code: why for one in found for code, why in one.kept.items()}
+        raise UsageError(
+            f"no authority in {data_dir} can be balanced ({_reasons(kept)}); balancing needs --routes all: "
+            f"run `coordinator start --extract --routes all --data {data_dir}` with the --respondents and hours wanted"
+        )
     return found
 
 
@@ -76,19 +84,34 @@ def _balance_year(data_dir: Path, year: int, paths: dict[str, Path]) -> YearBala
     series = {code: _read(path) for code, path in paths.items()}
     authorities, lines = disagreements(series)
     solved = reconcile(series, months)
-    for code, own in solved.items():
-        atomic_write(data_dir / FOLDER / code / f"{year}.parquet", _parquet(first, own))
+    kept = {code: _why(series[code]) for code, hours_of in solved.balanced.items() if not hours_of.any()}
+    if len(kept) < len(series):
+        for code, own in solved.values.items():
+            atomic_write(data_dir / FOLDER / code / f"{year}.parquet", _parquet(first, own))
     change = {}
     for kind in WANTED:
         parts = [
-            np.abs(own[kind] - series[code][kind])
-            for code, own in solved.items()
+            np.abs(own[kind] - series[code][kind])[solved.balanced[code]]
+            for code, own in solved.values.items()
             if kind in own and kind in series[code]
         ]
         given = np.concatenate([part[~np.isnan(part)] for part in parts] or [np.zeros(0)])
         change[kind] = round(float(given.mean()), 3) if given.size else 0.0
-    balanced = sum(one.hours for one in disagreements(solved)[0])
-    return YearBalance(year, tuple(authorities), tuple(lines), balanced, change)
+    balanced = sum(int(hours_of.sum()) for hours_of in solved.balanced.values())
+    return YearBalance(year, tuple(authorities), tuple(lines), balanced, kept, change)
+
+
+def _why(own: dict[str, Floats]) -> str:
+    missing = lacking(own)
+    return f"no {', '.join(missing)} of its own" if missing else "no hour with all values valid"
+
+
+def _reasons(kept: dict[str, str]) -> str:
+    """Return the authorities by reason: `CISO, PACW: no flows of its own`."""
+    by_reason: dict[str, list[str]] = {}
+    for code, why in kept.items():
+        by_reason.setdefault(why, []).append(code)
+    return "; ".join(f"{', '.join(codes)}: {why}" for why, codes in by_reason.items())
 
 
 def _read(path: Path) -> dict[str, Floats]:
@@ -113,9 +136,19 @@ def describe(found: list[YearBalance], data_dir: Path) -> str:
     for one in found:
         changes = ", ".join(f"{kind} {value:,.1f}" for kind, value in one.change.items())
         lines.append(f"{one.year}: {one.hours:,} hours of authorities balanced; mean change, MWh: {changes}")
-        for title, rows in (("D against NG − TI", one.authorities), ("the two ends of a line", one.lines)):
+        if one.kept:
+            lines.append(
+                f"  not balanced, kept as reported: {_reasons(one.kept)}; `--routes all` asks for all that is needed"
+            )
+        for title, noun, rows in (
+            ("D against NG − TI", "authorities", one.authorities),
+            ("the two ends of a line", "lines", one.lines),
+        ):
+            if not rows:
+                lines.append(f"  {title}: {NONE[noun]}")
+                continue
             over = [row for row in rows if row.over]
-            lines.append(f"  {title}: {len(over)} of {len(rows)} differ by more than 1 % in an hour")
+            lines.append(f"  {title}: {len(over)} of {len(rows)} {noun} differ by more than 1 % in an hour")
             lines += [
                 f"    {row.subject:<12} {row.over:>6,} of {row.hours:>6,} hours, mean {row.mean_abs:>10,.1f}, max {row.max_abs:>10,.0f} MWh"
                 for row in over[:SHOWN]

@@ -36,13 +36,14 @@ def commit(data_dir: Path, one: Shard, values: Mapping[str, ArrayLike], origin: 
 
 
 def store(data_dir: Path, one: Shard, values: Mapping[str, ArrayLike], origin: str = "synthetic") -> ShardResult:
-    facet = "fueltype" if one.route == "fuel-type-data" else "type"
+    facet = {"fuel-type-data": "fueltype", "interchange-data": "toba"}.get(one.route, "type")
+    owner = "fromba" if one.route == "interchange-data" else "respondent"
     first = hour_number(one.start)
     table = {code: np.broadcast_to(np.asarray(column, float), one.hours) for code, column in sorted(values.items())}
     rows = [
         {
             "period": hour_text(first + hour),
-            "respondent": one.respondent,
+            owner: one.respondent,
             facet: code,
             "value": None if np.isnan(column[hour]) else str(column[hour]),
         }
