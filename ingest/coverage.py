@@ -161,7 +161,9 @@ def write_coverage(data_dir: Path | str) -> Path:
     folder = Path(data_dir)
     summaries = summaries_in(folder / "series")
     if not summaries:
-        raise UsageError(f"no series in {folder} to draw; run `coordinator start --extract` to make some")
+        raise UsageError(
+            f"no series in {folder} to draw; run `coordinator start --extract --data {folder}` to make some"
+        )
     target = folder / "coverage.png"
     atomic_write(target, draw(coverage(summaries)))
     return target

@@ -90,7 +90,7 @@ def _export(data_dir: Path, folder: Path, out: Path, request: ExportRequest, pro
     if not any(inside.values()):
         raise UsageError(
             f"{data_dir} has no series{f' in {request.period}' if request.period else ''}; "
-            "run `coordinator start --extract` to make them"
+            f"run `coordinator start --extract --data {data_dir}` to make them"
         )
     on_disk = {name for own in inside.values() for path in own.values() for name in read_wide(path, ())[0]}
     variables = canonical_variables(request.variables) or sorted(on_disk, key=rank)

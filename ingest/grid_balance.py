@@ -51,7 +51,7 @@ def balance(data_dir: Path, progress: Callable[[int, int], None]) -> list[YearBa
     years = read_whole(data_dir, lambda folder: _years(data_dir, folder))
     if not years:
         raise UsageError(
-            f"no authority's series in {data_dir}; run `coordinator start --extract --routes all` to make some"
+            f"no authority's series in {data_dir}; run `coordinator start --extract --data {data_dir} --routes all` to make some"
         )
     found = []
     for done, (year, paths) in enumerate(sorted(years.items()), 1):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -16,7 +16,7 @@ from ingest.array_types import Bools, Floats, Int8s
 from ingest.build_series import SERIES_FORMAT, year_hours
 from ingest.catalog import RESPONDENTS, near_matches, variable_near
 from ingest.columns import hour_text, open_parquet
-from ingest.errors import UsageError, VerificationError, did_you_mean
+from ingest.errors import UsageError, VerificationError
 from ingest.files import visible
 from ingest.models import REGION_TYPES
 from ingest.periods import Moment, moment_bound
@@ -134,7 +134,10 @@ def load_series(
     """
     if impute not in (None, "linear", "week", "neighbours"):
         raise UsageError(f"imputation {impute!r} is unknown; choose linear, week, neighbours or None")
-    respondents, variables = parse_codes(respondents), canonical_variables(variables)
+    if not isinstance(data_dir, str | Path):
+        raise UsageError(f'data_dir {data_dir!r} is no folder: write its path as text, e.g. "data", or as a Path')
+    respondents = parse_codes(_names("respondents", respondents, '"PACW"'))
+    variables = canonical_variables(_names("variables", variables, '"D"'))
     first, stop = parse_span(*_hours_of(start, end))
     names = tuple(f"{respondent}.{variable}" for respondent in respondents for variable in variables)
 
@@ -162,6 +165,20 @@ def load_series(
         return series
     low, high = estimate.low.astype(np.float32), estimate.high.astype(np.float32)
     return replace(series, low=low, high=high, imputation=estimate.code)
+
+
+def _names(argument: str, given: Sequence[str] | str, example: str) -> list[str]:
+    """Return an argument that names respondents or variables as a list.
+
+    Raises:
+        UsageError: it names nothing, or holds something that is no text.
+    """
+    names = [given] if isinstance(given, str) else list(given) if isinstance(given, Iterable) else None
+    if names is None or not all(isinstance(name, str) for name in names):
+        raise UsageError(f"{argument} {given!r}: write codes as text, e.g. {example} or [{example}]")
+    if not any(name.strip(" ,") for name in names):
+        raise UsageError(f"{argument} {given!r}: no code is named; name at least one, e.g. {example}")
+    return names
 
 
 def canonical_variables(names: Sequence[str] | str) -> list[str]:
@@ -276,14 +293,15 @@ def wide_paths(data_dir: Path, folder: Path, respondent: str, years: range) -> d
         UsageError: there is none, or none of one of `years`; names what there is, and the command that makes the rest.
     """
     paths = {int(path.parent.name): path for path in sorted((folder / respondent).glob("*/wide.parquet"))}
-    command = f"coordinator start --extract --respondents {respondent}"
+    command = f"coordinator start --extract --data {data_dir} --respondents {respondent}"
     if not paths:
+        if not data_dir.is_dir():
+            raise UsageError(f"there is no folder {data_dir}: correct its name, or run `{command}` to make it")
         have = sorted(path.name for path in visible(folder.glob("*"), folder) if path.name != respondent)
         found = f"there are {', '.join(have)}" if have else "there is none"
         if respondent not in RESPONDENTS:
             raise UsageError(f"unknown respondent {respondent}{near_matches(respondent)}; in {data_dir} {found}")
-        near = did_you_mean([respondent], have)
-        raise UsageError(f"no series of {respondent} in {data_dir}: {found}{near}; run `{command}` to make it")
+        raise UsageError(f"no series of {respondent} in {data_dir}: {found}; run `{command}` to make it")
     if absent := [year for year in years if year not in paths]:
         raise UsageError(
             f"no series of {respondent} for {', '.join(map(str, absent))}: there are {', '.join(map(str, paths))}; "

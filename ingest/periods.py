@@ -1,6 +1,7 @@
 """Parse periods as users write them: `2024`, `2024-01`, `2024-01-31`, `2024-01-31T05`, `2015-07:2017`, or dates and times of Python."""
 
 from datetime import UTC, date, datetime
+from numbers import Integral
 from typing import TYPE_CHECKING, TypeAlias, Union
 
 from ingest.errors import UsageError
@@ -54,6 +55,8 @@ def moment_bound(value: Moment, *, last: bool) -> str:
     """
     if isinstance(value, str):
         return parse_bound(value, last=last)
+    if isinstance(value, Integral):
+        raise ValueError(f'{value} is a number: write it in quotes, "{value}"')
     plain: object = value
     if not isinstance(value, date) and hasattr(
         value, "item"

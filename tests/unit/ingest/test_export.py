@@ -10,6 +10,7 @@ import pytest
 
 from ingest.errors import UsageError
 from ingest.export import ExportRequest, export
+from ingest.grid_balance import balance
 from tests.support.data_folder import build_all, commit, daily, shard
 
 
@@ -74,3 +75,11 @@ def test_request_that_cannot_be_met_is_refused(
     with pytest.raises(UsageError, match=words):
         export(data, tmp_path / name, request_)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_advice_names_the_folder_that_has_no_series(tmp_path: Path) -> None:
+    advice = f"--extract --data {tmp_path}"
+    with pytest.raises(UsageError, match=advice):
+        export(tmp_path, tmp_path / "out.csv", ExportRequest())
+    with pytest.raises(UsageError, match=advice):
+        balance(tmp_path, lambda done, total: None)

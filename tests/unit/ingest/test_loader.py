@@ -125,10 +125,19 @@ def test_week_imputation_takes_the_same_hour_a_week_away(folder: Path) -> None:
         ((["PACW"], ["D"], "2024-01-02T00", "2024-01-01T00"), "ends before"),
         ((["PACW"], ["D"], "2 January 2024", "2024-01-03"), "YYYY-MM-DDTHH"),
         ((["PACW"], ["D"], datetime(2024, 1, 1, 3, 30), "2024-01-03"), "whole hour"),
-        ((["PACW"], ["D"], 2024, "2024-01-03"), "2024 is no text, date"),
+        ((["PACW"], ["D"], 2024, "2024-01-03"), r'2024 is a number: write it in quotes, "2024"'),
+        ((["PACW"], ["D"], np.int64(2024), "2024-01-03"), r'2024 is a number: write it in quotes, "2024"'),
+        ((["PACW"], ["D"], None, "2024-01-03"), "None is no text, date"),
+        ((["PACW"], [1], "2024-01-01", "2024-01-02"), r'variables \[1\]: write codes as text, e.g. "D"'),
+        ((["PACW"], None, "2024-01-01", "2024-01-02"), 'variables None: write codes as text, e.g. "D"'),
+        ((None, ["D"], "2024-01-01", "2024-01-02"), 'respondents None: write codes as text, e.g. "PACW"'),
+        (([], ["D"], "2024-01-01", "2024-01-02"), r"respondents \[\]: no code is named"),
+        ((["PACW"], [], "2024-01-01", "2024-01-02"), r"variables \[\]: no code is named"),
+        ((" , ", ["D"], "2024-01-01", "2024-01-02"), "respondents ' , ': no code is named"),
         ((["pacv"], ["D"], "2024-01-01", "2024-01-02"), r"unknown respondent PACV \(did you mean PACW"),
         ((["pacificorp"], ["D"], "2024-01-01", "2024-01-02"), "did you mean PACE or PACW"),
-        ((["BPAT"], ["D"], "2024-01-01", "2024-01-02"), "start --extract --respondents BPAT"),
+        ((["BPAT"], ["D"], "2024-01-01", "2024-01-02"), "start --extract --data .* --respondents BPAT"),
+        ((["PACE"], ["D"], "2024-01-01", "2024-01-02"), "no series of PACE in [^ ]*: there are ERCO, PACW; run"),
         ((["PACW"], ["ng.batt"], "2024-01-01", "2024-01-02"), r"did you mean NG\.BAT"),
         ((["PACW"], ["demand"], "2024-01-01", "2024-01-02"), r"did you mean D\b"),
         ((["PACW"], ["battery"], "2024-01-01", "2024-01-02"), r"did you mean NG\.BAT"),
@@ -137,6 +146,13 @@ def test_week_imputation_takes_the_same_hour_a_week_away(folder: Path) -> None:
 def test_absent_data_is_named_with_the_available(folder: Path, arguments: tuple, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         load_series(folder, *arguments)
+
+
+def test_what_is_no_folder_is_named_as_such(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r'data_dir 123 is no folder: write its path as text, e.g. "data"'):
+        load_series(123, "PACW", "D", "2024", "2024")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"there is no folder .*/nodata: .* --data .*/nodata --respondents PACW`"):
+        load_series(tmp_path / "nodata", "PACW", "D", "2024", "2024")
 
 
 def test_empty_folder_and_damaged_file_are_refused(tmp_path: Path, folder: Path) -> None:
