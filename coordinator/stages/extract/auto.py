@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from coordinator.stages.extract.plan import ExtractOptions
+from coordinator.stages.extract.plan import MAX_NAMED, ExtractOptions, published
 from ingest.asked import latest_hour
 from ingest.catalog import REGION, check_respondents, expand_groups
 from ingest.catalog_listing import respondents_of
@@ -46,6 +46,16 @@ def options_of(settings: Mapping[str, Any]) -> list[ExtractOptions]:
     url = settings["source"].removeprefix("auto").removeprefix("+")
     keyed = bool(url or os.environ.get("EIA_API_KEY", "").strip())
     parts, notes = split(settings, datetime.now(UTC), url=url, keyed=keyed)
+    named = {name.lower() for name in settings["routes"]}
+    if "all" in named:  # a route that a part has none of is refused only where it was named
+        named |= {FILES[name].lower() for name in named & FILES.keys()}
+        for part in parts:
+            source = part["source"].partition("+")[0]
+            offered = published(source, part["routes"], part["respondents"])
+            lacking = [route for route in part["routes"] if route not in offered and route.lower() not in named]
+            part["routes"] = tuple(route for route in part["routes"] if route not in lacking)
+            codes = ", ".join(part["respondents"][:MAX_NAMED]) + ", …" * (len(part["respondents"]) > MAX_NAMED)
+            notes += tuple(f"{source} {route} is not published for {codes}" for route in lacking)
     options = [ExtractOptions.from_settings({**settings, **part}) for part in parts]
     return [replace(options[0], notes=(*notes, *options[0].notes)), *options[1:]]
 

@@ -72,7 +72,8 @@ class ExtractOptions(StageOptions):
         respondents, idle = expand_groups(respondents, start, end, get_source(source.kind).serves, known)
         check_respondents(respondents, known)
         routes = choose_routes(source.kind, settings["routes"])
-        notes = (*notes, *_left_out(source.kind, routes, respondents, idle))
+        notes = (*notes, *_left_out(source.kind, routes, settings["routes"], respondents, idle))
+        routes = published(source.kind, routes, respondents)
         period = {"start": start, "end": end, "notes": notes, "open_end": open_end}
         shards = plan_shards(source.kind, respondents, (start, end), routes, known)
         asked = {"respondents": respondents, "routes": routes, "shards": shards}
@@ -187,13 +188,26 @@ def _lost_generations(
     )
 
 
+def published(source: str, routes: Iterable[str], respondents: Iterable[str]) -> tuple[str, ...]:
+    """Return the routes that a source publishes for one of the respondents or more."""
+    serves = get_source(source).route_serves
+    return tuple(route for route in routes if any(serves(route, code) for code in respondents))
+
+
 def _left_out(
-    source: str, routes: Iterable[str], respondents: tuple[str, ...], idle: tuple[str, ...]
+    source: str, routes: Iterable[str], named: Iterable[str], respondents: tuple[str, ...], idle: tuple[str, ...]
 ) -> tuple[str, ...]:
     """Return a line for each part of a request that no shard is planned for.
 
+    Args:
+        source: a name in `ingest.sources.SOURCES`.
+        routes: to extract.
+        named: as the user gave them; `all` leaves out what is not published for the respondents.
+        respondents: to extract.
+        idle: those that report at another time.
+
     Raises:
-        UsageError: a route has none of the respondents.
+        UsageError: a route that was named has none of the respondents.
     """
     reader = get_source(source)
     notes = []
@@ -202,7 +216,7 @@ def _left_out(
         notes.append(f"not reporting in this period, and not asked for: {', '.join(spans)}")
     for route in routes:
         unserved = [code for code in respondents if not reader.route_serves(route, code)]
-        if len(unserved) == len(respondents):
+        if len(unserved) == len(respondents) and route.lower() in {name.lower() for name in named}:
             having = [code for code in RESPONDENTS if reader.route_serves(route, code)]
             raise UsageError(
                 f"{source} {route} is published for {', '.join(having)} only; name one of them with --respondents"

@@ -69,6 +69,9 @@ def test_one_server_can_give_both(tmp_path: Path) -> None:
     url = "auto+http://127.0.0.1:8000"
     options = options_of(settings(tmp_path, source=url, respondents="PACW", start="2019", end="2019"))
     assert [one.source.name for one in options] == ["bulk+http://127.0.0.1:8000"]
+    wide = options_of(settings(tmp_path, source=url, respondents="PACW", routes="all", start="2019", end="2019"))
+    assert wide[0].routes == ("BALANCE", "INTERCHANGE")
+    assert wide[0].notes == ("bulk SUBREGION is not published for PACW",)
     with pytest.raises(UsageError, match="start --extract"):
         parse_source("auto")
 

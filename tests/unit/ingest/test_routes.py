@@ -119,6 +119,14 @@ def test_what_a_request_leaves_out_is_said(tmp_path: Any) -> None:
     assert not options(tmp_path).notes
 
 
+def test_all_routes_of_one_respondent_leave_out_what_is_not_published_for_it(tmp_path: Any) -> None:
+    one = options(tmp_path, respondents="PACW", routes="all")
+    assert {shard.route for shard in one.shards} == {"region-data", "fuel-type-data", "interchange-data"}
+    assert one.notes == ("eia region-sub-ba-data is not published for PACW",)
+    with pytest.raises(UsageError, match="region-sub-ba-data is published for"):
+        options(tmp_path, respondents="PACW", routes="all,region-sub-ba-data")
+
+
 def test_totals_are_checked_against_their_parts() -> None:
     months = np.ones(3, np.int8)
     values = {
