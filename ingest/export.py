@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
@@ -28,6 +29,7 @@ from ingest.snapshot import read_whole
 from ingest.units import unit_of
 
 SECONDS = pa.timestamp("s", "UTC")
+ISO_8601 = "%Y-%m-%dT%H:%M:%SZ"
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
 Progress = Callable[[int, int], None]  # respondents begun, respondents in all
 
@@ -71,8 +73,10 @@ def export(
     """
     if not out.name.endswith(SUFFIXES):
         raise UsageError(f"--out {out}: the suffix names the format; choose {', '.join(SUFFIXES)}")
-    if out.is_dir() or not out.parent.is_dir():
-        raise UsageError(f"--out {out}: {os.strerror(errno.EISDIR if out.is_dir() else errno.ENOENT)}; name a file")
+    if out.is_dir():
+        raise UsageError(f"--out {out}: {os.strerror(errno.EISDIR)}; name a file")
+    if not out.parent.is_dir():
+        raise UsageError(f"--out {out}: the folder {out.parent} does not exist; `mkdir -p {out.parent}` makes it")
     return read_whole(data_dir, lambda folder: _export(data_dir, folder, out, request, progress))
 
 
@@ -99,7 +103,8 @@ def _export(data_dir: Path, folder: Path, out: Path, request: ExportRequest, pro
             f"--variables {','.join(unknown)}: not on disk; there are {', '.join(sorted(on_disk, key=rank))}"
             f"{variable_near(unknown, sorted(on_disk))}"
         )
-    schema = _schema(variables, local_time=request.local_time)
+    period = SECONDS if out.name.endswith(".parquet") else pa.string()
+    schema = _schema(variables, period, local_time=request.local_time)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     rows = 0
     try:
@@ -123,8 +128,8 @@ def _clip(year: int, first: int, last: int) -> tuple[int, int]:
     return max(first - start, 0), min(last + 1 - start, hours)
 
 
-def _schema(variables: Sequence[str], *, local_time: bool) -> pa.Schema:
-    fields = [("period_utc", SECONDS), *([("period_local", pa.string())] if local_time else [])]
+def _schema(variables: Sequence[str], period: pa.DataType, *, local_time: bool) -> pa.Schema:
+    fields = [("period_utc", period), *([("period_local", pa.string())] if local_time else [])]
     fields.append(("respondent", pa.string()))
     fields += [(f"{name}_{unit_of(name)}", pa.float64()) for name in variables]
     return pa.schema(fields)
@@ -144,7 +149,10 @@ def _table(
     low, high = part
     _, cells = read_wide(path, variables)
     hours = np.arange(low, high) + year_hours(year)[0]
-    columns: list[pa.Array] = [as_arrow(hours * 3600, SECONDS)]
+    periods = as_arrow(hours * 3600, SECONDS)
+    if schema.field("period_utc").type != SECONDS:  # in the form of `period_local`; Arrow's own has a blank for the T
+        periods = pc.strftime(periods, ISO_8601)
+    columns: list[pa.Array] = [periods]
     if "period_local" in schema.names:
         columns.append(as_strings(_local(code, hours)))
     columns.append(as_strings([code] * (high - low)))
@@ -157,4 +165,4 @@ def _table(
 def _local(code: str, hours: Int64s) -> list[str]:
     """Return the end of each hour in the respondent's time zone, ISO 8601 with its offset."""
     zone = ZoneInfo(zone_of(code))
-    return [datetime.fromtimestamp(hour * 3600, zone).isoformat(timespec="minutes") for hour in hours.tolist()]
+    return [datetime.fromtimestamp(hour * 3600, zone).isoformat() for hour in hours.tolist()]

@@ -32,7 +32,7 @@ def test_csv_has_a_row_for_each_respondent_and_hour(data: Path, tmp_path: Path) 
     lines = (tmp_path / "out.csv").read_text().splitlines()
     assert lines[:2] == [
         '"period_utc","period_local","respondent","D_MWh","TI_MWh"',
-        '2023-12-31 00:00:00Z,"2023-12-30T18:00-06:00","ERCO",40000,',
+        '"2023-12-31T00:00:00Z","2023-12-30T18:00:00-06:00","ERCO",40000,',
     ]
     frame = pd.read_csv(tmp_path / "out.csv", parse_dates=["period_utc"])
     assert (done.rows, len(frame), done.bytes) == (96, 96, (tmp_path / "out.csv").stat().st_size)
@@ -43,7 +43,7 @@ def test_csv_has_a_row_for_each_respondent_and_hour(data: Path, tmp_path: Path) 
     pacw = frame[frame["respondent"] == "PACW"]
     assert pacw["D_MWh"].tolist()[:2] == [3000.5, 3155.5]
     assert np.flatnonzero(pacw["D_MWh"].isna()).tolist() == [27]
-    assert pacw["period_local"].iloc[0] == "2023-12-30T16:00-08:00"
+    assert pacw["period_local"].iloc[0] == "2023-12-30T16:00:00-08:00"
 
 
 @pytest.mark.parametrize("name", ["out.csv.gz", "out.parquet"])
@@ -62,7 +62,7 @@ def test_other_formats_hold_the_same(name: str, data: Path, tmp_path: Path) -> N
     ("name", "request_", "words"),
     [
         ("out.xlsx", ExportRequest(), r"choose .csv, .csv.gz, .parquet"),
-        ("no/out.csv", ExportRequest(), "No such file or directory"),
+        ("no/out.csv", ExportRequest(), "the folder .*/no does not exist; `mkdir -p .*/no`"),
         ("out.csv", ExportRequest(("ERCOT",)), "did you mean ERCO"),
         ("out.csv", ExportRequest(variables=("demand",)), r"--variables demand: not on disk; .*did you mean D\b"),
         ("out.csv", ExportRequest(period="2019"), "no series in 2019"),
