@@ -64,6 +64,10 @@ class ExtractOptions(StageOptions):
         now = datetime.now(UTC)
         open_end = settings["update"] and not settings["end"]
         start, end = settings["start"], settings["end"] or (latest_hour(source.kind, now) if open_end else DEFAULT_END)
+        if open_end and start > end:
+            raise UsageError(
+                f"--start {start} lies after the present hour of the source, {now:%Y-%m-%dT%H} UTC; give an earlier --start"
+            )
         respondents, notes = served_defaults(source.kind, settings["respondents"])
         if source.public and start <= end:
             start, end, cuts = clip_period(source.kind, start, end, now)

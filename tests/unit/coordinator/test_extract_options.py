@@ -35,6 +35,14 @@ def test_update_without_end_goes_to_the_present_hour_of_the_source_and_the_next_
     assert {build.year for build in make_plan(wanted, now).builds} == {2026, 2027}
 
 
+@pytest.mark.parametrize("source", ["synthetic", "eia"])
+def test_start_after_the_present_hour_is_refused_as_such(source: str, tmp_path: Path) -> None:
+    """Of a follower or an update, which have no end, it said that the period ends before it starts."""
+    words = r"--start 2090-01-01T00 lies after the present hour of the source, \d{4}-\d\d-\d\dT\d\d UTC; give an earlier --start"
+    with pytest.raises(UsageError, match=words):
+        options(tmp_path, update=True, source=source, start="2090-01")
+
+
 def test_end_of_an_extraction_stays_and_a_named_end_of_an_update_too(tmp_path: Path) -> None:
     later = datetime(2031, 1, 1, tzinfo=UTC)
     assert options(tmp_path).at(later).end == "2025-12-31T23"
