@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from math import isinf
@@ -14,7 +14,7 @@ from coordinator.stages.extract.source import SourceChoice, parse_source
 from coordinator.stages.fleet import StageOptions
 from ingest import manifest
 from ingest.asked import clip_period, latest_hour, reuse_verified
-from ingest.catalog import RESPONDENTS, check_respondents, expand_groups
+from ingest.catalog import GROUPS, RESPONDENTS, check_respondents, expand_groups
 from ingest.catalog_listing import respondents_of
 from ingest.errors import UsageError
 from ingest.models import FetchJob, Shard, ShardResult
@@ -73,9 +73,15 @@ class ExtractOptions(StageOptions):
             start, end, cuts = clip_period(source.kind, start, end, now)
             notes = (*notes, *cuts)
         known = respondents_of(settings["data"])
-        respondents, idle = expand_groups(respondents, start, end, get_source(source.kind).serves, known)
-        check_respondents(respondents, known)
         routes = choose_routes(source.kind, settings["routes"])
+        serves: Callable[[str], bool] = get_source(source.kind).serves
+        if source.recordings and GROUPS.keys() & set(respondents):  # a group means those of it that the files have
+            held = _recorded(source.recordings)
+            serves = {code for _, code in held}.__contains__
+            named = {name.lower() for name in settings["routes"]}
+            routes = tuple(route for route in routes if route in named or route in {route for route, _ in held})
+        respondents, idle = expand_groups(respondents, start, end, serves, known)
+        check_respondents(respondents, known)
         notes = (*notes, *_left_out(source.kind, routes, settings["routes"], respondents, idle))
         routes = published(source.kind, routes, respondents)
         period = {"start": start, "end": end, "notes": notes, "open_end": open_end}
@@ -190,6 +196,20 @@ def _lost_generations(
     return tuple(
         shard for shard in lost if shard.key not in planned and (shard.source, shard.route, shard.respondent) in asked
     )
+
+
+def _recorded(paths: Iterable[str]) -> frozenset[tuple[str, str]]:
+    """Return each route and respondent of recordings.
+
+    Raises:
+        UsageError: a file can't be read.
+    """
+    from ingest.emulator.worlds.recording_files import RecordingsError, recorded_series  # here: pandas takes a second
+
+    try:
+        return recorded_series(map(Path, paths))
+    except RecordingsError as error:
+        raise UsageError(f"--source recordings: {error}") from None
 
 
 def published(source: str, routes: Iterable[str], respondents: Iterable[str]) -> tuple[str, ...]:

@@ -102,6 +102,15 @@ def read_file(path: Path) -> Iterator[tuple[Cell, Hours, Values]]:
             yield cell, *_single(path, cell, at, _numbers(path, cell, own[there], at))
 
 
+def recorded_series(paths: Iterable[Path]) -> frozenset[tuple[str, str]]:
+    """Return each route and respondent that files or folders have a value or a null of.
+
+    Raises:
+        RecordingsError: a file can't be read.
+    """
+    return frozenset((route, respondent) for path in files_of(paths) for (route, respondent, _), *_ in read_file(path))
+
+
 def _table(path: Path) -> pd.DataFrame:
     """Return a file as texts.
 

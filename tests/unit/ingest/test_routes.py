@@ -127,6 +127,22 @@ def test_all_routes_of_one_respondent_leave_out_what_is_not_published_for_it(tmp
         options(tmp_path, respondents="PACW", routes="all,region-sub-ba-data")
 
 
+def test_groups_of_recordings_are_the_respondents_and_routes_in_the_files(tmp_path: Any) -> None:
+    """Each of 81 respondents of the built-in table was asked for, and fuels that no file has."""
+    for code in ("BPAT", "AVA", "CAL"):
+        (tmp_path / f"{code}.csv").write_text("date_time,demand (MW)\n2020-01-01 00:00:00,5\n")
+    given = {"source": f"recordings:{tmp_path}", "start": "2020", "end": "2020"}
+    found = options(tmp_path, respondents="all", **given)
+    assert (set(found.respondents), found.routes, found.notes) == ({"AVA", "BPAT", "CAL"}, ("region-data",), ())
+    assert len(found.shards) == 3
+    assert options(tmp_path, respondents="regions", **given).respondents == ("CAL",)
+    fuels = options(tmp_path, respondents="all", routes="region-data,fuel-type-data", **given)
+    assert fuels.routes == ("region-data", "fuel-type-data")
+    (tmp_path / "stations.csv").write_text("name,lat\nDALLES,45.6\n")
+    with pytest.raises(UsageError, match=r"stations.csv: the column 'name' is not a time"):
+        options(tmp_path, respondents="all", **given)
+
+
 def test_totals_are_checked_against_their_parts() -> None:
     months = np.ones(3, np.int8)
     values = {
