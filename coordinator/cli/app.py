@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from coordinator.cli.errors import print_error
+from coordinator.cli.errors import ending, print_error
 from coordinator.cli.help import Command, Group
 from coordinator.cli.keys import config_app, keys_app
 from coordinator.cli.options import AsJson, Quiet, folder_of, width_of_stdout, with_settings, with_stages
@@ -95,9 +95,7 @@ def start(
         if not as_json and (text := stage.describe(summary)):
             print(text)
         if code := summary.exit_code:
-            print_error(
-                f"{name} is not complete ({summary.status}): {printable(summary.message)}", code, as_json=as_json
-            )
+            print_error(ending(name, summary.status, printable(summary.message), code), code, as_json=as_json)
             break
     if "extract 2 (eia)" in documents and not code:
         from ingest.cross_check import compare

@@ -50,6 +50,20 @@ def run(app: typer.Typer, arguments: list[str] | None = None) -> int:
         return print_error(str(error), code, as_json=as_json)
 
 
+def ending(stage: str, status: str, message: str, code: int) -> str:
+    """Return the line about a stage that did not end with all of its work done.
+
+    Args:
+        stage: name of the stage, e.g. "extract".
+        status: how it ended, e.g. "incomplete".
+        message: why.
+        code: its exit code; where that says that the user stopped it, neither status nor message tells more.
+    """
+    if code == ExitCode.INTERRUPTED:
+        return f"{stage} was stopped before it was complete; start again to resume"
+    return f"{stage} is not complete ({status}): {message}"
+
+
 def print_error(message: str, code: int, *, as_json: bool) -> int:
     """Print one line on stderr, as text or as JSON, and return `code`."""
     line = {"event": "error", "text": message, "exit_code": code}

@@ -144,7 +144,7 @@ class Server:
 
     def drain(self) -> None:
         """End the run when the running leases have ended."""
-        self.post(Drain("drain", "drained; start again to resume"))
+        self.post(Drain("drain", "stopped; start again to resume"))
 
     def stop_now(self) -> None:
         """End the run at once; running leases are void."""

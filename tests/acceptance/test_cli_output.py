@@ -348,6 +348,26 @@ def test_first_signal_drains_a_run_and_the_second_stops_it(tmp_path: Path) -> No
         print(f"start --extract: ended {time.monotonic() - began:.2f} s after the second signal")
     assert process.returncode == 130, err
     assert "Traceback" not in err
+    assert "extract was stopped before it was complete; start again to resume" in err
+
+
+def test_ctrl_c_of_a_run_is_told_without_the_name_of_a_state(tmp_path: Path) -> None:
+    """It said `extract is not complete (drain): drained; start again to resume`."""
+    with Emulator("--latency-ms", "300") as emulator:
+        process = subprocess.Popen(
+            command("start", "--extract", "--source", emulator.url, *SMALL),
+            cwd=tmp_path,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        until(emulator.requests, "a request")
+        process.send_signal(signal.SIGINT)
+        _, err = end_of(process, "the end after Ctrl-C")
+    assert process.returncode == 130, err
+    assert err.splitlines()[-1].endswith("extract was stopped before it was complete; start again to resume")
+    assert "(drain)" not in err and "drained" not in err
 
 
 # -- terminals -------------------------------------------------------------------------------------------------------------------
