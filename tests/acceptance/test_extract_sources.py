@@ -90,7 +90,11 @@ def test_respondent_with_nothing_is_named_first_and_nothing_at_all_is_a_failure(
     """Both ended as complete: the one sign was a gap line among dozens of others. And every path of a source is read."""
     paths = [demand_file(tmp_path, code, value) for code, value in (("BPAT", 5000), ("AVA", 1000))]
     day = ("--source", f"recordings:{paths[0]},{paths[1]}", "--start", "2020-01-01T00", "--end", "2020-01-01T05")
-    some = coordinator("start", "--extract", *day, "--respondents", "BPAT,AVA,ERCO")
+    few = coordinator("start", "--extract", *day, "--respondents", "BPAT,ERCO", "--data", "few", "--json")
+    assert few.code == 0, few.stderr
+    assert few.result["shards"] == 2  # no file has fuels, and they were not named
+    routes = ("--routes", "region-data,fuel-type-data")
+    some = coordinator("start", "--extract", *day, *routes, "--respondents", "BPAT,AVA,ERCO")
     assert some.code == 0, some.stderr
     assert some.stdout.splitlines()[:4] == [
         f"{code}: eia {route}-data has no hour of 2020-01-01T00 to 2020-01-01T05"

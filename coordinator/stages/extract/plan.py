@@ -14,7 +14,7 @@ from coordinator.stages.extract.source import SourceChoice, parse_source
 from coordinator.stages.fleet import StageOptions
 from ingest import manifest
 from ingest.asked import clip_period, latest_hour, reuse_verified
-from ingest.catalog import GROUPS, RESPONDENTS, check_respondents, expand_groups
+from ingest.catalog import RESPONDENTS, check_respondents, expand_groups
 from ingest.catalog_listing import respondents_of
 from ingest.errors import UsageError
 from ingest.models import FetchJob, Shard, ShardResult
@@ -75,11 +75,11 @@ class ExtractOptions(StageOptions):
         known = respondents_of(settings["data"])
         routes = choose_routes(source.kind, settings["routes"])
         serves: Callable[[str], bool] = get_source(source.kind).serves
-        if source.recordings and GROUPS.keys() & set(respondents):  # a group means those of it that the files have
+        if source.recordings:  # a group, and routes that are not named, mean those of them that the files have
             held = _recorded(source.recordings)
             serves = {code for _, code in held}.__contains__
-            named = {name.lower() for name in settings["routes"]}
-            routes = tuple(route for route in routes if route in named or route in {route for route, _ in held})
+            wanted = {name.lower() for name in settings["routes"]} | {route for route, _ in held}
+            routes = tuple(route for route in routes if route in wanted) or routes
         respondents, idle = expand_groups(respondents, start, end, serves, known)
         check_respondents(respondents, known)
         notes = (*notes, *_left_out(source.kind, routes, settings["routes"], respondents, idle))
