@@ -60,7 +60,7 @@ def check_address(bind: str) -> None:
     except OSError as error:
         raise UsageError(
             f"bind {bind}: this host cannot listen there ({error.strerror}). Give --bind an address of this host, e.g. "
-            f"tcp://127.0.0.1:5555; `{'ifconfig' if sys.platform == 'darwin' else 'ip address'}` lists them."
+            f"{endpoint_of(loopback_address(), 5555)}; `{'ifconfig' if sys.platform == 'darwin' else 'ip address'}` lists them."
         ) from None
 
 

@@ -224,8 +224,8 @@ def test_bind_and_status_on_ipv6_alone(tmp_path: Path, bind: str) -> None:
 @needs_namespaces
 def test_address_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     done = run(with_ipv6_alone(command(*START, "--bind", "tcp://127.0.0.1:5555", *MONTH)), tmp_path)
-    assert done.code == 1 and "Traceback" not in done.stderr
-    assert "cannot listen on 127.0.0.1" in done.stderr and "--bind tcp://[::1]:0" in done.stderr
+    assert done.code == 2 and "Traceback" not in done.stderr
+    assert "this host cannot listen there" in done.stderr and "e.g. tcp://[::1]:5555;" in done.stderr
 
 
 # -- a certificate that no authority signed -----------------------------------------------------------------------------------
@@ -387,7 +387,7 @@ def test_one_item_that_cannot_be_written_is_named_and_nothing_is_lost(
     assert {mismatch["kind"] for mismatch in report["mismatches"]} <= {"stale"} and report["shards"] >= 2
     own(data)
     resumed = run(as_other_user(command(*START, "--json", *MORE)), user_folder, HOME=str(user_folder))
-    assert resumed.code == 0 and resumed.result["proved"] == 2, resumed.stderr
+    assert resumed.code == 0 and resumed.result["proved"] == resumed.result["shards"] == 4, resumed.stderr
 
 
 # -- a process that the system kills for lack of memory -------------------------------------------------------------------------
