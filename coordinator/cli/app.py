@@ -111,7 +111,7 @@ def start(
 
 
 def _extractions(values: Settings) -> list[tuple[str, Any]]:
-    """Return the extraction of a command line with its name, or the several that `--source auto` stands for."""
+    """Return each extraction that a command line asks for, with its name. `--source auto` asks for several."""
     from coordinator.stages.extract.auto import is_auto, options_of
     from coordinator.stages.extract.plan import ExtractOptions
 
@@ -366,7 +366,7 @@ def export(
 @app.command(cls=Command, epilog="coordinator impute --data data --workers 2")
 @with_settings("data", "workers")
 def impute(settings: Settings, as_json: AsJson = False, quiet: Quiet = False) -> None:
-    """Estimate missing demand from its profile, the forecast and other series; write the estimates beside the series."""
+    """Estimate missing demand from earlier weeks, the forecast and other series. The estimates have files of their own."""
     from coordinator.stages.display import Steps
 
     with closing(Steps("imputing", OutputMode(as_json, quiet))) as steps:

@@ -63,7 +63,7 @@ class OperatorError:
 
 @dataclass(frozen=True)
 class Region:
-    """What the hours of a respondent say. Days and months are local; values are MWh in the hour, which is MW."""
+    """Figures of one respondent for the report. Days and months are local; values are MWh in the hour, which is MW."""
 
     code: str
     zone: str

@@ -1,4 +1,4 @@
-"""Run work on files in a thread beside the server loop.
+"""Run work on files in a thread, so that the server loop goes on.
 
 A hash, a sync or the check of a piece may take longer than the loop may wait for one batch of messages.
 """

@@ -65,7 +65,7 @@ def _absent(path: Path) -> int:
 
 
 class Forecasts:
-    """Runs the program of forecasts, one respondent after the other, beside the follower."""
+    """Runs the forecast command for one respondent after the other while the follower goes on."""
 
     def __init__(self, data_dir: Path, run: Path, respondents: Sequence[str], command: Sequence[str] = COMMAND) -> None:
         """Take the data folder, the run folder of the training, and the respondents to forecast."""

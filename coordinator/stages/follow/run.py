@@ -47,7 +47,7 @@ class SourceClock:
         return datetime.now(UTC) + self._ahead
 
     def idle_until(self, moment: datetime) -> None:
-        """Do nothing: time passes by itself."""
+        """Do nothing, because the clock advances without help."""
 
 
 class CycleDisplay(PlainDisplay):
