@@ -13,6 +13,7 @@ from rl.errors import DataError
 
 Forecast = NDArray[np.float32]
 DAY = 24  # hours
+ISSUE_HOUR = 10  # o'clock on the day before: EIA-930 has the day of a day-ahead forecast, not its hour; an assumption
 LAGS = (*range(1, 26), 47, 48, 49, 72, 96, 120, 144, 167, 168, 169)  # hours back of the errors that `corrected` uses
 FAR = 6  # hours ahead
 RIDGE = 3e-3  # of a regressor's own sum of squares
@@ -29,32 +30,43 @@ def oracle(region: Region, horizon: int) -> Forecast:
     return _gather(region.load, np.minimum(_targets(region, horizon), len(region.load) - 1))
 
 
-def day_ahead(region: Region, issued: Array, horizon: int, *, issue_hour: int = 10) -> Forecast:
+def day_ahead(region: Region, issued: Array, horizon: int, issue: NDArray[np.int64] | None = None) -> Forecast:
     """Return the operators' day-ahead forecast as it was known, [hour, horizon, 1].
 
-    From `issue_hour` o'clock local standard time on, all hours of the next operating day are known; before, those of the
-    present day. (EIA-930 has the forecast made on the day before, without the hour: 10:00 is an assumption.) An hour further
-    ahead takes the forecast of the same hour on the last known day; a missing value, the load of the last such hour.
+    An hour whose forecast is not issued yet takes the forecast of the same hour on the last day whose forecast is; a missing
+    value, the load of the last such hour.
 
     Args:
         region: Its hours and loads.
         issued: EIA's DF, in reference peaks, NaN where missing, [hour].
         horizon: Hours ahead.
-        issue_hour: Hour of the day at which the next day's forecast is issued.
+        issue: [hour] number of the hour (since 1970, UTC) at whose end the hour's forecast is issued; rising. By default
+            `issue_times`, which knows no daylight saving.
 
     Raises:
-        DataError: `issued` does not have the region's hours.
+        DataError: `issued` or `issue` does not have the region's hours.
     """
-    if issued.shape != region.load.shape:
-        raise DataError(f"{region.name}: the day-ahead forecast has {len(issued)} hours, the region {len(region.load)}")
-    target = _targets(region, horizon)
-    clock = region.local.astype(np.int64) % DAY
-    ends = DAY - clock + np.where(clock >= issue_hour, DAY, 0)  # hours from t to the first one unknown
-    ahead = np.arange(horizon)
-    beyond = np.maximum(0, -(-(ahead + 1 - ends[:, None]) // DAY))  # days to go back to one that is known
-    target = np.minimum(target, len(region.load) - 1) - DAY * beyond
-    given = _gather(np.where(np.isfinite(issued), issued, np.nan), target)
+    issue = issue_times(region) if issue is None else issue
+    if issued.shape != region.load.shape or issue.shape != region.load.shape:
+        raise DataError(
+            f"{region.name}: the day-ahead forecast has {len(issued)} hours, its issue times {len(issue)}, "
+            f"the region {len(region.load)}"
+        )
+    begins = region.hours.astype(np.int64)[:, None] - 1  # the end of the last hour whose load is known
+    source = np.minimum(_targets(region, horizon), len(region.load) - 1)
+    while (late := (source >= 0) & (issue[source] > begins)).any():
+        source = np.where(late, source - DAY, source)
+    given = _gather(np.where(np.isfinite(issued), issued, np.nan), source)
     return np.where(np.isfinite(given), given, persistence(region, horizon))
+
+
+def issue_times(region: Region) -> NDArray[np.int64]:
+    """Return for each hour when its day-ahead forecast is issued: `ISSUE_HOUR` o'clock standard time on the day before, [hour].
+
+    The number is that of the hour that ends then, since 1970, UTC.
+    """
+    midnight = region.local.astype(np.int64) // DAY * DAY - region.offset
+    return midnight - DAY + ISSUE_HOUR
 
 
 def corrected(region: Region, point: Forecast, fit_end: str) -> Forecast:

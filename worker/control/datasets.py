@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 
 from ingest import manifest
-from ingest.calendar import zone_of
+from ingest.calendar import calendar_of, zone_of
 from ingest.columns import open_parquet
 from ingest.errors import Cancelled, IngestError, UsageError
 from ingest.files import atomic_write
@@ -28,7 +28,7 @@ from ingest.loader import available, load_series, respondents_on_disk
 from ringattn.blas import loader as blas
 from rl.env.dataset import Dataset, build_dataset
 from rl.env.dataset_file import path_of, to_bytes
-from rl.env.forecasts import corrected, day_ahead
+from rl.env.forecasts import Forecast, corrected, day_ahead
 from rl.env.grid import Array, Grid
 from rl.env.region import Region, region
 
@@ -98,7 +98,7 @@ def build_datasets(spec: DatasetSpec, data_dir: Path, cancelled: threading.Event
     for name in names:
         loaded, forecast, subtracted = _load_region(data_dir, name, years, starts[0], medians.get(name))
         regions.append(loaded)
-        forecasts.append(corrected(loaded, day_ahead(loaded, forecast, spec.horizon), starts[0]))
+        forecasts.append(corrected(loaded, known_ahead(loaded, forecast, spec.horizon), starts[0]))
         renewable += [name] if subtracted else []
     first = str(regions[0].hours[0] + np.timedelta64(HISTORY, "h"))
     tables, grid = {}, Grid()
@@ -148,7 +148,7 @@ def _load_region(
         name,
         series.hours,
         parts["D"],
-        offset=_standard_offset(name),
+        offset=standard_offset(name),
         reference_end=train_end,
         wind=parts.get("NG.WND"),
         solar=parts.get("NG.SUN"),
@@ -164,7 +164,16 @@ def _load_region(
     return loaded, (issued - (expected if less else 0)) / loaded.peak, bool(less)
 
 
-def _standard_offset(name: str) -> int:
+def known_ahead(one: Region, issued: Array, horizon: int) -> Forecast:
+    """Return a day-ahead forecast [hour] of a respondent as it was known hour by hour, [hour, horizon, 1].
+
+    It is issued for operating days, which have daylight saving: `ingest.calendar`.
+    """
+    hours = one.hours.astype(np.int64)
+    return day_ahead(one, issued, horizon, calendar_of(one.name, int(hours[0]), int(hours[-1])).issue)
+
+
+def standard_offset(name: str) -> int:
     """Return the hours from UTC to the respondent's standard time."""
     offset = ZoneInfo(zone_of(name)).utcoffset(datetime(2021, 1, 1))
     assert offset is not None
