@@ -1,12 +1,7 @@
 """Local time of a respondent: time zones, daylight saving, local days, US federal holidays, and the issue time of each hour.
 
 Hours are EIA's: UTC, hour-ending, as hour numbers (hours since 1970-01-01T00). A local day is the 23 to 25 hours that end
-after its midnight, up to and including the next one. Zones: EIA's reference table of balancing authorities (2019-09), which
-names the zone that each has chosen for its days, not the one in which it lies: Southern's days are Central, those of New Mexico
-(PNM), El Paso and WACM have no daylight saving. The data agree where days without a forecast show them (`tests/unit/ingest/test_calendar.py`);
-LGEE's begin at 05:00 UTC in summer and winter, which no zone of the table explains. BHBA and SWPW are newer than the table: their zone
-is the one in which they lie. Holidays: the US federal ones of the
-`holidays` library.
+after its midnight, up to and including the next one. Holidays: the US federal ones of the `holidays` library.
 """
 
 from dataclasses import dataclass
@@ -18,20 +13,10 @@ import numpy as np
 import pandas as pd
 
 from ingest.array_types import Bools, Int64s
-from ingest.errors import UsageError
+from ingest.zones import ZONES as ZONES
+from ingest.zones import zone_of as zone_of
 
 ISSUE_HOUR = 10  # o'clock local on the day before: operators have published their forecast of the day by then
-
-_EASTERN, _CENTRAL, _MOUNTAIN = "America/New_York", "America/Chicago", "America/Denver"
-_ARIZONA, _PACIFIC = "America/Phoenix", "America/Los_Angeles"
-_MEMBERS = {
-    _EASTERN: "CAR FLA MIDA NE NY US48 CPLE CPLW DUK FMPP FPC FPL GVL HST ISNE JEA NSB NYIS OVEC PJM SC SCEG SEC TAL TEC YAD GLHB",
-    _CENTRAL: "CENT MIDW SE TEN TEX AEC AECI EEI ERCO LGEE MISO SEPA SIKE SOCO SPA SWPP TVA",
-    _MOUNTAIN: "BHBA GWA NWMT PACE PSCO SWPW WAUW WWA",
-    _ARIZONA: "AZPS DEAA EPE GRIF HGMA PNM SRP SW TEPC WACM WALC",
-    _PACIFIC: "CAL NW AVA AVRN BANC BPAT CHPD CISO DOPD GCPD GRID IID IPCO LDWP NEVP PACW PGE PSEI SCL TIDC TPWR",
-}
-ZONES = {code: zone for zone, codes in _MEMBERS.items() for code in codes.split()}
 
 
 @dataclass(frozen=True)
@@ -47,17 +32,6 @@ class Calendar:
     summer: Bools  # daylight saving
     holiday: Bools  # a US federal holiday
     issue: Int64s  # hour number: the last hour whose actual value a forecast of this hour may use
-
-
-def zone_of(respondent: str) -> str:
-    """Return the IANA zone of a respondent.
-
-    Raises:
-        UsageError: EIA's tables name no time zone for the respondent.
-    """
-    if respondent not in ZONES:
-        raise UsageError(f"the time zone of {respondent} is unknown; choose one of {', '.join(sorted(ZONES))}")
-    return ZONES[respondent]
 
 
 def calendar_of(respondent: str, first: int, last: int, issue_hour: int = ISSUE_HOUR) -> Calendar:
