@@ -320,6 +320,43 @@ def judge(
     _run_program(command)
 
 
+@app.command(cls=Command, epilog="coordinator backtest --from 2024-07 --to 2024-12")
+@with_settings("data", "train-config")
+def backtest(
+    settings: Settings,
+    first: Annotated[str, typer.Option("--from", metavar="YYYY-MM", help="First local month to forecast.")],
+    last: Annotated[str, typer.Option("--to", metavar="YYYY-MM", help="Last one.")],
+    respondents: Annotated[str, typer.Option(help="Codes to forecast, e.g. PACW,ERCO; default: all on disk.")] = "",
+    model: Annotated[str, typer.Option(metavar="linear|network", help="What is fitted, on what was known.")] = "linear",
+    every: Annotated[
+        str, typer.Option(metavar="month|quarter|year", help="How often. Empty: month; of the network: quarter.")
+    ] = "",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Table, .parquet or .csv, as judge reads it [default: DATA/backtest/MODEL.parquet].",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Retrain on a schedule, walk forward over past months, and score what would have been forecast. Finished walks are kept."""
+    given: dict[str, Any] = {
+        "from": first,
+        "to": last,
+        "respondents": respondents or None,
+        "model": model,
+        "every": every or None,
+    }
+    config = settings["train-config"] if model == "network" else None  # the environment may name one
+    given |= {"out": out, "data": folder_of(settings), "train-config": config}
+    command = [sys.executable, "-m", "worker.forecast.backtest"]
+    command += [flag for flag, wanted in (("--json", as_json), ("--quiet", quiet)) if wanted]
+    command += [f"--{name}={value}" for name, value in given.items() if value is not None]
+    _run_program(command)
+
+
 @app.command(cls=Command, epilog="coordinator verify --data data")
 @with_settings("data")
 def verify(settings: Settings, as_json: AsJson = False, quiet: Quiet = False) -> None:

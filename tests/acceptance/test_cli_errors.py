@@ -245,6 +245,8 @@ MISTAKES = (
     Mistake("forecast at no issue time", "coordinator forecast --region PACW --issue 2024-01-10T09", USAGE, ("2024-01-10T09", "10:00 local", "2024-01-10T10")),
     Mistake("forecast half a question", "coordinator forecast --region PACW", USAGE, ("--region and --issue", "--table", "--help")),
     Mistake("judged a file that is not there", "coordinator judge theirs.csv", USAGE, ("theirs.csv", "no such file", "CSV or .parquet", "`coordinator judge --help`")),
+    Mistake("backtested a month that is not there", "coordinator backtest --from 2024-02 --to 2024-03", USAGE, ("--from 2024-02", "in 2024-01 alone", "extract more"), series),
+    Mistake("backtested an unknown model", "coordinator backtest --from 2024-02 --to 2024-03 --model oracle", USAGE, ("--model", "'oracle'", "linear", "network")),
     Mistake("damaged a checkpoint", "coordinator forecast --region PACW --issue 2024-01-10T10", USAGE, ("weights.safetensors", "damaged", "`coordinator start --train`"), checkpoint('{"format": 1, "sha256": {"weights": "0"}}')),
     Mistake("named a checkpoint of another version", "coordinator forecast --region PACW --issue 2024-01-10T10", USAGE, ("000010", "format 9", "coordinator start --train --run NEW"), checkpoint('{"format": 9}')),
     Mistake("went on with another run's checkpoint", "worker/train.py --data data", USAGE, ("data/train/checkpoints", "a run with another model, respondents", "new folder with --run"), another_run, process=True),

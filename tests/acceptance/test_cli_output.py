@@ -101,14 +101,14 @@ def test_help_fits_the_terminal_and_has_an_example(words: str, columns: int) -> 
 def test_help_examples_run(coordinator: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The examples run in the order of the help, in one folder.
 
-    Other tests run the rest with other values: the forecast needs a training, the judge somebody's forecasts, the doctor measures
+    Other tests run the rest with other values: the forecast needs a training, the judge somebody's forecasts, a backtest months before it, the doctor measures
     the machine, and a follower does not end.
     """
     monkeypatch.setenv("COORDINATOR_KEYS", str(tmp_path / "keys"))
     monkeypatch.setenv("COORDINATOR_WORKERS", "1")
     monkeypatch.setenv("COORDINATOR_ROUTES", "all")  # what is balanced needs them
     for words, one in COMMANDS.items():
-        if words.split()[1] not in ("doctor", "follow", "forecast", "judge"):
+        if words.split()[1] not in ("backtest", "doctor", "follow", "forecast", "judge"):
             code, out, err = coordinator(*shlex.split(one.epilog)[1:])
             assert code == 0, f"{one.epilog}\n{err}"
             assert out or words in ("coordinator keys revoke", "coordinator keys list")  # the list is empty then

@@ -53,7 +53,7 @@ HOST = "not run: it changes this machine, or needs another one"
 
 # Pattern of a whole command → the test that runs it (possibly with smaller settings), or the reason why none does.
 ELSEWHERE = {
-    r"coordinator (start|doctor|forecast)|mlx.launch|python -m (ringattn.launch|ingest.emulator)": (
+    r"coordinator (start|doctor|forecast|judge|backtest)|mlx.launch|python -m (ringattn.launch|ingest.emulator)": (
         "not run: prose names the command"
     ),
     r"python -m ringattn.blas MODULE": "tests/integration/ringattn/test_blas.py::test_module_that_loads_mlx_first_has_the_fast_blas",
@@ -97,7 +97,8 @@ ELSEWHERE = {
     r"coordinator doctor --hostfile \S+": "tests/integration/coordinator/test_doctor_hosts.py::test_host_that_is_down_is_a_finding",
     r"coordinator forecast --region ERCO --issue 2025-08-12T10": "tests/integration/worker/test_forecast.py::test_local_day_is_forecast_hour_by_hour",
     r"(coordinator forecast|python -m worker.forecast) --table.*": "tests/integration/worker/test_forecast.py::test_table_for_control_has_every_hour",
-    r"coordinator judge (FILE|theirs.csv( --data data)?)": "tests/unit/worker/test_judge.py::test_command_prints_a_verdict_and_exits_with_1_for_a_peek",
+    r"coordinator backtest --from \S+ --to \S+( --data DATA)?": "tests/integration/worker/test_backtest.py::test_summary_names_skill_and_coverage_by_month",
+    r"coordinator judge (FILE|theirs.csv( --data data)?|data/backtest/linear.parquet)": "tests/unit/worker/test_judge.py::test_command_prints_a_verdict_and_exits_with_1_for_a_peek",
     r"coordinator keys revoke NAME": "tests/integration/coordinator/test_auth_proxy.py::test_key_commands_create_list_and_revoke",
     r"worker --(coordinator tcp://.*|key FILE)": (
         "tests/acceptance/test_extract_resume.py::test_worker_with_its_own_folder_uploads_its_files"

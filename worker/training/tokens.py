@@ -148,7 +148,7 @@ def _open_map(
 ) -> tuple[int, NDArray[np.float32]]:
     years = available(data_dir, respondent).years
     start, end = f"{years[0]}-01-01T00", f"{years[-1]}-12-31T23"
-    path = data_dir / "tokens" / f"{respondent}-{_key(data_dir, respondent, years, reference)}.npy"
+    path = data_dir / "tokens" / f"{respondent}-{series_key(data_dir, respondent, years, reference)}.npy"
     if not _is_whole(path):
         log(f"computing the tokens of {respondent}")
         _write(path, token_rows(features.load_tokens(data_dir, respondent, start, end, reference=reference)))
@@ -169,7 +169,10 @@ def _linear_maps(
             f"{', '.join(missing)}: no day-ahead forecast (DF) on disk to correct; name others, or --reference week"
         )
     text = json.dumps(
-        [LINEAR_VERSION, [(name, _key(data_dir, name, available(data_dir, name).years, "linear")) for name in names]]
+        [
+            LINEAR_VERSION,
+            [(name, series_key(data_dir, name, available(data_dir, name).years, "linear")) for name in names],
+        ]
     )
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
     paths = {name: data_dir / "tokens" / f"{name}-linear-{key}.npy" for name in names}
@@ -237,7 +240,7 @@ def _is_whole(path: Path) -> bool:
         return False
 
 
-def _key(data_dir: Path, respondent: str, years: Sequence[int], reference: Reference) -> str:
+def series_key(data_dir: Path, respondent: str, years: Sequence[int], reference: Reference) -> str:
     """Return the digest of all that tokens depend on: the pieces of the series, the features, and `reference`, the forecast to compare with."""
     folder = data_dir / "series" / respondent
     pieces = [json.loads((folder / str(year) / "series.json").read_text())["pieces"] for year in years]

@@ -54,13 +54,13 @@ class Verdict:
         }
 
 
-def judge(file: Submission, data_dir: Path, run: Path, log: Log) -> Verdict:
+def judge(file: Submission, data_dir: Path, run: Path | None, log: Log) -> Verdict:
     """Judge the forecasts of a file.
 
     Args:
         file: as read.
         data_dir: folder with the actual hours.
-        run: folder of a training, or of a checkpoint; where there is none, ours is left out, and said.
+        run: folder of a training, or of a checkpoint; where there is none, ours is left out, and said. None: ours is not asked for.
         log: called with a message before each step.
     """
     for rows in file.respondents:
@@ -75,7 +75,8 @@ def judge(file: Submission, data_dir: Path, run: Path, log: Log) -> Verdict:
         log(message)
 
     actuals = [read_actuals(data_dir, rows, note) for rows in file.respondents]
-    ours = _ours(run, data_dir, [rows.respondent for rows in file.respondents], period, note)
+    names = [rows.respondent for rows in file.respondents]
+    ours = _ours(run, data_dir, names, period, note) if run is not None else {}
     lines, found = {}, []
     for rows, own in zip(file.respondents, actuals, strict=True):
         log(f"judging {rows.respondent}")
@@ -142,10 +143,21 @@ def describe(verdict: Verdict, file: Path) -> list[str]:
     for kind, parts in verdict.mean["parts"].items():
         shown = [f"{label} {one['skill']:+.3f}" for label, one in parts.items() if math.isfinite(one["skill"])]
         lines.append(f"skill over DF by {kind}: {', '.join(shown)}")
+    lines += _coverage_by_month(verdict.mean["parts"].get("month", {}))
     lines += ["", *(f"note: {note}" for note in verdict.notes)]
     lines += [str(one) for one in verdict.found]
     said = "uses hours after its cutoff" if verdict.peeks else "no use of hours after a cutoff was found"
     return [*lines, f"verdict: {verdict.model} {said}" if verdict.peeks else f"verdict: {said}"]
+
+
+def _coverage_by_month(months: Line) -> list[str]:
+    """Return a line an interval: the share of hours inside it, month by month, as the mean over respondents."""
+    wides = dict.fromkeys(wide for one in months.values() for wide in one.get("coverage", {}))
+    shares = {wide: [(label, one["coverage"].get(wide, math.nan)) for label, one in months.items()] for wide in wides}
+    return [
+        f"{wide} interval covers by month: {', '.join(f'{label} {share:.0%}' for label, share in own if math.isfinite(share))}"
+        for wide, own in shares.items()
+    ]
 
 
 def _over(one: Line | None) -> str:

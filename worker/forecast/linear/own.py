@@ -25,25 +25,28 @@ EXPERTS = 2 * len(PENALTIES) + 1  # shrunk to zero, shrunk to the pooled coeffic
 
 @dataclass(frozen=True)
 class Month:
-    """A month of all respondents, which one fit forecasts."""
+    """A month of all respondents, or several months, which one fit forecasts."""
 
-    rows: dict[int, slice]  # by index of the respondent: its hours of the local month
+    rows: dict[int, slice]  # by index of the respondent: its hours of the local months
     known: int  # hour number: the last hour known to each of them when the first one forecast its first hour
 
 
-def common_months(histories: Sequence[History]) -> list[Month]:
-    """Return the months of all respondents, in order."""
+def common_months(histories: Sequence[History], every: int = 1, first: int = 0) -> list[Month]:
+    """Return the months of all respondents, in order.
+
+    Args:
+        histories: the respondents.
+        every: months that one fit forecasts; the later ones count as part of the first.
+        first: a month with a fit of its own, months since 1970-01.
+    """
     found: dict[int, dict[int, slice]] = {}
     known: dict[int, int] = {}
     for index, history in enumerate(histories):
         for refit in monthly_refits(history, Period(int(history.hours[0]), int(history.hours[-1]))):
-            month = int(
-                history.calendar.day[refit.rows.start : refit.rows.start + 1]
-                .astype("datetime64[D]")
-                .astype("datetime64[M]")
-                .astype(int)[0]
-            )
-            found.setdefault(month, {})[index] = refit.rows
+            day = history.calendar.day[refit.rows.start : refit.rows.start + 1]
+            month = (int(day.astype("datetime64[D]").astype("datetime64[M]").astype(int)[0]) - first) // every
+            own = found.setdefault(month, {})
+            own[index] = slice(own[index].start if index in own else refit.rows.start, refit.rows.stop)
             known[month] = min(known.get(month, refit.known), refit.known)
     return [Month(found[month], known[month]) for month in sorted(found)]
 

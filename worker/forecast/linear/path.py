@@ -24,15 +24,16 @@ class LinearForecast(NamedTuple):
     neighbours: Floats  # and from the forecasts of the authorities around
 
 
-def linear_forecasts(histories: Sequence[History]) -> list[LinearForecast]:
+def linear_forecasts(histories: Sequence[History], months: Sequence[Month] | None = None) -> list[LinearForecast]:
     """Return the forecasts of each authority.
 
     Nothing after an hour's issue time changes its forecast, of any authority.
 
     Args:
         histories: the authorities, which tell about each other.
+        months: what one fit forecasts, as `common_months` returns them; None: each month.
     """
-    months = common_months(histories)
+    months = common_months(histories) if months is None else months
     own = _mixtures(own_experts(histories, months), histories, months, OWN_RATE)
     wide = _mixtures(neighbour_experts(histories, own, months), histories, months, RATE)
     return [

@@ -1,0 +1,14 @@
+"""Entry point of `python -m worker.forecast.backtest`."""
+
+import sys
+
+if __name__ == "__main__":
+    from ingest.console import protect
+    from ringattn.blas import loader as blas
+
+    protect()
+
+    blas.prepare(quiet=True)  # sets threads and BLAS, which must happen before numpy and mlx load
+    from worker.forecast.backtest.cli import main
+
+    sys.exit(main())
