@@ -260,23 +260,32 @@ def forecast(
     settings: Settings,
     region: Annotated[str | None, typer.Option(help="Respondent to forecast, e.g. ERCO.")] = None,
     issue: Annotated[
-        str | None, typer.Option(help="Issue time, local: YYYY-MM-DDT10. Forecasts the next local day.")
+        str | None,
+        typer.Option(help="Issue time, local: YYYY-MM-DDTHH. At 10 the trained model forecasts the next local day."),
+    ] = None,
+    horizon: Annotated[int | None, typer.Option(help="Hours ahead, 1 to 48, by the hourly regressions.")] = None,
+    paths: Annotated[int, typer.Option(help="Scenarios of the hours ahead, by the hourly regressions.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the paths.")] = 0,
+    hourly: Annotated[
+        Path | None, typer.Option(help="Write hourly forecasts of every issue hour to this Parquet file.")
     ] = None,
     table: Annotated[
         Path | None, typer.Option(help="Write forecasts and embeddings of every hour to this Parquet file.")
     ] = None,
-    period: Annotated[str | None, typer.Option(help="With --table: YYYY[-MM[-DD]][:YYYY[-MM[-DD]]].")] = None,
+    period: Annotated[str | None, typer.Option(help="With --table, --hourly: YYYY[-MM[-DD]][:YYYY[-MM[-DD]]].")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw a fan chart to this PNG file.")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Forecast a coming day with a trained model; with --table, every hour on disk."""
-    if (table is None) == (region is None) or (region is not None and issue is None):
+    """Forecast a coming day with a trained model, or up to 48 hours from any hour without one; with --table or --hourly, every hour on disk."""
+    one = region is not None and hourly is None
+    if one + (table is not None) + (hourly is not None) != 1 or (one and issue is None):
         raise UsageError(
-            "forecast: name --region and --issue for one day, or --table FILE.parquet for all hours. "
+            "forecast: name --region and --issue for one issue time, or --table or --hourly FILE.parquet for all hours. "
             "`coordinator forecast --help` has an example."
         )
-    given = {"region": region, "issue": issue, "table": table, "period": period, "plot": plot}
+    given = {"region": region, "issue": issue, "table": table, "hourly": hourly, "period": period, "plot": plot}
+    given |= {"horizon": None if horizon is None else str(horizon), "paths": str(paths), "seed": str(seed)}
     given |= {"data": folder_of(settings), "run": settings["run"]}
     # A worker's program: the coordinator itself never loads the model.
     command = [sys.executable, "-m", "worker.forecast"]

@@ -242,7 +242,7 @@ MISTAKES = (
     Mistake("wrote the report where nothing can be", "coordinator report --out /proc/report.html", INCOMPLETE, ("/proc/report.html", "can't write", "another file with --out"), series),
     Mistake("damaged control's result", "coordinator report", FAILED, ("control/result.json", "can't be read", "`coordinator start --rollouts --data data`"), damaged_control, in_result=True),
     Mistake("forecast before training", "coordinator forecast --region PACW --issue 2024-01-10T10", USAGE, ("data/train", "no finished training", "`coordinator start --train --data data`"), series),
-    Mistake("forecast at no issue time", "coordinator forecast --region PACW --issue 2024-01-10T09", USAGE, ("2024-01-10T09", "10:00 local", "2024-01-10T10")),
+    Mistake("forecast at no issue time", "coordinator forecast --region PACW --issue 2024-01-10", USAGE, ("2024-01-10", "YYYY-MM-DDTHH", "local time")),
     Mistake("forecast half a question", "coordinator forecast --region PACW", USAGE, ("--region and --issue", "--table", "--help")),
     Mistake("judged a file that is not there", "coordinator judge theirs.csv", USAGE, ("theirs.csv", "no such file", "CSV or .parquet", "`coordinator judge --help`")),
     Mistake("backtested a month that is not there", "coordinator backtest --from 2024-02 --to 2024-03", USAGE, ("--from 2024-02", "in 2024-01 alone", "extract more"), series),

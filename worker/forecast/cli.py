@@ -1,9 +1,12 @@
 """Command line of forecasts from a trained checkpoint; `coordinator forecast` runs it.
 
     python -m worker.forecast --region ERCO --issue 2019-08-12T10 --data data [--run data/train] [--json] [--plot FILE.png]
+    python -m worker.forecast --region ERCO --issue 2019-08-12T15 --data data [--horizon 48] [--paths 20] [--seed 0]
     python -m worker.forecast --table FILE.parquet --data data [--run data/train] [--period 2019]
+    python -m worker.forecast --hourly FILE.parquet --data data [--region ERCO,CAL] [--period 2019] [--horizon 36] [--paths 20]
 
-Results go to stdout; messages and errors go to stderr, as JSON lines with `--json`.
+The trained model forecasts the next local day at 10:00. Any other issue hour, --horizon, --paths and --hourly need no training: the
+hourly regressions answer (`worker.forecast.hourly`). The messages and `--json` say which model it was. Results go to stdout; messages and errors go to stderr, as JSON lines with `--json`.
 Exit codes: 0 done, 1 failed, 2 usage, 130 Ctrl-C.
 """
 
@@ -19,23 +22,41 @@ from coordinator.wire.exit_codes import ExitCode
 from ingest.catalog import check_respondents
 from ingest.errors import IngestError, UsageError
 from worker.argparse_errors import Parser
+from worker.forecast.hourly.cli import forecast_issue, is_hourly, write_file
 from worker.forecast.plot import draw_fan_chart
 from worker.forecast.predict import hours_of_issue, load_model, predict
 from worker.forecast.table import format_table, to_rows, write_table
 from worker.training.tokens import Period, open_token_store
 
+MAX_PATHS = 1000
+
 OPTIONS: dict[str, dict[str, Any]] = {
     "--data": {"type": Path, "default": Path("data"), "metavar": "DIR", "help": "data folder (default: data)"},
     "--run": {"type": Path, "metavar": "DIR", "help": "finished run, or one checkpoint (default: DATA/train)"},
-    "--region": {"metavar": "CODE", "help": "respondent to forecast"},
-    "--issue": {"metavar": "YYYY-MM-DDTHH", "help": "issue time, local: forecasts the next local day"},
+    "--region": {
+        "metavar": "CODE",
+        "help": "respondent to forecast; with --hourly also several, e.g. ERCO,CAL (default: all)",
+    },
+    "--issue": {
+        "metavar": "YYYY-MM-DDTHH",
+        "help": "issue time, local: at 10 the trained model forecasts the next local day, at any other hour the hourly regressions",
+    },
+    "--horizon": {"type": int, "metavar": "H", "help": "hours ahead of the hourly regressions, 1 to 48 (default: 48)"},
+    "--paths": {
+        "type": int,
+        "default": 0,
+        "metavar": "N",
+        "help": "scenarios of the hours ahead, also from the hourly regressions",
+    },
+    "--seed": {"type": int, "default": 0, "help": "of the paths (default: 0)"},
+    "--hourly": {"type": Path, "metavar": "FILE.parquet", "help": "hourly forecasts of every issue hour, for control"},
     "--json": {"action": "store_true", "help": "one JSON object on stdout, JSON lines on stderr"},
     "--quiet": {"action": "store_true", "help": "print only errors and the result"},
     "--plot": {"type": Path, "metavar": "FILE.png", "help": "also draw a fan chart"},
     "--table": {"type": Path, "metavar": "FILE.parquet", "help": "forecasts and embeddings of all respondents"},
     "--period": {
         "metavar": "P",
-        "help": "with --table: YYYY[-MM[-DD]][:YYYY[-MM[-DD]]] (default: all on disk)",
+        "help": "with --table and --hourly: YYYY[-MM[-DD]][:YYYY[-MM[-DD]]] (default: all on disk)",
     },
 }
 
@@ -48,8 +69,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         OPTIONS,
     )
     options = parser.parse_args(argv)
-    if (options.table is None) == (options.region is None) or (options.region and not options.issue):
-        parser.error("name --region and --issue for one day, or --table FILE.parquet for all hours")
+    one = options.region is not None and options.hourly is None
+    if one + (options.table is not None) + (options.hourly is not None) != 1 or (one and not options.issue):
+        parser.error("name --region and --issue for one issue time, or --table or --hourly FILE.parquet for all hours")
+    if not 0 <= options.paths <= MAX_PATHS:
+        parser.error(f"--paths {options.paths} is not between 0 and {MAX_PATHS}")
     return options
 
 
@@ -87,10 +111,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, log: Callable[[str], None]) -> str:
-    """Forecast one day or write the table; return the text for stdout."""
+    """Forecast one issue time or write a table; return the text for stdout."""
+    if options.hourly is not None:
+        return write_file(options, log)
     if options.region is not None:
         region = options.region.upper()
         check_respondents([region])
+        if is_hourly(options):
+            return forecast_issue(options, region, log)
         hours = hours_of_issue(region, options.issue)  # before the model is loaded
     trained = load_model(options.run or options.data / "train")
     store = open_token_store(options.data, trained.respondents, trained.reference, log)
@@ -100,7 +128,7 @@ def _run(options: argparse.Namespace, log: Callable[[str], None]) -> str:
         count = write_table(trained, store, period, options.table, log)
         result = {"table": str(options.table), "rows": count}
         return json.dumps(result) if options.json else f"{count:,} rows in {options.table}"
-    log(f"forecasting {region} with {trained.path}")
+    log(f"forecasting {region} with the trained model {trained.path}")
     forecast = predict(trained, store, region, hours)
     if options.plot is not None:
         draw_fan_chart([forecast], options.plot)

@@ -16,10 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from ingest.calendar import calendar_of
+from ingest.columns import hour_number
 from ingest.features import COLUMNS, CONDITION, FEATURES, make_tokens
 from ringattn.layout import Layout
 from tests.unit.ingest.test_features import poisoned, series
 from worker.forecast.cli import main
+from worker.forecast.hourly.table import read_hourly
 from worker.forecast.model.network import QUANTILES, Forecaster, ModelConfig
 from worker.forecast.predict import hours_of_issue, load_model, predict, predict_raw
 from worker.training.data import build_local_batch, draw_pieces
@@ -171,12 +173,37 @@ def test_table_for_control_has_every_hour(forecast: Forecast, tmp_path: Path) ->
     assert (np.diff(q, axis=0) > 0).all()
 
 
+def test_other_issue_hours_are_forecast_by_the_hourly_regressions(forecast: Forecast, tmp_path: Path) -> None:
+    """At 10:00 too where a horizon or paths are asked for; the file for control has the same numbers."""
+    flags = ("--region", "PACW", "--horizon", "3", "--paths", "4", "--seed", "7")
+    for issue in ("2023-02-01T15", "2023-02-01T10"):
+        code, out, err = forecast(*flags, "--issue", issue, "--json")
+        assert code == 0 and "hourly regressions" in err, err
+        found = json.loads(out)
+        first = int(np.datetime64(issue, "h").astype(int)) + 8  # PST
+        assert found["model"] == "hourly regressions"
+        assert [hour_number(row["period"]) for row in found["hours"]] == [first + k for k in (1, 2, 3)]
+        for row in found["hours"]:
+            values = [row[f"q{level:g}"] for level in QUANTILES]
+            assert values == sorted(values) and 1000 < values[3] < 6000 and len(row["paths"]) == 4
+    path = tmp_path / "hourly.parquet"
+    code, out, err = forecast("--hourly", str(path), *flags, "--period", "2023-02-01:2023-02-02", "--json")
+    assert code == 0 and json.loads(out)["rows"] == 48, err
+    hourly = read_hourly(path)["PACW"]
+    row = int(np.searchsorted(hourly.issues, first))
+    for name, lists in (("q0.5", hourly.median), ("paths", hourly.paths)):
+        np.testing.assert_allclose(lists[row], [hour[name] for hour in found["hours"]], atol=0.06)
+    assert hourly.quantiles.shape == (48, 3, len(QUANTILES)) and hourly.paths.shape == (48, 3, 4)
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
         (("--region", "MISO", "--issue", "2023-02-01T10"), "not among those trained on"),
-        (("--region", "PACW", "--issue", "2023-02-01T09"), "10:00 local"),
-        (("--region", "PACW", "--issue", "01.02.2023"), "YYYY-MM-DDT10"),
+        (("--region", "PACW", "--issue", "01.02.2023"), "YYYY-MM-DDTHH"),
+        (("--region", "PACW", "--issue", "2033-02-01T09"), "extract them"),
+        (("--region", "PACW", "--issue", "2023-02-01T09", "--horizon", "49"), "1 to 48"),
+        (("--hourly", "x.parquet", "--paths", "-1"), "--paths -1"),
         (("--region", "PACW", "--issue", "2033-02-01T10"), "extract them"),
         (("--region", "PACW"), "--issue"),
         (("--region", "PACW", "--issue", "2023-02-01T10", "--run", "nowhere"), "coordinator start --train"),
