@@ -12,6 +12,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
@@ -22,6 +23,7 @@ from ringattn.layout import Layout
 from tests.unit.ingest.test_features import poisoned, series
 from worker.forecast.cli import main
 from worker.forecast.hourly.table import read_hourly
+from worker.forecast.judge.cli import main as judge_main
 from worker.forecast.model.network import QUANTILES, Forecaster, ModelConfig
 from worker.forecast.predict import hours_of_issue, load_model, predict, predict_raw
 from worker.training.data import build_local_batch, draw_pieces
@@ -144,6 +146,41 @@ def test_live_forecasts_day_by_day_have_the_intervals_of_a_backtest(trained: Pat
         part = slice(day.first - days[0].first, day.last + 1 - days[0].first)
         np.testing.assert_allclose(found.quantiles, backtest.quantiles[part], rtol=1e-5)
         assert np.abs(found.quantiles - own.quantiles[part]).max() > 1  # MWh: there is something to compare
+
+
+def test_judge_compares_a_file_with_the_trained_model(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On hours after those that validated it; a file of earlier ones is judged without it, and a note says so."""
+    model = load_model(trained / "train")
+    store = open_token_store(trained, model.respondents, model.reference)
+    found = {}
+    for first, last, names in (
+        ("2023-02-01", "2023-02-26", model.respondents),
+        ("2023-01-31", "2023-02-02", ("PACW",)),
+    ):
+        parts = []
+        for name in names:
+            one = predict(model, store, name, Period.parse(f"{first}:{last}", "period"))
+            cutoff = calendar_of(name, int(one.hours[0]), int(one.hours[-1])).issue
+            ds, known = (hours.astype("datetime64[h]").astype("datetime64[s]") for hours in (one.hours, cutoff))
+            columns = {"unique_id": name, "ds": ds, "cutoff": known, "q0.5": one.operator - 5, "ours": one.median}
+            parts.append(pd.DataFrame({**columns, "actual": one.demand}))
+        whole = pd.concat(parts)
+        whole[["unique_id", "ds", "cutoff", "q0.5"]].to_parquet(path := tmp_path / f"{first}.parquet")
+        assert judge_main(["--file", str(path), "--data", str(trained), "--json", "--quiet"]) == 0
+        found[first] = json.loads(capsys.readouterr().out), whole
+    verdict, whole = found["2023-02-01"]
+    for name in model.respondents:
+        own = whole[whole["unique_id"] == name]
+        mae = (own["actual"] - own["ours"]).abs().mean()
+        line = verdict["respondents"][name]
+        assert line["over"]["ours"]["mae"] == pytest.approx(mae, rel=1e-4)
+        assert line["over"]["ours"]["skill"] == pytest.approx(1 - line["mae"] / mae, rel=1e-4)
+    assert verdict["mean"]["over"]["ours"]["of"] == len(model.respondents)
+    verdict, _ = found["2023-01-31"]
+    assert "ours" not in verdict["mean"]["over"]
+    assert any("validated on hours up to 2023-01-31T23" in note for note in verdict["notes"])
 
 
 def test_coordinator_prints_a_table_and_draws_a_fan_chart(trained: Path, tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """Quantiles around a point forecast, from its own errors that each issue time knows.
 
-The errors of the same local hour and of the hours beside it, over the last whole days, give the distance of each quantile from the point
-forecast, in units of the reference's scale; adaptive conformal inference (`worker.forecast.model.conformal`) then corrects the widths by
-how often the intervals issued before covered the outcome. Both are functions of the issue time: the same live as in a backtest.
+The errors of the same local hour over the last whole days give the distance of each quantile from the point forecast, in units of the
+reference's scale; adaptive conformal inference (`worker.forecast.model.conformal`) then corrects the widths by how often the intervals issued
+before covered the outcome. Both are functions of the issue time: the same live as in a backtest.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from worker.forecast.model.conformal import PAIRS, WARM_UP, calibrated
 from worker.forecast.model.network import MEDIAN, QUANTILES
 
 VERSION = 1  # raised when the quantiles change
-WINDOW = 180  # days whose errors count; chosen on 2018, as BESIDE is
-BESIDE = 1  # local hours before and after the hour whose errors count as its own
+WINDOW = 365  # days whose errors count; chosen on 2018
 FEWEST = 60  # errors below which an hour has no quantile but the median
 LEAST = 1e-3  # scales: a distance of zero could never be corrected by a factor
 DAY = 24  # hours
@@ -52,9 +51,7 @@ def _distances(error: Floats, calendar: Calendar) -> NDArray[np.float64]:
     starts = np.searchsorted(calendar.day, np.arange(len(table)) + first)
     for day, start in enumerate(starts):
         whole = _whole_days(calendar, int(calendar.issue[start]))  # by the issue time
-        past = padded[whole : whole + WINDOW]  # the days whole - WINDOW to whole - 1
-        beside = [np.roll(past, shift, axis=1) for shift in range(-BESIDE, BESIDE + 1)]
-        found[day] = _quantiles(np.concatenate(beside))
+        found[day] = _quantiles(padded[whole : whole + WINDOW])  # the days whole - WINDOW to whole - 1
     side = np.sign(np.array(QUANTILES) - 0.5)
     wide = np.where(side < 0, np.minimum(found, -LEAST), np.where(side > 0, np.maximum(found, LEAST), 0.0))
     return np.where(np.isfinite(found), wide, np.nan)[days, calendar.hour]
