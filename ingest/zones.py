@@ -6,6 +6,9 @@ show them (`tests/unit/ingest/test_calendar.py`); LGEE's begin at 05:00 UTC in s
 SWPW are newer than the table: their zone is the one in which they lie.
 """
 
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
+
 from ingest.errors import UsageError
 
 _EASTERN, _CENTRAL, _MOUNTAIN = "America/New_York", "America/Chicago", "America/Denver"
@@ -29,3 +32,13 @@ def zone_of(respondent: str) -> str:
     if respondent not in ZONES:
         raise UsageError(f"the time zone of {respondent} is unknown; choose one of {', '.join(sorted(ZONES))}")
     return ZONES[respondent]
+
+
+def standard_offset(respondent: str) -> int:
+    """Return the hours from UTC to the standard time of a respondent's zone: -5 for Eastern; daylight saving does not move it.
+
+    Raises:
+        UsageError: as for `zone_of`.
+    """
+    winter = datetime(2020, 1, 1, tzinfo=ZoneInfo(zone_of(respondent)))
+    return (winter.replace(tzinfo=UTC) - winter) // timedelta(hours=1)

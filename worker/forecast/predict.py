@@ -21,6 +21,7 @@ from worker.forecast.model.checkpoint import CheckpointError
 from worker.forecast.model.conformal import PAIRS, WARM_UP, calibrated
 from worker.forecast.model.network import MEDIAN, QUANTILES, Forecaster, ModelConfig, ascending
 from worker.training.data import build_local_batch
+from worker.training.segments import groups_of, segment_of
 from worker.training.tokens import Normalisation, Period, Piece, TokenStore
 
 
@@ -145,19 +146,32 @@ def predict_raw(trained: TrainedModel, store: TokenStore, respondent: str, perio
     if period.first < stored.first or period.last > stored.last:
         raise UsageError(f"{respondent} has hours from {stored}, not all of {period}: extract them")
     first = max(stored.first, period.first - trained.model.config.context - WARM_UP)
-    piece = Piece(region, first, period.last - first + 1)
     whole = Period(first, period.last)
-    local = build_local_batch(store, [piece], trained.norm, layout=Layout("contiguous"), size=1, rank=0, scored=whole)
+    (members,) = (group for group in groups_of(trained.respondents, trained.model.config.scope) if region in group)
+    segment = segment_of(store, [Piece(one, first, period.last - first + 1) for one in members])
+    local = build_local_batch(store, [segment], trained.norm, layout=Layout("contiguous"), size=1, rank=0, scored=whole)
     embedding = trained.model.embedding(local.batch)
-    return RawForecast(
-        respondent,
-        local.hours,
-        calendar_of(respondent, first, period.last).issue,
+    rows = local.regions[0] == region
+    hours = in_time(local.hours, rows)
+    asked = (hours >= first) & (hours <= period.last)
+    arrays = (
         np.array(ascending(trained.model.head(embedding))).astype(np.float64),
         np.where(np.array(local.valid) > 0, np.array(local.target), np.nan),
         local.columns,
         np.array(embedding),
     )
+    return RawForecast(
+        respondent,
+        hours[asked],
+        calendar_of(respondent, first, period.last).issue,
+        *(in_time(array, rows)[asked] for array in arrays),
+    )
+
+
+def in_time(x: NDArray[Any], rows: NDArray[np.bool_]) -> NDArray[Any]:
+    """Return the hours of some rows of x [24, row, …] one after the other, [hour, …]."""
+    days = x[:, rows].swapaxes(0, 1)
+    return days.reshape(-1, *days.shape[2:])
 
 
 def hours_of_issue(respondent: str, issue: str) -> Period:

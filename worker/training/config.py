@@ -10,6 +10,7 @@ from ingest.errors import UsageError
 from ingest.features import Reference
 from ingest.settings import Layer, check_keys, read_toml, resolve, settings_of
 from worker.argparse_errors import Parser
+from worker.training.segments import Scope
 from worker.training.tokens import Period
 
 _PERIOD = "period `YYYY[-MM[-DD]]:YYYY[-MM[-DD]]`, or one year, of the hours that"
@@ -34,7 +35,10 @@ class TrainConfig:
     ] = "DF"
     train: Annotated[str, f"{_PERIOD} train; empty: all years on disk but the last two"] = ""
     validate: Annotated[str, f"{_PERIOD} validate; empty: the last year but one (the last is kept for tests)"] = ""
-    context: Annotated[int, "hours that a token attends to"] = 26280
+    scope: Annotated[
+        Scope, "whose hours a token attends to: its respondent's own, those of its time zone's, of all"
+    ] = "own"
+    context: Annotated[int, "hours back to which a token attends"] = 26280
     dim: Annotated[int, "width of the model"] = 64
     layers: Annotated[int, "feed-forward layers"] = 2
     heads: Annotated[int, "attention heads"] = 2
@@ -42,7 +46,7 @@ class TrainConfig:
     hidden: Annotated[int, "width of a feed-forward layer's hidden units"] = 128
     dropout: Annotated[float, "dropout rate"] = 0.3
     steps: Annotated[int, "optimiser steps, if validation does not end the run before"] = 160
-    pieces: Annotated[int, "pieces of series in a step"] = 6
+    pieces: Annotated[int, "pieces of series in a step; 0: one a respondent, 6 at least"] = 0
     piece_hours: Annotated[int, "hours of a piece"] = 4380
     learning_rate: Annotated[float, "AdamW's peak rate, after linear warm-up and before cosine decay to zero"] = 2e-3
     warmup: Annotated[int, "steps of the warm-up"] = 30

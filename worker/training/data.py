@@ -1,39 +1,67 @@
-"""Batches: the pieces of series that a step sees, and this rank's part of the packed sequence.
+"""Batches: this rank's part of the sequence of a step, as rows of a day (`worker.training.segments`), read from the token store."""
 
-The pieces of a step are a function of (seed, step): a run that resumes from a checkpoint needs no other state, and ranks draw the
-same pieces without a message.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from ingest.errors import UsageError
-from ingest.features import BOUND, COLUMNS, FEATURES, MEMORY_LAG
+from ingest.features import BOUND, COLUMNS, DAY, FEATURES
 from ringattn.layout import Layout, local_positions
 from worker.forecast.model.network import Batch
-from worker.training.tokens import FLIP, TARGET, Normalisation, Period, Piece, TokenStore
+from worker.training.segments import Segment, first_hour
+from worker.training.tokens import FLIP, INPUTS, TARGET, Normalisation, Period, TokenStore
+
+NOON = 12  # hour of a day in standard time whose condition its row has: with or without daylight saving it is of the same local day
 
 
 @dataclass(frozen=True)
 class LocalBatch:
-    """A rank's part of a packed sequence; arrays are [T_local]."""
+    """A rank's part of a packed sequence; arrays are [24, row]: hour of a day in standard time, day of a respondent."""
 
     batch: Batch
     target: mx.array  # float32; 0 where there is none
     valid: mx.array  # float32; 1 where a target counts
     total: int  # hours of the whole sequence
-    columns: NDArray[np.float32]  # [T_local, (reference, scale, demand, operator)]
+    columns: NDArray[np.float32]  # [24, row, (reference, scale, demand, operator)]
     hours: NDArray[np.int64]
     regions: NDArray[np.int32]
 
 
+@dataclass(frozen=True)
+class _Arrays:
+    """What a batch is made of, to be filled run by run; zeros where nothing is known."""
+
+    features: NDArray[np.float32]  # [24, row, feature]
+    condition: NDArray[np.float32]  # [row, condition]
+    memory: NDArray[np.float32]  # [24, row, feature + 1]
+    memory_condition: NDArray[np.float32]  # [row, condition]
+    remembers: NDArray[np.float32]  # [row]
+    target: NDArray[np.float32]  # [24, row]
+    valid: NDArray[np.bool_]  # [24, row]
+    columns: NDArray[np.float32]  # [24, row, 4]
+    hours: NDArray[np.int64]  # [24, row]
+
+    @classmethod
+    def empty(cls, rows: int) -> "_Arrays":
+        features, conditions = len(FEATURES), len(INPUTS) - len(FEATURES)
+        return cls(
+            np.zeros((DAY, rows, features), np.float32),
+            np.zeros((rows, conditions), np.float32),
+            np.zeros((DAY, rows, features + 1), np.float32),
+            np.zeros((rows, conditions), np.float32),
+            np.zeros(rows, np.float32),
+            np.zeros((DAY, rows), np.float32),
+            np.zeros((DAY, rows), bool),
+            np.zeros((DAY, rows, len(COLUMNS) - 1), np.float32),
+            np.zeros((DAY, rows), np.int64),
+        )
+
+
 def build_local_batch(
     store: TokenStore,
-    pieces: Sequence[Piece],
+    segments: Sequence[Segment],
     norm: Normalisation,
     *,
     layout: Layout,
@@ -42,135 +70,103 @@ def build_local_batch(
     scored: Period,
     signs: Sequence[float] | None = None,
 ) -> LocalBatch:
-    """Build rank `rank`'s part of the sequence that packs `pieces`.
+    """Build rank `rank`'s part of the sequence that packs `segments`.
 
     Args:
         store: the tokens.
-        pieces: segments of the sequence.
+        segments: what the sequence consists of.
         norm: normalisation of the inputs.
-        layout: layout of the sequence over the ranks.
+        layout: layout of the sequence's rows over the ranks.
         size: number of ranks.
         rank: this rank.
-        scored: hours whose targets count.
-        signs: one a piece, 1 or -1; -1 flips the sign of the errors. None flips none.
+        scored: hours whose targets count, as far as they are in a piece.
+        signs: one a segment, 1 or -1; -1 flips the sign of the errors. None flips none.
     """
-    lengths = np.array([piece.hours for piece in pieces])
-    starts = np.cumsum([0, *lengths])
+    starts = np.cumsum([0, *(segment.rows for segment in segments)])
     positions = local_positions(layout, int(starts[-1]), size, rank).astype(np.int64)
     owner = np.searchsorted(starts, positions, side="right") - 1
+    members = np.array([len(segment.pieces) for segment in segments])[owner]
     within = positions - starts[owner]
-    rows, past = _read_rows(store, pieces, owner, within)
-    sign = np.array([1.0] * len(pieces) if signs is None else signs, np.float32)[owner]
-    inputs = _normalise(rows, norm, sign)
-    outcome = np.clip(past[:, TARGET:], -BOUND, BOUND) * sign[:, None]
-    memory = np.nan_to_num(np.concatenate([_normalise(past, norm, sign), outcome], axis=1)).astype(np.float32)
-    hours = np.array([piece.first for piece in pieces])[owner] + within
-    regions = np.array([piece.region for piece in pieces], np.int32)[owner]
-    target = rows[:, TARGET] * sign
-    valid = np.isfinite(target) & (hours >= scored.first) & (hours <= scored.last)
-    days = np.cumsum([0, *(lengths // 24 + 1)])
+    days, number = within // members, within % members
+    arrays, regions = _Arrays.empty(len(positions)), np.zeros(len(positions), np.int32)
+    for index, segment in enumerate(segments):
+        sign = 1.0 if signs is None else signs[index]
+        for member, piece in enumerate(segment.pieces):
+            mine = np.flatnonzero((owner == index) & (number == member))
+            regions[mine] = piece.region
+            for at in _runs(mine, days[mine]):
+                _fill(arrays, at, store, segment, member, int(days[at.start]), norm, sign)
+    hours = np.array([[piece.first, piece.first + piece.hours - 1] for s in segments for piece in s.pieces])
+    piece = np.cumsum([0, *(len(segment.pieces) for segment in segments)])[owner] + number
+    first, last = hours[piece].T
+    arrays.valid[...] &= (arrays.hours >= np.maximum(first, scored.first)) & (
+        arrays.hours <= np.minimum(last, scored.last)
+    )
+    arrays.target[~arrays.valid] = 0
     batch = Batch(
-        mx.array(inputs[:, : len(FEATURES)]),
-        mx.array(inputs[:, len(FEATURES) :]),
-        mx.array(memory),
+        mx.array(arrays.features),
+        mx.array(arrays.condition),
+        mx.array(arrays.memory),
+        mx.array(arrays.memory_condition),
+        mx.array(arrays.remembers),
         mx.array(regions),
-        mx.array(within.astype(np.float32)),
+        mx.array(days.astype(np.float32)),
         mx.array(owner.astype(np.int32)),
-        mx.array((days[owner] + within // 24).astype(np.int32)),
-        int(days[-1]),
+        mx.array(positions.astype(np.int32)),
+        int(starts[-1]),
+        max(len(segment.pieces) for segment in segments),
         layout,
     )
     return LocalBatch(
         batch,
-        mx.array(np.where(valid, target, 0.0).astype(np.float32)),
-        mx.array(valid.astype(np.float32)),
-        int(starts[-1]),
-        rows[:, TARGET + 1 :],
-        hours,
-        regions,
+        mx.array(arrays.target),
+        mx.array(arrays.valid.astype(np.float32)),
+        int(starts[-1]) * DAY,
+        arrays.columns,
+        arrays.hours,
+        np.broadcast_to(regions, arrays.hours.shape),
     )
 
 
-def _read_rows(
-    store: TokenStore, pieces: Sequence[Piece], owner: NDArray[np.int64], within: NDArray[np.int64]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Read the rows of local tokens and of the hours that they remember.
-
-    Args:
-        store: the tokens.
-        pieces: segments of the sequence.
-        owner: [T_local] index of each token's piece.
-        within: [T_local] hours from the start of the piece.
-
-    Returns:
-        Rows [T_local, TARGET + COLUMNS]; inputs and target [T_local, TARGET + 1] of the hour MEMORY_LAG before, NaN where that is
-        outside the piece.
-    """
-    rows = np.empty((len(owner), TARGET + len(COLUMNS)), np.float32)
-    past = np.empty((len(owner), TARGET + 1), np.float32)
-    for i, piece in enumerate(pieces):
-        mine = owner == i
-        if not mine.any():
-            continue
-        inside = within[mine]
-        before = np.maximum(inside - MEMORY_LAG, 0)
-        if inside[-1] - inside[0] + 1 == len(inside):  # one run: slices read the memory map without a copy
-            rows[mine] = store.rows(piece, slice(inside[0], inside[-1] + 1))
-            remembered = store.rows(piece, slice(before[0], before[-1] + 1))[before - before[0]]
-        else:
-            rows[mine] = store.rows(piece, inside)
-            remembered = store.rows(piece, before)
-        past[mine] = np.where((inside >= MEMORY_LAG)[:, None], remembered[:, : TARGET + 1], np.nan)
-    return rows, past
+def _runs(at: NDArray[np.int64], days: NDArray[np.int64]) -> Iterator[slice]:
+    """Return where rows of one respondent lie in the local order, as slices of consecutive days."""
+    step = int(at[1] - at[0]) if len(at) > 1 else 1
+    cuts = np.flatnonzero((np.diff(days) != 1) | (np.diff(at) != step)) + 1
+    for part in np.split(at, cuts):
+        if len(part):
+            yield slice(int(part[0]), int(part[-1]) + 1, step)
 
 
-def _normalise(rows: NDArray[np.float32], norm: Normalisation, sign: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the inputs [T, TARGET] of rows, normalised, and with the sign of errors flipped where `sign` [T] is -1."""
-    flip = np.where(FLIP < 0, sign[:, None], np.float32(1.0))
-    return (rows[:, :TARGET] - norm.mean) / norm.deviation * flip
-
-
-def draw_pieces(store: TokenStore, period: Period, hours: int, count: int, seed: int, step: int) -> list[Piece]:
-    """Draw the pieces of a step; the same for the same (seed, step).
-
-    Args:
-        store: the tokens.
-        period: hours to draw from.
-        hours: length of a piece at most.
-        count: number of pieces. Respondents are drawn equally often.
-        seed: The run's seed.
-        step: Number of the step in the run.
-
-    Returns:
-        Pieces inside `period`, each with at least one hour that has a target.
-
-    Raises:
-        UsageError: if a respondent has no such hour.
-    """
-    draw = np.random.default_rng((seed, step))
-    regions = np.concatenate(
-        [draw.permutation(len(store.respondents)) for _ in range(-(-count // len(store.respondents)))]
-    )[:count]
-    pieces = []
-    for region in regions:
-        available = store.period(int(region))
-        first, last = max(available.first, period.first), min(available.last, period.last)
-        targets = store.targets(int(region), period)
-        if not len(targets):
-            raise UsageError(
-                f"{store.respondents[region]} has no hour of both demand and forecast in {period}: extract it, "
-                "or name other periods"
-            )
-        length = min(hours, last - first + 1)
-        start = int(draw.choice(targets)) - int(draw.integers(length))
-        pieces.append(Piece(int(region), min(max(start, first), last - length + 1), length))
-    return pieces
-
-
-def draw_sign_flips(count: int, rate: float, seed: int, step: int) -> list[float]:
-    """Draw a sign for each of `count` pieces: -1 with probability `rate`, else 1.
-
-    A series with the sign of its errors flipped is as good an example (data augmentation).
-    """
-    draw = np.random.default_rng((seed, step, 1))
-    return [-1.0 if x < rate else 1.0 for x in draw.random(count)]
+def _fill(
+    arrays: _Arrays,
+    at: slice,
+    store: TokenStore,
+    segment: Segment,
+    member: int,
+    day: int,
+    norm: Normalisation,
+    sign: float,
+) -> None:
+    """Fill the rows `at` with consecutive days of a member, from the segment's day `day` on, and with what they remember."""
+    count, lag, features = len(range(at.start, at.stop, at.step)), segment.memory_days, len(FEATURES)
+    start = first_hour(segment.first_day + day - lag, segment.offsets[member])
+    region = segment.pieces[member].region
+    rows = store.rows(region, start, (count + lag) * DAY).reshape(count + lag, DAY, -1)
+    now, past = rows[lag:].swapaxes(0, 1), rows[:count].swapaxes(0, 1)  # [24, row, column]
+    factor = np.where(FLIP < 0, np.float32(sign), np.float32(1)) / norm.deviation
+    for there, given in ((arrays.features, now), (arrays.memory, past)):
+        out = there[:, at, :features]
+        np.subtract(given[:, :, :features], norm.mean[:features], out=out)
+        out *= factor[:features]
+    for known, given in ((arrays.condition, now), (arrays.memory_condition, past)):
+        known[at] = (given[NOON, :, features:TARGET] - norm.mean[features:]) * factor[features:]
+    outcome = past[:, :, TARGET] * np.float32(sign)
+    arrays.memory[:, at, features] = np.nan_to_num(np.clip(outcome, -BOUND, BOUND))
+    arrays.remembers[at] = np.isfinite(outcome).any(axis=0)
+    if np.isnan(rows[:, :, 0]).any():  # hours that the store does not have
+        for filled in (arrays.features[:, at], arrays.memory[:, at], arrays.condition[at], arrays.memory_condition[at]):
+            np.nan_to_num(filled, copy=False)
+    arrays.target[:, at] = now[:, :, TARGET] * np.float32(sign)
+    arrays.valid[:, at] = np.isfinite(arrays.target[:, at])
+    arrays.columns[:, at] = now[:, :, TARGET + 1 :]
+    arrays.hours[:, at] = (start + lag * DAY + np.arange(count * DAY)).reshape(count, DAY).T

@@ -33,10 +33,12 @@ from worker.forecast.model import checkpoint, conformal
 from worker.forecast.model.checkpoint import Checkpoint
 from worker.forecast.model.network import MEDIAN, QUANTILES, Forecaster, ModelConfig, pinball
 from worker.training.config import RESUMABLE, TrainConfig, periods, plain
-from worker.training.data import LocalBatch, build_local_batch, draw_pieces, draw_sign_flips
+from worker.training.data import LocalBatch, build_local_batch
 from worker.training.metrics import MetricsWriter, StepRecord, peak_bytes
+from worker.training.segments import Segment, draw_segments, draw_sign_flips, groups_of, segment_of
 from worker.training.tokens import Normalisation, Period, Piece, open_token_store
 
+MIN_PIECES = 6  # of a step by default; more respondents have one each
 INPUTS = [features.VERSION, *features.FEATURES, *features.CONDITION]
 
 
@@ -72,6 +74,7 @@ class Trainer:
         self.train, self.validate = periods(config, years)
         self.store = open_token_store(config.data, respondents, config.reference)
         self._log(f"{', '.join(respondents)}; training {self.train}, validation {self.validate} (UTC)")
+        self.groups = groups_of(respondents, config.scope)
         self.checkpoints = config.run_dir / "checkpoints"
         found, rejected = checkpoint.newest(self.checkpoints)
         for reason in rejected:
@@ -128,9 +131,10 @@ class Trainer:
         c, p = self.config, self.progress
         p.step += 1
         began = time.monotonic()
-        pieces = draw_pieces(self.store, self.train, c.piece_hours, c.pieces, c.seed, p.step)
-        signs = draw_sign_flips(len(pieces), c.flip, c.seed, p.step)
-        local = self._local_batch(pieces, self.train, signs)
+        count = c.pieces or max(MIN_PIECES, len(self.store.respondents))
+        segments = draw_segments(self.store, self.groups, self.train, c.piece_hours, count, c.seed, p.step)
+        signs = draw_sign_flips(len(segments), c.flip, c.seed, p.step)
+        local = self._local_batch(segments, self.train, signs)
         key = mx.random.key(c.seed * 1_000_003 + p.step)
         with ringattn.trace() as hops:
             loss, gradients = self.gradient(self.model, local, key)
@@ -155,10 +159,12 @@ class Trainer:
             self._log(f"step {p.step}: rebalanced the sequence by rank speed: {shares} of an equal share")
         return stopping
 
-    def _local_batch(self, pieces: Sequence[Piece], scored: Period, signs: Sequence[float] | None = None) -> LocalBatch:
+    def _local_batch(
+        self, segments: Sequence[Segment], scored: Period, signs: Sequence[float] | None = None
+    ) -> LocalBatch:
         layout = self.balancer.layout
         return build_local_batch(
-            self.store, pieces, self.norm, layout=layout, size=self.size, rank=self.rank, scored=scored, signs=signs
+            self.store, segments, self.norm, layout=layout, size=self.size, rank=self.rank, scored=scored, signs=signs
         )
 
     def _all_sum(self, loss: mx.array, count: mx.array, gradients: Any) -> tuple[float, Any, bool, list[float]]:
@@ -225,26 +231,28 @@ class Trainer:
         """
         period, regions = self.validate, len(self.store.respondents)
         firsts = [max(self.store.period(i).first, period.first - self.config.context) for i in range(regions)]
-        local = self._local_batch([Piece(i, first, period.last - first + 1) for i, first in enumerate(firsts)], period)
+        pieces = [Piece(i, first, period.last - first + 1) for i, first in enumerate(firsts)]
+        local = self._local_batch(
+            [segment_of(self.store, [pieces[i] for i in members]) for members in self.groups], period
+        )
         quantiles = np.array(self.model(local.batch))
         valid, target = np.array(local.valid) > 0, np.array(local.target)
-        scale = local.columns[:, 1]
-        inside = (target >= quantiles[:, QUANTILES.index(0.1)]) & (target <= quantiles[:, QUANTILES.index(0.9)])
-        errors = np.abs(target - quantiles[:, MEDIAN]) * scale
+        _, scale, demand, operator = np.moveaxis(local.columns, -1, 0)
+        inside = (target >= quantiles[..., QUANTILES.index(0.1)]) & (target <= quantiles[..., QUANTILES.index(0.9)])
+        errors = np.abs(target - quantiles[..., MEDIAN]) * scale
         # A model that corrects the linear forecast is judged by what both add to DF, as one that corrects DF is.
-        _, _, demand, operator = local.columns.T
         rival = np.abs(demand - operator) if self.config.reference == "linear" else np.abs(target) * scale
         columns = (errors, rival, inside.astype(float), np.ones_like(scale))
         sums = [np.bincount(local.regions[valid], x[valid], minlength=regions) for x in columns]
         total = mx.distributed.all_sum(mx.array(np.stack(sums, axis=1).astype(np.float32)), group=self.group)
-        model, reference, covered, count = np.array(total).T
-        if not reference.all():
-            missing = [name for name, x in zip(self.store.respondents, reference, strict=True) if not x]
+        model, rivals, covered, count = np.array(total).T
+        if not rivals.all():
+            missing = [name for name, x in zip(self.store.respondents, rivals, strict=True) if not x]
             raise UsageError(
                 f"{', '.join(missing)}: no hour of {period} has both a demand and a reference forecast to validate with; "
                 "choose another period with --validate"
             )
-        skills = 1 - model / reference
+        skills = 1 - model / rivals
         widths = self._widths(local, np.where(valid, target, np.nan), quantiles)
         return (
             dict(zip(self.store.respondents, skills.tolist(), strict=True)),

@@ -86,10 +86,17 @@ class TokenStore:
         first, rows = self.maps[region]
         return Period(first, first + len(rows) - 1)
 
-    def rows(self, piece: Piece, inside: NDArray[np.int64] | slice) -> NDArray[np.float32]:
-        """Read the rows [row, column] at the hours `inside` a piece, and no others."""
-        first, rows = self.maps[piece.region]
-        return rows[piece.first - first : piece.first - first + piece.hours][inside]
+    def rows(self, region: int, first: int, count: int) -> NDArray[np.float32]:
+        """Return the rows [hour, column] of `count` hours from `first` on, NaN where the store has none; a view where it has all."""
+        start, rows = self.maps[region]
+        low, high = first - start, first - start + count
+        if low >= 0 and high <= len(rows):
+            return rows[low:high]
+        padded = np.full((count, rows.shape[1]), np.nan, np.float32)
+        inside = slice(max(low, 0), max(min(high, len(rows)), 0))
+        found = rows[inside]
+        padded[inside.start - low : inside.start - low + len(found)] = found
+        return padded
 
     def targets(self, region: int, period: Period) -> NDArray[np.int64]:
         """Return the hour numbers of `period` that have a target."""

@@ -25,8 +25,9 @@ from worker.forecast.cli import main
 from worker.forecast.hourly.table import read_hourly
 from worker.forecast.judge.cli import main as judge_main
 from worker.forecast.model.network import QUANTILES, Forecaster, ModelConfig
-from worker.forecast.predict import hours_of_issue, load_model, predict, predict_raw
-from worker.training.data import build_local_batch, draw_pieces
+from worker.forecast.predict import hours_of_issue, in_time, load_model, predict, predict_raw
+from worker.training.data import build_local_batch
+from worker.training.segments import draw_segments, groups_of, segment_of
 from worker.training.tokens import TARGET, Normalisation, Period, Piece, TokenStore, open_token_store, token_rows
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -58,59 +59,77 @@ def forecast(trained: Path, capsys: pytest.CaptureFixture[str]) -> Forecast:
     return run
 
 
-def model() -> Forecaster:
+def model(respondents: int, scope: str) -> Forecaster:
     """Random weights, so that every input matters."""
     mx.random.seed(3)
-    made = Forecaster(ModelConfig(len(FEATURES), len(CONDITION), 1, context=24 * 60, dim=16, hidden=16))
+    shape = ModelConfig(len(FEATURES), len(CONDITION), respondents, context=24 * 60, dim=16, hidden=16, scope=scope)
+    made = Forecaster(shape)
     made.head.weight = mx.random.normal(made.head.weight.shape)
     return made
 
 
-@pytest.mark.parametrize("day", [90, 137, 180])
-def test_forecasts_use_nothing_after_their_issue_time(day: int) -> None:
-    clean = series(day)
-    tokens = make_tokens("PACW", clean)
-    calendar = tokens.calendar
+@pytest.mark.parametrize(
+    ("names", "scope", "day"),
+    [
+        (("PACW",), "own", 90),
+        (("PACW",), "own", 137),
+        (("PACW",), "own", 180),
+        # East and west, before and with daylight saving.
+        (("PACW", "NYIS", "AZPS"), "all", 60),
+        (("PACW", "NYIS", "AZPS"), "all", 137),
+        (("PACW", "CISO"), "zone", 137),
+    ],
+)
+def test_forecasts_use_nothing_after_their_issue_time(names: tuple[str, ...], scope: str, day: int) -> None:
+    """Everything after the first respondent's issue time is poisoned, in the series of every authority."""
+    raw = {name: series(day + 1000 * i) for i, name in enumerate(names)}
+    clean = {name: make_tokens(name, series_) for name, series_ in raw.items()}
+    calendar = clean[names[0]].calendar
     target = calendar.day[0] + day
-    known = tokens.hours <= calendar.issue[calendar.day == target][0]
-    spoilt = make_tokens("PACW", poisoned(clean, known, calendar.day <= target))
+    issue = calendar.issue[calendar.day == target][0]
+    spoilt = {
+        name: make_tokens(name, poisoned(raw[name], tokens.hours <= issue, tokens.calendar.issue <= issue))
+        for name, tokens in clean.items()
+    }
     norm = Normalisation(
         np.zeros(len(FEATURES) + len(CONDITION), np.float32), np.ones(len(FEATURES) + len(CONDITION), np.float32)
     )
-    forecaster = model()
+    forecaster = model(len(names), scope)
     quantiles = []
-    for one in (tokens, spoilt):
-        store = TokenStore(("PACW",), "DF", ((int(one.hours[0]), token_rows(one)),))
-        whole = Period(int(one.hours[0]), int(one.hours[-1]))
-        local = build_local_batch(
-            store,
-            [Piece(0, whole.first, len(one.hours))],
-            norm,
-            layout=Layout("contiguous"),
-            size=1,
-            rank=0,
-            scored=whole,
-        )
-        quantiles.append(np.array(forecaster(local.batch)))
+    for by_name in (clean, spoilt):
+        maps = tuple((int(one.hours[0]), token_rows(one)) for one in by_name.values())
+        store = TokenStore(names, "DF", maps)
+        whole = Period(int(calendar.hours[0]), int(calendar.hours[-1]))
+        segment = segment_of(store, [Piece(i, whole.first, len(calendar.hours)) for i in range(len(names))])
+        local = build_local_batch(store, [segment], norm, layout=Layout("contiguous"), size=1, rank=0, scored=whole)
+        of_first = in_time(np.array(forecaster(local.batch)), local.regions[0] == 0)
+        hours = in_time(local.hours, local.regions[0] == 0)
+        quantiles.append(of_first[(hours >= whole.first) & (hours <= whole.last)])
     upto = calendar.day <= target
     np.testing.assert_array_equal(quantiles[0][upto], quantiles[1][upto])
     assert (quantiles[0][~upto] != quantiles[1][~upto]).any()
     assert (np.diff(quantiles[0], axis=1) >= 0).all()
 
 
-def test_pieces_depend_on_seed_and_step_and_have_a_target() -> None:
+def test_segments_depend_on_seed_and_step_and_have_a_target() -> None:
     rows = np.full((5000, len(FEATURES) + len(CONDITION) + 5), np.nan, np.float32)
     rows[3000:3005] = 1.0
-    store = TokenStore(("PACW", "ERCO"), "DF", ((0, rows), (0, np.ones_like(rows))))
+    store = TokenStore(("PACW", "ERCO", "CISO"), "DF", ((0, rows), (0, np.ones_like(rows)), (0, np.ones_like(rows))))
     period = Period(100, 4900)
     for step in range(50):
-        pieces = draw_pieces(store, period, 700, 3, seed=1, step=step)
-        assert pieces == draw_pieces(store, period, 700, 3, seed=1, step=step)
-        assert {piece.region for piece in pieces} == {0, 1}
+        segments = draw_segments(store, groups_of(store.respondents, "own"), period, 700, 4, seed=1, step=step)
+        assert segments == draw_segments(store, groups_of(store.respondents, "own"), period, 700, 4, seed=1, step=step)
+        pieces = [piece for segment in segments for piece in segment.pieces]
+        assert {piece.region for piece in pieces} == {0, 1, 2} and len(pieces) == 4
         for piece in pieces:
             assert piece.first >= 100 and piece.first + piece.hours - 1 <= 4900
             assert piece.region or piece.first <= 3004 < piece.first + piece.hours + 4
-    assert draw_pieces(store, period, 700, 3, 1, 1) != draw_pieces(store, period, 700, 3, 2, 1)
+    groups = groups_of(store.respondents, "zone")
+    assert groups == [(0, 2), (1,)]
+    assert draw_segments(store, groups, period, 700, 3, 1, 1) != draw_segments(store, groups, period, 700, 3, 2, 1)
+    (segment,) = draw_segments(store, groups_of(store.respondents, "all"), period, 700, 3, 1, 1)
+    assert [piece.region for piece in segment.pieces] == [0, 1, 2] and segment.rows == 3 * segment.days
+    assert len({(piece.first, piece.hours) for piece in segment.pieces}) == 1
 
 
 def test_local_day_is_forecast_hour_by_hour(forecast: Forecast) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import mlx.core as mx
@@ -13,61 +14,86 @@ from hypothesis.extra import numpy as hnp
 
 from ringattn.layout import Layout
 from worker.forecast.model import checkpoint, conformal, scores
-from worker.forecast.model.network import MEDIAN, QUANTILES, WAVES, Batch, Forecaster, ModelConfig, ascending, pinball
+from worker.forecast.model.network import (
+    HOURS,
+    MEDIAN,
+    QUANTILES,
+    WAVES,
+    Batch,
+    Forecaster,
+    ModelConfig,
+    ascending,
+    pinball,
+)
 
-CONFIG = ModelConfig(features=3, conditions=2, regions=2, context=30, dim=8, heads=2, head_dim=16, hidden=8)
+CONFIG = ModelConfig(features=3, conditions=2, regions=2, context=60, dim=8, heads=2, head_dim=16, hidden=8)
 
 
-def batch(tokens: int, seed: int = 0) -> Batch:
+def batch(rows: int, seed: int = 0) -> Batch:
     draw = np.random.default_rng(seed)
-    hours = np.arange(tokens)
+    numbers = np.arange(rows)
+    half = rows // 2
     return Batch(
-        mx.array(draw.normal(size=(tokens, 3)).astype(np.float32)),
-        mx.array(draw.normal(size=(tokens, 2)).astype(np.float32)),
-        mx.array(draw.normal(size=(tokens, 6)).astype(np.float32)),
-        mx.array((hours % 2).astype(np.int32)),
-        mx.array(hours.astype(np.float32)),
-        mx.array((hours >= tokens // 2).astype(np.int32)),
-        mx.array((hours // 24).astype(np.int32)),
-        tokens // 24 + 1,
+        mx.array(draw.normal(size=(HOURS, rows, 3)).astype(np.float32)),
+        mx.array(draw.normal(size=(rows, 2)).astype(np.float32)),
+        mx.array(draw.normal(size=(HOURS, rows, 4)).astype(np.float32)),
+        mx.array(draw.normal(size=(rows, 2)).astype(np.float32)),
+        mx.array((numbers % 7 > 0).astype(np.float32)),
+        mx.array((numbers % 2).astype(np.int32)),
+        mx.array((numbers % half).astype(np.float32)),
+        mx.array((numbers >= half).astype(np.int32)),
+        mx.array(numbers.astype(np.int32)),
+        rows,
+        1,
         Layout("zigzag"),
     )
 
 
-def test_recall_is_kernel_regression() -> None:
-    """Against a plain numpy Nadaraya-Watson with the same metric, window and segments."""
+@pytest.mark.parametrize("scope", ["own", "all"])
+def test_recall_is_kernel_regression(scope: str) -> None:
+    """Against a plain numpy Nadaraya-Watson over every hour of every day, with the same metric, window and segments."""
     mx.random.seed(1)
-    recall = Forecaster(CONFIG).recall
-    given_ = batch(70)
+    config = dataclasses.replace(CONFIG, scope=scope)
+    recall = Forecaster(config).recall
+    given_ = batch(30)
+    rows = 30
     got = np.array(recall(given_))
     metric = np.array(recall.metric.weight).T
-    now = np.array(given_.condition) @ metric
-    then = np.array(given_.memory)[:, 3:5] @ metric
-    value = np.array(given_.memory) @ np.array(recall.value.weight).T
-    hours = np.arange(70)
-    gap = hours[:, None] - hours[None]
-    segment = np.array(given_.segment)
-    seen = (gap >= 0) & (gap < CONFIG.context) & (segment[:, None] == segment[None])
+    now, then = (np.repeat(np.array(x) @ metric, HOURS, axis=0) for x in (given_.condition, given_.memory_condition))
+    memory = np.array(given_.memory).swapaxes(0, 1).reshape(-1, 4)
+    inputs = np.concatenate(
+        [memory[:, :3], np.repeat(np.array(given_.memory_condition), HOURS, axis=0), memory[:, 3:]], 1
+    )
+    value = inputs @ np.array(recall.value.weight).T
+    day, hour = np.arange(rows * HOURS) // HOURS, np.arange(rows * HOURS) % HOURS
+    gap, apart = ((x[:, None] - x[None]) for x in (day, hour))
+    segment, remembers = np.array(given_.segment)[day], np.array(given_.remembers)[day] > 0
+    seen = (gap >= 0) & (gap < 3) & (segment[:, None] == segment[None])  # 60 hours: three rows, the first in part
     heads = []
-    for beta, wave in zip(np.exp(np.array(recall.log_beta)), np.array(recall.wave), strict=True):
+    for beta, (daily, yearly) in zip(np.exp(np.array(recall.log_beta)), np.array(recall.wave), strict=True):
         score = -beta * ((now[:, None] - then[None]) ** 2).sum(-1)
-        score = score + sum(w * np.cos(2 * np.pi * gap / hours_of) for w, hours_of in zip(wave, WAVES, strict=True))
-        weight = np.where(seen, np.exp(score - score.max()), 0)
-        heads.append(weight / weight.sum(1, keepdims=True) @ value)
+        score += daily * np.cos(2 * np.pi * apart / WAVES[0]) + yearly * np.cos(2 * np.pi * HOURS * gap / WAVES[1])
+        if scope == "all":
+            code = np.array(recall.code)[np.array(given_.region)][day]
+            score += code @ code.T
+        weight = np.where(seen & remembers, np.exp(score - score.max()), 0)
+        heads.append(weight / np.maximum(weight.sum(1, keepdims=True), 1e-30) @ value)
     want = np.concatenate(heads, axis=1) @ np.array(recall.out.weight).T
-    np.testing.assert_allclose(got, want, atol=2e-5)
+    sees_any = (seen & remembers).any(1).reshape(rows, HOURS)
+    assert sees_any.any() and not sees_any.all()
+    np.testing.assert_allclose(got[sees_any.T], want.reshape(rows, HOURS, -1).swapaxes(0, 1)[sees_any.T], atol=2e-5)
 
 
 def test_dropout_masks_follow_the_key() -> None:
     model = Forecaster(CONFIG)
     model.head.weight = mx.random.normal(model.head.weight.shape)
-    one, same, other = (np.array(model(batch(48), mx.random.key(k))) for k in (1, 1, 2))
+    one, same, other = (np.array(model(batch(6), mx.random.key(k))) for k in (1, 1, 2))
     np.testing.assert_array_equal(one, same)
     assert (one != other).any()
 
 
 def test_untrained_model_forecasts_the_reference() -> None:
-    assert (np.array(Forecaster(CONFIG)(batch(40)))[:, MEDIAN] == 0).all()
+    assert (np.array(Forecaster(CONFIG)(batch(6)))[..., MEDIAN] == 0).all()
 
 
 @settings(max_examples=50)

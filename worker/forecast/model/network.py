@@ -1,9 +1,8 @@
 """The forecaster: a causal transformer on ring attention that predicts quantiles of a reference forecast's error.
 
-One token an hour (from `ingest.features`). Pre-norm blocks (Vaswani et al. 2017; RMSNorm, Zhang and Sennrich 2019), grouped-query
-attention (Ainslie et al. 2023) with rotary positions in hours (Su et al. 2021), a sliding window of `context` hours. Dropout masks are
-the same for all hours of a local day of one segment (as in Gal and Ghahramani 2016) and are drawn from the step's key, so that a run
-does not depend on the number of ranks that share the sequence.
+One token an hour (from `ingest.features`), in rows of a respondent's day. Pre-norm blocks (Vaswani et al. 2017; RMSNorm, Zhang and Sennrich 2019),
+attention over all hours of the last `context` hours of one respondent, its zone or all. Dropout masks are the same for all hours of a row (as in
+Gal and Ghahramani 2016) and are drawn from the step's key, so that a run does not depend on the number of ranks that share the sequence.
 """
 
 import math
@@ -18,6 +17,9 @@ from ringattn.layout import Layout
 QUANTILES = (0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975)
 MEDIAN = QUANTILES.index(0.5)
 WAVES = (24.0, 8766.0)  # periods, hours: a day, a year
+HOURS = 24  # of a row
+CODE = 8  # width of a respondent's code, where days of several respondents are remembered
+FORGOTTEN = 1e6  # squared distance of a row that remembers nothing: its weight is 0
 
 
 @dataclass(frozen=True)
@@ -34,23 +36,27 @@ class ModelConfig:
     head_dim: int = 32
     hidden: int = 128  # of a feed-forward layer
     dropout: float = 0.3
+    scope: str = "own"  # whose days a row remembers: those of its respondent, of its zone, of all
 
 
 @dataclass(frozen=True)
 class Batch:
-    """This rank's tokens of one packed sequence, [T] or [T, …], in the order of its layout."""
+    """This rank's part of one packed sequence, [row] or [24, row, …], in the order of its layout; tokens are the hours of the rows."""
 
-    features: mx.array  # float32 [T, feature], normalised
-    condition: mx.array  # float32 [T, condition], normalised
+    features: mx.array  # float32 [24, row, feature], normalised
+    condition: mx.array  # float32 [row, condition], normalised
     memory: (
         mx.array
-    )  # float32 [T, feature + condition + 1]: the inputs of the remembered hour, and its outcome (the target)
-    region: mx.array  # int32 [T], index of the respondent
-    position: mx.array  # float32 [T], hours from the start of the token's segment
-    segment: mx.array  # int32 [T], tokens of different segments do not attend to each other
-    day: mx.array  # int32 [T], number of the day, over all segments: tokens of a day share their dropout masks
-    days: int  # of the whole sequence
-    layout: Layout  # of the whole sequence over the ranks
+    )  # float32 [24, row, feature + 1]: the inputs of the remembered day's hours, and their outcomes (the targets)
+    memory_condition: mx.array  # float32 [row, condition]
+    remembers: mx.array  # float32 [row], 1 where any outcome of that day is known
+    region: mx.array  # int32 [row], index of the respondent
+    position: mx.array  # float32 [row], days from the start of the row's segment
+    segment: mx.array  # int32 [row], rows of different segments do not attend to each other
+    row: mx.array  # int32 [row], number in the whole sequence: hours of a row share their dropout masks
+    rows: int  # of the whole sequence
+    members: int  # respondents of the largest segment, each with a row a day
+    layout: Layout  # of the rows of the whole sequence over the ranks
 
 
 class Forecaster(nn.Module):
@@ -75,7 +81,7 @@ class Forecaster(nn.Module):
         self.head.weight, self.head.bias = mx.zeros_like(self.head.weight), mx.zeros_like(self.head.bias)
 
     def __call__(self, batch: Batch, key: mx.array | None = None) -> mx.array:
-        """Return the quantiles, float32 [T, len(QUANTILES)], ascending.
+        """Return the quantiles, float32 [24, row, len(QUANTILES)], ascending.
 
         Args:
             batch: the tokens.
@@ -84,7 +90,7 @@ class Forecaster(nn.Module):
         return ascending(self.head(self.embedding(batch, key)))
 
     def embedding(self, batch: Batch, key: mx.array | None = None) -> mx.array:
-        """Return the input of the head, float32 [T, dim]: a summary of the hour, which control also reads."""
+        """Return the input of the head, float32 [24, row, dim]: a summary of the hour, which control also reads."""
         count = len(self.layers) + 2
         keys = [None] * count if key is None else list(mx.random.split(key, count))
         rate = self.config.dropout
@@ -96,12 +102,12 @@ class Forecaster(nn.Module):
 
 
 def _drop_days(x: mx.array, rate: float, batch: Batch, key: mx.array | None) -> mx.array:
-    """Apply dropout to x [T, dim] with one mask a day; a key of None applies none."""
+    """Apply dropout to x [24, row, dim] with one mask a row; a key of None applies none."""
     if key is None or rate == 0:
         return x
     keep = 1 - rate
-    masks = mx.random.bernoulli(keep, (batch.days, x.shape[-1]), key=key).astype(mx.float32) / keep
-    return x * masks[batch.day]
+    masks = mx.random.bernoulli(keep, (batch.rows, x.shape[-1]), key=key).astype(mx.float32) / keep
+    return x * masks[batch.row]
 
 
 class _FeedForward(nn.Module):
@@ -118,57 +124,88 @@ class _FeedForward(nn.Module):
 class _Recall(nn.Module):
     """Attention to similar hours: a kernel regression (Nadaraya 1964, Watson 1964) with a learned metric.
 
-    The score of hour t for a remembered hour s is -beta |m(c_t) - m(c_s)|² + Σ_j w_j cos(ω_j (t - s)): the distance of the days'
-    conditions, the hour of the day and the season. With m' = m(c_s) it is the dot product of q = (2 beta m, -beta, w turned by ω t) and
-    k = (m', |m'|², 1 turned by ω s), except for -beta |m|², which the softmax cancels. The heads share k and v and differ in beta and w.
+    The score of hour h of row t for hour g of a remembered day s is -beta |m(c_t) - m(c_s)|² + w_year cos(ω (t - s)) + w_day cos(2π (h - g) / 24): the
+    distance of the days' conditions, the season and the hour of the day. Whose days several respondents share, r_a · r_b is added, the product
+    of learned codes of the two. Scores are sums of one of days and one of hours, so the softmax over all hours of all days is the product of two: over the days,
+    which ring attention computes for the 24 remembered hours as heads, and over the hours of a day, 24 × 24 numbers. That is exact, and costs
+    a 24th of attention between hours. The days' score is the dot product of q = (2 beta m, -beta, w_year turned by ω t, r_a) and k = (m', |m'|², 1
+    turned by ω s, r_b), except for -beta |m|², which the softmax cancels. The heads share k and v and differ in beta and w.
     """
 
     def __init__(self, config: ModelConfig, group: Group) -> None:
         super().__init__()
-        width = config.head_dim - 2 * len(WAVES) - 1
+        shared = config.scope != "own"
+        width = config.head_dim - 2 * len(WAVES) - 1 - (CODE - 2 if shared else 0)
         self.metric = nn.Linear(config.conditions, width, bias=False)
         self.metric.weight = mx.random.normal(self.metric.weight.shape) / math.sqrt(width)
         self.log_beta = mx.log(mx.array([0.3 / 4.0**h for h in range(config.heads)]))
         self.wave = mx.array([[4.0, 1.0]] * config.heads)
         self.value = nn.Linear(config.features + config.conditions + 1, config.head_dim, bias=False)
         self.out = nn.Linear(config.heads * config.head_dim, config.dim, bias=False)
+        if shared:
+            self.code = mx.random.normal((config.regions, CODE)) / math.sqrt(CODE)
         self._config, self._group = config, group
 
     def __call__(self, batch: Batch) -> mx.array:
-        c, n = self._config, batch.position.shape[0]
-        now = self.metric(batch.condition)
-        then = self.metric(batch.memory[:, c.features : c.features + c.conditions])
-        angles = batch.position[:, None] * mx.array([2 * math.pi / wave for wave in WAVES])
-        turned = mx.stack([mx.cos(angles), mx.sin(angles)], axis=-1)
-        beta = mx.exp(self.log_beta)[:, None, None]
-        waves = (self.wave[:, None, :, None] * turned).reshape(c.heads, n, -1)
-        q = mx.concatenate([2 * beta * now, mx.broadcast_to(-beta, (c.heads, n, 1)), waves], axis=-1)
-        k = mx.concatenate([then, (then * then).sum(axis=-1, keepdims=True), turned.reshape(n, -1)], axis=-1)
+        """Return what each hour recalls, float32 [24, row, dim]."""
+        c, rows = self._config, batch.position.shape[0]
+        q, k = self._days(batch)
+        width = self.value.weight.shape[1]
+        ends = [c.features, width - 1]
+        of_features, of_condition, of_outcome = mx.split(self.value.weight, ends, axis=1)
+        value = batch.memory @ mx.concatenate([of_features, of_outcome], axis=1).T
+        value = value + batch.memory_condition @ of_condition.T
+        shape = (HOURS, c.heads, rows, c.head_dim)
         o = ring_attention(
-            q[None],
-            k[None, None],
-            self.value(batch.memory)[None, None],
+            mx.broadcast_to(q, shape).reshape(1, -1, rows, c.head_dim),
+            mx.broadcast_to(k, (1, HOURS, rows, c.head_dim)),
+            value[None],
             scale=1.0,
             mask="causal",
-            window=c.context,
+            window=math.ceil(c.context / HOURS) * batch.members,
             segments=batch.segment,
             layout=batch.layout,
             group=self._group,
         )
-        return self.out(o[0].swapaxes(0, 1).reshape(n, -1))
+        apart = mx.arange(HOURS)[:, None] - mx.arange(HOURS)
+        near = mx.softmax(
+            self.wave[:, :1, None] * mx.cos(apart * (2 * math.pi / WAVES[0])), axis=-1
+        )  # [head, hour, hour]
+        o = near @ o.reshape(HOURS, c.heads, -1).swapaxes(0, 1)
+        o = o.reshape(c.heads, -1, c.head_dim) @ self.out.weight.T.reshape(c.heads, c.head_dim, -1)
+        return o.sum(axis=0).reshape(HOURS, rows, -1)
+
+    def _days(self, batch: Batch) -> tuple[mx.array, mx.array]:
+        """Return queries [head, row, head_dim] and keys [row, head_dim] of days."""
+        c, rows = self._config, batch.position.shape[0]
+        now, then = self.metric(batch.condition), self.metric(batch.memory_condition)
+        angle = batch.position * (2 * math.pi * HOURS / WAVES[1])
+        turned = mx.stack([mx.cos(angle), mx.sin(angle)], axis=-1)
+        beta = mx.exp(self.log_beta)[:, None, None]
+        distance = (then * then).sum(axis=-1) + FORGOTTEN * (1 - batch.remembers)
+        q = [2 * beta * now, mx.broadcast_to(-beta, (c.heads, rows, 1)), self.wave[:, 1:, None] * turned]
+        k = [then, distance[:, None], turned]
+        if c.scope != "own":
+            code = self.code[batch.region]
+            q.append(mx.broadcast_to(code, (c.heads, *code.shape)))
+            k.append(code)
+        free = c.head_dim - sum(x.shape[-1] for x in k)
+        return mx.pad(mx.concatenate(q, axis=-1), [(0, 0), (0, 0), (0, free)]), mx.pad(
+            mx.concatenate(k, axis=-1), [(0, 0), (0, free)]
+        )
 
 
 def ascending(raw: mx.array) -> mx.array:
-    """Turn head outputs [T, level] into quantiles that never cross: the median unchanged, the others at positive distances."""
+    """Turn head outputs [..., level] into quantiles that never cross: the median unchanged, the others at positive distances."""
     steps = nn.softplus(raw)
-    middle = raw[:, MEDIAN : MEDIAN + 1]
-    below = middle - mx.cumsum(steps[:, :MEDIAN], axis=1, reverse=True)
-    above = middle + mx.cumsum(steps[:, MEDIAN + 1 :], axis=1)
-    return mx.concatenate([below, middle, above], axis=1)
+    middle = raw[..., MEDIAN : MEDIAN + 1]
+    below = middle - mx.cumsum(steps[..., :MEDIAN], axis=-1, reverse=True)
+    above = middle + mx.cumsum(steps[..., MEDIAN + 1 :], axis=-1)
+    return mx.concatenate([below, middle, above], axis=-1)
 
 
 def pinball(quantiles: mx.array, target: mx.array) -> mx.array:
-    """Return the mean over levels of twice the pinball loss, [T] (Koenker and Bassett 1978); at the median it is the absolute error."""
-    miss = target[:, None] - quantiles
+    """Return the mean over levels of twice the pinball loss, [...] (Koenker and Bassett 1978); at the median it is the absolute error."""
+    miss = target[..., None] - quantiles
     levels = mx.array(QUANTILES)
-    return 2 * mx.maximum(levels * miss, (levels - 1) * miss).mean(axis=1)
+    return 2 * mx.maximum(levels * miss, (levels - 1) * miss).mean(axis=-1)
