@@ -6,7 +6,8 @@
     env/dataset.py         load, observation and mask of every hour of every region; dataset_file.py stores it
     env/vector.py          the environment itself, vectorised; gym.py wraps it for gymnasium
     planning/optimum.py    the same cost as a linear program, with the hourly values of energy
-    planning/baselines.py  idle, rule by hour, peak shaving; mpc.py replans every hour on any forecast
+    planning/baselines.py  idle, rule by hour, peak shaving; mpc.py replans every hour on any forecast or on paths
+    planning/two_stage.py  plans on paths of the load for all episodes at once, by an interior-point method
     evaluation/score.py    rollouts, the share of the perfect-foresight saving and its gaps; kpis.py other indicators
     policy.py              the network that actors run, in numpy
     algorithms/base.py     policy versions and the Algorithm interface of pathwise.py, vtrace.py and evolution.py;

@@ -6,7 +6,7 @@
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,10 @@ class Trajectory:
     shed: Array  # [hour, N]
     cost: Array  # [hour, N] $ per MW of reference peak
     clipped_energy: Array  # [store, N] energy that the projection cut from the actions
+
+    def of(self, which: NDArray[np.bool_]) -> "Trajectory":
+        """Return the episodes of `which` [N] alone; the episode is the last axis of every array."""
+        return Trajectory(*(getattr(self, each.name)[..., which] for each in fields(self)))
 
 
 def rollout(grid: Grid, dataset: Dataset, policy: Policy, starts: NDArray[np.int64], hours: int) -> Trajectory:
@@ -65,9 +69,15 @@ def idle_cost(grid: Grid, load: Array, before: Array) -> Array:
 class ReferenceCosts:
     """The costs of some episodes at the two ends of the scale, and the optimum's schedules."""
 
+    starts: NDArray[np.int64]  # [N] first row
     idle: Array  # [N] $ per MW of reference peak
     optimum: Array  # [N]
     schedules: tuple[Schedule, ...]
+
+    def of(self, which: NDArray[np.bool_]) -> "ReferenceCosts":
+        """Return the costs of the episodes of `which` [N] alone."""
+        schedules = tuple(one for one, chosen in zip(self.schedules, which, strict=True) if chosen)
+        return ReferenceCosts(self.starts[which], self.idle[which], self.optimum[which], schedules)
 
     def pop(self, cost: Array) -> float:
         """Return the share of the perfect-foresight saving that costs [N] earn, all episodes together.
@@ -86,7 +96,8 @@ def reference_costs(grid: Grid, dataset: Dataset, starts: NDArray[np.int64], hou
     rows = np.asarray(starts) + np.arange(hours)[:, None]
     loads, before = dataset.load[rows], dataset.previous_load[starts]
     schedules = tuple(optimum(grid, load, first) for load, first in zip(loads.T, before, strict=True))
-    return ReferenceCosts(idle_cost(grid, loads, before).sum(axis=0), np.array([s.cost for s in schedules]), schedules)
+    idle = idle_cost(grid, loads, before).sum(axis=0)
+    return ReferenceCosts(np.asarray(starts), idle, np.array([s.cost for s in schedules]), schedules)
 
 
 @dataclass(frozen=True)
@@ -101,3 +112,16 @@ class Gaps:
 def gaps(perfect: float, planned: float, policy: float) -> Gaps:
     """Split 1 - PoP, given the PoP of MPC on perfect knowledge, of MPC on the policy's forecast, and of the policy itself."""
     return Gaps(1 - perfect, perfect - planned, planned - policy)
+
+
+def cost_parts(grid: Grid, trace: Trajectory) -> dict[str, Array]:
+    """Split the costs of a rollout, [N] each in $ per MW of reference peak; their sum is the cost."""
+    ramps = np.diff(trace.residual, axis=0, prepend=trace.previous_load[None])
+    missing = grid.each("energy")[:, None] - trace.charge
+    return {
+        "generation": grid.generation_cost(trace.residual).sum(axis=0),
+        "ramps": grid.ramp * np.abs(ramps).sum(axis=0),
+        "wear": (grid.each("wear")[:, None] * np.maximum(trace.power, 0)).sum(axis=(0, 1)),
+        "owing": (grid.each("holding")[:, None] * missing).sum(axis=(0, 1)),
+        "shed": grid.shed * trace.shed.sum(axis=0),
+    }

@@ -74,13 +74,13 @@ class PeakShaving:
 
     high: Array  # [row] reference peaks
     low: Array  # [row]
-    gain: float  # full power at the fleet's power / gain beyond a mark
+    gain: Array  # [row] full power at the fleet's power / gain beyond a mark
 
     def __call__(self, env: VectorGridEnv) -> Array:
         """Return the actions [action, N] of the coming hour."""
         row = env.row
         load = env.dataset.previous_load[row]
-        span = env.grid.each("power").sum() / self.gain
+        span = env.grid.each("power").sum() / self.gain[row]
         give, take = ((load - self.high[row]) / span).clip(0, 1), ((self.low[row] - load) / span).clip(0, 1)
         return np.vstack([np.tile(give - take, (env.num_stores, 1)), np.zeros_like(give)])
 
@@ -93,7 +93,7 @@ def peak_shaving(dataset: Dataset, high: float, low: float, gain: float) -> Peak
         past[DAY - 1] = dataset.previous_load[first]
         days = np.lib.stride_tricks.sliding_window_view(past, DAY)[: last - first]
         marks[:, first:last] = np.quantile(days, (high, low), axis=1)
-    return PeakShaving(marks[0], marks[1], gain)
+    return PeakShaving(marks[0], marks[1], np.full(len(dataset.load), gain))
 
 
 def best_peak_shaving(

@@ -14,6 +14,7 @@ from rl.env.grid import Array, Grid
 from rl.env.vector import VectorGridEnv
 from rl.errors import DataError
 from rl.planning.optimum import program
+from rl.planning.two_stage import TwoStage
 
 HORIZON = 36  # hours that a planning baseline looks ahead, or as far as the dataset's forecast goes
 
@@ -44,6 +45,37 @@ class Mpc:
             for row, residual, charge in zip(env.row, env.residual, env.charge.T, strict=True)
         ]
         return np.stack([plan.actions(self.grid)[:, 0] for plan in plans], axis=1)
+
+
+class PathMpc:
+    """A policy as `Mpc`, whose plans have `common` hours in common and then one decision a path; all episodes are planned at once.
+
+    With one path, or with all hours in common, its plans are those of `Mpc`, to `two_stage.GAP` of their cost.
+    """
+
+    def __init__(self, grid: Grid, paths: Forecast, common: int, weights: tuple[float, ...] | None = None) -> None:
+        """Plan on `paths` [row, horizon, path] with `weights` [path], equal by default.
+
+        Raises:
+            DataError: The weights do not fit the paths.
+        """
+        self.grid, self.paths, self.plans = grid, paths, TwoStage(grid, common)
+        count = paths.shape[2]
+        self._near: Array | None = None  # the last plans, without their first hour
+        self._left = 0  # hours left when they were made
+        self.weights = np.array(weights or (1 / count,) * count)
+        if len(self.weights) != count or abs(self.weights.sum() - 1) > 1e-9:
+            raise DataError(f"{len(self.weights)} weights for {count} paths: give each path one weight, with sum 1")
+
+    def __call__(self, env: VectorGridEnv) -> Array:
+        """Plan for every episode and return the actions [action, N] of the coming hour."""
+        hours = min(self.paths.shape[1], env.hours_left)
+        loads = self.paths[env.row, :hours].transpose(1, 2, 0).astype(float)
+        near = self._near if env.hours_left == self._left - 1 else None
+        first = self.plans.solve(loads, env.residual, env.charge, self.weights, near)
+        self._near, self._left = first.plan[:, 1:], env.hours_left
+        share = first.shed / self.grid.shed_power if self.grid.shed_power else np.zeros_like(first.shed)
+        return np.vstack([first.power / self.grid.each("power")[:, None], share])
 
 
 def known_loads(dataset: Dataset, horizon: int) -> NDArray[np.float32]:

@@ -1,14 +1,14 @@
 """Measure the value of forecasts for control: `python -m scripts.evaluate.control_ablation --data DIR --forecaster FILE --out LINES [--kinds …]`.
 
 Each kind of foreknowledge gives one policy, trained the same way (`rl.algorithms.pathwise`, one member, all regions) and evaluated in
-the weeks of 2019 of every region (one in --every). Kinds: none; persistence; DF; DF corrected by its errors; our forecaster, corrected;
+the weeks of --year of every region (one in --every). Kinds: none; persistence; DF; DF corrected by its errors; our forecaster, corrected;
 that with the spread of its quantiles; that with its embedding; the truth. Each kind, seed and region appends one JSON line. DIR and
 FILE are those of control_baselines.py.
 """
 
 import argparse
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,37 +16,23 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ingest.loader import respondents_on_disk
 from rl.algorithms.base import train
 from rl.algorithms.pathwise import PathwiseGradient, Settings
 from rl.distributed.runner import JobRunner
 from rl.env.dataset import Dataset, build_dataset
-from rl.env.forecasts import Forecast, corrected, day_ahead, oracle, persistence
+from rl.env.forecasts import Forecast, corrected, oracle, persistence
 from rl.env.grid import Grid
 from rl.env.region import WEEK, Region
 from rl.evaluation.score import reference_costs, rollout
 from rl.policy import Mlp, from_bytes
 from scripts.bench.common import append, parser
-from scripts.evaluate.control_baselines import (
-    FIRST,
-    HORIZON,
-    OFFSETS,
-    TRAINED,
-    forecaster,
-    recorded,
-    weeks,
-)
-from worker.control.datasets import GROWTH, store_dataset
+from scripts.evaluate.control_baselines import HORIZON
+from scripts.evaluate.control_data import Recorded, forecaster, recorded, training_span, weeks, years_on_disk
+from worker.control.datasets import GROWTH, known_ahead, store_dataset
 
 Array = NDArray[np.float64]
-TEST = ("2019-01-01T00", "2019-12-31T23")
 LOW, HIGH = "q0.1", "q0.9"
-
-
-def quantile(path: Path, one: Region, column: str) -> Array:
-    """Return a quantile of the forecaster in reference peaks, [hour]; NaN where it is missing."""
-    rows = pd.read_parquet(path, columns=["respondent", "hour", column], filters=[("respondent", "==", one.name)])
-    values = pd.Series(rows[column].to_numpy(float), rows["hour"]).reindex(one.hours.astype(np.int64)).to_numpy()
-    return values / one.peak
 
 
 def embedding(path: Path, one: Region) -> NDArray[np.float32]:
@@ -59,38 +45,42 @@ def embedding(path: Path, one: Region) -> NDArray[np.float32]:
     return out
 
 
-def known(kind: str, path: Path, one: Region, issued: Array) -> Forecast | None:
+def known(kind: str, path: Path, found: Recorded) -> Forecast | None:
     """Return the forecast of a kind of foreknowledge, the point forecast first."""
+    one = found.region
     if kind == "none":
         return None
     if kind == "persistence":
         return persistence(one, HORIZON)
     if kind == "truth":
         return oracle(one, HORIZON)
-    point = day_ahead(one, issued if kind.startswith("DF") else forecaster(path, one, issued), HORIZON)
+    issued = found.issued
+    if not kind.startswith("DF"):
+        medians = forecaster(path, one)
+        issued = np.where(np.isfinite(medians), medians, issued)
+    point = known_ahead(one, issued, HORIZON)
     if kind == "DF":
         return point
-    better = corrected(one, point, TRAINED)
+    better = corrected(one, point, found.trained)
     if kind != "quantiles":
         return better
-    spread = np.nan_to_num(quantile(path, one, HIGH) - quantile(path, one, LOW))
-    return np.concatenate([better, day_ahead(one, spread, HORIZON)], axis=2)
+    spread = np.nan_to_num(forecaster(path, one, HIGH) - forecaster(path, one, LOW))
+    return np.concatenate([better, known_ahead(one, spread, HORIZON)], axis=2)
 
 
 def dataset_of(
-    kind: str, args: argparse.Namespace, grid: Grid, start: str, end: str, names: list[str], growths: tuple[float, ...]
+    kind: str, path: Path, grid: Grid, span: tuple[str, str], found: Sequence[Recorded], growths: tuple[float, ...]
 ) -> Dataset:
-    """Build a dataset of the regions, once for each of `growths`, a factor of load and forecast."""
+    """Build a dataset of the regions from `span`'s first hour to its end, once for each of `growths`, a factor of load and forecast."""
     regions, forecasts, extra = [], [], []
-    for name in names:
-        one, issued = recorded(args.data, name)
-        ahead = known(kind, args.forecaster, one, issued)
-        more = embedding(args.forecaster, one) if kind == "embedding" else np.zeros((len(one.hours), 0))
+    for each in found:
+        one, ahead = each.region, known(kind, path, each)
+        more = embedding(path, one) if kind == "embedding" else np.zeros((len(one.hours), 0))
         for growth in growths:
             regions.append(replace(one, load=one.load * growth))
             forecasts.append(None if ahead is None else ahead * np.float32(growth))
             extra.append(more)
-    made = build_dataset(regions, forecasts, start, end, grid)
+    made = build_dataset(regions, forecasts, *span, grid)
     pairs = zip(extra, made.origins, made.spans, strict=True)
     more = np.concatenate([e[origin : origin + last - first] for e, origin, (first, last) in pairs])
     names_more = tuple(f"embedding {i}" for i in range(more.shape[1]))
@@ -116,21 +106,28 @@ def train_policy(grid: Grid, made: Dataset, settings: Settings) -> Mlp:
 
 def run(args: argparse.Namespace, say: Callable[[str], None]) -> None:
     """Append the lines of every kind."""
-    grid, names = Grid(), list(OFFSETS)
+    grid = Grid()
+    names = args.regions.split(",") if args.regions else respondents_on_disk(args.data)
+    found = [recorded(args.data, name, args.year or years_on_disk(args.data, name)[-1]) for name in names]
+    training = training_span(found)
     for kind in args.kinds.split(","):
-        made = dataset_of(kind, args, grid, FIRST.replace("07-02", "09-01"), TRAINED, names, (1.0, GROWTH))
+        made = dataset_of(kind, args.forecaster, grid, training, found, (1.0, GROWTH))
         settings = Settings(iterations=args.steps // 100, members=1, seed=args.seed)
         policy = train_policy(grid, made, settings)
-        for name in names:
-            data = dataset_of(kind, args, grid, *TEST, [name], (1.0,))
-            starts = weeks(data)[:: args.every]
-            pop = reference_costs(grid, data, starts, WEEK).pop(
-                rollout(grid, data, policy, starts, WEEK).cost.sum(axis=0)
-            )
-            line = {"known": kind, "seed": args.seed, "region": name, "year": 2019, "pop": pop}
-            line |= {"weeks": len(starts), "steps": args.steps}
-            append(line, args.out)
-            say(f"{kind} {name}: PoP {pop:.3f}")
+        for each in found:
+            data = dataset_of(kind, args.forecaster, grid, each.test, [each], (1.0,))
+            starts = weeks(data, args.every)
+            cost = rollout(grid, data, policy, starts, WEEK).cost.sum(axis=0)
+            pop = reference_costs(grid, data, starts, WEEK).pop(cost)
+            line = {
+                "known": kind,
+                "seed": args.seed,
+                "region": each.region.name,
+                "year": int(each.test[0][:4]),
+                "pop": pop,
+            }
+            append(line | {"weeks": len(starts), "steps": args.steps}, args.out)
+            say(f"{kind} {each.region.name}: PoP {pop:.3f}")
 
 
 def main() -> None:
@@ -142,6 +139,8 @@ def main() -> None:
     )
     command.add_argument("--out", type=Path, required=True, help="file of JSON lines to append to")
     command.add_argument("--kinds", default="none,persistence,DF,DF corrected,forecaster,quantiles,embedding,truth")
+    command.add_argument("--regions", help="respondents, separated by commas; all on disk by default")
+    command.add_argument("--year", type=int, help="year to evaluate; the last on disk by default")
     command.add_argument("--steps", type=int, default=1500, help="steps of Adam")
     command.add_argument("--every", type=int, default=1, help="use one week in so many")
     command.add_argument("--seed", type=int, default=0)

@@ -14,7 +14,7 @@ from rl.env.forecasts import day_ahead, oracle, persistence, with_quantiles
 from rl.env.grid import Grid
 from rl.env.region import Region, synthetic
 from rl.errors import DataError
-from rl.evaluation.score import Policy, ReferenceCosts, gaps, reference_costs, rollout
+from rl.evaluation.score import Policy, ReferenceCosts, cost_parts, gaps, reference_costs, rollout
 from rl.planning.baselines import best_peak_shaving, hour_rule, idle, peak_shaving
 from rl.planning.mpc import Mpc
 
@@ -137,3 +137,10 @@ def test_no_policy_uses_the_future(region: tuple[Region, np.ndarray], kind: str)
     load = one.load.copy()
     load[first + 40 :] = 0.9
     assert_array_equal(run(one), run(replace(one, load=load)))
+
+
+def test_parts_of_the_cost_add_up(evaluation_year: Dataset) -> None:
+    trace = rollout(GRID, evaluation_year, peak_shaving(evaluation_year, 0.8, 0.2, 1.0), STARTS, HOURS)
+    parts = cost_parts(GRID, trace)
+    assert_allclose(sum(parts.values()), trace.cost.sum(axis=0), rtol=1e-12)
+    assert all((part >= 0).all() for part in parts.values()) and parts["wear"].min() > 0
