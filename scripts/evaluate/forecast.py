@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ingest.catalog import distinct
 from ingest.errors import IngestError
 from ingest.loader import respondents_on_disk
 from scripts.bench.common import append, parser
@@ -64,14 +65,18 @@ def run(options: argparse.Namespace) -> int:
     trained = [load_model(path) for path in options.run]
     if table is None and not trained:
         raise SystemExit("nothing to score: name a finished training with --run, or baselines with --baselines")
-    respondents = list(table.respondents) if table else list(trained[0].respondents)
+    there = list(table.respondents) if table else list(trained[0].respondents)
+    respondents = options.respondents.split(",") if options.respondents else there
+    if missing := [name for name in respondents if name not in there]:
+        raise SystemExit(f"{options.baselines or options.run[0]} lacks {', '.join(missing)}: write it again with them")
+    averaged = tuple(respondents) if options.respondents else distinct(respondents)
     store = open_token_store(options.data, respondents)
     validate = table.validate if table else Period(*trained[0].state["validate"])
     period = table.test if table else Period.parse(str(_last_year(store)), "test")
     period = Period.parse(options.test, "test") if options.test else period
     if table and (period.first < table.test.first or period.last > table.test.last):
         raise SystemExit(f"{options.baselines} holds the test hours {table.test}, not all of {period}: write it again")
-    contest = open_contest(store, respondents, period, validate, table)
+    contest = open_contest(store, respondents, period, validate, table, averaged)
     for line in _all_lines(contest, table, trained, options, period):
         append({"label": options.label, "period": str(period), **line}, options.out)
         over = "; ".join(f"{x['skill']:+.3f} over {name} (p {x['p']:.1g})" for name, x in line["over"].items())
@@ -146,6 +151,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.add_argument("--data", type=Path, required=True)
     command.add_argument("--run", type=Path, action="append", default=[], help="finished run folder; repeatable")
     command.add_argument("--baselines", type=Path, metavar="FILE.parquet", help="as `baselines` writes it")
+    command.add_argument(
+        "--respondents",
+        default="",
+        help="codes to score and to average; default: all, and the mean leaves out regions that hold another (TEX beside ERCO)",
+    )
     command.add_argument("--test", default="", help="period; default: that of the baselines, else the last whole year")
     command.add_argument("--out", type=Path, required=True)
     command.add_argument("--label", default="main", help="which comparison the lines belong to")

@@ -39,6 +39,12 @@ def _mean(lines: list[Line], key: str) -> float:
     return float(np.mean([line[key] for line in lines]))
 
 
+def _averaged(lines: list[Line], label: str) -> list[str]:
+    """Return the respondents of a comparison's means: all of it where its lines do not name them."""
+    named = [line["averaged"] for line in lines if line["label"] == label and "averaged" in line]
+    return named[0] if named else list(_main(lines, label)["operators"])
+
+
 def _spread(lines: list[Line], key: str) -> str:
     values = [line[key] for line in lines]
     text = f"{np.mean(values):+.3f}"
@@ -51,7 +57,7 @@ def _skills(lines: list[Line]) -> str:
     rows = []
     for who, by_respondent in found.items():
         cells = [_spread(by_respondent[name], "skill") for name in respondents]
-        mean = np.mean([_mean(by_respondent[name], "skill") for name in respondents])
+        mean = np.mean([_mean(by_respondent[name], "skill") for name in _averaged(lines, "main")])
         rows.append([who, *cells, f"{mean:+.3f}"])
     return table(["MAE skill over DF", *respondents, "mean"], rows)
 
@@ -100,11 +106,12 @@ def _headline(lines: list[Line], label: str = "main") -> str:
     for who, by_respondent in found.items():
         if who in ("operators", "weekly naive"):
             continue
-        every = [line for own in by_respondent.values() for line in own]
+        averaged = {name: by_respondent[name] for name in _averaged(lines, label)}
+        every = [line for own in averaged.values() for line in own]
         row = [who, f"{_mean(every, 'validation_skill'):+.3f}", f"**{_mean(every, 'skill'):+.3f}**"]
         for rival in rivals:
-            better = sum(_is_better(own, rival) for own in by_respondent.values())
-            of = f", {better} of {len(by_respondent)}" if who != rival and means[who] else ""
+            better = sum(_is_better(own, rival) for own in averaged.values())
+            of = f", {better} of {len(averaged)}" if who != rival and means[who] else ""
             row.append(_tested(means[who], rival) + of)
         rows.append(row)
     names = ["DF" if name == "operators" else name for name in rivals]

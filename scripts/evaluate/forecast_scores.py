@@ -40,6 +40,7 @@ class Contest:
 
     actuals: dict[str, Actuals]  # by respondent
     rivals: dict[str, Forecasts]  # by name
+    averaged: tuple[str, ...]  # respondents of the mean
 
     def lines(self, who: str, forecasts: Forecasts, about: Mapping[str, Line]) -> Iterator[Line]:
         """Return a line for each respondent, then one of their mean, with the gain over every rival.
@@ -49,26 +50,31 @@ class Contest:
             forecasts: its forecast of every respondent of the contest.
             about: further fields of each respondent's line.
         """
-        gains: dict[str, list[Gain]] = {name: [] for name in self.rivals if name != who}
+        gains: dict[str, dict[str, Gain]] = {name: {} for name in self.rivals if name != who}
         found = []
         for respondent, actuals in self.actuals.items():
             for name, own in gains.items():
-                own.append(_gain(actuals, forecasts[respondent], self.rivals[name][respondent]))
+                own[respondent] = _gain(actuals, forecasts[respondent], self.rivals[name][respondent])
             line = {"who": who, "respondent": respondent, **about.get(respondent, {})}
             line |= points(actuals, forecasts[respondent])
-            found.append({**line, "over": {name: own[-1].to_json() for name, own in gains.items()}})
+            found.append({**line, "over": {name: own[respondent].to_json() for name, own in gains.items()}})
         yield from found
-        mean: Line = {"who": who, "respondent": "mean"}
+        mean: Line = {"who": who, "respondent": "mean", "averaged": list(self.averaged)}
         mean |= {key: found[0][key] for key in ("run", "seed", "context") if key in found[0]}
         for key in ("skill", "validation_skill"):
             if key in found[0]:
-                mean[key] = float(np.mean([line[key] for line in found]))
-        over = {name: mean_gain(own).to_json() for name, own in gains.items()}
+                mean[key] = float(np.mean([line[key] for line in found if line["respondent"] in self.averaged]))
+        over = {name: mean_gain([own[one] for one in self.averaged]).to_json() for name, own in gains.items()}
         yield {**mean, "over": over}
 
 
 def open_contest(
-    store: TokenStore, respondents: list[str], period: Period, before: Period, table: BaselineTable | None
+    store: TokenStore,
+    respondents: list[str],
+    period: Period,
+    before: Period,
+    table: BaselineTable | None,
+    averaged: tuple[str, ...],
 ) -> Contest:
     """Read the test hours, and find the best baseline on own hours by the mean of the validation hours.
 
@@ -78,14 +84,15 @@ def open_contest(
         period: test hours.
         before: validation hours; those before them are MASE's history.
         table: the baselines, if any.
+        averaged: those of the respondents whose mean is reported, and decides.
     """
     actuals = {name: _actuals(store, name, period, before) for name in respondents}
     rivals: dict[str, Forecasts] = {"operators": {name: one.operator for name, one in actuals.items()}}
     if table is not None:
-        skills = validation_skills(table, respondents)
+        skills = validation_skills(table, list(averaged))
         best = best_by_mean({who: skills[who] for who in OWN_HOURS if who in skills})
         rivals[best] = baseline_forecasts(table, respondents, period)[best]
-    return Contest(actuals, rivals)
+    return Contest(actuals, rivals, averaged)
 
 
 def baseline_forecasts(table: BaselineTable, respondents: list[str], period: Period) -> dict[str, Forecasts]:

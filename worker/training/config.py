@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
+from ingest.catalog import distinct
 from ingest.errors import UsageError
 from ingest.features import Reference
 from ingest.settings import Layer, check_keys, read_toml, resolve, settings_of
@@ -108,6 +109,18 @@ def plain(config: TrainConfig) -> dict[str, Any]:
         name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
         for name, value in dataclasses.asdict(config).items()
     }
+
+
+def averaged(config: TrainConfig, respondents: Sequence[str]) -> tuple[str, ...]:
+    """Return the respondents whose mean skill chooses the checkpoint.
+
+    They are those that the user names; of all on disk, those that hold no other one: TEX beside ERCO would count its demand twice.
+
+    Args:
+        config: may name respondents.
+        respondents: that are trained on.
+    """
+    return tuple(config.respondents) or distinct(respondents)
 
 
 def periods(config: TrainConfig, years: Sequence[int]) -> tuple[Period, Period]:

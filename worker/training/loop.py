@@ -32,7 +32,7 @@ from ringattn.blas import loader as blas
 from worker.forecast.model import checkpoint, conformal
 from worker.forecast.model.checkpoint import Checkpoint
 from worker.forecast.model.network import MEDIAN, QUANTILES, Forecaster, ModelConfig, pinball
-from worker.training.config import RESUMABLE, TrainConfig, periods, plain
+from worker.training.config import RESUMABLE, TrainConfig, averaged, periods, plain
 from worker.training.data import LocalBatch, build_local_batch
 from worker.training.metrics import MetricsWriter, StepRecord, peak_bytes
 from worker.training.segments import Segment, draw_segments, draw_sign_flips, groups_of, segment_of
@@ -210,7 +210,7 @@ class Trainer:
         self.model.update(self.average)
         skills, coverage, p.widths = self._skills()
         self.model.update(trained)
-        skill = float(np.mean(list(skills.values())))
+        skill = float(np.mean([skills[name] for name in averaged(self.config, self.store.respondents)]))
         if skill > p.best_skill:
             p.best_step, p.best_skill, p.worse = p.step, skill, 0
         else:

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ingest.calendar import calendar_of
 from scripts.evaluate import forecast, forecast_report, intervals
+from scripts.evaluate.forecast_scores import Actuals, Contest
 from worker.forecast.baselines import fit
 from worker.forecast.baselines.table import read_table
 
@@ -50,6 +52,29 @@ def test_run_and_baselines_are_scored_on_the_same_hours(data: Path, alone: Path,
     assert found["forecaster", "mean"]["skill"] == pytest.approx(np.mean(means))
     assert best != fit.NEIGHBOURS, "the best baseline is one on own hours"
     assert found[fit.RIDGE, "PACW"]["over"]["operators"]["p"] < 0.01  # the error of its DF repeats every day
+
+
+def test_mean_of_all_on_disk_counts_no_demand_twice_and_that_of_named_ones_counts_each() -> None:
+    """Two contests of the same lines: TEX, which is ERCO, counts where it is named."""
+    hours = calendar_of("ERCO", 420000, 420000 + 24 * 40 - 1)
+    draw = np.random.default_rng(1)
+    noise = {name: draw.normal(0, 1, len(hours.hours)) for name in ("ERCO", "PACW")}
+    noise["TEX"] = noise["ERCO"]
+    level, history = np.full(len(hours.hours), 100, np.float32), np.arange(400, dtype=np.float32)
+    actuals = {
+        name: Actuals(hours, level, (level + 2 * x).astype(np.float32), level, history) for name, x in noise.items()
+    }
+    better = {name: level + (1.0 if name == "PACW" else 0.5) * x for name, x in noise.items()}
+    operators = {name: one.operator for name, one in actuals.items()}
+    for averaged, want in ((("ERCO", "PACW"), 0.625), (("ERCO", "PACW", "TEX"), 2 / 3)):
+        contest = Contest(actuals, {"operators": operators}, averaged)
+        *own, mean = contest.lines("ours", better, {})
+        assert len(own) == 3 and mean["averaged"] == list(averaged)
+        assert mean["skill"] == pytest.approx(want, abs=1e-4) and mean["over"]["operators"]["skill"] == pytest.approx(
+            want, abs=1e-4
+        )
+        lines = [{"label": "main", **line} for line in (*contest.lines("operators", operators, {}), *own, mean)]
+        assert f"{want:+.3f} |" in forecast_report._skills(lines)
 
 
 def test_pages_are_made_from_the_lines(

@@ -19,7 +19,7 @@ from tests.support.data_folder import build_all, commit, shard
 from worker.forecast.judge.cli import main
 from worker.forecast.judge.peeking import findings
 from worker.forecast.judge.reference import BIAS, DF, LAST_ERROR, PERSISTENCE, Actuals, last_known, read_actuals, rivals
-from worker.forecast.judge.scoring import score
+from worker.forecast.judge.scoring import mean_lines, score
 from worker.forecast.judge.submission import Rows, read_submission
 
 FIRST, DAYS = hour_number("2018-01-01T00"), 250
@@ -198,6 +198,17 @@ def test_scores_are_those_of_plain_computations() -> None:
     assert sum(one["hours"] for one in months) == line["scored"] == len(rows.hour)
     peaks = line["parts"]["hours"]["day's peak"]["hours"]
     assert abs(peaks - len(rows.hour) / 24) <= 2
+
+
+def test_mean_leaves_out_a_region_that_holds_another_one_of_the_file() -> None:
+    """TEX is ERCO: the mean of both and PACW is that of ERCO and PACW."""
+    actuals, _ = world()
+    good, poor = (score(with_point(forecast), LEVELS, actuals) for forecast in (honest(), simple(PERSISTENCE)))
+    mean = mean_lines({"ERCO": good, "PACW": poor, "TEX": good})
+    assert mean["respondents"] == ["ERCO", "PACW"]
+    assert mean["over"][DF]["skill"] == pytest.approx((good["skill"] + poor["skill"]) / 2)
+    assert mean["over"][DF]["of"] == 2
+    assert mean_lines({"TEX": good})["respondents"] == ["TEX"]
 
 
 def frame(**changes: object) -> pd.DataFrame:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ingest.array_types import Bools, Floats, Int64s
+from ingest.catalog import distinct
 from worker.forecast.baselines.compare import gain
 from worker.forecast.judge.reference import DF, Actuals, rivals
 from worker.forecast.judge.submission import Rows
@@ -98,7 +99,11 @@ def _peaks(demand: Floats, day: Int64s, place: Int64s) -> Iterator[int]:
 
 
 def mean_lines(lines: Mapping[str, Line]) -> Line:
-    """Return means over respondents: of skill and p-values' counts over each rival, and of skill by part."""
+    """Return means over respondents: of skill and p-values' counts over each rival, and of skill by part.
+
+    A region that holds another one of them (TEX beside ERCO) is left out: the mean would count the same demand twice.
+    """
+    lines = {name: lines[name] for name in distinct(lines)}
     names = list(dict.fromkeys(name for line in lines.values() for name in line["over"]))
     over = {}
     for name in names:
@@ -111,6 +116,7 @@ def mean_lines(lines: Mapping[str, Line]) -> Line:
             for label, figures in found.items():
                 parts.setdefault(kind, {}).setdefault(label, []).append(figures)
     return {
+        "respondents": list(lines),
         "over": over,
         "parts": {kind: {label: _mean(own) for label, own in found.items()} for kind, found in parts.items()},
     }

@@ -139,6 +139,10 @@ def describe(verdict: Verdict, file: Path) -> list[str]:
         lines.append(f"{code:<10}{cells}{line['mae']:10,.1f}{line['mase']:7.2f}{crps}  {covered or '–'}")
     means = [f"{one['skill']:+.3f} ({one['better']} of {one['of']})" for one in verdict.mean["over"].values()]
     lines.append(f"{'mean':<10}" + "".join(f"{cell:>20}" for cell in means))
+    if twice := [name for name in verdict.by_respondent if name not in verdict.mean["respondents"]]:
+        lines.append(
+            f"the mean leaves out {', '.join(twice)}, which {'hold' if len(twice) > 1 else 'holds'} another respondent of the file"
+        )
     lines += ["in brackets: p of a Diebold-Mariano test; of the mean: respondents with a gain of p < 0.01", ""]
     for kind, parts in verdict.mean["parts"].items():
         shown = [f"{label} {one['skill']:+.3f}" for label, one in parts.items() if math.isfinite(one["skill"])]
