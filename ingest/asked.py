@@ -13,8 +13,9 @@ from itertools import combinations
 from ingest.columns import EVERYTHING, hour_number, hour_text
 from ingest.errors import UsageError
 from ingest.hour_spans import HourSpan, clip, merge, overlaps, subtract
-from ingest.models import ALL_RESPONDENTS, RouteGap, Shard, ShardResult
+from ingest.models import ALL_RESPONDENTS, DAY, RouteGap, Shard, ShardResult, is_daily
 from ingest.sources import get_source
+from ingest.zones import LATEST_MIDNIGHT_H
 
 # Hours: EIA posts generation a day after the hour (https://www.eia.gov/todayinenergy/detail.php?id=46117).
 SETTLE = 48
@@ -43,6 +44,11 @@ def span_of(shard: Shard) -> HourSpan:
     return hour_number(shard.start), hour_number(shard.end) + 1
 
 
+def ended_at(route: str, hour: int) -> int:
+    """Return the first hour of a route that had not ended when hour number `hour` had: of a daily route the first of a day."""
+    return (hour - LATEST_MIDNIGHT_H) // DAY * DAY if is_daily(route) else hour + 1
+
+
 def by_route(results: Iterable[ShardResult]) -> dict[RouteKey, list[ShardResult]]:
     """Return results by source, route and respondent."""
     routes: dict[RouteKey, list[ShardResult]] = defaultdict(list)
@@ -66,7 +72,7 @@ def asked_at(result: ShardResult) -> int:
 def asked_span(result: ShardResult) -> HourSpan:
     """Return the hours of a result's period that had ended when it was fetched; empty (start ≥ end) where none had."""
     start, end = span_of(result.shard)
-    return start, min(end, asked_at(result) + 1)
+    return start, min(end, ended_at(result.shard.route, asked_at(result)))
 
 
 def open_gaps(results: Iterable[ShardResult]) -> tuple[RouteGap, ...]:
@@ -103,7 +109,9 @@ def _fetched_later(own: Iterable[ShardResult]) -> dict[int, list[HourSpan]]:
 def confirmed(own: Iterable[ShardResult]) -> list[HourSpan]:
     """Return the hours of one route that two fetches have asked for, both when the source could have had them."""
     settled = [
-        (start, min(end, asked_at(result) - SETTLE + 1)) for result in own for start, end in [span_of(result.shard)]
+        (start, min(end, ended_at(result.shard.route, asked_at(result) - SETTLE)))
+        for result in own
+        for start, end in [span_of(result.shard)]
     ]
     return merge(span for one, other in combinations(settled, 2) for span in clip([one], [other]))
 

@@ -1,4 +1,4 @@
-"""Local time of a respondent: time zones, daylight saving, local days, US federal holidays, and the issue time of each hour.
+"""Local time of a respondent: daylight saving, local days, US federal holidays, and the issue time of each hour.
 
 Hours are EIA's: UTC, hour-ending, as hour numbers (hours since 1970-01-01T00). A local day is the 23 to 25 hours that end
 after its midnight, up to and including the next one. Holidays: the US federal ones of the `holidays` library.

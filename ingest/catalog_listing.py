@@ -13,9 +13,11 @@ from ingest.catalog import BALANCING_AUTHORITY, RESPONDENTS, SUB_AREAS, Responde
 from ingest.console import printable
 from ingest.errors import VerificationError
 from ingest.files import atomic_write
+from ingest.models import is_daily
 from ingest.routes import EIA_ROUTES
 
 FILE = "catalog.json"
+BOTH = "+daily"  # in a table
 BUILT_IN = "built-in table (EIA's facet values of June 2026)"
 
 
@@ -114,6 +116,15 @@ def respondents_of(data_dir: Path) -> dict[str, Respondent]:
     return {**RESPONDENTS, **added}
 
 
+def _routes(names: tuple[str, ...]) -> str:
+    """Return routes as words; where each hourly one has its daily twin, `BOTH` stands for the twins."""
+    hourly = [name for name in names if not is_daily(name)]
+    daily = [name for name in names if is_daily(name)]
+    twins = {f"daily-{name}" for name in hourly} == set(daily)
+    words = [name.removesuffix("-data") for name in (hourly if twins else names)]
+    return " ".join([*words, BOTH] if twins and daily else words)
+
+
 def describe(listing: CatalogListing) -> str:
     """Return the list as a table, and a line about its origin."""
     head = ("code", "kind", "zone", "first hour", "last hour", "routes", "name")
@@ -124,7 +135,7 @@ def describe(listing: CatalogListing) -> str:
             entry.zone or "unknown",
             entry.first or "…",
             entry.last or "…",
-            " ".join(route.removesuffix("-data") for route in entry.routes),
+            _routes(entry.routes),
             entry.name,
         )
         for entry in listing.entries
@@ -137,6 +148,7 @@ def describe(listing: CatalogListing) -> str:
     if listing.as_of:
         where = f"{len(rows)} respondents at {listing.as_of} UTC, from {listing.origin}"
     lines.append(where)
+    lines.append(f"{BOTH}: the daily routes of the same names too")
     if listing.new:
         lines.append(f"not in the built-in table: {', '.join(listing.new)}")
     if listing.gone:

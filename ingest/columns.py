@@ -42,6 +42,12 @@ def hour_table(start: str, end: str) -> dict[str, int]:
     return dict(zip(np.datetime_as_string(hours.astype("datetime64[h]")).tolist(), hours.tolist(), strict=True))
 
 
+@lru_cache(maxsize=16)
+def day_table(start: str, end: str) -> dict[str, int]:
+    """Return every day, `YYYY-MM-DD`, of `start` to `end` (both inclusive) with the number of its hour 00."""
+    return {period[:10]: hour for period, hour in hour_table(start, end).items() if period.endswith("T00")}
+
+
 @contextmanager
 def open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
     """Open a Parquet file, also where the locale cannot spell its path: Arrow encodes a path as UTF-8, whatever the locale."""
@@ -160,12 +166,13 @@ def duplicate_owners(merged: Columns, owner: Int64s) -> set[int]:
     return {int(part) for part in np.concatenate([owner[same], owner[same + 1]])}
 
 
-def find_gaps(columns: Columns, spans: dict[str, tuple[int, int]]) -> tuple[Gap, ...]:
+def find_gaps(columns: Columns, spans: dict[str, tuple[int, int]], step: int = 1) -> tuple[Gap, ...]:
     """Find the runs of hours that each series in `columns` lacks.
 
     Args:
         columns: the rows.
         spans: respondent → first and last hour number (inclusive) that it should have.
+        step: hours from one value to the next: 24 for rows of days, whose spans begin and end with a day.
 
     Returns:
         Gaps by series, then time. A respondent without any row is one gap of the variable `EVERYTHING`.
@@ -180,16 +187,18 @@ def find_gaps(columns: Columns, spans: dict[str, tuple[int, int]]) -> tuple[Gap,
             len(columns.series), len(series)
         )  # rows of other respondents go to a last row that is not read
         row_of[series] = np.arange(len(series))
-        present = np.zeros((len(series) + 1, last - first + 3), np.int8)
+        present = np.zeros((len(series) + 1, (last - first) // step + 3), np.int8)
         present[:, [0, -1]] = 1  # sentinels, so that a gap at either end has two edges
         own = (columns.hour >= first) & (columns.hour <= last)  # a file can list hours beside the span
         if len(series) < len(columns.series):
             own &= np.isin(columns.index, series)
-        present[row_of[columns.index[own]], columns.hour[own] - first + 1] = 1
+        present[row_of[columns.index[own]], (columns.hour[own] - first) // step + 1] = 1
         edges = np.diff(present[:-1])
         for (row, start), stop in zip(np.argwhere(edges == -1), np.nonzero(edges == 1)[1], strict=True):
-            first_hour, last_hour = hour_text(first + int(start)), hour_text(first + int(stop) - 1)
-            gaps.append(Gap(respondent, columns.series[series[row]][1], first_hour, last_hour, int(stop - start)))
+            low, high = first + int(start) * step, first + int(stop) * step - 1
+            gaps.append(
+                Gap(respondent, columns.series[series[row]][1], hour_text(low), hour_text(high), high - low + 1)
+            )
     return tuple(gaps)
 
 

@@ -9,12 +9,15 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from ingest import daily
 from ingest.array_types import Floats
 from ingest.build_series import Revision
 from ingest.errors import UsageError, VerificationError
 from ingest.files import atomic_write
-from ingest.snapshot import read_whole
+from ingest.models import DAY
+from ingest.snapshot import DAILY, read_whole
 
+DAILY_PREFIX = "daily."  # of a variable of daily values, in a picture
 GROUPS: tuple[tuple[str, Callable[[str], bool]], ...] = (
     ("demand", lambda variable: variable == "D"),
     ("forecast", lambda variable: variable == "DF"),
@@ -25,8 +28,11 @@ GROUPS: tuple[tuple[str, Callable[[str], bool]], ...] = (
     ("sub-areas", lambda variable: variable.startswith("D.")),
     (
         "other",
-        lambda variable: variable not in ("D", "DF", "NG", "TI") and not variable.startswith(("NG.", "ID.", "D.")),
+        lambda variable: (
+            variable not in ("D", "DF", "NG", "TI") and not variable.startswith(("NG.", "ID.", "D.", DAILY_PREFIX))
+        ),
     ),
+    ("daily", lambda variable: variable.startswith(DAILY_PREFIX)),
 )
 # Steps, not a ramp: one missing hour in a month is 99.87 % and must be visible.
 STEPS = (0.0, 1e-9, 0.5, 0.9, 0.99, 0.9999, 1.0)
@@ -130,8 +136,10 @@ def colour_of(share: float) -> str:
 
 
 def read_summaries(data_dir: Path) -> list[SeriesSummary]:
-    """Return every series.json that readers see, by respondent and year; a damaged one raises VerificationError."""
-    return read_whole(data_dir, summaries_in)
+    """Return every series.json that readers see, with daily values; a damaged file raises VerificationError."""
+    return read_whole(
+        data_dir, lambda folder: with_daily(summaries_in(folder), daily.summaries_in(folder.parent / DAILY))
+    )
 
 
 def summaries_in(folder: Path) -> list[SeriesSummary]:
@@ -147,6 +155,20 @@ def summaries_in(folder: Path) -> list[SeriesSummary]:
         except (OSError, ValueError) as error:
             raise VerificationError(f"can't read {path}: {error}; run `coordinator verify`") from error
     return summaries
+
+
+def with_daily(summaries: Iterable[SeriesSummary], found: Iterable[daily.DailySummary]) -> list[SeriesSummary]:
+    """Return summaries with the daily values of their respondent and year, a day as 24 hours; years without a series are left out."""
+    days = {(one.respondent, int(year)): counts for one in found for year, counts in one.counts.items()}
+    joined = []
+    for one in summaries:
+        counts = days.get((one.respondent, one.year), {})
+        more = {
+            DAILY_PREFIX + name: {reason: [DAY * count for count in months] for reason, months in reasons.items()}
+            for name, reasons in counts.items()
+        }
+        joined.append(msgspec.structs.replace(one, variables={**one.variables, **more}))
+    return joined
 
 
 def write_coverage(data_dir: Path | str) -> Path:
@@ -165,5 +187,5 @@ def write_coverage(data_dir: Path | str) -> Path:
             f"no series in {folder} to draw; run `coordinator start --extract --data {folder}` to make some"
         )
     target = folder / "coverage.png"
-    atomic_write(target, draw(coverage(summaries)))
+    atomic_write(target, draw(coverage(with_daily(summaries, daily.summaries_in(folder / DAILY)))))
     return target

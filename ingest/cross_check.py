@@ -41,7 +41,7 @@ def compare(data_dir: Path) -> Agreement:
     """Return how far the two sources agree, from the pieces of a data folder; a damaged one raises VerificationError."""
     own: dict[str, list[ShardResult]] = {"bulk": [], "eia": []}
     for result in manifest.shard_results(data_dir):
-        if result.rows and result.shard.generation == 0 and result.shard.source in own:
+        if result.rows and result.shard.generation == 0 and not result.shard.daily and result.shard.source in own:
             own[result.shard.source].append(result)
     compared, differing, hours = 0, Counter[str](), []
     for file in own["bulk"]:

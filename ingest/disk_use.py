@@ -19,6 +19,7 @@ KINDS = {
     "raw": "raw pages",
     "pieces": "pieces",
     "series": "series",
+    "daily": "daily values",
     "imputed": "imputed",
     "snapshots": "earlier series",
     "manifests": "manifests",
@@ -86,7 +87,7 @@ def replaced(data_dir: Path) -> list[Replaced]:
     found.append(_replaced(SNAPSHOTS, snapshot.before(data_dir)))
     old = time.time() - LEFTOVER_S
     names = ("*.tmp", "*.stale")
-    tops = [data_dir / top for top in ("raw", "pieces", "series", "manifests")]
+    tops = [data_dir / top for top in ("raw", "pieces", "series", "daily", "manifests")]
     left = [path for top in tops for name in names for path in top.rglob(name) if path.lstat().st_mtime < old]
     found.append(_replaced(LEFTOVERS, left))
     return [one for one in found if one.paths]

@@ -10,6 +10,7 @@ IngestError
 """
 
 import difflib
+import shlex
 from collections.abc import Iterable
 
 
@@ -78,6 +79,11 @@ class VerificationError(IngestError):
 
 class Cancelled(Exception):
     """The lease was withdrawn; nothing more is written. Not an error of ingest, so it is outside the tree."""
+
+
+def quoted(path: object) -> str:
+    """Return a path as a shell takes it: for the command that a message advises."""
+    return shlex.quote(str(path))
 
 
 def did_you_mean(words: Iterable[str], known: Iterable[str]) -> str:

@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 
 from ingest.array_types import Int64s
 from ingest.build_series import rank, year_hours
-from ingest.calendar import zone_of
 from ingest.catalog import variable_near
 from ingest.columns import as_arrow, as_strings, hour_number
 from ingest.errors import UsageError
@@ -27,6 +26,7 @@ from ingest.loader import canonical_variables, read_wide, wide_paths
 from ingest.periods import parse_period
 from ingest.snapshot import read_whole
 from ingest.units import unit_of
+from ingest.zones import zone_of
 
 SECONDS = pa.timestamp("s", "UTC")
 ISO_8601 = "%Y-%m-%dT%H:%M:%SZ"

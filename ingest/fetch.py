@@ -33,7 +33,7 @@ from ingest.errors import (
     VerificationError,
 )
 from ingest.http import jittered_backoff_s, served_hour
-from ingest.models import MAX_VARIABLES, FetchJob, FileEntry, Gap, PageEntry, Shard, ShardResult
+from ingest.models import MAX_VARIABLES, FetchJob, FileEntry, Gap, PageEntry, Shard, ShardResult, step_of
 from ingest.outage import OVER
 from ingest.page_request import FetchContext, PageRequests, Received
 from ingest.sources import get_source
@@ -154,7 +154,7 @@ class _Fetch:
             )
         if self.source.paged and len(columns) + self.duplicates != total:
             raise _InconsistentPages("rows", f"{len(columns)} rows, but the source reports {total}", self.pages)
-        gaps = find_gaps(columns, self.source.spans(self.job, columns))
+        gaps = find_gaps(columns, self.source.spans(self.job, columns), step_of(self.job.shard.route))
         if self.source.paged and total and any(hour_number(gap.start) <= self._settled_hour() for gap in gaps):
             # Rows beyond the end would mean that `total` is too low: the page there must be empty. Hours that the source may
             # not have published yet are absent without that, and an update asks for them again.

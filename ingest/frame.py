@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ingest.calendar import zone_of
 from ingest.units import unit_of
+from ingest.zones import zone_of
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from ingest.arguments import names_of, period_of
 from ingest.array_types import Bools, Floats, Int8s
 from ingest.build_series import SERIES_FORMAT, year_hours
 from ingest.catalog import RESPONDENTS, near_matches, variable_near
@@ -19,7 +20,7 @@ from ingest.columns import hour_text, open_parquet
 from ingest.errors import UsageError, VerificationError
 from ingest.files import visible
 from ingest.models import REGION_TYPES
-from ingest.periods import Moment, moment_bound
+from ingest.periods import Moment
 from ingest.plan import parse_span
 from ingest.quality import IMPUTED, MEASURED, MISSING, REASONS
 from ingest.settings import parse_codes
@@ -136,9 +137,9 @@ def load_series(
         raise UsageError(f"imputation {impute!r} is unknown; choose linear, week, neighbours or None")
     if not isinstance(data_dir, str | Path):
         raise UsageError(f'data_dir {data_dir!r} is no folder: write its path as text, e.g. "data", or as a Path')
-    respondents = parse_codes(_names("respondents", respondents, '"PACW"'))
-    variables = canonical_variables(_names("variables", variables, '"D"'))
-    first, stop = parse_span(*_hours_of(start, end))
+    respondents = parse_codes(names_of("respondents", respondents, '"PACW"'))
+    variables = canonical_variables(names_of("variables", variables, '"D"'))
+    first, stop = parse_span(*period_of(start, end))
     names = tuple(f"{respondent}.{variable}" for respondent in respondents for variable in variables)
 
     def read(folder: Path) -> tuple[Floats, Int8s, Estimate | None]:
@@ -167,36 +168,10 @@ def load_series(
     return replace(series, low=low, high=high, imputation=estimate.code)
 
 
-def _names(argument: str, given: Sequence[str] | str, example: str) -> list[str]:
-    """Return an argument that names respondents or variables as a list.
-
-    Raises:
-        UsageError: it names nothing, or holds something that is no text.
-    """
-    names = [given] if isinstance(given, str) else list(given) if isinstance(given, Iterable) else None
-    if names is None or not all(isinstance(name, str) for name in names):
-        raise UsageError(f"{argument} {given!r}: write codes as text, e.g. {example} or [{example}]")
-    if not any(name.strip(" ,") for name in names):
-        raise UsageError(f"{argument} {given!r}: no code is named; name at least one, e.g. {example}")
-    return names
-
-
 def canonical_variables(names: Sequence[str] | str) -> list[str]:
     """Return variables, those of EIA in upper case; names of other sources keep theirs."""
     given = [names] if isinstance(names, str) else names
     return [upper if (upper := name.upper()) in REGION_TYPES or upper.startswith("NG.") else name for name in given]
-
-
-def _hours_of(start: Moment, end: Moment) -> tuple[str, str]:
-    """Return the first and the last hour of a period as users write it.
-
-    Raises:
-        UsageError: a bound has another form.
-    """
-    try:
-        return moment_bound(start, last=False), moment_bound(end, last=True)
-    except ValueError as error:
-        raise UsageError(f"period {start} to {end}: {error}") from error
 
 
 def _fill(

@@ -7,6 +7,7 @@ HOUR = timedelta(hours=1)
 MANIFEST_FORMAT = 1  # raised when a reader of the earlier manifests would be wrong
 ALL_RESPONDENTS = "ALL"  # respondent of a shard whose file holds every balancing authority
 MAX_VARIABLES = 512  # of one respondent and source: EIA has about 25, OASIS about 100
+DAY = 24  # hours: the step of a daily route
 REGION_TYPES = ("D", "DF", "NG", "TI")  # demand, day-ahead demand forecast, net generation, total interchange
 
 
@@ -48,6 +49,11 @@ class Shard:
     def key(self) -> str:
         """The task id and the folder of the raw pages under raw/, e.g. `eia/region-data/PACW/2019/g000`."""
         return f"{self.source}/{self.route}/{self.respondent}/{self.label}/g{self.generation:03d}"
+
+    @property
+    def daily(self) -> bool:
+        """Whether it is of a daily route: day d is named by its hours `dT00` to `dT23`, and is a local day of the respondent."""
+        return is_daily(self.route)
 
     @property
     def hours(self) -> int:
@@ -190,6 +196,16 @@ class BuildResult:
     def files(self) -> tuple[FileEntry, ...]:
         """The files of the build."""
         return (self.long, self.wide, self.summary)
+
+
+def is_daily(route: str) -> bool:
+    """Return whether a route has one value a local day, not one an hour: EIA's `daily-…-data`."""
+    return route.startswith("daily-")
+
+
+def step_of(route: str) -> int:
+    """Return the hours from one value of a route to the next: 1 or 24."""
+    return DAY if is_daily(route) else 1
 
 
 def build_key(respondent: str, year: int) -> str:

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
 
-from ingest.asked import RouteKey, asked_span, by_route, confirmed, next_generation, open_gaps, span_of
+from ingest.asked import RouteKey, asked_span, by_route, confirmed, ended_at, next_generation, open_gaps, span_of
 from ingest.catalog import RESPONDENTS, Respondent, check_respondents
 from ingest.columns import hour_number, hour_text
 from ingest.errors import UsageError, did_you_mean
 from ingest.hour_spans import HourSpan, clip, merge, overlaps, subtract
-from ingest.models import ALL_RESPONDENTS, BuildJob, Piece, Shard, ShardResult, build_key
+from ingest.models import ALL_RESPONDENTS, DAY, BuildJob, Piece, Shard, ShardResult, build_key, is_daily
 from ingest.sources import get_source
+from ingest.zones import zone_of
 
 DEFAULT_RESPONDENTS = ("PACW", "ERCO", "CISO", "MISO", "PJM")  # none is a part of another
 DEFAULT_YEARS = tuple(range(2019, 2026))  # EIA's hourly routes start at 2019-01-01T00
@@ -49,12 +50,13 @@ def plan_shards(
         source: a name in `ingest.sources.SOURCES`.
         respondents: EIA codes. Shards of a source with whole files (bulk) name `ALL_RESPONDENTS` instead.
         period: whole years, or `(start, end)` as `YYYY-MM-DDTHH` (inclusive, UTC hour-ending). It is cut at the turns of
-            the year; for bulk, it is widened to whole six-month files.
+            the year; for bulk, it is widened to whole six-month files, and for daily routes to whole days.
         routes: None means the default routes of the source. A route is planned for the respondents that it has.
         known: respondents that may be asked for.
 
     Raises:
-        UsageError: the source does not have the route, respondent or period.
+        UsageError: the source does not have the route, respondent or period, or a daily route is asked for a respondent whose
+            time zone is unknown.
     """
     reader = get_source(source)
     chosen = choose_routes(source, routes or ())
@@ -62,18 +64,24 @@ def plan_shards(
     check_respondents(codes, known)
     reader.check_respondents(codes)
     spans = _cut(source, _spans_of(period))
+    if any(map(is_daily, chosen)):
+        for code in codes:
+            zone_of(code)
     return tuple(
-        Shard(source, route, code, hour_text(start), hour_text(end - 1))
+        Shard(source, route, code, hour_text(first), hour_text(stop - 1))
         for code in ((ALL_RESPONDENTS,) if reader.whole_files else codes)
         for start, end in spans
         for route in chosen
+        for first, stop in [(start // DAY * DAY, -(-end // DAY) * DAY) if is_daily(route) else (start, end)]
         if reader.route_serves(route, code)
         and not (reader.whole_files and hour_text(end - 1) < reader.route_first_hour(route))
     )
 
 
 def choose_routes(source: str, names: Sequence[str]) -> tuple[str, ...]:
-    """Return routes of a source in its order, from their names in any case; `all` means all of them, and none the default ones.
+    """Return routes of a source in its order, from their names in any case; none means the default ones.
+
+    `all` means every hourly route, `daily` every daily one.
 
     Raises:
         UsageError: the source has no such route; near matches are named.
@@ -82,11 +90,16 @@ def choose_routes(source: str, names: Sequence[str]) -> tuple[str, ...]:
     if not names:
         return reader.default_routes or reader.routes
     known = {route.lower(): route for route in reader.routes}
-    chosen = [route for name in names for route in (known if name.lower() == "all" else (name.lower(),))]
+    groups = {"all": [name for name in known if not is_daily(name)]}
+    if daily := [name for name in known if is_daily(name)]:
+        groups["daily"] = daily
+    chosen = [route for name in names for route in groups.get(name.lower(), [name.lower()])]
     for route in chosen:
         if route not in known:
             near = did_you_mean([route], known)
-            raise UsageError(f"unknown route {route!r} of {source}{near}; known: all, {', '.join(reader.routes)}")
+            raise UsageError(
+                f"unknown route {route!r} of {source}{near}; known: {', '.join((*groups, *reader.routes))}"
+            )
     return tuple(route for name, route in known.items() if name in chosen)
 
 
@@ -133,6 +146,8 @@ def plan_builds(
     asked = frozenset(years)
     needs: dict[tuple[str, int], list[str]] = defaultdict(list)
     for shard in shards:
+        if shard.daily:
+            continue  # `ingest.daily` builds them
         for code in respondents if shard.respondent == ALL_RESPONDENTS else (shard.respondent,):
             for year in years_of(shard):
                 if year in asked or build_key(code, year) in made:
@@ -148,16 +163,18 @@ def build_job(respondent: str, year: int, origin: str, results: Iterable[ShardRe
     own = [
         result
         for result in results
-        if result.shard.respondent in (respondent, ALL_RESPONDENTS) and year in years_of(result.shard)
+        if result.shard.respondent in (respondent, ALL_RESPONDENTS)
+        and not result.shard.daily
+        and year in years_of(result.shard)
     ]
     served = {(result.shard.source, result.shard.route) for result in own if result.rows}
     own = [result for result in own if (result.shard.source, result.shard.route) in served]
     own.sort(key=lambda result: piece_order(result.shard))
-    pieces = (Piece(result.piece, result.shard, _until(result)) for result in own)
+    pieces = (Piece(result.piece, result.shard, asked_until(result)) for result in own)
     return BuildJob(respondent, year, origin, tuple(pieces))
 
 
-def _until(result: ShardResult) -> str:
+def asked_until(result: ShardResult) -> str:
     """Return the last hour that had ended when a result was fetched; "" where its whole period had."""
     start, end = span_of(result.shard)
     asked = asked_span(result)[1]
@@ -197,18 +214,19 @@ def plan_update(
         revise_days: days before `now` that may be revised.
         wanted: None means each respondent's route from its first fetched hour to `now`.
     """
-    horizon = int(now.timestamp()) // 3600 + 1
+    hour = int(now.timestamp()) // 3600
     on_disk = by_route(results)
     requested: dict[RouteKey, list[HourSpan]] = defaultdict(list)
     if wanted is None:
         for route_key, own in on_disk.items():
-            end = horizon + get_source(route_key[0]).ahead_hours(route_key[1])
+            end = ended_at(route_key[1], hour) + get_source(route_key[0]).ahead_hours(route_key[1])
             requested[route_key] = [(min(span_of(result.shard)[0] for result in own), end)]
     else:
         for shard in wanted:
             requested[shard.source, shard.route, shard.respondent].append(span_of(shard))
     fresh: list[Shard] = []
     for key, spans in requested.items():
+        horizon = ended_at(key[1], hour)
         asked = clip(merge(spans), [(0, horizon + get_source(key[0]).ahead_hours(key[1]))])
         own = on_disk.get(key, [])
         missing = subtract(asked, merge(asked_span(result) for result in own))

@@ -1,10 +1,11 @@
-"""The hourly routes of EIA's API, `electricity/rto/<id>`: the columns that tell rows apart, and the variable that a row belongs to.
+"""The routes of EIA's API, `electricity/rto/<id>`: the columns that tell rows apart, and the variable that a row belongs to.
 
 A row is of one respondent and one series of it. The variables are EIA's v1 names: `D` for a type of region-data, `NG.<fuel>`,
-`ID.<neighbour>` (the flow from the respondent to the neighbour, exports positive) and `D.<sub-area>`.
+`ID.<neighbour>` (the flow from the respondent to the neighbour, exports positive) and `D.<sub-area>`. Each hourly route has a daily
+twin, `daily-<id>`: the same series in MWh a local day. It gives each day once for each of five time zones, with different values.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ingest.catalog import SUB_AREAS
 
@@ -22,7 +23,7 @@ class Route:
     respondents: frozenset[str] | None = None  # that EIA publishes it for; None = all
 
 
-EIA_ROUTES: dict[str, Route] = {
+HOURLY_ROUTES: dict[str, Route] = {
     route.id: route
     for route in (
         # Forecasts are made for the whole next local day.
@@ -31,6 +32,19 @@ EIA_ROUTES: dict[str, Route] = {
         Route("interchange-data", "fromba", "toba", "ID.", series=4),
         Route("region-sub-ba-data", "parent", "subba", "D.", series=11, respondents=frozenset(SUB_AREAS)),
     )
+}
+DAILY_ROUTES: dict[str, Route] = {
+    f"daily-{name}": replace(route, id=f"daily-{name}", ahead_hours=0) for name, route in HOURLY_ROUTES.items()
+}
+EIA_ROUTES = {**HOURLY_ROUTES, **DAILY_ROUTES}
+
+# IANA zone → EIA's name of it, a value of the facet `timezone` of the daily routes.
+EIA_ZONES = {
+    "America/New_York": "Eastern",
+    "America/Chicago": "Central",
+    "America/Denver": "Mountain",
+    "America/Phoenix": "Arizona",
+    "America/Los_Angeles": "Pacific",
 }
 
 

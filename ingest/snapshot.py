@@ -3,6 +3,7 @@
     snapshots/000002/series/PACW/2024/wide.parquet       as under series/
     snapshots/000002/dataset/year=2024/PACW.parquet      each long.parquet again, as one dataset
     snapshots/000002/files.json                          what it is made of
+    snapshots/000002/daily/PACW.parquet                  as under daily/
     dataset -> snapshots/000002/dataset                  the newest; replaced in one step
 
 Its files are hard links to those under `series`, so a snapshot takes no space until a later run replaces them there. Where a file
@@ -20,15 +21,17 @@ from typing import TypeVar
 import msgspec
 
 from ingest.errors import UsageError, VerificationError
-from ingest.files import atomic_write, file_sha256, fsync_path, storage_errors
+from ingest.files import atomic_write, file_sha256, fsync_path, storage_errors, visible
 from ingest.models import BuildResult, FileEntry
 
-SNAPSHOTS, DATASET, LIST = "snapshots", "dataset", "files.json"
+SNAPSHOTS, DATASET, DAILY, LIST = "snapshots", "dataset", "daily", "files.json"
 SNAPSHOT_FORMAT = 1  # raised when a reader of the earlier ones would be wrong
 KEPT = 2  # the newest, and the one before, which a reader may have begun with
 ATTEMPTS = 5  # of a reader whose snapshot was replaced twice meanwhile
 TARGET = re.compile(rf"{SNAPSHOTS}/\d{{6,}}/{DATASET}")
-PLACE = re.compile(r"series/(?P<respondent>[^/]+)/(?P<year>\d{4})/(?P<name>[^/]+)")  # of a file of the series
+PLACE = re.compile(  # of a file of the series, or of daily values
+    r"series/(?P<respondent>[^/]+)/(?P<year>\d{4})/(?P<name>[^/]+)|daily/[^/]+\.parquet"
+)
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 Found = TypeVar("Found")
 
@@ -80,7 +83,9 @@ def read_whole(data_dir: Path, read: Callable[[Path], Found]) -> Found:
 
 
 def publish(data_dir: Path, builds: Iterable[BuildResult]) -> None:
-    """Make a snapshot of the series of `builds` unless the newest is of them; keep the one before only if it is whole.
+    """Make a snapshot of the series of `builds` and of the daily values, unless the newest is of them.
+
+    The one before is kept only if it is whole.
 
     A damaged one before is removed because no run can build its files again: `verify` would name them until two later runs.
     The caller holds the folder's lock. The disk's errors are raised as StorageError.
@@ -90,7 +95,8 @@ def publish(data_dir: Path, builds: Iterable[BuildResult]) -> None:
         builds: the series on disk; one whose files are gone is left out.
     """
     found = [build for build in builds if all((data_dir / file.path).is_file() for file in build.files)]
-    listed = FileList(tuple(sorted((file for build in found for file in build.files), key=lambda file: file.path)))
+    files = [file for build in found for file in build.files] + list(_daily_files(data_dir))
+    listed = FileList(tuple(sorted(files, key=lambda file: file.path)))
     newest = current(data_dir)
     if not listed.files:
         return
@@ -106,6 +112,7 @@ def publish(data_dir: Path, builds: Iterable[BuildResult]) -> None:
             for name in names_in_snapshot(file):
                 (temporary / name).parent.mkdir(parents=True, exist_ok=True)
                 _link(data_dir / file.path, temporary / name)
+        (temporary / DATASET).mkdir(exist_ok=True)  # without a series, too: readers find the snapshot by it
         atomic_write(temporary / LIST, encode(listed))
         temporary.rename(folder)
         fsync_path(folder.parent)
@@ -114,6 +121,13 @@ def publish(data_dir: Path, builds: Iterable[BuildResult]) -> None:
             _remove_damaged_before(data_dir, listed)
         else:
             shutil.rmtree(folder)
+
+
+def _daily_files(data_dir: Path) -> Iterator[FileEntry]:
+    """Yield the files of daily values, as they are on disk."""
+    folder = data_dir / DAILY
+    for path in sorted(visible(folder.glob("*.parquet"), folder)):
+        yield FileEntry(path.relative_to(data_dir).as_posix(), path.stat().st_size, file_sha256(path))
 
 
 def encode(listed: FileList) -> bytes:

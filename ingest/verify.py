@@ -17,14 +17,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ingest import checksums, manifest, snapshot, store
+from ingest import checksums, daily, manifest, snapshot, store
 from ingest.asked import open_gaps
 from ingest.build_series import year_hours
 from ingest.columns import Columns, digest, drop_repeats_between, find_gaps, from_table, hour_text, merge
 from ingest.console import printable
 from ingest.errors import SourceError, UsageError, VerificationError
 from ingest.files import visible
-from ingest.models import ALL_RESPONDENTS, BuildResult, FetchJob, FileEntry, RouteGap, ShardResult, build_key
+from ingest.models import ALL_RESPONDENTS, BuildResult, FetchJob, FileEntry, RouteGap, ShardResult, build_key, step_of
 from ingest.plan import build_job
 from ingest.sources import get_source
 from ingest.sources.base import Source
@@ -152,10 +152,11 @@ def verify(data_dir: Path | str, progress: OnProgress | None = None) -> Report:
     built = {build.key for build in builds}
     for shard in (result.shard for result in shards if result.rows):
         key = build_key(shard.respondent, int(shard.start[:4]))
-        if shard.respondent != ALL_RESPONDENTS and key not in built:
+        if shard.respondent != ALL_RESPONDENTS and not shard.daily and key not in built:
             report.note("unbuilt", shard.key, f"{key} has no series yet")
     report.shards, report.builds = len(shards), len(builds)
     report.gaps = open_gaps(shards)
+    _verify_daily(folder, shards, report)
     _verify_summary(folder, shards, builds, report)
     _find_strays(folder, shards, builds, report)
     for name, problem in snapshot.check(folder):
@@ -277,7 +278,7 @@ def _name_duplicates(key: str, merged: Columns, report: Report) -> None:
 def _verify_gaps(reader: Source, job: FetchJob, merged: Columns, result: ShardResult, report: Report) -> None:
     if reader.whole_files and not result.asked_at:
         return  # earlier versions named no gap before the first and after the last hour that a file lists
-    found, named = set(find_gaps(merged, reader.spans(job, merged))), set(result.gaps)
+    found, named = set(find_gaps(merged, reader.spans(job, merged), step_of(job.shard.route))), set(result.gaps)
     for gaps, problem in (
         (found - named, "is missing and not named"),
         (named - found, "is named, but the pages have it"),
@@ -308,6 +309,28 @@ def _verify_build(folder: Path, result: BuildResult, shards: Iterable[ShardResul
         report.expect("cells", path, "values", len(table) - table["value"].null_count, result.valid)
         masked = {reason: cells for reason, cells in result.masked.items() if cells}
         report.expect("cells", path, "masked cells", counts, masked)
+
+
+def _verify_daily(folder: Path, shards: Iterable[ShardResult], report: Report) -> None:
+    """Make the daily values again from their pieces, and compare them with the file of each respondent."""
+    jobs = {daily.path_of(folder / daily.DAILY, job.respondent): job for job in daily.jobs_of(shards)}
+    for path, job in jobs.items():
+        name = path.relative_to(folder).as_posix()
+        if not path.exists():
+            report.note("unbuilt", job.respondent, f"{name} is not there yet")
+            continue
+        try:
+            made, content = daily.contents(folder, job), path.read_bytes()
+            table = pq.ParquetFile(io.BytesIO(content)).read(use_threads=False)
+        except (OSError, pa.ArrowException, VerificationError) as error:
+            report.mismatch("daily", name, f"can't be verified: {error}")
+            continue
+        report.bytes += len(content)
+        same = table.equals(made) and table.schema.metadata == made.schema.metadata
+        report.expect("daily", name, "equals the rows of its pieces", same, True)
+    for path in sorted(visible((folder / daily.DAILY).glob("*"), folder)):
+        if path not in jobs:
+            report.note("orphan", path.relative_to(folder).as_posix(), "no fetch of daily values has its rows")
 
 
 def _verify_summary(folder: Path, shards: list[ShardResult], builds: list[BuildResult], report: Report) -> None:

@@ -1,4 +1,4 @@
-"""Time zones of respondents.
+"""Time zones of respondents, and their local days as hours in UTC.
 
 EIA's reference table of balancing authorities (2019-09) names the zone that each has chosen for its days, not the one in which it lies:
 Southern's days are Central, those of New Mexico (PNM), El Paso and WACM have no daylight saving. The data agree where days without a forecast
@@ -6,10 +6,17 @@ show them (`tests/unit/ingest/test_calendar.py`); LGEE's begin at 05:00 UTC in s
 SWPW are newer than the table: their zone is the one in which they lie.
 """
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
 from zoneinfo import ZoneInfo
 
+import numpy as np
+
+from ingest.array_types import Int64s
 from ingest.errors import UsageError
+
+LATEST_MIDNIGHT_H = 8  # hours after midnight UTC: the Pacific one, in winter
+EPOCH_DAY = date(1970, 1, 1)
 
 _EASTERN, _CENTRAL, _MOUNTAIN = "America/New_York", "America/Chicago", "America/Denver"
 _ARIZONA, _PACIFIC = "America/Phoenix", "America/Los_Angeles"
@@ -42,3 +49,20 @@ def standard_offset(respondent: str) -> int:
     """
     winter = datetime(2020, 1, 1, tzinfo=ZoneInfo(zone_of(respondent)))
     return (winter.replace(tzinfo=UTC) - winter) // timedelta(hours=1)
+
+
+@lru_cache(maxsize=256)
+def midnights(zone: str, first: int, last: int) -> Int64s:
+    """Return the hour that ends at each local midnight: int64 [day + 1], hours since 1970-01-01T00 UTC.
+
+    The hours of day `first + i` end after entry `i`, up to and including entry `i + 1`: 23 to 25.
+
+    Args:
+        zone: IANA zone.
+        first: day number, days since 1970-01-01.
+        last: day number, inclusive.
+    """
+    clock = ZoneInfo(zone)
+    days = (EPOCH_DAY + timedelta(days=number) for number in range(first, last + 2))
+    ends = [datetime(day.year, day.month, day.day, tzinfo=clock).timestamp() for day in days]
+    return np.array(ends, np.int64) // 3600

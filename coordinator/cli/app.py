@@ -22,7 +22,7 @@ from coordinator.cli.options import AsJson, Quiet, folder_of, width_of_stdout, w
 from coordinator.stages.stage import STAGES, OutputMode
 from coordinator.wire.exit_codes import ExitCode
 from ingest.console import printable
-from ingest.errors import UsageError
+from ingest.errors import UsageError, quoted
 
 HELP = " ".join((__doc__ or "").split("\n\n")[1].split())  # rich would keep the ends of its lines
 
@@ -145,8 +145,14 @@ def follow(
     folder = folder_of(settings)
     from coordinator.stages.extract.plan import ExtractOptions
     from coordinator.stages.follow.run import follow as follow_source
+    from ingest.models import is_daily
 
     options = ExtractOptions.from_settings({**settings, "end": "", "update": True, "rebuild": False})
+    if daily := [route for route in options.routes if is_daily(route)]:
+        raise UsageError(
+            f"follow: {', '.join(daily)} is not followed. Leave it out of --routes, and run `coordinator start --extract --update "
+            f"--routes daily --data {quoted(folder)}` once a day."
+        )
     run = (settings["run"] or folder / "train") if then else None
     outcome = follow_source(options, OutputMode(as_json, quiet), run)
     if outcome.status in ("done", "drain"):  # it was told to end, and no cycle was cut short

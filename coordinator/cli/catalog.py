@@ -7,9 +7,9 @@ from pathlib import Path
 
 from coordinator.stages.extract.source import parse_source
 from coordinator.stages.extract.stage import check_key
-from ingest.calendar import ZONES
 from ingest.catalog_listing import CatalogListing, built_in, save
 from ingest.sources.eia_facets import FacetClient
+from ingest.zones import ZONES
 
 
 def listing_of(data_dir: Path, source: str, rate: float | None, progress: Callable[[int, int], None]) -> CatalogListing:

@@ -95,7 +95,7 @@ SETTINGS = (
         "routes",
         "",
         parse_names,
-        "Routes of the source, or all: "
+        "Routes of the source, or all (hourly) or daily: "
         + ", ".join(EIA_ROUTES)
         + " of eia. Empty: region-data and fuel-type-data of eia, BALANCE of bulk, all of oasis but prices.",
         list[str],

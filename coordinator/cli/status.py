@@ -16,6 +16,7 @@ from coordinator.wire.auth import is_loopback, load_worker
 from coordinator.wire.messages import Status, StatusRequest
 from ingest import manifest
 from ingest.console import printable
+from ingest.daily_check import DailyTotals, totals
 from ingest.disk_use import by_kind, replaced
 from ingest.errors import UsageError
 
@@ -43,6 +44,7 @@ def fetch_status(data_dir: Path, keys: Path) -> dict[str, Any]:
         "rows": summary.rows,
         "total": summary.total,
         "origins": list(summary.origins),
+        "daily": msgspec.to_builtins(totals(data_dir, compare=False)),
         "disk": by_kind(data_dir),
         "replaced": sum(one.bytes for one in replaced(data_dir)),
     }
@@ -76,6 +78,7 @@ def describe(snapshot: dict[str, Any]) -> str:
         lines = [
             f"no coordinator is running here; {snapshot['shards']} shards and {snapshot['series']} series are verified, "
             f"rows {snapshot['rows']:,} of {snapshot['total']:,} ({label})",
+            *([str(msgspec.convert(snapshot["daily"], DailyTotals))] if snapshot["daily"] else []),
             describe_disk(snapshot["disk"]),
         ]
         if replaced_bytes := snapshot["replaced"]:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from ingest.citation import Terms
 from ingest.coverage import Coverage
+from ingest.daily_check import DailyTotals
 from ingest.manifest import Summary
 from ingest.models import Gap
 
@@ -112,6 +113,7 @@ class Hours:
     masked: Mapping[str, int]  # reason → cells
     suspect: int  # cells that are kept and flagged
     revised: tuple[Revised, ...]
+    daily: DailyTotals | None  # None: there are no daily values
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
-"""EIA Open Data API v2, the hourly routes of `electricity/rto` (`ingest.routes`): pages of 5,000 rows in a total order.
+"""EIA Open Data API v2, the hourly and daily routes of `electricity/rto` (`ingest.routes`): pages of 5,000 rows in a total order.
 
-https://www.eia.gov/opendata/documentation.php. `period` is UTC and hour-ending; `start` and `end` are inclusive. The key
+https://www.eia.gov/opendata/documentation.php. `period` is UTC and hour-ending, and of a daily route the
+local date in the zone that is asked for; `start` and `end` are inclusive. The key
 travels in a header. `request.params` of a body echoes the query, so a body that still contains the key is rewritten
 before it is stored.
 """
@@ -16,13 +17,14 @@ import msgspec
 import numpy as np
 
 from ingest.catalog import RESPONDENTS
-from ingest.columns import EMPTY, Columns, drop_repeats, has_duplicates, hour_table
+from ingest.columns import EMPTY, Columns, day_table, drop_repeats, has_duplicates, hour_table
 from ingest.console import spellings
 from ingest.errors import AuthenticationError, SourceError
 from ingest.http import HttpResponse, excerpt, inflate, plain_body, raise_for_response
-from ingest.models import MAX_VARIABLES, FetchJob, Shard
-from ingest.routes import EIA_ROUTES, Route, variable_of
+from ingest.models import MAX_VARIABLES, FetchJob, Shard, is_daily, step_of
+from ingest.routes import EIA_ROUTES, EIA_ZONES, Route, variable_of
 from ingest.sources.base import EIA_LICENCE, Page, RateLimit, Source
+from ingest.zones import zone_of
 
 PAGE_ROWS = 5000  # the API's limit for a JSON response
 EIA_RATE_LIMIT = RateLimit(9000 / 3600, 5)  # EIA's FAQ: under 9,000 requests an hour sustained, 5 a second in a burst
@@ -44,6 +46,8 @@ def _decoder(route: Route) -> msgspec.json.Decoder[Any]:
     """Return the decoder of a route's pages: rows with `period`, `respondent`, `code` and `value`, by the route's names of them."""
     fields = [("period", str), ("respondent", str), ("code", str), ("value", float | None)]
     names = {"respondent": route.respondent, "code": route.code}
+    if is_daily(route.id):
+        fields.append(("timezone", str))
     row = msgspec.defstruct("Row", fields, rename=names, gc=False)
     return msgspec.json.Decoder(_Body[row], strict=False)  # type: ignore[valid-type]
 
@@ -82,8 +86,8 @@ class Eia(Source):
         return EIA_ROUTES[route].ahead_hours
 
     def expected_requests(self, shard: Shard) -> int:
-        """Return hours × expected series / 5,000, rounded up."""
-        return -(-shard.hours * EIA_ROUTES[shard.route].series // PAGE_ROWS)
+        """Return hours (days) × expected series / 5,000, rounded up."""
+        return -(-shard.hours // step_of(shard.route) * EIA_ROUTES[shard.route].series // PAGE_ROWS)
 
     def offsets(self, job: FetchJob, total: int | None) -> tuple[int, ...]:
         """Return the first row of each page; before the first response, only 0."""
@@ -121,13 +125,17 @@ def _query(shard: Shard) -> str:
     """Return path and query of a shard without the page; rows are sorted by every column that identifies a row."""
     route = EIA_ROUTES[shard.route]
     query = [
-        ("frequency", "hourly"),
+        ("frequency", "daily" if shard.daily else "hourly"),
         ("data[0]", "value"),
         (f"facets[{route.respondent}][]", shard.respondent),
-        ("start", shard.start),
-        ("end", shard.end),
+        ("start", shard.start[:10] if shard.daily else shard.start),
+        ("end", shard.end[:10] if shard.daily else shard.end),
     ]
-    for i, column in enumerate(("period", route.respondent, route.code)):
+    columns = ["period", route.respondent, route.code]
+    if shard.daily:
+        query.append(("facets[timezone][]", EIA_ZONES[zone_of(shard.respondent)]))
+        columns.append("timezone")
+    for i, column in enumerate(columns):
         query += [(f"sort[{i}][column]", column), (f"sort[{i}][direction]", "asc")]
     return f"/v2/electricity/rto/{shard.route}/data/?{urlencode(query)}"
 
@@ -167,6 +175,10 @@ def _page(job: FetchJob, plain: bytes) -> Page:
     # Names that differ only in case are equal: EIA has sent both.
     if strangers := sorted({name for name in {row.respondent for row in rows} if name.upper() != shard.respondent}):
         raise SourceError(f"the response has rows of {', '.join(strangers[:3])}, which were not requested", "foreign")
+    if shard.daily and (zones := {row.timezone for row in rows} - {EIA_ZONES[zone_of(shard.respondent)]}):
+        raise SourceError(
+            f"the response has days of {', '.join(sorted(zones)[:3])}, which were not requested", "foreign"
+        )
     raw_codes = [row.code for row in rows]
     codes = set(raw_codes)
     if len(codes) > MAX_VARIABLES:
@@ -174,7 +186,7 @@ def _page(job: FetchJob, plain: bytes) -> Page:
     spelt = {code: variable_of(shard.route, code.upper()) for code in codes}
     variables = sorted(set(spelt.values()))
     position = {code: variables.index(variable) for code, variable in spelt.items()}
-    hours = hour_table(shard.start, shard.end)
+    hours = day_table(shard.start, shard.end) if shard.daily else hour_table(shard.start, shard.end)
     try:
         hour = np.fromiter(map(hours.__getitem__, [row.period for row in rows]), np.int32, len(rows))
     except KeyError as error:

@@ -1,4 +1,4 @@
-"""Ask EIA's API which respondents each route has, and for their first and last hours: about 40 requests.
+"""Ask EIA's API which respondents each route has, and for their first and last hours: about 45 requests.
 
 Two pages of region-data, sorted by time from either end, hold the first and last hours of nearly all; the others are asked for by name.
 """

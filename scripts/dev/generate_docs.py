@@ -34,6 +34,7 @@ MEANINGS = {
 # Public modules in the order of the page, each with its objects; an empty tuple: all that have no leading underscore.
 PUBLIC: dict[str, tuple[str, ...]] = {
     "ingest.loader": (),
+    "ingest.daily_loader": ("DailyArrays", "load_daily"),
     "ringattn.attention": ("ring_attention",),
     "ringattn.process_group": (),
     "ringattn.sharding": (),

@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from ingest.emulator.process import Emulator
+from ingest.verify import verify
 from tests.support.program import SMALL, Page, asked, command, environment, series_digest
 from tests.support.waiting import await_gone, end_of, footprint, until
 
@@ -51,10 +52,10 @@ def workers_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 class KilledRun:
     """One extraction in `folder`, started again after each kill of its coordinator."""
 
-    def __init__(self, folder: Path, emulator: Emulator) -> None:
+    def __init__(self, folder: Path, emulator: Emulator, *more: str) -> None:
         self.folder, self.data, self.emulator = folder, folder / "data", emulator
         source = ("--retries", "1000", "--source", emulator.url)
-        self.command = command("start", "--extract", "--quiet", *source, "--data", self.data, *SMALL)
+        self.command = command("start", "--extract", "--quiet", *source, "--data", self.data, *SMALL, *more)
         self.start()
 
     def start(self) -> None:
@@ -137,3 +138,25 @@ def test_kills_leave_the_same_series(tmp_path: Path, undisturbed: dict[str, str]
 @pytest.mark.timeout(3_600)
 def test_fifty_kills_leave_the_same_series(tmp_path: Path, undisturbed: dict[str, str]) -> None:
     kill_over_runs(tmp_path, 50, undisturbed)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_kills_leave_the_same_daily_values(tmp_path: Path) -> None:
+    """The coordinator itself builds them, when the fetches have ended."""
+    contents: list[dict[str, bytes]] = []
+    for kills in (0, 8):
+        folder = tmp_path / str(kills)
+        folder.mkdir()
+        draw = random.Random(kills)
+        with Emulator("--latency-ms", LATENCY_MS) as emulator:
+            run = KilledRun(folder, emulator, "--routes", "region-data,daily")
+            for _ in range(kills):
+                if run.await_requests(run.requests() + draw.randint(0, 3)):
+                    run.kill(draw)
+                    if run.process.poll() is not None:
+                        run.start()
+            run.end()
+        contents.append({path.name: path.read_bytes() for path in (run.data / "daily").iterdir()})
+        assert verify(run.data).whole
+    assert contents[0] == contents[1] and contents[0].keys() == {"ERCO.parquet", "PACW.parquet"}

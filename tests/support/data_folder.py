@@ -14,10 +14,12 @@ from numpy.typing import ArrayLike
 from ingest import manifest
 from ingest.build_series import build
 from ingest.columns import Columns, digest, find_gaps, hour_number, hour_text, merge
-from ingest.models import BuildResult, FetchJob, PageEntry, Shard, ShardResult
+from ingest.models import BuildResult, FetchJob, PageEntry, Shard, ShardResult, step_of
 from ingest.plan import build_job
+from ingest.routes import EIA_ROUTES, EIA_ZONES
 from ingest.sources import get_source
 from ingest.store import write_page, write_piece
+from ingest.zones import zone_of
 
 ABSENT = np.inf  # in the values given: no row for this hour; NaN is a null
 PAGE_ROWS = 5000
@@ -29,27 +31,28 @@ def shard(respondent: str = "PACW", start: str = "2024-01-01T00", end: str = "20
 
 
 def commit(data_dir: Path, one: Shard, values: Mapping[str, ArrayLike], origin: str = "synthetic") -> ShardResult:
-    """Store the pages, piece and manifest of `values` (EIA code → one value per hour of the shard, or `ABSENT`)."""
+    """Store the pages, piece and manifest of `values` (EIA code → one value per hour or day of the shard, or `ABSENT`)."""
     result = store(data_dir, one, values, origin)
     manifest.write(data_dir, manifest.Manifest(result, 1, "test", COMMITTED))
     return result
 
 
 def store(data_dir: Path, one: Shard, values: Mapping[str, ArrayLike], origin: str = "synthetic") -> ShardResult:
-    facet = {"fuel-type-data": "fueltype", "interchange-data": "toba"}.get(one.route, "type")
-    owner = "fromba" if one.route == "interchange-data" else "respondent"
-    first = hour_number(one.start)
-    table = {code: np.broadcast_to(np.asarray(column, float), one.hours) for code, column in sorted(values.items())}
+    route, step, first = EIA_ROUTES[one.route], step_of(one.route), hour_number(one.start)
+    count = one.hours // step
+    table = {code: np.broadcast_to(np.asarray(column, float), count) for code, column in sorted(values.items())}
+    zone = {"timezone": EIA_ZONES[zone_of(one.respondent)]} if one.daily else {}
     rows = [
         {
-            "period": hour_text(first + hour),
-            owner: one.respondent,
-            facet: code,
-            "value": None if np.isnan(column[hour]) else str(column[hour]),
+            "period": hour_text(first + at * step)[: 10 if one.daily else None],
+            route.respondent: one.respondent,
+            route.code: code,
+            **zone,
+            "value": None if np.isnan(column[at]) else str(column[at]),
         }
-        for hour in range(one.hours)
+        for at in range(count)
         for code, column in table.items()
-        if column[hour] != ABSENT
+        if column[at] != ABSENT
     ]
     reader = get_source("eia")
     job = FetchJob(one, "")
@@ -68,7 +71,7 @@ def store(data_dir: Path, one: Shard, values: Mapping[str, ArrayLike], origin: s
         total=len(rows),
         rows=len(rows),
         nulls=merged.nulls(),
-        gaps=find_gaps(merged, reader.spans(job, merged)),
+        gaps=find_gaps(merged, reader.spans(job, merged), step),
         pages=tuple(pages),
         piece=write_piece(data_dir, one, merged),
         digest=digest(merged),
@@ -83,9 +86,9 @@ def page_body(rows: list[dict[str, Any]], total: int) -> bytes:
 
 
 def build_all(data_dir: Path) -> list[BuildResult]:
-    """Build and commit every respondent-year that has pieces, and the summary."""
+    """Build and commit every respondent-year that has hourly pieces, and the summary."""
     shards = list(manifest.shard_results(data_dir))
-    keys = sorted({(one.shard.respondent, int(one.shard.start[:4])) for one in shards})
+    keys = sorted({(one.shard.respondent, int(one.shard.start[:4])) for one in shards if not one.shard.daily})
     results = []
     for respondent, year in keys:
         result = build(build_job(respondent, year, shards[0].origin, shards), data_dir)

@@ -20,11 +20,12 @@ import msgspec
 import numpy as np
 
 from ingest import manifest
-from ingest.calendar import calendar_of, zone_of
+from ingest.calendar import calendar_of
 from ingest.columns import open_parquet
 from ingest.errors import Cancelled, IngestError, UsageError
 from ingest.files import atomic_write
 from ingest.loader import available, load_series, respondents_on_disk
+from ingest.zones import zone_of
 from ringattn.blas import loader as blas
 from rl.env.dataset import Dataset, build_dataset
 from rl.env.dataset_file import path_of, to_bytes

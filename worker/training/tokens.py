@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ingest import features
-from ingest.calendar import ZONES
 from ingest.columns import hour_number, hour_text
 from ingest.errors import UsageError
 from ingest.features import COLUMNS, CONDITION, FEATURES, ODD, Reference, Tokens
 from ingest.files import atomic_write, file_sha256
 from ingest.loader import available, respondents_on_disk
 from ingest.periods import parse_period
+from ingest.zones import ZONES
 
 LINEAR_VERSION = 3  # of worker.forecast.linear: raised when its forecasts change
 INPUTS = (*FEATURES, *CONDITION)

@@ -13,6 +13,7 @@ from coordinator.stages.extract.plan import world_of
 from ingest import manifest
 from ingest.citation import all_terms
 from ingest.coverage import SeriesSummary, coverage, read_summaries
+from ingest.daily_check import totals
 from ingest.manifest import Manifest
 from ingest.models import ShardResult
 from ingest.sources import get_source
@@ -39,6 +40,7 @@ def hours(data_dir: Path) -> Hours | Absent:
         masked=summary.masked,
         suspect=summary.suspect,
         revised=tuple(_revised(one) for one in summaries if one.revisions),
+        daily=totals(data_dir),
     )
 
 

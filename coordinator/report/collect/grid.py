@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from coordinator.report.model import Absent, Floats, OperatorError, Peak, PeakWeek, Region, Regions
 from ingest.array_types import Int64s
 from ingest.build_series import year_hours
-from ingest.calendar import ZONES
 from ingest.columns import hour_text
 from ingest.files import visible
 from ingest.loader import read_wide, wide_paths
 from ingest.snapshot import read_whole
+from ingest.zones import ZONES
 
 Times = NDArray[np.datetime64]
 DRAWN = 12  # respondents with charts: more would make the page too long

@@ -52,6 +52,7 @@ def coverage(hours: Hours) -> dict[str, Any]:
         "listed": [
             [gap.respondent, gap.variable, gap.start, gap.end, number(gap.hours)] for gap in hours.gaps[:LISTED]
         ],
+        "daily": str(hours.daily) if hours.daily else "",
         "revised": [[one.respondent, one.year, number(one.cells), one.first, one.last] for one in hours.revised],
     }
 

@@ -79,6 +79,11 @@ def split(
     respondents, _ = expand_groups(settings["respondents"], start, end, lambda code: True, known)
     check_respondents(respondents, known)
     routes = choose_routes("eia", settings["routes"])
+    if daily := [route for route in routes if route not in FILES]:
+        raise UsageError(
+            f"--source auto has hourly routes only, and EIA's files no {', '.join(daily)}. Fetch daily values with --source eia, into "
+            "the same folder."
+        )
     regions = tuple(code for code in respondents if known[code].kind == REGION)
     authorities = tuple(code for code in respondents if code not in regions)
     files = tuple(dict.fromkeys(FILES[route] for route in routes))

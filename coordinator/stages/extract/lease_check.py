@@ -20,7 +20,7 @@ from ingest.columns import Columns, digest, find_gaps, from_table, hour_number, 
 from ingest.errors import VerificationError
 from ingest.files import file_sha256
 from ingest.manifest import SAFE_HOUR
-from ingest.models import ALL_RESPONDENTS, BuildJob, BuildResult, FetchJob, FileEntry, ShardResult, parse_hour
+from ingest.models import ALL_RESPONDENTS, BuildJob, BuildResult, FetchJob, FileEntry, ShardResult, parse_hour, step_of
 from ingest.sources import get_source
 from ingest.store import read_content
 
@@ -88,9 +88,12 @@ def _check_fetch(job: FetchJob, result: ShardResult, data_dir: Path) -> None:
     first, last = hour_number(job.shard.start), hour_number(job.shard.end) + source.spill_hours
     if len(columns) and not (first <= columns.hour.min() and columns.hour.max() <= last):
         raise VerificationError(f"{key}: the piece holds hours outside {job.shard.start} to {job.shard.end}")
+    if (columns.hour % step_of(job.shard.route)).any():
+        raise VerificationError(f"{key}: the piece holds an hour within a day")
     if np.isinf(columns.value).any():
         raise VerificationError(f"{key}: the piece holds a value that is not a number")
-    _expect(key, "gaps", set(result.gaps), set(find_gaps(columns, source.spans(job, columns))))
+    gaps = find_gaps(columns, source.spans(job, columns), step_of(job.shard.route))
+    _expect(key, "gaps", set(result.gaps), set(gaps))
 
 
 def _check_counters(key: str, result: ShardResult) -> None:

@@ -79,7 +79,7 @@ class ExtractOptions(StageOptions):
             held = _recorded(source.recordings)
             serves = {code for _, code in held}.__contains__
             wanted = {name.lower() for name in settings["routes"]} | {route for route, _ in held}
-            routes = tuple(route for route in routes if route in wanted) or routes
+            routes = tuple(route for route in routes if {route, route.removeprefix("daily-")} & wanted) or routes
         respondents, idle = expand_groups(respondents, start, end, serves, known)
         check_respondents(respondents, known)
         notes = (*notes, *_left_out(source.kind, routes, settings["routes"], respondents, idle))
@@ -181,7 +181,7 @@ def _repeated(data_dir: Path, results: Collection[ShardResult], planned: Iterabl
     found = []
     for respondent, year in sorted(manifest.damaged_builds(data_dir) - {(one.respondent, one.year) for one in planned}):
         own = [r.shard for r in results if r.shard.respondent == respondent or respondent in r.kept]
-        keys = tuple(shard.key for shard in own if year in years_of(shard))
+        keys = tuple(shard.key for shard in own if year in years_of(shard) and not shard.daily)
         found += [Build(respondent, year, keys)] if keys else []
     return found
 

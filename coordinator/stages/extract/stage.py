@@ -10,7 +10,7 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -33,13 +33,15 @@ from coordinator.stages.runner import RunResult, StageRunner
 from coordinator.stages.stage import OutputMode
 from coordinator.wire.exit_codes import ExitCode
 from coordinator.wire.lease_kinds import LeaseKind
-from ingest import checksums, manifest, snapshot, tls
+from ingest import checksums, daily, manifest, snapshot, tls
 from ingest.asked import Absence, absences
 from ingest.console import printable
 from ingest.coverage import write_coverage
+from ingest.daily_check import DailyTotals
+from ingest.daily_check import totals as daily_totals
 from ingest.emulator.process import Emulator
 from ingest.errors import AuthenticationError, SourceError
-from ingest.models import ALL_RESPONDENTS, RouteGap
+from ingest.models import ALL_RESPONDENTS, RouteGap, ShardResult
 from ingest.plan import expected_requests
 
 CONNECT_S = 10.0  # for a connection to the source; one over a slow line takes a second
@@ -114,6 +116,7 @@ class ExtractSummary(StageSummary, frozen=True, kw_only=True):
     rows_per_s: float
     notes: tuple[str, ...]  # one line for each part of the requested period that the plan leaves out
     absent: tuple[Absence, ...]  # respondents and routes without any row in the period
+    daily: DailyTotals | None = None  # of the whole folder, where the request has daily routes
 
 
 class ExtractStage:
@@ -178,15 +181,19 @@ class ExtractStage:
                 ):  # the series of an earlier version, which this run may replace
                     snapshot.publish(options.data_dir, manifest.build_results(options.data_dir))
                 result = StageRunner(fleet, controller, display, budgets).run(tasks)
+            changed = bool(tasks)
+            if result.outcome.status in WHOLE:
+                changed |= build_daily(options.data_dir, controller.results)
             totals = manifest.write_summary(options.data_dir)
             seconds = time.monotonic() - began
-            if tasks and totals.builds:
+            if changed and totals.builds:
                 write_coverage(options.data_dir)
-            if tasks or (totals.shards and not (options.data_dir / checksums.NAME).exists()):
+            if changed or (totals.shards and not (options.data_dir / checksums.NAME).exists()):
                 checksums.write(options.data_dir, checksums.data_files(options.data_dir))
             if result.outcome.status in WHOLE:
                 snapshot.publish(options.data_dir, manifest.build_results(options.data_dir))
-        return _summary(options, controller, result, totals, seconds)
+        asked = any(shard.daily for shard in controller.plan.shards)
+        return _summary(options, controller, result, totals, seconds, daily_totals(options.data_dir) if asked else None)
 
     def describe(self, summary: ExtractSummary) -> str:
         """Return a summary as text: the verified data, the missing data by name, and the work of this run."""
@@ -207,6 +214,8 @@ class ExtractStage:
         if summary.masked:
             masked = ", ".join(f"{reason} {cells:,}" for reason, cells in summary.masked.items())
             lines.append(f"masked hours by reason: {masked}")
+        if summary.daily:
+            lines.append(str(summary.daily))
         if summary.suspect:
             lines.append(f"kept and flagged as suspect: {summary.suspect:,} hours")
         if summary.new_shards:
@@ -304,6 +313,16 @@ def bundled_emulator(options: ExtractOptions) -> Emulator:
     return Emulator("--world", options.source.world or "synthetic", "--host", bind.strip("[]"), *recordings)
 
 
+def build_daily(data_dir: Path, results: Iterable[ShardResult]) -> bool:
+    """Write the daily values whose pieces have changed; return whether there were any."""
+    jobs = daily.stale_jobs(data_dir, results)
+    if jobs:
+        checksums.remove(data_dir)
+    for job in jobs:
+        daily.build(data_dir, job)
+    return bool(jobs)
+
+
 def set_journal_aside(data_dir: Path) -> None:
     """Rename a journal to `journal.sqlite*.aside`: the manifests on disk decide what is left to do."""
     for path in data_dir.glob("journal.sqlite*"):
@@ -317,6 +336,7 @@ def _summary(
     result: RunResult,
     totals: manifest.Summary,
     seconds: float,
+    daily_values: DailyTotals | None,
 ) -> ExtractSummary:
     fetched, status = controller.fetched, result.status
     rows = sum(one.rows for one in fetched)
@@ -362,4 +382,5 @@ def _summary(
         rows_per_s=rows / seconds,
         notes=options.notes,
         absent=absent,
+        daily=daily_values,
     )

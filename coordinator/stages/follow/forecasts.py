@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo
 
 from ingest.errors import UsageError
 from ingest.files import atomic_write
+from ingest.zones import zone_of
 
 FOLDER = "forecasts"  # in the data folder: forecasts/PACW/2026-06-24T10.json
 COMMAND = (sys.executable, "-m", "worker.forecast")
@@ -29,7 +30,7 @@ def due_issues(now: datetime, respondents: Sequence[str], issued: Collection[tup
         respondents: that the model knows.
         issued: as returned, of the forecasts on disk.
     """
-    from ingest.calendar import ISSUE_HOUR, zone_of  # here: pandas takes half a second to load
+    from ingest.calendar import ISSUE_HOUR  # here: pandas takes half a second to load
 
     found = []
     for respondent in respondents:

@@ -13,9 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ingest.emulator.eia.query import MAX_ROWS, ROUTES, Query, php_json
-from ingest.emulator.worlds.base import ABSENT, NULL, World
+from ingest.emulator.worlds.base import ABSENT, NULL, VALUE, World
 from ingest.emulator.worlds.grid import respondent_name, series_name
 from ingest.lru_cache import LruCache
+from ingest.models import DAY
+from ingest.routes import EIA_ZONES
+from ingest.zones import midnights
 
 API_VERSION = "2.1.8"
 _WARNING = (
@@ -35,9 +38,9 @@ class Style:
 
 @dataclass(frozen=True)
 class Rows:
-    """Hold rows in order, each array [row]. `series[which]` is a row's (respondent, code)."""
+    """Hold rows in order, each array [row]. `series[which]` is a row's (respondent, code), of a daily route (…, time zone)."""
 
-    series: tuple[tuple[str, str], ...]
+    series: tuple[tuple[str, ...], ...]
     hour: npt.NDArray[np.int64]
     which: npt.NDArray[np.int64]
     value: npt.NDArray[np.int32] | npt.NDArray[np.float64]  # MWh
@@ -73,12 +76,14 @@ class Selections:
     def _selection(self, query: Query, now: int) -> tuple[Rows, bool]:
         first, last = self._world.span(now)
         start = first if query.start is None else max(query.start, first)
-        end = last if query.end is None else min(query.end, last + self._world.ahead(query.route))
+        route = ROUTES[query.route]
+        end = last if query.until is None else min(query.until, last + self._world.ahead(route.hourly))
         moment = now if end >= self._world.settled_before(now) else 0
-        key = (query.route, query.respondents, query.codes, start, end, query.sort, moment)
+        key = (query.route, query.respondents, query.codes, query.zones, start, end, query.sort, moment)
         if (found := self._selected.get(key)) is not None:
             return found
-        rows = select(self._world, query, start, end, now)
+        pick = select_days if route.daily else select
+        rows = pick(self._world, query, start, end, now)
         if ordered := is_total(query):
             rows = rows.take(order(query, rows))
         return self._selected.put(key, (rows, ordered))
@@ -103,13 +108,60 @@ def select(world: World, query: Query, start: int, end: int, now: int) -> Rows:
     return Rows(tuple(series), *(np.concatenate(parts) for parts in (hours, which, values, nulls)))
 
 
+def select_days(world: World, query: Query, start: int, end: int, now: int) -> Rows:
+    """Return every row of a query of a daily route, day by day for each respondent and time zone: local days with all of their hours.
+
+    A day is the sum of its hours that have a value. Its rows have the number of its hour 00.
+    """
+    series: list[tuple[str, ...]] = []
+    parts: list[list[npt.NDArray]] = [[np.zeros(0, kind)] for kind in (np.int64, np.int64, np.int64, bool)]
+    route = ROUTES[query.route].hourly
+    end = min(end, world.span(now)[1])
+    first, last = start // DAY, end // DAY
+    last = last if query.end is None else min(last, query.end // DAY)
+    if last < first:
+        return Rows((), *(np.zeros(0, kind) for kind in (np.int64, np.int64, np.int64, bool)))
+    for respondent in sorted(query.respondents or world.respondents(route)):
+        for zone, name in sorted(EIA_ZONES.items(), key=lambda item: item[1]):
+            if query.zones and name not in query.zones:
+                continue
+            ends = midnights(zone, first, last)
+            block = world.block(route, respondent, int(ends[0]) + 1, min(int(ends[-1]), end), now)
+            if block is None or not len(block.values):
+                continue
+            columns = [i for i, code in enumerate(block.codes) if not query.codes or code in query.codes]
+            at = ends + 1 - block.first
+            whole = (at[:-1] >= 0) & (at[1:] <= len(block.values))
+            values, valued, listed = (
+                np.concatenate([np.zeros((1, len(columns)), np.int64), np.cumsum(cells[:, columns], axis=0)])
+                for cells in (
+                    np.where(block.state == VALUE, block.values, 0),
+                    (block.state == VALUE).astype(np.int64),
+                    (block.state != ABSENT).astype(np.int64),
+                )
+            )
+            low, high = at[:-1][whole], at[1:][whole]
+            row, column = np.nonzero(listed[high] - listed[low])
+            parts[0].append((first + np.flatnonzero(whole)[row]) * DAY)
+            parts[1].append(column + len(series))
+            parts[2].append((values[high] - values[low])[row, column])
+            parts[3].append((valued[high] - valued[low])[row, column] == 0)
+            series += [(respondent, block.codes[i], name) for i in columns]
+    return Rows(tuple(series), *(np.concatenate(part) for part in parts))
+
+
 def is_total(query: Query) -> bool:
-    """Return whether the sort ranks every row: it names period, respondent and code, or they are pinned to one value."""
+    """Return whether the sort ranks every row: it names period, respondent, code and time zone, or they are pinned to one value."""
     names = ROUTES[query.route].columns
     columns = {column for column, _ in query.sort}
     pinned = dict(zip(ROUTES[query.route].keys, (query.respondents, query.codes), strict=True))
-    return "period" in columns and all(
-        len(pinned[key]) == 1 or bool(columns.intersection((key, name))) for key, name in (names[1:3], names[3:5])
+    zoned = not ROUTES[query.route].daily or len(query.zones) == 1 or bool(columns.intersection(names[5:]))
+    return (
+        zoned
+        and "period" in columns
+        and all(
+            len(pinned[key]) == 1 or bool(columns.intersection((key, name))) for key, name in (names[1:3], names[3:5])
+        )
     )
 
 
@@ -125,16 +177,17 @@ def _rank(route: str, column: str, rows: Rows) -> npt.NDArray[np.int64]:
         return rows.hour
     if column == "value":
         return np.where(rows.null, np.iinfo(np.int64).min + 1, rows.value)
-    texts = [labels(route, respondent, code)[column] for respondent, code in rows.series]
+    texts = [labels(route, *one)[column] for one in rows.series]
     ranks = {text: rank for rank, text in enumerate(sorted(set(texts)))}
     return np.array([ranks[text] for text in texts], np.int64)[rows.which]
 
 
-def labels(route: str, respondent: str, code: str) -> dict[str, str]:
-    """Return a row's texts by key, in EIA's order, without period and value."""
-    of_respondent, of_code = (respondent, respondent_name(respondent)), (code, series_name(route, code))
-    texts = of_respondent + of_code if ROUTES[route].respondent == 0 else of_code + of_respondent
-    return dict(zip(ROUTES[route].columns[1:], texts, strict=True))
+def labels(route: str, respondent: str, code: str, *zone: str) -> dict[str, str]:
+    """Return a row's texts by key, in EIA's order, without period and value; `zone`: EIA's name of it, of a daily route."""
+    spec = ROUTES[route]
+    of_respondent, of_code = (respondent, respondent_name(respondent)), (code, series_name(spec.hourly, code))
+    texts = of_respondent + of_code if spec.respondent == 0 else of_code + of_respondent
+    return dict(zip(spec.columns[1:], (*texts, *zone, *zone), strict=True))
 
 
 def _texts(values: npt.NDArray[np.int32] | npt.NDArray[np.float64]) -> list[int] | list[str]:
@@ -166,13 +219,21 @@ class Renderer:
         """
         mark = '"' if self._style.values_as_text else ""
         heads = []
-        for respondent, code in rows.series:
-            texts = labels(query.route, respondent, code)
+        route = ROUTES[query.route]
+        for one in rows.series:
+            texts = labels(query.route, *one)
             if odd_case:
-                texts = {key: text.upper() if key.endswith("-name") else text.lower() for key, text in texts.items()}
+                texts |= {
+                    key: text.upper() if key.endswith("-name") else text.lower()
+                    for key, text in texts.items()
+                    if not key.startswith("timezone")
+                }
             heads.append("," + php_json(texts)[1:-1])
         names = [heads[which] for which in rows.which.tolist()]
-        periods = [self._periods[hour] for hour in (rows.hour - self._first).tolist()]
+        if route.daily:
+            periods = np.datetime_as_string((rows.hour // DAY).astype("datetime64[D]")).tolist()
+        else:
+            periods = [self._periods[hour] for hour in (rows.hour - self._first).tolist()]
         if query.with_values:
             values = [f"{mark}{value}{mark}" for value in _texts(rows.value)]
             for row in np.flatnonzero(rows.null).tolist():
@@ -190,10 +251,11 @@ class Renderer:
                 _WARNING if capped else "",
                 '"response":{"total":',
                 f'"{total}"' if self._style.total_as_text else str(total),
-                r',"dateFormat":"YYYY-MM-DD\"T\"HH24","frequency":"hourly","data":[',
+                r',"dateFormat":"YYYY-MM-DD' + ("" if route.daily else r"\"T\"HH24"),
+                f'","frequency":"{route.frequency}","data":[',
                 ",".join(parts),
                 '],"description":',
-                php_json(f"{ROUTES[query.route].description}\n    {self._note}"),
+                php_json(f"{route.description}\n    {self._note}"),
                 '},"request":{"command":',
                 php_json(f"/v2/electricity/rto/{query.route}/data/"),
                 ',"params":',

@@ -7,7 +7,7 @@ means its hour 00), `sort[i][column|direction]`, `offset`, `length`. Only UTC ho
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 from urllib.parse import parse_qsl
@@ -15,13 +15,16 @@ from urllib.parse import parse_qsl
 import numpy as np
 
 from ingest.emulator.faults.plan import Target
+from ingest.models import DAY, is_daily
+from ingest.zones import LATEST_MIDNIGHT_H
 
 MAX_ROWS = 5000  # of a JSON response
+ZONE = "timezone"  # facet and key of a daily route
 
 
 @dataclass(frozen=True)
 class Route:
-    """Describe one hourly route of electricity/rto."""
+    """Describe one route of electricity/rto."""
 
     id: str
     title: str
@@ -32,10 +35,31 @@ class Route:
     respondent: int = 0  # which of the facets is the respondent; the other one is the series
 
     @property
-    def columns(self) -> tuple[str, str, str, str, str]:
+    def daily(self) -> bool:
+        """Whether it has a value a local day, for each time zone, in place of one an hour."""
+        return is_daily(self.id)
+
+    @property
+    def hourly(self) -> str:
+        """The route that has its hours: itself, unless it is daily."""
+        return self.id.removeprefix("daily-")
+
+    @property
+    def frequency(self) -> str:
+        """The one frequency that is served."""
+        return "daily" if self.daily else "hourly"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
         """Keys of a row, in EIA's order, without value and value-units."""
         (first, _), (second, _) = self.facets
-        return ("period", first, self.names[0], second, self.names[1])
+        zone = (ZONE, "timezone-description") if self.daily else ()
+        return ("period", first, self.names[0], second, self.names[1], *zone)
+
+    @property
+    def filters(self) -> tuple[tuple[str, str], ...]:
+        """All facets: (id, description)."""
+        return (*self.facets, *([(ZONE, "Time zone")] if self.daily else []))
 
     @property
     def keys(self) -> tuple[str, str]:
@@ -45,7 +69,7 @@ class Route:
 
 _SOURCE = "  \n    Source: Form EIA-930\n    Product: Hourly Electric Grid Monitor"
 _RESPONDENT = ("respondent", "Balancing Authority / Region")
-ROUTES: dict[str, Route] = {
+_HOURLY: dict[str, Route] = {
     route.id: route
     for route in (
         Route(
@@ -84,6 +108,18 @@ ROUTES: dict[str, Route] = {
         ),
     )
 }
+ROUTES: dict[str, Route] = {
+    **_HOURLY,
+    **{
+        f"daily-{name}": replace(
+            route,
+            id=f"daily-{name}",
+            title=route.title.replace("Hourly", "Daily"),
+            description=route.description.replace("Hourly", "Daily", 1),
+        )
+        for name, route in _HOURLY.items()
+    },
+}
 
 
 class BadRequest(Exception):
@@ -97,13 +133,20 @@ class Query:
     route: str
     respondents: tuple[str, ...]  # empty: all
     codes: tuple[str, ...]  # types, fuels or neighbours; empty: all
-    start: int | None  # hour, inclusive
+    zones: tuple[str, ...]  # of a daily route; empty: all
+    start: int | None  # hour, inclusive; of a daily route hour 00 of the day
     end: int | None
     sort: tuple[tuple[str, bool], ...]  # (column, descending)
     offset: int
     length: int
     with_values: bool
     echo: str  # `request.params` as JSON, as EIA writes it (includes a key that came in the query)
+
+    @cached_property
+    def until(self) -> int | None:
+        """The last hour that the values depend on: of a daily route the last hour of the last day, in the zone where it ends last."""
+        late = DAY + LATEST_MIDNIGHT_H if is_daily(self.route) else 0
+        return None if self.end is None else self.end + late
 
     @cached_property
     def page(self) -> str:
@@ -172,28 +215,30 @@ def parse_query(route: Route, params: dict[str, Any]) -> Query:
     Raises:
         BadRequest: A parameter is wrong; the text names it.
     """
-    frequency = params.get("frequency", "hourly")
-    if frequency == "local-hourly":
+    frequency = params.get("frequency", route.frequency)
+    if not route.daily and frequency == "local-hourly":
         raise BadRequest("Frequency 'local-hourly' is not served by this emulator. Ask for 'hourly' (UTC).")
-    if frequency != "hourly":
-        raise BadRequest(f"Invalid frequency '{frequency}' provided. The only valid frequencies are 'hourly'.")
+    if frequency != route.frequency:
+        raise BadRequest(
+            f"Invalid frequency '{frequency}' provided. The only valid frequencies are '{route.frequency}'."
+        )
     data = _many(params.get("data", []))
     if wrong := [name for name in data if name != "value"]:
         raise BadRequest(f"Invalid data '{wrong[0]}' provided. The only valid data are 'value'.")
-    names = tuple(facet for facet, _ in route.facets)
+    names = tuple(facet for facet, _ in route.filters)
     facets = params.get("facets", {})
     if not isinstance(facets, dict):
         raise BadRequest("Invalid facets provided. They must be named, as in facets[respondent][]=PACW.")
     if unknown := [name for name in facets if name not in names]:
-        raise BadRequest(
-            f"Invalid facet '{unknown[0]}' provided. The only valid facets are '{names[0]}', '{names[1]}'."
-        )
-    respondents, codes = (tuple(dict.fromkeys(_many(facets.get(name, [])))) for name in route.keys)
+        known = ", ".join(f"'{name}'" for name in names)
+        raise BadRequest(f"Invalid facet '{unknown[0]}' provided. The only valid facets are {known}.")
+    respondents, codes, zones = (tuple(dict.fromkeys(_many(facets.get(name, [])))) for name in (*route.keys, ZONE))
     length = min(_count(params, "length", MAX_ROWS), MAX_ROWS)
     return Query(
         route=route.id,
         respondents=respondents,
         codes=codes,
+        zones=zones,
         start=_hour(params, "start"),
         end=_hour(params, "end"),
         sort=_sort(params.get("sort", []), (*route.columns, "value")),

@@ -149,7 +149,7 @@ class App:
             rows, total = self._selections.page(query, now)
             return _packed(Response(200, self._render(query, rows, total), rows=len(rows)), zipped)
 
-        open_ended = query.end is None or query.end >= self._world.settled_before(now)
+        open_ended = query.until is None or query.until >= self._world.settled_before(now)
         return self._cached((query, zipped, now if open_ended else 0), fault, page)
 
     def _oasis(self, query: str) -> tuple[str, str, Response]:

@@ -13,10 +13,10 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from coordinator.cli.catalog import listing_of
-from ingest.calendar import ZONES
 from ingest.catalog import RESPONDENTS, check_respondents
 from ingest.catalog_listing import built_in, describe, respondents_of
 from ingest.errors import AuthenticationError, SourceError, UsageError, VerificationError
+from ingest.zones import ZONES
 from tests.support.program import Coordinator
 
 NAMES = {"PACW": "PacifiCorp West", "CISO": "California ISO", "XNEW": "A new authority", "NSB": "New Smyrna Beach"}
@@ -79,10 +79,12 @@ def test_built_in_table_has_zone_kind_and_routes_of_each_code(tmp_path: Path) ->
     listing = listing_of(tmp_path, "synthetic", None, silent)
     found = {entry.code: entry for entry in listing.entries}
     assert set(found) == set(RESPONDENTS)
-    assert len(found["CISO"].routes) == 4 and len(found["PACW"].routes) == 3
+    assert len(found["CISO"].routes) == 8 and len(found["PACW"].routes) == 6
     assert (found["SWPW"].first, found["OVEC"].last) == ("2026-06-01T00", "2018-12-01T05")
     assert all(entry.zone == ZONES[code] for code, entry in found.items())
     assert "from the built-in table" in describe(listing)
+    line = next(line for line in describe(listing).splitlines() if line.startswith("PACW "))
+    assert "  region fuel-type interchange +daily  " in line
     assert not list(tmp_path.iterdir())
 
 
@@ -100,7 +102,7 @@ def test_facets_give_new_codes_and_hours_and_an_extraction_takes_them(
     ]
     assert listing.new == ("XNEW",)
     assert {"OVEC", "ERCO"} <= set(listing.gone)
-    assert len(held.asked) == 4 + 2 + 2 + 1  # facets, ends, XNEW's first and NSB's last hour, the refused one
+    assert len(held.asked) == 8 + 2 + 2 + 1  # facets, ends, XNEW's first and NSB's last hour, the refused one
     assert not any(held.key in target for target in held.asked)
     assert held.key not in (data / "catalog.json").read_text()
     assert set(respondents_of(data)) == {*RESPONDENTS, "XNEW"}

@@ -92,6 +92,7 @@ def summary_text() -> str:
             "nulls",
             "gap_hours",
             "suspect",
+            "daily",
             "new_shards",
             "new_files",
         ),
@@ -110,6 +111,7 @@ def verify_text() -> str:
     return report.to_text()
 
 
+IDLE = {"running": False, "shards": 1, "series": 1, "rows": 1, "total": 1, "replaced": 1}
 DISK = {"disk": {"raw pages": 1}}
 SINKS: dict[str, Callable[[], str]] = {
     "note": lambda: plain_display(lambda display: display.note(HOSTILE)),
@@ -121,9 +123,7 @@ SINKS: dict[str, Callable[[], str]] = {
     "status of a training": lambda: status_command.describe(
         {"running": True, **msgspec.to_builtins(STATUS), "training": HOSTILE, **DISK}
     ),
-    "status without a run": lambda: status_command.describe(
-        {"running": False, "shards": 1, "series": 1, "rows": 1, "total": 1, "origins": [HOSTILE], "replaced": 1, **DISK}
-    ),
+    "status without a run": lambda: status_command.describe({**IDLE, "origins": [HOSTILE], "daily": None, **DISK}),
     "summary": summary_text,
     "verify": verify_text,
     "doctor": lambda: describe_findings([problem(HOSTILE, HOSTILE, HOSTILE)]),

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.calendar import ISSUE_HOUR, ZONES, calendar_of
+from ingest.calendar import ISSUE_HOUR, calendar_of
 from ingest.catalog import RESPONDENTS
 from ingest.columns import hour_number
 from ingest.errors import UsageError
+from ingest.zones import ZONES
 from tests.support.recordings import demand, needs_recordings
 
 

@@ -177,7 +177,7 @@ def test_series_of_another_version_is_refused_by_one_line(folder: Path, tmp_path
 
 def test_documented_loader_example_runs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     document = (Path(__file__).resolve().parents[3] / "docs" / "reference" / "data.md").read_text()
-    (lines,) = re.findall(r"```python\n(.*?)```", document, flags=re.DOTALL)
+    lines = next(one for one in re.findall(r"```python\n(.*?)```", document, flags=re.DOTALL) if "load_series" in one)
     data = Path(shutil.copytree(folder, tmp_path / "data"))
     for respondent in ("PACW", "ERCO"):
         commit(data, shard(respondent, "2024-01-01T00", "2024-01-30T23", generation=1), {"DF": daily(720)})

@@ -1,4 +1,4 @@
-"""The four hourly routes: their plan, their rows, and groups of respondents."""
+"""The routes of EIA: their plan, their rows, and groups of respondents."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ingest.errors import UsageError
 from ingest.http import HttpResponse
 from ingest.models import FetchJob, Shard
 from ingest.plan import choose_routes, plan_shards
-from ingest.routes import EIA_ROUTES
+from ingest.routes import EIA_ROUTES, HOURLY_ROUTES
 from ingest.sources import get_source
 from ingest.sources.eia import Eia
 
@@ -58,7 +58,7 @@ def test_each_route_sorts_by_every_column_that_tells_rows_apart() -> None:
 
 def test_routes_are_an_option_and_the_default_stays() -> None:
     assert choose_routes("eia", ()) == ("region-data", "fuel-type-data")
-    assert choose_routes("eia", ("all",)) == tuple(EIA_ROUTES)
+    assert choose_routes("eia", ("all",)) == tuple(HOURLY_ROUTES)
     assert choose_routes("eia", ("Interchange-Data", "region-data")) == ("region-data", "interchange-data")
     assert choose_routes("oasis", ()) == get_source("oasis").default_routes
     assert choose_routes("bulk", ()) == ("BALANCE",)

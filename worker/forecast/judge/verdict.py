@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ingest.array_types import Floats
-from ingest.calendar import zone_of
 from ingest.columns import hour_text
+from ingest.zones import zone_of
 from worker.forecast.judge.peeking import Finding, findings
 from worker.forecast.judge.reference import OURS, Actuals, add_baselines, add_ours, read_actuals
 from worker.forecast.judge.scoring import Line, mean_lines, score

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ingest.array_types import Floats, Int64s
-from ingest.calendar import calendar_of, zone_of
+from ingest.calendar import calendar_of
 from ingest.features import BOUND
+from ingest.zones import zone_of
 from worker.forecast.baselines.history import History
 from worker.forecast.baselines.ridge import HOURS, MIN_DEVIATION
 from worker.forecast.linear.own import Month
