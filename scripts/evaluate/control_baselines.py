@@ -10,7 +10,7 @@ in --every). Each region and policy gives one JSON line with PoP, cost by part a
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -35,6 +35,9 @@ from scripts.bench.common import ROOT, append, parser, read_lines, rewrite_secti
 from scripts.evaluate.control_data import Recorded, forecaster, recorded, training_span, weeks, years_on_disk
 from scripts.evaluate.control_tables import docs
 from worker.control.datasets import known_ahead
+from worker.control.hourly import paths_of
+from worker.forecast.hourly.forecasts import HourlyForecasts
+from worker.forecast.hourly.table import read_hourly
 
 DOCS = ROOT / "docs" / "reference" / "control.md"
 BEGIN, END = "<!-- baselines: begin (scripts/evaluate/control_baselines.py --docs) -->", "<!-- baselines: end -->"
@@ -44,9 +47,10 @@ MONTHS_A_QUARTER = 3
 
 
 def policies(
-    grid: Grid, found: Sequence[Recorded], forecasts: Path | None, data: Dataset, scale: ReferenceCosts
+    grid: Grid, found: Sequence[Recorded], tables: tuple[Path | None, Path | None], data: Dataset, scale: ReferenceCosts
 ) -> Iterator[tuple[str, Callable[[], Policy]]]:
-    """Yield every policy for the hours of `data`, fitted before `Recorded.trained`. `forecasts`: the forecaster's table."""
+    """Yield every policy for the hours of `data`, fitted before `Recorded.trained`. `tables`: of the forecaster, and hourly."""
+    forecasts, hourly = tables
     train = build_dataset([one.region for one in found], [None] * len(found), *training_span(found))
     plans = np.stack([schedule.actions(grid) for schedule in scale.schedules], axis=-1)
     yield "nothing", lambda: idle
@@ -67,13 +71,24 @@ def policies(
         )
         points["mpc forecaster"] = better
         points["mpc forecaster quantiles"] = lambda one: with_quantiles(one.region, better(one), one.trained, LEVELS)
+    if hourly:
+        read = cache(lambda: read_hourly(hourly))
+        points["mpc hourly"] = lambda one: hourly_or_day_ahead(read(), one)[0]
+        points["mpc paths"] = lambda one: hourly_or_day_ahead(read(), one)[1]
     for name, forecast in points.items():
 
         def plan(forecast: Callable[[Recorded], Forecast] = forecast) -> Policy:
             ahead = data.gather([forecast(one) for one in found])
-            return PathMpc(grid, ahead, HORIZON, WEIGHTS if ahead.shape[2] > 1 else None)
+            return PathMpc(grid, ahead, HORIZON, WEIGHTS if ahead.shape[2] == len(WEIGHTS) else None)
 
         yield name, plan
+
+
+def hourly_or_day_ahead(table: Mapping[str, HourlyForecasts], one: Recorded) -> tuple[Forecast, Forecast]:
+    """Return the medians and the paths of the hourly table; the day-ahead forecast where they are missing."""
+    point = known_ahead(one.region, one.issued, HORIZON)
+    median, paths = (np.where(np.isfinite(each), each, point) for each in paths_of(table, one.region, HORIZON))
+    return median, paths
 
 
 def medians(path: Path, one: Recorded) -> NDArray[np.float64]:
@@ -102,7 +117,7 @@ def run(args: argparse.Namespace) -> None:
     data = build_dataset([one.region for one in found], [None] * len(found), *found[0].test)
     scale = reference_costs(grid, data, weeks(data, args.every), WEEK)
     peaks = [one.region.peak for one in found]
-    for name, make in policies(grid, found, args.forecaster, data, scale):
+    for name, make in policies(grid, found, (args.forecaster, args.hourly), data, scale):
         if not args.only or name in args.only.split(","):
             evaluate(grid, data, scale, make, {"year": year, "policy": name}, peaks, args.out)
 
@@ -167,6 +182,7 @@ def main() -> None:
     command.add_argument("--data", type=Path, help="data folder with the series of the regions")
     command.add_argument("--out", type=Path, required=True, help="file of JSON lines to append to")
     command.add_argument("--forecaster", type=Path, help="Parquet file of `coordinator forecast --table`")
+    command.add_argument("--hourly", type=Path, help="Parquet file of `coordinator forecast --hourly … --paths 20`")
     command.add_argument(
         "--control", type=Path, help="folder DATA/control of a finished training: evaluate only its policy"
     )

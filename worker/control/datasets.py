@@ -1,9 +1,10 @@
 """Datasets of a control training, built from the series of the data folder: net load and its forecast.
 
-Net load is demand less wind and solar, where a respondent has them. The forecast is the median of the trained forecaster
-where there is one (`worker.forecast`, one file per checkpoint), else the operators' day-ahead forecast less the mean wind
-and solar of the same hour over the week that was known then. `rl.env.forecasts.corrected` then corrects it by its own
-latest errors. The same hours always make the same bytes, named by their SHA-256.
+Net load is demand less wind and solar, where a respondent has them. The forecast starts from the median of the trained forecaster
+where there is one (`worker.forecast`, one file per checkpoint), else from the operators' day-ahead forecast. `worker.control.hourly` re-issues it
+every hour by what is known of its errors. Wind and solar are forecast by their mean of the same hour over the week that was known a day
+before; `rl.env.forecasts.corrected` then corrects the net load by its own latest errors. The same hours always make the same
+bytes, named by their SHA-256.
 """
 
 import os
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -32,6 +33,7 @@ from rl.env.dataset_file import path_of, to_bytes
 from rl.env.forecasts import Forecast, corrected, day_ahead
 from rl.env.grid import Array, Grid
 from rl.env.region import Region, region
+from worker.control.hourly import reissued
 
 RENEWABLE = ("NG.WND", "NG.SUN")
 SPLITS = ("train", "validate", "test")
@@ -39,6 +41,7 @@ GROWTH = 1.05  # of a copy of the training years in the dataset `learn`: the nex
 HISTORY = 168  # hours before the first row, so that features of a week back are measured
 KNOWN = range(48, 216, 24)  # hours back: days whose wind and solar are known when tomorrow is planned
 MEDIAN = "q0.5"
+ENOUGH = 0.5  # share of the cells that are re-issued; with fewer, the day-ahead forecast is corrected
 POLL_S = 0.2  # between checks of `cancelled`
 THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -97,10 +100,10 @@ def build_datasets(spec: DatasetSpec, data_dir: Path, cancelled: threading.Event
     starts = [f"{year}-01-01T00" for year in (years[-2], years[-1], years[-1] + 1)]  # of validation, test, and after
     regions, forecasts, renewable = [], [], []
     for name in names:
-        loaded, forecast, subtracted = _load_region(data_dir, name, years, starts[0], medians.get(name))
-        regions.append(loaded)
-        forecasts.append(corrected(loaded, known_ahead(loaded, forecast, spec.horizon), starts[0]))
-        renewable += [name] if subtracted else []
+        one = _load_region(data_dir, name, years, starts[0], medians.get(name))
+        regions.append(one.region)
+        forecasts.append(ahead_of(one, spec.horizon, starts[0]))
+        renewable += [name] if one.renewable is not None else []
     first = str(regions[0].hours[0] + np.timedelta64(HISTORY, "h"))
     tables, grid = {}, Grid()
     for split, start, end in zip(SPLITS, (first, *starts), starts, strict=False):
@@ -110,6 +113,7 @@ def build_datasets(spec: DatasetSpec, data_dir: Path, cancelled: threading.Event
     learn = build_dataset([*regions, *grown], [*forecasts, *more], first, starts[0], grid)
     tables["learn"] = store_dataset(data_dir / "control", learn)
     known = "the forecaster's median" if spec.run else "the operators' day-ahead forecast (no trained forecaster)"
+    known += ", re-issued every hour"
     origins = manifest.summarise(manifest.shard_results(data_dir), manifest.build_results(data_dir)).origins
     peaks = tuple(one.peak for one in regions)
     return DatasetResult(tables, tuple(names), peaks, tuple(renewable), known, tuple(origins))
@@ -124,9 +128,19 @@ def store_dataset(folder: Path, dataset: Dataset) -> str:
     return sha256
 
 
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A respondent's series; arrays are [hour], MWh, NaN where missing."""
+
+    region: Region
+    demand: Array
+    issued: Array  # day-ahead forecast of the demand: the forecaster's median, or DF
+    renewable: Array | None  # wind and solar, if they are subtracted
+
+
 def _load_region(
     data_dir: Path, name: str, years: list[int], train_end: str, median: Mapping[int, float] | None
-) -> tuple[Region, Array, bool]:
+) -> Loaded:
     """Load a respondent's series.
 
     Args:
@@ -135,9 +149,6 @@ def _load_region(
         years: Whole years, ascending.
         train_end: End of the training hours, which the reference peak is taken from.
         median: The forecaster's median by hour number, in MWh; None for the operators' forecast.
-
-    Returns:
-        The region; the forecast of its net load in reference peaks, [hour]; whether wind and solar were subtracted.
     """
     variables = available(data_dir, name).variables
     less = [variable for variable in RENEWABLE if variable in variables]
@@ -158,11 +169,28 @@ def _load_region(
     issued = parts.get("DF", np.full(len(hours), np.nan))
     if median is not None:
         issued = np.array([median.get(int(hour), np.nan) for hour in hours])
-    renewable = np.sum([parts[variable] for variable in less], axis=0) if less else np.zeros(len(hours))
-    days = np.stack([np.concatenate([np.full(back, np.nan), renewable[:-back]]) for back in KNOWN])
-    known = np.isfinite(days).sum(axis=0)
-    expected = np.divide(np.nansum(days, axis=0), known, out=np.full(len(hours), np.nan), where=known > 0)
-    return loaded, (issued - (expected if less else 0)) / loaded.peak, bool(less)
+    renewable = np.sum([parts[variable] for variable in less], axis=0) if less else None
+    return Loaded(loaded, parts["D"], issued, renewable)
+
+
+def ahead_of(one: Loaded, horizon: int, train_end: str) -> Forecast:
+    """Forecast a respondent's net load, [hour, horizon, 1] in reference peaks; corrections are fitted before `train_end`.
+
+    Where nothing can be re-issued, as in an authority's first weeks, the day-ahead forecast stands.
+    """
+    region, less = one.region, np.zeros(len(one.demand))
+    if one.renewable is not None:
+        days = np.stack([np.concatenate([np.full(back, np.nan), one.renewable[:-back]]) for back in KNOWN])
+        known = np.isfinite(days).sum(axis=0)
+        less = np.divide(np.nansum(days, axis=0), known, out=np.full(len(less), np.nan), where=known > 0)
+    day_ahead = known_ahead(region, (one.issued - less) / region.peak, horizon)
+    # Hours after the last one have no load either; `less` of hours ahead is of at least 48 hours before them.
+    target = np.minimum(np.arange(len(less))[:, None] + np.arange(horizon), len(less) - 1)
+    hourly = reissued(region, one.demand, one.issued, horizon) - (less[target, None] / region.peak).astype(np.float32)
+    point = np.where(np.isfinite(hourly), hourly, day_ahead)
+    if one.renewable is None and np.isfinite(hourly).mean() > ENOUGH:
+        return point
+    return corrected(region, point, train_end)
 
 
 def known_ahead(one: Region, issued: Array, horizon: int) -> Forecast:

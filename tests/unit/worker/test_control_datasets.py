@@ -7,8 +7,11 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from ingest.calendar import calendar_of
+from ingest.errors import UsageError
 from rl.env.region import Region, region
 from worker.control.datasets import known_ahead, standard_offset
+from worker.control.hourly import paths_of, reissued
+from worker.forecast.hourly.forecasts import HourlyForecasts
 
 HORIZON = 36
 HOURS = np.arange("2018-01-01T08", "2018-12-31T08", dtype="datetime64[h]")
@@ -45,3 +48,36 @@ def test_another_forecast_of_a_day_changes_no_hour_before_it_is_issued() -> None
         early = calendar.hours - 1 < at
         assert_array_equal(before[early], after[early])
         assert (before[calendar.hours - 1 == at] != after[calendar.hours - 1 == at]).any()
+
+
+def test_hourly_forecasts_know_the_hours_before_their_row_and_no_later_one() -> None:
+    """Another demand and DF from row t on change no row up to t; the one after them knows hour t."""
+    rng = np.random.default_rng(0)
+    hours = HOURS[: 24 * 90]
+    demand = 3000 + 400 * np.sin(np.arange(len(hours)) / 24 * 2 * np.pi) + rng.normal(0, 30, len(hours)).cumsum() / 5
+    issued = demand + rng.normal(0, 40, len(hours))
+    one = region("CISO", hours, demand, offset=-8, reference_end="2018-03-01T00")
+    at = 24 * 80 + 5
+    other = demand.copy()
+    other[at:] += 300
+    before, after = (reissued(one, each, issued, 3)[..., 0] for each in (demand, other))
+    assert np.isfinite(before[at - 24 :]).all()
+    assert_array_equal(before[: at + 1], after[: at + 1])
+    assert (np.abs(before[at + 1] - after[at + 1]) * one.peak > 50).all()
+    assert (
+        np.abs(before[at - 240 : at, 0] * one.peak - demand[at - 240 : at]).mean() < 60
+    )  # of this hour, not of the next
+
+
+def test_paths_of_a_table_are_read_at_the_row_after_their_issue_hour() -> None:
+    one = measured("CISO")
+    issues = HOURS[10:13].astype(np.int64)
+    values = np.arange(3 * 2 * 4, dtype=np.float32).reshape(3, 2, 4) * 9
+    table = {"CISO": HourlyForecasts("CISO", issues, values[..., 0], values[..., :0], values)}
+    median, paths = paths_of(table, one, 2)
+    assert_array_equal(paths[11:14] * 9, values)
+    assert_array_equal(median[11:14, :, 0] * 9, values[..., 0])
+    assert np.isnan(paths[10]).all() and np.isnan(paths[14]).all()
+    for wanted, horizon in (("MISO", 2), ("CISO", 3)):
+        with pytest.raises(UsageError, match=f"{wanted} {horizon} hours ahead"):
+            paths_of(table, measured(wanted), horizon)
