@@ -19,6 +19,7 @@ from ingest.array_types import Array, Bools, Floats, Int32s, Int64s
 from ingest.models import HOUR, Gap, format_hour, parse_hour
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+SLICE = 1 << 16  # rows hashed at a time: their copy stays in the processor's cache
 EVERYTHING = "*"  # variable of the gap of a respondent without any row
 
 SeriesName = tuple[str, str]  # (respondent, variable)
@@ -71,6 +72,12 @@ class Columns:
     def keys(self) -> Int64s:
         """Return one integer per row, equal where (hour, series) is equal, ordered by hour and then by series."""
         return self.hour.astype(np.int64) * max(len(self.series), 1) + self.index
+
+    def is_sorted(self) -> bool:
+        """Return whether no row comes before an earlier one, by hour and then by series."""
+        hour, index = self.hour, self.index
+        same = (hour[1:] == hour[:-1]) & (index[1:] >= index[:-1])
+        return bool((same | (hour[1:] > hour[:-1])).all())
 
     def null_keys(self) -> set[tuple[int, str, str]]:
         """Return (hour, respondent, variable) of the null rows."""
@@ -141,9 +148,12 @@ def merge(parts: Sequence[Columns]) -> tuple[Columns, Int64s]:
     series = tuple(sorted(used))
     position = {name: i for i, name in enumerate(series)}
     indexes = [
-        np.array([position.get(name, -1) for name in part.series] or [0], np.int32)[part.index] for part in parts
+        part.index
+        if part.series == series
+        else np.array([position.get(name, -1) for name in part.series] or [0], np.int32)[part.index]
+        for part in parts
     ]
-    if len(parts) == 1:  # a page of a file of half a year has 35 MB: no copy of it beside the sorted one
+    if len(parts) == 1:  # a page of a file of half a year has 35 MB: no copy of it
         merged = Columns(series, parts[0].hour, indexes[0], parts[0].value)
         owner = np.zeros(len(merged), np.int64)  # memory that is not touched
     else:
@@ -154,6 +164,8 @@ def merge(parts: Sequence[Columns]) -> tuple[Columns, Int64s]:
             np.concatenate([part.value for part in parts] or [EMPTY.value]),
         )
         owner = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    if merged.is_sorted():  # as pages come that are sorted by every column
+        return merged, owner
     order = np.argsort(merged.keys(), kind="stable")
     owner = owner[order] if len(parts) > 1 else owner
     return Columns(series, merged.hour[order], merged.index[order], merged.value[order]), owner
@@ -161,8 +173,7 @@ def merge(parts: Sequence[Columns]) -> tuple[Columns, Int64s]:
 
 def duplicate_owners(merged: Columns, owner: Int64s) -> set[int]:
     """Return the parts (as numbered by `merge`) that share an (hour, series) with another row."""
-    keys = merged.keys()
-    same = np.flatnonzero(keys[1:] == keys[:-1])
+    same = np.flatnonzero((merged.hour[1:] == merged.hour[:-1]) & (merged.index[1:] == merged.index[:-1]))
     return {int(part) for part in np.concatenate([owner[same], owner[same + 1]])}
 
 
@@ -177,28 +188,34 @@ def find_gaps(columns: Columns, spans: dict[str, tuple[int, int]], step: int = 1
     Returns:
         Gaps by series, then time. A respondent without any row is one gap of the variable `EVERYTHING`.
     """
+    if not spans:
+        return ()
+    low, high = min(first for first, _ in spans.values()), max(last for _, last in spans.values())
+    present = np.zeros((len(columns.series), (high - low) // step + 3), np.int8)
+    hour, index = columns.hour, columns.index
+    if len(hour) and not (low <= hour.min() and hour.max() <= high):  # a file can list hours beside the span
+        own = (hour >= low) & (hour <= high)
+        hour, index = hour[own], index[own]
+    present[index, (hour - low) // step + 1] = 1
+    rows: dict[str, list[int]] = {respondent: [] for respondent in spans}
+    for row, (respondent, _) in enumerate(columns.series):
+        first, last = spans.get(respondent, (high + 1, high))
+        # Sentinels, so that a gap at either end has two edges; without a span nothing is a gap.
+        present[row, : (first - low) // step + 1], present[row, (last - low) // step + 2 :] = 1, 1
+        if respondent in rows:
+            rows[respondent].append(row)
+    edges = np.diff(present)
+    runs: dict[int, list[tuple[int, int]]] = {}
+    for (row, start), stop in zip(np.argwhere(edges == -1).tolist(), np.nonzero(edges == 1)[1].tolist(), strict=True):
+        runs.setdefault(row, []).append((low + start * step, low + stop * step))
     gaps: list[Gap] = []
     for respondent, (first, last) in sorted(spans.items()):
-        series = [i for i, (name, _) in enumerate(columns.series) if name == respondent]
-        if not series:
+        if not rows[respondent]:
             gaps.append(Gap(respondent, EVERYTHING, hour_text(first), hour_text(last), last - first + 1))
-            continue
-        row_of = np.full(
-            len(columns.series), len(series)
-        )  # rows of other respondents go to a last row that is not read
-        row_of[series] = np.arange(len(series))
-        present = np.zeros((len(series) + 1, (last - first) // step + 3), np.int8)
-        present[:, [0, -1]] = 1  # sentinels, so that a gap at either end has two edges
-        own = (columns.hour >= first) & (columns.hour <= last)  # a file can list hours beside the span
-        if len(series) < len(columns.series):
-            own &= np.isin(columns.index, series)
-        present[row_of[columns.index[own]], (columns.hour[own] - first) // step + 1] = 1
-        edges = np.diff(present[:-1])
-        for (row, start), stop in zip(np.argwhere(edges == -1), np.nonzero(edges == 1)[1], strict=True):
-            low, high = first + int(start) * step, first + int(stop) * step - 1
-            gaps.append(
-                Gap(respondent, columns.series[series[row]][1], hour_text(low), hour_text(high), high - low + 1)
-            )
+        for row in rows[respondent]:
+            for start, stop in runs.get(row, ()):
+                variable = columns.series[row][1]
+                gaps.append(Gap(respondent, variable, hour_text(start), hour_text(stop - 1), stop - start))
     return tuple(gaps)
 
 
@@ -208,11 +225,13 @@ def digest(columns: Columns) -> str:
     It covers the series names as JSON, then hours, indexes and values, little-endian. Every null is the same NaN and
     every zero the same zero.
     """
-    value = np.where(np.isnan(columns.value), np.nan, columns.value) + 0.0
     hashed = hashlib.sha256(json.dumps(columns.series, separators=(",", ":")).encode() + b"\n")
-    hashed.update(columns.hour.astype("<i4").tobytes())
-    hashed.update(columns.index.astype("<i4").tobytes())
-    hashed.update(value.astype("<f8").tobytes())
+    hashed.update(np.ascontiguousarray(columns.hour, "<i4"))
+    hashed.update(np.ascontiguousarray(columns.index, "<i4"))
+    for low in range(0, len(columns), SLICE):
+        value = np.asarray(columns.value[low : low + SLICE] + 0.0, "<f8")
+        value[np.isnan(value)] = np.nan
+        hashed.update(value)
     return hashed.hexdigest()
 
 
@@ -266,9 +285,10 @@ def from_table(table: pa.Table) -> Columns:
     pairs = tuple((one, other) for one in respondent.dictionary.to_pylist() for other in variables)
     index = as_numpy(respondent.indices).astype(np.int32) * len(variables) + as_numpy(variable.indices)
     hour, value = (as_numpy(table.column(name).combine_chunks()) for name in ("hour", "value"))
-    columns = Columns(pairs, hour, index, value)
-    keys = columns.keys()
-    used = np.bincount(index, minlength=len(pairs)).all()
-    if used and pairs == tuple(sorted(set(pairs))) and (keys[1:] > keys[:-1]).all():
-        return columns  # as a piece is written; a merge would take three times as long to find the same
-    return merge([columns])[0]
+    used = np.bincount(index, minlength=len(pairs)) > 0
+    named = tuple(pair for pair, one in zip(pairs, used.tolist(), strict=True) if one)
+    if named == tuple(sorted(set(named))):
+        columns = Columns(named, hour, (np.cumsum(used, dtype=np.int32) - 1)[index], value)
+        if columns.is_sorted():
+            return columns  # as a piece is written; a merge would take several times as long to find the same
+    return merge([Columns(pairs, hour, index, value)])[0]

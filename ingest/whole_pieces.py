@@ -49,11 +49,22 @@ _lock = (
 
 
 def cut_piece(data_dir: Path, entry: FileEntry) -> CutPiece:
-    """Return a piece cut by respondent. The file's bytes are verified at each call; see `read_content` for the errors."""
-    content = read_content(data_dir, entry)
+    """Return a piece cut by respondent. The file's bytes are verified at the first call, and again where the file has changed since.
+
+    See `read_content` for the errors.
+    """
     with _lock:
-        held = _cut.get(entry.sha256)
-        return held or _cut.put(entry.sha256, cut(content))
+        key = entry.sha256, *_version(data_dir / entry.path)
+        return _cut.get(key) or _cut.put(key, cut(read_content(data_dir, entry)))
+
+
+def _version(path: Path) -> tuple[Path, int, int, int]:
+    """Return what changes with a file: its inode, its bytes and the time of its last change; of a file that cannot be read, zeros."""
+    try:
+        status = path.stat()
+    except OSError:
+        return path, 0, 0, 0
+    return path, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def cut(content: bytes) -> CutPiece:

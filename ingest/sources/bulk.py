@@ -15,10 +15,12 @@ from __future__ import annotations
 import csv as text_csv
 import gzip
 import io
+import re
 import threading
 import zlib
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from contextlib import suppress
+from datetime import UTC, date, datetime
 from typing import Any, TypeVar
 
 import numpy as np
@@ -48,6 +50,9 @@ LATEST_START, EARLIEST_END = 9, 5
 # A worker fetches up to four files at once, and each takes 240 MB while it is parsed.
 _parsing = threading.Lock()
 _NULLS = ["", "NA", "N/A", "n/a", "NaN", "-", "--"]
+_USUAL = re.compile(
+    r"([0-9]{2})/([0-9]{2})/([0-9]{4}) (1[0-2]|[1-9]):00:00 ([AP])M"
+)  # read 20 times faster than by `strptime`
 _FORMATS = ("%m/%d/%Y %I:%M:%S %p", "%m/%d/%Y %H:%M:%S", "%m/%d/%Y %H:%M", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S")
 
 
@@ -133,11 +138,15 @@ class Bulk(Source):
         asked = hour_number(job.gaps_from) if job.gaps_from else first
         served = [name for name in job.respondents if self.route_serves(job.shard.route, name)]
         spans = {name: (max(first, asked), last) for name in served}
-        respondents = np.array([respondent for respondent, _ in columns.series])
-        for name in set(respondents.tolist()):
-            hours = columns.hour[np.flatnonzero(respondents == name)[0] == columns.index]
-            low, high = min(int(hours.min()), first + LATEST_START), max(int(hours.max()), last + EARLIEST_END)
-            spans[name] = (max(low, asked), high)
+        count = len(columns.series)
+        lows, highs = np.full(count, first + LATEST_START, np.int32), np.full(count, last + EARLIEST_END, np.int32)
+        np.minimum.at(lows, columns.index, columns.hour)
+        np.maximum.at(highs, columns.index, columns.hour)
+        named: set[str] = set()
+        for (name, _), low, high in zip(columns.series, lows.tolist(), highs.tolist(), strict=True):
+            if name not in named:  # its first series
+                named.add(name)
+                spans[name] = (max(low, asked), high)
         return {name: (low, high) for name, (low, high) in spans.items() if low <= high}
 
 
@@ -242,12 +251,12 @@ def _parse(job: FetchJob, stored: bytes) -> Page:
         hour, owner, cells = hour[keep], owner[keep], [(name, column[keep]) for name, column in cells]
     names, cells_of = _joined(cells)
     del cells
-    columns = _melt(hour, owner, cells_of, _series_of(known, names, job.shard.route))
     first, last = hour_number(job.shard.start), hour_number(job.shard.end) + LOCAL_LAG_HOURS
-    if len(columns) and (columns.hour.min() < first or columns.hour.max() > last):
+    if len(hour) and (hour.min() < first or hour.max() > last):
         raise SourceError(f"the file contains hours outside {job.shard.start}…{job.shard.end}", "foreign")
     if differing:
         raise SourceError("an hour of one balancing authority occurs twice, with different values", "repeated")
+    columns = _melt(hour, owner, cells_of, _series_of(known, names, job.shard.route))
     return Page(columns, rows, counter.lines, duplicates=len(equal))
 
 
@@ -317,39 +326,41 @@ def _joined(columns: list[tuple[str, Floats]]) -> tuple[tuple[str, ...], list[Fl
 
 
 def _melt(hours: Int32s, owners: Int32s, values: list[Floats], series_of: list[list[SeriesName]]) -> Columns:
-    """Return wide rows as columns, without the variables that an owner never reports. It empties `values`.
+    """Return wide rows as columns in canonical order, without the variables that an owner never reports. It empties `values`.
 
     Args:
-        hours: int32 [row].
+        hours: int32 [row], each once for an owner.
         owners: int32 [row], index into `series_of`.
         values: float64 [row], one array for each variable; each goes when it is copied, so that the file is held about once.
         series_of: the series of an owner, one for each variable.
     """
+    if not len(hours):
+        return EMPTY
     order = np.argsort(owners, kind="stable")
     ends = np.cumsum(np.bincount(owners, minlength=len(series_of)))
-    first = np.r_[0, ends[:-1]][: len(ends)]  # of the rows of an owner in `order`: each has one
-    bounds = list(zip(first.tolist(), ends.tolist(), strict=True))
-    reported = [np.logical_or.reduceat(~np.isnan(column[order]), first) for column in values]  # [variable][owner]
-    series: list[SeriesName] = []
-    starts: dict[tuple[int, int], int] = {}  # (owner, variable) → its first row in the result
-    rows = 0
-    for owner in sorted(range(len(series_of)), key=series_of.__getitem__):
-        for i in (i for i, owners_of in enumerate(reported) if owners_of[owner]):
-            starts[owner, i] = rows
-            rows += bounds[owner][1] - bounds[owner][0]
-            series.append(series_of[owner][i])
-    hour, index, value = np.empty(rows, np.int32), np.empty(rows, np.int32), np.empty(rows)
+    first = np.r_[0, ends[:-1]]  # of the rows of an owner in `order`: each has one
+    reported = np.stack([np.logical_or.reduceat(~np.isnan(column[order]), first) for column in values])
+    named = sorted((series_of[owner][i], i, owner) for i, owner in np.argwhere(reported).tolist())
+    rows = {(i, owner): row for row, (_, i, owner) in enumerate(named)}
     hours = hours[order]
-    for number, ((owner, _), start) in enumerate(starts.items()):
-        low, high = bounds[owner]
-        hour[start : start + high - low] = hours[low:high]
-        index[start : start + high - low] = number
+    base = int(hours.min())
+    hours -= base
+    # [series, hour], turned at once below: writing the result in its own order touches all of its memory for each series.
+    dense = np.empty((len(named), int(hours.max()) + 1))
+    there = np.zeros(dense.shape, np.bool_)
+    spans = [slice(low, high) for low, high in zip(first.tolist(), ends.tolist(), strict=True)]
     for i in reversed(range(len(values))):
         column = values.pop()[order]
         for owner in np.flatnonzero(reported[i]).tolist():
-            low, high = bounds[owner]
-            value[starts[owner, i] : starts[owner, i] + high - low] = column[low:high]
-    return Columns(tuple(series), hour, index, value)
+            row, at = rows[i, owner], hours[spans[owner]]
+            dense[row, at], there[row, at] = column[spans[owner]], True
+    hour = np.repeat(np.arange(dense.shape[1], dtype=np.int32) + base, there.sum(axis=0))
+    index = np.tile(np.arange(len(named), dtype=np.int32), dense.shape[1])
+    value = np.ascontiguousarray(dense.T).ravel()
+    if not there.all():
+        kept = np.ascontiguousarray(there.T).ravel()
+        index, value = index[kept], value[kept]
+    return Columns(tuple(name for name, _, _ in named), hour, index.astype(np.int32, copy=False), value)
 
 
 def _hours(column: pa.DictionaryArray, known: dict[str, int]) -> Int32s:
@@ -375,6 +386,11 @@ def _hour(text: str) -> int:
     Raises:
         SourceError: kind "csv".
     """
+    if usual := _USUAL.fullmatch(text):
+        month, day, year, hour, half = usual.groups()
+        with suppress(ValueError):  # no such day: `strptime` says so
+            days = date(int(year), int(month), int(day)).toordinal() - EPOCH.toordinal()
+            return days * 24 + int(hour) % 12 + 12 * (half == "P")
     for form in _FORMATS:
         try:
             since = datetime.strptime(text, form).replace(tzinfo=UTC) - EPOCH
