@@ -96,6 +96,8 @@ def has_duplicates(columns: Columns) -> bool:
     """Return whether any (hour, series) occurs twice."""
     if len(columns) < 2:
         return False
+    if columns.is_sorted():
+        return bool(((columns.hour[1:] == columns.hour[:-1]) & (columns.index[1:] == columns.index[:-1])).any())
     keys = columns.keys()
     return bool(np.bincount(keys - keys.min()).max() > 1)
 
@@ -106,11 +108,11 @@ def drop_repeats(columns: Columns) -> tuple[Columns, int]:
     Returns:
         The columns, in order, and the number of rows dropped.
     """
-    value, before = columns.value[1:], columns.value[:-1]
     same = (columns.hour[1:] == columns.hour[:-1]) & (columns.index[1:] == columns.index[:-1])
-    same &= (value == before) | (np.isnan(value) & np.isnan(before))
     if not same.any():
         return columns, 0
+    value, before = columns.value[1:], columns.value[:-1]
+    same &= (value == before) | (np.isnan(value) & np.isnan(before))
     keep = np.concatenate(([True], ~same))
     kept = Columns(columns.series, columns.hour[keep], columns.index[keep], columns.value[keep])
     return kept, int(same.sum())
@@ -226,12 +228,12 @@ def digest(columns: Columns) -> str:
     every zero the same zero.
     """
     hashed = hashlib.sha256(json.dumps(columns.series, separators=(",", ":")).encode() + b"\n")
-    hashed.update(np.ascontiguousarray(columns.hour, "<i4"))
-    hashed.update(np.ascontiguousarray(columns.index, "<i4"))
+    hashed.update(np.ascontiguousarray(columns.hour, "<i4").data)
+    hashed.update(np.ascontiguousarray(columns.index, "<i4").data)
     for low in range(0, len(columns), SLICE):
         value = np.asarray(columns.value[low : low + SLICE] + 0.0, "<f8")
         value[np.isnan(value)] = np.nan
-        hashed.update(value)
+        hashed.update(value.data)
     return hashed.hexdigest()
 
 

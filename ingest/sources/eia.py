@@ -16,14 +16,16 @@ from urllib.parse import urlencode
 import msgspec
 import numpy as np
 
+from ingest.array_types import Floats, Int32s
 from ingest.catalog import RESPONDENTS
-from ingest.columns import EMPTY, Columns, day_table, drop_repeats, has_duplicates, hour_table
+from ingest.columns import EMPTY, Columns, SeriesName, day_table, drop_repeats, has_duplicates, hour_table
 from ingest.console import spellings
 from ingest.errors import AuthenticationError, SourceError
 from ingest.http import HttpResponse, excerpt, inflate, plain_body, raise_for_response
 from ingest.models import MAX_VARIABLES, FetchJob, Shard, is_daily, step_of
 from ingest.routes import EIA_ROUTES, EIA_ZONES, Route, variable_of
 from ingest.sources.base import EIA_LICENCE, Page, RateLimit, Source
+from ingest.sources.eia_rows import scan
 from ingest.zones import zone_of
 
 PAGE_ROWS = 5000  # the API's limit for a JSON response
@@ -42,18 +44,21 @@ class _Body(msgspec.Struct, Generic[Row]):
     version: str = msgspec.field(name="apiVersion", default="")
 
 
-def _decoder(route: Route) -> msgspec.json.Decoder[Any]:
-    """Return the decoder of a route's pages: rows with `period`, `respondent`, `code` and `value`, by the route's names of them."""
-    fields = [("period", str), ("respondent", str), ("code", str), ("value", float | None)]
-    names = {"respondent": route.respondent, "code": route.code}
-    if is_daily(route.id):
-        fields.append(("timezone", str))
-    row = msgspec.defstruct("Row", fields, rename=names, gc=False)
-    return msgspec.json.Decoder(_Body[row], strict=False)  # type: ignore[valid-type]
+class _Decoders:
+    """Decode a route's pages, and its rows alone: with `period`, `respondent`, `code` and `value`, by the route's names of them."""
+
+    def __init__(self, route: Route) -> None:
+        fields = [("period", str), ("respondent", str), ("code", str), ("value", float | None)]
+        names = {"respondent": route.respondent, "code": route.code}
+        if is_daily(route.id):
+            fields.append(("timezone", str))
+        row = msgspec.defstruct("Row", fields, rename=names, gc=False)
+        # Lax: `total` and `value` are strings since 2.1.8 and numbers before.
+        self.row = msgspec.json.Decoder(row, strict=False).decode
+        self.page = msgspec.json.Decoder(_Body[row], strict=False).decode  # type: ignore[valid-type]
 
 
-# Lax: `total` and `value` are strings since 2.1.8 and numbers before.
-_DECODERS = {name: _decoder(route) for name, route in EIA_ROUTES.items()}
+_DECODERS = {name: _Decoders(route) for name, route in EIA_ROUTES.items()}
 
 
 class Eia(Source):
@@ -162,30 +167,42 @@ def _page(job: FetchJob, plain: bytes) -> Page:
         SourceError: kind "json", "foreign" (a row that was not requested), "total" (more rows than hours can have) or "repeated".
     """
     shard = job.shard
+    decoders = _DECODERS[shard.route]
+    scanned = None if shard.daily else scan(plain, shard.start, shard.end, decoders.row)
     try:
-        body = _DECODERS[shard.route].decode(plain)
+        body = decoders.page(plain if scanned is None else scanned.envelope)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SourceError(f"not a page of {shard.route} ({error}): {excerpt(plain)}", "json") from error
-    rows = body.response.data
     total = body.response.total
     if total > shard.hours * MAX_VARIABLES:
         raise SourceError(f"total {total} is more than {shard.hours} hours of {MAX_VARIABLES} variables", "total")
-    if not rows:
-        return Page(EMPTY, 0, total, body.version)
-    # Names that differ only in case are equal: EIA has sent both.
-    if strangers := sorted({name for name in {row.respondent for row in rows} if name.upper() != shard.respondent}):
-        raise SourceError(f"the response has rows of {', '.join(strangers[:3])}, which were not requested", "foreign")
+    if scanned is None:
+        rows = body.response.data
+        if not rows:
+            return Page(EMPTY, 0, total, body.version)
+        series, hour, index, value = _from_rows(shard, rows)
+    else:
+        series, places = _variables(shard, scanned.samples, [sample.code for sample in scanned.samples])
+        hour, index, value = scanned.hour, np.array(places, np.int32)[scanned.kind], scanned.value
+    columns, repeats = drop_repeats(Columns(series, hour, index, value))
+    if has_duplicates(columns):
+        raise SourceError("an hour of one variable occurs twice in one page, with two values or apart", "repeated")
+    return Page(columns, len(hour), total, body.version, repeats)
+
+
+def _from_rows(shard: Shard, rows: list[Any]) -> tuple[tuple[SeriesName, ...], Int32s, Int32s, Floats]:
+    """Return the series of decoded rows, and hour, index of the series and value of each.
+
+    Raises:
+        SourceError: kind "foreign" or "json"; see `_page`.
+    """
+    raw_codes = [row.code for row in rows]
+    codes = list(dict.fromkeys(raw_codes))
     if shard.daily and (zones := {row.timezone for row in rows} - {EIA_ZONES[zone_of(shard.respondent)]}):
         raise SourceError(
             f"the response has days of {', '.join(sorted(zones)[:3])}, which were not requested", "foreign"
         )
-    raw_codes = [row.code for row in rows]
-    codes = set(raw_codes)
-    if len(codes) > MAX_VARIABLES:
-        raise SourceError(f"the response has more than {MAX_VARIABLES} variables", "foreign")
-    spelt = {code: variable_of(shard.route, code.upper()) for code in codes}
-    variables = sorted(set(spelt.values()))
-    position = {code: variables.index(variable) for code, variable in spelt.items()}
+    series, places = _variables(shard, rows, codes)
     hours = day_table(shard.start, shard.end) if shard.daily else hour_table(shard.start, shard.end)
     try:
         hour = np.fromiter(map(hours.__getitem__, [row.period for row in rows]), np.int32, len(rows))
@@ -196,9 +213,21 @@ def _page(job: FetchJob, plain: bytes) -> Page:
     finite = int(np.isfinite(value).sum())
     if finite < len(rows) and finite + values.count(None) != len(rows):
         raise SourceError("a value is not a finite number", "json")
-    index = np.fromiter(map(position.__getitem__, raw_codes), np.int32, len(rows))
-    columns = Columns(tuple((shard.respondent, variable) for variable in variables), hour, index, value)
-    columns, repeats = drop_repeats(columns)
-    if has_duplicates(columns):
-        raise SourceError("an hour of one variable occurs twice in one page, with two values or apart", "repeated")
-    return Page(columns, len(rows), total, body.version, repeats)
+    position = dict(zip(codes, places, strict=True))
+    return series, hour, np.fromiter(map(position.__getitem__, raw_codes), np.int32, len(rows)), value
+
+
+def _variables(shard: Shard, rows: list[Any], codes: list[str]) -> tuple[tuple[SeriesName, ...], list[int]]:
+    """Return the series of a page, sorted, and the place of each code among them.
+
+    Raises:
+        SourceError: kind "foreign": rows of another respondent, or too many codes.
+    """
+    # Names that differ only in case are equal: EIA has sent both.
+    if strangers := sorted({name for name in {row.respondent for row in rows} if name.upper() != shard.respondent}):
+        raise SourceError(f"the response has rows of {', '.join(strangers[:3])}, which were not requested", "foreign")
+    if len(codes) > MAX_VARIABLES:
+        raise SourceError(f"the response has more than {MAX_VARIABLES} variables", "foreign")
+    spelt = [variable_of(shard.route, code.upper()) for code in codes]
+    variables = sorted(set(spelt))
+    return tuple((shard.respondent, variable) for variable in variables), [variables.index(one) for one in spelt]
