@@ -12,7 +12,7 @@ import numpy as np
 from ingest import daily
 from ingest.array_types import Floats
 from ingest.build_series import Revision
-from ingest.errors import UsageError, VerificationError
+from ingest.errors import UsageError, VerificationError, quoted
 from ingest.files import atomic_write
 from ingest.models import DAY
 from ingest.snapshot import DAILY, read_whole
@@ -184,7 +184,7 @@ def write_coverage(data_dir: Path | str) -> Path:
     summaries = summaries_in(folder / "series")
     if not summaries:
         raise UsageError(
-            f"no series in {folder} to draw; run `coordinator start --extract --data {folder}` to make some"
+            f"no series in {folder} to draw; run `coordinator start --extract --data {quoted(folder)}` to make some"
         )
     target = folder / "coverage.png"
     atomic_write(target, draw(coverage(with_daily(summaries, daily.summaries_in(folder / DAILY)))))

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from ingest.errors import UsageError
+from ingest.errors import UsageError, quoted
 from ingest.files import visible
 from ingest.models import MANIFEST_FORMAT
 
@@ -30,7 +30,20 @@ def check_folder(data_dir: Path) -> None:
     if other := [number for number in _formats(data_dir) if number not in (None, MANIFEST_FORMAT)]:
         raise UsageError(
             f"{data_dir} holds manifests of format {other[0]}; this version reads {MANIFEST_FORMAT}. "
-            f"`mv {data_dir} {data_dir}.old` and extract again, or install the version that wrote it."
+            f"`mv {quoted(data_dir)} {quoted(f'{data_dir}.old')}` and extract again, or install the version that wrote it."
+        )
+
+
+def check_there(data_dir: Path) -> None:
+    """Check that there is a data folder.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if not data_dir.is_dir():
+        raise UsageError(
+            f"there is no folder {data_dir}: nothing was run there. `coordinator start --extract --data {quoted(data_dir)}` creates one; "
+            "or name another with --data."
         )
 
 
@@ -44,6 +57,6 @@ def check_series(data_dir: Path) -> None:
 
     if not any(True for _ in build_results(data_dir)):
         raise UsageError(
-            f"{data_dir} has no series. Run `coordinator start --extract --data {data_dir}` to make them, or "
+            f"{data_dir} has no series. Run `coordinator start --extract --data {quoted(data_dir)}` to make them, or "
             "name another folder with --data."
         )

@@ -20,7 +20,7 @@ from ingest.array_types import Int64s
 from ingest.build_series import rank, year_hours
 from ingest.catalog import variable_near
 from ingest.columns import as_arrow, as_strings, hour_number
-from ingest.errors import UsageError
+from ingest.errors import UsageError, quoted
 from ingest.files import storage_errors
 from ingest.loader import canonical_variables, read_wide, wide_paths
 from ingest.periods import parse_period
@@ -76,7 +76,9 @@ def export(
     if out.is_dir():
         raise UsageError(f"--out {out}: {os.strerror(errno.EISDIR)}; name a file")
     if not out.parent.is_dir():
-        raise UsageError(f"--out {out}: the folder {out.parent} does not exist; `mkdir -p {out.parent}` makes it")
+        raise UsageError(
+            f"--out {out}: the folder {out.parent} does not exist; `mkdir -p {quoted(out.parent)}` makes it"
+        )
     return read_whole(data_dir, lambda folder: _export(data_dir, folder, out, request, progress))
 
 
@@ -94,7 +96,7 @@ def _export(data_dir: Path, folder: Path, out: Path, request: ExportRequest, pro
     if not any(inside.values()):
         raise UsageError(
             f"{data_dir} has no series{f' in {request.period}' if request.period else ''}; "
-            f"run `coordinator start --extract --data {data_dir}` to make them"
+            f"run `coordinator start --extract --data {quoted(data_dir)}` to make them"
         )
     on_disk = {name for own in inside.values() for path in own.values() for name in read_wide(path, ())[0]}
     variables = canonical_variables(request.variables) or sorted(on_disk, key=rank)

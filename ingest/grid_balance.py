@@ -1,7 +1,7 @@
 """Check and reconcile the series of a data folder across authorities, a year at a time: `coordinator balance`."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +13,8 @@ from ingest.array_types import Floats
 from ingest.build_series import PERIOD, year_hours
 from ingest.catalog import REGION, RESPONDENTS
 from ingest.columns import as_arrow, hour_number
-from ingest.errors import UsageError
-from ingest.files import atomic_write, visible
+from ingest.errors import UsageError, quoted
+from ingest.files import atomic_write, storage_errors, visible
 from ingest.loader import read_wide, wide_paths
 from ingest.reconcile import Disagreement, disagreements, lacking, reconcile
 from ingest.snapshot import read_whole
@@ -46,22 +46,26 @@ def balance(data_dir: Path, progress: Callable[[int, int], None]) -> list[YearBa
         progress: called with years done and years in all.
 
     Raises:
-        UsageError: there is no authority's series, or none that can be balanced; nothing is written then.
+        UsageError: there is no authority's series, or none that can be balanced; nothing is written then, and what an earlier
+            run wrote is removed.
     """
     years = read_whole(data_dir, lambda folder: _years(data_dir, folder))
     if not years:
         raise UsageError(
-            f"no authority's series in {data_dir}; run `coordinator start --extract --data {data_dir} --routes all` to make some"
+            f"no authority's series in {data_dir}; run `coordinator start --extract --data {quoted(data_dir)} --routes all` to make some"
         )
     found = []
     for done, (year, paths) in enumerate(sorted(years.items()), 1):
         found.append(_balance_year(data_dir, year, paths))
         progress(done, len(years))
+    written = {_file(data_dir, code, one.year) for one in found if one.hours for code in years[one.year]}
+    removed = _remove_others(data_dir, written)
     if not any(one.hours for one in found):
         kept = {code: why for one in found for code, why in one.kept.items()}
         raise UsageError(
             f"no authority in {data_dir} can be balanced ({_reasons(kept)}); balancing needs --routes all: "
-            f"run `coordinator start --extract --routes all --data {data_dir}` with the --respondents and hours wanted"
+            f"run `coordinator start --extract --routes all --data {quoted(data_dir)}` with the --respondents and hours wanted"
+            + (f". Reconciled files of an earlier balance: {removed} removed." if removed else "")
         )
     return found
 
@@ -87,7 +91,7 @@ def _balance_year(data_dir: Path, year: int, paths: dict[str, Path]) -> YearBala
     kept = {code: _why(series[code]) for code, hours_of in solved.balanced.items() if not hours_of.any()}
     if len(kept) < len(series):
         for code, own in solved.values.items():
-            atomic_write(data_dir / FOLDER / code / f"{year}.parquet", _parquet(first, own))
+            atomic_write(_file(data_dir, code, year), _parquet(first, own))
     change = {}
     for kind in WANTED:
         parts = [
@@ -99,6 +103,21 @@ def _balance_year(data_dir: Path, year: int, paths: dict[str, Path]) -> YearBala
         change[kind] = round(float(given.mean()), 3) if given.size else 0.0
     balanced = sum(int(hours_of.sum()) for hours_of in solved.balanced.values())
     return YearBalance(year, tuple(authorities), tuple(lines), balanced, kept, change)
+
+
+def _file(data_dir: Path, authority: str, year: int) -> Path:
+    return data_dir / FOLDER / authority / f"{year}.parquet"
+
+
+def _remove_others(data_dir: Path, written: Collection[Path]) -> int:
+    """Remove the reconciled files that this run did not write, which an earlier one did; return their number."""
+    old = [path for path in sorted((data_dir / FOLDER).glob("*/*.parquet")) if path not in written]
+    for path in old:
+        with storage_errors(path):
+            path.unlink()
+            if not any(path.parent.iterdir()):
+                path.parent.rmdir()
+    return len(old)
 
 
 def _why(own: dict[str, Floats]) -> str:

@@ -20,7 +20,7 @@ from ingest.array_types import Bools, Floats
 from ingest.build_series import PERIOD, year_hours
 from ingest.catalog import REGION, RESPONDENTS
 from ingest.columns import as_arrow, as_strings, hour_text
-from ingest.errors import UsageError
+from ingest.errors import UsageError, quoted
 from ingest.impute import METHODS, Estimate, Load, departures, impute, neighbours_of
 from ingest.loader import read_wide
 from ingest.models import FileEntry
@@ -147,7 +147,9 @@ def write_estimates(data_dir: Path, workers: int = 1, progress: Progress = lambd
 def _write_estimates(data_dir: Path, folder: Path, workers: int, progress: Progress) -> Written:
     years = sorted({int(path.parent.name) for path in folder.glob("[!.]*/*/wide.parquet")})
     if not years:
-        raise UsageError(f"no series in {data_dir}; run `coordinator start --extract --data {data_dir}` to make them")
+        raise UsageError(
+            f"no series in {data_dir}; run `coordinator start --extract --data {quoted(data_dir)}` to make them"
+        )
     tasks = [(data_dir, folder, year) for year in years]
     written: list[Written] = []
     with ExitStack() as stack:

@@ -17,7 +17,7 @@ from ingest.array_types import Bools, Floats, Int8s
 from ingest.build_series import SERIES_FORMAT, year_hours
 from ingest.catalog import RESPONDENTS, near_matches, variable_near
 from ingest.columns import hour_text, open_parquet
-from ingest.errors import UsageError, VerificationError
+from ingest.errors import UsageError, VerificationError, quoted
 from ingest.files import visible
 from ingest.models import REGION_TYPES
 from ingest.periods import Moment
@@ -87,7 +87,9 @@ def respondents_on_disk(data_dir: Path | str) -> tuple[str, ...]:
     folder = series_folder(Path(data_dir))
     codes = sorted(path.name for path in visible(folder.iterdir(), folder)) if folder.is_dir() else []
     if not codes:
-        raise UsageError(f"no series in {data_dir}; run `coordinator start --extract --data {data_dir}` to make them")
+        raise UsageError(
+            f"no series in {data_dir}; run `coordinator start --extract --data {quoted(data_dir)}` to make them"
+        )
     return tuple(code for code in codes if "D" in available(data_dir, code).variables)
 
 
@@ -226,7 +228,7 @@ def _check_format(data_dir: Path, path: Path) -> None:
         raise VerificationError(f"can't read {about}: {error}; run `coordinator verify`") from error
     if found != SERIES_FORMAT:
         raise UsageError(
-            f"{about} is of format {found}; this version reads {SERIES_FORMAT}. `mv {data_dir} {data_dir}.old` and extract again, "
+            f"{about} is of format {found}; this version reads {SERIES_FORMAT}. `mv {quoted(data_dir)} {quoted(f'{data_dir}.old')}` and extract again, "
             "or install the version that wrote it."
         )
 
@@ -268,7 +270,7 @@ def wide_paths(data_dir: Path, folder: Path, respondent: str, years: range) -> d
         UsageError: there is none, or none of one of `years`; names what there is, and the command that makes the rest.
     """
     paths = {int(path.parent.name): path for path in sorted((folder / respondent).glob("*/wide.parquet"))}
-    command = f"coordinator start --extract --data {data_dir} --respondents {respondent}"
+    command = f"coordinator start --extract --data {quoted(data_dir)} --respondents {respondent}"
     if not paths:
         if not data_dir.is_dir():
             raise UsageError(f"there is no folder {data_dir}: correct its name, or run `{command}` to make it")

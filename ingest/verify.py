@@ -22,7 +22,7 @@ from ingest.asked import open_gaps
 from ingest.build_series import year_hours
 from ingest.columns import Columns, digest, drop_repeats_between, find_gaps, from_table, hour_text, merge
 from ingest.console import printable
-from ingest.errors import SourceError, UsageError, VerificationError
+from ingest.errors import SourceError, UsageError, VerificationError, quoted
 from ingest.files import visible
 from ingest.models import ALL_RESPONDENTS, BuildResult, FetchJob, FileEntry, RouteGap, ShardResult, build_key, step_of
 from ingest.plan import build_job
@@ -128,7 +128,7 @@ def verify(data_dir: Path | str, progress: OnProgress | None = None) -> Report:
     paths = sorted(visible((folder / "manifests").rglob("*.json"), folder))
     if not paths:
         raise UsageError(
-            f"nothing to verify in {folder}: no manifest; run `coordinator start --extract --data {folder}` to make some"
+            f"nothing to verify in {folder}: no manifest; run `coordinator start --extract --data {quoted(folder)}` to make some"
         )
     report = Report(str(folder))
     shards: list[ShardResult] = []

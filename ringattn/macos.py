@@ -17,6 +17,16 @@ JACCL_REFUSAL = (
 _JACCL_VARIABLES = ("MLX_IBV_DEVICES", "MLX_JACCL_COORDINATOR")
 
 
+def local_name_problem(address: str) -> str:
+    """Return why a ring takes no name of multicast DNS as an address; "" for any other address."""
+    if not address.lower().rstrip(".").endswith(".local"):
+        return ""
+    return (
+        f"{address} is a name that may resolve to IPv6 first, while mlx's ring opens IPv4 sockets. Write the address "
+        "(`ipconfig getifaddr en0` on that host shows it)"
+    )
+
+
 def describes_jaccl(environ: Mapping[str, str]) -> bool:
     """Return whether these variables make mlx start JACCL, as `mlx.launch --backend jaccl` sets them."""
     return any(environ.get(name) for name in _JACCL_VARIABLES)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ingest.console import LineFormatter, protect
-from ringattn.macos import refused_python
+from ringattn.macos import local_name_problem, refused_python
 from worker.argparse_errors import Parser
 
 # Set before numpy is imported: several workers on one host must not each start one thread per core.
@@ -64,6 +64,8 @@ def main(arguments: Sequence[str] | None = None, key: Mapping[str, str] | None =
         parser.error(reason)
     if not options.coordinator.startswith("tcp://"):
         parser.error(f"--coordinator {options.coordinator}: use tcp://HOST:PORT")
+    if options.address and (problem := local_name_problem(options.address)):
+        parser.error(f"--address: {problem}")
     if options.connections < 1 or options.capacity < 1:
         parser.error("--connections and --capacity must be 1 or more")
     handler = logging.StreamHandler(sys.stderr)

@@ -18,7 +18,15 @@ import typer
 from coordinator.cli.errors import ending, print_error
 from coordinator.cli.help import Command, Group
 from coordinator.cli.keys import config_app, keys_app
-from coordinator.cli.options import AsJson, Quiet, folder_of, width_of_stdout, with_settings, with_stages
+from coordinator.cli.options import (
+    AsJson,
+    Quiet,
+    existing_folder,
+    folder_of,
+    width_of_stdout,
+    with_settings,
+    with_stages,
+)
 from coordinator.stages.stage import STAGES, OutputMode
 from coordinator.wire.exit_codes import ExitCode
 from ingest.console import printable
@@ -191,7 +199,9 @@ def clean(
 
     folder = folder_of(settings)
     if not (folder / "manifests").is_dir():
-        raise UsageError(f"{folder} holds no run. Start one with `coordinator start --extract --data {folder}`.")
+        raise UsageError(
+            f"{folder} holds no run. Start one with `coordinator start --extract --data {quoted(folder)}`."
+        )
     with ExitStack() as stack:
         if not dry_run:
             stack.enter_context(FolderLock(folder))
@@ -252,7 +262,7 @@ def balance(settings: Settings, as_json: AsJson = False, quiet: Quiet = False) -
 
     from coordinator.stages.display import Steps
 
-    folder = folder_of(settings)
+    folder = existing_folder(settings)
     with closing(Steps("balancing years", OutputMode(as_json, quiet))) as steps:
         from ingest import grid_balance  # here: it takes a second to load, which the steps show
 
@@ -402,13 +412,14 @@ def export(
     """Write series to one CSV or Parquet file: a row for each respondent and hour, a column for each variable."""
     from coordinator.stages.display import Steps
 
+    folder = existing_folder(settings)
     with closing(Steps("exporting", OutputMode(as_json, quiet))) as steps:
         from ingest.export import ExportRequest, export  # here: it takes a second to load, which the steps show
         from ingest.settings import parse_codes
 
         names = tuple(name.strip() for name in variables.split(",") if name.strip())
         request = ExportRequest(parse_codes(respondents), names, period, local_time)
-        done = export(folder_of(settings), out, request, steps)
+        done = export(folder, out, request, steps)
     if as_json:
         print(json.dumps(asdict(done)))
     else:
@@ -421,16 +432,15 @@ def impute(settings: Settings, as_json: AsJson = False, quiet: Quiet = False) ->
     """Estimate missing demand from earlier weeks, the forecast and other series. The estimates have files of their own."""
     from coordinator.stages.display import Steps
 
+    folder = existing_folder(settings)
     with closing(Steps("imputing", OutputMode(as_json, quiet))) as steps:
         from ingest.imputed import write_estimates  # here: it takes a second to load, which the steps show
 
-        done = write_estimates(folder_of(settings), settings["workers"], steps)
+        done = write_estimates(folder, settings["workers"], steps)
     if as_json:
         print(json.dumps(asdict(done)))
     else:
-        print(
-            f"{done.cells:,} hours of demand estimated, in {len(done.files)} files under {folder_of(settings)}/imputed"
-        )
+        print(f"{done.cells:,} hours of demand estimated, in {len(done.files)} files under {folder}/imputed")
 
 
 @app.command(cls=Command, epilog="coordinator report --out report.html")
@@ -446,10 +456,10 @@ def report(
     """Write one HTML page about the runs in a data folder."""
     from coordinator.stages.display import Steps
 
+    folder = existing_folder(settings)
     with closing(Steps("reading the runs", OutputMode(as_json, quiet))) as steps:
         from coordinator.report import build  # here: it takes a second to load, which the steps show
 
-        folder = folder_of(settings)
         made = build.report(folder, out or folder / "report.html", steps)
     print(json.dumps(made) if as_json else build.describe(made))
     if made["damaged"]:

@@ -102,6 +102,19 @@ def folder_of(settings: Mapping[str, Any]) -> Path:
     return folder
 
 
+def existing_folder(settings: Mapping[str, Any]) -> Path:
+    """Return the data folder of a command that needs one.
+
+    Raises:
+        UsageError: there is none, or this version cannot read it.
+    """
+    from ingest.data_folder import check_there
+
+    folder = folder_of(settings)
+    check_there(folder)
+    return folder
+
+
 def width_of_stdout() -> int | None:
     """Return the columns of the terminal that stdout is; None: it is no terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None

@@ -18,7 +18,7 @@ from ingest import manifest
 from ingest.console import printable
 from ingest.daily_check import DailyTotals, totals
 from ingest.disk_use import by_kind, replaced
-from ingest.errors import UsageError
+from ingest.errors import UsageError, quoted
 
 TIMEOUT_MS = 3_000
 
@@ -35,7 +35,9 @@ def fetch_status(data_dir: Path, keys: Path) -> dict[str, Any]:
         if snapshot is not None:
             return {"running": True, **msgspec.to_builtins(snapshot), "disk": by_kind(data_dir)}
     if not (data_dir / "manifests").is_dir():
-        raise UsageError(f"{data_dir} holds no run. Start one with `coordinator start --extract --data {data_dir}`.")
+        raise UsageError(
+            f"{data_dir} holds no run. Start one with `coordinator start --extract --data {quoted(data_dir)}`."
+        )
     summary = manifest.summarise(manifest.shard_results(data_dir), manifest.build_results(data_dir))
     return {
         "running": False,

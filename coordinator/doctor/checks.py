@@ -12,6 +12,7 @@ from typing import Any, Literal
 from coordinator.workers.arithmetic import describe_difference
 from coordinator.workers.ssh import SshFailure
 from ingest.console import printable
+from ingest.errors import quoted
 from ringattn.macos import FAST_SYNCH, fast_synch_warning, local_network_hint, refused_python
 
 READ_ONLY = os.strerror(errno.EROFS)
@@ -241,7 +242,7 @@ def disk(free: int, unwritable: str, data: str) -> Finding:
         return problem(
             "disk",
             f"{data} can't be written: {unwritable}",
-            ("mount its disk for writing" if READ_ONLY in unwritable else f"`sudo chown -R $USER {data}`")
+            ("mount its disk for writing" if READ_ONLY in unwritable else f"`sudo chown -R $USER {quoted(data)}`")
             + ", or name another with --data (--host-data)",
         )
     if free < LEAST_FREE:
@@ -252,17 +253,17 @@ def disk(free: int, unwritable: str, data: str) -> Finding:
 
 def key_modes(open_to_others: Iterable[str]) -> Finding:
     """Check that no other user can read the key files."""
-    if names := " ".join(open_to_others):
-        return problem(
-            "keys", f"readable by others: {names}", f"`chmod 600 {names}`; make new keys if others may have read them"
-        )
+    if files := list(open_to_others):
+        command = f"`chmod 600 {' '.join(map(quoted, files))}`"
+        cause = f"readable by others: {' '.join(files)}"
+        return problem("keys", cause, f"{command}; make new keys if others may have read them")
     return ok("keys", "no key file is readable by others")
 
 
 def folder(holder: tuple[int, str] | None, formats: Iterable[int | None], expected: int, data: str) -> Finding:
     """Check whether a process holds the data folder, a killed coordinator left files in it, and its format is supported."""
     if other := [str(found) for found in formats if found != expected]:
-        fix = f"`mv {data} {data}.old` and extract again, or install the version that wrote it"
+        fix = f"`mv {quoted(data)} {quoted(data + '.old')}` and extract again, or install the version that wrote it"
         return problem("data", f"manifests of format {other[0]} in {data}; this version reads {expected}", fix)
     if holder is not None and holder[0]:
         return problem(
@@ -271,7 +272,7 @@ def folder(holder: tuple[int, str] | None, formats: Iterable[int | None], expect
             f"wait for it, `kill {holder[0]}`, or name another with --data",
         )
     if holder is not None:
-        fix = f"the same `coordinator start` resumes it; or `rm {data}/.endpoint`"
+        fix = f"the same `coordinator start` resumes it; or `rm {quoted(data + '/.endpoint')}`"
         return problem("data", f"a coordinator at {holder[1]} was killed and left {data}/.endpoint", fix)
     return ok("data", f"{data} is free")
 

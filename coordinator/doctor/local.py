@@ -19,6 +19,7 @@ from coordinator.doctor.checks import (
     disk,
     environment,
     folder,
+    key_modes,
     numbers,
     ok,
     probes,
@@ -126,14 +127,7 @@ def key_files(keys: Path, bind: str) -> list[Finding]:
     ]
     open_to_others = [path for path in files if path.stat().st_mode & 0o077]
     if open_to_others:
-        names = " ".join(map(str, open_to_others))
-        return [
-            problem(
-                "keys",
-                f"readable by others: {names}",
-                f"`chmod 600 {names}`; make new keys if others may have read them",
-            )
-        ]
+        return [key_modes(map(str, open_to_others))]
     if not files and not is_loopback(bind):
         return [
             problem(

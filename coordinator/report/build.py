@@ -11,7 +11,8 @@ from coordinator.report.model import Absent, Facts
 from coordinator.report.render.page import TITLES, page
 from coordinator.server.folder_lock import running_command
 from ingest.console import printable
-from ingest.errors import StorageError, UsageError, VerificationError
+from ingest.data_folder import check_there
+from ingest.errors import StorageError, VerificationError, quoted
 from ingest.files import atomic_write
 
 T = TypeVar("T")
@@ -31,7 +32,7 @@ def collect(data_dir: Path, progress: Progress = lambda done, total: None) -> Fa
             return Absent(str(error), command, damaged=True)
 
     verify, fetch, train, rollouts = (
-        f"coordinator {words} --data {data_dir}"
+        f"coordinator {words} --data {quoted(data_dir)}"
         for words in ("verify", "start --extract", "start --train", "start --rollouts")
     )
     found = readable(grid.regions, verify)
@@ -69,11 +70,7 @@ def report(data_dir: Path, out: Path, progress: Progress = lambda done, total: N
         UsageError: There is no data folder.
         StorageError: The file cannot be written.
     """
-    if not data_dir.is_dir():
-        raise UsageError(
-            f"there is no folder {data_dir}: nothing was run there. `coordinator start --extract --data {data_dir}` creates one; "
-            "or name another with --data."
-        )
+    check_there(data_dir)
     facts = collect(data_dir, progress)
     content = page(facts).encode()
     try:

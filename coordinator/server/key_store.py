@@ -18,7 +18,7 @@ import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
 from coordinator.wire.auth import CurveError, check_keys, is_loopback, read_key_file
-from ingest.errors import UsageError
+from ingest.errors import UsageError, quoted
 from ingest.files import sync_drive
 
 log = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ def add_worker(folder: Path, name: str) -> Path:
     path = folder / "workers" / f"{name}.key"
     if name in allowed or path.exists():
         raise CurveError(
-            f"worker {name!r} has a key already: revoke it first with `coordinator keys revoke {name} --keys {folder}`"
+            f"worker {name!r} has a key already: revoke it first with `coordinator keys revoke {name} --keys {quoted(folder)}`"
         )
     public, secret = (key.decode() for key in zmq.curve_keypair())
     _write_private(path, {"public": public, "secret": secret, "server": server})
@@ -139,7 +139,7 @@ def revoke_worker(folder: Path, name: str) -> None:
     if name not in allowed:
         known = ", ".join(sorted(allowed)) or "none"
         raise CurveError(
-            f"no worker {name!r} on the allow-list (known: {known}): run `coordinator keys list --keys {folder}`"
+            f"no worker {name!r} on the allow-list (known: {known}): run `coordinator keys list --keys {quoted(folder)}`"
         )
     _write_private(folder / ALLOWED, {key: value for key, value in allowed.items() if key != name})
     (folder / "workers" / f"{name}.key").unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import shlex
 import socket
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -75,7 +76,7 @@ def read_key_file(path: Path) -> dict[str, str]:
             mode = status.st_mode & 0o777
             if mode & 0o077:
                 raise CurveError(
-                    f"{path} is readable by others (mode {mode:o}): run `chmod 600 {path}`, or create new keys"
+                    f"{path} is readable by others (mode {mode:o}): run `chmod 600 {shlex.quote(str(path))}`, or create new keys"
                 )
             if status.st_uid not in (0, os.geteuid()):
                 raise CurveError(f"{path} belongs to another user (uid {status.st_uid}): create your own keys")
@@ -96,8 +97,10 @@ def read_key_file(path: Path) -> dict[str, str]:
 def _command_for(path: Path) -> str:
     """Return the command that makes a key file, on the coordinator's host: the coordinator's own one, or a worker's."""
     if path.name == "coordinator.key":
-        return f"coordinator keys init --keys {path.parent}"
-    return "coordinator keys add NAME" + (f" --keys {path.parent.parent}" if path.parent.name == "workers" else "")
+        return f"coordinator keys init --keys {shlex.quote(str(path.parent))}"
+    return "coordinator keys add NAME" + (
+        f" --keys {shlex.quote(str(path.parent.parent))}" if path.parent.name == "workers" else ""
+    )
 
 
 def is_loopback(endpoint: str) -> bool:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ingest.errors import UsageError
-from ringattn.macos import JACCL_REFUSAL
+from ingest.errors import UsageError, quoted
+from ringattn.macos import JACCL_REFUSAL, local_name_problem
 
 HERE = ("127.0.0.1", "localhost")  # mlx starts these entries on this host, without ssh
 NEXT = "hostfiles/README.md explains the format"
@@ -60,10 +60,7 @@ def read_hosts(path: Path, python: Mapping[str, str], data: Mapping[str, str]) -
     Raises:
         UsageError: An entry is not valid (mlx would refuse it too), a host is listed twice, or a setting names an unlisted host.
     """
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"hostfile {path}: {error}; {NEXT}.") from None
+    found = _parsed(path)
     _check_backend(path, found)
     entries = found.get("hosts") if isinstance(found, dict) else found
     if not isinstance(entries, list) or not entries:
@@ -86,6 +83,30 @@ def read_hosts(path: Path, python: Mapping[str, str], data: Mapping[str, str]) -
     return Hosts(tuple(remote), here, _environment(path, found))
 
 
+def _parsed(path: Path) -> Any:
+    """Return the document in a hostfile.
+
+    Raises:
+        UsageError: it can't be read, or is no JSON.
+    """
+    try:
+        text = path.read_bytes().decode()
+        return json.loads(text)
+    except OSError as error:
+        raise UsageError(f"hostfile {path}: {error.strerror}; {NEXT}.") from None
+    except json.JSONDecodeError as error:
+        ends = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
+        place = f"line {error.lineno}, column {error.colno}"
+        problem = f"it is no JSON from {place} on"
+        if ends:
+            problem = f"it ends too early: what begins at {place} is not complete" if text.strip() else "it is empty"
+    except (ValueError, RecursionError):
+        problem = "it is no text in UTF-8, or nested too deeply"
+    raise UsageError(
+        f"hostfile {path}: {problem}. Correct it, then `coordinator doctor --hostfile {quoted(path)}` checks it; {NEXT}."
+    )
+
+
 def _check_backend(path: Path, found: Any) -> None:
     """Refuse another backend than the ring, which would otherwise run as TCP without a word."""
     backend = found.get("backend", "") if isinstance(found, dict) else ""
@@ -105,11 +126,8 @@ def _entry(path: Path, number: int, entry: Any) -> tuple[str, list[str]]:
         raise UsageError(f'hostfile {path}: host {number} needs "ssh": a name that `ssh NAME` reaches; {NEXT}.')
     if not isinstance(addresses, list) or not all(isinstance(address, str) for address in addresses):
         raise UsageError(f'hostfile {path}: {name} needs "ips": a list of addresses; {NEXT}.')
-    if local := [address for address in addresses if address.lower().rstrip(".").endswith(".local")]:
-        raise UsageError(
-            f'hostfile {path}: {name}: "ips" holds {local[0]}, a name that may resolve to IPv6 first, while mlx\'s ring opens IPv4 sockets. '
-            f'Write the address (`ipconfig getifaddr en0` there shows it); names are for "ssh" only; {NEXT}.'
-        )
+    if problem := next(filter(None, map(local_name_problem, addresses)), ""):
+        raise UsageError(f'hostfile {path}: {name}: in "ips", {problem}; names are for "ssh" only; {NEXT}.')
     return name, addresses
 
 

@@ -245,7 +245,7 @@ def check_handshake(host: Host, line: bytes, required: Mapping[str, str]) -> str
     if name == "python":
         fix = "name one of the same version with --host-python"
     else:
-        fix = f"`{host.python} -m pip install {name}=={required[name]}` there, or `uv sync` in the project's folder"
+        fix = f"`{quote_remote_path(host.python)} -m pip install {name}=={required[name]}` there, or `uv sync` in the project's folder"
     return f"{host.name}: {name} {there} there, {required[name]} here: {fix}"
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ingest.errors import quoted
 from scripts.bench.common import IMAGES, ROOT, drawn, read_lines, rewrite_section
 from scripts.bench.common import markdown_table as table
 from worker.forecast.baselines.table import NEIGHBOURS
@@ -22,7 +23,9 @@ def read(path: Path) -> list[Line]:
     """Return the lines; SystemExit if there are none."""
     lines = read_lines(path)
     if not lines:
-        raise SystemExit(f"no lines in {path}; run `python -m scripts.evaluate.forecast run --out {path}` first")
+        raise SystemExit(
+            f"no lines in {path}; run `python -m scripts.evaluate.forecast run --out {quoted(path)}` first"
+        )
     return lines
 
 

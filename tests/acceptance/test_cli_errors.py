@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -239,6 +240,9 @@ MISTAKES = (
     Mistake("verified nothing", "coordinator verify", USAGE, ("data", "no manifest", f"`{EXTRACT} --data data`")),
     Mistake("asked for the status of nothing", "coordinator status", USAGE, ("data", "no run", f"`{EXTRACT} --data data`")),
     Mistake("reported on nothing", "coordinator report", USAGE, ("data", "no folder", f"`{EXTRACT} --data data`")),
+    Mistake("exported nothing", "coordinator export --out hours.csv", USAGE, ("there is no folder data", f"`{EXTRACT} --data data`", "--data")),
+    Mistake("balanced nothing", "coordinator balance", USAGE, ("there is no folder data", f"`{EXTRACT} --data data`", "--data")),
+    Mistake("imputed nothing", "coordinator impute", USAGE, ("there is no folder data", f"`{EXTRACT} --data data`", "--data")),
     Mistake("wrote the report where nothing can be", "coordinator report --out /proc/report.html", INCOMPLETE, ("/proc/report.html", "can't write", "another file with --out"), series),
     Mistake("damaged control's result", "coordinator report", FAILED, ("control/result.json", "can't be read", "`coordinator start --rollouts --data data`"), damaged_control, in_result=True),
     Mistake("forecast before training", "coordinator forecast --region PACW --issue 2024-01-10T10", USAGE, ("data/train", "no finished training", "`coordinator start --train --data data`"), series),
@@ -252,9 +256,11 @@ MISTAKES = (
     Mistake("went on with another run's checkpoint", "worker/train.py --data data", USAGE, ("data/train/checkpoints", "a run with another model, respondents", "new folder with --run"), another_run, process=True),
     Mistake("followed with something unknown", "coordinator follow --then dance", USAGE, ("--then 'dance'", "unknown", "`--then forecast`")),
     Mistake("followed with forecasts before training", "coordinator follow --then forecast", USAGE, ("data/train", "no finished training", "`coordinator start --train --data data`")),
+    Mistake("followed two sources at once", "coordinator follow --source auto", USAGE, ("--source auto", f"`{EXTRACT}`", "Name one of them")),
     # -- hosts, workers, keys
     Mistake("named no hostfile", f"{EXTRACT} --hostfile hosts.json", USAGE, ("hostfile hosts.json", "No such file", "hostfiles/README.md")),
-    Mistake("wrote no JSON into the hostfile", f"{EXTRACT} --hostfile hosts.json", USAGE, ("hostfile hosts.json", "Expecting", "hostfiles/README.md"), file("hosts.json", "m2-1, m2-2")),
+    Mistake("wrote no JSON into the hostfile", f"{EXTRACT} --hostfile hosts.json", USAGE, ("hostfile hosts.json", "no JSON from line 1, column 1 on", "`coordinator doctor --hostfile hosts.json`", "hostfiles/README.md"), file("hosts.json", "m2-1, m2-2")),
+    Mistake("copied half a hostfile", f"{EXTRACT} --hostfile hosts.json", USAGE, ("hostfile hosts.json", "ends too early", "line 2", "`coordinator doctor --hostfile hosts.json`"), file("hosts.json", '{"hosts": [\n{"ssh": "m2-1", "ips": ["10.0.0.1"]},')),
     Mistake("asked for RDMA", "coordinator doctor --hostfile hosts.json", USAGE, ("hostfile hosts.json", '"backend": "jaccl"', "no deadline", 'Write "ring"'), file("hosts.json", '{"backend": "jaccl", "hosts": [{"ssh": "m5-0", "ips": ["10.0.0.1"], "rdma": [null]}]}')),
     Mistake("listed a .local name for the ring", f"{EXTRACT} --hostfile hosts.json", USAGE, ("hostfile hosts.json", "m2-0.local", "IPv4", "`ipconfig getifaddr en0`"), file("hosts.json", '[{"ssh": "m2-0", "ips": ["m2-0.local"]}]')),
     Mistake("started with a host that is down", f"{EXTRACT} --hostfile hosts.json --keys keys", USAGE, ("nobody@127.0.0.1", "can't be used", "Connection refused", "ssh there"), down_host),
@@ -267,6 +273,7 @@ MISTAKES = (
     Mistake("left a key for all to read", "worker --coordinator tcp://127.0.0.1:1 --key keys/workers/m2-1.key", USAGE, ("keys/workers/m2-1.key", "readable by others", "`chmod 600"), key_file(0o644), process=True),
     Mistake("used a key that was revoked", "worker --coordinator tcp://127.0.0.1:1 --key keys/workers/m2-1.key", USAGE, ("keys/workers/m2-1.key", "no key file", "`coordinator keys add NAME --keys keys`"), revoked_key, process=True),
     Mistake("started a worker without tcp://", "worker --coordinator 127.0.0.1:5555", USAGE, ("127.0.0.1:5555", "tcp://HOST:PORT", "--help"), process=True),
+    Mistake("gave a worker a .local name for the ring", "worker --coordinator tcp://127.0.0.1:1 --address m2.local", USAGE, ("--address", "m2.local", "IPv4", "`ipconfig getifaddr en0`"), process=True),
     Mistake("started a worker where nobody listens", "worker --coordinator tcp://127.0.0.1:1 --patience 0.3", INCOMPLETE, ("tcp://127.0.0.1:1", "no coordinator answers", "`coordinator start`"), process=True),
 )  # fmt: skip
 
@@ -352,6 +359,29 @@ def test_table_of_mistakes_is_complete_and_unique() -> None:
     assert len(MISTAKES) >= 25
     assert len({mistake.did for mistake in MISTAKES}) == len(MISTAKES)
     assert all(len(mistake.words) >= 3 for mistake in MISTAKES)
+
+
+PATH_IN_COMMAND = re.compile(
+    r"(?:--(?:data|run|keys|hostfile|table) |\bmv |\brm (?:-r )?|chmod \d+ |mkdir -p )\{(?!quoted|shlex|' '.join\(map\(quoted)"
+)
+
+
+def test_commands_in_messages_quote_their_paths() -> None:
+    """Any of them could hold a blank. `quoted` is for commands of this host's shell, `quote_remote_path` for others'."""
+    root = Path(__file__).resolve().parents[2]
+    sources = [
+        path for top in ("coordinator", "ingest", "worker", "rl", "scripts") for path in (root / top).rglob("*.py")
+    ]
+    lines = [(path.name, line) for path in sources for line in path.read_text().splitlines()]
+    assert [one for one in lines if PATH_IN_COMMAND.search(one[1])] == []
+    assert sum("quoted(" in line for _, line in lines) > 30
+
+
+def test_command_that_a_message_advises_runs_in_a_folder_with_spaces(tmp_path: Path) -> None:
+    for words in (("verify",), ("report",), ("export", "--out", "x.csv"), ("status",), ("start", "--train")):
+        told = " ".join(run_here(tmp_path, *words, "--data", "my data").stderr.split())
+        advised = next(part for part in told.split("`")[1::2] if part.startswith(EXTRACT))
+        assert shlex.split(advised)[3:5] == ["--data", "my data"], told
 
 
 def test_data_folder_with_spaces_works(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ bytes, named by their SHA-256.
 """
 
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -252,4 +253,4 @@ def _forecast_table(path: Path, data_dir: Path, run: Path, cancelled: threading.
         finally:
             process.kill()
     if process.returncode:
-        raise IngestError(f"`{' '.join(command)}` exited with {process.returncode}: {output.strip()[-1000:]}")
+        raise IngestError(f"`{shlex.join(command)}` exited with {process.returncode}: {output.strip()[-1000:]}")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ingest import features
 from ingest.calendar import ISSUE_HOUR, calendar_of
-from ingest.errors import UsageError
+from ingest.errors import UsageError, quoted
 from ringattn.layout import Layout
 from worker.forecast.model import checkpoint
 from worker.forecast.model.checkpoint import CheckpointError
@@ -86,7 +86,9 @@ def load_model(run: Path) -> TrainedModel:
     result = run / "result.json"
     path = run / json.loads(result.read_text())["checkpoint"] if result.exists() else run
     if not (path / "state.json").exists():
-        where = f"--data {run.parent}" if run.name == "train" else f"--run {run}"  # DATA/train is the default
+        where = (
+            f"--data {quoted(run.parent)}" if run.name == "train" else f"--run {quoted(run)}"
+        )  # DATA/train is the default
         raise CheckpointError(
             f"{run} holds no finished training: `coordinator start --train {where}` makes one, or name its folder with --run"
         )

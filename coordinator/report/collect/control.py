@@ -9,7 +9,7 @@ import numpy as np
 
 from coordinator.report.collect.training import curve, read_json, read_lines
 from coordinator.report.model import Absent, Control, Floats, Week
-from ingest.errors import VerificationError
+from ingest.errors import VerificationError, quoted
 from rl.arrays import load as load_arrays
 from rl.env.dataset import Dataset
 from rl.env.dataset_file import load
@@ -37,7 +37,7 @@ def control(data_dir: Path) -> Control | Absent:
     lines = read_lines(run / "metrics.jsonl")
     result, about = read_json(run / "result.json"), read_json(run / "tables.json")
     if not lines and not result:
-        return Absent("no control policy was trained here", f"coordinator start --rollouts --data {data_dir}")
+        return Absent("no control policy was trained here", f"coordinator start --rollouts --data {quoted(data_dir)}")
     name = next((one for one in CURVES if any(one in line for line in lines)), "")
     try:
         weeks = _weeks(run, result, about) if result else ()

@@ -14,6 +14,7 @@ from ingest import manifest
 from ingest.citation import all_terms
 from ingest.coverage import SeriesSummary, coverage, read_summaries
 from ingest.daily_check import totals
+from ingest.errors import quoted
 from ingest.manifest import Manifest
 from ingest.models import ShardResult
 from ingest.sources import get_source
@@ -30,7 +31,7 @@ def hours(data_dir: Path) -> Hours | Absent:
     """
     builds = list(manifest.build_results(data_dir))
     if not builds:
-        return Absent("no series was built in this folder", f"coordinator start --extract --data {data_dir}")
+        return Absent("no series was built in this folder", f"coordinator start --extract --data {quoted(data_dir)}")
     summary = manifest.summarise(manifest.shard_results(data_dir), builds)
     summaries = read_summaries(data_dir)
     return Hours(
@@ -57,7 +58,7 @@ def extraction(data_dir: Path) -> Extraction | Absent:
     """
     shards = list(manifest.shard_manifests(data_dir))
     if not shards:
-        return Absent("nothing was fetched into this folder", f"coordinator start --extract --data {data_dir}")
+        return Absent("nothing was fetched into this folder", f"coordinator start --extract --data {quoted(data_dir)}")
     results = [one.result for one in shards]
     rows: Counter[str] = Counter()
     for result in results:
@@ -106,7 +107,7 @@ def provenance(data_dir: Path, training: Training | Absent, control: Control | A
     """
     shards = list(manifest.shard_manifests(data_dir))
     if not shards:
-        return Absent("nothing was fetched into this folder", f"coordinator start --extract --data {data_dir}")
+        return Absent("nothing was fetched into this folder", f"coordinator start --extract --data {quoted(data_dir)}")
     results = [one.result for one in shards]
     origins = tuple(sorted({result.origin for result in results}))
     versions = sorted({page.api_version for result in results for page in result.pages} - {""})

@@ -11,6 +11,7 @@ from coordinator.report.model import Absent, Floats, OperatorError, Peak, PeakWe
 from ingest.array_types import Int64s
 from ingest.build_series import year_hours
 from ingest.columns import hour_text
+from ingest.errors import quoted
 from ingest.files import visible
 from ingest.loader import read_wide, wide_paths
 from ingest.snapshot import read_whole
@@ -49,7 +50,7 @@ def regions(data_dir: Path) -> Regions | Absent:
     found = sorted(read_whole(data_dir, read), key=lambda one: (-one.mean, one.code))
     if not found:
         return Absent(
-            "no series with demand was built in this folder", f"coordinator start --extract --data {data_dir}"
+            "no series with demand was built in this folder", f"coordinator start --extract --data {quoted(data_dir)}"
         )
     return Regions(tuple(found), DRAWN)
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from coordinator.report.model import Absent, Day, Floats, Forecasts, Training
 from ingest.calendar import calendar_of
 from ingest.columns import as_numpy, open_parquet
-from ingest.errors import VerificationError
+from ingest.errors import VerificationError, quoted
 
 QUANTILES = ("q0.025", "q0.1", "q0.25", "q0.5", "q0.75", "q0.9", "q0.975")
 MEDIAN, LOW80, HIGH80 = "q0.5", "q0.1", "q0.9"
@@ -61,7 +61,7 @@ def training(data_dir: Path) -> Training | Absent:
     run = data_dir / "train"
     lines = read_lines(run / "metrics.jsonl")
     if not lines:
-        return Absent("the forecaster was not trained here", f"coordinator start --train --data {data_dir}")
+        return Absent("the forecaster was not trained here", f"coordinator start --train --data {quoted(data_dir)}")
     validated = [line for line in lines if "skill" in line]
     names = sorted({name for line in validated for name in line.get("skills", {})})
     skill = {
@@ -89,10 +89,10 @@ def forecasts(data_dir: Path) -> Forecasts | Absent:
     """
     result = read_json(data_dir / "train" / "result.json")
     path = _table(data_dir, str(result.get("sha256", "")))
-    command = f"coordinator forecast --data {data_dir} --table {data_dir / 'forecasts.parquet'}"
+    command = f"coordinator forecast --data {quoted(data_dir)} --table {quoted(data_dir / 'forecasts.parquet')}"
     if path is None:
         if not result:
-            return Absent("no forecaster was trained here", f"coordinator start --train --data {data_dir}")
+            return Absent("no forecaster was trained here", f"coordinator start --train --data {quoted(data_dir)}")
         return Absent("forecasts of the trained forecaster were not written to a table", command)
     try:
         with open_parquet(path) as file:

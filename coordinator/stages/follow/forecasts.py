@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
-from ingest.errors import UsageError
+from ingest.errors import UsageError, quoted
 from ingest.files import atomic_write
 from ingest.zones import zone_of
 
@@ -51,7 +51,9 @@ def trained_respondents(run: Path) -> tuple[str, ...]:
         checkpoint = json.loads((run / "result.json").read_bytes())["checkpoint"]
         return tuple(json.loads((run / checkpoint / "state.json").read_bytes())["respondents"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        where = f"--data {run.parent}" if run.name == "train" else f"--run {run}"  # DATA/train is the default
+        where = (
+            f"--data {quoted(run.parent)}" if run.name == "train" else f"--run {quoted(run)}"
+        )  # DATA/train is the default
         raise UsageError(
             f"{run} holds no finished training: `coordinator start --train {where}` makes one, or name its folder with --run; "
             "leave out --then forecast to follow without forecasts"

@@ -50,7 +50,7 @@ def test_envs_and_a_bare_list_are_accepted(tmp_path: Path) -> None:
         ([{"ssh": "a", "ips": "10.0.0.1"}], 'a needs "ips"'),
         ([{"ssh": "a"}, {"ssh": "a"}], "is listed twice"),
         ({"hosts": [{"ssh": "a"}], "envs": ["PATH"]}, "NAME=value"),
-        ([{"ssh": "a", "ips": ["10.0.0.1", "m2-1.Local."]}], r"a: \"ips\" holds m2-1.Local., a name .* IPv4 sockets"),
+        ([{"ssh": "a", "ips": ["10.0.0.1", "m2-1.Local."]}], r"a: in \"ips\", m2-1.Local. is a name .* IPv4 sockets"),
         ({"backend": "mpi", "hosts": [{"ssh": "a"}]}, "the coordinator starts mlx's TCP ring only"),
         ({"backend": ["jaccl"], "hosts": [{"ssh": "a"}]}, "is not supported"),
     ],

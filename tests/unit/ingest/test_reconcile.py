@@ -200,3 +200,10 @@ def test_a_folder_of_the_default_routes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=rf"PACW: no flows of its own.* needs --routes all.*--data {tmp_path}"):
         balance(tmp_path, lambda done, total: None)
     assert not (tmp_path / "reconciled").exists()
+    for name in ("PACW/2024", "PACE/2023"):  # an earlier version wrote them, without flows
+        path = tmp_path / "reconciled" / f"{name}.parquet"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"")
+    with pytest.raises(UsageError, match=r"Reconciled files of an earlier balance: 2 removed\."):
+        balance(tmp_path, lambda done, total: None)
+    assert not list((tmp_path / "reconciled").iterdir())

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ingest.array_types import Floats, Int64s
-from ingest.errors import UsageError
+from ingest.errors import UsageError, quoted
 from ingest.files import atomic_write
 from worker.training.tokens import Period
 
@@ -84,7 +84,7 @@ def read_table(path: Path) -> BaselineTable:
     Raises:
         UsageError: there is none, or it is another kind of file.
     """
-    fix = f"write it with `python -m scripts.evaluate.forecast baselines --out {path}`"
+    fix = f"write it with `python -m scripts.evaluate.forecast baselines --out {quoted(path)}`"
     try:
         found = pq.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ingest.columns import open_parquet
-from ingest.errors import UsageError
+from ingest.errors import UsageError, quoted
 from ingest.files import storage_errors
 from worker.forecast.hourly.forecasts import HourlyForecasts
 from worker.forecast.model.network import QUANTILES
@@ -85,7 +85,9 @@ def read_hourly(path: Path) -> dict[str, HourlyForecasts]:
     with open_parquet(path) as file:
         meta = (file.schema_arrow.metadata or {}).get(META)
         if meta is None:
-            raise UsageError(f"{path} holds no hourly forecasts: `coordinator forecast --hourly {path}` writes them")
+            raise UsageError(
+                f"{path} holds no hourly forecasts: `coordinator forecast --hourly {quoted(path)}` writes them"
+            )
         about = json.loads(meta)
         parts: dict[str, list[HourlyForecasts]] = {}
         for group in range(file.num_row_groups):

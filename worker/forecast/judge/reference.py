@@ -14,7 +14,7 @@ import numpy as np
 from ingest.array_types import Floats, Int64s
 from ingest.calendar import Calendar, calendar_of
 from ingest.columns import hour_number, hour_text
-from ingest.errors import UsageError
+from ingest.errors import UsageError, quoted
 from ingest.loader import available, load_series
 from worker.forecast.baselines.history import History, read_history
 from worker.forecast.baselines.ridge import ridge
@@ -72,7 +72,7 @@ def read_actuals(data_dir: Path, rows: Rows, log: Log) -> Actuals:
     if not inside.any():
         raise UsageError(
             f"{rows.respondent}: the file's hours {hour_text(int(rows.hour.min()))} to {hour_text(int(rows.hour.max()))} are not in {data_dir}, "
-            f"which has {there.years[0]} to {there.years[-1]}; extract them with `coordinator start --extract --data {data_dir}`"
+            f"which has {there.years[0]} to {there.years[-1]}; extract them with `coordinator start --extract --data {quoted(data_dir)}`"
         )
     names = ["D", "DF"] if "DF" in there.variables else ["D"]
     series = load_series(data_dir, [rows.respondent], names, hour_text(first), hour_text(last))

@@ -16,7 +16,7 @@ from typing import Any, cast
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
-from ingest.errors import UsageError
+from ingest.errors import UsageError, quoted
 from ingest.files import file_sha256, fsync_path
 
 FORMAT = 1
@@ -76,7 +76,7 @@ def load(path: Path) -> Checkpoint:
         file = path / f"{name}.safetensors"
         if not file.exists() or file_sha256(file) != state["sha256"][name]:
             raise CheckpointError(
-                f"{file} is missing or damaged: `rm -r {path}`, then `coordinator start --train` resumes from the previous one"
+                f"{file} is missing or damaged: `rm -r {quoted(path)}`, then `coordinator start --train` resumes from the previous one"
             )
         arrays = cast(dict[str, mx.array], mx.load(str(file)))
         trees[name] = tree_unflatten(list(arrays.items()))
