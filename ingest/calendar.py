@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ingest.array_types import Bools, Int64s
+from ingest.publication import DEFAULT, Publication, known_at
 from ingest.zones import ZONES as ZONES
 from ingest.zones import zone_of as zone_of
 
@@ -32,13 +33,16 @@ class Calendar:
     summer: Bools  # daylight saving
     holiday: Bools  # a US federal holiday
     issue: Int64s  # hour number: the last hour whose actual value a forecast of this hour may use
+    published: Int64s  # hour number: the last hour whose DF it may use
 
 
-def calendar_of(respondent: str, first: int, last: int, issue_hour: int = ISSUE_HOUR) -> Calendar:
+def calendar_of(
+    respondent: str, first: int, last: int, issue_hour: int = ISSUE_HOUR, publication: Publication = DEFAULT
+) -> Calendar:
     """Return the calendar of the hours `first` to `last` (hour numbers, both inclusive) at a respondent.
 
-    The issue time of every hour of local day d is `issue_hour` o'clock local on day d - 1; it never decreases from one hour to
-    the next.
+    Every hour of local day d is forecast at `issue_hour` o'clock local on day d - 1; what `publication` says is known then never decreases
+    from one hour to the next.
     """
     zone = ZoneInfo(zone_of(respondent))
     hours = np.arange(first, last + 1)
@@ -49,6 +53,7 @@ def calendar_of(respondent: str, first: int, last: int, issue_hour: int = ISSUE_
     dates = [date(1970, 1, 1) + timedelta(days=int(d)) for d in days]
     free = holidays.country_holidays("US", years=range(dates[0].year, dates[-1].year + 1))
     offset = np.array([moment.dst() != timedelta(0) for moment in begins.to_pydatetime()])
+    known = known_at(respondent, np.array([_issue(d, zone, issue_hour) for d in dates], np.int64), publication)
     return Calendar(
         hours,
         local.hour.to_numpy().astype(np.int64),
@@ -58,7 +63,8 @@ def calendar_of(respondent: str, first: int, last: int, issue_hour: int = ISSUE_
         local.year.to_numpy().astype(np.int64),
         offset,
         np.array([d in free for d in dates])[where],
-        np.array([_issue(d, zone, issue_hour) for d in dates], np.int64)[where],
+        known.actual[where],
+        known.forecast[where],
     )
 
 

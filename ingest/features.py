@@ -5,11 +5,15 @@ actual values up to the issue time of t (10:00 local on the day before; `ingest.
 one hour to the next. Therefore a causal model that reads the tokens up to t has seen nothing after the issue time of t. A
 test changes every later value and expects the same tokens.
 
+What is known at an issue time follows `ingest.publication`: actual values come some hours after their hour, DF of a day at its moment.
+
 The target is the error of the reference forecast, (D - reference) / scale, where the scale is the mean absolute error of
-the reference over the 56 days before the issue time. The reference is DF, or demand a week before for a model without DF, or the
-linear forecast of all authorities (`worker.forecast.linear`), which the caller hands in.
+the reference over the 56 days before the issue time. The reference is DF where that is known and sound, else a forecast from the
+authority's own history (`ingest.own_history`); or demand a week before, for a model without DF; or the linear forecast of all
+authorities (`worker.forecast.linear`), which the caller hands in. All features of a token are of its own reference.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -20,18 +24,20 @@ from numpy.typing import NDArray
 from ingest.array_types import Floats, Int64s
 from ingest.calendar import ISSUE_HOUR, Calendar, calendar_of
 from ingest.columns import hour_number, hour_text
+from ingest.errors import UsageError
 from ingest.loader import SeriesArrays, available, load_series
+from ingest.own_history import HISTORY, choose_reference
+from ingest.publication import DEFAULT, Publication
 
 Float32s = NDArray[np.float32]
 Reference = Literal["DF", "week", "linear"]
 
-VERSION = 1  # of the features: raised when a checkpoint trained on earlier ones would misread them
+VERSION = 2  # of the features: raised when a checkpoint trained on earlier ones would misread them
 DAY, WEEK = 24, 168  # hours
 MEMORY_LAG = (
     2 * DAY
 )  # hours: the latest whole day whose actual values every hour of a local day knows at its issue time
 TRAILING = 56 * DAY  # hours over which scale and level are taken
-LOOKBACK = TRAILING + 4 * WEEK + 2 * DAY  # hours that the features of the first token reach back
 MIN_SCALE = 0.003  # of the demand's level: a reference that was perfect for weeks still has an error
 BOUND = 6.0  # scales: features are clipped here, so that a missed outlier does not dominate a forecast
 TARGET_BOUND = 20.0  # scales: training targets are clipped here
@@ -96,6 +102,7 @@ def load_tokens(
     *,
     reference: Reference = "DF",
     issue_hour: int = ISSUE_HOUR,
+    publication: Publication = DEFAULT,
     linear: Floats | None = None,
 ) -> Tokens:
     """Return the tokens of one respondent from the series on disk.
@@ -110,26 +117,37 @@ def load_tokens(
         end: last hour, inclusive.
         reference: forecast to correct.
         issue_hour: o'clock local on the day before.
+        publication: when values are published.
         linear: the linear forecast of every hour on disk, MWh, [hour]; only for that reference.
     """
     on_disk = available(data_dir, respondent)
-    first = max(hour_number(start) - LOOKBACK, hour_number(f"{on_disk.years[0]}-01-01T00"))
+    first = hour_number(f"{on_disk.years[0]}-01-01T00")  # what history says of an hour depends on all hours before
     last = min(hour_number(end) + DAY, hour_number(f"{on_disk.years[-1]}-12-31T23"))  # DF to the end of the local day
     needed = ("D",) if reference == "week" else ("D", "DF")
     others = tuple(name for name in ("DF", *FUELS) if name in on_disk.variables and name not in needed)
     series = load_series(data_dir, [respondent], (*needed, *others), hour_text(first), hour_text(max(last, first)))
     if linear is not None:
-        linear = linear[first - hour_number(f"{on_disk.years[0]}-01-01T00") :][: len(series.hours)]
-    tokens = make_tokens(respondent, series, reference=reference, issue_hour=issue_hour, linear=linear)
+        linear = linear[: len(series.hours)]
+    tokens = make_tokens(
+        respondent, series, reference=reference, issue_hour=issue_hour, publication=publication, linear=linear
+    )
     return cut(tokens, hour_number(start), hour_number(end))
 
 
 def cut(tokens: Tokens, first: int, last: int) -> Tokens:
     """Return the tokens of the hours `first` to `last` (hour numbers, inclusive), as far as `tokens` has them."""
     low, high = (int(x) for x in np.clip((first - tokens.hours[0], last + 1 - tokens.hours[0]), 0, len(tokens.hours)))
-    calendar = Calendar(*(getattr(tokens.calendar, name)[low:high] for name in Calendar.__dataclass_fields__))
+    calendar = cut_calendar(tokens.calendar, first, last)
     arrays = {name: getattr(tokens, name)[low:high] for name in ("hours", "features", "condition", *COLUMNS)}
     return replace(tokens, calendar=calendar, **arrays)
+
+
+def cut_calendar(calendar: Calendar, first: int, last: int) -> Calendar:
+    """Return the hours `first` to `last` (hour numbers, inclusive) of a calendar, as far as it has them."""
+    low, high = (
+        int(x) for x in np.clip((first - calendar.hours[0], last + 1 - calendar.hours[0]), 0, len(calendar.hours))
+    )
+    return Calendar(*(getattr(calendar, name)[low:high] for name in Calendar.__dataclass_fields__))
 
 
 def make_tokens(
@@ -138,6 +156,7 @@ def make_tokens(
     *,
     reference: Reference = "DF",
     issue_hour: int = ISSUE_HOUR,
+    publication: Publication = DEFAULT,
     linear: Floats | None = None,
 ) -> Tokens:
     """Return the tokens of every hour of a respondent's series (columns `<respondent>.D`, `.DF` and its fuels).
@@ -147,45 +166,68 @@ def make_tokens(
         series: its hours.
         reference: forecast to correct.
         issue_hour: o'clock local on the day before.
+        publication: when values are published.
         linear: the linear forecast of those hours, MWh, [hour], if that is the reference.
 
     Raises:
         ValueError: that forecast is missing.
+        UsageError: actual values are published so late that the model's memory, `MEMORY_LAG` hours before, would know more.
     """
     column = {name.partition(".")[2]: i for i, name in enumerate(series.names)}
     known = {name: np.where(series.mask[:, i], series.values[:, i], np.nan).astype(float) for name, i in column.items()}
     hours = series.hours.astype("datetime64[h]").astype(np.int64)
-    calendar = calendar_of(respondent, int(hours[0]), int(hours[-1]), issue_hour)
-    demand = known["D"]
-    operator = known.get("DF", np.full(len(hours), np.nan))
-    corrected = {"DF": operator, "week": _before(demand, WEEK), "linear": linear}[reference]
-    if corrected is None:
-        raise ValueError("the reference linear needs its forecast")
-    known_values = _KnownValues(calendar, hours, demand, corrected)
-    groups = {**known_values.errors(), **known_values.loads(), **_clock(calendar)}
-    for fuel in FUELS:
-        groups |= known_values.fuel(fuel, known.get(fuel))
-    conditions = known_values.conditions()
-    with np.errstate(invalid="ignore"):
-        target = np.clip((demand - corrected) / known_values.scale, -TARGET_BOUND, TARGET_BOUND)
-    columns = dict(zip(COLUMNS, (target, corrected, known_values.scale, demand, operator), strict=True))
+    calendar = calendar_of(respondent, int(hours[0]), int(hours[-1]), issue_hour, publication)
+    if (hours - MEMORY_LAG > calendar.issue).any():
+        raise UsageError(
+            f"publication {publication}: a forecast issued at {issue_hour}:00 does not know the whole day before; name an earlier publication"
+        )
+    demand, operator = known["D"], known.get("DF", np.full(len(hours), np.nan))
+    fuels = {fuel: known.get(fuel) for fuel in FUELS}
+    if reference == "DF":
+        chosen = choose_reference(calendar, demand, operator)
+        columns = _columns(calendar, demand, np.where(hours <= calendar.published, operator, np.nan), fuels)
+        own = chosen.source == HISTORY
+        if own.any():
+            instead = _columns(calendar, demand, chosen.history, fuels)
+            columns = {
+                name: np.where(own if x.ndim == 1 else own[:, None], instead[name], x) for name, x in columns.items()
+            }
+    else:
+        corrected = _before(demand, WEEK) if reference == "week" else linear
+        if corrected is None:
+            raise ValueError("the reference linear needs its forecast")
+        columns = _columns(calendar, demand, corrected, fuels)
     return Tokens(
-        respondent,
-        calendar,
-        hours,
-        _stack(groups, FEATURES),
-        _stack(conditions, CONDITION),
-        **{name: x.astype(np.float32) for name, x in columns.items()},
+        respondent, calendar, hours, **columns, demand=demand.astype(np.float32), operator=operator.astype(np.float32)
     )
+
+
+def _columns(
+    calendar: Calendar, demand: Floats, reference: Floats, fuels: Mapping[str, Floats | None]
+) -> dict[str, Float32s]:
+    """Return the features, condition, target, reference and scale of every hour, for one reference forecast [hour], MWh."""
+    known = _KnownValues(calendar, demand, reference)
+    groups = {**known.errors(), **known.loads(), **_clock(calendar)}
+    for fuel, generation in fuels.items():
+        groups |= known.fuel(fuel, generation)
+    with np.errstate(invalid="ignore"):
+        target = np.clip((demand - reference) / known.scale, -TARGET_BOUND, TARGET_BOUND)
+    return {
+        "features": _stack(groups, FEATURES),
+        "condition": _stack(known.conditions(), CONDITION),
+        "target": target.astype(np.float32),
+        "reference": reference.astype(np.float32),
+        "scale": known.scale.astype(np.float32),
+    }
 
 
 class _KnownValues:
     """The values that are known of each hour at its issue time; arrays are [hour]."""
 
-    def __init__(self, calendar: Calendar, hours: Int64s, demand: Floats, reference: Floats) -> None:
+    def __init__(self, calendar: Calendar, demand: Floats, reference: Floats) -> None:
         self.calendar, self.demand, self.reference = calendar, demand, reference
-        self.at = np.arange(len(hours))
-        self.issue = calendar.issue - hours[0]  # index of the last known hour
+        self.at = np.arange(len(demand))
+        self.issue = calendar.issue - calendar.hours[0]  # index of the last known hour
         self.error = demand - reference
         self._sums = {id(x): _sums(x) for x in (self.error, demand)}
         absolute = _mean(_sums(np.abs(self.error)), self.issue, TRAILING)

@@ -289,6 +289,9 @@ def forecast(
         Path | None, typer.Option(help="Write forecasts and embeddings of every hour to this Parquet file.")
     ] = None,
     period: Annotated[str | None, typer.Option(help="With --table, --hourly: YYYY[-MM[-DD]][:YYYY[-MM[-DD]]].")] = None,
+    publication: Annotated[
+        str | None, typer.Option(help="Refuse a model trained for another publication: day-before, deadline, ….")
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw a fan chart to this PNG file.")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -302,6 +305,7 @@ def forecast(
         )
     given = {"region": region, "issue": issue, "table": table, "hourly": hourly, "period": period, "plot": plot}
     given |= {"horizon": None if horizon is None else str(horizon), "paths": str(paths), "seed": str(seed)}
+    given["publication"] = publication
     given |= {"data": folder_of(settings), "run": settings["run"]}
     # A worker's program: the coordinator itself never loads the model.
     command = [sys.executable, "-m", "worker.forecast"]
@@ -334,11 +338,15 @@ def judge(
         ),
     ],
     model: Annotated[str, typer.Option(help="Which model to judge, where the file has several.")] = "",
+    publication: Annotated[
+        str | None, typer.Option(help="What the baselines know: day-before (default), deadline, ….")
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Score anyone's forecasts, and find those that use hours after their cutoff. Exits with 1 if hours were used."""
     given = {"file": file, "model": model or None, "data": folder_of(settings), "run": settings["run"]}
+    given["publication"] = publication
     command = [sys.executable, "-m", "worker.forecast.judge"]
     command += [flag for flag, wanted in (("--json", as_json), ("--quiet", quiet)) if wanted]
     command += [f"--{name}={value}" for name, value in given.items() if value is not None]

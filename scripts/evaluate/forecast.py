@@ -18,6 +18,7 @@ from pathlib import Path
 from ingest.catalog import distinct
 from ingest.errors import IngestError
 from ingest.loader import respondents_on_disk
+from ingest.publication import DEFAULT, Publication
 from scripts.bench.common import append, parser
 from scripts.evaluate.forecast_report import docs, plot
 from scripts.evaluate.forecast_scores import (
@@ -42,21 +43,22 @@ def log(message: str) -> None:
 def baselines(options: argparse.Namespace) -> int:
     """Fit the baselines and write their forecasts."""
     respondents = options.respondents.split(",") if options.respondents else respondents_on_disk(options.data)
-    store = open_token_store(options.data, with_forecast(options.data, respondents, log), "DF", log)
+    publication = Publication.parse(options.publication)
+    store = open_token_store(options.data, with_forecast(options.data, respondents, log), "DF", log, publication)
     last = _last_year(store)
     test = Period.parse(options.test or str(last), "test")
     validate = Period.parse(options.validate or str(last - 1), "validate")
-    neighbours = _neighbours(options.data, options.neighbours)
+    neighbours = _neighbours(options.data, options.neighbours, publication)
     write_table(fit_baselines(store, validate, test, log, neighbours), options.out)
     return 0
 
 
-def _neighbours(data_dir: Path, codes: str) -> TokenStore | None:
+def _neighbours(data_dir: Path, codes: str, publication: Publication) -> TokenStore | None:
     """Return the tokens of the authorities named, `all` for every one on disk; None where none is asked for."""
     if not codes:
         return None
     names = respondents_on_disk(data_dir) if codes == "all" else codes.split(",")
-    return open_token_store(data_dir, with_forecast(data_dir, names, log), "DF", log)
+    return open_token_store(data_dir, with_forecast(data_dir, names, log), "DF", log, publication)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -115,7 +117,7 @@ def _run_lines(contest: Contest, trained: TrainedModel, path: Path, data_dir: Pa
         )
     if missing := [name for name in contest.actuals if name not in trained.respondents]:
         raise SystemExit(f"{path} was not trained on {', '.join(missing)}: write the baselines of its --respondents")
-    store = open_token_store(data_dir, trained.respondents, trained.reference)
+    store = trained.open_store(data_dir)
     forecasts = {name: predict(trained, store, name, period) for name in contest.actuals}
     config = trained.state["config"]
     common = {"run": path.name, **{key: config[key] for key in ("seed", "context", "reference")}}
@@ -145,6 +147,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     command.add_argument("--validate", default="", help="period that decides; default: the last whole year but one")
     command.add_argument("--test", default="", help="period; default: the last whole year on disk")
+    command.add_argument(
+        "--publication", default=str(DEFAULT), help="what is known: day-before, deadline, …; default: %(default)s"
+    )
     command.add_argument("--out", type=Path, required=True, metavar="FILE.parquet")
     command.set_defaults(call=baselines)
     command = commands.add_parser("run", help="score and append JSON lines")

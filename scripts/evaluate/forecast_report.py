@@ -271,10 +271,10 @@ def _fans(data_dir: Path, run: Path, period: str) -> None:
     from ingest.columns import hour_number
     from worker.forecast.plot import draw_fan_chart
     from worker.forecast.predict import load_model, predict
-    from worker.training.tokens import Period, open_token_store
+    from worker.training.tokens import Period
 
     trained = load_model(run)
-    store = open_token_store(data_dir, trained.respondents, trained.reference)
+    store = trained.open_store(data_dir)
     start, _, end = period.partition(" to ")
     chosen = []
     for respondent in [name for name in ("ERCO", "MISO", "PACW") if name in trained.respondents]:

@@ -18,7 +18,7 @@ from worker.forecast.model import scores
 from worker.forecast.model.conformal import PAIRS
 from worker.forecast.model.network import MEDIAN, QUANTILES
 from worker.forecast.predict import Forecast, RawForecast, calibrated_forecast, load_model, predict_raw
-from worker.training.tokens import Period, open_token_store
+from worker.training.tokens import Period
 
 DOCS = ROOT / "docs" / "reference" / "forecasting.md"
 BEGIN, END = "<!-- intervals: begin (scripts/evaluate/intervals.py) -->", "<!-- intervals: end -->"
@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = command_line.parse_args(argv)
     period = Period.parse(options.period, "period")
     trained = load_model(options.run)
-    store = open_token_store(options.data, trained.respondents, trained.reference)
+    store = trained.open_store(options.data)
     found: dict[str, list[Forecast]] = {way: [] for way in WAYS}
     for respondent in trained.respondents:
         print(f"forecasting {respondent}", file=sys.stderr, flush=True)

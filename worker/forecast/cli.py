@@ -7,7 +7,7 @@
 
 The trained model forecasts the next local day at 10:00. Any other issue hour, --horizon, --paths and --hourly need no training: the
 hourly regressions answer (`worker.forecast.hourly`). The messages and `--json` say which model it was. Results go to stdout; messages and errors go to stderr, as JSON lines with `--json`.
-Exit codes: 0 done, 1 failed, 2 usage, 130 Ctrl-C.
+Exit codes: 0 done, 1 failed or nothing can be said of the day, 2 usage, 130 Ctrl-C.
 """
 
 import argparse
@@ -18,15 +18,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from coordinator.wire.exit_codes import ExitCode
 from ingest.catalog import check_respondents
 from ingest.errors import IngestError, UsageError
 from worker.argparse_errors import Parser
+from worker.forecast.basis import basis_of
 from worker.forecast.hourly.cli import forecast_issue, is_hourly, write_file
 from worker.forecast.plot import draw_fan_chart
 from worker.forecast.predict import hours_of_issue, load_model, predict
 from worker.forecast.table import format_table, to_rows, write_table
-from worker.training.tokens import Period, open_token_store
+from worker.training.tokens import Period
 
 MAX_PATHS = 1000
 
@@ -50,6 +53,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "--seed": {"type": int, "default": 0, "help": "of the paths (default: 0)"},
     "--hourly": {"type": Path, "metavar": "FILE.parquet", "help": "hourly forecasts of every issue hour, for control"},
+    "--publication": {"metavar": "P", "help": "refuse a model trained for another one: day-before, deadline, …"},
     "--json": {"action": "store_true", "help": "one JSON object on stdout, JSON lines on stderr"},
     "--quiet": {"action": "store_true", "help": "print only errors and the result"},
     "--plot": {"type": Path, "metavar": "FILE.png", "help": "also draw a fan chart"},
@@ -121,7 +125,8 @@ def _run(options: argparse.Namespace, log: Callable[[str], None]) -> str:
             return forecast_issue(options, region, log)
         hours = hours_of_issue(region, options.issue)  # before the model is loaded
     trained = load_model(options.run or options.data / "train")
-    store = open_token_store(options.data, trained.respondents, trained.reference, log)
+    trained.check_publication(options.publication)
+    store = trained.open_store(options.data, log)
     if options.table is not None:
         whole = Period(store.period(0).first, store.period(0).last)
         period = Period.parse(options.period, "period") if options.period else whole
@@ -130,13 +135,20 @@ def _run(options: argparse.Namespace, log: Callable[[str], None]) -> str:
         return json.dumps(result) if options.json else f"{count:,} rows in {options.table}"
     log(f"forecasting {region} with the trained model {trained.path}")
     forecast = predict(trained, store, region, hours)
+    basis = basis_of(options.data, forecast, trained.publication)
+    reasons = list(basis.reasons(trained.publication))
+    if not np.isfinite(forecast.median).any():
+        raise IngestError(
+            f"nothing can be said of {region} on the day after {options.issue}: {'; '.join(reasons)}; "
+            f"fetch them with `coordinator start --extract --update --data {options.data}`"
+        )
     if options.plot is not None:
         draw_fan_chart([forecast], options.plot)
-    rows = to_rows(forecast)
+    rows = [{**row, "reference": name} for row, name in zip(to_rows(forecast), basis.names, strict=True)]
     if options.json:
-        return json.dumps(
-            {"respondent": region, "issue": options.issue, "checkpoint": str(trained.path), "hours": rows}
-        )
+        document = {"respondent": region, "issue": options.issue, "checkpoint": str(trained.path)}
+        document |= {"publication": str(trained.publication), "awaited": basis.awaited, "reasons": reasons}
+        return json.dumps({**document, "hours": rows})
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     title = f"{region}, issued {options.issue} local, MWh; hours end at the time given (UTC)"
-    return "\n".join([title, *format_table(rows, width)])
+    return "\n".join([title, *format_table(rows, width), *(f"note: {reason}" for reason in reasons)])

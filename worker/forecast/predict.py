@@ -4,6 +4,7 @@ A forecast is issued at 10:00 local time for the hours of the next local day, fr
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,16 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ingest import features
-from ingest.calendar import ISSUE_HOUR, calendar_of
+from ingest.calendar import ISSUE_HOUR, Calendar, calendar_of
 from ingest.errors import UsageError, quoted
+from ingest.features import COLUMNS, cut_calendar
+from ingest.own_history import own_history
+from ingest.publication import Publication
 from ringattn.layout import Layout
+from worker.forecast.fallback import REACH, history_instead
 from worker.forecast.model import checkpoint
 from worker.forecast.model.checkpoint import CheckpointError
 from worker.forecast.model.conformal import PAIRS, WARM_UP, calibrated
 from worker.forecast.model.network import MEDIAN, QUANTILES, Forecaster, ModelConfig, ascending
 from worker.training.data import build_local_batch
 from worker.training.segments import groups_of, segment_of
-from worker.training.tokens import Normalisation, Period, Piece, TokenStore
+from worker.training.tokens import TARGET, Normalisation, Period, Piece, TokenStore, open_token_store
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,27 @@ class TrainedModel:
     reference: features.Reference
     state: dict[str, Any]  # of `model.checkpoint.Checkpoint`
 
+    @property
+    def publication(self) -> Publication:
+        """What counted as known in its training, and does in its forecasts."""
+        return Publication.parse(self.state["publication"])
+
+    def check_publication(self, wanted: str | None) -> None:
+        """Refuse another publication than that of the training; None accepts it.
+
+        Raises:
+            UsageError: they differ.
+        """
+        if wanted is not None and Publication.parse(wanted) != self.publication:
+            raise UsageError(
+                f"{self.path} was trained for values known as in `{self.publication}`, not `{wanted}`: leave out --publication, or "
+                f'train with publication = "{wanted}" in the file of --train-config'
+            )
+
+    def open_store(self, data_dir: Path, log: Callable[[str], None] = lambda message: None) -> TokenStore:
+        """Open the tokens that it forecasts from."""
+        return open_token_store(data_dir, self.respondents, self.reference, log, self.publication)
+
 
 @dataclass(frozen=True)
 class Forecast:
@@ -47,6 +73,7 @@ class Forecast:
     demand: NDArray[np.float32]  # NaN where not measured (yet)
     operator: NDArray[np.float32]  # the operators' own forecast, DF
     embedding: NDArray[np.float32]  # [hour, dim], no unit
+    replaced: NDArray[np.bool_]  # own history takes the place of the model, which did worse of late
 
     @property
     def median(self) -> NDArray[np.float64]:
@@ -65,13 +92,16 @@ class RawForecast:
     outcome: NDArray[np.float64]  # in the same unit; NaN where not measured
     columns: NDArray[np.float32]  # [hour, (reference, scale, demand, operator)], MWh
     embedding: NDArray[np.float32]  # [hour, dim]
+    replaced: NDArray[np.bool_]  # as in `Forecast`
 
     def forecast(self, period: Period, quantiles: NDArray[np.float64]) -> Forecast:
         """Return the hours of `period`, with `quantiles` [hour, level] in the place of the raw ones."""
         inside = slice(period.first - int(self.hours[0]), period.last + 1 - int(self.hours[0]))
         reference, scale, demand, operator = self.columns[inside].T
         wide = reference[:, None] + quantiles[inside] * scale[:, None]
-        return Forecast(self.respondent, self.hours[inside], wide, demand, operator, self.embedding[inside])
+        return Forecast(
+            self.respondent, self.hours[inside], wide, demand, operator, self.embedding[inside], self.replaced[inside]
+        )
 
 
 def load_model(run: Path) -> TrainedModel:
@@ -128,7 +158,7 @@ def calibrated_forecast(trained: TrainedModel, raw: RawForecast, period: Period)
 
 
 def predict_raw(trained: TrainedModel, store: TokenStore, respondent: str, period: Period) -> RawForecast:
-    """Forecast every hour of a period and of the `WARM_UP` before it, with the model's own intervals.
+    """Forecast every hour of a period and of the `WARM_UP` before it, with the model's own intervals, or those of history in its place.
 
     Args:
         trained: the model.
@@ -147,7 +177,7 @@ def predict_raw(trained: TrainedModel, store: TokenStore, respondent: str, perio
     stored = store.period(region)
     if period.first < stored.first or period.last > stored.last:
         raise UsageError(f"{respondent} has hours from {stored}, not all of {period}: extract them")
-    first = max(stored.first, period.first - trained.model.config.context - WARM_UP)
+    first = max(stored.first, period.first - trained.model.config.context - WARM_UP - REACH)
     whole = Period(first, period.last)
     (members,) = (group for group in groups_of(trained.respondents, trained.model.config.scope) if region in group)
     segment = segment_of(store, [Piece(one, first, period.last - first + 1) for one in members])
@@ -162,18 +192,31 @@ def predict_raw(trained: TrainedModel, store: TokenStore, respondent: str, perio
         local.columns,
         np.array(embedding),
     )
-    return RawForecast(
-        respondent,
-        hours[asked],
-        calendar_of(respondent, first, period.last).issue,
-        *(in_time(array, rows)[asked] for array in arrays),
-    )
+    quantiles, outcome, columns, kept = (in_time(array, rows)[asked] for array in arrays)
+    calendar, history = _history(store, region, period.last)
+    history, calendar = history[first - stored.first :], cut_calendar(calendar, first, period.last)
+    reference, scale, demand, _ = columns.T.astype(np.float64)
+    median = quantiles[:, [MEDIAN]]
+    instead, ratio = history_instead(calendar, demand, reference + median[:, 0] * scale, history)
+    with np.errstate(invalid="ignore"):
+        centre = np.where(instead, (history - reference) / scale, median[:, 0])[:, None]
+    quantiles = centre + (quantiles - median) * ratio[:, None]
+    return RawForecast(respondent, hours[asked], calendar.issue, quantiles, outcome, columns, kept, instead)
 
 
 def in_time(x: NDArray[Any], rows: NDArray[np.bool_]) -> NDArray[Any]:
     """Return the hours of some rows of x [24, row, …] one after the other, [hour, …]."""
     days = x[:, rows].swapaxes(0, 1)
     return days.reshape(-1, *days.shape[2:])
+
+
+def _history(store: TokenStore, region: int, last: int) -> tuple[Calendar, NDArray[np.float64]]:
+    """Return the calendar of a respondent's hours up to `last`, and the forecast of each from its own history, MWh."""
+    first, rows = store.maps[region]
+    calendar = calendar_of(store.respondents[region], first, last, publication=store.publication)
+    at = [TARGET + COLUMNS.index(name) for name in ("demand", "operator")]
+    demand, operator = rows[: last + 1 - first, at].T.astype(np.float64)
+    return calendar, own_history(calendar, demand, operator)
 
 
 def hours_of_issue(respondent: str, issue: str) -> Period:

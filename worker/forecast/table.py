@@ -97,7 +97,11 @@ def write_table(
         tables.append(pa.table(columns))
     whole = pa.concat_tables(tables, promote_options="default")
     whole = whole.replace_schema_metadata(
-        {"checkpoint": checkpoint.fingerprint(trained.path), "issue": f"{ISSUE_HOUR}:00 local"}
+        {
+            "checkpoint": checkpoint.fingerprint(trained.path),
+            "issue": f"{ISSUE_HOUR}:00 local",
+            "publication": str(trained.publication),
+        }
     )
     sink = pa.BufferOutputStream()
     pq.write_table(whole, sink, compression="zstd")

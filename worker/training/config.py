@@ -9,6 +9,7 @@ from typing import Annotated, Any, get_type_hints
 from ingest.catalog import distinct
 from ingest.errors import UsageError
 from ingest.features import Reference
+from ingest.publication import DEFAULT
 from ingest.settings import Layer, check_keys, read_toml, resolve, settings_of
 from worker.argparse_errors import Parser
 from worker.training.segments import Scope
@@ -31,9 +32,15 @@ class TrainConfig:
     respondents: Annotated[tuple[str, ...], "codes, comma-separated; empty: all that have series on disk"] = ()
     reference: Annotated[
         Reference,
-        "forecast that is corrected: DF, the operators' own; linear, DF as regressions on the authorities on disk correct it; "
+        "forecast that is corrected: DF, the operators' own (own history where DF is not known or broken); linear, that as regressions on the "
+        "authorities on disk correct it; "
         "week, demand a week before (a model without DF)",
     ] = "DF"
+    publication: Annotated[
+        str,
+        "when actual values and DF are known: day-before, deadline, or hours until actual values, day and hour of DF, and their zone, "
+        "as 1h,-1T10,local",
+    ] = str(DEFAULT)
     train: Annotated[str, f"{_PERIOD} train; empty: all years on disk but the last two"] = ""
     validate: Annotated[str, f"{_PERIOD} validate; empty: the last year but one (the last is kept for tests)"] = ""
     scope: Annotated[

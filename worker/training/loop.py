@@ -28,6 +28,7 @@ from ingest.calendar import calendar_of
 from ingest.errors import UsageError
 from ingest.files import atomic_write
 from ingest.loader import available, respondents_on_disk
+from ingest.publication import Publication
 from ringattn.blas import loader as blas
 from worker.forecast.model import checkpoint, conformal
 from worker.forecast.model.checkpoint import Checkpoint
@@ -72,7 +73,8 @@ class Trainer:
         respondents = config.respondents or respondents_on_disk(config.data)
         years = sorted(set.intersection(*(set(available(config.data, name).years) for name in respondents)))
         self.train, self.validate = periods(config, years)
-        self.store = open_token_store(config.data, respondents, config.reference)
+        publication = Publication.parse(config.publication)
+        self.store = open_token_store(config.data, respondents, config.reference, publication=publication)
         self._log(f"{', '.join(respondents)}; training {self.train}, validation {self.validate} (UTC)")
         self.groups = groups_of(respondents, config.scope)
         self.checkpoints = config.run_dir / "checkpoints"
@@ -274,7 +276,7 @@ class Trainer:
         ratio[ratio < 0] = np.nan
         found = {}
         for name, each in zip(names, ratio, strict=True):
-            calendar = calendar_of(name, period.first, period.last)
+            calendar = calendar_of(name, period.first, period.last, publication=self.store.publication)
             found[name] = conformal.widths_after(each, calendar.hours, calendar.issue).tolist()
         return found
 
@@ -289,6 +291,7 @@ class Trainer:
             "quantiles": list(QUANTILES),
             "respondents": list(self.store.respondents),
             "reference": self.config.reference,
+            "publication": str(self.store.publication),
             "train": [self.train.first, self.train.last],
             "validate": [self.validate.first, self.validate.last],
             "normalisation": {"mean": self.norm.mean.tolist(), "deviation": self.norm.deviation.tolist()},

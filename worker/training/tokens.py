@@ -23,6 +23,7 @@ from ingest.features import COLUMNS, CONDITION, FEATURES, ODD, Reference, Tokens
 from ingest.files import atomic_write, file_sha256
 from ingest.loader import available, respondents_on_disk
 from ingest.periods import parse_period
+from ingest.publication import DEFAULT, Publication
 from ingest.zones import ZONES
 
 LINEAR_VERSION = 3  # of worker.forecast.linear: raised when its forecasts change
@@ -80,6 +81,7 @@ class TokenStore:
     respondents: tuple[str, ...]
     reference: Reference
     maps: tuple[tuple[int, NDArray[np.float32]], ...]
+    publication: Publication = DEFAULT
 
     def period(self, region: int) -> Period:
         """Return the hours that the store has of a respondent."""
@@ -128,6 +130,7 @@ def open_token_store(
     respondents: Sequence[str],
     reference: Reference = "DF",
     log: Callable[[str], None] = lambda message: None,
+    publication: Publication = DEFAULT,
 ) -> TokenStore:
     """Open the tokens of all years on disk as memory maps; compute them on first use.
 
@@ -136,12 +139,13 @@ def open_token_store(
         respondents: codes of the respondents.
         reference: the forecast that is corrected.
         log: called with a message before the tokens of a respondent are computed.
+        publication: when values are published.
     """
     if reference == "linear":
-        maps = _linear_maps(data_dir, respondents, log)
+        maps = _linear_maps(data_dir, respondents, log, publication)
     else:
-        maps = tuple(_open_map(data_dir, name, reference, log) for name in respondents)
-    return TokenStore(tuple(respondents), reference, maps)
+        maps = tuple(_open_map(data_dir, name, reference, log, publication) for name in respondents)
+    return TokenStore(tuple(respondents), reference, maps, publication)
 
 
 def token_rows(tokens: Tokens) -> NDArray[np.float32]:
@@ -151,19 +155,20 @@ def token_rows(tokens: Tokens) -> NDArray[np.float32]:
 
 
 def _open_map(
-    data_dir: Path, respondent: str, reference: Reference, log: Callable[[str], None]
+    data_dir: Path, respondent: str, reference: Reference, log: Callable[[str], None], publication: Publication
 ) -> tuple[int, NDArray[np.float32]]:
     years = available(data_dir, respondent).years
     start, end = f"{years[0]}-01-01T00", f"{years[-1]}-12-31T23"
-    path = data_dir / "tokens" / f"{respondent}-{series_key(data_dir, respondent, years, reference)}.npy"
+    path = data_dir / "tokens" / f"{respondent}-{series_key(data_dir, respondent, years, reference, publication)}.npy"
     if not _is_whole(path):
         log(f"computing the tokens of {respondent}")
-        _write(path, token_rows(features.load_tokens(data_dir, respondent, start, end, reference=reference)))
+        found = features.load_tokens(data_dir, respondent, start, end, reference=reference, publication=publication)
+        _write(path, token_rows(found))
     return hour_number(start), np.load(path, mmap_mode="r")
 
 
 def _linear_maps(
-    data_dir: Path, respondents: Sequence[str], log: Callable[[str], None]
+    data_dir: Path, respondents: Sequence[str], log: Callable[[str], None], publication: Publication
 ) -> tuple[tuple[int, NDArray[np.float32]], ...]:
     """Open the tokens whose reference is the linear forecast, for which every authority with DF on disk is a neighbour.
 
@@ -178,25 +183,34 @@ def _linear_maps(
     text = json.dumps(
         [
             LINEAR_VERSION,
-            [(name, series_key(data_dir, name, available(data_dir, name).years, "linear")) for name in names],
+            [
+                (name, series_key(data_dir, name, available(data_dir, name).years, "linear", publication))
+                for name in names
+            ],
         ]
     )
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
     paths = {name: data_dir / "tokens" / f"{name}-linear-{key}.npy" for name in names}
     if not all(_is_whole(paths[name]) for name in respondents):
-        _write_linear(data_dir, names, {name: paths[name] for name in respondents}, log)
+        _write_linear(data_dir, names, {name: paths[name] for name in respondents}, log, publication)
     return tuple(
         (hour_number(f"{available(data_dir, name).years[0]}-01-01T00"), np.load(paths[name], mmap_mode="r"))
         for name in respondents
     )
 
 
-def _write_linear(data_dir: Path, names: Sequence[str], paths: Mapping[str, Path], log: Callable[[str], None]) -> None:
+def _write_linear(
+    data_dir: Path,
+    names: Sequence[str],
+    paths: Mapping[str, Path],
+    log: Callable[[str], None],
+    publication: Publication,
+) -> None:
     """Compute the linear forecasts of `names`, and write the tokens of those that have a path."""
     from worker.forecast.baselines.history import read_history  # which read token stores themselves
     from worker.forecast.linear.path import linear_forecasts
 
-    store = open_token_store(data_dir, names, "DF", log)
+    store = open_token_store(data_dir, names, "DF", log, publication)
     log(f"fitting the linear forecasts of {len(names)} authorities")
     forecasts = linear_forecasts([read_history(store, region) for region in range(len(names))])
     for name, path in paths.items():
@@ -204,7 +218,10 @@ def _write_linear(data_dir: Path, names: Sequence[str], paths: Mapping[str, Path
         years = available(data_dir, name).years
         start, end = f"{years[0]}-01-01T00", f"{years[-1]}-12-31T23"
         linear = forecasts[names.index(name)].neighbours
-        _write(path, token_rows(features.load_tokens(data_dir, name, start, end, reference="linear", linear=linear)))
+        found = features.load_tokens(
+            data_dir, name, start, end, reference="linear", publication=publication, linear=linear
+        )
+        _write(path, token_rows(found))
 
 
 def with_forecast(
@@ -247,9 +264,15 @@ def _is_whole(path: Path) -> bool:
         return False
 
 
-def series_key(data_dir: Path, respondent: str, years: Sequence[int], reference: Reference) -> str:
-    """Return the digest of all that tokens depend on: the pieces of the series, the features, and `reference`, the forecast to compare with."""
+def series_key(
+    data_dir: Path,
+    respondent: str,
+    years: Sequence[int],
+    reference: Reference,
+    publication: Publication = DEFAULT,
+) -> str:
+    """Return the digest of all that tokens depend on: the pieces of the series, the features, the reference and the publication."""
     folder = data_dir / "series" / respondent
     pieces = [json.loads((folder / str(year) / "series.json").read_text())["pieces"] for year in years]
-    text = json.dumps([features.VERSION, INPUTS, reference, pieces])
+    text = json.dumps([features.VERSION, INPUTS, reference, str(publication), pieces])
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,4 +1,7 @@
-"""Issue the day's forecasts after a cycle: `coordinator follow --then forecast`. Each is a file, so a restart repeats none."""
+"""Issue the day's forecasts after a cycle: `coordinator follow --then forecast`. Each is a file, so a restart repeats none.
+
+A forecast that lacks day-ahead forecasts (DF) starts from own history there, and is issued again in later cycles until it has them.
+"""
 
 from __future__ import annotations
 
@@ -60,11 +63,9 @@ def trained_respondents(run: Path) -> tuple[str, ...]:
         ) from error
 
 
-def _absent(path: Path) -> int:
-    """Return the number of hours without a forecast, where these are more than half of the hours; else 0."""
-    hours = json.loads(path.read_bytes())["hours"]
-    absent = sum(hour["q0.5"] is None for hour in hours)
-    return absent if 2 * absent > len(hours) else 0
+def _awaited(path: Path) -> int:
+    """Return the number of hours of an issued forecast whose DF was to be on disk and was not."""
+    return int(json.loads(path.read_bytes()).get("awaited", 0))
 
 
 class Forecasts:
@@ -87,7 +88,9 @@ class Forecasts:
 
     def start_due(self, now: datetime) -> None:
         """Take the forecasts that are due at `now` (aware)."""
-        issued = {(path.parent.name, path.stem) for path in (self._data_dir / FOLDER).glob("*/*.json")}
+        issued = {
+            (path.parent.name, path.stem) for path in (self._data_dir / FOLDER).glob("*/*.json") if not _awaited(path)
+        }
         self._waiting = due_issues(now, self._respondents, issued)
 
     def poll(self) -> Iterator[str]:
@@ -111,13 +114,18 @@ class Forecasts:
 
     def _take(self, process: subprocess.Popen[str]) -> str:
         respondent, issue = self._issue
-        if process.returncode == 0 and (absent := _absent(self._out)):
-            return f"forecast of {respondent}, issued {issue} local, waits: {absent} hours have no day-ahead forecast (DF) yet"
         if process.returncode == 0:
             path = self._data_dir / FOLDER / respondent / f"{issue}.json"
-            atomic_write(path, self._out.read_bytes())
+            awaited = _awaited(self._out)
+            if not path.exists() or awaited < _awaited(path):
+                atomic_write(path, self._out.read_bytes())
             self._out.unlink()
-            return f"forecast of {respondent}, issued {issue} local: {path}"
+            waits = (
+                f"; {awaited} hours have no day-ahead forecast (DF) yet, and it is issued again when they have"
+                if awaited
+                else ""
+            )
+            return f"forecast of {respondent}, issued {issue} local: {path}{waits}"
         said = ""
         with suppress(OSError, ValueError, KeyError, IndexError, TypeError):
             line = self._log.read_text("utf-8", "replace").strip().splitlines()[-1]

@@ -19,7 +19,9 @@ import pytest
 from ingest.calendar import calendar_of
 from ingest.columns import hour_number
 from ingest.features import COLUMNS, CONDITION, FEATURES, make_tokens
+from ingest.loader import load_series
 from ringattn.layout import Layout
+from tests.support.data_folder import build_all, commit, shard
 from tests.unit.ingest.test_features import poisoned, series
 from worker.forecast.cli import main
 from worker.forecast.hourly.table import read_hourly
@@ -130,6 +132,68 @@ def test_segments_depend_on_seed_and_step_and_have_a_target() -> None:
     (segment,) = draw_segments(store, groups_of(store.respondents, "all"), period, 700, 3, 1, 1)
     assert [piece.region for piece in segment.pieces] == [0, 1, 2] and segment.rows == 3 * segment.days
     assert len({(piece.first, piece.hours) for piece in segment.pieces}) == 1
+
+
+def cut_off(data: Path, last: str, last_forecast: str) -> None:
+    """Leave PACW of 2023 as a folder has it before the rest comes: demand to one hour, DF to another."""
+    start, end = "2023-01-01T00", "2023-02-28T23"
+    found = load_series(data, ["PACW"], ["D", "DF"], start, end)
+    values = {
+        name: np.where(
+            np.arange(len(found.hours)) <= hour_number(until) - hour_number(start), found.values[:, i], np.inf
+        )
+        for i, (name, until) in enumerate((("D", last), ("DF", last_forecast)))
+    }
+    commit(data, shard("PACW", start, end), values)
+    build_all(data)
+
+
+def test_hours_without_df_start_from_history_and_say_so(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """DF of the day is there, partly there, or not at all; then demand too is missing for weeks, and nothing can be said."""
+    data = tmp_path / "data"
+    shutil.copytree(trained, data)
+    flags = ["--data", str(data), "--region", "PACW", "--issue", "2023-02-01T10"]
+    found = {}
+    for name, last, last_forecast in (
+        ("whole", "2023-02-28T23", "2023-02-28T23"),
+        ("part", "2023-02-01T18", "2023-02-02T19"),
+        ("none", "2023-02-01T15", "2023-02-02T08"),
+    ):
+        cut_off(data, last, last_forecast)
+        assert main([*flags, "--json"]) == 0
+        found[name] = json.loads(capsys.readouterr().out)
+    references = {name: [hour["reference"] for hour in one["hours"]] for name, one in found.items()}
+    assert references == {
+        "whole": ["DF"] * 24,
+        "part": ["DF"] * 11 + ["own history"] * 13,
+        "none": ["own history"] * 24,
+    }
+    assert [one["awaited"] for one in found.values()] == [0, 13, 24]
+    assert found["whole"]["reasons"] == [] and found["whole"]["publication"] == "day-before"
+    assert found["part"]["reasons"] == [
+        "13 of 24 hours have no DF on disk: they start from the authority's own history"
+    ]
+    assert found["none"]["reasons"][1:] == [
+        "demand on disk ends at 2023-02-01T15, 3 h before the last that the issue time knows"
+    ]
+    whole, none = ([hour["q0.5"] for hour in found[name]["hours"]] for name in ("whole", "none"))
+    actual = [hour["demand"] for hour in found["whole"]["hours"]]
+    assert np.abs(np.subtract(none, actual)).mean() < 400 and none != whole
+    assert main(flags) == 0 and "note: 24 of 24 hours have no DF on disk" in capsys.readouterr().out
+    cut_off(data, "2023-01-01T15", "2023-01-01T15")
+    assert main(flags) == 1
+    assert "nothing can be said of PACW" in (said := capsys.readouterr().err) and "coordinator start --extract" in said
+
+
+def test_another_publication_than_that_of_the_training_is_refused(forecast: Forecast) -> None:
+    day = ("--region", "PACW", "--issue", "2023-02-01T10")
+    assert forecast(*day, "--publication", "day-before")[0] == 0
+    code, _, err = forecast(*day, "--publication", "deadline")
+    assert code == 2 and "was trained for values known as in `day-before`" in err
+    code, _, err = forecast(*day, "--publication", "soon")
+    assert code == 2 and "publication 'soon' is unknown" in err
 
 
 def test_local_day_is_forecast_hour_by_hour(forecast: Forecast) -> None:

@@ -52,13 +52,16 @@ def test_forecasts_are_files_and_a_failure_is_tried_again(tmp_path: Path) -> Non
     script = tmp_path / "forecast.py"
     fails = 'json.dump({"event": "error", "text": "no hours of ERCO"}, sys.stderr); sys.exit(2)'
     script.write_text(
-        f"import json, sys\nif 'ERCO' in sys.argv:\n    {fails}\nvalues = [None] * 24 if 'BPAT' in sys.argv else [None, 1.0, 2.0]\n"
-        "print(json.dumps({'asked': sys.argv[1:], 'hours': [{'q0.5': value} for value in values]}))\n"
+        f"import json, sys\nif 'ERCO' in sys.argv:\n    {fails}\n\n"
+        "print(json.dumps({'asked': sys.argv[1:], 'awaited': 24 if 'BPAT' in sys.argv else 0}))\n"
     )
     forecasts = Forecasts(tmp_path, tmp_path / "train", ("PACW", "ERCO", "BPAT"), (sys.executable, str(script)))
     forecasts.start_due(NOON)
     issued, failed, waits = lines_of(forecasts)
-    assert waits == "forecast of BPAT, issued 2026-06-24T10 local, waits: 24 hours have no day-ahead forecast (DF) yet"
+    early = tmp_path / "forecasts" / "BPAT" / "2026-06-24T10.json"
+    assert waits == (
+        f"forecast of BPAT, issued 2026-06-24T10 local: {early}; 24 hours have no day-ahead forecast (DF) yet, and it is issued again when they have"
+    )
     path = tmp_path / "forecasts" / "PACW" / "2026-06-24T10.json"
     assert issued == f"forecast of PACW, issued 2026-06-24T10 local: {path}"
     assert json.loads(path.read_text())["asked"][4:] == ["--region", "PACW", "--issue", "2026-06-24T10", "--json"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from ingest.features import (
     make_tokens,
 )
 from ingest.loader import SeriesArrays
+from ingest.publication import DAY_BEFORE, DEADLINE, Publication
 from ingest.quality import MISSING, OK
 from tests.support.data_folder import build_all, commit, shard
 
@@ -53,23 +55,58 @@ def poisoned(clean: SeriesArrays, known: np.ndarray, published: np.ndarray) -> S
     return SeriesArrays(values, mask, clean.reason, clean.hours, clean.names)
 
 
+PUBLICATIONS = (DAY_BEFORE, DEADLINE, Publication(3, -1, 16, "America/New_York"))
+
+
 @settings(max_examples=25)
-@given(st.integers(0, 1000), st.integers(60, 199), st.sampled_from(["DF", "week"]))
-def test_no_value_after_issue_time_reaches_a_token(seed: int, day: int, reference: Reference) -> None:
-    """With every actual value after a day's issue time and every DF after that day changed, all tokens up to its end are equal."""
-    clean = series(seed)
-    tokens = make_tokens("PACW", clean, reference=reference)
+@given(
+    st.integers(0, 1000),
+    st.integers(60, 199),
+    st.sampled_from(["DF", "week"]),
+    st.sampled_from(PUBLICATIONS),
+    st.sampled_from([10, 5, 16, 23]),
+)
+def test_no_value_after_issue_time_reaches_a_token(
+    seed: int, day: int, reference: Reference, publication: Publication, issue_hour: int
+) -> None:
+    """With every actual value and DF that is not known at a day's issue time changed, all tokens up to its end are equal."""
+    clean = series(seed, hours=24 * (day + 3))
+    options: dict[str, Any] = {"reference": reference, "publication": publication, "issue_hour": issue_hour}
+    tokens = make_tokens("PACW", clean, **options)
     calendar = tokens.calendar
     target = calendar.day[0] + day
-    issue = calendar.issue[calendar.day == target][0]
+    own = np.flatnonzero(calendar.day == target)[0]
+    issue, published = calendar.issue[own], calendar.published[own]
     upto = calendar.day <= target
-    spoilt = make_tokens("PACW", poisoned(clean, tokens.hours <= issue, calendar.day <= target), reference=reference)
+    spoilt = make_tokens("PACW", poisoned(clean, tokens.hours <= issue, tokens.hours <= published), **options)
     for name in ("features", "condition", "reference", "scale"):
         np.testing.assert_array_equal(getattr(tokens, name)[upto], getattr(spoilt, name)[upto], err_msg=name)
     # A model's memory at an hour is MEMORY_LAG hours old, which is never after the issue time.
     assert (tokens.hours - MEMORY_LAG <= calendar.issue).all()
     remembered = tokens.hours[upto] - MEMORY_LAG <= issue
     assert remembered.all()
+
+
+@pytest.mark.parametrize("publication", [DAY_BEFORE, DEADLINE])
+def test_hours_without_a_known_forecast_start_from_history(publication: Publication) -> None:
+    """DF of a day is missing; or that of every day comes after the issue time."""
+    clean = series(3, hours=24 * 120, holes=0)
+    clean.values[2400:2424, 1], clean.mask[2400:2424, 1] = np.nan, False
+    tokens = make_tokens("PACW", clean, publication=publication)
+    own = np.isfinite(tokens.reference) & (tokens.reference != tokens.operator)
+    error = np.abs(tokens.demand - tokens.reference)
+    if publication == DEADLINE:
+        assert own[24 * 60 :].all()
+        assert np.isnan(tokens.reference[:24]).all()
+    else:
+        assert own.nonzero()[0].tolist() == list(range(2400, 2424))
+    week = np.abs(tokens.demand[168:] - tokens.demand[:-168])
+    assert error[2400:2424].mean() < 1.3 * week[2232:2256].mean()
+
+
+def test_actual_values_that_come_too_late_for_the_memory_are_refused() -> None:
+    with pytest.raises(UsageError, match="does not know the whole day before"):
+        make_tokens("PACW", series(), publication=Publication(8, -1, 3, "local"), issue_hour=4)
 
 
 def test_changed_values_reach_later_tokens() -> None:

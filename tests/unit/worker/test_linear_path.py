@@ -9,6 +9,7 @@ import pytest
 
 from ingest.features import make_tokens
 from ingest.loader import SeriesArrays
+from ingest.publication import DAY_BEFORE, DEADLINE, DEFAULT, Publication, known_at
 from tests.unit.ingest.test_features import FIRST, poisoned, series
 from worker.forecast.baselines.history import History, read_history
 from worker.forecast.baselines.ridge import Moments
@@ -23,10 +24,10 @@ from worker.training.tokens import TokenStore, token_rows
 NAMES = ("PACW", "BPAT", "PJM")  # two Pacific ones and an Eastern one
 
 
-def histories_of(*parts: SeriesArrays) -> list[History]:
+def histories_of(*parts: SeriesArrays, publication: Publication = DEFAULT) -> list[History]:
     names = NAMES[: len(parts)]
-    tokens = [make_tokens(name, part) for name, part in zip(names, parts, strict=True)]
-    store = TokenStore(names, "DF", tuple((int(one.hours[0]), token_rows(one)) for one in tokens))
+    tokens = [make_tokens(name, part, publication=publication) for name, part in zip(names, parts, strict=True)]
+    store = TokenStore(names, "DF", tuple((int(one.hours[0]), token_rows(one)) for one in tokens), publication)
     return [read_history(store, region) for region in range(len(names))]
 
 
@@ -38,23 +39,25 @@ def short_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # Within a month, and on the first day of one; an authority with a neighbour, and one without.
-@pytest.mark.parametrize(("target", "day"), [(0, 150), (2, 152)])
-def test_nothing_after_the_issue_time_of_any_authority_changes_a_forecast(target: int, day: int) -> None:
-    parts = [series(seed) for seed in (day, day + 1, day + 2)]
-    clean = histories_of(*parts)
+@pytest.mark.parametrize(
+    ("target", "day", "publication"), [(0, 150, DAY_BEFORE), (2, 152, DAY_BEFORE), (0, 152, DEADLINE)]
+)
+def test_nothing_after_the_issue_time_of_any_authority_changes_a_forecast(
+    target: int, day: int, publication: Publication
+) -> None:
+    parts = [series(seed, hours=24 * 160) for seed in (day, day + 1, day + 2)]
+    clean = histories_of(*parts, publication=publication)
     calendar = clean[target].calendar
     date = calendar.day[0] + day
     assert str(np.datetime64(int(calendar.day[0]) + 152, "D")).endswith("-01")
     issue = int(calendar.issue[calendar.day == date][0])
+    moment = np.array([issue + publication.actual_hours])
     spoilt = histories_of(
         *(
-            poisoned(
-                part,
-                one.hours <= issue,
-                one.calendar.day <= date if index == target else one.calendar.issue <= issue,
-            )
-            for index, (part, one) in enumerate(zip(parts, clean, strict=True))
-        )
+            poisoned(part, one.hours <= issue, one.hours <= known_at(one.respondent, moment, publication).forecast)
+            for part, one in zip(parts, clean, strict=True)
+        ),
+        publication=publication,
     )
     before, after = linear_forecasts(clean)[target].neighbours, linear_forecasts(spoilt)[target].neighbours
     upto = calendar.day <= date

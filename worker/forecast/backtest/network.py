@@ -18,7 +18,7 @@ from worker.forecast.backtest.contender import Log, key_of
 from worker.forecast.backtest.rows import WalkRows
 from worker.forecast.backtest.schedule import Walk, month_text
 from worker.forecast.predict import load_model, predict
-from worker.training.tokens import LINEAR_VERSION, Period, open_token_store
+from worker.training.tokens import LINEAR_VERSION, Period
 
 VALIDATION = 90  # days before a walk that end its training; the days before them train
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
@@ -58,13 +58,13 @@ class NetworkContender:
             if not (run / "result.json").exists():
                 self._train(walk, run)
             trained = load_model(run)
-            store = open_token_store(self.data_dir, trained.respondents, trained.reference, self.log)
+            store = trained.open_store(self.data_dir, self.log)
             parts = []
             for region, name in enumerate(trained.respondents):
                 period = walk.hours(name)
                 period = Period(period.first, min(period.last, store.period(region).last))
                 found = predict(trained, store, name, period)
-                cutoff = calendar_of(name, period.first, period.last).issue
+                cutoff = calendar_of(name, period.first, period.last, publication=store.publication).issue
                 parts.append(WalkRows(name, found.hours, cutoff, found.demand.astype(np.float64), found.quantiles))
             yield parts
 

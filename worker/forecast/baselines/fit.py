@@ -63,7 +63,7 @@ def fit_baselines(
 
 def unusable(history: History, validate: Period, test: Period) -> str:
     """Return why a respondent cannot be compared, or nothing."""
-    measured = np.isfinite(history.target)
+    measured = np.isfinite(history.target) & np.isfinite(history.operator)
     training = int((measured & (history.hours < validate.first)).sum())
     if training < MIN_TRAINING:
         return f"{training:,} hours with demand and DF before the validation, {MIN_TRAINING:,} are needed"

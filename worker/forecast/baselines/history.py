@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ingest.array_types import Bools, Floats, Int64s
 from ingest.calendar import Calendar, calendar_of
+from ingest.publication import DEFAULT, Publication
 from worker.training.tokens import TARGET, Period, TokenStore
 
 Choice = TypeVar("Choice")
@@ -32,6 +33,7 @@ class History:
     scale: Floats  # MWh: the reference's mean absolute error over the weeks before the issue time
     demand: Floats  # MWh
     operator: Floats  # DF, MWh
+    publication: Publication = DEFAULT
 
     @property
     def hours(self) -> Int64s:
@@ -59,8 +61,9 @@ def read_history(store: TokenStore, region: int) -> History:
     """Return the tokens of a store's respondent, all hours on disk."""
     first, rows = store.maps[region]
     name = store.respondents[region]
-    columns = rows[:, TARGET:].T.astype(np.float64)
-    return History(name, calendar_of(name, first, first + len(rows) - 1), rows[:, :TARGET], *columns)
+    target, reference, scale, demand, operator = rows[:, TARGET:].T.astype(np.float64)
+    calendar = calendar_of(name, first, first + len(rows) - 1, publication=store.publication)
+    return History(name, calendar, rows[:, :TARGET], target, reference, scale, demand, operator, store.publication)
 
 
 def monthly_refits(history: History, period: Period) -> list[Refit]:

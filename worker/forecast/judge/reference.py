@@ -1,6 +1,7 @@
 """What a file is judged by: the actual hours of a folder, and forecasts that provably use no hour after their issue time.
 
-Simple forecasts are computed at the cutoff of each row. Running bias, ridge and a trained model are issued at 10:00 local of the day before.
+Simple forecasts are computed at the cutoff of each row. Running bias, ridge and a trained model are issued at 10:00 local of the day before, from
+what a publication (`ingest.publication`) makes known then. DF is what operators publish, whenever they do: skill over it compares with them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from ingest.calendar import Calendar, calendar_of
 from ingest.columns import hour_number, hour_text
 from ingest.errors import UsageError, quoted
 from ingest.loader import available, load_series
+from ingest.publication import DEFAULT, Publication
 from worker.forecast.baselines.history import History, read_history
 from worker.forecast.baselines.ridge import ridge
 from worker.forecast.baselines.running_bias import running_bias
@@ -60,7 +62,7 @@ class Actuals:
         return np.where((hour >= first) & (hour <= last), values[self.index(hour)], np.nan)
 
 
-def read_actuals(data_dir: Path, rows: Rows, log: Log) -> Actuals:
+def read_actuals(data_dir: Path, rows: Rows, log: Log, publication: Publication = DEFAULT) -> Actuals:
     """Read the actual hours of a respondent, from the first on disk to the last that the file names.
 
     Raises:
@@ -77,20 +79,22 @@ def read_actuals(data_dir: Path, rows: Rows, log: Log) -> Actuals:
     names = ["D", "DF"] if "DF" in there.variables else ["D"]
     series = load_series(data_dir, [rows.respondent], names, hour_text(first), hour_text(last))
     values = np.where(series.mask, series.values, np.nan).astype(np.float64)
-    calendar = calendar_of(rows.respondent, first, last)
+    calendar = calendar_of(rows.respondent, first, last, publication=publication)
     operator = values[:, 1] if "DF" in names else np.full(len(values), np.nan)
     if "DF" not in names:
         log(f"{rows.respondent} has no day-ahead forecast (DF) on disk: it is compared with persistence alone")
     return Actuals(rows.respondent, calendar, values[:, 0], operator)
 
 
-def add_baselines(actuals: Actuals, data_dir: Path, test: Period, note: Log, log: Log) -> None:
+def add_baselines(
+    actuals: Actuals, data_dir: Path, test: Period, note: Log, log: Log, publication: Publication = DEFAULT
+) -> None:
     """Add running bias and ridge where enough hours before the file's support them; what is left out is said."""
     if not np.isfinite(actuals.operator).any():
         return
-    history = read_history(open_token_store(data_dir, [actuals.respondent], "DF", log), 0)
+    history = read_history(open_token_store(data_dir, [actuals.respondent], "DF", log, publication), 0)
     validate = Period(test.first - VALIDATION, test.first - 1)
-    measured = np.isfinite(history.target)
+    measured = np.isfinite(history.target) & np.isfinite(history.operator)
     training = int((measured & (history.hours < validate.first)).sum())
     if training < MIN_TRAINING or not history.scored(validate).any():
         note(

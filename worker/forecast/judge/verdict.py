@@ -12,13 +12,14 @@ import numpy as np
 
 from ingest.array_types import Floats
 from ingest.columns import hour_text
+from ingest.publication import DEFAULT, Publication
 from ingest.zones import zone_of
 from worker.forecast.judge.peeking import Finding, findings
 from worker.forecast.judge.reference import OURS, Actuals, add_baselines, add_ours, read_actuals
 from worker.forecast.judge.scoring import Line, mean_lines, score
 from worker.forecast.judge.submission import Rows, Submission
 from worker.forecast.predict import load_model, predict
-from worker.training.tokens import Period, open_token_store
+from worker.training.tokens import Period
 
 Log = Callable[[str], None]
 
@@ -54,7 +55,7 @@ class Verdict:
         }
 
 
-def judge(file: Submission, data_dir: Path, run: Path | None, log: Log) -> Verdict:
+def judge(file: Submission, data_dir: Path, run: Path | None, log: Log, publication: Publication = DEFAULT) -> Verdict:
     """Judge the forecasts of a file.
 
     Args:
@@ -62,6 +63,7 @@ def judge(file: Submission, data_dir: Path, run: Path | None, log: Log) -> Verdi
         data_dir: folder with the actual hours.
         run: folder of a training, or of a checkpoint; where there is none, ours is left out, and said. None: ours is not asked for.
         log: called with a message before each step.
+        publication: when values are published, for the baselines; a trained model has its own, and a difference is said.
     """
     for rows in file.respondents:
         zone_of(rows.respondent)
@@ -74,13 +76,14 @@ def judge(file: Submission, data_dir: Path, run: Path | None, log: Log) -> Verdi
         notes.append(message)
         log(message)
 
-    actuals = [read_actuals(data_dir, rows, note) for rows in file.respondents]
+    actuals = [read_actuals(data_dir, rows, note, publication) for rows in file.respondents]
     names = [rows.respondent for rows in file.respondents]
-    ours = _ours(run, data_dir, names, period, note) if run is not None else {}
+    ours = _ours(run, data_dir, names, period, note, publication) if run is not None else {}
     lines, found = {}, []
     for rows, own in zip(file.respondents, actuals, strict=True):
         log(f"judging {rows.respondent}")
-        add_baselines(own, data_dir, Period(int(rows.hour.min()), int(rows.hour.max())), note, log)
+        own_period = Period(int(rows.hour.min()), int(rows.hour.max()))
+        add_baselines(own, data_dir, own_period, note, log, publication)
         add_ours(own, ours, period.first)
         lines[rows.respondent] = score(rows, file.levels, own)
         notes += _gaps(rows, own)
@@ -88,7 +91,9 @@ def judge(file: Submission, data_dir: Path, run: Path | None, log: Log) -> Verdi
     return Verdict(file.model, file.levels, period, lines, mean_lines(lines), tuple(found), tuple(notes))
 
 
-def _ours(run: Path, data_dir: Path, respondents: Sequence[str], period: Period, note: Log) -> dict[str, Floats]:
+def _ours(
+    run: Path, data_dir: Path, respondents: Sequence[str], period: Period, note: Log, publication: Publication
+) -> dict[str, Floats]:
     """Return a trained model's medians of the period, of the respondents it was trained on."""
     if not (run / "result.json").exists() and not (run / "state.json").exists():
         note(f"{OURS} is left out: {run} holds no finished training")
@@ -100,7 +105,11 @@ def _ours(run: Path, data_dir: Path, respondents: Sequence[str], period: Period,
             f"{OURS} is left out: {trained.path} was trained and validated on hours up to {hour_text(last)}, which the file forecasts"
         )
         return {}
-    store = open_token_store(data_dir, trained.respondents, trained.reference, note)
+    if trained.publication != publication:
+        note(
+            f"{OURS} knows what `{trained.publication}` publishes, as it was trained; the baselines what `{publication}` does"
+        )
+    store = trained.open_store(data_dir, note)
     found = {}
     for name in respondents:
         there = store.period(trained.respondents.index(name)) if name in trained.respondents else None

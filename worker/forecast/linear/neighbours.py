@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ingest.array_types import Floats, Int64s
 from ingest.calendar import calendar_of
 from ingest.features import BOUND
+from ingest.publication import known_at
 from ingest.zones import zone_of
 from worker.forecast.baselines.history import History
 from worker.forecast.baselines.ridge import HOURS, MIN_DEVIATION
@@ -107,7 +108,12 @@ def _by_day(history: History, error: Floats, days: Int64s) -> Floats:
 
 def zone_signals(histories: Sequence[History], days: Int64s) -> Floats:
     """Return `SIGNALS` of the authorities of one zone for forecasts of its local days, [day, authority · signal]."""
-    calendar = calendar_of(histories[0].respondent, int(days[0] - 1) * DAY, int(days[-1] + 3) * DAY)
+    calendar = calendar_of(
+        histories[0].respondent,
+        int(days[0] - 1) * DAY,
+        int(days[-1] + 3) * DAY,
+        publication=histories[0].publication,
+    )
     at = np.searchsorted(calendar.day, days)
     columns = [signals(history, calendar.issue[at], calendar.hours[at]) for history in histories]
     return np.concatenate(columns, axis=1)
@@ -118,13 +124,12 @@ def signals(other: History, issues: Int64s, starts: Int64s) -> Floats:
 
     Args:
         other: the authority.
-        issues: hour numbers: nothing after them counts.
+        issues: hour numbers: no actual value after them counts.
         starts: first hour of the day that each forecast is of, hour numbers.
     """
     first = int(other.hours[0])
-    known = (
-        np.searchsorted(other.calendar.issue, issues, side="right") - 1
-    )  # its latest hour whose DF is published by then
+    moments = issues + other.publication.actual_hours
+    known = known_at(other.respondent, moments, other.publication).forecast - first  # index of the last hour with a DF
     at = issues - first  # index of the latest hour with a known outcome
     level = _means(other.demand, at, DAY * 28)
     level[~(level > 0)] = np.nan
