@@ -15,14 +15,17 @@ Arrays are [..., hour, path, plan]; a path's own hours are plans of one path, in
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rl.env.grid import Array, Grid
 from rl.errors import DataError, SolveError
 
+Single = NDArray[np.float32]
+
 REACH_KNOTS = 0.02  # reference peaks beyond what the fleet can move, within which a knot of the merit order is kept
 PULL = 1e5  # $ per (reference peak x 1 h)^2: pulls a plan's last charge to rest
 START = 0.3  # complementarity of every inequality at the start, $ per MW of reference peak
-GAP = 3e-2  # all complementarity of a plan at the end: the cost is within it of the least; a plan's is some hundred
+GAP = 5e-2  # all complementarity of a plan at the end: the cost is within it of the least; a plan's is some hundred
 WARM = 0.02  # START of plans that begin near the ones of the hour before
 MIXED = 0.05  # share of the cold start in a warm one
 CLEAR = 0.02  # share of the cold start's distance to a bound that a warm one keeps
@@ -136,14 +139,17 @@ def _joined(chains: list["_Chain"], paths: int) -> Array:
 
 @dataclass
 class _Lines:
-    """Costs y >= intercept + slope * x of a quantity x, the pieces of a convex function; [line, hour, path, plan]."""
+    """Costs y >= intercept + slope * x of a quantity x, the pieces of a convex function; [line, hour, path, plan].
 
-    slope: Array
-    slack: Array
-    dual: Array
+    These arrays are most of the work. Slacks are kept, not computed as differences, so float32 is exact enough.
+    """
+
+    slope: Single
+    slack: Single
+    dual: Single
     weight: Array  # of y in the cost
     step: tuple[Array, Array] = field(init=False)
-    change: tuple[Array, Array] = field(init=False)
+    change: tuple[Single, Single] = field(init=False)
 
     @classmethod
     def of(cls, lines: Array, slope: Array, weight: Array, room: Array) -> "_Lines":
@@ -151,29 +157,32 @@ class _Lines:
         slack = lines.max(axis=0) + room - lines
         dual = 1 / slack
         dual *= weight / dual.sum(axis=0)
-        return cls(slope, slack, dual, weight)
+        return cls(slope.astype(np.float32), slack.astype(np.float32), dual.astype(np.float32), weight)
 
     def model(self, mu: Array) -> tuple[Array, Array]:
         """Return the second and first derivative by x, with y eliminated."""
         inverse = 1 / self.slack
         curve = self.dual * inverse
-        inverse *= mu
-        yy, yx, xx = curve.sum(axis=0), -(curve * self.slope).sum(axis=0), (curve * self.slope**2).sum(axis=0)
-        by_y, by_x = self.weight - inverse.sum(axis=0), (inverse * self.slope).sum(axis=0)
+        inverse *= mu.astype(np.float32)
+        tilted = curve * self.slope
+        yy, yx, xx = (each.sum(axis=0, dtype=float) for each in (curve, -tilted, tilted * self.slope))
+        by_y = self.weight - inverse.sum(axis=0, dtype=float)
+        by_x = (inverse * self.slope).sum(axis=0, dtype=float)
         self.step = -by_y / yy, -yx / yy
         return xx - yx**2 / yy, by_x - yx * by_y / yy
 
-    def towards(self, dx: Array, mu: Array) -> tuple[Array, Array]:
+    def towards(self, dx: Array, mu: Array) -> tuple[Single, Single]:
         """Compute the step for a step `dx`; return the relative fall of slacks and duals."""
-        rise = self.step[0] + self.step[1] * dx - self.slope * dx
-        dual = (mu - self.dual * rise) / self.slack - self.dual
+        by_y = (self.step[0] + self.step[1] * dx).astype(np.float32)
+        rise = by_y - self.slope * dx.astype(np.float32)
+        dual = (mu.astype(np.float32) - self.dual * rise) / self.slack - self.dual
         self.change = rise, dual
         return -rise / self.slack, -dual / self.dual
 
     def move(self, primal: Array, dual: Array) -> None:
         """Take the step."""
-        self.slack += primal * self.change[0]
-        self.dual += dual * self.change[1]
+        self.slack += primal.astype(np.float32) * self.change[0]
+        self.dual += dual.astype(np.float32) * self.change[1]
 
 
 class _Chain:
