@@ -63,11 +63,11 @@ def test_first_hour_of_two_stages_is_best(drawn: tuple[np.ndarray, np.ndarray, n
     loads, before, charge = drawn
     found = TwoStage(GRID, 1, gap=1e-4).solve(loads, before, charge, EQUAL)
     rng = np.random.default_rng(1)
-    for plan in (0, 2, 4):
+    for plan in (0, 4):
         own = loads[:, :, plan], before[plan], charge[:, plan]
         least = first_hour_cost(*own, found.power[:, plan], found.shed[plan])
         for size in (1e-3, 1e-2):
-            for _ in range(4):
+            for _ in range(3):
                 other = found.power[:, plan] + rng.normal(0, size, 3)
                 # Only what the stores can do in an hour.
                 other = np.minimum(other, charge[:, plan] * GRID.each("discharge_efficiency"))

@@ -8,10 +8,16 @@ from numpy.testing import assert_array_equal
 
 from ingest.calendar import calendar_of
 from ingest.errors import UsageError
+from rl.env.dataset import build_dataset
+from rl.env.grid import Grid
 from rl.env.region import Region, region
+from rl.evaluation.score import rollout
+from rl.planning.mpc import PathMpc
 from worker.control.datasets import known_ahead, standard_offset
 from worker.control.hourly import paths_of, reissued
-from worker.forecast.hourly.forecasts import HourlyForecasts
+from worker.forecast.hourly.authority import make_authority
+from worker.forecast.hourly.forecasts import HourlyForecasts, hourly_forecasts
+from worker.training.tokens import Period
 
 HORIZON = 36
 HOURS = np.arange("2018-01-01T08", "2018-12-31T08", dtype="datetime64[h]")
@@ -50,16 +56,24 @@ def test_another_forecast_of_a_day_changes_no_hour_before_it_is_issued() -> None
         assert (before[calendar.hours - 1 == at] != after[calendar.hours - 1 == at]).any()
 
 
-def test_hourly_forecasts_know_the_hours_before_their_row_and_no_later_one() -> None:
-    """Another demand and DF from row t on change no row up to t; the one after them knows hour t."""
+@pytest.fixture(scope="module")
+def walk() -> tuple[np.ndarray, np.ndarray]:
+    """Demand and DF of 90 days, MWh."""
     rng = np.random.default_rng(0)
-    hours = HOURS[: 24 * 90]
-    demand = 3000 + 400 * np.sin(np.arange(len(hours)) / 24 * 2 * np.pi) + rng.normal(0, 30, len(hours)).cumsum() / 5
-    issued = demand + rng.normal(0, 40, len(hours))
-    one = region("CISO", hours, demand, offset=-8, reference_end="2018-03-01T00")
-    at = 24 * 80 + 5
-    other = demand.copy()
-    other[at:] += 300
+    t = np.arange(24 * 90)
+    demand = 3000 + 400 * np.sin(t / 24 * 2 * np.pi) + rng.normal(0, 30, len(t)).cumsum() / 5
+    return demand, demand + rng.normal(0, 40, len(t))
+
+
+def of_walk(demand: np.ndarray) -> Region:
+    return region("CISO", HOURS[: len(demand)], demand, offset=-8, reference_end="2018-03-01T00")
+
+
+def test_hourly_forecasts_know_the_hours_before_their_row_and_no_later_one(walk: tuple[np.ndarray, np.ndarray]) -> None:
+    """Another demand from row t on changes no row up to t; the one after them knows hour t."""
+    demand, issued = walk
+    one, at = of_walk(demand), 24 * 80 + 5
+    other = np.where(np.arange(len(demand)) < at, demand, demand + 300)
     before, after = (reissued(one, each, issued, 3)[..., 0] for each in (demand, other))
     assert np.isfinite(before[at - 24 :]).all()
     assert_array_equal(before[: at + 1], after[: at + 1])
@@ -67,6 +81,23 @@ def test_hourly_forecasts_know_the_hours_before_their_row_and_no_later_one() -> 
     assert (
         np.abs(before[at - 240 : at, 0] * one.peak - demand[at - 240 : at]).mean() < 60
     )  # of this hour, not of the next
+
+
+def test_plans_on_paths_know_nothing_of_the_hours_after_them(walk: tuple[np.ndarray, np.ndarray]) -> None:
+    """From the series to the fleet's power: another demand from hour 8 of an episode on changes no decision up to that hour."""
+    demand, issued = walk
+    at, first = 24 * 80 + 8, int(HOURS[0].astype(np.int64))
+    other = np.where(np.arange(len(demand)) < at, demand, demand + 300)
+    powers = []
+    for each in (demand, other):
+        one = of_walk(each)
+        hours = make_authority("CISO", first, each, issued)
+        found = hourly_forecasts(hours, Period(first + 24 * 79, first + 24 * 82), horizon=4, paths=3)
+        data = build_dataset([one], [None], str(HOURS[24 * 80]), str(HOURS[24 * 81]))
+        ahead = data.gather([paths_of({"CISO": found}, one, 4)[1]])
+        powers.append(rollout(Grid(), data, PathMpc(Grid(), ahead, 2), np.array([0]), 12).power)
+    assert_array_equal(powers[0][:9], powers[1][:9])
+    assert (powers[0][9:] != powers[1][9:]).any()
 
 
 def test_paths_of_a_table_are_read_at_the_row_after_their_issue_hour() -> None:
