@@ -47,9 +47,23 @@ MONTHS_A_QUARTER = 3
 
 
 def policies(
-    grid: Grid, found: Sequence[Recorded], tables: tuple[Path | None, Path | None], data: Dataset, scale: ReferenceCosts
+    grid: Grid,
+    found: Sequence[Recorded],
+    tables: tuple[Path | None, Path | None],
+    data: Dataset,
+    scale: ReferenceCosts,
+    common: int = HORIZON,
 ) -> Iterator[tuple[str, Callable[[], Policy]]]:
-    """Yield every policy for the hours of `data`, fitted before `Recorded.trained`. `tables`: of the forecaster, and hourly."""
+    """Yield every policy for the hours of `data`, fitted before `Recorded.trained`.
+
+    Args:
+        grid: Of the fleet.
+        found: The regions of `data`.
+        tables: Files of the forecaster and of hourly forecasts, or None.
+        data: Hours of the evaluation.
+        scale: Of the evaluated weeks.
+        common: Hours of a plan whose decisions are common to its paths or quantiles.
+    """
     forecasts, hourly = tables
     train = build_dataset([one.region for one in found], [None] * len(found), *training_span(found))
     plans = np.stack([schedule.actions(grid) for schedule in scale.schedules], axis=-1)
@@ -79,7 +93,7 @@ def policies(
 
         def plan(forecast: Callable[[Recorded], Forecast] = forecast) -> Policy:
             ahead = data.gather([forecast(one) for one in found])
-            return PathMpc(grid, ahead, HORIZON, WEIGHTS if ahead.shape[2] == len(WEIGHTS) else None)
+            return PathMpc(grid, ahead, common, WEIGHTS if ahead.shape[2] == len(WEIGHTS) else None)
 
         yield name, plan
 
@@ -117,9 +131,10 @@ def run(args: argparse.Namespace) -> None:
     data = build_dataset([one.region for one in found], [None] * len(found), *found[0].test)
     scale = reference_costs(grid, data, weeks(data, args.every), WEEK)
     peaks = [one.region.peak for one in found]
-    for name, make in policies(grid, found, (args.forecaster, args.hourly), data, scale):
+    for name, make in policies(grid, found, (args.forecaster, args.hourly), data, scale, args.common):
         if not args.only or name in args.only.split(","):
-            evaluate(grid, data, scale, make, {"year": year, "policy": name}, peaks, args.out)
+            about = {"year": year, "every": args.every, "policy": name}
+            evaluate(grid, data, scale, make, about, peaks, args.out)
 
 
 def evaluate(
@@ -127,7 +142,7 @@ def evaluate(
     data: Dataset,
     scale: ReferenceCosts,
     make: Callable[[], Policy],
-    about: dict[str, object],
+    about: Mapping[str, object],
     peaks: Sequence[float],
     out: Path,
 ) -> None:
@@ -167,13 +182,14 @@ def quarters(data: Dataset, scale: ReferenceCosts, trace: Trajectory, peak: floa
 
 def learned(args: argparse.Namespace) -> None:
     """Append the lines of the policy that `coordinator start --rollouts` wrote to --control, in its test year."""
-    grid, about = Grid(), json.loads((args.control / "tables.json").read_text())
-    data, policy = load_dataset(args.control, about["tables"]["test"]), load_policy(args.control / "policy.npz")
+    grid, made = Grid(), json.loads((args.control / "tables.json").read_text())
+    data, policy = load_dataset(args.control, made["tables"]["test"]), load_policy(args.control / "policy.npz")
     result = json.loads((args.control / "result.json").read_text())
     for name, pops in result["test_pop"].items():
         append({"region": name, "year": args.year, "whole_year": pops, "version": result["version"]}, args.out)
     scale = reference_costs(grid, data, weeks(data, args.every), WEEK)
-    evaluate(grid, data, scale, lambda: policy, {"year": args.year, "policy": "policy"}, about["peaks"], args.out)
+    about = {"year": args.year, "every": args.every, "policy": "policy"}
+    evaluate(grid, data, scale, lambda: policy, about, made["peaks"], args.out)
 
 
 def main() -> None:
@@ -183,6 +199,7 @@ def main() -> None:
     command.add_argument("--out", type=Path, required=True, help="file of JSON lines to append to")
     command.add_argument("--forecaster", type=Path, help="Parquet file of `coordinator forecast --table`")
     command.add_argument("--hourly", type=Path, help="Parquet file of `coordinator forecast --hourly … --paths 20`")
+    command.add_argument("--common", type=int, default=HORIZON, help="hours of a plan that are common to its paths")
     command.add_argument(
         "--control", type=Path, help="folder DATA/control of a finished training: evaluate only its policy"
     )

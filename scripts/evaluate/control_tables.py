@@ -23,16 +23,17 @@ POLICIES = {
     LEARNT: "the learnt policy",
 }
 BEST = ("mpc paths", LEARNT)  # whose quarters and parts are shown
+KPIS_OF = "ERCO"  # the region whose indicators are shown
 WORTHLESS = 0.5  # PoP below which a quarter is named
 
-Lines = Mapping[tuple[str, int, str], dict]
+Lines = Mapping[tuple[str, str, str], dict]  # by region, title and policy
 
 
 def docs(lines: list[dict]) -> str:
     """Return the generated tables."""
-    latest = {(line["region"], line["year"], line["policy"]): line for line in lines if "policy" in line}
+    latest = {(line["region"], title(line), line["policy"]): line for line in lines if "policy" in line}
     parts = []
-    for year in sorted({key[1] for key in latest}):
+    for year in (years := sorted({key[1] for key in latest})):
         regions = [name for name, of, policy in latest if (of, policy) == (year, "nothing")]
         rows = {
             policy: [latest[r, year, policy]["pop"] if (r, year, policy) in latest else None for r in regions]
@@ -46,19 +47,25 @@ def docs(lines: list[dict]) -> str:
             text.append(f"| *{label}* | " + " | ".join(cells) + " | |")
         parts.append("\n".join(text))
         parts += year_tables(latest, year, regions)
-        parts.extend(kpi_table(latest, name, year) for name in regions if name == "ERCO")
     order = dict.fromkeys(line["region"] for line in lines)
     found = {line["region"]: line["whole_year"] for line in lines if "whole_year" in line}
     whole = {name: found[name] for name in order if name in found}
     if whole:
-        parts.insert(1, whole_table(whole))
+        parts.append(whole_table(whole))
     ablation = [line for line in lines if "known" in line]
     if ablation:
-        parts.insert(2, ablation_table(ablation))
+        parts.append(ablation_table(ablation))
+    parts += [kpi_table(latest, KPIS_OF, year) for year in years[:1] if (KPIS_OF, year, "nothing") in latest]
     return "\n\n".join(parts)
 
 
-def year_tables(latest: Lines, year: int, regions: Sequence[str]) -> list[str]:
+def title(line: Mapping[str, int]) -> str:
+    """Return the hours that a line is of, in words: lines of before name no `every` and are of one week in four."""
+    every = line.get("every", 4)
+    return f"{line['year']}, {'every week' if every == 1 else f'one week in {every}'}"
+
+
+def year_tables(latest: Lines, year: str, regions: Sequence[str]) -> list[str]:
     """Return the tables of a year whose lines have quarters and parts: the other scale, the gap, quarters, parts."""
     if not all("quarters" in latest[r, year, "nothing"] for r in regions):
         return []
@@ -72,7 +79,7 @@ def year_tables(latest: Lines, year: int, regions: Sequence[str]) -> list[str]:
     return tables
 
 
-def above_persistence(latest: Lines, year: int, regions: Sequence[str]) -> str:
+def above_persistence(latest: Lines, year: str, regions: Sequence[str]) -> str:
     """Return the table of PoP on the scale on which planning on yesterday's hours is 0."""
     header = [f"{year}, yesterday's hours = 0", *regions, "mean"]
     rows = []
@@ -86,7 +93,7 @@ def above_persistence(latest: Lines, year: int, regions: Sequence[str]) -> str:
     return markdown_table(header, rows)
 
 
-def gap_table(latest: Lines, year: int, regions: Sequence[str]) -> str:
+def gap_table(latest: Lines, year: str, regions: Sequence[str]) -> str:
     """Return the table of 1 - PoP of the policy in its three parts."""
     found = [gaps(*(latest[r, year, policy]["pop"] for policy in (PERFECT, *BEST))) for r in regions]
     rows = []
@@ -105,7 +112,7 @@ def quarter_pops(line: Mapping[str, list[dict]]) -> list[float]:
     return [(q["idle"] - q["cost"]) / (q["idle"] - q["optimum"]) for q in line["quarters"]]
 
 
-def quarter_table(latest: Lines, year: int, regions: Sequence[str], shown: Sequence[str]) -> str:
+def quarter_table(latest: Lines, year: str, regions: Sequence[str], shown: Sequence[str]) -> str:
     """Return the table of PoP by quarter."""
     rows = []
     for policy in shown:
@@ -116,7 +123,7 @@ def quarter_table(latest: Lines, year: int, regions: Sequence[str], shown: Seque
     return markdown_table([f"{year}, by quarter", *regions, "mean"], rows)
 
 
-def worthless(latest: Lines, year: int, regions: Sequence[str], shown: Sequence[str]) -> list[str]:
+def worthless(latest: Lines, year: str, regions: Sequence[str], shown: Sequence[str]) -> list[str]:
     """Return the list of quarters below `WORTHLESS`, with what the optimum saves there; nothing where there is none."""
     found = []
     for r in regions:
@@ -133,7 +140,7 @@ def worthless(latest: Lines, year: int, regions: Sequence[str], shown: Sequence[
     return ["\n".join([f"Quarters of {year} below {WORTHLESS:.1f}:", "", *found])] if found else []
 
 
-def parts_table(latest: Lines, year: int, regions: Sequence[str], shown: Sequence[str]) -> str:
+def parts_table(latest: Lines, year: str, regions: Sequence[str], shown: Sequence[str]) -> str:
     """Return the table of costs by part less those of doing nothing."""
     names = list(latest[regions[0], year, "nothing"]["parts"])
     rows = []
@@ -180,9 +187,9 @@ def ablation_table(lines: list[dict]) -> str:
     return "\n".join(text)
 
 
-def kpi_table(latest: Lines, name: str, year: int) -> str:
+def kpi_table(latest: Lines, name: str, year: str) -> str:
     """Return the table of some of a region's indicators, one column a policy."""
-    wanted = ("nothing", "hour rule", "mpc DF", "mpc forecaster quantiles", "policy")
+    wanted = ("nothing", "hour rule", "mpc DF", "mpc forecaster quantiles", *BEST)
     shown = [policy for policy in wanted if (name, year, policy) in latest]
     numbers = {policy: latest[name, year, policy]["kpis"] for policy in shown}
     rows = [f"| {name} {year} | " + " | ".join(shown) + " |", "|---" * (len(shown) + 1) + "|"]
