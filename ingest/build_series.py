@@ -18,7 +18,7 @@ from ingest.balance import balances
 from ingest.breaks import REPORTED_BY_EIA, breaks_of
 from ingest.citation import all_terms
 from ingest.columns import as_arrow, as_numpy, as_strings, hour_number, hour_text
-from ingest.models import ALL_RESPONDENTS, REGION_TYPES, BuildJob, BuildResult, Piece, Shard
+from ingest.models import ALL_RESPONDENTS, BUILD_LAYOUT, REGION_TYPES, BuildJob, BuildResult, Piece, Shard
 from ingest.plan import piece_order
 from ingest.quality import MEASURED, MISSING, NULL, OK, OUTLIER, REASONS, SUSPECT, UNASKED, judge
 from ingest.sources import get_source
@@ -64,7 +64,7 @@ class MergedGrid:
     raw: Floats  # MWh; NaN where no row or a null was sent
     given: Bools  # a row was sent, with a value or null
     asked: Bools  # the source was asked for the hour on a route that has the variable, after the hour had ended
-    vintage: NDArray[np.int16]  # generation of the present value; -1 where no row was sent
+    vintage: Int32s  # generation of the present value; -1 where no row was sent
     source: Int8s  # index into `sources`; -1 where no row was sent
     sources: tuple[str, ...]
     revisions: tuple[Revision, ...]
@@ -128,6 +128,7 @@ def build(job: BuildJob, data_dir: Path) -> BuildResult:
         pieces=tuple(piece.file.sha256 for piece in pieces),
         duplicates=cells.duplicates,
         suspect=int((reason == SUSPECT).sum()),
+        layout=BUILD_LAYOUT,
     )
     fsync_folders(data_dir, folder)
     return result
@@ -200,7 +201,7 @@ def merge(pieces: Sequence[PieceRows], year: int) -> MergedGrid:
     sources = tuple(sorted({rows.shard.source for rows in pieces}))
     shape = len(variables), hours
     raw, given = np.full(shape, np.nan), np.zeros(shape, np.bool_)
-    vintage, source = np.full(shape, -1, np.int16), np.full(shape, -1, np.int8)
+    vintage, source = np.full(shape, -1, np.int32), np.full(shape, -1, np.int8)
     revisions: list[Revision] = []
     duplicates = 0
     for rows, keep in inside:
@@ -289,7 +290,7 @@ def long_table(cells: MergedGrid, value: Floats, reason: Int8s, job: BuildJob) -
             "value": _numbers(value.ravel()),
             "raw": _numbers(cells.raw.ravel()),
             "reason": _reasons(reason.ravel()),
-            "vintage": as_arrow(cells.vintage.ravel(), pa.int16(), absent),
+            "vintage": as_arrow(cells.vintage.ravel(), pa.int32(), absent),
             "source": _labels(cells.source.ravel(), cells.sources, absent),
             "origin": _labels(np.zeros(size, np.int8), (job.origin,)),
         }

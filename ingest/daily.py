@@ -202,7 +202,7 @@ def _table(grid: MergedGrid, job: DailyJob, zone: str) -> pa.Table:
             "hours": as_arrow(np.tile(length, count).astype(np.int8), pa.int8()),
             "value": as_arrow(raw, pa.float64(), np.isnan(raw)),
             "reason": label(_reasons(grid).ravel().astype(np.int64), [REASONS[code] for code in DAILY_REASONS]),
-            "vintage": as_arrow(vintage, pa.int16(), vintage < 0),
+            "vintage": as_arrow(vintage, pa.int32(), vintage < 0),
             "origin": label(same, [job.origin]),
         }
     )

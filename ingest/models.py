@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 HOUR = timedelta(hours=1)
+BUILD_LAYOUT = (
+    2  # of the files of a build: 2: `vintage` is int32; a build of another layout is made again from its pieces
+)
 MANIFEST_FORMAT = 1  # raised when a reader of the earlier manifests would be wrong
 ALL_RESPONDENTS = "ALL"  # respondent of a shard whose file holds every balancing authority
 MAX_VARIABLES = 512  # of one respondent and source: EIA has about 25, OASIS about 100
@@ -186,6 +189,12 @@ class BuildResult:
     pieces: tuple[str, ...] = ()  # sha256 of each input piece, in order: another list means another build
     duplicates: int = 0  # rows of a piece beyond the first of their (hour, variable), counted again from the pieces
     suspect: int = 0  # valid cells that the outlier rule keeps and flags
+    layout: int = 1  # of the files; versions before `BUILD_LAYOUT` state none
+
+    @property
+    def current(self) -> bool:
+        """Whether its files are laid out as this version writes them."""
+        return self.layout == BUILD_LAYOUT
 
     @property
     def key(self) -> str:

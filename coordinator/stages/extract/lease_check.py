@@ -20,7 +20,17 @@ from ingest.columns import Columns, digest, find_gaps, from_table, hour_number, 
 from ingest.errors import VerificationError
 from ingest.files import file_sha256
 from ingest.manifest import SAFE_HOUR
-from ingest.models import ALL_RESPONDENTS, BuildJob, BuildResult, FetchJob, FileEntry, ShardResult, parse_hour, step_of
+from ingest.models import (
+    ALL_RESPONDENTS,
+    BUILD_LAYOUT,
+    BuildJob,
+    BuildResult,
+    FetchJob,
+    FileEntry,
+    ShardResult,
+    parse_hour,
+    step_of,
+)
 from ingest.sources import get_source
 from ingest.store import read_content
 
@@ -159,6 +169,7 @@ def _check_build(job: BuildJob, result: BuildResult, data_dir: Path) -> None:
     _expect(key, "series", (result.respondent, result.year), (job.respondent, job.year))
     _expect(key, "pieces", result.pieces, tuple(piece.file.sha256 for piece in job.pieces))
     _expect(key, "hours", result.hours, year_hours(job.year)[1])
+    _expect(key, "layout", result.layout, BUILD_LAYOUT)
     _expect(key, "cells by reason", result.valid + sum(result.masked.values()), cells)
     if (
         min(result.valid - result.suspect, result.suspect, result.revised, result.duplicates, *result.masked.values())

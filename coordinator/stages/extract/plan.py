@@ -17,7 +17,7 @@ from ingest.asked import clip_period, latest_hour, reuse_verified
 from ingest.catalog import RESPONDENTS, check_respondents, expand_groups
 from ingest.catalog_listing import respondents_of
 from ingest.errors import UsageError
-from ingest.models import FetchJob, Shard, ShardResult
+from ingest.models import BuildResult, FetchJob, Shard, ShardResult
 from ingest.plan import (
     DEFAULT_END,
     Build,
@@ -76,7 +76,8 @@ class ExtractOptions(StageOptions):
         routes = choose_routes(source.kind, settings["routes"])
         serves: Callable[[str], bool] = get_source(source.kind).serves
         if source.recordings:  # a group, and routes that are not named, mean those of them that the files have
-            held = _recorded(source.recordings)
+            held, skipped = _recorded(source.recordings)
+            notes = (*notes, *skipped)
             serves = {code for _, code in held}.__contains__
             wanted = {name.lower() for name in settings["routes"]} | {route for route, _ in held}
             routes = tuple(route for route in routes if {route, route.removeprefix("daily-")} & wanted) or routes
@@ -159,14 +160,15 @@ def make_plan(options: ExtractOptions, now: datetime) -> ExtractionPlan:
     respondents = frozenset(options.respondents)
     shards = tuple(widened(shard, results, respondents, options.start) for shard in shards)
     shards += _lost_generations(found, results, shards)
-    readable = manifest.readable_build_results(options.data_dir)
-    built = {result.key: result.pieces for result in readable if manifest.in_place(options.data_dir, result)}
+    readable = list(manifest.readable_build_results(options.data_dir))
+    built = pieces_built(result for result in readable if manifest.in_place(options.data_dir, result))
+    outdated = {(result.respondent, result.year) for result in readable if not result.current}
     years = range(int(options.start[:4]), int(options.end[:4]) + 1)
     builds = plan_builds(shards, options.respondents, years, built)
     return ExtractionPlan(
         data_dir=options.data_dir,
         shards=shards,
-        builds=(*builds, *_repeated(options.data_dir, results.values(), builds)),
+        builds=(*builds, *_repeated(options.data_dir, results.values(), builds, outdated)),
         respondents=respondents,
         world=world,
         results=results,
@@ -176,10 +178,18 @@ def make_plan(options: ExtractOptions, now: datetime) -> ExtractionPlan:
     )
 
 
-def _repeated(data_dir: Path, results: Collection[ShardResult], planned: Iterable[Build]) -> list[Build]:
-    """Return the builds whose manifests are damaged and that the request does not cover, from the shards on disk."""
+def pieces_built(builds: Iterable[BuildResult]) -> dict[str, tuple[str, ...]]:
+    """Return the pieces of builds by key: none for one of another layout, so that it is made again."""
+    return {build.key: build.pieces if build.current else () for build in builds}
+
+
+def _repeated(
+    data_dir: Path, results: Collection[ShardResult], planned: Iterable[Build], outdated: set[tuple[str, int]]
+) -> list[Build]:
+    """Return the builds that the request does not cover and whose manifests are damaged, or their files `outdated`."""
     found = []
-    for respondent, year in sorted(manifest.damaged_builds(data_dir) - {(one.respondent, one.year) for one in planned}):
+    again = manifest.damaged_builds(data_dir) | outdated
+    for respondent, year in sorted(again - {(one.respondent, one.year) for one in planned}):
         own = [r.shard for r in results if r.shard.respondent == respondent or respondent in r.kept]
         keys = tuple(shard.key for shard in own if year in years_of(shard) and not shard.daily)
         found += [Build(respondent, year, keys)] if keys else []
@@ -198,16 +208,19 @@ def _lost_generations(
     )
 
 
-def _recorded(paths: Iterable[str]) -> frozenset[tuple[str, str]]:
-    """Return each route and respondent of recordings.
+def _recorded(names: Iterable[str]) -> tuple[frozenset[tuple[str, str]], tuple[str, ...]]:
+    """Return each route and respondent of recordings, and a line for each file that is left out.
 
     Raises:
         UsageError: a file can't be read.
     """
-    from ingest.emulator.worlds.recording_files import RecordingsError, recorded_series  # here: pandas takes a second
+    # here: pandas takes a second
+    from ingest.emulator.worlds.recording_files import RecordingsError, headers_in, recorded_series
 
+    paths = [Path(name) for name in names]
     try:
-        return recorded_series(map(Path, paths))
+        skipped = tuple(f"{path} is left out: it has no row below its header" for path in headers_in(paths))
+        return recorded_series(paths), skipped
     except RecordingsError as error:
         raise UsageError(f"--source recordings: {error}") from None
 

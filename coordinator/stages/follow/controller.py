@@ -19,7 +19,7 @@ from coordinator.server.lease_files import LeaseFiles
 from coordinator.stages.display import Rendering
 from coordinator.stages.extract import lease_check
 from coordinator.stages.extract.controller import ExtractController
-from coordinator.stages.extract.plan import ExtractionPlan, ExtractOptions, check_world, widened, world_of
+from coordinator.stages.extract.plan import ExtractionPlan, ExtractOptions, check_world, pieces_built, widened, world_of
 from coordinator.stages.extract.stage import check_reachable
 from coordinator.stages.follow.forecasts import Forecasts
 from coordinator.stages.follow.state import CycleSummary, FollowState, read_state, write_state
@@ -228,7 +228,7 @@ class FollowController(StageController):
             respondents=respondents,
             world=self._world,
             results=self._results,
-            built={key: build.pieces for key, build in self._builds.items()},
+            built=pieces_built(self._builds.values()),
             origin=self._options.source.origin,
             start=self._options.start,
         )

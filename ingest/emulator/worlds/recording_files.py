@@ -1,14 +1,16 @@
 """Read files of recorded hours: columns are found by name, and what can't be an hourly value is refused by name.
 
 Forms: a file of one respondent, named after it (`PACW.csv`); one with a column of respondents, such as EIA's six-month files; long
-rows with a column of types or fuels; grid files with columns such as `E_PACW_D`. CSV and Parquet, `.gz` too. Times are UTC and
-hour-ending; a time with a zone is converted. MISSING means that EIA has no row for the hour; EMPTY, NA or nothing is a row
+rows with a column of types, fuels, neighbours or sub-areas; grid files with columns such as `E_PACW_D`. CSV and Parquet, `.gz` too. A file in a
+folder that has only a header is left out. Times are UTC and hour-ending; a time with a zone is converted. MISSING means that EIA has no row for the hour; EMPTY, NA or nothing is a row
 without a value.
 """
 
+import gzip
 import re
 import zlib
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +20,10 @@ import pandas as pd
 from ingest.columns import hour_text
 from ingest.files import visible
 from ingest.models import REGION_TYPES
-from ingest.sources.bulk_layout import variables_of
+from ingest.sources.bulk_layout import LONG, variables_of
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
+LOOKED_AT = 100  # lines in which a second one that is not empty has to be
 LARGEST = 2.0**53  # MWh: a double holds each whole number up to it
 HOUR_NS = 3_600_000_000_000
 
@@ -38,6 +41,7 @@ _WIDE = {
     "NG": ("net generation reported", "net generation", "ng"),
     "TI": ("interchange reported", "total interchange", "ti"),
 }
+_FILES = {"INTERCHANGE": "interchange-data", "SUBREGION": "region-sub-ba-data"}  # EIA's six-month file → route
 _KINDS, _FUELS, _VALUE = ("type", "data type"), ("fueltype", "fuel type"), "value"
 _DEMAND = ("demand", "d")  # of a column of kinds
 _GRID = re.compile(r"E_([A-Z0-9]+)(?:-([A-Z0-9]+))?_([A-Z]+)")
@@ -51,7 +55,7 @@ _FORMATS = ("ISO8601", "%m/%d/%Y %I:%M:%S %p", "%m/%d/%Y %H:%M:%S", "%m/%d/%Y %H
 MAX_NAMES = 6  # of a file's columns that a message lists
 KNOWN = (
     "known columns of values are demand, forecast demand, net generation, total interchange, EIA's `Net Generation (MW) from …`, "
-    "E_CODE_D, and value with a type or fueltype"
+    "E_CODE_D, value with a type or fueltype, and EIA's files of interchange and sub-regions"
 )
 MOVE = "Move the file out of the folder, or name the files one by one: recordings:PATH,PATH"
 
@@ -61,7 +65,7 @@ class RecordingsError(ValueError):
 
 
 def files_of(paths: Iterable[Path]) -> Iterator[Path]:
-    """Yield files, and the CSV and Parquet files in folders by name.
+    """Yield files, and the CSV and Parquet files in folders by name, but those with only a header.
 
     Raises:
         RecordingsError: a path does not exist, or a folder has no such file.
@@ -69,11 +73,11 @@ def files_of(paths: Iterable[Path]) -> Iterator[Path]:
     for path in paths:
         if path.is_dir():
             inside = sorted(visible(path.iterdir(), path))
-            files = [child for child in inside if child.is_file() and child.name.lower().endswith(SUFFIXES)]
+            files = [child for child in _tables_in(path) if not _is_header(child)]
             if not files:
                 folders = ", ".join(child.name for child in inside if child.is_dir())
                 raise RecordingsError(
-                    f"{path}: no {', '.join(SUFFIXES)} file in it"
+                    f"{path}: no {', '.join(SUFFIXES)} file with rows in it"
                     + (f"; name a folder in it: {folders}" if folders else "")
                 )
             yield from files
@@ -81,6 +85,28 @@ def files_of(paths: Iterable[Path]) -> Iterator[Path]:
             yield path
         else:
             raise RecordingsError(f"{path}: no such file or folder")
+
+
+def headers_in(paths: Iterable[Path]) -> list[Path]:
+    """Return the files in folders that have only a header: a list of columns, such as that of eia-grid."""
+    return [child for path in paths if path.is_dir() for child in _tables_in(path) if _is_header(child)]
+
+
+def _tables_in(folder: Path) -> list[Path]:
+    inside = sorted(visible(folder.iterdir(), folder))
+    return [child for child in inside if child.is_file() and child.name.lower().endswith(SUFFIXES)]
+
+
+def _is_header(path: Path) -> bool:
+    """Return whether a CSV file has one line and no more; one that can't be read has not."""
+    if path.name.lower().endswith(".parquet"):
+        return False
+    opened = gzip.open if path.name.lower().endswith(".gz") else open
+    try:
+        with opened(path, "rt", encoding="utf-8-sig") as file:
+            return len([line for line in islice(file, LOOKED_AT) if line.strip()]) == 1
+    except (OSError, ValueError, EOFError, zlib.error):
+        return False
 
 
 def read_file(path: Path) -> Iterator[tuple[Cell, Hours, Values]]:
@@ -168,6 +194,17 @@ def _cells(
     if kind is not None and _VALUE in names:
         yield from _long(table, names, owners)
         return
+    for file, route in _FILES.items():
+        layout = LONG[file]
+        column = next((names[name] for name in layout.code if name in names), None)
+        if column is not None and (value := names.get(_plain(layout.value))):
+            held = _texts(table[value])
+            codes = table[column].astype(str).str.strip().str.upper().to_numpy()
+            for respondent, rows in owners:
+                for code in sorted(set(codes[rows])):
+                    own = rows[codes[rows] == code]
+                    yield (route, respondent, code), own, held[own]
+            return
     wide = {
         ("region-data", code): [names[name]]
         for code, known in _WIDE.items()

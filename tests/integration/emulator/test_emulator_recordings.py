@@ -16,6 +16,7 @@ from ingest.emulator.worlds.base import ABSENT, NULL, VALUE
 from ingest.emulator.worlds.recording_files import RecordingsError
 from ingest.emulator.worlds.recordings import RecordingsWorld
 from tests.support.eia_client import ask, pages
+from tests.support.program import Coordinator
 
 
 def hour(text: str) -> int:
@@ -135,6 +136,30 @@ def test_eias_own_file_is_read(tmp_path: Path) -> None:
     assert read(tmp_path) == {"D": [5824, 6], "DF": [5900, 5]}
     assert read(tmp_path, "fuel-type-data") == {"SUN": [1001, 7]}
     assert RecordingsWorld([tmp_path]).respondents("fuel-type-data") == ("AVA", "BPAT")
+
+
+def test_eias_files_of_neighbours_and_sub_areas_are_read(tmp_path: Path) -> None:
+    head, hour = "Balancing Authority,Data Date,UTC Time at End of Hour", "BPAT,12/31/2019,01/01/2020 12:00:00 AM"
+    (tmp_path / "EIA930_INTERCHANGE_2019_Jul_Dec.csv").write_text(
+        f'{head},Directly Interconnected Balancing Authority,Interchange (MW)\n{hour},AVA,"-1,391"\n{hour},PACW,7\n'
+    )
+    assert read(tmp_path, "interchange-data") == {"AVA": [-1391], "PACW": [7]}
+    (tmp_path / "EIA930_SUBREGION_2019_Jul_Dec.csv").write_text(f"{head},Sub-Region,Demand (MW)\n{hour},North,5\n")
+    assert read(tmp_path, "region-sub-ba-data") == {"NORTH": [5]}
+
+
+def test_a_list_of_columns_in_a_folder_is_left_out_with_a_line(tmp_path: Path, coordinator: Coordinator) -> None:
+    """The folder eia-grid holds one: the whole folder was refused for it. Named by itself, it is refused as before."""
+    grid = tmp_path / "grid"
+    grid.mkdir()
+    (grid / "BPAT.csv").write_text(f"date_time,demand (MW)\n{TIMES[0]},5\n")
+    (grid / "columns.csv").write_text("EBA.BPAT-ALL.D.H,EBA.AVA-ALL.D.H\n\n")
+    words = ("start", "--extract", "--dry-run", "--respondents", "BPAT", "--start", "2020", "--end", "2020", "--source")
+    run = coordinator(*words, f"recordings:{grid}")
+    assert run.code == 0, run.stderr
+    assert f"{grid}/columns.csv is left out: it has no row below its header" in run.stdout
+    run = coordinator(*words, f"recordings:{grid}/columns.csv")
+    assert (run.code, "no row below the header" in run.stderr) == (2, True)
 
 
 def test_decimals_are_served_as_they_are(tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ from coordinator.cli.settings import resolve
 from coordinator.stages.extract.controller import ExtractController
 from coordinator.stages.extract.plan import ExtractOptions, make_plan
 from coordinator.stages.extract.stage import server_time
+from ingest import manifest
 from ingest.errors import UsageError
 from ingest.plan import DEFAULT_RESPONDENTS
-from tests.support.data_folder import commit, shard
+from tests.support.data_folder import build_all, commit, shard
 
 
 def options(tmp_path: Path, *, update: bool = False, **flags: Any) -> ExtractOptions:
@@ -81,6 +82,23 @@ def test_builds_that_wait_for_fetches_count_in_the_total_from_the_start(tmp_path
         commit(wanted.data_dir, shard("PACW", "2023-01-01T00", "2023-12-31T23", route=route), {code: 1.0})
     controller = ExtractController(make_plan(wanted, now))
     assert (len(controller.open_tasks("", limited=False)), controller.to_come()) == (7, 3)  # one build is open already
+
+
+def test_series_of_an_older_layout_are_built_again_also_beside_the_request(tmp_path: Path) -> None:
+    """Their generation numbers are int16: readers such as Polars refuse a dataset of both widths."""
+    wanted = options(tmp_path, respondents="PACW", start="2023", end="2023")
+    for year in (2022, 2023):
+        commit(wanted.data_dir, shard("PACW", f"{year}-01-01T00", f"{year}-12-31T23"), {"D": 1.0})
+    builds = build_all(wanted.data_dir)
+    now = datetime.now(UTC)
+    assert [build.key for build in make_plan(wanted, now).builds] == ["build/PACW/2023"]
+    for build in builds:
+        path = manifest.manifest_path(wanted.data_dir, build.key)
+        path.write_text(path.read_text().replace('"layout": 2', '"layout": 1'))
+    plan = make_plan(wanted, now)
+    assert {build.key for build in plan.builds} == {"build/PACW/2022", "build/PACW/2023"}
+    assert set(plan.built.values()) == {()}
+    assert "build/PACW/2022" in {task.id for task in ExtractController(plan).open_tasks("", limited=False)}
 
 
 def test_server_without_a_clock_is_read_by_this_hosts() -> None:

@@ -125,6 +125,16 @@ def test_more_variables_than_an_int8_index_holds_are_built(count: int, index: st
     assert tuple(first_hours.to_pylist()) == names
 
 
+def test_generations_of_a_folder_that_is_followed_for_decades_are_kept() -> None:
+    """An hourly follower passes 32,767 after 3.7 years: the build failed."""
+    generation = 24 * 366 * 30
+    late = shard(start="2023-01-01T00", end="2023-12-31T23", generation=generation)
+    rows = PieceRows(late, ("D",), np.array([FIRST], np.int32), np.zeros(1, np.int32), np.ones(1))
+    cells = merge([rows], 2023)
+    table = long_table(cells, cells.raw, classify_cells(cells), BuildJob("PACW", 2023, "synthetic", ()))
+    assert table["vintage"][0].as_py() == generation
+
+
 def test_duplicate_keys_in_a_piece_are_counted() -> None:
     rows = rows_of(0, {(0, "D"): 1.0, (1, "D"): 2.0})
     twice = PieceRows(

@@ -62,7 +62,7 @@ def test_data_folder_reads_as_before(data: Path) -> None:
 def test_recordings_keys_and_runs(tmp_path: Path) -> None:
     recording = tmp_path / "recordings" / "eia.csv"
     recording.parent.mkdir()
-    recording.write_text("period,respondent,type,value\n")
+    recording.write_text("period,respondent,type,value\n2024-01-01T00,PACW,D,1\n")
     keys = tmp_path / "keys"
     key_store.add_worker(keys, "m2-0")
     run = tmp_path / "train"
