@@ -1,9 +1,11 @@
 """Benchmark of training: seconds a step and memory a rank by ranks and context: `python -m scripts.bench.train run --data DIR --out FILE.jsonl`.
 
-  run    trains a few steps on one piece of --hours hours, with 1, 2 and 4 local ranks, and appends a JSON line for each
-  plot   draws docs/images/train_scaling.png from those lines alone
+  run          trains a few steps on one piece of --hours hours, with 1, 2 and 4 local ranks, and appends a JSON line for each
+  authorities  the same on hours of all respondents of DIR in one context (scope all), --tokens of them at least; the line also has each step's loss, the
+               tokens of a validation, which is one forecast over that context and the validated hours, and its skill by respondent
+  plot         draws docs/images/train_scaling.png from those lines alone
 
-DIR needs a respondent with more hours than the longest context: `coordinator start --extract --respondents ERCO --data DIR` makes
+`run` needs a respondent with more hours than the longest context: `coordinator start --extract --respondents ERCO --data DIR` makes
 61,368 synthetic ones. All ranks share this machine's cores, so more ranks can't be faster here; the memory of each rank decreases.
 """
 
@@ -15,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ingest.features import DAY
+from ingest.loader import respondents_on_disk
 from ringattn import launch
 from ringattn.blas import loader as blas
 from scripts.bench.common import IMAGES, ROOT, cores, drawn, emit, parser, read_lines
@@ -31,11 +35,11 @@ def train(
     timeout: float = 1800,
     environ: Mapping[str, str] | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Train on one piece of `hours` hours.
+    """Train on one piece of `hours` hours a respondent.
 
     Args:
-        options: Data folder, respondent, last training year (`end`) and number of steps.
-        hours: Hours of context in one sequence.
+        options: Data folder, respondent (empty: all), scope, first and last training year (`end`) and number of steps.
+        hours: Hours of context in one sequence, of each respondent.
         ranks: Local ranks.
         threads: Threads of each rank.
         command: The training program.
@@ -43,14 +47,15 @@ def train(
         environ: Variables of the ranks.
 
     Returns:
-        The lines of its steps, as in metrics.jsonl, and its result.
+        The lines of its steps, as in metrics.jsonl, and its result, with the line of its validation as `validation`.
     """
     with tempfile.TemporaryDirectory() as folder:
         flags = {
             "data": options.data,
             "run": folder,
             "respondents": options.respondent,
-            "train": f"2019:{options.end}",
+            "scope": options.scope,
+            "train": f"{options.first}:{options.end}",
             "validate": f"{options.end + 1}-01",
             "context": hours,
             "piece-hours": hours,
@@ -58,12 +63,17 @@ def train(
             "steps": options.steps,
             "validate-every": options.steps,
             "checkpoint-every": options.steps,
+            "timeout": timeout,
         }
         env = {**(environ or {}), **dict.fromkeys(blas.THREADS, str(threads))}
         words = (word for key, value in flags.items() for word in (f"--{key}", str(value)))
         launch.run(ranks, [*command, *words], env=env, timeout=timeout)
-        lines = read_lines(Path(folder) / "metrics.jsonl")
-        return [line for line in lines if "loss" in line], json.loads((Path(folder) / "result.json").read_text())
+        lines, result = (
+            read_lines(Path(folder) / "metrics.jsonl"),
+            json.loads((Path(folder) / "result.json").read_text()),
+        )
+        (validation,) = (line for line in lines if "skills" in line)
+        return [line for line in lines if "loss" in line], {**result, "validation": validation}
 
 
 def add_options(command: argparse.ArgumentParser, steps: int) -> None:
@@ -71,7 +81,9 @@ def add_options(command: argparse.ArgumentParser, steps: int) -> None:
     command.add_argument("--data", type=Path, required=True)
     command.add_argument("--out", type=Path, required=True, help="JSON lines, appended to")
     command.add_argument("--respondent", default="ERCO")
-    command.add_argument("--end", type=int, default=2023, help="last training year; the year after validates")
+    command.add_argument("--first", type=int, default=2019, help="first training year")
+    command.add_argument("--end", type=int, default=2023, help="last training year; the January after it validates")
+    command.set_defaults(scope="own")
     command.add_argument("--steps", type=int, default=steps)
 
 
@@ -79,17 +91,37 @@ def run(options: argparse.Namespace) -> None:
     """Measure and append. The first step, which loads and warms up, does not count."""
     for hours, ranks in ((hours, ranks) for hours in options.hours for ranks in options.ranks):
         lines, result = train(options, hours, ranks, max(1, cores() // ranks))
-        line = {
-            "hours": hours,
-            "ranks": ranks,
-            "cores": cores(),
-            "seconds": [round(step["seconds"], 3) for step in lines[1:]],
-            "attention_share": round(statistics.median(step["attention_share"] for step in lines[1:]), 3),
-            "wait_share": round(statistics.median(step["wait_share"] for step in lines[1:]), 3),
-            "peak_mb": result["peak_mb"],
-            "blas": result["arithmetic"]["mlx"],
+        emit({"hours": hours, **_line(lines, result, ranks)}, options.out, progress=True)
+
+
+def authorities(options: argparse.Namespace) -> None:
+    """Measure one context of all respondents, and append."""
+    options.respondent = options.respondent or ",".join(respondents_on_disk(options.data))
+    names = options.respondent.split(",")
+    days = -(-options.tokens // (DAY * len(names)))
+    for ranks in options.ranks:
+        lines, result = train(options, days * DAY, ranks, max(1, cores() // ranks))
+        more = {
+            "authorities": len(names),
+            "loss": [line["loss"] for line in lines],
+            "forecast_tokens": result["validation"]["validation_tokens"],
+            "forecast_seconds": round(result["validation"]["validation_seconds"], 3),
+            "skills": result["validation"]["skills"],
         }
-        emit(line, options.out, progress=True)
+        emit({"hours": lines[0]["tokens"], **_line(lines, result, ranks), **more}, options.out, progress=True)
+
+
+def _line(lines: Sequence[dict[str, Any]], result: dict[str, Any], ranks: int) -> dict[str, Any]:
+    """Return what both measurements tell of a training."""
+    return {
+        "ranks": ranks,
+        "cores": cores(),
+        "seconds": [round(step["seconds"], 3) for step in lines[1:]],
+        "attention_share": round(statistics.median(step["attention_share"] for step in lines[1:]), 3),
+        "wait_share": round(statistics.median(step["wait_share"] for step in lines[1:]), 3),
+        "peak_mb": result["peak_mb"],
+        "blas": result["arithmetic"]["mlx"],
+    }
 
 
 def plot(options: argparse.Namespace) -> None:
@@ -102,10 +134,13 @@ def plot(options: argparse.Namespace) -> None:
             label = "one process" if ranks == 1 else f"ring of {ranks}"
             left.plot(x, [max(line["peak_mb"]) for line in own], marker="o", label=label)
             right.plot(x, [statistics.median(line["seconds"]) for line in own], marker="o", label=label)
-        x_label = "hours of context in one sequence"
-        left.set(xlabel=x_label, ylabel="peak memory of a rank, MB", ylim=(0, None))
+        x_label = "hours in one context"
+        left.set(xlabel=x_label, ylabel="peak memory of a rank, MB", xscale="log", yscale="log")
         right.set(
-            xlabel=x_label, ylabel=f"seconds per step (median), {lines[0]['cores']} cores for all ranks", ylim=(0, None)
+            xlabel=x_label,
+            ylabel=f"seconds per step (median), {lines[0]['cores']} cores for all ranks",
+            xscale="log",
+            yscale="log",
         )
 
 
@@ -118,6 +153,11 @@ def main() -> None:
     measuring.add_argument("--hours", type=int, nargs="+", default=[8760, 17520, 43800])
     measuring.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
     measuring.set_defaults(call=run)
+    measuring = commands.add_parser("authorities", help="measure one context of all respondents")
+    add_options(measuring, steps=3)
+    measuring.add_argument("--tokens", type=int, default=262_144, help="hours of all respondents, at least")
+    measuring.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
+    measuring.set_defaults(call=authorities, scope="all", respondent="")
     plotting = commands.add_parser("plot", help="draw")
     plotting.add_argument("--in", dest="lines", type=Path, required=True)
     plotting.set_defaults(call=plot)

@@ -18,7 +18,7 @@ NOON = 12  # hour of a day in standard time whose condition its row has: with or
 
 @dataclass(frozen=True)
 class LocalBatch:
-    """A rank's part of a packed sequence; arrays are [24, row]: hour of a day in standard time, day of a respondent."""
+    """A rank's part of a packed sequence; arrays are [24, asked row]: hour of a day in standard time, day of a respondent."""
 
     batch: Batch
     target: mx.array  # float32; 0 where there is none
@@ -69,6 +69,7 @@ def build_local_batch(
     rank: int,
     scored: Period,
     signs: Sequence[float] | None = None,
+    only_scored: bool = False,
 ) -> LocalBatch:
     """Build rank `rank`'s part of the sequence that packs `segments`.
 
@@ -81,6 +82,7 @@ def build_local_batch(
         rank: this rank.
         scored: hours whose targets count, as far as they are in a piece.
         signs: one a segment, 1 or -1; -1 flips the sign of the errors. None flips none.
+        only_scored: ask only for rows with a target that counts; the others are remembered and not forecast.
     """
     starts = np.cumsum([0, *(segment.rows for segment in segments)])
     positions = local_positions(layout, int(starts[-1]), size, rank).astype(np.int64)
@@ -96,15 +98,20 @@ def build_local_batch(
             regions[mine] = piece.region
             for at in _runs(mine, days[mine]):
                 _fill(arrays, at, store, segment, member, int(days[at.start]), norm, sign)
-    hours = np.array([[piece.first, piece.first + piece.hours - 1] for s in segments for piece in s.pieces])
-    piece = np.cumsum([0, *(len(segment.pieces) for segment in segments)])[owner] + number
-    first, last = hours[piece].T
+    spans = np.array([[piece.first, piece.first + piece.hours - 1] for s in segments for piece in s.pieces])
+    piece_of = np.cumsum([0, *(len(segment.pieces) for segment in segments)])[owner] + number
+    first, last = spans[piece_of].T
     arrays.valid[...] &= (arrays.hours >= np.maximum(first, scored.first)) & (
         arrays.hours <= np.minimum(last, scored.last)
     )
     arrays.target[~arrays.valid] = 0
+    asked = np.arange(len(positions))
+    if only_scored:
+        asked = np.flatnonzero(arrays.valid.any(axis=0))
+        asked = asked if len(asked) else np.zeros(1, np.int64)  # a rank's part may be context alone
+    chosen = slice(None) if len(asked) == len(positions) else asked
     batch = Batch(
-        mx.array(arrays.features),
+        mx.array(arrays.features[:, chosen]),
         mx.array(arrays.condition),
         mx.array(arrays.memory),
         mx.array(arrays.memory_condition),
@@ -113,18 +120,20 @@ def build_local_batch(
         mx.array(days.astype(np.float32)),
         mx.array(owner.astype(np.int32)),
         mx.array(positions.astype(np.int32)),
+        None if isinstance(chosen, slice) else mx.array(asked.astype(np.int32)),
         int(starts[-1]),
         max(len(segment.pieces) for segment in segments),
         layout,
     )
+    hours = arrays.hours[:, chosen]
     return LocalBatch(
         batch,
-        mx.array(arrays.target),
-        mx.array(arrays.valid.astype(np.float32)),
+        mx.array(arrays.target[:, chosen]),
+        mx.array(arrays.valid[:, chosen].astype(np.float32)),
         int(starts[-1]) * DAY,
-        arrays.columns,
-        arrays.hours,
-        np.broadcast_to(regions, arrays.hours.shape),
+        arrays.columns[:, chosen],
+        hours,
+        np.broadcast_to(regions[chosen], hours.shape),
     )
 
 

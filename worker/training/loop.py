@@ -12,7 +12,7 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -20,25 +20,26 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
-from numpy.typing import NDArray
 
 import ringattn
 from ingest import features
-from ingest.calendar import calendar_of
 from ingest.errors import UsageError
 from ingest.files import atomic_write
 from ingest.loader import available, respondents_on_disk
 from ingest.publication import Publication
 from ringattn.blas import loader as blas
-from worker.forecast.model import checkpoint, conformal
+from worker.forecast.model import checkpoint
 from worker.forecast.model.checkpoint import Checkpoint
-from worker.forecast.model.network import MEDIAN, QUANTILES, Forecaster, ModelConfig, pinball
+from worker.forecast.model.network import HOURS, QUANTILES, Forecaster, ModelConfig
 from worker.training.config import RESUMABLE, TrainConfig, averaged, periods, plain
 from worker.training.data import LocalBatch, build_local_batch
 from worker.training.metrics import MetricsWriter, StepRecord, peak_bytes
+from worker.training.objective import Objective
 from worker.training.segments import Segment, draw_segments, draw_sign_flips, groups_of, segment_of
-from worker.training.tokens import Normalisation, Period, Piece, open_token_store
+from worker.training.tokens import Normalisation, Period, Piece, open_token_store, with_forecast
+from worker.training.validation import validate
 
+VALIDATION_HOURS = 200_000  # of a sequence, which bounds the memory of a validation of many respondents
 MIN_PIECES = 6  # of a step by default; more respondents have one each
 INPUTS = [features.VERSION, *features.FEATURES, *features.CONDITION]
 
@@ -70,13 +71,14 @@ class Trainer:
     def __init__(self, config: TrainConfig, group: mx.distributed.Group, stop: threading.Event) -> None:
         self.config, self.group, self._stop = config, group, stop
         self.rank, self.size = group.rank(), group.size()
-        respondents = config.respondents or respondents_on_disk(config.data)
+        respondents = config.respondents or self._respondents_on_disk()
         years = sorted(set.intersection(*(set(available(config.data, name).years) for name in respondents)))
         self.train, self.validate = periods(config, years)
         publication = Publication.parse(config.publication)
         self.store = open_token_store(config.data, respondents, config.reference, publication=publication)
         self._log(f"{', '.join(respondents)}; training {self.train}, validation {self.validate} (UTC)")
         self.groups = groups_of(respondents, config.scope)
+        self.trained = self._groups_with_targets()
         self.checkpoints = config.run_dir / "checkpoints"
         found, rejected = checkpoint.newest(self.checkpoints)
         for reason in rejected:
@@ -92,8 +94,32 @@ class Trainer:
         self.progress = RunProgress()
         if found is not None:
             self._resume(found)
-        self.gradient = nn.value_and_grad(self.model, _loss)
+        self.gradient = nn.value_and_grad(self.model, Objective(Forecaster(self.model_config(), group=group)))
         self.metrics = MetricsWriter(config, self.rank, self.progress.step)
+
+    def _respondents_on_disk(self) -> Sequence[str]:
+        """Return those of which there is what the reference needs; the others are left out by name."""
+        found = respondents_on_disk(self.config.data)
+        return (
+            found if self.config.reference == "week" or not found else with_forecast(self.config.data, found, self._log)
+        )
+
+    def _groups_with_targets(self) -> list[tuple[int, ...]]:
+        """Return the groups that can train; a respondent without a target of its own may still be remembered and validated.
+
+        Raises:
+            UsageError: none has.
+        """
+        bare = {i for i in range(len(self.store.respondents)) if not len(self.store.targets(i, self.train))}
+        names = ", ".join(self.store.respondents[i] for i in sorted(bare))
+        found = [members for members in self.groups if not bare.issuperset(members)]
+        if not found:
+            raise UsageError(
+                f"{names} has no hour of both demand and forecast in {self.train}: extract it, or name other periods"
+            )
+        if bare:
+            self._log(f"{names}: no hour of both demand and forecast to train on from {self.train}")
+        return found
 
     def model_config(self) -> ModelConfig:
         """Return the model's shape, which follows from the settings, the features and the respondents."""
@@ -134,9 +160,9 @@ class Trainer:
         p.step += 1
         began = time.monotonic()
         count = c.pieces or max(MIN_PIECES, len(self.store.respondents))
-        segments = draw_segments(self.store, self.groups, self.train, c.piece_hours, count, c.seed, p.step)
+        segments = draw_segments(self.store, self.trained, self.train, c.piece_hours, count, c.seed, p.step)
         signs = draw_sign_flips(len(segments), c.flip, c.seed, p.step)
-        local = self._local_batch(segments, self.train, signs)
+        local = self._local_batch(segments, self.train, signs, only_scored=False)
         key = mx.random.key(c.seed * 1_000_003 + p.step)
         with ringattn.trace() as hops:
             loss, gradients = self.gradient(self.model, local, key)
@@ -162,11 +188,18 @@ class Trainer:
         return stopping
 
     def _local_batch(
-        self, segments: Sequence[Segment], scored: Period, signs: Sequence[float] | None = None
+        self, segments: Sequence[Segment], scored: Period, signs: Sequence[float] | None = None, *, only_scored: bool
     ) -> LocalBatch:
-        layout = self.balancer.layout
         return build_local_batch(
-            self.store, segments, self.norm, layout=layout, size=self.size, rank=self.rank, scored=scored, signs=signs
+            self.store,
+            segments,
+            self.norm,
+            layout=self.balancer.layout,
+            size=self.size,
+            rank=self.rank,
+            scored=scored,
+            signs=signs,
+            only_scored=only_scored,
         )
 
     def _all_sum(self, loss: mx.array, count: mx.array, gradients: Any) -> tuple[float, Any, bool, list[float]]:
@@ -210,75 +243,35 @@ class Trainer:
         self.metrics.heartbeat("validate", p.step)
         trained = self.model.parameters()
         self.model.update(self.average)
-        skills, coverage, p.widths = self._skills()
+        found = validate(self.model, self._validation_batches(), self.store, self.validate, self.group)
         self.model.update(trained)
-        skill = float(np.mean([skills[name] for name in averaged(self.config, self.store.respondents)]))
+        p.widths = found.widths
+        counted = [name for name in averaged(self.config, self.store.respondents) if name in found.skills] or list(
+            found.skills
+        )
+        skill = float(np.mean([found.skills[name] for name in counted]))
         if skill > p.best_skill:
             p.best_step, p.best_skill, p.worse = p.step, skill, 0
         else:
             p.worse += 1
-        self.metrics.write({"step": p.step, "skill": skill, "skills": skills, "coverage_80": coverage})
-        each = "  ".join(f"{name} {value:+.3f}" for name, value in skills.items())
-        self._log(f"step {p.step}: validation skill {skill:+.4f} ({each}), 80% interval covers {coverage:.0%}")
+        line = {"step": p.step, "skill": skill, "skills": found.skills, "coverage_80": found.coverage}
+        self.metrics.write({**line, "validation_tokens": found.tokens, "validation_seconds": found.seconds})
+        each = "  ".join(f"{name} {value:+.3f}" for name, value in found.skills.items())
+        self._log(f"step {p.step}: validation skill {skill:+.4f} ({each}), 80% interval covers {found.coverage:.0%}")
 
-    def _skills(self) -> tuple[dict[str, float], float, dict[str, list[float]]]:
-        """Score the model on the validation hours.
-
-        Returns:
-            MAE skill over DF (without it, over the reference) by respondent, the share of hours inside the 80% interval, and the widths of
-            each respondent's intervals after these hours.
-
-        Raises:
-            UsageError: if a respondent has no hour that can be validated.
-        """
-        period, regions = self.validate, len(self.store.respondents)
-        firsts = [max(self.store.period(i).first, period.first - self.config.context) for i in range(regions)]
-        pieces = [Piece(i, first, period.last - first + 1) for i, first in enumerate(firsts)]
-        local = self._local_batch(
-            [segment_of(self.store, [pieces[i] for i in members]) for members in self.groups], period
-        )
-        quantiles = np.array(self.model(local.batch))
-        valid, target = np.array(local.valid) > 0, np.array(local.target)
-        _, scale, demand, operator = np.moveaxis(local.columns, -1, 0)
-        inside = (target >= quantiles[..., QUANTILES.index(0.1)]) & (target <= quantiles[..., QUANTILES.index(0.9)])
-        errors = np.abs(target - quantiles[..., MEDIAN]) * scale
-        # A model that corrects the linear forecast is judged by what both add to DF, as one that corrects DF is.
-        rival = np.abs(demand - operator) if self.config.reference == "linear" else np.abs(target) * scale
-        columns = (errors, rival, inside.astype(float), np.ones_like(scale))
-        sums = [np.bincount(local.regions[valid], x[valid], minlength=regions) for x in columns]
-        total = mx.distributed.all_sum(mx.array(np.stack(sums, axis=1).astype(np.float32)), group=self.group)
-        model, rivals, covered, count = np.array(total).T
-        if not rivals.all():
-            missing = [name for name, x in zip(self.store.respondents, rivals, strict=True) if not x]
-            raise UsageError(
-                f"{', '.join(missing)}: no hour of {period} has both a demand and a reference forecast to validate with; "
-                "choose another period with --validate"
-            )
-        skills = 1 - model / rivals
-        widths = self._widths(local, np.where(valid, target, np.nan), quantiles)
-        return (
-            dict(zip(self.store.respondents, skills.tolist(), strict=True)),
-            float(covered.sum() / count.sum()),
-            widths,
-        )
-
-    def _widths(
-        self, local: LocalBatch, outcome: NDArray[np.floating], quantiles: NDArray[np.floating]
-    ) -> dict[str, list[float]]:
-        """Return the widths of each respondent's intervals after the validation hours, of which the ranks hold parts."""
-        period, names = self.validate, self.store.respondents
-        shape = (len(names), period.last - period.first + 1, len(conformal.PAIRS))
-        summed = np.zeros(shape, np.float32)  # 1 + ratio; 0 where not measured
-        known = np.isfinite(outcome)
-        at = local.regions[known], (local.hours - period.first)[known]
-        summed[at] = 1 + conformal.ratios(quantiles[known], outcome[known])
-        ratio = np.array(mx.distributed.all_sum(mx.array(summed), group=self.group)) - 1
-        ratio[ratio < 0] = np.nan
-        found = {}
-        for name, each in zip(names, ratio, strict=True):
-            calendar = calendar_of(name, period.first, period.last, publication=self.store.publication)
-            found[name] = conformal.widths_after(each, calendar.hours, calendar.issue).tolist()
-        return found
+    def _validation_batches(self) -> Iterator[LocalBatch]:
+        """Yield this rank's part of each validation sequence: as many groups as `VALIDATION_HOURS` allows, one at least."""
+        period = self.validate
+        segments: list[Segment] = []
+        for members in self.groups:
+            firsts = [max(self.store.period(i).first, period.first - self.config.context) for i in members]
+            pieces = [Piece(i, first, period.last - first + 1) for i, first in zip(members, firsts, strict=True)]
+            segments.append(segment_of(self.store, pieces))
+            if sum(segment.rows for segment in segments) * HOURS > VALIDATION_HOURS:
+                yield self._local_batch(segments, period, only_scored=True)
+                segments = []
+        if segments:
+            yield self._local_batch(segments, period, only_scored=True)
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -354,11 +347,6 @@ class Trainer:
         }
         atomic_write(self.config.run_dir / "result.json", json.dumps(result, indent=1).encode())
         print(json.dumps(result))
-
-
-def _loss(model: Forecaster, local: LocalBatch, key: mx.array) -> mx.array:
-    """Return the sum of the pinball losses of this rank's tokens, a scalar."""
-    return (pinball(model(local.batch, key), local.target) * local.valid).sum()
 
 
 def _learning_rate(config: TrainConfig, step: int) -> float:

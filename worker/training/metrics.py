@@ -68,6 +68,7 @@ class MetricsWriter:
             "step": done.step,
             "loss": done.loss,
             "gradient_norm": done.gradient_norm,
+            "tokens": done.tokens,
             "tokens_per_s": speed,
             "attention_share": sum(hop.compute for hop in hops) / done.seconds,
             "wait_share": sum(hop.wait for hop in hops) / done.seconds,

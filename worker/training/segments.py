@@ -17,7 +17,6 @@ from typing import Literal
 import numpy as np
 
 from ingest.calendar import ISSUE_HOUR
-from ingest.errors import UsageError
 from ingest.features import DAY, MEMORY_LAG
 from ingest.publication import MAX_ACTUAL_HOURS
 from ingest.zones import standard_offset, zone_of
@@ -85,7 +84,7 @@ def draw_segments(
 
     Args:
         store: the tokens.
-        groups: as `groups_of` returns them; they are drawn equally often.
+        groups: those of `groups_of` that have a target in `period`; they are drawn equally often.
         period: hours to draw from.
         hours: length of a piece at most.
         count: number of pieces at least: a group's are drawn together.
@@ -96,7 +95,7 @@ def draw_segments(
         Segments inside `period`, each with at least one hour that has a target.
 
     Raises:
-        UsageError: if a group has no such hour.
+        ValueError: if a group has no such hour.
     """
     draw = np.random.default_rng((seed, step))
     segments: list[Segment] = []
@@ -126,8 +125,7 @@ def _draw_span(
         length = min(hours, last - first + 1)
         start = int(draw.choice(targets)) - int(draw.integers(length))
         return Piece(region, min(max(start, first), last - length + 1), length)
-    names = ", ".join(store.respondents[region] for region in members)
-    raise UsageError(f"{names} has no hour of both demand and forecast in {period}: extract it, or name other periods")
+    raise ValueError(f"a group without a target in {period} was to be drawn")
 
 
 def draw_sign_flips(count: int, rate: float, seed: int, step: int) -> list[float]:

@@ -43,6 +43,7 @@ def batch(rows: int, seed: int = 0) -> Batch:
         mx.array((numbers % half).astype(np.float32)),
         mx.array((numbers >= half).astype(np.int32)),
         mx.array(numbers.astype(np.int32)),
+        None,
         rows,
         1,
         Layout("zigzag"),

@@ -6,6 +6,7 @@ Gal and Ghahramani 2016) and are drawn from the step's key, so that a run does n
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -43,7 +44,7 @@ class ModelConfig:
 class Batch:
     """This rank's part of one packed sequence, [row] or [24, row, …], in the order of its layout; tokens are the hours of the rows."""
 
-    features: mx.array  # float32 [24, row, feature], normalised
+    features: mx.array  # float32 [24, asked row, feature], normalised
     condition: mx.array  # float32 [row, condition], normalised
     memory: (
         mx.array
@@ -54,9 +55,14 @@ class Batch:
     position: mx.array  # float32 [row], days from the start of the row's segment
     segment: mx.array  # int32 [row], rows of different segments do not attend to each other
     row: mx.array  # int32 [row], number in the whole sequence: hours of a row share their dropout masks
+    asked: mx.array | None  # int32 [asked row], the rows to forecast, among this rank's; None: all
     rows: int  # of the whole sequence
     members: int  # respondents of the largest segment, each with a row a day
     layout: Layout  # of the rows of the whole sequence over the ranks
+
+    def of_asked(self, x: mx.array, axis: int = 0) -> mx.array:
+        """Return the asked rows of an array."""
+        return x if self.asked is None else mx.take(x, self.asked, axis=axis)
 
 
 class Forecaster(nn.Module):
@@ -81,7 +87,7 @@ class Forecaster(nn.Module):
         self.head.weight, self.head.bias = mx.zeros_like(self.head.weight), mx.zeros_like(self.head.bias)
 
     def __call__(self, batch: Batch, key: mx.array | None = None) -> mx.array:
-        """Return the quantiles, float32 [24, row, len(QUANTILES)], ascending.
+        """Return the quantiles of the asked rows, float32 [24, asked row, len(QUANTILES)], ascending.
 
         Args:
             batch: the tokens.
@@ -90,24 +96,37 @@ class Forecaster(nn.Module):
         return ascending(self.head(self.embedding(batch, key)))
 
     def embedding(self, batch: Batch, key: mx.array | None = None) -> mx.array:
-        """Return the input of the head, float32 [24, row, dim]: a summary of the hour, which control also reads."""
-        count = len(self.layers) + 2
-        keys = [None] * count if key is None else list(mx.random.split(key, count))
-        rate = self.config.dropout
-        x = _drop_days(self.embed(batch.features) + self.region(batch.region), rate, batch, keys[0])
-        x = x + _drop_days(self.recall(batch), rate, batch, keys[1])
-        for layer, own in zip(self.layers, keys[2:], strict=True):
-            x = x + _drop_days(layer(x), rate, batch, own)
+        """Return the input of the head, float32 [24, asked row, dim]: a summary of the hour, which control also reads."""
+        masks = self.dropout_masks(batch, key)
+        return self.summary(batch.features, batch.of_asked(batch.region), self.recall(batch), masks)
+
+    def dropout_masks(self, batch: Batch, key: mx.array | None) -> list[mx.array] | None:
+        """Draw the factors of each sum's dropout, float32 [asked row, dim]; None for a key of None or a rate of 0."""
+        keep = 1 - self.config.dropout
+        if key is None or keep == 1:
+            return None
+        shape = (batch.rows, self.config.dim)
+        keys = mx.random.split(key, len(self.layers) + 2)
+        drawn = (mx.random.bernoulli(keep, shape, key=one).astype(mx.float32) / keep for one in keys)
+        return [mask[batch.of_asked(batch.row)] for mask in drawn]
+
+    def summary(
+        self, features: mx.array, region: mx.array, recalled: mx.array, masks: Sequence[mx.array] | None
+    ) -> mx.array:
+        """Return the input of the head of some hours of a day from what they recall; no hour of another row or hour enters.
+
+        Args:
+            features: [hour, row, feature].
+            region: [row].
+            recalled: [hour, row, dim].
+            masks: as `dropout_masks` returns them.
+        """
+        drop = iter(masks or ())
+        x = self.embed(features) + self.region(region)
+        x = (x if masks is None else x * next(drop)) + (recalled if masks is None else recalled * next(drop))
+        for layer in self.layers:
+            x = x + (layer(x) if masks is None else layer(x) * next(drop))
         return self.norm(x)
-
-
-def _drop_days(x: mx.array, rate: float, batch: Batch, key: mx.array | None) -> mx.array:
-    """Apply dropout to x [24, row, dim] with one mask a row; a key of None applies none."""
-    if key is None or rate == 0:
-        return x
-    keep = 1 - rate
-    masks = mx.random.bernoulli(keep, (batch.rows, x.shape[-1]), key=key).astype(mx.float32) / keep
-    return x * masks[batch.row]
 
 
 class _FeedForward(nn.Module):
@@ -147,7 +166,7 @@ class _Recall(nn.Module):
         self._config, self._group = config, group
 
     def __call__(self, batch: Batch) -> mx.array:
-        """Return what each hour recalls, float32 [24, row, dim]."""
+        """Return what each asked hour recalls, float32 [24, asked row, dim]."""
         c, rows = self._config, batch.position.shape[0]
         q, k = self._days(batch)
         width = self.value.weight.shape[1]
@@ -167,13 +186,14 @@ class _Recall(nn.Module):
             layout=batch.layout,
             group=self._group,
         )
+        o = batch.of_asked(o, axis=2)
         apart = mx.arange(HOURS)[:, None] - mx.arange(HOURS)
         near = mx.softmax(
             self.wave[:, :1, None] * mx.cos(apart * (2 * math.pi / WAVES[0])), axis=-1
         )  # [head, hour, hour]
         o = near @ o.reshape(HOURS, c.heads, -1).swapaxes(0, 1)
         o = o.reshape(c.heads, -1, c.head_dim) @ self.out.weight.T.reshape(c.heads, c.head_dim, -1)
-        return o.sum(axis=0).reshape(HOURS, rows, -1)
+        return o.sum(axis=0).reshape(HOURS, -1, o.shape[-1])
 
     def _days(self, batch: Batch) -> tuple[mx.array, mx.array]:
         """Return queries [head, row, head_dim] and keys [row, head_dim] of days."""
