@@ -62,8 +62,8 @@ def parse(words: list[str], what: str) -> None:
             try:
                 command.make_context(name, list(words))
             except Exception as error:
-                # Prose may name an option without a value.
-                if not (words and words[-1].startswith("--") and "requires an argument" in str(error)):
+                # Prose may name a command alone, or an option without a value.
+                if words and not (words[-1].startswith("--") and "requires an argument" in str(error)):
                     pytest.fail(f"{what}: {error}")
             return
         if not words:

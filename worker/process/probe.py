@@ -16,12 +16,14 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from statistics import median
 from typing import Any
 
 from ringattn.blas.library import numpy_blas
 
 SIZE = 512  # rows of the square matrices: a product takes 0.27 GFLOP, 40 ms with the slowest BLAS
-BURST_S = 1.0  # seconds to measure each speed: new threads may share a core for some tenths of a second
+BURST_S = 2.0  # seconds to measure both speeds: new threads may share a core for some tenths of a second
+PAIRS = 15  # products of each at least, on a host that is busy with something else
 
 
 def main() -> None:
@@ -36,7 +38,7 @@ def main() -> None:
     draw = np.random.default_rng(0).standard_normal((SIZE, SIZE)).astype(np.float32)
     array = mx.array(draw)
     with mx.stream(mx.cpu):
-        on_cpu = _gflops(lambda: mx.eval(array @ array))
+        of_numpy, of_mlx = _paired_seconds(lambda: draw @ draw, lambda: mx.eval(array @ array))
     reasons = kernels.available()
     try:
         chosen, refusal = kernels.select().name, ""
@@ -52,8 +54,9 @@ def main() -> None:
         "blas_threads": os.environ.get("OPENBLAS_NUM_THREADS", ""),
         "blas_why": blas.choose().why if "--as-rank" in sys.argv else "",
         "numpy_blas": numpy_blas().describe(),
-        "numpy_gflops": _gflops(lambda: draw @ draw),
-        "mlx_cpu_gflops": on_cpu,
+        "numpy_gflops": 2 * SIZE**3 / min(of_numpy) / 1e9,
+        "mlx_cpu_gflops": 2 * SIZE**3 / min(of_mlx) / 1e9,
+        "mlx_to_numpy": median(one / other for one, other in zip(of_numpy, of_mlx, strict=True)),
         "kernels": reasons,
         "kernel": chosen,
         "kernel_refusal": refusal,
@@ -62,15 +65,20 @@ def main() -> None:
     print(json.dumps(facts))
 
 
-def _gflops(product: Callable[[], object]) -> float:
-    """Return the speed of the fastest of as many products as fit into `BURST_S`, after one to warm up."""
-    best, until = float("inf"), time.perf_counter() + BURST_S
-    product()
-    while time.perf_counter() < until:
-        began = time.perf_counter()
-        product()
-        best = min(best, time.perf_counter() - began)
-    return 2 * SIZE**3 / best / 1e9
+def _paired_seconds(one: Callable[[], object], other: Callable[[], object]) -> tuple[list[float], list[float]]:
+    """Return the seconds of two products in turn, for `BURST_S` and `PAIRS` times at least, after one of each to warm up.
+
+    What else runs on this host slows the two of a pair alike, so their ratio does not depend on it.
+    """
+    found: tuple[list[float], list[float]] = [], []
+    one(), other()
+    until = time.perf_counter() + BURST_S
+    while time.perf_counter() < until or len(found[0]) < PAIRS:
+        for product, seconds in zip((one, other), found, strict=True):
+            began = time.perf_counter()
+            product()
+            seconds.append(time.perf_counter() - began)
+    return found
 
 
 if __name__ == "__main__":

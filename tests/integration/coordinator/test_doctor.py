@@ -27,6 +27,7 @@ FACTS: dict[str, Any] = {
     "numpy_blas": "OpenBLAS 0.3.31, kernel Haswell",
     "numpy_gflops": 140.0,
     "mlx_cpu_gflops": 4.0,
+    "mlx_to_numpy": 0.03,
     "kernels": {"native": None, "mlx": None, "reference": None},
     "kernel": "native",
     "kernel_refusal": "",
@@ -49,12 +50,19 @@ OPENBLAS = {"build": "OpenBLAS 0.3.30", "kernel": "Haswell", "path": "/scipy.lib
 
 
 def test_slow_blas_in_a_rank_is_a_problem() -> None:
-    fast = {**FACTS, "mlx_cpu_gflops": 150.0, "blas": OPENBLAS, "blas_why": ""}
+    fast = {**FACTS, "mlx_cpu_gflops": 150.0, "mlx_to_numpy": 1.07, "blas": OPENBLAS, "blas_why": ""}
     finding = only(checks.speeds(FACTS, fast))
     assert finding.state == "ok"
     assert "150 GFLOP/s with OpenBLAS 0.3.30, kernel Haswell (/scipy.libs/libscipy_openblas.so)" in finding.seen
     assert only(checks.speeds({**FACTS, "device": "gpu"}, FACTS)).state == "ok"
-    assert_problem(checks.speeds(FACTS, {**fast, "mlx_cpu_gflops": 20.0}), "OpenBLAS 0.3.30 is slow on this host")
+    assert_problem(checks.speeds(FACTS, {**fast, "mlx_to_numpy": 0.4}), "OpenBLAS 0.3.30 is slow on this host")
+
+
+def test_busy_host_is_judged_by_products_in_turn() -> None:
+    """The speeds of two processes were compared: one that found the host busy, after one that did not, was a problem."""
+    busy = {**FACTS, "numpy_gflops": 8.0, "mlx_cpu_gflops": 7.0, "mlx_to_numpy": 0.9, "blas": OPENBLAS, "blas_why": ""}
+    assert only(checks.speeds(FACTS, busy)).state == "ok"
+    assert only(checks.speeds(FACTS, {**busy, "mlx_cpu_gflops": 170.0, "mlx_to_numpy": 0.4})).state == "problem"
 
 
 def test_host_without_openblas_is_not_told_that_it_is_there() -> None:

@@ -292,12 +292,12 @@ def only(findings: list[Finding], words: str, fix: str) -> None:
 
 
 EXPECTED = Expected(HERE, {"mlx": "1"}, 1)
-SPEEDS = {"device": "cpu", "ring": True, "numpy_gflops": 100.0, "mlx_cpu_gflops": 4.0, "kernels": {"native": None},
+SPEEDS = {"device": "cpu", "ring": True, "numpy_gflops": 100.0, "mlx_cpu_gflops": 4.0, "mlx_to_numpy": 0.04, "kernels": {"native": None},
           "kernel": "native", "kernel_refusal": "", "isa": "neon", "numpy_blas": "OpenBLAS 0.3.31, kernel Haswell",
           "blas": {"build": "reference BLAS", "kernel": "", "path": "/mlx_cpu.libs/libblas.so"},
           "blas_why": "the shim was not built: install gcc"}  # fmt: skip
 OPENBLAS = {"build": "OpenBLAS 0.3.30", "kernel": "Haswell", "path": "/scipy.libs/libscipy_openblas.so"}
-FAST = {**SPEEDS, "mlx_cpu_gflops": 90.0, "blas": OPENBLAS, "blas_why": ""}
+FAST = {**SPEEDS, "mlx_cpu_gflops": 90.0, "mlx_to_numpy": 0.9, "blas": OPENBLAS, "blas_why": ""}
 
 
 def test_healthy_host_has_no_problem() -> None:
