@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ingest.array_types import Floats
+from ingest.publication import DAY_BEFORE, DEADLINE, DEFAULT, Publication
 from worker.forecast.hourly.authority import make_authority
 from worker.forecast.hourly.forecasts import HourlyForecasts, hourly_forecasts
 from worker.forecast.hourly.inputs import AuthorityHours, inputs, references
@@ -33,8 +34,8 @@ def values(seed: int = 0, hours: int = HOURS) -> tuple[Floats, Floats]:
     return demand, operator
 
 
-def authority(demand: Floats, operator: Floats) -> AuthorityHours:
-    return make_authority("PACW", FIRST, demand, operator)
+def authority(demand: Floats, operator: Floats, publication: Publication = DEFAULT) -> AuthorityHours:
+    return make_authority("PACW", FIRST, demand, operator, publication)
 
 
 def forecasts(hours: AuthorityHours, first: int, last: int, horizon: int = HORIZON, seed: int = 0) -> HourlyForecasts:
@@ -46,24 +47,27 @@ def equal(a: HourlyForecasts, b: HourlyForecasts) -> None:
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
 
 
-# Before and after 10:00 in Portland, and at the first hour of a local month.
+# Before and after 10:00 in Portland, and at the first hour of a local month; before DF of the day that has begun is due.
 @pytest.mark.parametrize(
-    "at",
+    ("at", "publication"),
     [
-        24 * 83 + 15,
-        pytest.param(24 * 83 + 19, marks=pytest.mark.long),
-        pytest.param(24 * 90 + 7, marks=pytest.mark.long),
+        (24 * 83 + 15, DAY_BEFORE),
+        pytest.param(24 * 83 + 19, DAY_BEFORE, marks=pytest.mark.long),
+        pytest.param(24 * 90 + 7, DAY_BEFORE, marks=pytest.mark.long),
+        pytest.param(24 * 83 + 9, DEADLINE, marks=pytest.mark.long),
+        pytest.param(24 * 83 + 15, Publication(2, 0, 7, "America/New_York"), marks=pytest.mark.long),
     ],
 )
-def test_nothing_after_what_is_known_at_the_issue_hour_changes_its_forecast(at: int) -> None:
+def test_nothing_after_what_is_known_at_the_issue_hour_changes_its_forecast(at: int, publication: Publication) -> None:
     demand, operator = values(at)
-    clean = authority(demand, operator)
+    clean = authority(demand, operator, publication)
     before = forecasts(clean, at - 30, at, horizon=18)
     assert np.isfinite(before.median).all() and np.isfinite(before.paths).all()
     spoilt = demand.copy(), operator.copy()
-    spoilt[0][at + 1 :], spoilt[1][clean.operator_known[at] + 1 :] = 9e5, -5e5
-    equal(before, forecasts(authority(*spoilt), at - 30, at, horizon=18))
-    later, other = (forecasts(one, at + 1, at + 1).median for one in (clean, authority(*spoilt)))
+    assert clean.actual_known[at] == at - publication.actual_hours
+    spoilt[0][clean.actual_known[at] + 1 :], spoilt[1][clean.operator_known[at] + 1 :] = 9e5, -5e5
+    equal(before, forecasts(authority(*spoilt, publication), at - 30, at, horizon=18))
+    later, other = (forecasts(one, at + 1, at + 1).median for one in (clean, authority(*spoilt, publication)))
     assert not np.array_equal(later, other), "the poison reaches no forecast at all"
 
 

@@ -12,7 +12,7 @@ the period are there, so the arrays need no alignment beyond that shift. NaN whe
 
 Every month is forecast by a fit on earlier hours, so the hours of all years are out of sample. The first years are worse, since fewer hours had been seen.
 Paths are equally likely. Each is one course of the whole horizon; at each hour they are the quantiles at (k + 1/2) / paths. They depend on the
-seed, the authority and the issue hour alone: a longer period, another number of regions or another order give the same ones; so do forecasts issued live.
+seed, the authority, the issue hour and the horizon alone: a longer period, another number of regions or another order give the same ones; so do forecasts issued live.
 """
 
 from __future__ import annotations

@@ -15,11 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ingest.array_types import Floats, Int64s
-from worker.forecast.hourly.inputs import DAY, AuthorityHours, inputs, references, scale_at, take, targets
+from worker.forecast.hourly.inputs import DAY, MAX_HORIZON, AuthorityHours, inputs, references, scale_at, take, targets
 
-POOLED_PENALTY = 0.01  # of the standardised inputs' variance; the penalties were chosen on 2018
-NEAR_PENALTY, FAR_PENALTY = 0.1, 0.3
-FAR = 12  # hours ahead from which on the latter counts
+NEAR, FAR = (
+    (0.001, 0.05),
+    (0.03, 0.3),
+)  # penalties of the pooled and the own coefficients, of the standardised inputs' variance; chosen on 2018
+NEAR_HOURS = 11  # hours ahead up to which the former count
+DAYS = 730  # outcomes with fewer of which the penalties are higher in proportion
+FORGETTING = 0.98  # of the weight of earlier hours from month to month: operators change their forecasts
 MIN_DEVIATION = 1e-4  # inputs that vary less get no coefficient
 TARGET_BOUND = 8.0  # scales at which what is fitted is clipped, so that a missed outlier does not decide a fit
 
@@ -49,6 +53,24 @@ def months_of(hours: AuthorityHours) -> list[Month]:
     return [Month(slice(a, b), int(hours.actual_known[a])) for a, b in itertools.pairwise(bounds)]
 
 
+@dataclass(frozen=True)
+class Moments:
+    """Sums over issue hours by their local hour and by step."""
+
+    sums: Floats  # of weighted products of the inputs, the last of which is 1, and the outcome: [24, step, input + 1, input + 1]
+    days: Floats  # how many outcomes there were, [24, step]
+
+    @classmethod
+    def empty(cls, steps: int, inputs: int) -> Moments:
+        """Return the moments of no hours."""
+        return cls(np.zeros((DAY, steps, inputs + 1, inputs + 1)), np.zeros((DAY, steps)))
+
+    def forget(self) -> None:
+        """Let a month pass."""
+        self.sums[:] *= FORGETTING
+        self.days[:] *= FORGETTING
+
+
 def medians(hours: AuthorityHours, horizon: int, wanted: slice) -> NDArray[np.float32]:
     """Return the forecast of every target hour, MWh, [issue hour, step]; NaN where there is no reference, and in months before `wanted`.
 
@@ -75,9 +97,9 @@ def _by_month(
     hours: AuthorityHours, steps: Int64s, wanted: slice, with_operator: bool
 ) -> Iterator[tuple[Month, NDArray[np.float32]]]:
     """Yield the months that overlap `wanted` with their forecasts [row, step]."""
-    penalty = np.where(steps < FAR, NEAR_PENALTY, FAR_PENALTY)
+    penalties = np.where((steps <= NEAR_HOURS)[:, None], NEAR, FAR).T
     waiting: list[_Rows] = []
-    moments: Floats | None = None
+    moments: Moments | None = None
     for month in months_of(hours):
         if month.rows.start >= wanted.stop:
             return
@@ -85,11 +107,12 @@ def _by_month(
         x = inputs(hours, rows, steps, with_operator)
         scale = scale_at(hours, rows)[:, None]
         reference = references(hours, rows, steps, with_operator)
-        if moments is None:
-            moments = np.zeros((DAY, len(steps), x.shape[-1] + 1, x.shape[-1] + 1))
-        waiting = [part for one in waiting for part in _add(moments, hours, one, month.known - int(steps[-1]))]
+        moments = moments or Moments.empty(len(steps), x.shape[-1])
+        moments.forget()
+        # One limit for all steps: which of them are asked for must not change a fit.
+        waiting = [part for one in waiting for part in _add(moments, hours, one, month.known - MAX_HORIZON)]
         if month.rows.stop > wanted.start:
-            correction = _corrections(_coefficients(moments, penalty), x, hours.calendar.hour[rows])
+            correction = _corrections(_coefficients(moments, penalties), x, hours.calendar.hour[rows])
             yield month, (reference + correction * scale).astype(np.float32)
         waiting.append(_outcomes(hours, rows, steps, x, reference, scale))
 
@@ -103,7 +126,7 @@ def _outcomes(
     return _Rows(rows, x, outcome.astype(np.float32), weight.astype(np.float32))
 
 
-def _add(moments: Floats, hours: AuthorityHours, new: _Rows, last: int) -> list[_Rows]:
+def _add(moments: Moments, hours: AuthorityHours, new: _Rows, last: int) -> list[_Rows]:
     """Add the issue hours up to position `last` to the moments; return the others."""
     ready = new.rows <= last
     clock = hours.calendar.hour[new.rows]
@@ -111,19 +134,23 @@ def _add(moments: Floats, hours: AuthorityHours, new: _Rows, last: int) -> list[
         at = ready & (clock == hour)
         measured = np.isfinite(new.outcome[at])
         y = np.where(measured, new.outcome[at], 0)[..., None]
-        both = np.concatenate([new.inputs[at], y], axis=-1).transpose(1, 0, 2)  # [step, row, input]
-        weighted = both * np.where(measured, new.weight[at, None], 0).T[..., None]
-        moments[hour] += weighted.transpose(0, 2, 1) @ both
+        root = np.sqrt(np.where(measured, new.weight[at, None], 0))  # of the weight, on either factor of a product
+        both = np.concatenate([new.inputs[at], y], axis=-1) * root[..., None]
+        both = np.ascontiguousarray(both.transpose(1, 0, 2))  # [step, row, input]
+        moments.sums[hour] += both.transpose(0, 2, 1) @ both
+        moments.days[hour] += measured.sum(axis=0)
     if ready.all():
         return []
     rest = ~ready
     return [_Rows(new.rows[rest], new.inputs[rest], new.outcome[rest], new.weight[rest])]
 
 
-def _coefficients(moments: Floats, penalty: Floats) -> NDArray[np.float32]:
-    """Return coefficients of the raw inputs, [local hour, step, input]."""
-    pooled = solve(moments.sum(axis=0), np.full_like(penalty, POOLED_PENALTY), None)
-    return np.stack([solve(of_hour, penalty, pooled) for of_hour in moments]).astype(np.float32)
+def _coefficients(moments: Moments, penalties: Floats) -> NDArray[np.float32]:
+    """Return coefficients of the raw inputs, [local hour, step, input]; penalties [(pooled, own), step]."""
+    few = np.maximum(DAYS / np.maximum(moments.days, 1), 1)  # [local hour, step]
+    pooled = solve(moments.sums.sum(axis=0), penalties[0] * few.mean(axis=0), None)
+    own = [solve(sums, penalties[1] * more, pooled) for sums, more in zip(moments.sums, few, strict=True)]
+    return np.stack(own).astype(np.float32)
 
 
 def solve(moments: Floats, penalty: Floats, centre: Floats | None) -> Floats:

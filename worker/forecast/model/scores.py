@@ -2,7 +2,8 @@
 
 Users of load forecasts compare them by these scores. Arrays are [hour] in MWh, quantiles [hour, level]; hours without an actual are NaN and do not count. An empty selection gives NaN.
 Sources: Hyndman and Koehler 2006 (MASE), Gneiting and Raftery 2007 (CRPS as the integral of the pinball loss), Hong et al. 2016 (MAPE and
-pinball in load forecasting), Diebold and Mariano 1995 (equal accuracy of two forecasts).
+pinball in load forecasting), Diebold and Mariano 1995 (equal accuracy of two forecasts), Gneiting and Raftery 2007 (energy score), Scheuerer and
+Hamill 2015 (variogram score).
 """
 
 from typing import NamedTuple
@@ -87,6 +88,47 @@ def coverage(actual: Floats, low: Floats, high: Floats) -> float:
     """Return the share of hours whose actual lies in [low, high]."""
     known = np.isfinite(actual) & np.isfinite(low) & np.isfinite(high)
     return _mean(((actual >= low) & (actual <= high))[known].astype(float))
+
+
+def energy(actual: Floats, paths: Floats) -> float:
+    """Return the mean energy score of paths, MWh: CRPS of a whole course, by its Euclidean norm; lower is better.
+
+    Args:
+        actual: [issue, hour]; issues that lack an hour do not count.
+        paths: [issue, hour, path], equally likely.
+    """
+    y, x = _complete(actual, paths)
+    count = x.shape[-1]
+    apart = np.zeros(len(y))
+    for k in range(1, count):
+        apart += np.linalg.norm(x[..., k:] - x[..., :-k], axis=1).sum(axis=-1)
+    return _mean(np.linalg.norm(x - y[..., None], axis=1).mean(axis=-1) - apart / count**2)
+
+
+def variogram(actual: Floats, paths: Floats, order: float = 0.5) -> float:
+    """Return the mean variogram score of paths, MWh to the power of 2 · `order`, a pair of hours; lower is better.
+
+    It sees wrong dependence between hours, to which the energy score is nearly blind. Pairs weigh by the inverse of the hours between them.
+
+    Args:
+        actual: [issue, hour]; issues that lack an hour do not count.
+        paths: [issue, hour, path], equally likely.
+        order: power of the differences.
+    """
+    y, x = _complete(actual, paths)
+    total, weights = np.zeros(len(y)), 0.0
+    for lag in range(1, y.shape[1]):
+        observed = np.abs(y[:, lag:] - y[:, :-lag]) ** order
+        expected = (np.abs(x[:, lag:] - x[:, :-lag]) ** order).mean(axis=-1)
+        total += np.square(observed - expected).sum(axis=1) / lag
+        weights += observed.shape[1] / lag
+    return _mean(total / weights) if weights else float("nan")
+
+
+def _complete(actual: Floats, paths: Floats) -> tuple[Floats, Floats]:
+    """Return the issues that have every hour, float64."""
+    whole = np.isfinite(actual).all(axis=1) & np.isfinite(paths).all(axis=(1, 2))
+    return actual[whole].astype(np.float64), paths[whole].astype(np.float64)
 
 
 def daily_losses(actual: Floats, forecast: Floats, day: NDArray[np.int64]) -> tuple[NDArray[np.int64], Floats]:
