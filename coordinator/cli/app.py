@@ -290,7 +290,10 @@ def forecast(
     ] = None,
     period: Annotated[str | None, typer.Option(help="With --table, --hourly: YYYY[-MM[-DD]][:YYYY[-MM[-DD]]].")] = None,
     publication: Annotated[
-        str | None, typer.Option(help="Refuse a model trained for another publication: day-before, deadline, ….")
+        str | None,
+        typer.Option(
+            help="When values are published: day-before, deadline, …. A model trained for another one is refused."
+        ),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw a fan chart to this PNG file.")] = None,
     as_json: AsJson = False,

@@ -53,7 +53,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "--seed": {"type": int, "default": 0, "help": "of the paths (default: 0)"},
     "--hourly": {"type": Path, "metavar": "FILE.parquet", "help": "hourly forecasts of every issue hour, for control"},
-    "--publication": {"metavar": "P", "help": "refuse a model trained for another one: day-before, deadline, …"},
+    "--publication": {
+        "metavar": "P",
+        "help": "when values are published: day-before, deadline, …; a model trained for another one is refused",
+    },
     "--json": {"action": "store_true", "help": "one JSON object on stdout, JSON lines on stderr"},
     "--quiet": {"action": "store_true", "help": "print only errors and the result"},
     "--plot": {"type": Path, "metavar": "FILE.png", "help": "also draw a fan chart"},

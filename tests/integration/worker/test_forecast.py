@@ -306,6 +306,9 @@ def test_other_issue_hours_are_forecast_by_the_hourly_regressions(forecast: Fore
         for row in found["hours"]:
             values = [row[f"q{level:g}"] for level in QUANTILES]
             assert values == sorted(values) and 1000 < values[3] < 6000 and len(row["paths"]) == 4
+    code, out, err = forecast(*flags, "--issue", "2023-02-01T15", "--publication", "deadline", "--json")
+    late = json.loads(out)
+    assert code == 0 and late["publication"] == "deadline" and late["hours"][0]["operator"] is not None, err
     path = tmp_path / "hourly.parquet"
     code, out, err = forecast("--hourly", str(path), *flags, "--period", "2023-02-01:2023-02-02", "--json")
     assert code == 0 and json.loads(out)["rows"] == 48, err

@@ -8,10 +8,12 @@ from numpy.typing import NDArray
 
 from ingest.array_types import Floats
 from ingest.publication import DAY_BEFORE, DEADLINE, DEFAULT, Publication
+from scripts.evaluate import hourly as evaluate
 from worker.forecast.hourly.authority import make_authority
 from worker.forecast.hourly.forecasts import HourlyForecasts, hourly_forecasts
 from worker.forecast.hourly.inputs import AuthorityHours, inputs, references
 from worker.forecast.hourly.paths import paths_of
+from worker.forecast.model import scores
 from worker.forecast.model.network import QUANTILES
 from worker.training.tokens import Period
 
@@ -126,3 +128,31 @@ def test_without_a_forecast_of_the_operators_demand_of_weeks_before_is_the_refer
     found = forecasts(hours, 24 * 80, 24 * 95)
     actual = demand[np.arange(24 * 80, 24 * 95 + 1)[:, None] + np.arange(1, HORIZON + 1)]
     assert np.nanmean(np.abs(actual - found.median)) < 12  # the noise is 3 MWh, the waves 280
+
+
+def test_scores_prefer_paths_whose_hours_belong_together() -> None:
+    """Values by hand for one path; then, with equal marginals, the energy and the variogram score see the order."""
+    actual, path = np.array([[1.0, 3.0]]), np.array([[[4.0], [7.0]]])
+    assert scores.energy(actual, path) == pytest.approx(5.0)
+    assert scores.variogram(actual, path) == pytest.approx((np.sqrt(2) - np.sqrt(3)) ** 2)
+    two = np.array([[[1.0, 4.0], [3.0, 7.0]]])
+    assert scores.energy(actual, two) == pytest.approx(2.5 - 5 * 2 / 8)
+    draw = np.random.default_rng(0)
+    levels = draw.normal(size=(200, 1, 20))
+    together = np.repeat(levels, 12, axis=1)
+    apart = np.take_along_axis(together, np.argsort(draw.random(together.shape), axis=-1), axis=-1)
+    outcome = np.repeat(draw.normal(size=(200, 1)), 12, axis=1)
+    outcome[5, 3] = np.nan
+    for score in (scores.energy, scores.variogram):
+        assert score(outcome, together) < 0.9 * score(outcome, apart)
+
+
+@pytest.mark.long
+def test_evaluation_compares_horizons_and_paths() -> None:
+    hours = authority(*values(2))
+    found = hourly_forecasts(hours, Period(FIRST + 24 * 75, FIRST + 24 * 95), paths=4)
+    line = {"period": "x", "publication": "day-before", "respondent": "PACW", **evaluate.measure(hours, found)}
+    ratio = np.array(line["mae"], float) / np.array(line["corrected"], float)
+    assert ratio.shape == (48,) and (ratio[:38] < 1.2).all() and line["hours"][47] < line["hours"][0] / 4
+    assert line["energy"][0] < line["energy"][1] and 0.6 < np.mean(line["covered"]) < 1
+    assert "| PACW | " in evaluate.report([line])

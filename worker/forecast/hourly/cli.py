@@ -17,6 +17,7 @@ from ingest.calendar import ISSUE_HOUR, ZONES, zone_of
 from ingest.columns import hour_text
 from ingest.errors import IngestError, UsageError
 from ingest.loader import respondents_on_disk
+from ingest.publication import DEFAULT, Publication
 from ingest.settings import parse_codes
 from worker.forecast.hourly.authority import load_authority
 from worker.forecast.hourly.forecasts import HourlyForecasts, hourly_forecasts
@@ -56,6 +57,11 @@ def issue_number(respondent: str, issue: str) -> int:
     return int(local.astimezone(UTC).timestamp()) // 3600
 
 
+def publication_of(options: argparse.Namespace) -> Publication:
+    """Return when values are taken to be published."""
+    return Publication.parse(options.publication) if options.publication else DEFAULT
+
+
 def forecast_issue(options: argparse.Namespace, respondent: str, log: Log) -> str:
     """Forecast the hours after one issue hour; return the text for stdout.
 
@@ -64,18 +70,20 @@ def forecast_issue(options: argparse.Namespace, respondent: str, log: Log) -> st
         IngestError: nothing can be said, or of no hour.
     """
     issue = issue_number(respondent, options.issue)
-    hours = load_authority(options.data, respondent)
+    publication = publication_of(options)
+    hours = load_authority(options.data, respondent, publication)
     horizon = MAX_HORIZON if options.horizon is None else options.horizon
     late = _late(hours, issue)
     if late:
         log(f"the last known demand is {late} h old; the intervals suppose a newer one")
-    log(f"forecasting {respondent} with the {MODEL}, fitted to the hours before the month of the issue")
+    log(f"forecasting {respondent} with the {MODEL}, fitted to the hours before the month of the issue; {publication}")
     found = hourly_forecasts(hours, Period(issue, issue), horizon=horizon, paths=options.paths, seed=options.seed)
     rows = _rows(hours, found)
     if not np.isfinite(found.median).any():
         raise IngestError(f"{respondent}: too few hours before {options.issue} to forecast from; extract earlier ones")
     if options.json:
-        return json.dumps({"respondent": respondent, "issue": options.issue, "model": MODEL, "hours": rows})
+        document = {"respondent": respondent, "issue": options.issue, "model": MODEL, "publication": str(publication)}
+        return json.dumps(document | {"hours": rows})
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     title = f"{respondent}, issued {options.issue} local by the {MODEL}, MWh; hours end at the time given (UTC)"
     return "\n".join([title, *format_table(rows, width), *_path_lines(rows)])
@@ -134,17 +142,20 @@ def write_file(options: argparse.Namespace, log: Log) -> str:
     names = parse_codes(options.region or ()) or respondents_on_disk(options.data)
     names = tuple(name for name in names if name in ZONES or options.region)
     horizon = MAX_HORIZON if options.horizon is None else options.horizon
+    publication = publication_of(options)
 
     def each() -> Iterator[HourlyForecasts]:
         for number, name in enumerate(names, 1):
             log(f"forecasting {name}, {number} of {len(names)}")
-            hours = load_authority(options.data, name)
+            hours = load_authority(options.data, name, publication)
             first = int(hours.calendar.hours[0])
             whole = Period(first, first + hours.issues - 1)
             period = Period.parse(options.period, "period") if options.period else whole
             yield hourly_forecasts(hours, period, horizon=horizon, paths=options.paths, seed=options.seed)
 
-    count = write_hourly(each(), options.hourly, {"model": MODEL, "seed": options.seed})
+    count = write_hourly(
+        each(), options.hourly, {"model": MODEL, "seed": options.seed, "publication": str(publication)}
+    )
     if options.json:
         return json.dumps({"hourly": str(options.hourly), "rows": count, "respondents": list(names)})
     return f"{count:,} rows of {len(names)} respondents in {options.hourly}"

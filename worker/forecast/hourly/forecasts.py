@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from ingest.array_types import Int64s
 from ingest.errors import UsageError
 from worker.forecast.hourly.inputs import MAX_HORIZON, AuthorityHours
-from worker.forecast.hourly.intervals import MONTHS, errors_of, quantiles_of, shape_of, widths
+from worker.forecast.hourly.intervals import MONTHS, REPLAY, errors_of, quantiles_of, shape_of, widths
 from worker.forecast.hourly.paths import factors, paths_of, ranks
 from worker.forecast.hourly.regression import medians, months_of
 from worker.forecast.model.network import QUANTILES
@@ -75,7 +75,7 @@ def hourly_forecasts(
     for index in inside:
         shape = shape_of(hours, errors, months, index)
         month = shape.month.rows
-        begin = months[max(index - MONTHS, 0)].rows.start
+        begin = months[max(index - REPLAY, 0)].rows.start
         quantiles[month] = quantiles_of(hours, median, shape, widths(hours, errors, shape, begin))
         if paths:
             clock, numbers = hours.calendar.hour[month], hours.calendar.hours[month]

@@ -28,6 +28,7 @@ BOUND = 8.0  # scales or tenths of a level at which inputs are clipped
 LATE = 12  # hours: an unknown last error is taken from at most so long before
 WEEKS = 4  # back, at most, to an hour whose demand is a reference
 
+LAST_ERROR = 0  # which input is the last known error, in scales
 LAST = 26  # hours up to the last known one whose errors are inputs
 TRAILS = (3 * DAY, WEEK, 28 * DAY)  # hours over which errors are averaged
 SAME_HOUR = (7, 28)  # days whose errors at the hour of the target are averaged

@@ -2,7 +2,7 @@
 
 The errors of the `MONTHS` local months before, as far as known when a month begins, give the spread by local hour of issue and horizon, and the quantiles of
 what is left by horizon. The widths of the 50, 80 and 95% intervals then follow every outcome that becomes known, horizon by horizon: adaptive conformal
-inference (Gibbs and Candès 2021), as in `worker.forecast.model.conformal`. They are replayed from the first of those months on, so they are
+inference (Gibbs and Candès 2021), as in `worker.forecast.model.conformal`. They are replayed from the `REPLAY` months before on, so they are
 a function of the issue hour alone: a forecast issued live has the intervals of a backtest.
 """
 
@@ -20,7 +20,8 @@ from worker.forecast.hourly.regression import Month
 from worker.forecast.model.conformal import BOUNDS, MISSES, PAIRS
 from worker.forecast.model.network import MEDIAN, QUANTILES
 
-MONTHS = 3  # local months of errors that a month's shape is taken from
+MONTHS = 6  # local months of errors that a month's shape is taken from
+REPLAY = 3  # of them: months of outcomes that its widths are replayed from
 FEWEST = 7 * DAY  # known errors of a horizon that a shape needs
 RATES = np.array([0.1, 0.8, 0.1])  # a day of misses, by pair of PAIRS; chosen on 2018
 NORMAL = np.array(

@@ -1,6 +1,6 @@
 """Coherent paths: scenarios of the coming hours that belong together, with the marginal quantiles of the intervals.
 
-A Gaussian copula by local hour of issue: the correlations over horizons of past errors, shrunk to those of all local hours. Normal draws with these
+A Gaussian copula by local hour of issue: the correlations over horizons of past errors, of that hour and of one on either side. Normal draws with these
 correlations give only the *ranks* of the paths at each horizon; the values are quantiles at levels (rank + 1/2) / paths, as in the Schaake shuffle (Clark et
 al. 2004; Schefzik et al. 2013). So each hour's values are as calibrated as its intervals, at any number of paths. The draws depend on
 (seed, authority, issue hour) alone.
@@ -18,7 +18,6 @@ from ingest.array_types import Floats, Int64s
 from worker.forecast.hourly.inputs import DAY
 from worker.forecast.hourly.intervals import NORMAL, Shape
 
-SHARED = 0.3  # weight of the correlations of all local hours
 NUGGET = 1e-3  # added to the diagonal, so that a factor exists
 FEWEST = 14  # rows of a local hour and its neighbours that correlations need
 CLIP = 3.0  # standard deviations at which errors are clipped
@@ -39,8 +38,7 @@ def factors(shape: Shape) -> NDArray[np.float32]:
     for hour in range(DAY):
         near = [(hour - 1) % DAY, hour, (hour + 1) % DAY]
         own = _correlation(products[near].sum(axis=0)) if counts[near].sum() >= FEWEST else every
-        mixed = (1 - SHARED) * own + SHARED * every
-        found[hour] = np.linalg.cholesky((mixed + NUGGET * np.eye(steps)) / (1 + NUGGET))
+        found[hour] = np.linalg.cholesky((own + NUGGET * np.eye(steps)) / (1 + NUGGET))
     return found
 
 

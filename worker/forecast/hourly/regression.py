@@ -15,14 +15,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ingest.array_types import Floats, Int64s
-from worker.forecast.hourly.inputs import DAY, MAX_HORIZON, AuthorityHours, inputs, references, scale_at, take, targets
+from worker.forecast.hourly.inputs import (
+    DAY,
+    LAST_ERROR,
+    MAX_HORIZON,
+    AuthorityHours,
+    inputs,
+    references,
+    scale_at,
+    take,
+    targets,
+)
 
 NEAR, FAR = (
     (0.001, 0.05),
     (0.03, 0.3),
 )  # penalties of the pooled and the own coefficients, of the standardised inputs' variance; chosen on 2018
 NEAR_HOURS = 11  # hours ahead up to which the former count
-DAYS = 730  # outcomes with fewer of which the penalties are higher in proportion
+DAYS = 700  # outcomes with fewer of which, by a factor f, the penalties are f to the power of POOLED_POWER and OWN_POWER higher
+POOLED_POWER, OWN_POWER = 2.0, 1.5
+MIN_DAYS = 45  # outcomes with fewer of which only the prior counts: DF and a share of its last error that fades
+FADES = 12  # hours in which that share decreases to 1/e
 FORGETTING = 0.98  # of the weight of earlier hours from month to month: operators change their forecasts
 MIN_DEVIATION = 1e-4  # inputs that vary less get no coefficient
 TARGET_BOUND = 8.0  # scales at which what is fitted is clipped, so that a missed outlier does not decide a fit
@@ -112,7 +125,8 @@ def _by_month(
         # One limit for all steps: which of them are asked for must not change a fit.
         waiting = [part for one in waiting for part in _add(moments, hours, one, month.known - MAX_HORIZON)]
         if month.rows.stop > wanted.start:
-            correction = _corrections(_coefficients(moments, penalties), x, hours.calendar.hour[rows])
+            coefficients = _coefficients(moments, penalties, _prior(steps, x.shape[-1], with_operator))
+            correction = _corrections(coefficients, x, hours.calendar.hour[rows])
             yield month, (reference + correction * scale).astype(np.float32)
         waiting.append(_outcomes(hours, rows, steps, x, reference, scale))
 
@@ -145,21 +159,36 @@ def _add(moments: Moments, hours: AuthorityHours, new: _Rows, last: int) -> list
     return [_Rows(new.rows[rest], new.inputs[rest], new.outcome[rest], new.weight[rest])]
 
 
-def _coefficients(moments: Moments, penalties: Floats) -> NDArray[np.float32]:
-    """Return coefficients of the raw inputs, [local hour, step, input]; penalties [(pooled, own), step]."""
+def _coefficients(moments: Moments, penalties: Floats, prior: Floats) -> NDArray[np.float32]:
+    """Return coefficients of the raw inputs, [local hour, step, input].
+
+    Args:
+        moments: of the hours known.
+        penalties: [(pooled, own), step].
+        prior: what the pooled coefficients are shrunk to, [step, input].
+    """
     few = np.maximum(DAYS / np.maximum(moments.days, 1), 1)  # [local hour, step]
-    pooled = solve(moments.sums.sum(axis=0), penalties[0] * few.mean(axis=0), None)
-    own = [solve(sums, penalties[1] * more, pooled) for sums, more in zip(moments.sums, few, strict=True)]
-    return np.stack(own).astype(np.float32)
+    enough = moments.days.mean(axis=0) >= MIN_DAYS
+    pooled = solve(moments.sums.sum(axis=0), penalties[0] * few.mean(axis=0) ** POOLED_POWER, prior)
+    own = [solve(sums, penalties[1] * more**OWN_POWER, pooled) for sums, more in zip(moments.sums, few, strict=True)]
+    return np.where(enough[:, None], np.stack(own), prior).astype(np.float32)
 
 
-def solve(moments: Floats, penalty: Floats, centre: Floats | None) -> Floats:
-    """Return coefficients of the raw inputs, [step, input], the intercept last; zeros before any row.
+def _prior(steps: Int64s, count: int, with_operator: bool) -> Floats:
+    """Return coefficients without any hour seen, [step, input]."""
+    found = np.zeros((len(steps), count))
+    if with_operator:
+        found[:, LAST_ERROR] = np.exp(-steps / FADES)
+    return found
+
+
+def solve(moments: Floats, penalty: Floats, centre: Floats) -> Floats:
+    """Return coefficients of the raw inputs, [step, input], the intercept last; the centre before any row.
 
     Args:
         moments: weighted sums of products of the inputs, the last of which is 1, and the outcome, [step, input + 1, input + 1].
         penalty: of the standardised inputs' coefficients, [step].
-        centre: coefficients that penalties shrink them to, [step, input]; None: zeros.
+        centre: coefficients that penalties shrink them to, [step, input].
     """
     total = moments[:, -2, -2]
     n = np.maximum(total, 1e-12)[:, None]
@@ -170,12 +199,12 @@ def solve(moments: Floats, penalty: Floats, centre: Floats | None) -> Floats:
     inverse = np.where(deviation > MIN_DEVIATION, 1 / np.maximum(deviation, MIN_DEVIATION), 0.0)
     standard = covariance * inverse[:, :, None] * inverse[:, None]
     right = along * inverse
-    start = np.zeros_like(right) if centre is None else centre[:, :-1] * deviation
+    start = centre[:, :-1] * deviation
     right -= (standard @ start[..., None])[..., 0]
     standard[:, np.arange(mean.shape[1]), np.arange(mean.shape[1])] += penalty[:, None]
     slopes = (start + np.linalg.solve(standard, right[..., None])[..., 0]) * inverse
     found = np.concatenate([slopes, (level - (slopes * mean).sum(axis=1))[:, None]], axis=1)
-    return np.where(total[:, None] > 0, found, 0.0)
+    return np.where(total[:, None] > 0, found, centre)
 
 
 def _corrections(coefficients: NDArray[np.float32], x: NDArray[np.float32], clock: Int64s) -> NDArray[np.float32]:
