@@ -21,7 +21,7 @@ import requests
 import urllib3
 from requests.utils import get_environ_proxies
 
-from ingest import tls
+from ingest import gunzip, tls
 from ingest.backoff import backoff_s
 from ingest.console import printable, redact
 from ingest.errors import SourceError, ThrottledError
@@ -201,7 +201,7 @@ def inflate(packed: bytes, limit: int = PLAIN_LIMIT) -> bytes:
     """
     pieces: list[bytes] = []  # joined at the end: of one piece, as most pages are, without a copy
     size = 0
-    inflator = zlib.decompressobj(31)
+    inflator = gunzip.inflator(31)
     rest = memoryview(packed)
     members = 1
     try:
@@ -220,10 +220,10 @@ def inflate(packed: bytes, limit: int = PLAIN_LIMIT) -> bytes:
                 members += 1
                 if members > MEMBERS_LIMIT:
                     raise SourceError(f"a response has more than {MEMBERS_LIMIT} gzip members", "json")
-                inflator = zlib.decompressobj(31)
+                inflator = gunzip.inflator(31)
             elif not rest:
                 raise SourceError(f"a gzip response is truncated after {len(packed)} bytes", "json")
-    except zlib.error as error:
+    except gunzip.DAMAGED as error:
         raise SourceError(f"a gzip response is damaged: {error}", "json") from error
 
 

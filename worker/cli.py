@@ -11,6 +11,7 @@ from typing import Any
 from ingest.console import LineFormatter, protect
 from ringattn.macos import local_name_problem, refused_python
 from worker.argparse_errors import Parser
+from worker.process.allocator import limit_arenas
 
 # Set before numpy is imported: several workers on one host must not each start one thread per core.
 for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -53,6 +54,7 @@ def main(arguments: Sequence[str] | None = None, key: Mapping[str, str] | None =
         key: Content of a key file, for a caller that has it without the file.
     """
     protect()
+    limit_arenas()
     parser = Parser(
         "worker",
         "Run leases of a coordinator on this host.",

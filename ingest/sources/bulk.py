@@ -17,7 +17,6 @@ import gzip
 import io
 import re
 import threading
-import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, date, datetime
@@ -32,6 +31,7 @@ from ingest.array_types import Floats, Int32s, Int64s
 from ingest.catalog import REGION, RESPONDENTS, SUB_AREAS
 from ingest.columns import EMPTY, EPOCH, Columns, SeriesName, as_numpy, as_strings, hour_number
 from ingest.errors import SourceError, UsageError
+from ingest.gunzip import DAMAGED, GzipReader
 from ingest.http import HttpResponse, plain_body, raise_for_response
 from ingest.models import ALL_RESPONDENTS, HOUR, FetchJob
 from ingest.sources.base import EIA_LICENCE, Page, Source
@@ -120,7 +120,7 @@ class Bulk(Source):
         """Return the bytes to store and the page; see `Source.receive`."""
         if response.status != 200:
             raise_for_response(response, plain_body(response))
-        with gzip.GzipFile(fileobj=io.BytesIO(response.body)) as file:
+        with GzipReader(fileobj=io.BytesIO(response.body)) as file:
             raise_for_response(response, _guarded(lambda: file.read(256)))
         return response.body, self.parse(job, response.body)
 
@@ -158,7 +158,7 @@ def _guarded(read: Callable[[], T]) -> T:
     """
     try:
         return read()
-    except (EOFError, gzip.BadGzipFile, zlib.error, pa.ArrowInvalid, text_csv.Error, UnicodeDecodeError) as error:
+    except (*DAMAGED, pa.ArrowInvalid, text_csv.Error, UnicodeDecodeError) as error:
         raise SourceError(f"the file is truncated or damaged: {error}", "csv") from error
 
 
@@ -202,7 +202,7 @@ def _parse(job: FetchJob, stored: bytes) -> Page:
     Raises:
         SourceError: kind "csv", "foreign" (hours outside the shard) or "repeated".
     """
-    with gzip.GzipFile(fileobj=io.BytesIO(stored)) as file:
+    with GzipReader(fileobj=io.BytesIO(stored)) as file:
         line = file.readline(HEADER_LIMIT + 1)
     if len(line) > HEADER_LIMIT:
         raise SourceError(f"the header line has more than {HEADER_LIMIT >> 10} KiB", "csv")
@@ -216,7 +216,7 @@ def _parse(job: FetchJob, stored: bytes) -> Page:
         strings_can_be_null=True,
         null_values=_NULLS,
     )
-    counter = _LineCounter(gzip.GzipFile(fileobj=io.BytesIO(stored)))
+    counter = _LineCounter(GzipReader(fileobj=io.BytesIO(stored)))
     rows = kept = 0
     hours: list[Int32s] = [EMPTY.hour]
     owners: list[Int32s] = [EMPTY.index]
