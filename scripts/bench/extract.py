@@ -251,11 +251,7 @@ def write_docs() -> None:
     by_event = {
         event: [line for line in lines if line["event"] == event] for event in {line["event"] for line in lines}
     }
-    where = by_event["machine"][-1]
-    text = [
-        DOC_HEAD,
-        f"Machine: {where['cores']} cores, {where['platform']}, Python {where['python']}, {where['date']}. Shared and noisy: read the ratios.\n",
-    ]
+    text = [DOC_HEAD, *(machine_text(where) for where in by_event["machine"]), "Shared and noisy: read the ratios.\n"]
     if speeds := by_event.get("speed"):
         text.append(speed_section(speeds))
         plot(speeds)
@@ -292,6 +288,22 @@ def write_docs() -> None:
         )
     text.append(DOC_SHARES)
     DOCS.write_text("\n".join(text))
+
+
+def machine_text(where: dict[str, Any]) -> str:
+    """Return a line about a machine and a day, and which lines were measured there."""
+    what = f"{where['cores']} cores, {where['platform']}, Python {where['python']}, {where['date']}"
+    return f"Machine of {', '.join(where['measured'])}: {what}."
+
+
+def with_machine(lines: list[dict[str, Any]], measured: list[str]) -> list[dict[str, Any]]:
+    """Return kept lines with one about this machine and day, for the events that are `measured` now."""
+    kept = []
+    for line in lines:
+        own = [name for name in line.get("measured", ()) if name not in measured]
+        if line["event"] != "machine" or own:
+            kept.append({**line, "measured": own} if own else line)
+    return [*kept, machine_line(measured=measured)]
 
 
 def speed_section(speeds: list[dict[str, Any]]) -> str:
@@ -362,11 +374,10 @@ def main() -> None:
     options = command.parse_args()
     RUNS.mkdir(exist_ok=True)
     if not options.docs:
-        kept = (
-            [line for line in read_lines(LINES) if line["event"] not in options.only.split(",")] if options.add else []
-        )
+        names = options.only.split(",")
+        kept = [line for line in read_lines(LINES) if line["event"] not in names] if options.add else []
         LINES.unlink(missing_ok=True)
-        for line in kept or [machine_line()]:
+        for line in with_machine(kept, names):
             emit_line(line, LINES, progress=True)
         parts: dict[str, Callable[[], None]] = {
             "speed": partial(speed, options.rounds),
@@ -374,7 +385,7 @@ def main() -> None:
             "policy": policy,
             "linear": partial(linear, options.rounds),
         }
-        for name in options.only.split(","):
+        for name in names:
             parts[name]()
     write_docs()
 

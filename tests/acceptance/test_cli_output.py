@@ -327,18 +327,29 @@ def test_ctrl_c_ends_the_doctor_and_its_ssh_sessions(data: Path) -> None:
     until(lambda: not Path(f"/proc/{pid}/comm").exists(), "the end of ssh")
 
 
-def test_first_signal_drains_a_run_and_the_second_stops_it(tmp_path: Path) -> None:
-    """Ctrl-C finishes the running tasks; SIGTERM after it does not wait for them."""
-    with Emulator("--latency-ms", "20000") as emulator:
+@contextmanager
+def requesting(folder: Path, latency_ms: int) -> Iterator[subprocess.Popen[str]]:
+    """Run an extraction until its source has a request."""
+    with Emulator("--latency-ms", str(latency_ms)) as emulator:
         process = subprocess.Popen(
             command("start", "--extract", "--source", emulator.url, *SMALL),
-            cwd=tmp_path,
+            cwd=folder,
             env=environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        until(emulator.requests, "a request")
+        try:
+            until(emulator.requests, "a request")
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def test_first_signal_drains_a_run_and_the_second_stops_it(tmp_path: Path) -> None:
+    """Ctrl-C finishes the running tasks; SIGTERM after it does not wait for them."""
+    with requesting(tmp_path, 20_000) as process:
         assert process.stderr is not None
         began = time.monotonic()
         process.send_signal(signal.SIGINT)
@@ -356,16 +367,7 @@ def test_first_signal_drains_a_run_and_the_second_stops_it(tmp_path: Path) -> No
 
 def test_ctrl_c_of_a_run_is_told_without_the_name_of_a_state(tmp_path: Path) -> None:
     """It said `extract is not complete (drain): drained; start again to resume`."""
-    with Emulator("--latency-ms", "300") as emulator:
-        process = subprocess.Popen(
-            command("start", "--extract", "--source", emulator.url, *SMALL),
-            cwd=tmp_path,
-            env=environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        until(emulator.requests, "a request")
+    with requesting(tmp_path, 300) as process:
         process.send_signal(signal.SIGINT)
         _, err = end_of(process, "the end after Ctrl-C")
     assert process.returncode == 130, err
