@@ -15,7 +15,7 @@ from ingest.columns import hour_number
 from ingest.errors import UsageError
 from tests.support.data_folder import build_all, commit, shard
 from tests.support.training_data import SMALL
-from worker.forecast.backtest import linear, run
+from worker.forecast.backtest import linear, network, run
 from worker.forecast.backtest.cli import main
 from worker.forecast.backtest.network import NetworkContender
 from worker.forecast.backtest.schedule import Walk, month_number, walks_of
@@ -177,6 +177,29 @@ def test_training_of_a_walk_ends_before_its_first_issue_time(clean: Path) -> Non
     train, validate = contender.periods(Walk(month_number("2019-01", "from"), month_number("2019-01", "from")))
     # 10:00 Pacific of December 31 is known up to 18:00 UTC: the last whole day is the 30th.
     assert (train, validate) == ("2018:2018-10-01", "2018-10-02:2018-12-30")
+
+
+@pytest.mark.parametrize(("code", "ends"), [(75, 75), (-9, 75), (2, 2), (1, 1)])
+def test_training_that_ends_early_says_how_to_go_on(
+    code: int,
+    ends: int,
+    clean: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In place of worker/train.py a program that prints its arguments and ends with a code, or is killed."""
+    program = tmp_path / "train.py"
+    ending = f"sys.exit({code})" if code > 0 else f"os.kill(os.getpid(), {-code})"
+    program.write_text(
+        f"import os, sys\nprint(*sys.argv[1:], flush=True)\nprint('UsageError: no hour of both', flush=True)\n{ending}\n"
+    )
+    monkeypatch.setattr(network, "TRAIN", program)
+    assert main([*MONTHS, "--data", str(clean), "--model", "network", "--every", "year"]) == ends
+    out, err = capsys.readouterr()
+    assert not out and "training on hours to 2018-08-31, validated on 2018-09-01:2018-11-29" in err
+    assert "--train=2018:2018-08-31 --validate=2018-09-01:2018-11-29" in err and "--respondents=PACW" in err
+    assert "no hour of both" in err.splitlines()[-1] and ("same command" in err.splitlines()[-1]) == (ends == 75)
 
 
 @pytest.mark.long
