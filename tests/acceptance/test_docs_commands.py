@@ -79,7 +79,7 @@ ELSEWHERE = {
     ),
     r"coordinator verify": "tests/acceptance/test_extract_resume.py::test_default_run_needs_no_key_and_the_next_one_requests_nothing",
     r"coordinator verify --data real": "tests/acceptance/test_extract_sources.py::test_bulk_files_and_oasis_are_extracted_the_same_way",
-    r"coordinator start --train( --data DATA)?": "tests/acceptance/test_supervision.py",
+    r"coordinator start --train( --data (DATA|HELD))?( --train-config TRAIN.toml)?": "tests/acceptance/test_supervision.py",
     r"coordinator start --rollouts( --data DATA --control-config CONTROL.toml)?": "tests/acceptance/test_rollouts.py",
     r"coordinator start --extract --train --rollouts": "scripts/dev/run_readme.py",
     r"coordinator start --extract (--train --rollouts )?--dry-run": (
@@ -98,8 +98,8 @@ ELSEWHERE = {
     r"coordinator forecast --region ERCO --issue 2025-08-12T10": "tests/integration/worker/test_forecast.py::test_local_day_is_forecast_hour_by_hour",
     r"coordinator forecast (--region ERCO --issue 2025-08-12T15 --paths 20|--hourly data/hourly\.parquet --period 2024 --horizon 36 --paths 20|--hourly HOURLY\.parquet --data DATA --period 2018:2019 --horizon 36 --paths 20)": "tests/integration/worker/test_forecast.py::test_other_issue_hours_are_forecast_by_the_hourly_regressions",
     r"(coordinator forecast|python -m worker.forecast) --table.*": "tests/integration/worker/test_forecast.py::test_table_for_control_has_every_hour",
-    r"coordinator backtest --from \S+ --to \S+( --data DATA)?": "tests/integration/worker/test_backtest.py::test_summary_names_skill_and_coverage_by_month",
-    r"coordinator judge (FILE|theirs.csv( --data data)?|data/backtest/linear.parquet)": "tests/unit/worker/test_judge.py::test_command_prints_a_verdict_and_exits_with_1_for_a_peek",
+    r"coordinator backtest --from \S+ --to \S+( --data (DATA|HELD))?": "tests/integration/worker/test_backtest.py::test_summary_names_skill_and_coverage_by_month",
+    r"coordinator judge (FILE|theirs.csv( --data data)?|data/backtest/linear.parquet|HELD/.* --data HELD --json > HELD.json)": "tests/unit/worker/test_judge.py::test_command_prints_a_verdict_and_exits_with_1_for_a_peek",
     r"coordinator keys revoke NAME": "tests/integration/coordinator/test_auth_proxy.py::test_key_commands_create_list_and_revoke",
     r"worker --(coordinator tcp://.*|key FILE)": (
         "tests/acceptance/test_extract_resume.py::test_worker_with_its_own_folder_uploads_its_files"

@@ -13,6 +13,7 @@ import pytest
 from ingest.calendar import calendar_of
 from ingest.columns import hour_number
 from ingest.errors import UsageError
+from ingest.publication import DAY_BEFORE
 from tests.support.data_folder import build_all, commit, shard
 from tests.support.training_data import SMALL
 from worker.forecast.backtest import linear, network, run
@@ -173,7 +174,7 @@ def test_walks_are_whole_months_of_the_schedule() -> None:
 
 
 def test_training_of_a_walk_ends_before_its_first_issue_time(clean: Path) -> None:
-    contender = NetworkContender(clean, NAMES, 3, None, clean / "runs", print)
+    contender = NetworkContender(clean, NAMES, 3, DAY_BEFORE, None, clean / "runs", print)
     train, validate = contender.periods(Walk(month_number("2019-01", "from"), month_number("2019-01", "from")))
     # 10:00 Pacific of December 31 is known up to 18:00 UTC: the last whole day is the 30th.
     assert (train, validate) == ("2018:2018-10-01", "2018-10-02:2018-12-30")
@@ -200,6 +201,25 @@ def test_training_that_ends_early_says_how_to_go_on(
     assert not out and "training on hours to 2018-08-31, validated on 2018-09-01:2018-11-29" in err
     assert "--train=2018:2018-08-31 --validate=2018-09-01:2018-11-29" in err and "--respondents=PACW" in err
     assert "no hour of both" in err.splitlines()[-1] and ("same command" in err.splitlines()[-1]) == (ends == 75)
+
+
+@pytest.mark.long
+def test_what_is_not_published_in_time_changes_no_row(clean: Path, tmp_path: Path) -> None:
+    """With the instructions' deadline a cutoff is an hour earlier, and DF of the day to forecast is unknown: drawn anew, it changes nothing."""
+    tables = []
+    for name, at in (("clean", None), ("poisoned", hour_number("2018-12-19T17"))):
+        data = tmp_path / name
+        make(data, at)  # DF of the days that are issued later is drawn anew as well
+        flags = ("--from", "2018-12", "--to", "2018-12", "--publication", "deadline", "--data", str(data), "--quiet")
+        assert main(flags) in (0, 1)
+        tables.append(table_of(data))
+    before, after = tables
+    whole = table_of(clean).reindex(before.index)
+    assert ((whole["cutoff"] - before["cutoff"]) == pd.Timedelta(hours=1)).all()
+    early = before["cutoff"] <= pd.Timestamp("2018-12-19T17")
+    assert early.sum() > 24 * 17
+    pd.testing.assert_frame_equal(before.loc[early, LEVELS], after.loc[early, LEVELS], check_exact=True)
+    assert (before["q0.5"] != whole["q0.5"]).mean() > 0.9, "DF of the day is used all the same"
 
 
 @pytest.mark.long

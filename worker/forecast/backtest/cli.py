@@ -1,7 +1,7 @@
 """Command line of backtests; `coordinator backtest` runs it.
 
     python -m worker.forecast.backtest --from 2019-01 --to 2019-12 --data data [--respondents PACW,ERCO] [--every month]
-        [--model linear|network] [--train-config FILE.toml] [--out FILE.parquet] [--json]
+        [--model linear|network] [--publication deadline] [--train-config FILE.toml] [--out FILE.parquet] [--json]
 
 The summary goes to stdout; messages and errors go to stderr, as JSON lines with `--json`.
 Exit codes: 0 done, 1 failed, or the judge finds hours used after a cutoff, 2 usage, 75 a training stopped and resumes, 130 Ctrl-C.
@@ -17,6 +17,7 @@ from typing import Any
 from coordinator.wire.exit_codes import ExitCode
 from ingest.catalog import check_respondents
 from ingest.errors import IngestError, UsageError
+from ingest.publication import DEFAULT, Publication
 from ingest.settings import parse_codes
 from worker.argparse_errors import Parser
 from worker.forecast.backtest.rows import check_suffix
@@ -24,6 +25,7 @@ from worker.forecast.backtest.run import FOLDER, Request, backtest
 from worker.forecast.backtest.schedule import EVERY, month_number
 from worker.forecast.judge.verdict import describe
 
+PUBLICATION_HELP = f"what each forecast knows: day-before, deadline or 1h,-1T10,local (default: {DEFAULT})"
 MODELS = {"linear": "month", "network": "quarter"}  # by name, how often each is fitted unless asked otherwise
 OPTIONS: dict[str, dict[str, Any]] = {
     "--data": {"type": Path, "default": Path("data"), "metavar": "DIR", "help": "data folder (default: data)"},
@@ -32,6 +34,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--respondents": {"default": "", "metavar": "CODES", "help": "comma-separated (default: all on disk)"},
     "--model": {"default": "linear", "metavar": "|".join(MODELS), "help": "what is fitted (default: linear)"},
     "--every": {"metavar": "|".join(EVERY), "help": "how often it is fitted (default: month; of the network: quarter)"},
+    "--publication": {"default": str(DEFAULT), "metavar": "P", "help": PUBLICATION_HELP},
     "--train-config": {"type": Path, "metavar": "FILE", "help": "TOML settings of the network's training"},
     "--out": {"type": Path, "metavar": "FILE", "help": ".parquet or .csv (default: DATA/backtest/MODEL.parquet)"},
     "--json": {"action": "store_true", "help": "one JSON object on stdout, JSON lines on stderr"},
@@ -88,6 +91,7 @@ def _run(options: argparse.Namespace, log: Callable[[str], None]) -> int:
         codes,
         options.model,
         options.every or MODELS[options.model],
+        Publication.parse(options.publication),
         options.train_config,
         out,
     )

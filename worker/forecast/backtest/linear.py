@@ -10,6 +10,7 @@ import numpy as np
 
 from ingest.calendar import calendar_of
 from ingest.loader import respondents_on_disk
+from ingest.publication import Publication
 from worker.forecast.backtest.contender import Log, key_of
 from worker.forecast.backtest.rows import WalkRows
 from worker.forecast.backtest.schedule import Walk
@@ -27,13 +28,14 @@ class LinearContender:
     data_dir: Path
     respondents: tuple[str, ...]
     every: int  # months
+    publication: Publication
     log: Log
     name: str = "linear"
 
     def key(self, walk: Walk) -> str:
         """Return the digest of a walk."""
         settings = [LINEAR_VERSION, intervals.VERSION, self.every, self.respondents]
-        return key_of(self.data_dir, walk, self._neighbours(), settings)
+        return key_of(self.data_dir, walk, self._neighbours(), self.publication, settings)
 
     def _neighbours(self) -> list[str]:
         return with_forecast(self.data_dir, respondents_on_disk(self.data_dir))
@@ -41,7 +43,7 @@ class LinearContender:
     def forecast(self, walks: Sequence[Walk]) -> Iterator[list[WalkRows]]:
         """Yield the rows of each walk; one pass over the months fits them all."""
         names = self._neighbours()
-        store = open_token_store(self.data_dir, names, "DF", self.log)
+        store = open_token_store(self.data_dir, names, "DF", self.log, self.publication)
         histories = [read_history(store, region) for region in range(len(names))]
         self.log(f"fitting the linear forecasts of {len(names)} authorities")
         found = linear_forecasts(histories, common_months(histories, self.every, walks[0].first))
@@ -60,7 +62,7 @@ def _rows(history: History, point: np.ndarray, walks: Sequence[Walk]) -> WalkRow
     low = max(walks[0].hours(name).first - intervals.LOOKBACK, int(history.hours[0]))
     high = min(walks[-1].hours(name).last, int(history.hours[-1]))
     part = slice(low - int(history.hours[0]), high + 1 - int(history.hours[0]))
-    calendar = calendar_of(name, low, high)
+    calendar = calendar_of(name, low, high, publication=history.publication)
     quantiles = intervals.quantiles_around(point[part], history.demand[part], history.scale[part], calendar)
     return WalkRows(name, calendar.hours, calendar.issue, history.demand[part], quantiles)
 

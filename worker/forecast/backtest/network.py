@@ -14,6 +14,7 @@ from coordinator.wire.exit_codes import ExitCode
 from ingest.calendar import calendar_of
 from ingest.errors import IngestError, UsageError
 from ingest.loader import available, respondents_on_disk
+from ingest.publication import Publication
 from worker.forecast.backtest.contender import Log, key_of
 from worker.forecast.backtest.rows import WalkRows
 from worker.forecast.backtest.schedule import Walk, month_text
@@ -38,6 +39,7 @@ class NetworkContender:
     data_dir: Path
     respondents: tuple[str, ...]
     every: int  # months
+    publication: Publication
     config: Path | None  # TOML file of settings of worker/train.py; None: its defaults
     folder: Path  # of the runs
     log: Log
@@ -47,9 +49,8 @@ class NetworkContender:
         """Return the digest of a walk."""
         config = self.config.read_text() if self.config is not None else ""
         # With `reference = "linear"` every authority on disk is read.
-        return key_of(
-            self.data_dir, walk, respondents_on_disk(self.data_dir), [LINEAR_VERSION, config, self.respondents]
-        )
+        settings = [LINEAR_VERSION, config, self.respondents]
+        return key_of(self.data_dir, walk, respondents_on_disk(self.data_dir), self.publication, settings)
 
     def forecast(self, walks: Sequence[Walk]) -> Iterator[list[WalkRows]]:
         """Yield the rows of each walk."""
@@ -70,7 +71,7 @@ class NetworkContender:
 
     def periods(self, walk: Walk) -> tuple[str, str]:
         """Return the hours that train and those that validate, as worker/train.py takes them: whole days before the first issue time."""
-        known = min(_first_cutoff(walk, name) for name in self.respondents)
+        known = min(self._first_cutoff(walk, name) for name in self.respondents)
         day = (known + 1) // 24 - 1  # the last UTC day of which every hour is known
         start = np.datetime64(day - VALIDATION + 1, "D")
         year = min(available(self.data_dir, name).years[0] for name in self.respondents)
@@ -92,6 +93,7 @@ class NetworkContender:
             "respondents": ",".join(self.respondents),
             "train": train,
             "validate": validate,
+            "publication": self.publication,
         }
         flags |= {"config": self.config} if self.config is not None else {}
         command = [sys.executable, "-m", "worker.process.rank_main", str(NO_WATCHDOG_S), str(TRAIN)]
@@ -116,8 +118,7 @@ class NetworkContender:
         if code:
             raise IngestError(f"{walk}: the training failed: {last}")
 
-
-def _first_cutoff(walk: Walk, respondent: str) -> int:
-    """Return the last hour that is known when the first hour of a walk is forecast."""
-    first = walk.hours(respondent).first
-    return int(calendar_of(respondent, first, first).issue[0])
+    def _first_cutoff(self, walk: Walk, respondent: str) -> int:
+        """Return the last hour that is known when the first hour of a walk is forecast."""
+        first = walk.hours(respondent).first
+        return int(calendar_of(respondent, first, first, publication=self.publication).issue[0])

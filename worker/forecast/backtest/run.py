@@ -11,11 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ingest.array_types import Int64s
 from ingest.errors import UsageError
+from ingest.features import COLUMNS
 from ingest.loader import respondents_on_disk
+from ingest.publication import Publication
 from worker.forecast.backtest.contender import Contender, Log
 from worker.forecast.backtest.linear import LinearContender
 from worker.forecast.backtest.network import NetworkContender
@@ -24,7 +28,7 @@ from worker.forecast.backtest.schedule import EVERY, Walk, check_months, month_t
 from worker.forecast.baselines.fit import MIN_TRAINING
 from worker.forecast.judge.submission import read_submission
 from worker.forecast.judge.verdict import Verdict, judge
-from worker.training.tokens import Period, TokenStore, open_token_store, with_forecast
+from worker.training.tokens import TARGET, Period, TokenStore, open_token_store, with_forecast
 
 FOLDER = "backtest"  # in the data folder
 
@@ -39,6 +43,7 @@ class Request:
     respondents: tuple[str, ...]  # none: all on disk that can be forecast
     model: Literal["linear", "network"]
     every: str  # of EVERY
+    publication: Publication  # what each forecast knows
     config: Path | None  # of the network's training
     out: Path
 
@@ -62,7 +67,7 @@ def backtest(request: Request, log: Log) -> Result:
     walks = walks_of(request.first, request.last, EVERY[request.every])
     asked = request.respondents or respondents_on_disk(request.data_dir)
     names = with_forecast(request.data_dir, asked, log)
-    store = open_token_store(request.data_dir, names, "DF", log)
+    store = open_token_store(request.data_dir, names, "DF", log, request.publication)
     measured = {name: _measured(store, region) for region, name in enumerate(names)}
     check_months(request.first, request.last, [one for one in measured.values() if one is not None], request.data_dir)
     respondents = _usable(store, walks, log)
@@ -70,22 +75,30 @@ def backtest(request: Request, log: Log) -> Result:
     kept, table = _walk(request.data_dir / FOLDER / contender.name, contender, walks, log)
     write_rows(table, request.out)
     log(f"{table.num_rows:,} rows in {request.out}; judging them")
-    verdict = judge(read_submission(request.out), request.data_dir, None, log)
+    verdict = judge(read_submission(request.out), request.data_dir, None, log, request.publication)
     return Result(table.num_rows, tuple(walks), kept, verdict)
 
 
 def _contender(request: Request, respondents: tuple[str, ...], log: Log) -> Contender:
     every = EVERY[request.every]
     if request.model == "linear":
-        return LinearContender(request.data_dir, respondents, every, log)
+        return LinearContender(request.data_dir, respondents, every, request.publication, log)
     runs = request.data_dir / FOLDER / "runs"
-    return NetworkContender(request.data_dir, respondents, every, request.config, runs, log)
+    return NetworkContender(request.data_dir, respondents, every, request.publication, request.config, runs, log)
 
 
 def _measured(store: TokenStore, region: int) -> Period | None:
     """Return the first and the last hour with demand and DF; None where there is none."""
-    hours = store.targets(region, store.period(region))
+    hours = _hours_with_both(store, region, store.period(region))
     return Period(int(hours[0]), int(hours[-1])) if len(hours) else None
+
+
+def _hours_with_both(store: TokenStore, region: int, period: Period) -> Int64s:
+    """Return the hours of a period that have demand and DF, whether or not DF was known in time."""
+    first, rows = store.maps[region]
+    part = rows[max(period.first - first, 0) : max(period.last + 1 - first, 0)]
+    at = [TARGET + COLUMNS.index(name) for name in ("demand", "operator")]
+    return max(period.first, first) + np.flatnonzero(np.isfinite(part[:, at]).all(axis=1))
 
 
 def _usable(store: TokenStore, walks: Sequence[Walk], log: Log) -> tuple[str, ...]:
@@ -97,12 +110,12 @@ def _usable(store: TokenStore, walks: Sequence[Walk], log: Log) -> tuple[str, ..
     found = []
     for region, name in enumerate(store.respondents):
         first, last = walks[0].hours(name).first, walks[-1].hours(name).last
-        before = len(store.targets(region, Period(store.period(region).first, first - 1)))
+        before = len(_hours_with_both(store, region, Period(store.period(region).first, first - 1)))
         if before < MIN_TRAINING:
             log(
                 f"{name} is left out: {before:,} hours with demand and DF before {month_text(walks[0].first)}, {MIN_TRAINING:,} are needed"
             )
-        elif not len(store.targets(region, Period(first, last))):
+        elif not len(_hours_with_both(store, region, Period(first, last))):
             log(
                 f"{name} is left out: no hour with demand and DF from {month_text(walks[0].first)} to {month_text(walks[-1].last)}"
             )
