@@ -14,7 +14,16 @@ import msgspec
 from ingest.asked import open_gaps
 from ingest.errors import VerificationError
 from ingest.files import atomic_write, storage_errors, visible
-from ingest.models import MANIFEST_FORMAT, BuildResult, FileEntry, RouteGap, ShardResult, build_key, parse_hour
+from ingest.models import (
+    MANIFEST_FORMAT,
+    BuildResult,
+    FileEntry,
+    RouteGap,
+    ShardResult,
+    build_key,
+    is_daily,
+    parse_hour,
+)
 from ingest.store import fsync_folders, is_pruned
 
 SAFE_HOUR = re.compile(
@@ -63,7 +72,7 @@ class Summary:
     valid: int
     masked: dict[str, int]
     revised: int
-    gap_hours: int
+    gap_hours: int  # of hourly routes
     gaps: tuple[RouteGap, ...]
     suspect: int = 0  # valid cells that the outlier rule flags
     format: int = MANIFEST_FORMAT
@@ -221,7 +230,7 @@ def summarise(shards: Iterable[ShardResult], builds: Iterable[BuildResult]) -> S
         valid=sum(build.valid for build in builds),
         masked=dict(sorted(masked.items())),
         revised=sum(build.revised for build in builds),
-        gap_hours=sum(gap.hours for gap in gaps),
+        gap_hours=sum(gap.hours for gap in gaps if not is_daily(gap.route)),
         gaps=gaps,
         suspect=sum(build.suspect for build in builds),
     )

@@ -115,6 +115,11 @@ class RouteGap(Gap):
 
     route: str = ""  # "" in the summary of an earlier version
 
+    @property
+    def length(self) -> str:
+        """Its length as text: hours, or days of a daily route."""
+        return f"{self.hours // DAY} d" if is_daily(self.route) else f"{self.hours} h"
+
 
 @dataclass(frozen=True)
 class ShardResult:

@@ -24,7 +24,18 @@ from ingest.columns import Columns, digest, drop_repeats_between, find_gaps, fro
 from ingest.console import printable
 from ingest.errors import SourceError, UsageError, VerificationError, quoted
 from ingest.files import visible
-from ingest.models import ALL_RESPONDENTS, BuildResult, FetchJob, FileEntry, RouteGap, ShardResult, build_key, step_of
+from ingest.models import (
+    ALL_RESPONDENTS,
+    DAY,
+    BuildResult,
+    FetchJob,
+    FileEntry,
+    RouteGap,
+    ShardResult,
+    build_key,
+    is_daily,
+    step_of,
+)
 from ingest.plan import build_job
 from ingest.sources import get_source
 from ingest.sources.base import Source
@@ -92,19 +103,21 @@ class Report:
 
     def to_text(self) -> str:
         """Return a table of counts, then one line per mismatch, gap and note."""
-        gap_hours = sum(gap.hours for gap in self.gaps)
+        gap_hours = sum(gap.hours for gap in self.gaps if not is_daily(gap.route))
+        gap_days = sum(gap.hours // DAY for gap in self.gaps if is_daily(gap.route))
+        days = f" and {gap_days:,} days" if gap_days else ""
         counts = [
             ("manifests", f"{self.shards} shards, {self.builds} builds"),
             ("pages", f"{self.pages:,}"),
             ("rows", f"{self.rows:,} of {self.total:,}"),
             ("hashed", f"{self.bytes / 1e6:,.1f} MB"),
             ("mismatches", f"{len(self.mismatches):,}"),
-            ("gaps", f"{len(self.gaps):,} ({gap_hours:,} hours that the source does not have)"),
+            ("gaps", f"{len(self.gaps):,} ({gap_hours:,} hours{days} that the source does not have)"),
             ("notes", f"{len(self.notes):,}"),
             ("verdict", "whole" if self.whole else f"NOT WHOLE: {self._remedy}"),
         ]
         gaps = [
-            f"{'gap':<10} {gap.respondent} {gap.variable} of {gap.route}: {gap.start} to {gap.end} ({gap.hours} h)"
+            f"{'gap':<10} {gap.respondent} {gap.variable} of {gap.route}: {gap.start} to {gap.end} ({gap.length})"
             for gap in self.gaps
         ]
         lines = [f"{name:<11}{value}" for name, value in counts]

@@ -198,7 +198,7 @@ def _from_rows(shard: Shard, rows: list[Any]) -> tuple[tuple[SeriesName, ...], I
     """
     raw_codes = [row.code for row in rows]
     codes = list(dict.fromkeys(raw_codes))
-    if shard.daily and (zones := {row.timezone for row in rows} - {EIA_ZONES[zone_of(shard.respondent)]}):
+    if shard.daily and (zones := {row.timezone.capitalize() for row in rows} - {EIA_ZONES[zone_of(shard.respondent)]}):
         raise SourceError(
             f"the response has days of {', '.join(sorted(zones)[:3])}, which were not requested", "foreign"
         )

@@ -16,7 +16,7 @@ from ingest.coverage import SeriesSummary, coverage, read_summaries
 from ingest.daily_check import totals
 from ingest.errors import quoted
 from ingest.manifest import Manifest
-from ingest.models import ShardResult
+from ingest.models import ShardResult, is_daily
 from ingest.sources import get_source
 
 BINS = 60  # parts of the span of a run
@@ -34,9 +34,10 @@ def hours(data_dir: Path) -> Hours | Absent:
         return Absent("no series was built in this folder", f"coordinator start --extract --data {quoted(data_dir)}")
     summary = manifest.summarise(manifest.shard_results(data_dir), builds)
     summaries = read_summaries(data_dir)
+    gaps = (gap for gap in summary.gaps if not is_daily(gap.route))  # of days: `daily` counts them
     return Hours(
         coverage=coverage(summaries),
-        gaps=tuple(sorted(summary.gaps, key=lambda gap: (-gap.hours, gap.respondent, gap.variable, gap.start))),
+        gaps=tuple(sorted(gaps, key=lambda gap: (-gap.hours, gap.respondent, gap.variable, gap.start))),
         valid=summary.valid,
         masked=summary.masked,
         suspect=summary.suspect,

@@ -206,7 +206,7 @@ class ExtractStage:
             f"{summary.duplicates} · nulls {summary.nulls:,} · missing at the source {summary.gap_hours:,} hours",
         ]
         lines += [
-            f"  gap {gap.respondent} {gap.variable} of {gap.route} {gap.start} to {gap.end} ({gap.hours} h)"
+            f"  gap {gap.respondent} {gap.variable} of {gap.route} {gap.start} to {gap.end} ({gap.length})"
             for gap in summary.gaps[:MAX_GAPS]
         ]
         if len(summary.gaps) > MAX_GAPS:

@@ -223,11 +223,7 @@ class Renderer:
         for one in rows.series:
             texts = labels(query.route, *one)
             if odd_case:
-                texts |= {
-                    key: text.upper() if key.endswith("-name") else text.lower()
-                    for key, text in texts.items()
-                    if not key.startswith("timezone")
-                }
+                texts = {key: text.upper() if key.endswith("-name") else text.lower() for key, text in texts.items()}
             heads.append("," + php_json(texts)[1:-1])
         names = [heads[which] for which in rows.which.tolist()]
         if route.daily:

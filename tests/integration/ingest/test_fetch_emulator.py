@@ -19,6 +19,7 @@ from tests.support.stub_server import bench
 EIA = [
     FetchJob(Shard("eia", "region-data", "PACW", "2023-01-01T00", "2023-06-30T23"), ""),
     FetchJob(Shard("eia", "fuel-type-data", "ERCO", "2024-01-01T00", "2024-03-31T23"), ""),
+    FetchJob(Shard("eia", "daily-interchange-data", "PACW", "2023-01-01T00", "2023-12-31T23"), ""),
 ]
 OTHERS = [
     FetchJob(Shard("oasis", "SLD_FCST", "CISO", "2023-01-01T01", "2023-02-15T00"), ""),
