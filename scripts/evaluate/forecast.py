@@ -72,7 +72,14 @@ def run(options: argparse.Namespace) -> int:
     if missing := [name for name in respondents if name not in there]:
         raise SystemExit(f"{options.baselines or options.run[0]} lacks {', '.join(missing)}: write it again with them")
     averaged = tuple(respondents) if options.respondents else distinct(respondents)
-    store = open_token_store(options.data, respondents)
+    publication = table.publication if table else trained[0].publication
+    if other := [
+        str(path) for model, path in zip(trained, options.run, strict=True) if model.publication != publication
+    ]:
+        raise SystemExit(
+            f"{', '.join(other)} knows other values than `{publication}`: write baselines with its --publication"
+        )
+    store = open_token_store(options.data, respondents, publication=publication)
     validate = table.validate if table else Period(*trained[0].state["validate"])
     period = table.test if table else Period.parse(str(_last_year(store)), "test")
     period = Period.parse(options.test, "test") if options.test else period
@@ -80,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
         raise SystemExit(f"{options.baselines} holds the test hours {table.test}, not all of {period}: write it again")
     contest = open_contest(store, respondents, period, validate, table, averaged)
     for line in _all_lines(contest, table, trained, options, period):
-        append({"label": options.label, "period": str(period), **line}, options.out)
+        append({"label": options.label, "period": str(period), "publication": str(publication), **line}, options.out)
         over = "; ".join(f"{x['skill']:+.3f} over {name} (p {x['p']:.1g})" for name, x in line["over"].items())
         log(f"{line['who']} {line['respondent']}: {over}")
     return 0

@@ -56,9 +56,8 @@ def fit_baselines(
         log(f"{OWN}, {POOLED} and {MEAN} are left out: lightgbm is not installed (group bench-forecast)")
     if neighbours is not None:
         _add_linear(found, histories, neighbours, log)
-    return BaselineTable(
-        validate, test, {one.respondent: one.within(Period(validate.first, test.last)) for one in found}
-    )
+    whole = Period(validate.first, test.last)
+    return BaselineTable(validate, test, {one.respondent: one.within(whole) for one in found}, store.publication)
 
 
 def unusable(history: History, validate: Period, test: Period) -> str:

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from ingest.array_types import Floats, Int64s
 from ingest.errors import UsageError, quoted
 from ingest.files import atomic_write
+from ingest.publication import DAY_BEFORE, DEFAULT, Publication
 from worker.training.tokens import Period
 
 BIAS, RIDGE, OWN, POOLED, MEAN = "running bias", "ridge", "LightGBM", "LightGBM pooled", "mean of ridge and pooled"
@@ -58,6 +59,7 @@ class BaselineTable:
     validate: Period
     test: Period
     respondents: dict[str, Points]
+    publication: Publication = DEFAULT  # what they know
 
 
 def write_table(table: BaselineTable, path: Path) -> None:
@@ -71,6 +73,7 @@ def write_table(table: BaselineTable, path: Path) -> None:
     about = {
         "validate": [table.validate.first, table.validate.last],
         "test": [table.test.first, table.test.last],
+        "publication": str(table.publication),
         "choices": {one.respondent: one.choices for one in parts},
     }
     buffer = io.BytesIO()
@@ -102,6 +105,7 @@ def read_table(path: Path) -> BaselineTable:
             name: _points(name, columns, np.flatnonzero(names == name), choices)
             for name, choices in about["choices"].items()
         },
+        Publication.parse(about.get("publication", str(DAY_BEFORE))),
     )
 
 
