@@ -5,7 +5,8 @@
    forecast that knows no such hour has that value.
 3. Innovations: the part of an hour's actual that no earlier hour and no causal forecast explains is uncorrelated with a forecast made before
    it. A file that mixes in the actual with weight w has the regression coefficient w, whatever else it knows; its standard error is from
-   the sums of days, which are nearly independent. Every quantile is tested as the point forecast is.
+   the sums of days, which are nearly independent. News that a forecast has from elsewhere foresees the hours of a day alike: the coefficient
+   of one hour must stand out from that of the next. Every quantile is tested as the point forecast is.
 4. Errors far below those of every causal forecast, of hours or of days' means; interval widths that follow the error to come.
 
 Bounds are set so that honest forecasts stay below them, also poor ones of small authorities: a finding is an accusation.
@@ -13,7 +14,7 @@ Bounds are set so that honest forecasts stay below them, also poor ones of small
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -32,6 +33,8 @@ SAME = 0.5  # MWh: values this near are equal
 NEAR = 10.5  # MWh: values this near show how often equal ones happen by chance
 MIN_COPIES, COPY_SHARE, COPY_RATIO = 20, 0.02, 5.0  # rows, share of rows, over those by chance
 WEIGHT, SCORE = 0.1, 9.0  # of an innovation, over a whole file: coefficient, and its t
+# How far that coefficient is over the next hour's: at least STEP, and a share of itself unless it is large.
+STEP, SHARE_OF_SLOPE, LARGE_STEP = 0.15, 0.5, 0.3
 PART_LAGS = (0, 1)  # hours before the hour forecast that are also tested by month and by local hour
 # Of a part: coefficient between these, and t; one that holds more than all of an hour does so by chance.
 PART_WEIGHT, PART_LIMIT, PART_SCORE = 0.3, 1.05, 16.0
@@ -200,30 +203,57 @@ def _mixtures(name: str, revision: Floats, rows: Rows, actuals: Actuals, innovat
     month = day.astype("datetime64[D]").astype("datetime64[M]").astype(np.int64)
     groups = {"month": month, "local hour": actuals.calendar.hour[place]}
     bounded = _bounded(revision)
-    sources = {_hour(lag): (rows.hour - lag, lag in PART_LAGS) for lag in sorted(LAGS, key=abs)}
-    sources |= {f"the hour {step} h after the cutoff": (rows.cutoff + step, False) for step in STEPS}
-    for hour, (source, in_parts) in sources.items():
-        value = actuals.at(innovation, source)
-        where = np.isfinite(value) & np.isfinite(bounded) & (source > rows.cutoff) & (rows.cutoff < rows.hour)
-        if not where.any():
-            continue
-        about = f"of what was new in {hour}, after its cutoff"
-        fit = regression(bounded[where], value[where], day[where])
-        if fit.days >= MIN_DAYS and fit.slope > WEIGHT and fit.t > SCORE:
-            yield "knows innovations after its cutoff", f"{name} holds {fit} {about}", True
-            return
-        for what, group in groups.items() if in_parts else ():
-            for one in np.unique(group[where]):
-                own = where & (group == one)
-                fit = regression(bounded[own], value[own], day[own])
-                if fit.days >= MIN_PART_DAYS and PART_WEIGHT < fit.slope < PART_LIMIT and fit.t > PART_SCORE:
-                    part = np.datetime64(int(one), "M") if what == "month" else one
-                    yield "knows innovations after its cutoff", f"{name} holds {fit} {about}, in {what} {part}", True
-                    return
+    families = {
+        _hour: {lag: rows.hour - lag for lag in LAGS},
+        _after_cutoff: {step: rows.cutoff + step for step in STEPS},
+    }
+    for describe, sources in families.items():
+        known = {}
+        for number, source in sources.items():
+            value = actuals.at(innovation, source)
+            where = np.isfinite(value) & np.isfinite(bounded) & (source > rows.cutoff) & (rows.cutoff < rows.hour)
+            if where.any():
+                known[number] = value, where
+        fits = {number: regression(bounded[where], x[where], day[where]) for number, (x, where) in known.items()}
+        for number in sorted(fits, key=abs):
+            about = f"of what was new in {describe(number)}, after its cutoff"
+            fit = fits[number]
+            if fit.days >= MIN_DAYS and fit.slope > WEIGHT and fit.t > SCORE and _stands_out(fits, number):
+                yield "knows innovations after its cutoff", f"{name} holds {fit} {about}", True
+                return
+            value, where = known[number]
+            for what, group in groups.items() if describe is _hour and number in PART_LAGS else ():
+                for one in np.unique(group[where]):
+                    own = where & (group == one)
+                    fit = regression(bounded[own], value[own], day[own])
+                    if fit.days >= MIN_PART_DAYS and PART_WEIGHT < fit.slope < PART_LIMIT and fit.t > PART_SCORE:
+                        part = np.datetime64(int(one), "M") if what == "month" else one
+                        yield (
+                            "knows innovations after its cutoff",
+                            f"{name} holds {fit} {about}, in {what} {part}",
+                            True,
+                        )
+                        return
+
+
+def _stands_out(fits: Mapping[int, Regression], number: int) -> bool:
+    """Return whether an hour's coefficient rises over that of the hour before or after it.
+
+    A forecast with news of its own, such as neighbours' forecasts of the weather, foresees a part of all hours of a day alike. One that
+    holds an actual has its hour's coefficient and not that of the next.
+    """
+    slope = fits[number].slope
+    beside = [fits[one].slope for one in (number - 1, number + 1) if one in fits and fits[one].days >= MIN_DAYS]
+    step = slope - min(beside, default=0.0)
+    return step > max(STEP, min(SHARE_OF_SLOPE * slope, LARGE_STEP))
 
 
 def _hour(lag: int) -> str:
     return f"the hour {abs(lag)} h {'before' if lag > 0 else 'after'} it" if lag else "its own hour"
+
+
+def _after_cutoff(step: int) -> str:
+    return f"the hour {step} h after the cutoff"
 
 
 class Regression(NamedTuple):
