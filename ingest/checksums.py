@@ -1,6 +1,6 @@
 """SHA256SUMS: digests of files that no manifest names, in the format of `sha256sum -c`, written when a stage has finished.
 
-A data folder's list holds the manifests, their summary, the origins of raw pages, the picture and the folder's id; that of a
+A data folder's list holds the manifests, their summary, the origins of raw pages, daily values, the picture and the folder's id; that of a
 training's run folder holds every file but logs. A stage removes the list before it changes a file.
 """
 
@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ingest.files import atomic_write, file_sha256, storage_errors, visible
+from ingest.snapshot import DAILY
 
 NAME = "SHA256SUMS"
 NOT_LISTED = re.compile(r"(?:\.lock|\.endpoint|SHA256SUMS|journal\.sqlite.*|.*\.(?:part|tmp|log))\Z")
@@ -20,6 +21,7 @@ def data_files(data_dir: Path) -> list[Path]:
     """Return the files of a data folder that its list covers."""
     single = [data_dir / name for name in ("manifest.json", "coverage.png", "id")]
     found = [*visible((data_dir / "manifests").rglob("*.json"), data_dir), *(data_dir / "raw").rglob("origin")]
+    found += visible((data_dir / DAILY).glob("*.parquet"), data_dir)
     return sorted(path for path in (*single, *found) if path.is_file())
 
 

@@ -335,7 +335,7 @@ def _verify_daily(folder: Path, shards: Iterable[ShardResult], report: Report) -
         try:
             made, content = daily.contents(folder, job), path.read_bytes()
             table = pq.ParquetFile(io.BytesIO(content)).read(use_threads=False)
-        except (OSError, pa.ArrowException, VerificationError) as error:
+        except (OSError, ValueError, pa.ArrowException, VerificationError) as error:
             report.mismatch("daily", name, f"can't be verified: {error}")
             continue
         report.bytes += len(content)

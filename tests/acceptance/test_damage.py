@@ -98,7 +98,7 @@ def test_random_damage_to_a_pipeline_folder_is_never_silent(coordinator: Coordin
     settings = TRAINING | {"steps": 6, "validate_every": 3, "checkpoint_every": 3}
     training.write_text("".join(f"{name} = {value}\n" for name, value in settings.items()))
     stages = ("--extract", "--train", "--rollouts", "--train-config", training, "--control-config", control)
-    run = coordinator("start", *stages, "--quiet", *PLAN)
+    run = coordinator("start", *stages, "--quiet", "--routes", "region-data,fuel-type-data,daily", *PLAN)
     assert run.code == 0, run.stderr
     data = tmp_path / "data"
     assert verify(data).whole and verify(data).notes == [], verify(data).to_text()
