@@ -6,7 +6,8 @@
     python -m worker.forecast --hourly FILE.parquet --data data [--region ERCO,CAL] [--period 2019] [--horizon 36] [--paths 20]
 
 The trained model forecasts the next local day at 10:00. Any other issue hour, --horizon, --paths and --hourly need no training: the
-hourly regressions answer (`worker.forecast.hourly`). The messages and `--json` say which model it was. Results go to stdout; messages and errors go to stderr, as JSON lines with `--json`.
+hourly regressions answer (`worker.forecast.hourly`). The messages and `--json` say which model it was. Results go to stdout; messages and
+errors go to stderr, as JSON lines with `--json`.
 Exit codes: 0 done, 1 failed or nothing can be said of the day, 2 usage, 130 Ctrl-C.
 """
 
@@ -22,7 +23,7 @@ import numpy as np
 
 from coordinator.wire.exit_codes import ExitCode
 from ingest.catalog import check_respondents
-from ingest.errors import IngestError, UsageError
+from ingest.errors import IngestError, UsageError, quoted
 from worker.argparse_errors import Parser
 from worker.forecast.basis import basis_of
 from worker.forecast.hourly.cli import forecast_issue, is_hourly, write_file
@@ -143,7 +144,7 @@ def _run(options: argparse.Namespace, log: Callable[[str], None]) -> str:
     if not np.isfinite(forecast.median).any():
         raise IngestError(
             f"nothing can be said of {region} on the day after {options.issue}: {'; '.join(reasons)}; "
-            f"fetch them with `coordinator start --extract --update --data {options.data}`"
+            f"fetch them with `coordinator start --extract --update --data {quoted(options.data)}`"
         )
     if options.plot is not None:
         draw_fan_chart([forecast], options.plot)
