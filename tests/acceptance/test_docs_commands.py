@@ -65,7 +65,7 @@ ELSEWHERE = {
     r"coordinator balance( --data \S+)?": "tests/unit/ingest/test_reconcile.py::test_folder_is_checked_and_reconciled_by_year",
     r"coordinator catalog( --source eia( --data real)?)?": "tests/integration/ingest/test_catalog_listing.py",
     r"coordinator start --extract --data grid --respondents all --routes all .*": (
-        "tests/acceptance/test_extract_sources.py::test_four_routes_are_extracted_and_agree"
+        "tests/acceptance/test_extract_sources.py::test_all_routes_are_extracted_and_agree"
     ),
     r"coordinator start --extract --source recordings:.*": "tests/acceptance/test_extract_sources.py::test_recorded_real_hours_reach_the_series",
     r"coordinator start --(extract --update|update --source eia --data real)": (

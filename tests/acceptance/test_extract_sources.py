@@ -199,14 +199,28 @@ def test_bulk_files_and_oasis_are_extracted_the_same_way(
     assert list(frame.attrs["units"].values()) == ["MWh", "MWh", "MWh", "USD/MWh"]
 
 
-def test_four_routes_are_extracted_and_agree(coordinator: Coordinator, tmp_path: Path) -> None:
-    """Flows to neighbours sum to the interchange, sub-areas to the demand, and each flow is the negative of its counterpart."""
+def test_all_routes_are_extracted_and_agree(coordinator: Coordinator, tmp_path: Path) -> None:
+    """Flows to neighbours sum to the interchange, sub-areas to the demand, hours to days; each flow is the negative of its counterpart."""
     with Emulator("--quirks", "none") as source:
-        asked = ("--respondents", "CISO,PACW,YAD", "--routes", "all", "--start", "2024-03-01", "--end", "2024-03-03")
+        asked = (
+            "--respondents",
+            "CISO,PACW,YAD",
+            "--routes",
+            "all,daily",
+            "--start",
+            "2024-03-01",
+            "--end",
+            "2024-03-03",
+        )
         run = coordinator("start", "--extract", "--json", "--workers", "1", "--source", source.url, *asked)
     assert run.code == 0, run.stderr
-    assert run.result["notes"] == ["eia region-sub-ba-data is not published for PACW, YAD"]
-    assert (run.result["shards"], run.result["gap_hours"]) == (10, 0)
+    routes = ("region-sub-ba-data", "daily-region-sub-ba-data")
+    assert run.result["notes"] == [f"eia {route} is not published for PACW, YAD" for route in routes]
+    assert (run.result["shards"], run.result["gap_hours"]) == (20, 0)
+    days = run.result["daily"]
+    assert (days["respondents"], days["missing"], days["differing"]) == (3, 0, [])
+    # The last local day ends after the last hour.
+    assert days["compared"] == days["values"] * 2 // 3 > 0
     period = ("2024-03-01T00", "2024-03-03T23")
 
     def load(code: str) -> dict[str, Any]:
