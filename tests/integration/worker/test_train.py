@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -12,17 +13,24 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
+from ingest.features import CONDITION, FEATURES
 from ringattn import LoadBalancer, launch, process_group
+from ringattn.layout import Layout
 from tests.support.training_data import ROOT, SMALL, TRAIN, environment, train
 from tests.support.waiting import WAIT_S
 from worker.forecast.model import checkpoint
+from worker.forecast.model.network import Forecaster, ModelConfig
 from worker.forecast.predict import hours_of_issue, load_model, predict
 from worker.training.cli import main
 from worker.training.config import parse
-from worker.training.tokens import open_token_store
+from worker.training.data import build_local_batch
+from worker.training.segments import segment_of
+from worker.training.tokens import TARGET, Period, Piece, open_token_store
+from worker.training.validation import validate
 
 Rejects = Callable[..., str]
 
@@ -116,6 +124,41 @@ def test_ring_corrects_the_linear_forecast_with_the_same_loss_curve(data: Path, 
         flags = ["--data", str(data), "--run", str(run), *SMALL, "--steps", "4", "--reference", "linear"]
         launch.run(ranks, [TRAIN, *flags], timeout=180)
         np.testing.assert_allclose(losses(run), losses(linear), rtol=1e-4)
+
+
+@pytest.mark.long
+def test_one_context_of_all_respondents_has_the_same_loss_and_forecast_on_any_ring(data: Path, tmp_path: Path) -> None:
+    """8,208 hours of authority × time at each step, and as a forecast those of the validation."""
+    found = {}
+    for ranks in (1, 2, 4):
+        run = tmp_path / str(ranks)
+        flags = ["--data", str(data), "--run", str(run), *SMALL, "--steps", "3", "--validate-every", "3"]
+        flags += ["--scope", "all", "--piece-hours", "4104", "--context", "4104"]
+        launch.run(ranks, [TRAIN, *flags], timeout=180)
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert all(line["tokens"] >= 8192 for line in lines[:-1]) and lines[-1]["validation_tokens"] >= 8192
+        found[ranks] = losses(run), list(lines[-1]["skills"].values())
+    for ranks in (2, 4):
+        np.testing.assert_allclose(found[ranks][0], found[1][0], rtol=1e-4)
+        np.testing.assert_allclose(found[ranks][1], found[1][1], atol=1e-4)
+
+
+def test_respondents_without_hours_to_validate_are_left_out_of_the_mean(data: Path) -> None:
+    """ERCO has no target in the validated month, so that PACW alone is scored."""
+    store = open_token_store(data, ["PACW", "ERCO"])
+    period = Period.parse("2023-01", "validate")
+    first, rows = store.maps[1]
+    spoilt = np.array(rows)
+    spoilt[period.first - first :, TARGET] = np.nan
+    bare = dataclasses.replace(store, maps=(store.maps[0], (first, spoilt)))
+    model = Forecaster(ModelConfig(len(FEATURES), len(CONDITION), 2, context=400, dim=16, hidden=16))
+    norm = bare.fit(Period.parse("2021:2022", "train"))
+    segments = [segment_of(bare, [Piece(i, period.first, 744)]) for i in range(2)]
+    local = build_local_batch(
+        bare, segments, norm, layout=Layout("zigzag"), size=1, rank=0, scored=period, only_scored=True
+    )
+    found = validate(model, [local], bare, period, mx.distributed.init())
+    assert list(found.skills) == ["PACW"] and found.tokens >= 2 * 744
 
 
 def test_slow_rank_gets_fewer_tokens_and_loss_curve_is_unchanged(data: Path, alone: Path, tmp_path: Path) -> None:
