@@ -1,7 +1,7 @@
 """Benchmark of links: a ring of two hosts over links of four speeds, compared with the planner's prediction; 4, 16, 64 Apple hosts predicted.
 
     python -m scripts.bench.links run --out docs/benchmarks/links.jsonl     # needs root and Linux: see scripts/testbed/bed.py
-    python -m scripts.bench.links docs                                      # writes docs/internals/scaling.md from these lines and load_balance's
+    python -m scripts.bench.links docs                                      # writes docs/internals/scaling.md from these lines, load_balance's and train's
 
 Each rank has a core, a network namespace and one thread. The kernel's speed and the link are measured just before the step, under the same
 setting, through the ring's transport; the prediction is `ringattn.planner.step_seconds` of these, or of the link's nominal figures.
@@ -22,9 +22,15 @@ from ringattn.planner import Shape, efficiency, smallest_block, step_seconds
 from scripts.bench.common import ROOT, drawn, emit, markdown_table, parser, read_lines
 from scripts.testbed.bed import Bed
 
-LINES, SHARES, DOCS, IMAGE = (
+LINES, SHARES, TRAIN, DOCS, IMAGE = (
     ROOT / "docs" / name
-    for name in ("benchmarks/links.jsonl", "benchmarks/shares.jsonl", "internals/scaling.md", "images/scaling.png")
+    for name in (
+        "benchmarks/links.jsonl",
+        "benchmarks/shares.jsonl",
+        "benchmarks/train.jsonl",
+        "internals/scaling.md",
+        "images/scaling.png",
+    )
 )
 LENGTHS = (4096, 8192)
 REPEATS = 5
@@ -236,12 +242,43 @@ def unequal_part() -> list[str]:
     ]
 
 
+def authorities_part() -> list[str]:
+    """Return the text on trainings with one context of all authorities."""
+    lines = sorted((line for line in read_lines(TRAIN) if "authorities" in line), key=lambda line: line["ranks"])
+    alone = lines[0]
+    rows = [
+        [
+            str(line["ranks"]),
+            f"{max(line['peak_mb']):,.0f} MB",
+            f"{statistics.median(line['seconds']):.0f} s",
+            f"{line['forecast_seconds']:.0f} s",
+            f"{max(abs(a / b - 1) for a, b in zip(line['loss'], alone['loss'], strict=True)):.0e}",
+            f"{max(abs(line['skills'][name] - skill) for name, skill in alone['skills'].items()):.0e}",
+            line.get("shared", "nothing else to do"),
+        ]
+        for line in lines
+    ]
+    return [
+        f"`worker/train.py --scope all` ([the model](../reference/forecasting.md#the-model)): a step on {alone['hours']:,} hours of {alone['authorities']} authorities and regions in one context,",
+        f"and a forecast (the validation) of which the context has {alone['forecast_tokens']:,}. Recorded hours; ranks of one machine of {alone['cores']} cores, started by `ringattn.launch`; medians of steps.",
+        "`python -m scripts.bench.train authorities` measures it. The machine was not free meanwhile, as the last column says, so times are not to be compared with each other; with the ranks on",
+        "two cores they could not decrease anyway. What decreases is the memory of a rank.",
+        "",
+        *table(
+            "ranks | peak memory of a rank | step | forecast | loss differs from one rank's by | skill of a respondent by at most | the machine had",
+            rows,
+        ),
+        "![time a step and memory a rank](../images/train_scaling.png)",
+        "",
+    ]
+
+
 def docs() -> None:
     """Write the page and its plot."""
     text = [
         "# Scaling over links",
         "",
-        "Written by `python -m scripts.bench.links docs` from `docs/benchmarks/links.jsonl`, `shares.jsonl` and the planner.",
+        "Written by `python -m scripts.bench.links docs` from `docs/benchmarks/links.jsonl`, `shares.jsonl`, `train.jsonl` and the planner.",
         "",
         "## Measured: two hosts",
         "",
@@ -250,6 +287,9 @@ def docs() -> None:
         "## Hosts of unequal speed",
         "",
         *unequal_part(),
+        "## One context of all authorities",
+        "",
+        *authorities_part(),
         "## On paper: Apple hosts",
         "",
         *paper_part(),

@@ -3,6 +3,8 @@
   run          trains a few steps on one piece of --hours hours, with 1, 2 and 4 local ranks, and appends a JSON line for each
   authorities  the same on hours of all respondents of DIR in one context (scope all), --tokens of them at least; the line also has each step's loss, the
                tokens of a validation, which is one forecast over that context and the validated hours, and its skill by respondent
+  pair         takes the first --steps steps of the default settings in this checkout and in another one (--base), in turns, --rounds times: a line a
+               run with the seconds, processor seconds and loss of each step
   plot         draws docs/images/train_scaling.png from those lines alone
 
 `run` needs a respondent with more hours than the longest context: `coordinator start --extract --respondents ERCO --data DIR` makes
@@ -11,7 +13,9 @@
 
 import argparse
 import json
+import os
 import statistics
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +25,7 @@ from ingest.features import DAY
 from ingest.loader import respondents_on_disk
 from ringattn import launch
 from ringattn.blas import loader as blas
-from scripts.bench.common import IMAGES, ROOT, cores, drawn, emit, parser, read_lines
+from scripts.bench.common import IMAGES, ROOT, cores, drawn, emit, parser, read_lines, run_json
 
 PROGRAM = (str(ROOT / "worker" / "train.py"),)
 
@@ -111,6 +115,17 @@ def authorities(options: argparse.Namespace) -> None:
         emit({"hours": lines[0]["tokens"], **_line(lines, result, ranks), **more}, options.out, progress=True)
 
 
+def pair(options: argparse.Namespace) -> None:
+    """Measure both checkouts in turns, on one thread, and append."""
+    program = str(ROOT / "scripts" / "bench" / "step_times.py")
+    flags = ["--data", str(options.data), "--respondents", options.respondent]
+    env = {**os.environ, **dict.fromkeys(blas.THREADS, "1")}
+    for _ in range(options.rounds):
+        for checkout, root in (("base", options.base.resolve()), ("this", ROOT)):
+            found = run_json([sys.executable, program, str(root), str(options.steps), *flags], env=env)
+            emit({"checkout": checkout, "threads": 1, **found}, options.out, progress=True)
+
+
 def _line(lines: Sequence[dict[str, Any]], result: dict[str, Any], ranks: int) -> dict[str, Any]:
     """Return what both measurements tell of a training."""
     return {
@@ -158,6 +173,11 @@ def main() -> None:
     measuring.add_argument("--tokens", type=int, default=262_144, help="hours of all respondents, at least")
     measuring.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
     measuring.set_defaults(call=authorities, scope="all", respondent="")
+    measuring = commands.add_parser("pair", help="compare the default step with that of another checkout")
+    add_options(measuring, steps=8)
+    measuring.add_argument("--base", type=Path, required=True, help="the other checkout, with its compiled kernel")
+    measuring.add_argument("--rounds", type=int, default=2)
+    measuring.set_defaults(call=pair)
     plotting = commands.add_parser("plot", help="draw")
     plotting.add_argument("--in", dest="lines", type=Path, required=True)
     plotting.set_defaults(call=plot)
