@@ -1,7 +1,7 @@
 """Measure the value of forecasts for control: `python -m scripts.evaluate.control_ablation --data DIR --forecaster FILE --out LINES [--kinds …]`.
 
 Each kind of foreknowledge gives one policy, trained the same way (`rl.algorithms.pathwise`, one member, all regions) and evaluated in
-the weeks of --year of every region (one in --every). Kinds: none; persistence; DF; DF corrected by its errors; our forecaster, corrected;
+the weeks of --year of every region (one in --every). Kinds: none; persistence; DF; DF corrected by its errors; DF re-issued every hour; our forecaster, corrected;
 that with the spread of its quantiles; that with its embedding; the truth. Each kind, seed and region appends one JSON line. DIR and
 FILE are those of control_baselines.py.
 """
@@ -30,6 +30,7 @@ from scripts.bench.common import append, parser
 from scripts.evaluate.control_baselines import HORIZON
 from scripts.evaluate.control_data import Recorded, forecaster, recorded, training_span, weeks, years_on_disk
 from worker.control.datasets import GROWTH, known_ahead, store_dataset
+from worker.control.hourly import reissued
 
 Array = NDArray[np.float64]
 LOW, HIGH = "q0.1", "q0.9"
@@ -55,6 +56,10 @@ def known(kind: str, path: Path, found: Recorded) -> Forecast | None:
     if kind == "truth":
         return oracle(one, HORIZON)
     issued = found.issued
+    if kind == "hourly":
+        demand = np.where(one.known, one.load, np.nan) * one.peak
+        ahead = reissued(one, demand, issued * one.peak, HORIZON)
+        return np.where(np.isfinite(ahead), ahead, known_ahead(one, issued, HORIZON))
     if not kind.startswith("DF"):
         medians = forecaster(path, one)
         issued = np.where(np.isfinite(medians), medians, issued)
@@ -138,7 +143,9 @@ def main() -> None:
         "--forecaster", type=Path, required=True, help="Parquet file of `coordinator forecast --table`"
     )
     command.add_argument("--out", type=Path, required=True, help="file of JSON lines to append to")
-    command.add_argument("--kinds", default="none,persistence,DF,DF corrected,forecaster,quantiles,embedding,truth")
+    command.add_argument(
+        "--kinds", default="none,persistence,DF,DF corrected,hourly,forecaster,quantiles,embedding,truth"
+    )
     command.add_argument("--regions", help="respondents, separated by commas; all on disk by default")
     command.add_argument("--year", type=int, help="year to evaluate; the last on disk by default")
     command.add_argument("--steps", type=int, default=1500, help="steps of Adam")
