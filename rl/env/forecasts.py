@@ -17,6 +17,7 @@ ISSUE_HOUR = 10  # o'clock on the day before: EIA-930 has the day of a day-ahead
 LAGS = (*range(1, 26), 47, 48, 49, 72, 96, 120, 144, 167, 168, 169)  # hours back of the errors that `corrected` uses
 FAR = 6  # hours ahead
 RIDGE = 3e-3  # of a regressor's own sum of squares
+BLEND_DAYS = 14  # over which two forecasts are compared
 
 
 def persistence(region: Region, horizon: int) -> Forecast:
@@ -92,25 +93,32 @@ def corrected(region: Region, point: Forecast, fit_end: str) -> Forecast:
     day = (region.local.astype(np.int64)[:, None] + np.arange(point.shape[1])) // DAY % 7
     error, used = _errors(region, point, fit_end)
     out = point[..., 0].astype(float)
+
+    def far(at: NDArray[np.int64], ahead: int) -> Array:
+        return np.column_stack([*(week[at, ahead] for week in weeks), np.eye(7)[day[at, ahead], 1:]])
+
     for hour in range(DAY):
         rows = np.flatnonzero(clock == hour)
-        near = np.flatnonzero(usable & np.isin(clock, [(hour - 1) % DAY, hour, (hour + 1) % DAY]))
+        near = np.flatnonzero(usable & np.isin(clock, [(hour - 1) % DAY, hour, (hour + 1) % DAY]) & used.any(axis=1))
+        seen, shown = common[near], common[rows]
+        whole, count = seen.T @ seen, seen.shape[1]
         for ahead in range(point.shape[1]):
-
-            def regressors(at: NDArray[np.int64], ahead: int = ahead) -> Array:
-                if ahead < FAR:
-                    return common[at]
-                return np.column_stack([common[at], *(w[at, ahead] for w in weeks), np.eye(7)[day[at, ahead], 1:]])
-
-            fit = near[used[near, ahead]]
-            if not len(fit):
+            fit = used[near, ahead]
+            if not fit.any():
                 raise DataError(
                     f"{region.name}: no forecast error of horizon {ahead} at {hour}:00 is known before {fit_end}"
                 )
-            x = regressors(fit)
-            products = x.T @ x
-            share = np.linalg.solve(products + np.diag(RIDGE * np.diag(products) + 1e-9), x.T @ error[fit, ahead])
-            out[rows, ahead] += regressors(rows) @ share
+            lost, outcome = seen[~fit], np.where(fit, error[near, ahead], 0)
+            products, right = whole - lost.T @ lost, seen.T @ outcome
+            if ahead >= FAR:
+                more = far(near, ahead) * fit[:, None]
+                both = seen.T @ more
+                products = np.block([[products, both], [both.T, more.T @ more]])
+                right = np.concatenate([right, more.T @ outcome])
+            share = np.linalg.solve(products + np.diag(RIDGE * np.diag(products) + 1e-9), right)
+            out[rows, ahead] += shown @ share[:count]
+            if ahead >= FAR:
+                out[rows, ahead] += far(rows, ahead) @ share[count:]
     return out.astype(np.float32)[..., None]
 
 
@@ -135,6 +143,37 @@ def with_quantiles(region: Region, point: Forecast, fit_end: str, levels: tuple[
                     f"{region.name}: no forecast error of horizon {ahead} at {hour}:00 is known before {fit_end}"
                 )
             out[rows, ahead] = point[rows, ahead] + np.quantile(seen, levels)
+    return out
+
+
+def blended(region: Region, first: Forecast, second: Forecast) -> tuple[Forecast, Forecast]:
+    """Blend two forecasts [hour, horizon, 1] by how they fared: the weight of least squared error over the last `BLEND_DAYS`, by horizon.
+
+    A forecast that was good for years can fail for weeks, as where operators repair their own.
+
+    Returns:
+        The blend, [hour, horizon, 1], and its error as a share of that of `first` over those days, root mean squares, [hour, horizon, 1].
+        Where one of the forecasts is missing, the other stands, with a share of 1.
+    """
+    target = np.minimum(_targets(region, first.shape[1]), len(region.load) - 1)
+    usable = region.known[target] & np.isfinite(first[..., 0]) & np.isfinite(second[..., 0])
+    error = np.where(usable, region.load[target] - first[..., 0], 0)
+    apart = np.where(usable, second[..., 0] - first[..., 0], 0)
+    squares, products, distances = (_recent_sums(each) for each in (error**2, error * apart, apart**2))
+    weight = np.divide(products, distances, out=np.zeros_like(products), where=distances > 0).clip(0, 1)
+    left = squares - 2 * weight * products + weight**2 * distances
+    share = np.sqrt(np.divide(left, squares, out=np.ones_like(left), where=squares > 0).clip(0, None))
+    mixed = first[..., 0] + weight * (second[..., 0] - first[..., 0])
+    mixed = np.where(np.isfinite(first[..., 0]), np.where(np.isfinite(mixed), mixed, first[..., 0]), second[..., 0])
+    return mixed.astype(np.float32)[..., None], share.astype(np.float32)[..., None]
+
+
+def _recent_sums(values: Array) -> Array:
+    """Sum [hour, horizon], which is known after hour + horizon, over the `BLEND_DAYS` that are known at each hour."""
+    out, window = np.zeros_like(values), BLEND_DAYS * DAY
+    for ahead in range(values.shape[1]):
+        sums = np.concatenate([np.zeros(ahead + 2), values[:, ahead].cumsum()])[: len(values) + 1]
+        out[:, ahead] = sums[1:] - np.concatenate([np.zeros(window), sums[1:]])[: len(values)]
     return out
 
 

@@ -22,7 +22,7 @@ from ingest.errors import IngestError
 from ingest.loader import respondents_on_disk
 from rl.env.dataset import Dataset, build_dataset
 from rl.env.dataset_file import load as load_dataset
-from rl.env.forecasts import Forecast, corrected, oracle, persistence, with_quantiles
+from rl.env.forecasts import Forecast, blended, corrected, oracle, persistence, with_quantiles
 from rl.env.grid import Grid
 from rl.env.region import WEEK
 from rl.errors import ControlError
@@ -35,7 +35,7 @@ from scripts.bench.common import ROOT, append, parser, read_lines, rewrite_secti
 from scripts.evaluate.control_data import Recorded, forecaster, recorded, training_span, weeks, years_on_disk
 from scripts.evaluate.control_tables import docs
 from worker.control.datasets import known_ahead
-from worker.control.hourly import paths_of
+from worker.control.hourly import moved, paths_of
 from worker.forecast.hourly.forecasts import HourlyForecasts
 from worker.forecast.hourly.table import read_hourly
 
@@ -87,8 +87,9 @@ def policies(
         points["mpc forecaster quantiles"] = lambda one: with_quantiles(one.region, better(one), one.trained, LEVELS)
     if hourly:
         read = cache(lambda: read_hourly(hourly))
-        points["mpc hourly"] = lambda one: hourly_or_day_ahead(read(), one)[0]
-        points["mpc paths"] = lambda one: hourly_or_day_ahead(read(), one)[1]
+        reissued = cache(lambda one: hourly_ahead(read(), one))
+        points["mpc hourly"] = lambda one: reissued(one)[0]
+        points["mpc paths"] = lambda one: reissued(one)[1]
     for name, forecast in points.items():
 
         def plan(forecast: Callable[[Recorded], Forecast] = forecast) -> Policy:
@@ -98,11 +99,13 @@ def policies(
         yield name, plan
 
 
-def hourly_or_day_ahead(table: Mapping[str, HourlyForecasts], one: Recorded) -> tuple[Forecast, Forecast]:
-    """Return the medians and the paths of the hourly table; the day-ahead forecast where they are missing."""
-    point = known_ahead(one.region, one.issued, HORIZON)
-    median, paths = (np.where(np.isfinite(each), each, point) for each in paths_of(table, one.region, HORIZON))
-    return median, paths
+def hourly_ahead(table: Mapping[str, HourlyForecasts], one: Recorded) -> tuple[Forecast, Forecast]:
+    """Return the medians of the hourly table, blended with corrected DF by how both fared lately, and the paths around them."""
+    median, paths = paths_of(table, one.region, HORIZON)
+    better, share = blended(
+        one.region, median, corrected(one.region, known_ahead(one.region, one.issued, HORIZON), one.trained)
+    )
+    return better, moved(median, paths, better, share)
 
 
 def medians(path: Path, one: Recorded) -> NDArray[np.float64]:

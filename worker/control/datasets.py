@@ -31,7 +31,7 @@ from ingest.zones import zone_of
 from ringattn.blas import loader as blas
 from rl.env.dataset import Dataset, build_dataset
 from rl.env.dataset_file import path_of, to_bytes
-from rl.env.forecasts import Forecast, corrected, day_ahead
+from rl.env.forecasts import Forecast, blended, corrected, day_ahead
 from rl.env.grid import Array, Grid
 from rl.env.region import Region, region
 from worker.control.hourly import reissued
@@ -42,7 +42,6 @@ GROWTH = 1.05  # of a copy of the training years in the dataset `learn`: the nex
 HISTORY = 168  # hours before the first row, so that features of a week back are measured
 KNOWN = range(48, 216, 24)  # hours back: days whose wind and solar are known when tomorrow is planned
 MEDIAN = "q0.5"
-ENOUGH = 0.5  # share of the cells that are re-issued; with fewer, the day-ahead forecast is corrected
 POLL_S = 0.2  # between checks of `cancelled`
 THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -177,7 +176,8 @@ def _load_region(
 def ahead_of(one: Loaded, horizon: int, train_end: str) -> Forecast:
     """Forecast a respondent's net load, [hour, horizon, 1] in reference peaks; corrections are fitted before `train_end`.
 
-    Where nothing can be re-issued, as in an authority's first weeks, the day-ahead forecast stands.
+    Where nothing can be re-issued, as in an authority's first weeks, the day-ahead forecast stands. The blend with the corrected one is for weeks in which
+    the hourly regressions fail, as CISO's did in March 2019.
     """
     region, less = one.region, np.zeros(len(one.demand))
     if one.renewable is not None:
@@ -188,10 +188,9 @@ def ahead_of(one: Loaded, horizon: int, train_end: str) -> Forecast:
     # Hours after the last one have no load either; `less` of hours ahead is of at least 48 hours before them.
     target = np.minimum(np.arange(len(less))[:, None] + np.arange(horizon), len(less) - 1)
     hourly = reissued(region, one.demand, one.issued, horizon) - (less[target, None] / region.peak).astype(np.float32)
-    point = np.where(np.isfinite(hourly), hourly, day_ahead)
-    if one.renewable is None and np.isfinite(hourly).mean() > ENOUGH:
-        return point
-    return corrected(region, point, train_end)
+    if one.renewable is not None:
+        return corrected(region, np.where(np.isfinite(hourly), hourly, day_ahead), train_end)
+    return blended(region, hourly, corrected(region, day_ahead, train_end))[0]
 
 
 def known_ahead(one: Region, issued: Array, horizon: int) -> Forecast:

@@ -16,6 +16,8 @@ from worker.forecast.hourly.authority import make_authority
 from worker.forecast.hourly.forecasts import HourlyForecasts, hourly_forecasts
 from worker.training.tokens import Period
 
+SHARES = (0.3, 1.0)  # between which the distances of paths are scaled
+
 
 def reissued(one: Region, demand: Array, issued: Array, horizon: int) -> Forecast:
     """Forecast a region's demand at every hour, [hour, horizon, 1] in reference peaks; NaN where nothing can be said.
@@ -46,6 +48,15 @@ def paths_of(table: Mapping[str, HourlyForecasts], one: Region, horizon: int) ->
         )
     median, paths = (aligned(found, one, each[:, :horizon]) for each in (found.median[..., None], found.paths))
     return median, paths
+
+
+def moved(median: Forecast, paths: Forecast, better: Forecast, share: Forecast) -> Forecast:
+    """Move paths [hour, horizon, path] from their median to a better one, and scale their distances by `share` of its error.
+
+    Both come from `rl.env.forecasts.blended`. Where there are no paths, the better median is each of them.
+    """
+    distances = np.where(np.isfinite(paths), paths - median, 0)
+    return better + distances * share.clip(*SHARES)
 
 
 def aligned(found: HourlyForecasts, one: Region, values: NDArray[np.float32]) -> Forecast:

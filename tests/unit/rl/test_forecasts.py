@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from rl.env.forecasts import Forecast, corrected, day_ahead, oracle, persistence, with_quantiles
+from rl.env.forecasts import Forecast, blended, corrected, day_ahead, oracle, persistence, with_quantiles
 from rl.env.region import Region, synthetic
 from rl.errors import DataError
 
@@ -98,3 +98,32 @@ def test_no_forecast_uses_the_future(made: Region, make: Callable[[Region, np.nd
     before, after = make(made, issued), make(replace(made, load=changed), issued)
     assert_array_equal(before[: t + 1], after[: t + 1])
     assert (before[t + 1 :] != after[t + 1 :]).any()
+
+
+def test_blend_follows_the_forecast_that_fared_better(made: Region) -> None:
+    """Each of two forecasts fails for 40 days; the blend is near the better one two weeks later, and its share says by how much."""
+    rng = np.random.default_rng(0)
+    truth = oracle(made, 4)
+    good, bad = (truth + rng.normal(0, size, truth.shape).astype(np.float32) for size in (0.01, 0.05))
+    early = np.arange(len(made.load))[:, None, None] < 24 * 60
+    first, second = np.where(early, good, bad), np.where(early, bad, good)
+    mixed, share = blended(made, first, second)
+    for days, better in (((30, 60), first), ((80, 115), second)):
+        rows = slice(24 * days[0], 24 * days[1])
+        assert np.abs(mixed - truth)[rows].mean() < 1.05 * np.abs(better - truth)[rows].mean()
+    assert share[24 * 80 : 24 * 115].max() < 0.35 and share[24 * 30 : 24 * 60].min() > 0.9
+    missing = np.where(np.arange(len(made.load))[:, None, None] == 500, np.nan, first)
+    assert_array_equal(blended(made, missing, second)[0][500], second[500])
+    assert_array_equal(blended(made, first, np.where(missing == first, second, np.nan))[0][500], first[500])
+
+
+def test_blend_does_not_use_the_future(made: Region) -> None:
+    """The error of row t and horizon h is known from row t + h + 1 on."""
+    rng = np.random.default_rng(0)
+    first, second = (oracle(made, 4) + rng.normal(0, 0.03, (len(made.load), 4, 1)).astype(np.float32) for _ in range(2))
+    changed = made.load.copy()
+    changed[1500:] += 0.3
+    before, after = (blended(one, first, second) for one in (made, replace(made, load=changed)))
+    for one, other in zip(before, after, strict=True):
+        assert_array_equal(one[:1501], other[:1501])
+        assert (one[1501] != other[1501]).any()
