@@ -3,7 +3,7 @@
     python -m scripts.evaluate.hourly run --data DATA --period 2019 --out docs/benchmarks/hourly.jsonl [--respondents CISO,ERCO] [--publication deadline]
     python -m scripts.evaluate.hourly docs
 
-`run` appends one JSON line a respondent; those that the file has are left out. `docs` puts the tables on docs/reference/forecasting.md. *Corrected* is DF
+Only the hours ahead in `STEPS` are forecast and make up a path. `run` appends one JSON line a respondent; those that the file has are left out. `docs` puts the tables on docs/reference/forecasting.md. *Corrected* is DF
 plus its last known error; errors are compared on the hours whose DF is published at the issue hour. Paths are compared with the same
 values in independent order, so with the same marginal distributions; every `EVERY`th issue hour counts.
 """
@@ -23,8 +23,8 @@ from ingest.publication import DEFAULT, Publication
 from ingest.settings import parse_codes
 from scripts.bench.common import BENCHMARKS, ROOT, append, markdown_table, parser, read_lines, rewrite_section
 from worker.forecast.hourly.authority import load_authority
-from worker.forecast.hourly.forecasts import HourlyForecasts, hourly_forecasts
-from worker.forecast.hourly.inputs import MAX_HORIZON, AuthorityHours, references, take, targets
+from worker.forecast.hourly.forecasts import HourlyForecasts, forecasts_at
+from worker.forecast.hourly.inputs import AuthorityHours, references, take, targets
 from worker.forecast.model import scores
 from worker.forecast.model.conformal import PAIRS
 from worker.training.tokens import Period
@@ -34,7 +34,7 @@ BEGIN, END = "<!-- hourly: begin (scripts/evaluate/hourly.py docs) -->", "<!-- h
 FILE = BENCHMARKS / "hourly.jsonl"
 PATHS = 20
 EVERY = 7  # issue hours; prime to 24, so that each local hour counts
-SHOWN = (1, 2, 3, 4, 5, 6, 9, 12, 18, 24, 30, 36, 48)  # hours ahead
+STEPS = np.array([1, 2, 3, 4, 5, 6, 9, 12, 18, 24, 30, 36, 48])  # hours ahead
 NEAR = slice(0, 6)
 WITHIN = (0.75, 0.85)
 FEWEST = 7 * 24  # hours of a month and horizon below which its coverage is left out
@@ -45,11 +45,8 @@ Floats = NDArray[np.floating]
 def measure(hours: AuthorityHours, found: HourlyForecasts) -> dict[str, Any]:
     """Return the scores of one authority; lists are by horizon."""
     rows = found.issues - hours.calendar.hours[0]
-    at = targets(rows, np.arange(1, MAX_HORIZON + 1))
-    actual, operator = (
-        take(hours.demand, at),
-        references(hours, rows, np.arange(1, MAX_HORIZON + 1), with_operator=True),
-    )
+    at = targets(rows, STEPS)
+    actual, operator = take(hours.demand, at), references(hours, rows, STEPS, with_operator=True)
     last = np.minimum(hours.actual_known, hours.operator_known)[rows]
     corrected = operator + take(hours.demand - hours.operator, last)[:, None]
     known = hours.actual_known[rows][:, None]
@@ -71,16 +68,10 @@ def measure(hours: AuthorityHours, found: HourlyForecasts) -> dict[str, Any]:
         "mae_all": _mae(actual - found.median, either),
         "yesterday": _mae(actual - yesterday, either),
         "covered": _share(inside, measured),
-        "covered_by_month": [
-            _share(inside[:, _shown()], measured[:, _shown()] & (month == m)[:, None], FEWEST) for m in range(12)
-        ],
+        "covered_by_month": [_share(inside, measured & (month == m)[:, None], FEWEST) for m in range(12)],
         "energy": [round(scores.energy(thinned[0], x), 3) for x in (found.paths[::EVERY], apart)],
         "variogram": [round(scores.variogram(thinned[0], x), 5) for x in (found.paths[::EVERY], apart)],
     }
-
-
-def _shown() -> list[int]:
-    return [step - 1 for step in SHOWN]
 
 
 def _mae(error: Floats, where: NDArray[np.bool_]) -> list[float | None]:
@@ -105,7 +96,7 @@ def run(data: Path, names: Sequence[str], period: Period, publication: Publicati
             continue
         start = time.process_time()
         hours = load_authority(data, name, publication)
-        found = hourly_forecasts(hours, period, horizon=MAX_HORIZON, paths=PATHS)
+        found = forecasts_at(hours, period, STEPS, PATHS, seed=0)
         seconds = round(time.process_time() - start, 1)
         line = append({**label, "respondent": name, **measure(hours, found), "processor_s": seconds}, out)
         near = _ratio(line, "corrected")[NEAR].mean()
@@ -115,15 +106,16 @@ def run(data: Path, names: Sequence[str], period: Period, publication: Publicati
 
 
 def _ratio(line: dict[str, Any], other: str) -> NDArray[np.float64]:
-    """Return our error over another forecast's by horizon; NaN where there is none."""
-    mine = np.array(line["mae_all" if other == "yesterday" else "mae"], float)
-    return mine / np.array(line[other], float)
+    """Return our error over another forecast's by horizon; NaN where DF is published for fewer than `FEWEST` hours."""
+    if other == "yesterday":
+        return np.array(line["mae_all"], float) / np.array(line[other], float)
+    found = np.array(line["mae"], float) / np.array(line[other], float)
+    return np.where(np.array(line["hours"]) >= FEWEST, found, np.nan)
 
 
 def report(lines: Sequence[dict[str, Any]]) -> str:
     """Return the tables of one period and publication."""
     means = [line for line in lines if line["respondent"] in distinct(line["respondent"] for line in lines)]
-    shown = _shown()
     ratios = {
         other: np.array([_ratio(line, other) for line in means]) for other in ("corrected", "operator", "yesterday")
     }
@@ -133,11 +125,14 @@ def report(lines: Sequence[dict[str, Any]]) -> str:
     within = ((months >= WITHIN[0]) & (months <= WITHIN[1])).sum(axis=(0, 1)) / counted.sum(axis=(0, 1))
     miss = np.nanmean(np.abs(months - 0.8), axis=(0, 1)) * 100
     rows = [
-        ["over DF less its last error", *_cells(ratios["corrected"][:, shown])],
-        ["… the highest of any", *(f"{x:.2f}" for x in np.nanmax(ratios["corrected"][:, shown], axis=0))],
-        ["over DF", *_cells(ratios["operator"][:, shown])],
-        ["over yesterday's hour, all hours", *_cells(ratios["yesterday"][:, shown])],
-        ["80% covers", *(f"{x:.1%}" for x in covered[:, shown].mean(axis=0))],
+        ["over DF less its last error", *_cells(ratios["corrected"])],
+        [
+            "… the highest of any",
+            *_cells(np.array([[max(x[np.isfinite(x)], default=np.nan) for x in ratios["corrected"].T]])),
+        ],
+        ["over DF", *_cells(ratios["operator"])],
+        ["over yesterday's hour, all hours", *_cells(ratios["yesterday"])],
+        ["80% covers", *(f"{x:.1%}" for x in covered.mean(axis=0))],
         ["months within 75 to 85%", *(f"{x:.0%}" for x in within)],
         ["mean monthly miss, points", *(f"{x:.1f}" for x in miss)],
     ]
@@ -151,7 +146,7 @@ def report(lines: Sequence[dict[str, Any]]) -> str:
             f"Mean error 1 to 6 h ahead over that of DF less its last error: **{near.mean():.3f}** (median {np.median(near):.3f}). Paths, over the same quantiles in independent "
             f"order: energy score {np.mean(energy[:, 0] / energy[:, 1]):.3f}, lower in {better[0]} of {len(means)}; variogram score {np.mean(variogram[:, 0] / variogram[:, 1]):.3f}, "
             f"lower in {better[1]}.",
-            markdown_table(["hours ahead", *map(str, SHOWN)], rows),
+            markdown_table(["hours ahead", *(str(step) for step in STEPS)], rows),
             "Each respondent: error over DF less its last error as mean of 1 to 6 h and as highest from 2 h on, energy and variogram score over those of independent quantiles:",
             markdown_table(
                 ["", "1 to 6 h", "highest from 2 h", "energy", "variogram"], [_line(line) for line in lines]
@@ -161,7 +156,8 @@ def report(lines: Sequence[dict[str, Any]]) -> str:
 
 
 def _cells(ratio: Floats) -> list[str]:
-    return [f"{x:.3f}" for x in np.nanmean(ratio, axis=0)]
+    means = [x[np.isfinite(x)].mean() if np.isfinite(x).any() else np.nan for x in ratio.T]
+    return [f"{x:.3f}" if np.isfinite(x) else "–" for x in means]
 
 
 def _line(line: dict[str, Any]) -> list[str]:

@@ -58,9 +58,25 @@ def hourly_forecasts(
     Raises:
         UsageError: the series have no hour of the period, or the horizon is out of range.
     """
-    first = int(hours.calendar.hours[0])
     if not 1 <= horizon <= MAX_HORIZON:
         raise UsageError(f"horizon {horizon}: forecasts reach 1 to {MAX_HORIZON} hours ahead; name one of these")
+    return forecasts_at(hours, period, np.arange(1, horizon + 1), paths, seed)
+
+
+def forecasts_at(hours: AuthorityHours, period: Period, steps: Int64s, paths: int, seed: int) -> HourlyForecasts:
+    """Return the forecasts of some hours ahead, which are the columns of the arrays, for every issue hour of a period.
+
+    Args:
+        hours: the authority.
+        period: issue hours.
+        steps: hours ahead, ascending, at most `MAX_HORIZON`.
+        paths: scenarios an issue hour.
+        seed: of the paths.
+
+    Raises:
+        UsageError: the series have no hour of the period.
+    """
+    first = int(hours.calendar.hours[0])
     if period.first < first or period.last >= first + hours.issues:
         whole = Period(first, first + hours.issues - 1)
         raise UsageError(f"{hours.respondent} has hours from {whole}, not all of {period}: extract them")
@@ -68,15 +84,15 @@ def hourly_forecasts(
     months = months_of(hours)
     inside = [i for i, month in enumerate(months) if month.rows.stop > rows.start and month.rows.start < rows.stop]
     start = months[max(inside[0] - MONTHS, 0)].rows.start
-    median = medians(hours, horizon, slice(start, rows.stop))
-    errors = errors_of(hours, median)
+    median = medians(hours, steps, slice(start, rows.stop))
+    errors = errors_of(hours, median, steps)
     quantiles = np.full((*median.shape, len(QUANTILES)), np.nan, np.float32)
     scenarios = np.full((*median.shape, paths), np.nan, np.float32)
     for index in inside:
-        shape = shape_of(hours, errors, months, index)
+        shape = shape_of(hours, errors, steps, months, index)
         month = shape.month.rows
         begin = months[max(index - REPLAY, 0)].rows.start
-        quantiles[month] = quantiles_of(hours, median, shape, widths(hours, errors, shape, begin))
+        quantiles[month] = quantiles_of(hours, median, shape, widths(hours, errors, steps, shape, begin))
         if paths:
             clock, numbers = hours.calendar.hour[month], hours.calendar.hours[month]
             rank = ranks(factors(shape), clock, numbers, hours.respondent, paths, seed)

@@ -40,26 +40,26 @@ class Shape:
     clock: Int64s  # local hour of each row
 
 
-def errors_of(hours: AuthorityHours, median: NDArray[np.float32]) -> Floats:
+def errors_of(hours: AuthorityHours, median: NDArray[np.float32], steps: Int64s) -> Floats:
     """Return demand less the forecast in scales, [issue hour, step]; NaN where unknown."""
     rows = np.arange(hours.issues)
-    at = targets(rows, np.arange(1, median.shape[1] + 1))
+    at = targets(rows, steps)
     found: Floats = (take(hours.demand, at) - median) / scale_at(hours, rows)[:, None]
     return found
 
 
-def shape_of(hours: AuthorityHours, errors: Floats, months: Sequence[Month], index: int) -> Shape:
+def shape_of(hours: AuthorityHours, errors: Floats, steps: Int64s, months: Sequence[Month], index: int) -> Shape:
     """Return the shape of a month from those before it.
 
     Args:
         hours: the authority.
         errors: as `errors_of` returns them.
+        steps: hours ahead.
         months: every one in order.
         index: of the month.
     """
     month = months[index]
     rows = np.arange(months[max(index - MONTHS, 0)].rows.start, month.rows.start)
-    steps = np.arange(1, errors.shape[1] + 1)
     known = np.where(targets(rows, steps) <= month.known, errors[rows], np.nan)
     clock = hours.calendar.hour[rows]
     sums, counts = np.zeros((DAY, len(steps))), np.zeros((DAY, len(steps)))
@@ -78,16 +78,17 @@ def shape_of(hours: AuthorityHours, errors: Floats, months: Sequence[Month], ind
     return Shape(month, spread, np.sort(quantiles, axis=1), ratio, clock)
 
 
-def widths(hours: AuthorityHours, errors: Floats, shape: Shape, start: int) -> NDArray[np.float32]:
+def widths(hours: AuthorityHours, errors: Floats, steps: Int64s, shape: Shape, start: int) -> NDArray[np.float32]:
     """Return the logarithms of the widths of a month's issue hours, [row, step, pair].
 
     Args:
         hours: the authority.
         errors: as `errors_of` returns them.
+        steps: hours ahead.
         shape: of the month.
         start: position of the issue hour from which on outcomes are replayed.
     """
-    month, steps = shape.month, np.arange(1, errors.shape[1] + 1)
+    month = shape.month
     rows = np.arange(start, month.rows.stop)
     above = errors[rows] >= 0
     relative = np.abs(errors[rows]) / shape.spread[hours.calendar.hour[rows]]
@@ -96,27 +97,28 @@ def widths(hours: AuthorityHours, errors: Floats, shape: Shape, start: int) -> N
         missed[..., pair] = np.log(
             np.maximum(relative / np.where(above, shape.quantiles[:, high], -shape.quantiles[:, low]), 1e-9)
         )
-    return _track(missed, hours.actual_known[rows] - start)[month.rows.start - start :]
+    return _track(missed, hours.actual_known[rows] - start, steps)[month.rows.start - start :]
 
 
-def _track(distance: Floats, known: Int64s) -> NDArray[np.float32]:
+def _track(distance: Floats, known: Int64s, steps: Int64s) -> NDArray[np.float32]:
     """Return widths at each row, [row, step, pair].
 
     Args:
         distance: the logarithm of the width at which an interval would just cover, [row, step, pair]; NaN where not measured.
         known: the row whose demand is the last known one at each row.
+        steps: hours ahead.
     """
     found = np.zeros(distance.shape, np.float32)
     now = np.zeros(distance.shape[1:])
-    ahead = np.arange(distance.shape[1])
-    step = RATES / DAY
+    column = np.arange(len(steps))
+    rate = RATES / DAY
     for row, last in enumerate(known):
-        issued = last - 1 - ahead  # rows whose forecasts `ahead + 1` hours ahead come true
+        issued = last - steps  # rows whose forecasts now come true
         use = issued >= 0
-        at = issued[use], ahead[use]
+        at = issued[use], column[use]
         outcome = distance[at]
         moved = np.where(np.isfinite(outcome), (outcome > found[at]) - MISSES, 0.0)
-        now[use] = np.clip(now[use] + step * moved, *BOUNDS)
+        now[use] = np.clip(now[use] + rate * moved, *BOUNDS)
         found[row] = now
     return found
 

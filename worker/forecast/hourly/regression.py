@@ -84,25 +84,25 @@ class Moments:
         self.days[:] *= FORGETTING
 
 
-def medians(hours: AuthorityHours, horizon: int, wanted: slice) -> NDArray[np.float32]:
+def medians(hours: AuthorityHours, steps: Int64s, wanted: slice) -> NDArray[np.float32]:
     """Return the forecast of every target hour, MWh, [issue hour, step]; NaN where there is no reference, and in months before `wanted`.
 
     Nothing that is published after an issue hour changes its forecasts.
 
     Args:
         hours: the authority.
-        horizon: steps of an hour ahead, at most `MAX_HORIZON`.
+        steps: hours ahead, at most `MAX_HORIZON`.
         wanted: positions of the issue hours.
     """
-    rows, steps = np.arange(wanted.start, wanted.stop), np.arange(1, horizon + 1)
-    found = np.full((hours.issues, horizon), np.nan, np.float32)
+    rows = np.arange(wanted.start, wanted.stop)
+    found = np.full((hours.issues, len(steps)), np.nan, np.float32)
     lacking = ~np.isfinite(references(hours, rows, steps, with_operator=True))
     for with_operator, where in ((False, lacking), (True, ~lacking)):
-        used = steps[where.any(axis=0)]
-        if used.size:
-            for month, forecast in _by_month(hours, used, wanted, with_operator):
+        used = where.any(axis=0)
+        if used.any():
+            for month, forecast in _by_month(hours, steps[used], wanted, with_operator):
                 part = found[month.rows]
-                part[:, used - 1] = np.where(np.isfinite(forecast), forecast, part[:, used - 1])
+                part[:, used] = np.where(np.isfinite(forecast), forecast, part[:, used])
     return found
 
 

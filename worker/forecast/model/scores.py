@@ -108,7 +108,7 @@ def energy(actual: Floats, paths: Floats) -> float:
 def variogram(actual: Floats, paths: Floats, order: float = 0.5) -> float:
     """Return the mean variogram score of paths, MWh to the power of 2 · `order`, a pair of hours; lower is better.
 
-    It sees wrong dependence between hours, to which the energy score is nearly blind. Pairs weigh by the inverse of the hours between them.
+    It sees wrong dependence between hours, to which the energy score is nearly blind. Pairs weigh by the inverse of their distance in the array.
 
     Args:
         actual: [issue, hour]; issues that lack an hour do not count.
