@@ -10,6 +10,7 @@ from ingest.array_types import Floats
 from ingest.publication import DAY_BEFORE, DEADLINE, DEFAULT, Publication
 from scripts.evaluate import hourly as evaluate
 from worker.forecast.hourly.authority import make_authority
+from worker.forecast.hourly.blend import blended
 from worker.forecast.hourly.forecasts import HourlyForecasts, forecasts_at, hourly_forecasts
 from worker.forecast.hourly.inputs import AuthorityHours, inputs, references
 from worker.forecast.hourly.paths import paths_of
@@ -161,3 +162,29 @@ def test_evaluation_compares_horizons_and_paths(monkeypatch: pytest.MonkeyPatch)
     assert (ratio < 1.2).all() and line["hours"][-1] == 0 and line["hours"][0] > 80
     assert line["energy"][0] < line["energy"][1] and 0.6 < np.mean(line["covered"]) < 1
     assert "| PACW | " in evaluate.report([line])
+
+
+@pytest.mark.long
+def test_forecasts_do_not_depend_on_where_the_period_begins() -> None:
+    """Blends, widths, shapes and ranks of an issue hour need only the months before it."""
+    demand, operator = values(6, 24 * 320)
+    hours, steps = authority(demand, operator), np.array([1, 2, 24, 48])
+    whole = forecasts_at(hours, Period(FIRST + 24 * 250, FIRST + 24 * 310), steps, paths=5, seed=0)
+    for at in (24 * 275, 24 * 290 + 7, 24 * 310):
+        live = demand.copy()
+        live[at + 1 :] = np.nan
+        one = forecasts_at(authority(live, operator), Period(FIRST + at, FIRST + at), steps, paths=5, seed=0)
+        for name in ("median", "quantiles", "paths"):
+            np.testing.assert_array_equal(getattr(one, name)[0], getattr(whole, name)[at - 24 * 250], err_msg=name)
+
+
+def test_blends_turn_to_what_erred_least_in_the_last_weeks() -> None:
+    """DF's error was constant, then alternates: DF less its last error is right at first, and the other forecast afterwards."""
+    count = 24 * 60
+    operator = np.full(count, 1000.0)
+    error = np.where(np.arange(count) < 24 * 30, 50.0, np.where(np.arange(count) % 2, 50.0, -50.0))
+    hours = authority(operator + error, operator)
+    other = np.full((count, 1), 1000.0, np.float32)  # as if DF stood
+    found = blended(hours, other, np.array([1]), slice(0, count))[:, 0]
+    np.testing.assert_allclose(found[24 * 2 : 24 * 29], 1050, atol=1e-3)
+    np.testing.assert_allclose(found[24 * 57 : -1], 1000, atol=2)

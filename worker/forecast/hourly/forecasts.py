@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from ingest.array_types import Int64s
 from ingest.errors import UsageError
+from worker.forecast.hourly.blend import blended
 from worker.forecast.hourly.inputs import MAX_HORIZON, AuthorityHours
 from worker.forecast.hourly.intervals import MONTHS, REPLAY, errors_of, quantiles_of, shape_of, widths
 from worker.forecast.hourly.paths import factors, paths_of, ranks
@@ -83,8 +84,9 @@ def forecasts_at(hours: AuthorityHours, period: Period, steps: Int64s, paths: in
     rows = slice(period.first - first, period.last + 1 - first)
     months = months_of(hours)
     inside = [i for i, month in enumerate(months) if month.rows.stop > rows.start and month.rows.start < rows.stop]
-    start = months[max(inside[0] - MONTHS, 0)].rows.start
-    median = medians(hours, steps, slice(start, rows.stop))
+    start = months[max(inside[0] - MONTHS - 1, 0)].rows.start  # one month more: blends of the next know a whole window
+    used = slice(start, rows.stop)
+    median = blended(hours, medians(hours, steps, used), steps, used)
     errors = errors_of(hours, median, steps)
     quantiles = np.full((*median.shape, len(QUANTILES)), np.nan, np.float32)
     scenarios = np.full((*median.shape, paths), np.nan, np.float32)
