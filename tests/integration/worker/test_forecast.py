@@ -20,6 +20,7 @@ from ingest.calendar import calendar_of
 from ingest.columns import hour_number
 from ingest.features import COLUMNS, CONDITION, FEATURES, make_tokens
 from ingest.loader import load_series
+from ingest.publication import DAY_BEFORE, DEADLINE, Publication, known_at
 from ringattn.layout import Layout
 from tests.support.data_folder import build_all, commit, shard
 from tests.unit.ingest.test_features import poisoned, series
@@ -72,28 +73,32 @@ def model(respondents: int, scope: str) -> Forecaster:
 
 
 @pytest.mark.parametrize(
-    ("names", "scope", "day"),
+    ("names", "scope", "day", "publication"),
     [
-        (("PACW",), "own", 90),
-        (("PACW",), "own", 137),
-        (("PACW",), "own", 180),
+        (("PACW",), "own", 90, DAY_BEFORE),
+        (("PACW",), "own", 137, DEADLINE),
+        (("PACW",), "own", 180, DAY_BEFORE),
         # East and west, before and with daylight saving.
-        (("PACW", "NYIS", "AZPS"), "all", 60),
-        (("PACW", "NYIS", "AZPS"), "all", 137),
-        (("PACW", "CISO"), "zone", 137),
+        (("PACW", "NYIS", "AZPS"), "all", 60, DAY_BEFORE),
+        (("PACW", "NYIS", "AZPS"), "all", 137, DEADLINE),
+        (("PACW", "NYIS", "AZPS"), "all", 137, DAY_BEFORE),
+        (("PACW", "CISO"), "zone", 137, DAY_BEFORE),
     ],
 )
-def test_forecasts_use_nothing_after_their_issue_time(names: tuple[str, ...], scope: str, day: int) -> None:
+def test_forecasts_use_nothing_after_their_issue_time(
+    names: tuple[str, ...], scope: str, day: int, publication: Publication
+) -> None:
     """Everything after the first respondent's issue time is poisoned, in the series of every authority."""
     raw = {name: series(day + 1000 * i) for i, name in enumerate(names)}
-    clean = {name: make_tokens(name, series_) for name, series_ in raw.items()}
+    clean = {name: make_tokens(name, series_, publication=publication) for name, series_ in raw.items()}
     calendar = clean[names[0]].calendar
     target = calendar.day[0] + day
     issue = calendar.issue[calendar.day == target][0]
-    spoilt = {
-        name: make_tokens(name, poisoned(raw[name], tokens.hours <= issue, tokens.calendar.issue <= issue))
-        for name, tokens in clean.items()
-    }
+    moment = np.array([issue + publication.actual_hours])
+    spoilt = {}
+    for name, tokens in clean.items():
+        known = tokens.hours <= issue, tokens.hours <= known_at(name, moment, publication).forecast
+        spoilt[name] = make_tokens(name, poisoned(raw[name], *known), publication=publication)
     norm = Normalisation(
         np.zeros(len(FEATURES) + len(CONDITION), np.float32), np.ones(len(FEATURES) + len(CONDITION), np.float32)
     )
