@@ -212,7 +212,7 @@ def _write_linear(
 
     store = open_token_store(data_dir, names, "DF", log, publication)
     log(f"fitting the linear forecasts of {len(names)} authorities")
-    forecasts = linear_forecasts([read_history(store, region) for region in range(len(names))])
+    forecasts = linear_forecasts([read_history(store, region) for region in range(len(names))], log=log)
     for name, path in paths.items():
         log(f"computing the tokens of {name}")
         years = available(data_dir, name).years

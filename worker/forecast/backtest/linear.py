@@ -46,7 +46,7 @@ class LinearContender:
         store = open_token_store(self.data_dir, names, "DF", self.log, self.publication)
         histories = [read_history(store, region) for region in range(len(names))]
         self.log(f"fitting the linear forecasts of {len(names)} authorities")
-        found = linear_forecasts(histories, common_months(histories, self.every, walks[0].first))
+        found = linear_forecasts(histories, common_months(histories, self.every, walks[0].first), self.log)
         own = {
             name: _rows(history, one.neighbours, walks)
             for name, history, one in zip(names, histories, found, strict=True)

@@ -6,7 +6,7 @@ pull a respondent towards the pooled coefficients (an empirical Bayes prior, Rob
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ from worker.training.tokens import Period
 
 PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # of the standardised inputs' variance
 POOLED_PENALTY = 0.01
+MESSAGE_EVERY = 12  # fits
 EXPERTS = 2 * len(PENALTIES) + 1  # shrunk to zero, shrunk to the pooled coefficients, and these themselves
 
 
@@ -51,18 +52,23 @@ def common_months(histories: Sequence[History], every: int = 1, first: int = 0) 
     return [Month(found[month], known[month]) for month in sorted(found)]
 
 
-def own_experts(histories: Sequence[History], months: Sequence[Month]) -> list[NDArray[np.float32]]:
+def own_experts(
+    histories: Sequence[History], months: Sequence[Month], log: Callable[[str], None] = lambda message: None
+) -> list[NDArray[np.float32]]:
     """Return the corrections of each respondent's hours, in scales, [expert, hour]; 0 before there are `MIN_DAYS` days.
 
     Args:
         histories: the respondents; all of them are pooled.
         months: as `common_months` returns them.
+        log: called with a message now and then.
     """
     inputs = histories[0].inputs.shape[1]
     pooled, moments = Moments.empty(inputs), [Moments.empty(inputs) for _ in histories]
     corrections = [np.zeros((EXPERTS, len(history.hours)), np.float32) for history in histories]
     done = [0] * len(histories)
-    for month in months:
+    for number, month in enumerate(months, 1):
+        if number % MESSAGE_EVERY == 0:
+            log(f"regressions on own hours: {number} of {len(months)} fits")
         for index, history in enumerate(histories):
             upto = int(np.searchsorted(history.hours, month.known, side="right"))
             if upto > done[index]:

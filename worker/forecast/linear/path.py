@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +24,11 @@ class LinearForecast(NamedTuple):
     neighbours: Floats  # and from the forecasts of the authorities around
 
 
-def linear_forecasts(histories: Sequence[History], months: Sequence[Month] | None = None) -> list[LinearForecast]:
+def linear_forecasts(
+    histories: Sequence[History],
+    months: Sequence[Month] | None = None,
+    log: Callable[[str], None] = lambda message: None,
+) -> list[LinearForecast]:
     """Return the forecasts of each authority.
 
     Nothing after an hour's issue time changes its forecast, of any authority.
@@ -32,9 +36,11 @@ def linear_forecasts(histories: Sequence[History], months: Sequence[Month] | Non
     Args:
         histories: the authorities, which tell about each other.
         months: what one fit forecasts, as `common_months` returns them; None: each month.
+        log: called with a message now and then.
     """
     months = common_months(histories) if months is None else months
-    own = _mixtures(own_experts(histories, months), histories, months, OWN_RATE)
+    own = _mixtures(own_experts(histories, months, log), histories, months, OWN_RATE)
+    log("regressions on the neighbours' forecasts")
     wide = _mixtures(neighbour_experts(histories, own, months), histories, months, RATE)
     return [
         LinearForecast(
