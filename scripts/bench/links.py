@@ -262,7 +262,7 @@ def authorities_part() -> list[str]:
         f"`worker/train.py --scope all` ([the model](../reference/forecasting.md#the-model)): a step on {alone['hours']:,} hours of {alone['authorities']} authorities and regions in one context,",
         f"and a forecast (the validation) of which the context has {alone['forecast_tokens']:,}. Recorded hours; ranks of one machine of {alone['cores']} cores, started by `ringattn.launch`; medians of steps.",
         "`python -m scripts.bench.train authorities` measures it. The machine was not free meanwhile, as the last column says, so times are not to be compared with each other; with the ranks on",
-        "two cores they could not decrease anyway. What decreases is the memory of a rank.",
+        "two cores they could not decrease anyway. What decreases is the memory of a rank; pages of the mapped token files, which the ranks share, are counted in each.",
         "",
         *table(
             "ranks | peak memory of a rank | step | forecast | loss differs from one rank's by | skill of a respondent by at most | the machine had",
