@@ -11,13 +11,15 @@ import numpy as np
 from ingest.array_types import Bools, Int64s
 from ingest.calendar import calendar_of
 from ingest.columns import hour_number, hour_text
+from ingest.features import Reference
 from ingest.loader import available, load_series
 from ingest.own_history import HISTORY, NONE, OPERATOR, choose_reference
 from ingest.publication import Publication
 from worker.forecast.fallback import WINDOW
 from worker.forecast.predict import Forecast
 
-NAMES = {OPERATOR: "DF", HISTORY: "own history", NONE: None}
+WEEK = 3  # of a model without DF
+NAMES = {OPERATOR: "DF", HISTORY: "own history", WEEK: "week before", NONE: None}
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Basis:
     """The hours of a forecast; arrays are [hour]."""
 
     hours: Int64s
-    source: Int64s  # of `ingest.own_history`: NONE, OPERATOR or HISTORY
+    source: Int64s  # NONE, OPERATOR or HISTORY of `ingest.own_history`, or WEEK
     replaced: Bools  # history is used because the model did worse of late
     expected: Bools  # DF of the hour is published by the issue time
     there: Bools  # DF of the hour is on disk
@@ -65,13 +67,14 @@ class Basis:
             )
 
 
-def basis_of(data_dir: Path, forecast: Forecast, publication: Publication) -> Basis:
+def basis_of(data_dir: Path, forecast: Forecast, publication: Publication, reference: Reference) -> Basis:
     """Return what the forecast of a local day starts from, as the tokens of the same publication have it.
 
     Args:
         data_dir: data folder.
         forecast: of the day.
         publication: when values are published.
+        reference: of the model: one that corrects demand a week before neither needs nor awaits DF.
     """
     respondent = forecast.respondent
     on_disk = available(data_dir, respondent)
@@ -87,11 +90,14 @@ def basis_of(data_dir: Path, forecast: Forecast, publication: Publication) -> Ba
     issue = int(calendar.issue[part][0])
     week = demand[max(issue - first - 167, 0) : issue + 1 - first]
     measured = np.flatnonzero(np.isfinite(week))
+    source, expected = chosen.source[part], calendar.hours[part] <= calendar.published[part]
+    if reference == "week":
+        source, expected = np.where(np.isfinite(forecast.median), WEEK, NONE), np.zeros(len(source), bool)
     return Basis(
         calendar.hours[part],
-        chosen.source[part],
+        source,
         forecast.replaced,
-        calendar.hours[part] <= calendar.published[part],
+        expected,
         np.isfinite(operator[part]),
         issue,
         issue - len(week) + 1 + int(measured[-1]) if measured.size else None,

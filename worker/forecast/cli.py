@@ -139,7 +139,7 @@ def _run(options: argparse.Namespace, log: Callable[[str], None]) -> str:
         return json.dumps(result) if options.json else f"{count:,} rows in {options.table}"
     log(f"forecasting {region} with the trained model {trained.path}")
     forecast = predict(trained, store, region, hours)
-    basis = basis_of(options.data, forecast, trained.publication)
+    basis = basis_of(options.data, forecast, trained.publication, trained.reference)
     reasons = list(basis.reasons(trained.publication))
     if not np.isfinite(forecast.median).any():
         raise IngestError(

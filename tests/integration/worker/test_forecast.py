@@ -25,6 +25,7 @@ from ringattn.layout import Layout
 from tests.support.data_folder import build_all, commit, shard
 from tests.unit.ingest.test_features import poisoned, series
 from worker.forecast import fallback
+from worker.forecast.basis import basis_of
 from worker.forecast.cli import main
 from worker.forecast.hourly.table import read_hourly
 from worker.forecast.judge.cli import main as judge_main
@@ -192,6 +193,17 @@ def test_hours_without_df_start_from_history_and_say_so(
     cut_off(data, "2023-01-01T15", "2023-01-01T15")
     assert main(flags) == 1
     assert "nothing can be said of PACW" in (said := capsys.readouterr().err) and "coordinator start --extract" in said
+
+
+def test_a_model_without_df_awaits_none(trained: Path) -> None:
+    model = load_model(trained / "train")
+    day = hours_of_issue("PACW", "2023-02-01T10")
+    found = predict(model, model.open_store(trained), "PACW", day)
+    found = dataclasses.replace(found, replaced=np.zeros(24, bool))
+    basis = basis_of(trained, found, DEADLINE, "week")
+    assert basis.names == ["week before"] * 24 and not basis.awaited and not list(basis.reasons(DEADLINE))
+    (reason,) = basis_of(trained, found, DEADLINE, "DF").reasons(DEADLINE)
+    assert reason.startswith("24 of 24 hours are forecast before their DF is published (deadline)")
 
 
 def test_another_publication_than_that_of_the_training_is_refused(forecast: Forecast) -> None:
