@@ -97,17 +97,14 @@ def test_nothing_after_a_cutoff_changes_a_row(clean: Path, tmp_path: Path) -> No
     assert (before.loc[~early, "q0.5"] != after.loc[~early, "q0.5"]).mean() > 0.9, "the poison reaches no row at all"
 
 
-def test_interrupted_backtest_goes_on_with_the_walk_that_lacks(
+def test_interrupted_backtest_keeps_its_walks_and_asks_for_those_that_lack(
     clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = tmp_path / "data"
     shutil.copytree(clean, data)
-    whole = (data / "backtest" / "linear.parquet").read_bytes()
     kept, lost = sorted((data / "backtest" / "linear").iterdir())
     before = kept.stat().st_mtime_ns
-    content = lost.read_bytes()
     lost.unlink()
-    forecast = linear.LinearContender.forecast
 
     def interrupted(self: linear.LinearContender, walks: list[Walk]) -> object:
         assert [str(walk) for walk in walks] == ["2019-01"]
@@ -116,7 +113,19 @@ def test_interrupted_backtest_goes_on_with_the_walk_that_lacks(
     monkeypatch.setattr(linear.LinearContender, "forecast", interrupted)
     assert main([*MONTHS, "--data", str(data)]) == 130
     assert "finished walks are kept" in capsys.readouterr().err
-    monkeypatch.setattr(linear.LinearContender, "forecast", forecast)
+    assert kept.stat().st_mtime_ns == before and not lost.exists()
+
+
+@pytest.mark.long
+def test_walk_that_lacks_is_made_again_bit_by_bit(
+    clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(clean, data)
+    whole = (data / "backtest" / "linear.parquet").read_bytes()
+    kept, lost = sorted((data / "backtest" / "linear").iterdir())
+    before, content = kept.stat().st_mtime_ns, lost.read_bytes()
+    lost.unlink()
     assert main([*MONTHS, "--data", str(data), "--json"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["kept"] == 1 and "1 of 2 walks are on disk" in err
@@ -180,7 +189,10 @@ def test_training_of_a_walk_ends_before_its_first_issue_time(clean: Path) -> Non
     assert (train, validate) == ("2018:2018-10-01", "2018-10-02:2018-12-30")
 
 
-@pytest.mark.parametrize(("code", "ends"), [(75, 75), (-9, 75), (2, 2), (1, 1)])
+@pytest.mark.parametrize(
+    ("code", "ends"),
+    [(75, 75), (2, 2), pytest.param(-9, 75, marks=pytest.mark.long), pytest.param(1, 1, marks=pytest.mark.long)],
+)
 def test_training_that_ends_early_says_how_to_go_on(
     code: int,
     ends: int,
