@@ -4,24 +4,28 @@ Each *predictor* P is a series that is known in the hour: 1 (the own profile), t
 of the five series whose departures from their profile correlate best. The estimate is P × the usual ratio demand / P of the hour (a weighted mean over
 the same hour of 14 days before and after; for the profile also over the same weekday of four weeks), once plain, and once × the ratio's departure from usual on either side of the gap, interpolated.
 
-The estimates are combined with the weights that would have been best on gaps of the same length elsewhere in the year, hidden at even intervals: those of the
-least mean squared relative error, which sum to 1, from the covariance of the errors. The same hidden gaps give the interval: the 5th and the 95th percentile of the
-combined error. All of it is additions, products and sorts in a fixed order, without a library for linear algebra and without random numbers; estimates are
+For a gap of more than six hours a regression on the same hours of the other days adds an estimate: ingest/impute_regression.py.
+
+The estimates are combined with the weights that would have been best on gaps of the same length hidden elsewhere in the year, at even intervals, for a long gap
+at the same time of day: those of the least mean squared relative error, which sum to 1, from the covariance of the errors. The same hidden gaps give the
+interval: the 4th and the 96th percentile of the combined error. All of it is additions, products and sorts in a fixed order, without a library for linear algebra and without random numbers; estimates are
 rounded to 0.1 MWh.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from ingest.array_types import Bools, Floats, Int8s, Int64s
+from ingest.impute_regression import Regression, invert, regress
 from ingest.load_quality import usual_values
 
 PROFILE, FORECAST, BALANCE, NEIGHBOURS = 1, 2, 4, 8  # bits of a code: what an estimate rests on; 0: none
 METHODS = {PROFILE: "profile", FORECAST: "forecast", BALANCE: "balance", NEIGHBOURS: "neighbours"}
 LONGEST = 168  # hours: a longer gap has no estimate
-CLASSES = (1, 2, 3, 6, 12, 18, 24, 36, 48, 72, 96, LONGEST)  # hours: the errors of a gap are those of the next length
+CLASSES = (1, 2, 3, 6)  # hours: the errors of a short gap are those of the next length, anywhere in the year
 DAYS = tuple(range(1, 15))  # before and after, for the usual ratio
 WEEKS = (7, 14, 21, 28)  # likewise, of the profile of the weekday
 MIN_DAYS = 3
@@ -29,10 +33,10 @@ WINSOR = 0.15  # a ratio counts as at most this share away from the median of it
 NEIGHBOUR_COUNT = 5
 APART = 0.25  # an estimate counts as at most this share away from the median of its hour's
 DEPARTURE = 0.3  # a larger departure from the profile counts as this, for the correlation
-TRIALS, MOST_TRIALS, TRIAL_HOURS = 60, 400, 2400  # hidden gaps: at least, at most, and hours of them aimed at
+TRIALS, DAY_TRIALS = 400, 120  # hidden gaps, at most: of a short length, of a long one
 MIN_TRIALS = 50  # hidden hours that weights need
 RIDGE, LEAST = 0.02, 1e-10  # × the variance, and at least: added to each, so that no weight rests on chance
-LOW, HIGH = 5, 95  # percentiles
+LOW, HIGH = 4, 96  # percentiles: those of trials, on which the weights were chosen, miss a little more than one in ten
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Estimate:
     """Estimates of the missing hours of a year; NaN and code 0 where there is none. Arrays are [hour]."""
 
     value: Floats  # MWh
-    low: Floats  # 5 % of the trials lay below
+    low: Floats  # LOW percent of the trials lay below
     high: Floats
     code: Int8s  # bits: PROFILE, FORECAST, BALANCE, NEIGHBOURS
 
@@ -94,36 +98,67 @@ def impute(load: Load, neighbours: Mapping[str, Floats], wanted: Bools) -> Estim
     hours = load.demand.size
     value, low, high = np.full((3, hours), np.nan)
     found = Estimate(value, low, high, np.zeros(hours, np.int8))
-    predictors = [_Predictor(np.ones(hours), PROFILE), _Predictor(np.ones(hours), PROFILE, WEEKS)]
-    for series, bit in (
-        (load.forecast, FORECAST),
-        (load.balance, BALANCE),
-        *((one, NEIGHBOURS) for one in neighbours.values()),
-    ):
-        if series is not None:
-            predictors.append(_Predictor(np.where(series > 0, series, np.nan), bit))
     demand = np.where(load.demand > 0, load.demand, np.nan)
+    forecast, balance = (
+        None if series is None else np.where(series > 0, series, np.nan) for series in (load.forecast, load.balance)
+    )
+    others = [np.where(series > 0, series, np.nan) for series in neighbours.values()]
+    predictors = [_Predictor(np.ones(hours), PROFILE), _Predictor(np.ones(hours), PROFILE, WEEKS)]
+    predictors += [_Predictor(one, bit) for one, bit in ((forecast, FORECAST), (balance, BALANCE)) if one is not None]
+    predictors += [_Predictor(one, NEIGHBOURS) for one in others]
     edges = np.flatnonzero(np.diff(np.concatenate([[0], np.isnan(demand).view(np.int8), [0]])))
-    gaps: dict[int, list[tuple[int, int]]] = {}
-    for start, stop in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
-        if stop - start <= LONGEST and wanted[start:stop].any():
-            gaps.setdefault(next(size for size in CLASSES if size >= stop - start), []).append((start, stop))
+    trials: dict[int, Floats] = {}
+    departed: dict[int, list[Floats]] = {}  # by the days that the usual values leave out
     with np.errstate(invalid="ignore", divide="ignore"):
-        for size, own in sorted(gaps.items()):
-            errors = _trial_errors(demand, predictors, size)
-            for start, stop in own:
-                _fill(found, demand, predictors, errors, start, stop)
+        for start, stop in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+            size = stop - start
+            if size > LONGEST or not wanted[start:stop].any():
+                continue
+            estimates = _estimates(demand, predictors, np.array([start]), size)
+            if size <= CLASSES[-1]:
+                like = next(length for length in CLASSES if length >= size)
+                if like not in trials:
+                    trials[like] = _trial_errors(demand, predictors, _spread(_whole(demand, like), TRIALS), like)
+                bits = np.tile(_bits(predictors), (size, 1))
+                _fill(found, start, estimates, trials[like], bits)
+                continue
+            hidden = (size - 1) // 24
+            usual = partial(_usual, hidden=hidden)
+            if hidden not in departed:
+                known = [*others] if forecast is None else [*others, forecast]
+                departed[hidden] = [one / usual(one, np.arange(hours)) - 1 for one in known]
+            own = None if forecast is None else (forecast, departed[hidden][-1])
+            regression = regress(demand, own, departed[hidden][: len(others)], (start, stop), usual)
+            _fill(found, start, *_with_regression(demand, predictors, estimates, regression))
     for values in (found.value, found.low, found.high, found.code):
         values[~wanted] = 0 if values.dtype == np.int8 else np.nan
     return found
 
 
-def _fill(found: Estimate, demand: Floats, predictors: list[_Predictor], errors: Floats, start: int, stop: int) -> None:
-    """Write the estimates of one gap into `found`."""
-    size = stop - start
-    estimates = _estimates(demand, predictors, np.array([start]), size)
+def _with_regression(
+    demand: Floats, predictors: list[_Predictor], estimates: Floats, found: tuple[Int64s, Regression]
+) -> tuple[Floats, Floats, Int64s]:
+    """Return the estimates of a gap with that of the regression, the errors of trials at its time of day, and the bits [hour, estimate]."""
+    days, regression = found
+    size = regression.value.size
+    chosen = _spread(np.flatnonzero(np.isin(days, _whole(demand, size))), DAY_TRIALS)
+    errors = _trial_errors(demand, predictors, days[chosen], size)
+    own = PROFILE + FORECAST * regression.forecast + NEIGHBOURS * regression.neighbours
+    return (
+        np.column_stack([estimates, regression.value]),
+        np.column_stack([errors, regression.errors[chosen].ravel()]),
+        np.column_stack([np.tile(_bits(predictors), (size, 1)), own]),
+    )
+
+
+def _bits(predictors: list[_Predictor]) -> Int64s:
+    """Return the bit of each estimate of the predictors."""
+    return np.repeat([one.bit for one in predictors], 2)
+
+
+def _fill(found: Estimate, start: int, estimates: Floats, errors: Floats, bits: Int64s) -> None:
+    """Write the estimates of one gap into `found`, from those of all kinds [hour, estimate] and the errors of trials [hour, estimate]."""
     usable = np.isfinite(estimates)
-    bits = np.repeat([one.bit for one in predictors], 2)
     for pattern in np.unique(usable, axis=0):
         weighed = _weigh(errors, pattern)
         if weighed is None:
@@ -133,7 +168,7 @@ def _fill(found: Estimate, demand: Floats, predictors: list[_Predictor], errors:
         value = (_held(estimates[at][:, columns]) * weights).sum(axis=1)
         found.value[start + at] = np.round(value, 1)
         found.low[start + at], found.high[start + at] = np.round(value / (1 + high), 1), np.round(value / (1 + low), 1)
-        found.code[start + at] = np.bitwise_or.reduce(bits[columns])
+        found.code[start + at] = np.bitwise_or.reduce(bits[at][:, columns], axis=1)
 
 
 def _held(estimates: Floats) -> Floats:
@@ -142,14 +177,19 @@ def _held(estimates: Floats) -> Floats:
     return np.clip(estimates, middle * (1 - APART), middle * (1 + APART))
 
 
-def _trial_errors(demand: Floats, predictors: list[_Predictor], size: int) -> Floats:
-    """Return the relative errors on hidden gaps of `size` hours: [hidden hour, estimate], NaN where there is none."""
-    count = min(MOST_TRIALS, max(TRIALS, TRIAL_HOURS // size))
+def _whole(demand: Floats, size: int) -> Int64s:
+    """Return the starts of gaps of `size` hours that would hide known hours, between known ones."""
     known = np.concatenate([[0], np.cumsum(~np.isnan(demand))])
-    whole = 1 + np.flatnonzero(
-        known[size + 2 :] - known[: -size - 2] == size + 2
-    )  # starts of gaps that hide known hours, between known ones
-    starts = whole[np.unique(np.arange(count) * whole.size // count)] if whole.size else whole
+    return 1 + np.flatnonzero(known[size + 2 :] - known[: -size - 2] == size + 2)
+
+
+def _spread(starts: Int64s, count: int) -> Int64s:
+    """Return at most `count` of the starts, at even intervals."""
+    return starts[np.unique(np.arange(count) * starts.size // count)] if starts.size else starts
+
+
+def _trial_errors(demand: Floats, predictors: list[_Predictor], starts: Int64s, size: int) -> Floats:
+    """Return the relative errors on hidden gaps of `size` hours: [hidden hour, estimate], NaN where there is none."""
     truth = demand[(starts[:, None] + np.arange(size)).ravel()]
     return _estimates(demand, predictors, starts, size) / truth[:, None] - 1
 
@@ -169,6 +209,11 @@ def _estimates(demand: Floats, predictors: list[_Predictor], starts: Int64s, siz
         plain = one.series[inside] * usual
         columns += [plain.ravel(), (plain * (departure[:, :1] * (1 - share) + departure[:, 1:] * share)).ravel()]
     return np.stack(columns, axis=1)
+
+
+def _usual(series: Floats, at: Int64s, hidden: int) -> Floats:
+    """Return the usual value of a series in the same hour, without the `hidden` nearest days."""
+    return _usual_ratio(series, at, DAYS, hidden)
 
 
 def _usual_ratio(ratio: Floats, at: Int64s, apart: tuple[int, ...], hidden: int) -> Floats:
@@ -203,19 +248,8 @@ def _weigh(errors: Floats, usable: Bools) -> tuple[Int64s, Floats, float, float]
     held = np.clip(rows, -WINSOR, WINSOR)
     covariance = np.array([(held * held[:, i : i + 1]).mean(axis=0) for i in range(columns.size)])
     covariance += np.eye(columns.size) * (RIDGE * np.diag(covariance) + LEAST)
-    weights = _solve(covariance, np.ones(columns.size))
+    weights = invert(covariance).sum(axis=1)
     weights /= weights.sum()
     combined = np.sort((rows * weights).sum(axis=1))
     low, high = (float(combined[(combined.size - 1) * percent // 100]) for percent in (LOW, HIGH))
     return columns, weights, low, high
-
-
-def _solve(matrix: Floats, right: Floats) -> Floats:
-    """Return x of `matrix` x = `right` by elimination; the matrix is symmetric and positive definite, so that no pivot is zero."""
-    rows = np.concatenate([matrix, right[:, None]], axis=1)
-    for i in range(len(rows)):
-        rows[i] /= rows[i, i]
-        for k in range(len(rows)):
-            if k != i:
-                rows[k] -= rows[k, i] * rows[i]
-    return rows[:, -1]

@@ -4,8 +4,8 @@
     uv run python -m scripts.evaluate.imputation docs    # rewrite the tables of docs/reference/imputation.md
 
 Reads ../shared/data: labelled demand, and recorded forecasts until 2019. The hours that each authority's demand and forecast lack (in runs of up to a
-week) are moved by a fixed number of hours, the same for all, so that lengths and coincidences stay; what they hide is estimated from the
-rest. Each line of docs/benchmarks/imputation.jsonl is one series.
+week) are moved by a fixed number of weeks, the same for all, so that lengths, coincidences, time of day and day of the week stay; what they hide is
+estimated from the rest. Each line of docs/benchmarks/imputation.jsonl is one series.
 """
 
 import sys
@@ -22,7 +22,7 @@ from scripts.bench.common import BENCHMARKS, ROOT, append, markdown_table, parse
 from scripts.evaluate.outliers import LABELS, judge_years, labelled, recorded
 
 OUT, DOCS = BENCHMARKS / "imputation.jsonl", ROOT / "docs" / "reference" / "imputation.md"
-SHIFTS = (1009, 4001, 7001)  # hours
+SHIFTS = (168 * 6, 168 * 24, 168 * 42)  # hours: whole weeks, since most gaps are a local day
 LARGE = 1000.0  # MWh: median demand of an authority over 1 GW
 LENGTHS = (6, 24, 72, LONGEST)  # hours: classes of the table
 CHOSEN = (2018, 2021)

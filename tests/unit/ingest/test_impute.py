@@ -9,8 +9,10 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from ingest import impute_regression
 from ingest.errors import UsageError
 from ingest.impute import BALANCE, FORECAST, LONGEST, NEIGHBOURS, PROFILE, Load, departures, impute, neighbours_of
+from ingest.impute_regression import _ridge, invert
 from ingest.imputed import method_text, read_year, write_estimates
 from ingest.loader import load_series
 from ingest.quality import IMPUTED
@@ -59,6 +61,42 @@ def test_interval_holds_about_nine_of_ten_hours() -> None:
     inside = (found.low[gaps] <= truth[gaps]) & (truth[gaps] <= found.high[gaps])
     assert 0.8 < inside.mean() <= 1
     assert (found.low[gaps] <= found.value[gaps]).all()
+
+
+def test_regression_learns_that_weather_counts_by_the_hour() -> None:
+    """A demand that follows its neighbour's departures twice in the afternoon, and not at all at night: no ratio of the two is usual."""
+    truth, other, *_ = grid(24 * 180)
+    hours = np.arange(truth.size)
+    departure = other / daily(truth.size, 4000.0, 800.0) - 1
+    demand = daily(truth.size) * (1 + departure * (1 - np.cos(2 * np.pi * hours / 24)))
+    gap = slice(2400, 2424)
+    found = impute(Load(hidden(demand, gap)), {"other": other}, np.isnan(hidden(demand, gap)))
+    assert np.abs(found.value[gap] / demand[gap] - 1).mean() < 0.008  # 0.017 without the regression
+    assert set(found.code[gap]) == {PROFILE | NEIGHBOURS}
+
+
+def test_error_of_a_day_is_that_of_a_fit_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(impute_regression, "OUTLYING", 1e6)  # the weights of the second fit would differ
+    monkeypatch.setattr(impute_regression, "PENALTY", 1e-9)  # likewise its penalty, by the mean weight
+    random = np.random.default_rng(5)
+    columns = random.normal(size=(90, 6))
+    truth = columns @ np.array([0.02, -0.01, 0.0, 0.03, 0.01, 0.0]) + random.uniform(-0.01, 0.01, 90)
+    weights = random.uniform(0.5, 1, 90)
+    fitted = _ridge(columns, truth, weights)
+    assert fitted is not None
+    for day in (0, 40, 89):
+        without = truth.copy()
+        without[day] = np.nan
+        alone = _ridge(columns, without, weights)
+        assert alone is not None
+        assert abs(alone[day] - fitted[day]) < 1e-9 < abs(alone[day] - truth[day])
+    assert _ridge(columns[:59], truth[:59], weights[:59]) is None
+
+
+def test_inverse() -> None:
+    matrix = np.random.default_rng(1).normal(size=(30, 12))
+    matrix = matrix.T @ matrix
+    np.testing.assert_allclose(invert(matrix) @ matrix, np.eye(12), atol=1e-9)
 
 
 def test_balance_gives_the_demand_itself() -> None:
