@@ -181,7 +181,8 @@ def predict_raw(trained: TrainedModel, store: TokenStore, respondent: str, perio
     whole = Period(first, period.last)
     (members,) = (group for group in groups_of(trained.respondents, trained.model.config.scope) if region in group)
     segment = segment_of(store, [Piece(one, first, period.last - first + 1) for one in members])
-    local = build_local_batch(store, [segment], trained.norm, layout=Layout("contiguous"), size=1, rank=0, scored=whole)
+    ring = Layout("contiguous")
+    local = build_local_batch(store, [segment], trained.norm, layout=ring, size=1, rank=0, scored=whole, region=region)
     embedding = trained.model.embedding(local.batch)
     rows = local.regions[0] == region
     hours = in_time(local.hours, rows)

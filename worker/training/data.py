@@ -70,6 +70,7 @@ def build_local_batch(
     scored: Period,
     signs: Sequence[float] | None = None,
     only_scored: bool = False,
+    region: int | None = None,
 ) -> LocalBatch:
     """Build rank `rank`'s part of the sequence that packs `segments`.
 
@@ -83,6 +84,7 @@ def build_local_batch(
         scored: hours whose targets count, as far as they are in a piece.
         signs: one a segment, 1 or -1; -1 flips the sign of the errors. None flips none.
         only_scored: ask only for rows with a target that counts; the others are remembered and not forecast.
+        region: ask only for rows of this respondent; None: of all.
     """
     starts = np.cumsum([0, *(segment.rows for segment in segments)])
     positions = local_positions(layout, int(starts[-1]), size, rank).astype(np.int64)
@@ -105,10 +107,11 @@ def build_local_batch(
         arrays.hours <= np.minimum(last, scored.last)
     )
     arrays.target[~arrays.valid] = 0
-    asked = np.arange(len(positions))
+    wanted = np.ones(len(positions), bool) if region is None else regions == region
     if only_scored:
-        asked = np.flatnonzero(arrays.valid.any(axis=0))
-        asked = asked if len(asked) else np.zeros(1, np.int64)  # a rank's part may be context alone
+        wanted &= arrays.valid.any(axis=0)
+    asked = np.flatnonzero(wanted)
+    asked = asked if len(asked) else np.zeros(1, np.int64)  # a rank's part may be context alone
     chosen = slice(None) if len(asked) == len(positions) else asked
     batch = Batch(
         mx.array(arrays.features[:, chosen]),
