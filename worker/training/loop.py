@@ -33,7 +33,7 @@ from worker.forecast.model.checkpoint import Checkpoint
 from worker.forecast.model.network import HOURS, QUANTILES, Forecaster, ModelConfig
 from worker.training.config import RESUMABLE, TrainConfig, averaged, periods, plain
 from worker.training.data import LocalBatch, build_local_batch
-from worker.training.metrics import MetricsWriter, StepRecord, peak_bytes
+from worker.training.metrics import HeartbeatWriter, MetricsWriter, StepRecord, peak_bytes
 from worker.training.objective import Objective
 from worker.training.segments import Segment, draw_segments, draw_sign_flips, groups_of, segment_of
 from worker.training.tokens import Normalisation, Period, Piece, open_token_store, with_forecast
@@ -71,11 +71,12 @@ class Trainer:
     def __init__(self, config: TrainConfig, group: mx.distributed.Group, stop: threading.Event) -> None:
         self.config, self.group, self._stop = config, group, stop
         self.rank, self.size = group.rank(), group.size()
+        self._heartbeats = HeartbeatWriter(config.heartbeat)
         respondents = config.respondents or self._respondents_on_disk()
         years = sorted(set.intersection(*(set(available(config.data, name).years) for name in respondents)))
         self.train, self.validate = periods(config, years)
         publication = Publication.parse(config.publication)
-        self.store = open_token_store(config.data, respondents, config.reference, publication=publication)
+        self.store = open_token_store(config.data, respondents, config.reference, self._preparing, publication)
         self._log(f"{', '.join(respondents)}; training {self.train}, validation {self.validate} (UTC)")
         self.groups = groups_of(respondents, config.scope)
         self.trained = self._groups_with_targets()
@@ -95,7 +96,7 @@ class Trainer:
         if found is not None:
             self._resume(found)
         self.gradient = nn.value_and_grad(self.model, Objective(Forecaster(self.model_config(), group=group)))
-        self.metrics = MetricsWriter(config, self.rank, self.progress.step)
+        self.metrics = MetricsWriter(config, self._heartbeats, self.rank, self.progress.step)
 
     def _respondents_on_disk(self) -> Sequence[str]:
         """Return those of which there is what the reference needs; the others are left out by name."""
@@ -130,6 +131,11 @@ class Trainer:
         """Print to stderr, once for the whole ring."""
         if self.rank == 0:
             print(message, file=sys.stderr, flush=True)
+
+    def _preparing(self, message: str) -> None:
+        """Print what is computed before the first step; each message is a heartbeat, as tokens of many respondents take minutes."""
+        self._log(message)
+        self._heartbeats.write("start", 0)
 
     def run(self) -> bool:
         """Train until the last step, or until validation stops improving.

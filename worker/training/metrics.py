@@ -32,6 +32,23 @@ class StepRecord:
     shares: Sequence[float]  # of the tokens, one a rank, 1.0 being an equal one
 
 
+class HeartbeatWriter:
+    """Append a rank's heartbeats to its file, which the worker that started it follows.
+
+    Args:
+        path: of the file; `Path()` for none.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a") if path != Path() else None
+
+    def write(self, phase: str, step: int) -> None:
+        """Append a line."""
+        if self._file is not None:
+            self._file.write(json.dumps({"step": step, "phase": phase, "time": time.time()}) + "\n")
+            self._file.flush()
+
+
 class MetricsWriter:
     """Write a rank's metrics and heartbeats, and watch its progress.
 
@@ -39,13 +56,14 @@ class MetricsWriter:
 
     Args:
         config: settings of the run.
+        heartbeats: of this rank.
         rank: this process's rank.
         done: step that the run resumes from; metrics of later steps are removed, as the run repeats those steps.
     """
 
-    def __init__(self, config: TrainConfig, rank: int, done: int) -> None:
+    def __init__(self, config: TrainConfig, heartbeats: HeartbeatWriter, rank: int, done: int) -> None:
         self._timeout, self._last_progress = config.timeout, time.monotonic()
-        self._heartbeats = config.heartbeat.open("a") if config.heartbeat != Path() else None
+        self._heartbeats = heartbeats
         self._lines: IO[str] | None = None
         self._printed = 0.0
         if rank == 0:
@@ -97,9 +115,7 @@ class MetricsWriter:
     def heartbeat(self, phase: str, step: int) -> None:
         """Report progress to the watchdog and, through the heartbeat file, to the worker that started this rank."""
         self._last_progress = time.monotonic()
-        if self._heartbeats is not None:
-            self._heartbeats.write(json.dumps({"step": step, "phase": phase, "time": time.time()}) + "\n")
-            self._heartbeats.flush()
+        self._heartbeats.write(phase, step)
 
     def _watchdog(self) -> None:
         """End this process when it makes no progress for `timeout` seconds."""

@@ -93,9 +93,15 @@ def test_ring_of_three_has_the_same_loss_curve(data: Path, alone: Path, tmp_path
 def linear(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of 4 steps on one rank that correct the linear forecast of all authorities."""
     run = tmp_path_factory.mktemp("linear") / "run"
-    done = train(data, run, "--steps", "4", "--reference", "linear")
+    done = train(data, run, "--steps", "4", "--reference", "linear", "--heartbeat", str(run.parent / "beats"))
     assert done.returncode == 0, done.stderr
     return run
+
+
+def test_long_fits_before_the_first_step_are_progress(linear: Path) -> None:
+    """A supervisor restarts a rank that is silent for minutes; the fits of many authorities take that long."""
+    beats = [json.loads(line)["phase"] for line in (linear.parent / "beats").read_text().splitlines()]
+    assert beats.index("step") >= 5  # two respondents' tokens with each reference, and the fits
 
 
 def test_training_starts_where_the_linear_forecast_ends(data: Path, linear: Path, alone: Path) -> None:

@@ -7,7 +7,7 @@ decomposition a zone and month solves the regressions of all their hours. What i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +37,10 @@ SIGNALS = (
 
 
 def neighbour_experts(
-    histories: Sequence[History], own: Sequence[Floats], months: Sequence[Month]
+    histories: Sequence[History],
+    own: Sequence[Floats],
+    months: Sequence[Month],
+    log: Callable[[str], None] = lambda message: None,
 ) -> list[NDArray[np.float32]]:
     """Return the corrections of each respondent, in scales, [1 + penalty, hour]; the first is `own`.
 
@@ -45,6 +48,7 @@ def neighbour_experts(
         histories: the authorities: each is corrected, and each tells about the others.
         own: by respondent, the correction without the others, in scales, [hour].
         months: as `common_months` returns them.
+        log: called with a message before each time zone.
     """
     first = min(int(history.calendar.day[0]) for history in histories)
     days = np.arange(first, max(int(history.calendar.day[-1]) for history in histories) + 1)
@@ -53,7 +57,8 @@ def neighbour_experts(
     zones: dict[str, list[int]] = {}
     for index, history in enumerate(histories):
         zones.setdefault(zone_of(history.respondent), []).append(index)
-    for members in zones.values():
+    for zone, members in zones.items():
+        log(f"regressions on the neighbours' forecasts: {len(members)} authorities of {zone}")
         inputs = zone_signals([histories[index] for index in members], days)
         for month in months:
             there = [index for index in members if index in month.rows]

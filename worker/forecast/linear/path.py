@@ -40,8 +40,7 @@ def linear_forecasts(
     """
     months = common_months(histories) if months is None else months
     own = _mixtures(own_experts(histories, months, log), histories, months, OWN_RATE)
-    log("regressions on the neighbours' forecasts")
-    wide = _mixtures(neighbour_experts(histories, own, months), histories, months, RATE)
+    wide = _mixtures(neighbour_experts(histories, own, months, log), histories, months, RATE)
     return [
         LinearForecast(
             *(history.reference + np.nan_to_num(share_of(one, history) * history.scale) for one in corrections)
