@@ -23,6 +23,7 @@ POLICIES = {
     LEARNT: "the learnt policy",
 }
 BEST = ("mpc paths", LEARNT)  # whose quarters and parts are shown
+COMPARED = ("nothing", "hour rule", "mpc DF", "mpc forecaster quantiles", *BEST)  # by the indicators
 KPIS_OF = "ERCO"  # the region whose indicators are shown
 WORTHLESS = 0.5  # PoP below which a quarter is named
 
@@ -55,7 +56,9 @@ def docs(lines: list[dict]) -> str:
     ablation = [line for line in lines if "known" in line]
     if ablation:
         parts.append(ablation_table(ablation))
-    parts += [kpi_table(latest, KPIS_OF, year) for year in years[:1] if (KPIS_OF, year, "nothing") in latest]
+    shown = {year: sum((KPIS_OF, year, policy) in latest for policy in COMPARED) for year in years}
+    if shown and max(shown.values()):
+        parts.append(kpi_table(latest, KPIS_OF, max(years, key=lambda year: shown[year])))
     return "\n\n".join(parts)
 
 
@@ -189,8 +192,7 @@ def ablation_table(lines: list[dict]) -> str:
 
 def kpi_table(latest: Lines, name: str, year: str) -> str:
     """Return the table of some of a region's indicators, one column a policy."""
-    wanted = ("nothing", "hour rule", "mpc DF", "mpc forecaster quantiles", *BEST)
-    shown = [policy for policy in wanted if (name, year, policy) in latest]
+    shown = [policy for policy in COMPARED if (name, year, policy) in latest]
     numbers = {policy: latest[name, year, policy]["kpis"] for policy in shown}
     rows = [f"| {name} {year} | " + " | ".join(shown) + " |", "|---" * (len(shown) + 1) + "|"]
     for key, (label, unit) in LABELS.items():
