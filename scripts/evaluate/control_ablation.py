@@ -21,7 +21,7 @@ from rl.algorithms.base import train
 from rl.algorithms.pathwise import PathwiseGradient, Settings
 from rl.distributed.runner import JobRunner
 from rl.env.dataset import Dataset, build_dataset
-from rl.env.forecasts import Forecast, corrected, oracle, persistence
+from rl.env.forecasts import Forecast, blended, corrected, oracle, persistence
 from rl.env.grid import Grid
 from rl.env.region import WEEK, Region
 from rl.evaluation.score import reference_costs, rollout
@@ -59,7 +59,7 @@ def known(kind: str, path: Path, found: Recorded) -> Forecast | None:
     if kind == "hourly":
         demand = np.where(one.known, one.load, np.nan) * one.peak
         ahead = reissued(one, demand, issued * one.peak, HORIZON)
-        return np.where(np.isfinite(ahead), ahead, known_ahead(one, issued, HORIZON))
+        return blended(one, ahead, corrected(one, known_ahead(one, issued, HORIZON), found.trained))[0]
     if not kind.startswith("DF"):
         medians = forecaster(path, one)
         issued = np.where(np.isfinite(medians), medians, issued)
