@@ -201,7 +201,8 @@ class _Fetch:
         """Return the result, after writing the piece and making all names durable."""
         shard, data_dir = self.job.shard, self.context.data_dir
         self._check_cancelled()
-        piece = store.write_piece(data_dir, shard, columns)
+        with self.source.exclusive:
+            piece, hashed = store.write_piece(data_dir, shard, columns), digest(columns)
         store.fsync_folders(data_dir, store.page_folder(data_dir, shard), data_dir / "pieces")
         pages = tuple(held.entry for held in self._ordered())
         rows = sum(page.rows for page in pages)
@@ -214,7 +215,7 @@ class _Fetch:
             gaps=gaps,
             pages=pages,
             piece=piece,
-            digest=digest(columns),
+            digest=hashed,
             requests=self.requests.sent,
             reused=len(self.reused),
             kept=self.job.respondents,

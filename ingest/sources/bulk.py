@@ -47,8 +47,6 @@ LOCAL_LAG_HOURS = 24  # the latest local midnight is well under a day behind UTC
 # From the first hour (T00) of a half-year in UTC to the first that its file lists in Pacific standard time (T09), and from its
 # last (T23) to the last in Eastern daylight time (T04).
 LATEST_START, EARLIEST_END = 9, 5
-# A worker fetches up to four files at once, and each takes 240 MB while it is parsed.
-_parsing = threading.Lock()
 _NULLS = ["", "NA", "N/A", "n/a", "NaN", "-", "--"]
 _USUAL = re.compile(
     r"([0-9]{2})/([0-9]{2})/([0-9]{4}) (1[0-2]|[1-9]):00:00 ([AP])M"
@@ -71,6 +69,8 @@ class Bulk(Source):
     compress = True
     shard_months = 6
     whole_files = True
+    # A worker fetches up to four files at once, and each takes 240 MB while it is parsed, and 100 while its piece is written.
+    exclusive = threading.Lock()
     spill_hours = 12  # a file is cut in local time
 
     def serves(self, respondent: str) -> bool:
@@ -126,7 +126,7 @@ class Bulk(Source):
 
     def parse(self, job: FetchJob, stored: bytes) -> Page:
         """Return the page of a stored file."""
-        with _parsing:
+        with self.exclusive:
             return _guarded(lambda: _parse(job, stored))
 
     def spans(self, job: FetchJob, columns: Columns) -> dict[str, tuple[int, int]]:

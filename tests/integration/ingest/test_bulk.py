@@ -277,7 +277,7 @@ def test_files_of_a_worker_are_parsed_one_at_a_time(monkeypatch: pytest.MonkeyPa
     parse, waits = bulk._parse, []
 
     def noted(job: FetchJob, stored: bytes) -> Page:
-        waits.append(not bulk._parsing.acquire(blocking=False))
+        waits.append(not bulk.Bulk.exclusive.acquire(blocking=False))
         return parse(job, stored)
 
     monkeypatch.setattr(bulk, "_parse", noted)
