@@ -59,7 +59,9 @@ class Source(ABC):
 
     # -- shards
     shard_months = 12  # a plan is cut at these boundaries
-    exclusive: AbstractContextManager[object] = nullcontext()  # held while a response is parsed and while its piece is written
+    exclusive: AbstractContextManager[object] = (
+        nullcontext()
+    )  # held while a response is parsed and while its piece is written
     whole_files = False  # a shard is one file of fixed period that holds every respondent
     spill_hours = 0  # rows of a shard can end this many hours after it
 
