@@ -152,6 +152,8 @@ def periods(config: TrainConfig, years: Sequence[int]) -> tuple[Period, Period]:
     validate = Period.parse(config.validate or f"{years[-2]}-10:{years[-2]}-12", "validate")
     first = Period.parse(str(years[0]), "train").first
     train = Period.parse(config.train, "train") if config.train else Period(first, validate.first - 1)
+    if train.last < train.first and config.train:
+        raise UsageError(f"--train {config.train} ends before it begins: name the earlier period first")
     if train.last < train.first:
         raise UsageError(f"no hour on disk comes before {validate}, which validates: name a later --validate")
     if train.last >= validate.first:

@@ -263,7 +263,7 @@ def test_wrong_hostfile_and_busy_port_are_named(
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--train", "2022:2021"), "validation"),
+        (("--train", "2022:2021"), "ends before it begins"),
         (("--validate", "2022-13"), "YYYY"),
         (("--steps", "many"), "expected an integer"),
         (("--reference", "guess"), "choose DF or week"),
