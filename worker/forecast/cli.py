@@ -27,12 +27,14 @@ from ingest.errors import IngestError, UsageError, quoted
 from worker.argparse_errors import Parser
 from worker.forecast.basis import basis_of
 from worker.forecast.hourly.cli import forecast_issue, is_hourly, write_file
+from worker.forecast.hourly.inputs import MAX_HORIZON
 from worker.forecast.plot import draw_fan_chart
 from worker.forecast.predict import hours_of_issue, load_model, predict
 from worker.forecast.table import format_table, to_rows, write_table
 from worker.training.tokens import Period
 
 MAX_PATHS = 1000
+MAX_SEED = 2**63 - 1  # half of the key of a path's random numbers
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "--data": {"type": Path, "default": Path("data"), "metavar": "DIR", "help": "data folder (default: data)"},
@@ -80,9 +82,24 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     one = options.region is not None and options.hourly is None
     if one + (options.table is not None) + (options.hourly is not None) != 1 or (one and not options.issue):
         parser.error("name --region and --issue for one issue time, or --table or --hourly FILE.parquet for all hours")
-    if not 0 <= options.paths <= MAX_PATHS:
-        parser.error(f"--paths {options.paths} is not between 0 and {MAX_PATHS}")
     return options
+
+
+def _check_values(options: argparse.Namespace) -> None:
+    """Check the options that the hourly regressions read, before anything is loaded.
+
+    Raises:
+        UsageError: a value is outside its bounds, or a file is to be no Parquet file.
+    """
+    bounds = {"horizon": (1, MAX_HORIZON), "paths": (0, MAX_PATHS), "seed": (0, MAX_SEED)}
+    for name, (least, most) in bounds.items():
+        value = getattr(options, name)
+        if value is not None and not least <= value <= most:
+            raise UsageError(
+                f"--{name} {value} is not between {least} and {most}; `coordinator forecast --help` lists the options"
+            )
+    if options.hourly is not None and options.hourly.suffix != ".parquet":
+        raise UsageError(f"--hourly {options.hourly} is to be a Parquet file; name one that ends in .parquet")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -120,6 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace, log: Callable[[str], None]) -> str:
     """Forecast one issue time or write a table; return the text for stdout."""
+    _check_values(options)
     if options.hourly is not None:
         return write_file(options, log)
     if options.region is not None:
