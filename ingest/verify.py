@@ -98,7 +98,7 @@ class Report:
     def _remedy(self) -> str:
         return (
             "remove the files that the mismatches name, then repeat the extraction, `coordinator start --extract --data "
-            f"{self.data_dir}` with its respondents and period: it fetches or builds them again"
+            f"{quoted(self.data_dir)}` with its respondents and period: it fetches or builds them again"
         )
 
     def to_text(self) -> str:
