@@ -89,7 +89,7 @@ def _check_values(options: argparse.Namespace) -> None:
     """Check the options that the hourly regressions read, before anything is loaded.
 
     Raises:
-        UsageError: a value is outside its bounds, or a file is to be no Parquet file.
+        UsageError: a value is outside its bounds, --plot has nothing to draw, or a file is to be no Parquet file.
     """
     bounds = {"horizon": (1, MAX_HORIZON), "paths": (0, MAX_PATHS), "seed": (0, MAX_SEED)}
     for name, (least, most) in bounds.items():
@@ -98,6 +98,8 @@ def _check_values(options: argparse.Namespace) -> None:
             raise UsageError(
                 f"--{name} {value} is not between {least} and {most}; `coordinator forecast --help` lists the options"
             )
+    if options.plot is not None and (options.hourly is not None or (options.region and is_hourly(options))):
+        raise UsageError("--plot draws a day of the trained model: name an --issue at 10, without --horizon or --paths")
     if options.hourly is not None and options.hourly.suffix != ".parquet":
         raise UsageError(f"--hourly {options.hourly} is to be a Parquet file; name one that ends in .parquet")
 

@@ -349,6 +349,7 @@ def test_other_issue_hours_are_forecast_by_the_hourly_regressions(forecast: Fore
         (("--hourly", "x.parquet", "--paths", "-1"), "forecast: --paths -1"),
         (("--region", "PACW", "--issue", "2023-02-01T09", "--paths", "2", "--seed", "-1"), "--seed -1"),
         (("--hourly", "x.parquet", "--paths", "2", "--seed", str(2**64)), "--seed 18446744073709551616"),
+        (("--region", "PACW", "--issue", "2023-02-01T15", "--plot", "x.png"), "--plot draws"),
         (("--hourly", "x.csv", "--period", "2023-02"), "--hourly x.csv is to be a Parquet file"),
         (("--region", "PACW", "--issue", "2033-02-01T10"), "extract them"),
         (("--region", "PACW"), "--issue"),
