@@ -176,7 +176,9 @@ def predict_raw(trained: TrainedModel, store: TokenStore, respondent: str, perio
     region = trained.respondents.index(respondent)
     stored = store.period(region)
     if period.first < stored.first or period.last > stored.last:
-        raise UsageError(f"{respondent} has hours from {stored}, not all of {period}: extract them")
+        raise UsageError(
+            f"{respondent} has hours from {stored}, not all of {period}: `coordinator start --extract` fetches them"
+        )
     first = max(stored.first, period.first - trained.model.config.context - WARM_UP - REACH)
     whole = Period(first, period.last)
     (members,) = (group for group in groups_of(trained.respondents, trained.model.config.scope) if region in group)

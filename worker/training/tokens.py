@@ -55,7 +55,9 @@ class Period:
         return cls(hour_number(first), hour_number(last))
 
     def __str__(self) -> str:
-        return f"{hour_text(self.first)} to {hour_text(self.last)}"
+        return (
+            hour_text(self.first) if self.first == self.last else f"{hour_text(self.first)} to {hour_text(self.last)}"
+        )
 
 
 @dataclass(frozen=True)

@@ -278,6 +278,13 @@ def test_file_that_cannot_be_judged_is_refused_in_one_line(
     assert not out and err.count("\n") == 1 and all(word in err for word in ("theirs.csv", *words)), err
 
 
+def test_model_is_refused_where_the_file_names_none(tmp_path: Path) -> None:
+    path = tmp_path / "theirs.csv"
+    frame().to_csv(path, index=False)
+    with pytest.raises(UsageError, match="leave --model gbm out"):
+        read_submission(path, "gbm")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder of the world's hours."""

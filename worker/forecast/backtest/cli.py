@@ -105,6 +105,8 @@ def _run(options: argparse.Namespace, log: Callable[[str], None]) -> int:
         }
         print(json.dumps({**document, **done.verdict.to_json()}))
     else:
-        print(f"{done.rows:,} rows in {out}: {len(done.walks)} walks, {done.kept} of them from an earlier run")
+        print(
+            f"{done.rows:,} rows in {out}: {len(done.walks)} walk{'s'[: len(done.walks) != 1]}, {done.kept} from an earlier run"
+        )
         print("\n".join(describe(done.verdict, out)))
     return ExitCode.FAILED if done.verdict.peeks else ExitCode.DONE

@@ -45,7 +45,7 @@ def issue_number(respondent: str, issue: str) -> int:
         issue: local time `YYYY-MM-DDTHH`.
 
     Raises:
-        UsageError: it is no time.
+        UsageError: it is no time, or one that the clock skips.
     """
     try:
         moment = datetime.strptime(issue, "%Y-%m-%dT%H")
@@ -53,8 +53,11 @@ def issue_number(respondent: str, issue: str) -> int:
         raise UsageError(
             f"--issue {issue} is no issue time: write YYYY-MM-DDTHH, local time of the respondent"
         ) from error
-    local = moment.replace(tzinfo=ZoneInfo(zone_of(respondent)))
-    return int(local.astimezone(UTC).timestamp()) // 3600
+    zone = ZoneInfo(zone_of(respondent))
+    moment_utc = moment.replace(tzinfo=zone).astimezone(UTC)
+    if moment_utc.astimezone(zone).hour != moment.hour:
+        raise UsageError(f"--issue {issue}: the clock of {zone} skips that hour; name the one before or after it")
+    return int(moment_utc.timestamp()) // 3600
 
 
 def publication_of(options: argparse.Namespace) -> Publication:

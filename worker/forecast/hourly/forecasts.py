@@ -80,7 +80,9 @@ def forecasts_at(hours: AuthorityHours, period: Period, steps: Int64s, paths: in
     first = int(hours.calendar.hours[0])
     if period.first < first or period.last >= first + hours.issues:
         whole = Period(first, first + hours.issues - 1)
-        raise UsageError(f"{hours.respondent} has hours from {whole}, not all of {period}: extract them")
+        raise UsageError(
+            f"{hours.respondent} has hours from {whole}, not all of {period}: `coordinator start --extract` fetches them"
+        )
     rows = slice(period.first - first, period.last + 1 - first)
     months = months_of(hours)
     inside = [i for i, month in enumerate(months) if month.rows.stop > rows.start and month.rows.start < rows.stop]

@@ -114,6 +114,8 @@ def _columns(path: Path, names: list[str], model: str) -> tuple[str, dict[float,
     """Return the model, and its columns by level; 0 is the point forecast."""
     plain = {float(found[1]): name for name in names if (found := _QUANTILE.fullmatch(name))}
     if plain:
+        if model and model != path.stem:
+            raise UsageError(f"{path} holds the quantiles of one model, without a name: leave --model {model} out")
         if 0.5 not in plain:
             raise UsageError(f"{path} has quantiles but no column q0.5, which is the point forecast; add it")
         return path.stem, plain
