@@ -134,7 +134,7 @@ def test_command_prints_one_line_that_fills_the_page(tmp_path: Path) -> None:
     assert line["rates"]["matmul"] > 0
     target = tmp_path / "page.md"
     target.write_text(page.page([line]))
-    table = [row for row in target.read_text().splitlines() if row.startswith("| 64 | mlx |")]
+    table = [row for row in target.read_text().splitlines() if row.startswith("| 32 | mlx |")]
     assert len(table) == 1 and table[0].count("|") == 9
     assert "agrees with plain attention" in done.stderr
 
