@@ -105,7 +105,9 @@ def backtest(
     first: Annotated[str, typer.Option("--from", metavar="YYYY-MM", help="First local month to forecast.")],
     last: Annotated[str, typer.Option("--to", metavar="YYYY-MM", help="Last one.")],
     respondents: Annotated[str, typer.Option(help="Codes to forecast, e.g. PACW,ERCO; default: all on disk.")] = "",
-    model: Annotated[str, typer.Option(metavar="linear|network", help="What is fitted, on what was known.")] = "linear",
+    model: Annotated[
+        str, typer.Option(metavar="linear|network", help="Model to fit before each walk: linear or network.")
+    ] = "linear",
     every: Annotated[
         str, typer.Option(metavar="month|quarter|year", help="How often. Empty: month; of the network: quarter.")
     ] = "",

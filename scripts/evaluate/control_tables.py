@@ -63,7 +63,7 @@ def docs(lines: list[dict]) -> str:
 
 
 def title(line: Mapping[str, int]) -> str:
-    """Return the hours that a line is of, in words: lines of before name no `every` and are of one week in four."""
+    """Return the hours that a line is of, in words: older lines name no `every` and are of one week in four."""
     every = line.get("every", 4)
     return f"{line['year']}, {'every week' if every == 1 else f'one week in {every}'}"
 

@@ -152,7 +152,7 @@ def predict(trained: TrainedModel, store: TokenStore, respondent: str, period: P
 
 def calibrated_forecast(trained: TrainedModel, raw: RawForecast, period: Period) -> Forecast:
     """Return the forecast of a period whose raw one is `raw`, with intervals from outcomes that each issue time knows."""
-    # Checkpoints of before have no widths: their intervals start as the model's own.
+    # Older checkpoints have no widths: their intervals start as the model's own.
     start = np.array(trained.state.get("widths", {}).get(raw.respondent, np.zeros(len(PAIRS))))
     return raw.forecast(period, calibrated(raw.quantiles, raw.outcome, raw.hours, raw.issue, start))
 
@@ -222,6 +222,16 @@ def _history(store: TokenStore, region: int, last: int) -> tuple[Calendar, NDArr
     return calendar, own_history(calendar, demand, operator)
 
 
+def parse_issue(issue: str) -> datetime:
+    """Parse an issue time `YYYY-MM-DDTHH`, local time of a respondent; another form is a UsageError."""
+    try:
+        return datetime.strptime(issue, "%Y-%m-%dT%H")
+    except ValueError as error:
+        raise UsageError(
+            f"--issue {issue} is no issue time: write YYYY-MM-DDTHH, local time of the respondent"
+        ) from error
+
+
 def hours_of_issue(respondent: str, issue: str) -> Period:
     """Return the hours of the local day after an issue time.
 
@@ -232,12 +242,7 @@ def hours_of_issue(respondent: str, issue: str) -> Period:
     Raises:
         UsageError: if it is no time at which forecasts are issued.
     """
-    try:
-        moment = datetime.strptime(issue, "%Y-%m-%dT%H")
-    except ValueError as error:
-        raise UsageError(
-            f"--issue {issue} is no issue time: write YYYY-MM-DDT{ISSUE_HOUR}, local time of the respondent"
-        ) from error
+    moment = parse_issue(issue)
     if moment.hour != ISSUE_HOUR:
         raise UsageError(
             f"--issue {issue}: forecasts are issued at {ISSUE_HOUR}:00 local; ask for {issue[:11]}{ISSUE_HOUR:02d}"

@@ -7,7 +7,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import UTC
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -24,6 +24,7 @@ from worker.forecast.hourly.forecasts import HourlyForecasts, hourly_forecasts
 from worker.forecast.hourly.inputs import LATE, MAX_HORIZON, AuthorityHours
 from worker.forecast.hourly.table import write_hourly
 from worker.forecast.model.network import QUANTILES
+from worker.forecast.predict import parse_issue
 from worker.forecast.table import format_table
 from worker.training.tokens import Period
 
@@ -47,12 +48,7 @@ def issue_number(respondent: str, issue: str) -> int:
     Raises:
         UsageError: it is no time, or one that the clock skips.
     """
-    try:
-        moment = datetime.strptime(issue, "%Y-%m-%dT%H")
-    except ValueError as error:
-        raise UsageError(
-            f"--issue {issue} is no issue time: write YYYY-MM-DDTHH, local time of the respondent"
-        ) from error
+    moment = parse_issue(issue)
     zone = ZoneInfo(zone_of(respondent))
     moment_utc = moment.replace(tzinfo=zone).astimezone(UTC)
     if moment_utc.astimezone(zone).hour != moment.hour:
