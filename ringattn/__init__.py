@@ -78,6 +78,10 @@ _HOMES = {  # module → its names
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version  # here: it loads the parser of e-mail headers
+
+        return version("ring-attention-energy")
     for home, names in _HOMES.items():
         if name in names:
             if reason := refused_python():

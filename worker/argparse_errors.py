@@ -7,6 +7,16 @@ from typing import Any, NoReturn
 from coordinator.wire.exit_codes import ExitCode
 
 
+class _PrintVersion(argparse.Action):
+    """Print the version and exit. It is looked up only then, because that takes as long as a small import."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(parser.prog, version("ring-attention-energy"))
+        parser.exit()
+
+
 class Parser(argparse.ArgumentParser):
     """Parser whose help ends with an example, printed without line wrapping.
 
@@ -24,6 +34,7 @@ class Parser(argparse.ArgumentParser):
             epilog=f"example:\n  {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        self.add_argument("--version", action=_PrintVersion, nargs=0, help="print the version and exit")
         for flag, arguments in options.items():
             self.add_argument(flag, **arguments)
 

@@ -33,11 +33,35 @@ from ingest.errors import UsageError, quoted
 
 HELP = " ".join((__doc__ or "").split("\n\n")[1].split())  # rich would keep the ends of its lines
 
-app = typer.Typer(cls=Group, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, help=HELP)
+app = typer.Typer(
+    cls=Group,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help=HELP,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 app.add_typer(keys_app, name="keys")
 app.add_typer(config_app, name="config")
 
 Settings = Mapping[str, Any]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version  # here: it takes a twentieth of a second to load
+
+        print(f"coordinator {version('ring-attention-energy')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options_of_all(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Define the options that stand before a command."""
 
 
 @app.command(cls=Command, epilog="coordinator start --extract --respondents PACW --start 2024-03 --end 2024-03")

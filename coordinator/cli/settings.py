@@ -3,6 +3,7 @@
 `coordinator config show` prints each setting with its value and origin.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,12 @@ from ingest.settings import resolve as resolve_layers
 from ingest.sources import SOURCES
 
 CONFIG_FILE = "cluster.toml"
+
+
+def _source(value: Any) -> str:
+    """Return a source with its name in lower case, so that `EIA` is `eia`; a path or URL behind the name stays as it is."""
+    name, mark, rest = re.fullmatch(r"([^:+]*)([:+]?)(.*)", str(value).strip(), re.DOTALL).groups()  # type: ignore[union-attr]
+    return name.lower() + mark + rest
 
 
 def _rate(value: Any) -> float | None:
@@ -81,7 +88,7 @@ SETTINGS = (
     _text(
         "source",
         "synthetic",
-        str,
+        _source,
         f"Where hours come from: synthetic | recordings:PATH[,PATH…] | auto | {' | '.join(SOURCES)} | [{'|'.join(f'{name}+' for name in SOURCES)}]URL.",
     ),
     Setting(

@@ -17,6 +17,7 @@ import termios
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
+import ringattn
 from coordinator.cli.app import app
 from coordinator.cli.errors import run
 from coordinator.doctor.checks import Finding, describe
@@ -32,6 +34,7 @@ from ingest.emulator.process import Emulator
 from tests.support.data_folder import build_all, commit, shard
 from tests.support.program import MONTH, SMALL, command, environment
 from tests.support.waiting import end_of, until
+from worker.argparse_errors import Parser
 from worker.forecast.table import format_table
 
 SGR = re.compile(r"\x1b\[[0-9;]*m")  # bold, colours, and their end
@@ -96,6 +99,19 @@ def test_help_fits_the_terminal_and_has_an_example(words: str, columns: int) -> 
         assert example in re.sub(r"\s+", " ", said)
         options = [name for param in COMMANDS[words].params for name in param.opts if name.startswith("--")]
         assert not [name for name in options if name not in said], "an option's name was cut"
+
+
+@pytest.mark.parametrize("words", ["", "start", "keys add"])
+def test_short_help_is_the_help(words: str, coordinator: Said) -> None:
+    assert coordinator(*words.split(), "-h") == coordinator(*words.split(), "--help")
+
+
+def test_version_is_that_of_the_distribution(coordinator: Said, capsys: pytest.CaptureFixture[str]) -> None:
+    assert coordinator("--version") == (0, f"coordinator {version('ring-attention-energy')}\n", "")
+    assert ringattn.__version__ == version("ring-attention-energy")
+    with pytest.raises(SystemExit) as ended:
+        Parser("worker", "", "", {"--coordinator": {"required": True}}).parse_args(["--version"])
+    assert (ended.value.code, capsys.readouterr().out) == (0, f"worker {ringattn.__version__}\n")
 
 
 def test_help_examples_run(coordinator: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,19 @@ def test_start_after_the_present_hour_is_refused_as_such(source: str, tmp_path: 
         options(tmp_path, update=True, source=source, start="2090-01")
 
 
+@pytest.mark.parametrize(
+    ("given", "name", "address"),
+    [
+        ("EIA", "eia", "https://api.eia.gov"),
+        ("Bulk+http://127.0.0.1:8000/Files", "bulk", "http://127.0.0.1:8000/Files"),
+        ("http://127.0.0.1:8000/V2", "eia", "http://127.0.0.1:8000/V2"),
+    ],
+)
+def test_name_of_a_source_is_read_in_either_case(given: str, name: str, address: str, tmp_path: Path) -> None:
+    source = options(tmp_path, source=given, respondents="PACW").source
+    assert (source.kind, source.base_url) == (name, address)
+
+
 def test_end_of_an_extraction_stays_and_a_named_end_of_an_update_too(tmp_path: Path) -> None:
     later = datetime(2031, 1, 1, tzinfo=UTC)
     assert options(tmp_path).at(later).end == "2025-12-31T23"
