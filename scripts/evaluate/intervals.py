@@ -1,8 +1,9 @@
-"""Measure the intervals' calibration: `python -m scripts.evaluate.intervals --data DATA --run DATA/train [--period 2019] [--write]`.
+"""Measure the intervals' calibration: `python -m scripts.evaluate.intervals --data DATA --run DATA/train [--period 2019] [--left-out CODES] [--write]`.
 
 One trained model, so one median, with its own intervals, with the former correction (one factor from the outcomes of 56 days) and with
 the adaptive one that forecasts have. Prints Markdown tables: respondent-months in which the 80% interval covers 75 to 85%, mean monthly
-miss, worst fortnight of each respondent, and CRPS over that of the former correction. `--write` puts them on docs/reference/forecasting.md.
+miss, worst fortnight of each respondent, and CRPS over that of the former correction. Respondents that no choice has seen (`--left-out`) have
+means of their own. `--write` puts the tables on docs/reference/forecasting.md.
 """
 
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ingest.calendar import calendar_of
+from ingest.settings import parse_codes
 from scripts.bench.common import ROOT, markdown_table, parser, rewrite_section
 from worker.forecast.model import scores
 from worker.forecast.model.conformal import PAIRS
@@ -93,9 +95,17 @@ def _row(way: str, forecasts: Sequence[Forecast], former: Sequence[Forecast]) ->
     ]
 
 
-def report(found: dict[str, list[Forecast]], period: Period) -> str:
-    """Return the tables of each way's forecasts."""
+def report(found: dict[str, list[Forecast]], period: Period, left_out: Sequence[str] = ()) -> str:
+    """Return the tables of each way's forecasts.
+
+    Args:
+        found: by way, the forecasts of the respondents, in the same order.
+        period: hours of all.
+        left_out: respondents whose means are not mixed with those of the others.
+    """
     former = found[WAYS[1]]
+    groups = {"": [one.respondent for one in former if one.respondent not in left_out]}
+    groups[", left out"] = [one.respondent for one in former if one.respondent in left_out]
     header = ["intervals", "months within 75 to 85%", "mean monthly miss, points", "worst fortnight, mean (least)"]
     header += ["50% covers", "80% covers", "95% covers", "CRPS over former"]
     months = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
@@ -104,11 +114,21 @@ def report(found: dict[str, list[Forecast]], period: Period) -> str:
         for way in WAYS[1:]
         for one in found[way]
     ]
-    names = ", ".join(one.respondent for one in former)
+    names = "; left out of every choice: ".join(", ".join(codes) for codes in groups.values() if codes)
     return "\n\n".join(
         [
             f"{names}; hours {period} (UTC); the median is the same in every row.",
-            markdown_table(header, [_row(way, forecasts, former) for way, forecasts in found.items()]),
+            markdown_table(
+                header,
+                [
+                    _row(
+                        f"{way}{group}", *([one for one in part if one.respondent in names] for part in (every, former))
+                    )
+                    for group, names in groups.items()
+                    if names
+                    for way, every in found.items()
+                ],
+            ),
             "What the 80% interval covers, month by month:",
             markdown_table(["", *months], rows),
         ]
@@ -121,9 +141,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     command_line.add_argument("--data", type=Path, required=True)
     command_line.add_argument("--run", type=Path, required=True, help="finished training, or one checkpoint")
     command_line.add_argument("--period", default="2019", help="YYYY[-MM][:YYYY[-MM]]; within one year")
+    command_line.add_argument("--left-out", default="", metavar="CODES", help="respondents with means of their own")
     command_line.add_argument("--write", action="store_true", help="also write docs/reference/forecasting.md")
     options = command_line.parse_args(argv)
     period = Period.parse(options.period, "period")
+    left_out = parse_codes(options.left_out)
     trained = load_model(options.run)
     store = trained.open_store(options.data)
     found: dict[str, list[Forecast]] = {way: [] for way in WAYS}
@@ -133,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         own, former = raw.forecast(period, raw.quantiles), raw.forecast(period, windowed(raw))
         for way, one in zip(WAYS, (own, former, calibrated_forecast(trained, raw, period)), strict=True):
             found[way].append(one)
-    text = report(found, period)
+    text = report(found, period, left_out)
     print(text)
     if options.write:
         rewrite_section(DOCS, BEGIN, END, text)

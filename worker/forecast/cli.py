@@ -23,13 +23,16 @@ import numpy as np
 
 from coordinator.wire.exit_codes import ExitCode
 from ingest.catalog import check_respondents
+from ingest.data_folder import check_there
 from ingest.errors import IngestError, UsageError, quoted
+from ingest.settings import parse_codes
 from worker.argparse_errors import Parser
 from worker.forecast.basis import basis_of
 from worker.forecast.hourly.cli import forecast_issue, is_hourly, write_file
 from worker.forecast.hourly.inputs import MAX_HORIZON
+from worker.forecast.model.checkpoint import CheckpointError
 from worker.forecast.plot import draw_fan_chart
-from worker.forecast.predict import hours_of_issue, load_model, predict
+from worker.forecast.predict import TrainedModel, hours_of_issue, load_model, predict
 from worker.forecast.table import format_table, to_rows, write_table
 from worker.training.tokens import Period
 
@@ -104,6 +107,41 @@ def _check_values(options: argparse.Namespace) -> None:
         raise UsageError(f"--hourly {options.hourly} is to be a Parquet file; name one that ends in .parquet")
 
 
+def _one_region(options: argparse.Namespace) -> str:
+    """Return the respondent of --region.
+
+    Raises:
+        UsageError: it names several, or one that EIA does not know.
+    """
+    codes = parse_codes(options.region)
+    check_respondents(codes)
+    if len(codes) != 1:
+        raise UsageError(
+            f"--region {options.region} names {len(codes)} respondents, and --issue forecasts one: name one, or write all hours of several "
+            "with --hourly FILE.parquet"
+        )
+    return codes[0]
+
+
+def _load(options: argparse.Namespace) -> TrainedModel:
+    """Load the trained model; where there is none, say what forecasts without a training.
+
+    Raises:
+        UsageError: there is no data folder.
+        CheckpointError: there is no finished training.
+    """
+    check_there(options.data)
+    run = options.run or options.data / "train"
+    try:
+        return load_model(run)
+    except CheckpointError as error:
+        if options.region is None or any((run / name).exists() for name in ("result.json", "state.json")):
+            raise
+        raise CheckpointError(
+            f"{error}; with `--horizon {MAX_HORIZON}` the hourly regressions forecast {options.issue} without a training"
+        ) from error
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
@@ -143,12 +181,11 @@ def _run(options: argparse.Namespace, log: Callable[[str], None]) -> str:
     if options.hourly is not None:
         return write_file(options, log)
     if options.region is not None:
-        region = options.region.upper()
-        check_respondents([region])
+        region = _one_region(options)
         if is_hourly(options):
             return forecast_issue(options, region, log)
         hours = hours_of_issue(region, options.issue)  # before the model is loaded
-    trained = load_model(options.run or options.data / "train")
+    trained = _load(options)
     trained.check_publication(options.publication)
     store = trained.open_store(options.data, log)
     if options.table is not None:

@@ -136,17 +136,7 @@ def load_model(run: Path) -> TrainedModel:
 
 
 def predict(trained: TrainedModel, store: TokenStore, respondent: str, period: Period) -> Forecast:
-    """Forecast every hour of a period, each as issued on the day before.
-
-    Args:
-        trained: the model.
-        store: tokens of the model's respondents.
-        respondent: its code.
-        period: hours to forecast.
-
-    Raises:
-        UsageError: if the model was not trained on the respondent, or if the store lacks hours of the period.
-    """
+    """Forecast every hour of a period, each as issued on the day before; arguments and errors are those of `predict_raw`."""
     return calibrated_forecast(trained, predict_raw(trained, store, respondent, period), period)
 
 

@@ -118,9 +118,11 @@ def test_intervals_are_compared_on_one_median(
     page = tmp_path / "page.md"
     page.write_text(f"before\n{intervals.BEGIN}\nold\n{intervals.END}\nafter\n")
     monkeypatch.setattr(intervals, "DOCS", page)
-    assert intervals.main(["--data", str(data), "--run", str(alone), "--period", "2023-01:2023-02", "--write"]) == 0
+    flags = ["--period", "2023-01:2023-02", "--left-out", "PACW", "--write"]
+    assert intervals.main(["--data", str(data), "--run", str(alone), *flags]) == 0
     printed = capsys.readouterr().out.strip()
-    assert [line.split("|")[1].strip() for line in printed.splitlines() if line.startswith("| the model's")]
+    ways = [line.split("|")[1].strip() for line in printed.splitlines() if line.startswith("| the model's")]
+    assert ways == ["the model's own", "the model's own, left out"]
     assert printed in page.read_text() and "old" not in page.read_text()
     former = next(line for line in printed.splitlines() if line.startswith(f"| {intervals.WAYS[1]}"))
-    assert former.endswith("| 1.000 |") and " of 4 (" in former  # two respondents, two months
+    assert former.endswith("| 1.000 |") and " of 2 (" in former  # one respondent that is not left out, two months

@@ -355,6 +355,13 @@ def test_other_issue_hours_are_forecast_by_the_hourly_regressions(forecast: Fore
         (("--region", "PACW", "--issue", "2033-02-01T10"), "coordinator start --extract"),
         (("--region", "PACW"), "--issue"),
         (("--region", "PACW", "--issue", "2023-02-01T10", "--run", "nowhere"), "coordinator start --train"),
+        (
+            ("--region", "PACW", "--issue", "2023-02-01T10", "--run", "nowhere"),
+            "with `--horizon 48` the hourly regressions",
+        ),
+        (("--region", "PACW", "--issue", "2023-02-01T10", "--data", "nowhere"), "there is no folder nowhere"),
+        (("--table", "x.parquet", "--data", "nowhere"), "there is no folder nowhere"),
+        (("--region", "PACW,MISO", "--issue", "2023-02-01T10"), "names 2 respondents"),
     ],
 )
 def test_wrong_request_names_the_fix(forecast: Forecast, flags: tuple[str, ...], words: str) -> None:
