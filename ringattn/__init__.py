@@ -27,6 +27,7 @@ from ringattn.macos import refused_python
 
 if TYPE_CHECKING:
     from ringattn.attention import ring_attention
+    from ringattn.decode import decode_attention
     from ringattn.layout import Layout, weighted_zigzag
     from ringattn.load_balance import LoadBalancer
     from ringattn.process_group import abort, init
@@ -57,6 +58,7 @@ __all__ = [
     "TransformError",
     "Transport",
     "abort",
+    "decode_attention",
     "init",
     "positions",
     "ring_attention",
@@ -68,6 +70,7 @@ __all__ = [
 
 _HOMES = {  # module → its names
     "attention": ("ring_attention",),
+    "decode": ("decode_attention",),
     "layout": ("Layout", "weighted_zigzag"),
     "load_balance": ("LoadBalancer",),
     "process_group": ("abort", "init"),

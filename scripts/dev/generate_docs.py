@@ -36,6 +36,7 @@ PUBLIC: dict[str, tuple[str, ...]] = {
     "ingest.loader": (),
     "ingest.daily_loader": ("DailyArrays", "load_daily"),
     "ringattn.attention": ("ring_attention",),
+    "ringattn.decode": ("decode_attention",),
     "ringattn.process_group": (),
     "ringattn.sharding": (),
     "ringattn.layout": ("Layout", "weighted_zigzag"),
