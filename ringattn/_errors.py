@@ -5,7 +5,8 @@ RingError (RuntimeError)
 │   ├── ShapeError                   dimensions of arrays, heads, lengths, segments
 │   ├── DTypeError                   unsupported or mixed dtypes
 │   ├── LayoutError                  unknown layout, or lengths that do not fit it
-│   └── MismatchError                the ranks of the group were given different calls
+│   ├── MismatchError                the ranks of the group were given different calls
+│   └── ModelError                   a language model has a part that `ringattn.lm` does not convert
 ├── TransformError                   called under mx.compile or mx.vmap, which cannot contain a ring
 ├── KernelError                      a kernel is unknown, not available here, or computes wrong numbers
 ├── PeerError                        the group is unusable from now on: end the process, start the ring again
@@ -40,6 +41,10 @@ class LayoutError(ArgumentError):
 
 class MismatchError(ArgumentError):
     """The ranks were called with different arguments; the message names the field and each rank's value."""
+
+
+class ModelError(ArgumentError):
+    """A language model has a part that the conversion of `ringattn.lm` does not know, or is used in a way that it can't follow."""
 
 
 class TransformError(RingError):

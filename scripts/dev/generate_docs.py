@@ -45,6 +45,8 @@ PUBLIC: dict[str, tuple[str, ...]] = {
     "ringattn.transport": ("Transport", "MlxTransport", "ThrottledTransport"),
     "ringattn.launch": ("run", "LocalRing"),
     "ringattn.kernels.base": (),
+    "ringattn.lm.convert": ("shard_model", "local_tokens", "gather_logits"),
+    "ringattn.lm.load": (),
     "rl.gym": ("GridControl", "GridControlVector"),
     "rl.env.grid": ("Grid", "Store"),
     "rl.env.region": (),
