@@ -191,3 +191,19 @@ def merge_partials(o: mx.array, lse: mx.array, o_part: mx.array, lse_part: mx.ar
     norm = mx.where(total == 0, mx.ones_like(total), total)
     merged = o * (old / norm)[..., None] + o_part * (new / norm)[..., None]
     return merged, safe + mx.log(total)
+
+
+def merge_sinks(o: mx.array, lse: mx.array, sinks: mx.array) -> tuple[mx.array, mx.array]:
+    """Add one logit a head to a softmax's denominator: a key that every query sees, whose value is 0. All fp32.
+
+    Args:
+        o: output over the keys [B, Hq, T, Dv].
+        lse: its log-sum-exp [B, Hq, T], -inf where no key was visible.
+        sinks: logits [Hq]; -inf is no sink.
+
+    Returns:
+        Output and log-sum-exp, the sinks included.
+    """
+    total = mx.logaddexp(lse, sinks[:, None])
+    share = mx.where(total == -mx.inf, 0.0, mx.exp(lse - total))
+    return o * share[..., None], total

@@ -73,9 +73,11 @@ def _sees(q: Span, k: Span, causal: bool, window: int | None) -> bool:
     return q.segments[0] <= k.segments[1] and k.segments[0] <= q.segments[1]
 
 
-def needs_of(spans: Sequence[Sequence[Span]], *, causal: bool, window: int | None) -> tuple[tuple[bool, ...], ...]:
-    """Return needs[r][s]: whether rank r must attend to the keys of rank s."""
-    return tuple(tuple(needed(q, k, causal=causal, window=window) for k in spans) for q in spans)
+def needs_of(
+    queries: Sequence[Sequence[Span]], keys: Sequence[Sequence[Span]], *, causal: bool, window: int | None
+) -> tuple[tuple[bool, ...], ...]:
+    """Return needs[r][s]: whether rank r must attend to the keys of rank s. A rank without tokens has no span."""
+    return tuple(tuple(needed(q, k, causal=causal, window=window) for k in keys) for q in queries)
 
 
 def reach(needs: Needs, block: int) -> int:

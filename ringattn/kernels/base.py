@@ -39,7 +39,7 @@ class Block:
 class Kernel(Protocol):
     """Attention of a block of queries over a block of keys, and its gradient.
 
-    q is [B, Hq, Tq, D]; k and v are [B, Hkv, Tk, D], fp32, bf16 or fp16; query head h reads kv head h // (Hq / Hkv).
+    q is [B, Hq, Tq, D], k [B, Hkv, Tk, D] and v [B, Hkv, Tk, Dv], fp32, bf16 or fp16; query head h reads kv head h // (Hq / Hkv).
     """
 
     name: str
@@ -50,7 +50,7 @@ class Kernel(Protocol):
         """Compute the attention of the block.
 
         Returns:
-            o [B, Hq, Tq, D] fp32, normalised within this block, and lse [B, Hq, Tq] fp32, the natural log-sum-exp of the
+            o [B, Hq, Tq, Dv] fp32, normalised within this block, and lse [B, Hq, Tq] fp32, the natural log-sum-exp of the
             scaled scores; lse = -inf and o = 0 in rows that see no key.
         """
 
@@ -72,7 +72,7 @@ class Kernel(Protocol):
             q: see the class.
             k: see the class.
             v: see the class.
-            do: gradient of o [B, Hq, Tq, D].
+            do: gradient of o [B, Hq, Tq, Dv].
             lse: log-sum-exp over *all* blocks [B, Hq, Tq], fp32.
             delta: rowsum(dO * O) [B, Hq, Tq], fp32.
             block: the mask.
@@ -90,12 +90,14 @@ def check(q: mx.array, k: mx.array, v: mx.array, block: Block) -> None:
         ShapeError: if a shape does not fit.
         DTypeError: if a dtype is not supported.
     """
-    if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape:
-        raise ShapeError(f"q is [B, Hq, Tq, D], k and v [B, Hkv, Tk, D]: got {q.shape}, {k.shape}, {v.shape}")
+    if q.ndim != 4 or k.ndim != 4 or v.ndim != 4 or k.shape[:3] != v.shape[:3]:
+        raise ShapeError(
+            f"q is [B, Hq, Tq, D], k [B, Hkv, Tk, D] and v [B, Hkv, Tk, Dv]: got {q.shape}, {k.shape}, {v.shape}"
+        )
     batch, q_heads, q_len, dim = q.shape
     kv_heads, k_len = k.shape[1:3]
     if k.shape[0] != batch or k.shape[3] != dim:
-        raise ShapeError(f"q, k and v must have equal B and D: got {q.shape}, {k.shape}")
+        raise ShapeError(f"q and k must have equal B and D: got {q.shape}, {k.shape}")
     if kv_heads == 0 or q_heads % kv_heads:
         raise ShapeError(
             f"the number of query heads must be a multiple of the number of kv heads: got {q_heads} and {kv_heads}"

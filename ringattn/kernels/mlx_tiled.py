@@ -31,13 +31,13 @@ class MlxKernel:
     ) -> tuple[mx.array, mx.array]:
         """See `Kernel.forward`."""
         check(q, k, v, block)
-        batch, heads, _, dim = q.shape
+        batch, heads = q.shape[:2]
         k, v = k.astype(mx.float32), v.astype(mx.float32)
         arithmetic, tiles = _arithmetic(), _Tiles.of(block)
         outs, lses = [], []
         for i, q_at in enumerate(tiles.queries):
             rows = _stack(q, k, q_at) * (scale * arithmetic.unit)
-            state = arithmetic.start(rows)
+            state = arithmetic.start(rows, v.shape[3])
             for j in np.flatnonzero(tiles.classes[i]).tolist():
                 at, rules = tiles.keys[j], tiles.rules(i, j)
                 seen = None if rules is None else arithmetic.visible(rules)
@@ -45,7 +45,7 @@ class MlxKernel:
                 state = arithmetic.attend(state, s, v[:, :, at], mixed=seen is not None)
             o, lse = arithmetic.result(state)
             arithmetic.submit(o, lse)
-            outs.append(o.reshape(batch, heads, -1, dim))
+            outs.append(o.reshape(batch, heads, -1, v.shape[3]))
             lses.append(lse.reshape(batch, heads, -1))
         return mx.concatenate(outs, axis=2), mx.concatenate(lses, axis=2)
 
@@ -86,7 +86,7 @@ class MlxKernel:
                 dv = arithmetic.add_product(dv, p.swapaxes(-1, -2), d_rows[i])
                 dk = arithmetic.add_product(dk, ds.swapaxes(-1, -2), rows[i])
                 dqs[i] = arithmetic.add_product(dqs[i], ds, keys)
-            dk, dv = (mx.zeros(keys.shape) if x is None else x for x in (dk, dv))
+            dk, dv = (mx.zeros(like.shape) if x is None else x for x, like in ((dk, keys), (dv, values)))
             dk = dk if arithmetic.unit == 1 else dk * (1 / arithmetic.unit)  # rows carry the unit
             arithmetic.submit(dk, dv, *(x for i in touched if (x := dqs[i]) is not None))
             dks.append(dk)

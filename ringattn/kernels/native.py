@@ -1,7 +1,7 @@
 """The native kernel: fused C for CPUs (csrc/), called through ctypes on zero-copy views of evaluated arrays.
 
 Forward is online softmax with log-sum-exp, backward is FlashAttention-2 (Dao 2023). Any D to 256, any lengths, fp32,
-bf16 and fp16, any number of threads with the same bits. The same C template is compiled for AVX-512 with bf16 dot
+bf16 and fp16, any number of threads with the same bits. Values of another width than keys are padded with zeros, or the keys are. The same C template is compiled for AVX-512 with bf16 dot
 products, AVX-512, AVX2 + FMA, NEON and plain vectors; the first one is used that
 this CPU runs and that agrees with the plain one on a small problem. NEON has run under qemu
 only, not on hardware.
@@ -143,9 +143,11 @@ class NativeKernel:
     ) -> tuple[mx.array, mx.array]:
         """See `Kernel.forward`."""
         check(q, k, v, block)
-        o, lse = _empty(q.shape), _empty(q.shape[:3])
-        self._call("ringattn_forward", q, k, v, block, scale, o=o, lse=lse)
-        return o, lse
+        width = max(q.shape[3], v.shape[3])
+        o, lse = _empty((*q.shape[:3], width)), _empty(q.shape[:3])
+        q, k, v_wide = (_widened(x, width) for x in (q, k, v))
+        self._call("ringattn_forward", q, k, v_wide, block, scale, o=o, lse=lse)
+        return _narrowed(o, v), lse
 
     def backward(
         self,
@@ -165,14 +167,31 @@ class NativeKernel:
             ShapeError: if do, lse or delta do not fit q.
         """
         check(q, k, v, block)
-        if do.shape != q.shape or do.dtype not in _DTYPE_CODES:
-            raise ShapeError(f"do must have q's shape and a float dtype: got {do.shape} {do.dtype}, q is {q.shape}")
+        if do.shape != (*q.shape[:3], v.shape[3]) or do.dtype not in _DTYPE_CODES:
+            raise ShapeError(
+                f"do must have o's shape and a float dtype: got {do.shape} {do.dtype}, q is {q.shape}, v {v.shape}"
+            )
         for what, x in (("lse", lse), ("delta", delta)):
             if x.shape != q.shape[:3] or x.dtype != mx.float32:
                 raise ShapeError(f"{what} must be float32 {q.shape[:3]}: got {x.dtype} {x.shape}")
-        dq, dk, dv = _empty(q.shape), _empty(k.shape), _empty(v.shape)
-        self._call("ringattn_backward", q, k, v, block, scale, dout=do, lse=lse, delta=delta, dq=dq, dk=dk, dv=dv)
-        return dq, dk, dv
+        width = max(q.shape[3], v.shape[3])
+        dq, dk, dv = (_empty((*x.shape[:3], width)) for x in (q, k, v))
+        q_wide, k_wide, v_wide, do = (_widened(x, width) for x in (q, k, v, do))
+        self._call(
+            "ringattn_backward",
+            q_wide,
+            k_wide,
+            v_wide,
+            block,
+            scale,
+            dout=do,
+            lse=lse,
+            delta=delta,
+            dq=dq,
+            dk=dk,
+            dv=dv,
+        )
+        return _narrowed(dq, q), _narrowed(dk, k), _narrowed(dv, v)
 
     def _call(
         self, function: str, q: mx.array, k: mx.array, v: mx.array, block: Block, scale: float, **arrays: mx.array
@@ -233,6 +252,19 @@ def _view(x: mx.array) -> np.ndarray:
         x = x.view(mx.uint16)
     mx.eval(x)
     return np.array(x, copy=False)
+
+
+def _widened(x: mx.array, width: int) -> mx.array:
+    """[..., n] -> [..., width], with zeros: they change neither scores nor the columns of o that are kept."""
+    if x.shape[-1] == width:
+        return x
+    room = [(0, 0)] * (x.ndim - 1) + [(0, width - x.shape[-1])]
+    # No MLX operation on float32, for the reason that `_view` states.
+    return mx.array(np.pad(_view(x), room)) if x.dtype == mx.float32 else mx.pad(x, room)
+
+
+def _narrowed(x: mx.array, like: mx.array) -> mx.array:
+    return x if x.shape[-1] == like.shape[-1] else x[..., : like.shape[-1]]
 
 
 def _batch_stride(seg: np.ndarray | None) -> int:

@@ -1,7 +1,7 @@
 """What the mlx kernel computes in one tile, in MLX operations: on a CPU to base 2, on a GPU to base e with fewer passes over memory.
 
-Shapes: rows are [B, Hkv, G * tile, D], the tile's queries of all G query heads that share a kv head; keys and values
-[B, Hkv, keys, D]; scores [B, Hkv, G * tile, keys]. A mask is bool [tile, keys] or [B, 1, 1, tile, keys]; None: all visible.
+Shapes: rows are [B, Hkv, G * tile, D], the tile's queries of all G query heads that share a kv head; keys [B, Hkv, keys, D];
+values [B, Hkv, keys, Dv]; scores [B, Hkv, G * tile, keys]. A mask is bool [tile, keys] or [B, 1, 1, tile, keys]; None: all visible.
 """
 
 import functools
@@ -60,14 +60,14 @@ class Arithmetic(Protocol):
     def visible(self, rules: Rules) -> mx.array:
         """Return a tile's mask."""
 
-    def start(self, rows: mx.array) -> State:
-        """Return the softmax over no key."""
+    def start(self, rows: mx.array, width: int) -> State:
+        """Return the softmax over no key; values are `width` wide."""
 
     def attend(self, state: State, scores: mx.array, values: mx.array, *, mixed: bool) -> State:
         """Return the softmax that also has this tile's keys; `mixed`: some scores may be -inf."""
 
     def result(self, state: State) -> tuple[mx.array, mx.array]:
-        """Return the output [B, Hkv, G * tile, D] and the natural log-sum-exp [B, Hkv, G * tile, 1]."""
+        """Return the output [B, Hkv, G * tile, Dv] and the natural log-sum-exp [B, Hkv, G * tile, 1]."""
 
     def gradients(
         self,
@@ -97,10 +97,10 @@ class CpuArithmetic:
         """See `Arithmetic.visible`."""
         return visible(*rules)
 
-    def start(self, rows: mx.array) -> State:
+    def start(self, rows: mx.array, width: int) -> State:
         """Return output, sum of exponentials and maximum over no key."""
         total = mx.zeros((*rows.shape[:-1], 1))
-        return mx.zeros(rows.shape), total, mx.full(total.shape, -mx.inf)
+        return mx.zeros((*rows.shape[:-1], width)), total, mx.full(total.shape, -mx.inf)
 
     def attend(self, state: State, scores: mx.array, values: mx.array, *, mixed: bool) -> State:
         """See `Arithmetic.attend`."""
@@ -155,9 +155,9 @@ class GpuArithmetic:
         """See `Arithmetic.visible`."""
         return _visible(*rules)
 
-    def start(self, rows: mx.array) -> State:
+    def start(self, rows: mx.array, width: int) -> State:
         """Return output and log-sum-exp over no key."""
-        return mx.zeros(rows.shape), mx.full((*rows.shape[:-1], 1), -mx.inf)
+        return mx.zeros((*rows.shape[:-1], width)), mx.full((*rows.shape[:-1], 1), -mx.inf)
 
     def attend(self, state: State, scores: mx.array, values: mx.array, *, mixed: bool) -> State:
         """See `Arithmetic.attend`; rows of a full tile and of a mixed one take the same steps."""

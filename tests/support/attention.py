@@ -21,6 +21,7 @@ class Case:
     q_len: int = 101
     k_len: int = 229
     dim: int = 16
+    v_dim: int = 0  # of the values; 0: dim
     causal: bool = False
     window: int | None = None
     segments: int = 0
@@ -42,9 +43,10 @@ def draw(case: Case) -> tuple[list[mx.array], Block]:
     rng = np.random.default_rng(case.seed)
     q_shape = (case.batch, case.kv_heads * case.group, case.q_len, case.dim)
     k_shape = (case.batch, case.kv_heads, case.k_len, case.dim)
+    width = case.v_dim or case.dim
     arrays = [
         mx.array(rng.standard_normal(s, dtype=np.float32)).astype(case.dtype)
-        for s in (q_shape, k_shape, k_shape, q_shape)
+        for s in (q_shape, k_shape, (*k_shape[:3], width), (*q_shape[:3], width))
     ]
     q_pos = np.arange(case.q_len, dtype=np.int32) + max(0, case.k_len - case.q_len) // 2
     k_pos = np.arange(case.k_len, dtype=np.int32)
@@ -93,7 +95,7 @@ def oracle(arrays: list[mx.array], block: Block, scale: float) -> dict[str, np.n
     ds = p * (do @ values.swapaxes(-1, -2) - delta[..., None]) * scale
 
     def by_kv_head(x: np.ndarray) -> np.ndarray:
-        return x.reshape(*k.shape[:2], group, *k.shape[2:]).sum(axis=2)
+        return x.reshape(*k.shape[:2], group, k.shape[2], -1).sum(axis=2)
 
     return {
         "o": o,

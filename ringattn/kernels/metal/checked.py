@@ -42,7 +42,7 @@ class CheckedKernel:
         Raises:
             KernelError: if the self-check fails and nothing may take the kernel's place.
         """
-        return self._choose(q).forward(q, k, v, block, scale=scale)
+        return self._choose(q, v).forward(q, k, v, block, scale=scale)
 
     def backward(
         self,
@@ -61,10 +61,10 @@ class CheckedKernel:
         Raises:
             KernelError: if the self-check fails and nothing may take the kernel's place.
         """
-        return self._choose(q).backward(q, k, v, do, lse, delta, block, scale=scale)
+        return self._choose(q, v).backward(q, k, v, do, lse, delta, block, scale=scale)
 
-    def _choose(self, q: mx.array) -> Kernel:
-        key = (q.shape[-1], q.dtype)
+    def _choose(self, q: mx.array, v: mx.array) -> Kernel:
+        key = (max(q.shape[-1], v.shape[-1]), q.dtype)
         if key not in self._chosen:
             reason = self_check(self._metal, self._oracle, *key)
             if reason is None:

@@ -3,7 +3,7 @@
 Forward is online softmax with log-sum-exp, backward is FlashAttention-2 (Dao 2023) in two kernels, dQ over keys and dK, dV over
 queries: nothing is added up by atomics, so that results have the same bits in every run. Scores never leave the registers. fp32,
 bf16 and fp16 inputs are widened to fp32 where they enter threadgroup memory; products and sums are fp32. D of 64, 80, 96, 128 and
-256; another D up to 256 is padded with zeros to the next one. Masks are compared on the device, tiles that no query sees are
+256; another D up to 256 is padded with zeros to the next one, as are values of another width than keys. Masks are compared on the device, tiles that no query sees are
 skipped.
 """
 
@@ -68,8 +68,8 @@ class MetalKernel:
             ShapeError: if D is over 256.
         """
         check(q, k, v, block)
-        batch, heads, q_len, dim = q.shape
-        width = padded_dim(dim)
+        batch, heads, q_len, _ = q.shape
+        width = padded_dim(max(q.shape[3], v.shape[3]))
         tiling = FORWARD[width]
         inputs = {
             **{name: _padded(x, width) for name, x in (("q", q), ("k", k), ("v", v))},
@@ -82,7 +82,7 @@ class MetalKernel:
             tiling,
             (-(-q_len // tiling.own), heads, batch),
         )
-        return o[..., :dim], lse
+        return o[..., : v.shape[3]], lse
 
     def backward(
         self,
@@ -119,7 +119,7 @@ class MetalKernel:
         """Return dq of `Kernel.backward`."""
         check(q, k, v, block)
         batch, heads, q_len, dim = q.shape
-        tiling = BACKWARD_Q[padded_dim(dim)]
+        tiling = BACKWARD_Q[padded_dim(max(dim, v.shape[3]))]
         inputs = _saved(q, k, v, do, lse, delta, tiling) | _rules(block, tiling.own, tiling.streamed, scale)
         groups = (-(-q_len // tiling.own), heads, batch)
         (dq,) = self._call("backward_q", inputs, {"dq": (*q.shape[:3], tiling.dim)}, tiling, groups)
@@ -140,12 +140,12 @@ class MetalKernel:
         """Return dk and dv of `Kernel.backward`."""
         check(q, k, v, block)
         batch, kv_heads, k_len, dim = k.shape
-        tiling = BACKWARD_KV[padded_dim(dim)]
+        tiling = BACKWARD_KV[padded_dim(max(dim, v.shape[3]))]
         inputs = _saved(q, k, v, do, lse, delta, tiling) | _rules(block, tiling.streamed, tiling.own, scale)
         shape = (*k.shape[:3], tiling.dim)
         groups = (-(-k_len // tiling.own), kv_heads, batch)
         dk, dv = self._call("backward_kv", inputs, {"dk": shape, "dv": shape}, tiling, groups)
-        return dk[..., :dim], dv[..., :dim]
+        return dk[..., :dim], dv[..., : v.shape[3]]
 
     def _call(
         self,

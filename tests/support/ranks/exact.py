@@ -32,9 +32,10 @@ def prepare(case: dict, size: int) -> Callable[[], list[float]]:
     if case["segments"]:
         shape = (length,) if case["segments"] == 1 else (batch, length)
         segments = np.sort(rng.integers(0, 4, shape), axis=-1).astype(np.int32)
-    masks = {"causal": case["causal"], "window": case["window"], "scale": dim**-0.5}
     whole = [np.array(x.astype(mx.float32)) for x in (q, k, v, do)]
-    wanted = oracle.attention(*whole, segments=segments, **masks)
+    rules = oracle.Rules(case["causal"], case["window"], segments)
+    truth = oracle.gradients(*whole, rules, scale=dim**-0.5)
+    wanted = [truth[name] for name in ("o", "dq", "dk", "dv")]
 
     layout = ra.weighted_zigzag(range(1, size + 1)) if case["layout"] == "weighted" else case["layout"]
     here = np.array(ra.positions(length, layout=layout))

@@ -10,7 +10,8 @@ import ringattn as ra
 def call(rank: int, *, heads: int = 2, length: int = 8, dim: int = 4, dtype: mx.Dtype = mx.float32, **options) -> None:
     x = mx.zeros((1, heads, length, dim), dtype)
     kv = x if "kv" not in options else options.pop("kv")
-    mx.eval(ra.ring_attention(x, kv, kv, **({"scale": 0.5, "timeout": 20.0} | options)))
+    v = options.pop("v", kv)
+    mx.eval(ra.ring_attention(x, kv, v, **({"scale": 0.5, "timeout": 20.0} | options)))
 
 
 def main() -> None:
@@ -27,7 +28,11 @@ def main() -> None:
         "layout": {"layout": "striped" if other else "zigzag"},
         "segments": {"segments": mx.zeros((8,), mx.int32) if other else None},
         "zigzag tokens": {"length": 11 if other else 8},
-        "refused agree": {"kv": mx.zeros((1, 2, 9, 4)) if other else mx.zeros((1, 2, 8, 4))},
+        "value dimension": {"v": mx.zeros((1, 2, 8, 3 if other else 4))},
+        "sinks": {"sinks": mx.zeros((2,)) if other else None},
+        "positions": {"positions": mx.arange(8) if other else None},
+        "positions= keys": {"kv": mx.zeros((1, 2, 9 if other else 8, 4)), "mask": "causal"},
+        "refused agree": {"kv": mx.zeros((2 if other else 1, 2, 8, 4))},
         "refused kernel": {"kernel": "none such"} if other else {},
         "good after": {},
     }

@@ -67,6 +67,13 @@ def test_sixteen_bit_inputs(kernel: Kernel, dtype: mx.Dtype) -> None:
         assert_exact(Case(dtype=dtype, dim=dim, group=2, **mask), kernel)
 
 
+@pytest.mark.parametrize(("dim", "v_dim"), [(24, 16), (16, 40), (70, 1)])
+def test_values_of_another_width_than_keys(kernel: Kernel, dim: int, v_dim: int) -> None:
+    """MLA's values are narrower than its keys."""
+    for dtype, mask in ((mx.float32, "sliding"), (mx.bfloat16, "causal"), (mx.float16, "full")):
+        assert_exact(Case(dtype=dtype, dim=dim, v_dim=v_dim, group=2, segments=2, **MASKS[mask]), kernel)
+
+
 def test_fp16_subnormals_and_large_values_convert_exactly(kernel: Kernel) -> None:
     values = np.array([6e-8, -6e-8, 5.9e-5, 65504, -65504, 0.0, 1.0, 2.0**-14] * 8, dtype=np.float16).reshape(
         1, 1, 1, 64

@@ -46,7 +46,7 @@ def test_needs_never_miss_a_visible_key(case) -> None:
         bounds = [None if ids is None else (int(ids[list(r)].min()), int(ids[list(r)].max())) for r in runs]
         spans.append([Span(r[0], r[-1], b) for r, b in zip(runs, bounds, strict=True)])
         held.append(np.concatenate([np.array(r) for r in runs]))
-    needs = schedule.needs_of(spans, causal=causal, window=window)
+    needs = schedule.needs_of(spans, spans, causal=causal, window=window)
     for q in range(size):
         for k in range(size):
             gap = held[q][:, None] - held[k][None, :]
