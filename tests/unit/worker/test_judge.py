@@ -16,6 +16,7 @@ from ingest.calendar import calendar_of
 from ingest.columns import hour_number
 from ingest.errors import UsageError
 from tests.support.data_folder import build_all, commit, shard
+from worker.forecast.baselines.compare import gain
 from worker.forecast.judge import peeking
 from worker.forecast.judge.cli import main
 from worker.forecast.judge.peeking import findings
@@ -210,6 +211,21 @@ def test_scores_are_those_of_plain_computations() -> None:
     assert sum(one["hours"] for one in months) == line["scored"] == len(rows.hour)
     peaks = line["parts"]["hours"]["day's peak"]["hours"]
     assert abs(peaks - len(rows.hour) / 24) <= 2
+
+
+def test_each_horizon_is_tested_against_the_operators() -> None:
+    actuals, rows = world()
+    line = score(with_point(honest()), LEVELS, actuals)
+    ahead = rows.hour - rows.cutoff
+    mean = mean_lines({"PACW": line})["parts"]["horizon"]
+    assert len(mean) > 1 and sum(one["hours"] for one in mean.values()) == line["scored"]
+    for label, one in line["parts"]["horizon"].items():
+        low, high = map(int, label.removesuffix(" h").split("–"))
+        part = (ahead >= low) & (ahead <= high)
+        forecasts = (x[part] for x in (value(), honest(), value() - missed(), value() - missed()))
+        day = actuals.calendar.day[actuals.index(rows.hour)][part]
+        assert one["p"] == pytest.approx(gain(*forecasts, day).test.p)
+        assert (mean[label]["better"], mean[label]["of"]) == (int(one["p"] < 0.01 and one["skill"] > 0), 1)
 
 
 def test_mean_leaves_out_a_region_that_holds_another_one_of_the_file() -> None:

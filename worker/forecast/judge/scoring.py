@@ -49,6 +49,9 @@ def score(rows: Rows, levels: Sequence[float], actuals: Actuals) -> Line:
         kind: {label: _figures(where, rows, levels, actual, known[DF]) for label, where in found.items()}
         for kind, found in _parts(rows, actuals, actual).items()
     }
+    for label, where in _horizons(rows).items():
+        part = actual[where], rows.point[where], known[DF][where]
+        line["parts"]["horizon"][label]["p"] = gain(*part, part[-1], day[where]).test.p
     return line
 
 
@@ -74,7 +77,6 @@ def _figures(where: Bools, rows: Rows, levels: Sequence[float], actual: Floats, 
 def _parts(rows: Rows, actuals: Actuals, actual: Floats) -> dict[str, dict[str, Bools]]:
     """Return which rows belong to each horizon, month, to days' peaks and to ramps."""
     place = actuals.index(rows.hour)
-    horizon = rows.hour - rows.cutoff
     month = actuals.calendar.day[place].astype("datetime64[D]").astype("datetime64[M]")
     change = np.abs(np.diff(actuals.demand, prepend=np.nan))
     inside = np.unique(place)
@@ -82,12 +84,18 @@ def _parts(rows: Rows, actuals: Actuals, actual: Floats) -> dict[str, dict[str, 
     steep = change >= np.quantile(known, RAMP) if known.size else np.zeros(len(change), bool)
     peaks = np.zeros(len(actuals.demand), bool)
     peaks[list(_peaks(actuals.demand[inside], actuals.calendar.day[inside], inside))] = True
-    found = {f"{low}–{high} h": (horizon >= low) & (horizon <= high) for low, high in HORIZONS}
     return {
-        "horizon": {label: where for label, where in found.items() if where.any()},
+        "horizon": _horizons(rows),
         "month": {str(one): month == one for one in np.unique(month)},
         "hours": {"day's peak": peaks[place], "ramps": steep[place], "all others": ~peaks[place] & ~steep[place]},
     }
+
+
+def _horizons(rows: Rows) -> dict[str, Bools]:
+    """Return which rows belong to each horizon that the file has."""
+    horizon = rows.hour - rows.cutoff
+    found = {f"{low}–{high} h": (horizon >= low) & (horizon <= high) for low, high in HORIZONS}
+    return {label: where for label, where in found.items() if where.any()}
 
 
 def _peaks(demand: Floats, day: Int64s, place: Int64s) -> Iterator[int]:
@@ -123,12 +131,14 @@ def mean_lines(lines: Mapping[str, Line]) -> Line:
 
 
 def _mean(figures: Sequence[Line]) -> Line:
-    """Return hours, mean skill over DF, and mean coverage of respondents' figures."""
+    """Return hours, mean skill over DF, in how many respondents it is positive with p < 0.01, and mean coverage."""
     skills = [one["skill"] for one in figures if np.isfinite(one["skill"])]
     line: Line = {
         "hours": sum(one["hours"] for one in figures),
         "skill": float(np.mean(skills)) if skills else float("nan"),
     }
+    if "p" in figures[0]:
+        line |= {"better": sum(one["skill"] > 0 and one["p"] < 0.01 for one in figures), "of": len(figures)}
     widths = list(figures[0].get("coverage", {}))
     if widths:
         line["coverage"] = {key: float(np.nanmean([one["coverage"][key] for one in figures])) for key in widths}

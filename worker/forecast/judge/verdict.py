@@ -154,7 +154,11 @@ def describe(verdict: Verdict, file: Path) -> list[str]:
         )
     lines += ["in brackets: p of a Diebold-Mariano test; of the mean: respondents with a gain of p < 0.01", ""]
     for kind, parts in verdict.mean["parts"].items():
-        shown = [f"{label} {one['skill']:+.3f}" for label, one in parts.items() if math.isfinite(one["skill"])]
+        shown = [
+            f"{label} {one['skill']:+.3f}" + (f" ({one['better']} of {one['of']})" if "better" in one else "")
+            for label, one in parts.items()
+            if math.isfinite(one["skill"])
+        ]
         lines.append(f"skill over DF by {kind}: {', '.join(shown)}")
     lines += _coverage_by_month(verdict.mean["parts"].get("month", {}))
     lines += ["", *(f"note: {note}" for note in verdict.notes)]
