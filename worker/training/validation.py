@@ -44,8 +44,10 @@ class _Sums:
         _, scale, demand, operator = local.columns[valid].T
         inside = (outcome >= found[:, QUANTILES.index(0.1)]) & (outcome <= found[:, QUANTILES.index(0.9)])
         errors = np.abs(outcome - found[:, MEDIAN]) * scale
-        # A model that corrects the linear forecast is judged by what both add to DF, as one that corrects DF is.
-        rival = np.abs(demand - operator) if reference == "linear" else np.abs(outcome) * scale
+        rival = np.abs(outcome) * scale
+        if reference == "linear":
+            # It is judged by what both add to DF, as one that corrects DF is; where there is none, by what the network adds.
+            rival = np.where(np.isfinite(operator), np.abs(demand - operator), rival)
         for column, x in enumerate((errors, rival, inside, np.ones_like(scale))):
             self.scores[:, column] += np.bincount(regions, x, minlength=len(self.scores))
         at = regions, local.hours[valid] - self.period.first

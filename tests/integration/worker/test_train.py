@@ -17,7 +17,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from ingest.features import CONDITION, FEATURES
+from ingest.features import COLUMNS, CONDITION, FEATURES
 from ringattn import LoadBalancer, launch, process_group
 from ringattn.layout import Layout
 from tests.support.training_data import ROOT, SMALL, TRAIN, environment, train
@@ -165,6 +165,24 @@ def test_respondents_without_hours_to_validate_are_left_out_of_the_mean(data: Pa
     )
     found = validate(model, [local], bare, period, mx.distributed.init())
     assert list(found.skills) == ["PACW"] and found.tokens >= 2 * 744
+
+
+def test_hours_without_df_leave_a_skill_over_the_linear_forecast(data: Path) -> None:
+    """Demand is there and DF is not in half of the validated month: the linear forecast starts from own history there."""
+    store = open_token_store(data, ["PACW", "ERCO"], "linear")
+    period = Period.parse("2023-01", "validate")
+    first, rows = store.maps[0]
+    spoilt = np.array(rows)
+    spoilt[period.first - first : period.first - first + 372, TARGET + COLUMNS.index("operator")] = np.nan
+    bare = dataclasses.replace(store, maps=((first, spoilt), store.maps[1]))
+    model = Forecaster(ModelConfig(len(FEATURES), len(CONDITION), 2, context=400, dim=16, hidden=16))
+    segments = [segment_of(bare, [Piece(i, period.first, 744)]) for i in range(2)]
+    norm = bare.fit(Period.parse("2021:2022", "train"))
+    local = build_local_batch(
+        bare, segments, norm, layout=Layout("zigzag"), size=1, rank=0, scored=period, only_scored=True
+    )
+    skills = validate(model, [local], bare, period, mx.distributed.init()).skills
+    assert set(skills) == {"PACW", "ERCO"} and np.isfinite(list(skills.values())).all()
 
 
 def test_slow_rank_gets_fewer_tokens_and_loss_curve_is_unchanged(data: Path, alone: Path, tmp_path: Path) -> None:
