@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from coordinator.report.collect import control, data, grid, training
+from coordinator.report.collect import backtests, control, data, grid, training
 from coordinator.report.model import Absent, Facts
 from coordinator.report.render.page import TITLES, page
 from coordinator.server.folder_lock import running_command
@@ -31,9 +31,15 @@ def collect(data_dir: Path, progress: Progress = lambda done, total: None) -> Fa
         except VerificationError as error:
             return Absent(str(error), command, damaged=True)
 
-    verify, fetch, train, rollouts = (
+    verify, fetch, train, rollouts, backtest = (
         f"coordinator {words} --data {quoted(data_dir)}"
-        for words in ("verify", "start --extract", "start --train", "start --rollouts")
+        for words in (
+            "verify",
+            "start --extract",
+            "start --train",
+            "start --rollouts",
+            "backtest --from YYYY-MM --to YYYY-MM",
+        )
     )
     found = readable(grid.regions, verify)
     trained = readable(training.training, train)
@@ -50,6 +56,7 @@ def collect(data_dir: Path, progress: Progress = lambda done, total: None) -> Fa
         extraction=readable(data.extraction, verify),
         training=trained,
         forecasts=readable(training.forecasts, train),
+        backtests=readable(backtests.backtests, backtest),
         control=controlled,
         provenance=readable(lambda folder: data.provenance(folder, trained, controlled), verify),
     )

@@ -180,6 +180,40 @@ class Forecasts:
 
 
 @dataclass(frozen=True)
+class Against:
+    """What forecasts gain over a rival: a difference of mean absolute errors, as a share of the rival's."""
+
+    skill: float
+    note: str  # p of the test; of a mean, in how many respondents the gain is certain
+
+
+@dataclass(frozen=True)
+class Backtest:
+    """A judged backtest; months are local."""
+
+    model: str
+    first: str  # hours, UTC, YYYY-MM-DDTHH
+    last: str
+    rivals: tuple[str, ...]
+    rows: Mapping[
+        str, tuple[Mapping[str, Against], float, float]
+    ]  # respondent → by rival, MAE in MWh, share of hours in the 80 % interval
+    mean: Mapping[str, Against]
+    horizons: Mapping[str, Against]  # hours ahead → over the operators, as means
+    months: tuple[
+        Floats, Floats, Floats
+    ]  # months since 1970-01; mean skill over the operators; mean share in the 80 % interval
+    peeks: bool  # the judge found hours used after a cutoff
+
+
+@dataclass(frozen=True)
+class Backtests:
+    """The backtests of a folder."""
+
+    found: tuple[Backtest, ...]
+
+
+@dataclass(frozen=True)
 class Week:
     """A week of dispatch, `[hour]`, MW. The policy is replayed; the optimum knows the week."""
 
@@ -230,5 +264,6 @@ class Facts:
     extraction: Extraction | Absent
     training: Training | Absent
     forecasts: Forecasts | Absent
+    backtests: Backtests | Absent
     control: Control | Absent
     provenance: Provenance | Absent

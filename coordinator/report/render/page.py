@@ -21,6 +21,7 @@ TITLES = {
     "extraction": "Extraction",
     "training": "Training",
     "forecasts": "Forecasts",
+    "backtests": "Backtests",
     "control": "Control",
     "provenance": "Sources and provenance",
 }
@@ -36,6 +37,7 @@ VIEWS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "extraction": sections_data.extraction,
     "training": sections_runs.training,
     "forecasts": sections_runs.forecasts,
+    "backtests": sections_runs.backtests,
     "control": sections_runs.control,
     "provenance": lambda found: {},
 }

@@ -1,4 +1,4 @@
-"""Prepare the sections on training, forecasts and control: charts and rows of tables for the templates."""
+"""Prepare the sections on training, forecasts, backtests and control: charts and rows of tables for the templates."""
 
 from collections.abc import Mapping, Sequence
 from itertools import compress
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from coordinator.report.model import Control, Day, Floats, Forecasts, Training, Week
+from coordinator.report.model import Against, Backtest, Backtests, Control, Day, Floats, Forecasts, Training, Week
 from coordinator.report.render.charts import Axis, Band, Figure, Line, Part, number, plot, stacks
 from ingest.catalog import distinct
 from rl.evaluation.score import gaps
@@ -79,6 +79,61 @@ def _fan(day: Day) -> Figure:
         number(round(float(np.abs(values - day.demand).mean()))) for values in (day.quantiles["q0.5"], day.operator)
     )
     return Figure(name, chart, f"Mean absolute error {ours} MWh, the operators' {theirs} MWh.")
+
+
+def backtests(found: Backtests) -> dict[str, Any]:
+    """Return of each backtest a table of skills and, where it has several months, charts of skill and coverage by month."""
+    return {"parts": [_backtest(one) for one in found.found]}
+
+
+def _backtest(found: Backtest) -> dict[str, Any]:
+    header = ["respondent", *(f"over {rival}" for rival in found.rivals), "MAE, MWh", "80 % interval covers"]
+    ahead = ", ".join(f"{label} {_against(one)}" for label, one in found.horizons.items())
+    return {
+        "title": f"{found.model}, {found.first} to {found.last} (UTC)",
+        "peeks": found.peeks,
+        "ahead": ahead if len(found.horizons) > 1 else "",
+        "header": header,
+        "rows": _backtest_rows(found),
+        "figures": _backtest_figures(found),
+    }
+
+
+def _backtest_rows(found: Backtest) -> list[list[str]]:
+    """Return a row of the mean and one per respondent: skill over each rival, MAE, coverage."""
+    rows = [
+        [name, *(_against(over.get(rival)) for rival in found.rivals), number(round(mae, 1)), _share(covered)]
+        for name, (over, mae, covered) in found.rows.items()
+    ]
+    return [["mean", *(_against(found.mean[rival]) for rival in found.rivals), "–", "–"], *rows]
+
+
+def _against(one: Against | None) -> str:
+    if one is None or not isfinite(one.skill):
+        return "–"
+    return f"{one.skill:+.3f}" + (f" ({one.note})" if one.note else "")
+
+
+def _share(value: float) -> str:
+    return f"{value:.1%}" if isfinite(value) else "–"
+
+
+def _backtest_figures(found: Backtest) -> list[Figure]:
+    months, skill, covered = found.months
+    if len(months) < 2:
+        return []
+    axis = Axis(f"months from {np.datetime64(int(months[0]), 'M')} on", least=1)
+    x = months - months[0] + 1
+    line = Line("skill", x, skill, dots=True)
+    ours = plot(f"Skill of {found.model} by month", axis, Axis("MAE skill", zero=True), [line])
+    figures = [Figure("Skill over the operators by month", ours, "Mean over respondents; local months.")]
+    if np.isfinite(covered).any():
+        line = Line("80 % interval", x, covered, dots=True)
+        title = f"Share of hours inside the 80 % interval of {found.model} by month"
+        chart = plot(title, axis, Axis("share of hours"), [line], marks=[("target", 0.8)])
+        caption = "Mean over respondents of the share of hours inside the 80 % interval."
+        figures.append(Figure("Interval by month", chart, caption))
+    return figures
 
 
 def control(found: Control) -> dict[str, Any]:

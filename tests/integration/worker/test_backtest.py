@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from coordinator.report.collect.backtests import backtests
+from coordinator.report.model import Absent
 from ingest.calendar import calendar_of
 from ingest.columns import hour_number
 from ingest.errors import UsageError
@@ -143,6 +145,10 @@ def test_summary_names_skill_and_coverage_by_month(
     assert "2 of 2 walks are on disk" in err and "fitting" not in err
     assert "80% interval covers by month: 2018-12" in out and "no use of hours after a cutoff was found" in out
     assert "skill over" in out and "persistence" in out and "left out" not in out
+    found = backtests(clean)
+    assert not isinstance(found, Absent)
+    assert [one.model for one in found.found] == ["linear", "table"] and not found.found[0].peeks
+    assert set(found.found[0].rows) == set(NAMES) and found.found[0].months[0].size == 2
     read = pd.read_csv(path, parse_dates=["ds", "cutoff"]).set_index(["unique_id", "ds"])
     np.testing.assert_allclose(read[LEVELS], table_of(clean)[LEVELS], rtol=1e-6)
 

@@ -179,7 +179,7 @@ def test_error_is_printed_without_control_characters(capsys: pytest.CaptureFixtu
 
 def test_report_shows_no_control_characters() -> None:
     gone = Absent(HOSTILE, HOSTILE)
-    facts = Facts(HOSTILE, HOSTILE, *[gone] * 11)
+    facts = Facts(HOSTILE, HOSTILE, *[gone] * 12)
     text = page(facts)
     assert FORGED in text
     assert all(line.isprintable() for line in text.split("\n"))

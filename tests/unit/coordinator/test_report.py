@@ -17,14 +17,14 @@ from coordinator.report.collect.training import chosen_days
 from coordinator.report.model import Absent, Facts
 from coordinator.report.render.page import TITLES, page
 from ingest.errors import UsageError
-from tests.support.report_data import HOLE, controlled, extracted, trained
+from tests.support.report_data import HOLE, backtested, controlled, extracted, trained
 
 VOID = {"meta", "link", "br"}
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return controlled(trained(extracted(tmp_path_factory.mktemp("report") / "data")))
+    return backtested(controlled(trained(extracted(tmp_path_factory.mktemp("report") / "data"))))
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +133,18 @@ def test_control_by_value(facts: Facts) -> None:
     assert found.tables["SYNTHETIC"][1] == ("peak, MW", "4,000", "3,900")
 
 
+def test_backtests_by_value(facts: Facts) -> None:
+    found = facts.backtests
+    assert not isinstance(found, Absent)
+    (one,) = found.found
+    assert (one.model, one.rivals, one.mean["DF"].note) == ("linear", ("DF",), "1 of 1")
+    over, mae, covered = one.rows["PACW"]
+    assert (over["DF"].skill, over["DF"].note, mae, covered) == (0.1, "p 0.003", 90.0, 0.79)
+    assert {label: gain.note for label, gain in one.horizons.items()} == {"13–24 h": "0 of 1", "25–38 h": "1 of 1"}
+    assert one.months[1][0] == 0.1 and np.isnan(one.months[1][1])
+    assert "+0.100 (p 0.003)" in page(facts)
+
+
 def test_markdown_report_is_parsed() -> None:
     intro, tables = markdown("# Title\n\nFirst.\n\n| a |\n|---|\n| 1 |\n\n## R\n\n| b | c |\n|---|--:|\n| 2 | 3 |\n")
     assert intro == "First."
@@ -171,6 +183,9 @@ def test_unreadable_section_leaves_the_others(tmp_path: Path) -> None:
     assert isinstance(found.training, Absent)
     assert "metrics.jsonl can't be read" in found.training.reason
     assert not isinstance(found.forecasts, Absent)
+    (backtested(data) / "backtest" / "linear.json").write_text('{"mean": []}')
+    unread = build.collect(data).backtests
+    assert isinstance(unread, Absent) and unread.damaged and "linear.json can't be read" in unread.reason
 
 
 def test_missing_folder_is_usage_error(tmp_path: Path) -> None:

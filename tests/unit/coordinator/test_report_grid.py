@@ -123,7 +123,7 @@ def test_flows_are_a_matrix_or_where_it_would_be_wide_a_list(neighbours: int, wo
     flows = {f"N{i:02d}": 100.0 * (i - 1) for i in range(neighbours)}
     gone = Absent("", "")
     found = Regions((replace(ercot, flows=flows),), 12)
-    text = page(Facts("data", "", found, found, found, found, found, *[gone] * 6))
+    text = page(Facts("data", "", found, found, found, found, found, *[gone] * 7))
     assert words in text
     assert re.search(r'"n? ?in\d"', text) and "-100" in text
     assert text.count("N01") == 1
@@ -132,7 +132,7 @@ def test_flows_are_a_matrix_or_where_it_would_be_wide_a_list(neighbours: int, wo
 def test_long_tables_are_folded_and_charts_limited(ercot: Region) -> None:
     many = Regions(tuple(replace(ercot, code=f"R{i:02d}") for i in range(30)), 12)
     gone = Absent("", "")
-    text = page(Facts("data", "", many, many, many, many, many, *[gone] * 6))
+    text = page(Facts("data", "", many, many, many, many, many, *[gone] * 7))
     assert text.count("<summary>18 more</summary>") == 3  # peaks, forecast errors, net exports
     assert text.count("18 more have no chart") == 5
     assert text.count('aria-label="Load duration of') == 12

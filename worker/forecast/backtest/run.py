@@ -6,6 +6,7 @@ that was interrupted, or that a later month is added to, forecasts only what lac
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 from ingest.array_types import Int64s
 from ingest.errors import UsageError
 from ingest.features import COLUMNS
+from ingest.files import atomic_write
 from ingest.loader import respondents_on_disk
 from ingest.publication import Publication
 from worker.forecast.backtest.contender import Contender, Log
@@ -59,7 +61,7 @@ class Result:
 
 
 def backtest(request: Request, log: Log) -> Result:
-    """Forecast every walk, write the table, and judge it.
+    """Forecast every walk, write the table, judge it, and keep the verdict for `coordinator report`.
 
     Raises:
         UsageError: the months are outside the data, or nobody can be forecast there.
@@ -76,6 +78,9 @@ def backtest(request: Request, log: Log) -> Result:
     write_rows(table, request.out)
     log(f"{table.num_rows:,} rows in {request.out}; judging them")
     verdict = judge(read_submission(request.out), request.data_dir, None, log, request.publication)
+    atomic_write(
+        request.data_dir / FOLDER / f"{request.out.stem}.json", json.dumps(verdict.to_json(), allow_nan=False).encode()
+    )
     return Result(table.num_rows, tuple(walks), kept, verdict)
 
 
