@@ -222,9 +222,8 @@ def test_each_horizon_is_tested_against_the_operators() -> None:
     for label, one in line["parts"]["horizon"].items():
         low, high = map(int, label.removesuffix(" h").split("–"))
         part = (ahead >= low) & (ahead <= high)
-        forecasts = (x[part] for x in (value(), honest(), value() - missed(), value() - missed()))
-        day = actuals.calendar.day[actuals.index(rows.hour)][part]
-        assert one["p"] == pytest.approx(gain(*forecasts, day).test.p)
+        operator, day = (value() - missed())[part], actuals.calendar.day[actuals.index(rows.hour)][part]
+        assert one["p"] == pytest.approx(gain(value()[part], honest()[part], operator, operator, day).test.p)
         assert (mean[label]["better"], mean[label]["of"]) == (int(one["p"] < 0.01 and one["skill"] > 0), 1)
 
 
