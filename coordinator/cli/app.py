@@ -64,6 +64,21 @@ def _options_of_all(
     """Define the options that stand before a command."""
 
 
+@app.command(cls=Command, epilog="coordinator init")
+def init(
+    out: Annotated[Path, typer.Option(help="Folder to write to.", metavar="DIR")] = Path(),
+    as_json: AsJson = False,
+) -> None:
+    """Write a commented settings file and a hostfile to fill in. Neither is needed for a run on this machine."""
+    from coordinator.cli.init import write_templates
+
+    paths = write_templates(out)
+    if as_json:
+        print(json.dumps({"written": [str(path) for path in paths]}))
+    else:
+        print(*paths, "Next: `coordinator start --extract`", sep="\n")
+
+
 @app.command(cls=Command, epilog="coordinator start --extract --respondents PACW --start 2024-03 --end 2024-03")
 @with_stages
 @with_settings(
