@@ -1,6 +1,6 @@
-"""Bootstrap of a local rank: `python -m ringattn.blas ringattn._rank script.py args…`, started only by `ringattn.launch`.
+"""Bootstrap of a local rank: `python -m ringattn.blas ringattn._rank script.py args…` (or `-m module args…`), started only by `ringattn.launch`.
 
-Joins the ring with a deadline, reports it on a pipe, then runs the script as `__main__`. Ends when its launcher is gone.
+Joins the ring with a deadline, reports it on a pipe, then runs the program as `__main__`. Ends when its launcher is gone.
 """
 
 import ctypes
@@ -36,7 +36,7 @@ def _exit_with_launcher() -> None:
 
 
 def main() -> None:
-    """Join the ring, send the launcher one byte, run the script."""
+    """Join the ring, send the launcher one byte, run the program."""
     _exit_with_launcher()
     from ringattn._errors import RingError
     from ringattn.process_group import init
@@ -49,6 +49,12 @@ def main() -> None:
     os.write(ready, b"!")
     os.close(ready)
     sys.argv = sys.argv[1:]
+    if sys.argv[0] == "-m":
+        _, module, *_ = sys.argv
+        del sys.argv[0]
+        sys.path[0] = str(Path.cwd())  # as with `python -m module`
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        return
     # As with `python script.py`: the script's folder is first on the path.
     sys.path[0] = str(Path(sys.argv[0]).resolve().parent)
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -1,4 +1,4 @@
-"""Launch n ranks of a script on this machine: `python -m ringattn.launch -n 2 script.py args…`, or `run` and `LocalRing`.
+"""Launch n ranks of a script on this machine: `python -m ringattn.launch -n 2 script.py args…` or `-n 2 -m MODULE args…`, or `run` and `LocalRing`.
 
 mlx.launch uses most of a core while it waits and exits 0 when ranks fail. This launcher blocks in the kernel, ends every
 rank when one fails, and reports which one and why. No rank outlives it, however it ends.
@@ -31,6 +31,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "-n": {"type": int, "required": True, "help": "number of ranks"},
     "--start-timeout": {"type": float, "default": 60.0, "help": "seconds until all ranks must have joined"},
     "--timeout": {"type": float, "help": "seconds until all ranks must have ended"},
+    "-m": {"nargs": argparse.REMAINDER, "metavar": "MODULE", "help": "module in place of a script, and its arguments"},
     "script": {"nargs": argparse.REMAINDER, "help": "script and its arguments"},
 }
 _GRACE = 2.0  # seconds between SIGTERM and SIGKILL
@@ -71,7 +72,7 @@ class LocalRing:
 
     Args:
         n: number of ranks.
-        argv: script and arguments.
+        argv: script and arguments; or "-m", a module and arguments.
         env: added to each rank's environment, or a function of the rank that returns it.
         start_timeout: seconds until all ranks must have joined.
         echo: called with (rank, line) for every line of output, from other threads; None only keeps the output.
@@ -89,6 +90,7 @@ class LocalRing:
         if n < 1 or not argv:
             raise LaunchError("a local ring needs at least one rank and a script: -n 2 script.py")
         self.size = n
+        self._program = argv[1] if argv[0] == "-m" else argv[0]
         self._argv, self._env, self._start_timeout, self._echo = list(argv), env, start_timeout, echo
         self.processes: list[subprocess.Popen[str]] = []
         self._lines: list[deque[str]] = [deque(maxlen=_KEPT_LINES) for _ in range(n)]
@@ -189,7 +191,7 @@ class LocalRing:
                 self._raise_failed()
             if remaining <= 0:
                 raise StartTimeout(
-                    f"{joined} of {self.size} ranks of {self._argv[0]} joined within {self._start_timeout:g} s; "
+                    f"{joined} of {self.size} ranks of {self._program} joined within {self._start_timeout:g} s; "
                     "raise start_timeout if this machine is busy"
                 )
 
@@ -204,7 +206,7 @@ class LocalRing:
         """
         if not self._ended.wait(timeout):
             self.stop()
-            raise RunTimeout(f"{self._argv[0]} on {self.size} ranks did not end within {timeout:g} s; all were ended")
+            raise RunTimeout(f"{self._program} on {self.size} ranks did not end within {timeout:g} s; all were ended")
         self.stop()
         if self._failed is not None:
             self._raise_failed()
@@ -217,7 +219,7 @@ class LocalRing:
         how = f"was ended by signal {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         tail = "\n  ".join(self.output(rank)[-8:])
         raise RankFailed(
-            f"rank {rank} of {self.size} ({self._argv[0]}) {how}; its last lines:\n  {tail}", rank=rank, returncode=code
+            f"rank {rank} of {self.size} ({self._program}) {how}; its last lines:\n  {tail}", rank=rank, returncode=code
         )
 
     def stop(self) -> None:
@@ -268,7 +270,7 @@ def run(
 
     Args:
         n: number of ranks.
-        argv: script and arguments.
+        argv: script and arguments; or "-m", a module and arguments.
         env: as for `LocalRing`.
         start_timeout: as for `LocalRing`.
         timeout: seconds until all ranks must have ended.
@@ -279,7 +281,7 @@ def run(
         return [ring.output(rank) for rank in range(n)]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. Exit codes: 0 done, 1 a rank failed or timed out, 130 interrupted."""
     parser = argparse.ArgumentParser(
         prog="python -m ringattn.launch",
@@ -288,14 +290,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     for name, settings in OPTIONS.items():
         parser.add_argument(name, **settings)
-    options = parser.parse_args(argv)
-    if not options.script:
-        parser.error("name a script: python -m ringattn.launch -n 2 script.py")
+    options = parser.parse_args(arguments)
+    argv = options.script or (["-m", *options.m] if options.m else [])
+    if not argv:
+        parser.error("name a script or a module: python -m ringattn.launch -n 2 script.py, or -n 2 -m MODULE")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         run(
             options.n,
-            options.script,
+            argv,
             start_timeout=options.start_timeout,
             timeout=options.timeout,
             echo=lambda rank, line: print(

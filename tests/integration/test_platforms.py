@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -15,11 +13,9 @@ from packaging.specifiers import SpecifierSet
 
 from scripts.dev.pin_versions import OLDEST_MACOS, PLATFORMS, PYTHONS
 from tests.support.program import ROOT
+from tests.support.registry import uv
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-OFFLINE = re.compile(
-    r"error sending request|dns error|failed to (fetch|connect)|timed out|connect error", re.IGNORECASE
-)
 
 
 @pytest.mark.parametrize(
@@ -84,16 +80,10 @@ def test_library_says_why_an_intel_mac_cannot_use_it(monkeypatch: pytest.MonkeyP
 
 
 def compile_requirements(python: str, platform: str, macos: str = OLDEST_MACOS) -> subprocess.CompletedProcess[str]:
-    """Resolve dependencies and tools for a platform from wheels alone, by uv; skip where no registry answers."""
-    if shutil.which("uv") is None:
-        pytest.skip("no uv on PATH: wheels of other platforms were not looked up")
-    command = ["uv", "pip", "compile", "-q", "pyproject.toml", "--group", "dev", "--only-binary", ":all:"]
-    command += ["--python-version", python, "--python-platform", platform, "--no-annotate", "--no-header"]
-    environment = os.environ | {"MACOSX_DEPLOYMENT_TARGET": macos}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    if done.returncode and OFFLINE.search(done.stderr):
-        pytest.skip(f"no package registry answers: {done.stderr.strip().splitlines()[-1]}")
-    return done
+    """Resolve dependencies and tools for a platform from wheels alone, by uv."""
+    words = ["pip", "compile", "-q", "pyproject.toml", "--group", "dev", "--only-binary", ":all:"]
+    words += ["--python-version", python, "--python-platform", platform, "--no-annotate", "--no-header"]
+    return uv(*words, cwd=ROOT, env=os.environ | {"MACOSX_DEPLOYMENT_TARGET": macos})
 
 
 @pytest.mark.long  # a step of its own in CI: it asks the package registry

@@ -52,6 +52,24 @@ def test_output_arguments_and_environment_by_rank(tmp_path: Path) -> None:
     assert sorted(echoed) == [(r, out[r][0]) for r in range(2)]
 
 
+def test_module_runs_as_python_runs_it(tmp_path: Path) -> None:
+    """It was refused as an unknown option."""
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "ranks.py").write_text(
+        "import sys, pathlib, mlx.core as mx\n"
+        "print(mx.distributed.init().rank(), __name__, pathlib.Path(sys.argv[0]).name, sys.argv[1:])\n"
+        "sys.exit(3 if 'fail' in sys.argv else 0)\n"
+    )
+    words = [sys.executable, "-m", "ringattn.launch", "-n", "2", "-m", "package.ranks", "--timeout", "1"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == [
+        f"[{rank}] {rank} __main__ ranks.py ['--timeout', '1']" for rank in range(2)
+    ]
+    failed = subprocess.run([*words, "fail"], cwd=tmp_path, capture_output=True, text=True)
+    assert failed.returncode == 1 and "(package.ranks)" in failed.stderr, failed.stderr
+
+
 def test_failed_rank_is_named_and_ends_the_others(tmp_path: Path) -> None:
     path = script(
         tmp_path,
