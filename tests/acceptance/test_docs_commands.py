@@ -57,6 +57,9 @@ ELSEWHERE = {
         "not run: prose names the command"
     ),
     r"python -m ringattn.blas MODULE": "tests/integration/ringattn/test_blas.py::test_module_that_loads_mlx_first_has_the_fast_blas",
+    r"uv sync --extra lm": HOST,
+    r"coordinator init": "tests/unit/coordinator/test_init.py",
+    r"python -m ringattn.launch -n 2 -m MODULE": "tests/integration/ringattn/test_launch.py::test_module_runs_as_python_runs_it",
     r"coordinator start --extract --rebuild": "tests/acceptance/test_extract_errors.py::test_damaged_journal_is_rebuilt_from_the_manifests",
     r"coordinator start --extract( --data \S+)?": "tests/acceptance/test_extract_resume.py::test_default_run_needs_no_key_and_the_next_one_requests_nothing",
     r"coordinator start --extract --source auto .*": (
