@@ -91,13 +91,13 @@ class RingMask:
         ring: the model's ring.
         runs: positions of this rank's tokens, in local order.
         window: number of positions that a query sees, itself included; None: all.
-        cache: the cache that the mask was made for; layers that share its keys and values pass none of their own.
+        cached: whether the pass has caches.
     """
 
     ring: Ring
     runs: tuple[range, ...]
     window: int | None
-    cache: RingCache | None
+    cached: bool = False
 
 
 @dataclass
@@ -107,10 +107,12 @@ class Forward:
     Attributes:
         ring: the model's ring.
         layers: attention calls so far, each as its layer's number.
+        caches: the keys that each cache gave so far, and the cache.
     """
 
     ring: Ring
     layers: list[int] = field(default_factory=list)
+    caches: list[tuple[mx.array, RingCache]] = field(default_factory=list)
     _runs: tuple[range, ...] | None = None
 
     def mask(
@@ -133,7 +135,7 @@ class Forward:
             )
         if self._runs is None:
             self._runs = (self.ring if cache is None else cache).local_runs(h.shape[1])
-        return RingMask(self.ring, self._runs, window_size or None, cache)
+        return RingMask(self.ring, self._runs, window_size or None, cached=cache is not None)
 
 
 _forward: ContextVar[Forward | None] = ContextVar("ringattn_lm_forward", default=None)
@@ -264,19 +266,18 @@ def attend(
     Raises:
         ModelError: if the mask is not a RingMask.
     """
-    mask = checked_mask(mask, layer)
-    if (forward := _forward.get()) is not None:
+    mask, forward = checked_mask(mask, layer), _forward.get()
+    if forward is not None:
         forward.layers.append(layer)
-    cache = mask.cache if cache is None else cache
+    if mask.cached and forward is not None:
+        if cache is not None:
+            forward.caches.append((k, cache))
+        else:
+            cache = _cache_that_gave(k, forward, layer)
     if cache is not None:
         return cache.attend(q, k, v, scale=scale, window=mask.window, sinks=sinks, softcap=softcap)
-    if sinks is not None or softcap is not None:
-        raise ModelError(
-            f"layer {layer} has attention {'sinks' if softcap is None else 'softcap'}, which ring_attention does not have yet"
-        )
-    width = v.shape[-1]
-    if width < k.shape[-1]:
-        v = mx.pad(v, [(0, 0)] * 3 + [(0, k.shape[-1] - width)])
+    if softcap is not None:
+        raise ModelError(f"layer {layer} has attention with softcap, which ring_attention does not have yet")
     ring = mask.ring
     return ring_attention(
         q,
@@ -285,8 +286,23 @@ def attend(
         scale=scale,
         mask="causal",
         window=mask.window,
+        sinks=sinks,
         layout=ring.layout,
         group=ring.group,
         kernel="mlx" if ring.kernel is None and q.shape[-1] > 256 else ring.kernel,
         timeout=ring.timeout,
-    )[..., :width]
+    )
+
+
+def _cache_that_gave(k: mx.array, forward: Forward, layer: int) -> RingCache:
+    """Return the cache of an earlier layer, whose keys this layer uses too and so has no cache of its own (Gemma 4).
+
+    Raises:
+        ModelError: if no cache gave these keys.
+    """
+    for keys, cache in forward.caches:
+        if keys is k:
+            return cache
+    raise ModelError(
+        f"layer {layer} has no cache in a pass with caches, nor an earlier layer's keys; give one cache a layer"
+    )

@@ -32,6 +32,7 @@ def test_llama_over_two_ranks(tmp_path: Path):
 @pytest.mark.long
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_every_family(n: int, tmp_path: Path):
-    cases = [{"family": family, "length": length} for family in FAMILIES for length in (37, 61)]
+    families = [family for family in FAMILIES if family != "gemma2"]  # its softcap is refused
+    cases = [{"family": family, "length": length} for family in families for length in (37, 61)]
     cases += [{"family": "llama sliding", "length": 37, "layout": layout} for layout in ("striped", "contiguous")]
     compare(n, cases, tmp_path)

@@ -132,5 +132,5 @@ def test_rope_by_runs_rotates_by_absolute_positions(layout: str, traditional: bo
     rope.__class__ = rope_by_runs(nn.RoPE)  # type: ignore[assignment]
     for held in runs(layout, 23, 3):
         here = mx.array([i for run in held for i in run])
-        with attention_call(RingMask(Ring(None, None), held, None, None), 0):  # type: ignore[arg-type]
+        with attention_call(RingMask(Ring(None, None), held, None), 0):  # type: ignore[arg-type]
             assert abs(rope(x[:, :, here]) - wanted[:, :, here]).max() <= 1e-6
