@@ -10,6 +10,7 @@ be part of the trace, if they come from `materialize`.
 import contextvars
 import queue
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -59,13 +60,47 @@ def _serve() -> None:
         done.set()
 
 
+class GradientToken:
+    """Held by the graph of a gradient of the ring, until that is evaluated and detached."""
+
+    def __init__(self) -> None:
+        _unevaluated_gradients.add(self)
+
+
+_unevaluated_gradients: weakref.WeakSet[GradientToken] = weakref.WeakSet()
+
+
+def evaluate_traced(*arrays: mx.array) -> None:
+    """Evaluate arrays without a change to what mx.grad sees of them.
+
+    When an inner mx.grad returns, MLX marks the operations that it differentiated as untraced. A later evaluation detaches them even
+    inside an outer mx.grad, to which they become constants: a silent zero, where it has to meet the refusal of `first_order`. While
+    it applies a function's rule, MLX keeps the graph of all that is evaluated; that costs memory, so it is used only while a
+    gradient of the ring is unevaluated.
+    """
+    if not _unevaluated_gradients:
+        mx.eval(*arrays)
+        return
+
+    @mx.custom_function
+    def nothing(x: mx.array) -> mx.array:
+        return x * 1
+
+    @nothing.vjp
+    def nothing_vjp(primal: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
+        mx.eval(*arrays)
+        return cotangent
+
+    mx.vjp(nothing, [mx.zeros(1)], [mx.zeros(1)])
+
+
 def materialize(x: mx.array) -> mx.array:
     """Return `x` evaluated and row-contiguous, with the same shape and dtype, still part of the trace.
 
     Other threads may only read its memory (`numpy_view`).
     """
     y = mx.contiguous(x)
-    mx.eval(y)
+    evaluate_traced(y)
     return y
 
 

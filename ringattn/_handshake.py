@@ -5,23 +5,24 @@ that all ranks raise at once instead of waiting for it. From the headers each ra
 needs and schedules.
 """
 
+import math
 import struct
 import time
-import zlib
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from ringattn import ring, schedule
-from ringattn._errors import ArgumentError, DTypeError, LayoutError, MismatchError, RingError, ShapeError
+from ringattn._call_header import SIZE, Kind, as_integer, check_agreed, exchange, layout_code
+from ringattn._errors import ArgumentError, DTypeError, LayoutError, ShapeError
 from ringattn._token_rules import BOUNDS, TokenRules, check_token_rules, spans
 from ringattn.layout import Layout, as_layout, local_positions, runs
 from ringattn.transport import Transport
 
 DTYPES = {mx.float32: 1, mx.bfloat16: 2, mx.float16: 3}
 _FIELDS = (
-    "refused",
     "batch",
     "query heads",
     "kv heads",
@@ -40,8 +41,8 @@ _FIELDS = (
     "length",
     "key length",
 )
-_AGREED = _FIELDS[1:-2]
-_NAMES = {
+_AGREED = _FIELDS[:-2]
+_NAMES: dict[str, dict[int, str]] = {
     "dtype": {code: str(dtype) for dtype, code in DTYPES.items()},
     "mask": {0: "None", 1: "'causal'"},
     "window": {0: "None"},
@@ -49,6 +50,9 @@ _NAMES = {
     "segments": {0: "None", 1: "[T]", 2: "[B, T]"},
     "key_segments": {0: "None", 1: "[T]", 2: "[B, T]"},
     "positions": {0: "None", 1: "[T]"},
+    "scale": {},
+    "softcap": {},
+    "layout": {},
 }
 
 
@@ -56,9 +60,9 @@ _NAMES = {
 class Options:
     """The arguments of a call beside q, k and v, as given; see `ringattn.ring_attention`."""
 
-    scale: float
-    mask: str | None = None
-    window: int | None = None
+    scale: object
+    mask: object = None
+    window: object = None
     segments: object = None
     key_segments: object = None
     positions: object = None
@@ -66,6 +70,7 @@ class Options:
     sinks: mx.array | None = None
     softcap: float | None = None
     layout: str | Layout = "zigzag"
+    tag: object = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ class Call:
     layout: Layout
     rules: TokenRules
     sinks: bool
+    tag: int | None = None
 
 
 @dataclass(frozen=True)
@@ -113,13 +119,7 @@ def check_arguments(q: mx.array, k: mx.array, v: mx.array, options: Options) -> 
         ArgumentError: if another argument breaks a rule.
     """
     _check_tensors(q, k, v)
-    mask, window, scale, softcap = options.mask, options.window, options.scale, options.softcap
-    if mask not in (None, "causal"):
-        raise ArgumentError(f'mask {mask!r} is unknown; use None or "causal" (packed series: segments=)')
-    if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
-        raise ArgumentError(f"window {window!r} must be a number of tokens from 1 up, or None")
-    if not np.isfinite(scale):
-        raise ArgumentError(f"scale {scale} must be finite; the usual one is head_dimension ** -0.5")
+    window, softcap, tag = options.window, options.softcap, options.tag
     if softcap is not None and not (isinstance(softcap, int | float) and 0 < softcap < np.inf):
         raise ArgumentError(f"softcap {softcap!r} must be a finite number above 0, or None")
     _check_sinks(options.sinks, q.shape[1])
@@ -128,10 +128,12 @@ def check_arguments(q: mx.array, k: mx.array, v: mx.array, options: Options) -> 
         k_shape=tuple(k.shape),
         v_dim=v.shape[3],
         dtype=q.dtype,
-        scale=float(scale),
+        scale=_scale(options.scale),
         softcap=None if softcap is None else float(softcap),
-        causal=mask == "causal",
-        window=window,
+        causal=_causal(options.mask),
+        window=None
+        if window is None
+        else as_integer(window, "window", "a number of tokens from 1 up, or None", lowest=1),
         layout=as_layout(options.layout),
         rules=check_token_rules(
             q.shape[0],
@@ -142,7 +144,31 @@ def check_arguments(q: mx.array, k: mx.array, v: mx.array, options: Options) -> 
             key_positions=options.key_positions,
         ),
         sinks=options.sinks is not None,
+        tag=None if tag is None else as_integer(tag, "tag", "a number from 0 up, or None"),
     )
+
+
+def _causal(mask: object) -> bool:
+    if mask is not None and not isinstance(mask, str):
+        raise ArgumentError(
+            f"mask is {type(mask).__name__}: an array of [tokens, tokens] is what the ring avoids, and no rank has the whole; "
+            'use mask="causal", window= for a sliding window, segments= for packed series'
+        )
+    if mask not in (None, "causal"):
+        raise ArgumentError(
+            f'mask {mask!r} is unknown; use None or "causal" (sliding: window=, packed series: segments=)'
+        )
+    return mask == "causal"
+
+
+def _scale(scale: Any) -> float:
+    try:
+        number = float(scale)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ArgumentError(f"scale {scale!r} must be a finite number; the usual one is head_dimension ** -0.5")
+    return number
 
 
 def _check_tensors(q: mx.array, k: mx.array, v: mx.array) -> None:
@@ -175,53 +201,25 @@ def _check_sinks(sinks: mx.array | None, q_heads: int) -> None:
         raise ShapeError(f"sinks {sinks.shape} must be one logit a query head: {(q_heads,)}")
 
 
-def agree_on_plan(call: Call | RingError, transport: Transport, timeout: float) -> Plan:
+def agree_on_plan(call: Call, transport: Transport, timeout: float) -> Plan:
     """Exchange the arguments of all ranks and derive the plan. Local lengths that do not follow the layout are a LayoutError.
 
     Args:
-        call: this rank's checked arguments, or its error, which is raised here after the exchange.
+        call: this rank's checked arguments.
         transport: reaches the other ranks.
-        timeout: seconds of the wait.
-
-    Raises:
-        MismatchError: on every rank, if the ranks' arguments differ.
+        timeout: seconds of the wait. MismatchError on every rank, if the ranks' arguments differ or one refused its own.
     """
-    rank, size = transport.rank(), transport.size()
-    if size == 1:
-        if isinstance(call, RingError):
-            raise call
-        return _plan(call, [_header(call)], rank)
-    header = mx.array(_header(call), dtype=mx.int32)
-    mx.eval(header)
     began = time.perf_counter()
-    gathered = transport.all_gather(header, "agreeing on the call").wait(timeout)[0]
-    ring.record(ring.HopTime("agree", 0, 0.0, time.perf_counter() - began, header.nbytes))
-    rows = np.array(gathered).reshape(size, -1).tolist()
-    if isinstance(call, RingError):
-        raise call
-    refused = [r for r in range(size) if rows[r][0]]
-    if refused:
-        raise MismatchError(f"rank {rank} did not start: rank {refused[0]} refused its arguments; see the error there")
-    for index, field in enumerate(_AGREED, start=1):
-        values = [row[index] for row in rows]
-        if len(set(values)) > 1:
-            raise MismatchError(f"{field} must be the same on every rank, but is {_by_rank(field, values)}")
-    return _plan(call, rows, rank)
+    rows = exchange(Kind.ATTENTION, call.tag, _fields(call), transport, timeout)
+    if transport.size() > 1:
+        ring.record(ring.HopTime("agree", 0, 0.0, time.perf_counter() - began, 4 * SIZE))
+    check_agreed(rows, _AGREED, _NAMES)
+    return _plan(call, rows, transport.rank())
 
 
-def _by_rank(field: str, values: list[int]) -> str:
-    if field in ("scale", "softcap", "layout"):
-        groups = [[r for r, v in enumerate(values) if v == value] for value in dict.fromkeys(values)]
-        return " against ".join(f"one value on ranks {g}" for g in groups)
-    return ", ".join(f"{_NAMES.get(field, {}).get(v, v)} on rank {r}" for r, v in enumerate(values))
-
-
-def _header(call: Call | RingError) -> list[int]:
-    if isinstance(call, RingError):
-        return [1] + [0] * (len(_FIELDS) - 1 + BOUNDS)
+def _fields(call: Call) -> list[int]:
     batch, q_heads, length, dim = call.q_shape
     fields = {
-        "refused": 0,
         "batch": batch,
         "query heads": q_heads,
         "kv heads": call.k_shape[1],
@@ -233,7 +231,7 @@ def _header(call: Call | RingError) -> list[int]:
         "scale": _bits(call.scale),
         "softcap": _bits(call.softcap or 0.0),
         "sinks": int(call.sinks),
-        "layout": zlib.crc32(repr(call.layout).encode()) >> 1,
+        "layout": layout_code(call.layout),
         **dict(zip(("segments", "key_segments", "positions"), call.rules.kinds(), strict=True)),
         "length": length,
         "key length": call.k_shape[2],
@@ -251,7 +249,7 @@ def _plan(call: Call, rows: list[list[int]], rank: int) -> Plan:
     """Derive the plan from all ranks' headers."""
     at = _FIELDS.index("length")
     held, keys_held = [row[at] for row in rows], [row[at + 1] for row in rows]
-    bounds = [row[at + 2 :] for row in rows]
+    bounds = [row[at + 2 : at + 2 + BOUNDS] for row in rows]
     q_segments, k_segments = (
         [row[i : i + 4] if call.rules.segments is not None else None for row in bounds] for i in (0, 4)
     )

@@ -126,6 +126,7 @@ class Pass:
             grad_specs=lambda block: [(shape, mx.float32) for shape in self.plan.kv_shapes(block)],
             timeout=self.timeout,
             phase="backward" if gradients else "forward",
+            kernel=self.kernel.name,
         )
 
     def _kv_specs(self, block: int) -> Sequence[Spec]:

@@ -105,7 +105,10 @@ def spans(runs: list[tuple[int, int]], segment_bounds: list[int] | None) -> list
 
 
 def _integers(what: str, given: object, batch: int, length: int) -> np.ndarray:
-    ids = np.asarray(given)
+    try:
+        ids = np.asarray(given)
+    except ValueError as error:
+        raise ShapeError(f"{what} are ragged ({error}); give integers of one shape") from None
     shapes = [(length,), (batch, length)] if batch else [(length,)]
     if ids.shape not in shapes:
         rule = "[tokens] or [batch, tokens]" if batch else "[tokens]"

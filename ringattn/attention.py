@@ -5,18 +5,20 @@ output and the log-sum-exp, the backward recomputes the probabilities block by b
 travel the ring.
 """
 
-from typing import Any, cast
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from ringattn import kernels, ring
+from ringattn._call_header import Kind, refuse
 from ringattn._compute_thread import detached_copy, run_untraced
-from ringattn._errors import RingError, TransformError
+from ringattn._first_order import evaluate, first_order
 from ringattn._handshake import Options, agree_on_plan, check_arguments
 from ringattn._pass import Pass
 from ringattn.layout import Layout
-from ringattn.transport import Group, default_timeout, transport_of
+from ringattn.process_group import DEFAULT_TIMEOUT
+from ringattn.transport import Group, transport_of, wait_limit
 
 Integers = mx.array | np.ndarray
 
@@ -40,6 +42,7 @@ def ring_attention(
     kernel: str | kernels.Kernel | None = None,
     timeout: float | None = None,
     return_lse: bool = False,
+    tag: int | None = None,
 ) -> Any:  # an array, or with return_lse a pair: a union would have to be narrowed at every call
     """Compute softmax attention over the whole sequence, of which this rank holds a part. Differentiable in q, k, v and sinks.
 
@@ -62,10 +65,12 @@ def ring_attention(
         key_positions: those of the keys [Tk]; None: `positions`.
         layout: "contiguous", "striped", "zigzag" or `weighted_zigzag(speeds)`, the same on every rank.
         group: an MLX group (None: the global one), or a Transport. On a group of one, exact attention in O(T) memory.
-        kernel: name of the block kernel, or a `kernels.Kernel`; None: environment RINGATTN_KERNEL, else the best one here. It
-            may differ between ranks.
+        kernel: name of the block kernel, or a `kernels.Kernel`; None: environment RINGATTN_KERNEL, else the best one here that
+            takes these head dimensions (over 256: mlx). It may differ between ranks; `ringattn.trace` says which one ran.
         timeout: seconds that any wait for a neighbour may take; None: environment RINGATTN_TIMEOUT, else 60.
         return_lse: whether to return the log-sum-exp too, through which gradients flow as well.
+        tag: a number from 0 up that says which call this is, e.g. the layer's. Ranks whose tags differ raise MismatchError: a rank
+            left out a call, or swapped two of one shape, which nothing else tells apart.
 
     Returns:
         o [B, Hq, Tq, Dv] in q's dtype; sums and merges are in float32. Rows that see no key are 0. With `return_lse`, a pair of o
@@ -73,47 +78,33 @@ def ring_attention(
 
     Raises:
         RingError: ArgumentError and its kinds on every rank, before anything but a small header was sent; TransformError,
-            as inputs are evaluated, so that the call cannot be inside mx.compile or mx.vmap; PeerLost and PeerStalled within
-            `timeout`, in the forward or the backward pass, which leave the MLX group unusable.
+            as inputs are evaluated, so that the call cannot be inside mx.compile or mx.vmap, and for second derivatives and
+            mx.jvp; PeerLost and PeerStalled within `timeout`, in the forward or the backward pass, which leave the MLX group
+            unusable.
     """
     transport = transport_of(group)
-    limit = default_timeout() if timeout is None else timeout
+    limit = DEFAULT_TIMEOUT  # of the header, if this rank's own is refused
     inputs = (q, k, v) if sinks is None else (q, k, v, sinks)
     try:
+        limit = wait_limit(timeout)
         options = Options(
-            scale, mask, window, segments, key_segments, positions, key_positions, sinks=sinks, layout=layout
+            scale, mask, window, segments, key_segments, positions, key_positions, sinks=sinks, layout=layout, tag=tag
         )
         call = check_arguments(q, k, v, options)
-        block_kernel = kernels.select(kernel) if kernel is None or isinstance(kernel, str) else kernel
-        _evaluate(*inputs)
-    except RingError as refusal:
-        agree_on_plan(refusal, transport, limit)
-        raise
+        block_kernel = kernels.select_for(kernel, max(q.shape[3], v.shape[3]))
+        evaluate("ring_attention", *inputs)
+    except Exception as error:
+        refuse(Kind.ATTENTION, error, transport, limit)
     pass_ = Pass(agree_on_plan(call, transport, limit), transport, block_kernel, limit)
 
-    @mx.custom_function
-    def attend(*inputs: mx.array) -> mx.array | tuple[mx.array, mx.array]:
+    def forward(*inputs: mx.array) -> mx.array | tuple[mx.array, mx.array]:
         tensors = [pass_.prepare(x) for x in inputs[:3]]
         logits = [detached_copy(x) for x in inputs[3:]]
         o, lse = run_untraced(lambda: pass_.forward(*tensors, *logits))
         return (o, lse) if return_lse else o
 
-    @attend.vjp
-    def attend_vjp(primals: object, cotangents: mx.array | ring.Arrays, output: object) -> ring.Arrays:
-        do, *dlse = cast(ring.Arrays, cotangents if return_lse else (cotangents,))
+    def backward(do: mx.array, *dlse: mx.array) -> ring.Arrays:
         gradient, *of_lse = [pass_.prepare(do), *map(detached_copy, dlse)]
         return run_untraced(lambda: pass_.backward(gradient, *of_lse))
 
-    return attend(*inputs)
-
-
-def _evaluate(*arrays: mx.array) -> None:
-    try:
-        mx.eval(*arrays)
-    except (ValueError, RuntimeError) as error:
-        if "transformation" not in str(error):
-            raise
-        raise TransformError(
-            "ring_attention evaluates its inputs and exchanges data with other hosts, so it cannot be inside mx.compile or mx.vmap; "
-            "compile the parts of the model around it instead"
-        ) from error
+    return first_order("ring_attention", forward, backward)(*inputs)

@@ -18,7 +18,7 @@ import numpy as np
 from ringattn import kernels, ring
 from ringattn._errors import ArgumentError, DTypeError, MismatchError, RingError, ShapeError, TransformError
 from ringattn.kernels.native import MAX_DIM
-from ringattn.transport import Group, Transport, default_timeout, transport_of
+from ringattn.transport import Group, Transport, transport_of, wait_limit
 
 FREE = np.iinfo(np.int32).max
 """Position of a row of keys that holds none yet: no query sees it."""
@@ -100,7 +100,7 @@ def decode_attention(
             when a gradient is asked for; PeerLost and PeerStalled within `timeout`, which leave the MLX group unusable.
     """
     transport = transport_of(group)
-    limit = default_timeout() if timeout is None else timeout
+    limit = wait_limit(timeout)
     check_queries(q)
     try:
         rules = checked_rules(q, Rules(scale, window, sinks))

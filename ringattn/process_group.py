@@ -56,6 +56,11 @@ def init(timeout: float = 30.0) -> mx.distributed.Group:
     return _joined
 
 
+def joined_group() -> mx.distributed.Group | None:
+    """Return the group that `init` joined, None before."""
+    return _joined
+
+
 def refuse_jaccl() -> None:
     """Refuse a group that JACCL would make.
 

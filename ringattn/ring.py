@@ -28,6 +28,7 @@ class HopTime:
         compute: seconds of computation.
         wait: seconds of waiting for neighbours.
         sent: bytes sent.
+        kernel: name of the block kernel that computes; "" in a handshake.
     """
 
     phase: str
@@ -35,6 +36,7 @@ class HopTime:
     compute: float
     wait: float
     sent: int
+    kernel: str = ""
 
 
 _trace: ContextVar[list[HopTime] | None] = ContextVar("ringattn_trace", default=None)
@@ -62,6 +64,7 @@ def run(
     grad_specs: Callable[[int], Sequence[Spec]],
     timeout: float,
     phase: str,
+    kernel: str = "",
 ) -> Arrays:
     """Run one rank's table.
 
@@ -75,6 +78,7 @@ def run(
         grad_specs: shapes and dtypes of a block's gradients on the wire.
         timeout: seconds of each wait; PeerLost or PeerStalled end it.
         phase: "forward" or "backward".
+        kernel: name of the kernel, for the trace.
 
     Returns:
         The summed gradients of this rank's own block; empty in the forward pass.
@@ -106,7 +110,7 @@ def run(
         _finish(kv, held, timeout)
         clock.lap("wait")
         sent = (kv.nbytes if kv else 0) + (pending.nbytes if pending else 0)
-        record(HopTime(phase, index, clock.seconds["compute"], clock.seconds["wait"], sent))
+        record(HopTime(phase, index, clock.seconds["compute"], clock.seconds["wait"], sent, kernel))
     _finish(pending, sums, timeout)
     return sums.get(rank, ())
 

@@ -7,6 +7,8 @@ shut down: that frees the thread, and the other ranks see the failure at once in
 """
 
 import contextlib
+import functools
+import math
 import os
 import queue
 import socket
@@ -19,8 +21,8 @@ from typing import NoReturn, Protocol
 
 import mlx.core as mx
 
-from ringattn._errors import PeerError, PeerLost, PeerStalled
-from ringattn.process_group import DEFAULT_TIMEOUT, bound_exit_wait, refuse_jaccl, ring_ports
+from ringattn._errors import ArgumentError, PeerError, PeerLost, PeerStalled
+from ringattn.process_group import DEFAULT_TIMEOUT, bound_exit_wait, joined_group, refuse_jaccl, ring_ports
 
 Spec = tuple[tuple[int, ...], mx.Dtype]
 
@@ -153,6 +155,16 @@ class MlxTransport:
 
     def fail(self, kind: type[PeerError], doing: str, cause: str, task: _Task) -> NoReturn:
         """Mark the group as broken, free the thread and the other ranks, and raise the error that broke it."""
+        self._break(kind, doing, cause)
+        bound_exit_wait(task.done)
+        assert self._broken is not None
+        raise self._broken
+
+    def abandon(self, doing: str, cause: str) -> None:
+        """Mark the group as broken and end the other ranks' waits: what arrives next belongs to no call."""
+        self._break(PeerLost, doing, cause)
+
+    def _break(self, kind: type[PeerError], doing: str, cause: str) -> None:
         if self._broken is None:
             self._broken = kind(
                 f"rank {self._rank} of {self._size}, {doing}: {cause}. This process's MLX group cannot be used again: "
@@ -161,31 +173,64 @@ class MlxTransport:
                 doing=doing,
             )
             _shut_down_ring_sockets()
-            bound_exit_wait(task.done)
-        raise self._broken
 
 
-_transports: dict[tuple[int, int], MlxTransport] = {}
+_transports: dict[int, tuple[mx.distributed.Group, MlxTransport]] = {}
+_global_transport: MlxTransport | None = None
+_in_ring = functools.cache(lambda: bool(ring_ports()))
 
 
 def transport_of(group: Group) -> Transport:
-    """Return the transport of an MLX group (None: MLX's global group); a Transport is returned unchanged."""
-    if group is None:
-        refuse_jaccl()
-        group = mx.distributed.init()
-    elif not isinstance(group, mx.distributed.Group):
+    """Return the transport of an MLX group (None: MLX's global group); a Transport is returned unchanged.
+
+    A ring has one group. Of MPI's groups each object has a transport of its own, which is kept with it: every `init` and
+    `Group.split` makes a new object, and MLX does not say which of them are the same group.
+
+    Args:
+        group: an MLX group, a Transport, or None.
+
+    Raises:
+        ArgumentError: if it is something else; without a group the other ranks cannot be told.
+    """
+    global _global_transport
+    if group is not None and not isinstance(group, mx.distributed.Group):
+        if not all(hasattr(group, name) for name in ("rank", "size", "shift", "all_gather")):
+            raise ArgumentError(
+                f"group is {type(group).__name__}; use an MLX group (ringattn.init()), a Transport, or None"
+            )
         return group
-    key = (group.rank(), group.size())
-    if key not in _transports:
-        if group.size() > 1:
+    if group is not None and group.size() == 1:
+        return MlxTransport(group)
+    if group is None or group is joined_group() or _in_ring():
+        if _global_transport is None:
             refuse_jaccl()
-        _transports[key] = MlxTransport(group)
-    return _transports[key]
+            _global_transport = MlxTransport(group or joined_group() or mx.distributed.init())
+        return _global_transport
+    if id(group) not in _transports:
+        refuse_jaccl()
+        _transports[id(group)] = (group, MlxTransport(group))
+    return _transports[id(group)][1]
 
 
-def default_timeout() -> float:
-    """Return the seconds that a wait may take: environment RINGATTN_TIMEOUT, else 60."""
-    return float(os.environ.get("RINGATTN_TIMEOUT", DEFAULT_TIMEOUT))
+def wait_limit(timeout: object) -> float:
+    """Return the seconds that a wait may take: a call's `timeout`; None: environment RINGATTN_TIMEOUT, else 60.
+
+    Raises:
+        ArgumentError: if it is not a number above 0.
+    """
+    name, value = "timeout", timeout
+    if timeout is None:
+        name, value = "RINGATTN_TIMEOUT", os.environ.get("RINGATTN_TIMEOUT", DEFAULT_TIMEOUT)
+    try:
+        # A number as text is right in the environment only.
+        seconds = math.nan if isinstance(timeout, (str, bytes, bool)) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise ArgumentError(
+            f"{name} {value!r} must be a number of seconds above 0; None stands for RINGATTN_TIMEOUT, else 60"
+        )
+    return seconds
 
 
 def _shut_down_ring_sockets() -> None:

@@ -9,14 +9,14 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
-from ringattn._errors import KernelError
+from ringattn._errors import KernelError, ShapeError
 from ringattn.kernels.base import Block, Kernel
 from ringattn.kernels.metal import CheckedKernel, MetalKernel
 from ringattn.kernels.mlx_tiled import MlxKernel
 from ringattn.kernels.native import NativeKernel
 from ringattn.kernels.reference import ReferenceKernel
 
-__all__ = ["Block", "Kernel", "available", "select"]
+__all__ = ["Block", "Kernel", "available", "select", "select_for"]
 
 _KERNELS: dict[str, Callable[[], Kernel]] = {
     "native": NativeKernel,
@@ -71,6 +71,33 @@ def select(name: str | None = None, device: mx.Device | None = None) -> Kernel:
             f"kernel {wanted!r} cannot be used: {reason}. Set RINGATTN_KERNEL to one that can ({listing})"
         )
     return _make(wanted)
+
+
+def select_for(kernel: str | Kernel | None, head_dim: int) -> Kernel:
+    """Return the kernel of a call: as `select`, but mlx where the best one does not take so large a head dimension.
+
+    Args:
+        kernel: a name, a kernel, or None.
+        head_dim: head dimension of the call.
+
+    Raises:
+        ShapeError: if a kernel that was asked for, by name or in the environment, does not take it.
+        KernelError: if it is no kernel.
+    """
+    if kernel is not None and not isinstance(kernel, str):
+        if not (callable(getattr(kernel, "forward", None)) and callable(getattr(kernel, "backward", None))):
+            raise KernelError(f"kernel is {type(kernel).__name__}; use a name of {list(_KERNELS)}, a Kernel, or None")
+        return kernel
+    chosen = select(kernel)
+    limit = getattr(chosen, "max_dim", None)
+    if limit is None or head_dim <= limit:
+        return chosen
+    if kernel is None and not os.environ.get("RINGATTN_KERNEL"):
+        return _make("mlx")
+    raise ShapeError(
+        f'the {chosen.name} kernel takes head dimensions up to {limit}, not {head_dim}: use kernel="mlx", or name none, '
+        "here and in RINGATTN_KERNEL"
+    )
 
 
 def _best(on_cpu: bool) -> Kernel:

@@ -130,6 +130,7 @@ class NativeKernel:
     """
 
     name = "native"
+    max_dim = MAX_DIM
 
     def __init__(self, threads: int | None = None, isa: str | None = None) -> None:
         if isa is not None and isa not in isas():

@@ -17,7 +17,7 @@ import numpy as np
 from ringattn._errors import LayoutError, ModelError
 from ringattn.attention import ring_attention
 from ringattn.layout import Layout, lengths, runs
-from ringattn.transport import Group, default_timeout, transport_of
+from ringattn.transport import Group, transport_of, wait_limit
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Ring:
         if transport.size() > 1:
             header = mx.array(held, dtype=mx.int32)
             mx.eval(header)
-            limit = default_timeout() if self.timeout is None else self.timeout
+            limit = wait_limit(self.timeout)
             held = np.array(transport.all_gather(header, "lengths of a forward pass").wait(limit)[0]).tolist()
         total = sum(held)
         wanted = list(lengths(self.layout, total, transport.size()))

@@ -22,7 +22,7 @@ from ringattn.layout import Layout, as_layout
 from ringattn.lm import families
 from ringattn.lm.attention import Ring, attend, attention_call, create_mask, forward_pass
 from ringattn.lm.rope import rope_by_runs
-from ringattn.transport import Group, default_timeout, transport_of
+from ringattn.transport import Group, transport_of, wait_limit
 
 
 def shard_model(
@@ -230,7 +230,7 @@ def _compare(model: nn.Module, tokens: mx.array, wanted: mx.array) -> None:
     error = (abs(got - here).max() / mx.maximum(abs(wanted).max(), 1e-6)).astype(mx.float32).reshape(1)
     mx.eval(error)
     if transport.size() > 1:
-        limit = default_timeout() if ring.timeout is None else ring.timeout
+        limit = wait_limit(ring.timeout)
         (error,) = transport.all_gather(error, "proof of a conversion").wait(limit)
     if not error.max().item() <= bound:
         raise ModelError(

@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from ringattn._errors import KernelError, ShapeError
 from ringattn.kernels.base import Block, Kernel
-from ringattn.kernels.metal.kernel import padded_dim
+from ringattn.kernels.metal.kernel import MAX_DIM, padded_dim
 from ringattn.kernels.parity import results, worst
 
 ALLOWED = 1e-4
@@ -29,6 +29,7 @@ class CheckedKernel:
     """
 
     name = "metal"
+    max_dim = MAX_DIM
 
     def __init__(self, metal: Kernel, oracle: Kernel, *, falls_back: bool) -> None:
         self._metal, self._oracle, self._falls_back = metal, oracle, falls_back

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 import ringattn as ra
-from ringattn import launch
+from ringattn import kernels, launch
+
+DEFAULT = kernels.select().name
 
 
 def arrays(heads: int = 2, kv_heads: int = 1, length: int = 8, dim: int = 4, dtype: mx.Dtype = mx.float32):
@@ -46,6 +48,13 @@ def arrays(heads: int = 2, kv_heads: int = 1, length: int = 8, dim: int = 4, dty
         ({"mask": "lower"}, ra.ArgumentError, "causal"),
         ({"window": 0}, ra.ArgumentError, "from 1 up"),
         ({"scale": float("nan")}, ra.ArgumentError, "finite"),
+        ({"scale": None}, ra.ArgumentError, "head_dimension"),
+        ({"mask": mx.zeros((8, 8))}, ra.ArgumentError, "window=.*segments="),
+        ({"segments": [[1], [2, 3]]}, ra.ShapeError, "ragged"),
+        ({"timeout": "6"}, ra.ArgumentError, "seconds above 0"),
+        ({"tag": -1}, ra.ArgumentError, "from 0 up"),
+        ({"kernel": 3}, ra.KernelError, "use a name of"),
+        ({"group": "all"}, ra.ArgumentError, "MLX group"),
         ({"segments": mx.zeros((7,), mx.int32)}, ra.ShapeError, "segments"),
         ({"segments": mx.zeros((8,))}, ra.DTypeError, "integers"),
         ({"layout": "spiral"}, ra.LayoutError, "unknown"),
@@ -72,18 +81,30 @@ def test_compile_and_vmap_are_refused(transform) -> None:
         mx.eval(attend(*given))
 
 
-def test_mismatch_is_raised_on_every_rank_and_ring_stays_usable() -> None:
+def test_unlike_and_refused_calls_are_named_on_every_rank_and_the_ring_stays_usable() -> None:
     script = Path(__file__).parents[2] / "support" / "ranks" / "mismatch.py"
-    for lines in launch.run(2, [str(script)], timeout=60):
-        seen = json.loads(lines[-1])
-        assert seen.pop("good before") == seen.pop("good after") == "none"
-        for case, (kind, message) in seen.items():
-            assert kind in (
-                "MismatchError",
-                "ShapeError",
-                "LayoutError",
-                "DTypeError",
-                "KernelUnavailable",
-                "KernelError",
-            ), (case, kind)
-            assert any(word in message for word in case.split()), (case, message)
+    first, second = (json.loads(lines[-1]) for lines in launch.run(2, [str(script)], timeout=60))
+    for case in [name for name in first if "good" in name.split()]:
+        assert (
+            first.pop(case)
+            == second.pop(case)
+            == ["none", ["mlx"] if "512" in case else [DEFAULT] * ("unshard" not in case)]
+        )
+    kinds = {
+        name for name in dir(ra) if isinstance(getattr(ra, name), type) and issubclass(getattr(ra, name), ra.RingError)
+    }
+    for case, (kind, message) in second.items():
+        assert kind in kinds - {"PeerLost", "PeerStalled"} and any(word in message for word in case.split()), (
+            case,
+            kind,
+            message,
+        )
+    for case, (kind, message) in first.items():
+        reason = second[case]
+        if "refused" in case.split():  # the other rank is told the reason
+            assert kind == "MismatchError" and f"refused its arguments ({reason[0]}: {reason[1][:60]}" in message, (
+                case,
+                message,
+            )
+        else:
+            assert kind == reason[0] and message.split(";")[0] == reason[1].split(";")[0], (case, message)

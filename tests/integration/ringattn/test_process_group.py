@@ -84,6 +84,7 @@ def test_kernel_that_has_no_route_is_quoted() -> None:
 def test_jaccl_is_refused_before_mlx_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the variables of `mlx.launch --backend jaccl`; a group that another part of the program made is refused too."""
     monkeypatch.setattr(process_group, "_joined", None)
+    monkeypatch.setattr(transport, "_global_transport", None)
     monkeypatch.delenv("MLX_HOSTFILE", raising=False)
     monkeypatch.setattr(mx.distributed, "init", lambda **_: pytest.fail("mlx was asked to join"))
     monkeypatch.setenv("MLX_RANK", "0")
