@@ -45,8 +45,8 @@ def refusals(x: mx.array, of: Callable[[mx.array], mx.array]) -> dict[str, str]:
 
 
 def attention_errors(whole: np.ndarray, do: np.ndarray, here: np.ndarray) -> dict[str, float]:
-    _, dq, dk, dv = oracle.attention(whole, 2 * whole, 3 * whole, do, scale=0.5, causal=True)
-    wanted = (dq + 2 * dk + 3 * dv)[:, :, here]
+    truth = oracle.gradients(whole, 2 * whole, 3 * whole, do, oracle.Rules(causal=True), scale=0.5)
+    wanted = (truth["dq"] + 2 * truth["dk"] + 3 * truth["dv"])[:, :, here]
     x, cotangent = (mx.array(a[:, :, here], dtype=mx.float32) for a in (whole, do))
     errors = {}
     for name, of in (("plain", attend), ("nested checkpoint", nested)):
