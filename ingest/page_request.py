@@ -41,6 +41,7 @@ class FetchContext:
     on_progress: Callable[[int, int], None]  # increments of (rows verified, requests)
     on_wait: Callable[[Wait | None], None]  # what this fetch waits for; None after each usable response
     cancelled: threading.Event
+    send: Callable[..., HttpResponse] = get  # sends one request; an engine sends it from another host
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ class PageRequests:
                 now = time.monotonic()
                 self._outage.silent(attempt, now - transfer.stalled_s, now + transfer.left_s)
 
-        return get(
+        return self._context.send(
             self._context.session,
             self._job.base_url.rstrip("/") + self._source.request(self._job, offset),
             headers,

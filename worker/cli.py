@@ -1,17 +1,27 @@
 """Command line of a worker: `worker --coordinator tcp://host:port [--data DIR] [--connections 5] [--key FILE]`."""
 
+from __future__ import annotations
+
 import logging
 import os
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ingest.console import LineFormatter, protect
 from ringattn.macos import local_name_problem, refused_python
 from worker.argparse_errors import Parser
 from worker.process.allocator import limit_arenas
+
+if TYPE_CHECKING:
+    from worker.agent.handlers import Handler
+    from worker.engine.engine import Engine
+
+ENGINE_END_S = 4.0  # for an engine's libraries to end their processes; the coordinator kills a worker after 5
 
 # Set before numpy is imported: several workers on one host must not each start one thread per core.
 for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -32,6 +42,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--address": {
         "metavar": "IP",
         "help": "address for the neighbours in a ring (default: on the coordinator's network)",
+    },
+    "--engine": {
+        "metavar": "MODULE:FACTORY",
+        "help": "run leases on an executor (concurrent.futures) that this function returns; no ranks",
     },
     "--no-ranks": {"action": "store_true", "help": "run no ranks of a ring on this host"},
     "--patience": {
@@ -82,17 +96,46 @@ def main(arguments: Sequence[str] | None = None, key: Mapping[str, str] | None =
         curve = load_worker(options.key) if options.key is not None else None if key is None else parse_worker_key(key)
     except CurveError as error:
         parser.error(str(error))
+    make_handlers: Callable[[], Mapping[str, Handler]] = partial(default_handlers, ranks=not options.no_ranks)
+    engine: Engine | None = None
+    if options.engine:
+        from coordinator.wire.engines import load_factory
+        from worker.engine.handlers import engine_handlers
+
+        # As an activated environment has it: some libraries start programs of their own by name.
+        os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+
+        try:
+            handlers, engine = engine_handlers(load_factory(options.engine))
+        except ValueError as error:
+            parser.error(str(error))
+        make_handlers = lambda: handlers  # noqa: E731
     config = WorkerConfig(
         options.coordinator,
         options.data,
         connections=options.connections,
         capacity=options.capacity,
         curve=curve,
-        make_handlers=partial(default_handlers, ranks=not options.no_ranks),
+        make_handlers=make_handlers,
         no_coordinator_timeout_s=options.patience,
         host=options.host,
         address=options.address,
     )
     code = run_agent(config, stop_with_parent=options.stop_with_parent)
+    if engine is not None:
+        end_with_engine(engine, code)
     logging.shutdown()
     os._exit(code)  # not sys.exit, which would join the page threads of cancelled leases that still wait for a server
+
+
+def end_with_engine(engine: Engine, code: int) -> NoReturn:
+    """End the process as Python does, so that what an engine's library registered with `atexit` ends the engine's processes."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(
+            number, signal.SIG_IGN
+        )  # it ends already; some libraries have handlers of their own that would cut it short
+    timer = threading.Timer(ENGINE_END_S, os._exit, (code,))
+    timer.daemon = True
+    timer.start()
+    engine.close()
+    sys.exit(code)

@@ -84,7 +84,7 @@ def init(
 @with_settings(
     *("data", "source", "respondents", "routes", "start", "end", "workers", "hostfile", "host-python", "host-data"),
     *("connections", "bind", "keys", "rate", "retries", "revise-days", "run", "ranks", "train-config"),
-    "control-config",
+    *("control-config", "engine"),
 )
 def start(
     settings: Settings,
@@ -175,7 +175,7 @@ def _print_documents(documents: Mapping[str, Any], **more: Any) -> None:
 @app.command(cls=Command, epilog="coordinator follow --source eia --data real --respondents PACW,ERCO")
 @with_settings(
     *("data", "source", "respondents", "routes", "start", "workers", "hostfile", "host-python", "host-data"),
-    *("connections", "bind", "keys", "rate", "retries", "revise-days", "run"),
+    *("connections", "bind", "keys", "rate", "retries", "revise-days", "run", "engine"),
 )
 def follow(
     settings: Settings,

@@ -129,6 +129,14 @@ SETTINGS = (
         "Number of local workers. With --hostfile: the number of its local entries (at least one, because series are "
         "built next to the data).",
     ),
+    _text(
+        "engine",
+        "",
+        str,
+        "Run leases of extraction and rollouts on an executor instead of local workers: a function that returns a "
+        "concurrent.futures.Executor. --workers then sets how many leases run at once, 4 for each.",
+        "MODULE:FACTORY",
+    ),
     _path("hostfile", "", "Start a worker on each host of this mlx hostfile, over ssh."),
     _text("host-python", "", per_host, "Python on the hosts: PATH[,HOST=PATH…]. Empty: the same path as on this host."),
     _text(

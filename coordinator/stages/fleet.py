@@ -11,6 +11,7 @@ from typing import Any, Self
 from coordinator.scheduling.worker_state import LeaseTimings
 from coordinator.server.key_store import LOCAL, CoordinatorKeys, host_keys, load_coordinator, split_endpoint, worker_key
 from coordinator.wire.auth import endpoint_of, is_loopback, local_address_towards, loopback_address
+from coordinator.wire.engines import load_factory
 from coordinator.workers.hostfile import HERE, Hosts, hosts_from
 from coordinator.workers.remote import SshWorkerPool
 from ingest.errors import UsageError
@@ -18,6 +19,7 @@ from ingest.errors import UsageError
 DEFAULT_TIMINGS = LeaseTimings()
 ANY_PORT = "tcp://127.0.0.1:0"  # the default of --bind
 WORKER = (sys.executable, "-m", "worker")
+LEASES_EACH = 4  # leases at once in an engine for each of --workers: as many as a worker holds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +33,23 @@ class StageOptions:
     keys: Path  # folder of the CURVE keys
     retries: int  # failures of a task until it is quarantined
     hosts: Hosts | None = None  # of the hostfile, if there is one
+    engine: str = ""  # MODULE:FACTORY of an executor that runs the leases; "": workers do
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], **own: Any) -> Self:
-        """Return the options of resolved settings; `own`: fields of the subclass, or values in place of the settings'."""
+        """Return the options of resolved settings; `own`: fields of the subclass, or values in place of the settings'.
+
+        Raises:
+            UsageError: the engine cannot be imported; `check_address` has others.
+        """
         check_address(settings["bind"])
+        try:
+            if engine := settings["engine"]:
+                load_factory(engine)
+        except ValueError as error:
+            raise UsageError(f"{error}. Correct --engine.") from error
         shared = {name: settings[name] for name in ("workers", "connections", "bind", "keys", "retries")}
-        return cls(**{"data_dir": settings["data"], "hosts": hosts_from(settings), **shared, **own})
+        return cls(**{"data_dir": settings["data"], "hosts": hosts_from(settings), "engine": engine, **shared, **own})
 
 
 def check_address(bind: str) -> None:
@@ -92,7 +104,11 @@ def build_fleet(options: StageOptions, note: Callable[[str], None]) -> Fleet:
     Raises:
         UsageError: hosts that cannot be used, with their reasons.
     """
-    hosts, workers, command = options.hosts, options.workers, WORKER
+    hosts, workers, connections = options.hosts, options.workers, options.connections
+    command: tuple[str, ...] = WORKER
+    if options.engine:  # one process, which hands its leases on
+        command = (*WORKER, "--engine", options.engine, "--capacity", str(LEASES_EACH * workers))
+        hosts, workers, connections = None, 1, connections * workers
     bind = reachable_bind(options.bind, hosts)
     if hosts is not None:
         # Local workers do not use this host's own name, which may be in the hostfile. Without an entry here they take no rank.
@@ -111,7 +127,7 @@ def build_fleet(options: StageOptions, note: Callable[[str], None]) -> Fleet:
         options.data_dir,
         bind,
         workers,
-        options.connections,
+        connections,
         options.retries,
         keys=own_keys,
         worker_key=key,

@@ -24,6 +24,8 @@ class FailureKind(StrEnum):
     RANK_ENDED = "RankEnded"
     RING_BROKE = "RingBroke"
     HOST_FULL = "HostFull"
+    # Reported by a worker: the engine of its leases ended before it answered.
+    ENGINE_LOST = "EngineLost"
     # Reported by a worker: anything else.
     CANCELLED = "Cancelled"
     CRASH = "Crash"

@@ -1,8 +1,11 @@
 """Handler registry: which function runs which kind of lease, and how its errors are reported to the coordinator."""
 
+from __future__ import annotations
+
 import traceback
 from collections.abc import Callable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -27,9 +30,30 @@ from worker.control.handler import ControlHandler
 from worker.training.rank_runner import RankDied, RankEnded, RankError, RankRunner, RingBroke
 from worker.training.replica import HostFull
 
+if TYPE_CHECKING:  # imported by the first fetch: see `worker.agent.lease`
+    from ingest.page_request import FetchContext
+
 # (job, context) → the result as plain data, or as arrays alone
 Handler = Callable[[dict[str, Any], LeaseContext], dict[str, Any] | Arrays]
 MAX_TEXT = 4_000  # characters of an error's message
+
+
+class EngineLostError(IngestError):
+    """An engine ended, or could not be started, before it answered.
+
+    Attributes:
+        blame: It counts against the lease: the engine was lost during it again and again.
+        final: No further attempt is made in this run.
+    """
+
+    exit_code = 75
+
+    def __init__(self, message: str, *, blame: bool, final: bool) -> None:
+        """Store who is blamed, and whether a retry is useless."""
+        super().__init__(message)
+        self.blame, self.final = blame, final
+
+
 # By exact class. Another error of ingest is reported by the name of its class, any other error as a crash.
 FAILURES: Mapping[type[Exception], FailureKind] = {
     UsageError: FailureKind.USAGE,
@@ -46,13 +70,26 @@ FAILURES: Mapping[type[Exception], FailureKind] = {
 }
 
 
+class ReportedFailure(Exception):
+    """A lease that failed where an engine ran it: its failure as that host reports it, but for worker, task and attempt."""
+
+    def __init__(self, failure: Failure) -> None:
+        """Store the failure."""
+        super().__init__(failure.message)
+        self.failure = failure
+
+
 def fetch(job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
     """Fetch one shard: `FetchJob` → `ShardResult`."""
+    return fetch_in(context.data_dir, msgspec.convert(job, FetchJob), context.fetch_context())
+
+
+def fetch_in(data_dir: Path, job: FetchJob, resources: FetchContext) -> dict[str, Any]:
+    """Fetch one shard with these resources; returns its `ShardResult` as plain data."""
     from ingest.fetch import fetch_shard
 
-    fetched = msgspec.convert(job, FetchJob)
-    local_path(context.data_dir, f"raw/{fetched.shard.key}/origin", ("raw",))
-    return msgspec.to_builtins(fetch_shard(fetched, context.fetch_context()))
+    local_path(data_dir, f"raw/{job.shard.key}/origin", ("raw",))
+    return msgspec.to_builtins(fetch_shard(job, resources))
 
 
 def build(job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
@@ -105,6 +142,12 @@ def failure_of(error: Exception, worker: str, lease: Lease, secret: str | None) 
         lease: The lease that failed.
         secret: Text that is removed from the message, before it is cut; None for none.
     """
+    if isinstance(error, ReportedFailure):
+        return msgspec.structs.replace(error.failure, worker=worker, task=lease.task, attempt=lease.attempt)
+    if isinstance(error, EngineLostError):
+        text = redact(str(error), [secret])[-MAX_TEXT:]
+        kind = FailureKind.ENGINE_LOST
+        return Failure(worker, lease.task, lease.attempt, kind, text, final=error.final, blame=error.blame)
     name: str = FAILURES.get(type(error), type(error).__name__)
     blame = not isinstance(error, StorageError)
     message = str(error) or name

@@ -56,6 +56,7 @@ class TrainOptions(StageOptions):
             ranks=settings["ranks"],
             config=read_config(settings["train-config"], "train-config", "worker/train.py"),
             workers=max(settings["workers"], settings["ranks"]),
+            engine="",  # ranks of a ring need workers
             **own,
         )
         size = options.workers if options.hosts is None else options.hosts.size

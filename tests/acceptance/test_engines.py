@@ -1,0 +1,158 @@
+"""Extraction and control training on engines: the bytes of the project's own workers, and losses that repeat only leases in flight."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from ingest.emulator.process import Emulator
+from tests.acceptance.test_kills import LATENCY_MS, KilledRun, committed
+from tests.support import control_data
+from tests.support.engines import PIDS, ROOT, write_documented
+from tests.support.program import Coordinator, asked, environment, series_digest
+from tests.support.waiting import end_of, footprint, until
+
+ENGINES = {"pool": "", "dask": "distributed", "parsl": "parsl", "executorlib": "executorlib", "ray": "ray"}
+NAMES = [pytest.param(name, id=name) for name in ENGINES]
+
+
+def need(name: str) -> None:
+    if (module := ENGINES[name]) and importlib.util.find_spec(module) is None:
+        pytest.skip(f"{module} is not installed: uv run --group engines pytest")
+
+
+def next_pid(run: KilledRun, path: Path, killed: int) -> int | None:
+    """Return the process of the newest engine, when there is one after the `killed` first; None when the run ended before."""
+
+    def found() -> list[str]:
+        return path.read_text().split()[killed:] if path.exists() else []
+
+    until(lambda: found() or run.process.poll() is not None, "an engine", run.progress)
+    return int(found()[-1]) if found() else None
+
+
+def killed_schedulers(folder: Path, engine: str, kills: int, seed: int, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Run an extraction whose engine is killed at random moments. Returns the number of kills; asserts that nothing is asked again."""
+    folder.mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    draw, killed, frozen = random.Random(seed), 0, []
+    with Emulator("--latency-ms", LATENCY_MS) as emulator:
+        run = KilledRun(folder, emulator, "--engine", f"tests.support.engines:{engine}", "--workers", "1")
+        while killed < kills and run.await_requests(run.requests() + draw.randint(1, 4)):
+            pid = next_pid(run, folder / PIDS, killed)
+            if pid is None:
+                break
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            killed += 1
+            frozen.append((run.requests(), committed(run.data)))
+        run.end()
+        log = asked(emulator.requests())
+    for requests, held in frozen:
+        again = held.intersection(log[requests:])
+        assert not again, f"asked for again after it was committed: {sorted(again)}"
+    return killed
+
+
+def test_killed_pool_repeats_only_what_was_in_flight(
+    tmp_path: Path, undisturbed: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert killed_schedulers(tmp_path / "run", "pool", 1, 1, monkeypatch) == 1
+    assert series_digest(tmp_path / "run" / "data") == undisturbed
+
+
+def test_engine_that_cannot_start_ends_the_run_with_its_error(coordinator: Coordinator, tmp_path: Path) -> None:
+    (tmp_path / "absent_engine.py").write_text("def make():\n    raise OSError('no route to the scheduler')\n")
+    wrong = coordinator("start", "--extract", "--engine", "absent_engine:build")
+    assert wrong.code == 2 and "absent_engine has no function build. Correct --engine." in wrong.stderr
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3_600)
+def test_twenty_killed_schedulers_repeat_only_what_was_in_flight(
+    tmp_path: Path, undisturbed: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need("dask")
+    done, seed = 0, 0
+    while done < 20:
+        seed += 1
+        done += (killed := killed_schedulers(tmp_path / str(seed), "dask_apart", 20 - done, seed, monkeypatch))
+        print(f"run {seed}: {killed} kills", flush=True)
+        assert series_digest(tmp_path / str(seed) / "data") == undisturbed
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", NAMES)
+def test_extraction_has_the_same_bytes(name: str, tmp_path: Path, undisturbed: dict[str, str]) -> None:
+    need(name)
+    write_documented(tmp_path)
+    with Emulator() as emulator:
+        run = KilledRun(tmp_path, emulator, "--engine", f"my_engines:{name}")
+        run.end()
+    assert series_digest(run.data) == undisturbed
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, str]]:
+    """Train a control policy on an engine, or with "" on workers; return the sha256 of each file that tells what was learned."""
+    source = control_data.make(tmp_path_factory.mktemp("series") / "data")
+
+    def train(name: str) -> dict[str, str]:
+        folder = tmp_path_factory.mktemp(name or "workers")
+        shutil.copytree(source, folder / "data")
+        write_documented(folder)
+        config = control_data.config(folder / "control.toml", 6)
+        command = [
+            sys.executable,
+            "-m",
+            "coordinator",
+            "start",
+            "--rollouts",
+            "--json",
+            "--control-config",
+            str(config),
+        ]
+        engine = ["--engine", f"my_engines:{name}"] if name else []
+        process = subprocess.Popen(
+            [*command, *engine],
+            cwd=folder,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        out, err = end_of(process, f"a training on {name}", lambda: footprint(folder / "data"))
+        assert process.returncode == 0, err.decode()
+        assert json.loads(out)["put_out"] == []
+        run = folder / "data" / "control"
+        files = [*sorted((run / "versions").glob("*.npz")), run / "metrics.jsonl", run / "policy.npz"]
+        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def on_workers(trained: Callable[[str], dict[str, str]]) -> dict[str, str]:
+    return trained("")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", NAMES)
+def test_control_training_has_the_same_bytes(
+    name: str, trained: Callable[[str], dict[str, str]], on_workers: dict[str, str]
+) -> None:
+    need(name)
+    assert trained(name) == on_workers

@@ -1,0 +1,159 @@
+"""An engine and its losses: submit a request, wait for its answer; make the executor again when it is lost."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from contextlib import suppress
+
+from coordinator.wire.engines import Factory
+from ingest.backoff import backoff_s
+from worker.agent.handlers import EngineLostError
+from worker.engine.run import run
+
+log = logging.getLogger(__name__)
+
+MAX_LOSSES = 5  # one after the other, without an answer between: then the engine is given up
+BACKOFF_S = (1.0, 15.0)  # first and longest pause before an engine is made again
+BLAMELESS = 3  # losses during a request that do not count against it: the next ones may be its doing
+CLOSE_S = 3.0  # for the executor to end, at the end of the worker
+POLL_S = 0.25  # between checks of the cancellation
+
+
+class Engine:
+    """One executor at a time, made by the user's factory at the first request and after each loss. Thread-safe.
+
+    A function that runs on the engine never raises for an error of its work. So what a future raises is the engine's own: a broken
+    pool, a scheduler that is gone, a host without our packages.
+    """
+
+    def __init__(self, factory: Factory) -> None:
+        self._factory = factory
+        self._lock = threading.Lock()  # held while the engine is made: no request can be submitted meanwhile
+        self._executor: Executor | None = None
+        self._made = 0  # engines so far
+        self._losses = 0  # since the last answer
+        self._not_before = 0.0
+        self._last = ""  # why the last engine was lost
+        self._losses_of: Counter[bytes] = Counter()  # by the digest of a request
+
+    def call(self, request: bytes, check: Callable[[], None]) -> bytes:
+        """Return the answer to a request.
+
+        Args:
+            request: Encoded message of `worker.engine.messages`.
+            check: Called several times a second; what it raises cancels the request.
+
+        Raises:
+            EngineLostError: The engine was lost meanwhile, or is given up.
+        """
+        executor, number = self._running(request, check)
+        try:
+            future = executor.submit(run, request)
+        except Exception as error:
+            raise self._lost(number, request, error) from error
+        ended = threading.Event()
+        future.add_done_callback(lambda _: ended.set())
+        try:
+            while not ended.wait(POLL_S):
+                check()
+        except BaseException:
+            future.cancel()
+            raise
+        return self._answer(future, number, request)
+
+    def _answer(self, future: Future[bytes], number: int, request: bytes) -> bytes:
+        try:
+            answer = future.result(timeout=0)
+        except Exception as error:
+            raise self._lost(number, request, error) from error
+        with self._lock:
+            self._losses = 0
+            self._losses_of.pop(_digest(request), None)
+        return answer
+
+    def _running(self, request: bytes, check: Callable[[], None]) -> tuple[Executor, int]:
+        """Return the executor and its number; make it where there is none, after the pause that follows a loss."""
+        while True:
+            with self._lock:
+                if self._losses >= MAX_LOSSES:
+                    raise self._given_up()
+                if self._executor is not None:
+                    return self._executor, self._made
+                if time.monotonic() >= self._not_before:
+                    self._made += 1
+                    try:
+                        self._executor = self._factory()
+                        return self._executor, self._made
+                    except Exception as error:
+                        self._note(error)
+                        if self._losses >= MAX_LOSSES:
+                            raise self._given_up() from error
+            check()
+            time.sleep(min(POLL_S, max(0.0, self._not_before - time.monotonic())))
+
+    def _lost(self, number: int, request: bytes, error: Exception) -> EngineLostError:
+        """Take the loss of engine `number`: the first of its requests to notice ends it."""
+        with self._lock:
+            executor = None
+            if number == self._made and self._executor is not None:
+                executor, self._executor = self._executor, None
+                self._note(error)
+            self._losses_of[_digest(request)] += 1
+            if self._losses >= MAX_LOSSES:
+                lost = self._given_up()
+            else:
+                blame = self._losses_of[_digest(request)] > BLAMELESS
+                lost = EngineLostError(f"the engine was lost: {_text(error)}", blame=blame, final=False)
+        if executor is not None:
+            _shut_down(executor)
+        return lost
+
+    def _note(self, error: Exception) -> None:
+        self._losses += 1
+        self._last = _text(error)
+        self._not_before = time.monotonic() + backoff_s(self._losses, *BACKOFF_S)
+        log.warning("the engine was lost (%d of %d without an answer): %s", self._losses, MAX_LOSSES, self._last)
+
+    def _given_up(self) -> EngineLostError:
+        message = (
+            f"the engine is given up after {MAX_LOSSES} losses without an answer; the last: {self._last}. Correct the engine, or "
+            "start without --engine: the same command goes on where this one ended"
+        )
+        return EngineLostError(message, blame=True, final=True)
+
+    def close(self) -> None:
+        """End the executor, without waiting for what it runs, and wait up to `CLOSE_S` for its end."""
+        with self._lock:
+            executor, self._executor = self._executor, None
+            self._losses = MAX_LOSSES
+        if executor is not None:
+            _shut_down(executor).join(CLOSE_S)
+
+
+def _shut_down(executor: Executor) -> threading.Thread:
+    """End an executor in a thread of its own: one whose scheduler is gone may wait for it."""
+
+    def end() -> None:
+        with suppress(Exception):
+            try:
+                executor.shutdown(wait=False, cancel_futures=True)
+            except TypeError:  # some executors know no `cancel_futures`
+                executor.shutdown(wait=False)
+
+    thread = threading.Thread(target=end, name="engine-shutdown", daemon=True)
+    thread.start()
+    return thread
+
+
+def _text(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:1000] if str(error) else type(error).__name__
+
+
+def _digest(request: bytes) -> bytes:
+    return hashlib.sha256(request).digest()
