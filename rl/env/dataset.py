@@ -15,7 +15,7 @@ KNOTS_AHEAD = 2  # hours for which a row has the distances to the knots of the m
 # Reference peaks below and above a knot at which its distance saturates: about what the fleet can move.
 REACH = (-0.03, 0.05)
 CLOCK = ("sin hour", "cos hour", "sin week", "cos week", "sin year", "cos year")
-LOADS = (1, 2, 3, 24)  # hours back
+NEWEST = 3  # hours whose loads a row shows, the newest that are published
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,9 @@ class Dataset:
 
     load: Array  # [row] net load, reference peaks
     previous_load: Array  # [row] net load of the hour before
+    reported_load: (
+        Array  # [row] the same as it is known at the hour's start: measured, or forecast where it is not published yet
+    )
     known: NDArray[np.bool_]  # [row] this hour and the one before were measured
     features: NDArray[np.float32]  # [row, feature] known at the hour's start
     feature_names: tuple[str, ...]  # [feature]
@@ -53,7 +56,7 @@ def build_dataset(
 ) -> Dataset:
     """Build a dataset of every region with its forecast.
 
-    Features: the load of 1, 2, 3 and 24 hours ago, hour, week and year as sines, then the forecast, flattened. With `grid`, also
+    Features: the newest three loads that are published and that of 24 hours ago, hour, week and year as sines, then the forecast, flattened. With `grid`, also
     what a learner would have to find out by itself about the first feature: its change from the present hour, the merit order's
     price at it, and its distance to every knot of the merit order. Features of hours before `start` are real.
 
@@ -65,10 +68,12 @@ def build_dataset(
         grid: Of the merit order.
 
     Raises:
-        DataError: A region lacks some of the hours, or the forecasts differ in shape.
+        DataError: A region lacks some of the hours, or the forecasts differ in shape, or the regions' loads in when they are published.
     """
     if len({None if f is None else f.shape[1:] for f in forecasts}) != 1 or len(regions) != len(forecasts):
         raise DataError("each region needs one forecast, all with the same horizon and number of features")
+    if len({region.lag for region in regions}) > 1:
+        raise DataError("the loads of all regions must be published equally late")
     parts, spans, origins, row = [], [], [], 0
     for region, forecast in zip(regions, forecasts, strict=True):
         first, last = (int(np.searchsorted(region.hours, np.datetime64(when, "h"))) for when in (start, end))
@@ -82,16 +87,33 @@ def build_dataset(
         spans.append((row, row + last - first))
         origins.append(first)
         row += last - first
-    load, before, known, features, clock, month = (np.concatenate(column) for column in zip(*parts, strict=True))
+    load, before, reported, known, features, clock, month = (
+        np.concatenate(column) for column in zip(*parts, strict=True)
+    )
     shape = forecasts[0].shape[1:] if forecasts[0] is not None else (0, 0)
     ahead = [f"forecast +{h}.{f}" for h in range(shape[0]) for f in range(shape[1])]
     if grid is not None and shape[0]:
         ahead += [f"change +{h}" for h in range(1, shape[0])] + [f"price +{h}" for h in range(shape[0])]
         ahead += [f"above {knot:g} +{h}" for h in range(min(KNOTS_AHEAD, shape[0])) for knot in _knots(grid)]
-    names = (*(f"load -{back}" for back in LOADS), *CLOCK, *ahead)
+    names = (*(f"load -{back}" for back in _loads_back(regions[0])), *CLOCK, *ahead)
     return Dataset(
-        load, before, known, features, names, tuple(r.name for r in regions), tuple(spans), tuple(origins), clock, month
+        load,
+        before,
+        reported,
+        known,
+        features,
+        names,
+        tuple(r.name for r in regions),
+        tuple(spans),
+        tuple(origins),
+        clock,
+        month,
     )
+
+
+def _loads_back(region: Region) -> tuple[int, ...]:
+    """Return how many hours ago each load is that a row shows."""
+    return (*range(1 + region.lag, 1 + region.lag + NEWEST), 24)
 
 
 def _rows(region: Region, forecast: Forecast | None, at: NDArray[np.int64], grid: Grid | None) -> tuple[NDArray, ...]:
@@ -99,7 +121,7 @@ def _rows(region: Region, forecast: Forecast | None, at: NDArray[np.int64], grid
     # The epoch, 1970-01-01, was a Thursday: the phase of the week does not matter to a policy that learns it.
     turns = 2 * np.pi * np.stack([local / 24, local / 168, local / 8766])
     clock = np.stack([np.sin(turns), np.cos(turns)], axis=1).reshape(6, -1)
-    past = [region.load[np.maximum(at - back, 0)] for back in LOADS]
+    past = [region.load[np.maximum(at - back, 0)] for back in _loads_back(region)]
     ahead = np.zeros((len(at), 0)) if forecast is None else forecast[at].reshape(len(at), -1)
     shown = [np.stack([*past, *clock], axis=1), ahead]
     if grid is not None and forecast is not None:
@@ -107,7 +129,16 @@ def _rows(region: Region, forecast: Forecast | None, at: NDArray[np.int64], grid
     features = np.concatenate(shown, axis=1).astype(np.float32)
     known = region.known[at] & region.known[at - 1]
     month = region.local[at].astype("datetime64[M]").astype(np.int64) % 12
-    return region.load[at], region.load[at - 1], known, features, local % 24, month
+    return region.load[at], region.load[at - 1], _reported(region, forecast, at), known, features, local % 24, month
+
+
+def _reported(region: Region, forecast: Forecast | None, at: NDArray[np.int64]) -> Array:
+    """Return the load of the hour before each of `at`, as it is known; where it is not published, the forecast made at its own start."""
+    if not region.lag:
+        return region.load[at - 1]
+    if forecast is None or not forecast.shape[1]:
+        return region.load[np.maximum(at - 1 - region.lag, 0)]
+    return forecast[at - 1, 0, 0].astype(float)
 
 
 def _knots(grid: Grid) -> Array:

@@ -49,6 +49,8 @@ def load(folder: Path, sha256: str) -> Dataset:
     if found != sha256:
         raise DataError(f"dataset {path}: its content has another sha256. Remove it and run the same command again.")
     meta, stored = arrays.load(path)
+    if "before" in stored:
+        stored.setdefault("reported_load", stored["before"])  # files of earlier versions: published as it ends
     try:
         return Dataset(
             **{name: stored[_STORED_AS.get(name, name)] for name in _ARRAYS},

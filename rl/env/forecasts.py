@@ -1,7 +1,7 @@
 """Forecasts that a controller has, each as float32 [hour, horizon, feature] in reference peaks.
 
-Row t, horizon h is the forecast of the net load of hour t + h made at the start of hour t: it depends on the load up to hour t - 1
-and on nothing later (tests/unit/rl/test_forecasts.py changes the future and compares). Only `oracle` knows the future. Near the
+Row t, horizon h is the forecast of the net load of hour t + h made at the start of hour t: it depends on the load that
+is published by then, up to hour t - 1 - `Region.lag`, and on nothing later (tests/unit/rl/test_forecasts.py changes it and compares). Only `oracle` knows the future. Near the
 end of the series, where hour t + h does not exist, the series' last hour replaces it.
 """
 
@@ -14,7 +14,8 @@ from rl.errors import DataError
 Forecast = NDArray[np.float32]
 DAY = 24  # hours
 ISSUE_HOUR = 10  # o'clock on the day before: EIA-930 has the day of a day-ahead forecast, not its hour; an assumption
-LAGS = (*range(1, 26), 47, 48, 49, 72, 96, 120, 144, 167, 168, 169)  # hours back of the errors that `corrected` uses
+NEWEST = 25  # hours whose errors `corrected` uses, the newest that are published
+LAGS = (47, 48, 49, 72, 96, 120, 144, 167, 168, 169)  # hours back of the other errors that it uses
 FAR = 6  # hours ahead
 RIDGE = 3e-3  # of a regressor's own sum of squares
 BLEND_DAYS = 14  # over which two forecasts are compared
@@ -22,7 +23,9 @@ BLEND_DAYS = 14  # over which two forecasts are compared
 
 def persistence(region: Region, horizon: int) -> Forecast:
     """Repeat yesterday's hour: the last known load of the same hour of the day, [hour, horizon, 1]."""
-    back = DAY * (1 + np.arange(horizon) // DAY)  # hours to the last known hour with the same hour of the day
+    back = DAY * (
+        1 + (np.arange(horizon) + region.lag) // DAY
+    )  # hours to the last known hour with the same hour of the day
     return _gather(region.load, _targets(region, horizon) - back)
 
 
@@ -74,7 +77,7 @@ def corrected(region: Region, point: Forecast, fit_end: str) -> Forecast:
     """Correct `point` [hour, horizon, 1] by its known errors: a linear regression by horizon and hour of the day.
 
     Fitted on hours before `fit_end` (with the hour of the day before and after, for more samples) by least squares with a small
-    ridge. Regressors: the errors of the hours and days before (`LAGS`), the season; from `FAR` hours on, where `point` may know no
+    ridge. Regressors: the errors of the hours and days before (`NEWEST`, `LAGS`), the season; from `FAR` hours on, where `point` may know no
     more than the last day, the load of one and two weeks before the target less `point`, and the target's day of the week.
     A missing error counts as 0.
 
@@ -83,7 +86,8 @@ def corrected(region: Region, point: Forecast, fit_end: str) -> Forecast:
     """
     clock = region.local.astype(np.int64) % DAY
     missed = np.where(region.known, region.load - point[:, 0, 0], np.nan)
-    errors = np.stack([np.concatenate([np.full(lag, np.nan), missed[:-lag]]) for lag in LAGS], axis=1)
+    lags = (*range(1 + region.lag, 1 + region.lag + NEWEST), *LAGS)
+    errors = np.stack([np.concatenate([np.full(lag, np.nan), missed[:-lag]]) for lag in lags], axis=1)
     usable = np.isfinite(errors).all(axis=1)
     errors = np.nan_to_num(errors)
     year = 2 * np.pi * region.local.astype(np.int64) / 8766
@@ -159,7 +163,7 @@ def blended(region: Region, first: Forecast, second: Forecast) -> tuple[Forecast
     usable = region.known[target] & np.isfinite(first[..., 0]) & np.isfinite(second[..., 0])
     error = np.where(usable, region.load[target] - first[..., 0], 0)
     apart = np.where(usable, second[..., 0] - first[..., 0], 0)
-    squares, products, distances = (_recent_sums(each) for each in (error**2, error * apart, apart**2))
+    squares, products, distances = (_recent_sums(each, region.lag) for each in (error**2, error * apart, apart**2))
     weight = np.divide(products, distances, out=np.zeros_like(products), where=distances > 0).clip(0, 1)
     left = squares - 2 * weight * products + weight**2 * distances
     share = np.sqrt(np.divide(left, squares, out=np.ones_like(left), where=squares > 0).clip(0, None))
@@ -168,11 +172,11 @@ def blended(region: Region, first: Forecast, second: Forecast) -> tuple[Forecast
     return mixed.astype(np.float32)[..., None], share.astype(np.float32)[..., None]
 
 
-def _recent_sums(values: Array) -> Array:
-    """Sum [hour, horizon], which is known after hour + horizon, over the `BLEND_DAYS` that are known at each hour."""
+def _recent_sums(values: Array, lag: int) -> Array:
+    """Sum [hour, horizon], which is known `lag` hours after hour + horizon, over the `BLEND_DAYS` that are known at each hour."""
     out, window = np.zeros_like(values), BLEND_DAYS * DAY
     for ahead in range(values.shape[1]):
-        sums = np.concatenate([np.zeros(ahead + 2), values[:, ahead].cumsum()])[: len(values) + 1]
+        sums = np.concatenate([np.zeros(ahead + 2 + lag), values[:, ahead].cumsum()])[: len(values) + 1]
         out[:, ahead] = sums[1:] - np.concatenate([np.zeros(window), sums[1:]])[: len(values)]
     return out
 

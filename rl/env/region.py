@@ -24,6 +24,7 @@ class Region:
     known: Mask  # [hour] measured
     peak: float  # MW: the highest net load measured in the reference period
     offset: int  # hours from UTC to local standard time
+    lag: int = 0  # hours from the end of an hour to the publication of its load
 
     @property
     def local(self) -> Hours:
@@ -40,6 +41,7 @@ def region(
     reference_end: str,
     wind: Array | None = None,
     solar: Array | None = None,
+    lag: int = 0,
 ) -> Region:
     """Build a region from measured hours: net load is demand less wind and solar, demand alone where neither is given.
 
@@ -53,6 +55,7 @@ def region(
         reference_end: End (exclusive) of the hours whose highest net load is the reference peak, `YYYY-MM-DDTHH`.
         wind: [hour] MWh.
         solar: [hour] MWh.
+        lag: Hours from the end of an hour to the publication of its load.
 
     Raises:
         DataError: The hours are not consecutive, or there is no positive net load in the reference period.
@@ -73,7 +76,7 @@ def region(
         raise DataError(
             f"{name}: the highest net load before {reference_end} is {peak} MW; a reference peak must be above 0"
         )
-    return Region(name, hours, _filled(net, known) / peak, known, peak, offset)
+    return Region(name, hours, _filled(net, known) / peak, known, peak, offset, lag)
 
 
 def _filled(values: Array, known: Mask) -> Array:

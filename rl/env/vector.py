@@ -30,6 +30,7 @@ class VectorGridEnv:
         power: [store, N] into the grid.
         shed: [N].
         residual: [N].
+        reported: [N] the residual load as far as it is known: `Dataset.reported_load` less what the fleet gave.
         cost: [N] of the last hour.
         row: [N] of the coming hour.
         hours_left: Hours to come.
@@ -94,7 +95,10 @@ class VectorGridEnv:
         self._a, self._b, self._before, self._nothing = (np.zeros((n, count)) for _ in range(4))
         self._ones_wide, self._sheddable = np.ones(count), np.full(count, grid.shed_power)
         self._load, self._old = np.zeros(count), np.zeros(count)
+        late = dataset.reported_load - dataset.previous_load
+        self._late = late if late.any() else None  # [row] what is known of the load before, less that load
         self.residual, self.cost, self.clipped_energy = np.zeros(count), np.zeros(count), np.zeros((n, count))
+        self.reported = self.residual
         self.row = np.zeros(count, np.int64)
         self.hours_left = 0
 
@@ -181,7 +185,8 @@ class VectorGridEnv:
         n, seen = self.num_stores, self._seen
         self._source.take(self.row, axis=0, out=self.observation, mode="clip")
         np.multiply(self.charge, self._shares, out=seen[:n])
-        seen[n] = self.residual
+        self.reported = self.residual if self._late is None else self.residual + self._late.take(self.row, mode="clip")
+        seen[n] = self.reported
         seen[n + 1] = min(self.hours_left, HOURS_LEFT_CAP) / HOURS_LEFT_CAP
         self.observation[:, : n + 2] = seen.T
         return self.observation

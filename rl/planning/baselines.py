@@ -79,7 +79,7 @@ class PeakShaving:
     def __call__(self, env: VectorGridEnv) -> Array:
         """Return the actions [action, N] of the coming hour."""
         row = env.row
-        load = env.dataset.previous_load[row]
+        load = env.dataset.reported_load[row]
         span = env.grid.each("power").sum() / self.gain[row]
         give, take = ((load - self.high[row]) / span).clip(0, 1), ((self.low[row] - load) / span).clip(0, 1)
         return np.vstack([np.tile(give - take, (env.num_stores, 1)), np.zeros_like(give)])
@@ -89,8 +89,8 @@ def peak_shaving(dataset: Dataset, high: float, low: float, gain: float) -> Peak
     """Return the policy whose thresholds are the quantiles `high` and `low` of the load of the 24 hours before each row."""
     marks = np.empty((2, len(dataset.load)))
     for first, last in dataset.spans:
-        past = np.concatenate([np.full(DAY, dataset.previous_load[first]), dataset.load[first : last - 1]])
-        past[DAY - 1] = dataset.previous_load[first]
+        reported = dataset.reported_load[first:last]
+        past = np.concatenate([np.full(DAY - 1, reported[0]), reported])
         days = np.lib.stride_tricks.sliding_window_view(past, DAY)[: last - first]
         marks[:, first:last] = np.quantile(days, (high, low), axis=1)
     return PeakShaving(marks[0], marks[1], np.full(len(dataset.load), gain))

@@ -42,7 +42,7 @@ class Mpc:
         solve = program(self.grid, hours, self.weights).solve
         plans = [
             solve(self.forecast[row, :hours].T.astype(float), residual, charge)
-            for row, residual, charge in zip(env.row, env.residual, env.charge.T, strict=True)
+            for row, residual, charge in zip(env.row, env.reported, env.charge.T, strict=True)
         ]
         return np.stack([plan.actions(self.grid)[:, 0] for plan in plans], axis=1)
 
@@ -72,7 +72,7 @@ class PathMpc:
         hours = min(self.paths.shape[1], env.hours_left)
         loads = self.paths[env.row, :hours].transpose(1, 2, 0).astype(float)
         near = self._near if env.hours_left == self._left - 1 else None
-        first = self.plans.solve(loads, env.residual, env.charge, self.weights, near)
+        first = self.plans.solve(loads, env.reported, env.charge, self.weights, near)
         self._near, self._left = first.plan[:, 1:], env.hours_left
         share = first.shed / self.grid.shed_power if self.grid.shed_power else np.zeros_like(first.shed)
         return np.vstack([first.power / self.grid.each("power")[:, None], share])

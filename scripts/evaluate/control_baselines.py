@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ingest.errors import IngestError
 from ingest.loader import respondents_on_disk
+from ingest.publication import DEFAULT, Publication
 from rl.env.dataset import Dataset, build_dataset
 from rl.env.dataset_file import load as load_dataset
 from rl.env.forecasts import Forecast, blended, corrected, oracle, persistence, with_quantiles
@@ -73,10 +74,8 @@ def policies(
     yield "peak shaving", lambda: region_shaving(grid, found, data)
     points = {
         "mpc yesterday": lambda one: persistence(one.region, HORIZON),
-        "mpc DF": lambda one: known_ahead(one.region, one.issued, HORIZON),
-        "mpc DF corrected": lambda one: corrected(
-            one.region, known_ahead(one.region, one.issued, HORIZON), one.trained
-        ),
+        "mpc DF": lambda one: known_ahead(one.region, one.issued, HORIZON, one.publication),
+        "mpc DF corrected": lambda one: corrected_df(one, HORIZON),
         "mpc perfect": lambda one: oracle(one.region, HORIZON),
     }
     if forecasts:
@@ -86,7 +85,7 @@ def policies(
         points["mpc forecaster"] = better
         points["mpc forecaster quantiles"] = lambda one: with_quantiles(one.region, better(one), one.trained, LEVELS)
     if hourly:
-        read = cache(lambda: read_hourly(hourly))
+        read = cache(lambda: read_hourly(hourly, found[0].publication))
         reissued = cache(lambda one: hourly_ahead(read(), one))
         points["mpc hourly"] = lambda one: reissued(one)[0]
         points["mpc paths"] = lambda one: reissued(one)[1]
@@ -102,10 +101,13 @@ def policies(
 def hourly_ahead(table: Mapping[str, HourlyForecasts], one: Recorded) -> tuple[Forecast, Forecast]:
     """Return the medians of the hourly table, blended with corrected DF by how both fared lately, and the paths around them."""
     median, paths = paths_of(table, one.region, HORIZON)
-    better, share = blended(
-        one.region, median, corrected(one.region, known_ahead(one.region, one.issued, HORIZON), one.trained)
-    )
+    better, share = blended(one.region, median, corrected_df(one, HORIZON))
     return better, moved(median, paths, better, share)
+
+
+def corrected_df(one: Recorded, horizon: int) -> Forecast:
+    """Return the operators' day-ahead forecast, corrected by what is known of its errors."""
+    return corrected(one.region, known_ahead(one.region, one.issued, horizon, one.publication), one.trained)
 
 
 def medians(path: Path, one: Recorded) -> NDArray[np.float64]:
@@ -130,13 +132,17 @@ def run(args: argparse.Namespace) -> None:
     grid = Grid()
     names = args.regions.split(",") if args.regions else list(respondents_on_disk(args.data))
     year = args.year or min(years_on_disk(args.data, name)[-1] for name in names)
-    found = [recorded(args.data, name, year) for name in names]
-    data = build_dataset([one.region for one in found], [None] * len(found), *found[0].test)
+    publication = Publication.parse(args.publication)
+    found = [recorded(args.data, name, year, publication) for name in names]
+    # Where the load of the hour before is not published, planners take a forecast of it.
+    late = [corrected_df(one, 1) if one.region.lag else None for one in found]
+    data = build_dataset([one.region for one in found], late, *found[0].test)
     scale = reference_costs(grid, data, weeks(data, args.every), WEEK)
     peaks = [one.region.peak for one in found]
     for name, make in policies(grid, found, (args.forecaster, args.hourly), data, scale, args.common):
         if not args.only or name in args.only.split(","):
             about = {"year": year, "every": args.every, "policy": name}
+            about |= {"publication": str(publication)} if publication != DEFAULT else {}
             evaluate(grid, data, scale, make, about, peaks, args.out)
 
 
@@ -208,6 +214,11 @@ def main() -> None:
     )
     command.add_argument("--regions", help="respondents, separated by commas; all on disk by default")
     command.add_argument("--year", type=int, help="year to evaluate; the last on disk by default")
+    command.add_argument(
+        "--publication",
+        default=str(DEFAULT),
+        help="when actual values and DF are known: day-before, deadline, 1h,-1T10,local",
+    )
     command.add_argument("--every", type=int, default=1, help="use one week in so many")
     command.add_argument("--only", help="evaluate only these policies, separated by commas")
     command.add_argument(

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ingest.errors import UsageError
 from ingest.loader import available, load_series
+from ingest.publication import DEFAULT, Publication
 from rl.env.dataset import Dataset
 from rl.env.region import WEEK, Region, region
 from worker.control.datasets import HISTORY, standard_offset
@@ -25,6 +26,7 @@ class Recorded:
     issued: Array  # [hour] the operators' day-ahead forecast in reference peaks, NaN where missing
     trained: str  # end (exclusive) of the hours that are fitted on
     test: tuple[str, str]  # first hour of the evaluated year, and the one after its last
+    publication: Publication = DEFAULT
 
     @property
     def first(self) -> str:
@@ -37,7 +39,7 @@ def years_on_disk(data: Path, name: str) -> tuple[int, ...]:
     return tuple(sorted(available(data, name).years))
 
 
-def recorded(data: Path, name: str, year: int) -> Recorded:
+def recorded(data: Path, name: str, year: int, publication: Publication = DEFAULT) -> Recorded:
     """Load a region's demand (recordings have no generation by fuel) and its day-ahead forecast.
 
     Fits end where the validation year begins, the last but one on disk, or earlier: where `year` begins.
@@ -56,9 +58,16 @@ def recorded(data: Path, name: str, year: int) -> Recorded:
     series = load_series(data, [name], wanted, f"{years[0]}-01-01T00", f"{years[-1]}-12-31T23")
     values = np.where(series.mask, series.values, np.nan).astype(float)[int(np.argmax(series.mask[:, 0])) :]
     hours = series.hours[-len(values) :]
-    one = region(name, hours, values[:, 0], offset=standard_offset(name), reference_end=trained)
+    one = region(
+        name,
+        hours,
+        values[:, 0],
+        offset=standard_offset(name),
+        reference_end=trained,
+        lag=publication.actual_hours,
+    )
     issued = values[:, 1] / one.peak if len(wanted) > 1 else np.full(len(hours), np.nan)
-    return Recorded(one, issued, trained, (f"{year}-01-01T00", f"{year + 1}-01-01T00"))
+    return Recorded(one, issued, trained, (f"{year}-01-01T00", f"{year + 1}-01-01T00"), publication)
 
 
 def training_span(found: Sequence[Recorded]) -> tuple[str, str]:

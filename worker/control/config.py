@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ingest.errors import UsageError
+from ingest.publication import Publication
 from ingest.settings import from_table, read_toml
 from rl.algorithms import clone, evolution, pathwise, vtrace
 from rl.distributed.jobs import BASELINES
@@ -24,6 +25,8 @@ class ControlConfig:
     Attributes:
         algorithm: Name of the algorithm.
         horizon: Hours of forecast that the policy sees.
+        publication: When actual values and the operators' forecast are known, as in the file of `--train-config`: day-before, deadline,
+            or a text such as 1h,-1T10,local; empty: as in the forecaster's training, day-before without one.
         label_jobs: Jobs that label observations for the clone.
         label_plans: Linear programs per job.
         label_hours: Hours of a plan.
@@ -42,6 +45,7 @@ class ControlConfig:
 
     algorithm: str = "pathwise"
     horizon: int = 36
+    publication: str = ""
     label_jobs: int = 24
     label_plans: int = 50
     label_hours: int = 72
@@ -87,6 +91,11 @@ def read_config(path: Path | None) -> ControlConfig:
         for name, value in part.items():
             if isinstance(value, int | float) and name not in ("staleness", "seed") and value <= 0:
                 raise UsageError(f"{where}: {name} = {value!r}: must be above 0")
+    try:
+        if settings.publication:
+            Publication.parse(settings.publication)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
     if settings.algorithm not in ALGORITHMS:
         raise UsageError(f"{where}: algorithm {settings.algorithm!r}: choose {' or '.join(ALGORITHMS)}")
     if not {one for one in settings.baselines.split(",") if one} <= set(BASELINES):

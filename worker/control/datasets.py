@@ -7,6 +7,7 @@ before; `rl.env.forecasts.corrected` then corrects the net load by its own lates
 bytes, named by their SHA-256.
 """
 
+import json
 import os
 import shlex
 import subprocess
@@ -22,16 +23,16 @@ import msgspec
 import numpy as np
 
 from ingest import manifest
-from ingest.calendar import calendar_of
 from ingest.columns import open_parquet
 from ingest.errors import Cancelled, IngestError, UsageError
 from ingest.files import atomic_write
 from ingest.loader import available, load_series, respondents_on_disk
+from ingest.publication import DAY_BEFORE, DEFAULT, MAX_FORECAST_DAYS, Publication, known_at
 from ingest.zones import zone_of
 from ringattn.blas import loader as blas
 from rl.env.dataset import Dataset, build_dataset
 from rl.env.dataset_file import path_of, to_bytes
-from rl.env.forecasts import Forecast, blended, corrected, day_ahead
+from rl.env.forecasts import DAY, Forecast, blended, corrected, day_ahead
 from rl.env.grid import Array, Grid
 from rl.env.region import Region, region
 from worker.control.hourly import reissued
@@ -54,12 +55,15 @@ class DatasetSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         run: Run folder of a forecaster's training, relative to the data folder or absolute; "" for none.
         checkpoint: SHA-256 of the forecaster's weights.
         horizon: Hours of forecast in each observation.
+        publication: When actual values and the operators' forecast are published, as `ingest.publication` reads it; "" for that of the
+            forecaster's training, without one the default.
     """
 
     respondents: tuple[str, ...]
     run: str
     checkpoint: str
     horizon: int
+    publication: str = ""
 
 
 class DatasetResult(msgspec.Struct, frozen=True):
@@ -96,11 +100,12 @@ def build_datasets(spec: DatasetSpec, data_dir: Path, cancelled: threading.Event
             f"control needs {len(SPLITS)} whole years in a row of {', '.join(names)}; there are "
             f"{', '.join(map(str, years)) or 'none'}: `coordinator start --extract --start 2019 --end 2021` makes three"
         )
+    publication = _publication(spec, data_dir)
     medians = _forecast_medians(spec, data_dir, cancelled) if spec.run else {}
     starts = [f"{year}-01-01T00" for year in (years[-2], years[-1], years[-1] + 1)]  # of validation, test, and after
     regions, forecasts, renewable = [], [], []
     for name in names:
-        one = _load_region(data_dir, name, years, starts[0], medians.get(name))
+        one = _load_region(data_dir, name, years, starts[0], publication, medians.get(name))
         regions.append(one.region)
         forecasts.append(ahead_of(one, spec.horizon, starts[0]))
         renewable += [name] if one.renewable is not None else []
@@ -114,6 +119,8 @@ def build_datasets(spec: DatasetSpec, data_dir: Path, cancelled: threading.Event
     tables["learn"] = store_dataset(data_dir / "control", learn)
     known = "the forecaster's median" if spec.run else "the operators' day-ahead forecast (no trained forecaster)"
     known += ", re-issued every hour"
+    if publication != DEFAULT:
+        known += f"; values known as in `{publication}`"
     origins = manifest.summarise(manifest.shard_results(data_dir), manifest.build_results(data_dir)).origins
     peaks = tuple(one.peak for one in regions)
     return DatasetResult(tables, tuple(names), peaks, tuple(renewable), known, tuple(origins))
@@ -136,10 +143,16 @@ class Loaded:
     demand: Array
     issued: Array  # day-ahead forecast of the demand: the forecaster's median, or DF
     renewable: Array | None  # wind and solar, if they are subtracted
+    publication: Publication  # of the demand and of `issued`
 
 
 def _load_region(
-    data_dir: Path, name: str, years: list[int], train_end: str, median: Mapping[int, float] | None
+    data_dir: Path,
+    name: str,
+    years: list[int],
+    train_end: str,
+    publication: Publication,
+    median: Mapping[int, float] | None,
 ) -> Loaded:
     """Load a respondent's series.
 
@@ -148,6 +161,7 @@ def _load_region(
         name: The respondent.
         years: Whole years, ascending.
         train_end: End of the training hours, which the reference peak is taken from.
+        publication: When actual values and the operators' forecast are published.
         median: The forecaster's median by hour number, in MWh; None for the operators' forecast.
     """
     variables = available(data_dir, name).variables
@@ -164,13 +178,15 @@ def _load_region(
         reference_end=train_end,
         wind=parts.get("NG.WND"),
         solar=parts.get("NG.SUN"),
+        lag=publication.actual_hours,
     )
     hours = series.hours.astype("datetime64[h]").astype(np.int64)
     issued = parts.get("DF", np.full(len(hours), np.nan))
     if median is not None:
         issued = np.array([median.get(int(hour), np.nan) for hour in hours])
+        publication = replace(DAY_BEFORE, actual_hours=publication.actual_hours)  # our forecaster's own issue time
     renewable = np.sum([parts[variable] for variable in less], axis=0) if less else None
-    return Loaded(loaded, parts["D"], issued, renewable)
+    return Loaded(loaded, parts["D"], issued, renewable, publication)
 
 
 def ahead_of(one: Loaded, horizon: int, train_end: str) -> Forecast:
@@ -184,22 +200,26 @@ def ahead_of(one: Loaded, horizon: int, train_end: str) -> Forecast:
         days = np.stack([np.concatenate([np.full(back, np.nan), one.renewable[:-back]]) for back in KNOWN])
         known = np.isfinite(days).sum(axis=0)
         less = np.divide(np.nansum(days, axis=0), known, out=np.full(len(less), np.nan), where=known > 0)
-    day_ahead = known_ahead(region, (one.issued - less) / region.peak, horizon)
+    day_ahead = known_ahead(region, (one.issued - less) / region.peak, horizon, one.publication)
     # Hours after the last one have no load either; `less` of hours ahead is of at least 48 hours before them.
     target = np.minimum(np.arange(len(less))[:, None] + np.arange(horizon), len(less) - 1)
-    hourly = reissued(region, one.demand, one.issued, horizon) - (less[target, None] / region.peak).astype(np.float32)
+    hourly = reissued(region, one.demand, one.issued, horizon, one.publication)
+    hourly = hourly - (less[target, None] / region.peak).astype(np.float32)
     if one.renewable is not None:
         return corrected(region, np.where(np.isfinite(hourly), hourly, day_ahead), train_end)
     return blended(region, hourly, corrected(region, day_ahead, train_end))[0]
 
 
-def known_ahead(one: Region, issued: Array, horizon: int) -> Forecast:
+def known_ahead(one: Region, issued: Array, horizon: int, publication: Publication = DEFAULT) -> Forecast:
     """Return a day-ahead forecast [hour] of a respondent as it was known hour by hour, [hour, horizon, 1].
 
-    It is issued for operating days, which have daylight saving: `ingest.calendar`.
+    It is published for operating days, which have daylight saving: `ingest.publication`.
     """
     hours = one.hours.astype(np.int64)
-    return day_ahead(one, issued, horizon, calendar_of(one.name, int(hours[0]), int(hours[-1])).issue)
+    margin = (MAX_FORECAST_DAYS + 2) * DAY
+    moments = np.arange(hours[0] - margin, hours[-1] + margin)
+    first_known = np.searchsorted(known_at(one.name, moments, publication).forecast, hours)
+    return day_ahead(one, issued, horizon, moments[first_known])
 
 
 def standard_offset(name: str) -> int:
@@ -209,11 +229,19 @@ def standard_offset(name: str) -> int:
     return round(offset.total_seconds() / 3600)
 
 
+def _publication(spec: DatasetSpec, data_dir: Path) -> Publication:
+    if spec.publication or not spec.run:
+        return Publication.parse(spec.publication or str(DEFAULT))
+    run = data_dir / spec.run
+    checkpoint = run / json.loads((run / "result.json").read_bytes())["checkpoint"]
+    return Publication.parse(json.loads((checkpoint / "state.json").read_bytes())["publication"])
+
+
 def _forecast_medians(spec: DatasetSpec, data_dir: Path, cancelled: threading.Event) -> dict[str, dict[int, float]]:
     """Return the forecaster's median by respondent and hour number, in MWh; computed once per checkpoint."""
     path = data_dir / "control" / f"forecasts-{spec.checkpoint[:16]}.parquet"
     if not path.exists():
-        _forecast_table(path, data_dir, data_dir / spec.run, cancelled)
+        _forecast_table(path, data_dir, data_dir / spec.run, spec.publication, cancelled)
     found: dict[str, dict[int, float]] = {}
     with open_parquet(path) as file:
         columns = file.read(["respondent", "hour", MEDIAN]).to_pydict()
@@ -223,7 +251,7 @@ def _forecast_medians(spec: DatasetSpec, data_dir: Path, cancelled: threading.Ev
     return found
 
 
-def _forecast_table(path: Path, data_dir: Path, run: Path, cancelled: threading.Event) -> None:
+def _forecast_table(path: Path, data_dir: Path, run: Path, publication: str, cancelled: threading.Event) -> None:
     """Write a table of forecasts in a separate process, which has the threads of a rank.
 
     The process writes atomically: that of a worker that was killed may still run and write the same table.
@@ -234,6 +262,7 @@ def _forecast_table(path: Path, data_dir: Path, run: Path, cancelled: threading.
     """
     kept = {name: value for name, value in os.environ.items() if name not in THREADS}
     command = [sys.executable, "-m", "worker.forecast", "--data", str(data_dir), "--run", str(run)]
+    command += ["--publication", publication] if publication else []
     with subprocess.Popen(
         [*command, "--table", str(path)],
         env={**kept, **blas.thread_settings(kept)},

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ingest.errors import UsageError
+from ingest.publication import DEFAULT, Publication
 from rl.env.forecasts import Forecast
 from rl.env.grid import Array
 from rl.env.region import Region
@@ -19,7 +20,7 @@ from worker.training.tokens import Period
 SHARES = (0.3, 1.0)  # between which the distances of paths are scaled
 
 
-def reissued(one: Region, demand: Array, issued: Array, horizon: int) -> Forecast:
+def reissued(one: Region, demand: Array, issued: Array, horizon: int, publication: Publication = DEFAULT) -> Forecast:
     """Forecast a region's demand at every hour, [hour, horizon, 1] in reference peaks; NaN where nothing can be said.
 
     Args:
@@ -27,9 +28,10 @@ def reissued(one: Region, demand: Array, issued: Array, horizon: int) -> Forecas
         demand: MWh, NaN where not measured, [hour].
         issued: A day-ahead forecast of the demand, which is corrected by what is known of its errors; MWh, NaN where missing, [hour].
         horizon: Hours ahead.
+        publication: When the demand and the day-ahead forecast are published.
     """
     first = int(one.hours[0].astype(np.int64))
-    hours = make_authority(one.name, first, demand, issued)
+    hours = make_authority(one.name, first, demand, issued, publication)
     found = hourly_forecasts(hours, Period(first, first + len(demand) - 1), horizon=horizon)
     return aligned(found, one, found.median[..., None])
 

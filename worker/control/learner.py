@@ -123,7 +123,9 @@ class ControlTraining:
         if about.get("asked") != self.request or not complete:
             self.client.progress("tables", 0, 1)
             run, checkpoint = self.forecaster
-            job = msgspec.to_builtins(DatasetSpec((), run, checkpoint, self.settings.horizon))
+            job = msgspec.to_builtins(
+                DatasetSpec((), run, checkpoint, self.settings.horizon, self.settings.publication)
+            )
             about = {"asked": self.request, **self.client.run_on_series(LeaseKind.TABLE, job)}
             atomic_write(path, json.dumps(about).encode())
         self.about, self.datasets = about, about["tables"]

@@ -8,9 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ingest.publication import NAMED, known_at
+from rl.env.dataset import build_dataset
+from rl.env.grid import Grid
+from rl.env.region import region
+from rl.evaluation.score import rollout
+from rl.planning.mpc import PathMpc
 from scripts.evaluate import control_baselines, control_tables
-from scripts.evaluate.control_data import recorded
+from scripts.evaluate.control_data import Recorded, recorded
 from tests.support.data_folder import build_all, commit, daily, shard
+from tests.support.recordings import demand, needs_recordings
+from worker.control.datasets import standard_offset
+from worker.forecast.hourly.authority import make_authority
+from worker.forecast.hourly.forecasts import hourly_forecasts
+from worker.training.tokens import Period
 
 YEARS = range(2021, 2024)
 
@@ -72,3 +83,46 @@ def test_a_year_that_is_not_on_disk_is_refused_in_words(
         with pytest.raises(SystemExit):
             lines(folder, tmp_path / "none.jsonl", *flags, monkeypatch=monkeypatch)
         assert message in capsys.readouterr().err
+
+
+@needs_recordings
+@pytest.mark.long
+@pytest.mark.parametrize("publication", list(NAMED))
+@pytest.mark.parametrize("name", ["CISO", "PACW", "MISO"])
+def test_plans_on_recorded_paths_use_nothing_published_later(name: str, publication: str) -> None:
+    """From recorded demand and DF, over hourly paths and their blend, to the fleet's power: hours of 2019, before and after changes."""
+    parsed = NAMED[publication]
+    stamps, columns = demand(name)
+    used = np.array(stamps, "datetime64[h]")
+    end = int(np.searchsorted(used, np.datetime64("2019-04-01T00")))
+    hours, numbers = used[:end], used[:end].astype(np.int64)
+    load, issued = (
+        np.where(np.isfinite(columns[one]) & (columns[one] > 0), columns[one], np.nan)[:end] for one in ("D", "DF")
+    )
+    load[load > 3 * np.nanmedian(load)] = np.nan  # real outliers of the recordings
+    first = end - 24 * 9
+
+    def powers(load: np.ndarray, issued: np.ndarray) -> np.ndarray:
+        one = region(
+            name, hours, load, offset=standard_offset(name), reference_end="2018-01-01T00", lag=parsed.actual_hours
+        )
+        found = Recorded(one, issued / one.peak, "2018-01-01T00", ("2019-03-23T00", "2019-03-29T00"), parsed)
+        authority = make_authority(name, int(numbers[0]), load, issued, parsed)
+        period = Period(int(numbers[first - 24 * 15]), int(numbers[-1]))  # a blend knows two weeks before
+        table = {name: hourly_forecasts(authority, period, horizon=control_baselines.HORIZON, paths=10)}
+        ahead = control_baselines.hourly_ahead(table, found)[1]
+        late = control_baselines.corrected_df(found, 1)
+        data = build_dataset([one], [late], *found.test, Grid())
+        plans = PathMpc(Grid(), data.gather([ahead]), control_baselines.HORIZON)
+        return rollout(Grid(), data, plans, np.array([0]), 96).power[..., 0]
+
+    before = powers(load, issued)
+    start = int(np.searchsorted(hours, np.datetime64("2019-03-23T00")))
+    for hour in (17, 41, 70):  # decisions at different hours of the day
+        known = known_at(name, numbers[start + hour - 1 : start + hour], parsed)
+        after = powers(
+            np.where(numbers > known.actual[0], load * 1.2, load),
+            np.where(numbers > known.forecast[0], issued * 0.8, issued),
+        )
+        assert np.array_equal(before[: hour + 1], after[: hour + 1])
+        assert (before[hour + 1 :] != after[hour + 1 :]).any()

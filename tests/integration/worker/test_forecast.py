@@ -18,6 +18,7 @@ import pytest
 
 from ingest.calendar import calendar_of
 from ingest.columns import hour_number
+from ingest.errors import UsageError
 from ingest.features import COLUMNS, CONDITION, FEATURES, make_tokens
 from ingest.loader import load_series
 from ingest.publication import DAY_BEFORE, DEADLINE, Publication, known_at
@@ -332,7 +333,9 @@ def test_other_issue_hours_are_forecast_by_the_hourly_regressions(forecast: Fore
     path = tmp_path / "hourly.parquet"
     code, out, err = forecast("--hourly", str(path), *flags, "--period", "2023-02-01:2023-02-02", "--json")
     assert code == 0 and json.loads(out)["rows"] == 48, err
-    hourly = read_hourly(path)["PACW"]
+    hourly = read_hourly(path, DAY_BEFORE)["PACW"]
+    with pytest.raises(UsageError, match="as in `day-before`, not `deadline`"):
+        read_hourly(path, DEADLINE)
     row = int(np.searchsorted(hourly.issues, first))
     for name, lists in (("q0.5", hourly.median), ("paths", hourly.paths)):
         np.testing.assert_allclose(lists[row], [hour[name] for hour in found["hours"]], atol=0.06)

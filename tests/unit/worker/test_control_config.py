@@ -21,7 +21,7 @@ def test_file_overrides_defaults(tmp_path: Path) -> None:
     path.write_text('algorithm = "evolve"\nevery = 2\n[vtrace]\nstaleness = 0\nnoise = 1\n')
     found = read_config(path)
     assert (found.algorithm, found.every, found.vtrace.staleness, found.vtrace.noise) == ("evolve", 2, 0, 1)
-    assert found.clone == ControlConfig().clone
+    assert found.clone == ControlConfig().clone and found.publication == ""
 
 
 def test_keys_of_earlier_versions_are_accepted(tmp_path: Path) -> None:
@@ -44,6 +44,7 @@ def test_keys_of_earlier_versions_are_accepted(tmp_path: Path) -> None:
         ("[vtrace]\nlearning_rate = true", "expected a number"),
         ('algorithm = "magic"', "choose pathwise or vtrace or evolve"),
         ('baselines = "mpc,magic"', "choose from"),
+        ('publication = "soon"', "publication 'soon' is unknown"),
     ],
 )
 def test_invalid_settings_are_refused(tmp_path: Path, text: str, why: str) -> None:

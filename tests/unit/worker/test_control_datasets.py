@@ -8,12 +8,14 @@ from numpy.testing import assert_array_equal
 
 from ingest.calendar import calendar_of
 from ingest.errors import UsageError
+from ingest.publication import DAY_BEFORE, NAMED, Publication, known_at
 from rl.env.dataset import build_dataset
 from rl.env.grid import Grid
 from rl.env.region import Region, region
+from rl.env.vector import VectorGridEnv
 from rl.evaluation.score import rollout
 from rl.planning.mpc import PathMpc
-from worker.control.datasets import known_ahead, standard_offset
+from worker.control.datasets import Loaded, ahead_of, known_ahead, standard_offset
 from worker.control.hourly import paths_of, reissued
 from worker.forecast.hourly.authority import make_authority
 from worker.forecast.hourly.forecasts import HourlyForecasts, hourly_forecasts
@@ -65,8 +67,57 @@ def walk() -> tuple[np.ndarray, np.ndarray]:
     return demand, demand + rng.normal(0, 40, len(t))
 
 
-def of_walk(demand: np.ndarray) -> Region:
-    return region("CISO", HOURS[: len(demand)], demand, offset=-8, reference_end="2018-04-01T00")
+def of_walk(demand: np.ndarray, lag: int = 0) -> Region:
+    return region("CISO", HOURS[: len(demand)], demand, offset=-8, reference_end="2018-04-01T00", lag=lag)
+
+
+@pytest.mark.parametrize("publication", [*NAMED, "2h,-1T18,local"])
+def test_nothing_published_later_changes_what_a_row_shows(
+    walk: tuple[np.ndarray, np.ndarray], publication: str
+) -> None:
+    """Demand and DF that are not published at an hour's start are replaced: features, forecast and the load before stay as they were."""
+    parsed, at = Publication.parse(publication), 24 * 80 + 2  # 02:00 in Los Angeles, two hours before DF is due
+    hours = HOURS[: 24 * 90].astype(np.int64)
+    known = known_at("CISO", hours[at - 1 : at], parsed)
+    assert known.actual[0] == hours[at - 1] - parsed.actual_hours
+
+    def rows(demand: np.ndarray, issued: np.ndarray) -> np.ndarray:
+        one = of_walk(demand, parsed.actual_hours)
+        ahead = ahead_of(Loaded(one, demand, issued, None, parsed), 3, "2018-04-01T00")
+        made = build_dataset([one], [ahead], str(HOURS[24 * 79]), str(HOURS[24 * 82]), Grid())
+        return np.column_stack([made.features, made.reported_load])
+
+    demand, issued = walk
+    before = rows(demand, issued)
+    later = hours > known.actual[0], hours > known.forecast[0]
+    after = rows(np.where(later[0], demand + 300, demand), np.where(later[1], issued - 200, issued))
+    row = at - 24 * 79
+    assert_array_equal(before[: row + 1], after[: row + 1])
+    assert (before[row + 1] != after[row + 1]).any()
+
+
+def test_a_day_ahead_forecast_is_known_from_its_publication_on() -> None:
+    """DF of a day that is due at 07:00 Eastern of that day: at 04:00 Pacific, when the day before's is repeated until then."""
+    one, issued = measured("CISO"), np.arange(len(HOURS), dtype=float)
+    midnight = 24 * 10  # 08:00 UTC, hour-ending: the hour before midnight
+    late = known_ahead(one, issued, 4, NAMED["deadline"])[..., 0]
+    early = known_ahead(one, issued, 4, DAY_BEFORE)[..., 0]
+    day = midnight + 1 + np.arange(24)
+    assert_array_equal(early[day, 0], day)
+    assert_array_equal(late[day, 0], np.where(np.arange(24) < 4, day - 24, day))
+
+
+def test_planners_see_a_forecast_of_the_load_that_is_not_published(walk: tuple[np.ndarray, np.ndarray]) -> None:
+    demand, _ = walk
+    one = of_walk(demand, lag=1)
+    ahead = np.full((len(demand), 2, 1), 0.5, np.float32)
+    for forecast, expected in ((ahead, 0.5), (None, one.load[24 * 80 - 2])):
+        data = build_dataset([one], [forecast], str(HOURS[24 * 80]), str(HOURS[24 * 81]))
+        env = VectorGridEnv(Grid(), data, 1, 4)
+        seen = env.reset(np.array([0]))
+        assert env.reported[0] == expected and env.residual[0] == one.load[24 * 80 - 1]
+        assert seen[0, env.observation_names.index("residual load")] == np.float32(expected)
+        assert "load -1" not in data.feature_names and "load -2" in data.feature_names
 
 
 def test_hourly_forecasts_know_the_hours_before_their_row_and_no_later_one(walk: tuple[np.ndarray, np.ndarray]) -> None:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from ingest.columns import open_parquet
 from ingest.errors import UsageError, quoted
 from ingest.files import storage_errors
+from ingest.publication import DEFAULT, Publication
 from worker.forecast.hourly.forecasts import HourlyForecasts
 from worker.forecast.model.network import QUANTILES
 
@@ -76,11 +77,15 @@ def _table(forecasts: HourlyForecasts, about: dict[str, Any]) -> Any:
     return pa.table(columns).replace_schema_metadata({META: json.dumps({**shape, **about})})
 
 
-def read_hourly(path: Path) -> dict[str, HourlyForecasts]:
+def read_hourly(path: Path, publication: Publication | None = None) -> dict[str, HourlyForecasts]:
     """Return the forecasts of a file by respondent.
 
+    Args:
+        path: file that `write_hourly` wrote.
+        publication: of the values that they must have been made from; None accepts any.
+
     Raises:
-        UsageError: it is no such file.
+        UsageError: it is no such file, or of another publication.
     """
     with open_parquet(path) as file:
         meta = (file.schema_arrow.metadata or {}).get(META)
@@ -89,6 +94,11 @@ def read_hourly(path: Path) -> dict[str, HourlyForecasts]:
                 f"{path} holds no hourly forecasts: `coordinator forecast --hourly {quoted(path)}` writes them"
             )
         about = json.loads(meta)
+        if publication is not None and about.get("publication", str(DEFAULT)) != str(publication):
+            raise UsageError(
+                f"{path}: its forecasts know values as in `{about.get('publication', str(DEFAULT))}`, not `{publication}`: "
+                f"`coordinator forecast --hourly {quoted(path)} --publication {publication} …` makes them again"
+            )
         parts: dict[str, list[HourlyForecasts]] = {}
         for group in range(file.num_row_groups):
             table = file.read_row_group(group)
