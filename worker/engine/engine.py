@@ -56,22 +56,35 @@ class Engine:
         try:
             future = executor.submit(run, request)
         except Exception as error:
-            raise self._lost(number, request, error) from error
+            raise self._lost(number, request, _text(error)) from error
         ended = threading.Event()
         future.add_done_callback(lambda _: ended.set())
         try:
             while not ended.wait(POLL_S):
                 check()
+                self._check_running(number, request)
         except BaseException:
             future.cancel()
             raise
         return self._answer(future, number, request)
 
+    def _check_running(self, number: int, request: bytes) -> None:
+        """Check that another request has not lost engine `number` meanwhile: some never end what was submitted just before.
+
+        Raises:
+            EngineLostError: it has.
+        """
+        with self._lock:
+            running = self._executor is not None and number == self._made
+            cause = self._last
+        if not running:
+            raise self._lost(number, request, cause)
+
     def _answer(self, future: Future[bytes], number: int, request: bytes) -> bytes:
         try:
             answer = future.result(timeout=0)
         except Exception as error:
-            raise self._lost(number, request, error) from error
+            raise self._lost(number, request, _text(error)) from error
         with self._lock:
             self._losses = 0
             self._losses_of.pop(_digest(request), None)
@@ -91,32 +104,32 @@ class Engine:
                         self._executor = self._factory()
                         return self._executor, self._made
                     except Exception as error:
-                        self._note(error)
+                        self._note(_text(error))
                         if self._losses >= MAX_LOSSES:
                             raise self._given_up() from error
             check()
             time.sleep(min(POLL_S, max(0.0, self._not_before - time.monotonic())))
 
-    def _lost(self, number: int, request: bytes, error: Exception) -> EngineLostError:
+    def _lost(self, number: int, request: bytes, cause: str) -> EngineLostError:
         """Take the loss of engine `number`: the first of its requests to notice ends it."""
         with self._lock:
             executor = None
             if number == self._made and self._executor is not None:
                 executor, self._executor = self._executor, None
-                self._note(error)
+                self._note(cause)
             self._losses_of[_digest(request)] += 1
             if self._losses >= MAX_LOSSES:
                 lost = self._given_up()
             else:
                 blame = self._losses_of[_digest(request)] > BLAMELESS
-                lost = EngineLostError(f"the engine was lost: {_text(error)}", blame=blame, final=False)
+                lost = EngineLostError(f"the engine was lost: {cause}", blame=blame, final=False)
         if executor is not None:
             _shut_down(executor)
         return lost
 
-    def _note(self, error: Exception) -> None:
+    def _note(self, cause: str) -> None:
         self._losses += 1
-        self._last = _text(error)
+        self._last = cause
         self._not_before = time.monotonic() + backoff_s(self._losses, *BACKOFF_S)
         log.warning("the engine was lost (%d of %d without an answer): %s", self._losses, MAX_LOSSES, self._last)
 

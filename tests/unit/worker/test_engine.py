@@ -138,6 +138,28 @@ def test_cancelled_lease_leaves_the_engine() -> None:
     assert future.cancelled()
 
 
+def test_request_on_an_engine_that_another_request_lost_is_released_too() -> None:
+    """Dask never ends a future that was submitted to a client whose scheduler had gone just before."""
+    first = encode(lease(job={"spin": 2}))
+
+    class Half(Inline):
+        def submit(self, function, /, *arguments, **named):
+            return Future() if arguments[0] == first else super().submit(function, *arguments, **named)
+
+    engine = Engine(lambda: Half(lambda request: True))
+    submitted = threading.Event()
+
+    def lose_it() -> None:
+        if not submitted.is_set():
+            submitted.set()
+            with pytest.raises(EngineLostError):
+                engine.call(encode(lease()), go_on)
+
+    with pytest.raises(EngineLostError, match="a process ended abruptly") as lost:
+        engine.call(first, lose_it)
+    assert not lost.value.blame
+
+
 def test_host_without_the_data_folder_asks_for_files_and_returns_files(tmp_path: Path) -> None:
     data = tmp_path / "data"
     one = shard("PACW", "2024-01-01T00", "2024-01-31T23")
