@@ -9,6 +9,7 @@ import math
 import struct
 import time
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import mlx.core as mx
@@ -120,8 +121,8 @@ def check_arguments(q: mx.array, k: mx.array, v: mx.array, options: Options) -> 
     """
     _check_tensors(q, k, v)
     window, softcap, tag = options.window, options.softcap, options.tag
-    if softcap is not None and not (isinstance(softcap, int | float) and 0 < softcap < np.inf):
-        raise ArgumentError(f"softcap {softcap!r} must be a finite number above 0, or None")
+    if softcap is not None and not (isinstance(softcap, Real) and 1e-30 < softcap < 1e30):
+        raise ArgumentError(f"softcap {softcap!r} must be a number from 1e-30 to 1e30, or None")
     _check_sinks(options.sinks, q.shape[1])
     return Call(
         q_shape=tuple(q.shape),

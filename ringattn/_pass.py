@@ -1,6 +1,7 @@
 """Forward and backward of one call of `ring_attention` on this rank: the kernel's blocks, merged, and the sums of their gradients."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -40,9 +41,10 @@ class Pass:
             o [B, Hq, Tq, Dv] in q's dtype, and the log-sum-exp [B, Hq, Tq], float32, sinks included.
         """
         partial: list[tuple[mx.array, mx.array]] = []
+        scores = self._scores()
 
         def compute(work: schedule.Work, block: ring.Arrays) -> ring.Arrays:
-            new = self.kernel.forward(q, block[0], block[1], self._mask(work, block), scale=self.plan.call.scale)
+            new = self.kernel.forward(q, block[0], block[1], self._mask(work, block), **scores)
             new = ring.merge_partials(*partial.pop(), *new) if partial else new
             mx.eval(new)
             partial.append(new)
@@ -75,6 +77,7 @@ class Pass:
             delta = mx.where(lse == -mx.inf, 0.0, delta - dlse)
         mx.eval(delta)
         sums: dict[str, mx.array] = {}
+        scores = self._scores()
 
         def compute(work: schedule.Work, block: ring.Arrays) -> ring.Arrays:
             rows = self._queries(work)
@@ -88,7 +91,7 @@ class Pass:
                 lse[:, :, rows],
                 delta[:, :, rows],
                 self._mask(work, block),
-                scale=self.plan.call.scale,
+                **scores,
             )
             if work.queries in sums:
                 dq = sums.pop(work.queries) + dq
@@ -106,6 +109,11 @@ class Pass:
             grads += ((-(p * delta)).sum(axis=(0, 2)).astype(self._sinks.dtype),)
         mx.eval(grads)
         return grads
+
+    def _scores(self) -> dict[str, Any]:
+        """Return the kernel's options; a kernel of the user's need not know of a softcap."""
+        call = self.plan.call
+        return {"scale": call.scale} | ({} if call.softcap is None else {"softcap": call.softcap})
 
     def _part(self, x: mx.array, rows: slice) -> mx.array:
         if rows == slice(None):

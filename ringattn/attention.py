@@ -35,6 +35,7 @@ def ring_attention(
     segments: Integers | None = None,
     key_segments: Integers | None = None,
     sinks: mx.array | None = None,
+    softcap: float | None = None,
     positions: Integers | None = None,
     key_positions: Integers | None = None,
     layout: str | Layout = "zigzag",
@@ -60,6 +61,7 @@ def ring_attention(
         key_segments: those of the keys [Tk] or [B, Tk]; None: `segments`.
         sinks: [Hq], one logit a head that joins the softmax's denominator (gpt-oss), replicated: each rank's gradient is the part of
             its queries, which `mx.distributed.all_sum` adds up.
+        softcap: None, or c: scores s become c * tanh(s / c) before the mask (Gemma 2), the same on every rank.
         positions: integers [Tq], absolute positions of the queries in place of those of `layout`: for a layout of your own, and for
             queries against a cache of keys.
         key_positions: those of the keys [Tk]; None: `positions`.
@@ -88,7 +90,7 @@ def ring_attention(
     try:
         limit = wait_limit(timeout)
         options = Options(
-            scale, mask, window, segments, key_segments, positions, key_positions, sinks=sinks, layout=layout, tag=tag
+            scale, mask, window, segments, key_segments, positions, key_positions, sinks, softcap, layout, tag
         )
         call = check_arguments(q, k, v, options)
         block_kernel = kernels.select_for(kernel, max(q.shape[3], v.shape[3]))

@@ -45,13 +45,21 @@ class Kernel(Protocol):
     name: str
 
     def forward(
-        self, q: mx.array, k: mx.array, v: mx.array, block: Block, *, scale: float
+        self, q: mx.array, k: mx.array, v: mx.array, block: Block, *, scale: float, softcap: float | None = None
     ) -> tuple[mx.array, mx.array]:
         """Compute the attention of the block.
 
+        Args:
+            q: see the class.
+            k: see the class.
+            v: see the class.
+            block: the mask.
+            scale: factor on the scores.
+            softcap: None, or c: the scaled scores s become c * tanh(s / c), before the mask (Gemma 2).
+
         Returns:
             o [B, Hq, Tq, Dv] fp32, normalised within this block, and lse [B, Hq, Tq] fp32, the natural log-sum-exp of the
-            scaled scores; lse = -inf and o = 0 in rows that see no key.
+            scores; lse = -inf and o = 0 in rows that see no key.
         """
 
     def backward(
@@ -65,6 +73,7 @@ class Kernel(Protocol):
         block: Block,
         *,
         scale: float,
+        softcap: float | None = None,
     ) -> tuple[mx.array, mx.array, mx.array]:
         """Compute this block's part of the gradients (more than 10 parameters: the tensors of FlashAttention-2's backward).
 
@@ -77,6 +86,7 @@ class Kernel(Protocol):
             delta: rowsum(dO * O) [B, Hq, Tq], fp32.
             block: the mask.
             scale: factor on the scores.
+            softcap: see `forward`.
 
         Returns:
             dq, dk, dv, fp32, in the shapes of q, k, v.

@@ -27,13 +27,13 @@ class MlxKernel:
     name = "mlx"
 
     def forward(
-        self, q: mx.array, k: mx.array, v: mx.array, block: Block, *, scale: float
+        self, q: mx.array, k: mx.array, v: mx.array, block: Block, *, scale: float, softcap: float | None = None
     ) -> tuple[mx.array, mx.array]:
         """See `Kernel.forward`."""
         check(q, k, v, block)
         batch, heads = q.shape[:2]
         k, v = k.astype(mx.float32), v.astype(mx.float32)
-        arithmetic, tiles = _arithmetic(), _Tiles.of(block)
+        arithmetic, tiles = _arithmetic(softcap), _Tiles.of(block)
         outs, lses = [], []
         for i, q_at in enumerate(tiles.queries):
             rows = _stack(q, k, q_at) * (scale * arithmetic.unit)
@@ -41,7 +41,7 @@ class MlxKernel:
             for j in np.flatnonzero(tiles.classes[i]).tolist():
                 at, rules = tiles.keys[j], tiles.rules(i, j)
                 seen = None if rules is None else arithmetic.visible(rules)
-                s = masked(rows @ k[:, :, at].swapaxes(-1, -2), seen)
+                s = masked(arithmetic.capped(rows @ k[:, :, at].swapaxes(-1, -2)), seen)
                 state = arithmetic.attend(state, s, v[:, :, at], mixed=seen is not None)
             o, lse = arithmetic.result(state)
             arithmetic.submit(o, lse)
@@ -60,11 +60,12 @@ class MlxKernel:
         block: Block,
         *,
         scale: float,
+        softcap: float | None = None,
     ) -> tuple[mx.array, mx.array, mx.array]:
         """See `Kernel.backward`."""
         check(q, k, v, block)
         k, v = k.astype(mx.float32), v.astype(mx.float32)
-        arithmetic, tiles = _arithmetic(), _Tiles.of(block)
+        arithmetic, tiles = _arithmetic(softcap), _Tiles.of(block)
         # A row that saw no key anywhere has lse = -inf; with +inf its probabilities are 0.
         minus_lse = mx.where(lse == -mx.inf, -mx.inf, -lse)[..., None] * arithmetic.unit
         minus_delta = -delta[..., None]
@@ -149,8 +150,8 @@ def _on_cpu() -> bool:
     return mx.default_device().type == mx.cpu
 
 
-def _arithmetic() -> Arithmetic:
-    return CpuArithmetic() if _on_cpu() else GpuArithmetic()
+def _arithmetic(softcap: float | None) -> Arithmetic:
+    return CpuArithmetic(softcap) if _on_cpu() else GpuArithmetic(softcap)
 
 
 def _slices(length: int, size: int) -> list[slice]:

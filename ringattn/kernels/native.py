@@ -17,6 +17,7 @@ import importlib.util
 import os
 import warnings
 from functools import cache
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -38,6 +39,7 @@ class _Problem(ctypes.Structure):
         *((name, ctypes.c_int32) for name in ("dtype", "do_dtype", "causal", "threads")),
         ("window", ctypes.c_int64),
         ("scale", ctypes.c_float),
+        ("softcap", ctypes.c_float),
         *((name, ctypes.c_void_p) for name in ("q_pos", "k_pos", "q_seg", "k_seg")),
         *((name, ctypes.c_int64) for name in ("q_seg_stride", "k_seg_stride")),
         *((name, ctypes.c_void_p) for name in ("q", "k", "v", "dout", "o", "lse", "delta", "dq", "dk", "dv")),
@@ -140,14 +142,14 @@ class NativeKernel:
         self._isa_index = isas()[self.isa]
 
     def forward(
-        self, q: mx.array, k: mx.array, v: mx.array, block: Block, *, scale: float
+        self, q: mx.array, k: mx.array, v: mx.array, block: Block, *, scale: float, softcap: float | None = None
     ) -> tuple[mx.array, mx.array]:
         """See `Kernel.forward`."""
         check(q, k, v, block)
         width = max(q.shape[3], v.shape[3])
         o, lse = _empty((*q.shape[:3], width)), _empty(q.shape[:3])
-        q, k, v_wide = (_widened(x, width) for x in (q, k, v))
-        self._call("ringattn_forward", q, k, v_wide, block, scale, o=o, lse=lse)
+        inputs = {name: _widened(x, width) for name, x in (("q", q), ("k", k), ("v", v))}
+        self._call("ringattn_forward", inputs, block, (scale, softcap), o=o, lse=lse)
         return _narrowed(o, v), lse
 
     def backward(
@@ -161,6 +163,7 @@ class NativeKernel:
         block: Block,
         *,
         scale: float,
+        softcap: float | None = None,
     ) -> tuple[mx.array, mx.array, mx.array]:
         """See `Kernel.backward`.
 
@@ -177,32 +180,30 @@ class NativeKernel:
                 raise ShapeError(f"{what} must be float32 {q.shape[:3]}: got {x.dtype} {x.shape}")
         width = max(q.shape[3], v.shape[3])
         dq, dk, dv = (_empty((*x.shape[:3], width)) for x in (q, k, v))
-        q_wide, k_wide, v_wide, do = (_widened(x, width) for x in (q, k, v, do))
+        inputs = {name: _widened(x, width) for name, x in (("q", q), ("k", k), ("v", v))}
+        dout = _widened(do, width)
         self._call(
-            "ringattn_backward",
-            q_wide,
-            k_wide,
-            v_wide,
-            block,
-            scale,
-            dout=do,
-            lse=lse,
-            delta=delta,
-            dq=dq,
-            dk=dk,
-            dv=dv,
+            "ringattn_backward", inputs, block, (scale, softcap), dout=dout, lse=lse, delta=delta, dq=dq, dk=dk, dv=dv
         )
         return _narrowed(dq, q), _narrowed(dk, k), _narrowed(dv, v)
 
     def _call(
-        self, function: str, q: mx.array, k: mx.array, v: mx.array, block: Block, scale: float, **arrays: mx.array
+        self,
+        function: str,
+        inputs: dict[str, mx.array],
+        block: Block,
+        factors: tuple[float, float | None],
+        **arrays: mx.array,
     ) -> None:
-        if q.shape[3] > MAX_DIM:
-            raise ShapeError(f"the native kernel takes D up to {MAX_DIM}: got {q.shape[3]}; use the mlx kernel")
-        if k.dtype != q.dtype or v.dtype != q.dtype:
-            dtype = mx.float32
-            q, k, v = q.astype(dtype), k.astype(dtype), v.astype(dtype)
-        views = {name: _view(x) for name, x in {"q": q, "k": k, "v": v, **arrays}.items()}
+        """Call the library with inputs of one width; `factors`: scale and softcap."""
+        if inputs["q"].shape[3] > MAX_DIM:
+            raise ShapeError(
+                f"the native kernel takes D up to {MAX_DIM}: got {inputs['q'].shape[3]}; use the mlx kernel"
+            )
+        if len({x.dtype for x in inputs.values()}) > 1:
+            inputs = {name: x.astype(mx.float32) for name, x in inputs.items()}
+        q, k = inputs["q"], inputs["k"]
+        views = {name: _view(x) for name, x in {**inputs, **arrays}.items()}
         host = {
             name: np.ascontiguousarray(x)
             for name in ("q_pos", "k_pos", "q_seg", "k_seg")
@@ -220,7 +221,8 @@ class NativeKernel:
             causal=block.causal,
             threads=self.threads or default_threads(),
             window=block.window or 0,
-            scale=scale,
+            scale=factors[0],
+            softcap=factors[1] or 0,
             q_seg_stride=_batch_stride(block.q_seg),
             k_seg_stride=_batch_stride(block.k_seg),
             **{name: x.ctypes.data for name, x in {**host, **views}.items()},
@@ -280,10 +282,11 @@ def _parity_error(isa: str) -> float:
 
     Outputs and gradients count.
     """
-    return max(_difference(isa, dtype) / allowed for dtype, allowed in _ALLOWED.items())
+    cases = [(dtype, allowed, softcap) for dtype, allowed in _ALLOWED.items() for softcap in (None, 2.0)]
+    return max(_difference(isa, dtype, softcap) / allowed for dtype, allowed, softcap in cases)
 
 
-def _difference(isa: str, dtype: mx.Dtype) -> float:
+def _difference(isa: str, dtype: mx.Dtype, softcap: float | None = None) -> float:
     rng = np.random.default_rng(0)
     q, do = (mx.array(rng.standard_normal((1, 2, 131, 40)), dtype=dtype) for _ in range(2))
     k, v = (mx.array(rng.standard_normal((1, 1, 203, 40)), dtype=dtype) for _ in range(2))
@@ -291,8 +294,9 @@ def _difference(isa: str, dtype: mx.Dtype) -> float:
     results = []
     for name in (isa, "portable"):
         kernel = NativeKernel(threads=1, isa=name)
-        o, lse = kernel.forward(q, k, v, block, scale=0.2)
-        grads = kernel.backward(q, k, v, do, lse, (do * o).sum(axis=-1), block, scale=0.2)
+        scores: dict[str, Any] = {"scale": 0.2, "softcap": softcap}
+        o, lse = kernel.forward(q, k, v, block, **scores)
+        grads = kernel.backward(q, k, v, do, lse, (do * o).sum(axis=-1), block, **scores)
         results.append([o, lse, *grads])
     errors = [float(np.abs(np.array(a) - np.array(b)).max()) for a, b in zip(*results, strict=True)]
     return max(errors) if np.isfinite(errors).all() else float("inf")

@@ -1,6 +1,7 @@
 """Small blocks on which two kernels must agree: a check of a compiler and a chip that this project could not try."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -19,14 +20,16 @@ BLOCKS = {
 """Odd lengths; the first has hidden, full and mixed tiles."""
 
 
-def results(kernel: Kernel, dim: int, dtype: mx.Dtype, block: Block = BLOCKS["sliding"]) -> dict[str, np.ndarray]:
+def results(
+    kernel: Kernel, dim: int, dtype: mx.Dtype, block: Block = BLOCKS["sliding"], softcap: float | None = None
+) -> dict[str, np.ndarray]:
     """Return outputs and gradients of a block, with two query heads a kv head."""
     rng = np.random.default_rng(0)
     q, do = (mx.array(rng.standard_normal((1, 2, len(block.q_pos), dim)), dtype=dtype) for _ in range(2))
     k, v = (mx.array(rng.standard_normal((1, 1, len(block.k_pos), dim)), dtype=dtype) for _ in range(2))
-    scale = dim**-0.5
-    o, lse = kernel.forward(q, k, v, block, scale=scale)
-    grads = kernel.backward(q, k, v, do, lse, (do * o).sum(axis=-1), block, scale=scale)
+    scores: dict[str, Any] = {"scale": dim**-0.5, "softcap": softcap}
+    o, lse = kernel.forward(q, k, v, block, **scores)
+    grads = kernel.backward(q, k, v, do, lse, (do * o).sum(axis=-1), block, **scores)
     return {name: np.array(x) for name, x in zip(("o", "lse", "dq", "dk", "dv"), (o, lse, *grads), strict=True)}
 
 

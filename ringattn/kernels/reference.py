@@ -12,11 +12,11 @@ class ReferenceKernel:
     name = "reference"
 
     def forward(
-        self, q: mx.array, k: mx.array, v: mx.array, block: Block, *, scale: float
+        self, q: mx.array, k: mx.array, v: mx.array, block: Block, *, scale: float, softcap: float | None = None
     ) -> tuple[mx.array, mx.array]:
         """See `Kernel.forward`."""
         check(q, k, v, block)
-        scores = _scores(q, k, block, scale)
+        scores = _seen(_capped(_scores(q, k, scale), softcap), block)
         lse = mx.logsumexp(scores, axis=-1)
         o = _probabilities(scores, lse) @ _grouped(v, k)
         return _heads(o, q), _heads(lse[..., None], q)[..., 0]
@@ -32,12 +32,16 @@ class ReferenceKernel:
         block: Block,
         *,
         scale: float,
+        softcap: float | None = None,
     ) -> tuple[mx.array, mx.array, mx.array]:
         """See `Kernel.backward`."""
         check(q, k, v, block)
-        p = _probabilities(_scores(q, k, block, scale), _grouped(lse, k))
+        scores = _scores(q, k, scale)
+        p = _probabilities(_seen(_capped(scores, softcap), block), _grouped(lse, k))
         dp = _grouped(do, k) @ _grouped(v, k).swapaxes(-1, -2)
         ds = p * (dp - _grouped(delta, k)[..., None]) * scale
+        if softcap is not None:
+            ds = ds * (1 - mx.tanh(scores / softcap) ** 2)
         dq = ds @ _grouped(k, k)
         dk = (ds.swapaxes(-1, -2) @ _grouped(q, k)).sum(axis=2)
         dv = (p.swapaxes(-1, -2) @ _grouped(do, k)).sum(axis=2)
@@ -54,9 +58,17 @@ def _heads(x: mx.array, q: mx.array) -> mx.array:
     return x.reshape(q.shape[0], q.shape[1], q.shape[2], x.shape[-1])
 
 
-def _scores(q: mx.array, k: mx.array, block: Block, scale: float) -> mx.array:
-    """Scaled scores, -inf where a key is not visible: [B, Hkv, G, Tq, Tk]."""
-    scores = (_grouped(q, k) * scale) @ _grouped(k, k).swapaxes(-1, -2)
+def _scores(q: mx.array, k: mx.array, scale: float) -> mx.array:
+    """Scaled scores [B, Hkv, G, Tq, Tk]."""
+    return (_grouped(q, k) * scale) @ _grouped(k, k).swapaxes(-1, -2)
+
+
+def _capped(scores: mx.array, softcap: float | None) -> mx.array:
+    return scores if softcap is None else softcap * mx.tanh(scores / softcap)
+
+
+def _seen(scores: mx.array, block: Block) -> mx.array:
+    """Scores, -inf where a key is not visible."""
     if not block.masked:
         return scores
     seen = visible(block)

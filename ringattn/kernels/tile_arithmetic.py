@@ -60,6 +60,9 @@ class Arithmetic(Protocol):
     def visible(self, rules: Rules) -> mx.array:
         """Return a tile's mask."""
 
+    def capped(self, scores: mx.array) -> mx.array:
+        """Return softcap * tanh(scores / softcap), or the scores where there is no softcap."""
+
     def start(self, rows: mx.array, width: int) -> State:
         """Return the softmax over no key; values are `width` wide."""
 
@@ -79,7 +82,10 @@ class Arithmetic(Protocol):
         minus_delta: mx.array,
         seen: mx.array | None,
     ) -> tuple[mx.array, mx.array]:
-        """Return P = exp(scores - lse) and dS = P (dO V^T - delta), as scores; minus_lse is in units of the scores."""
+        """Return P = exp(scores - lse) and dS = P (dO V^T - delta), as scores; minus_lse is in units of the scores.
+
+        With a softcap the scores are the capped ones, and dS is the gradient of those before.
+        """
 
     def add_product(self, total: mx.array | None, a: mx.array, b: mx.array) -> mx.array:
         """Return total + a @ b."""
@@ -93,9 +99,16 @@ class CpuArithmetic:
 
     unit = _LOG2E
 
+    def __init__(self, softcap: float | None = None) -> None:
+        self._cap = None if softcap is None else softcap * self.unit
+
     def visible(self, rules: Rules) -> mx.array:
         """See `Arithmetic.visible`."""
         return visible(*rules)
+
+    def capped(self, scores: mx.array) -> mx.array:
+        """See `Arithmetic.capped`."""
+        return scores if self._cap is None else self._cap * mx.tanh(scores * (1 / self._cap))
 
     def start(self, rows: mx.array, width: int) -> State:
         """Return output, sum of exponentials and maximum over no key."""
@@ -129,8 +142,13 @@ class CpuArithmetic:
         seen: mx.array | None,
     ) -> tuple[mx.array, mx.array]:
         """See `Arithmetic.gradients`."""
-        p = mx.power(2.0, masked(rows @ keys.swapaxes(-1, -2), seen) + minus_lse)
-        return p, p * (d_rows @ values.swapaxes(-1, -2) + minus_delta)
+        s, slope = rows @ keys.swapaxes(-1, -2), None
+        if self._cap is not None:
+            tanh = mx.tanh(s * (1 / self._cap))
+            s, slope = self._cap * tanh, 1 - mx.square(tanh)
+        p = mx.power(2.0, masked(s, seen) + minus_lse)
+        ds = p * (d_rows @ values.swapaxes(-1, -2) + minus_delta)
+        return p, ds if slope is None else ds * slope
 
     def add_product(self, total: mx.array | None, a: mx.array, b: mx.array) -> mx.array:
         """See `Arithmetic.add_product`."""
@@ -151,9 +169,16 @@ class GpuArithmetic:
 
     unit = 1.0
 
+    def __init__(self, softcap: float | None = None) -> None:
+        self._cap = softcap
+
     def visible(self, rules: Rules) -> mx.array:
         """See `Arithmetic.visible`."""
         return _visible(*rules)
+
+    def capped(self, scores: mx.array) -> mx.array:
+        """See `Arithmetic.capped`."""
+        return scores if self._cap is None else _capped(scores, self._cap)
 
     def start(self, rows: mx.array, width: int) -> State:
         """Return output and log-sum-exp over no key."""
@@ -182,8 +207,10 @@ class GpuArithmetic:
         seen: mx.array | None,
     ) -> tuple[mx.array, mx.array]:
         """See `Arithmetic.gradients`."""
-        s = mx.addmm(minus_lse, rows, keys.swapaxes(-1, -2))
         dp = mx.addmm(minus_delta, d_rows, values.swapaxes(-1, -2))
+        if self._cap is not None:
+            return _of_capped(rows @ keys.swapaxes(-1, -2), minus_lse, dp, seen, self._cap)
+        s = mx.addmm(minus_lse, rows, keys.swapaxes(-1, -2))
         if seen is None:
             p, ds = _full_gradients(s, dp)
             return p, ds
@@ -214,6 +241,31 @@ def _merged(o: mx.array, lse: mx.array, o_part: mx.array, part: mx.array) -> mx.
     none = part == -mx.inf
     old, new = mx.where(none, 1.0, mx.sigmoid(lse - part)), mx.where(none, 0.0, mx.sigmoid(part - lse))
     return o * old + mx.where(none, 0.0, o_part) * new
+
+
+@mx.compile
+def _capped(scores: mx.array, cap: float) -> mx.array:
+    return cap * mx.tanh(scores * (1 / cap))
+
+
+@mx.compile
+def _capped_gradients(
+    s: mx.array, minus_lse: mx.array, dp: mx.array, seen: mx.array | None, cap: float
+) -> tuple[mx.array, mx.array]:
+    tanh = mx.tanh(s * (1 / cap))
+    capped = cap * tanh
+    p = mx.exp((capped if seen is None else mx.where(seen, capped, -mx.inf)) + minus_lse)
+    return p, p * dp * (1 - mx.square(tanh))
+
+
+def _of_capped(
+    s: mx.array, minus_lse: mx.array, dp: mx.array, seen: mx.array | None, cap: float
+) -> tuple[mx.array, mx.array]:
+    if seen is None:
+        return _capped_gradients(s, minus_lse, dp, None, cap)
+    row = minus_lse.reshape(*s.shape[:2], -1, seen.shape[-2], 1)
+    p, ds = _capped_gradients(by_head(s, seen), row, by_head(dp, seen), seen, cap)
+    return p.reshape(s.shape), ds.reshape(s.shape)
 
 
 @mx.compile

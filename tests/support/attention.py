@@ -1,6 +1,7 @@
 """Blocks of attention for tests of kernels, and their outputs and gradients in float64 by numpy."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -26,6 +27,7 @@ class Case:
     window: int | None = None
     segments: int = 0
     dtype: mx.Dtype = mx.float32
+    softcap: float | None = None
     shuffled: bool = False
     leap: int = 0  # between two runs of positions, as in zigzag
     layout: str = ""  # of a ring of 4: queries of rank 1, keys of `k_rank`
@@ -36,6 +38,10 @@ class Case:
     @property
     def scale(self) -> float:
         return self.dim**-0.5
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        return {"scale": self.scale, "softcap": self.softcap}
 
 
 def draw(case: Case) -> tuple[list[mx.array], Block]:
@@ -79,11 +85,15 @@ def sees(block: Block) -> np.ndarray:
     return (mask & (block.q_seg[..., :, None] == block.k_seg[..., None, :])).reshape(-1, 1, *mask.shape)
 
 
-def oracle(arrays: list[mx.array], block: Block, scale: float) -> dict[str, np.ndarray]:
+def oracle(arrays: list[mx.array], block: Block, scale: float, softcap: float | None = None) -> dict[str, np.ndarray]:
     q, k, v, do = (np.array(x.astype(mx.float32)).astype(np.float64) for x in arrays)
     group = q.shape[1] // k.shape[1]
     keys, values = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
-    scores = np.where(sees(block), q @ keys.swapaxes(-1, -2) * scale, -np.inf)
+    scores, slope = q @ keys.swapaxes(-1, -2) * scale, np.ones(())
+    if softcap is not None:
+        slope = 1 - np.tanh(scores / softcap) ** 2
+        scores = softcap * np.tanh(scores / softcap)
+    scores = np.where(sees(block), scores, -np.inf)
     top = scores.max(axis=-1, keepdims=True)
     p = np.exp(scores - np.where(np.isinf(top), 0, top))
     total = p.sum(axis=-1, keepdims=True)
@@ -92,7 +102,7 @@ def oracle(arrays: list[mx.array], block: Block, scale: float) -> dict[str, np.n
     p /= np.where(total == 0, 1, total)
     o = p @ values
     delta = (do * o).sum(axis=-1)
-    ds = p * (do @ values.swapaxes(-1, -2) - delta[..., None]) * scale
+    ds = p * (do @ values.swapaxes(-1, -2) - delta[..., None]) * slope * scale
 
     def by_kv_head(x: np.ndarray) -> np.ndarray:
         return x.reshape(*k.shape[:2], group, k.shape[2], -1).sum(axis=2)
@@ -113,19 +123,19 @@ def oracle(arrays: list[mx.array], block: Block, scale: float) -> dict[str, np.n
     }
 
 
-def run(kernel: Kernel, arrays: list[mx.array], block: Block, scale: float, truth: dict) -> dict[str, np.ndarray]:
+def run(kernel: Kernel, arrays: list[mx.array], block: Block, truth: dict, **scores: Any) -> dict[str, np.ndarray]:
     q, k, v, do = arrays
-    o, own_lse = kernel.forward(q, k, v, block, scale=scale)
+    o, own_lse = kernel.forward(q, k, v, block, **scores)
     lse, delta = (mx.array(truth[name].astype(np.float32)) for name in ("lse", "delta"))
-    dq, dk, dv = kernel.backward(q, k, v, do, lse, delta, block, scale=scale)
+    dq, dk, dv = kernel.backward(q, k, v, do, lse, delta, block, **scores)
     return {name: np.array(x) for name, x in {"o": o, "lse": own_lse, "dq": dq, "dk": dk, "dv": dv}.items()}
 
 
 def assert_exact(case: Case, *kernels: Kernel) -> None:
     arrays, block = draw(case)
-    truth = oracle(arrays, block, case.scale)
+    truth = oracle(arrays, block, **case.scores)
     for kernel in kernels:
-        for name, got in run(kernel, arrays, block, case.scale, truth).items():
+        for name, got in run(kernel, arrays, block, truth, **case.scores).items():
             rounded = case.dtype == mx.bfloat16 and "bf16" in getattr(kernel, "isa", "")
             by = truth[f"{name} by"] if rounded else np.zeros(())
             assert_close(got, truth[name], f"{name} of {kernel.name} {getattr(kernel, 'isa', '')}, {case}", by)

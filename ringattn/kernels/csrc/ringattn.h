@@ -17,6 +17,7 @@ typedef struct {
     int32_t causal, threads;
     int64_t window; /* 0: none */
     float scale;
+    float softcap; /* 0: none; else scores s become softcap * tanh(s / softcap) before the mask */
     const int32_t *q_pos, *k_pos;                /* [Tq], [Tk] */
     const int32_t *q_seg, *k_seg;                /* NULL: none */
     int64_t q_seg_stride, k_seg_stride;          /* from one batch to the next; 0: shared by all */

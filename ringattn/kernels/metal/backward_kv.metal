@@ -52,6 +52,7 @@ for (int i = 0; i < q_tiles * shared; i++) {
   multiply_transposed<BLOCKS, DEPTH, COLS, LD>(s, keys, Qs + part * (D / PARTS));
   multiply_transposed<BLOCKS, DEPTH, COLS, LD>(s + N, values, Os + part * (D / PARTS));
   add_parts<2 * N, GROUPS, PARTS>(s, sums, group, part);
+  if (CAPPED) cap_scores<N>(s, scales[2], 1.0f);
 
   if (!all_visible(range, own_range)) {
     Key row[BLOCKS];
@@ -70,9 +71,10 @@ for (int i = 0; i < q_tiles * shared; i++) {
     const Two<float> lse2 = *(const threadgroup Two<float>*)(Ls + j * 8 + fcol), col_delta = *(const threadgroup Two<float>*)(Ds + j * 8 + fcol);
     UNROLL for (int r = 0; r < BLOCKS; r++) {
       UNROLL for (int e = 0; e < 2; e++) {
-        const float p = exp2(s[r * COLS + j].thread_elements()[e] - lse2.x[e]);
+        const float score = s[r * COLS + j].thread_elements()[e], p = exp2((CAPPED ? score * scales[2] : score) - lse2.x[e]);
         s[r * COLS + j].thread_elements()[e] = p;
         s[N + r * COLS + j].thread_elements()[e] = p * (s[N + r * COLS + j].thread_elements()[e] - col_delta.x[e]);
+        if (CAPPED) s[N + r * COLS + j].thread_elements()[e] *= cap_slope(score);
       }
     }
   }

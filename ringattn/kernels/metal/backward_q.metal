@@ -48,6 +48,7 @@ for (int i = 0; i < k_tiles; i++) {
   multiply_transposed<BLOCKS, DEPTH, COLS, LD>(s, queries, Ks + part * (D / PARTS));
   multiply_transposed<BLOCKS, DEPTH, COLS, LD>(s + N, d_out, Vs + part * (D / PARTS));
   add_parts<2 * N, GROUPS, PARTS>(s, sums, group, part);
+  if (CAPPED) cap_scores<N>(s, scales[2], 1.0f);
 
   if (start + STREAMED > k_len || !all_visible(own_range, range)) {
     Query row[BLOCKS];
@@ -66,8 +67,9 @@ for (int i = 0; i < k_tiles; i++) {
   UNROLL for (int r = 0; r < BLOCKS; r++) {
     UNROLL for (int j = 0; j < COLS; j++) {
       UNROLL for (int e = 0; e < 2; e++) {
-        const float p = exp2(s[r * COLS + j].thread_elements()[e] - lse2[r]);
+        const float score = s[r * COLS + j].thread_elements()[e], p = exp2((CAPPED ? score * scales[2] : score) - lse2[r]);
         s[r * COLS + j].thread_elements()[e] = p * (s[N + r * COLS + j].thread_elements()[e] - row_delta[r]);
+        if (CAPPED) s[r * COLS + j].thread_elements()[e] *= cap_slope(score);
       }
     }
   }

@@ -1,7 +1,7 @@
 """Use the metal kernel only where a self-check at first use agrees with the mlx kernel; say why where it does not.
 
-No Mac was available to this project, so that each host proves its own compiler and GPU: once a process for each head dimension and
-dtype, forward and backward of a small block with every kind of tile.
+No Mac was available to this project, so that each host proves its own compiler and GPU: once a process for each head dimension,
+dtype and with a softcap, forward and backward of a small block with every kind of tile.
 """
 
 import importlib.metadata
@@ -33,17 +33,17 @@ class CheckedKernel:
 
     def __init__(self, metal: Kernel, oracle: Kernel, *, falls_back: bool) -> None:
         self._metal, self._oracle, self._falls_back = metal, oracle, falls_back
-        self._chosen: dict[tuple[int, mx.Dtype], Kernel] = {}
+        self._chosen: dict[tuple[int, mx.Dtype, bool], Kernel] = {}
 
     def forward(
-        self, q: mx.array, k: mx.array, v: mx.array, block: Block, *, scale: float
+        self, q: mx.array, k: mx.array, v: mx.array, block: Block, *, scale: float, softcap: float | None = None
     ) -> tuple[mx.array, mx.array]:
         """See `Kernel.forward`.
 
         Raises:
             KernelError: if the self-check fails and nothing may take the kernel's place.
         """
-        return self._choose(q, v).forward(q, k, v, block, scale=scale)
+        return self._choose(q, v, softcap).forward(q, k, v, block, scale=scale, softcap=softcap)
 
     def backward(
         self,
@@ -56,16 +56,17 @@ class CheckedKernel:
         block: Block,
         *,
         scale: float,
+        softcap: float | None = None,
     ) -> tuple[mx.array, mx.array, mx.array]:
         """See `Kernel.backward`.
 
         Raises:
             KernelError: if the self-check fails and nothing may take the kernel's place.
         """
-        return self._choose(q, v).backward(q, k, v, do, lse, delta, block, scale=scale)
+        return self._choose(q, v, softcap).backward(q, k, v, do, lse, delta, block, scale=scale, softcap=softcap)
 
-    def _choose(self, q: mx.array, v: mx.array) -> Kernel:
-        key = (max(q.shape[-1], v.shape[-1]), q.dtype)
+    def _choose(self, q: mx.array, v: mx.array, softcap: float | None) -> Kernel:
+        key = (max(q.shape[-1], v.shape[-1]), q.dtype, softcap is not None)
         if key not in self._chosen:
             reason = self_check(self._metal, self._oracle, *key)
             if reason is None:
@@ -78,21 +79,22 @@ class CheckedKernel:
         return self._chosen[key]
 
 
-def self_check(metal: Kernel, oracle: Kernel, dim: int, dtype: mx.Dtype) -> str | None:
-    """Return None if the kernels agree, else what is wrong and how to report it."""
+def self_check(metal: Kernel, oracle: Kernel, dim: int, dtype: mx.Dtype, capped: bool = False) -> str | None:
+    """Return None if the kernels agree, with a softcap if `capped`, else what is wrong and how to report it."""
     try:
         padded_dim(dim)
     except ShapeError as error:
         return str(error).removesuffix("; use the mlx kernel")
-    report = f"please report it with this: D {dim}, {dtype}, {host_name()}"
+    report = f"please report it with this: D {dim}, {dtype}, {'softcap, ' if capped else ''}{host_name()}"
+    softcap = 2.0 if capped else None
     try:
-        got = results(metal, dim, dtype)
+        got = results(metal, dim, dtype, softcap=softcap)
     except Exception as error:  # whatever Apple's compiler or the driver finds wrong, training goes on
         lines = str(error).strip().splitlines() or [repr(error)]
         wrong = next((line for line in lines if "error:" in line), lines[0])
         return f"the metal kernel does not run on this GPU ({wrong.strip()[:300]}); {report}"
     with mx.stream(mx.cpu):  # in full fp32 on every chip
-        wanted = results(oracle, dim, dtype)
+        wanted = results(oracle, dim, dtype, softcap=softcap)
     output, difference = worst(got, wanted)
     if difference <= ALLOWED:
         return None

@@ -118,6 +118,18 @@ inline float base2(float lse) {
   return lse == -INFINITY ? INFINITY : lse * 1.44269504f;
 }
 
+// A softcap c makes scores s into c * tanh(s / c), before the mask. CAPPED kernels are compiled apart. `cap` is in base 2, as scores are.
+template <int N>
+inline void cap_scores(thread Fragment* s, float cap, float factor) {
+  UNROLL for (int i = 0; i < N; i++) {
+    UNROLL for (int e = 0; e < 2; e++) s[i].thread_elements()[e] = factor * precise::tanh(s[i].thread_elements()[e] / cap);
+  }
+}
+// Derivative of a capped score at the score before, from its tanh; 0 for a hidden key's -inf.
+inline float cap_slope(float tanh) {
+  return tanh == -INFINITY ? 0.0f : 1.0f - tanh * tanh;
+}
+
 // A query sees a key iff first <= position <= last and the segments are equal: causal masks, windows and both are such intervals.
 // Of a tile, the ranges of its queries' rules and of its keys' positions and segments decide whether it is read and masked.
 struct Queries {

@@ -1,7 +1,7 @@
 // Forward: o [B, Hq, Tq, D], normalised within this block, and lse [B, Hq, Tq], natural, of queries q [B, Hq, Tq, D] over keys k and
 // values v [B, Hkv, Tk, D]. Online softmax (Dao 2023) in base 2. Grid: tiles of queries, Hq, B.
 // q_mask [1 or B, >= Tq, 3]: first and last visible position, segment. k_mask [1 or B, >= Tk, 2]: position, segment. q_ranges, k_ranges
-// [1 or B, >= tiles, 6 or 4]: see common.metal. scales: of the scores, and times log2(e).
+// [1 or B, >= tiles, 6 or 4]: see common.metal. scales: of the scores, the same times log2(e), softcap times log2(e).
 constexpr int LD = D + 4, DEPTH = D / PARTS / 8, COLS = STREAMED / 8, ROWS = 8 * BLOCKS, OWN = ROWS * GROUPS;
 constexpr int THREADS = 32 * GROUPS * PARTS;
 threadgroup float Ks[STREAMED * LD];
@@ -46,6 +46,7 @@ for (int i = 0; i < k_tiles; i++) {
   clear<BLOCKS * COLS>(s);
   multiply_transposed<BLOCKS, DEPTH, COLS, LD>(s, queries, Ks + part * (D / PARTS));
   add_parts<BLOCKS * COLS, GROUPS, PARTS>(s, sums, group, part);
+  if (CAPPED) cap_scores<BLOCKS * COLS>(s, scales[2], scales[2]);
 
   if (start + STREAMED > k_len || !all_visible(own_range, range)) {
     Query row[BLOCKS];

@@ -60,7 +60,7 @@ class MetalKernel:
         self._kernels: dict[str, Any] = {}
 
     def forward(
-        self, q: mx.array, k: mx.array, v: mx.array, block: Block, *, scale: float
+        self, q: mx.array, k: mx.array, v: mx.array, block: Block, *, scale: float, softcap: float | None = None
     ) -> tuple[mx.array, mx.array]:
         """See `Kernel.forward`.
 
@@ -73,7 +73,7 @@ class MetalKernel:
         tiling = FORWARD[width]
         inputs = {
             **{name: _padded(x, width) for name, x in (("q", q), ("k", k), ("v", v))},
-            **_rules(block, tiling.own, tiling.streamed, scale),
+            **_rules(block, tiling.own, tiling.streamed, (scale, softcap)),
         }
         o, lse = self._call(
             "forward",
@@ -81,6 +81,7 @@ class MetalKernel:
             {"o": (batch, heads, q_len, width), "lse": (batch, heads, q_len)},
             tiling,
             (-(-q_len // tiling.own), heads, batch),
+            capped=softcap is not None,
         )
         return o[..., : v.shape[3]], lse
 
@@ -95,14 +96,15 @@ class MetalKernel:
         block: Block,
         *,
         scale: float,
+        softcap: float | None = None,
     ) -> tuple[mx.array, mx.array, mx.array]:
         """See `Kernel.backward`.
 
         Raises:
             ShapeError: if D is over 256.
         """
-        dq = self.query_gradient(q, k, v, do, lse, delta, block, scale=scale)
-        return dq, *self.key_value_gradients(q, k, v, do, lse, delta, block, scale=scale)
+        dq = self.query_gradient(q, k, v, do, lse, delta, block, scale=scale, softcap=softcap)
+        return dq, *self.key_value_gradients(q, k, v, do, lse, delta, block, scale=scale, softcap=softcap)
 
     def query_gradient(
         self,
@@ -115,14 +117,17 @@ class MetalKernel:
         block: Block,
         *,
         scale: float,
+        softcap: float | None = None,
     ) -> mx.array:
         """Return dq of `Kernel.backward`."""
         check(q, k, v, block)
         batch, heads, q_len, dim = q.shape
         tiling = BACKWARD_Q[padded_dim(max(dim, v.shape[3]))]
-        inputs = _saved(q, k, v, do, lse, delta, tiling) | _rules(block, tiling.own, tiling.streamed, scale)
+        inputs = _saved(q, k, v, do, lse, delta, tiling) | _rules(block, tiling.own, tiling.streamed, (scale, softcap))
         groups = (-(-q_len // tiling.own), heads, batch)
-        (dq,) = self._call("backward_q", inputs, {"dq": (*q.shape[:3], tiling.dim)}, tiling, groups)
+        (dq,) = self._call(
+            "backward_q", inputs, {"dq": (*q.shape[:3], tiling.dim)}, tiling, groups, capped=softcap is not None
+        )
         return dq[..., :dim]
 
     def key_value_gradients(
@@ -136,15 +141,18 @@ class MetalKernel:
         block: Block,
         *,
         scale: float,
+        softcap: float | None = None,
     ) -> tuple[mx.array, mx.array]:
         """Return dk and dv of `Kernel.backward`."""
         check(q, k, v, block)
         batch, kv_heads, k_len, dim = k.shape
         tiling = BACKWARD_KV[padded_dim(max(dim, v.shape[3]))]
-        inputs = _saved(q, k, v, do, lse, delta, tiling) | _rules(block, tiling.streamed, tiling.own, scale)
+        inputs = _saved(q, k, v, do, lse, delta, tiling) | _rules(block, tiling.streamed, tiling.own, (scale, softcap))
         shape = (*k.shape[:3], tiling.dim)
         groups = (-(-k_len // tiling.own), kv_heads, batch)
-        dk, dv = self._call("backward_kv", inputs, {"dk": shape, "dv": shape}, tiling, groups)
+        dk, dv = self._call(
+            "backward_kv", inputs, {"dk": shape, "dv": shape}, tiling, groups, capped=softcap is not None
+        )
         return dk[..., :dim], dv[..., : v.shape[3]]
 
     def _call(
@@ -154,8 +162,10 @@ class MetalKernel:
         outputs: dict[str, tuple[int, ...]],
         tiling: Tiling,
         groups: tuple[int, int, int],
+        *,
+        capped: bool,
     ) -> list[mx.array]:
-        """Launch NAME.metal on `groups` threadgroups."""
+        """Launch NAME.metal on `groups` threadgroups; `capped`: with a softcap."""
         if name not in self._kernels:
             self._kernels[name] = mx.fast.metal_kernel(
                 name=f"ringattn_{name}",
@@ -166,7 +176,7 @@ class MetalKernel:
             )
         return self._kernels[name](
             inputs=list(inputs.values()),
-            template=tiling.template(),
+            template=[*tiling.template(), ("CAPPED", int(capped))],
             grid=(groups[0] * tiling.threads, *groups[1:]),
             threadgroup=(tiling.threads, 1, 1),
             output_shapes=list(outputs.values()),
@@ -181,15 +191,16 @@ def _padded(x: mx.array, width: int) -> mx.array:
     return mx.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, width - x.shape[-1])])
 
 
-def _rules(block: Block, q_rows: int, k_rows: int, scale: float) -> dict[str, mx.array]:
-    """Return the masks with ranges of tiles of q_rows queries and k_rows keys, and the factors on the scores."""
+def _rules(block: Block, q_rows: int, k_rows: int, factors: tuple[float, float | None]) -> dict[str, mx.array]:
+    """Return the masks with ranges of tiles of q_rows queries and k_rows keys, and the factors: scale and softcap."""
+    scale, softcap = factors
     masks = Masks.of(block)
     return {
         "q_mask": mx.array(in_device_memory(masks.queries)),
         "k_mask": mx.array(in_device_memory(masks.keys)),
         "q_ranges": mx.array(in_device_memory(masks.query_ranges(q_rows))),
         "k_ranges": mx.array(in_device_memory(masks.key_ranges(k_rows))),
-        "scales": mx.array([scale, scale * _LOG2E]),
+        "scales": mx.array([scale, scale * _LOG2E, (softcap or 0.0) * _LOG2E]),
     }
 
 

@@ -1,4 +1,4 @@
-"""Options of ring_attention against fp64 numpy on real rank processes: log-sum-exp, unlike lengths, positions, sinks, widths."""
+"""Options of ring_attention against fp64 numpy on real rank processes: log-sum-exp, unlike lengths, positions, sinks, softcap, widths."""
 
 import itertools
 import json
@@ -35,7 +35,7 @@ def cases() -> list[dict[str, Any]]:
     for seed, (place, mask) in enumerate(pairs):
         options = {
             "lse": seed % 2 == 0, "sinks": seed % 3 == 0, "segments": seed % 5 == 0, "gqa": (1, 3)[seed % 2],
-            "kernel": ("native", "mlx", "reference")[seed % 3], "v_dim": (8, 5, 11, 8)[seed % 4],
+            "kernel": ("native", "mlx", "reference")[seed % 3], "v_dim": (8, 5, 11, 8)[seed % 4], "softcap": (None, 1.5, None)[seed % 3],
         }  # fmt: skip
         found.append({**place, **mask, **options, "seed": seed})
     return found
@@ -43,11 +43,21 @@ def cases() -> list[dict[str, Any]]:
 
 def every() -> list[dict[str, Any]]:
     found = [
-        {**place, **mask, "lse": lse, "sinks": sinks, "segments": segments, "v_dim": v_dim, "gqa": 2, "kernel": kernel}
+        {
+            **place,
+            **mask,
+            "lse": lse,
+            "sinks": sinks,
+            "segments": segments,
+            "v_dim": v_dim,
+            "softcap": softcap,
+            "gqa": 2,
+            "kernel": kernel,
+        }
         for place in PLACES
         for mask in MASKS
         for lse, sinks, segments in itertools.product((False, True), repeat=3)
-        for v_dim, kernel in ((8, "native"), (5, "native"), (5, "mlx"))
+        for v_dim, kernel, softcap in ((8, "native", None), (5, "native", 1.5), (5, "mlx", 1.5))
         if place["place"] != "free" or mask == MASKS[0]
     ]
     random.Random(1).shuffle(found)

@@ -88,7 +88,7 @@ def case_of(row: dict[str, Any]) -> Case:
     q_len, k_len = row["lengths"]
     return Case(
         group=row["group"], q_len=q_len, k_len=k_len, dim=row["dim"], dtype=row["dtype"], layout=row["layout"],
-        k_rank=LAYOUTS[row["layout"]], batch=2 if row["mask"] == "segments" else 1, **MASKS[row["mask"]],
+        k_rank=LAYOUTS[row["layout"]], softcap=row.get("softcap"), v_dim=row.get("v_dim", 0), batch=2 if row["mask"] == "segments" else 1, **MASKS[row["mask"]],
     )  # fmt: skip
 
 
@@ -105,14 +105,14 @@ def emulate(monkeypatch: pytest.MonkeyPatch, seed: int = 0, *, runs: bool = True
 
 
 def outputs(
-    kernel: MetalKernel, which: str, arrays: list[mx.array], block: Block, scale: float, truth: dict[str, np.ndarray]
+    kernel: MetalKernel, which: str, arrays: list[mx.array], block: Block, truth: dict[str, np.ndarray], **scores: Any
 ) -> dict[str, mx.array]:
-    """Return the results of one kernel; the backward ones take log-sum-exp and delta from `truth`."""
+    """Return the results of one kernel; the backward ones take log-sum-exp and delta from `truth`. `scores`: scale and softcap."""
     q, k, v, do = arrays
     if which == "forward":
-        return dict(zip(("o", "lse"), kernel.forward(q, k, v, block, scale=scale), strict=True))
+        return dict(zip(("o", "lse"), kernel.forward(q, k, v, block, **scores), strict=True))
     lse, delta = (mx.array(np.array(truth[name], np.float32)) for name in ("lse", "delta"))
     if which == "backward_q":
-        return {"dq": kernel.query_gradient(q, k, v, do, lse, delta, block, scale=scale)}
-    dk, dv = kernel.key_value_gradients(q, k, v, do, lse, delta, block, scale=scale)
+        return {"dq": kernel.query_gradient(q, k, v, do, lse, delta, block, **scores)}
+    dk, dv = kernel.key_value_gradients(q, k, v, do, lse, delta, block, **scores)
     return {"dk": dk, "dv": dv}

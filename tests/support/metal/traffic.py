@@ -40,7 +40,7 @@ def group_counts(which: str, dim: int, length: int, dtype: mx.Dtype) -> Counter[
     saved = {name: np.zeros((1, 1, q_len)) for name in ("lse", "delta")}
     with pytest.MonkeyPatch.context() as patch:
         kernel, emulator = emulate(patch)
-        outputs(kernel, which, [q, k, k, q], block, 1.0, saved)
+        outputs(kernel, which, [q, k, k, q], block, saved, scale=1.0)
     assert emulator.findings == []
     (counts,) = emulator.counts.values()
     return counts

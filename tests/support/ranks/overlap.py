@@ -44,11 +44,11 @@ class Patient:
                 assert ticket.done.wait(30), f"exchange {index} makes no progress during computation"
                 self.overlapped.add(index)
 
-    def forward(self, q, k, v, block, *, scale):
+    def forward(self, q, k, v, block, *, scale, softcap=None):
         self._await_exchanges()
         return mx.zeros(q.shape), mx.zeros(q.shape[:3])
 
-    def backward(self, q, k, v, do, lse, delta, block, *, scale):
+    def backward(self, q, k, v, do, lse, delta, block, *, scale, softcap=None):
         self._await_exchanges()
         return mx.zeros(q.shape), mx.zeros(k.shape), mx.zeros(v.shape)
 
@@ -69,11 +69,11 @@ class Paced:
         )
         time.sleep(seen / PAIRS_PER_SECOND / self.speed)
 
-    def forward(self, q, k, v, block, *, scale):
+    def forward(self, q, k, v, block, *, scale, softcap=None):
         self._sleep(block)
         return mx.zeros(q.shape), mx.zeros(q.shape[:3])
 
-    def backward(self, q, k, v, do, lse, delta, block, *, scale):
+    def backward(self, q, k, v, do, lse, delta, block, *, scale, softcap=None):
         self._sleep(block)
         return mx.zeros(q.shape), mx.zeros(k.shape), mx.zeros(v.shape)
 

@@ -28,14 +28,16 @@ class Wrong:
         self._right, self._fails = kernels.select("mlx"), fails
 
     def forward(
-        self, q: mx.array, k: mx.array, v: mx.array, block: Block, *, scale: float
+        self, q: mx.array, k: mx.array, v: mx.array, block: Block, *, scale: float, softcap: float | None = None
     ) -> tuple[mx.array, mx.array]:
         if self._fails:
             raise RuntimeError("error: unknown type name 'simdgroup'")
-        return self._right.forward(q, k, v, block, scale=scale)
+        return self._right.forward(q, k, v, block, scale=scale, softcap=softcap)
 
-    def backward(self, *tensors: Any, scale: float) -> tuple[mx.array, mx.array, mx.array]:
-        dq, dk, dv = self._right.backward(*tensors, scale=scale)
+    def backward(
+        self, *tensors: Any, scale: float, softcap: float | None = None
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        dq, dk, dv = self._right.backward(*tensors, scale=scale, softcap=softcap)
         return dq, dk, dv * 1.01
 
 

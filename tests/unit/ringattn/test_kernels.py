@@ -74,6 +74,23 @@ def test_values_of_another_width_than_keys(kernel: Kernel, dim: int, v_dim: int)
         assert_exact(Case(dtype=dtype, dim=dim, v_dim=v_dim, group=2, segments=2, **MASKS[mask]), kernel)
 
 
+@pytest.mark.parametrize("softcap", [0.3, 2.0, 50.0])
+def test_softcap(kernel: Kernel, softcap: float) -> None:
+    """Scores far over the cap, about it, and far under it (Gemma 2's)."""
+    for dtype, mask in itertools.product((mx.float32, mx.bfloat16, mx.float16), MASKS.values()):
+        assert_exact(Case(softcap=softcap, dtype=dtype, dim=12, k_len=151, group=2, batch=1, **mask), kernel)
+
+
+def test_softcap_holds_huge_scores(kernel: Kernel) -> None:
+    (q, k, v, do), block = draw(Case(causal=True))
+    arrays = [q * 1e6, k * 1e6, v, do]
+    truth = oracle(arrays, block, 1.0, softcap=3.0)
+    got = run(kernel, arrays, block, truth, scale=1.0, softcap=3.0)
+    for name, x in got.items():
+        np.testing.assert_allclose(x, truth[name], atol=TOLERANCE, rtol=TOLERANCE, err_msg=name)
+    assert not got["dq"].any()  # tanh is flat there
+
+
 def test_fp16_subnormals_and_large_values_convert_exactly(kernel: Kernel) -> None:
     values = np.array([6e-8, -6e-8, 5.9e-5, 65504, -65504, 0.0, 1.0, 2.0**-14] * 8, dtype=np.float16).reshape(
         1, 1, 1, 64
@@ -94,7 +111,9 @@ CASES = st.builds(
     causal=st.booleans(),
     window=st.none() | st.integers(1, 300),
     segments=st.integers(0, 4),
+    v_dim=st.sampled_from([0, 0, 9, 33]),
     dtype=st.sampled_from([mx.float32, mx.bfloat16, mx.float16]),
+    softcap=st.sampled_from([None, None, 0.5, 4.0]),
     shuffled=st.booleans(),
     leap=st.sampled_from([0, 0, 90, 1000]),
     seed=st.integers(0, 99),
@@ -155,7 +174,7 @@ def test_nan_input_gives_nan_output(kernel: Kernel) -> None:
 def test_large_scores_do_not_overflow(kernel: Kernel) -> None:
     (q, k, v, do), block = draw(Case(causal=True))
     truth = oracle([q * 30, k * 30, v, do], block, 1.0)
-    got = run(kernel, [q * 30, k * 30, v, do], block, 1.0, truth)
+    got = run(kernel, [q * 30, k * 30, v, do], block, truth, scale=1.0)
     assert all(np.isfinite(x).all() or name == "lse" for name, x in got.items())
     np.testing.assert_allclose(got["o"], truth["o"], atol=2e-2)  # scores of 1e4 keep 1e-3 in fp32
 
@@ -165,6 +184,6 @@ def test_strided_inputs(kernel: Kernel) -> None:
     arrays, block = draw(case)
     strided = [mx.contiguous(x.swapaxes(1, 2)).swapaxes(1, 2) for x in arrays]
     truth = oracle(arrays, block, case.scale)
-    got = run(kernel, strided, block, case.scale, truth)
+    got = run(kernel, strided, block, truth, scale=case.scale)
     np.testing.assert_allclose(got["dq"], truth["dq"], atol=TOLERANCE)
     np.testing.assert_allclose(got["o"], truth["o"], atol=TOLERANCE)

@@ -110,7 +110,7 @@ def findings(which: str, case: Case, monkeypatch: pytest.MonkeyPatch) -> list[st
     truth = oracle(arrays, block, case.scale)
     kernel, emulator = emulate(monkeypatch, seed=1)
     try:
-        got = outputs(kernel, which, arrays, block, case.scale, truth)
+        got = outputs(kernel, which, arrays, block, truth, scale=case.scale)
     except RefusedByCompiler as error:
         return [f"error: {error}"]
     try:
@@ -153,8 +153,8 @@ def test_clang_refuses_the_fault(fault: Fault, small: None, monkeypatch: pytest.
         fault.kernel,
         [q, q, q, q],
         draw(Case(q_len=8, k_len=8, dim=16, batch=1))[1],
-        1.0,
         {"lse": rows, "delta": rows},
+        scale=1.0,
     )
     with pytest.raises(RefusedByCompiler):
         check_syntax(emulator.generated[f"ringattn_{fault.kernel}"])

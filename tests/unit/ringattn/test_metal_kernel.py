@@ -36,11 +36,11 @@ def prove(row: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """One kernel on one block, in three random schedules: the other kernels' bounds, the same bits, no finding."""
     case = case_of(row)
     arrays, block = draw(case)
-    truth = oracle(arrays, block, case.scale)
+    truth = oracle(arrays, block, **case.scores)
     results = []
     for seed in SCHEDULES:
         kernel, emulator = emulate(monkeypatch, seed)
-        got = outputs(kernel, row["kernel"], arrays, block, case.scale, truth)
+        got = outputs(kernel, row["kernel"], arrays, block, truth, **case.scores)
         assert emulator.findings == [], f"{case}, schedule {seed}"
         results.append({name: np.array(x) for name, x in got.items()})
     for name, x in results[0].items():
@@ -52,6 +52,39 @@ def prove(row: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("row", rows(), ids=name_of)
 def test_metal_kernel_matches_fp64_in_three_schedules(row: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     prove(row, monkeypatch)
+
+
+CAPPED: tuple[tuple[str, int, mx.Dtype, str], ...] = (
+    ("forward", 64, mx.float32, "segments"),
+    ("backward_q", 256, mx.bfloat16, "sliding"),
+    ("backward_kv", 128, mx.float16, "segments"),
+)
+
+
+@pytest.mark.parametrize(("which", "dim", "dtype", "mask"), CAPPED, ids=str)
+def test_softcap_and_narrow_values(
+    which: str, dim: int, dtype: mx.Dtype, mask: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts of the head dimension, hidden keys, a last tile that is not full."""
+    row = {
+        "kernel": which,
+        "dim": dim,
+        "dtype": dtype,
+        "mask": mask,
+        "layout": "zigzag",
+        "group": 2,
+        "lengths": (33, 65),
+    }
+    prove(row | {"softcap": 1.5, "v_dim": dim - 24}, monkeypatch)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("dim", DIMS)
+@pytest.mark.parametrize("which", KERNELS)
+def test_softcap_in_every_combination_of_a_layout(which: str, dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for row in product(kernel=which, dim=dim, layout="zigzag", group=2):
+        prove(row | {"softcap": 1.5}, monkeypatch)
 
 
 @pytest.mark.long

@@ -92,6 +92,7 @@ def test_gpu_arithmetic_matches_fp64(gpu: MlxKernel, mask: str) -> None:
         assert_exact(Case(q_len=q_len, k_len=k_len, group=group, leap=leap, **{"batch": 1, **MASKS[mask]}), gpu)
     for dtype in (mx.bfloat16, mx.float16):
         assert_exact(Case(dtype=dtype, group=2, shuffled=True, **MASKS[mask]), gpu)
+    assert_exact(Case(group=2, softcap=1.5, v_dim=11, **MASKS[mask]), gpu)
 
 
 def test_gpu_arithmetic_without_keys_with_nan_and_with_large_scores(gpu: MlxKernel) -> None:
@@ -111,7 +112,7 @@ def test_gpu_arithmetic_without_keys_with_nan_and_with_large_scores(gpu: MlxKern
         grads = gpu.backward(q, k, v, do, mx.full(lse.shape, -mx.inf), mx.zeros(lse.shape), mask, scale=1.0)
         assert not any(np.array(g).any() for g in grads)
     large = oracle([q * 30, k * 30, v, do], block, 1.0)
-    got = run(gpu, [q * 30, k * 30, v, do], block, 1.0, large)
+    got = run(gpu, [q * 30, k * 30, v, do], block, large, scale=1.0)
     np.testing.assert_allclose(got["o"], large["o"], atol=2e-2)  # scores of 1e4 keep 1e-3 in fp32
     k[0, 0, 5] = float("nan")
     o, _ = gpu.forward(q, k, v, block, scale=1.0)
@@ -211,6 +212,9 @@ def test_each_compiled_chain_is_one_launch() -> None:
     assert launched(tile_arithmetic._merged(o, row, o, row)) == 1
     assert launched(*tile_arithmetic._full_gradients(s, s)) == 1
     assert launched(*tile_arithmetic._masked_gradients(s[:, :, None], s[:, :, None], seen)) == 1
+    assert launched(tile_arithmetic._capped(s, 1.5)) == 1
+    assert launched(*tile_arithmetic._capped_gradients(s, row, s, None, 1.5)) == 1
+    assert launched(*tile_arithmetic._capped_gradients(s[:, :, None], row[:, :, None], s[:, :, None], seen, 1.5)) == 1
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
@@ -231,10 +235,12 @@ def test_host_prepares_masks_in_linear_work(graph: MlxKernel, kind: str) -> None
 @pytest.mark.long
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler: mx.compile was not run")
 def test_compiled_chains_agree_with_their_operations(gpu: MlxKernel) -> None:
-    case = Case(causal=True, window=100, segments=3, group=2)
-    arrays, block = draw(case)
-    truth = oracle(arrays, block, case.scale)
-    plain = run(gpu, arrays, block, case.scale, truth)
-    mx.enable_compile()
-    for name, x in run(gpu, arrays, block, case.scale, truth).items():
-        np.testing.assert_allclose(x, plain[name], rtol=1e-6, atol=1e-6)
+    for softcap in (None, 1.5):
+        case = Case(causal=True, window=100, segments=3, group=2, softcap=softcap)
+        arrays, block = draw(case)
+        truth = oracle(arrays, block, **case.scores)
+        mx.disable_compile()
+        plain = run(gpu, arrays, block, truth, **case.scores)
+        mx.enable_compile()
+        for name, x in run(gpu, arrays, block, truth, **case.scores).items():
+            np.testing.assert_allclose(x, plain[name], rtol=1e-6, atol=1e-6)

@@ -91,6 +91,9 @@ static inline int max(int a, int b) { return a > b ? a : b; }
 static inline int min(int a, int b) { return a < b ? a : b; }
 static inline Float fma(Float a, Float b, Float c) { return shim::counted(fmaf(a.value, b.value, c.value)); }
 static inline Float exp2(Float a) { shim::counts.exp2++; return Float(exp2f(a.value)); }
+namespace precise {  // counted as what it takes at least
+static inline Float tanh(Float a) { shim::counts.exp2++; shim::counts.divide++; return Float(tanhf(a.value)); }
+}
 static inline Float log2(Float a) { shim::counts.log2++; return Float(log2f(a.value)); }
 
 // 8 x 8 values over 32 lanes, two adjacent ones a lane: the layout that MLX's steel kernels rely on (get_coord in attn/mma.h).

@@ -31,6 +31,9 @@ int min(int, int);
 float fma(float, float, float);
 float exp2(float);
 float log2(float);
+namespace precise {
+float tanh(float);
+}
 
 template <class T, int R, int C> struct simdgroup_matrix {
   simdgroup_matrix();
