@@ -160,7 +160,9 @@ def _gather(own: list[int], kind: Kind, transport: Transport, timeout: float) ->
     rank, size = transport.rank(), transport.size()
     if size == 1:
         return [own]
-    _finish_own_collectives()
+    # A transport of the user's may have no such methods.
+    if (finish := getattr(transport, "finish_collectives", None)) is not None:
+        finish(timeout)
     header = mx.array(own, dtype=mx.int32)
     mx.eval(header)
     doing = f"agreeing on {_CALLS[kind]}"
@@ -182,11 +184,6 @@ def _text(row: list[int]) -> str:
     return np.array(row[_PREFIX:], dtype="<i4").tobytes().rstrip(b"\0").decode(errors="ignore")
 
 
-def _finish_own_collectives() -> None:
-    """Wait for what this process has in flight on mlx's CPU stream, where its own collectives run: both use the same sockets."""
-    mx.synchronize(mx.default_stream(mx.cpu))
-
-
 def _refuse_strays(strays: list[int], rank: int, transport: Transport, doing: str) -> NoReturn:
     message = (
         f"rank {rank} received something else than the header of rank {', '.join(map(str, strays))}: a collective of the program "
@@ -194,7 +191,6 @@ def _refuse_strays(strays: list[int], rank: int, transport: Transport, doing: st
         "collectives with mx.eval before the call, and make the same calls in the same order on every rank. The group cannot be "
         "used again: end every rank and start the ring again"
     )
-    # A transport of the user's may have no way to tell the others.
     if (abandon := getattr(transport, "abandon", None)) is not None:
         abandon(doing, "something else than a header arrived")
     raise MismatchError(message)

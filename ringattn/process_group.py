@@ -20,6 +20,7 @@ from typing import NoReturn
 import mlx.core as mx
 
 from ringattn._errors import LaunchError, PeerLost, PeerStalled
+from ringattn.liveness import Waits, start_heartbeat
 from ringattn.macos import JACCL_REFUSAL, describes_jaccl, error_name, fast_synch_warning, local_network_hint
 
 DEFAULT_TIMEOUT = 60.0  # seconds
@@ -47,6 +48,7 @@ def init(timeout: float = 30.0) -> mx.distributed.Group:
         rank, nodes = _ring_of_environment()
         if len(nodes) > 1:
             _rendezvous_barrier(rank, nodes, time.monotonic() + timeout, timeout)
+            start_heartbeat(rank, nodes)
             _joined = mx.distributed.init(strict=True, backend="ring")
         else:
             refuse_jaccl()
@@ -94,6 +96,12 @@ def _ring_of_environment() -> tuple[int, list[tuple[str, int]]]:
 def _address(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     return host.strip("[]"), int(port)
+
+
+def waits_of(size: int) -> Waits:
+    """Return how this process waits for the other ranks of a group: with signs of life if the environment describes its ring."""
+    rank, nodes = _ring_of_environment()
+    return start_heartbeat(rank, nodes) if size == len(nodes) else Waits()
 
 
 def ring_ports() -> set[int]:

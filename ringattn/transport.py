@@ -22,7 +22,8 @@ from typing import NoReturn, Protocol
 import mlx.core as mx
 
 from ringattn._errors import ArgumentError, PeerError, PeerLost, PeerStalled
-from ringattn.process_group import DEFAULT_TIMEOUT, bound_exit_wait, joined_group, refuse_jaccl, ring_ports
+from ringattn.liveness import Waits
+from ringattn.process_group import DEFAULT_TIMEOUT, bound_exit_wait, joined_group, refuse_jaccl, ring_ports, waits_of
 
 Spec = tuple[tuple[int, ...], mx.Dtype]
 
@@ -64,16 +65,18 @@ Group = mx.distributed.Group | Transport | None
 
 
 class _Task:
-    def __init__(self, fail: Callable[..., NoReturn], run: Callable[[], list[mx.array]], doing: str) -> None:
-        self.fail, self.doing = fail, doing
+    def __init__(
+        self, waits: Waits, fail: Callable[..., NoReturn], run: Callable[[], list[mx.array]], doing: str
+    ) -> None:
+        self.waits, self.fail, self.doing = waits, fail, doing
         self.run: Callable[[], list[mx.array]] | None = run
         self.done = threading.Event()
         self.result: list[mx.array] = []
         self.error: Exception | None = None
 
     def wait(self, timeout: float) -> list[mx.array]:
-        if not self.done.wait(timeout):
-            self.fail(PeerStalled, self.doing, f"no answer from a neighbour within {timeout:g} s", self)
+        if (cause := self.waits.wait(self.done, timeout)) is not None:
+            self.fail(PeerStalled, self.doing, cause, self)
         if self.error is not None:
             self.fail(PeerLost, self.doing, f"a neighbour closed the connection ({self.error})", self)
         return self.result
@@ -85,6 +88,7 @@ class MlxTransport:
     def __init__(self, group: mx.distributed.Group) -> None:
         self._group = group
         self._rank, self._size = group.rank(), group.size()
+        self._waits = waits_of(self._size) if self._size > 1 else Waits()
         self._tasks: queue.SimpleQueue[_Task] = queue.SimpleQueue()
         self._broken: PeerError | None = None
         self._thread: threading.Thread | None = None
@@ -127,13 +131,36 @@ class MlxTransport:
 
         return self._post(run, doing)
 
+    def finish_collectives(self, timeout: float) -> None:
+        """Wait for what the program has in flight on MLX's CPU stream: its own collectives use the same connections.
+
+        Args:
+            timeout: seconds; in a ring, PeerStalled or PeerLost end the wait.
+
+        Raises:
+            RuntimeError: if an operation of the program fails there.
+        """
+        if self._broken is not None:
+            raise self._broken
+        doing = "finishing the program's own collectives"
+
+        try:
+            with self._waits.watched(timeout, lambda cause: self._break(PeerStalled, doing, cause)):
+                mx.synchronize(mx.default_stream(mx.cpu))
+        except RuntimeError as error:
+            if "[ring]" not in str(error):
+                raise
+            self._break(PeerLost, doing, f"a neighbour closed the connection ({error})")
+        if self._broken is not None:
+            raise self._broken
+
     def _post(self, run: Callable[[], list[mx.array]], doing: str) -> _Task:
         if self._broken is not None:
             raise self._broken
         if self._thread is None:
             self._thread = threading.Thread(target=self._serve, name="ringattn-transport", daemon=True)
             self._thread.start()
-        task = _Task(self.fail, run, doing)
+        task = _Task(self._waits, self.fail, run, doing)
         self._tasks.put(task)
         return task
 
