@@ -28,7 +28,9 @@ from ringattn.macos import compiler_hint
 
 MAX_DIM = 256
 _DTYPE_CODES = {mx.float32: 0, mx.bfloat16: 1, mx.float16: 2}
-_I32 = ctypes.POINTER(ctypes.c_int32)
+_ABI = 2
+"""RA_ABI of csrc/ringattn.h."""
+_REBUILD = "`uv sync --reinstall-package ring-attention-energy` (or `pip install --force-reinstall --no-deps .`)"
 
 
 class _Problem(ctypes.Structure):
@@ -51,18 +53,19 @@ def library() -> ctypes.CDLL:
     """Return the compiled C library.
 
     Raises:
-        KernelError: if it was not built or does not load; the message states how to build it.
+        KernelError: if it was not built, does not load or is of other sources; the message states how to build it.
     """
     spec = importlib.util.find_spec("ringattn.kernels._native")
     if spec is None or spec.origin is None:
         raise KernelError(
-            f"the C library was not built at install (no working C compiler then); {compiler_hint()}, then run "
-            "`uv sync --reinstall-package ring-attention-energy` (or `pip install --force-reinstall --no-deps .`)"
+            f"the C library was not built at install (no working C compiler then); {compiler_hint()}, then run {_REBUILD}"
         )
     try:
         lib = ctypes.CDLL(spec.origin)
     except OSError as error:
         raise KernelError(f"the C library does not load ({error}); build it again on this machine") from error
+    if not hasattr(lib, "ringattn_abi") or lib.ringattn_abi() != _ABI:
+        raise KernelError(f"the C library was built from other sources than these; build it again: {_REBUILD}")
     lib.ringattn_isa_name.restype = ctypes.c_char_p
     lib.ringattn_fma_peak.restype = ctypes.c_double
     lib.ringattn_fma_peak.argtypes = [ctypes.c_double, ctypes.c_int, ctypes.c_int]

@@ -24,6 +24,7 @@ static const ra_isa *const ISAS[] = {
 };
 enum { N_ISAS = sizeof ISAS / sizeof *ISAS };
 
+EXPORT int ringattn_abi(void) { return RA_ABI; }
 EXPORT int ringattn_isa_count(void) { return N_ISAS; }
 EXPORT const char *ringattn_isa_name(int isa) { return ISAS[isa]->name; }
 

@@ -8,6 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+enum { RA_ABI = 2 }; /* version of ra_problem; native.py compares it */
 enum { RA_F32 = 0, RA_BF16 = 1, RA_F16 = 2 };
 enum { RA_OK = 0, RA_NO_MEMORY = 1, RA_BAD_ISA = 2 };
 

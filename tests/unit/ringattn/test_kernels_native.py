@@ -1,5 +1,6 @@
 """The native kernel's threads, memory, dispatch and build, and the choice of a kernel."""
 
+import itertools
 import os
 import platform
 import re
@@ -112,8 +113,20 @@ def test_isa_that_fails_parity_check_is_skipped_with_a_warning(monkeypatch: pyte
 
 @needs_native
 def test_parity_check_detects_a_difference() -> None:
-    assert all(0 <= native._difference(isa, mx.float32) < 1e-5 for isa in isas())
-    assert all(0 <= native._difference(isa, mx.bfloat16) < (3e-2 if "bf16" in isa else 1e-5) for isa in isas())
+    for softcap, isa in itertools.product((None, 2.0), isas()):
+        assert 0 <= native._difference(isa, mx.float32, softcap) < 1e-5
+        assert 0 <= native._difference(isa, mx.bfloat16, softcap) < (3e-2 if "bf16" in isa else 1e-5)
+
+
+@needs_native
+def test_library_of_other_sources_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_ABI", native._ABI + 1)
+    native.library.cache_clear()
+    try:
+        with pytest.raises(KernelError, match="built from other sources than these; build it again: `uv sync"):
+            native.library()
+    finally:
+        native.library.cache_clear()
 
 
 @needs_native

@@ -65,6 +65,19 @@ def test_kernel_that_differs_is_replaced_with_one_warning(gpu: EmulatedMetal, mo
     assert len(caught) == 1
 
 
+def test_softcap_is_checked_apart_from_the_rest(gpu: EmulatedMetal, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong_source(monkeypatch, "1.0f - tanh * tanh", "1.0f - tanh")
+    kernel = select(device=GPU)
+    q, at = mx.ones((1, 1, 4, 64)), np.arange(4, dtype=np.int32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attend(kernel)  # without a softcap
+    with pytest.warns(
+        RuntimeWarning, match=r"metal kernel's d[qk] differs .*D 64, .*float32, softcap, .*; the mlx kernel is used"
+    ):
+        kernel.forward(q, q, q, Block(at, at), scale=1.0, softcap=2.0)
+
+
 def test_kernel_that_does_not_compile_is_replaced_with_one_warning(
     gpu: EmulatedMetal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
