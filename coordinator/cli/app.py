@@ -154,6 +154,9 @@ def start(
         _print_documents(documents, exit_code=int(code))
     if code:
         raise typer.Exit(code)
+    if not as_json:
+        then = next(entry.then for entry in reversed(STAGES) if entry.name in stages)
+        print(f"next: {then} --data {quoted(folder)}")
 
 
 def _extractions(values: Settings) -> list[tuple[str, Any]]:

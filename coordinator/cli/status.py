@@ -89,7 +89,7 @@ def describe(snapshot: dict[str, Any]) -> str:
             )
         return "\n".join(lines)
     run = msgspec.convert(snapshot, RunStatus)
-    view = run_view(run, already_done=0)
+    view = run_view(run)
     lines = [run.training or headline(view), *(f"  {wait}" for wait in view.waits)]
     for worker in view.workers:
         doing = ", ".join(worker.executing) or "idle"

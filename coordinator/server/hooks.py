@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from coordinator.scheduling.events import TaskDone, TaskFailed, TaskProgress, TaskQuarantined
+from coordinator.scheduling.progress import StageProgress
 from coordinator.scheduling.records import TaskSpec
 from coordinator.server.lease_files import NO_FILES, LeaseFiles
 from coordinator.wire.messages import Weights
@@ -24,6 +25,7 @@ class StageHooks:
         on_tick: Called five times a second.
         has_more_work: True while the stage may still add tasks: the run has no outcome yet.
         status_line: The stage's own line of the status; "" for none.
+        progress: How far the stage is; None where it has no end.
         get_weights: Return the policy with this sha256, or None when it is unknown.
         lease_files: Return which files a lease of a task may upload and name in its result.
         check_result: Check a result of the type below against its task and its files; the problem is raised as VerificationError.
@@ -38,6 +40,7 @@ class StageHooks:
     on_tick: Callable[[], None] = lambda: None
     has_more_work: Callable[[], bool] = lambda: False
     status_line: Callable[[], str] = lambda: ""
+    progress: Callable[[], StageProgress | None] = lambda: None
     get_weights: Callable[[str], Weights | None] = lambda sha256: None
     lease_files: Callable[[TaskSpec], LeaseFiles] = lambda task: NO_FILES
     check_result: Callable[[TaskSpec, Any], None] = lambda task, output: None

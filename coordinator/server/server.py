@@ -431,10 +431,10 @@ class Server:
 
     def status(self) -> RunStatus:
         """Return the status of the run. The time is O(workers), and O(tasks) only while a task is quarantined."""
-        now, scheduler = time.monotonic(), self._scheduler
-        departed = scheduler.totals_of_departed_workers
+        now, scheduler, departed = time.monotonic(), self._scheduler, self._scheduler.totals_of_departed_workers
         return RunStatus(
             training=self._hooks.status_line() or msgspec.UNSET,
+            progress=self._hooks.progress(),
             tasks=dict(scheduler.store.counts),
             uncommitted=scheduler.store.uncommitted,
             halt=scheduler.halt_reason,

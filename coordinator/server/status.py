@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from coordinator.scheduling.progress import StageProgress
 from coordinator.scheduling.rate_limit import BudgetStatus
 from coordinator.scheduling.records import State
 from coordinator.scheduling.waits import WaitStatus
@@ -46,6 +47,7 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The status of a run at one moment."""
 
     training: str | UnsetType = UNSET  # the stage's own line
+    progress: StageProgress | None = None  # None: the stage has no end
     tasks: dict[State, int]
     uncommitted: int  # results that the stage has not committed yet
     halt: str  # why no more leases are issued: "", "drain", "stopped", "storage", "authentication"

@@ -5,9 +5,10 @@ A stage describes its state as a `Rendering`; the displays only format it. `RunV
 
 import json
 import sys
+import textwrap
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from coordinator.scheduling.progress import Part, StageProgress
 from coordinator.scheduling.records import CANCELLED
 from coordinator.scheduling.waits import WaitStatus
 from coordinator.server.status import RunStatus
@@ -28,6 +30,8 @@ SILENT_S = 5.0  # without a heartbeat, after which the table shows the worker as
 PLAIN_EVERY_S = 2.0  # between lines without a terminal
 QUICK_S = 1.0  # a command that ends sooner shows no progress
 REFRESH_S = 0.25
+COLUMNS = 80  # of a line
+FOLDED = "  … "  # before the rest of a line that is longer
 
 
 @dataclass(frozen=True)
@@ -42,10 +46,12 @@ class WorkerView:
     silent_s: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunView:
-    """The state of a run: tasks by state, verified rows, requests against the budget, ETA, workers."""
+    """The state of a run: tasks by state, verified rows, requests against the budget, time left, workers."""
 
+    stage: str = ""
+    progress: StageProgress | None = None
     total: int
     done: int
     leased: int
@@ -55,31 +61,29 @@ class RunView:
     requests: int
     requests_per_s: float
     ceiling: float | None  # requests per second that the source's policy allows; None = no limit
-    eta_s: float | None
+    eta_s: float | None  # that the stage still takes
     elapsed_s: float
     workers: tuple[WorkerView, ...] = field(default=())
     waits: tuple[WaitStatus, ...] = field(default=())  # for the source, the longest first
 
 
-def run_view(status: RunStatus, already_done: int, to_come: int = 0) -> RunView:
-    """Return the view of a server's status.
-
-    Rows and requests are those that workers of this run verified and sent; the ETA extrapolates from tasks.
+def run_view(status: RunStatus, to_come: int = 0, stage: str = "") -> RunView:
+    """Return the view of a server's status. Rows and requests are those that workers of this run verified and sent.
 
     Args:
         status: The server's status.
-        already_done: Number of tasks that an earlier run had completed.
         to_come: Number of tasks that the stage will open when others have ended.
+        stage: Its name.
     """
     elapsed_s, tasks = status.elapsed_s, status.tasks
     total = sum(tasks.values()) - tasks[CANCELLED] + to_come
-    done = tasks["done"]
-    fresh = done - already_done
     rows = sum(worker.rows for worker in status.workers) + status.departed_rows
     requests = sum(worker.requests for worker in status.workers) + status.departed_requests
     return RunView(
+        stage=stage,
+        progress=status.progress,
         total=total,
-        done=done,
+        done=tasks["done"],
         leased=tasks["leased"],
         quarantined=tasks["quarantined"],
         rows=rows,
@@ -87,7 +91,7 @@ def run_view(status: RunStatus, already_done: int, to_come: int = 0) -> RunView:
         requests=requests,
         requests_per_s=requests / elapsed_s if elapsed_s > 0 else 0.0,
         ceiling=next((budget.rate for budget in status.budgets.values()), None),
-        eta_s=elapsed_s / fresh * (total - done) if fresh > 0 else None,
+        eta_s=None if status.progress is None else status.progress.eta_s,
         elapsed_s=elapsed_s,
         workers=tuple(
             WorkerView(
@@ -105,39 +109,75 @@ def run_view(status: RunStatus, already_done: int, to_come: int = 0) -> RunView:
 
 
 def clock(seconds: float | None) -> str:
-    """Return seconds as `m:ss`, or `-:--` if unknown."""
-    return "-:--" if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+    """Return seconds as `m:ss` or `h:mm:ss`, or `-:--` if unknown."""
+    if seconds is None:
+        return "-:--"
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def quantity(value: float) -> str:
+    """Return a count in at most five characters: 950, 12.3k, 4.9M."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.1f}{unit}" if value < 100 * size else f"{value / size:.0f}{unit}"
+    return f"{value:,.0f}"
+
+
+def joined(parts: Sequence[str], width: int = COLUMNS) -> str:
+    """Return the parts as one line that fits `width` columns: the last ones are left out where they do not."""
+    line = parts[0]
+    for part in parts[1:]:
+        if len(line) + len(part) + 3 > width:
+            break
+        line += f" · {part}"
+    return line
+
+
+def standing(stage: str, progress: StageProgress | None, elapsed_s: float) -> list[str]:
+    """Return what every line of a stage begins with: its name and share, the time left, the part that runs."""
+    if progress is None:
+        return [stage, f"elapsed {clock(elapsed_s)}"] if stage else [f"elapsed {clock(elapsed_s)}"]
+    part = next((part for part in progress.parts if part.name == progress.part), None)
+    counted = [counted_part(part)] if part and part.unit else []
+    left = f"{clock(progress.eta_s)} left" if progress.eta_s is not None else f"elapsed {clock(elapsed_s)}"
+    return [f"{stage} {progress.share:.0%}".strip(), left, *(counted or ([progress.part] if progress.part else []))]
+
+
+def counted_part(part: Part) -> str:
+    """Return how far a part is: `fetch 4.9M/11.4M rows`, `40/160 steps`."""
+    name = "" if part.unit.startswith(part.name) else f"{part.name} "
+    return f"{name}{quantity(part.done)}/{quantity(part.total)} {part.unit}"
 
 
 def headline(view: RunView) -> str:
-    """Return the view as one line, for logs and for the top of the table."""
-    budget = f" of {view.ceiling:g} allowed" if view.ceiling is not None else ""
-    parts = [
-        f"{view.done}/{view.total} tasks",
-        f"{view.rows:,} rows verified",
-        f"{view.rows_per_s:,.0f} rows/s",
-        f"{view.requests_per_s:.1f} requests/s{budget}",
-        f"elapsed {clock(view.elapsed_s)}",
-        f"ETA {clock(view.eta_s)}",
-    ]
+    """Return the view as one line of 80 columns, for logs and for the top of the table."""
+    allowed = f" of {view.ceiling:.3g}" if view.ceiling is not None else ""
+    requests = f"{view.requests_per_s:.1f}{allowed} requests/s"
+    parts = standing(view.stage, view.progress, view.elapsed_s)
     if view.quarantined:
         parts.insert(1, f"{view.quarantined} QUARANTINED")
-    return " · ".join(parts)
+    return joined([*parts, f"{quantity(view.rows_per_s)} rows/s", requests, f"{view.done}/{view.total} tasks"])
 
 
 @dataclass(frozen=True)
 class Rendering:
-    """A state as a line, as a renderable for terminals, and as plain data for programs."""
+    """A state as a line of 80 columns and further ones, as a renderable for terminals, and as plain data for programs."""
 
     line: str
     picture: Callable[[], RenderableType]
     plain: Mapping[str, Any]
+    more: tuple[str, ...] = ()  # lines: what is waited for
 
 
 def render(view: RunView) -> Rendering:
     """Return the forms in which displays show the view."""
-    line = " · ".join([headline(view), *map(str, view.waits)])
-    return Rendering(line, lambda: to_rich(view), msgspec.to_builtins(view))
+    return Rendering(headline(view), lambda: to_rich(view), msgspec.to_builtins(view), tuple(map(str, view.waits)))
+
+
+def folded(line: str, width: int = COLUMNS) -> list[str]:
+    """Return a line as lines of at most `width` columns. Those after the first are marked: text of others begins no line."""
+    return textwrap.wrap(line, width, subsequent_indent=FOLDED, break_on_hyphens=False) or [line]
 
 
 class Display(Protocol):
@@ -175,9 +215,15 @@ def to_rich(view: RunView) -> RenderableType:
         table.add_row(
             cell(worker.name), cell(doing), f"{worker.rows:,}", f"{worker.requests:,}", f"{worker.megabytes:.0f}"
         )
-    bar = ProgressBar(total=max(view.total, 1), completed=view.done)
-    waits = [cell(str(wait)) for wait in view.waits]
-    return Group(Text(headline(view)), *waits, table, bar)  # the bar comes last, because it ends no line
+    waits = [Text(part) for wait in view.waits for part in folded(printable(str(wait)))]
+    return Group(Text(headline(view)), *waits, table, bar(view.progress, view.done, view.total))
+
+
+def bar(progress: StageProgress | None, done: float, total: float) -> ProgressBar:
+    """Return the bar of a stage: its share of the expected time, or of the work. It comes last, because it ends no line."""
+    if progress is not None:
+        return ProgressBar(total=1.0, completed=progress.share)
+    return ProgressBar(total=max(total, 1), completed=done)
 
 
 class TerminalDisplay:
@@ -216,6 +262,9 @@ class PlainDisplay:
         if now >= self._next:
             self._next = now + PLAIN_EVERY_S
             self._write(printable(what.line))
+            for line in what.more:
+                for part in folded(printable(line)):
+                    self._write(part)
 
     def note(self, line: str) -> None:
         """Print a line."""

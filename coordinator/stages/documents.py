@@ -2,11 +2,22 @@
 
 import msgspec
 
+from coordinator.stages.display import clock
 from coordinator.wire.exit_codes import ExitCode
 
+LAST_RUN, PLANNED = "as the last run here took", "by the plan, as no such run has ended here"
 
-class DryRun(msgspec.Struct, frozen=True):
-    """What a stage would do with a data folder as it is. Its fields are the document that `--dry-run --json` prints."""
+
+class DryRun(msgspec.Struct, frozen=True, kw_only=True):
+    """What a stage would do with a data folder as it is. Its fields are the document that `--dry-run --json` prints.
+
+    Attributes:
+        eta_s: Seconds that it would take; None: unknown, as no run of the same request has been measured here.
+        eta_from: Where the estimate comes from.
+    """
+
+    eta_s: float | None = None
+    eta_from: str = ""
 
     @property
     def has_work(self) -> bool:
@@ -16,6 +27,15 @@ class DryRun(msgspec.Struct, frozen=True):
     def to_text(self) -> str:
         """Return the plan as text."""
         raise NotImplementedError
+
+    @property
+    def duration(self) -> str:
+        """The line about the time that it would take; "" if nothing is to be done."""
+        if not self.has_work:
+            return ""
+        if self.eta_s is None:
+            return "time: unknown, because no such run has ended in this folder"
+        return f"time: about {clock(self.eta_s)}, {self.eta_from}"
 
 
 class StageSummary(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import FrameType, MappingProxyType
 from typing import Any
 
+import msgspec
+
 from coordinator.scheduling.events import (
     Event,
     Outcome,
@@ -20,6 +22,7 @@ from coordinator.scheduling.events import (
     TaskQuarantined,
     WorkerLost,
 )
+from coordinator.scheduling.progress import Part, ProgressMeter, StageProgress
 from coordinator.scheduling.rate_limit import RequestBudget
 from coordinator.scheduling.records import TaskSpec
 from coordinator.scheduling.scheduler import Scheduler
@@ -33,6 +36,7 @@ from coordinator.server.server import STOP_S, Server
 from coordinator.server.status import RunStatus
 from coordinator.stages.display import Display, Rendering, render, run_view
 from coordinator.stages.fleet import Fleet
+from coordinator.stages.run_log import LoggedDisplay, RunRecorder, with_costs
 from coordinator.wire.filesystem_id import filesystem_id
 from coordinator.wire.messages import Weights
 from coordinator.workers.local import LocalWorkerPool
@@ -58,6 +62,8 @@ class RunResult:
 class StageController:
     """What a stage decides while its tasks run. A stage overrides what it needs; all is called in the server's thread."""
 
+    stage = ""  # its name, as in `coordinator start --NAME`
+    like = ""  # what is requested, as far as the time it takes depends on it: the last run of the same is compared with
     result_types: Mapping[str, Any] = MappingProxyType({})  # kind of task → type of its result
     upload_roots: Mapping[str, Path] = MappingProxyType({})  # further folders that workers may write to
     download_roots: Mapping[str, Path] = MappingProxyType({})  # folders that workers may read from, too
@@ -95,7 +101,11 @@ class StageController:
         """Return the weights that a worker asks for; None: not known (any more)."""
         return None
 
-    def view(self) -> Rendering | None:
+    def parts(self, status: RunStatus) -> tuple[Part, ...]:
+        """Return the parts of the stage's work, from which the time left is estimated; none: the stage has no end."""
+        return ()
+
+    def view(self, progress: StageProgress | None) -> Rendering | None:
         """Return what displays and `coordinator status` show; None: the tasks and workers."""
         return None
 
@@ -111,7 +121,11 @@ class StageRunner:
         budgets: Mapping[str, RequestBudget] = NO_BUDGETS,
     ) -> None:
         """Replay the journal, then start the server and prepare the workers."""
+        self._recorder = RunRecorder(fleet.data_dir, controller.stage, controller.like)
+        display = LoggedDisplay(display, self._recorder.log, controller.stage)
         self._fleet, self._controller, self._display = fleet, controller, display
+        self._meter = ProgressMeter(time.monotonic())
+        self._progress: StageProgress | None = None
         limit = raise_limit()
         log.info("%s; at most %d connections", limit, peers_within(limit.soft, MAX_PEERS))
         if fleet.keys is not None and peers_within(limit.soft, MAX_PEERS) < MAX_PEERS:
@@ -124,7 +138,6 @@ class StageRunner:
         for record in self._journal.load():
             self._scheduler.apply(record)
         self._peak_rss = 0
-        self._done_before: int | None = None  # tasks that an earlier run had done
         self._server = Server(
             self._scheduler,
             self._journal,
@@ -139,6 +152,7 @@ class StageRunner:
                 on_tick=self._on_tick,
                 has_more_work=controller.has_more_work,
                 status_line=self._status_line,
+                progress=lambda: self._progress,
                 get_weights=controller.get_weights,
                 lease_files=controller.lease_files,
                 check_result=controller.check_result,
@@ -181,8 +195,28 @@ class StageRunner:
                 hosts.stop(*([STOP_S] if stopped else []))
             self._workers.stop(*([WORKER_STOP_S] if stopped else []))
             self._journal.close()
-        restarts = self._workers.restarts + (hosts.restarts if hosts is not None else 0)
-        return RunResult(outcome, restarts, self._peak_rss, self._server.status())
+            self._record_end(outcome)
+        return RunResult(outcome, self._restarts, self._peak_rss, self._server.status())
+
+    @property
+    def _restarts(self) -> int:
+        return self._workers.restarts + (self._fleet.hosts.restarts if self._fleet.hosts is not None else 0)
+
+    def _record_end(self, outcome: Outcome | None) -> None:
+        """Record how the run ended; `outcome` None: by an exception."""
+        status, message = ("failed", "") if outcome is None else (outcome.status, outcome.message)
+        last = self._server.status()
+        self._recorder.end(status, message, self._observed(last), self._meter.seen)
+        self._recorder.write(last, self._rendering(last).plain, self._restarts, status)
+
+    def _observed(self, status: RunStatus) -> StageProgress | None:
+        """Return how far the stage is; None: it has no end."""
+        parts = with_costs(self._controller.parts(status), self._recorder.costs)
+        return self._meter.observe(time.monotonic(), parts) if parts else None
+
+    def _rendering(self, status: RunStatus) -> Rendering:
+        own = self._controller.view(self._progress)
+        return own or render(run_view(status, self._controller.to_come(), self._controller.stage))
 
     def _on_tick(self) -> None:
         workers, hosts = self._scheduler.workers.values(), self._fleet.hosts
@@ -195,16 +229,17 @@ class StageRunner:
                 self._display.note(line)
         status = self._server.status()
         self._peak_rss = max([self._peak_rss, *(worker.rss for worker in status.workers)])
-        if self._done_before is None:
-            self._done_before = status.tasks["done"]
         for what in self._controller.on_tick(self._scheduler, time.monotonic()):
             if isinstance(what, str):
                 self._display.note(what)
             else:
                 self._server.post(what)
-        self._display.update(
-            self._controller.view() or render(run_view(status, self._done_before, self._controller.to_come()))
-        )
+        self._progress = self._observed(status)
+        status = msgspec.structs.replace(status, progress=self._progress)
+        rendering = self._rendering(status)
+        self._display.update(rendering)
+        if self._recorder.due():
+            self._recorder.write(status, rendering.plain, self._restarts)
 
     def _on_host_lost(self, host: str, reason: str) -> None:
         for name, worker in self._scheduler.workers.items():
@@ -215,7 +250,7 @@ class StageRunner:
         self._display.note(f"quarantined {what.task.id}: {what.error}: {what.message}")
 
     def _status_line(self) -> str:
-        view = self._controller.view()
+        view = self._controller.view(self._progress)
         return "" if view is None else view.line
 
 

@@ -54,6 +54,7 @@ class StageEntry:
     help: str  # of its flag
     module: str
     class_name: str
+    then: str  # the command that goes on from what it makes
 
     def load(self) -> Stage[Any, Any]:
         """Import the stage's module and return the stage."""
@@ -68,17 +69,20 @@ STAGES = (
         "Download hourly data, verify it and build the hourly series.",
         "coordinator.stages.extract.stage",
         "ExtractStage",
+        "coordinator start --train",
     ),
     StageEntry(
         "train",
         "Train the demand forecaster on a ring of the workers.",
         "coordinator.stages.train.stage",
         "TrainStage",
+        "coordinator start --rollouts",
     ),
     StageEntry(
         "rollouts",
         "Train the control policy on the workers and evaluate it.",
         "coordinator.stages.rollouts.stage",
         "RolloutStage",
+        "coordinator report",
     ),
 )

@@ -84,6 +84,10 @@ class Source(ABC):
         """Return how many hours after the present one a route can have values: 0, or more for day-ahead values."""
         return 0
 
+    def planned_rows(self, shard: Shard) -> int:
+        """Return about how many rows a shard has; only their proportion between shards matters, for the time left."""
+        return shard.hours
+
     def expected_requests(self, shard: Shard) -> int:
         """Return the requests that a fetch without faults spends, as planned."""
         return 1

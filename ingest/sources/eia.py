@@ -90,9 +90,13 @@ class Eia(Source):
         """Return 48 for a route with day-ahead forecasts, else 0."""
         return EIA_ROUTES[route].ahead_hours
 
+    def planned_rows(self, shard: Shard) -> int:
+        """Return hours (days) × expected series."""
+        return -(-shard.hours // step_of(shard.route)) * EIA_ROUTES[shard.route].series
+
     def expected_requests(self, shard: Shard) -> int:
-        """Return hours (days) × expected series / 5,000, rounded up."""
-        return -(-shard.hours // step_of(shard.route) * EIA_ROUTES[shard.route].series // PAGE_ROWS)
+        """Return the planned rows / 5,000, rounded up."""
+        return -(-self.planned_rows(shard) // PAGE_ROWS)
 
     def offsets(self, job: FetchJob, total: int | None) -> tuple[int, ...]:
         """Return the first row of each page; before the first response, only 0."""

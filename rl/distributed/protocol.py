@@ -49,6 +49,20 @@ class DistrustWorker(LinkMessage, frozen=True, tag="Distrust"):
     reason: str
 
 
+class PartPlan(msgspec.Struct, frozen=True):
+    """A part of a training as it is planned."""
+
+    units: float
+    seconds: float  # a unit, before any was measured; 0: unknown
+    shared: bool = False  # the workers share it: the seconds are those of one
+
+
+class WorkPlan(LinkMessage, frozen=True, tag="Plan"):
+    """Name the parts of the training, in order. `Progress` then says under these names how far each is."""
+
+    parts: dict[str, PartPlan]
+
+
 class Progress(LinkMessage, frozen=True, tag="Progress"):
     """Report progress, with figures under the names of metrics.jsonl."""
 
@@ -86,7 +100,7 @@ class JobResult(LinkMessage, frozen=True, tag="Given"):
     proof: dict[str, Any]
 
 
-FromLearner = RunJob | PublishPolicy | DistrustWorker | Progress | Log | Finished
+FromLearner = RunJob | PublishPolicy | DistrustWorker | WorkPlan | Progress | Log | Finished
 ToLearner = JobResult
 
 

@@ -35,7 +35,7 @@ def main() -> None:
             time.sleep(0.1)
             snapshot = status.request_snapshot(endpoint.read_text(), Path(folder)) if endpoint.exists() else None
             if half_way is None and snapshot and snapshot.tasks["done"] * 2 >= sum(snapshot.tasks.values()):
-                half_way = to_rich(run_view(snapshot, already_done=0))
+                half_way = to_rich(run_view(snapshot, stage="extract"))
         assert process.stdout is not None
         summary = process.stdout.read().strip()
         draw_report(Path(folder))

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from coordinator.wire.lease_kinds import LeaseKind
 from ingest.errors import IngestError, StorageError, UsageError
 from ingest.files import atomic_write, file_sha256, visible
+from ingest.loader import available, respondents_on_disk
 from rl import arrays as array_file
 from rl.algorithms.base import Algorithm
 from rl.algorithms.clone import Labels, clone
@@ -39,7 +40,7 @@ from rl.algorithms.evolution import Evolution
 from rl.algorithms.pathwise import PathwiseGradient
 from rl.algorithms.vtrace import VTrace
 from rl.distributed.jobs import Arrays, Evaluate, MakeLabels
-from rl.distributed.protocol import Finished
+from rl.distributed.protocol import Finished, WorkPlan
 from rl.distributed.runner import JobRunner
 from rl.env.dataset import Dataset
 from rl.env.dataset_file import path_of
@@ -53,6 +54,7 @@ from worker.control import report
 from worker.control.config import ControlConfig, read_config
 from worker.control.datasets import DatasetSpec
 from worker.control.lease_client import LeaseClient
+from worker.control.work import plan_of
 from worker.process.parent_death import set_parent_death_signal
 
 STATE, DATASETS, METRICS, POLICY, RESULT = "state.pack", "tables.json", "metrics.jsonl", "policy.npz", "result.json"
@@ -106,9 +108,15 @@ class ControlTraining:
         self.run.mkdir(parents=True, exist_ok=True)
         for path in self.run.rglob(".*.tmp"):  # unfinished files of a killed learner
             path.unlink()
+        self.announce_work()
         self.make_datasets()
         best, first = self.improve(self.initial_policy())
         self.evaluate_on_test(first, best)
+
+    def announce_work(self) -> None:
+        """Tell the coordinator the parts of this training, from which it estimates the time left."""
+        years = [len(available(self.data, name).years) for name in respondents_on_disk(self.data)]
+        self.client.send(WorkPlan(plan_of(self.settings, years, bool(self.forecaster[1]))))
 
     # -- datasets -------------------------------------------------------------------------------------------------------
 
@@ -184,9 +192,11 @@ class ControlTraining:
         first = algorithm.versions.newest
         done = self._resume(first, algorithm)
         self._publish(done, algorithm)
+        self.client.progress("reference", 0, 1)
         scale = self._reference_costs("validate")
         evaluation = None if self.history else self._start_evaluation(0, first)
         submitted: dict[int, Any] = {}
+        self.client.progress("improve", done, algorithm.iterations)
         for iteration in range(done, algorithm.iterations):
             for ahead in range(iteration, min(iteration + algorithm.staleness + 1, algorithm.iterations)):
                 if ahead not in submitted:

@@ -11,10 +11,13 @@ from typing import Any
 import msgspec
 
 from coordinator.scheduling.events import TaskDone
+from coordinator.scheduling.progress import Part
 from coordinator.scheduling.records import TaskSpec, journaled_task
 from coordinator.server.lease_files import LeaseFiles
+from coordinator.server.status import RunStatus
 from coordinator.stages.extract import lease_check
 from coordinator.stages.extract.plan import BUCKET, ExtractionPlan, check_world, world_of
+from coordinator.stages.extract.work import ExtractWork
 from coordinator.stages.runner import StageController
 from coordinator.wire.lease_kinds import LeaseKind
 from ingest import manifest
@@ -26,11 +29,18 @@ from ingest.plan import Build, build_job, years_of
 class ExtractController(StageController):
     """Takes the results of one plan. Manifests on disk are the truth; the journal only holds the scheduling's progress."""
 
+    stage = "extract"
     result_types = MappingProxyType({LeaseKind.FETCH: ShardResult, LeaseKind.BUILD: BuildResult})
 
-    def __init__(self, plan: ExtractionPlan) -> None:
-        """Index the plan: which builds wait for a shard, and which results a series is made of."""
-        self.plan = plan
+    def __init__(self, plan: ExtractionPlan, *, like: str = "", workers: int = 1) -> None:
+        """Index the plan: which builds wait for a shard, and which results a series is made of.
+
+        Args:
+            plan: What to produce.
+            like: Names the source and the workers, on which the time of a row depends.
+            workers: Number of workers that build.
+        """
+        self.plan, self.like = plan, like
         self.fetched: list[ShardResult] = []  # verified in this run
         self.built_now: list[BuildResult] = []  # likewise
         self.new_files = 0  # written in this run: pages, pieces, series
@@ -46,6 +56,7 @@ class ExtractController(StageController):
                 self._builds_of[key].append(build)
         for result in plan.results.values():
             self._add(result)
+        self._work = ExtractWork(plan.missing, 0, workers, emulated=plan.world == "synthetic")
         self._unopened = {build.key for build in plan.builds if not self._verified.issuperset(build.shards)}
 
     @property
@@ -68,7 +79,9 @@ class ExtractController(StageController):
         bucket = BUCKET if limited else ""
         fetches = [(shard.key, self.plan.fetch_job(shard, base_url, bucket)) for shard in self.plan.missing]
         tasks = [self.make_task(key, LeaseKind.FETCH, msgspec.to_builtins(job)) for key, job in fetches]
-        return [*tasks, *self.open_builds(self.plan.builds)]
+        builds = self.open_builds(self.plan.builds)
+        self._work.series = len(builds) + len(self._unopened)
+        return [*tasks, *builds]
 
     def make_task(self, key: str, kind: str, job: dict[str, Any], *, requires_shared_fs: bool = False) -> TaskSpec:
         """Return the task of a fetch or a build."""
@@ -81,6 +94,10 @@ class ExtractController(StageController):
     def to_come(self) -> int:
         """Return the number of builds that wait for fetches."""
         return len(self._unopened)
+
+    def parts(self, status: RunStatus) -> tuple[Part, ...]:
+        """Return the rows to fetch and the series to build."""
+        return self._work.parts(status)
 
     def lease_files(self, task: TaskSpec) -> LeaseFiles:
         """Return the files of a fetch or a build."""
@@ -109,6 +126,7 @@ class ExtractController(StageController):
             manifest.write(self.plan.data_dir, manifest.Manifest(built, done.attempt, done.worker, committed))
             self._built[built.key] = built.pieces
             self.built_now.append(built)
+            self._work.built += 1
             self.new_files += 3  # long.parquet, wide.parquet, series.json
             return []
         result: ShardResult = done.output
@@ -117,6 +135,7 @@ class ExtractController(StageController):
         manifest.write(self.plan.data_dir, manifest.Manifest(result, done.attempt, done.worker, committed))
         self._add(result)
         self.fetched.append(result)
+        self._work.fetched(result)
         self.new_files += len(result.pages) + 1
         return self.open_builds(self._builds_of[result.shard.key])
 

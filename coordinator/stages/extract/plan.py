@@ -103,6 +103,12 @@ class ExtractOptions(StageOptions):
         return replace(self, end=end, shards=shards)
 
     @property
+    def like(self) -> str:
+        """The source, the number of workers and the rate, on which the time of a row depends."""
+        hosts = 0 if self.hosts is None else len(self.hosts.remote)
+        return f"{self.source.name}, {self.workers + hosts} workers, {self.rate or 'policy'}"
+
+    @property
     def budget(self) -> RequestBudget | None:
         """The request budget: just under `--rate`, else just under the source's policy; None: no limit."""
         if self.rate is not None:

@@ -25,10 +25,12 @@ from coordinator.scheduling.events import Outcome
 from coordinator.scheduling.rate_limit import BudgetStatus
 from coordinator.server.folder_lock import FolderLock
 from coordinator.stages.display import choose_display, clock
-from coordinator.stages.documents import DryRun, StageSummary
+from coordinator.stages.documents import LAST_RUN, PLANNED, DryRun, StageSummary
 from coordinator.stages.extract.controller import ExtractController
 from coordinator.stages.extract.plan import BUCKET, ExtractOptions, make_plan
+from coordinator.stages.extract.work import ExtractWork
 from coordinator.stages.fleet import build_fleet, reachable_bind
+from coordinator.stages.run_log import RunLog
 from coordinator.stages.runner import RunResult, StageRunner
 from coordinator.stages.stage import OutputMode
 from coordinator.wire.exit_codes import ExitCode
@@ -49,7 +51,7 @@ WHOLE = ("done", "incomplete")  # outcomes after which no build is left half-way
 MAX_GAPS = 12  # that a summary lists as text
 
 
-class ExtractDryRun(DryRun, frozen=True):
+class ExtractDryRun(DryRun, frozen=True, kw_only=True):
     """The shards to fetch and what they cost."""
 
     source: str
@@ -81,6 +83,7 @@ class ExtractDryRun(DryRun, frozen=True):
             lines.append(
                 f"at the source's policy ceiling of {self.policy_rate:g} requests/s: at least {clock(self.policy_seconds)}"
             )
+        lines += [self.duration] if self.duration else []
         return "\n".join(map(printable, lines))
 
 
@@ -133,7 +136,15 @@ class ExtractStage:
         plan = make_plan(options, now)
         count = expected_requests(plan.missing)
         limit = options.source.rate_limit
+        least_s = count / limit.rate if limit else 0.0
+        costs = RunLog(options.data_dir).costs("extract", options.like)
+        work = ExtractWork(
+            plan.missing, len(plan.builds), options.workers, emulated=options.source.world == "synthetic"
+        )
+        seconds = work.planned_s(costs, least_s)
         return ExtractDryRun(
+            eta_s=seconds,
+            eta_from=LAST_RUN if "fetch" in costs else PLANNED,
             source=options.source.name,
             data=str(options.data_dir),
             start=options.start,
@@ -142,7 +153,7 @@ class ExtractStage:
             shards=tuple(shard.key for shard in plan.missing),
             proved=len(plan.shards) - len(plan.missing),
             requests=count,
-            policy_seconds=count / limit.rate if limit else 0.0,
+            policy_seconds=least_s,
             policy_rate=limit.rate if limit else 0.0,
             notes=options.notes,
         )
@@ -165,7 +176,8 @@ class ExtractStage:
             options = replace(options, notes=(*options.notes, *aside))
             now = server_time(base_url) if options.update else datetime.now(UTC)
             options = options.at(now)
-            controller = ExtractController(make_plan(options, now))
+            like, workers = options.like, max(options.workers, 1)
+            controller = ExtractController(make_plan(options, now), like=like, workers=workers)
             budget = options.budget
             tasks = controller.open_tasks(base_url, limited=budget is not None)
             result = RunResult(Outcome("done"))
@@ -181,7 +193,7 @@ class ExtractStage:
                 ):  # the series of an earlier version, which this run may replace
                     snapshot.publish(options.data_dir, manifest.build_results(options.data_dir))
                 result = StageRunner(fleet, controller, display, budgets).run(tasks)
-            changed = bool(tasks)
+            changed, tasks_ended = bool(tasks), time.monotonic()
             if result.outcome.status in WHOLE:
                 changed |= build_daily(options.data_dir, controller.results)
             totals = manifest.write_summary(options.data_dir)
@@ -192,6 +204,8 @@ class ExtractStage:
                 checksums.write(options.data_dir, checksums.data_files(options.data_dir))
             if result.outcome.status in WHOLE:
                 snapshot.publish(options.data_dir, manifest.build_results(options.data_dir))
+            built = len(controller.built_now)
+            RunLog(options.data_dir).add_part("extract", like, "finish", built, time.monotonic() - tasks_ended)
         asked = any(shard.daily for shard in controller.plan.shards)
         return _summary(options, controller, result, totals, seconds, daily_totals(options.data_dir) if asked else None)
 

@@ -13,6 +13,7 @@ import msgspec
 from rich.text import Text
 
 from coordinator.scheduling.events import AddTasks, CancelTasks, Event, TaskDone
+from coordinator.scheduling.progress import StageProgress
 from coordinator.scheduling.records import TaskSpec, ephemeral_task
 from coordinator.scheduling.scheduler import Scheduler
 from coordinator.server.lease_files import LeaseFiles
@@ -67,6 +68,7 @@ class CycleController(ExtractController):
 class FollowController(StageController):
     """Decides, five times a second and after each result, what the follower does next."""
 
+    stage = "follow"
     result_types = MappingProxyType(dict(ExtractController.result_types))
 
     def __init__(
@@ -167,7 +169,7 @@ class FollowController(StageController):
         if self._clock.now() >= self._next:
             self._begin(self._clock.now())
 
-    def view(self) -> Rendering:
+    def view(self, progress: StageProgress | None = None) -> Rendering:
         """Return one line: what runs, or when the next cycle is due."""
         if self._controller is not None:
             done, total = len(self._controller.fetched), len(self._controller.plan.shards)

@@ -5,7 +5,7 @@ import secrets
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,14 @@ from coordinator.scheduling.events import (
     TaskFailed,
     TaskProgress,
 )
+from coordinator.scheduling.progress import Part, StageProgress
 from coordinator.scheduling.records import TaskSpec, ephemeral_task
 from coordinator.scheduling.scheduler import Scheduler
 from coordinator.scheduling.speculation import RunningLease, select_speculative_copies
+from coordinator.server.status import RunStatus
 from coordinator.stages.display import Rendering
 from coordinator.stages.rollouts.learner_process import LearnerProcess
-from coordinator.stages.rollouts.view import ControlView, WorkerView, render
+from coordinator.stages.rollouts.view import ControlView, WorkerView, planned_parts, render
 from coordinator.stages.runner import StageController
 from coordinator.wire.failures import FailureKind
 from coordinator.wire.lease_kinds import LeaseKind
@@ -40,9 +42,11 @@ from rl.distributed.protocol import (
     FromLearner,
     JobResult,
     Log,
+    PartPlan,
     Progress,
     PublishPolicy,
     RunJob,
+    WorkPlan,
 )
 from rl.env.dataset_file import DATASETS, path_of
 
@@ -65,8 +69,15 @@ class PendingJob:
 class RolloutController(StageController):
     """Controls one run. The learner's messages arrive in a thread of their own; `_lock` guards what both threads touch."""
 
-    def __init__(self, command: tuple[str, ...], run: Path, max_deaths: int) -> None:
-        """Take the learner's `command`, the folder `run` of its log and datasets, and its deaths without progress until failure."""
+    stage = "rollouts"
+
+    def __init__(self, command: tuple[str, ...], run: Path, max_deaths: int, like: str = "") -> None:
+        """Take the learner's `command`, the folder `run` of its log and datasets, and its deaths without progress until failure.
+
+        `like` names what the times depend on.
+        """
+        self.like = like
+        self._plan: Mapping[str, PartPlan] = {}
         self._command, self._run, self._max_deaths = command, run, max_deaths
         self.download_roots = {DATASETS: run / DATASETS}
         self._lock = threading.RLock()
@@ -118,6 +129,8 @@ class RolloutController(StageController):
                     self._deaths = 0
                 self._progress = message
                 self._figures |= message.figures
+            elif isinstance(message, WorkPlan):
+                self._plan = message.parts
             elif isinstance(message, Log):
                 self._lines.append(message.text)
             elif isinstance(message, Finished):
@@ -305,7 +318,13 @@ class RolloutController(StageController):
         """Whether the learner may submit more jobs."""
         return self.over is None and self._learner is not None
 
-    def view(self) -> Rendering:
+    def parts(self, status: RunStatus) -> tuple[Part, ...]:
+        """Return the parts that the learner has named; those before its present one are done."""
+        with self._lock:
+            workers = max(len(self._workers), 1)
+            return planned_parts(self._plan, self._progress, workers, over=self.over is not None)
+
+    def view(self, progress: StageProgress | None = None) -> Rendering:
         """Return what displays show."""
         with self._lock:
             now = time.monotonic()
@@ -314,6 +333,8 @@ class RolloutController(StageController):
                     stage=self._progress.stage if self.over is None else "over",
                     done=self._progress.done,
                     total=self._progress.total,
+                    progress=progress,
+                    eta_s=None if progress is None else progress.eta_s,
                     figures=dict(self._figures),
                     out=self._leases,
                     issued_twice=self._speculated,

@@ -4,6 +4,7 @@
 training and keeps its state: its leases are not in the journal, and after a restart it requests them again.
 """
 
+import hashlib
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
@@ -15,12 +16,13 @@ from msgspec import UNSET, UnsetType
 
 from coordinator.server.folder_lock import FolderLock
 from coordinator.stages.display import choose_display
-from coordinator.stages.documents import DryRun, StageSummary
+from coordinator.stages.documents import LAST_RUN, DryRun, StageSummary
 from coordinator.stages.fleet import Fleet, StageOptions, build_fleet
 from coordinator.stages.rollouts.artifacts import ControlResult, forecaster_digest, request_digest
 from coordinator.stages.rollouts.controller import RolloutController
 from coordinator.stages.rollouts.learner_process import COMMAND
 from coordinator.stages.run_folder import NOTHING_TO_DO, Conclusion, completed_result, conclude, read_config
+from coordinator.stages.run_log import RunLog
 from coordinator.stages.runner import StageRunner
 from coordinator.stages.stage import OutputMode
 from coordinator.wire.exit_codes import ExitCode
@@ -58,7 +60,7 @@ class RolloutOptions(StageOptions):
         return super().from_settings(settings, config=path, forecaster=forecaster, **own)
 
 
-class RolloutDryRun(DryRun, frozen=True):
+class RolloutDryRun(DryRun, frozen=True, kw_only=True):
     """What the stage would do, and why."""
 
     run: str
@@ -72,8 +74,9 @@ class RolloutDryRun(DryRun, frozen=True):
         return self.would != "do nothing"
 
     def to_text(self) -> str:
-        """Return the plan as a line."""
-        return f"rollouts, {self.workers} workers: would {self.would}: {self.why}"
+        """Return the plan as a line, and one about its time."""
+        plan = f"rollouts, {self.workers} workers: would {self.would}: {self.why}"
+        return "\n".join(filter(None, (plan, self.duration)))
 
 
 class RolloutSummary(StageSummary, frozen=True, kw_only=True):
@@ -102,7 +105,17 @@ class RolloutStage:
     def dry_run(self, options: RolloutOptions, after: str) -> RolloutDryRun:
         """Return whether a training would run, resume, or has nothing to do."""
         would, why = self._would(options, after)
-        return RolloutDryRun(str(options.run), options.workers, would, why)
+        last = RunLog(options.data_dir).last_seconds(
+            "rollouts", like(options, after or forecaster_digest(options.forecaster))
+        )
+        return RolloutDryRun(
+            run=str(options.run),
+            workers=options.workers,
+            would=would,
+            why=why,
+            eta_s=last if would != "do nothing" else 0.0,
+            eta_from=LAST_RUN,
+        )
 
     def _would(self, options: RolloutOptions, after: str) -> tuple[str, str]:
         if after:
@@ -142,7 +155,7 @@ class RolloutStage:
             command += ["--config", str(options.config)] if options.config is not None else []
             if forecaster:
                 command += ["--forecaster", str(options.forecaster.resolve()), "--checkpoint", forecaster]
-            controller = RolloutController(tuple(command), options.run, options.retries)
+            controller = RolloutController(tuple(command), options.run, options.retries, like(options, forecaster))
             stack.callback(controller.close)
             display = stack.enter_context(closing(choose_display(mode)))
             fleet = self.fleet or build_fleet(options, display.note)
@@ -166,6 +179,13 @@ class RolloutStage:
         elif summary.status == "done":
             lines.append(summary.message)
         return "\n".join(map(printable, lines))
+
+
+def like(options: RolloutOptions, forecaster: str) -> str:
+    """Return what the times depend on: the configuration, the workers, whether a forecaster is trained."""
+    hosts = 0 if options.hosts is None else len(options.hosts.remote)
+    known = "a forecaster" if forecaster else "no forecaster"
+    return f"{hashlib.sha256(options.read_config()).hexdigest()[:12]}, {options.workers + hosts} workers, {known}"
 
 
 def _summary(

@@ -3,11 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+import msgspec
 from rich.console import Group, RenderableType
-from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
-from coordinator.stages.display import Rendering, cell, clock
+from coordinator.scheduling.progress import Part, StageProgress
+from coordinator.stages.display import Rendering, bar, cell, joined, quantity, standing
+from rl.distributed.protocol import PartPlan, Progress
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,9 @@ class WorkerView:
 class ControlView:
     """The state of a control training. Figures are the newest that the learner reported."""
 
-    stage: str  # start | tables | labels | clone | improve | test | over
+    stage: str  # start | tables | labels | clone | reference | improve | test | over
+    progress: StageProgress | None
+    eta_s: float | None
     done: int
     total: int
     figures: Mapping[str, float]
@@ -35,24 +40,39 @@ class ControlView:
     workers: tuple[WorkerView, ...]
 
 
+def planned_parts(
+    plan: Mapping[str, PartPlan], progress: Progress, workers: int, *, over: bool = False
+) -> tuple[Part, ...]:
+    """Return the parts of a training: those before the learner's present stage are done. Before it has named them: an open end."""
+    if not plan:
+        return Part("start", "", float(over), 1.0), Part("training", "", float(over), 1.0)
+    names = list(plan)
+    at = len(names) if over else names.index(progress.stage) if progress.stage in plan else 0
+    parts = []
+    for number, (name, planned) in enumerate(plan.items()):
+        total = float(progress.total or planned.units) if number == at else planned.units
+        done = total if number < at else float(min(progress.done, total)) if number == at else 0.0
+        seconds = planned.seconds / (workers if planned.shared else 1) or None
+        parts.append(Part(name, "", done, total, seconds))
+    return tuple(parts)
+
+
 def headline(view: ControlView) -> str:
-    """Return the view as one line."""
-    parts = [f"{view.stage} {view.done}/{view.total}" if view.total else view.stage]
+    """Return the view as one line of 80 columns. PoP: the share of the perfect-foresight saving."""
+    parts = standing("rollouts", view.progress, view.elapsed_s)
+    if view.total > 1:
+        parts[-1] = f"{view.stage} {view.done}/{view.total}"
     figures = view.figures
-    if "charts/SPS" in figures:
-        parts.append(f"{figures['charts/SPS']:,.0f} steps/s")
-    if "pop" in figures:
-        parts.append(f"PoP {figures['pop']:.3f} (best {figures['best_pop']:.3f}) on validation")
-    if view.stage == "clone" and "clone/loss" in figures:
-        parts.append(f"loss {figures['clone/loss']:.4f}")
-    if "staleness" in figures:
-        parts.append(f"staleness {figures['staleness']:.0f}")
-    parts += [f"{len(view.workers)} workers", f"{view.out} running leases"]
-    if view.issued_twice:
-        parts.append(f"{view.issued_twice} speculative copies")
     if view.put_out:
         parts.append(f"{view.put_out} EXCLUDED")
-    return " · ".join([*parts, f"elapsed {clock(view.elapsed_s)}"])
+    if "pop" in figures:
+        parts.append(f"PoP {figures['pop']:.3f} (best {figures['best_pop']:.3f})")
+    if view.stage == "clone" and "clone/loss" in figures:
+        parts.append(f"loss {figures['clone/loss']:.4f}")
+    if "charts/SPS" in figures:
+        parts.append(f"{quantity(figures['charts/SPS'])} steps/s")
+    parts += [f"{len(view.workers)} workers", f"{view.out} leases"]
+    return joined(parts)
 
 
 def to_rich(view: ControlView) -> RenderableType:
@@ -63,9 +83,14 @@ def to_rich(view: ControlView) -> RenderableType:
         table.add_column(title, justify="right", no_wrap=True)
     for one in view.workers:
         table.add_row(cell(one.worker), str(one.leases), f"{one.results:,}", f"{one.silent_s:.1f} s ago")
-    return Group(cell(headline(view)), table, ProgressBar(total=max(view.total, 1), completed=view.done))
+    more = []
+    if view.issued_twice or "staleness" in view.figures:
+        stale = view.figures.get("staleness", 0.0)
+        more.append(Text(f"{view.issued_twice} speculative copies, policy {stale:.0f} versions behind"))
+    return Group(cell(headline(view)), *more, table, bar(view.progress, view.done, view.total))
 
 
 def render(view: ControlView) -> Rendering:
     """Return the forms in which displays show the view."""
-    return Rendering(headline(view), lambda: to_rich(view), asdict(view))
+    plain = {**asdict(view), "progress": msgspec.to_builtins(view.progress)}
+    return Rendering(headline(view), lambda: to_rich(view), plain)

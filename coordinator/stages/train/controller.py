@@ -1,5 +1,6 @@
 """Supervise a training: feed `ElasticRing` with what the server observes, and post what it decides."""
 
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -10,9 +11,11 @@ from typing import Any, Self
 import msgspec
 
 from coordinator.scheduling.events import AddTasks, Event, TaskDone, TaskFailed, TaskProgress
+from coordinator.scheduling.progress import Part, StageProgress
 from coordinator.scheduling.records import TaskSpec
 from coordinator.scheduling.scheduler import Scheduler
 from coordinator.server.lease_files import NO_FILES, LeaseFiles
+from coordinator.server.status import RunStatus
 from coordinator.stages.display import Rendering
 from coordinator.stages.fleet import StageOptions
 from coordinator.stages.run_folder import read_config
@@ -23,12 +26,13 @@ from coordinator.stages.train.elastic import ElasticRing, RingAction
 from coordinator.stages.train.inputs import TrainingFiles
 from coordinator.stages.train.ring_state import AddressOffered, RankDone, SupervisionTick
 from coordinator.stages.train.stall import SupervisionTimeouts
-from coordinator.stages.train.view import describe_rebalance, render, train_view
+from coordinator.stages.train.view import STEP, describe_rebalance, render, train_view
 from coordinator.wire.lease_kinds import LeaseKind
 from coordinator.wire.messages import Weights
 from coordinator.wire.payloads import JoinReply, JoinRequest
 from coordinator.workers.arithmetic import describe_difference
 
+START_S = 10.0  # until the first step, before a run has measured it: modules, tokens, ring
 # Of rank 0's lease: its checkpoints, of which four are on disk at once, and the files of the run.
 UPLOADS = LeaseFiles(
     (r"run/checkpoints/\d{6,}/[\w.-]+", r"run/(metrics\.jsonl|config\.json|result\.json)"), 1_000, 64 << 30
@@ -66,11 +70,15 @@ class TrainOptions(StageOptions):
 class TrainController(StageController):
     """The supervision of one run. What the ring decides between two ticks is collected and posted at the next one."""
 
+    stage = "train"
     result_types = MappingProxyType({LeaseKind.JOIN: JoinReply})
 
     def __init__(self, options: TrainOptions, timeouts: SupervisionTimeouts) -> None:
         """Prepare a run; the ring exists from `on_start` on."""
         self._options, self._timeouts = options, timeouts
+        self.like = like(options)
+        self._steps = artifacts.steps_of(options.config)
+        self._resumed = self._furthest = artifacts.checkpoint_step(options.run)
         self._pending: list[RingAction] = []
         self._blas: dict[str, str] = {}  # worker → BLAS of its ranks
         self._began = time.monotonic()
@@ -138,11 +146,17 @@ class TrainController(StageController):
         """Return whether the training has no outcome yet."""
         return self.ring.outcome is None
 
-    def view(self) -> Rendering:
+    def parts(self, status: RunStatus) -> tuple[Part, ...]:
+        """Return the start, until ranks take steps, and the steps. One that is repeated after a fault counts once."""
+        began = self._furthest > self._resumed or self.ring.step > self._resumed
+        self._furthest = max(self._furthest, self.ring.step)
+        return training_parts(float(began), self._furthest, max(self._steps, self._furthest))
+
+    def view(self, progress: StageProgress | None = None) -> Rendering:
         """Return the training's view, with the newest metrics."""
         self.metrics.poll()
         now = time.monotonic()
-        return render(train_view(self.ring, self.metrics, now, now - self._began))
+        return render(train_view(self.ring, self.metrics, now, now - self._began, self._steps, progress))
 
     def _decide(self, event: SupervisionTick | AddressOffered | RankDone | TaskProgress | TaskFailed) -> None:
         for action in self.ring.decide(event, time.monotonic()):
@@ -161,6 +175,16 @@ class TrainController(StageController):
 
     def _first_rank(self) -> str:
         return self.ring.ranks[0].worker if self.ring.ranks else ""
+
+
+def training_parts(began: float, step: int, steps: int) -> tuple[Part, ...]:
+    """Return the start of a training, until ranks take steps (`began` 1), and its steps."""
+    return Part("start", "", began, 1.0, START_S), Part(STEP, "steps", step, steps)
+
+
+def like(options: TrainOptions) -> str:
+    """Return what the time of a step depends on: the configuration and the ranks."""
+    return f"{hashlib.sha256(options.config).hexdigest()[:12]}, {options.ranks} ranks"
 
 
 def _relative_to(path: Path, folder: Path) -> str:

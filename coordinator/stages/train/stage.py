@@ -10,16 +10,18 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any
 
+from coordinator.scheduling.progress import planned_seconds
 from coordinator.server.folder_lock import FolderLock
 from coordinator.stages.display import choose_display
-from coordinator.stages.documents import DryRun, StageSummary
+from coordinator.stages.documents import LAST_RUN, DryRun, StageSummary
 from coordinator.stages.fleet import Fleet, build_fleet
 from coordinator.stages.run_folder import NOTHING_TO_DO, Conclusion, completed_result, conclude, request_digest
+from coordinator.stages.run_log import RunLog, with_costs
 from coordinator.stages.runner import StageRunner
 from coordinator.stages.stage import OutputMode
 from coordinator.stages.train import artifacts
 from coordinator.stages.train.artifacts import TrainingResult
-from coordinator.stages.train.controller import TrainController, TrainOptions
+from coordinator.stages.train.controller import TrainController, TrainOptions, like, training_parts
 from coordinator.stages.train.ring_state import RoundSummary, TrainingOutcome
 from coordinator.stages.train.stall import SupervisionTimeouts
 from coordinator.wire.exit_codes import ExitCode
@@ -28,7 +30,7 @@ from ingest.console import printable
 from ingest.files import atomic_write
 
 
-class TrainDryRun(DryRun, frozen=True):
+class TrainDryRun(DryRun, frozen=True, kw_only=True):
     """What the stage would do, and why."""
 
     run: str
@@ -42,8 +44,9 @@ class TrainDryRun(DryRun, frozen=True):
         return self.would != "do nothing"
 
     def to_text(self) -> str:
-        """Return the plan as a line."""
-        return f"train, {self.ranks} ranks: would {self.would}: {self.why}"
+        """Return the plan as a line, and one about its time."""
+        plan = f"train, {self.ranks} ranks: would {self.would}: {self.why}"
+        return "\n".join(filter(None, (plan, self.duration)))
 
 
 class TrainSummary(StageSummary, frozen=True, kw_only=True):
@@ -71,7 +74,17 @@ class TrainStage:
     def dry_run(self, options: TrainOptions, after: str) -> TrainDryRun:
         """Return whether a training would run, resume, or has nothing to do."""
         would, why = self._would(options, after)
-        return TrainDryRun(str(options.run), options.ranks, would, why)
+        done = artifacts.checkpoint_step(options.run) if would == "go on" else 0
+        costs = RunLog(options.data_dir).costs("train", like(options))
+        seconds = planned_seconds(with_costs(training_parts(0, done, artifacts.steps_of(options.config)), costs))
+        return TrainDryRun(
+            run=str(options.run),
+            ranks=options.ranks,
+            would=would,
+            why=why,
+            eta_s=seconds if would != "do nothing" else 0.0,
+            eta_from=LAST_RUN,
+        )
 
     def _would(self, options: TrainOptions, after: str) -> tuple[str, str]:
         if after:

@@ -3,13 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+import msgspec
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from coordinator.stages.display import Rendering, cell, clock
-from coordinator.stages.train.artifacts import MetricsFollower
+from coordinator.scheduling.progress import StageProgress
+from coordinator.stages.display import Rendering, bar, cell, joined, quantity, standing
+from coordinator.stages.train.artifacts import DEFAULT_STEPS, MetricsFollower
 from coordinator.stages.train.elastic import ElasticRing
+from coordinator.stages.train.ring_state import RoundSummary
+
+STEP = "step"  # the part of a training that counts
+MAX_ROUNDS = 20
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,9 @@ class TrainView:
     stage: str  # waiting | rendezvous | running | draining | finished
     round: int
     step: int
+    steps: int  # of the whole training, at most: validation may end it before
+    progress: StageProgress | None
+    eta_s: float | None
     loss: float | None
     skill: float | None
     best_skill: float | None
@@ -40,14 +49,25 @@ class TrainView:
     restarts: int
     elapsed_s: float
     ranks: tuple[RankView, ...]
+    rounds: tuple[RoundSummary, ...] = ()  # the last ones that have ended
 
 
-def train_view(ring: ElasticRing, metrics: MetricsFollower, now: float, elapsed_s: float) -> TrainView:
+def train_view(
+    ring: ElasticRing,
+    metrics: MetricsFollower,
+    now: float,
+    elapsed_s: float,
+    steps: int = DEFAULT_STEPS,
+    progress: StageProgress | None = None,
+) -> TrainView:
     """Return the view of a ring and its metrics at the time `now`."""
     return TrainView(
         stage=ring.stage,
         round=ring.round,
         step=max(ring.step, int(metrics.number("step") or 0)),
+        steps=steps,
+        progress=progress,
+        eta_s=None if progress is None else progress.eta_s,
         loss=metrics.number("loss"),
         skill=metrics.number("skill"),
         best_skill=metrics.best_skill,
@@ -62,28 +82,27 @@ def train_view(ring: ElasticRing, metrics: MetricsFollower, now: float, elapsed_
             for rank in ring.ranks
             if rank.ended is None
         ),
+        rounds=tuple(ring.history[-MAX_ROUNDS:]),
     )
 
 
 def headline(view: TrainView) -> str:
-    """Return the view as one line."""
-    parts = [f"step {view.step:,}"]
-    if view.loss is not None:
-        parts.append(f"loss {view.loss:.4g}")
-    if view.skill is not None and view.best_skill is not None:
-        parts.append(f"skill {view.skill:+.3f} (best {view.best_skill:+.3f})")
-    if view.tokens_per_s is not None:
-        parts.append(f"{view.tokens_per_s:,.0f} tokens/s")
-    if view.attention_share is not None:
-        parts.append(f"attention {view.attention_share:.0%}")
-    if view.wait_share is not None:
-        parts.append(f"waiting {view.wait_share:.0%}")
+    """Return the view as one line of 80 columns."""
+    parts = standing("train", view.progress, view.elapsed_s)
+    if view.progress is None or view.progress.part != STEP:
+        parts.append(f"step {view.step:,}")
     ring = f"{len(view.ranks)} of {view.wanted} ranks"
-    doing = {"waiting": "waiting for workers", "rendezvous": "rendezvous", "draining": f"{ring}, ending"}.get(
-        view.stage, ring
-    )
-    parts += [doing, f"{view.restarts} restarts", f"elapsed {clock(view.elapsed_s)}"]
-    return " · ".join(parts)
+    doing = {"waiting": "waiting for workers", "rendezvous": "rendezvous", "draining": f"{ring}, ending"}
+    parts.append(doing.get(view.stage, ring))
+    if view.restarts:
+        parts.append(f"{view.restarts} restarts")
+    if view.loss is not None:
+        parts.append(f"loss {view.loss:.3g}")
+    if view.best_skill is not None:
+        parts.append(f"skill {view.best_skill:+.3f}")
+    if view.tokens_per_s is not None:
+        parts.append(f"{quantity(view.tokens_per_s)} tokens/s")
+    return joined(parts)
 
 
 def describe_rebalance(before: Sequence[float], now: Sequence[float]) -> list[str]:
@@ -104,9 +123,13 @@ def to_rich(view: TrainView) -> RenderableType:
     for rank in view.ranks:
         step = f"{rank.step:,}" if rank.step >= 0 else "-"
         table.add_row(str(rank.rank), cell(rank.worker), step, cell(rank.phase), f"{rank.silent_s:.1f} s ago")
-    return Group(Text(headline(view)), table)
+    ring = []
+    if view.attention_share is not None and view.wait_share is not None:
+        ring.append(Text(f"attention {view.attention_share:.0%} of a step, waiting {view.wait_share:.0%}"))
+    return Group(Text(headline(view)), *ring, table, bar(view.progress, view.step, view.steps))
 
 
 def render(view: TrainView) -> Rendering:
     """Return the forms in which displays show the view."""
-    return Rendering(headline(view), lambda: to_rich(view), asdict(view))
+    plain = {**asdict(view), "progress": msgspec.to_builtins(view.progress)}
+    return Rendering(headline(view), lambda: to_rich(view), plain)

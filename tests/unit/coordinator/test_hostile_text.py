@@ -27,7 +27,7 @@ from coordinator.report.render.page import page
 from coordinator.scheduling.records import State
 from coordinator.scheduling.waits import WaitStatus
 from coordinator.server.status import RunStatus, WorkerStatus
-from coordinator.stages.display import PlainDisplay, TerminalDisplay, render, run_view
+from coordinator.stages.display import FOLDED, PlainDisplay, TerminalDisplay, render, run_view
 from coordinator.stages.extract.stage import ExtractStage
 from coordinator.stages.rollouts.view import ControlView
 from coordinator.stages.rollouts.view import WorkerView as ControlWorker
@@ -116,8 +116,9 @@ DISK = {"disk": {"raw pages": 1}}
 SINKS: dict[str, Callable[[], str]] = {
     "note": lambda: plain_display(lambda display: display.note(HOSTILE)),
     "quarantined": quarantine_note,
-    "progress": lambda: plain_display(
-        lambda display: display.update(replace(render(run_view(STATUS, 0)), line=HOSTILE))
+    "progress": lambda: plain_display(lambda display: display.update(replace(render(run_view(STATUS)), line=HOSTILE))),
+    "waits": lambda: plain_display(lambda display: display.update(render(run_view(STATUS)))).replace(
+        f"\n{FOLDED}", " "
     ),
     "status": lambda: status_command.describe({"running": True, **msgspec.to_builtins(STATUS), **DISK}),
     "status of a training": lambda: status_command.describe(
@@ -140,13 +141,30 @@ def test_text_of_others_is_one_printable_line(name: str) -> None:
 
 
 PICTURES = {
-    "workers": render(run_view(STATUS, 0)),
+    "workers": render(run_view(STATUS)),
     "ranks": render_training(
         TrainView(
-            "running", 1, 1, None, None, None, None, None, None, 1, 0, 1.0, (RankView(0, HOSTILE, 1, HOSTILE, 1.0),)
+            "running",
+            1,
+            1,
+            160,
+            None,
+            None,
+            None,
+            None,
+            None,
+            None,
+            None,
+            None,
+            1,
+            0,
+            1.0,
+            (RankView(0, HOSTILE, 1, HOSTILE, 1.0),),
         )
     ),
-    "control": render_control(ControlView(HOSTILE, 1, 2, {}, 0, 0, 0, 1.0, (ControlWorker(HOSTILE, 1, 1, 1.0),))),
+    "control": render_control(
+        ControlView(HOSTILE, None, None, 1, 2, {}, 0, 0, 0, 1.0, (ControlWorker(HOSTILE, 1, 1, 1.0),))
+    ),
 }
 
 

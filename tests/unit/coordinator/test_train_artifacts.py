@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from coordinator.scheduling.progress import Part, StageProgress
 from coordinator.stages import run_folder
 from coordinator.stages.display import clock
 from coordinator.stages.train.artifacts import MetricsFollower, TrainingResult
@@ -104,7 +106,7 @@ def test_headline_shows_known_figures(tmp_path: Path) -> None:
     ring = ElasticRing(2, "train")
     metrics = MetricsFollower(tmp_path / "metrics.jsonl")
     line = headline(train_view(ring, metrics, 0.0, 5.0))
-    assert line == f"step 0 · waiting for workers · 0 restarts · elapsed {clock(5)}"
+    assert line == f"train · elapsed {clock(5)} · step 0 · waiting for workers"
     figures = {
         "step": 7,
         "loss": 0.25,
@@ -116,9 +118,13 @@ def test_headline_shows_known_figures(tmp_path: Path) -> None:
     metrics.path.write_text(json.dumps(figures) + "\n")
     metrics.poll()
     ring.stage, ring.ranks = "running", [Rank(0, "here-1", 10.0, step=8, phase="step")]
-    what = render(train_view(ring, metrics, 12.0, 65.0))
-    assert what.line == (
-        "step 8 · loss 0.25 · skill +0.100 (best +0.100) · 12,346 tokens/s · attention 50% · waiting 5% · 1 of 2 ranks · "
-        "0 restarts · elapsed 1:05"
-    )
+    progress = StageProgress(65.0, 0.05, "step", (Part("start", "", 1, 1), Part("step", "steps", 8, 160)))
+    what = render(train_view(ring, metrics, 12.0, 65.0, 160, progress))
+    assert what.line == "train 5% · 1:05 left · 8/160 steps · 1 of 2 ranks · loss 0.25 · skill +0.100"
+    assert len(what.line) <= 80
+    assert (what.plain["eta_s"], what.plain["steps"]) == (65.0, 160)
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(what.picture())
+    assert "attention 50% of a step, waiting 5%" in capture.get()
     assert what.plain["ranks"][0] == {"rank": 0, "worker": "here-1", "step": 8, "phase": "step", "silent_s": 2.0}

@@ -10,7 +10,7 @@ from rich.console import Console
 from coordinator.scheduling.events import Drain, Tick
 from coordinator.scheduling.waits import MAX_SHOWN, TaskWaits, WaitStatus
 from coordinator.scheduling.worker_state import LeaseTimings
-from coordinator.stages.display import RunView, render
+from coordinator.stages.display import FOLDED, PlainDisplay, RunView, render
 from coordinator.wire import codec, messages
 from coordinator.wire.messages import AbandonLease, BadMessage, Heartbeat, Waiting
 from tests.support.scheduling import failure, leases, register, result, sent, spec, started
@@ -123,14 +123,30 @@ def test_wait_that_could_spoil_a_line_is_refused(told: Waiting) -> None:
 
 def test_every_display_says_what_is_waited_for_since_when_and_the_next_try() -> None:
     wait = WaitStatus("api.eia.gov", "sent 503", 40.2, 12.4, 4, 1)
-    view = RunView(2, 0, 1, 0, 0, 0.0, 0, 0.0, None, None, 60.0, waits=(wait,))
+    view = RunView(
+        total=2,
+        done=0,
+        leased=1,
+        quarantined=0,
+        rows=0,
+        rows_per_s=0.0,
+        requests=0,
+        requests_per_s=0.0,
+        ceiling=None,
+        eta_s=None,
+        elapsed_s=60.0,
+        waits=(wait,),
+    )
     says = "waiting for api.eia.gov: sent 503, since 40 s, next try in 12 s (attempt 4)"
     shown = render(view)
     console = Console(width=120)
     with console.capture() as capture:
         console.print(shown.picture())
-    assert says in shown.line
-    assert says in capture.get()
+    lines: list[str] = []
+    PlainDisplay(lines.append).update(shown)
+    assert says in "\n".join(lines).replace(f"\n{FOLDED}", " ")
+    assert says in "\n".join(line.rstrip() for line in capture.get().splitlines()).replace(f"\n{FOLDED}", " ")
+    assert max(map(len, lines)) <= 80
     assert json.loads(json.dumps(shown.plain))["waits"] == [
         {"what": "api.eia.gov", "reason": "sent 503", "since_s": 40.2, "next_s": 12.4, "attempt": 4, "tasks": 1}
     ]
