@@ -201,6 +201,11 @@ def _check_hours(result: ShardResult | BuildResult) -> None:
                 parse_hour(hour)
 
 
+def origins_of(data_dir: Path) -> tuple[str, ...]:
+    """Return the origins of the hours in a data folder, sorted: "synthetic", "recordings", or names of servers."""
+    return tuple(sorted({shard.origin for shard in shard_results(data_dir)}))
+
+
 def summarise(shards: Iterable[ShardResult], builds: Iterable[BuildResult]) -> Summary:
     """Return the sums over results. Rows of a revised hour count once per generation, as they were fetched."""
     shards, builds = tuple(shards), tuple(builds)

@@ -21,7 +21,10 @@ def forecast(
     region: Annotated[str | None, typer.Option(help="Respondent to forecast, e.g. ERCO.")] = None,
     issue: Annotated[
         str | None,
-        typer.Option(help="Issue time, local: YYYY-MM-DDTHH. At 10 the trained model forecasts the next local day."),
+        typer.Option(
+            help="Issue time, local: YYYY-MM-DDTHH, latest (from the newest demand on disk) or tomorrow (the day after it). At 10 "
+            "the trained model forecasts the next local day."
+        ),
     ] = None,
     horizon: Annotated[int | None, typer.Option(help="Hours ahead, 1 to 48, by the hourly regressions.")] = None,
     paths: Annotated[int, typer.Option(help="Scenarios of the hours ahead, by the hourly regressions.")] = 0,
@@ -39,6 +42,9 @@ def forecast(
             help="When values are published: day-before, deadline, …. A model trained for another one is refused."
         ),
     ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Also write the forecast to this .parquet or .csv file, as judge reads it.")
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw a fan chart to this PNG file.")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -52,7 +58,7 @@ def forecast(
         )
     given = {"region": region, "issue": issue, "table": table, "hourly": hourly, "period": period, "plot": plot}
     given |= {"horizon": None if horizon is None else str(horizon), "paths": str(paths), "seed": str(seed)}
-    given["publication"] = publication
+    given |= {"publication": publication, "out": out}
     given |= {"data": folder_of(settings), "run": settings["run"]}
     # A worker's program: the coordinator itself never loads the model.
     command = [sys.executable, "-m", "worker.forecast"]

@@ -23,7 +23,7 @@ _HOSTS = f"""\
     "ssh: a name that `ssh -o BatchMode=yes NAME true` accepts.",
     "ips: the address at which the host's neighbours in the ring reach it.",
     "envs: NAME=value, for every worker and rank.",
-    "`coordinator doctor --hostfile {HOSTFILE}` checks the hosts."
+    "`coordinator doctor --hostfile` and the path of this file check the hosts."
   ],
   "backend": "ring",
   "envs": [],

@@ -268,6 +268,7 @@ def plot(options: argparse.Namespace) -> int:
 
 def _fans(data_dir: Path, run: Path, period: str) -> None:
     """Draw the day of highest demand of three respondents."""
+    from ingest import manifest
     from ingest.columns import hour_number
     from worker.forecast.plot import draw_fan_chart
     from worker.forecast.predict import load_model, predict
@@ -281,4 +282,4 @@ def _fans(data_dir: Path, run: Path, period: str) -> None:
         whole = predict(trained, store, respondent, Period(hour_number(start), hour_number(end)))
         peak = int(whole.hours[np.nanargmax(whole.demand)])
         chosen.append(predict(trained, store, respondent, Period(peak - 36, min(peak + 36, hour_number(end)))))
-    draw_fan_chart(chosen, IMAGES / "forecast_days.png")
+    draw_fan_chart(chosen, IMAGES / "forecast_days.png", ", ".join(manifest.origins_of(data_dir)))

@@ -437,12 +437,18 @@ def test_lines_are_not_wrapped_without_a_terminal(coordinator: Said) -> None:
 
 
 def test_forecast_table_drops_columns_on_narrow_terminals() -> None:
-    names = ("q0.025", "q0.1", "q0.5", "q0.9", "q0.975", "operator", "demand")
-    row: dict[str, Any] = {"period": "2024-01-10T08", **dict.fromkeys(names, 12345.0), "demand": None}
+    names = ("q0.025", "q0.1", "q0.5", "q0.9", "q0.975", "operator", "difference", "demand")
+    row: dict[str, Any] = {
+        "period": "2024-01-10T08",
+        "local": "2024-01-10T00:00:00-08:00",
+        **dict.fromkeys(names, 12345.0),
+        "demand": None,
+    }
     assert max(map(len, format_table([row], 40))) <= 40
     assert "median" in format_table([row], 40)[0]
     assert max(map(len, format_table([row], 80))) <= 80
-    assert "demand" in format_table([row], 80)[0] and "–" in format_table([row])[1]
+    assert "demand" in format_table([row], 80)[0] and "Wed 00:00" in format_table([row], 80)[1]
+    assert "–" in format_table([row])[1]
 
 
 def test_findings_wrap_to_the_terminal() -> None:

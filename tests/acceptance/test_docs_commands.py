@@ -58,6 +58,9 @@ ELSEWHERE = {
     ),
     r"python -m ringattn.blas MODULE": "tests/integration/ringattn/test_blas.py::test_module_that_loads_mlx_first_has_the_fast_blas",
     r"uv sync --extra lm": HOST,
+    r"coordinator forecast --(issue (latest|tomorrow)|region ERCO --issue tomorrow --out tomorrow.csv)": (
+        "tests/integration/worker/test_forecast.py::test_names_of_issue_times_follow_the_demand_on_disk"
+    ),
     r"coordinator init": "tests/unit/coordinator/test_init.py",
     r"python -m ringattn.launch -n 2 -m MODULE": "tests/integration/ringattn/test_launch.py::test_module_runs_as_python_runs_it",
     r"coordinator start --extract --rebuild": "tests/acceptance/test_extract_errors.py::test_damaged_journal_is_rebuilt_from_the_manifests",

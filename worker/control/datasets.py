@@ -121,9 +121,8 @@ def build_datasets(spec: DatasetSpec, data_dir: Path, cancelled: threading.Event
     known += ", re-issued every hour"
     if publication != DEFAULT:
         known += f"; values known as in `{publication}`"
-    origins = manifest.summarise(manifest.shard_results(data_dir), manifest.build_results(data_dir)).origins
     peaks = tuple(one.peak for one in regions)
-    return DatasetResult(tables, tuple(names), peaks, tuple(renewable), known, tuple(origins))
+    return DatasetResult(tables, tuple(names), peaks, tuple(renewable), known, manifest.origins_of(data_dir))
 
 
 def store_dataset(folder: Path, dataset: Dataset) -> str:

@@ -2,6 +2,7 @@
 
     python -m worker.forecast --region ERCO --issue 2019-08-12T10 --data data [--run data/train] [--json] [--plot FILE.png]
     python -m worker.forecast --region ERCO --issue 2019-08-12T15 --data data [--horizon 48] [--paths 20] [--seed 0]
+    python -m worker.forecast --region ERCO --issue latest|tomorrow --data data [--out FILE.csv]
     python -m worker.forecast --table FILE.parquet --data data [--run data/train] [--period 2019]
     python -m worker.forecast --hourly FILE.parquet --data data [--region ERCO,CAL] [--period 2019] [--horizon 36] [--paths 20]
 
@@ -22,18 +23,22 @@ from typing import Any
 import numpy as np
 
 from coordinator.wire.exit_codes import ExitCode
+from ingest import manifest
 from ingest.catalog import check_respondents
 from ingest.data_folder import check_there
 from ingest.errors import IngestError, UsageError, quoted
 from ingest.settings import parse_codes
 from worker.argparse_errors import Parser
+from worker.forecast.answer import Answer, to_document, to_text, write_answer
+from worker.forecast.backtest.rows import check_suffix
 from worker.forecast.basis import basis_of
-from worker.forecast.hourly.cli import forecast_issue, is_hourly, write_file
+from worker.forecast.hourly.cli import forecast_issue, is_hourly, publication_of, write_file
 from worker.forecast.hourly.inputs import MAX_HORIZON
+from worker.forecast.issue import NAMED, TOMORROW, resolve_issue
 from worker.forecast.model.checkpoint import CheckpointError
 from worker.forecast.plot import draw_fan_chart
-from worker.forecast.predict import TrainedModel, hours_of_issue, load_model, predict
-from worker.forecast.table import format_table, to_rows, write_table
+from worker.forecast.predict import TrainedModel, hours_of_issue, load_model, parse_issue, predict
+from worker.forecast.table import write_table
 from worker.training.tokens import Period
 
 MAX_PATHS = 1000
@@ -47,8 +52,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "help": "respondent to forecast; with --hourly also several, e.g. ERCO,CAL (default: all)",
     },
     "--issue": {
-        "metavar": "YYYY-MM-DDTHH",
-        "help": "issue time, local: at 10 the trained model forecasts the next local day, at any other hour the hourly regressions",
+        "metavar": "YYYY-MM-DDTHH|latest|tomorrow",
+        "help": "issue time, local; latest: from the newest demand on disk; tomorrow: the day after it. At 10 the trained model forecasts the next local day, at any other hour the hourly regressions",
     },
     "--horizon": {"type": int, "metavar": "H", "help": "hours ahead of the hourly regressions, 1 to 48 (default: 48)"},
     "--paths": {
@@ -65,6 +70,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "--json": {"action": "store_true", "help": "one JSON object on stdout, JSON lines on stderr"},
     "--quiet": {"action": "store_true", "help": "print only errors and the result"},
+    "--out": {
+        "type": Path,
+        "metavar": "FILE",
+        "help": "also write the forecast for `coordinator judge`: .parquet or .csv",
+    },
     "--plot": {"type": Path, "metavar": "FILE.png", "help": "also draw a fan chart"},
     "--table": {"type": Path, "metavar": "FILE.parquet", "help": "forecasts and embeddings of all respondents"},
     "--period": {
@@ -92,8 +102,10 @@ def _check_values(options: argparse.Namespace) -> None:
     """Check the options that the hourly regressions read, before anything is loaded.
 
     Raises:
-        UsageError: a value is outside its bounds, --plot has nothing to draw, or a file is to be no Parquet file.
+        UsageError: a value is outside its bounds or no issue time, --plot has nothing to draw, or a file is to be no Parquet file.
     """
+    if options.region is not None and options.hourly is None and options.issue not in NAMED:
+        parse_issue(options.issue)
     bounds = {"horizon": (1, MAX_HORIZON), "paths": (0, MAX_PATHS), "seed": (0, MAX_SEED)}
     for name, (least, most) in bounds.items():
         value = getattr(options, name)
@@ -103,6 +115,12 @@ def _check_values(options: argparse.Namespace) -> None:
             )
     if options.plot is not None and (options.hourly is not None or (options.region and is_hourly(options))):
         raise UsageError("--plot draws a day of the trained model: name an --issue at 10, without --horizon or --paths")
+    if options.out is not None:
+        if options.region is None or options.hourly is not None:
+            raise UsageError(
+                "--out writes the forecast of one --issue: name --region and --issue; --hourly and --table have files of their own"
+            )
+        check_suffix(options.out)
     if options.hourly is not None and options.hourly.suffix != ".parquet":
         raise UsageError(f"--hourly {options.hourly} is to be a Parquet file; name one that ends in .parquet")
 
@@ -123,19 +141,20 @@ def _one_region(options: argparse.Namespace) -> str:
     return codes[0]
 
 
+def _is_trained(run: Path) -> bool:
+    return any((run / name).exists() for name in ("result.json", "state.json"))
+
+
 def _load(options: argparse.Namespace) -> TrainedModel:
     """Load the trained model; where there is none, say what forecasts without a training.
 
     Raises:
-        UsageError: there is no data folder.
         CheckpointError: there is no finished training.
     """
-    check_there(options.data)
-    run = options.run or options.data / "train"
     try:
-        return load_model(run)
+        return load_model(options.run)
     except CheckpointError as error:
-        if options.region is None or any((run / name).exists() for name in ("result.json", "state.json")):
+        if options.region is None or _is_trained(options.run):
             raise
         raise CheckpointError(
             f"{error}; with `--horizon {MAX_HORIZON}` the hourly regressions forecast {options.issue} without a training"
@@ -178,38 +197,80 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace, log: Callable[[str], None]) -> str:
     """Forecast one issue time or write a table; return the text for stdout."""
     _check_values(options)
+    region = _one_region(options) if options.hourly is None and options.region is not None else None
+    check_there(options.data)
+    options.run = options.run or options.data / "train"
+    origin = ", ".join(manifest.origins_of(options.data)) or "of unknown origin"
     if options.hourly is not None:
-        return write_file(options, log)
-    if options.region is not None:
-        region = _one_region(options)
-        if is_hourly(options):
-            return forecast_issue(options, region, log)
-        hours = hours_of_issue(region, options.issue)  # before the model is loaded
+        return write_file(options, origin, log)
+    if region is None:
+        return _write_table(options, origin, log)
+    named = options.issue
+    if named in NAMED:
+        options.issue = resolve_issue(options.data, region, named, publication_of(options))
+        log(f"--issue {named} is {options.issue}, from the demand of {region} on disk")
+    if is_hourly(options):
+        answer = forecast_issue(options, region, origin, log)
+    elif named == TOMORROW and not _is_trained(options.run):
+        log(f"{options.run} holds no finished training: the hourly regressions forecast the day")
+        answer = forecast_issue(options, region, origin, log, hours_of_issue(region, options.issue))
+    else:
+        answer = _trained(options, region, origin, log)
+    if options.out is not None:
+        write_answer(answer, options.out)
+        log(f"{options.out} holds the forecast in the form that `coordinator judge` reads")
+    if options.json:
+        return json.dumps(to_document(answer))
+    return to_text(answer, shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
+
+
+def _write_table(options: argparse.Namespace, origin: str, log: Callable[[str], None]) -> str:
+    """Write the trained model's forecasts of every hour of a period; return the text for stdout."""
     trained = _load(options)
     trained.check_publication(options.publication)
     store = trained.open_store(options.data, log)
-    if options.table is not None:
-        whole = Period(store.period(0).first, store.period(0).last)
-        period = Period.parse(options.period, "period") if options.period else whole
-        count = write_table(trained, store, period, options.table, log)
-        result = {"table": str(options.table), "rows": count}
-        return json.dumps(result) if options.json else f"{count:,} rows in {options.table}"
+    whole = Period(store.period(0).first, store.period(0).last)
+    period = Period.parse(options.period, "period") if options.period else whole
+    count = write_table(trained, store, period, options.table, origin, log)
+    result = {"table": str(options.table), "rows": count}
+    return json.dumps(result) if options.json else f"{count:,} rows in {options.table}"
+
+
+def _trained(options: argparse.Namespace, region: str, origin: str, log: Callable[[str], None]) -> Answer:
+    """Forecast the local day after an issue time with the trained model.
+
+    Raises:
+        UsageError: the model was not trained on the region, or hours are not on disk.
+        IngestError: nothing can be said of the day.
+    """
+    hours = hours_of_issue(region, options.issue)  # before the model is loaded
+    trained = _load(options)
+    trained.check_publication(options.publication)
+    store = trained.open_store(options.data, log, region)
     log(f"forecasting {region} with the trained model {trained.path}")
     forecast = predict(trained, store, region, hours)
     basis = basis_of(options.data, forecast, trained.publication, trained.reference)
-    reasons = list(basis.reasons(trained.publication))
-    if not np.isfinite(forecast.median).any():
+    answer = Answer(
+        region,
+        options.issue,
+        basis.issue,
+        f"trained model {trained.path}",
+        origin,
+        str(trained.publication),
+        forecast.hours,
+        forecast.quantiles,
+        forecast.operator.astype(np.float64),
+        forecast.demand.astype(np.float64),
+        np.empty((len(forecast.hours), 0)),
+        basis.names,
+        tuple(basis.reasons(trained.publication)),
+        {"checkpoint": str(trained.path), "awaited": basis.awaited},
+    )
+    if not answer.known:
         raise IngestError(
-            f"nothing can be said of {region} on the day after {options.issue}: {'; '.join(reasons)}; "
+            f"nothing can be said of {region} on the day after {options.issue}: {'; '.join(answer.reasons)}; "
             f"fetch them with `coordinator start --extract --update --data {quoted(options.data)}`"
         )
     if options.plot is not None:
-        draw_fan_chart([forecast], options.plot)
-    rows = [{**row, "reference": name} for row, name in zip(to_rows(forecast), basis.names, strict=True)]
-    if options.json:
-        document = {"respondent": region, "issue": options.issue, "checkpoint": str(trained.path)}
-        document |= {"publication": str(trained.publication), "awaited": basis.awaited, "reasons": reasons}
-        return json.dumps({**document, "hours": rows})
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    title = f"{region}, issued {options.issue} local, MWh; hours end at the time given (UTC)"
-    return "\n".join([title, *format_table(rows, width), *(f"note: {reason}" for reason in reasons)])
+        draw_fan_chart([forecast], options.plot, origin)
+    return answer

@@ -10,8 +10,14 @@ from worker.forecast.model.network import MEDIAN
 from worker.forecast.predict import Forecast
 
 
-def draw_fan_chart(forecasts: Sequence[Forecast], path: Path) -> None:
-    """Draw one chart a forecast to a PNG file: 80% and 95% intervals, median, the operators' forecast and the demand, GWh."""
+def draw_fan_chart(forecasts: Sequence[Forecast], path: Path, origin: str) -> None:
+    """Draw one chart a forecast to a PNG file: 80% and 95% intervals, median, the operators' forecast and the demand, GWh.
+
+    Args:
+        forecasts: what to draw.
+        path: file to write.
+        origin: of the series, for the titles.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -31,7 +37,7 @@ def draw_fan_chart(forecasts: Sequence[Forecast], path: Path) -> None:
             axis.plot(x, forecast.demand / 1e3, color="black", linewidth=1, label="demand")
         axis.set(
             ylabel="demand, GWh in the hour",
-            title=f"{forecast.respondent}, from {hour_text(int(forecast.hours[0]))} UTC",
+            title=f"{forecast.respondent}, from {hour_text(int(forecast.hours[0]))} UTC (data: {origin})",
         )
         axis.grid(alpha=0.3)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=5)

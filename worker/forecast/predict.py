@@ -17,6 +17,7 @@ from ingest import features
 from ingest.calendar import ISSUE_HOUR, Calendar, calendar_of
 from ingest.errors import UsageError, quoted
 from ingest.features import COLUMNS, cut_calendar
+from ingest.loader import respondents_on_disk
 from ingest.own_history import own_history
 from ingest.publication import Publication
 from ringattn.layout import Layout
@@ -58,9 +59,28 @@ class TrainedModel:
                 f'train with publication = "{wanted}" in the file of --train-config'
             )
 
-    def open_store(self, data_dir: Path, log: Callable[[str], None] = lambda message: None) -> TokenStore:
-        """Open the tokens that it forecasts from."""
-        return open_token_store(data_dir, self.respondents, self.reference, log, self.publication)
+    def open_store(
+        self, data_dir: Path, log: Callable[[str], None] = lambda message: None, region: str | None = None
+    ) -> TokenStore:
+        """Open the tokens that it forecasts from.
+
+        Args:
+            data_dir: data folder with the series.
+            log: called with messages.
+            region: the one respondent to forecast, which needs the series of those alone that it attends to; of these, a series that
+                is not on disk is named and masked. None: all respondents.
+        """
+        if region not in self.respondents:
+            return open_token_store(data_dir, self.respondents, self.reference, log, self.publication)
+        (members,) = (
+            {self.respondents[i] for i in group}
+            for group in groups_of(self.respondents, self.model.config.scope)
+            if self.respondents.index(region) in group
+        )
+        there = {*respondents_on_disk(data_dir), region}
+        if absent := sorted(members - there):
+            log(f"{', '.join(absent)}: no series on disk; {region} is forecast without them")
+        return open_token_store(data_dir, self.respondents, self.reference, log, self.publication, members & there)
 
 
 @dataclass(frozen=True)

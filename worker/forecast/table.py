@@ -1,55 +1,54 @@
-"""Tables of forecasts: rows for JSON, lines for a terminal, and the Parquet file that control training reads."""
+"""Tables of forecasts: lines for a terminal, and the Parquet file that control training reads."""
 
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ingest.calendar import ISSUE_HOUR
-from ingest.columns import hour_text
 from ingest.files import atomic_write
 from worker.forecast.model import checkpoint
 from worker.forecast.model.network import QUANTILES
-from worker.forecast.predict import Forecast, TrainedModel, predict
+from worker.forecast.predict import TrainedModel, predict
 from worker.training.tokens import Period, TokenStore
 
 COLUMNS = {"q0.025": "2.5%", "q0.1": "10%", "q0.5": "median", "q0.9": "90%", "q0.975": "97.5%"}
-COLUMNS |= {"operator": "DF", "demand": "demand"}
+COLUMNS |= {"operator": "DF", "difference": "less DF", "demand": "demand"}
+MIDDLE = ("q0.1", "q0.5", "q0.9", "operator", "difference", "demand")
 NARROW = ("q0.1", "q0.5", "q0.9")  # what a narrow terminal has room for
-
-
-def to_rows(forecast: Forecast) -> list[dict[str, Any]]:
-    """Return one plain map an hour, for JSON; MWh, None where there is no value."""
-    return [
-        {
-            "period": hour_text(int(hour)),
-            **{f"q{level:g}": _number(q) for level, q in zip(QUANTILES, quantiles, strict=True)},
-            "operator": _number(operator),
-            "demand": _number(demand),
-        }
-        for hour, quantiles, operator, demand in zip(
-            forecast.hours, forecast.quantiles, forecast.operator, forecast.demand, strict=True
-        )
-    ]
+TIMES = 13 + 11  # columns of the two times
+CELL = 9
 
 
 def format_table(rows: Sequence[dict[str, Any]], columns: int | None = None) -> list[str]:
     """Format rows as lines of text.
 
     Args:
-        rows: as `to_rows` returns them.
+        rows: as `answer.to_rows` returns them.
         columns: width of the terminal; a narrow one gets the middle columns only. None: no limit.
     """
-    shown = list(COLUMNS) if columns is None or columns >= 13 + 9 * len(COLUMNS) else list(NARROW)
-    lines = [f"{'period':<13}" + "".join(f"{COLUMNS[name]:>9}" for name in shown)]
+    shown: Sequence[str] = list(COLUMNS)
+    times = TIMES
+    if columns is not None and columns < times + CELL * len(shown):
+        shown = MIDDLE
+    if columns is not None and columns < times + CELL * len(shown):
+        shown, times = NARROW, 13
+    lines = [f"{'period':<13}{'  local':<11}"[:times] + "".join(f"{COLUMNS[name]:>{CELL}}" for name in shown)]
     for row in rows:
-        cells = [row[name] for name in shown]
-        lines.append(f"{row['period']:<13}" + "".join("        –" if x is None else f"{x:9,.0f}" for x in cells))
+        local = datetime.fromisoformat(row["local"])
+        lines.append(f"{row['period']:<13}  {local:%a %H:%M}"[:times] + "".join(cell(row[name]) for name in shown))
     return lines
 
 
-def _number(x: float) -> float | None:
+def cell(x: float | None) -> str:
+    """Return a number of a table, or a dash."""
+    return f"{'–':>{CELL}}" if x is None else f"{round(x):{CELL},}"
+
+
+def number(x: float) -> float | None:
+    """Return a number for JSON, rounded; None where there is none."""
     return round(float(x), 1) if np.isfinite(x) else None
 
 
@@ -58,6 +57,7 @@ def write_table(
     store: TokenStore,
     period: Period,
     path: Path,
+    origin: str,
     log: Callable[[str], None] = lambda message: None,
 ) -> int:
     """Write the forecasts of every respondent and hour of a period as Parquet.
@@ -70,6 +70,7 @@ def write_table(
         store: tokens of its respondents.
         period: hours to forecast.
         path: file to write.
+        origin: of the series, for the metadata.
         log: called with a message before each respondent.
 
     Returns:
@@ -100,6 +101,7 @@ def write_table(
         {
             "checkpoint": checkpoint.fingerprint(trained.path),
             "issue": f"{ISSUE_HOUR}:00 local",
+            "origin": origin,
             "publication": str(trained.publication),
         }
     )

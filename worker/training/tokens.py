@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,6 +133,7 @@ def open_token_store(
     reference: Reference = "DF",
     log: Callable[[str], None] = lambda message: None,
     publication: Publication = DEFAULT,
+    needed: Collection[str] | None = None,
 ) -> TokenStore:
     """Open the tokens of all years on disk as memory maps; compute them on first use.
 
@@ -142,12 +143,15 @@ def open_token_store(
         reference: the forecast that is corrected.
         log: called with a message before the tokens of a respondent are computed.
         publication: when values are published.
+        needed: the respondents to open; the others have no hour in the store, which masks them. None: all.
     """
+    opened = [name for name in respondents if needed is None or name in needed]
     if reference == "linear":
-        maps = _linear_maps(data_dir, respondents, log, publication)
+        maps = dict(zip(opened, _linear_maps(data_dir, opened, log, publication), strict=True))
     else:
-        maps = tuple(_open_map(data_dir, name, reference, log, publication) for name in respondents)
-    return TokenStore(tuple(respondents), reference, maps, publication)
+        maps = {name: _open_map(data_dir, name, reference, log, publication) for name in opened}
+    none = (0, np.empty((0, TARGET + len(COLUMNS)), np.float32))
+    return TokenStore(tuple(respondents), reference, tuple(maps.get(name, none) for name in respondents), publication)
 
 
 def token_rows(tokens: Tokens) -> NDArray[np.float32]:

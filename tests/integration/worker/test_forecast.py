@@ -22,6 +22,7 @@ from ingest.errors import UsageError
 from ingest.features import COLUMNS, CONDITION, FEATURES, make_tokens
 from ingest.loader import load_series
 from ingest.publication import DAY_BEFORE, DEADLINE, Publication, known_at
+from ingest.snapshot import series_folder
 from ringattn.layout import Layout
 from tests.support.data_folder import build_all, commit, shard
 from tests.unit.ingest.test_features import poisoned, series
@@ -299,7 +300,59 @@ def test_coordinator_prints_a_table_and_draws_a_fan_chart(trained: Path, tmp_pat
         check=False,
     )
     assert done.returncode == 0 and plot.read_bytes()[:4] == b"\x89PNG"
-    assert sum(not line.startswith("note: ") for line in done.stdout.splitlines()) == 26
+    lines = done.stdout.splitlines()
+    assert lines[0].endswith("MWh; data: synthetic") and "Fri" not in lines[3] and "Thu 01:00" in lines[3]
+    assert sum(not line.startswith("note: ") for line in lines) == 28
+    assert lines[27].startswith("peak of 2023-02-02: median ")
+
+
+def test_names_of_issue_times_follow_the_demand_on_disk(
+    forecast: Forecast, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Demand ends at 2023-02-01T18 UTC, 10:00 in Oregon; DF of the next day is there up to a point. ERCO has no series at all."""
+    data = tmp_path / "data"
+    shutil.copytree(trained, data)
+    cut_off(data, "2023-02-01T18", "2023-02-02T19")
+    shutil.rmtree(series_folder(data) / "ERCO")
+    shutil.rmtree(data / "tokens")
+    found = {}
+    for name, *flags in (("tomorrow",), ("2023-02-01T10",), ("latest", "--publication", "2h,-1T10,local")):
+        out = tmp_path / f"{name[:3]}.csv"
+        words = ["--data", str(data), "--region", "PACW", "--issue", name, "--out", str(out), "--json", *flags]
+        assert main(words) == 0
+        stdout, stderr = capsys.readouterr()
+        found[name] = json.loads(stdout)
+        rows = pd.read_csv(out)
+        assert rows.columns[:4].tolist() == ["unique_id", "ds", "cutoff", "y"]
+        assert rows["q0.5"].round(1).tolist() == pytest.approx(
+            [hour["q0.5"] for hour in found[name]["hours"] if hour["q0.5"] is not None], abs=0.06
+        )
+        assert set(rows["cutoff"]) == {found[name]["cutoff"]}
+    assert "--issue latest is 2023-02-01T12" in stderr, "the newest demand is published two hours later"
+    assert found["tomorrow"] == found["2023-02-01T10"] and "trained model" in found["tomorrow"]["model"]
+    one = found["tomorrow"]["hours"][0]
+    assert (one["period"], one["local"]) == ("2023-02-02T09", "2023-02-02T01:00:00-08:00")
+    assert one["difference"] == pytest.approx(one["q0.5"] - one["operator"], abs=0.11)
+    assert found["latest"]["cutoff"] == "2023-02-01T18" and found["latest"]["origin"] == "synthetic"
+    assert [hour["operator"] is None for hour in found["latest"]["hours"]].index(True) == 23
+    assert any("have no DF on disk" in reason for reason in found["latest"]["reasons"])
+
+
+def test_tomorrow_needs_its_issue_time_and_no_training(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(trained, data)
+    flags = ["--data", str(data), "--region", "PACW", "--issue", "tomorrow"]
+    cut_off(data, "2023-02-01T19", "2023-02-02T19")
+    shutil.rmtree(data / "train")
+    assert main([*flags, "--json"]) == 0
+    stdout, stderr = capsys.readouterr()
+    assert "the hourly regressions forecast the day" in stderr
+    assert [hour["local"][:13] for hour in json.loads(stdout)["hours"]][::23] == ["2023-02-02T01", "2023-02-03T00"]
+    cut_off(data, "2023-02-01T17", "2023-02-02T19")
+    assert main(flags) == 2
+    assert "demand of PACW on disk ends at 2023-02-01T09; `--issue latest`" in capsys.readouterr().err
 
 
 def test_table_for_control_has_every_hour(forecast: Forecast, tmp_path: Path) -> None:
@@ -357,6 +410,8 @@ def test_other_issue_hours_are_forecast_by_the_hourly_regressions(forecast: Fore
         (("--hourly", "x.csv", "--period", "2023-02"), "--hourly x.csv is to be a Parquet file"),
         (("--region", "PACW", "--issue", "2033-02-01T10"), "coordinator start --extract"),
         (("--region", "PACW"), "--issue"),
+        (("--region", "PACW", "--issue", "latest", "--out", "x.json"), "--out x.json ends in no known form"),
+        (("--hourly", "x.parquet", "--out", "x.csv"), "--out writes the forecast of one --issue"),
         (("--region", "PACW", "--issue", "2023-02-01T10", "--run", "nowhere"), "coordinator start --train"),
         (
             ("--region", "PACW", "--issue", "2023-02-01T10", "--run", "nowhere"),

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from datetime import UTC
-from typing import Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
 
+from ingest.array_types import Bools
 from ingest.calendar import ISSUE_HOUR, ZONES, zone_of
 from ingest.columns import hour_text
 from ingest.errors import IngestError, UsageError
 from ingest.loader import respondents_on_disk
 from ingest.publication import DEFAULT, Publication
 from ingest.settings import parse_codes
+from worker.forecast.answer import Answer
 from worker.forecast.hourly.authority import load_authority
 from worker.forecast.hourly.forecasts import HourlyForecasts, hourly_forecasts
 from worker.forecast.hourly.inputs import LATE, MAX_HORIZON, AuthorityHours
 from worker.forecast.hourly.table import write_hourly
-from worker.forecast.model.network import QUANTILES
 from worker.forecast.predict import parse_issue
-from worker.forecast.table import format_table
 from worker.training.tokens import Period
 
 MODEL = "hourly regressions"
@@ -61,12 +58,21 @@ def publication_of(options: argparse.Namespace) -> Publication:
     return Publication.parse(options.publication) if options.publication else DEFAULT
 
 
-def forecast_issue(options: argparse.Namespace, respondent: str, log: Log) -> str:
-    """Forecast the hours after one issue hour; return the text for stdout.
+def forecast_issue(
+    options: argparse.Namespace, respondent: str, origin: str, log: Log, only: Period | None = None
+) -> Answer:
+    """Forecast the hours after one issue hour.
+
+    Args:
+        options: of the command line; its issue is a time.
+        respondent: EIA code.
+        origin: of the series.
+        log: called with messages.
+        only: the hours to keep; None: all of the horizon.
 
     Raises:
         UsageError: the hour is not on disk.
-        IngestError: nothing can be said, or of no hour.
+        IngestError: nothing can be said of any hour.
     """
     issue = issue_number(respondent, options.issue)
     publication = publication_of(options)
@@ -77,15 +83,37 @@ def forecast_issue(options: argparse.Namespace, respondent: str, log: Log) -> st
         log(f"the last known demand is {late} h old; the intervals suppose a newer one")
     log(f"forecasting {respondent} with the {MODEL}, fitted to the hours before the month of the issue; {publication}")
     found = hourly_forecasts(hours, Period(issue, issue), horizon=horizon, paths=options.paths, seed=options.seed)
-    rows = _rows(hours, found)
-    if not np.isfinite(found.median).any():
+    at = int(issue - hours.calendar.hours[0])
+    numbers = hours.calendar.hours[at + 1 : at + 1 + horizon]
+    kept = np.full(horizon, True) if only is None else (numbers >= only.first) & (numbers <= only.last)
+    ahead = at + 1 + np.flatnonzero(kept)
+    published = ahead <= hours.operator_known[at]
+    answer = Answer(
+        respondent,
+        options.issue,
+        int(hours.calendar.hours[0] + hours.actual_known[at]),
+        MODEL,
+        origin,
+        str(publication),
+        hours.calendar.hours[ahead],
+        found.quantiles[0, kept].astype(np.float64),
+        np.where(published, hours.operator[ahead], np.nan),
+        hours.demand[ahead],
+        found.paths[0, kept].astype(np.float64),
+        reasons=tuple(_reasons(published, np.isfinite(hours.operator[ahead]), publication)),
+    )
+    if not answer.known:
         raise IngestError(f"{respondent}: too few hours before {options.issue} to forecast from; extract earlier ones")
-    if options.json:
-        document = {"respondent": respondent, "issue": options.issue, "model": MODEL, "publication": str(publication)}
-        return json.dumps(document | {"hours": rows})
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    title = f"{respondent}, issued {options.issue} local by the {MODEL}, MWh; hours end at the time given (UTC)"
-    return "\n".join([title, *format_table(rows, width), *_path_lines(rows)])
+    return answer
+
+
+def _reasons(published: Bools, there: Bools, publication: Publication) -> Iterator[str]:
+    """Yield a sentence for each reason why hours are forecast without DF; arrays are [hour]."""
+    n = len(published)
+    if lacking := int((published & ~there).sum()):
+        yield f"{lacking} of {n} hours have no DF on disk: they are forecast without it"
+    if early := int((~published).sum()):
+        yield f"{early} of {n} hours are forecast before their DF is published ({publication}), without it"
 
 
 def _late(hours: AuthorityHours, issue: int) -> int:
@@ -108,35 +136,7 @@ def _late(hours: AuthorityHours, issue: int) -> int:
     return late
 
 
-def _rows(hours: AuthorityHours, found: HourlyForecasts) -> list[dict[str, Any]]:
-    """Return one plain map an hour of a single issue, MWh."""
-    first = int(found.issues[0] - hours.calendar.hours[0]) + 1
-    rows = []
-    for step, (quantiles, paths) in enumerate(zip(found.quantiles[0], found.paths[0], strict=True)):
-        row: dict[str, Any] = {"period": hour_text(int(found.issues[0]) + step + 1)}
-        row |= {f"q{level:g}": _number(x) for level, x in zip(QUANTILES, quantiles, strict=True)}
-        known = first + step <= hours.operator_known[first - 1]
-        row |= {"operator": _number(hours.operator[first + step]) if known else None}
-        row |= {"demand": _number(hours.demand[first + step])}
-        rows.append(row | ({"paths": [_number(x) for x in paths]} if paths.size else {}))
-    return rows
-
-
-def _path_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
-    if "paths" not in rows[0]:
-        return []
-    lines = ["", f"{'period':<13}" + "".join(f"{f'path {k + 1}':>9}" for k in range(len(rows[0]["paths"])))]
-    return lines + [
-        f"{row['period']:<13}" + "".join("        –" if x is None else f"{x:9,.0f}" for x in row["paths"])
-        for row in rows
-    ]
-
-
-def _number(x: float) -> float | None:
-    return round(float(x), 1) if np.isfinite(x) else None
-
-
-def write_file(options: argparse.Namespace, log: Log) -> str:
+def write_file(options: argparse.Namespace, origin: str, log: Log) -> str:
     """Write the file of every issue hour of a period; return the text for stdout."""
     names = parse_codes(options.region or ()) or respondents_on_disk(options.data)
     names = tuple(name for name in names if name in ZONES or options.region)
@@ -153,7 +153,9 @@ def write_file(options: argparse.Namespace, log: Log) -> str:
             yield hourly_forecasts(hours, period, horizon=horizon, paths=options.paths, seed=options.seed)
 
     count = write_hourly(
-        each(), options.hourly, {"model": MODEL, "seed": options.seed, "publication": str(publication)}
+        each(),
+        options.hourly,
+        {"model": MODEL, "seed": options.seed, "publication": str(publication), "origin": origin},
     )
     if options.json:
         return json.dumps({"hourly": str(options.hourly), "rows": count, "respondents": list(names)})
