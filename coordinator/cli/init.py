@@ -16,8 +16,8 @@ _HEAD = f"""\
 # `coordinator config show` prints the values in force; `coordinator start --help` lists the flags.
 # {HOSTFILE} beside this file describes several machines; it counts once `hostfile` names it.
 """
-_HOSTS = f"""\
-{{
+_HOSTS = """\
+{
   "comment": [
     "One entry a host, in the order of the ring. Replace the names and addresses.",
     "ssh: a name that `ssh -o BatchMode=yes NAME true` accepts.",
@@ -28,10 +28,10 @@ _HOSTS = f"""\
   "backend": "ring",
   "envs": [],
   "hosts": [
-    {{"ssh": "m2-0.local", "ips": ["10.0.0.10"]}},
-    {{"ssh": "m2-1.local", "ips": ["10.0.0.11"]}}
+    {"ssh": "m2-0.local", "ips": ["10.0.0.10"]},
+    {"ssh": "m2-1.local", "ips": ["10.0.0.11"]}
   ]
-}}
+}
 """
 
 
