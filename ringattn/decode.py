@@ -17,11 +17,11 @@ import numpy as np
 
 from ringattn import kernels, ring
 from ringattn._errors import ArgumentError, DTypeError, MismatchError, RingError, ShapeError, TransformError
-from ringattn.kernels.native import MAX_DIM
 from ringattn.transport import Group, Transport, transport_of, wait_limit
 
 FREE = np.iinfo(np.int32).max
 """Position of a row of keys that holds none yet: no query sees it."""
+_FOLD_BELOW = 32  # tokens; more fill a kernel's tiles by themselves
 _MAGIC = 0x4D474B44  # "DKGM": the gathered message is a decode call's
 _HEADER = 4  # int32: magic, whether the arguments were refused, tag, digest of positions and rules
 _DTYPES = (mx.float32, mx.bfloat16, mx.float16)
@@ -50,11 +50,13 @@ class Rules:
         scale: factor on the scores.
         window: a query sees the last `window` positions, itself included; None: all up to its own.
         sinks: [Hq], a score a head that takes no value; None: none.
+        softcap: c: scores s become c · tanh(s / c) before the mask; None: they stay.
     """
 
     scale: float
     window: int | None = None
     sinks: mx.array | None = None
+    softcap: float | None = None
 
 
 # More than 10 parameters: the tensors of attention and its independent options, all but three by keyword.
@@ -68,6 +70,7 @@ def decode_attention(
     key_positions: Sequence[int] | np.ndarray | mx.array,
     window: int | None = None,
     sinks: mx.array | None = None,
+    softcap: float | None = None,
     tag: int = 0,
     group: Group = None,
     kernel: str | kernels.Kernel | None = None,
@@ -86,6 +89,7 @@ def decode_attention(
         key_positions: [T_k], positions of this rank's keys, in any order. A query sees keys up to its own position.
         window: a query sees the last `window` positions, itself included; None: all.
         sinks: [Hq], one more score a head that takes no value (gpt-oss); None: none.
+        softcap: None, or c: scores s become c * tanh(s / c) before the mask (Gemma 2).
         tag: any integer, e.g. the layer's number; ranks whose tags differ raise MismatchError.
         group: an MLX group (None: the global one), or a Transport.
         kernel: name of the block kernel, or a `kernels.Kernel`; None: environment RINGATTN_KERNEL, else the best one here.
@@ -103,9 +107,9 @@ def decode_attention(
     limit = wait_limit(timeout)
     check_queries(q)
     try:
-        rules = checked_rules(q, Rules(scale, window, sinks))
+        rules = checked_rules(q, Rules(scale, window, sinks, softcap))
         at, block = _positions("positions", positions, q.shape[2]), _key_block(q, k, v, key_positions)
-        chosen = kernel_for(q.shape[3], kernel)
+        chosen = kernels.select_for(kernel, q.shape[3])
     except RingError as refusal:
         width = v.shape[-1] if isinstance(v, mx.array) and v.ndim == 4 else q.shape[3]
         _gather(transport, _message(q, width, refusal, tag, 0), limit)
@@ -147,7 +151,7 @@ def attend_replicated(
     width = blocks[0].v.shape[3] if width is None else width
     o, lse = local_attention(q, blocks, positions, rules, kernel, width=width)
     if transport.size() > 1:
-        digest = zlib.crc32(repr((rules.scale, rules.window)).encode(), zlib.crc32(positions.tobytes()))
+        digest = zlib.crc32(repr((rules.scale, rules.window, rules.softcap)).encode(), zlib.crc32(positions.tobytes()))
         outs, lses = _gather(transport, _message(q, width, (o, lse), tag, digest), timeout)
     else:
         outs, lses = o[None], lse[None]
@@ -161,7 +165,7 @@ def local_attention(
 ) -> tuple[mx.array, mx.array]:
     """Compute attention over this rank's keys alone.
 
-    The query heads that share a kv head become rows of it, so that a kernel reads each key once for all of them.
+    Of few queries, the heads that share a kv head become rows of it, so that a kernel reads each key once for all of them.
 
     Args:
         q: [B, Hq, T, D].
@@ -176,17 +180,18 @@ def local_attention(
     """
     batch, heads, length, dim = q.shape
     o, lse = mx.zeros((batch, heads, length, width)), mx.full((batch, heads, length), -mx.inf)
+    # A kernel of the user's need not know of a softcap.
+    options = {"scale": rules.scale} | ({} if rules.softcap is None else {"softcap": rules.softcap})
     for block in blocks:
         if block.k.shape[2] == 0:
             continue
-        kv_heads = block.k.shape[1]
+        kv_heads = block.k.shape[1] if length < _FOLD_BELOW else heads
         group = heads // kv_heads
         rows = q.reshape(batch, kv_heads, group * length, dim)
         mask = kernels.Block(np.tile(positions, group), block.positions, causal=True, window=rules.window)
-        v = block.v if width == dim else mx.pad(block.v, [(0, 0)] * 3 + [(0, dim - width)])
-        part, part_lse = kernel.forward(rows, block.k, v, mask, scale=rules.scale)
-        part = part[..., :width].reshape(batch, heads, length, width)
-        o, lse = ring.merge_partials(o, lse, part, part_lse.reshape(batch, heads, length))
+        part, part_lse = kernel.forward(rows, block.k, block.v, mask, **options)
+        part, part_lse = part.reshape(batch, heads, length, width), part_lse.reshape(batch, heads, length)
+        o, lse = ring.merge_partials(o, lse, part, part_lse)
         mx.eval(o, lse)
     return o, lse
 
@@ -241,14 +246,6 @@ def without_gradient(q: mx.array, work: Callable[[mx.array], mx.array]) -> mx.ar
     return cast(mx.array, attend(q))
 
 
-def kernel_for(dim: int, kernel: str | kernels.Kernel | None = None) -> kernels.Kernel:
-    """Return the block kernel for a head dimension: `kernel`, else the best one here that takes it."""
-    if kernel is not None and not isinstance(kernel, str):
-        return kernel
-    chosen = kernels.select(kernel)
-    return kernels.select("mlx") if kernel is None and chosen.name == "native" and dim > MAX_DIM else chosen
-
-
 def check_queries(q: object) -> None:
     """Check the queries of a call.
 
@@ -267,7 +264,7 @@ def checked_rules(q: mx.array, rules: Rules) -> Rules:
     """Return the rules of a call after a check.
 
     Raises:
-        ArgumentError: if scale or window break a rule.
+        ArgumentError: if scale, window or softcap break a rule.
         ShapeError: if sinks do.
     """
     window = rules.window
@@ -277,7 +274,10 @@ def checked_rules(q: mx.array, rules: Rules) -> Rules:
         raise ArgumentError(f"scale {rules.scale!r} must be a finite number; the usual one is head_dimension ** -0.5")
     if rules.sinks is not None and tuple(rules.sinks.shape) != (q.shape[1],):
         raise ShapeError(f"sinks {rules.sinks.shape} must have one score a query head: {(q.shape[1],)}")
-    return Rules(float(rules.scale), None if window is None else int(window), rules.sinks)
+    softcap = rules.softcap
+    if softcap is not None and not (isinstance(softcap, int | float) and 0 < softcap < np.inf):
+        raise ArgumentError(f"softcap {softcap!r} must be a finite number above 0, or None")
+    return Rules(float(rules.scale), None if window is None else int(window), rules.sinks, softcap)
 
 
 def _key_block(q: mx.array, k: mx.array, v: mx.array, positions: Sequence[int] | np.ndarray | mx.array) -> KeyBlock:

@@ -65,6 +65,7 @@ def run(
     timeout: float,
     phase: str,
     kernel: str = "",
+    combine: Callable[[Arrays, Arrays], Arrays] | None = None,
 ) -> Arrays:
     """Run one rank's table.
 
@@ -77,8 +78,9 @@ def run(
         kv_specs: shapes and dtypes of a block's K, V (and key segments) on the wire.
         grad_specs: shapes and dtypes of a block's gradients on the wire.
         timeout: seconds of each wait; PeerLost or PeerStalled end it.
-        phase: "forward" or "backward".
+        phase: "forward" or "backward", or another name for the trace.
         kernel: name of the kernel, for the trace.
+        combine: joins two results of one block, evaluated; None adds them.
 
     Returns:
         The summed gradients of this rank's own block; empty in the forward pass.
@@ -95,11 +97,11 @@ def run(
         kv = _post(transport, hop.kv, wire, kv_specs, f"{doing}, keys and values")
         part = compute(hop.work, held[hop.work.block]) if hop.work is not None else ()
         clock.lap("compute")
-        _finish(pending, sums, timeout)
+        _finish(pending, sums, timeout, combine)
         pending = None
         clock.lap("wait")
         if part and hop.work is not None:
-            _add(sums, hop.work.block, part)
+            _add(sums, hop.work.block, part, combine)
         del part
         clock.lap("compute")
         pending = _post(transport, hop.grad, sums, grad_specs, f"{doing}, gradients")
@@ -111,7 +113,7 @@ def run(
         clock.lap("wait")
         sent = (kv.nbytes if kv else 0) + (pending.nbytes if pending else 0)
         record(HopTime(phase, index, clock.seconds["compute"], clock.seconds["wait"], sent, kernel))
-    _finish(pending, sums, timeout)
+    _finish(pending, sums, timeout, combine)
     return sums.get(rank, ())
 
 
@@ -137,17 +139,26 @@ def _post(
     return _Posted(exchange, ticket, sum(x.nbytes for x in sends))
 
 
-def _finish(posted: _Posted | None, blocks: dict[int, Arrays], timeout: float) -> None:
+def _finish(
+    posted: _Posted | None,
+    blocks: dict[int, Arrays],
+    timeout: float,
+    combine: Callable[[Arrays, Arrays], Arrays] | None = None,
+) -> None:
     if posted is None:
         return
     got = posted.ticket.wait(timeout)
     if posted.exchange.recv is not None:
-        _add(blocks, posted.exchange.recv, tuple(got))
+        _add(blocks, posted.exchange.recv, tuple(got), combine)
 
 
-def _add(blocks: dict[int, Arrays], block: int, part: Arrays) -> None:
+def _add(
+    blocks: dict[int, Arrays], block: int, part: Arrays, combine: Callable[[Arrays, Arrays], Arrays] | None
+) -> None:
     """Add `part` to the arrays of `block`, with one wait and into their own memory: a block's sum is half of the peak memory."""
-    if block in blocks:
+    if block in blocks and combine is not None:
+        part = combine(blocks.pop(block), part)
+    elif block in blocks:
         totals = list(blocks.pop(block))
         for i, more in enumerate(part):
             totals[i] = totals[i] + more  # no other name holds the old sum, so that MLX writes over it

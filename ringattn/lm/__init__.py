@@ -13,12 +13,32 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ringattn.lm.cache import CachedModel, LayerCache, ShardedCache, make_cache
     from ringattn.lm.convert import gather_logits, local_tokens, shard_model
+    from ringattn.lm.generation import generate_step, model_digest, prefill, stream_generate
     from ringattn.lm.load import load
 
-__all__ = ["gather_logits", "load", "local_tokens", "shard_model"]
+__all__ = [
+    "CachedModel",
+    "LayerCache",
+    "ShardedCache",
+    "gather_logits",
+    "generate_step",
+    "load",
+    "local_tokens",
+    "make_cache",
+    "model_digest",
+    "prefill",
+    "shard_model",
+    "stream_generate",
+]
 
-_HOMES = {"convert": ("gather_logits", "local_tokens", "shard_model"), "load": ("load",)}  # module → its names
+_HOMES = {  # module → its names
+    "cache": ("CachedModel", "LayerCache", "ShardedCache", "make_cache"),
+    "convert": ("gather_logits", "local_tokens", "shard_model"),
+    "generation": ("generate_step", "model_digest", "prefill", "stream_generate"),
+    "load": ("load",),
+}
 
 
 def __getattr__(name: str) -> Any:

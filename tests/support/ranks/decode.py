@@ -10,13 +10,14 @@ import numpy as np
 import ringattn as ra
 
 
-def wanted(q, k, v, at, *, scale, window, sinks):
+def wanted(q, k, v, at, *, scale, window, sinks, softcap):
     """Attention in fp64 numpy of queries at positions `at` over all keys."""
     q, k, v = (np.array(x.astype(mx.float32)).astype(np.float64) for x in (q, k, v))
     group = q.shape[1] // k.shape[1]
     gap = at[:, None] - np.arange(k.shape[2])[None, :]
     seen = (gap >= 0) & (gap < (window or 2**31))
-    scores = np.where(seen, q @ np.repeat(k, group, axis=1).swapaxes(-1, -2) * scale, -np.inf)
+    scores = q @ np.repeat(k, group, axis=1).swapaxes(-1, -2) * scale
+    scores = np.where(seen, scores if softcap is None else softcap * np.tanh(scores / softcap), -np.inf)
     if sinks is not None:
         extra = np.broadcast_to(np.array(sinks, np.float64)[None, :, None, None], (*scores.shape[:3], 1))
         scores = np.concatenate([scores, extra], axis=-1)
@@ -45,9 +46,10 @@ def run(case: dict, rank: int, size: int) -> float:
     index = mx.array(mine.astype(np.int32))
     o = ra.decode_attention(
         q, k[:, :, index] if len(mine) else k[:, :, :0], v[:, :, index] if len(mine) else v[:, :, :0],
-        scale=dim**-0.5, positions=at, key_positions=mine, window=case["window"], sinks=sinks, kernel=case["kernel"],
+        scale=dim**-0.5, positions=at, key_positions=mine, window=case["window"], sinks=sinks,
+        softcap=case["softcap"], kernel=case["kernel"],
     )  # fmt: skip
-    truth = wanted(q, k, v, at, scale=dim**-0.5, window=case["window"], sinks=sinks)
+    truth = wanted(q, k, v, at, scale=dim**-0.5, window=case["window"], sinks=sinks, softcap=case["softcap"])
     return float(np.abs(np.array(o.astype(mx.float32)) - truth).max() / max(1.0, np.abs(truth).max()))
 
 
