@@ -26,7 +26,7 @@ from rl.env.vector import VectorGridEnv
 from rl.errors import DataError
 from rl.evaluation.score import Policy, idle_cost, rollout
 from rl.planning.baselines import hour_rule, idle
-from rl.planning.mpc import HORIZON, Mpc, known_loads, point_forecast
+from rl.planning.mpc import HORIZON, PathMpc, known_loads, point_forecast
 from rl.planning.optimum import optimum
 from rl.policy import Mlp
 
@@ -121,4 +121,5 @@ class JobRunner:
         dataset = self.dataset(job.dataset)
         if job.policy == "hour rule":
             return self._rules(job.fit).on(dataset)
-        return Mpc(self.grid, known_loads(dataset, HORIZON) if job.policy == "mpc perfect" else point_forecast(dataset))
+        ahead = known_loads(dataset, HORIZON) if job.policy == "mpc perfect" else point_forecast(dataset)
+        return PathMpc(self.grid, ahead, HORIZON)  # all episodes of the job at once

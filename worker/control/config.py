@@ -34,7 +34,7 @@ class ControlConfig:
         save_every: Iterations between saved states; a learner that was killed repeats those since the last one.
         every: One in so many weeks of the validation and test year is evaluated.
         chunk: Weeks of one evaluation lease.
-        plan_chunk: Weeks of one lease of a planning baseline, which plans every hour and is slow.
+        plan_chunk: Weeks of one lease of a planning baseline, which plans those of a lease side by side, every hour.
         baselines: Baselines that the test year compares with, separated by commas; empty for none.
         seed: Seed of every random draw.
         clone: Settings of `rl.algorithms.clone`.
@@ -53,7 +53,7 @@ class ControlConfig:
     save_every: int = 1
     every: int = 4
     chunk: int = 33
-    plan_chunk: int = 4
+    plan_chunk: int = 33
     baselines: str = "hour rule,mpc,mpc perfect"
     seed: int = 0
     clone: clone.Settings = field(default_factory=clone.Settings)
