@@ -27,6 +27,7 @@ from ringattn._errors import (
 from ringattn.macos import refused_python
 
 if TYPE_CHECKING:
+    from ringattn._mesh import Mesh, mesh
     from ringattn.attention import ring_attention
     from ringattn.decode import decode_attention
     from ringattn.layout import Layout, weighted_zigzag
@@ -45,6 +46,7 @@ __all__ = [
     "Layout",
     "LayoutError",
     "LoadBalancer",
+    "Mesh",
     "MismatchError",
     "MlxTransport",
     "ModelError",
@@ -62,6 +64,7 @@ __all__ = [
     "abort",
     "decode_attention",
     "init",
+    "mesh",
     "positions",
     "ring_attention",
     "shard",
@@ -71,6 +74,7 @@ __all__ = [
 ]
 
 _HOMES = {  # module → its names
+    "_mesh": ("Mesh", "mesh"),
     "attention": ("ring_attention",),
     "decode": ("decode_attention",),
     "layout": ("Layout", "weighted_zigzag"),

@@ -6,6 +6,7 @@ streams: on one stream both sides would send first and block for ever. After an 
 shut down: that frees the thread, and the other ranks see the failure at once instead of at their own deadlines.
 """
 
+import atexit
 import contextlib
 import functools
 import math
@@ -62,9 +63,12 @@ class Transport(Protocol):
 
 
 Group = mx.distributed.Group | Transport | None
+_CLOSE_S = 2.0  # seconds for a thread that is idle, to end
 
 
-class _Task:
+class Task:
+    """A posted exchange of `MlxTransport`."""
+
     def __init__(
         self, waits: Waits, fail: Callable[..., NoReturn], run: Callable[[], list[mx.array]], doing: str
     ) -> None:
@@ -75,6 +79,7 @@ class _Task:
         self.error: Exception | None = None
 
     def wait(self, timeout: float) -> list[mx.array]:
+        """See `Ticket.wait`."""
         if (cause := self.waits.wait(self.done, timeout)) is not None:
             self.fail(PeerStalled, self.doing, cause, self)
         if self.error is not None:
@@ -89,7 +94,7 @@ class MlxTransport:
         self._group = group
         self._rank, self._size = group.rank(), group.size()
         self._waits = waits_of(self._size) if self._size > 1 else Waits()
-        self._tasks: queue.SimpleQueue[_Task] = queue.SimpleQueue()
+        self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._broken: PeerError | None = None
         self._thread: threading.Thread | None = None
 
@@ -101,27 +106,26 @@ class MlxTransport:
         """See `Transport.size`."""
         return self._size
 
-    def shift(self, shift: Shift, doing: str) -> _Task:
+    def shift(self, shift: Shift, doing: str) -> Task:
         """See `Transport.shift`."""
         to, source, sends, recvs = shift.to, shift.source, deque(shift.sends), deque(shift.recvs)
+        return self._post(lambda: self._exchange(sends, to, recvs, source), doing)
 
-        def run() -> list[mx.array]:
-            got = []
-            # One array at a time: MLX's socket thread ends at the first error, and a second receive would wait for ever.
-            # Each is released once it is sent: the next one needs its memory at the step's peak.
-            while sends or recvs:
-                now = []
-                if sends:
-                    now.append(mx.distributed.send(sends.popleft(), to, group=self._group, stream=self._out))
-                if recvs:
-                    got.append(mx.distributed.recv(*recvs.popleft(), source, group=self._group, stream=self._in))
-                    now.append(got[-1])
-                mx.eval(now)
-            return got
+    def _exchange(self, sends: deque[mx.array], to: int, recvs: deque[Spec], source: int) -> list[mx.array]:
+        got = []
+        # One array at a time: MLX's socket thread ends at the first error, and a second receive would wait for ever.
+        # Each is released once it is sent: the next one needs its memory at the step's peak.
+        while sends or recvs:
+            now = []
+            if sends:
+                now.append(mx.distributed.send(sends.popleft(), to, group=self._group, stream=self._out))
+            if recvs:
+                got.append(mx.distributed.recv(*recvs.popleft(), source, group=self._group, stream=self._in))
+                now.append(got[-1])
+            mx.eval(now)
+        return got
 
-        return self._post(run, doing)
-
-    def all_gather(self, x: mx.array, doing: str) -> _Task:
+    def all_gather(self, x: mx.array, doing: str) -> Task:
         """See `Transport.all_gather`."""
 
         def run() -> list[mx.array]:
@@ -154,22 +158,30 @@ class MlxTransport:
         if self._broken is not None:
             raise self._broken
 
-    def _post(self, run: Callable[[], list[mx.array]], doing: str) -> _Task:
+    def _post(self, run: Callable[[], list[mx.array]], doing: str) -> Task:
         if self._broken is not None:
             raise self._broken
         if self._thread is None:
             self._thread = threading.Thread(target=self._serve, name="ringattn-transport", daemon=True)
             self._thread.start()
-        task = _Task(self._waits, self.fail, run, doing)
+        task = Task(self._waits, self.fail, run, doing)
         self._tasks.put(task)
         return task
+
+    def close(self) -> None:
+        """End the thread and drop the group; nothing may be posted any more."""
+        if self._thread is not None:
+            self._tasks.put(None)
+            self._thread.join(_CLOSE_S)
+        del self._group
 
     def _serve(self) -> None:
         # A stream belongs to the thread that created it.
         self._out, self._in = mx.new_stream(mx.cpu), mx.new_stream(mx.cpu)
         failure: Exception | None = None
         while True:
-            task = self._tasks.get()
+            if (task := self._tasks.get()) is None:
+                return
             try:
                 if failure is None and task.run is not None:
                     task.result = task.run()
@@ -180,7 +192,7 @@ class MlxTransport:
             # Sent arrays must not stay in memory until the next exchange.
             del task
 
-    def fail(self, kind: type[PeerError], doing: str, cause: str, task: _Task) -> NoReturn:
+    def fail(self, kind: type[PeerError], doing: str, cause: str, task: Task) -> NoReturn:
         """Mark the group as broken, free the thread and the other ranks, and raise the error that broke it."""
         self._break(kind, doing, cause)
         bound_exit_wait(task.done)
@@ -237,6 +249,14 @@ def transport_of(group: Group) -> Transport:
         refuse_jaccl()
         _transports[id(group)] = (group, MlxTransport(group))
     return _transports[id(group)][1]
+
+
+@atexit.register
+def _close_split_groups() -> None:
+    # A communicator of MPI that is freed after MPI_Finalize, which MLX calls at the very end, aborts the whole job.
+    for _, transport in _transports.values():
+        transport.close()
+    _transports.clear()
 
 
 def wait_limit(timeout: object) -> float:
