@@ -84,7 +84,7 @@ def products_are_fp32() -> bool:
 
 
 def agreement(usable: Sequence[str], setting: Setting, *, fp32: bool) -> dict[str, dict[str, Any]]:
-    """Return each kernel's largest difference from plain attention on `parity.BLOCKS`, or why it failed.
+    """Return each kernel's largest difference from plain attention on `parity.CASES`, or why it failed.
 
     Args:
         usable: the kernels' names.
@@ -95,12 +95,12 @@ def agreement(usable: Sequence[str], setting: Setting, *, fp32: bool) -> dict[st
     found: dict[str, dict[str, Any]] = {}
     with mx.stream(mx.cpu):  # in full fp32 on every chip
         oracle = kernels.select("reference")
-        wanted = {name: parity.results(oracle, setting.dim, dtype, block) for name, block in parity.BLOCKS.items()}
+        wanted = {name: parity.results(oracle, setting.dim, dtype, *case) for name, case in parity.CASES.items()}
     for kernel in usable:
         try:
             errors = [
-                (*parity.worst(parity.results(kernels.select(kernel), setting.dim, dtype, block), wanted[name]), name)
-                for name, block in parity.BLOCKS.items()
+                (*parity.worst(parity.results(kernels.select(kernel), setting.dim, dtype, *case), wanted[name]), name)
+                for name, case in parity.CASES.items()
             ]
         except Exception as error:  # of a compiler or driver; the other kernels are measured all the same
             found[kernel] = {"agrees": False, "failed": str(error).strip()[:500] or repr(error)}

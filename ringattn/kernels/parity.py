@@ -18,6 +18,11 @@ BLOCKS = {
     "packed": Block(_Q_AT, _K_AT, causal=True, q_seg=_Q_AT // 50, k_seg=_K_AT // 50),
 }
 """Odd lengths; the first has hidden, full and mixed tiles."""
+CASES: dict[str, tuple[Block, float | None]] = {
+    **{name: (block, None) for name, block in BLOCKS.items()},
+    "softcap": (BLOCKS["sliding"], 2.0),
+}
+"""Blocks and softcaps."""
 
 
 def results(
