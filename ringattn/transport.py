@@ -61,6 +61,9 @@ class Transport(Protocol):
     def all_gather(self, x: mx.array, doing: str) -> Ticket:
         """Post a gather of `x`, which has one shape on every rank: the parts of all ranks, joined along axis 0 in rank order."""
 
+    def all_sum(self, x: mx.array, doing: str) -> Ticket:
+        """Post a sum over ranks of `x`, which has one shape on every rank; the result has the same bits on all."""
+
 
 Group = mx.distributed.Group | Transport | None
 _CLOSE_S = 2.0  # seconds for a thread that is idle, to end
@@ -130,6 +133,16 @@ class MlxTransport:
 
         def run() -> list[mx.array]:
             got = mx.distributed.all_gather(x, group=self._group, stream=self._out)
+            mx.eval(got)
+            return [got]
+
+        return self._post(run, doing)
+
+    def all_sum(self, x: mx.array, doing: str) -> Task:
+        """See `Transport.all_sum`."""
+
+        def run() -> list[mx.array]:
+            got = mx.distributed.all_sum(x, group=self._group, stream=self._out)
             mx.eval(got)
             return [got]
 
@@ -321,6 +334,10 @@ class ThrottledTransport:
     def all_gather(self, x: mx.array, doing: str) -> Ticket:
         """See `Transport.all_gather`; not slowed."""
         return self._inner.all_gather(x, doing)
+
+    def all_sum(self, x: mx.array, doing: str) -> Ticket:
+        """See `Transport.all_sum`; not slowed."""
+        return self._inner.all_sum(x, doing)
 
 
 @dataclass(frozen=True)

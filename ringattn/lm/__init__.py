@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ringattn.lm.convert import gather_logits, local_tokens, shard_model
     from ringattn.lm.generation import generate_step, model_digest, prefill, stream_generate
     from ringattn.lm.load import load
+    from ringattn.lm.loss import loss_and_grad, loss_of, next_token_labels
 
 __all__ = [
     "CachedModel",
@@ -26,8 +27,11 @@ __all__ = [
     "generate_step",
     "load",
     "local_tokens",
+    "loss_and_grad",
+    "loss_of",
     "make_cache",
     "model_digest",
+    "next_token_labels",
     "prefill",
     "shard_model",
     "stream_generate",
@@ -38,6 +42,7 @@ _HOMES = {  # module → its names
     "convert": ("gather_logits", "local_tokens", "shard_model"),
     "generation": ("generate_step", "model_digest", "prefill", "stream_generate"),
     "load": ("load",),
+    "loss": ("loss_and_grad", "loss_of", "next_token_labels"),
 }
 
 

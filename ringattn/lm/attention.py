@@ -139,6 +139,7 @@ class Forward:
 
 
 _forward: ContextVar[Forward | None] = ContextVar("ringattn_lm_forward", default=None)
+_hidden: ContextVar[mx.array | None] = ContextVar("ringattn_lm_hidden", default=None)
 _mask: ContextVar[RingMask | None] = ContextVar("ringattn_lm_mask", default=None)
 
 
@@ -164,6 +165,21 @@ def forward_pass(ring: Ring, layers: int) -> Iterator[Forward]:
             f"attention over the ring ran in layers {sorted(forward.layers)} of a model of {layers} layers; "
             "each must run once: the model's code is not what the conversion knows, so its numbers would be those of local attention"
         )
+
+
+@contextmanager
+def given_hidden(hidden: mx.array) -> Iterator[None]:
+    """Make the model's layers return `hidden` [B, L, hidden size]: a call of the model then computes its head alone."""
+    token = _hidden.set(hidden)
+    try:
+        yield
+    finally:
+        _hidden.reset(token)
+
+
+def hidden_at_hand() -> mx.array | None:
+    """Return what `given_hidden` gave, or None."""
+    return _hidden.get()
 
 
 def create_mask(
@@ -276,8 +292,6 @@ def attend(
             cache = _cache_that_gave(k, forward, layer)
     if cache is not None:
         return cache.attend(q, k, v, scale=scale, window=mask.window, sinks=sinks, softcap=softcap)
-    if softcap is not None:
-        raise ModelError(f"layer {layer} has attention with softcap, which ring_attention does not have yet")
     ring = mask.ring
     return ring_attention(
         q,
@@ -287,10 +301,12 @@ def attend(
         mask="causal",
         window=mask.window,
         sinks=sinks,
+        softcap=softcap,
         layout=ring.layout,
         group=ring.group,
-        kernel="mlx" if ring.kernel is None and q.shape[-1] > 256 else ring.kernel,
+        kernel=ring.kernel,
         timeout=ring.timeout,
+        tag=layer,
     )
 
 

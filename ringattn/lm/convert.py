@@ -20,9 +20,11 @@ from ringattn import sharding
 from ringattn._errors import ModelError
 from ringattn.layout import Layout, as_layout
 from ringattn.lm import families
-from ringattn.lm.attention import Ring, attend, attention_call, create_mask, forward_pass
+from ringattn.lm.attention import Ring, attend, attention_call, create_mask, forward_pass, given_hidden, hidden_at_hand
 from ringattn.lm.rope import rope_by_runs
 from ringattn.transport import Group, transport_of, wait_limit
+
+_IS_BODY = "_ringattn_body"  # an attribute of the class that `_body_class` makes
 
 
 def shard_model(
@@ -94,6 +96,24 @@ def gather_logits(model: nn.Module, logits: mx.array) -> mx.array:
     """Return the whole logits [B, T, V] on every rank, from the local ones [B, T_local, V]. No gradient flows through it."""
     ring = _ring(model)
     return sharding.unshard(logits, 1, layout=ring.layout, group=ring.group, timeout=ring.timeout)
+
+
+def hidden_states(model: nn.Module, tokens: mx.array, cache: Any = None) -> mx.array:
+    """Return what the model's layers make of this rank's tokens [B, L], before its head: [B, L, hidden size].
+
+    Args:
+        model: a converted model.
+        tokens: this rank's tokens [B, L].
+        cache: caches, one a layer, or None.
+    """
+    (body,) = (module for _, module in model.named_modules() if hasattr(type(module), _IS_BODY))
+    return body(tokens, cache=cache)
+
+
+def head(model: nn.Module, hidden: mx.array) -> mx.array:
+    """Return the logits [B, L, V] of hidden states [B, L, hidden size] of any of this rank's tokens, e.g. of the last alone."""
+    with given_hidden(hidden):
+        return model(mx.zeros(hidden.shape[:2], dtype=mx.int32))
 
 
 def _ring(model: nn.Module) -> Ring:
@@ -177,10 +197,12 @@ def _body_class(cls: type[nn.Module], ring: Ring, layers: int) -> type[nn.Module
     call = methods.get("__call__", cls.__call__)
 
     def body(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if (hidden := hidden_at_hand()) is not None:
+            return hidden
         with forward_pass(ring, layers):
             return call(self, *args, **kwargs)
 
-    return _subclass(cls, **{**methods, "__call__": body})
+    return _subclass(cls, **{**methods, "__call__": body, _IS_BODY: True})
 
 
 def _name(cls: type[nn.Module]) -> str:

@@ -47,6 +47,7 @@ PUBLIC: dict[str, tuple[str, ...]] = {
     "ringattn.kernels.base": (),
     "ringattn.lm.convert": ("shard_model", "local_tokens", "gather_logits"),
     "ringattn.lm.load": (),
+    "ringattn.lm.loss": ("loss_and_grad", "loss_of", "next_token_labels"),
     "rl.gym": ("GridControl", "GridControlVector"),
     "rl.env.grid": ("Grid", "Store"),
     "rl.env.region": (),

@@ -14,11 +14,16 @@ RANK = Path(__file__).parents[2] / "support" / "ranks" / "language_models.py"
 LOGITS, GRADIENTS = 1e-5, 2e-5  # of the largest
 
 
-def compare(n: int, cases: list[dict], folder: Path) -> None:
+def run(n: int, cases: list[dict], folder: Path) -> list[list]:
+    """Each rank's reports of the cases."""
     path = folder / "cases.json"
     path.write_text(json.dumps(cases))
-    for rank, lines in enumerate(launch.run(n, [str(RANK), str(path)], timeout=300)):
-        for case, (logits, gradients, name, loss) in zip(cases, json.loads(lines[-1]), strict=True):
+    return [json.loads(lines[-1]) for lines in launch.run(n, [str(RANK), str(path)], timeout=500)]
+
+
+def check(n: int, cases: list[dict], reports: list[list]) -> None:
+    for rank, report in enumerate(reports):
+        for case, (logits, gradients, name, loss, *_) in zip(cases, report, strict=True):
             print(f"{n} ranks, {case}: logits {logits:.1e}, gradients {gradients:.1e} ({name}), loss {loss:.1e}")
             assert logits <= LOGITS, (rank, case)
             assert gradients <= GRADIENTS, (rank, case, name)
@@ -26,13 +31,38 @@ def compare(n: int, cases: list[dict], folder: Path) -> None:
 
 
 def test_llama_over_two_ranks(tmp_path: Path):
-    compare(2, [{"family": "llama wide window", "length": 61, "check": True}], tmp_path)
+    """Rank 1 holds no label of the second case."""
+    cases = [
+        {"family": "llama wide window", "length": 61, "check": True},
+        {"family": "llama sliding", "length": 37, "lengths": [[32, 38], [35, 36]], "logits": 1000, "rows": 1000},
+    ]
+    reports = run(2, cases, tmp_path)
+    check(2, cases, reports)
+    (*_, digest, labels), (*_, other, none) = (report[1] for report in reports)
+    assert (digest, labels, none) == (other, 8, 0)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_every_family(n: int, tmp_path: Path):
-    families = [family for family in FAMILIES if family != "gemma2"]  # its softcap is refused
-    cases = [{"family": family, "length": length} for family in families for length in (37, 61)]
+    cases = [{"family": family, "length": length} for family in FAMILIES for length in (37, 61)]
     cases += [{"family": "llama sliding", "length": 37, "layout": layout} for layout in ("striped", "contiguous")]
-    compare(n, cases, tmp_path)
+    check(n, cases, run(n, cases, tmp_path))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_the_loss_counts_all_labels_wherever_they_lie(n: int, tmp_path: Path):
+    lengths = (
+        [[0, 38], [3, 20]],
+        [[32, 38], [35, 36]],
+        [[17, 21], [18, 19]],
+    )  # all ranks, rank 0 alone, the last alone
+    cases = [{"family": "llama sliding", "length": 37, "lengths": of_rows} for of_rows in lengths]
+    # The head in pieces: tied to the embedding, and not.
+    pieces = {"length": 37, "lengths": [[1, 38], [3, 37]], "logits": 1000, "rows": 1000}
+    cases += [pieces | {"family": family} for family in ("llama", "llama traditional", "gemma4")]
+    reports = run(n, cases, tmp_path)
+    check(n, cases, reports)
+    for of_case in zip(*reports, strict=True):
+        assert len({digest for *_, digest, _ in of_case}) == 1  # the same bits on every rank

@@ -22,7 +22,8 @@ class Fails:
 
     def __init__(self, inner: ra.Transport) -> None:
         self.inner = inner
-        self.rank, self.size, self.all_gather = inner.rank, inner.size, inner.all_gather
+        self.rank, self.size = inner.rank, inner.size
+        self.all_gather, self.all_sum = inner.all_gather, inner.all_sum
 
     def shift(self, shift, doing: str):
         if self.rank() == victim and doing.startswith(f"{phase} hop {hop} "):

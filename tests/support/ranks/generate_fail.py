@@ -25,7 +25,7 @@ class Fails:
 
     def __init__(self, inner: ra.Transport) -> None:
         self.inner, self.left = inner, times
-        self.rank, self.size = inner.rank, inner.size
+        self.rank, self.size, self.all_sum = inner.rank, inner.size, inner.all_sum
 
     def shift(self, shift, what: str):
         self.maybe_fail(what)

@@ -1,19 +1,24 @@
 """A rank that compares converted models with the whole ones: `language_models.py cases.json`; its last line is the report.
 
-A case is {"family", "length", "layout"}; its report [error of the logits, error of the gradients, parameter, error of the loss].
+A case is {"family", "length"} and perhaps "layout", "check"; its report is [error of the logits, error of the gradients, parameter, error of the loss].
+With "lengths" (of each row the prompt's and the whole) it is about the loss: [loss_of against loss_and_grad, error of the gradients,
+parameter, error of the loss, digest of loss and gradients, labels on this rank].
 """
 
+import hashlib
 import json
 import sys
 from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
 import ringattn as ra
-from ringattn.lm import local_tokens, shard_model
+from ringattn.lm import local_tokens, loss_and_grad, loss_of, next_token_labels, shard_model
+from ringattn.lm import loss as loss_module
 from tests.support import language_models as models
 
 
@@ -41,9 +46,33 @@ def compare(case: dict, group: mx.distributed.Group) -> list:
     ]
 
 
+def compare_loss(case: dict, group: mx.distributed.Group) -> list:
+    """Compare `loss_and_grad` with a mean over the counted labels in one process."""
+    model = models.make(case["family"])
+    tokens, labels = next_token_labels(models.tokens(case["length"] + 1), mx.array(case["lengths"]))
+
+    def mean() -> mx.array:
+        entropies = nn.losses.cross_entropy(model(tokens), mx.maximum(labels, 0))
+        return mx.where(labels >= 0, entropies, 0).sum() / (labels >= 0).sum()
+
+    loss, grads = nn.value_and_grad(model, mean)()
+    wanted = dict(models.flat(grads))
+    mx.eval(loss, wanted)
+    loss_module._LOGITS = case.get("logits", loss_module._LOGITS)
+    loss_module._ROWS = case.get("rows", loss_module._ROWS)
+    shard_model(model, group)
+    total, grads = loss_and_grad(model, tokens, labels)
+    worst, name = models.worst(models.flat(grads), wanted)
+    alone = abs(loss_of(model, tokens, labels) - total).item() / loss.item()
+    error = abs(total.item() - loss.item()) / loss.item()
+    bits = hashlib.sha256(b"".join(np.array(g).tobytes() for _, g in [("", total), *models.flat(grads)])).hexdigest()
+    return [alone, worst, name, error, bits, int(np.count_nonzero(np.array(local_tokens(model, labels)) >= 0))]
+
+
 def main() -> None:
     group = ra.init()
-    print(json.dumps([compare(case, group) for case in json.loads(Path(sys.argv[1]).read_text())]))
+    cases = json.loads(Path(sys.argv[1]).read_text())
+    print(json.dumps([(compare_loss if "lengths" in case else compare)(case, group) for case in cases]))
 
 
 main()

@@ -23,7 +23,8 @@ class Recorder:
 
     def __init__(self, inner: ra.MlxTransport) -> None:
         self.inner, self.posted = inner, list[Any]()
-        self.rank, self.size, self.all_gather = inner.rank, inner.size, inner.all_gather
+        self.rank, self.size = inner.rank, inner.size
+        self.all_gather, self.all_sum = inner.all_gather, inner.all_sum
 
     def shift(self, shift, doing: str):
         self.posted.append(self.inner.shift(shift, doing))

@@ -114,6 +114,9 @@ class StrayData:
     def all_gather(self, x: mx.array, doing: str):
         return self
 
+    def all_sum(self, x: mx.array, doing: str):
+        raise AssertionError
+
     def wait(self, timeout: float) -> list[mx.array]:
         return [mx.full((2 * SIZE,), 0x3F80_0000, dtype=mx.int32)]
 
