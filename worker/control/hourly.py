@@ -14,8 +14,7 @@ from rl.env.forecasts import Forecast
 from rl.env.grid import Array
 from rl.env.region import Region
 from worker.forecast.hourly.authority import make_authority
-from worker.forecast.hourly.forecasts import HourlyForecasts, hourly_forecasts
-from worker.training.tokens import Period
+from worker.forecast.hourly.forecasts import HourlyForecasts, hourly_medians
 
 SHARES = (0.3, 1.0)  # between which the distances of paths are scaled
 
@@ -32,8 +31,7 @@ def reissued(one: Region, demand: Array, issued: Array, horizon: int, publicatio
     """
     first = int(one.hours[0].astype(np.int64))
     hours = make_authority(one.name, first, demand, issued, publication)
-    found = hourly_forecasts(hours, Period(first, first + len(demand) - 1), horizon=horizon)
-    return aligned(found, one, found.median[..., None])
+    return aligned(hours.calendar.hours[: hours.issues], one, hourly_medians(hours, horizon=horizon)[..., None])
 
 
 def paths_of(table: Mapping[str, HourlyForecasts], one: Region, horizon: int) -> tuple[Forecast, Forecast]:
@@ -48,7 +46,7 @@ def paths_of(table: Mapping[str, HourlyForecasts], one: Region, horizon: int) ->
             f"hourly forecasts: no paths of {one.name} {horizon} hours ahead. `coordinator forecast --hourly FILE --region {one.name} "
             f"--horizon {horizon} --paths 20 --period …` writes them"
         )
-    median, paths = (aligned(found, one, each[:, :horizon]) for each in (found.median[..., None], found.paths))
+    median, paths = (aligned(found.issues, one, each[:, :horizon]) for each in (found.median[..., None], found.paths))
     return median, paths
 
 
@@ -61,10 +59,10 @@ def moved(median: Forecast, paths: Forecast, better: Forecast, share: Forecast) 
     return better + distances * share.clip(*SHARES)
 
 
-def aligned(found: HourlyForecasts, one: Region, values: NDArray[np.float32]) -> Forecast:
+def aligned(issues: NDArray[np.int64], one: Region, values: NDArray[np.float32]) -> Forecast:
     """Convert values of each issue hour, MWh [issue, horizon, …], to rows of a region, in reference peaks; NaN in other hours."""
     out = np.full((len(one.hours), *values.shape[1:]), np.nan, np.float32)
-    row = found.issues + 1 - int(one.hours[0].astype(np.int64))
+    row = issues + 1 - int(one.hours[0].astype(np.int64))
     inside = (row >= 0) & (row < len(out))
     out[row[inside]] = values[inside] / np.float32(one.peak)
     return out

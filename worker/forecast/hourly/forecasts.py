@@ -64,6 +64,12 @@ def hourly_forecasts(
     return forecasts_at(hours, period, np.arange(1, horizon + 1), paths, seed)
 
 
+def hourly_medians(hours: AuthorityHours, *, horizon: int = MAX_HORIZON) -> NDArray[np.float32]:
+    """Return the medians of every issue hour alone, MWh, [issue, horizon]: those of `hourly_forecasts`, which also makes intervals."""
+    steps, every = np.arange(1, horizon + 1), slice(0, hours.issues)
+    return blended(hours, medians(hours, steps, every), steps, every)[every]
+
+
 def forecasts_at(hours: AuthorityHours, period: Period, steps: Int64s, paths: int, seed: int) -> HourlyForecasts:
     """Return the forecasts of some hours ahead, which are the columns of the arrays, for every issue hour of a period.
 
