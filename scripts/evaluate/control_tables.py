@@ -1,6 +1,7 @@
 """The generated tables of docs/reference/control.md, from the lines of control_baselines.py and control_ablation.py."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -62,10 +63,11 @@ def docs(lines: list[dict]) -> str:
     return "\n\n".join(parts)
 
 
-def title(line: Mapping[str, int]) -> str:
-    """Return the hours that a line is of, in words: older lines name no `every` and are of one week in four."""
-    every = line.get("every", 4)
-    return f"{line['year']}, {'every week' if every == 1 else f'one week in {every}'}"
+def title(line: Mapping[str, Any]) -> str:
+    """Return the hours that a line is of, in words, and what was known: older lines name no `every` and are of one week in four."""
+    every, publication = line.get("every", 4), line.get("publication")
+    weeks = "every week" if every == 1 else f"one week in {every}"
+    return f"{line['year']}, {weeks}" + (f", known as in `{publication}`" if publication else "")
 
 
 def year_tables(latest: Lines, year: str, regions: Sequence[str]) -> list[str]:
