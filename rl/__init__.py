@@ -5,6 +5,8 @@
     env/grid.py            the fleet and the convex piecewise-linear cost, every parameter with unit and source
     env/dataset.py         load, observation and mask of every hour of every region; dataset_file.py stores it
     env/vector.py          the environment itself, vectorised; gym.py wraps it for gymnasium
+    wrappers.py, render.py scales for learners of other libraries; pictures of an episode
+    folder.py              datasets of measured hours: the one module that imports `ingest`
     planning/optimum.py    the same cost as a linear program, with the hourly values of energy
     planning/baselines.py  idle, rule by hour, peak shaving; mpc.py replans every hour on any forecast or on paths
     planning/two_stage.py  plans on paths of the load for all episodes at once, by an interior-point method

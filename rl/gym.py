@@ -2,10 +2,13 @@
 
 Both are thin: `rl.env.vector.VectorGridEnv` does the work. The reward is minus the hour's cost, $ per MW of reference peak. An
 episode *terminates* after its last hour, where the stores are at rest again: nothing is left to be valued, so it is never truncated.
+`rl.wrappers` scales observations and rewards for learners, `rl.render` draws episodes.
 """
 
+from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import gymnasium
 import numpy as np
@@ -20,6 +23,8 @@ from rl.env.grid import Grid
 from rl.env.region import WEEK, synthetic
 from rl.env.vector import VectorGridEnv
 from rl.errors import DataError
+from rl.evaluation.score import ReferenceCosts, idle_cost, reference_costs
+from rl.render import FPS, Episode, Window, draw
 
 Info = dict[str, Any]
 
@@ -27,13 +32,70 @@ Info = dict[str, Any]
 class GridControl(gymnasium.Env[Any, Any]):
     """The environment as a `gymnasium.Env`: one episode at a time."""
 
-    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - gymnasium's own attribute
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array", "human"], "render_fps": FPS}  # noqa: RUF012 - gymnasium's own
 
-    def __init__(self, grid: Grid | None = None, data: Dataset | None = None, hours: int = WEEK) -> None:
-        """Use the default grid and a synthetic region unless `grid` and `data` are given; an episode has `hours` hours."""
+    def __init__(
+        self,
+        grid: Grid | None = None,
+        data: Dataset | None = None,
+        hours: int = WEEK,
+        render_mode: str | None = None,
+    ) -> None:
+        """Use the default grid and a synthetic region unless `grid` and `data` are given.
+
+        Args:
+            grid: Fleet and cost.
+            data: Loads, forecasts and mask.
+            hours: Of an episode.
+            render_mode: "rgb_array": `render` returns a picture; "human": a window shows each hour (needs pygame); None: neither.
+
+        Raises:
+            DataError: The render mode is unknown, or no episode fits into the data.
+        """
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise DataError(f"render_mode {render_mode!r} is unknown; choose rgb_array, human or None")
         self.env = VectorGridEnv(grid or Grid(), data or synthetic_dataset(), 1, hours)
         self._starts = _starts(self.env)
         self.observation_space, self.action_space = _spaces(self.env)
+        self.render_mode = render_mode
+        self._window = Window() if render_mode == "human" else None
+        shown = self.env.dataset
+        self._idle_cost = idle_cost(self.env.grid, shown.load[None], shown.previous_load)[0]  # [row]
+        self._wear, self._holding, self._energy = map(self.env.grid.each, ("wear", "holding", "energy"))
+        self._knots = np.array([self.env.grid.must_run, *(bound for bound, _ in self.env.grid.merit_order)])
+        self._start = -1  # row of the episode's first hour; -1: none began yet
+
+    @classmethod
+    def from_folder(
+        cls,
+        data_dir: Path | str,
+        respondents: Sequence[str],
+        *,
+        start: str = "",
+        end: str = "",
+        horizon: int = 24,
+        grid: Grid | None = None,
+        hours: int = WEEK,
+        render_mode: str | None = None,
+    ) -> Self:
+        """Return an environment of measured hours: net load and operators' day-ahead forecast of series in a data folder.
+
+        Args:
+            data_dir: Data folder of an extraction.
+            respondents: EIA codes, e.g. `["ERCO"]`; each episode is in one of them.
+            start: First hour of episodes, `YYYY-MM-DDTHH`; "": a week after the first year begins that all of them have on disk.
+            end: The hour after the last; "": the end of the last such year.
+            horizon: Hours of forecast in each observation.
+            grid: As in the constructor.
+            hours: As in the constructor.
+            render_mode: As in the constructor.
+
+        Raises:
+            DataError: the folder does not have these hours.
+        """
+        from rl.folder import dataset_from  # here: it loads pyarrow, which the synthetic region does not need
+
+        return cls(grid, dataset_from(data_dir, respondents, start, end, horizon), hours, render_mode)
 
     def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[NDArray[np.float32], Info]:
         """Start an episode; return the observation [feature] and the info, whose `start` is the dataset's row.
@@ -42,17 +104,75 @@ class GridControl(gymnasium.Env[Any, Any]):
         """
         super().reset(seed=seed)
         start = (options or {}).get("start")
-        row = int(self.np_random.choice(self._starts)) if start is None else int(start)
-        return self.env.reset(np.array([row]))[0].copy(), {"start": row}
+        self._start = row = int(self.np_random.choice(self._starts)) if start is None else int(start)
+        observation = self.env.reset(np.array([row]))[0].copy()
+        self._episode = Episode(tuple(store.name for store in self.env.grid.stores), self.env.hours)
+        if self._window is not None:
+            self._window.show(draw(self._episode))
+        return observation, {"start": row}
 
     def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, Info]:
         """Run one hour with `action` [action]; return observation [feature], reward (minus the cost), terminated, truncated, info.
 
-        The info has `cut`: the energy, MWh [store], by which actions of this episode were cut to what each store's power and charge allow.
+        The info has, of this hour: `cost_parts` (their sum is the cost) and `idle_cost` (of doing nothing), $ per MW of reference
+        peak; `load`, `residual` and `shed`, reference peaks; `power` [store] into the grid and `charge` [store] as shares of the
+        store's energy; `price`, $/MWh of the merit order's next MWh. `cut` is the energy [store], in reference peaks × 1 h, by which
+        actions of this episode were cut to what each store's power and charge allow.
         """
+        row, before = int(self.env.row[0]), float(self.env.residual[0])
         observation, cost = self.env.step(np.asarray(action, float)[:, None])
-        info = {"cut": self.env.clipped_energy[:, 0].copy()}
+        info = self._info(row, before)
+        if self.render_mode is not None:
+            self._episode.add(info, float(cost[0]))
+        if self._window is not None:
+            self._window.show(draw(self._episode))
         return observation[0].copy(), -float(cost[0]), self.env.hours_left == 0, False, info
+
+    def _info(self, row: int, before: float) -> Info:
+        env, grid, data = self.env, self.env.grid, self.env.dataset
+        residual, power, charge = float(env.residual[0]), env.power[:, 0].copy(), env.charge[:, 0]
+        parts = {
+            "generation": float(grid.generation_cost(env.residual)[0]),
+            "ramps": grid.ramp * abs(residual - before),
+            "wear": float(self._wear @ np.maximum(power, 0)),
+            "owing": float(self._holding @ (self._energy - charge)),
+            "shed": grid.shed * float(env.shed[0]),
+        }
+        return {
+            "cost_parts": parts,
+            "idle_cost": float(self._idle_cost[row]),
+            "load": float(data.load[row]),
+            "residual": residual,
+            "shed": float(env.shed[0]),
+            "power": power,
+            "charge": charge / self._energy,
+            "price": float(grid.slopes[np.searchsorted(self._knots, residual, side="right")]),
+            "cut": env.clipped_energy[:, 0].copy(),
+        }
+
+    def reference(self) -> ReferenceCosts:
+        """Return the two ends of this episode's scale: the cost of doing nothing, and the exact optimum with its schedule.
+
+        `env.reference().pop([-sum_of_rewards])` is the share of the perfect-foresight saving that an episode earned, and
+        `env.reference().schedules[0].actions(grid)` has the optimum's actions, [action, hour].
+
+        Raises:
+            DataError: no episode began yet.
+        """
+        if self._start < 0:
+            raise DataError("no episode began yet: reset before asking for its reference")
+        return reference_costs(self.env.grid, self.env.dataset, np.array([self._start]), self.env.hours)
+
+    def render(self) -> NDArray[np.uint8] | None:
+        """Return a picture of the episode so far, [height, width, 3], in render mode "rgb_array"; None in others."""
+        if self.render_mode != "rgb_array" or self._start < 0:
+            return None
+        return draw(self._episode)
+
+    def close(self) -> None:
+        """Close the window, if there is one."""
+        if self._window is not None:
+            self._window.close()
 
 
 class GridControlVector(VectorEnv[Any, Any, Any]):
@@ -124,12 +244,15 @@ def _spaces(env: VectorGridEnv) -> tuple[Box, Box]:
     reach = grid.each("power").sum() + grid.shed_power
     load = env.dataset.load
     features = env.dataset.features
-    low = np.concatenate([np.zeros(n), [load.min() - reach, 0], features.min(axis=0)])
-    high = np.concatenate([np.ones(n), [load.max() + reach, 1], features.max(axis=0)])
-    # Half a float32 step of room: the bounds were float64.
-    low, high = (np.nextafter(x.astype(np.float32), np.float32(to)) for x, to in ((low, -9e9), (high, 9e9)))
-    ask = np.array([-1.0] * n + [0.0], np.float32)
-    return Box(low, high, dtype=np.float32), Box(ask, np.ones(n + 1, np.float32), dtype=np.float32)
+    # The residual load is computed in float64: half a float32 step of room. All other bounds are exact.
+    lowest, highest = (
+        float(np.nextafter(np.float32(x), np.float32(to)))
+        for x, to in ((load.min() - reach, -9e9), (load.max() + reach, 9e9))
+    )
+    low = np.concatenate([np.zeros(n), [lowest, 0], features.min(axis=0)]).astype(np.float32)
+    high = np.concatenate([np.ones(n), [highest, 1], features.max(axis=0)]).astype(np.float32)
+    # Symmetric, as learners expect it: below 0 nothing is shed, so that an action of zeros does nothing.
+    return Box(low, high, dtype=np.float32), Box(-1.0, 1.0, (n + 1,), np.float32)
 
 
 gymnasium.register(id="GridControl-v0", entry_point="rl.gym:GridControl", vector_entry_point="rl.gym:GridControlVector")

@@ -49,6 +49,8 @@ PUBLIC: dict[str, tuple[str, ...]] = {
     "ringattn.lm.load": (),
     "ringattn.lm.loss": ("loss_and_grad", "loss_of", "next_token_labels"),
     "rl.gym": ("GridControl", "GridControlVector"),
+    "rl.wrappers": (),
+    "rl.folder": (),
     "rl.env.grid": ("Grid", "Store"),
     "rl.env.region": (),
     "rl.env.forecasts": (),

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from gymnasium.spaces import Box
 
 from rl.env.grid import Grid
 from rl.gym import GridControl
@@ -66,15 +67,25 @@ def test_generated_pages_are_current() -> None:
 
 def test_environment_page_has_the_spaces_and_defaults() -> None:
     env = GridControl()
-    size = len(env.observation_space.sample())
     page = (ROOT / "docs" / "reference" / "environment.md").read_text()
-    # gymnasium prints Box([-1. -1. -1.  0.], 1.0, (4,), float32)
-    assert re.sub(r"\.0?(?=[ ,\]])", "", str(env.action_space)).replace("  ", " ") in page.replace(
-        "-1, -1, -1, 0", "-1 -1 -1 0"
+    assert f"`{env.action_space}`" in page
+    actions = [*(store.name for store in Grid().stores), "shed"]
+    assert re.findall(r"^\| \d \| `([^`]+)` \| -1 \| 1 \| share", page, re.MULTILINE) == [actions[0], actions[-1]]
+    assert [
+        name for name in re.findall(r"^\| \d \| `(\w+)` \| -1 \| 1 \|", page, re.MULTILINE) if name in actions
+    ] == actions
+    names, space = env.env.observation_names, env.observation_space
+    assert f"gives {len(names)} values" in page
+    section = page.partition("## Observation space")[2].partition("\n## ")[0]
+    rows = re.findall(
+        r"^\| (\d+)(?:–(\d+))? \| `([^`]+)`(?: … `([^`]+)`)? \| (\S+) \| (\S+) \| \w", section, re.MULTILINE
     )
-    assert f"gives {size} values" in page
-    stores = [store.name for store in Grid().stores]
-    assert re.findall(r"^\| \d \| `(\w+)` \| -1 \| 1", page, re.MULTILINE) == stores
-    rows = re.findall(r"^\| (\d+)(?:–(\d+))? \| (?:charge|residual|hours|net|sine|forecast)", page, re.MULTILINE)
-    indices = [int(i) for first, last in rows for i in range(int(first), int(last or first) + 1)]
-    assert indices == list(range(size))
+    indices: list[int] = []
+    assert isinstance(space, Box)
+    for first, last, name, final, low, high in rows:
+        covered = range(int(first), int(last or first) + 1)
+        indices += covered
+        assert (names[covered[0]], names[covered[-1]]) == (name, final or name)
+        for bound, shown in ((space.low, low), (space.high, high)):
+            assert {f"{bound[index]:.2f}" for index in covered} == {f"{float(shown):.2f}"}, name
+    assert indices == list(range(len(names)))

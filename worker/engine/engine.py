@@ -18,7 +18,8 @@ from worker.engine.run import run
 
 log = logging.getLogger(__name__)
 
-MAX_LOSSES = 5  # one after the other, without an answer between: then the engine is given up
+MAX_LOSSES = 5  # one after the other, without an answer between …
+PATIENCE_S = 120.0  # … and without an answer for this long, as of a source: then the engine is given up
 BACKOFF_S = (1.0, 15.0)  # first and longest pause before an engine is made again
 BLAMELESS = 3  # losses during a request that do not count against it: the next ones may be its doing
 CLOSE_S = 3.0  # for the executor to end, at the end of the worker
@@ -38,6 +39,8 @@ class Engine:
         self._executor: Executor | None = None
         self._made = 0  # engines so far
         self._losses = 0  # since the last answer
+        self._answered: float | None = None  # when the last answer came, or the first request
+        self._closed = False
         self._not_before = 0.0
         self._last = ""  # why the last engine was lost
         self._losses_of: Counter[bytes] = Counter()  # by the digest of a request
@@ -86,7 +89,7 @@ class Engine:
         except Exception as error:
             raise self._lost(number, request, _text(error)) from error
         with self._lock:
-            self._losses = 0
+            self._losses, self._answered = 0, time.monotonic()
             self._losses_of.pop(_digest(request), None)
         return answer
 
@@ -94,7 +97,7 @@ class Engine:
         """Return the executor and its number; make it where there is none, after the pause that follows a loss."""
         while True:
             with self._lock:
-                if self._losses >= MAX_LOSSES:
+                if self._is_given_up():
                     raise self._given_up()
                 if self._executor is not None:
                     return self._executor, self._made
@@ -105,7 +108,7 @@ class Engine:
                         return self._executor, self._made
                     except Exception as error:
                         self._note(_text(error))
-                        if self._losses >= MAX_LOSSES:
+                        if self._is_given_up():
                             raise self._given_up() from error
             check()
             time.sleep(min(POLL_S, max(0.0, self._not_before - time.monotonic())))
@@ -118,7 +121,7 @@ class Engine:
                 executor, self._executor = self._executor, None
                 self._note(cause)
             self._losses_of[_digest(request)] += 1
-            if self._losses >= MAX_LOSSES:
+            if self._is_given_up():
                 lost = self._given_up()
             else:
                 blame = self._losses_of[_digest(request)] > BLAMELESS
@@ -131,11 +134,16 @@ class Engine:
         self._losses += 1
         self._last = cause
         self._not_before = time.monotonic() + backoff_s(self._losses, *BACKOFF_S)
-        log.warning("the engine was lost (%d of %d without an answer): %s", self._losses, MAX_LOSSES, self._last)
+        log.warning("the engine was lost (%d times without an answer): %s", self._losses, self._last)
+
+    def _is_given_up(self) -> bool:
+        now = time.monotonic()
+        self._answered = now if self._answered is None else self._answered
+        return self._closed or (self._losses >= MAX_LOSSES and now - self._answered >= PATIENCE_S)
 
     def _given_up(self) -> EngineLostError:
         message = (
-            f"the engine is given up after {MAX_LOSSES} losses without an answer; the last: {self._last}. Correct the engine, or "
+            f"the engine is given up after {self._losses} losses without an answer; the last: {self._last}. Correct the engine, or "
             "start without --engine: the same command goes on where this one ended"
         )
         return EngineLostError(message, blame=True, final=True)
@@ -144,7 +152,7 @@ class Engine:
         """End the executor, without waiting for what it runs, and wait up to `CLOSE_S` for its end."""
         with self._lock:
             executor, self._executor = self._executor, None
-            self._losses = MAX_LOSSES
+            self._closed = True
         if executor is not None:
             _shut_down(executor).join(CLOSE_S)
 

@@ -62,6 +62,7 @@ def lease(kind: str = LeaseKind.NOOP, **more: object) -> LeaseRequest:
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "BACKOFF_S", (0.0, 0.0))
+    monkeypatch.setattr(engines, "PATIENCE_S", 0.0)
 
 
 def go_on() -> None:

@@ -1,0 +1,153 @@
+"""The environment for users of other libraries: info, reference, pictures, wrappers, measured regions, Stable-Baselines3's checker."""
+
+from __future__ import annotations
+
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.spaces import Box
+from numpy.testing import assert_allclose
+
+from rl.errors import DataError
+from rl.evaluation.score import cost_parts, rollout
+from rl.gym import GridControl
+from rl.planning.baselines import idle
+from rl.render import HEIGHT, WIDTH
+from rl.wrappers import NormalizedObservation, SavingReward, normalized
+from tests.support.data_folder import build_all, commit, shard
+
+HOURS = 30
+
+
+def test_bounds_are_plain_numbers_and_hold_every_observation() -> None:
+    """A bound of -1e-45 broke checkers and printed as 0."""
+    env = GridControl(hours=HOURS)
+    space = env.observation_space
+    assert isinstance(space, Box)
+    for bound in (space.low, space.high):
+        assert not ((bound != 0) & (np.abs(bound) < np.finfo(np.float32).tiny)).any()
+    env.action_space.seed(0)
+    observation, _ = env.reset(seed=0)
+    for _ in range(HOURS):
+        assert observation in env.observation_space
+        observation, *_ = env.step(env.action_space.sample())
+    assert observation in env.observation_space
+
+
+def test_info_explains_the_reward() -> None:
+    env = GridControl(hours=HOURS)
+    env.action_space.seed(1)
+    _, info = env.reset(seed=1)
+    actions = [env.action_space.sample() for _ in range(HOURS)]
+    steps = [env.step(action) for action in actions]
+    parts = {name: sum(info["cost_parts"][name] for *_, info in steps) for name in steps[0][4]["cost_parts"]}
+    for _, reward, _, _, seen in steps:
+        assert_allclose(-reward, sum(seen["cost_parts"].values()), rtol=1e-12)
+        assert_allclose(seen["residual"], seen["load"] - seen["power"].sum() - seen["shed"], rtol=1e-12)
+        assert ((seen["charge"] >= 0) & (seen["charge"] <= 1)).all()
+    given = iter(actions)
+    traced = rollout(env.env.grid, env.env.dataset, lambda _: next(given)[:, None], np.array([info["start"]]), HOURS)
+    assert_allclose([parts[name] for name in parts], [value[0] for value in cost_parts(env.env.grid, traced).values()])
+    assert list(parts) == list(cost_parts(env.env.grid, traced))
+    priced = env.env.grid.generation_cost(np.array([seen["residual"], seen["residual"] + 1e-7]))
+    assert_allclose(seen["price"], np.diff(priced)[0] / 1e-7, rtol=1e-4)
+
+
+def test_reference_is_the_scale_of_this_episode() -> None:
+    env = GridControl(hours=HOURS)
+    with pytest.raises(DataError, match="reset"):
+        env.reference()
+    _, info = env.reset(seed=2)
+    scale = env.reference()
+    best = scale.schedules[0].actions(env.env.grid).astype(np.float32)
+    earned = sum(env.step(best[:, hour])[1] for hour in range(HOURS))
+    assert scale.pop(np.array([-earned])) == pytest.approx(1.0)
+    lazy = rollout(env.env.grid, env.env.dataset, idle, np.array([info["start"]]), HOURS)
+    assert scale.pop(lazy.cost.sum(axis=0)) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_wrappers_keep_the_ranking_and_make_doing_nothing_zero() -> None:
+    env = normalized(GridControl(hours=HOURS))
+    env.reset(seed=3)
+    zeros = np.zeros(4, np.float32)
+    saved = [float(env.step(zeros)[1]) for _ in range(HOURS)]
+    assert_allclose(saved, 0, atol=1e-9)
+    start = {"start": 500}
+    env.reset(options=start)
+    raw = GridControl(hours=HOURS)
+    raw.reset(options=start)
+    env.action_space.seed(3)
+    actions = [env.action_space.sample() for _ in range(HOURS)]
+    steps = [env.step(action) for action in actions]
+    assert all(one in env.observation_space for one, *_ in steps)
+    assert sum(float(reward) for _, reward, *_ in steps) == pytest.approx(
+        sum(float(raw.step(action)[1]) for action in actions) + raw.reference().idle[0]
+    )
+    training = GridControl(hours=HOURS)
+    held_out = NormalizedObservation(SavingReward(GridControl(hours=HOURS)), like=training)
+    assert_allclose(held_out.mean, NormalizedObservation(training).mean)
+
+
+def test_picture_shows_the_hours_so_far() -> None:
+    env = gymnasium.make("rl.gym:GridControl-v0", render_mode="rgb_array", hours=HOURS)
+    env.reset(seed=0)
+    pictures = [env.render()]
+    for _ in range(HOURS):
+        env.step(env.action_space.sample())
+        pictures.append(env.render())
+    first, last = np.asarray(pictures[0]), np.asarray(pictures[-1])
+    assert first.shape == last.shape == (HEIGHT, WIDTH, 3) and first.dtype == np.uint8
+    assert (np.asarray(pictures[10]) != last).any() and len(np.unique(last.reshape(-1, 3), axis=0)) > 6
+    with pytest.raises(DataError, match="rgb_array"):
+        GridControl(render_mode="ansi")
+
+
+@pytest.mark.skipif(find_spec("pygame") is not None, reason="pygame is installed")
+def test_window_without_pygame_names_the_package() -> None:
+    with pytest.raises(gymnasium.error.DependencyNotInstalled, match="pip install"):
+        GridControl(render_mode="human")
+
+
+def test_environment_of_a_data_folder_has_its_loads(tmp_path: Path) -> None:
+    one = shard("PACW", "2023-01-01T00", "2023-12-31T23")
+    t = np.arange(one.hours)
+    demand = np.round(3000 + 600 * np.sin(2 * np.pi * t / 24))
+    commit(tmp_path, one, {"D": demand, "DF": demand + 30})
+    build_all(tmp_path)
+    env = GridControl.from_folder(tmp_path, ["pacw"], hours=48, horizon=12, end="2023-03-01T00")
+    assert env.observation_space.shape == (3 + 2 + 4 + 6 + 12,)
+    observation, info = env.reset(seed=0)
+    assert observation in env.observation_space and env.env.dataset.regions == ("PACW",)
+    first = (np.datetime64("2023-01-08T00", "h") - np.datetime64("2023-01-01T00", "h")).astype(int)
+    assert_allclose(env.env.dataset.load, demand[first : first + len(env.env.dataset.load)] / demand.max(), rtol=1e-6)
+    assert_allclose(observation[-12], env.env.dataset.load[info["start"]] + 30 / demand.max(), rtol=1e-5)
+    for given, problem in ((["ERCO"], "ERCO"), ([], "none is named")):
+        with pytest.raises(DataError, match=problem):
+            GridControl.from_folder(tmp_path, given)
+
+
+@pytest.mark.long
+def test_checkers_of_gymnasium_and_stable_baselines3_are_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("stable_baselines3", reason="not installed: uv run --group sb3 pytest")
+    from gymnasium.utils.env_checker import check_env as check_gymnasium
+    from stable_baselines3.common.env_checker import check_env
+
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")  # a window without a screen
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for env in (GridControl(), normalized(GridControl())):
+            check_env(env)
+        check_gymnasium(gymnasium.make("rl.gym:GridControl-v0").unwrapped)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1_800)
+def test_ppo_of_stable_baselines3_beats_doing_nothing() -> None:
+    pytest.importorskip("stable_baselines3", reason="not installed: uv run --group sb3 pytest")
+    from scripts.evaluate.control_sb3 import STEPS, pop_of, train
+
+    assert pop_of(train(0, STEPS)) > 0.3
