@@ -46,10 +46,16 @@ class Kind(IntEnum):
 
     ATTENTION = 1
     UNSHARD = 2
-    OTHER = 3
+    FORWARD = 3
+    CHUNK = 4
 
 
-_CALLS = {Kind.ATTENTION: "ring_attention", Kind.UNSHARD: "unshard", Kind.OTHER: "another call of ringattn"}
+_CALLS = {
+    Kind.ATTENTION: "ring_attention",
+    Kind.UNSHARD: "unshard",
+    Kind.FORWARD: "a converted model",
+    Kind.CHUNK: "a pass with a sharded cache",
+}
 
 
 def as_integer(value: Any, what: str, rule: str, *, lowest: int = 0) -> int:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import mlx.core as mx
-import numpy as np
 
+from ringattn._call_header import Kind, exchange
 from ringattn._errors import LayoutError, ModelError
 from ringattn.attention import ring_attention
 from ringattn.layout import Layout, lengths, runs
@@ -43,12 +43,8 @@ class Ring:
             LayoutError: if the numbers do not follow the layout; on every rank.
         """
         transport = transport_of(self.group)
-        held = [length]
-        if transport.size() > 1:
-            header = mx.array(held, dtype=mx.int32)
-            mx.eval(header)
-            limit = wait_limit(self.timeout)
-            held = np.array(transport.all_gather(header, "lengths of a forward pass").wait(limit)[0]).tolist()
+        rows = exchange(Kind.FORWARD, None, [length], transport, wait_limit(self.timeout))
+        held = [row[0] for row in rows]
         total = sum(held)
         wanted = list(lengths(self.layout, total, transport.size()))
         if held != wanted:

@@ -16,6 +16,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ringattn import kernels
+from ringattn._call_header import Kind, exchange
 from ringattn._errors import MismatchError, ModelError
 from ringattn.decode import FREE, KeyBlock, Rules, attend_replicated, checked_rules, without_gradient
 from ringattn.lm.steps import Runs, Step, needs_of, plan_step
@@ -24,7 +25,6 @@ from ringattn.transport import Group, transport_of, wait_limit
 
 PAGE = 8192  # rows: the kernels' packed copy of a page stays in a CPU's caches
 GROWTH = 256  # rows by which the last page grows, as mlx-lm's caches do
-_MAGIC = 0x4D474B43
 
 
 @dataclass
@@ -253,12 +253,8 @@ class ShardedCache(list[LayerCache]):
             self._step = None
 
     def _agree(self, facts: list[int]) -> None:
-        header = mx.array([[_MAGIC, *facts]], dtype=mx.int32)
-        mx.eval(header)
-        rows = np.array(self.transport.all_gather(header, "agreeing on a chunk").wait(self.timeout)[0]).tolist()
-        for name, values in zip(
-            ("kind of call", "position", "chunk", "cache", "tokens"), zip(*rows, strict=True), strict=True
-        ):
+        rows = exchange(Kind.CHUNK, None, facts, self.transport, self.timeout)
+        for name, *values in zip(("position", "chunk", "cache", "tokens"), *rows, strict=False):
             if len(set(values)) > 1:
                 shown = ", ".join(f"{value} on rank {rank}" for rank, value in enumerate(values))
                 raise MismatchError(f"the {name} of a pass must be the same on every rank, but is {shown}")

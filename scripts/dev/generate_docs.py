@@ -39,6 +39,7 @@ PUBLIC: dict[str, tuple[str, ...]] = {
     "ringattn.decode": ("decode_attention",),
     "ringattn.process_group": (),
     "ringattn.sharding": (),
+    "ringattn._mesh": ("mesh", "Mesh"),
     "ringattn.layout": ("Layout", "weighted_zigzag"),
     "ringattn.load_balance": ("LoadBalancer",),
     "ringattn.ring": ("HopTime", "trace"),
