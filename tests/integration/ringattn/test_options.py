@@ -11,7 +11,7 @@ import pytest
 from ringattn import launch
 
 SCRIPT = Path(__file__).parents[2] / "support" / "ranks" / "features.py"
-BOUND = 2e-5
+BOUNDS = {"float32": 2e-5, "bfloat16": 2e-2}
 MASKS: tuple[dict[str, Any], ...] = (
     {"causal": False, "window": None},
     {"causal": True, "window": None},
@@ -64,25 +64,24 @@ def every() -> list[dict[str, Any]]:
     return [case | {"seed": seed} for seed, case in enumerate(found)]
 
 
-def check(n: int, cases: list[dict[str, Any]], bound: float, folder: Path, timeout: float = 150.0) -> None:
+def check(n: int, cases: list[dict[str, Any]], folder: Path, timeout: float = 150.0) -> None:
     path = folder / "cases.json"
     path.write_text(json.dumps(cases))
     for rank, lines in enumerate(launch.run(n, [str(SCRIPT), str(path)], timeout=timeout)):
         for case, errors in zip(cases, json.loads(lines[-1]), strict=True):
-            assert max(errors.values()) < bound, (n, rank, case, errors)
+            assert max(errors.values()) < BOUNDS[case.get("dtype", "float32")], (n, rank, case, errors)
 
 
-@pytest.mark.parametrize("n", [1, 2, 3])
-def test_options_match_fp64_on_every_place(n: int, tmp_path: Path) -> None:
-    check(n, cases(), BOUND, tmp_path)
-
-
-def test_options_in_bfloat16_err_by_its_rounding(tmp_path: Path) -> None:
-    check(2, [case | {"dtype": "bfloat16"} for case in cases()[::3]], 2e-2, tmp_path)
+# Waiting ranks keep cores busy, so that larger rings have fewer cases; the long test has all.
+@pytest.mark.parametrize(("n", "step"), [(1, 1), (2, 2), (3, 4)])
+def test_options_match_fp64_on_every_place(n: int, step: int, tmp_path: Path) -> None:
+    """In bfloat16 to its rounding."""
+    exact, rounded = cases()[n % step :: step], [case | {"dtype": "bfloat16"} for case in cases()[:: 4 * step]]
+    check(n, exact + rounded, tmp_path)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
 def test_options_match_fp64_in_every_combination(n: int, tmp_path: Path) -> None:
-    check(n, every(), BOUND, tmp_path, timeout=1700)
+    check(n, every(), tmp_path, timeout=1700)

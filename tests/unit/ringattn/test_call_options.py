@@ -37,7 +37,7 @@ def divisions(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @given(case=divisions())
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_needs_of_explicit_positions_never_miss_a_visible_key(case: dict[str, Any]) -> None:
     (at, keys_at), ids = case["positions"], case["segments"] or [[None] * 9, [None] * 9]
     size = len(at)
