@@ -5,8 +5,8 @@ incomplete but resumable, 130 interrupted.
 """
 
 import json
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -96,6 +96,13 @@ def start(
         bool, typer.Option("--dry-run", help="Print what each stage would do, and why. No request, no file written.")
     ] = False,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Rebuild the journal from the manifests on disk.")] = False,
+    http: Annotated[
+        str,
+        typer.Option(
+            help="Serve a live page about the run at HOST:PORT, e.g. 127.0.0.1:8787. Off loopback it asks for a token.",
+            show_default=False,
+        ),
+    ] = "",
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -134,15 +141,8 @@ def start(
         if as_json:
             _print_documents(documents)
         return
-    code = ExitCode.DONE
-    for name, stage, options in planned:
-        summary = stage.run(options, OutputMode(as_json, quiet))
-        documents[name] = msgspec.to_builtins(summary)
-        if not as_json and (text := stage.describe(summary)):
-            print(text)
-        if code := summary.exit_code:
-            print_error(ending(name, summary.status, printable(summary.message), code), code, as_json=as_json)
-            break
+    with _page_at(http, folder, quiet=quiet):
+        code = _run_stages(planned, documents, OutputMode(as_json, quiet))
     if "extract 2 (eia)" in documents and not code:
         from ingest.cross_check import compare
 
@@ -157,6 +157,31 @@ def start(
     if not as_json:
         then = next(entry.then for entry in reversed(STAGES) if entry.name in stages)
         print(f"next: {then} --data {quoted(folder)}")
+
+
+def _run_stages(planned: Sequence[tuple[str, Any, Any]], documents: dict[str, Any], mode: OutputMode) -> ExitCode:
+    """Run the stages in order until one fails; put the document of each under its name."""
+    import msgspec
+
+    for name, stage, options in planned:
+        summary = stage.run(options, mode)
+        documents[name] = msgspec.to_builtins(summary)
+        if not mode.as_json and (text := stage.describe(summary)):
+            print(text)
+        if code := ExitCode(summary.exit_code):
+            print_error(ending(name, summary.status, printable(summary.message), code), code, as_json=mode.as_json)
+            return code
+    return ExitCode.DONE
+
+
+def _page_at(http: str, folder: Path, *, quiet: bool) -> AbstractContextManager[None]:
+    """Return what serves the live page inside; nothing where `http` is empty."""
+    if not http:
+        return nullcontext()
+    from coordinator.watch.access import parse_address
+    from coordinator.watch.run import beside
+
+    return beside(folder, parse_address(http), quiet=quiet)
 
 
 def _extractions(values: Settings) -> list[tuple[str, Any]]:
@@ -221,6 +246,28 @@ def status(settings: Settings, as_json: AsJson = False) -> None:
     with closing(Steps("asking the coordinator", OutputMode(as_json))):
         found = fetch_status(folder, settings["keys"])
     print(json.dumps(found) if as_json else describe(found))
+
+
+@app.command(cls=Command, epilog="coordinator watch --data data")
+@with_settings("data")
+def watch(
+    settings: Settings,
+    http: Annotated[
+        str, typer.Option(help="Where to listen, HOST:PORT. Off loopback the page asks for a token, which is printed.")
+    ] = "127.0.0.1:8787",
+    with_stdin: Annotated[bool, typer.Option("--with-stdin", hidden=True)] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Serve a live page about the runs in a data folder, read-only, until Ctrl-C."""
+    import sys
+
+    from coordinator.watch.access import parse_address
+    from coordinator.watch.run import serve
+
+    def say(line: str) -> None:
+        print(json.dumps({"event": "note", "text": line}) if as_json else line, file=sys.stderr, flush=True)
+
+    serve(folder_of(settings), parse_address(http), say, with_stdin=with_stdin)
 
 
 @app.command(cls=Command, epilog="coordinator clean --data data")

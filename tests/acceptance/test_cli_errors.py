@@ -254,6 +254,8 @@ MISTAKES = (
     Mistake("damaged a checkpoint", "coordinator forecast --region PACW --issue 2024-01-10T10", USAGE, ("weights.safetensors", "damaged", "`coordinator start --train`"), checkpoint('{"format": 1, "sha256": {"weights": "0"}}')),
     Mistake("named a checkpoint of another version", "coordinator forecast --region PACW --issue 2024-01-10T10", USAGE, ("000010", "format 9", "coordinator start --train --run NEW"), checkpoint('{"format": 9}')),
     Mistake("went on with another run's checkpoint", "worker/train.py --data data", USAGE, ("data/train/checkpoints", "a run with another model, respondents", "new folder with --run"), another_run, process=True),
+    Mistake("watched at half an address", "coordinator watch --http 8787", USAGE, ("http '8787'", "HOST:PORT", "--http 127.0.0.1:8787")),
+    Mistake("watched at half an address with a run", f"{EXTRACT} --http 127.0.0.1", USAGE, ("http '127.0.0.1'", "HOST:PORT", "--http 127.0.0.1:8787")),
     Mistake("followed with something unknown", "coordinator follow --then dance", USAGE, ("--then 'dance'", "unknown", "`--then forecast`")),
     Mistake("followed with forecasts before training", "coordinator follow --then forecast", USAGE, ("data/train", "no finished training", "`coordinator start --train --data data`")),
     Mistake("followed two sources at once", "coordinator follow --source auto", USAGE, ("--source auto", f"`{EXTRACT}`", "Name one of them")),

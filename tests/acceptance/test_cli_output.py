@@ -118,13 +118,13 @@ def test_help_examples_run(coordinator: Said, tmp_path: Path, monkeypatch: pytes
     """The examples run in the order of the help, in one folder.
 
     Other tests run the rest with other values: the forecast needs a training, the judge somebody's forecasts, a backtest months before it, the doctor measures
-    the machine, and a follower does not end.
+    the machine, and neither a follower nor a page ends.
     """
     monkeypatch.setenv("COORDINATOR_KEYS", str(tmp_path / "keys"))
     monkeypatch.setenv("COORDINATOR_WORKERS", "1")
     monkeypatch.setenv("COORDINATOR_ROUTES", "all")  # what is balanced needs them
     for words, one in COMMANDS.items():
-        if words.split()[1] not in ("backtest", "doctor", "follow", "forecast", "judge"):
+        if words.split()[1] not in ("backtest", "doctor", "follow", "forecast", "judge", "watch"):
             code, out, err = coordinator(*shlex.split(one.epilog)[1:])
             assert code == 0, f"{one.epilog}\n{err}"
             assert out or words in ("coordinator keys revoke", "coordinator keys list")  # the list is empty then

@@ -28,6 +28,7 @@ class Page:
         self._number = 0
         self._session: str | None = None
         self.messages: list[str] = []  # errors on the console, and failed requests
+        self.requested: list[str] = []  # URLs
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -53,21 +54,27 @@ class Page:
             self._buffer += os.read(self._back, 1 << 20)
         raw, self._buffer = self._buffer.split(b"\0", 1)
         message: dict[str, Any] = json.loads(raw)
+        if message.get("method") == "Network.requestWillBeSent":
+            self.requested.append(message["params"]["request"]["url"])
         if message.get("method") in ("Runtime.exceptionThrown", "Network.loadingFailed"):
             self.messages.append(json.dumps(message["params"]))
         if message.get("method") == "Log.entryAdded" and message["params"]["entry"]["level"] in ("error", "warning"):
             self.messages.append(message["params"]["entry"]["text"])
         return message
 
-    def open(self, path: Path, width: int, height: int, scheme: str) -> None:
-        """Load a file at this size, with the `scheme` light or dark, and wait until it is laid out."""
+    def open(self, path: Path | str, width: int, height: int, scheme: str) -> None:
+        """Load a file or a URL at this size, with the `scheme` light or dark, and wait until it is laid out."""
+        self.resize(width, height, scheme)
+        self.call("Page.navigate", url=path if isinstance(path, str) else path.resolve().as_uri())
+        loaded = "new Promise(done => document.readyState == 'complete' ? done() : addEventListener('load', done))"
+        self.call("Runtime.evaluate", expression=loaded, awaitPromise=True)
+
+    def resize(self, width: int, height: int, scheme: str) -> None:
+        """Take this size, and the `scheme` light or dark."""
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        self.call("Page.navigate", url=path.resolve().as_uri())
-        loaded = "new Promise(done => document.readyState == 'complete' ? done() : addEventListener('load', done))"
-        self.call("Runtime.evaluate", expression=loaded, awaitPromise=True)
 
     def value(self, expression: str) -> Any:
         """Return the value of a JavaScript expression as plain data."""

@@ -1,0 +1,109 @@
+"""Run the page's server for `coordinator watch`, or as a process of its own beside `coordinator start --http`."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import uvicorn
+
+from coordinator.watch.access import Address
+from coordinator.watch.app import create_app
+from coordinator.watch.folder import FolderReader
+from ingest.errors import UsageError
+
+NICENESS = 10  # of the page's process beside a run, which has the processors first
+STOP_S = 2.0  # for the process to end
+
+
+def listen(address: Address) -> tuple[socket.socket, Address]:
+    """Return a socket that listens there, and the address with its port.
+
+    Raises:
+        UsageError: this host has no such address, or another program listens there.
+    """
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((address.host, address.port))
+        listening.listen()
+    except OSError as error:
+        listening.close()
+        raise UsageError(
+            f"http {address.host}:{address.port}: cannot listen there ({error.strerror}). Give --http another HOST:PORT; port 0 takes a free one."
+        ) from None
+    return listening, replace(address, port=listening.getsockname()[1])
+
+
+def serve(data_dir: Path, address: Address, say: Callable[[str], None], *, with_stdin: bool = False) -> None:
+    """Serve the page of a folder until Ctrl-C.
+
+    Args:
+        data_dir: the folder.
+        address: where to listen. Off loopback a new token is asked for.
+        say: receives the page's URL as a line.
+        with_stdin: end when stdin ends, too.
+
+    Raises:
+        UsageError: the address cannot be listened at.
+    """
+    listening, address = listen(address)
+    token = "" if address.loopback else secrets.token_urlsafe(24)
+    say(f"page: {address.url}{f'?token={token}' if token else ''}")
+    app = create_app(FolderReader(data_dir), address, token)
+    config = uvicorn.Config(
+        app, log_level="error", access_log=False, lifespan="off", server_header=False, timeout_graceful_shutdown=1
+    )
+    server = uvicorn.Server(config)
+    if with_stdin:
+        threading.Thread(target=_end_with_stdin, args=(server,), daemon=True).start()
+    with suppress(KeyboardInterrupt):  # uvicorn raises the signal again after it has ended
+        server.run(sockets=[listening])
+
+
+def _end_with_stdin(server: uvicorn.Server) -> None:
+    with suppress(OSError):
+        while os.read(0, 4096):
+            pass
+    server.should_exit = True
+
+
+@contextmanager
+def beside(data_dir: Path, address: Address, *, quiet: bool) -> Iterator[None]:
+    """Inside, serve the page in a process of its own, which takes no time from the server of the run. It ends with this one.
+
+    Raises:
+        UsageError: the address cannot be listened at.
+    """
+    listen(address)[0].close()  # an error is this command's, before the run begins
+    command = [sys.executable, "-m", "coordinator", "watch", "--data", str(data_dir), "--with-stdin"]
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    command += ["--http", f"{host}:{address.port}"]
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL if quiet else None,
+        start_new_session=True,  # Ctrl-C is for the run; the page shows how it ends
+    )
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, process.pid, NICENESS)
+    try:
+        yield
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

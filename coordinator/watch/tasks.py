@@ -1,0 +1,184 @@
+"""Follow the journal of a run read-only, and group its tasks: a page with 100,000 of them has as many cells as one with 400."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+CELLS = 400  # of the grid, at most
+BATCH = 2_000  # records between two looks at the clock
+MAX_LISTED = 20  # tasks that were given up, with their errors
+PENDING, LEASED, DONE, FAILED, GONE = range(5)
+STATES = ("waiting", "leased", "done", "given up", "cancelled")
+OF_JOURNAL = {
+    "pending": PENDING,
+    "blocked": PENDING,
+    "leased": LEASED,
+    "done": DONE,
+    "quarantined": FAILED,
+    "dropped": GONE,
+}
+
+
+class _Spec(msgspec.Struct):
+    kind: str
+
+
+class _Snapshot(msgspec.Struct):
+    spec: _Spec
+    state: str = "pending"
+    error: str = ""
+    message: str = ""
+
+
+class _Line(msgspec.Struct):
+    """What the page needs of a record of the journal; the other fields are not decoded."""
+
+    r: str
+    task: str
+    spec: _Spec | None = None
+    was: _Snapshot | None = None
+    error: str = ""
+    message: str = ""
+    quarantined: bool = False
+
+
+_decode = msgspec.json.Decoder(_Line).decode
+_MOVES = {"Added": PENDING, "Leased": LEASED, "Returned": PENDING, "Done": DONE, "Committed": DONE, "Dropped": GONE}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of the grid: one task, or several that follow one another in the plan."""
+
+    first: str  # id of the first task
+    tasks: int
+    counts: tuple[int, ...]  # by state, in the order of `STATES`
+
+    @property
+    def state(self) -> str:
+        """The state that stands out: a task that was given up, else one that runs, else the state of the most."""
+        if self.counts[FAILED]:
+            return STATES[FAILED]
+        if self.counts[LEASED]:
+            return STATES[LEASED]
+        return STATES[DONE] if self.counts[DONE] * 2 >= self.tasks else STATES[PENDING]
+
+
+@dataclass(frozen=True)
+class KindOfTask:
+    """The tasks of one kind."""
+
+    kind: str
+    counts: tuple[int, ...]
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class TaskGrid:
+    """All tasks of a journal."""
+
+    kinds: tuple[KindOfTask, ...] = ()
+    failed: tuple[tuple[str, str, str], ...] = ()  # (task, error, message) of those that were given up, the first ones
+    read: float = 1.0  # share of the journal that has been read
+
+
+@dataclass
+class _Kind:
+    ids: list[str] = field(default_factory=list)
+    states: bytearray = field(default_factory=bytearray)
+
+
+class JournalFollower:
+    """Reads the records that were added since the last time. It keeps an id and a byte for each task."""
+
+    def __init__(self, path: Path) -> None:
+        """Take the journal's path; the file may not exist yet."""
+        self._path = path
+        self._reset()
+
+    def _reset(self) -> None:
+        self._kinds: dict[str, _Kind] = {}
+        self._where: dict[str, tuple[_Kind, int]] = {}
+        self._failed: dict[str, tuple[str, str, str]] = {}
+        self._seq = self._crc = 0
+        self._inode = 0
+        self.read = 1.0
+
+    def poll(self, budget_s: float = 0.2) -> bool:
+        """Read new records for at most `budget_s`; return whether any task changed. A journal that cannot be read counts as empty."""
+        try:
+            inode = self._path.stat().st_ino
+        except OSError:
+            return False
+        with suppress(sqlite3.Error), closing(self._open()) as db:
+            row = db.execute("SELECT crc FROM records WHERE seq = ?", (self._seq,)).fetchone() if self._seq else None
+            if inode != self._inode or (
+                self._seq and (row is None or row[0] != self._crc)
+            ):  # another journal, or compacted
+                self._reset()
+                self._inode = inode
+            last = db.execute("SELECT max(seq) FROM records").fetchone()[0] or 0
+            before, until = self._seq, time.monotonic() + budget_s
+            while self._seq < last and time.monotonic() < until:
+                self._take_batch(db)
+            self.read = self._seq / last if last else 1.0
+            return self._seq != before
+        return False
+
+    def _open(self) -> sqlite3.Connection:
+        return sqlite3.connect(f"file:{self._path}?mode=ro", uri=True, timeout=0.5)
+
+    def _take_batch(self, db: sqlite3.Connection) -> None:
+        query = "SELECT seq, crc, record FROM records WHERE seq > ? ORDER BY seq LIMIT ?"
+        for seq, crc, record in db.execute(query, (self._seq, BATCH)).fetchall():
+            self._seq, self._crc = seq, crc
+            with suppress(msgspec.MsgspecError):
+                self._take(_decode(record))
+
+    def _take(self, line: _Line) -> None:
+        spec = line.spec or (line.was.spec if line.was else None)
+        if line.task not in self._where:
+            if spec is None:
+                return
+            kind = self._kinds.setdefault(spec.kind, _Kind())
+            self._where[line.task] = kind, len(kind.ids)
+            kind.ids.append(line.task)
+            kind.states.append(PENDING)
+        kind, index = self._where[line.task]
+        error, message = line.error, line.message
+        if line.was is not None:
+            state = OF_JOURNAL.get(line.was.state, PENDING)
+            error, message = line.was.error, line.was.message
+        elif line.r == "Failed":
+            state = FAILED if line.quarantined else PENDING
+        else:
+            state = _MOVES.get(line.r, kind.states[index])
+        kind.states[index] = state
+        if state == FAILED:
+            self._failed[line.task] = line.task, error, message
+        else:
+            self._failed.pop(line.task, None)
+
+    def grid(self) -> TaskGrid:
+        """Return the tasks by kind, as at most `CELLS` cells each."""
+        kinds = tuple(_grouped(name, kind) for name, kind in self._kinds.items())
+        return TaskGrid(kinds, tuple(self._failed.values())[:MAX_LISTED], self.read)
+
+
+def _grouped(name: str, kind: _Kind) -> KindOfTask:
+    states = np.frombuffer(bytes(kind.states), np.uint8)
+    size = -(-len(states) // CELLS)
+    starts = np.arange(0, len(states), size)
+    by_state = np.stack([np.add.reduceat(states == state, starts) for state in range(len(STATES))], axis=1)
+    cells = [
+        Cell(kind.ids[start], int(counts.sum()), tuple(counts.tolist()))
+        for start, counts in zip(starts.tolist(), by_state, strict=True)
+    ]
+    return KindOfTask(name, tuple(by_state.sum(axis=0).tolist()), tuple(cells))

@@ -1,0 +1,41 @@
+// Replace a panel when the server sends its new content. Nothing accumulates: a panel holds what it was sent last.
+"use strict";
+const link = document.getElementById("link");
+const filter = document.getElementById("filter");
+
+function showLink(text, state) {
+  link.textContent = text;
+  link.className = `link ${state}`;
+}
+
+function applyFilter() {
+  const wanted = filter.value.toLowerCase();
+  const lines = [...document.querySelectorAll("#log-panel li")];
+  for (const line of lines) line.hidden = !line.textContent.toLowerCase().includes(wanted);
+  const matches = wanted ? `${lines.filter((line) => !line.hidden).length} of ${lines.length}` : "";
+  document.getElementById("matches").textContent = matches;
+}
+
+// What a reader was doing inside a panel outlives its replacement: focus, scrolling, opened details.
+function replace(panel, html) {
+  const kept = "[tabindex], summary, a";
+  const index = [...panel.querySelectorAll(kept)].indexOf(document.activeElement);
+  const scrolled = [...panel.querySelectorAll("[tabindex]")].map((one) => [one.scrollLeft, one.scrollTop]);
+  const open = [...panel.querySelectorAll("details")].map((one) => one.open);
+  panel.innerHTML = html;
+  panel.querySelectorAll("details").forEach((one, i) => { one.open = open[i] ?? false; });
+  panel.querySelectorAll("[tabindex]").forEach((one, i) => { [one.scrollLeft, one.scrollTop] = scrolled[i] ?? [0, 0]; });
+  if (index >= 0) panel.querySelectorAll(kept)[index]?.focus({ preventScroll: true });
+}
+
+const source = new EventSource("events");
+source.onopen = () => showLink("live", "live");
+source.onerror = () => showLink("connection lost: trying again", "lost");
+source.onmessage = (event) => {
+  for (const [name, html] of Object.entries(JSON.parse(event.data))) {
+    const panel = document.getElementById(name === "summary" ? "summary" : `${name}-panel`);
+    if (panel) replace(panel, html);
+    if (name === "log") applyFilter();
+  }
+};
+filter.addEventListener("input", applyFilter);

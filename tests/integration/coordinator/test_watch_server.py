@@ -1,0 +1,99 @@
+"""The page's server over real sockets: headers, token, events, the bound on open pages."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+import requests
+import uvicorn
+
+from coordinator.stages.run_log import RunLog
+from coordinator.watch import app as watch_app
+from coordinator.watch.access import Address
+from coordinator.watch.folder import FolderReader
+from coordinator.watch.run import listen
+from ingest.errors import UsageError
+from tests.support.waiting import until
+
+WAIT_S = 30.0
+
+
+@contextmanager
+def served(data: Path, token: str = "", every_s: float = 0.05) -> Iterator[str]:
+    """Serve the page of a folder in a thread; the value is its address."""
+    listening, address = listen(Address("127.0.0.1", 0))
+    config = uvicorn.Config(
+        watch_app.create_app(FolderReader(data), address, token, every_s), log_level="error", lifespan="off"
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    until(lambda: server.started, "the server")
+    try:
+        yield address.url
+    finally:
+        server.should_exit = server.force_exit = True
+        thread.join(WAIT_S)
+
+
+def next_panels(lines: Iterator[str]) -> dict[str, str]:
+    return dict(json.loads(next(line for line in lines if line.startswith("data: ")).removeprefix("data: ")))
+
+
+def test_events_bring_only_the_panels_that_changed(tmp_path: Path) -> None:
+    with served(tmp_path) as url:
+        page = requests.get(url, timeout=WAIT_S)
+        policy = page.headers["Content-Security-Policy"]
+        assert (page.status_code, "default-src 'none'" in policy, "unsafe" in policy) == (200, True, False)
+        for path, kind in (("watch.css", "text/css"), ("watch.js", "text/javascript"), ("metrics", "text/plain")):
+            found = requests.get(url + path, timeout=WAIT_S)
+            assert (found.status_code, found.headers["Content-Type"].split(";")[0]) == (200, kind)
+        assert requests.get(url + "status.json", timeout=WAIT_S).json()["running"] is False
+        assert requests.post(url, timeout=WAIT_S).status_code == 405
+        assert requests.get(url, headers={"Host": "evil.example"}, timeout=WAIT_S).status_code == 403
+        with requests.get(url + "events", stream=True, timeout=WAIT_S) as events:
+            assert events.headers["Content-Type"].startswith("text/event-stream")
+            lines = events.iter_lines(decode_unicode=True)
+            assert "stages" in next_panels(lines)
+            RunLog(tmp_path).add("note", stage="extract", text="worker 7 died")
+            changed = next_panels(lines)
+            assert set(changed) == {"log"} and "worker 7 died" in changed["log"]
+
+
+def test_token_is_asked_for_and_leaves_the_address(tmp_path: Path) -> None:
+    with served(tmp_path, token="secret") as url:
+        assert requests.get(url, timeout=WAIT_S).status_code == 403
+        assert requests.get(f"{url}events?token=wrong", timeout=WAIT_S).status_code == 403
+        assert requests.get(f"{url}metrics", headers={"Authorization": "Bearer secret"}, timeout=WAIT_S).ok
+        session = requests.Session()
+        first = session.get(f"{url}?token=secret", timeout=WAIT_S, allow_redirects=False)
+        assert (first.status_code, first.headers["Location"]) == (303, "/")
+        assert {"httponly", "samesite=strict"} <= {
+            part.strip().lower() for part in first.headers["Set-Cookie"].split(";")
+        }
+        assert session.get(url, timeout=WAIT_S).ok
+
+
+def test_open_pages_are_bounded_and_a_closed_one_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch_app, "MAX_SUBSCRIBERS", 2)
+    with served(tmp_path) as url, ExitStack() as stack:
+        first = requests.get(url + "events", stream=True, timeout=WAIT_S)
+        stack.enter_context(requests.get(url + "events", stream=True, timeout=WAIT_S))
+        until(lambda: requests.get(url + "events", stream=True, timeout=WAIT_S).status_code == 503, "the bound")
+        first.close()
+        RunLog(tmp_path).add("note", stage="extract", text="something to send")  # so that the closed one is noticed
+        until(
+            lambda: requests.get(url + "events", stream=True, timeout=WAIT_S).status_code == 200,
+            "room for another page",
+        )
+
+
+def test_address_in_use_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UsageError, match="--http another HOST:PORT"):
+        listen(Address("127.0.0.1", taken.getsockname()[1]))
