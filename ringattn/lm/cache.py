@@ -9,6 +9,7 @@ import contextlib
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -19,6 +20,7 @@ from ringattn import kernels
 from ringattn._call_header import Kind, exchange
 from ringattn._errors import MismatchError, ModelError
 from ringattn.decode import FREE, KeyBlock, Rules, attend_replicated, checked_rules, without_gradient
+from ringattn.lm import cache_files
 from ringattn.lm.steps import Runs, Step, needs_of, plan_step
 from ringattn.query_ring import attend_sharded
 from ringattn.transport import Group, transport_of, wait_limit
@@ -187,6 +189,17 @@ class LayerCache:
         """Bytes on this rank, free rows included."""
         return sum(x.nbytes for x in self.state)
 
+    def kept(self) -> dict[str, mx.array]:
+        """Return "keys" [B, Hkv, T, D], "values" [B, Hkv, T, Dv] and "positions" int32 [T] of this rank."""
+        used = [(page, page.used) for page in self.pages]
+        if not used:
+            raise ModelError(f"layer {self._layer} keeps no token on this rank: there is nothing to save")
+        return {
+            "keys": mx.concatenate([page.keys[:, :, :n] for page, n in used], axis=2),
+            "values": mx.concatenate([page.values[:, :, :n] for page, n in used], axis=2),
+            "positions": mx.array(np.concatenate([page.positions[:n] for page, n in used])),
+        }
+
     def rows(self) -> int:
         """Return the tokens whose keys this rank keeps."""
         return sum(page.used for page in self.pages)
@@ -281,6 +294,52 @@ class ShardedCache(list[LayerCache]):
     def nbytes(self) -> int:
         """Bytes on this rank, free rows included."""
         return sum(layer.nbytes for layer in self)
+
+    def save(self, folder: str | Path, *, model: str, prompt: Sequence[int]) -> None:
+        """Write this rank's share into a folder; every rank calls it.
+
+        Args:
+            folder: may be the same for all ranks, or each host's own.
+            model: the model's digest, of `model_digest`.
+            prompt: the tokens that the cache holds.
+        """
+        windows = tuple(layer.window for layer in self)
+        arrays = {"owner": mx.array(self.owner), "prompt": mx.array(np.asarray(prompt, np.int32))}
+        for i, layer in enumerate(self):
+            arrays |= {f"{i}.{name}": x for name, x in layer.kept().items()}
+        cache_files.write(Path(folder), cache_files.Shard(self.rank, self.size, self.tokens, windows, model, arrays))
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, *, like: "ShardedCache", model: str, prompt: Sequence[int] | None = None
+    ) -> "ShardedCache":
+        """Read a cache that `save` wrote; one of another number of ranks is spread anew, if all its files are here.
+
+        Args:
+            folder: the folder that `save` got.
+            like: an empty cache of the model, of `make_cache`.
+            model: the model's digest.
+            prompt: tokens of which the cache must hold a beginning; None: any.
+
+        Raises:
+            ArgumentError: if files are missing, or are of another model or prompt.
+        """
+        windows = [layer.window for layer in like]
+        cache = cls(windows, group=like.transport, kernel=like.kernel, timeout=like.timeout)
+        for shard in cache_files.read(Path(folder), cache.rank, cache.size):
+            cache_files.check(shard, Path(folder), windows, model, prompt)
+            same = shard.size == cache.size
+            cache.owner = (
+                np.array(shard.arrays["owner"]) if same else (np.arange(shard.tokens) % cache.size).astype(np.uint8)
+            )
+            for i, layer in enumerate(cache):
+                at = np.array(shard.arrays[f"{i}.positions"])
+                mine = np.flatnonzero(cache.owner[at] == cache.rank)
+                rows = mx.array(mine.astype(np.int32))
+                keys, values = (mx.take(shard.arrays[f"{i}.{name}"], rows, axis=2) for name in ("keys", "values"))
+                layer.width, layer.offset = values.shape[3], shard.tokens
+                layer.append(keys, values, at[mine])
+        return cache
 
 
 class CachedModel(nn.Module):

@@ -12,7 +12,12 @@ from ringattn.transport import Group
 
 
 def load(
-    folder: str | Path, group: Group = None, *, layout: str | Layout = "zigzag", check: bool = False
+    folder: str | Path,
+    group: Group = None,
+    *,
+    layout: str | Layout = "zigzag",
+    timeout: float | None = None,
+    check: bool = False,
 ) -> tuple[nn.Module, Any]:
     """Load a model and its tokenizer as `mlx_lm.load` does, and convert the model by `shard_model`.
 
@@ -20,6 +25,7 @@ def load(
         folder: folder with config.json, weights and tokenizer, the same on every rank's host; nothing is downloaded.
         group: as for `shard_model`.
         layout: as for `shard_model`.
+        timeout: as for `shard_model`.
         check: as for `shard_model`.
 
     Returns:
@@ -33,4 +39,4 @@ def load(
     if not (Path(folder) / "config.json").is_file():
         raise ArgumentError(f"{folder} holds no config.json; name the folder of a model in mlx-lm's format")
     model, tokenizer = load_whole(str(folder))[:2]
-    return shard_model(model, group, layout=layout, check=check), tokenizer
+    return shard_model(model, group, layout=layout, timeout=timeout, check=check), tokenizer

@@ -119,6 +119,9 @@ ELSEWHERE = {
     r"mlx.launch -n 2 worker/train.py": "tests/integration/worker/test_train.py::test_mlx_launch_with_a_hostfile",
     r"python -m ringattn.launch -n 2 (script|program).py": "tests/integration/ringattn/test_launch.py::test_output_arguments_and_environment_by_rank",
     r"python -m (ringattn.blas )?ringattn.kernels.bench": "tests/unit/ringattn/test_kernel_bench.py::test_command_prints_one_line_that_fills_the_page",
+    r"python -m ringattn.launch -n 2 -m ringattn.lm.generate --model \S+ --prompt-file \S+ .*|python -m ringattn.lm.(generate|tiny_model)": (
+        "tests/acceptance/test_tutorials.py::test_tutorial_runs"
+    ),
     r"python -m ringattn.planner": "tests/integration/ringattn/test_planner.py::test_command_line_measures_and_prints_json",
     r"scripts/bench/soak.py": "tests/acceptance/test_soak.py::test_killed_workers_lose_no_lease_and_memory_is_flat",
     r"python -m scripts\.testbed .*": "scripts/dev/run_readme.py; tests/acceptance/cluster/test_bed.py::test_testbed_command_line",
