@@ -6,6 +6,7 @@ answer's. Here each rank sums over its labels, divides by the count of all, and 
 
 import itertools
 import math
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,11 +15,12 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
-from ringattn._errors import ArgumentError, ShapeError
+from ringattn._errors import ArgumentError, MismatchError, ShapeError
 from ringattn.lm.convert import head, hidden_states, local_tokens, ring_of
 from ringattn.transport import transport_of, wait_limit
 
 _ROWS = (32 << 20) // 4  # values of a collective: 32 MiB in float32
+_NO_LABEL = "no label counts: all are below 0; leave the batch out"
 _LOGITS = 1 << 26  # of a piece of the head: 256 MB in float32
 
 
@@ -34,21 +36,35 @@ def loss_and_grad(model: nn.Module, tokens: mx.array, labels: mx.array) -> tuple
         The loss, float32, and the gradients as `nn.value_and_grad` gives them, for `optimizer.update`. Ranks may hold no label.
 
     Raises:
-        ArgumentError: if no label counts, or if the shapes differ.
+        ArgumentError: if no label counts, or if the shapes differ; MismatchError, on every rank, if the ranks' batches differ.
     """
     count = _counted(tokens, labels)
+    if count == 0:
+        raise ArgumentError(_NO_LABEL)
     parameters = model.trainable_parameters()
     part, grads = nn.value_and_grad(model, lambda: _local_sum(model, tokens, labels) / count)()
     model.update(parameters)  # those of a recomputation have the same values, and hold its memory
     named = _flat(grads)
-    loss, *summed = sum_over_ranks(model, [part, *(g for _, g in named)], "gradients")
+    own = [part, _digest(tokens, labels), *(g for _, g in named)]
+    loss, digests, *summed = sum_over_ranks(model, own, "gradients")
+    _compare(model, digests)
     return loss, tree_unflatten([(name, g) for (name, _), g in zip(named, summed, strict=True)])
 
 
-def loss_of(model: nn.Module, tokens: mx.array, labels: mx.array) -> mx.array:
+def loss_of(model: nn.Module, tokens: mx.array, labels: mx.array) -> float:
     """Return the loss alone: see `loss_and_grad`."""
-    part = _local_sum(model, tokens, labels) / _counted(tokens, labels)
-    return sum_over_ranks(model, [part], "loss")[0]
+    total, count = summed_losses(model, tokens, labels)
+    if count == 0:
+        raise ArgumentError(_NO_LABEL)
+    return total / count
+
+
+def summed_losses(model: nn.Module, tokens: mx.array, labels: mx.array) -> tuple[float, int]:
+    """Return the cross entropies of all labels, summed, and their count; arguments as for `loss_and_grad`, without a gradient."""
+    count = _counted(tokens, labels)
+    total, digests = sum_over_ranks(model, [_local_sum(model, tokens, labels), _digest(tokens, labels)], "loss")
+    _compare(model, digests)
+    return float(np.array(total)), count
 
 
 def sum_over_ranks(model: nn.Module, arrays: Sequence[mx.array], doing: str) -> list[mx.array]:
@@ -116,10 +132,27 @@ def next_token_labels(batch: mx.array, lengths: mx.array | None = None) -> tuple
 def _counted(tokens: mx.array, labels: mx.array) -> int:
     if tokens.shape != labels.shape or tokens.ndim != 2:
         raise ShapeError(f"tokens {tokens.shape} and labels {labels.shape} must both be [B, T], whole on every rank")
-    count = int(np.count_nonzero(np.array(labels) >= 0))
-    if count == 0:
-        raise ArgumentError("no label counts: all are below 0; leave the batch out")
-    return count
+    return int(np.count_nonzero(np.array(labels) >= 0))
+
+
+def _digest(tokens: mx.array, labels: mx.array) -> mx.array:
+    """Return three bytes of a digest of the batch and their squares, which sums in float32 keep exact."""
+    digest = zlib.crc32(np.array(labels).tobytes(), zlib.crc32(np.array(tokens).tobytes()))
+    parts = np.frombuffer(digest.to_bytes(4, "little"), np.uint8)[:3].astype(np.float32)
+    return mx.array(np.stack([parts, parts * parts]))
+
+
+def _compare(model: nn.Module, digests: mx.array) -> None:
+    """Compare the ranks' batches: numbers are equal just where the sum of their squares is the square of their sum by n.
+
+    Raises:
+        MismatchError: if they differ, on every rank.
+    """
+    ring = ring_of(model)
+    assert ring is not None
+    total, squares = np.array(digests).astype(np.int64)
+    if (total * total != squares * transport_of(ring.group).size()).any():
+        raise MismatchError("the ranks' tokens or labels differ; give the same whole batch on every rank")
 
 
 def _local_sum(model: nn.Module, tokens: mx.array, labels: mx.array) -> mx.array:

@@ -49,6 +49,8 @@ PUBLIC: dict[str, tuple[str, ...]] = {
     "ringattn.lm.convert": ("shard_model", "local_tokens", "gather_logits"),
     "ringattn.lm.load": (),
     "ringattn.lm.loss": ("loss_and_grad", "loss_of", "next_token_labels"),
+    "ringattn.lm.training": ("TrainingOptions", "make_trainable", "train"),
+    "ringattn.lm.checkpoints": ("save", "resume"),
     "rl.gym": ("GridControl", "GridControlVector"),
     "rl.wrappers": (),
     "rl.folder": (),

@@ -58,6 +58,9 @@ ELSEWHERE = {
     ),
     r"python -m ringattn.blas MODULE": "tests/integration/ringattn/test_blas.py::test_module_that_loads_mlx_first_has_the_fast_blas",
     r"uv sync --extra lm": HOST,
+    r"(python -m ringattn.launch -n 2 -m |python -m )ringattn.lm.finetune( .*)?": (
+        "tests/integration/ringattn/test_finetune.py::test_the_command_writes_what_mlx_lm_reads_and_resumes"
+    ),
     r"coordinator forecast --(issue (latest|tomorrow)|region ERCO --issue tomorrow --out tomorrow.csv)": (
         "tests/integration/worker/test_forecast.py::test_names_of_issue_times_follow_the_demand_on_disk"
     ),

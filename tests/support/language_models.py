@@ -1,6 +1,7 @@
 """Tiny models of mlx-lm's families with random weights, and their errors over the ring against one process."""
 
 import importlib
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -124,6 +125,20 @@ def make(name: str, seed: int = 0) -> nn.Module:
             part.weight = part.weight * part.weight.size**-0.5
     mx.eval(model.parameters())
     return model
+
+
+def write(folder: Path, name: str) -> None:
+    """Write a model and a tokenizer, whose words are the numbers of the tokens, as mlx-lm reads them."""
+    from mlx_lm.utils import save_config, save_model
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    module, config = FAMILIES[name]
+    words = Tokenizer(models.WordLevel({str(i): i for i in range(VOCABULARY)}, unk_token="0"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    save_model(folder, make(name))
+    save_config({"model_type": module, **config}, folder / "config.json")
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="0", eos_token="1").save_pretrained(folder)
 
 
 def tokens(length: int, batch: int = 2, seed: int = 1) -> mx.array:

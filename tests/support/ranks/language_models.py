@@ -63,7 +63,7 @@ def compare_loss(case: dict, group: mx.distributed.Group) -> list:
     shard_model(model, group)
     total, grads = loss_and_grad(model, tokens, labels)
     worst, name = models.worst(models.flat(grads), wanted)
-    alone = abs(loss_of(model, tokens, labels) - total).item() / loss.item()
+    alone = abs(loss_of(model, tokens, labels) - total.item()) / loss.item()
     error = abs(total.item() - loss.item()) / loss.item()
     bits = hashlib.sha256(b"".join(np.array(g).tobytes() for _, g in [("", total), *models.flat(grads)])).hexdigest()
     return [alone, worst, name, error, bits, int(np.count_nonzero(np.array(local_tokens(model, labels)) >= 0))]
