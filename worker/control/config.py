@@ -53,7 +53,7 @@ class ControlConfig:
     save_every: int = 1
     every: int = 4
     chunk: int = 33
-    plan_chunk: int = 33
+    plan_chunk: int = 128
     baselines: str = "hour rule,mpc,mpc perfect"
     seed: int = 0
     clone: clone.Settings = field(default_factory=clone.Settings)
