@@ -12,8 +12,14 @@ from ingest.files import atomic_write, file_sha256, storage_errors, visible
 from ingest.snapshot import DAILY
 
 NAME = "SHA256SUMS"
-NOT_LISTED = re.compile(r"(?:\.lock|\.endpoint|SHA256SUMS|journal\.sqlite.*|.*\.(?:part|tmp|log))\Z")
-LOCAL = ("logs", "beats", "copies")  # folders of a run that change after its end, or that belong to one host
+NOT_LISTED = re.compile(r"(?:\.lock|trackers\.json|\.endpoint|SHA256SUMS|journal\.sqlite.*|.*\.(?:part|tmp|log))\Z")
+LOCAL = (
+    "logs",
+    "beats",
+    "copies",
+    "tensorboard",
+    "wandb",
+)  # folders of a run that change after its end, or that belong to one host
 LINE = re.compile(r"([0-9a-f]{64})  (\S.*)\Z")
 
 

@@ -84,7 +84,7 @@ def init(
 @with_settings(
     *("data", "source", "respondents", "routes", "start", "end", "workers", "hostfile", "host-python", "host-data"),
     *("connections", "bind", "keys", "rate", "retries", "revise-days", "run", "ranks", "train-config"),
-    *("control-config", "engine"),
+    *("control-config", "engine", "report-to"),
 )
 def start(
     settings: Settings,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from coordinator.stages.trackers import parse_trackers
 from coordinator.workers.hostfile import per_host
 from ingest.periods import parse_bound
 from ingest.routes import EIA_ROUTES
@@ -165,6 +166,14 @@ SETTINGS = (
     ),
     _path("train-config", "", "TOML file that worker/train.py reads. Empty: its defaults."),
     _path("control-config", "", "TOML file that worker/control/config.py reads. Empty: its defaults."),
+    Setting(
+        "report-to",
+        "",
+        lambda value: parse_trackers(parse_names(value)),
+        "Report the figures of trainings to experiment trackers: tensorboard, mlflow, wandb, or several with commas.",
+        list[str],
+        "NAMES",
+    ),
     _integer("revise-days", 14, 0, "Days before now that --update fetches again, because operators still revise them."),
 )
 BY_NAME = {setting.name: setting for setting in SETTINGS}

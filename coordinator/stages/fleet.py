@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from coordinator.scheduling.worker_state import LeaseTimings
 from coordinator.server.key_store import LOCAL, CoordinatorKeys, host_keys, load_coordinator, split_endpoint, worker_key
+from coordinator.stages.trackers import check_installed
 from coordinator.wire.auth import endpoint_of, is_loopback, local_address_towards, loopback_address
 from coordinator.wire.engines import load_factory
 from coordinator.workers.hostfile import HERE, Hosts, hosts_from
@@ -33,6 +34,7 @@ class StageOptions:
     keys: Path  # folder of the CURVE keys
     retries: int  # failures of a task until it is quarantined
     hosts: Hosts | None = None  # of the hostfile, if there is one
+    report_to: tuple[str, ...] = ()  # experiment trackers of a training
     engine: str = ""  # MODULE:FACTORY of an executor that runs the leases; "": workers do
 
     @classmethod
@@ -48,8 +50,18 @@ class StageOptions:
                 load_factory(engine)
         except ValueError as error:
             raise UsageError(f"{error}. Correct --engine.") from error
+        check_installed(settings["report-to"])
         shared = {name: settings[name] for name in ("workers", "connections", "bind", "keys", "retries")}
-        return cls(**{"data_dir": settings["data"], "hosts": hosts_from(settings), "engine": engine, **shared, **own})
+        return cls(
+            **{
+                "data_dir": settings["data"],
+                "hosts": hosts_from(settings),
+                "engine": engine,
+                "report_to": settings["report-to"],
+                **shared,
+                **own,
+            }
+        )
 
 
 def check_address(bind: str) -> None:

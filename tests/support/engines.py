@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import re
 import subprocess
 import sys
@@ -40,6 +41,7 @@ def dask_apart() -> Executor:
     name = Path(f"scheduler-{time.monotonic_ns()}.json").resolve()
     command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0"]
     scheduler = subprocess.Popen([*command, "--no-dashboard", "--scheduler-file", name], stderr=subprocess.DEVNULL)
+    atexit.register(scheduler.kill)
     until = time.monotonic() + SCHEDULER_S
     while not name.exists() and time.monotonic() < until:
         time.sleep(0.05)
@@ -54,7 +56,7 @@ def dask_apart() -> Executor:
     ]
     worker += ["--no-dashboard", "--no-nanny", "--death-timeout", "5"]
     for _ in range(2):
-        subprocess.Popen(worker, stderr=subprocess.DEVNULL)
+        atexit.register(subprocess.Popen(worker, stderr=subprocess.DEVNULL).kill)
     executor = Client(scheduler_file=str(name), timeout=SCHEDULER_S).get_executor()
     _note(scheduler.pid)
     return executor

@@ -6,6 +6,7 @@ training and keeps its state: its leases are not in the journal, and after a res
 
 import hashlib
 import time
+import tomllib
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from coordinator.stages.run_folder import NOTHING_TO_DO, Conclusion, completed_r
 from coordinator.stages.run_log import RunLog
 from coordinator.stages.runner import StageRunner
 from coordinator.stages.stage import OutputMode
+from coordinator.stages.trackers import reporting
 from coordinator.wire.exit_codes import ExitCode
 from ingest import checksums, manifest, snapshot
 from ingest.console import printable
@@ -159,6 +161,8 @@ class RolloutStage:
             stack.callback(controller.close)
             display = stack.enter_context(closing(choose_display(mode)))
             fleet = self.fleet or build_fleet(options, display.note)
+            asked = tomllib.loads(options.read_config().decode())
+            stack.enter_context(reporting(options.run, options.report_to, asked, display.note))
             ended = StageRunner(fleet, controller, display).run()
             over = controller.over or Finished("drain", ended.outcome.message or "interrupted; start again to resume")
             conclusion = conclude(options.run, ControlResult, request, over.status, over.message, ended.outcome)

@@ -5,6 +5,7 @@ configuration and series ends the stage at once; otherwise the ranks resume from
 """
 
 import time
+import tomllib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from coordinator.stages.run_folder import NOTHING_TO_DO, Conclusion, completed_r
 from coordinator.stages.run_log import RunLog, with_costs
 from coordinator.stages.runner import StageRunner
 from coordinator.stages.stage import OutputMode
+from coordinator.stages.trackers import reporting
 from coordinator.stages.train import artifacts
 from coordinator.stages.train.artifacts import TrainingResult
 from coordinator.stages.train.controller import TrainController, TrainOptions, like, training_parts
@@ -122,6 +124,8 @@ class TrainStage:
             controller = TrainController(options, timeouts)
             display = stack.enter_context(closing(choose_display(mode)))
             fleet = self.fleet or build_fleet(options, display.note)
+            asked = tomllib.loads(options.config.decode())
+            stack.enter_context(reporting(options.run, options.report_to, asked, display.note))
             ended = StageRunner(fleet, controller, display).run().outcome
             outcome = controller.ring.outcome or TrainingOutcome("drain", ended.message)
             conclusion = conclude(options.run, TrainingResult, request, outcome.status, outcome.message, ended)
