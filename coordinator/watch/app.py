@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import msgspec
+import uvicorn
 from anyio import to_thread
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -43,34 +45,47 @@ class Hub:
         self._changed = asyncio.Condition()
         self._reading = asyncio.Lock()
         self._read_at = float("-inf")
-        self._view: View
+        self._view: View | None = None
         self._task: asyncio.Task[None] | None = None
+        self._closing = False
         self.subscribers = 0
 
     async def view(self) -> View:
         """Return the view of the folder, at most `EVERY_S` old."""
         async with self._reading:
-            if time.monotonic() - self._read_at >= self._every_s:
+            if self._view is None or time.monotonic() - self._read_at >= self._every_s:
                 self._view = await to_thread.run_sync(self._reader.read)
                 self._read_at = time.monotonic()
             return self._view
 
     async def page(self) -> str:
-        """Return the page as it is now."""
-        view = await self.view()
+        """Return the page as it was seen last: opening it waits for no reading but the first. Its events bring what is new."""
+        view = self._view or await self.view()
         return await to_thread.run_sync(self._renderer.page, view)
 
     async def _refresh(self) -> None:
-        while self.subscribers:
-            view = await self.view()
-            panels = await to_thread.run_sync(self._renderer.panels, view)
-            new = {name: html for name, html in panels.items() if self._panels.get(name, (0, ""))[1] != html}
-            if new:
-                self._version += 1
-                self._panels |= {name: (self._version, html) for name, html in new.items()}
-                async with self._changed:
-                    self._changed.notify_all()
+        while self.subscribers and not self._closing:
+            await self._update()
             await asyncio.sleep(self._every_s)
+
+    async def _update(self) -> None:
+        view = await self.view()
+        panels = await to_thread.run_sync(self._renderer.panels, view)
+        new = {name: html for name, html in panels.items() if self._panels.get(name, (0, ""))[1] != html}
+        if new:
+            self._version += 1
+            self._panels |= {name: (self._version, html) for name, html in new.items()}
+            async with self._changed:
+                self._changed.notify_all()
+
+    async def close(self) -> None:
+        """Send the last state, how a run ended, to all subscribers, and end their streams."""
+        self._read_at = float("-inf")
+        if self.subscribers:
+            await self._update()
+        self._closing = True
+        async with self._changed:
+            self._changed.notify_all()
 
     async def events(self) -> AsyncIterator[str]:
         """Yield server-sent events: the panels that have changed, as one JSON object of name → HTML."""
@@ -86,6 +101,9 @@ class Hub:
                     seen = self._version
                     yield f"data: {json.dumps(new)}\n\n"
                     continue
+                if self._closing:
+                    yield "event: end\ndata:\n\n"
+                    return
                 async with self._changed:
                     try:
                         await asyncio.wait_for(self._changed.wait(), PING_S)
@@ -144,7 +162,32 @@ def create_app(reader: FolderReader, address: Address, token: str = "", every_s:
 
     handlers = {"/": page, "/events": events, "/status.json": status, "/metrics": metrics}
     handlers |= {"/watch.css": file, "/watch.js": file}
-    return Starlette(routes=[Route(path, guarded(handler)) for path, handler in handlers.items()])
+    app = Starlette(routes=[Route(path, guarded(handler)) for path, handler in handlers.items()])
+    app.state.hub = hub
+    return app
+
+
+class PageServer(uvicorn.Server):
+    """Serves an application of `create_app`; at its end the open pages are told so."""
+
+    def __init__(self, app: Starlette) -> None:
+        """Configure uvicorn for it."""
+        self._hub: Hub = app.state.hub
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_level="error",
+                access_log=False,
+                lifespan="off",
+                server_header=False,
+                timeout_graceful_shutdown=1,
+            )
+        )
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the streams, then the server."""
+        await self._hub.close()
+        await super().shutdown(sockets)
 
 
 def document(view: View) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from rl.arrays import load as load_arrays
 from rl.errors import ControlError
 
 MAX_LINES = 300  # of the log
+JOURNAL_S = 0.1  # of a second, for new records of the journal: a long one is caught up with over several
 SILENT_S = 10.0  # without a status, after which a run counts as gone
 NO_CURVE = np.array([]), np.array([])
 
@@ -97,7 +98,7 @@ class FolderReader:
         """Read what is new, and return the view."""
         self._read_events()
         self._read_state()
-        self._journal.poll()
+        self._journal.poll(JOURNAL_S)
         self._training.poll()
         self._control.poll()
         self._read_history()

@@ -13,10 +13,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-import uvicorn
-
 from coordinator.watch.access import Address
-from coordinator.watch.app import create_app
+from coordinator.watch.app import PageServer, create_app
 from coordinator.watch.folder import FolderReader
 from ingest.errors import UsageError
 
@@ -59,18 +57,14 @@ def serve(data_dir: Path, address: Address, say: Callable[[str], None], *, with_
     listening, address = listen(address)
     token = "" if address.loopback else secrets.token_urlsafe(24)
     say(f"page: {address.url}{f'?token={token}' if token else ''}")
-    app = create_app(FolderReader(data_dir), address, token)
-    config = uvicorn.Config(
-        app, log_level="error", access_log=False, lifespan="off", server_header=False, timeout_graceful_shutdown=1
-    )
-    server = uvicorn.Server(config)
+    server = PageServer(create_app(FolderReader(data_dir), address, token))
     if with_stdin:
         threading.Thread(target=_end_with_stdin, args=(server,), daemon=True).start()
     with suppress(KeyboardInterrupt):  # uvicorn raises the signal again after it has ended
         server.run(sockets=[listening])
 
 
-def _end_with_stdin(server: uvicorn.Server) -> None:
+def _end_with_stdin(server: PageServer) -> None:
     with suppress(OSError):
         while os.read(0, 4096):
             pass

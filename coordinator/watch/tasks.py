@@ -111,7 +111,7 @@ class JournalFollower:
         self._inode = 0
         self.read = 1.0
 
-    def poll(self, budget_s: float = 0.2) -> bool:
+    def poll(self, budget_s: float) -> bool:
         """Read new records for at most `budget_s`; return whether any task changed. A journal that cannot be read counts as empty."""
         try:
             inode = self._path.stat().st_ino

@@ -156,7 +156,8 @@ class Renderer:
         ]
         from coordinator.report.render import sections_runs  # here: it loads scipy
 
-        return self._memo("curves", key, lambda: sections_runs.training(found))
+        drawn = self._memo("curves", key, lambda: sections_runs.training(found))
+        return {**drawn, "status": _status_now(view, "train", drawn)}
 
     def _control(self, view: View) -> dict[str, Any]:
         found = view.control
@@ -168,7 +169,8 @@ class Renderer:
         )
         from coordinator.report.render import sections_runs  # here: it loads scipy
 
-        return {**self._memo("control", key, lambda: sections_runs.control(found)), "figures_of": figures_of}
+        drawn = self._memo("control", key, lambda: sections_runs.control(found))
+        return {**drawn, "status": _status_now(view, "rollouts", drawn), "figures_of": figures_of}
 
 
 def summary_line(view: View) -> str:
@@ -185,6 +187,11 @@ def summary_line(view: View) -> str:
         return f"{state.stage} is running."
     left = "time left unknown" if progress.eta_s is None else f"{clock(progress.eta_s)} left"
     return f"{state.stage} {progress.share:.0%}, {left}."
+
+
+def _status_now(view: View, stage: str, drawn: Mapping[str, Any]) -> str:
+    """Return how a training stands: as the report says, unless it is at work now."""
+    return "At work" if view.running and view.state is not None and view.state.stage == stage else str(drawn["status"])
 
 
 def _part_row(part: Part, current: str) -> PartRow:

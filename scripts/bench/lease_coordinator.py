@@ -17,6 +17,7 @@ from coordinator.server.hooks import StageHooks
 from coordinator.server.journal import Journal
 from coordinator.server.key_store import load_coordinator
 from coordinator.server.server import Server
+from coordinator.stages.run_log import RunRecorder
 from coordinator.wire.filesystem_id import filesystem_id
 from coordinator.wire.lease_kinds import LeaseKind
 
@@ -36,8 +37,14 @@ def main() -> None:
             times[min(commits, 1)] = time.perf_counter()
             commits += 1
 
+        def record() -> None:
+            if recorder.due():
+                recorder.write(server.status(), {}, 0)
+
         keys = load_coordinator(Path(sys.argv[4])) if len(sys.argv) > 4 else None
-        server = Server(scheduler, journal, data_dir=data, bind=bind, keys=keys, hooks=StageHooks(on_task_done=commit))
+        recorder = RunRecorder(data, "leases", "")
+        hooks = StageHooks(on_task_done=commit, on_tick=record)
+        server = Server(scheduler, journal, data_dir=data, bind=bind, keys=keys, hooks=hooks)
         server.add_tasks(TaskSpec(f"t{n}", LeaseKind.NOOP, {}) for n in range(count) if f"t{n}" not in scheduler.tasks)
         print(server.endpoint, flush=True)
         outcome = server.run()

@@ -9,19 +9,29 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import msgspec
+import psutil
 import pytest
 import requests
 
+from coordinator.scheduling.records import Added, Leased, TaskSpec
+from coordinator.server.journal import Journal
+from coordinator.stages.run_log import STATUS as STATUS_FILE
+from coordinator.stages.run_log import RunLog, RunState
 from coordinator.watch.views import PANELS
 from ingest.emulator.process import Emulator
 from tests.support.browser import CHROMIUM, Page, chromium
 from tests.support.program import ROOT, TRAINING, command, environment
 from tests.support.waiting import until
+from tests.unit.coordinator.test_hostile_text import STATUS
 
 pytestmark = [
     pytest.mark.long,
@@ -74,15 +84,20 @@ def test_every_panel_follows_a_pipeline_with_faults(tmp_path: Path) -> None:
         for panel, wanted in (("stages", "extract"), ("stages", "left"), ("requests", "a second at most")):
             shows(tab, panel, wanted)
         os.kill(a_worker(data), signal.SIGKILL)
-        for panel, wanted in (("workers", "started again: 1"), ("log", "died"), ("tasks", "was given up")):
+        for panel, wanted in (
+            ("workers", "started again: 1"),
+            ("log", "ended with signal 9"),
+            ("tasks", "was given up"),
+        ):
             shows(tab, panel, wanted)
         until(lambda: tab.value("document.querySelectorAll('#requests-panel svg').length") == 2, "the rates")
         shoot(tab, tmp_path, "extract")
-        tab.value("filter.value = 'died'; filter.dispatchEvent(new Event('input')); 0")
+        tab.value("filter.value = 'signal 9'; filter.dispatchEvent(new Event('input')); 0")
         lines = "[...document.querySelectorAll('#log-panel li')].filter(one => !one.hidden)"
-        assert tab.value(f"{lines}.length") and tab.value(f"{lines}.every(one => one.innerText.includes('died'))")
-        tab.open("about:blank", 1280, 900, "light")
+        assert tab.value(f"{lines}.length") and tab.value(f"{lines}.every(one => one.innerText.includes('signal 9'))")
         assert extract.wait(900) == 75
+        until(lambda: "has ended" in tab.value("document.getElementById('link').textContent"), "the end of the page")
+        shows(tab, "stages", "incomplete")
         emulator.set_faults([])
         assert start("--extract", "--source", emulator.url, *plan).wait(900) == 0
         run = start(
@@ -111,10 +126,92 @@ def test_every_panel_follows_a_pipeline_with_faults(tmp_path: Path) -> None:
         )
         shoot(tab, tmp_path, "rollouts")
         assert requests.get(f"{url}status.json", timeout=60).json()["state"]["stage"] == "rollouts"
-        tab.open("about:blank", 1280, 900, "light")
         assert run.wait(900) == 0
+        until(lambda: "has ended" in tab.value("document.getElementById('link').textContent"), "the end of the page")
         hosts = {urlsplit(one).hostname for one in tab.requested if one.startswith("http")}
         assert (tab.messages, hosts) == ([], {"127.0.0.1"})
+
+
+NIGHT = int(os.environ.get("NIGHT", "28800"))  # looks at the folder: 8 hours of one a second
+SERVER = """import sys
+from pathlib import Path
+from coordinator.watch.access import Address
+from coordinator.watch.app import PageServer, create_app
+from coordinator.watch.folder import FolderReader
+from coordinator.watch.run import listen
+listening, address = listen(Address("127.0.0.1", 0))
+print(address.url, flush=True)
+PageServer(create_app(FolderReader(Path(sys.argv[1])), address, "", 0.002)).run(sockets=[listening])
+"""
+
+
+def test_page_that_stays_open_for_a_night_does_not_grow(tmp_path: Path) -> None:
+    """The clock is scaled: the folder changes and is looked at as fast as the machine can, as often as in a night."""
+    server = subprocess.Popen([sys.executable, "-c", SERVER, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    over = threading.Event()
+    writer = threading.Thread(target=write_a_night, args=(tmp_path, over))
+    try:
+        assert server.stdout is not None
+        url = server.stdout.readline().strip()
+        writer.start()
+        with chromium(tmp_path / "profile") as tab:
+            tab.open(url, 1280, 900, "light")
+            tab.value("window.seen = 0; source.addEventListener('message', () => { window.seen += 1 }); 0")
+            sizes = []
+            for looks in (0.15 * NIGHT, float(NIGHT)):
+                seen = partial(tab.value, f"seen >= {looks}")
+                until(seen, f"{looks:.0f} changes", partial(tab.value, "seen"))
+                tab.call("HeapProfiler.collectGarbage")
+                heap = tab.call("Runtime.getHeapUsage")["usedSize"]
+                nodes = tab.call("Memory.getDOMCounters")["nodes"]
+                sizes.append((heap, nodes, psutil.Process(server.pid).memory_info().rss))
+            assert tab.messages == []
+        (heap, nodes, rss), (heap_later, nodes_later, rss_later) = sizes
+        print(
+            f"heap {heap / 1e6:.2f} -> {heap_later / 1e6:.2f} MB, nodes {nodes} -> {nodes_later}, "
+            f"server {rss / 1e6:.1f} -> {rss_later / 1e6:.1f} MB"
+        )
+        assert heap_later < 1.2 * heap + 500_000
+        assert nodes_later < 1.2 * nodes + 500
+        assert rss_later < rss + 20_000_000
+    finally:
+        over.set()
+        server.kill()
+        server.wait()
+        writer.join()
+
+
+def write_a_night(data: Path, over: threading.Event) -> None:
+    """Change everything that the page reads, again and again: status, notes, steps, tasks."""
+    log, number = RunLog(data), 0
+    (data / "train").mkdir()
+    log.add("begin", stage="extract", pid=1)
+    journal = Journal(data / "journal.sqlite")
+    journal.append([Added(f"t{n}", TaskSpec(f"t{n}", "fetch", {})) for n in range(1_000)])
+    with (data / "train" / "metrics.jsonl").open("a") as metrics:
+        while not over.is_set():
+            number += 1
+            now = time.time()
+            run = msgspec.structs.replace(STATUS, departed_rows=1000 * number, elapsed_s=float(number))
+            state = RunState(at=now, pid=1, stage="extract", began=1.0, restarts=number, run=run, view={})
+            (data / ".new").write_bytes(msgspec.json.encode(state))
+            (data / ".new").replace(data / STATUS_FILE)
+            log.add("note", stage="extract", text=f"note {number} of a night")
+            line = {
+                "step": number,
+                "loss": 1 / number,
+                "attention_share": 0.5,
+                "wait_share": 0.1,
+                "tokens_per_s": 9.0,
+                "ranks": 2,
+            }
+            metrics.write(json.dumps(line) + "\n")
+            metrics.flush()
+            if number % 20 == 0:
+                task, attempt = f"t{number // 20 % 1000}", number // 20_000 + 1
+                journal.append([Leased(task, attempt, "w")])
+            over.wait(0.002)
+    journal.close()
 
 
 def start(*arguments: Any) -> subprocess.Popen[str]:

@@ -38,4 +38,8 @@ source.onmessage = (event) => {
     if (name === "log") applyFilter();
   }
 };
+source.addEventListener("end", () => {
+  source.close();
+  showLink("the server of this page has ended: this is how it was last", "lost");
+});
 filter.addEventListener("input", applyFilter);

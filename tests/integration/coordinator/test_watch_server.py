@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import requests
-import uvicorn
 
 from coordinator.stages.run_log import RunLog
 from coordinator.watch import app as watch_app
@@ -28,17 +27,14 @@ WAIT_S = 30.0
 def served(data: Path, token: str = "", every_s: float = 0.05) -> Iterator[str]:
     """Serve the page of a folder in a thread; the value is its address."""
     listening, address = listen(Address("127.0.0.1", 0))
-    config = uvicorn.Config(
-        watch_app.create_app(FolderReader(data), address, token, every_s), log_level="error", lifespan="off"
-    )
-    server = uvicorn.Server(config)
+    server = watch_app.PageServer(watch_app.create_app(FolderReader(data), address, token, every_s))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     until(lambda: server.started, "the server")
     try:
         yield address.url
     finally:
-        server.should_exit = server.force_exit = True
+        server.should_exit = True
         thread.join(WAIT_S)
 
 
@@ -64,6 +60,11 @@ def test_events_bring_only_the_panels_that_changed(tmp_path: Path) -> None:
             RunLog(tmp_path).add("note", stage="extract", text="worker 7 died")
             changed = next_panels(lines)
             assert set(changed) == {"log"} and "worker 7 died" in changed["log"]
+    with served(tmp_path) as url:
+        events = requests.get(url + "events", stream=True, timeout=WAIT_S)
+        lines = events.iter_lines(decode_unicode=True)
+        next_panels(lines)
+    assert "event: end" in list(lines)  # and the stream is complete: no error in the browser
 
 
 def test_token_is_asked_for_and_leaves_the_address(tmp_path: Path) -> None:

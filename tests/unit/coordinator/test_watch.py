@@ -29,23 +29,23 @@ def added(name: str, kind: str = "fetch") -> Added:
 
 def test_follower_shows_each_record_and_starts_anew_after_compaction(tmp_path: Path) -> None:
     follower = JournalFollower(tmp_path / "journal.sqlite")
-    assert not follower.poll()
+    assert not follower.poll(60.0)
     assert follower.grid().kinds == ()
     journal = Journal(tmp_path / "journal.sqlite")
     names = ["a", "b", "c", "d", "e"]
     journal.append([*map(added, names), *(Leased(name, 1, "w") for name in names[:4])])
-    assert follower.poll()
+    assert follower.poll(60.0)
     (kind,) = follower.grid().kinds
     assert (kind.kind, kind.counts) == ("fetch", (1, 4, 0, 0, 0))
     journal.append([Done("a", 1, "w", 1.0, {}), Committed("a"), Failed("b", 1, "SourceError", "no", True, True)])
     journal.append([Failed("c", 1, "SourceError", "again", True, False), Cancelled("e")])
-    follower.poll()
+    follower.poll(60.0)
     grid = follower.grid()
     assert [cell.state for cell in grid.kinds[0].cells] == ["done", "given up", "waiting", "leased", "waiting"]
     assert grid.kinds[0].counts == (1, 1, 1, 1, 1)
     assert grid.failed == (("b", "SourceError", "no"),)
     journal.rewrite([added("z", "build")])
-    follower.poll()
+    follower.poll(60.0)
     assert [(one.kind, one.counts) for one in follower.grid().kinds] == [("build", (1, 0, 0, 0, 0))]
     journal.close()
 
