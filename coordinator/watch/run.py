@@ -18,7 +18,7 @@ from coordinator.watch.app import PageServer, create_app
 from coordinator.watch.folder import FolderReader
 from ingest.errors import UsageError
 
-NICENESS = 10  # of the page's process beside a run, which has the processors first
+NICENESS = 19  # of the page's process beside a run, which has the processors first
 STOP_S = 2.0  # for the process to end
 
 

@@ -2,7 +2,8 @@
 
 One run of no-op leases over sockets with a journal, and beside it the page with an open page's events. The page's process is stopped
 (SIGSTOP) and continued in turn, so that the same run is measured with and without it: leases a second by the run's status, and the
-median of the ratios of neighbouring windows. Meanwhile a page of 100 tasks and the page of this run are opened in turn.
+median of the ratios of neighbouring windows. On a machine that is not idle these vary, so the page's processor time is also given as a share of
+that of the run (coordinator and workers): what it can cost at most where every core is busy. Meanwhile a page of 100 tasks and the page of this run are opened in turn.
 JSON lines to docs/benchmarks/watch.jsonl.
 """
 
@@ -20,9 +21,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import requests
 
 from coordinator.stages.run_log import STATUS
+from coordinator.watch.run import NICENESS
 from scripts.bench.common import BENCHMARKS, ROOT, emit, machine_line, parser
 from scripts.bench.leases import coordinator, free_endpoint, workers
 
@@ -47,7 +50,7 @@ def page(data: Path) -> Iterator[tuple[int, str]]:
         "--with-stdin",
     ]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    os.setpriority(os.PRIO_PROCESS, process.pid, 10)
+    os.setpriority(os.PRIO_PROCESS, process.pid, NICENESS)
     try:
         assert process.stderr is not None
         yield process.pid, process.stderr.readline().split()[1]
@@ -95,6 +98,16 @@ def opening(url: str) -> float:
     return time.perf_counter() - began
 
 
+def processor_s(*pids: int) -> float:
+    """Return the processor time of processes and of their children that run, in seconds."""
+    total = 0.0
+    for pid in pids:
+        for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
+            used = process.cpu_times()
+            total += used.user + used.system
+    return total
+
+
 def measure(tasks: int) -> list[dict[str, Any]]:
     """Return the lines of one run: the cost in leases a second, and the time to open."""
     with ExitStack() as stack:
@@ -108,6 +121,7 @@ def measure(tasks: int) -> list[dict[str, Any]]:
         run = coordinator(many, bind, tasks)
         stack.callback(run.kill)
         stack.enter_context(workers(bind, many))
+        own = psutil.Process().children()
         pid, url = stack.enter_context(page(many))
         _, other = stack.enter_context(page(few))
         time.sleep(2.0)
@@ -119,6 +133,8 @@ def measure(tasks: int) -> list[dict[str, Any]]:
             opened[tasks].append(opening(url))
         ratios: list[float] = []
         rates: dict[str, list[float]] = {"with": [], "without": []}
+        parts = [process.pid for process in own]
+        shares: list[float] = []
         while run.poll() is None and len(ratios) < PAIRS:
             without_first = len(ratios) % 2 == 0
             pair = {}
@@ -126,9 +142,13 @@ def measure(tasks: int) -> list[dict[str, Any]]:
                 os.kill(pid, signal.SIGSTOP if name == "without" else signal.SIGCONT)
                 time.sleep(0.2)
                 try:
+                    before = processor_s(pid), processor_s(*parts)
                     pair[name] = rate(many, WINDOW_S)
-                except (OSError, ZeroDivisionError):
+                    used = processor_s(pid) - before[0], processor_s(*parts) - before[1]
+                except (OSError, ZeroDivisionError, psutil.Error):
                     break
+                if name == "with" and used[1] > 0:
+                    shares.append(used[0] / used[1])
             os.kill(pid, signal.SIGCONT)
             if len(pair) == 2 and run.poll() is None:
                 ratios.append(pair["with"] / pair["without"])
@@ -142,6 +162,7 @@ def measure(tasks: int) -> list[dict[str, Any]]:
             "pairs": len(ratios),
             "leases_per_s": {name: round(statistics.median(values)) for name, values in rates.items()},
             "with_over_without": round(statistics.median(ratios), 4),
+            "page_processor_share": round(statistics.median(shares), 4),
             "ratios": [round(one, 3) for one in ratios],
         },
         {
