@@ -14,7 +14,7 @@ import msgspec
 MAX_POINTS = 64  # of a part; when there are more, every second one is dropped
 LEAST_WINDOW_S = 10.0  # of a rate: shorter ones follow every gust
 TRUST_S = 4.0  # after so long, a rate weighs as much as what was expected
-WAITED_SHARE = 0.1  # of an expected part is left however long it takes
+LATE_SHARE = 0.1  # of a unit is left however long it takes
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -120,12 +120,16 @@ def _left(part: Part, own: PartSeen, rate: tuple[float, float] | None, speed: fl
         cost, over_s = rate
         if expected is not None:
             cost = (cost * over_s + expected * TRUST_S) / (over_s + TRUST_S)
-        return max(part.left * cost, part.least_s)
+        return max((part.left - 1) * cost + _rest_of_unit(cost, now - own.points[-1].at_s), part.least_s)
     if expected is None:
         return part.least_s or None
-    whole = part.left * expected
     waited = now - own.began_s if own.began_s is not None else 0.0
-    return max(whole - waited, whole * WAITED_SHARE, part.least_s)
+    return max((part.left - 1) * expected + _rest_of_unit(expected, waited), part.least_s, 0.0)
+
+
+def _rest_of_unit(cost: float, waited: float) -> float:
+    """Return the seconds that are left of a unit that began `waited` seconds ago: a tenth at least, however late it is."""
+    return max(cost - waited, cost * LATE_SHARE)
 
 
 def _speed(parts: Sequence[Part], rates: Mapping[str, tuple[float, float] | None]) -> float:

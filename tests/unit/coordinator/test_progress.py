@@ -83,6 +83,15 @@ def test_waiting_inside_a_part_without_steps_counts_against_it() -> None:
     assert left[-1] == 10.0  # late: a tenth is left, however long it takes
 
 
+def test_units_after_the_first_are_left_however_long_the_first_takes() -> None:
+    meter = ProgressMeter(0.0)
+    meter.observe(0.0, [Part("improve", "", 0, 4, 10.0)])
+    assert meter.observe(60.0, [Part("improve", "", 0, 4, 10.0)]).eta_s == pytest.approx(31.0)
+    for at in (61.0, 71.0, 81.0):
+        meter.observe(at, [Part("improve", "", (at - 51) // 10, 4, 10.0)])
+    assert meter.observe(86.0, [Part("improve", "", 3, 4, 10.0)]).eta_s == pytest.approx(5.0)  # half of the last one
+
+
 def test_lost_work_begins_anew() -> None:
     assert add_point((Point(1.0, 5.0), Point(2.0, 9.0)), Point(3.0, 4.0)) == (Point(3.0, 4.0),)
 
