@@ -37,13 +37,13 @@ def main() -> None:
             times[min(commits, 1)] = time.perf_counter()
             commits += 1
 
-        def record() -> None:
+        def write_status() -> None:
             if recorder.due():
                 recorder.write(server.status(), {}, 0)
 
         keys = load_coordinator(Path(sys.argv[4])) if len(sys.argv) > 4 else None
         recorder = RunRecorder(data, "leases", "")
-        hooks = StageHooks(on_task_done=commit, on_tick=record)
+        hooks = StageHooks(on_task_done=commit, on_tick=write_status)
         server = Server(scheduler, journal, data_dir=data, bind=bind, keys=keys, hooks=hooks)
         server.add_tasks(TaskSpec(f"t{n}", LeaseKind.NOOP, {}) for n in range(count) if f"t{n}" not in scheduler.tasks)
         print(server.endpoint, flush=True)
