@@ -43,7 +43,7 @@ def first_order(
     Args:
         name: the function's name, for errors.
         forward: maps arrays to an array or to several.
-        backward: maps the gradients of the outputs to those of the inputs.
+        backward: maps inputs, outputs and the gradients of the outputs, each a tuple, to the gradients of the inputs.
     """
 
     def refuse(*_: object) -> NoReturn:
@@ -59,12 +59,13 @@ def first_order(
 
     @call.vjp
     def call_vjp(primals: Any, cotangents: Any, outputs: Any) -> Any:
-        inputs, given, token = _as_tuple(primals), _as_tuple(cotangents), GradientToken()
+        inputs, results, given = (_as_tuple(arrays) for arrays in (primals, outputs, cotangents))
+        token = GradientToken()
 
         # The inputs are arguments too: the gradient depends on them even where its cotangents are constant.
         @mx.custom_function
         def gradient(*both: mx.array) -> Any:
-            return backward(*both[len(inputs) :])
+            return backward(inputs, results, both[len(inputs) :])
 
         # The rule is part of the gradient's graph, and holds the token.
         gradient.vjp(lambda *_, token=token: refuse())

@@ -108,7 +108,18 @@ class Pass:
             p = mx.where(lse == -mx.inf, 0.0, mx.exp(self._sinks.astype(mx.float32)[:, None] - lse))
             grads += ((-(p * delta)).sum(axis=(0, 2)).astype(self._sinks.dtype),)
         mx.eval(grads)
+        if not self._zero_copy:  # the copies of q, k, v would stay until the last layer's backward
+            self._saved = (lse,)
         return grads
+
+    @property
+    def released(self) -> bool:
+        """Whether the backward pass has run and dropped its inputs."""
+        return len(self._saved) == 1
+
+    def restore(self, q: mx.array, k: mx.array, v: mx.array, o: mx.array) -> None:
+        """Take prepared inputs and output again, for another backward pass."""
+        self._saved = (q, k, v, o, *self._saved)
 
     def _scores(self) -> dict[str, Any]:
         """Return the kernel's options; a kernel of the user's need not know of a softcap."""

@@ -105,8 +105,10 @@ def ring_attention(
         o, lse = run_untraced(lambda: pass_.forward(*tensors, *logits))
         return (o, lse) if return_lse else o
 
-    def backward(do: mx.array, *dlse: mx.array) -> ring.Arrays:
-        gradient, *of_lse = [pass_.prepare(do), *map(detached_copy, dlse)]
-        return run_untraced(lambda: pass_.backward(gradient, *of_lse))
+    def backward(inputs: ring.Arrays, outputs: ring.Arrays, gradients: ring.Arrays) -> ring.Arrays:
+        do, *dlse = [pass_.prepare(gradients[0]), *map(detached_copy, gradients[1:])]
+        if pass_.released:  # an outer gradient that meets the value of an inner one
+            pass_.restore(*(pass_.prepare(x) for x in (*inputs[:3], outputs[0])))
+        return run_untraced(lambda: pass_.backward(do, *dlse))
 
     return first_order("ring_attention", forward, backward)(*inputs)

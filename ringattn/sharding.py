@@ -101,7 +101,7 @@ def _checked(x: object, axis: object, layout: Layout) -> tuple[int, list[int]]:
 
 def _gather_and_reduce(
     axis: int, layout: Layout, held: list[int], transport: Transport, timeout: float
-) -> tuple[Callable[[mx.array], mx.array], Callable[[mx.array], tuple[mx.array]]]:
+) -> tuple[Callable[[mx.array], mx.array], Callable[..., tuple[mx.array]]]:
     """Return the functions local part → whole array, and gradient of the whole → gradient of the local part."""
     size, rank, longest = transport.size(), transport.rank(), max(held)
     at = order(layout, sum(held), size)
@@ -132,7 +132,7 @@ def _gather_and_reduce(
         local = detached_copy(x)
         return run_untraced(lambda: work(local))
 
-    return (lambda x: untraced(gather, x)), (lambda g: (untraced(reduce, g),))
+    return (lambda x: untraced(gather, x)), (lambda _, __, gradients: (untraced(reduce, gradients[0]),))
 
 
 def _reduce_scatter(parts: list[mx.array], transport: Transport, timeout: float) -> mx.array:

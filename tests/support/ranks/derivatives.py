@@ -54,6 +54,14 @@ def attention_errors(whole: np.ndarray, do: np.ndarray, here: np.ndarray) -> dic
         errors[name] = float(np.abs(np.array(got) - wanted).max() / np.abs(wanted).max())
     (got,) = mx.vjp(attend, [x], [cotangent])[1]
     errors["vjp"] = float(np.abs(np.array(got) - wanted).max() / np.abs(wanted).max())
+    for dtype in (
+        mx.float32,
+        mx.bfloat16,
+    ):  # the value of an inner step is a first derivative, and runs the backward pass again
+        y = x.astype(dtype)
+        once = mx.grad(lambda z: attend(z).sum())(y)
+        again = mx.grad(lambda z: mx.value_and_grad(lambda w: attend(w).sum())(z)[0])(y)
+        errors[f"value of an inner step, {dtype}"] = float(mx.abs(once - again).max())
     return errors
 
 
