@@ -66,3 +66,13 @@ def test_the_loss_counts_all_labels_wherever_they_lie(n: int, tmp_path: Path):
     check(n, cases, reports)
     for of_case in zip(*reports, strict=True):
         assert len({digest for *_, digest, _ in of_case}) == 1  # the same bits on every rank
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("n", [2, 3])
+def test_unlike_batches_are_an_error_on_every_rank_and_the_ring_goes_on(n: int, tmp_path: Path):
+    reports = run(n, [{"family": "llama", "length": 37, "unlike": True}], tmp_path)
+    assert {error for [(error, _)] in reports} == {
+        "the ranks' tokens or labels differ; give the same whole batch on every rank"
+    }
+    assert len({loss for [(_, loss)] in reports}) == 1

@@ -2,7 +2,8 @@
 
 A case is {"family", "length"} and perhaps "layout", "check"; its report is [error of the logits, error of the gradients, parameter, error of the loss].
 With "lengths" (of each row the prompt's and the whole) it is about the loss: [loss_of against loss_and_grad, error of the gradients,
-parameter, error of the loss, digest of loss and gradients, labels on this rank].
+parameter, error of the loss, digest of loss and gradients, labels on this rank]. With "unlike" the last rank has another label: [error, loss
+of a right call after it].
 """
 
 import hashlib
@@ -69,10 +70,24 @@ def compare_loss(case: dict, group: mx.distributed.Group) -> list:
     return [alone, worst, name, error, bits, int(np.count_nonzero(np.array(local_tokens(model, labels)) >= 0))]
 
 
+def unlike(case: dict, group: mx.distributed.Group) -> list:
+    """Give the last rank another label; a right call follows."""
+    model = shard_model(models.make(case["family"]), group)
+    tokens, labels = next_token_labels(models.tokens(case["length"] + 1))
+    other = mx.where(mx.arange(labels.shape[1]) == 7, 5, labels) if group.rank() == group.size() - 1 else labels
+    error = ""
+    try:
+        loss_and_grad(model, tokens, other)
+    except ra.MismatchError as mismatch:
+        error = str(mismatch)
+    return [error, float(np.array(loss_and_grad(model, tokens, labels)[0]))]
+
+
 def main() -> None:
     group = ra.init()
     cases = json.loads(Path(sys.argv[1]).read_text())
-    print(json.dumps([(compare_loss if "lengths" in case else compare)(case, group) for case in cases]))
+    kinds = [unlike if "unlike" in case else compare_loss if "lengths" in case else compare for case in cases]
+    print(json.dumps([kind(case, group) for kind, case in zip(kinds, cases, strict=True)]))
 
 
 main()

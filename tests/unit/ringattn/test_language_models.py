@@ -4,15 +4,17 @@ from collections.abc import Callable
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 import pytest
 
 pytest.importorskip("mlx_lm", reason="mlx-lm is not installed (extra lm)")
 
 from mlx_lm.models import cache, llama, rope_utils
+from mlx_lm.tuner.utils import linear_to_lora_layers
 
-from ringattn import ModelError
+from ringattn import ArgumentError, ModelError, ShapeError
 from ringattn.layout import runs
-from ringattn.lm import gather_logits, local_tokens, shard_model
+from ringattn.lm import gather_logits, local_tokens, loss_and_grad, next_token_labels, shard_model
 from ringattn.lm.attention import Ring, RingMask, attention_call
 from ringattn.lm.rope import rope_by_runs
 from tests.support import language_models as models
@@ -29,6 +31,23 @@ def test_a_converted_model_gives_the_logits_of_the_model_before_and_others_stay_
     assert isinstance(model.layers[0].self_attn, llama.Attention)
     with pytest.raises(ModelError, match="converted already"):
         shard_model(model)
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+def test_quantised_weights_and_lora_layers_are_converted(dtype: mx.Dtype):
+    model = models.make("llama")
+    model.set_dtype(dtype)
+    nn.quantize(model, 32, 8, class_predicate=lambda _, m: hasattr(m, "to_quantized") and m.weight.shape[-1] % 32 == 0)
+    linear_to_lora_layers(model, 2, {"rank": 4, "scale": 10.0, "dropout": 0.0})
+    shard_model(model, check=True)
+    tokens, labels = next_token_labels(models.tokens(20), mx.array([[0, 20], [20, 20]]))
+    loss, grads = loss_and_grad(model, tokens, labels)
+    assert 3 < float(np.array(loss)) < 6
+    assert {name.split(".")[-1] for name, _ in models.flat(grads)} >= {"lora_a", "lora_b"}
+    with pytest.raises(ArgumentError, match="no label counts"):
+        loss_and_grad(model, tokens, mx.full(labels.shape, -100))
+    with pytest.raises(ShapeError, match="must both be"):
+        loss_and_grad(model, tokens, labels[:, 1:])
 
 
 class OwnSoftmax(nn.Module):
