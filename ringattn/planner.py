@@ -34,6 +34,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--dim": {"type": int, "default": 64, "help": "head dimension"},
     "--bf16": {"action": "store_true", "help": "bfloat16 instead of float32"},
     "--full": {"action": "store_true", "help": "full instead of causal attention"},
+    "--layers": {
+        "type": int,
+        "help": "of a language model: also predict the memory of its KV cache and the time of a token",
+    },
     "--json": {"action": "store_true", "help": "print the report as JSON"},
     "--measure-link": {"action": "store_true", "help": argparse.SUPPRESS},
 }
@@ -167,7 +171,7 @@ def measure_speeds(shape: Shape) -> dict[str, Speed]:
 
 def measure_speed(shape: Shape, *, block: int = 2048, repeats: int = 3, kernel: str | None = None) -> Speed:
     """Measure this machine's speed on one block of `block` tokens, best of `repeats`, with a kernel as `select` returns it."""
-    forward, backward = (min(_seconds(work) for _ in range(repeats)) for work in _kernel(shape, block, kernel))
+    forward, backward = (min(seconds_of(work) for _ in range(repeats)) for work in _kernel(shape, block, kernel))
     pairs = shape.heads * shape.dim * block**2 * shape.density
     return Speed(FORWARD_FLOPS * pairs / forward, BACKWARD_FLOPS * pairs / backward)
 
@@ -193,7 +197,8 @@ def _kernel(shape: Shape, block: int, name: str | None = None) -> tuple[Callable
     )
 
 
-def _seconds(work: Callable[[], object]) -> float:
+def seconds_of(work: Callable[[], object]) -> float:
+    """Return the seconds that a call takes."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
@@ -219,12 +224,12 @@ def _measure_link_rank() -> None:
 
     def median(nbytes: int, repeats: int) -> float:
         shift = exchange(nbytes)
-        return float(np.median([_seconds(lambda: transport.shift(shift, doing).wait(30)) for _ in range(repeats)]))
+        return float(np.median([seconds_of(lambda: transport.shift(shift, doing).wait(30)) for _ in range(repeats)]))
 
     latency, size = median(4, 30), 16_000_000
     bandwidth = size / max(1e-9, median(size, 7) - latency)
     _, work = _kernel(Shape(OVERLAP_BLOCK), OVERLAP_BLOCK)
-    alone = min(_seconds(work) for _ in range(5))
+    alone = min(seconds_of(work) for _ in range(5))
     (rates,) = transport.all_gather(mx.array([bandwidth]), "agreeing on a size").wait(30)
     shift = exchange(min(OVERLAP_BYTES, int(OVERLAP_S * float(np.array(rates).min()))))
     ticket, done, began = transport.shift(shift, doing), 0, time.perf_counter()
@@ -341,22 +346,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     for flag, settings in OPTIONS.items():
         parser.add_argument(flag, **settings)
     options = parser.parse_args(argv)
+    from ringattn.decode_planner import decode_report, decode_text, measure_read  # it takes Shape from here
+
     if options.measure_link:
         _measure_link_rank()
         return 0
     kv_heads = options.kv_heads or options.heads
-    if min(options.length, options.batch, options.heads, options.dim, kv_heads) < 1 or options.heads % kv_heads:
-        parser.error("lengths and heads must be 1 or more, and --heads a multiple of --kv-heads")
+    least = min(options.length, options.batch, options.heads, options.dim, kv_heads, options.layers or 1)
+    if least < 1 or options.heads % kv_heads or options.layers == 0:
+        parser.error("lengths, heads and layers must be 1 or more, and --heads a multiple of --kv-heads")
     shape = Shape(
         options.length, options.batch, options.heads, kv_heads, options.dim, 2 if options.bf16 else 4, not options.full
     )
     try:
         print("measuring this machine's kernel and loopback; this takes some seconds", file=sys.stderr, flush=True)
-        found = report(shape, measure_speeds(shape), [*LINKS, measure_link()])
+        links = [*LINKS, measure_link()]
+        found = report(shape, measure_speeds(shape), links)
+        if options.layers:
+            found["decode"] = decode_report(shape, options.layers, measure_read(shape), links)
     except KeyboardInterrupt:
         print("planner: interrupted; run the same command to measure again", file=sys.stderr)
         return 130
-    print(json.dumps(found) if options.json else text(found))
+    if options.json:
+        print(json.dumps(found))
+    else:
+        print(text(found) + (decode_text(found["decode"]) if options.layers else ""))
     return 0
 
 

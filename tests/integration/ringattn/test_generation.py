@@ -100,7 +100,7 @@ def test_a_rank_killed_while_it_generates_is_an_error_on_the_others(tmp_path: Pa
 @pytest.mark.parametrize("n", [2, 3])
 @pytest.mark.parametrize("how", ["kill", "stop"])
 @pytest.mark.parametrize(
-    ("doing", "times"), [("prefill hop 1", 4), ("agreeing on a chunk", 1), ("decode attention", 20)]
+    ("doing", "times"), [("prefill hop 1", 4), ("agreeing on a pass", 1), ("decode attention", 20)]
 )
 def test_a_rank_lost_at_any_time_is_an_error_on_the_others(
     n: int, how: str, doing: str, times: int, tmp_path: Path

@@ -10,7 +10,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from ringattn import kernels, planner
+from ringattn import decode_planner, kernels, planner
 from ringattn.hosts import CHIPS, LINKS, Chip, Link, Speed
 from ringattn.planner import Shape
 from scripts.bench.links import paper_part
@@ -62,9 +62,27 @@ def test_step_on_a_slow_link_takes_the_time_of_its_transfers() -> None:
     assert planner.step_seconds(shape, SPEED, link, 4) == pytest.approx(6 * move + 3 * move_grad, rel=0.1)
 
 
+def test_four_hosts_keep_at_most_27_percent_of_a_long_context_each() -> None:
+    # An 8-billion-parameter model's keys and values: 32 layers, 8 kv heads, dimension 128, bfloat16.
+    shape = Shape(524_288, heads=32, kv_heads=8, dim=128, itemsize=2)
+    alone = decode_planner.cache_bytes(shape, 32, 1)
+    assert alone == 2 * 32 * 524_288 * 8 * 128 * 2
+    assert decode_planner.cache_bytes(shape, 32, 4) <= 0.27 * alone
+
+
+@given(shapes, links, st.sampled_from([2, 3, 4, 8]))
+def test_a_token_takes_the_reading_of_a_share_and_one_gather_a_layer(shape: Shape, link: Link, hosts: int) -> None:
+    read, layers = 10e9, 7
+    alone, many = (decode_planner.decode_seconds(shape, layers, read, link, n) for n in (1, hosts))
+    assert alone == pytest.approx(layers * 2 * shape.kv_heads * shape.length * shape.dim * shape.itemsize / read)
+    message = 4 * (shape.heads * (shape.dim + 1) + 4)
+    gather = (hosts - 1) * (link.latency + message / link.bandwidth)
+    assert many == pytest.approx(alone / hosts + layers * gather)
+
+
 def test_command_line_measures_and_prints_json() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "ringattn.planner", "--length", "4096", "--json"],
+        [sys.executable, "-m", "ringattn.planner", "--length", "4096", "--layers", "3", "--json"],
         capture_output=True,
         text=True,
         check=True,
@@ -76,6 +94,8 @@ def test_command_line_measures_and_prints_json() -> None:
     assert all(set(row["efficiency"]) == {"1", "2", "4", "8", "16"} for row in rows)
     assert [chip["chip"] for chip in found["paper"]] == [chip.name for chip in CHIPS]
     assert all(chip["source"] for chip in found["paper"])
+    assert found["decode"]["cache_bytes"]["4"] == 3 * 2 * 8 * 1024 * 64 * 4
+    assert found["decode"]["seconds"]["loopback"]["1"] > 0
 
 
 def test_report_says_what_was_read_and_what_was_measured() -> None:
