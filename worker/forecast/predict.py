@@ -22,6 +22,7 @@ from ingest.own_history import own_history
 from ingest.publication import Publication
 from ringattn.layout import Layout
 from worker.forecast.fallback import REACH, history_instead
+from worker.forecast.linear.mixture import supported
 from worker.forecast.model import checkpoint
 from worker.forecast.model.checkpoint import CheckpointError
 from worker.forecast.model.conformal import PAIRS, WARM_UP, calibrated
@@ -211,8 +212,13 @@ def predict_raw(trained: TrainedModel, store: TokenStore, respondent: str, perio
     reference, scale, demand, _ = columns.T.astype(np.float64)
     median = quantiles[:, [MEDIAN]]
     instead, ratio = history_instead(calendar, demand, reference + median[:, 0] * scale, history)
+    corrected = median[:, 0]
+    if (
+        trained.reference == "linear"
+    ):  # the network's part of it, as the linear forecast takes its share of what it corrects
+        corrected = supported(corrected, outcome, scale, calendar)
     with np.errstate(invalid="ignore"):
-        centre = np.where(instead, (history - reference) / scale, median[:, 0])[:, None]
+        centre = np.where(instead, (history - reference) / scale, corrected)[:, None]
     quantiles = centre + (quantiles - median) * ratio[:, None]
     return RawForecast(respondent, hours[asked], calendar.issue, quantiles, outcome, columns, kept, instead)
 

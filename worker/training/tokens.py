@@ -26,7 +26,7 @@ from ingest.periods import parse_period
 from ingest.publication import DEFAULT, Publication
 from ingest.zones import ZONES
 
-LINEAR_VERSION = 3  # of worker.forecast.linear: raised when its forecasts change
+LINEAR_VERSION = 4  # of worker.forecast.linear: raised when its forecasts change
 INPUTS = (*FEATURES, *CONDITION)
 TARGET = len(INPUTS)  # column of the target; the other COLUMNS follow it
 FLIP = np.array([-1.0 if name in ODD else 1.0 for name in INPUTS], np.float32)

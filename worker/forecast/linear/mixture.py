@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ingest.array_types import Floats
+from ingest.calendar import Calendar
 from worker.forecast.baselines.history import History
 from worker.forecast.linear.own import Month
 
@@ -29,7 +30,7 @@ def mixture(
         months: when weights change, and which outcomes are known by then.
         rate: a weight decreases by exp(-rate x) where an expert's error is larger by x of the reference's own error.
     """
-    sums = _sums_of_losses(experts, history)
+    sums = _sums_of_losses(experts, history.target, history.scale)
     mixed = np.zeros(len(history.hours))
     for month in months:
         rows = month.rows.get(index)
@@ -41,25 +42,32 @@ def mixture(
 
 
 def share_of(correction: Floats, history: History) -> Floats:
+    """Return what `supported` leaves of a respondent's correction, in scales, [hour]."""
+    return supported(correction, history.target, history.scale, history.calendar)
+
+
+def supported(correction: Floats, target: Floats, scale: Floats, calendar: Calendar) -> Floats:
     """Return the part of a correction that the last four weeks before each issue time support, in scales, [hour].
 
-    Operators repair their forecasts: a bias that regressions have learnt over years ends within days, and a correction then does harm.
+    Operators repair their forecasts: a bias that a model has learnt over years ends within days, and a correction then does harm.
 
     Args:
-        correction: in scales, [hour].
-        history: the respondent.
+        correction: of consecutive hours, in scales, [hour].
+        target: what the reference missed, in scales; NaN where unknown, [hour].
+        scale: MWh, [hour].
+        calendar: of the same hours.
     """
     experts = np.array(SHARES)[:, None] * correction
-    sums = _sums_of_losses(experts, history)
-    end = np.clip(history.calendar.issue + 1 - history.hours[0], 0, len(correction))
+    sums = _sums_of_losses(experts, target, scale)
+    end = np.clip(calendar.issue + 1 - calendar.hours[0], 0, len(correction))
     past = sums[:, end] - sums[:, np.maximum(end - SHARES_WINDOW, 0)]
     return (_weights(past, SHARES_RATE) * experts).sum(axis=0)
 
 
-def _sums_of_losses(experts: NDArray[np.floating], history: History) -> Floats:
+def _sums_of_losses(experts: NDArray[np.floating], target: Floats, scale: Floats) -> Floats:
     """Return running sums of absolute errors in MWh, [expert + 1, hour + 1], with a leading 0; the last row is the reference's."""
-    measured = np.isfinite(history.target)
-    target, scale = np.where(measured, history.target, 0.0), np.where(measured, history.scale, 0.0)
+    measured = np.isfinite(target)
+    target, scale = np.where(measured, target, 0.0), np.where(measured, scale, 0.0)
     losses = np.concatenate([np.abs(experts - target), np.abs(target)[None]]) * scale
     return np.concatenate([np.zeros((len(losses), 1)), np.cumsum(losses, axis=1)], axis=1)
 

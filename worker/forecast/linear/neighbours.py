@@ -22,7 +22,8 @@ from worker.forecast.baselines.ridge import HOURS, MIN_DEVIATION
 from worker.forecast.linear.own import Month
 
 DAY, WEEK, MORNING = 24, 168, 10  # hours; the morning ends at the issue time
-BLOCK = 6  # hours of a day whose forecasts are averaged
+BACK = (DAY, 2 * DAY, WEEK)  # hours: what the day's forecast is compared with
+BLOCK = 4  # hours of a day whose forecasts are averaged; chosen on 2018, as the days that they are compared with
 UNIT = 0.1  # of an authority's level: its mean demand of four weeks
 PENALTIES = (1.0, 3.0, 10.0)  # of the standardised signals' variance
 WARM_UP = 150  # days of the own regressions alone: their first errors tell little
@@ -31,7 +32,7 @@ ERROR_BOUND = 4.0  # scales at which errors are clipped
 CORRECTION_BOUND = 3.0  # scales
 
 SIGNALS = (
-    *(f"DF of hours {k} to {k + BLOCK} against {back} h before" for back in (DAY, WEEK) for k in range(0, DAY, BLOCK)),
+    *(f"DF of hours {k} to {k + BLOCK} against {back} h before" for back in BACK for k in range(0, DAY, BLOCK)),
     "morning's demand against a week before",
 )
 
@@ -139,7 +140,7 @@ def signals(other: History, issues: Int64s, starts: Int64s) -> Floats:
     level = _means(other.demand, at, DAY * 28)
     level[~(level > 0)] = np.nan
     columns = []
-    for back in (DAY, WEEK):
+    for back in BACK:
         for block in range(0, DAY, BLOCK):
             begin = starts - first + block
             end = np.minimum(begin + BLOCK - 1, known)
