@@ -39,7 +39,7 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no `chromium` on this host: apt-get install chromium"),
 ]
 SHOTS = os.environ.get("SHOTS", "")  # folder for the screenshots, in place of the test's own
-WIDER = """[...document.querySelectorAll('body *')].filter(one => !one.closest('.table') && !one.matches('.skip') &&
+WIDER = """[...document.querySelectorAll('body *')].filter(one => !one.closest('.table') && !one.matches('.skip,.unseen') &&
     one.getBoundingClientRect().right > document.documentElement.clientWidth + 1).map(one => one.outerHTML.slice(0, 200))"""
 # Every page of one shard is always short, so that the shard is given up.
 FAULTS = [
@@ -80,6 +80,9 @@ def test_every_panel_follows_a_pipeline_with_faults(tmp_path: Path) -> None:
         tab.open(address_of(extract), 1280, 900, "light")
         assert tab.value("[...document.querySelectorAll('section')].map(one => one.id)") == list(PANELS)
         until(lambda: tab.value("document.getElementById('link').textContent") == "live", "the connection")
+        until(
+            lambda: "extract" in tab.value("document.querySelector('[role=status]').textContent"), "what is read aloud"
+        )
         until(lambda: tab.value("document.querySelectorAll('#workers-panel tbody tr').length") == 2, "two workers")
         for panel, wanted in (("stages", "extract"), ("stages", "left"), ("requests", "a second at most")):
             shows(tab, panel, wanted)
@@ -141,7 +144,7 @@ from coordinator.watch.folder import FolderReader
 from coordinator.watch.run import listen
 listening, address = listen(Address("127.0.0.1", 0))
 print(address.url, flush=True)
-PageServer(create_app(FolderReader(Path(sys.argv[1])), address, "", 0.002)).run(sockets=[listening])
+PageServer(create_app(FolderReader(Path(sys.argv[1])), address, "", 0.01)).run(sockets=[listening])
 """
 
 
@@ -210,7 +213,7 @@ def write_a_night(data: Path, over: threading.Event) -> None:
             if number % 20 == 0:
                 task, attempt = f"t{number // 20 % 1000}", number // 20_000 + 1
                 journal.append([Leased(task, attempt, "w")])
-            over.wait(0.002)
+            over.wait(0.01)
     journal.close()
 
 

@@ -193,6 +193,7 @@ class ControlTraining:
         done = self._resume(first, algorithm)
         self._publish(done, algorithm)
         self.client.progress("reference", 0, 1)
+        self.client.log("PoP is the share of the perfect-foresight saving: 1 is the optimum, 0 is no control")
         scale = self._reference_costs("validate")
         evaluation = None if self.history else self._start_evaluation(0, first)
         submitted: dict[int, Any] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
@@ -56,6 +57,7 @@ class ExtractController(StageController):
                 self._builds_of[key].append(build)
         for result in plan.results.values():
             self._add(result)
+        self.last_done_at = time.monotonic()  # when the last task was done
         self._work = ExtractWork(plan.missing, 0, workers, emulated=plan.world == "synthetic")
         self._unopened = {build.key for build in plan.builds if not self._verified.issuperset(build.shards)}
 
@@ -120,6 +122,7 @@ class ExtractController(StageController):
 
     def on_task_done(self, done: TaskDone) -> list[TaskSpec]:
         """Write a result's manifest, atomically and idempotently; return the builds that it makes possible."""
+        self.last_done_at = time.monotonic()
         committed = datetime.now(UTC).isoformat(timespec="seconds")
         if done.task.kind == LeaseKind.BUILD:
             built: BuildResult = done.output

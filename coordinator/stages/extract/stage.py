@@ -193,7 +193,7 @@ class ExtractStage:
                 ):  # the series of an earlier version, which this run may replace
                     snapshot.publish(options.data_dir, manifest.build_results(options.data_dir))
                 result = StageRunner(fleet, controller, display, budgets).run(tasks)
-            changed, tasks_ended = bool(tasks), time.monotonic()
+            changed = bool(tasks)
             if result.outcome.status in WHOLE:
                 changed |= build_daily(options.data_dir, controller.results)
             totals = manifest.write_summary(options.data_dir)
@@ -205,7 +205,9 @@ class ExtractStage:
             if result.outcome.status in WHOLE:
                 snapshot.publish(options.data_dir, manifest.build_results(options.data_dir))
             built = len(controller.built_now)
-            RunLog(options.data_dir).add_part("extract", like, "finish", built, time.monotonic() - tasks_ended)
+            RunLog(options.data_dir).add_part(
+                "extract", like, "finish", built, time.monotonic() - controller.last_done_at
+            )
         asked = any(shard.daily for shard in controller.plan.shards)
         return _summary(options, controller, result, totals, seconds, daily_totals(options.data_dir) if asked else None)
 

@@ -18,7 +18,7 @@ from ingest.sources import get_source
 START_S = 2.5  # until the first page is verified
 EMULATED_ROW_S = 3.5e-6  # of the bundled emulator, on the same cores; what another server takes is not known before
 BUILD_S = 0.09  # of a worker, for a series of a year
-FINISH_S = 0.016  # coverage, checksums and snapshot, a series
+FINISH_S = 0.03  # the end of the workers, coverage, checksums and snapshot, a series
 KNOWN_REQUESTS = 20  # after so many, rows per request are known
 
 

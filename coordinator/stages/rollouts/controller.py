@@ -91,6 +91,7 @@ class RolloutController(StageController):
         self._arithmetic = {"the learner": numpy_blas().describe()}  # and of each worker's host
         self._lines: list[str] = []  # to show
         self._progress = Progress("start", 0, 0, {})
+        self.last_progress_at = time.monotonic()
         self._figures: dict[str, float] = {}
         self._workers: tuple[WorkerView, ...] = ()
         self._leases = 0
@@ -127,7 +128,7 @@ class RolloutController(StageController):
             elif isinstance(message, Progress):
                 if (message.stage, message.done) != (self._progress.stage, self._progress.done):
                     self._deaths = 0
-                self._progress = message
+                self._progress, self.last_progress_at = message, time.monotonic()
                 self._figures |= message.figures
             elif isinstance(message, WorkPlan):
                 self._plan = message.parts

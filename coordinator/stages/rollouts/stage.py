@@ -166,6 +166,9 @@ class RolloutStage:
             ended = StageRunner(fleet, controller, display).run()
             over = controller.over or Finished("drain", ended.outcome.message or "interrupted; start again to resume")
             conclusion = conclude(options.run, ControlResult, request, over.status, over.message, ended.outcome)
+            if conclusion.status == "done":
+                finish_s = time.monotonic() - controller.last_progress_at
+                RunLog(options.data_dir).add_part("rollouts", controller.like, "finish", 1, finish_s)
             figures = {**controller.figures, "worker_restarts": ended.restarts}
             return _summary(options, conclusion, figures, time.monotonic() - began)
 
@@ -173,7 +176,8 @@ class RolloutStage:
         """Return a summary as text: the result, and what this run did."""
         lines = []
         if (result := summary.result) is not None:
-            lines.append(f"control by {result.algorithm}, known ahead: {result.known}; PoP in the test year:")
+            lines.append(f"control by {result.algorithm}, known ahead: {result.known}")
+            lines.append("PoP (share of the perfect-foresight saving) in the test year:")
             for region, pops in result.test_pop.items():
                 figures = "  ".join(f"{name} {_figure(pop)}" for name, pop in pops.items())
                 lines.append(f"  {region:<6}{figures}")

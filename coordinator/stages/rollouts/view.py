@@ -12,6 +12,8 @@ from coordinator.scheduling.progress import Part, StageProgress
 from coordinator.stages.display import Rendering, bar, cell, joined, quantity, standing
 from rl.distributed.protocol import PartPlan, Progress
 
+FINISH_S = 3.0  # from the last evaluation to the end: report, result, workers
+
 
 @dataclass(frozen=True)
 class WorkerView:
@@ -54,7 +56,7 @@ def planned_parts(
         done = total if number < at else float(min(progress.done, total)) if number == at else 0.0
         seconds = planned.seconds / (workers if planned.shared else 1) or None
         parts.append(Part(name, "", done, total, seconds))
-    return tuple(parts)
+    return *parts, Part("finish", "", 0.0, 1.0, FINISH_S)
 
 
 def headline(view: ControlView) -> str:

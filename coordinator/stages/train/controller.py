@@ -33,6 +33,7 @@ from coordinator.wire.payloads import JoinReply, JoinRequest
 from coordinator.workers.arithmetic import describe_difference
 
 START_S = 10.0  # until the first step, before a run has measured it: modules, tokens, ring
+FINISH_S = 3.0  # from the last step to the end: last validation, checkpoint, result, workers
 # Of rank 0's lease: its checkpoints, of which four are on disk at once, and the files of the run.
 UPLOADS = LeaseFiles(
     (r"run/checkpoints/\d{6,}/[\w.-]+", r"run/(metrics\.jsonl|config\.json|result\.json)"), 1_000, 64 << 30
@@ -79,6 +80,7 @@ class TrainController(StageController):
         self.like = like(options)
         self._steps = artifacts.steps_of(options.config)
         self._resumed = self._furthest = artifacts.checkpoint_step(options.run)
+        self.last_step_at = time.monotonic()  # when the last new step was taken
         self._pending: list[RingAction] = []
         self._blas: dict[str, str] = {}  # worker → BLAS of its ranks
         self._began = time.monotonic()
@@ -149,7 +151,8 @@ class TrainController(StageController):
     def parts(self, status: RunStatus) -> tuple[Part, ...]:
         """Return the start, until ranks take steps, and the steps. One that is repeated after a fault counts once."""
         began = self._furthest > self._resumed or self.ring.step > self._resumed
-        self._furthest = max(self._furthest, self.ring.step)
+        if self.ring.step > self._furthest:
+            self._furthest, self.last_step_at = self.ring.step, time.monotonic()
         return training_parts(float(began), self._furthest, max(self._steps, self._furthest))
 
     def view(self, progress: StageProgress | None = None) -> Rendering:
@@ -178,8 +181,12 @@ class TrainController(StageController):
 
 
 def training_parts(began: float, step: int, steps: int) -> tuple[Part, ...]:
-    """Return the start of a training, until ranks take steps (`began` 1), and its steps."""
-    return Part("start", "", began, 1.0, START_S), Part(STEP, "steps", step, steps)
+    """Return the start of a training, until ranks take steps (`began` 1), its steps, and the check of its result."""
+    return (
+        Part("start", "", began, 1.0, START_S),
+        Part(STEP, "steps", step, steps),
+        Part("finish", "", 0.0, 1.0, FINISH_S),
+    )
 
 
 def like(options: TrainOptions) -> str:

@@ -129,6 +129,9 @@ class TrainStage:
             ended = StageRunner(fleet, controller, display).run().outcome
             outcome = controller.ring.outcome or TrainingOutcome("drain", ended.message)
             conclusion = conclude(options.run, TrainingResult, request, outcome.status, outcome.message, ended)
+            if conclusion.status == "done":
+                finish_s = time.monotonic() - controller.last_step_at
+                RunLog(options.data_dir).add_part("train", controller.like, "finish", 1, finish_s)
             return _summary(options, conclusion, controller.ring.history, time.monotonic() - began)
 
     def describe(self, summary: TrainSummary) -> str:

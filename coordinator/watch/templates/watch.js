@@ -28,6 +28,16 @@ function replace(panel, html) {
   if (index >= 0) panel.querySelectorAll(kept)[index]?.focus({ preventScroll: true });
 }
 
+// A screen reader is told when the stage or its end changes, and else every half minute, not every second.
+const SPOKEN_MS = 30000;
+let spoken = { about: "", at: 0 };
+function speak(text) {
+  const about = text.replace(/[\d:%.]+/g, "");
+  if (about === spoken.about && Date.now() - spoken.at < SPOKEN_MS) return;
+  spoken = { about, at: Date.now() };
+  document.getElementById("spoken").textContent = text;
+}
+
 const source = new EventSource("events");
 source.onopen = () => showLink("live", "live");
 source.onerror = () => showLink("connection lost: trying again", "lost");
@@ -36,6 +46,7 @@ source.onmessage = (event) => {
     const panel = document.getElementById(name === "summary" ? "summary" : `${name}-panel`);
     if (panel) replace(panel, html);
     if (name === "log") applyFilter();
+    if (name === "summary") speak(panel.textContent.trim());
   }
 };
 source.addEventListener("end", () => {
