@@ -24,14 +24,14 @@ from rl.gym import GridControl
 from rl.wrappers import NormalizedObservation, normalized
 
 EPISODES = 32  # at once
-STEPS = 400_000
+STEPS = 1_200_000
 SETTINGS: dict[str, Any] = {
     "n_steps": WEEK,  # an episode: the advantage is never bootstrapped
     "batch_size": EPISODES * WEEK // 8,
     "n_epochs": 8,
     "gamma": 0.99,  # what an hour's charge is worth is known within a day or two
     "learning_rate": lambda left: 1e-3 * left,
-    "policy_kwargs": {"net_arch": [64, 64], "log_std_init": -1.0},
+    "policy_kwargs": {"net_arch": [128, 128], "log_std_init": -1.0},
     "device": "cpu",
 }
 
