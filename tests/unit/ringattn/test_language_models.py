@@ -9,12 +9,21 @@ import pytest
 
 pytest.importorskip("mlx_lm", reason="mlx-lm is not installed (extra lm)")
 
-from mlx_lm.models import cache, llama, rope_utils
+from mlx_lm.models import cache as local_caches
+from mlx_lm.models import llama, rope_utils
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from ringattn import ArgumentError, ModelError, ShapeError
 from ringattn.layout import runs
-from ringattn.lm import gather_logits, local_tokens, loss_and_grad, next_token_labels, shard_model
+from ringattn.lm import (
+    CachedModel,
+    gather_logits,
+    local_tokens,
+    loss_and_grad,
+    make_cache,
+    next_token_labels,
+    shard_model,
+)
 from ringattn.lm.attention import Ring, RingMask, attention_call
 from ringattn.lm.rope import rope_by_runs
 from tests.support import language_models as models
@@ -48,6 +57,22 @@ def test_quantised_weights_and_lora_layers_are_converted(dtype: mx.Dtype):
         loss_and_grad(model, tokens, mx.full(labels.shape, -100))
     with pytest.raises(ShapeError, match="must both be"):
         loss_and_grad(model, tokens, labels[:, 1:])
+
+
+# Keys of other layers, latent keys, sinks by default; the others are long.
+SPECIAL = ("gemma4", "deepseek_v3", "gpt_oss")
+
+
+@pytest.mark.parametrize(
+    "family", [name if name in SPECIAL else pytest.param(name, marks=pytest.mark.long) for name in models.FAMILIES]
+)
+def test_every_family_goes_on_from_its_cache(family: str):
+    model, tokens = models.make(family), models.tokens(40, batch=1)
+    wanted = model(tokens)
+    cache = make_cache(shard_model(model))
+    cached = CachedModel(model)
+    parts = [cached(tokens[:, a:b], cache=cache) for a, b in ((0, 17), (17, 33), (33, 34), (34, 35), (35, 40))]
+    assert abs(mx.concatenate(parts, axis=1) - wanted).max() <= 1e-5 * abs(wanted).max()
 
 
 class OwnSoftmax(nn.Module):
@@ -131,7 +156,7 @@ def test_a_layer_that_does_not_attend_over_the_ring_is_an_error():
 def test_local_caches_and_masks_and_code_that_another_version_changed_are_errors(monkeypatch: pytest.MonkeyPatch):
     model = shard_model(models.make("llama"))
     with pytest.raises(ModelError, match="class KVCache keeps keys and values of one rank"):
-        model(models.tokens(9), cache=[cache.KVCache() for _ in model.layers])
+        model(models.tokens(9), cache=[local_caches.KVCache() for _ in model.layers])
     x = mx.zeros((1, 9, 32))
     with pytest.raises(ModelError, match=r"layer 1 got a mask of class array"):
         model.layers[1](x, mx.ones((9, 9), mx.bool_))
