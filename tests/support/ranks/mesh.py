@@ -12,6 +12,7 @@ import numpy as np
 import oracle  # type: ignore[import-not-found]  # a rank's path starts at this folder
 
 import ringattn as ra
+from ringattn.transport import transport_of
 
 LENGTH, DIM = 11, 4
 
@@ -42,6 +43,12 @@ def errors(
         "dx": difference(dx, wanted[:, :, at]),
         "unshard": difference(ra.unshard(x, 2, group=context, timeout=20), whole),
     }
+    transport = transport_of(context)
+    if (size := transport.size()) > 1:
+        own = mx.full((3,), transport.rank() + 1.0)
+        mx.eval(own)
+        (total,) = transport.all_sum(own, "a sum").wait(20)
+        found["sum"] = difference(total, np.full(3, size * (size + 1) / 2))
     return found, dw, float((whole * truth["dv"]).sum())
 
 
