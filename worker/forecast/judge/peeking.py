@@ -34,7 +34,7 @@ NEAR = 10.5  # MWh: values this near show how often equal ones happen by chance
 MIN_COPIES, COPY_SHARE, COPY_RATIO = 20, 0.02, 5.0  # rows, share of rows, over those by chance
 WEIGHT, SCORE = 0.1, 9.0  # of an innovation, over a whole file: coefficient, and its t
 # How far that coefficient is over the next hour's: at least STEP, and a share of itself unless it is large.
-STEP, SHARE_OF_SLOPE, LARGE_STEP = 0.15, 0.5, 0.3
+STEP, SHARE_OF_SLOPE, LARGE_STEP = 0.15, 0.6, 0.3
 PART_LAGS = (0, 1)  # hours before the hour forecast that are also tested by month and by local hour
 # Of a part: coefficient between these, and t; one that holds more than all of an hour does so by chance.
 PART_WEIGHT, PART_LIMIT, PART_SCORE = 0.3, 1.05, 16.0
