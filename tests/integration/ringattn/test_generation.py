@@ -38,8 +38,7 @@ def compare(n: int, cases: list[dict], folder: Path) -> None:
             assert found["seen"] == of_case["prompt"] + of_case["tokens"], where
             # A token more or less is what remains of 2% with so few.
             assert max(found["held"]) - min(found["held"]) <= 1, where
-            windowed = "sliding" in of_case["family"]
-            assert windowed or set(found["rows"]) == {found["held"][rank]}, where
+            assert set(found["rows"]) <= {found["held"][rank]}, where  # of layers without a window
 
 
 def test_two_ranks_generate_what_one_process_does(tmp_path: Path) -> None:
