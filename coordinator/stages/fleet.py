@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from coordinator.scheduling.worker_state import LeaseTimings
 from coordinator.server.key_store import LOCAL, CoordinatorKeys, host_keys, load_coordinator, split_endpoint, worker_key
+from coordinator.stages.engine_check import check_engine
 from coordinator.stages.trackers import check_installed
 from coordinator.wire.auth import endpoint_of, is_loopback, local_address_towards, loopback_address
 from coordinator.wire.engines import load_factory
@@ -114,11 +115,12 @@ def build_fleet(options: StageOptions, note: Callable[[str], None]) -> Fleet:
         note: receives a line before the sessions are opened.
 
     Raises:
-        UsageError: hosts that cannot be used, with their reasons.
+        UsageError: hosts or an engine that cannot be used, with their reasons.
     """
     hosts, workers, connections = options.hosts, options.workers, options.connections
     command: tuple[str, ...] = WORKER
     if options.engine:  # one process, which hands its leases on
+        check_engine(options.engine)
         command = (*WORKER, "--engine", options.engine, "--capacity", str(LEASES_EACH * workers))
         hosts, workers, connections = None, 1, connections * workers
     bind = reachable_bind(options.bind, hosts)

@@ -21,7 +21,7 @@ from ingest.emulator.process import Emulator
 from tests.acceptance.test_kills import LATENCY_MS, KilledRun, committed
 from tests.support import control_data
 from tests.support.engines import PIDS, ROOT, write_documented
-from tests.support.program import Coordinator, asked, environment, series_digest
+from tests.support.program import MONTH, Coordinator, asked, environment, series_digest
 from tests.support.waiting import end_of, footprint, until
 
 ENGINES = {
@@ -41,10 +41,13 @@ def need(name: str) -> None:
 
 
 def next_pid(run: KilledRun, path: Path, killed: int) -> int | None:
-    """Return the process of the newest engine, when there is one after the `killed` first; None when the run ended before."""
+    """Return the process of the newest engine, when there is one after the `killed` first; None when the run ended before.
+
+    The first engine of the file is that of the check before the run.
+    """
 
     def found() -> list[str]:
-        return path.read_text().split()[killed:] if path.exists() else []
+        return path.read_text().split()[1 + killed :] if path.exists() else []
 
     until(lambda: found() or run.process.poll() is not None, "an engine", run.progress)
     return int(found()[-1]) if found() else None
@@ -84,6 +87,26 @@ def test_wrong_engine_is_refused_before_the_run(coordinator: Coordinator, tmp_pa
     (tmp_path / "absent_engine.py").write_text("")
     wrong = coordinator("start", "--extract", "--engine", "absent_engine:build")
     assert wrong.code == 2 and "absent_engine has no function build. Correct --engine." in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("factory", "problem"),
+    [
+        ("boom", "my_engines:boom raised RuntimeError: scheduler refused"),
+        ("notexec", "my_engines:notexec returned int, not a concurrent.futures.Executor"),
+    ],
+)
+def test_factory_that_cannot_be_used_is_refused_in_one_line(
+    factory: str, problem: str, program: Coordinator, tmp_path: Path
+) -> None:
+    (tmp_path / "my_engines.py").write_text(
+        'def boom():\n    print("a word")\n    raise RuntimeError("scheduler refused")\n\n\ndef notexec():\n    return 42\n'
+    )
+    refused = program("start", "--extract", *MONTH, "--engine", f"my_engines:{factory}", "--workers", "1", timeout=40)
+    assert (refused.code, refused.stdout) == (2, "")
+    assert refused.stderr.splitlines() == [
+        f"coordinator: --engine {problem}; correct the factory, then run the same command again."
+    ]
 
 
 @pytest.mark.long
