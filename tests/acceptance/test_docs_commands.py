@@ -68,6 +68,8 @@ ELSEWHERE = {
     r"worker --engine": "not run: prose names the process that the coordinator starts",
     r"uv sync --group engines": HOST,
     r"--group sb3 python -m scripts.evaluate.control_sb3 .*": "not run: three trainings of minutes, whose results the page quotes",
+    r"coordinator start (--train --rollouts )?--report-to .*": "tests/acceptance/test_trackers.py",
+    r"python -m ringattn.planner .*--layers .*": "tests/integration/ringattn/test_planner.py",
     r"coordinator init": "tests/unit/coordinator/test_init.py",
     r"python -m ringattn.launch -n 2 -m MODULE": "tests/integration/ringattn/test_launch.py::test_module_runs_as_python_runs_it",
     r"coordinator start --extract --rebuild": "tests/acceptance/test_extract_errors.py::test_damaged_journal_is_rebuilt_from_the_manifests",

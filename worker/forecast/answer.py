@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -43,6 +43,11 @@ class Answer:
         """Whether anything is said of any hour."""
         return bool(np.isfinite(self.quantiles[:, MEDIAN]).any())
 
+    def midnight(self, day: date) -> int:
+        """Return the number of the hour that ends as a local day begins."""
+        begins = datetime.combine(day, datetime.min.time(), ZoneInfo(zone_of(self.respondent)))
+        return int(begins.timestamp()) // 3600
+
     def local(self, hour: int) -> datetime:
         """Return the end of an hour in the respondent's time."""
         return datetime.fromtimestamp(int(hour) * 3600, UTC).astimezone(ZoneInfo(zone_of(self.respondent)))
@@ -63,19 +68,24 @@ def to_rows(answer: Answer) -> list[dict[str, Any]]:
 
 
 def peaks(answer: Answer) -> list[dict[str, Any]]:
-    """Return the peak hour of the median and of DF on each local day that has a forecast; MWh, and the rows' times of that hour."""
-    days = np.array([(answer.local(hour) - timedelta(seconds=1)).date().isoformat() for hour in answer.hours])
-    median, found = answer.quantiles[:, MEDIAN], []
-    for day in dict.fromkeys(days[np.isfinite(median)].tolist()):
-        one: dict[str, Any] = {"day": day}
-        for name, values in (("median", median), ("operator", answer.operator)):
-            there = np.flatnonzero((days == day) & np.isfinite(values))
-            if there.size:
+    """Return the peak hour of the median and of DF on each local day; MWh, and the rows' times of that hour.
+
+    A day of which an hour is not in the answer, or has no value, has no peak: the hour that lacks may be the highest.
+    """
+    days = [(answer.local(hour) - timedelta(seconds=1)).date() for hour in answer.hours]
+    found = []
+    for day in dict.fromkeys(days):
+        at = np.array([one == day for one in days])
+        midnight, next_one = (answer.midnight(one) for one in (day, day + timedelta(days=1)))
+        one: dict[str, Any] = {"day": day.isoformat()}
+        for name, values in (("median", answer.quantiles[:, MEDIAN]), ("operator", answer.operator)):
+            there = np.flatnonzero(at & np.isfinite(values))
+            if len(there) == next_one - midnight:
                 top = int(there[np.argmax(values[there])])
                 hour = answer.hours[top]
                 one[name] = {"value": number(values[top]), "period": hour_text(int(hour))}
                 one[name] |= {"local": answer.local(hour).isoformat()}
-        found.append(one)
+        found += [one] if "median" in one else []
     return found
 
 

@@ -121,6 +121,10 @@ def _check_values(options: argparse.Namespace) -> None:
                 "--out writes the forecast of one --issue: name --region and --issue; --hourly and --table have files of their own"
             )
         check_suffix(options.out)
+    for name in ("out", "plot", "hourly", "table"):
+        path = getattr(options, name)
+        if path is not None and not path.parent.is_dir():
+            raise UsageError(f"--{name} {path}: there is no folder {path.parent}; make it, or name another")
     if options.hourly is not None and options.hourly.suffix != ".parquet":
         raise UsageError(f"--hourly {options.hourly} is to be a Parquet file; name one that ends in .parquet")
 

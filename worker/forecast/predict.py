@@ -244,7 +244,7 @@ def parse_issue(issue: str) -> datetime:
         return datetime.strptime(issue, "%Y-%m-%dT%H")
     except ValueError as error:
         raise UsageError(
-            f"--issue {issue} is no issue time: write YYYY-MM-DDTHH, local time of the respondent"
+            f"--issue {issue} is no issue time: write YYYY-MM-DDTHH, local time of the respondent, or latest or tomorrow"
         ) from error
 
 

@@ -338,6 +338,24 @@ def test_names_of_issue_times_follow_the_demand_on_disk(
     assert any("have no DF on disk" in reason for reason in found["latest"]["reasons"])
 
 
+def test_hours_without_a_forecast_are_named_and_their_days_have_no_peak(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of one month on disk only the hours with DF have a forecast. The exit code was 0, and a peak was that of two hours."""
+    data = tmp_path / "data"
+    one = shard("PACW", "2023-03-01T00", "2023-03-31T23")
+    load = 3000 + np.random.default_rng(0).normal(0, 100, one.hours).round()
+    demand = np.where(np.arange(one.hours) < 700, load, np.inf)
+    commit(data, one, {"D": demand, "DF": np.where(np.arange(one.hours) < 712, 3100.0, np.inf)})
+    build_all(data)
+    flags = ["--data", str(data), "--region", "PACW", "--issue", "latest"]
+    assert main([*flags, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    known = [hour["q0.5"] is not None for hour in found["hours"]]
+    assert any(known) and not all(known) and found["peaks"] == []
+    assert found["reasons"][0].startswith(f"{known.count(False)} of 48 hours") and "--extract" in found["reasons"][0]
+
+
 def test_tomorrow_needs_its_issue_time_and_no_training(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -411,6 +429,9 @@ def test_other_issue_hours_are_forecast_by_the_hourly_regressions(forecast: Fore
         (("--region", "PACW", "--issue", "2033-02-01T10"), "coordinator start --extract"),
         (("--region", "PACW"), "--issue"),
         (("--region", "PACW", "--issue", "latest", "--out", "x.json"), "--out x.json ends in no known form"),
+        (("--region", "PACW", "--issue", "yesterday"), "or latest or tomorrow"),
+        (("--region", "PACW", "--issue", "latest", "--out", "nowhere/x.csv"), "there is no folder nowhere"),
+        (("--hourly", "nowhere/x.parquet"), "there is no folder nowhere"),
         (("--hourly", "x.parquet", "--out", "x.csv"), "--out writes the forecast of one --issue"),
         (("--region", "PACW", "--issue", "2023-02-01T10", "--run", "nowhere"), "coordinator start --train"),
         (

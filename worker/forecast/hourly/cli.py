@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC
 from zoneinfo import ZoneInfo
 
@@ -13,7 +14,7 @@ import numpy as np
 from ingest.array_types import Bools
 from ingest.calendar import ISSUE_HOUR, ZONES, zone_of
 from ingest.columns import hour_text
-from ingest.errors import IngestError, UsageError
+from ingest.errors import IngestError, UsageError, quoted
 from ingest.loader import respondents_on_disk
 from ingest.publication import DEFAULT, Publication
 from ingest.settings import parse_codes
@@ -21,7 +22,9 @@ from worker.forecast.answer import Answer
 from worker.forecast.hourly.authority import load_authority
 from worker.forecast.hourly.forecasts import HourlyForecasts, hourly_forecasts
 from worker.forecast.hourly.inputs import LATE, MAX_HORIZON, AuthorityHours
+from worker.forecast.hourly.regression import MIN_DAYS
 from worker.forecast.hourly.table import write_hourly
+from worker.forecast.model.network import MEDIAN
 from worker.forecast.predict import parse_issue
 from worker.training.tokens import Period
 
@@ -102,9 +105,16 @@ def forecast_issue(
         found.paths[0, kept].astype(np.float64),
         reasons=tuple(_reasons(published, np.isfinite(hours.operator[ahead]), publication)),
     )
-    if not answer.known:
-        raise IngestError(f"{respondent}: too few hours before {options.issue} to forecast from; extract earlier ones")
-    return answer
+    unknown = int((~np.isfinite(answer.quantiles[:, MEDIAN])).sum())
+    if not unknown:
+        return answer
+    cause = (
+        f"{unknown} of {len(ahead)} hours after {options.issue} have no forecast: without their DF it takes {MIN_DAYS} days of demand and DF before the "
+        f"month of the issue; `coordinator start --extract --data {quoted(options.data)} --respondents {respondent} --start YYYY-MM` fetches earlier ones"
+    )
+    if unknown == len(ahead):
+        raise IngestError(f"{respondent}: {cause}")
+    return replace(answer, reasons=(cause, *answer.reasons))
 
 
 def _reasons(published: Bools, there: Bools, publication: Publication) -> Iterator[str]:
