@@ -16,6 +16,7 @@ import typer
 from coordinator.cli import forecasts
 from coordinator.cli.errors import ending, print_error
 from coordinator.cli.help import Command, Group
+from coordinator.cli.hints import next_steps
 from coordinator.cli.keys import config_app, keys_app
 from coordinator.cli.options import (
     AsJson,
@@ -155,8 +156,7 @@ def start(
     if code:
         raise typer.Exit(code)
     if not as_json:
-        then = next(entry.then for entry in reversed(STAGES) if entry.name in stages)
-        print(f"next: {then} --data {quoted(folder)}")
+        print(next_steps(stages, settings))
 
 
 def _run_stages(planned: Sequence[tuple[str, Any, Any]], documents: dict[str, Any], mode: OutputMode) -> ExitCode:

@@ -29,7 +29,9 @@ from typer.testing import CliRunner
 import ringattn
 from coordinator.cli.app import app
 from coordinator.cli.errors import run
+from coordinator.cli.hints import next_steps
 from coordinator.doctor.checks import Finding, describe
+from coordinator.stages.train.years import too_few_years
 from ingest.emulator.process import Emulator
 from tests.support.data_folder import build_all, commit, shard
 from tests.support.program import MONTH, SMALL, command, environment
@@ -216,15 +218,57 @@ def test_dry_run_states_the_ceiling_of_its_source(source: str, rate: float, tmp_
     assert found["policy_seconds"] == (pytest.approx(found["requests"] / rate) if rate else 0)
 
 
-def test_dry_run_explains_each_stage_and_writes_nothing(coordinator: Said, data: Path) -> None:
+@pytest.mark.parametrize("more", [("--dry-run",), ()])
+def test_training_on_too_few_years_is_refused_before_a_ring_is_started(
+    more: tuple[str, ...], coordinator: Said, data: Path
+) -> None:
+    code, out, err = coordinator("start", "--train", *more)
+    assert (code, out) == (2, "")
+    assert err.startswith("coordinator: a training needs series of 2 years") and "data holds 1 (2024)" in err
+    assert "`coordinator start --extract --start 2022 --end 2024 --respondents PACW --data data`" in err
+    assert "UsageError" not in err and "workers" not in err
+    assert not (data / "train" / "checkpoints").exists()
+
+
+def test_next_command_after_an_extraction_is_one_that_can_run(data: Path) -> None:
+    settings = {"data": data, "train-config": None}
+    first, lacking = next_steps({"extract"}, settings).splitlines()
+    assert first == f"next: coordinator report --data {data}"
+    assert "--start 2022 --end 2024 --respondents PACW" in lacking
+    commit(data, shard("PACW", "2023-01-01T00", "2023-01-31T23"), {"D": 3000.0, "DF": 3100.0})
+    build_all(data)
+    assert next_steps({"extract"}, settings) == f"next: coordinator start --train --data {data}"
+
+
+@pytest.mark.parametrize(
+    ("years", "config", "words"),
+    [
+        ({"PACW": {2023, 2024}}, b"", ""),
+        ({"PACW": {2024}}, b'validate = "2024-06:2024-07"', ""),
+        ({"PACW": {2022, 2023}, "ERCO": {2023}}, b"", "holds 1 that all respondents have (2023)"),
+        ({"PACW": {2022, 2023}, "ERCO": {2023}}, b'respondents = ["PACW"]', ""),
+        ({"PACW": {2019}}, b"", "--start 2019 --end 2021 --respondents PACW"),
+        ({}, b"", "holds 0. Run `coordinator start --extract --start 2019 --end 2021 --data"),
+    ],
+)
+def test_years_that_suffice_for_a_training_are_those_that_it_accepts(
+    years: dict[str, set[int]], config: bytes, words: str
+) -> None:
+    found = too_few_years(Path("data"), config, years)
+    assert words in found and bool(words) == bool(found)
+
+
+def test_dry_run_explains_each_stage_and_writes_nothing(coordinator: Said, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "train.toml").write_text('validate = "2024-01-20:2024-01-31"')
+    config = ("--train-config", "train.toml")
     before = sorted(data.rglob("*"))
-    later = json.loads(coordinator("start", "--train", "--rollouts", "--dry-run", "--json")[1])
+    later = json.loads(coordinator("start", "--train", "--rollouts", "--dry-run", "--json", *config)[1])
     assert (later["train"]["would"], later["rollouts"]["would"]) == ("run", "run")
     assert "no checkpoint" in later["train"]["why"] and "train" in later["rollouts"]["why"]
     state = data / "train" / "checkpoints" / "000020" / "state.json"
     state.parent.mkdir(parents=True)
     state.write_text("{}")
-    code, out, err = coordinator("start", "--train", "--dry-run")
+    code, out, err = coordinator("start", "--train", "--dry-run", *config)
     assert (code, err) == (0, "") and "would go on: from step 20" in out
     shutil.rmtree(data / "train")
     whole = json.loads(coordinator("start", "--extract", "--train", "--dry-run", "--json", *MONTH)[1])

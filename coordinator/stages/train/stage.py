@@ -26,6 +26,7 @@ from coordinator.stages.train.artifacts import TrainingResult
 from coordinator.stages.train.controller import TrainController, TrainOptions, like, training_parts
 from coordinator.stages.train.ring_state import RoundSummary, TrainingOutcome
 from coordinator.stages.train.stall import SupervisionTimeouts
+from coordinator.stages.train.years import check_years
 from coordinator.wire.exit_codes import ExitCode
 from ingest import checksums, manifest, snapshot
 from ingest.console import printable
@@ -74,7 +75,11 @@ class TrainStage:
         return TrainOptions.from_settings(settings)
 
     def dry_run(self, options: TrainOptions, after: str) -> TrainDryRun:
-        """Return whether a training would run, resume, or has nothing to do."""
+        """Return whether a training would run, resume, or has nothing to do.
+
+        Raises:
+            UsageError: the years on disk do not suffice for a training.
+        """
         would, why = self._would(options, after)
         done = artifacts.checkpoint_step(options.run) if would == "go on" else 0
         costs = RunLog(options.data_dir).costs("train", like(options))
@@ -98,13 +103,18 @@ class TrainStage:
                 "do nothing",
                 f"{options.run} holds the result for this configuration and these series: {result.steps:,} steps",
             )
+        check_years(options.data_dir, options.config)
         checkpoints = sorted(path.parent.name for path in (options.run / "checkpoints").glob("[0-9]*/state.json"))
         if checkpoints:
             return "go on", f"from step {int(checkpoints[-1]):,}, the newest checkpoint in {options.run}"
         return "run", f"{options.run} holds no checkpoint"
 
     def run(self, options: TrainOptions, mode: OutputMode) -> TrainSummary:
-        """Run the stage to its end, with the data folder and the run folder locked."""
+        """Run the stage to its end, with the data folder and the run folder locked.
+
+        Raises:
+            UsageError: the years on disk do not suffice for a training; nothing was started.
+        """
         began = time.monotonic()
         with ExitStack() as stack:
             stack.enter_context(FolderLock(options.data_dir))
@@ -114,6 +124,7 @@ class TrainStage:
             if result is not None:
                 done = Conclusion("done", NOTHING_TO_DO, result)
                 return _summary(options, done, (), time.monotonic() - began)
+            check_years(options.data_dir, options.config)
             snapshot.publish(
                 options.data_dir, manifest.build_results(options.data_dir)
             )  # what is on disk is what it reads
