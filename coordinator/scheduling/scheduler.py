@@ -87,6 +87,7 @@ class Scheduler:
         self.workers: dict[str, WorkerState] = {}
         self.waits = TaskWaits()  # of tasks for the source
         self.dropped_results = 0  # stale and duplicate ones
+        self.engine_loss = ""  # what a worker's `--engine` reported last; each loss has a text of its own
         self.totals_of_departed_workers = {"rows": 0, "requests": 0}
         self._ready: dict[
             tuple[str, bool, str], list[tuple[int, str]]
@@ -397,6 +398,8 @@ class Scheduler:
         if task is None:
             return
         conclusive = self._fail(task, event, now, decision)
+        if event.error == FailureKind.ENGINE_LOST and not event.final:
+            self.engine_loss = event.message
         if event.error == FailureKind.AUTHENTICATION and conclusive:
             self._on_drain(Drain("authentication", event.message), now, decision)
         elif event.error == FailureKind.STORAGE and not event.blame:

@@ -138,6 +138,8 @@ class StageRunner:
         for record in self._journal.load():
             self._scheduler.apply(record)
         self._peak_rss = 0
+        self._noted_loss = ""  # of an engine
+        self._told: set[str] = set()  # messages of quarantined tasks
         self._server = Server(
             self._scheduler,
             self._journal,
@@ -227,6 +229,9 @@ class StageRunner:
         if hosts is not None:
             for line in hosts.supervise({worker.registration.host for worker in workers}, self._on_host_lost):
                 self._display.note(line)
+        if (loss := self._scheduler.engine_loss) != self._noted_loss:
+            self._noted_loss = loss
+            self._display.note(loss)
         status = self._server.status()
         self._peak_rss = max([self._peak_rss, *(worker.rss for worker in status.workers)])
         for what in self._controller.on_tick(self._scheduler, time.monotonic()):
@@ -247,7 +252,9 @@ class StageRunner:
                 self._server.post(WorkerLost(name, reason))
 
     def _on_quarantined(self, what: TaskQuarantined) -> None:
-        self._display.note(f"quarantined {what.task.id}: {what.error}: {what.message}")
+        told = "" if what.message in self._told else f": {what.message}"  # one cause may end many tasks
+        self._told.add(what.message)
+        self._display.note(f"quarantined {what.task.id}: {what.error}{told}")
 
     def _status_line(self) -> str:
         view = self._controller.view(self._progress)

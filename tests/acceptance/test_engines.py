@@ -21,7 +21,7 @@ from ingest.emulator.process import Emulator
 from tests.acceptance.test_kills import LATENCY_MS, KilledRun, committed
 from tests.support import control_data
 from tests.support.engines import PIDS, ROOT, write_documented
-from tests.support.program import MONTH, Coordinator, asked, environment, series_digest
+from tests.support.program import MONTH, Coordinator, asked, command, environment, series_digest
 from tests.support.waiting import end_of, footprint, until
 
 ENGINES = {
@@ -107,6 +107,42 @@ def test_factory_that_cannot_be_used_is_refused_in_one_line(
     assert refused.stderr.splitlines() == [
         f"coordinator: --engine {problem}; correct the factory, then run the same command again."
     ]
+
+
+LOST = """
+from concurrent.futures import Executor
+from pathlib import Path
+
+
+class Broken(Executor):
+    def submit(self, function, /, *arguments, **named):
+        raise RuntimeError("the scheduler went away")
+
+
+def leaves():
+    with Path("calls.txt").open("a") as calls:
+        calls.write("x")
+    if Path("calls.txt").stat().st_size > 2:  # the first call is the check before the run
+        raise RuntimeError("scheduler refused")
+    return Broken()
+"""
+
+
+def test_loss_of_an_engine_is_printed_once_and_sigterm_ends_the_run_that_waits_for_it(tmp_path: Path) -> None:
+    (tmp_path / "my_engines.py").write_text(LOST)
+    err = tmp_path / "stderr.txt"
+    arguments = ("start", "--extract", *MONTH, "--engine", "my_engines:leaves", "--workers", "1")
+    with err.open("w") as written:
+        process = subprocess.Popen(command(*arguments), cwd=tmp_path, env=environment(), stderr=written)
+    try:
+        until(lambda: "waiting for the engine: RuntimeError: scheduler refused" in err.read_text(), "the wait")
+        process.terminate()
+        assert process.wait(30) == 130  # the engine would be given up after two minutes
+    finally:
+        process.kill()
+        process.wait()
+    told = "engine 1 of this run was lost and is made again: RuntimeError: the scheduler went away"
+    assert [line for line in err.read_text().splitlines() if "went away" in line] == [told]
 
 
 @pytest.mark.long

@@ -152,6 +152,7 @@ class LeaseExecutor:
             grace=running.grace,
             report=lambda progress: self._report_progress(lease, progress),
             weights=lambda sha256: self.policies.get(sha256, running.cancelled),
+            on_wait=lambda wait: self.waits.report((lease.task, lease.attempt), wait, time.monotonic()),
         )
 
     def _fetch_context(self, running: RunningLease) -> FetchContext:

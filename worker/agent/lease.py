@@ -13,6 +13,7 @@ from coordinator.wire.messages import Lease, Phase
 from worker.agent.file_transfer import FileTransfer, TransferInbox
 
 if TYPE_CHECKING:  # pyarrow and requests take 0.6 s of processor time to load; only a fetch needs them
+    from ingest.outage import Wait
     from ingest.page_request import FetchContext
 
 
@@ -77,6 +78,7 @@ class LeaseContext:
         grace: Deadline of a lease that was asked to terminate.
         report: Sends progress to the coordinator.
         weights: Returns the policy with a given SHA-256; raises Cancelled when the lease was cancelled meanwhile.
+        on_wait: Reports what the lease waits for outside the cluster; None: for nothing any more.
     """
 
     data_dir: Path
@@ -92,6 +94,7 @@ class LeaseContext:
     grace: GraceDeadline
     report: Callable[[RankProgress], None]
     weights: Callable[[str], bytes]
+    on_wait: Callable[[Wait | None], None] = lambda wait: None
 
 
 class RunningLease:

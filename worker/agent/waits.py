@@ -37,8 +37,10 @@ class Waits:
             self._fetches[key] = _Fetch(now)
 
     def report(self, key: Key, wait: Wait | None, now: float) -> None:
-        """Take what a fetch waits for; None after a usable response."""
+        """Take what a lease waits for; None after a usable response."""
         with self._lock:
+            if wait is not None:
+                self._fetches.setdefault(key, _Fetch(now))
             if (fetch := self._fetches.get(key)) is not None:
                 fetch.wait = wait
                 if wait is None:

@@ -10,11 +10,15 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from coordinator.wire.engines import Factory
 from ingest.backoff import backoff_s
 from worker.agent.handlers import EngineLostError
 from worker.engine.run import run
+
+if TYPE_CHECKING:  # requests takes a while to load, and only a loss needs it
+    from ingest.outage import Wait
 
 log = logging.getLogger(__name__)
 
@@ -39,23 +43,27 @@ class Engine:
         self._executor: Executor | None = None
         self._made = 0  # engines so far
         self._losses = 0  # since the last answer
+        self._lost_at = 0.0  # the first of them
         self._answered: float | None = None  # when the last answer came, or the first request
         self._closed = False
         self._not_before = 0.0
         self._last = ""  # why the last engine was lost
         self._losses_of: Counter[bytes] = Counter()  # by the digest of a request
 
-    def call(self, request: bytes, check: Callable[[], None]) -> bytes:
+    def call(
+        self, request: bytes, check: Callable[[], None], on_wait: Callable[[Wait | None], None] = lambda wait: None
+    ) -> bytes:
         """Return the answer to a request.
 
         Args:
             request: Encoded message of `worker.engine.messages`.
             check: Called several times a second; what it raises cancels the request.
+            on_wait: Receives the wait for an engine that is lost, and None at its end.
 
         Raises:
             EngineLostError: The engine was lost meanwhile, or is given up.
         """
-        executor, number = self._running(request, check)
+        executor, number = self._running(check, on_wait)
         try:
             future = executor.submit(run, request)
         except Exception as error:
@@ -93,8 +101,15 @@ class Engine:
             self._losses_of.pop(_digest(request), None)
         return answer
 
-    def _running(self, request: bytes, check: Callable[[], None]) -> tuple[Executor, int]:
+    def _running(self, check: Callable[[], None], on_wait: Callable[[Wait | None], None]) -> tuple[Executor, int]:
         """Return the executor and its number; make it where there is none, after the pause that follows a loss."""
+        try:
+            return self._awaited(check, on_wait)
+        finally:
+            if self._last:
+                on_wait(None)
+
+    def _awaited(self, check: Callable[[], None], on_wait: Callable[[Wait | None], None]) -> tuple[Executor, int]:
         while True:
             with self._lock:
                 if self._is_given_up():
@@ -111,6 +126,7 @@ class Engine:
                         if self._is_given_up():
                             raise self._given_up() from error
             check()
+            on_wait(self._wait())
             time.sleep(min(POLL_S, max(0.0, self._not_before - time.monotonic())))
 
     def _lost(self, number: int, request: bytes, cause: str) -> EngineLostError:
@@ -120,17 +136,26 @@ class Engine:
             if number == self._made and self._executor is not None:
                 executor, self._executor = self._executor, None
                 self._note(cause)
+            cause = self._last  # of the first request to notice: the others' futures may say less
             self._losses_of[_digest(request)] += 1
             if self._is_given_up():
                 lost = self._given_up()
             else:
                 blame = self._losses_of[_digest(request)] > BLAMELESS
-                lost = EngineLostError(f"the engine was lost: {cause}", blame=blame, final=False)
+                lost = EngineLostError(
+                    f"engine {number} of this run was lost and is made again: {cause}", blame=blame, final=False
+                )
         if executor is not None:
             _shut_down(executor)
         return lost
 
+    def _wait(self) -> Wait:
+        from ingest.outage import Wait
+
+        return Wait("the engine", self._last, self._lost_at, self._not_before, self._losses)
+
     def _note(self, cause: str) -> None:
+        self._lost_at = time.monotonic() if self._losses == 0 else self._lost_at
         self._losses += 1
         self._last = cause
         self._not_before = time.monotonic() + backoff_s(self._losses, *BACKOFF_S)
@@ -143,7 +168,7 @@ class Engine:
 
     def _given_up(self) -> EngineLostError:
         message = (
-            f"the engine is given up after {self._losses} losses without an answer; the last: {self._last}. Correct the engine, or "
+            f"the engine is given up: no answer for {PATIENCE_S:.0f} s, lost {self._losses} times; the last: {self._last}. Correct the engine, or "
             "start without --engine: the same command goes on where this one ended"
         )
         return EngineLostError(message, blame=True, final=True)

@@ -45,6 +45,7 @@ if TYPE_CHECKING:  # requests takes a while to load, and only a fetch needs it
     import requests
 
     from ingest.http import HttpResponse
+    from ingest.outage import Wait
     from ingest.transfer_limits import Transfer
 
 KEY_HEADER = "X-Api-Key"
@@ -63,13 +64,18 @@ def engine_handlers(factory: Factory) -> tuple[dict[str, Handler], Engine]:
     return handlers, engine
 
 
-def _call(engine: Engine, request: PageRequest | LeaseRequest, check: Callable[[], None]) -> EngineAnswer:
+def _call(
+    engine: Engine,
+    request: PageRequest | LeaseRequest,
+    check: Callable[[], None],
+    on_wait: Callable[[Wait | None], None],
+) -> EngineAnswer:
     """Return the answer to a request.
 
     Raises:
         ReportedFailure: it failed on its host.
     """
-    answer = decode_answer(engine.call(encode(request), check))
+    answer = decode_answer(engine.call(encode(request), check, on_wait))
     if isinstance(answer, LeaseFailure):
         raise ReportedFailure(answer.failure)
     return answer
@@ -82,7 +88,7 @@ def fetch(engine: Engine, job: dict[str, Any], context: LeaseContext) -> dict[st
     """Fetch one shard: `FetchJob` → `ShardResult`, with every request sent by the engine."""
 
     def send(session: requests.Session, url: str, headers: Mapping[str, str], **limits: Any) -> HttpResponse:
-        return _send(engine, url, headers, **limits)
+        return _send(engine, url, headers, on_wait=context.on_wait, **limits)
 
     fetched = msgspec.convert(job, FetchJob)
     return fetch_in(context.data_dir, fetched, replace(context.fetch_context(), send=send))
@@ -93,6 +99,7 @@ def _send(
     url: str,
     headers: Mapping[str, str],
     *,
+    on_wait: Callable[[Wait | None], None],
     deadline_s: float,
     wire_limit: int,
     check: Callable[[Transfer], None],
@@ -113,7 +120,7 @@ def _send(
     plain = {name: value for name, value in headers.items() if name != KEY_HEADER}
     request = PageRequest(url, plain, key_digest(headers.get(KEY_HEADER, "")), deadline_s, wire_limit, compress, follow)
     # A transfer that begins now at each check: only the cancellation counts, because a request may queue in the engine.
-    answer = _call(engine, request, lambda: check(Transfer("", deadline_s, deadline_s, wire_limit, check)))
+    answer = _call(engine, request, lambda: check(Transfer("", deadline_s, deadline_s, wire_limit, check)), on_wait)
     if isinstance(answer, PageFault):
         raise SourceError(answer.message, answer.kind)
     assert isinstance(answer, PageAnswer)
@@ -159,7 +166,7 @@ class _Leases:
             weights={sha256: context.weights(sha256) for sha256 in _policies(kind, job)},
         )
         for _ in range(SENDS):
-            answer = _call(self._engine, request, check)
+            answer = _call(self._engine, request, check, context.on_wait)
             if not isinstance(answer, FilesNeeded):
                 break
             self._sends_files = True
