@@ -19,7 +19,7 @@ class BudgetStatus(msgspec.Struct, frozen=True):
     granted: int  # permits
     throttles: int
     paused_s: float  # seconds that are left of a pause
-    share: float  # of the ceiling used since the first permit, bursts left out
+    share: float  # used of the permits that the ceiling and one burst allow since the first one, at most 1
 
 
 @dataclass
@@ -111,5 +111,7 @@ class RequestBudget:
             granted=self.granted,
             throttles=self.throttles,
             paused_s=max(0.0, self._paused_until - now),
-            share=self.granted / (self.rate * elapsed) if elapsed > 0 else 0.0,
+            share=min(
+                1.0, self.granted / (self.rate * elapsed + self.burst)
+            ),  # granted counts those of the next seconds too
         )

@@ -110,7 +110,7 @@ class Renderer:
                     quantity(worker.rows),
                     f"{worker.requests:,}",
                     f"{worker.rss / 1e6:,.0f} MB",
-                    f"{worker.silent_s:.0f} s ago",
+                    f"{worker.silent_s + _age_s(view):.0f} s ago",
                 ]
             )
         return {"rows": rows}
@@ -141,7 +141,11 @@ class Renderer:
         if known:
             key = tuple((len(line.x), float(line.x[-1])) for line in known)
             figures = self._memo("ring", key, lambda: {"figures": [_ring_figure(known)]})["figures"]
-        return {"training": training, "ranks": _rank_rows(training.get("ranks", ()), view.newest), "figures": figures}
+        return {
+            "training": training,
+            "ranks": _rank_rows(training.get("ranks", ()), view.newest, _age_s(view)),
+            "figures": figures,
+        }
 
     def _curves(self, view: View) -> dict[str, Any]:
         found = view.training
@@ -228,8 +232,16 @@ def _ring_figure(lines: Sequence[Line]) -> Figure:
     )
 
 
-def _rank_rows(ranks: Sequence[Mapping[str, Any]], newest: Mapping[str, Any]) -> list[list[str]]:
-    """Return a row per rank: its worker, the rank that it sends to, step, phase, share of the sequence, busy and waiting time."""
+def _age_s(view: View) -> float:
+    """Return the age of the newest status, by which all that it says is older; 0 for that of a run that has ended."""
+    return 0.0 if view.state is None or view.state.ended else max(0.0, view.now - view.state.at)
+
+
+def _rank_rows(ranks: Sequence[Mapping[str, Any]], newest: Mapping[str, Any], age_s: float) -> list[list[str]]:
+    """Return a row per rank: its worker, the rank that it sends to, step, phase, share of the sequence, busy and waiting time.
+
+    `age_s`: of the status that holds the ranks.
+    """
     busy, shares, seconds = (newest.get(name) for name in ("busy", "shares", "seconds"))
     rows = []
     for one in ranks:
@@ -251,7 +263,7 @@ def _rank_rows(ranks: Sequence[Mapping[str, Any]], newest: Mapping[str, Any]) ->
                 share,
                 work,
                 waiting,
-                f"{one['silent_s']:.0f} s ago",
+                f"{one['silent_s'] + age_s:.0f} s ago",
             ]
         )
     return rows

@@ -125,3 +125,13 @@ def test_report_during_a_pause_can_extend_it() -> None:
     budget.throttled(0.0, 5.0)
     budget.throttled(1.0, 30.0)
     assert budget.grant(2.0, 1)[0] == pytest.approx(29.0)
+
+
+def test_share_of_the_policy_counts_the_burst_that_it_allows() -> None:
+    budget = RequestBudget(2.5, burst=5)
+    assert budget.status(0.0).share == 0.0
+    assert budget.grant(0.0, 5) == (0.0,) * 5
+    assert [budget.status(now).share for now in (0.0, 1.0, 2.0)] == [1.0, pytest.approx(5 / 7.5), 0.5]
+    for now in range(1, 1_000):
+        budget.grant(float(now), 5)
+        assert budget.status(float(now)).share <= 1.0

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.scheduling.progress import Part, StageProgress
+from coordinator.scheduling.rate_limit import RequestBudget
 from coordinator.scheduling.records import Added, Cancelled, Committed, Done, Failed, Leased, TaskSpec
 from coordinator.server.journal import Journal
 from coordinator.server.status import RunStatus
@@ -180,6 +181,23 @@ def test_panels_escape_text_of_others_and_name_what_is_missing(tmp_path: Path) -
     assert all(line.isprintable() for line in page.splitlines())
     assert not re.search(r'\b(style|on\w+)="', page)  # the policy of the page forbids them
     assert not re.search(r'(src|href)="(https?:)?//', page)
+
+
+def test_what_a_run_that_is_gone_said_grows_old(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from msgspec.structs import replace as with_fields
+
+    budget = RequestBudget(2.5, burst=5)
+    budget.grant(0.0, 5)
+    run = with_fields(STATUS, budgets={"key": budget.status(0.0)})
+    view = replace(FolderReader(tmp_path).read(), state=state(run), now=100.5, running=True)
+    panels = Renderer().panels(view)
+    assert "10 s ago" in panels["workers"] and "a second now" in panels["requests"]  # heard 9 s before the status
+    gone = Renderer().panels(replace(view, now=160.0, running=False))
+    assert "69 s ago" in gone["workers"] and "a second now" not in gone["requests"]
+    ended = replace(view, state=with_fields(state(run), ended="done"), now=160.0, running=False)
+    assert "9 s ago" in Renderer().panels(ended)["workers"]
 
 
 def test_status_that_is_damaged_is_left_out(tmp_path: Path) -> None:
