@@ -1,7 +1,8 @@
 """Estimate the time that a stage still takes, from the work of its parts. Deterministic, no clock and no I/O (sans-I/O).
 
 A stage is a sequence of parts, each with its own unit of work: start, fetch (rows), build (series), finish. A part that moves is
-estimated by its own recent rate; one that has not begun by what a unit is expected to take: in the last run, or as planned.
+estimated by its own recent rate; one that has not begun by what a unit is expected to take: in the last run, or as planned. While
+there are only plans, no time left is stated.
 """
 
 from __future__ import annotations
@@ -26,6 +27,12 @@ class Part(msgspec.Struct, frozen=True):
     total: float
     expected_s: float | None = None  # a unit, before any was seen; None: unknown
     least_s: float = 0.0  # for what is left, whatever the rate: a request budget
+    measured: bool = False  # `expected_s` is what a unit took in the last run
+
+    @property
+    def counted(self) -> bool:
+        """Whether its units tell how far it is; a start of one unit only has an end."""
+        return self.total > 0 and (self.total > 1 or bool(self.unit))
 
     @property
     def left(self) -> float:
@@ -34,10 +41,10 @@ class Part(msgspec.Struct, frozen=True):
 
 
 class StageProgress(msgspec.Struct, frozen=True):
-    """How far a stage is. `eta_s` None: not known yet."""
+    """How far a stage is. `eta_s` None: not known yet, as neither this run nor the last one has measured a rate."""
 
     eta_s: float | None
-    share: float  # of the stage's expected time, 0 to 1; of its work while the time is unknown
+    share: float  # of the stage's work, 0 to 1: units that are done, each by the time that one takes
     part: str  # the first one that is not finished; "" after the last one
     parts: tuple[Part, ...]
 
@@ -95,36 +102,74 @@ def estimate(parts: Sequence[Part], seen: Mapping[str, PartSeen], now: float) ->
         seen: part → what was observed of it.
         now: seconds of the clock of the points.
     """
-    rates = {part.name: seconds_per_unit(seen[part.name].points, now) for part in parts if part.name in seen}
+    rates = _rates(parts, seen, now)
+    left = _seconds_left(parts, seen, rates, now) if _is_measured(parts, rates) else None
     speed = _speed(parts, rates)
-    left, spent, unknown = 0.0, 0.0, False
-    for part in parts:
-        own = seen.get(part.name, PartSeen())
-        spent += own.spent_s
-        if part.left == 0:
-            continue
-        seconds = _left(part, own, rates.get(part.name), speed, now)
-        unknown |= seconds is None
-        left += seconds or 0.0
-    counted = [part for part in parts if part.total]
-    work = sum(min(part.done / part.total, 1.0) for part in counted) / len(counted) if counted else 0.0
-    share = work if unknown else spent / (spent + left) if spent + left > 0 else 1.0
     current = next((part.name for part in parts if part.left > 0), "")
-    return StageProgress(None if unknown else left, min(max(share, 0.0), 1.0), current, tuple(parts))
+    return StageProgress(left, _share(parts, rates, speed), current, tuple(parts))
 
 
-def _left(part: Part, own: PartSeen, rate: tuple[float, float] | None, speed: float, now: float) -> float | None:
-    """Return the seconds that a part still takes."""
+def planned_seconds(parts: Sequence[Part]) -> float | None:
+    """Return the seconds that parts take of which none has begun; None: unknown."""
+    return _seconds_left(parts, {}, {}, 0.0)
+
+
+Rate = tuple[float, float]  # seconds per unit, and the seconds over which they were observed
+
+
+def _rates(parts: Sequence[Part], seen: Mapping[str, PartSeen], now: float) -> dict[str, Rate]:
+    """Return the rate of each part that has one."""
+    found = {part.name: seconds_per_unit(seen[part.name].points, now) for part in parts if part.name in seen}
+    return {name: rate for name, rate in found.items() if rate is not None}
+
+
+def _is_measured(parts: Sequence[Part], rates: Mapping[str, Rate]) -> bool:
+    """Return whether anything but a plan tells the time that is left: work of this run, or the last run for every part."""
+    return any(part.name in rates for part in parts if part.counted) or all(
+        part.measured for part in parts if part.left > 0
+    )
+
+
+def _seconds_left(
+    parts: Sequence[Part], seen: Mapping[str, PartSeen], rates: Mapping[str, Rate], now: float
+) -> float | None:
+    """Return the seconds that all parts still take; None: that of one is unknown."""
+    speed = _speed(parts, rates)
+    each = [
+        _left(part, seen.get(part.name, PartSeen()), rates.get(part.name), speed, now) for part in parts if part.left
+    ]
+    known = [seconds for seconds in each if seconds is not None]
+    return sum(known) if len(known) == len(each) else None
+
+
+def _share(parts: Sequence[Part], rates: Mapping[str, Rate], speed: float) -> float:
+    """Return the share of the work that is done; each part counts alike where the time of a unit is unknown."""
+    counted = [part for part in parts if part.counted] or [part for part in parts if part.total]
+    costs = [_cost(part, rates.get(part.name), speed) for part in counted]
+    known = [cost for cost in costs if cost is not None]
+    even = len(known) < len(costs) or not any(known)
+    weights = [1.0] * len(counted) if even else [cost * part.total for cost, part in zip(known, counted, strict=True)]
+    done = sum(weight * min(part.done / part.total, 1.0) for weight, part in zip(weights, counted, strict=True))
+    return min(max(done / sum(weights), 0.0), 1.0) if counted else 1.0
+
+
+def _cost(part: Part, rate: Rate | None, speed: float) -> float | None:
+    """Return the seconds of a unit: as observed, and as expected as far as little was observed; None: unknown."""
     expected = None if part.expected_s is None else part.expected_s * speed
-    if rate is not None:
-        cost, over_s = rate
-        if expected is not None:
-            cost = (cost * over_s + expected * TRUST_S) / (over_s + TRUST_S)
-        return max((part.left - 1) * cost + _rest_of_unit(cost, now - own.points[-1].at_s), part.least_s)
-    if expected is None:
+    if rate is None:
+        return expected
+    cost, over_s = rate
+    return cost if expected is None else (cost * over_s + expected * TRUST_S) / (over_s + TRUST_S)
+
+
+def _left(part: Part, own: PartSeen, rate: Rate | None, speed: float, now: float) -> float | None:
+    """Return the seconds that a part still takes; None: unknown."""
+    cost = _cost(part, rate, speed)
+    if cost is None:
         return part.least_s or None
-    waited = now - own.began_s if own.began_s is not None else 0.0
-    return max((part.left - 1) * expected + _rest_of_unit(expected, waited), part.least_s, 0.0)
+    began = own.points[-1].at_s if rate is not None else own.began_s  # of the unit that is on its way
+    waited = now - began if began is not None else 0.0
+    return max((part.left - 1) * cost + _rest_of_unit(cost, waited), part.least_s, 0.0)
 
 
 def _rest_of_unit(cost: float, waited: float) -> float:
@@ -132,7 +177,7 @@ def _rest_of_unit(cost: float, waited: float) -> float:
     return max(cost - waited, cost * LATE_SHARE)
 
 
-def _speed(parts: Sequence[Part], rates: Mapping[str, tuple[float, float] | None]) -> float:
+def _speed(parts: Sequence[Part], rates: Mapping[str, Rate]) -> float:
     """Return how much slower than expected the parts run that were seen long enough; 1 where none was."""
     seen, expected = 0.0, 0.0
     for part in parts:
@@ -170,8 +215,3 @@ class ProgressMeter:
             )
         self._last_s = now
         return estimate(parts, self.seen, now)
-
-
-def planned_seconds(parts: Sequence[Part]) -> float | None:
-    """Return the seconds that parts take of which none has begun; None: unknown."""
-    return estimate(parts, {}, 0.0).eta_s

@@ -135,13 +135,18 @@ def joined(parts: Sequence[str], width: int = COLUMNS) -> str:
 
 
 def standing(stage: str, progress: StageProgress | None, elapsed_s: float) -> list[str]:
-    """Return what every line of a stage begins with: its name and share, the time left, the part that runs."""
+    """Return what every line of a stage begins with: its name and share, the time left, the part that runs.
+
+    Before the time left is known, the share is not, either: what a unit of one part is worth in those of another.
+    """
     if progress is None:
         return [stage, f"elapsed {clock(elapsed_s)}"] if stage else [f"elapsed {clock(elapsed_s)}"]
     part = next((part for part in progress.parts if part.name == progress.part), None)
     counted = [counted_part(part)] if part and part.unit else []
-    left = f"{clock(progress.eta_s)} left" if progress.eta_s is not None else f"elapsed {clock(elapsed_s)}"
-    return [f"{stage} {progress.share:.0%}".strip(), left, *(counted or ([progress.part] if progress.part else []))]
+    running = counted or ([progress.part] if progress.part else [])
+    if progress.eta_s is None:
+        return [*([stage] if stage else []), f"elapsed {clock(elapsed_s)}", *running]
+    return [f"{stage} {progress.share:.0%}".strip(), f"{clock(progress.eta_s)} left", *running]
 
 
 def counted_part(part: Part) -> str:
@@ -220,7 +225,7 @@ def to_rich(view: RunView) -> RenderableType:
 
 
 def bar(progress: StageProgress | None, done: float, total: float) -> ProgressBar:
-    """Return the bar of a stage: its share of the expected time, or of the work. It comes last, because it ends no line."""
+    """Return the bar of a stage: its share of the work. It comes last, because it ends no line."""
     if progress is not None:
         return ProgressBar(total=1.0, completed=progress.share)
     return ProgressBar(total=max(total, 1), completed=done)

@@ -100,7 +100,8 @@ class RunLog:
 def with_costs(parts: Sequence[Part], costs: Mapping[str, float]) -> tuple[Part, ...]:
     """Return the parts, expected to take what they took in the last run."""
     return tuple(
-        msgspec.structs.replace(part, expected_s=costs[part.name]) if part.name in costs else part for part in parts
+        msgspec.structs.replace(part, expected_s=costs[part.name], measured=True) if part.name in costs else part
+        for part in parts
     )
 
 

@@ -21,7 +21,7 @@ def exposition(state: RunState | None, now: float) -> str:
     lines += _metric("status_age_seconds", "Since the newest status.", "gauge", [({}, now - state.at)])
     lines += _metric("stage_elapsed_seconds", "Since the stage began.", "gauge", [(stage, run.elapsed_s)])
     if run.progress is not None:
-        lines += _metric("stage_share", "Share of the stage's time.", "gauge", [(stage, run.progress.share)])
+        lines += _metric("stage_share", "Share of the stage's work.", "gauge", [(stage, run.progress.share)])
         if run.progress.eta_s is not None:
             lines += _metric("stage_eta_seconds", "Time left.", "gauge", [(stage, run.progress.eta_s)])
         for name, title in (("done", "Work that is done."), ("total", "Work of the part.")):

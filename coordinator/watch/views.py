@@ -189,8 +189,9 @@ def summary_line(view: View) -> str:
     progress = state.run.progress
     if progress is None:
         return f"{state.stage} is running."
-    left = "time left unknown" if progress.eta_s is None else f"{clock(progress.eta_s)} left"
-    return f"{state.stage} {progress.share:.0%}, {left}."
+    if progress.eta_s is None:
+        return f"{state.stage}, time left unknown."
+    return f"{state.stage} {progress.share:.0%}, {clock(progress.eta_s)} left."
 
 
 def _status_now(view: View, stage: str, drawn: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +21,7 @@ from coordinator.scheduling.progress import (
     planned_seconds,
     seconds_per_unit,
 )
+from coordinator.stages.display import clock, standing
 from coordinator.stages.train.artifacts import DEFAULT_STEPS, steps_of
 from worker.training.config import TrainConfig
 
@@ -59,7 +61,7 @@ def test_part_that_has_not_begun_takes_what_it_took_before_scaled_by_the_speed_o
     parts = [Part("fetch", "rows", 100, 200, 0.1), Part("build", "series", 0, 10, 1.0)]
     found = estimate(parts, {"fetch": PartSeen(points)}, 20.0)
     assert found.eta_s == pytest.approx(20.0 + 10 * 2.0, rel=0.15)
-    assert (found.part, round(found.share, 2)) == ("fetch", 0.0)  # no time was counted
+    assert (found.part, round(found.share, 2)) == ("fetch", 0.33)  # 20 of 60 s of work
 
 
 def test_request_budget_is_a_lower_bound() -> None:
@@ -71,13 +73,34 @@ def test_request_budget_is_a_lower_bound() -> None:
 def test_unknown_part_leaves_the_time_unknown_and_share_counts_work() -> None:
     parts = [Part("start", "", 1, 1, 2.0), Part("improve", "", 0, 8)]
     found = estimate(parts, {}, 0.0)
-    assert (found.eta_s, found.share, found.part) == (None, 0.5, "improve")
+    assert (found.eta_s, found.share, found.part) == (None, 0.0, "improve")
     assert planned_seconds([Part("start", "", 0, 1, 2.0), Part("step", "steps", 0, 100, 0.5)]) == pytest.approx(52.0)
+
+
+def test_plan_alone_states_no_time_and_a_start_that_lasts_is_no_share() -> None:
+    def parts(started: float, rows: float) -> list[Part]:
+        return [
+            Part("start", "", started, 1, 2.5),
+            Part("fetch", "rows", rows, 1500, 3.5e-6),
+            Part("build", "series", 0, 1, 0.05),
+        ]
+
+    meter = ProgressMeter(0.0)
+    for at in (0.0, 1.0, 2.0, 2.9):
+        found = meter.observe(at, parts(0, 0))
+        assert (found.eta_s, found.share, found.part) == (None, 0.0, "start")
+        assert standing("extract", found, at) == ["extract", f"elapsed {clock(at)}", "start"]
+    assert meter.observe(3.0, parts(1, 300)).eta_s is None  # one point is no rate
+    found = meter.observe(3.5, parts(1, 600))
+    assert found.eta_s is not None
+    assert 0.0 < found.share < 0.4  # 600 of 1500 rows, and the series
+    last_run = [msgspec.structs.replace(part, measured=True) for part in parts(0, 0)]
+    assert ProgressMeter(0.0).observe(0.0, last_run).eta_s == pytest.approx(2.5, rel=0.05)
 
 
 def test_waiting_inside_a_part_without_steps_counts_against_it() -> None:
     meter = ProgressMeter(0.0)
-    tables = [Part("tables", "", 0, 1, 100.0)]
+    tables = [Part("tables", "", 0, 1, 100.0, measured=True)]
     left = [meter.observe(float(at), tables).eta_s for at in range(0, 200, 20)]
     assert left[:5] == [100.0, 80.0, 60.0, 40.0, 20.0]
     assert left[-1] == 10.0  # late: a tenth is left, however long it takes
@@ -85,8 +108,8 @@ def test_waiting_inside_a_part_without_steps_counts_against_it() -> None:
 
 def test_units_after_the_first_are_left_however_long_the_first_takes() -> None:
     meter = ProgressMeter(0.0)
-    meter.observe(0.0, [Part("improve", "", 0, 4, 10.0)])
-    assert meter.observe(60.0, [Part("improve", "", 0, 4, 10.0)]).eta_s == pytest.approx(31.0)
+    meter.observe(0.0, [Part("improve", "", 0, 4, 10.0, measured=True)])
+    assert meter.observe(60.0, [Part("improve", "", 0, 4, 10.0, measured=True)]).eta_s == pytest.approx(31.0)
     for at in (61.0, 71.0, 81.0):
         meter.observe(at, [Part("improve", "", (at - 51) // 10, 4, 10.0)])
     assert meter.observe(86.0, [Part("improve", "", 3, 4, 10.0)]).eta_s == pytest.approx(5.0)  # half of the last one
