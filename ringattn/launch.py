@@ -6,6 +6,8 @@ rank when one fails, and reports which one and why. No rank outlives it, however
 
 import argparse
 import contextlib
+import importlib.machinery
+import importlib.util
 import json
 import os
 import random
@@ -34,6 +36,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "-m": {"nargs": argparse.REMAINDER, "metavar": "MODULE", "help": "module in place of a script, and its arguments"},
     "script": {"nargs": argparse.REMAINDER, "help": "script and its arguments"},
 }
+_USAGE = 2  # exit code of a command line that cannot be used, argparse's too
 _GRACE = 2.0  # seconds between SIGTERM and SIGKILL
 
 
@@ -217,10 +220,10 @@ class LocalRing:
         self.stop()
         code = self.processes[rank].returncode
         how = f"was ended by signal {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        tail = "\n  ".join(self.output(rank)[-8:])
-        raise RankFailed(
-            f"rank {rank} of {self.size} ({self._program}) {how}; its last lines:\n  {tail}", rank=rank, returncode=code
-        )
+        # A program that refuses its arguments has said so in a line, on one of the ranks, which `echo` has shown.
+        said = code == _USAGE and self._echo is not None and any(map(any, self._lines))
+        tail = "the message is above" if said else "its last lines:\n  " + "\n  ".join(self.output(rank)[-8:])
+        raise RankFailed(f"rank {rank} of {self.size} ({self._program}) {how}; {tail}", rank=rank, returncode=code)
 
     def stop(self) -> None:
         """End every rank, in any state, and wait until all are gone."""
@@ -281,8 +284,34 @@ def run(
         return [ring.output(rank) for rank in range(n)]
 
 
+def missing_program(argv: Sequence[str]) -> str | None:
+    """Return why no rank could run a program, and what to do; None if it is there. Nothing of it is imported.
+
+    Args:
+        argv: script and arguments; or "-m", a module and arguments.
+    """
+    if argv[0] != "-m":
+        return None if Path(argv[0]).exists() else f"{argv[0]}: no such script; check its path from {Path.cwd()}"
+    name = argv[1]
+    top, *inner = name.split(".")
+    with contextlib.suppress(ImportError, ValueError):
+        spec = importlib.machinery.PathFinder.find_spec(top, [str(Path.cwd())]) or importlib.util.find_spec(top)
+        for depth, _ in enumerate(inner, 2):
+            places = [] if spec is None else spec.submodule_search_locations or []
+            spec = importlib.machinery.PathFinder.find_spec(".".join([top, *inner][:depth]), list(places))
+        places = [] if spec is None else spec.submodule_search_locations or []
+        if places and importlib.machinery.PathFinder.find_spec(f"{name}.__main__", list(places)) is None:
+            return f"{name}: a package without __main__, which cannot be run; name one of its modules"
+        if spec is not None:
+            return None
+    return (
+        f"{name}: no such module in {Path.cwd()} or this Python's packages; check its name, start from its project's "
+        "folder, or install it"
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line. Exit codes: 0 done, 1 a rank failed or timed out, 130 interrupted."""
+    """Run the command line. Exit codes: 0 done, 1 a rank failed or timed out, 2 wrong arguments, 130 interrupted."""
     parser = argparse.ArgumentParser(
         prog="python -m ringattn.launch",
         description="Launch n local ranks of a script.",
@@ -294,6 +323,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     argv = options.script or (["-m", *options.m] if options.m else [])
     if not argv:
         parser.error("name a script or a module: python -m ringattn.launch -n 2 script.py, or -n 2 -m MODULE")
+    if (fault := missing_program(argv)) is not None:
+        print(f"launch: {fault}", file=sys.stderr)
+        return _USAGE
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         run(

@@ -131,3 +131,41 @@ def test_command_line_fails_if_a_rank_fails(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert json.loads(done.stdout.removeprefix("[0] ")) == {"rank": "one"}
     assert "RankFailed: rank 0 of 1" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["-m", "nomodule"], "launch: nomodule: no such module"),
+        (["-m", "ringattn.nomodule.inner"], "launch: ringattn.nomodule.inner: no such module"),
+        (["-m", "ringattn.lm"], "launch: ringattn.lm: a package without __main__"),
+        (["no script.py"], "launch: no script.py: no such script"),
+    ],
+)
+def test_a_program_that_is_not_there_is_one_line(
+    argv: list[str], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert launch.main(["-n", "2", *argv]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith(message)
+    assert err.count("\n") == 1
+
+
+def test_programs_that_are_there_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    for name in ("alone.py", "here/__main__.py", "here/inner.py"):
+        (tmp_path / name).write_text("raise RuntimeError('imported')\n")
+    for name in ("alone", "here", "here.inner", "ringattn.lm.generate", "json.tool"):
+        assert launch.missing_program(["-m", name]) is None
+    assert launch.missing_program(["alone.py"]) is None
+
+
+def test_what_a_program_refuses_is_not_said_again(tmp_path: Path) -> None:
+    path = script(tmp_path, "import sys\nprint('wrong argument')\nsys.exit(2)\n")
+    done = subprocess.run([sys.executable, "-m", "ringattn.launch", "-n", "1", path], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stdout == "[0] wrong argument\n"
+    assert "exit code 2; the message is above" in done.stderr
+    assert "wrong argument" not in done.stderr
