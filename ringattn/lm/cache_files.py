@@ -13,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from ringattn._errors import ArgumentError
+from ringattn.lm._command import refused
 
 FORMAT = "1"
 
@@ -45,13 +46,16 @@ def path_of(folder: Path, rank: int, size: int) -> Path:
 
 def write(folder: Path, shard: Shard) -> None:
     """Write a shard under its name; a file that is there is replaced at once, when the new one is complete."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = path_of(folder, shard.rank, shard.size)
     partial = path.with_name(f".{path.stem}.tmp.safetensors")  # MLX appends the suffix where it is missing
     facts = {"format": FORMAT, "rank": str(shard.rank), "size": str(shard.size), "tokens": str(shard.tokens)}
     facts |= {"windows": json.dumps(shard.windows), "model": shard.model}
-    mx.save_safetensors(str(partial), shard.arrays, facts)
-    partial.replace(path)
+    with refused(
+        f"{folder}: the cache cannot be written", "name a folder that can be written, e.g. --prompt-cache-file"
+    ):
+        folder.mkdir(parents=True, exist_ok=True)
+        mx.save_safetensors(str(partial), shard.arrays, facts)
+        partial.replace(path)
 
 
 def read(folder: Path, rank: int, size: int) -> Iterator[Shard]:

@@ -18,11 +18,13 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from ringattn._errors import ArgumentError
+from ringattn.lm._command import refused
 from ringattn.lm.convert import ring_of
 from ringattn.lm.training import of_first_rank
 from ringattn.transport import transport_of
 
 STATE = "training_state.json"
+_OTHER = "name a folder that can be written, with room, by --adapter-path"
 
 
 def is_first_rank(model: nn.Module) -> bool:
@@ -41,8 +43,12 @@ def save(folder: Path, model: nn.Module, optimizer: optimizers.Optimizer, iterat
         optimizer: its optimizer.
         iteration: batches trained on so far.
     """
-    if not is_first_rank(model):
-        return
+    if is_first_rank(model):
+        with refused(f"{folder}: the checkpoint cannot be written", _OTHER):
+            _save(folder, model, optimizer, iteration)
+
+
+def _save(folder: Path, model: nn.Module, optimizer: optimizers.Optimizer, iteration: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     weights = dict(tree_flatten(model.trainable_parameters()))
     adapters, moments = f"{iteration:07d}_adapters.safetensors", f"{iteration:07d}_optimizer.safetensors"
@@ -77,12 +83,15 @@ def resume(folder: Path, model: nn.Module, optimizer: optimizers.Optimizer) -> i
         shapes = _shapes(parts)
         if not (folder / STATE).is_file():
             raise ArgumentError(f"{folder} holds no {STATE}; train without --resume first")
-        state = json.loads((folder / STATE).read_text())
-        parts = {
-            "weights": _read(folder / state["adapters"]),
-            "optimizer": _read(folder / state["optimizer"]),
-            "iteration": mx.array([state["iteration"]]),
-        }
+        with refused(
+            f"{folder}: the checkpoint cannot be read", "name another by --adapter-path, or train without --resume"
+        ):
+            state = json.loads((folder / STATE).read_text())
+            parts = {
+                "weights": _read(folder / state["adapters"]),
+                "optimizer": _read(folder / state["optimizer"]),
+                "iteration": mx.array([state["iteration"]]),
+            }
         if _shapes(parts) != shapes:
             raise ArgumentError(
                 f"{folder}: the checkpoint has other weights than this model, fine-tuning type, layers or optimizer; use the options of before"
@@ -110,8 +119,9 @@ def write_config(folder: Path, options: dict[str, Any]) -> None:
     """
     from mlx_lm.utils import save_config
 
-    folder.mkdir(parents=True, exist_ok=True)
-    save_config(dict(options), folder / "adapter_config.json")
+    with refused(f"{folder}: adapter_config.json cannot be written", _OTHER):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_config(dict(options), folder / "adapter_config.json")
 
 
 def write_model(folder: Path, source: Path, model: nn.Module) -> None:
@@ -124,10 +134,11 @@ def write_model(folder: Path, source: Path, model: nn.Module) -> None:
     """
     from mlx_lm.utils import save_model
 
-    save_model(folder, model)
-    for path in source.iterdir():
-        if path.is_file() and ".safetensors" not in path.name:
-            shutil.copy(path, folder / path.name)
+    with refused(f"{folder}: the model cannot be written", _OTHER):
+        save_model(folder, model)
+        for path in source.iterdir():
+            if path.is_file() and ".safetensors" not in path.name:
+                shutil.copy(path, folder / path.name)
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ringattn._errors import ArgumentError, PeerError, RingError
+from ringattn._errors import PeerError, RingError
 from ringattn.lm import checkpoints
+from ringattn.lm._command import USAGE, need_mlx_lm, refused, together
 from ringattn.lm.load import load
 from ringattn.lm.training import LORA, OPTIMIZERS, TrainingOptions, make_trainable, train
 from ringattn.process_group import EXIT_BROKEN, abort, init
@@ -60,14 +61,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in _POSITIVE:
         if getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be 1 or more")
+    need_mlx_lm("finetune")
     try:
         _fine_tune(options)
     except PeerError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         abort(EXIT_BROKEN)
-    except (RingError, OSError, UnicodeDecodeError) as error:
+    except (RingError, OSError) as error:
         print(f"finetune: {error}", file=sys.stderr)
-        return 2
+        return USAGE
     return 0
 
 
@@ -81,7 +83,7 @@ def read_data(path: Path, tokenizer: Any, *, mask_prompt: bool) -> tuple[Any, An
 
     Raises:
         ArgumentError: if there is no data, or a line is not in one of mlx-lm's forms.
-    """  # noqa: DOC501  # the ValueError is caught here
+    """  # noqa: DOC501  # the ValueErrors are caught here
     from mlx_lm.tuner.datasets import CacheDataset, create_dataset
 
     sets = []
@@ -90,33 +92,52 @@ def read_data(path: Path, tokenizer: Any, *, mask_prompt: bool) -> tuple[Any, An
         if name == "valid" and (file == path or not file.is_file()):
             sets.append(CacheDataset([]))
             continue
-        try:
+        with refused(f"{file}", "give JSON lines in mlx-lm's forms with --data, on every host"):
             rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
             if not rows:
                 raise ValueError("it is empty")
+            for number, row in enumerate(rows, 1):
+                _check_row(row, rows[0], number)
             sets.append(CacheDataset(create_dataset(rows, tokenizer, argparse.Namespace(mask_prompt=mask_prompt))))
-        except ValueError as error:
-            raise ArgumentError(f"{file}: {error}; give JSON lines in mlx-lm's forms") from error
     return sets[0], sets[1]
+
+
+def _check_row(row: object, first: dict[str, Any], number: int) -> None:
+    if not isinstance(row, dict):
+        raise ValueError(f"example {number} is no JSON object")
+    for name, kind in (("text", str), ("messages", list), ("prompt", str), ("completion", str)):
+        if name in first and not isinstance(row.get(name), kind):
+            raise ValueError(f"example {number} has no {name!r}, or not as {'text' if kind is str else 'a list'}")
 
 
 def _fine_tune(options: argparse.Namespace) -> None:
     from mlx_lm.tuner.trainer import grad_checkpoint
 
-    model, tokenizer = load(options.model, init(), timeout=options.timeout)
+    group = init()
+
+    def own() -> tuple[Any, Any, Any]:
+        model, tokenizer = load(options.model, group, timeout=options.timeout)
+        sets = read_data(options.data, tokenizer, mask_prompt=options.mask_prompt)
+        make_trainable(model, options.fine_tune_type, options.num_layers, seed=options.seed)
+        if (weights := options.resume_adapter_file) is not None:
+            with refused(f"{weights}: the weights cannot be loaded", "name a file of this model's adapters"):
+                model.load_weights(str(weights), strict=False)
+        return model, *sets
+
+    model, train_set, valid_set = together("finetune", own, group, options.timeout)
     first = checkpoints.is_first_rank(model)
-    train_set, valid_set = read_data(options.data, tokenizer, mask_prompt=options.mask_prompt)
-    make_trainable(model, options.fine_tune_type, options.num_layers, seed=options.seed)
-    if options.resume_adapter_file is not None:
-        model.load_weights(str(options.resume_adapter_file), strict=False)
     if options.grad_checkpoint:
         grad_checkpoint(model.layers[0])
     optimizer = OPTIMIZERS[options.optimizer](learning_rate=options.learning_rate)
     done = checkpoints.resume(options.adapter_path, model, optimizer) if options.resume else 0
-    if first:
-        if done:
-            print(f"resuming after batch {done}", flush=True)
-        checkpoints.write_config(options.adapter_path, _config(options))
+    if first and done:
+        print(f"resuming after batch {done}", flush=True)
+
+    def write_config() -> None:
+        if first:
+            checkpoints.write_config(options.adapter_path, _config(options))
+
+    together("finetune", write_config, group, options.timeout)
 
     began = time.monotonic()
     train(

@@ -17,6 +17,7 @@ import mlx.nn as nn
 
 from ringattn import kernels
 from ringattn._errors import ArgumentError, PeerError, RingError
+from ringattn.lm._command import USAGE, need_mlx_lm, refused, together
 from ringattn.lm.cache import ShardedCache, make_cache
 from ringattn.lm.generation import PREFILL_STEP_SIZE, model_digest, prefill, stream_generate
 from ringattn.lm.load import load
@@ -71,33 +72,44 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("give one of --prompt and --prompt-file")
     if min(options.max_tokens, options.prefill_step_size) < 1:
         parser.error("--max-tokens and --prefill-step-size must be 1 or more")
+    need_mlx_lm("generate")
     try:
         _generate(_prepared(options), options)
     except PeerError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         abort(EXIT_BROKEN)
-    except (RingError, OSError, UnicodeDecodeError) as error:
+    except (RingError, OSError) as error:
         print(f"generate: {error}", file=sys.stderr)
-        return 2
+        return USAGE
     return 0
 
 
 def _prepared(options: argparse.Namespace) -> Run:
     group = init()
-    prompt = options.prompt if options.prompt_file is None else options.prompt_file.read_text(encoding="utf-8")
-    model, tokenizer = load(options.model, group, timeout=options.timeout)
-    for token in options.extra_eos_token:
-        tokenizer.add_eos_token(token)
-    tokens = encoded(tokenizer, prompt, options.system_prompt, ignore_template=options.ignore_chat_template)
-    folder, cache = options.prompt_cache_file, make_cache(model)
-    if folder is not None and folder.is_dir():
-        cache = ShardedCache.load(folder, like=cache, model=model_digest(model), prompt=tokens)
+
+    def own() -> tuple[nn.Module, Any, list[int], ShardedCache]:
+        prompt = options.prompt if options.prompt_file is None else _read_prompt(options.prompt_file)
+        model, tokenizer = load(options.model, group, timeout=options.timeout)
+        for token in options.extra_eos_token:
+            tokenizer.add_eos_token(token)
+        tokens = encoded(tokenizer, prompt, options.system_prompt, ignore_template=options.ignore_chat_template)
+        folder, cache = options.prompt_cache_file, make_cache(model)
+        if folder is not None and folder.is_dir():
+            cache = ShardedCache.load(folder, like=cache, model=model_digest(model), prompt=tokens)
+        return model, tokenizer, tokens, cache
+
+    model, tokenizer, tokens, cache = together("generate", own, group, options.timeout)
 
     def say(line: str) -> None:
         if group.rank() == 0:
             print(line, file=sys.stderr, flush=True)
 
     return Run(model, tokenizer, tokens, cache, say)
+
+
+def _read_prompt(path: Path) -> str:
+    with refused(f"{path} cannot be read", "name a text file in UTF-8 with --prompt-file, on every host"):
+        return path.read_text(encoding="utf-8")
 
 
 def encoded(tokenizer: Any, prompt: str, system_prompt: str | None, *, ignore_template: bool) -> list[int]:
@@ -131,7 +143,7 @@ def _generate(run: Run, options: argparse.Namespace) -> None:
     kernel = kernels.select()
     say(
         f"{size} {'rank' if size == 1 else 'ranks'}, {kernel.name} kernel{_detail(kernel)}; prompt of {len(tokens)} tokens in chunks of "
-        f"{options.prefill_step_size}, each cut over the ranks as in zigzag"
+        f"{options.prefill_step_size}, each cut over the ranks in the zigzag layout"
     )
     if cache.tokens:
         say(f"{options.prompt_cache_file}: keys and values of {cache.tokens} tokens were loaded")
@@ -147,7 +159,11 @@ def _generate(run: Run, options: argparse.Namespace) -> None:
         mx.eval([layer.state for layer in cache])
         say(f"prefill: {len(new)} tokens in {time.perf_counter() - began:.1f} s")
     if options.prompt_cache_file is not None and new:
-        cache.save(options.prompt_cache_file, model=model_digest(run.model), prompt=tokens[: cache.tokens])
+
+        def save() -> None:
+            cache.save(options.prompt_cache_file, model=model_digest(run.model), prompt=tokens[: cache.tokens])
+
+        together("generate", save, cache.transport, options.timeout)
     held = cache.held()
     say(
         f"cache: {cache.nbytes / 1e6:.1f} MB on rank 0; tokens a rank {', '.join(map(str, held))}, "

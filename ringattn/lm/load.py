@@ -7,6 +7,7 @@ import mlx.nn as nn
 
 from ringattn._errors import ArgumentError
 from ringattn.layout import Layout
+from ringattn.lm._command import refused
 from ringattn.lm.convert import shard_model
 from ringattn.transport import Group
 
@@ -32,11 +33,14 @@ def load(
         The converted model, and mlx-lm's tokenizer.
 
     Raises:
-        ArgumentError: if the folder holds no model.
+        ArgumentError: if the folder holds no model, or a damaged one.
     """
     from mlx_lm import load as load_whole
 
     if not (Path(folder) / "config.json").is_file():
         raise ArgumentError(f"{folder} holds no config.json; name the folder of a model in mlx-lm's format")
-    model, tokenizer = load_whole(str(folder))[:2]
+    with refused(
+        f"{folder}: the model cannot be loaded", "copy or download its files again, or name another folder with --model"
+    ):
+        model, tokenizer = load_whole(str(folder))[:2]
     return shard_model(model, group, layout=layout, timeout=timeout, check=check), tokenizer

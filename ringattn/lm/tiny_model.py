@@ -16,6 +16,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from ringattn._errors import ArgumentError
+from ringattn.lm._command import USAGE, need_mlx_lm, refused
+
 REACH = 8  # letters that must agree; also the number of heads
 CODE = 12  # dimensions of a letter's code, of +1 and -1
 BYTES = 256
@@ -128,14 +131,13 @@ def write(folder: Path) -> None:
     tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    folder.mkdir(parents=True, exist_ok=True)
     save_model(folder, build())
     save_config(dict(CONFIG), folder / "config.json")
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>").save_pretrained(folder)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code."""
+    """Run the command line. Exit codes: 0 done, 2 wrong arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m ringattn.lm.tiny_model",
         description="Write a small model that quotes its context.",
@@ -143,7 +145,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("folder", type=Path, help="folder to write; files of these names in it are replaced")
     folder = parser.parse_args(argv).folder
-    write(folder)
+    need_mlx_lm("tiny_model")
+    try:
+        with refused(f"{folder}: the model cannot be written", "name a folder that can be written"):
+            folder.mkdir(parents=True, exist_ok=True)
+            write(folder)
+    except ArgumentError as error:
+        print(f"tiny_model: {error}", file=sys.stderr)
+        return USAGE
     print(f"{folder}: a model of {REACH} letters' reach, in mlx-lm's format, and its tokenizer of bytes")
     return 0
 
