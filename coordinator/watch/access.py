@@ -44,6 +44,14 @@ class Address:
             return self.host == "localhost"
 
     @property
+    def every(self) -> bool:
+        """Whether it is every address of this host, which is no address to open."""
+        try:
+            return ip_address(self.host).is_unspecified
+        except ValueError:
+            return False
+
+    @property
     def url(self) -> str:
         """The page's URL."""
         return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}/"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import secrets
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 from coordinator.watch.access import Address
 from coordinator.watch.app import PageServer, create_app
 from coordinator.watch.folder import FolderReader
+from ingest.console import printable
 from ingest.errors import UsageError
 
 NICENESS = 19  # of the page's process beside a run, which has the processors first
@@ -48,15 +50,18 @@ def serve(data_dir: Path, address: Address, say: Callable[[str], None], *, with_
     Args:
         data_dir: the folder.
         address: where to listen. Off loopback a new token is asked for.
-        say: receives the page's URL as a line.
-        with_stdin: end when stdin ends, too.
+        say: receives the page's URL as a line, and one about a folder that is not there yet.
+        with_stdin: end when stdin ends, too: beside a run, which makes its folder.
 
     Raises:
         UsageError: the address cannot be listened at.
     """
     listening, address = listen(address)
     token = "" if address.loopback else secrets.token_urlsafe(24)
-    say(f"page: {address.url}{f'?token={token}' if token else ''}")
+    opened = replace(address, host=platform.node() or address.host) if address.every else address
+    say(f"page: {opened.url}{f'?token={token}' if token else ''}")
+    if not with_stdin and not data_dir.is_dir():
+        say(f"{printable(str(data_dir))}: there is no such folder yet; the page waits for it")
     server = PageServer(create_app(FolderReader(data_dir), address, token))
     if with_stdin:
         threading.Thread(target=_end_with_stdin, args=(server,), daemon=True).start()

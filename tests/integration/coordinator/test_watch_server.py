@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import platform
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,6 +20,7 @@ from coordinator.watch.access import Address
 from coordinator.watch.folder import FolderReader
 from coordinator.watch.run import listen
 from ingest.errors import UsageError
+from tests.support.program import command, environment
 from tests.support.waiting import until
 
 WAIT_S = 30.0
@@ -98,3 +101,17 @@ def test_open_pages_are_bounded_and_a_closed_one_makes_room(tmp_path: Path, monk
 def test_address_in_use_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UsageError, match="--http another HOST:PORT"):
         listen(Address("127.0.0.1", taken.getsockname()[1]))
+
+
+def test_address_of_every_interface_is_named_by_the_host_and_a_missing_folder_is_waited_for(tmp_path: Path) -> None:
+    arguments = command("watch", "--data", "nothere", "--http", "0.0.0.0:0")
+    process = subprocess.Popen(arguments, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    try:
+        assert process.stderr.readline().startswith(f"page: http://{platform.node()}:")
+        assert process.stderr.readline() == "nothere: there is no such folder yet; the page waits for it\n"
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+    assert not (tmp_path / "nothere").exists()
