@@ -246,7 +246,10 @@ class ExtractStage:
         if summary.faults:
             faults = ", ".join(f"{kind} {count}" for kind, count in sorted(summary.faults.items()))
             lines.append(f"faults of the source, all retried: {faults}")
-        lines += [f"QUARANTINED {task}: {error}: {message}" for task, error, message in summary.quarantined]
+        told: set[str] = set()  # one cause may end many tasks: it stands with the first
+        for task, error, message in summary.quarantined:
+            lines.append(f"QUARANTINED {task}: {error}" + ("" if message in told else f": {message}"))
+            told.add(message)
         return "\n".join(map(printable, lines))
 
 

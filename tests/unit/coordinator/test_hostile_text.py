@@ -7,7 +7,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import get_args
@@ -75,12 +75,12 @@ def plain_display(show: Callable[[PlainDisplay], None]) -> str:
 def quarantine_note() -> str:
     def show(display: PlainDisplay) -> None:
         event = SimpleNamespace(task=SimpleNamespace(id=HOSTILE), error=HOSTILE, message=HOSTILE)
-        StageRunner._on_quarantined(SimpleNamespace(_display=display), event)  # type: ignore[arg-type]
+        StageRunner._on_quarantined(SimpleNamespace(_display=display, _told=set()), event)  # type: ignore[arg-type]
 
     return plain_display(show)
 
 
-def summary_text() -> str:
+def summary_text(quarantined: Sequence[tuple[str, str, str]] = ((HOSTILE, HOSTILE, HOSTILE),)) -> str:
     numbers = dict.fromkeys(
         (
             "proved",
@@ -100,8 +100,16 @@ def summary_text() -> str:
     )
     texts = {"origins": (HOSTILE,), "data": HOSTILE, "gaps": (GAP,), "masked": {HOSTILE: 1}, "faults": {HOSTILE: 1}}
     texts |= {"notes": (HOSTILE,), "absent": (HOSTILE,)}
-    more = {"status": "incomplete", "quarantined": [(HOSTILE, HOSTILE, HOSTILE)]}
+    more = {"status": "incomplete", "quarantined": quarantined}
     return ExtractStage().describe(SimpleNamespace(**numbers, **texts, **more))  # type: ignore[arg-type]
+
+
+def test_cause_that_ends_many_tasks_stands_with_the_first() -> None:
+    text = summary_text([(task, "EngineLost", "the engine is given up") for task in ("a", "b")])
+    assert [line for line in text.splitlines() if "EngineLost" in line] == [
+        "QUARANTINED a: EngineLost: the engine is given up",
+        "QUARANTINED b: EngineLost",
+    ]
 
 
 def verify_text() -> str:
