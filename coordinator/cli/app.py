@@ -71,13 +71,13 @@ def init(
     as_json: AsJson = False,
 ) -> None:
     """Write a commented settings file and a hostfile to fill in. Neither is needed for a run on this machine."""
-    from coordinator.cli.init import write_templates
+    from coordinator.cli.init import first_command, write_templates
 
     paths = write_templates(out)
     if as_json:
         print(json.dumps({"written": [str(path) for path in paths]}))
     else:
-        print(*paths, "Next: `coordinator start --extract`", sep="\n")
+        print(*paths, first_command(out), sep="\n")
 
 
 @app.command(cls=Command, epilog="coordinator start --extract --respondents PACW --start 2024-03 --end 2024-03")
@@ -100,7 +100,8 @@ def start(
     http: Annotated[
         str,
         typer.Option(
-            help="Serve a live page about the run at HOST:PORT, e.g. 127.0.0.1:8787. Off loopback it asks for a token.",
+            help="Serve a live page about the run there, e.g. at 127.0.0.1:8787. Off loopback it asks for a token.",
+            metavar="HOST:PORT",
             show_default=False,
         ),
     ] = "",
@@ -253,7 +254,8 @@ def status(settings: Settings, as_json: AsJson = False) -> None:
 def watch(
     settings: Settings,
     http: Annotated[
-        str, typer.Option(help="Where to listen, HOST:PORT. Off loopback the page asks for a token, which is printed.")
+        str,
+        typer.Option(metavar="HOST:PORT", help="Where to listen. Off loopback the page asks for a token (printed)."),
     ] = "127.0.0.1:8787",
     with_stdin: Annotated[bool, typer.Option("--with-stdin", hidden=True)] = False,
     as_json: AsJson = False,

@@ -5,7 +5,7 @@ import textwrap
 from pathlib import Path
 
 from coordinator.cli.settings import CONFIG_FILE, SETTINGS
-from ingest.errors import UsageError
+from ingest.errors import UsageError, quoted
 
 HOSTFILE = "hosts.json"
 WIDTH = 100  # columns of a comment
@@ -59,3 +59,12 @@ def write_templates(folder: Path) -> list[Path]:
     for path, text in texts.items():
         path.write_text(text)
     return list(texts)
+
+
+def first_command(folder: Path) -> str:
+    """Return the line that names the command to begin with, where the settings in `folder` hold."""
+    if folder.resolve() == Path.cwd():
+        return "Next: `coordinator start --extract`"
+    return (
+        f"Next: `cd {quoted(folder)}`, whose {CONFIG_FILE} is read only from there, then `coordinator start --extract`"
+    )

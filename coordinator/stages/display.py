@@ -116,6 +116,14 @@ def clock(seconds: float | None) -> str:
     return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
+def approximate(seconds: float) -> str:
+    """Return seconds in words, with the unit that suits: `52 s`, `5 min`, `2 h 10 min`."""
+    if seconds < 90:
+        return f"{max(round(seconds), 1)} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{60 * hours + minutes} min" if seconds < 90 * 60 else f"{hours} h {minutes} min"
+
+
 def quantity(value: float) -> str:
     """Return a count in at most five characters: 950, 12.3k, 4.9M."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):

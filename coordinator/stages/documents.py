@@ -2,10 +2,10 @@
 
 import msgspec
 
-from coordinator.stages.display import clock
+from coordinator.stages.display import approximate
 from coordinator.wire.exit_codes import ExitCode
 
-LAST_RUN, PLANNED = "as the last run here took", "by the plan, as no such run has ended here"
+LAST_RUN, PLANNED = "as the last such run in this folder took", "a rough plan: no such run has ended in this folder yet"
 
 
 class DryRun(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,7 +35,7 @@ class DryRun(msgspec.Struct, frozen=True, kw_only=True):
             return ""
         if self.eta_s is None:
             return "time: unknown, because no such run has ended in this folder"
-        return f"time: about {clock(self.eta_s)}, {self.eta_from}"
+        return f"time: about {approximate(self.eta_s)}, {self.eta_from}"
 
 
 class StageSummary(msgspec.Struct, frozen=True, kw_only=True):

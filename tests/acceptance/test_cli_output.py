@@ -99,7 +99,8 @@ def test_help_fits_the_terminal_and_has_an_example(words: str, columns: int) -> 
         example = COMMANDS[words].epilog
         assert example.startswith(words)
         assert example in re.sub(r"\s+", " ", said)
-        options = [name for param in COMMANDS[words].params for name in param.opts if name.startswith("--")]
+        shown = [param for param in COMMANDS[words].params if not getattr(param, "hidden", False)]
+        options = [name for param in shown for name in param.opts if name.startswith("--")]
         assert not [name for name in options if name not in said], "an option's name was cut"
 
 
@@ -256,6 +257,18 @@ def test_years_that_suffice_for_a_training_are_those_that_it_accepts(
 ) -> None:
     found = too_few_years(Path("data"), config, years)
     assert words in found and bool(words) == bool(found)
+
+
+def test_dry_run_states_its_time_in_words(coordinator: Said) -> None:
+    out = coordinator("start", "--extract", "--dry-run", *MONTH)[1]
+    assert re.search(
+        r"^time: about \d+ s, a rough plan: no such run has ended in this folder yet$", out, re.MULTILINE
+    ), out
+
+
+@pytest.mark.parametrize("name", ["start", "watch"])
+def test_help_names_what_http_takes(name: str, coordinator: Said) -> None:
+    assert re.search(r"--http <?HOST:PORT>?", coordinator(name, "-h")[1])
 
 
 def test_dry_run_explains_each_stage_and_writes_nothing(coordinator: Said, data: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ import requests
 from coordinator.scheduling.events import Outcome
 from coordinator.scheduling.rate_limit import BudgetStatus
 from coordinator.server.folder_lock import FolderLock
-from coordinator.stages.display import choose_display, clock
+from coordinator.stages.display import approximate, choose_display
 from coordinator.stages.documents import LAST_RUN, PLANNED, DryRun, StageSummary
 from coordinator.stages.extract.controller import ExtractController
 from coordinator.stages.extract.plan import BUCKET, ExtractOptions, make_plan
@@ -81,7 +81,7 @@ class ExtractDryRun(DryRun, frozen=True, kw_only=True):
         ]
         if self.policy_rate:
             lines.append(
-                f"at the source's policy ceiling of {self.policy_rate:g} requests/s: at least {clock(self.policy_seconds)}"
+                f"at the source's policy ceiling of {self.policy_rate:g} requests/s: at least {approximate(self.policy_seconds)}"
             )
         lines += [self.duration] if self.duration else []
         return "\n".join(map(printable, lines))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from mlx._distributed_utils.common import Hostfile
 
-from coordinator.cli.init import HOSTFILE, write_templates
+from coordinator.cli.init import HOSTFILE, first_command, write_templates
 from coordinator.cli.settings import CONFIG_FILE, SETTINGS, resolve
 from coordinator.workers.hostfile import read_hosts
 from ingest.errors import UsageError
@@ -45,3 +45,15 @@ def test_existing_file_stays_and_nothing_is_written(name: str, tmp_path: Path) -
         write_templates(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_text() == "mine"
+
+
+def test_first_command_names_the_folder_in_which_the_settings_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert first_command(Path()) == first_command(tmp_path) == "Next: `coordinator start --extract`"
+    there = tmp_path / "else where"
+    write_templates(there)
+    said = first_command(Path("else where"))
+    assert said.startswith("Next: `cd 'else where'`") and "cluster.toml" in said
+    assert said.endswith("then `coordinator start --extract`")

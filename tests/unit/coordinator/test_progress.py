@@ -21,7 +21,7 @@ from coordinator.scheduling.progress import (
     planned_seconds,
     seconds_per_unit,
 )
-from coordinator.stages.display import clock, standing
+from coordinator.stages.display import approximate, clock, standing
 from coordinator.stages.train.artifacts import DEFAULT_STEPS, steps_of
 from worker.training.config import TrainConfig
 
@@ -113,6 +113,11 @@ def test_units_after_the_first_are_left_however_long_the_first_takes() -> None:
     for at in (61.0, 71.0, 81.0):
         meter.observe(at, [Part("improve", "", (at - 51) // 10, 4, 10.0)])
     assert meter.observe(86.0, [Part("improve", "", 3, 4, 10.0)]).eta_s == pytest.approx(5.0)  # half of the last one
+
+
+def test_times_ahead_are_in_words() -> None:
+    words = [approximate(seconds) for seconds in (0.2, 52.4, 89, 312, 5399, 7800)]
+    assert words == ["1 s", "52 s", "89 s", "5 min", "90 min", "2 h 10 min"]
 
 
 def test_lost_work_begins_anew() -> None:
