@@ -162,6 +162,12 @@ def test_help_shows_brackets() -> None:
     assert f"[{'|'.join(f'{name}+' for name in SOURCES)}]URL" in whole
 
 
+def test_readme_begins_without_terms_that_it_has_not_explained() -> None:
+    first = (ROOT / "README.md").read_text().split("```")[0]
+    assert re.findall(r"NEON|Metal|qemu|stand-in|barrier", first) == []
+    assert "never run** on Apple hardware" in first  # what is untested is said before the first command
+
+
 @pytest.mark.timeout(600)
 def test_readme_python_runs(tmp_path: Path) -> None:
     one = shard("ERCO")
