@@ -37,6 +37,7 @@ from worker.agent.policy_cache import PolicyCache
 from worker.agent.waits import Waits
 
 if TYPE_CHECKING:  # imported by the first fetch: see `worker.agent.lease`
+    from ingest.outage import Wait
     from ingest.page_request import FetchContext
 
 PAGES = 2  # pages in progress for each connection: one being requested, one being verified and stored
@@ -152,8 +153,14 @@ class LeaseExecutor:
             grace=running.grace,
             report=lambda progress: self._report_progress(lease, progress),
             weights=lambda sha256: self.policies.get(sha256, running.cancelled),
-            on_wait=lambda wait: self.waits.report((lease.task, lease.attempt), wait, time.monotonic()),
+            on_wait=lambda wait: self._report_wait(lease, wait),
         )
+
+    def _report_wait(self, lease: Lease, wait: Wait | None) -> None:
+        key, now = (lease.task, lease.attempt), time.monotonic()
+        if wait is not None:
+            self.waits.begin(key, now)  # of a lease that is no fetch, too
+        self.waits.report(key, wait, now)
 
     def _fetch_context(self, running: RunningLease) -> FetchContext:
         from ingest.http import make_session

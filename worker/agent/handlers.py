@@ -81,15 +81,15 @@ class ReportedFailure(Exception):
 
 def fetch(job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:
     """Fetch one shard: `FetchJob` → `ShardResult`."""
-    return fetch_in(context.data_dir, msgspec.convert(job, FetchJob), context.fetch_context())
+    return fetch_in(context.data_dir, msgspec.convert(job, FetchJob), context.fetch_context)
 
 
-def fetch_in(data_dir: Path, job: FetchJob, resources: FetchContext) -> dict[str, Any]:
+def fetch_in(data_dir: Path, job: FetchJob, resources: Callable[[], FetchContext]) -> dict[str, Any]:
     """Fetch one shard with these resources; returns its `ShardResult` as plain data."""
     from ingest.fetch import fetch_shard
 
     local_path(data_dir, f"raw/{job.shard.key}/origin", ("raw",))
-    return msgspec.to_builtins(fetch_shard(job, resources))
+    return msgspec.to_builtins(fetch_shard(job, resources()))
 
 
 def build(job: dict[str, Any], context: LeaseContext) -> dict[str, Any]:

@@ -32,15 +32,13 @@ class Waits:
         self._lock = threading.Lock()
 
     def begin(self, key: Key, now: float) -> None:
-        """Take the start of a fetch."""
+        """Take the start of a fetch, or of a lease on an engine."""
         with self._lock:
             self._fetches[key] = _Fetch(now)
 
     def report(self, key: Key, wait: Wait | None, now: float) -> None:
         """Take what a lease waits for; None after a usable response."""
         with self._lock:
-            if wait is not None:
-                self._fetches.setdefault(key, _Fetch(now))
             if (fetch := self._fetches.get(key)) is not None:
                 fetch.wait = wait
                 if wait is None:

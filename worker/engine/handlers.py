@@ -91,7 +91,7 @@ def fetch(engine: Engine, job: dict[str, Any], context: LeaseContext) -> dict[st
         return _send(engine, url, headers, on_wait=context.on_wait, **limits)
 
     fetched = msgspec.convert(job, FetchJob)
-    return fetch_in(context.data_dir, fetched, replace(context.fetch_context(), send=send))
+    return fetch_in(context.data_dir, fetched, lambda: replace(context.fetch_context(), send=send))
 
 
 def _send(
