@@ -59,10 +59,11 @@ def advised_years(common: list[int]) -> tuple[int, int]:
 
 
 def check_years(data_dir: Path, config: bytes) -> None:
-    """Check that the years on disk suffice.
+    """Check that the years on disk suffice. A folder without any series is for `ingest.data_folder.check_series` to refuse.
 
     Raises:
         UsageError: they do not.
     """
-    if problem := too_few_years(data_dir, config, years_on_disk(data_dir)):
+    years = years_on_disk(data_dir)
+    if years and (problem := too_few_years(data_dir, config, years)):
         raise UsageError(problem)
