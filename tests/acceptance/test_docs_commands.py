@@ -70,7 +70,7 @@ ELSEWHERE = {
     r"--group sb3 python -m scripts.evaluate.control_sb3 .*": "not run: three trainings of minutes, whose results the page quotes",
     r"coordinator start (--train --rollouts )?--report-to .*": "tests/acceptance/test_trackers.py",
     r"python -m ringattn.planner .*--layers .*": "tests/integration/ringattn/test_planner.py",
-    r"coordinator init": "tests/unit/coordinator/test_init.py",
+    r"coordinator init( --out DIR)?": "tests/unit/coordinator/test_init.py",
     r"python -m ringattn.launch -n 2 -m MODULE": "tests/integration/ringattn/test_launch.py::test_module_runs_as_python_runs_it",
     r"coordinator start --extract --rebuild": "tests/acceptance/test_extract_errors.py::test_damaged_journal_is_rebuilt_from_the_manifests",
     r"coordinator start --extract( --data \S+)?": "tests/acceptance/test_extract_resume.py::test_default_run_needs_no_key_and_the_next_one_requests_nothing",

@@ -31,6 +31,7 @@ def local_series(folder: Path) -> dict[str, str]:
     return series_digest(folder)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_killed_run_leaves_no_process_and_resumes(bed: Bed, tmp_path: Path) -> None:
     fleet = Fleet(bed)

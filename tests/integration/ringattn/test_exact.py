@@ -104,7 +104,14 @@ def check(n: int, cases: list[dict], errors: Errors) -> None:
 
 
 @pytest.mark.parametrize(
-    ("n", "name"), [(1, "product"), (2, "third"), (2, "kernels"), (3, "kernels"), (2, "dimensions")]
+    ("n", "name"),
+    [
+        (1, "product"),
+        pytest.param(2, "third", marks=pytest.mark.long),
+        (2, "kernels"),
+        (3, "kernels"),
+        (2, "dimensions"),
+    ],
 )
 def test_matches_fp64(n: int, name: str) -> None:
     check(n, CASES[n][name], ring(n)[name])

@@ -69,7 +69,9 @@ def hops(n: int) -> list[tuple[str, int]]:
     return [(phase, i) for phase, row in rows.items() for i, hop in enumerate(row) if hop.kv or hop.grad]
 
 
-@pytest.mark.parametrize(("n", "how"), [(2, "kill"), (2, "stop"), (3, "kill"), (4, "stop")])
+@pytest.mark.parametrize(
+    ("n", "how"), [(2, "kill"), (2, "stop"), (3, "kill"), pytest.param(4, "stop", marks=pytest.mark.long)]
+)
 def test_peers_fail_if_a_rank_fails_at_a_random_hop(n: int, how: str, tmp_path: Path) -> None:
     phase, hop = random.choice(hops(n))
     seen = run(n, random.randrange(n), how, phase, hop, tmp_path)

@@ -356,6 +356,7 @@ def test_hours_without_a_forecast_are_named_and_their_days_have_no_peak(
     assert found["reasons"][0].startswith(f"{known.count(False)} of 48 hours") and "--extract" in found["reasons"][0]
 
 
+@pytest.mark.long
 def test_tomorrow_needs_its_issue_time_and_no_training(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
