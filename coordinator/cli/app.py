@@ -180,9 +180,9 @@ def _page_at(http: str, folder: Path, *, quiet: bool) -> AbstractContextManager[
     if not http:
         return nullcontext()
     from coordinator.watch.access import parse_address
-    from coordinator.watch.run import beside
+    from coordinator.watch.run import page_process
 
-    return beside(folder, parse_address(http), quiet=quiet)
+    return page_process(folder, parse_address(http), quiet=quiet)
 
 
 def _extractions(values: Settings) -> list[tuple[str, Any]]:

@@ -14,7 +14,7 @@ _HEAD = f"""\
 # Settings of `coordinator` for this folder. Remove the # before a line to change its value.
 # A flag comes before an environment variable COORDINATOR_NAME, that before this file, and this file before the default.
 # `coordinator config show` prints the values in force; `coordinator start --help` lists the flags.
-# {HOSTFILE} beside this file describes several machines; it counts once `hostfile` names it.
+# {HOSTFILE} in the same folder describes several machines. It is read only if `hostfile` names it.
 """
 _HOSTS = """\
 {

@@ -63,7 +63,9 @@ class StageController:
     """What a stage decides while its tasks run. A stage overrides what it needs; all is called in the server's thread."""
 
     stage = ""  # its name, as in `coordinator start --NAME`
-    like = ""  # what is requested, as far as the time it takes depends on it: the last run of the same is compared with
+    like = (
+        ""  # identifies the settings that its duration depends on: the last run with the same ones gives the estimate
+    )
     result_types: Mapping[str, Any] = MappingProxyType({})  # kind of task → type of its result
     upload_roots: Mapping[str, Path] = MappingProxyType({})  # further folders that workers may write to
     download_roots: Mapping[str, Path] = MappingProxyType({})  # folders that workers may read from, too

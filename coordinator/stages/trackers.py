@@ -1,6 +1,6 @@
 """Report the figures of a training to experiment trackers: TensorBoard, MLflow, Weights & Biases (`--report-to`).
 
-A thread follows the run folder's `metrics.jsonl`, which has every figure anyway, so a tracker delays no step. What was reported is in
+A thread follows the run folder's `metrics.jsonl`, which has every figure, so that a tracker delays no training step. What was reported is in
 `trackers.json` there: a training that resumes goes on with the same runs and repeats nothing. A tracker that fails is named and
 left out; the training goes on.
 """

@@ -57,7 +57,7 @@ class MetricCurves:
         self.ranks: set[int] = set()
 
     def poll(self) -> bool:
-        """Read new lines; return whether there were any. A file that replaced the earlier one begins anew."""
+        """Read new lines; return whether there were any. A file that replaced the earlier one is read from its start."""
         lines = self._lines.poll()
         if self._lines.replaced:
             self._clear()

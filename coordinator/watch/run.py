@@ -1,4 +1,4 @@
-"""Run the page's server for `coordinator watch`, or as a process of its own beside `coordinator start --http`."""
+"""Run the page's server for `coordinator watch`, or in a separate process for `coordinator start --http`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from coordinator.watch.folder import FolderReader
 from ingest.console import printable
 from ingest.errors import UsageError
 
-NICENESS = 19  # of the page's process beside a run, which has the processors first
+NICENESS = 19  # of the page's process while a run is under way: the run has the processors first
 STOP_S = 2.0  # for the process to end
 
 
@@ -51,7 +51,7 @@ def serve(data_dir: Path, address: Address, say: Callable[[str], None], *, with_
         data_dir: the folder.
         address: where to listen. Off loopback a new token is asked for.
         say: receives the page's URL as a line, and one about a folder that is not there yet.
-        with_stdin: end when stdin ends, too: beside a run, which makes its folder.
+        with_stdin: end when stdin ends too. A run starts the page in this way, and creates its folder itself.
 
     Raises:
         UsageError: the address cannot be listened at.
@@ -77,8 +77,8 @@ def _end_with_stdin(server: PageServer) -> None:
 
 
 @contextmanager
-def beside(data_dir: Path, address: Address, *, quiet: bool) -> Iterator[None]:
-    """Inside, serve the page in a process of its own, which takes no time from the server of the run. It ends with this one.
+def page_process(data_dir: Path, address: Address, *, quiet: bool) -> Iterator[None]:
+    """Serve the page in a separate process while the context is open, so that it takes no time from the run's server. It ends with this process.
 
     Raises:
         UsageError: the address cannot be listened at.

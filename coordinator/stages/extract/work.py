@@ -23,7 +23,7 @@ KNOWN_REQUESTS = 20  # after so many, rows per request are known
 
 
 class ExtractWork:
-    """Counts what is fetched and built. Rows that were planned are corrected by those that shards of their route turn out to have."""
+    """Counts what is fetched and built. Planned rows are corrected by the rows of finished shards of the same route."""
 
     def __init__(self, missing: Iterable[Shard], series: int, workers: int, *, emulated: bool = False) -> None:
         """Take the shards that are to be fetched, the series that are to be built at most, the workers, and who answers."""
