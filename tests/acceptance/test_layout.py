@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,12 @@ def test_coordinator_package_is_empty() -> None:
 def test_module_has_a_docstring(path: Path) -> None:
     doc = ast.get_docstring(ast.parse(path.read_text()))
     assert doc and len(doc.splitlines()[0]) > 15, f"{path.relative_to(ROOT)}: no first docstring line"
+
+
+def test_wheel_has_every_package() -> None:
+    """pyproject.toml lists the packages one by one; a clone runs without that list, a wheel does not."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    assert sorted(listed) == sorted({".".join(path.relative_to(ROOT).parent.parts) for path in modules()})
 
 
 def test_top_level_is_fixed() -> None:
