@@ -161,10 +161,10 @@ class LineFollower:
         self.replaced = False
         try:
             with self._path.open("rb") as file:
-                inode = os.fstat(file.fileno()).st_ino
-                self.replaced = inode != self._inode
-                if self.replaced:
-                    self._inode, self._offset, self._rest = inode, 0, b""
+                found = os.fstat(file.fileno())
+                self.replaced = found.st_ino != self._inode or found.st_size < self._offset
+                if self.replaced:  # by another file, or cut: one that is cut begins anew
+                    self._inode, self._offset, self._rest = found.st_ino, 0, b""
                 file.seek(self._offset)
                 while chunk := file.read(MAX_READ):
                     self._offset += len(chunk)

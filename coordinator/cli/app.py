@@ -20,6 +20,7 @@ from coordinator.cli.hints import next_steps
 from coordinator.cli.keys import config_app, keys_app
 from coordinator.cli.options import (
     AsJson,
+    PageCommand,
     Quiet,
     existing_folder,
     folder_of,
@@ -80,7 +81,7 @@ def init(
         print(*paths, first_command(out), sep="\n")
 
 
-@app.command(cls=Command, epilog="coordinator start --extract --respondents PACW --start 2024-03 --end 2024-03")
+@app.command(cls=PageCommand, epilog="coordinator start --extract --respondents PACW --start 2024-03 --end 2024-03")
 @with_stages
 @with_settings(
     *("data", "source", "respondents", "routes", "start", "end", "workers", "hostfile", "host-python", "host-data"),
@@ -100,8 +101,8 @@ def start(
     http: Annotated[
         str,
         typer.Option(
-            help="Serve a live page about the run there, e.g. at 127.0.0.1:8787. Off loopback it asks for a token.",
-            metavar="HOST:PORT",
+            help="Serve a live page about the run [without a value: at 127.0.0.1:8787]. Off loopback it asks for a token.",
+            metavar="[HOST:PORT]",
             show_default=False,
         ),
     ] = "",
@@ -249,7 +250,7 @@ def status(settings: Settings, as_json: AsJson = False) -> None:
     print(json.dumps(found) if as_json else describe(found))
 
 
-@app.command(cls=Command, epilog="coordinator watch --data data")
+@app.command(cls=PageCommand, epilog="coordinator watch --data data")
 @with_settings("data")
 def watch(
     settings: Settings,

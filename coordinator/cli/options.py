@@ -12,12 +12,27 @@ from typing import Annotated, Any
 
 import typer
 
+from coordinator.cli.help import Command as HelpedCommand
 from coordinator.cli.settings import BY_NAME, resolve
 from coordinator.stages.stage import STAGES
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and JSON lines on stderr.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print only errors and the result.")]
 Command = Callable[..., None]
+
+
+class PageCommand(HelpedCommand):
+    """A command with `--http`, whose value may be left out. Such a command has no positional arguments."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Give `--http` its usual value where another option or nothing follows it."""
+        from coordinator.watch.access import DEFAULT
+
+        given = list(args)
+        for i in reversed([i for i, word in enumerate(given) if word == "--http"]):
+            if i + 1 == len(given) or given[i + 1].startswith("-"):
+                given.insert(i + 1, DEFAULT)
+        return super().parse_args(ctx, given)
 
 
 def with_settings(*names: str) -> Callable[[Command], Command]:

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -207,8 +208,10 @@ class StageRunner:
         return self._workers.restarts + (self._fleet.hosts.restarts if self._fleet.hosts is not None else 0)
 
     def _record_end(self, outcome: Outcome | None) -> None:
-        """Record how the run ended; `outcome` None: by an exception."""
-        status, message = ("failed", "") if outcome is None else (outcome.status, outcome.message)
+        """Record how the run ended; `outcome` None: by an exception, the one that is being raised."""
+        error = sys.exc_info()[1]
+        why = "" if error is None else f"{type(error).__name__}: {error}".rstrip(": ")
+        status, message = ("failed", why) if outcome is None else (outcome.status, outcome.message)
         last = self._server.status()
         self._recorder.end(status, message, self._observed(last), self._meter.seen)
         self._recorder.write(last, self._rendering(last).plain, self._restarts, status)

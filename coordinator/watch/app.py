@@ -1,7 +1,7 @@
 """The page's server: the page, its events, `status.json` and `metrics`. It only reads, and only while somebody looks.
 
 Each subscriber gets the newest content of the panels that have changed since it was last sent any: a slow one skips what lies
-between, so nothing is queued for it.
+between, so nothing is queued for it, and one that reads nothing for a minute is dropped.
 """
 
 from __future__ import annotations
@@ -10,26 +10,33 @@ import asyncio
 import json
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import msgspec
 import uvicorn
 from anyio import to_thread
+from markupsafe import escape
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Message, Send
 
 from coordinator.watch.access import COOKIE, HEADERS, PARAMETER, Address, allowed
+from coordinator.watch.advice import advice
 from coordinator.watch.assets import asset
 from coordinator.watch.folder import FolderReader, View
 from coordinator.watch.prometheus import CONTENT_TYPE, exposition
 from coordinator.watch.views import Renderer, curve_points
+from ingest.console import printable
 
 EVERY_S = 1.0  # between two looks at the folder
-PING_S = 15.0  # without a change, after which a subscriber is sent a comment: proxies close silent connections
-MAX_SUBSCRIBERS = 32  # pages that are open at the same time
+PING_S = 15.0  # without a change, after which a subscriber is sent a ping: proxies close silent connections, and pages doubt them
+STUCK_S = 60.0  # that a subscriber may take no byte
+MAX_SUBSCRIBERS = 128  # pages that are open at the same time
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -42,6 +49,9 @@ class Hub:
         self._renderer = Renderer()
         self._panels: dict[str, tuple[int, str]] = {}  # name → version, content
         self._version = 0
+        self._encoded: dict[
+            int, str
+        ] = {}  # version that a subscriber has → its event: one text for all who have the same
         self._changed = asyncio.Condition()
         self._reading = asyncio.Lock()
         self._read_at = float("-inf")
@@ -65,15 +75,24 @@ class Hub:
 
     async def _refresh(self) -> None:
         while self.subscribers and not self._closing:
-            await self._update()
+            try:
+                await self._update()
+            except (
+                Exception
+            ) as error:  # a file of a kind that nobody thought of must not stop the page: it says so and goes on
+                await self._publish({"problem": str(escape(printable(f"{type(error).__name__}: {error}")))})
             await asyncio.sleep(self._every_s)
 
     async def _update(self) -> None:
         view = await self.view()
         panels = await to_thread.run_sync(self._renderer.panels, view)
+        await self._publish({**panels, "problem": ""})
+
+    async def _publish(self, panels: Mapping[str, str]) -> None:
         new = {name: html for name, html in panels.items() if self._panels.get(name, (0, ""))[1] != html}
         if new:
             self._version += 1
+            self._encoded = {}
             self._panels |= {name: (self._version, html) for name, html in new.items()}
             async with self._changed:
                 self._changed.notify_all()
@@ -87,7 +106,7 @@ class Hub:
         async with self._changed:
             self._changed.notify_all()
 
-    async def events(self) -> AsyncIterator[str]:
+    async def events(self) -> AsyncGenerator[str]:
         """Yield server-sent events: the panels that have changed, as one JSON object of name → HTML."""
         self.subscribers += 1
         try:
@@ -96,21 +115,50 @@ class Hub:
             seen = 0
             yield "retry: 2000\n\n"
             while True:
-                new = {name: html for name, (version, html) in self._panels.items() if version > seen}
-                if new:
-                    seen = self._version
-                    yield f"data: {json.dumps(new)}\n\n"
+                if seen < self._version:
+                    event, seen = self._event(seen), self._version
+                    yield event
                     continue
                 if self._closing:
                     yield "event: end\ndata:\n\n"
                     return
-                async with self._changed:
+                newer = partial(self._newer, seen)
+                async with self._changed:  # tested inside, so that no change is missed between the test and the wait
                     try:
-                        await asyncio.wait_for(self._changed.wait(), PING_S)
+                        await asyncio.wait_for(self._changed.wait_for(newer), PING_S)
                     except TimeoutError:
-                        yield ": still here\n\n"
+                        yield "event: ping\ndata:\n\n"
         finally:
             self.subscribers -= 1
+
+    def _newer(self, seen: int) -> bool:
+        return self._closing or self._version > seen
+
+    def _event(self, seen: int) -> str:
+        """Return the event of the panels that are newer than version `seen`."""
+        if seen not in self._encoded:
+            new = {name: html for name, (version, html) in self._panels.items() if version > seen}
+            self._encoded[seen] = f"data: {json.dumps(new)}\n\n"
+        return self._encoded[seen]
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events; a client that takes nothing for `STUCK_S` is dropped, so that it keeps no other page out."""
+
+    def __init__(self, events: AsyncGenerator[str]) -> None:
+        """Take the events."""
+        super().__init__(events, media_type="text/event-stream")
+        self._events = events
+
+    async def stream_response(self, send: Send) -> None:
+        """Send the events until the client is gone or stuck."""
+
+        async def within(message: Message) -> None:
+            await asyncio.wait_for(send(message), STUCK_S)
+
+        with suppress(TimeoutError):
+            await super().stream_response(within)
+        await self._events.aclose()  # so that its place is free at once
 
 
 def create_app(reader: FolderReader, address: Address, token: str = "", every_s: float = EVERY_S) -> Starlette:
@@ -136,7 +184,11 @@ def create_app(reader: FolderReader, address: Address, token: str = "", every_s:
                 response = RedirectResponse("/", 303)
                 response.set_cookie(COOKIE, token, httponly=True, samesite="strict")
             else:
-                response = await handler(request)
+                try:
+                    response = await handler(request)
+                except Exception as error:  # e.g. a folder that may not be read
+                    text = f"The data folder cannot be shown: {type(error).__name__}: {printable(str(error))}\n"
+                    response = PlainTextResponse(text, 500)
             response.headers.update(HEADERS)
             return response
 
@@ -147,8 +199,8 @@ def create_app(reader: FolderReader, address: Address, token: str = "", every_s:
 
     async def events(request: Request) -> Response:
         if hub.subscribers >= MAX_SUBSCRIBERS:
-            return PlainTextResponse(f"{MAX_SUBSCRIBERS} pages are open already.\n", 503)
-        return StreamingResponse(hub.events(), media_type="text/event-stream")
+            return PlainTextResponse(f"{MAX_SUBSCRIBERS} pages are open already.\n", 503, {"Retry-After": "5"})
+        return EventStream(hub.events())
 
     async def status(request: Request) -> Response:
         return Response(msgspec.json.encode(document(await hub.view())), media_type="application/json")
@@ -176,7 +228,7 @@ class PageServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                log_level="error",
+                log_level="critical",  # a client that is dropped is no error of the run, in whose terminal this would stand
                 access_log=False,
                 lifespan="off",
                 server_header=False,
@@ -195,12 +247,16 @@ def document(view: View) -> dict[str, Any]:
     training, control = view.training, view.control
     return {
         "data": view.data,
+        "host": view.host,
         "now": view.now,
         "running": view.running,
+        "missing": view.missing,
+        "advice": advice(view),
         "state": view.state,
         "stages": view.stages,
         "tasks": {one.kind: one.counts for one in view.tasks.kinds},
         "given_up": view.tasks.failed,
+        "workers": {name: {"rows_per_s": one[0], "requests_per_s": one[1]} for name, one in view.worker_rates.items()},
         "loss": curve_points(training.loss) if training else [],
         "skill": {name: curve_points(one) for name, one in training.skill.items()} if training else {},
         "pop": curve_points(control.history) if control else [],

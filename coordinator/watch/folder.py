@@ -1,16 +1,17 @@
 """Read a data folder for the page: the newest status, the events of its runs, the journal's tasks, the curves. Nothing is written.
 
 Everything that is kept has a bound, so a page that stays open does not grow: 300 lines of the log, 600 points of a curve, 600
-moments of the rates, one byte and the id of a task.
+moments of the rates, 2,000 characters of a line, one byte and the id of a task.
 """
 
 from __future__ import annotations
 
+import platform
 import time
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import msgspec
 import numpy as np
 
 from coordinator.report.model import Control, Floats, Training
+from coordinator.server.status import WorkerStatus
 from coordinator.stages.run_log import EVENTS, STATUS, RunState
 from coordinator.watch.curves import Curve, MetricCurves, control_of, training_of
 from coordinator.watch.tasks import JournalFollower, TaskGrid
@@ -26,6 +28,8 @@ from rl.arrays import load as load_arrays
 from rl.errors import ControlError
 
 MAX_LINES = 300  # of the log
+MAX_TEXT = 2_000  # characters of a line
+RATE_S = 10.0  # over which the rates of a worker are taken
 JOURNAL_S = 0.1  # of a second, for new records of the journal: a long one is caught up with over several
 SILENT_S = 10.0  # without a status, after which a run counts as gone
 NO_CURVE = np.array([]), np.array([])
@@ -62,11 +66,15 @@ class View:
     stages: tuple[StageRun, ...]
     log: tuple[LogLine, ...]
     tasks: TaskGrid
-    rates: Mapping[str, tuple[Floats, Floats]]  # name → minutes ago (negative), value a second
+    rates: Mapping[str, tuple[Floats, Floats]]  # name → seconds since the stage began, value a second
     training: Training | None
     ring: Mapping[str, tuple[Floats, Floats]]  # name → step, value
     newest: Mapping[str, Any]  # of the training's metrics
     control: Control | None
+    host: str = ""  # that reads the folder
+    worker_rates: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # worker → rows and requests a second
+    missing: bool = False  # the folder has gone, or is not there yet: the rest is what it last held
+    problem: str = ""  # why it could not be read
 
 
 @dataclass
@@ -76,12 +84,27 @@ class _Counter:
     rate: Curve = field(default_factory=Curve)
 
 
+@dataclass(frozen=True)
+class _Heard:
+    """What a worker had done at a moment."""
+
+    at: float
+    rows: int
+    requests: int
+
+
 class FolderReader:
     """Follows one data folder. Not thread-safe."""
 
     def __init__(self, data_dir: Path) -> None:
-        """Take the folder; it may be empty yet."""
+        """Take the folder; it may be empty yet, or not be there."""
         self.data_dir = data_dir
+        self._reset()
+
+    def _reset(self) -> None:
+        data_dir = self.data_dir
+        self._last: View | None = None
+        self._gone = False
         self._events = LineFollower(data_dir / EVENTS)
         self._journal = JournalFollower(data_dir / "journal.sqlite")
         self._training = MetricCurves(data_dir / "train" / "metrics.jsonl", "step")
@@ -91,11 +114,22 @@ class FolderReader:
         self._log: deque[LogLine] = deque(maxlen=MAX_LINES)
         self._stages: dict[str, StageRun] = {}
         self._state: RunState | None = None
+        self._raw = b""  # that it was decoded from
         self._rates: dict[str, _Counter] = {}
+        self._workers: dict[str, deque[_Heard]] = {}
         self._of = 0.0  # when the run whose rates these are began
 
     def read(self) -> View:
-        """Read what is new, and return the view."""
+        """Read what is new, and return the view. Of a folder that has gone it is the last one; one that comes back is read from its start."""
+        if not self.data_dir.is_dir():
+            self._gone = True
+            return replace(self._last or self._read(), now=time.time(), running=False, missing=True)
+        if self._gone:
+            self._reset()
+        self._last = self._read()
+        return self._last
+
+    def _read(self) -> View:
         self._read_events()
         self._read_state()
         self._journal.poll(JOURNAL_S)
@@ -111,11 +145,13 @@ class FolderReader:
             stages=tuple(self._stages.values()),
             log=tuple(self._log),
             tasks=self._journal.grid(),
-            rates={name: _minutes(one.rate, now) for name, one in self._rates.items()},
+            rates={name: _since(one.rate, self._of) for name, one in self._rates.items()},
             training=training_of(self._training, self.data_dir / "train"),
             ring={name: self._training.arrays(name) for name in ("attention_share", "wait_share")},
             newest=dict(newest),
             control=control_of(self._control, self._history, self.data_dir / "control"),
+            host=platform.node(),
+            worker_rates={name: _rates(heard) for name, heard in self._workers.items()},
         )
 
     def _read_events(self) -> None:
@@ -129,35 +165,53 @@ class FolderReader:
     def _take(self, event: Mapping[str, Any]) -> None:
         stage, at = str(event["stage"]), float(event["t"])
         if event["event"] == "note":
-            self._log.append(LogLine(at, stage, str(event["text"])))
+            self._log.append(LogLine(at, stage, _bounded(str(event["text"]))))
         elif event["event"] == "begin":
             self._stages.pop(stage, None)  # the stages are in the order of their last beginning
             self._stages[stage] = StageRun(stage, at)
             self._log.append(LogLine(at, stage, f"{stage} begins"))
         elif event["event"] == "end":
-            status, message, seconds = str(event["status"]), str(event.get("message", "")), float(event["seconds"])
+            status, seconds = str(event["status"]), float(event["seconds"])
+            message = _bounded(str(event.get("message", "")))
             self._stages[stage] = StageRun(stage, at - seconds, status, message, seconds)
             text = f"{stage} ended: {status}" + (f": {message}" if message else "")
             self._log.append(LogLine(at, stage, text))
 
     def _read_state(self) -> None:
-        with suppress(OSError, msgspec.MsgspecError):
-            state = msgspec.json.decode((self.data_dir / STATUS).read_bytes(), type=RunState)
-            if state != self._state:
-                self._count(state)
-            self._state = state
+        try:
+            raw = (self.data_dir / STATUS).read_bytes()
+        except FileNotFoundError:
+            self._state, self._raw = None, b""
+            return
+        except OSError:
+            return
+        if raw == self._raw:
+            return
+        with suppress(msgspec.MsgspecError):
+            self._state = msgspec.json.decode(raw, type=RunState)
+            self._raw = raw
+            self._count(self._state)
 
     def _count(self, state: RunState) -> None:
         """Take the rates between two statuses of a run."""
         if state.began != self._of:
-            self._rates, self._of = {}, state.began
+            self._rates, self._workers, self._of = {}, {}, state.began
         run = state.run
+        self._workers = {one.name: self._heard(one, state.at) for one in run.workers}
         for name in ("rows", "requests"):
             value = sum(getattr(worker, name) for worker in run.workers) + getattr(run, f"departed_{name}")
             counter = self._rates.setdefault(name, _Counter(state.at, value))
             if state.at > counter.at:
                 counter.rate.add(state.at, max(value - counter.value, 0.0) / (state.at - counter.at))
                 counter.at, counter.value = state.at, value
+
+    def _heard(self, worker: WorkerStatus, at: float) -> deque[_Heard]:
+        """Return what a worker had done at the moments of the last `RATE_S`, the newest included."""
+        heard = self._workers.get(worker.name, deque())
+        heard.append(_Heard(at, worker.rows, worker.requests))
+        while len(heard) > 2 and at - heard[1].at >= RATE_S:
+            heard.popleft()
+        return heard
 
     def _read_history(self) -> None:
         """Read the versions that were evaluated, when the learner's state has changed."""
@@ -171,6 +225,19 @@ class FolderReader:
                 self._history_of = changed
 
 
-def _minutes(curve: Curve, now: float) -> tuple[Floats, Floats]:
+def _since(curve: Curve, began: float) -> tuple[Floats, Floats]:
     at, value = curve.arrays()
-    return (at - now) / 60, value
+    return at - began, value
+
+
+def _rates(heard: deque[_Heard]) -> tuple[float, float]:
+    """Return rows and requests a second between the oldest and the newest moment."""
+    first, last = heard[0], heard[-1]
+    seconds = last.at - first.at
+    return (
+        ((last.rows - first.rows) / seconds, (last.requests - first.requests) / seconds) if seconds > 0 else (0.0, 0.0)
+    )
+
+
+def _bounded(text: str) -> str:
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} … ({len(text):,} characters)"

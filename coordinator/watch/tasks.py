@@ -1,12 +1,17 @@
-"""Follow the journal of a run read-only, and group its tasks: a page with 100,000 of them has as many cells as one with 400."""
+"""Follow the journal of a run read-only, and group its tasks: a page with 100,000 of them has as many cells as one with 400.
+
+Shards have a place, authority by period, and are shown there. Other tasks are shown in the order of the plan.
+"""
 
 from __future__ import annotations
 
 import sqlite3
+import sys
 import time
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -26,8 +31,27 @@ OF_JOURNAL = {
 }
 
 
+class Place(NamedTuple):
+    """Where a shard stands in the grid."""
+
+    respondent: str
+    route: str
+    start: str  # first hour
+
+
+class _Shard(msgspec.Struct):
+    respondent: str
+    route: str
+    start: str
+
+
+class _Job(msgspec.Struct):
+    shard: msgspec.Raw = msgspec.Raw()
+
+
 class _Spec(msgspec.Struct):
     kind: str
+    job: msgspec.Raw = msgspec.Raw()
 
 
 class _Snapshot(msgspec.Struct):
@@ -50,6 +74,7 @@ class _Line(msgspec.Struct):
 
 
 _decode = msgspec.json.Decoder(_Line).decode
+_decode_job, _decode_shard = msgspec.json.Decoder(_Job).decode, msgspec.json.Decoder(_Shard).decode
 _MOVES = {"Added": PENDING, "Leased": LEASED, "Returned": PENDING, "Done": DONE, "Committed": DONE, "Dropped": GONE}
 
 
@@ -78,6 +103,9 @@ class KindOfTask:
     kind: str
     counts: tuple[int, ...]
     cells: tuple[Cell, ...]
+    placed: tuple[
+        tuple[Place, int], ...
+    ] = ()  # (place, number of the state) of the shards; (): the tasks have no places
 
 
 @dataclass(frozen=True)
@@ -87,12 +115,14 @@ class TaskGrid:
     kinds: tuple[KindOfTask, ...] = ()
     failed: tuple[tuple[str, str, str], ...] = ()  # (task, error, message) of those that were given up, the first ones
     read: float = 1.0  # share of the journal that has been read
+    problem: str = ""  # why the journal cannot be read
 
 
 @dataclass
 class _Kind:
     ids: list[str] = field(default_factory=list)
     states: bytearray = field(default_factory=bytearray)
+    places: dict[Place, int] = field(default_factory=dict)  # place → index of its newest task
 
 
 class JournalFollower:
@@ -108,16 +138,28 @@ class JournalFollower:
         self._where: dict[str, tuple[_Kind, int]] = {}
         self._failed: dict[str, tuple[str, str, str]] = {}
         self._seq = self._crc = 0
+        self._problem = ""
         self._inode = 0
         self.read = 1.0
 
     def poll(self, budget_s: float) -> bool:
-        """Read new records for at most `budget_s`; return whether any task changed. A journal that cannot be read counts as empty."""
+        """Read new records for at most `budget_s`; return whether any task changed. What cannot be read keeps what was read before."""
         try:
             inode = self._path.stat().st_ino
         except OSError:
+            if self._inode:  # it was removed
+                self._reset()
             return False
-        with suppress(sqlite3.Error), closing(self._open()) as db:
+        try:
+            return self._read_new(inode, budget_s)
+        except sqlite3.OperationalError:  # its writer is at work, or has not made its table yet
+            return False
+        except sqlite3.DatabaseError as error:
+            self._problem = str(error)
+            return False
+
+    def _read_new(self, inode: int, budget_s: float) -> bool:
+        with closing(self._open()) as db:
             row = db.execute("SELECT crc FROM records WHERE seq = ?", (self._seq,)).fetchone() if self._seq else None
             if inode != self._inode or (
                 self._seq and (row is None or row[0] != self._crc)
@@ -128,9 +170,8 @@ class JournalFollower:
             before, until = self._seq, time.monotonic() + budget_s
             while self._seq < last and time.monotonic() < until:
                 self._take_batch(db)
-            self.read = self._seq / last if last else 1.0
+            self.read, self._problem = self._seq / last if last else 1.0, ""
             return self._seq != before
-        return False
 
     def _open(self) -> sqlite3.Connection:
         return sqlite3.connect(f"file:{self._path}?mode=ro", uri=True, timeout=0.5)
@@ -151,6 +192,8 @@ class JournalFollower:
             self._where[line.task] = kind, len(kind.ids)
             kind.ids.append(line.task)
             kind.states.append(PENDING)
+            if (place := _place(spec.job)) is not None:
+                kind.places[place] = len(kind.ids) - 1
         kind, index = self._where[line.task]
         error, message = line.error, line.message
         if line.was is not None:
@@ -169,7 +212,15 @@ class JournalFollower:
     def grid(self) -> TaskGrid:
         """Return the tasks by kind, as at most `CELLS` cells each."""
         kinds = tuple(_grouped(name, kind) for name, kind in self._kinds.items())
-        return TaskGrid(kinds, tuple(self._failed.values())[:MAX_LISTED], self.read)
+        return TaskGrid(kinds, tuple(self._failed.values())[:MAX_LISTED], self.read, self._problem)
+
+
+def _place(job: msgspec.Raw) -> Place | None:
+    """Return the place of a job's shard; None: it has none."""
+    with suppress(msgspec.MsgspecError):
+        shard = _decode_shard(_decode_job(job).shard)
+        return Place(sys.intern(shard.respondent), sys.intern(shard.route), sys.intern(shard.start))
+    return None
 
 
 def _grouped(name: str, kind: _Kind) -> KindOfTask:
@@ -181,4 +232,5 @@ def _grouped(name: str, kind: _Kind) -> KindOfTask:
         Cell(kind.ids[start], int(counts.sum()), tuple(counts.tolist()))
         for start, counts in zip(starts.tolist(), by_state, strict=True)
     ]
-    return KindOfTask(name, tuple(by_state.sum(axis=0).tolist()), tuple(cells))
+    placed = tuple((place, kind.states[index]) for place, index in kind.places.items())
+    return KindOfTask(name, tuple(by_state.sum(axis=0).tolist()), tuple(cells), placed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,11 @@ from coordinator.report.model import Floats
 from coordinator.report.render.charts import Axis, Figure, Line, number, plot, shown
 from coordinator.scheduling.progress import Part
 from coordinator.stages.display import clock, counted_part, quantity
+from coordinator.watch.advice import advice, causes
 from coordinator.watch.folder import NO_CURVE, StageRun, View
-from coordinator.watch.tasks import STATES
+from coordinator.watch.ring import compute_figure, rank_rows, sent_per_s, size, topology
+from coordinator.watch.shards import shard_figures
+from coordinator.watch.tasks import STATES, KindOfTask
 
 PANELS = {
     "stages": "Stages",
@@ -28,6 +31,10 @@ PANELS = {
     "log": "Log",
 }
 """The panels in the order of the page: id, which is also the name of the template, and title."""
+UNITS = (("seconds", 1.0, 180.0), ("minutes", 60.0, 10_800.0), ("hours", 3600.0, float("inf")))
+"""Of an axis of time: name, seconds, and up to how many seconds it is used."""
+TOP = ("title", "summary", "advice")
+"""What stands above the panels: the title of the browser's tab, how the run stands in a sentence, and what to do."""
 LEAST_POINTS = 2  # of a chart
 
 
@@ -53,6 +60,7 @@ class Renderer:
             undefined=StrictUndefined,
             trim_blocks=True,
             lstrip_blocks=True,
+            auto_reload=False,  # an upgrade of the package beside an open page does not mix two versions
         )
         self._templates.filters |= {"number": number, "clock": clock, "quantity": quantity, "hour": _hour}
         self._kept: dict[str, tuple[Any, dict[str, Any]]] = {}
@@ -63,13 +71,12 @@ class Renderer:
             (name, title, Markup(content))
             for (name, title), content in zip(PANELS.items(), self._all(view), strict=True)
         ]
-        return self._templates.get_template("watch.html").render(
-            view=view, panels=panels, summary=Markup(self._render("summary", view))
-        )
+        top = {name: Markup(self._render(name, view)) for name in TOP}
+        return self._templates.get_template("watch.html").render(view=view, panels=panels, **top)
 
     def panels(self, view: View) -> dict[str, str]:
-        """Return the content of every panel, and of the summary above them."""
-        return {"summary": self._render("summary", view), **dict(zip(PANELS, self._all(view), strict=True))}
+        """Return the content of every panel, and of what stands above them."""
+        return {name: self._render(name, view) for name in (*TOP, *PANELS)}
 
     def _all(self, view: View) -> list[str]:
         return [self._render(name, view) for name in PANELS]
@@ -83,8 +90,10 @@ class Renderer:
             self._kept[name] = key, make()
         return self._kept[name][1]
 
-    def _summary(self, view: View) -> dict[str, Any]:
-        return {"line": summary_line(view)}
+    def _title(self, view: View) -> dict[str, Any]:
+        return {"advice": advice(view)}
+
+    _summary = _advice = _title
 
     def _stages(self, view: View) -> dict[str, Any]:
         running = view.state if view.running else None
@@ -94,6 +103,7 @@ class Renderer:
             "running": running,
             "progress": progress,
             "parts": parts,
+            "ends": _ends(view),
             "runs": [_stage_row(one, view) for one in view.stages],
         }
 
@@ -102,14 +112,17 @@ class Renderer:
         rows = []
         for worker in () if state is None else state.run.workers:
             doing = ", ".join(worker.executing[:2]) + (" …" if len(worker.executing) > 2 else "")
+            rows_per_s, requests_per_s = view.worker_rates.get(worker.name, (0.0, 0.0))
             rows.append(
                 [
                     f"{worker.host}:{worker.pid}",
                     doing or "idle",
                     str(worker.leases),
                     quantity(worker.rows),
+                    f"{rows_per_s:,.0f}",
                     f"{worker.requests:,}",
-                    f"{worker.rss / 1e6:,.0f} MB",
+                    f"{requests_per_s:.1f}",
+                    size(worker.rss),
                     f"{worker.silent_s + _age_s(view):.0f} s ago",
                 ]
             )
@@ -122,14 +135,24 @@ class Renderer:
             if len(x) >= LEAST_POINTS and float(max(y)) > 0:
                 ceilings = [] if view.state is None else [one.rate for one in view.state.run.budgets.values()]
                 marks = [("allowed", ceilings[0])] if name == "requests" and ceilings else []
-                chart = plot(title, Axis("minutes"), Axis(name, zero=True), [Line(name, x, y)], marks=marks)
-                figures.append(Figure(title, chart, "Since this page began to watch; 0 is now."))
+                unit, seconds, _ = next(one for one in UNITS if x[-1] < one[2])
+                along = Axis(f"{unit} since the stage began", least=1)
+                chart = plot(title, along, Axis(name, zero=True), [Line(name, x / seconds, y)], marks=marks)
+                figures.append(Figure(title, chart, "Since the first look at this run."))
         return {"figures": figures, "budgets": {} if view.state is None else view.state.run.budgets}
 
     def _tasks(self, view: View) -> dict[str, Any]:
         header = ["kind", *STATES, "all"]
         rows = [[one.kind, *(f"{n:,}" for n in one.counts), f"{sum(one.counts):,}"] for one in view.tasks.kinds]
-        return {"header": header, "rows": rows, "states": STATES}
+        told = () if advice(view).causes else causes(view.tasks.failed)  # those of this run stand above
+        shards = {one.kind: self._shards(one) for one in view.tasks.kinds}
+        return {"header": header, "rows": rows, "states": STATES, "shards": shards, "causes": told}
+
+    def _shards(self, kind: KindOfTask) -> list[Figure]:
+        name = f"shards-{kind.kind}"
+        return list(
+            self._memo(name, kind.placed, lambda: {"figures": shard_figures(kind.kind, kind.placed)})["figures"]
+        )
 
     def _ring(self, view: View) -> dict[str, Any]:
         training = view.state.view if view.state is not None and view.state.stage == "train" else {}
@@ -140,11 +163,14 @@ class Renderer:
         ]
         if known:
             key = tuple((len(line.x), float(line.x[-1])) for line in known)
-            figures = self._memo("ring", key, lambda: {"figures": [_ring_figure(known)]})["figures"]
+            figures = list(self._memo("ring", key, lambda: {"figures": [compute_figure(known)]})["figures"])
+        ranks, sent = training.get("ranks", ()), sent_per_s(view.newest)
+        drawn = topology(ranks, _age_s(view), sent)
         return {
             "training": training,
-            "ranks": _rank_rows(training.get("ranks", ()), view.newest, _age_s(view)),
-            "figures": figures,
+            "sent": "" if sent is None else f"{size(sent)}/s",
+            "ranks": rank_rows(ranks, view.newest, _age_s(view)),
+            "figures": [*([drawn] if drawn else []), *figures],
         }
 
     def _curves(self, view: View) -> dict[str, Any]:
@@ -177,26 +203,18 @@ class Renderer:
         return {**drawn, "status": _status_now(view, "rollouts", drawn), "figures_of": figures_of}
 
 
-def summary_line(view: View) -> str:
-    """Return how the run stands, as one sentence: it is read aloud."""
-    state = view.state
-    if state is None:
-        return "No run has written a status here yet."
-    if not view.running:
-        if state.ended:
-            return f"{state.stage} ended: {state.ended}."
-        return f"{state.stage}: no status for {clock(view.now - state.at)}. The coordinator is gone or stopped."
-    progress = state.run.progress
-    if progress is None:
-        return f"{state.stage} is running."
-    if progress.eta_s is None:
-        return f"{state.stage}, time left unknown."
-    return f"{state.stage} {progress.share:.0%}, {clock(progress.eta_s)} left."
-
-
 def _status_now(view: View, stage: str, drawn: Mapping[str, Any]) -> str:
     """Return how a training stands: as the report says, unless it is at work now."""
     return "At work" if view.running and view.state is not None and view.state.stage == stage else str(drawn["status"])
+
+
+def _ends(view: View) -> str:
+    """Return the time at which the running stage will end, UTC; "": not known."""
+    eta_s = None if view.state is None or view.state.run.progress is None else view.state.run.progress.eta_s
+    if eta_s is None or view.state is None:
+        return ""
+    at = view.state.at + eta_s
+    return time.strftime("%H:%M" if at - view.now < 12 * 3600 else "%m-%d %H:%M", time.gmtime(at))
 
 
 def _part_row(part: Part, current: str) -> PartRow:
@@ -223,51 +241,9 @@ def _stage_row(one: StageRun, view: View) -> list[str]:
     ]
 
 
-def _ring_figure(lines: Sequence[Line]) -> Figure:
-    chart = plot("Share of a step in attention and in waiting", Axis("step", least=1), Axis("share", zero=True), lines)
-    return Figure(
-        "Compute and waiting",
-        chart,
-        "Of rank 0's step: attention, and waiting for its neighbours.",
-        [line.key for line in lines],
-    )
-
-
 def _age_s(view: View) -> float:
     """Return the age of the newest status, by which all that it says is older; 0 for that of a run that has ended."""
     return 0.0 if view.state is None or view.state.ended else max(0.0, view.now - view.state.at)
-
-
-def _rank_rows(ranks: Sequence[Mapping[str, Any]], newest: Mapping[str, Any], age_s: float) -> list[list[str]]:
-    """Return a row per rank: its worker, the rank that it sends to, step, phase, share of the sequence, busy and waiting time.
-
-    `age_s`: of the status that holds the ranks.
-    """
-    busy, shares, seconds = (newest.get(name) for name in ("busy", "shares", "seconds"))
-    rows = []
-    for one in ranks:
-        number_, known = int(one["rank"]), isinstance(busy, list) and len(busy) == len(ranks)
-        share = f"{shares[number_]:.0%}" if isinstance(shares, list) and number_ < len(shares) else "–"
-        work = f"{busy[number_]:.2f} s" if known and busy is not None else "–"
-        waiting = "–"
-        if known and busy is not None and isinstance(seconds, int | float) and seconds > 0:
-            waiting = f"{max(0.0, 1 - busy[number_] / seconds):.0%}"
-        step = str(one["step"]) if one["step"] >= 0 else "–"
-        link = f"{number_} → {(number_ + 1) % len(ranks)}" if len(ranks) > 1 else "–"
-        rows.append(
-            [
-                str(number_),
-                str(one["worker"]),
-                link,
-                step,
-                str(one["phase"]),
-                share,
-                work,
-                waiting,
-                f"{one['silent_s'] + age_s:.0f} s ago",
-            ]
-        )
-    return rows
 
 
 def _hour(at: float) -> str:

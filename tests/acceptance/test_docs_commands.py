@@ -86,7 +86,7 @@ ELSEWHERE = {
     r"coordinator start --(extract --update|update --source eia --data real)": (
         "tests/acceptance/test_extract_resume.py::test_update_refetches_revisable_hours_and_keeps_both_generations"
     ),
-    r"coordinator (watch|start …|start --extract --train --rollouts)( --data data)?( --http ([\d.]+:8787|HOST:PORT))?": (
+    r"coordinator (watch|start …|start --extract --train --rollouts)( --data data)?( --http( [\d.]+:8787| HOST:PORT)?)?": (
         "tests/acceptance/test_watch.py::test_every_panel_follows_a_pipeline_with_faults"
     ),
     r"ssh -L 8787:127.0.0.1:8787 HOST": "not run: OpenSSH's own, to another host",

@@ -90,6 +90,7 @@ class MetricsWriter:
             "tokens_per_s": speed,
             "attention_share": sum(hop.compute for hop in hops) / done.seconds,
             "wait_share": sum(hop.wait for hop in hops) / done.seconds,
+            "sent_bytes": sum(hop.sent for hop in hops),
             "ranks": len(done.busy),
             "seconds": done.seconds,
             "busy": done.busy,

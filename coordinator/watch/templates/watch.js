@@ -1,11 +1,20 @@
 // Replace a panel when the server sends its new content. Nothing accumulates: a panel holds what it was sent last.
 "use strict";
+const SPOKEN_MS = 30000; // between two readings aloud of the same state
+const RETRY_MS = 5000; // after an answer that is no stream
+const SILENT_MS = 45000; // three pings of the server; longer: the connection is dead, though nobody has said so
+const HIDDEN_MS = 60000; // a page in the background lets go then: a browser opens six connections to a host
 const link = document.getElementById("link");
+const updated = document.getElementById("updated");
 const filter = document.getElementById("filter");
+let source = null; // the connection
+let ended = false; // the server has said that it ends
+let heard = 0; // when it was last heard, ms
+let timer = 0;
 
 function showLink(text, state) {
   link.textContent = text;
-  link.className = `link ${state}`;
+  link.className = state;
 }
 
 function applyFilter() {
@@ -13,7 +22,8 @@ function applyFilter() {
   const lines = [...document.querySelectorAll("#log-panel li")];
   for (const line of lines) line.hidden = !line.textContent.toLowerCase().includes(wanted);
   const matches = wanted ? `${lines.filter((line) => !line.hidden).length} of ${lines.length}` : "";
-  document.getElementById("matches").textContent = matches;
+  const shown = document.getElementById("matches");
+  if (shown.textContent !== matches) shown.textContent = matches;
 }
 
 // What a reader was doing inside a panel outlives its replacement: focus, scrolling, opened details.
@@ -29,7 +39,6 @@ function replace(panel, html) {
 }
 
 // A screen reader is told when the stage or its end changes, and else every half minute, not every second.
-const SPOKEN_MS = 30000;
 let spoken = { about: "", at: 0 };
 function speak(text) {
   const about = text.replace(/[\d:%.]+/g, "");
@@ -38,19 +47,66 @@ function speak(text) {
   document.getElementById("spoken").textContent = text;
 }
 
-const source = new EventSource("events");
-source.onopen = () => showLink("live", "live");
-source.onerror = () => showLink("connection lost: trying again", "lost");
-source.onmessage = (event) => {
-  for (const [name, html] of Object.entries(JSON.parse(event.data))) {
-    const panel = document.getElementById(name === "summary" ? "summary" : `${name}-panel`);
+function show(panels) {
+  for (const [name, html] of Object.entries(panels)) {
+    if (name === "title") document.title = new DOMParser().parseFromString(html, "text/html").body.textContent.trim();
+    const panel = document.getElementById(`${name}-panel`);
     if (panel) replace(panel, html);
     if (name === "log") applyFilter();
     if (name === "summary") speak(panel.textContent.trim());
   }
-};
-source.addEventListener("end", () => {
-  source.close();
-  showLink("the server of this page has ended: this is how it was last", "lost");
+  updated.textContent = `· newest change ${new Date().toISOString().slice(11, 19)} UTC`;
+}
+
+function later() {
+  clearTimeout(timer);
+  timer = setTimeout(connect, RETRY_MS);
+}
+
+// A stream that was refused says no reason; another path of the same server does.
+async function refused() {
+  let text = "connection lost: trying again";
+  try {
+    const answer = await fetch("status.json");
+    if (answer.status === 403) text = "the token is no longer right: open the address that the command printed last";
+    else if (answer.ok) text = "too many pages are open: trying again";
+    else text = (await answer.text()).trim();
+  } catch { /* no server is there */ }
+  if (!source) showLink(text, "lost");
+  later();
+}
+
+function disconnect() {
+  source?.close();
+  source = null;
+}
+
+function connect() {
+  if (source || ended || document.hidden) return;
+  heard = Date.now();
+  source = new EventSource("events");
+  source.onopen = () => { heard = Date.now(); showLink("connected", ""); };
+  source.onerror = () => {
+    if (source?.readyState === EventSource.CLOSED) { disconnect(); refused(); } else showLink("connection lost: trying again", "lost");
+  };
+  source.onmessage = (event) => { heard = Date.now(); show(JSON.parse(event.data)); };
+  source.addEventListener("ping", () => { heard = Date.now(); });
+  source.addEventListener("end", () => {
+    ended = true;
+    disconnect();
+    showLink("the server of this page has ended: this is how it was last; `coordinator watch` shows it again", "lost");
+    updated.textContent = "";
+  });
+}
+
+setInterval(() => {
+  if (source && Date.now() - heard > SILENT_MS) { disconnect(); showLink("connection lost: trying again", "lost"); connect(); }
+}, RETRY_MS);
+let hiding = 0;
+document.addEventListener("visibilitychange", () => {
+  clearTimeout(hiding);
+  if (document.hidden) hiding = setTimeout(() => { disconnect(); showLink("paused in the background", ""); }, HIDDEN_MS);
+  else connect();
 });
 filter.addEventListener("input", applyFilter);
+connect();

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ import requests
 from coordinator.stages.run_log import RunLog
 from coordinator.watch import app as watch_app
 from coordinator.watch.access import Address
-from coordinator.watch.folder import FolderReader
+from coordinator.watch.folder import FolderReader, View
 from coordinator.watch.run import listen
 from ingest.errors import UsageError
 from tests.support.program import command, environment
@@ -101,6 +101,87 @@ def test_open_pages_are_bounded_and_a_closed_one_makes_room(tmp_path: Path, monk
 def test_address_in_use_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UsageError, match="--http another HOST:PORT"):
         listen(Address("127.0.0.1", taken.getsockname()[1]))
+
+
+def stuck(url: str) -> socket.socket:
+    """Ask for the events and read nothing of them."""
+    asking = socket.socket()
+    asking.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    host, port = url.removeprefix("http://").rstrip("/").split(":")
+    asking.connect((host, int(port)))
+    asking.sendall(f"GET /events HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+    return asking
+
+
+def test_client_that_reads_nothing_costs_no_memory_and_is_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch_app, "STUCK_S", 0.5)
+    monkeypatch.setattr(watch_app, "MAX_SUBSCRIBERS", 3)
+    log = RunLog(tmp_path)
+    for number in range(300):
+        log.add("note", stage="extract", text=f"{number} " + "x" * 1_500)
+    with served(tmp_path) as url, ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(stuck(url))
+        events = stack.enter_context(requests.get(url + "events", stream=True, timeout=WAIT_S))
+        lines = events.iter_lines(decode_unicode=True)
+        next_panels(lines)
+
+        def dropped() -> bool:
+            """Go on with changes of half a megabyte each, and look whether there is room for two more pages."""
+            log.add("note", stage="extract", text="y" * 1_500)
+            next_panels(lines)
+            with ExitStack() as tries:
+                got = [requests.get(url + "events", stream=True, timeout=WAIT_S) for _ in range(2)]
+                for one in got:
+                    tries.enter_context(one)
+                return all(one.status_code == 200 for one in got)
+
+        until(dropped, "the stuck clients to be dropped")
+
+
+def test_page_goes_on_after_a_reading_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = threading.Event()
+    read = FolderReader.read
+
+    def reading(reader: FolderReader) -> View:
+        if broken.is_set():
+            raise PermissionError(13, "<Permission> denied", "logs")
+        return read(reader)
+
+    monkeypatch.setattr(FolderReader, "read", reading)
+    with served(tmp_path) as url, requests.get(url + "events", stream=True, timeout=WAIT_S) as events:
+        lines = events.iter_lines(decode_unicode=True)
+        next_panels(lines)
+        broken.set()
+        assert "&lt;Permission&gt; denied" in next_panels(lines)["problem"]
+        status = requests.get(url + "status.json", timeout=WAIT_S)
+        assert status.status_code == 500 and status.text.startswith("The data folder cannot be shown: PermissionError")
+        broken.clear()
+        assert next_panels(lines)["problem"] == ""
+
+
+def test_hundred_pages_are_open_at_once_and_each_gets_what_changes(tmp_path: Path) -> None:
+    with served(tmp_path) as url, ExitStack() as stack:
+        opened = [stack.enter_context(requests.get(url + "events", stream=True, timeout=WAIT_S)) for _ in range(100)]
+        streams = [one.iter_lines(decode_unicode=True) for one in opened]
+        for lines in streams:
+            next_panels(lines)
+        RunLog(tmp_path).add("note", stage="extract", text="for all")
+        assert all("for all" in next_panels(lines)["log"] for lines in streams)
+
+
+def test_http_without_a_value_is_the_usual_address_and_a_taken_port_is_told_before_the_run(tmp_path: Path) -> None:
+    told = "http 127.0.0.1:8787: cannot listen there (Address already in use)"
+    with ExitStack() as stack:
+        with suppress(OSError):  # it may be taken already
+            stack.enter_context(socket.create_server(("127.0.0.1", 8787)))
+        words = ("start", "--extract", "--http", "--data", str(tmp_path))
+        done = subprocess.run(
+            command(*words), cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
+        )
+    assert (done.returncode, told in done.stderr, "--http another" in done.stderr) == (2, True, True), done.stderr
 
 
 def test_address_of_every_interface_is_named_by_the_host_and_a_missing_folder_is_waited_for(tmp_path: Path) -> None:

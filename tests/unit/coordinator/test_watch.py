@@ -19,7 +19,7 @@ from coordinator.watch.curves import MAX_POINTS, Curve
 from coordinator.watch.folder import FolderReader
 from coordinator.watch.prometheus import exposition
 from coordinator.watch.tasks import CELLS, STATES, JournalFollower
-from coordinator.watch.views import PANELS, Renderer
+from coordinator.watch.views import PANELS, TOP, Renderer
 from ingest.errors import UsageError
 from tests.unit.coordinator.test_hostile_text import HOSTILE, STATUS
 
@@ -170,7 +170,7 @@ def test_panels_escape_text_of_others_and_name_what_is_missing(tmp_path: Path) -
 
     renderer = Renderer()
     empty = renderer.panels(FolderReader(tmp_path).read())
-    assert set(empty) == {"summary", *PANELS}
+    assert set(empty) == {*TOP, *PANELS}
     assert "No run has written a status" in empty["summary"]
     log = RunLog(tmp_path)
     log.add("note", stage="extract", text=f"<script>alert(1)</script>{HOSTILE}")

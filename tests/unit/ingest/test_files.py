@@ -22,6 +22,8 @@ def test_line_follower_returns_whole_lines_and_restarts_on_new_file(tmp_path: Pa
     (tmp_path / "new").write_bytes(b"first\n")
     (tmp_path / "new").replace(path)
     assert lines.poll() == [b"first"] and lines.replaced
+    path.write_bytes(b"cut\n")  # the same file, shorter than what was read
+    assert lines.poll() == [b"cut"] and lines.replaced
 
 
 def test_digest_cache_reads_changed_files_again(tmp_path: Path) -> None:
