@@ -20,6 +20,10 @@ from urllib.parse import quote
 
 API_KEY = "EIA_API_KEY"  # environment variable
 REDACTED = "[key]"
+MAX_BRIEF = 300  # characters
+SECRET_NAMES = ("KEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIALS")  # at the end of a variable's name
+SHORTEST_SECRET = 6  # characters: removing a shorter one would spoil words that only contain it
+_USER = re.compile(r"(?<=//)[^/@\s]+(?=@)")  # user:password of a URL
 _NAMED = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 _OURS = "\n\t"  # what a program itself writes to a stream: ends of lines, and columns for other programs
 
@@ -63,6 +67,21 @@ def redact(text: str, secrets: Iterable[str | None]) -> str:
         for spelling in spellings(secret):
             text = re.sub(re.escape(spelling), REDACTED, text, flags=re.IGNORECASE)
     return text
+
+
+def brief(error: BaseException) -> str:
+    """Return an exception of a library that is not ours as one line of at most `MAX_BRIEF` characters, without secrets.
+
+    Of a text of several lines that is the first, or the last where it is a traceback. Secrets are what environment variables hold whose names
+    end in KEY, TOKEN, PASSWORD and the like, and a user's name and password in a URL.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    text = lines[-1] if any(line.startswith("Traceback") for line in lines) else lines[0]
+    names = [name for name in os.environ if name.upper().endswith(SECRET_NAMES)]
+    secrets = [secret for name in names if len(secret := os.environ[name].strip()) >= SHORTEST_SECRET]
+    text = _USER.sub(REDACTED, redact(text, secrets)).rstrip(".")
+    line = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return line if len(line) <= MAX_BRIEF else f"{line[: MAX_BRIEF - 1]}…"
 
 
 class LineFormatter(logging.Formatter):

@@ -1,83 +1,87 @@
-"""Call an engine's factory once, in a process of its own, before a run depends on it.
-
-The process ends what the factory made: the run's own call comes from its `worker --engine`, and libraries of engines leave
-threads, signal handlers and processes behind.
-"""
+"""Have an engine's factory checked in a process of its own (`worker.engine.check`), before a run depends on it."""
 
 from __future__ import annotations
 
-import os
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
-from concurrent.futures import Executor
-from contextlib import suppress
-from functools import cache
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-from coordinator.wire.engines import load_factory
+from coordinator.wire.engines import REFUSED
 from ingest.errors import UsageError
 
-CHECK_S = 60.0  # for the factory to return; one that waits longer, e.g. for an allocation, is left to the run
-END_S = 4.0  # for the executor's processes to end
-REFUSED = 3  # exit code of the process: the factory cannot be used, stdout says why
+CHECK_S = 60.0  # for the factory and a first task; one that waits longer, e.g. for an allocation, is left to the run
+TOLD_S = 3.0  # after which a line says what is waited for
+END_S = 5.0  # for the process to end by itself afterwards
+KILL_S = 1.0  # for it to end after SIGTERM
+PROGRAM = "worker.engine.check"
+_checked: set[str] = set()  # by this process
 
 
-@cache
-def check_engine(name: str) -> None:
-    """Check that the factory `MODULE:FACTORY` returns an executor. Once in a process: `follow` builds many fleets.
+def check_engine(name: str, note: Callable[[str], None]) -> None:
+    """Check that the factory `MODULE:FACTORY` returns an executor that runs a task. Once in a process: `follow` builds many fleets.
+
+    Args:
+        name: The factory.
+        note: Takes a line where the check takes long.
 
     Raises:
-        UsageError: it raised, or returned something else; the message says which.
+        UsageError: it raised, returned something else, or its hosts cannot run this project; the message says which.
     """
-    with tempfile.TemporaryFile() as told:  # no pipe: a process that the engine leaves behind would hold it open
-        process = subprocess.Popen(
-            [sys.executable, "-m", __name__, name],
-            stdin=subprocess.DEVNULL,
-            stdout=told,
-            stderr=subprocess.DEVNULL,
-        )
+    if name not in _checked:
+        _check(name, note)
+    _checked.add(name)
+
+
+def _check(name: str, note: Callable[[str], None]) -> None:
+    with (
+        tempfile.TemporaryFile() as told,
+        sigterm_as_interrupt(),
+    ):  # no pipe: a process that the engine leaves behind would hold it open
+        command = [sys.executable, "-m", PROGRAM, name]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=told, stderr=subprocess.DEVNULL)
         try:
-            code = process.wait(CHECK_S + END_S)
-        except subprocess.TimeoutExpired:
-            return
+            code = _ended(process, TOLD_S)
+            if code is None:
+                note(f"--engine {name}: its factory and a first task are waited for, up to {CHECK_S:.0f} s")
+                code = _ended(process, CHECK_S + END_S - TOLD_S)
+            if code is None:
+                note(f"--engine {name}: no answer after {CHECK_S:.0f} s; the run begins, and waits for it")
         finally:
-            if process.poll() is None:
-                process.terminate()
+            end(process)
         told.seek(0)
         problem = told.read().decode(errors="replace")
     if code == REFUSED:
-        raise UsageError(f"--engine {name} {problem}; correct the factory, then run the same command again.")
+        raise UsageError(f"--engine {name} {problem}; correct it, then run the same command again.")
 
 
-def problem_of(name: str) -> str:
-    """Call the factory, end what it returns, and return why a run cannot use it; "": it can."""
+def _ended(process: subprocess.Popen[bytes], timeout_s: float) -> int | None:
+    """Return the exit code of a process; None: it still runs."""
     try:
-        executor = load_factory(name)()
-    except Exception as error:  # whatever a user's factory does
-        text = " ".join(str(error).split())[:1000]
-        return f"raised {type(error).__name__}" + (f": {text.rstrip('.')}" if text else "")
-    if not isinstance(executor, Executor):
-        return f"returned {type(executor).__name__}, not a concurrent.futures.Executor"
-    with suppress(Exception):
-        executor.shutdown(wait=False)
-    return ""
+        return process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        return None
 
 
-def main(name: str) -> int:
-    """Check a factory in this process; what it prints goes nowhere."""
-    told = os.dup(1)
-    os.dup2(2, 1)
-    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    problem = problem_of(name)
-    os.write(told, problem.encode(errors="replace"))
-    code = REFUSED if problem else 0
-    timer = threading.Timer(END_S, os._exit, (code,))  # threads of a library may not end
-    timer.daemon = True
-    timer.start()
-    return code
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a process, whatever its libraries do with SIGTERM."""
+    process.terminate()
+    if _ended(process, KILL_S) is None:
+        process.kill()
+        process.wait()
 
 
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+@contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Inside, SIGTERM does what Ctrl-C does; in the main thread only, where signals can be handled."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -112,7 +112,7 @@ def build_fleet(options: StageOptions, note: Callable[[str], None]) -> Fleet:
 
     Args:
         options: the stage's options.
-        note: receives a line before the sessions are opened.
+        note: receives a line before the sessions are opened, and while an engine's check takes long.
 
     Raises:
         UsageError: hosts or an engine that cannot be used, with their reasons.
@@ -120,7 +120,7 @@ def build_fleet(options: StageOptions, note: Callable[[str], None]) -> Fleet:
     hosts, workers, connections = options.hosts, options.workers, options.connections
     command: tuple[str, ...] = WORKER
     if options.engine:  # one process, which hands its leases on
-        check_engine(options.engine)
+        check_engine(options.engine, note)
         command = (*WORKER, "--engine", options.engine, "--capacity", str(LEASES_EACH * workers))
         hosts, workers, connections = None, 1, connections * workers
     bind = reachable_bind(options.bind, hosts)

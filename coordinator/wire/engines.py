@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 Factory = Callable[[], Executor]
+REFUSED = 3  # exit code of `worker.engine.check`: the engine cannot be used, stdout says why
 
 
 def load_factory(name: str) -> Factory:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ingest.emulator.process import Emulator
@@ -105,12 +106,12 @@ def test_factory_that_cannot_be_used_is_refused_in_one_line(
     refused = program("start", "--extract", *MONTH, "--engine", f"my_engines:{factory}", "--workers", "1", timeout=40)
     assert (refused.code, refused.stdout) == (2, "")
     assert refused.stderr.splitlines() == [
-        f"coordinator: --engine {problem}; correct the factory, then run the same command again."
+        f"coordinator: --engine {problem}; correct it, then run the same command again."
     ]
 
 
 LOST = """
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
 
@@ -122,9 +123,10 @@ class Broken(Executor):
 def leaves():
     with Path("calls.txt").open("a") as calls:
         calls.write("x")
-    if Path("calls.txt").stat().st_size > 2:  # the first call is the check before the run
+    calls = Path("calls.txt").stat().st_size
+    if calls > 2:
         raise RuntimeError("scheduler refused")
-    return Broken()
+    return Broken() if calls == 2 else ThreadPoolExecutor(1)  # the first call is the check before the run
 """
 
 
@@ -143,6 +145,56 @@ def test_loss_of_an_engine_is_printed_once_and_sigterm_ends_the_run_that_waits_f
         process.wait()
     told = "engine 1 of this run was lost and is made again: RuntimeError: the scheduler went away"
     assert [line for line in err.read_text().splitlines() if "went away" in line] == [told]
+
+
+HANGS = """
+import os
+import signal
+import time
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+
+
+def hangs(calls):
+    with Path("pids.txt").open("a") as pids:
+        print(os.getpid(), file=pids)
+    if len(Path("pids.txt").read_text().split()) == calls:
+        time.sleep(600)
+    return ThreadPoolExecutor(1)
+
+
+def at_first():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as some libraries do
+    return hangs(1)
+
+
+def in_the_run():
+    return hangs(2)
+"""
+
+
+@pytest.mark.parametrize(
+    ("factory", "told"),
+    [
+        ("at_first", "--engine my_engines:at_first: its factory and a first task are waited for"),
+        pytest.param("in_the_run", "waiting for the engine: its factory has not returned", marks=pytest.mark.long),
+    ],
+)
+def test_sigterm_ends_a_run_whose_factory_hangs(factory: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / "my_engines.py").write_text(HANGS)
+    err = tmp_path / "stderr.txt"
+    arguments = ("start", "--extract", *MONTH, "--engine", f"my_engines:{factory}", "--workers", "1")
+    with err.open("w") as written:
+        process = subprocess.Popen(command(*arguments), cwd=tmp_path, env=environment(), stderr=written)
+    try:
+        until(lambda: told in err.read_text(), "the line that says what is waited for")
+        process.terminate()
+        assert process.wait(30) == 130  # the factory hangs for ten minutes
+    finally:
+        process.kill()
+        process.wait()
+    calls = [int(pid) for pid in (tmp_path / "pids.txt").read_text().split()]
+    until(lambda: not any(map(psutil.pid_exists, calls)), "the end of the processes that called the factory")
 
 
 @pytest.mark.long

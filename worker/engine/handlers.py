@@ -26,6 +26,7 @@ from worker.agent.file_transfer import local_path
 from worker.agent.handlers import Handler, ReportedFailure, fetch_in
 from worker.agent.lease import Arrays, LeaseContext
 from worker.control.handler import FOLDER, ControlHandler
+from worker.engine.causes import own_version
 from worker.engine.engine import Engine
 from worker.engine.messages import (
     EngineAnswer,
@@ -36,8 +37,6 @@ from worker.engine.messages import (
     PageAnswer,
     PageFault,
     PageRequest,
-    decode_answer,
-    encode,
 )
 from worker.engine.run import CONTROL_KINDS, KINDS, checked, key_digest
 
@@ -75,7 +74,7 @@ def _call(
     Raises:
         ReportedFailure: it failed on its host.
     """
-    answer = decode_answer(engine.call(encode(request), check, on_wait))
+    answer = engine.call(request, check, on_wait)
     if isinstance(answer, LeaseFailure):
         raise ReportedFailure(answer.failure)
     return answer
@@ -118,7 +117,8 @@ def _send(
     from ingest.transfer_limits import Transfer
 
     plain = {name: value for name, value in headers.items() if name != KEY_HEADER}
-    request = PageRequest(url, plain, key_digest(headers.get(KEY_HEADER, "")), deadline_s, wire_limit, compress, follow)
+    key = key_digest(headers.get(KEY_HEADER, ""))
+    request = PageRequest(own_version(), url, plain, key, deadline_s, wire_limit, compress, follow)
     # A transfer that begins now at each check: only the cancellation counts, because a request may queue in the engine.
     answer = _call(engine, request, lambda: check(Transfer("", deadline_s, deadline_s, wire_limit, check)), on_wait)
     if isinstance(answer, PageFault):
@@ -158,6 +158,7 @@ class _Leases:
                 context.transfer.download(folder, FileRef(path, size, sha256), lambda: None)
         wanted = [path for path, _, _ in listed] if self._sends_files and kind == LeaseKind.BUILD else []
         request = LeaseRequest(
+            version=own_version(),
             kind=kind,
             job=job,
             data_dir=str(context.data_dir.resolve()),

@@ -20,6 +20,7 @@ class PageRequest(_Message, frozen=True, tag="page"):
     """Send one HTTP request, whose permit is due.
 
     Attributes:
+        version: Of the project where the request was made: a host with another one refuses it.
         url: With path and query, already percent-encoded.
         headers: Without the API key.
         key_sha256: Of the API key that the host must send from its own environment; "": none is sent.
@@ -29,6 +30,7 @@ class PageRequest(_Message, frozen=True, tag="page"):
         follow: Follow redirects.
     """
 
+    version: str
     url: str
     headers: dict[str, str]
     key_sha256: str
@@ -42,6 +44,7 @@ class LeaseRequest(_Message, frozen=True, tag="lease"):
     """Run a lease.
 
     Attributes:
+        version: As of a `PageRequest`.
         kind: Kind of the lease.
         job: Its job.
         data_dir: Absolute path of the data folder. It is used where `filesystem_id` lies in it.
@@ -50,6 +53,7 @@ class LeaseRequest(_Message, frozen=True, tag="lease"):
         weights: Policies by SHA-256.
     """
 
+    version: str
     kind: str
     job: dict[str, Any]
     data_dir: str

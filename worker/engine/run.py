@@ -16,6 +16,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from coordinator.wire import codec
 from coordinator.wire.lease_kinds import LeaseKind
 from coordinator.wire.messages import Array, Lease
@@ -25,6 +27,7 @@ from worker.agent.file_transfer import local_path
 from worker.agent.handlers import build, failure_of, noop
 from worker.agent.lease import Arrays, GraceDeadline, LeaseContext
 from worker.control.handler import FOLDER, ControlHandler
+from worker.engine.causes import PROJECT, own_version
 from worker.engine.messages import (
     EngineAnswer,
     FilesNeeded,
@@ -46,7 +49,12 @@ _digests = DigestCache()
 
 def run(request: bytes) -> bytes:
     """Answer a request of `worker.engine.messages`. An error of the work is an answer; a raised one is the engine's own."""
-    message = decode_request(request)
+    try:
+        message = decode_request(request)
+    except msgspec.DecodeError:
+        return _refusal(None)
+    if message.version != own_version():
+        return _refusal(message.version)
     if isinstance(message, PageRequest):
         return encode(_page(message))
     try:
@@ -54,6 +62,15 @@ def run(request: bytes) -> bytes:
     except Exception as error:
         unknown = Lease("unknown", 1, message.kind, {}, 0.0)
         return encode(LeaseFailure(failure_of(error, "unknown", unknown, _api_key())))
+
+
+def _refusal(wanted: str | None) -> bytes:
+    """Return the answer to a request of another version of the project; None: one whose form is not known here."""
+    than = "the one that sent this task" if wanted is None else f"{wanted} where this task comes from"
+    error = UsageError(
+        f"{platform.node()} has {PROJECT} {own_version()}, not {than}: install the same version on all hosts of the engine"
+    )
+    return encode(LeaseFailure(failure_of(error, "unknown", Lease("unknown", 1, LeaseKind.NOOP, {}, 0.0), _api_key())))
 
 
 def _api_key() -> str | None:

@@ -20,6 +20,7 @@ from ingest.models import BuildJob, Piece
 from tests.support.data_folder import commit, daily, shard
 from worker.agent.handlers import EngineLostError
 from worker.engine import engine as engines
+from worker.engine.causes import own_version
 from worker.engine.engine import BLAMELESS, MAX_LOSSES, Engine
 from worker.engine.messages import (
     FilesNeeded,
@@ -55,7 +56,15 @@ class Inline(Executor):
 
 
 def lease(kind: str = LeaseKind.NOOP, **more: object) -> LeaseRequest:
-    fields = {"job": {"spin": 1}, "data_dir": "/nowhere", "filesystem_id": "x", "files": {}, "weights": {}, **more}
+    fields = {
+        "version": own_version(),
+        "job": {"spin": 1},
+        "data_dir": "/nowhere",
+        "filesystem_id": "x",
+        "files": {},
+        "weights": {},
+        **more,
+    }
     return LeaseRequest(kind=kind, **fields)  # type: ignore[arg-type]
 
 
@@ -71,7 +80,7 @@ def go_on() -> None:
 
 def test_engine_is_given_a_function_by_name_and_bytes() -> None:
     executor = Inline()
-    answer = decode_answer(Engine(lambda: executor).call(encode(lease()), go_on))
+    answer = Engine(lambda: executor).call(lease(), go_on)
     assert answer == LeaseAnswer({"spun": 1})
     ((function, arguments, named),) = executor.given
     assert function is run and [type(one) for one in arguments] == [bytes] and not named
@@ -89,9 +98,9 @@ def test_lost_engine_is_made_again_and_the_lease_in_flight_released_without_blam
     waiting = iter(made)
     engine = Engine(lambda: next(waiting))
     with pytest.raises(EngineLostError, match="a process ended abruptly") as lost:
-        engine.call(encode(lease()), go_on)
+        engine.call(lease(), go_on)
     assert not lost.value.blame and not lost.value.final
-    assert decode_answer(engine.call(encode(lease()), go_on)) == LeaseAnswer({"spun": 1})
+    assert engine.call(lease(), go_on) == LeaseAnswer({"spun": 1})
     engine.close()
     assert [one.closed for one in made] == [True, True]
 
@@ -101,60 +110,66 @@ def test_engine_is_given_up_after_losses_without_an_answer() -> None:
         raise OSError("no route to the scheduler")
 
     with pytest.raises(EngineLostError, match=r"no route to the scheduler.*without --engine") as lost:
-        Engine(refuse).call(encode(lease()), go_on)
+        Engine(refuse).call(lease(), go_on)
     assert lost.value.final
     broken = Engine(lambda: Inline(lambda request: True))
     found = []
     for _ in range(MAX_LOSSES + 1):
         with pytest.raises(EngineLostError) as lost:
-            broken.call(encode(lease()), go_on)
+            broken.call(lease(), go_on)
         found.append(lost.value.final)
     assert found == [False] * (MAX_LOSSES - 1) + [True, True]
 
 
 def test_lease_that_breaks_the_engine_each_time_is_blamed() -> None:
-    bad = encode(lease(job={"spin": 2}))
-    engine = Engine(lambda: Inline(lambda request: request == bad))
+    bad = lease(job={"spin": 2})
+    engine = Engine(lambda: Inline(lambda request: request == encode(bad)))
     blamed = []
     for _ in range(BLAMELESS + 2):
         with pytest.raises(EngineLostError) as lost:
             engine.call(bad, go_on)
         blamed.append(lost.value.blame)
-        engine.call(encode(lease()), go_on)  # others go on, so that the engine is not given up
+        engine.call(lease(), go_on)  # others go on, so that the engine is not given up
     assert blamed == [False] * BLAMELESS + [True, True]
 
 
 def test_cancelled_lease_leaves_the_engine() -> None:
     future: Future[bytes] = Future()
+    submitted = threading.Event()
 
     class Slow(Inline):
         def submit(self, function, /, *arguments, **named):
+            submitted.set()
             return future
 
     def stop() -> None:
-        raise Cancelled("the lease was cancelled")
+        if submitted.is_set():
+            raise Cancelled("the lease was cancelled")
 
     with pytest.raises(Cancelled):
-        Engine(Slow).call(encode(lease()), stop)
+        Engine(Slow).call(lease(), stop)
     assert future.cancelled()
 
 
 def test_request_on_an_engine_that_another_request_lost_is_released_too() -> None:
     """Dask never ends a future that was submitted to a client whose scheduler had gone just before."""
-    first = encode(lease(job={"spin": 2}))
+    first = lease(job={"spin": 2})
+    submitted, lost_by_another = threading.Event(), threading.Event()
 
     class Half(Inline):
         def submit(self, function, /, *arguments, **named):
-            return Future() if arguments[0] == first else super().submit(function, *arguments, **named)
+            if arguments[0] != encode(first):
+                return super().submit(function, *arguments, **named)
+            submitted.set()
+            return Future()
 
     engine = Engine(lambda: Half(lambda request: True))
-    submitted = threading.Event()
 
     def lose_it() -> None:
-        if not submitted.is_set():
-            submitted.set()
+        if submitted.is_set() and not lost_by_another.is_set():
+            lost_by_another.set()
             with pytest.raises(EngineLostError):
-                engine.call(encode(lease()), go_on)
+                engine.call(lease(), go_on)
 
     with pytest.raises(EngineLostError, match="a process ended abruptly") as lost:
         engine.call(first, lose_it)
@@ -182,7 +197,9 @@ def test_host_without_the_data_folder_asks_for_files_and_returns_files(tmp_path:
 
 def test_no_request_holds_the_api_key_and_a_host_with_another_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EIA_API_KEY", "another-key-of-this-host")
-    request = PageRequest("http://127.0.0.1:9/", {}, hashlib.sha256(b"ours").hexdigest(), 1.0, 1 << 20, False, False)
+    request = PageRequest(
+        own_version(), "http://127.0.0.1:9/", {}, hashlib.sha256(b"ours").hexdigest(), 1.0, 1 << 20, False, False
+    )
     answer = decode_answer(run(encode(request)))
     assert isinstance(answer, LeaseFailure) and answer.failure.final
     assert "has another EIA_API_KEY" in answer.failure.message and "another-key" not in answer.failure.message
