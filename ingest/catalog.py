@@ -148,6 +148,22 @@ FUELS: dict[str, str] = {
     "WND": "Wind",
 }
 
+# How many fuels an authority generates with, as in July 2021 (gridemissions' sample of EIA-930). Of others the number is not known.
+_BY_FUELS = {
+    1: "DEAA DOPD GCPD GRIF GWA HGMA HST SCL SEPA TPWR WAUW WWA YAD",
+    2: "CHPD EPE SPA TAL TIDC",
+    3: "AECI GVL SEC",
+    4: "AEC AVRN BANC GRID IID LGEE TEPC WALC",
+    5: "AVA CPLW FPL JEA PGE PSEI TEC WACM",
+    6: "BPAT DUK FMPP FPC IPCO LDWP NWMT PACE PACW PNM PSCO SC SCEG",
+    7: "CPLE ERCO MISO SRP",
+    8: "AZPS CISO ISNE NEVP NYIS PJM SOCO SWPP TVA",
+}
+FUEL_COUNTS = {code: count for count, codes in _BY_FUELS.items() for code in codes.split()}
+ONLY_GENERATE = frozenset(
+    ("AVRN", "DEAA", "GRID", "GRIF", "GWA", "HGMA", "SEPA", "WWA", "YAD")
+)  # no demand, no forecast
+
 
 # Areas within a balancing authority that report their demand: authority → code → name. A code is unique over all authorities.
 SUB_AREAS: dict[str, dict[str, str]] = {

@@ -7,7 +7,7 @@ twin, `daily-<id>`: the same series in MWh a local day. It gives each day once f
 
 from dataclasses import dataclass, replace
 
-from ingest.catalog import SUB_AREAS
+from ingest.catalog import FUEL_COUNTS, ONLY_GENERATE, SUB_AREAS
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,16 @@ class Route:
     series: int  # of a respondent, on average: for the expected number of requests
     ahead_hours: int = 0  # after the present hour that can have values
     respondents: frozenset[str] | None = None  # that EIA publishes it for; None = all
+
+    def series_of(self, respondent: str) -> int:
+        """Return how many series a respondent has, as far as the catalogue knows; else the average."""
+        if self.prefix == "NG.":
+            return FUEL_COUNTS.get(respondent, self.series)
+        if self.code == "type" and respondent in ONLY_GENERATE:
+            return 2  # NG and TI
+        if self.code == "subba":
+            return len(SUB_AREAS.get(respondent, ())) or self.series
+        return self.series
 
 
 HOURLY_ROUTES: dict[str, Route] = {

@@ -15,6 +15,7 @@ import msgspec
 MAX_POINTS = 64  # of a part; when there are more, every second one is dropped
 LEAST_WINDOW_S = 10.0  # of a rate: shorter ones follow every gust
 TRUST_S = 4.0  # after so long, a rate weighs as much as what was expected
+SPEED_RANGE = 0.25, 4.0  # of the machine, against what was expected of it
 LATE_SHARE = 0.1  # of a unit is left however long it takes
 
 
@@ -28,6 +29,11 @@ class Part(msgspec.Struct, frozen=True):
     expected_s: float | None = None  # a unit, before any was seen; None: unknown
     least_s: float = 0.0  # for what is left, whatever the rate: a request budget
     measured: bool = False  # `expected_s` is what a unit took in the last run
+    turn: bool | None = None  # of parts that take turns: whether it is this one's; None: it takes none
+    like: str = (
+        ""  # another part, of which a unit of this one is expected to take `like_units`, while nothing else is known
+    )
+    like_units: float = 0.0
 
     @property
     def counted(self) -> bool:
@@ -59,10 +65,11 @@ class Point(msgspec.Struct, frozen=True):
 class PartSeen(msgspec.Struct, frozen=True):
     """What was observed of a part: `points` where its work grew, the first one after its start-up, and when it became the current one."""
 
-    points: tuple[Point, ...] = ()
-    began_s: float | None = None
-    spent_s: float = 0.0  # while it was the current part
+    points: tuple[Point, ...] = ()  # by its own clock
+    began_s: float | None = None  # likewise
+    spent_s: float = 0.0  # while it was the current part, or it was its turn
     before: float = 0.0  # units that were done when it was first seen
+    paused_s: float = 0.0  # by which its own clock is behind: it stands still while it is not the part's turn
 
 
 def add_point(points: tuple[Point, ...], new: Point) -> tuple[Point, ...]:
@@ -100,76 +107,86 @@ def estimate(parts: Sequence[Part], seen: Mapping[str, PartSeen], now: float) ->
     Args:
         parts: in the order in which they end.
         seen: part → what was observed of it.
-        now: seconds of the clock of the points.
+        now: seconds of the caller's clock.
     """
-    rates = _rates(parts, seen, now)
-    left = _seconds_left(parts, seen, rates, now) if _is_measured(parts, rates) else None
-    speed = _speed(parts, rates)
+    known = _Knowledge(parts, seen, now)
     current = next((part.name for part in parts if part.left > 0), "")
-    return StageProgress(left, _share(parts, rates, speed), current, tuple(parts))
+    return StageProgress(known.seconds_left() if known.is_measured else None, known.share(), current, tuple(parts))
 
 
 def planned_seconds(parts: Sequence[Part]) -> float | None:
     """Return the seconds that parts take of which none has begun; None: unknown."""
-    return _seconds_left(parts, {}, {}, 0.0)
+    return _Knowledge(parts, {}, 0.0).seconds_left()
 
 
 Rate = tuple[float, float]  # seconds per unit, and the seconds over which they were observed
 
 
-def _rates(parts: Sequence[Part], seen: Mapping[str, PartSeen], now: float) -> dict[str, Rate]:
-    """Return the rate of each part that has one."""
-    found = {part.name: seconds_per_unit(seen[part.name].points, now) for part in parts if part.name in seen}
-    return {name: rate for name, rate in found.items() if rate is not None}
+class _Knowledge:
+    """What is known of the parts at one moment: their rates, and the speed of the machine against what was expected."""
 
+    def __init__(self, parts: Sequence[Part], seen: Mapping[str, PartSeen], now: float) -> None:
+        self._parts, self._seen, self._now = parts, seen, now
+        found = {part.name: _rate(part, seen[part.name], now) for part in parts if part.name in seen}
+        self._rates = {name: rate for name, rate in found.items() if rate is not None}
+        self._speed = _speed(parts, seen, self._rates)
 
-def _is_measured(parts: Sequence[Part], rates: Mapping[str, Rate]) -> bool:
-    """Return whether anything but a plan tells the time that is left: work of this run, or the last run for every part."""
-    return any(part.name in rates for part in parts if part.counted) or all(
-        part.measured for part in parts if part.left > 0
-    )
+    @property
+    def is_measured(self) -> bool:
+        """Whether anything but a plan tells the time that is left: work of this run, or the last run for every part."""
+        return any(part.name in self._rates for part in self._parts if part.counted) or all(
+            part.measured for part in self._parts if part.left > 0
+        )
 
+    def seconds_left(self) -> float | None:
+        """Return the seconds that all parts still take; None: that of one is unknown."""
+        each = [self._left(part) for part in self._parts if part.left]
+        known = [seconds for seconds in each if seconds is not None]
+        return sum(known) if len(known) == len(each) else None
 
-def _seconds_left(
-    parts: Sequence[Part], seen: Mapping[str, PartSeen], rates: Mapping[str, Rate], now: float
-) -> float | None:
-    """Return the seconds that all parts still take; None: that of one is unknown."""
-    speed = _speed(parts, rates)
-    each = [
-        _left(part, seen.get(part.name, PartSeen()), rates.get(part.name), speed, now) for part in parts if part.left
-    ]
-    known = [seconds for seconds in each if seconds is not None]
-    return sum(known) if len(known) == len(each) else None
+    def share(self) -> float:
+        """Return the share of the work that is done, by time; each counted part counts alike where the time of one is unknown.
 
+        What has only an end, as a finish, counts until then, as its share is not known; a start that is over is no work.
+        """
+        costs = {part.name: self._cost(part) for part in self._parts}
+        counted = [part for part in self._parts if part.counted] or [part for part in self._parts if part.total]
+        even = any(costs[part.name] is None for part in counted) or not any(costs[part.name] for part in counted)
+        weights = {part.name: 1.0 if even else (costs[part.name] or 0.0) * part.total for part in counted}
+        if not even:
+            weights |= {part.name: costs[part.name] or 0.0 for part in self._parts if not part.counted and part.left}
+        done = sum(weights[part.name] * min(part.done / part.total, 1.0) for part in counted)
+        whole = sum(weights.values())
+        return min(max(done / whole, 0.0), 1.0) if whole > 0 else 1.0
 
-def _share(parts: Sequence[Part], rates: Mapping[str, Rate], speed: float) -> float:
-    """Return the share of the work that is done; each part counts alike where the time of a unit is unknown."""
-    counted = [part for part in parts if part.counted] or [part for part in parts if part.total]
-    costs = [_cost(part, rates.get(part.name), speed) for part in counted]
-    known = [cost for cost in costs if cost is not None]
-    even = len(known) < len(costs) or not any(known)
-    weights = [1.0] * len(counted) if even else [cost * part.total for cost, part in zip(known, counted, strict=True)]
-    done = sum(weight * min(part.done / part.total, 1.0) for weight, part in zip(weights, counted, strict=True))
-    return min(max(done / sum(weights), 0.0), 1.0) if counted else 1.0
-
-
-def _cost(part: Part, rate: Rate | None, speed: float) -> float | None:
-    """Return the seconds of a unit: as observed, and as expected as far as little was observed; None: unknown."""
-    expected = None if part.expected_s is None else part.expected_s * speed
-    if rate is None:
+    def _cost(self, part: Part) -> float | None:
+        """Return the seconds of a unit: as observed, and as expected as far as little was observed; None: unknown."""
+        expected = None if part.expected_s is None else part.expected_s * self._speed
+        if (rate := self._rates.get(part.name)) is not None:
+            cost, over_s = rate
+            return cost if expected is None else (cost * over_s + expected * TRUST_S) / (over_s + TRUST_S)
+        if expected is None and part.like:
+            other = next((self._cost(other) for other in self._parts if other.name == part.like), None)
+            return None if other is None else other * part.like_units
         return expected
-    cost, over_s = rate
-    return cost if expected is None else (cost * over_s + expected * TRUST_S) / (over_s + TRUST_S)
+
+    def _left(self, part: Part) -> float | None:
+        """Return the seconds that a part still takes; None: unknown."""
+        cost = self._cost(part)
+        if cost is None:
+            return part.least_s or None
+        own = self._seen.get(part.name, PartSeen())
+        began = own.points[-1].at_s if own.points and part.name in self._rates else own.began_s  # the unit on its way
+        waited = max(self._now - own.paused_s - began, 0.0) if began is not None else 0.0
+        return max((part.left - 1) * cost + _rest_of_unit(cost, waited), part.least_s, 0.0)
 
 
-def _left(part: Part, own: PartSeen, rate: Rate | None, speed: float, now: float) -> float | None:
-    """Return the seconds that a part still takes; None: unknown."""
-    cost = _cost(part, rate, speed)
-    if cost is None:
-        return part.least_s or None
-    began = own.points[-1].at_s if rate is not None else own.began_s  # of the unit that is on its way
-    waited = now - began if began is not None else 0.0
-    return max((part.left - 1) * cost + _rest_of_unit(cost, waited), part.least_s, 0.0)
+def _rate(part: Part, own: PartSeen, now: float) -> Rate | None:
+    """Return the rate of a part; of one that takes turns, from its first unit on, as it has no start-up of its own."""
+    rate = seconds_per_unit(own.points, now - own.paused_s)
+    if rate is None and part.turn is not None and own.spent_s > 0 and (units := part.done - own.before) > 0:
+        return own.spent_s / units, own.spent_s
+    return rate
 
 
 def _rest_of_unit(cost: float, waited: float) -> float:
@@ -177,41 +194,51 @@ def _rest_of_unit(cost: float, waited: float) -> float:
     return max(cost - waited, cost * LATE_SHARE)
 
 
-def _speed(parts: Sequence[Part], rates: Mapping[str, Rate]) -> float:
-    """Return how much slower than expected the parts run that were seen long enough; 1 where none was."""
-    seen, expected = 0.0, 0.0
+def _speed(parts: Sequence[Part], seen: Mapping[str, PartSeen], rates: Mapping[str, Rate]) -> float:
+    """Return how much slower than expected the parts run: 1 while little was seen. A request budget says nothing about it."""
+    took, expected = TRUST_S, TRUST_S
     for part in parts:
-        rate = rates.get(part.name)
-        if rate is not None and part.expected_s and part.least_s == 0 and rate[1] > 2 * TRUST_S:
-            seen += part.done * rate[0]
-            expected += part.done * part.expected_s
-    return min(max(seen / expected, 0.25), 4.0) if expected else 1.0
+        if not part.expected_s or part.least_s > 0:
+            continue
+        if (rate := rates.get(part.name)) is not None:
+            took += rate[1]
+            expected += rate[1] / rate[0] * part.expected_s
+        elif not part.counted and part.left == 0 and (own := seen.get(part.name)) is not None:
+            took += own.spent_s
+            expected += part.total * part.expected_s if own.spent_s > 0 else 0.0
+    return min(max(took / expected, SPEED_RANGE[0]), SPEED_RANGE[1])
 
 
 class ProgressMeter:
-    """Observes the parts of one run of a stage. The only state: what was seen of each part."""
+    """Observes the parts of one run of a stage. The only state: what was seen of each part, and the share that was stated."""
 
     def __init__(self, began_s: float) -> None:
         """Start at this time of the caller's clock."""
         self.seen: dict[str, PartSeen] = {}
         self._last_s = began_s
+        self._share = 0.0
 
     def observe(self, now: float, parts: Sequence[Part]) -> StageProgress:
-        """Take the parts as they are at `now`, and return the estimate."""
+        """Take the parts as they are at `now`, and return the estimate. Its share never falls, unless work was lost."""
         current = next((part.name for part in parts if part.left > 0), "")
+        passed, self._last_s = now - self._last_s, now
         for part in parts:
-            own = self.seen.get(part.name) or PartSeen(before=part.done)
-            points = own.points
-            if part.done > own.before or points:  # before its first growth is start-up
-                points = add_point(points, Point(now, part.done))
-            elif part.done < own.before:
-                own = PartSeen(before=part.done, spent_s=own.spent_s)
-            mine = part.name == current
-            self.seen[part.name] = PartSeen(
-                points,
-                own.began_s if own.began_s is not None else now if mine else None,
-                own.spent_s + (now - self._last_s if mine else 0.0),
-                own.before,
-            )
-        self._last_s = now
-        return estimate(parts, self.seen, now)
+            own = self.seen.get(part.name)
+            if own is not None and part.done < (own.points[-1].done if own.points else own.before):
+                self._share = 0.0
+            mine = part.turn if part.turn is not None else part.name == current
+            self.seen[part.name] = observed(own or PartSeen(before=part.done), part, now, passed, mine=mine)
+        found = estimate(parts, self.seen, now)
+        self._share = max(self._share, found.share)
+        return msgspec.structs.replace(found, share=self._share)
+
+
+def observed(own: PartSeen, part: Part, now: float, passed: float, *, mine: bool) -> PartSeen:
+    """Return what is known of a part after `passed` seconds more. `mine`: they were spent on it."""
+    paused = own.paused_s + (passed if part.turn is False else 0.0)
+    points, before = own.points, own.before
+    if part.done > before or points:  # before its first growth is start-up
+        points = add_point(points, Point(now - paused, part.done))
+    before = min(before, part.done)
+    began = own.began_s if own.began_s is not None else now - paused if mine else None
+    return PartSeen(points, began, own.spent_s + (passed if mine else 0.0), before, paused)

@@ -71,16 +71,21 @@ class RunLog:
                 if isinstance(event, dict):
                     yield event
 
-    def add_part(self, stage: str, like: str, name: str, units: float, seconds: float) -> None:
-        """Record how long a part of a stage took. `like`: only runs of the same request compare with it."""
+    def add_part(self, stage: str, like: str, part: tuple[str, str], units: float, seconds: float) -> None:
+        """Record how long units of a `part` (name, unit) of a stage took. `like`: only runs of the same request compare with it."""
+        name, unit = part
         if units > 0 and seconds > 0:
-            self.add("part", stage=stage, like=like, name=name, units=units, seconds=round(seconds, 3))
+            self.add("part", stage=stage, like=like, name=name, unit=unit, units=units, seconds=round(seconds, 3))
 
     def costs(self, stage: str, like: str) -> dict[str, float]:
-        """Return the seconds per unit of each part of a stage, as the last run of the same request measured them."""
+        """Return the seconds per unit of each part of a stage, as the last run of the same request measured them.
+
+        Earlier versions named no unit, and counted in others.
+        """
         found: dict[str, float] = {}
         for event in self.events():
-            if event.get("event") == "part" and (event.get("stage"), event.get("like")) == (stage, like):
+            mine = event.get("event") == "part" and (event.get("stage"), event.get("like")) == (stage, like)
+            if mine and "unit" in event:
                 with suppress(KeyError, TypeError, ZeroDivisionError):
                     found[str(event["name"])] = float(event["seconds"]) / float(event["units"])
         return found
@@ -171,6 +176,6 @@ class RunRecorder:
         """Record the end of the run, and what its parts took."""
         for part in progress.parts if progress is not None else ():
             if (own := seen.get(part.name)) is not None:
-                self.log.add_part(self.stage, self._like, part.name, *measured(part, own))
+                self.log.add_part(self.stage, self._like, (part.name, part.unit), *measured(part, own))
         seconds = round(time.time() - self._began, 3)
         self.log.add("end", stage=self.stage, like=self._like, status=status, message=message, seconds=seconds)

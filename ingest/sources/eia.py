@@ -92,7 +92,7 @@ class Eia(Source):
 
     def planned_rows(self, shard: Shard) -> int:
         """Return hours (days) × expected series."""
-        return -(-shard.hours // step_of(shard.route)) * EIA_ROUTES[shard.route].series
+        return -(-shard.hours // step_of(shard.route)) * EIA_ROUTES[shard.route].series_of(shard.respondent)
 
     def expected_requests(self, shard: Shard) -> int:
         """Return the planned rows / 5,000, rounded up."""

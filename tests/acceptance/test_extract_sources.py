@@ -276,5 +276,5 @@ def test_dry_run_prints_the_plan_and_requests_nothing(coordinator: Coordinator, 
     run = coordinator("start", "--extract", "--dry-run", "--json")
     assert run.code == 0
     assert len(run.result["shards"]) == 70
-    assert run.result["requests"] == 735
+    assert run.result["requests"] == 749
     assert not (tmp_path / "data").exists()

@@ -33,13 +33,12 @@ class ExtractController(StageController):
     stage = "extract"
     result_types = MappingProxyType({LeaseKind.FETCH: ShardResult, LeaseKind.BUILD: BuildResult})
 
-    def __init__(self, plan: ExtractionPlan, *, like: str = "", workers: int = 1) -> None:
+    def __init__(self, plan: ExtractionPlan, *, like: str = "") -> None:
         """Index the plan: which builds wait for a shard, and which results a series is made of.
 
         Args:
             plan: What to produce.
             like: Names the source and the workers, on which the time of a row depends.
-            workers: Number of workers that build.
         """
         self.plan, self.like = plan, like
         self.fetched: list[ShardResult] = []  # verified in this run
@@ -58,7 +57,7 @@ class ExtractController(StageController):
         for result in plan.results.values():
             self._add(result)
         self.last_done_at = time.monotonic()  # when the last task was done
-        self._work = ExtractWork(plan.missing, 0, workers, emulated=plan.world == "synthetic")
+        self._work = ExtractWork(plan.missing, 0, emulated=plan.world == "synthetic")
         self._unopened = {build.key for build in plan.builds if not self._verified.issuperset(build.shards)}
 
     @property
@@ -83,6 +82,9 @@ class ExtractController(StageController):
         tasks = [self.make_task(key, LeaseKind.FETCH, msgspec.to_builtins(job)) for key, job in fetches]
         builds = self.open_builds(self.plan.builds)
         self._work.series = len(builds) + len(self._unopened)
+        due = {task.id for task in builds} | self._unopened
+        read = {key for build in self.plan.builds if build.key in due for key in build.shards}
+        self._work.held = sum(result.rows for key, result in self.plan.results.items() if key in read)
         return [*tasks, *builds]
 
     def make_task(self, key: str, kind: str, job: dict[str, Any], *, requires_shared_fs: bool = False) -> TaskSpec:

@@ -138,9 +138,7 @@ class ExtractStage:
         limit = options.source.rate_limit
         least_s = count / limit.rate if limit else 0.0
         costs = RunLog(options.data_dir).costs("extract", options.like)
-        work = ExtractWork(
-            plan.missing, len(plan.builds), options.workers, emulated=options.source.world == "synthetic"
-        )
+        work = ExtractWork(plan.missing, len(plan.builds), emulated=options.source.world == "synthetic")
         seconds = work.planned_s(costs, least_s)
         return ExtractDryRun(
             eta_s=seconds,
@@ -176,8 +174,8 @@ class ExtractStage:
             options = replace(options, notes=(*options.notes, *aside))
             now = server_time(base_url) if options.update else datetime.now(UTC)
             options = options.at(now)
-            like, workers = options.like, max(options.workers, 1)
-            controller = ExtractController(make_plan(options, now), like=like, workers=workers)
+            like = options.like
+            controller = ExtractController(make_plan(options, now), like=like)
             budget = options.budget
             tasks = controller.open_tasks(base_url, limited=budget is not None)
             result = RunResult(Outcome("done"))
@@ -206,7 +204,7 @@ class ExtractStage:
                 snapshot.publish(options.data_dir, manifest.build_results(options.data_dir))
             built = len(controller.built_now)
             RunLog(options.data_dir).add_part(
-                "extract", like, "finish", built, time.monotonic() - controller.last_done_at
+                "extract", like, ("finish", "series"), built, time.monotonic() - controller.last_done_at
             )
         asked = any(shard.daily for shard in controller.plan.shards)
         return _summary(options, controller, result, totals, seconds, daily_totals(options.data_dir) if asked else None)

@@ -17,37 +17,41 @@ from ingest.sources import get_source
 # Reference times of the parts that the first run in a folder has not measured yet, on two cores.
 START_S = 2.5  # until the first page is verified
 EMULATED_ROW_S = 3.5e-6  # of the bundled emulator, on the same cores; what another server takes is not known before
-BUILD_S = 0.09  # of a worker, for a series of a year
-FINISH_S = 0.03  # the end of the workers, coverage, checksums and snapshot, a series
-KNOWN_REQUESTS = 20  # after so many, rows per request are known
+BUILD_ROW_S = 0.65e-6  # with one worker or two, which keep the cores busy
+FINISH_S = 0.017  # the end of the workers, coverage, checksums and snapshot, a series
+REPEATED = 1.4  # requests for a planned one: a page with nulls is asked for twice
+PRIOR = 3.0  # respondents: so many finished ones weigh as much as the plan for those of which none has
+PRIOR_REQUESTS = 20  # so many weigh as much as the plan
 
 
 class ExtractWork:
-    """Counts what is fetched and built. Planned rows are corrected by the rows of finished shards of the same route."""
+    """Counts what is fetched and built, in rows. Planned rows are corrected by the rows of finished shards of the same route."""
 
-    def __init__(self, missing: Iterable[Shard], series: int, workers: int, *, emulated: bool = False) -> None:
-        """Take the shards that are to be fetched, the series that are to be built at most, the workers, and who answers."""
+    def __init__(self, missing: Iterable[Shard], series: int, *, emulated: bool = False) -> None:
+        """Take the shards that are to be fetched, the series that are to be built at most, and who answers."""
+        missing = list(missing)
         self._row_s = EMULATED_ROW_S if emulated else None
         self._planned = {shard.key: float(get_source(shard.source).planned_rows(shard)) for shard in missing}
         self._requests = expected_requests(missing)
         self._rows = sum(self._planned.values())
-        self._unfinished: dict[str, float] = defaultdict(float)  # route → planned rows; the same of finished shards
-        self._finished: dict[str, float] = defaultdict(float)
-        self._found: dict[str, float] = defaultdict(float)  # route → rows of finished shards
+        # (route, respondent) → planned rows of unfinished shards; the same of finished ones; the rows that these had
+        self._unfinished: dict[Group, float] = defaultdict(float)
+        self._finished: dict[Group, float] = defaultdict(float)
+        self._found: dict[Group, float] = defaultdict(float)
         for shard in missing:
-            self._unfinished[route_of(shard)] += self._planned[shard.key]
+            self._unfinished[group_of(shard)] += self._planned[shard.key]
         self._furthest = 0.0  # rows: the estimate of running fetches goes up and down, the work done only up
-        self._workers = max(workers, 1)
         self.series, self.built = series, 0
+        self.held = 0.0  # rows of shards that earlier runs fetched, of series that this run builds
 
     def fetched(self, result: ShardResult) -> None:
         """Take a verified shard."""
         planned = self._planned.pop(result.shard.key, None)
         if planned is not None:
-            route = route_of(result.shard)
-            self._unfinished[route] -= planned
-            self._finished[route] += planned
-            self._found[route] += result.rows
+            group = group_of(result.shard)
+            self._unfinished[group] -= planned
+            self._finished[group] += planned
+            self._found[group] += result.rows
 
     def planned_s(self, costs: Mapping[str, float], least_s: float) -> float | None:
         """Return the seconds of the whole work before it begins; None: unknown.
@@ -72,19 +76,32 @@ class ExtractWork:
         return self._as_parts(self._furthest, rest, self._least_s(status, rest, seen), started=started)
 
     def _as_parts(self, done: float, rest: float, least_s: float, *, started: bool) -> tuple[Part, ...]:
+        series = max(self.series, self.built)
+        rows = (done + rest + self.held) if series else 0.0
+        built = rows * self.built / series if series else 0.0
         return (
             Part("start", "", float(started), 1.0, START_S),
             Part("fetch", "rows", done, done + rest, self._row_s, least_s),
-            Part("build", "series", self.built, max(self.series, self.built), BUILD_S / self._workers),
-            Part("finish", "", 0.0, float(self.series), FINISH_S),
+            Part("build", "rows", built, rows, BUILD_ROW_S),
+            Part("finish", "series", 0.0, float(series), FINISH_S),
         )
 
     def _rows_left(self) -> float:
-        """Return the rows of shards that are not finished, by the rows that finished ones of their route had."""
-        planned, found = sum(self._finished.values()), sum(self._found.values())
-        whole = found / planned if planned else 1.0
-        shares = {route: self._found[route] / rows for route, rows in self._finished.items() if rows}
-        return sum(rows * shares.get(route, whole) for route, rows in self._unfinished.items() if rows > 0)
+        """Return the rows of shards that are not finished, by those of finished ones: of the same respondent, else of the same route.
+
+        The plan counts for a route as much as `PRIOR` respondents: the first ones to finish are the small ones.
+        """
+        each: dict[str, list[float]] = defaultdict(list)  # route → rows over planned rows of each respondent
+        for (route, _), planned in self._finished.items():
+            if planned > 0:
+                each[route].append(self._found[route, _] / planned)
+        usual = {route: (sum(shares) + PRIOR) / (len(shares) + PRIOR) for route, shares in each.items()}
+        return sum(
+            planned
+            * (self._found[group] / self._finished[group] if self._finished.get(group) else usual.get(group[0], 1.0))
+            for group, planned in self._unfinished.items()
+            if planned > 0
+        )
 
     def _least_s(self, status: RunStatus, rows: float, seen: int) -> float:
         """Return the seconds that the request budget asks for."""
@@ -92,10 +109,14 @@ class ExtractWork:
         if budget is None or rows <= 0:
             return 0.0
         spent = sum(worker.requests for worker in status.workers) + status.departed_requests
-        per_row = spent / seen if spent >= KNOWN_REQUESTS and seen else self._requests / self._rows
+        planned = self._requests * REPEATED / self._rows  # for a row
+        per_row = (spent + PRIOR_REQUESTS) / (seen + PRIOR_REQUESTS / planned)
         return budget.paused_s + rows * per_row / budget.pace
 
 
-def route_of(shard: Shard) -> str:
-    """Return the route of a shard, with its source."""
-    return f"{shard.source}/{shard.route}"
+Group = tuple[str, str]  # source and route, respondent
+
+
+def group_of(shard: Shard) -> Group:
+    """Return the route of a shard, with its source, and its respondent."""
+    return f"{shard.source}/{shard.route}", shard.respondent

@@ -168,7 +168,7 @@ class RolloutStage:
             conclusion = conclude(options.run, ControlResult, request, over.status, over.message, ended.outcome)
             if conclusion.status == "done":
                 finish_s = time.monotonic() - controller.last_progress_at
-                RunLog(options.data_dir).add_part("rollouts", controller.like, "finish", 1, finish_s)
+                RunLog(options.data_dir).add_part("rollouts", controller.like, ("finish", ""), 1, finish_s)
             figures = {**controller.figures, "worker_restarts": ended.restarts}
             return _summary(options, conclusion, figures, time.monotonic() - began)
 

@@ -1,6 +1,5 @@
 """The files in a training's run folder: the result, and the metrics, followed as they grow. `worker/train.py` writes them."""
 
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from ingest.files import LineFollower
 
 METRICS, WEIGHTS = "metrics.jsonl", "average.safetensors"
 CONFIG = "train.toml"  # the copy of the configuration file that the ranks read
-DEFAULT_STEPS = 160  # of worker/training/config.py, which nothing of the coordinator loads; a test compares them
 
 
 class TrainingResult(msgspec.Struct, frozen=True):
@@ -26,12 +24,6 @@ class TrainingResult(msgspec.Struct, frozen=True):
     def file(self) -> str:
         """The averaged weights, relative to the run folder."""
         return f"{self.checkpoint}/{WEIGHTS}"
-
-
-def steps_of(config: bytes) -> int:
-    """Return the optimiser steps that a configuration asks for; one without them means the default."""
-    steps = tomllib.loads(config.decode()).get("steps", DEFAULT_STEPS)
-    return steps if isinstance(steps, int) and steps > 0 else DEFAULT_STEPS
 
 
 def checkpoint_step(run: Path) -> int:

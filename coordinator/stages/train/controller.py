@@ -1,6 +1,5 @@
 """Supervise a training: feed `ElasticRing` with what the server observes, and post what it decides."""
 
-import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -26,14 +25,14 @@ from coordinator.stages.train.elastic import ElasticRing, RingAction
 from coordinator.stages.train.inputs import TrainingFiles
 from coordinator.stages.train.ring_state import AddressOffered, RankDone, SupervisionTick
 from coordinator.stages.train.stall import SupervisionTimeouts
-from coordinator.stages.train.view import STEP, describe_rebalance, render, train_view
+from coordinator.stages.train.view import describe_rebalance, render, train_view
+from coordinator.stages.train.work import TrainingPlan, TrainingWork, like
+from coordinator.stages.train.years import years_on_disk
 from coordinator.wire.lease_kinds import LeaseKind
 from coordinator.wire.messages import Weights
 from coordinator.wire.payloads import JoinReply, JoinRequest
 from coordinator.workers.arithmetic import describe_difference
 
-START_S = 10.0  # until the first step, before a run has measured it: modules, tokens, ring
-FINISH_S = 3.0  # from the last step to the end: last validation, checkpoint, result, workers
 # Of rank 0's lease: its checkpoints, of which four are on disk at once, and the files of the run.
 UPLOADS = LeaseFiles(
     (r"run/checkpoints/\d{6,}/[\w.-]+", r"run/(metrics\.jsonl|config\.json|result\.json)"), 1_000, 64 << 30
@@ -77,10 +76,11 @@ class TrainController(StageController):
     def __init__(self, options: TrainOptions, timeouts: SupervisionTimeouts) -> None:
         """Prepare a run; the ring exists from `on_start` on."""
         self._options, self._timeouts = options, timeouts
-        self.like = like(options)
-        self._steps = artifacts.steps_of(options.config)
-        self._resumed = self._furthest = artifacts.checkpoint_step(options.run)
-        self.last_step_at = time.monotonic()  # when the last new step was taken
+        years = years_on_disk(options.data_dir)
+        self.like = like(options.config, options.ranks, years)
+        self._work = TrainingWork(TrainingPlan.of(options.config, years), artifacts.checkpoint_step(options.run))
+        self.last_work_at = time.monotonic()  # when the last step or validation ended
+        self._done: tuple[float, ...] = ()  # of each part
         self._pending: list[RingAction] = []
         self._blas: dict[str, str] = {}  # worker → BLAS of its ranks
         self._began = time.monotonic()
@@ -149,17 +149,18 @@ class TrainController(StageController):
         return self.ring.outcome is None
 
     def parts(self, status: RunStatus) -> tuple[Part, ...]:
-        """Return the start, until ranks take steps, and the steps. One that is repeated after a fault counts once."""
-        began = self._furthest > self._resumed or self.ring.step > self._resumed
-        if self.ring.step > self._furthest:
-            self._furthest, self.last_step_at = self.ring.step, time.monotonic()
-        return training_parts(float(began), self._furthest, max(self._steps, self._furthest))
+        """Return the start, until ranks take steps, the steps, the validations and the end."""
+        done, parts = self._done, self._work.parts(self.ring.ranks)
+        self._done = tuple(part.done for part in parts)
+        if self._done != done:
+            self.last_work_at = time.monotonic()
+        return parts
 
     def view(self, progress: StageProgress | None = None) -> Rendering:
         """Return the training's view, with the newest metrics."""
         self.metrics.poll()
         now = time.monotonic()
-        return render(train_view(self.ring, self.metrics, now, now - self._began, self._steps, progress))
+        return render(train_view(self.ring, self.metrics, now, now - self._began, self._work.plan.steps, progress))
 
     def _decide(self, event: SupervisionTick | AddressOffered | RankDone | TaskProgress | TaskFailed) -> None:
         for action in self.ring.decide(event, time.monotonic()):
@@ -178,20 +179,6 @@ class TrainController(StageController):
 
     def _first_rank(self) -> str:
         return self.ring.ranks[0].worker if self.ring.ranks else ""
-
-
-def training_parts(began: float, step: int, steps: int) -> tuple[Part, ...]:
-    """Return the start of a training, until ranks take steps (`began` 1), its steps, and the check of its result."""
-    return (
-        Part("start", "", began, 1.0, START_S),
-        Part(STEP, "steps", step, steps),
-        Part("finish", "", 0.0, 1.0, FINISH_S),
-    )
-
-
-def like(options: TrainOptions) -> str:
-    """Return what the time of a step depends on: the configuration and the ranks."""
-    return f"{hashlib.sha256(options.config).hexdigest()[:12]}, {options.ranks} ranks"
 
 
 def _relative_to(path: Path, folder: Path) -> str:

@@ -23,10 +23,11 @@ from coordinator.stages.stage import OutputMode
 from coordinator.stages.trackers import reporting
 from coordinator.stages.train import artifacts
 from coordinator.stages.train.artifacts import TrainingResult
-from coordinator.stages.train.controller import TrainController, TrainOptions, like, training_parts
+from coordinator.stages.train.controller import TrainController, TrainOptions
 from coordinator.stages.train.ring_state import RoundSummary, TrainingOutcome
 from coordinator.stages.train.stall import SupervisionTimeouts
-from coordinator.stages.train.years import check_years
+from coordinator.stages.train.work import TrainingPlan, TrainingWork, like
+from coordinator.stages.train.years import check_years, years_on_disk
 from coordinator.wire.exit_codes import ExitCode
 from ingest import checksums, manifest, snapshot
 from ingest.console import printable
@@ -82,8 +83,10 @@ class TrainStage:
         """
         would, why = self._would(options, after)
         done = artifacts.checkpoint_step(options.run) if would == "go on" else 0
-        costs = RunLog(options.data_dir).costs("train", like(options))
-        seconds = planned_seconds(with_costs(training_parts(0, done, artifacts.steps_of(options.config)), costs))
+        years = years_on_disk(options.data_dir)
+        costs = RunLog(options.data_dir).costs("train", like(options.config, options.ranks, years))
+        work = TrainingWork(TrainingPlan.of(options.config, years), done)
+        seconds = planned_seconds(with_costs(work.parts(), costs))
         return TrainDryRun(
             run=str(options.run),
             ranks=options.ranks,
@@ -141,8 +144,8 @@ class TrainStage:
             outcome = controller.ring.outcome or TrainingOutcome("drain", ended.message)
             conclusion = conclude(options.run, TrainingResult, request, outcome.status, outcome.message, ended)
             if conclusion.status == "done":
-                finish_s = time.monotonic() - controller.last_step_at
-                RunLog(options.data_dir).add_part("train", controller.like, "finish", 1, finish_s)
+                finish_s = time.monotonic() - controller.last_work_at
+                RunLog(options.data_dir).add_part("train", controller.like, ("finish", ""), 1, finish_s)
             return _summary(options, conclusion, controller.ring.history, time.monotonic() - began)
 
     def describe(self, summary: TrainSummary) -> str:

@@ -10,11 +10,11 @@ from rich.text import Text
 
 from coordinator.scheduling.progress import StageProgress
 from coordinator.stages.display import Rendering, bar, cell, joined, quantity, standing
-from coordinator.stages.train.artifacts import DEFAULT_STEPS, MetricsFollower
+from coordinator.stages.train.artifacts import MetricsFollower
 from coordinator.stages.train.elastic import ElasticRing
 from coordinator.stages.train.ring_state import RoundSummary
+from coordinator.stages.train.work import DEFAULTS, STEP
 
-STEP = "step"  # the part of a training that counts
 MAX_ROUNDS = 20
 
 
@@ -57,7 +57,7 @@ def train_view(
     metrics: MetricsFollower,
     now: float,
     elapsed_s: float,
-    steps: int = DEFAULT_STEPS,
+    steps: int = DEFAULTS["steps"],
     progress: StageProgress | None = None,
 ) -> TrainView:
     """Return the view of a ring and its metrics at the time `now`."""

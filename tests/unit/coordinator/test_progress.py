@@ -22,10 +22,11 @@ from coordinator.scheduling.progress import (
     seconds_per_unit,
 )
 from coordinator.stages.display import approximate, clock, standing
-from coordinator.stages.train.artifacts import DEFAULT_STEPS, steps_of
+from coordinator.stages.train.work import DEFAULTS, MIN_PIECES, TrainingPlan
+from worker.training import loop
 from worker.training.config import TrainConfig
 
-STEPS = st.lists(st.tuples(st.floats(0.05, 20.0), st.floats(0.0, 500.0)), min_size=2, max_size=150)
+STEPS = st.lists(st.tuples(st.floats(0.05, 20.0), st.just(0.0) | st.floats(1e-6, 500.0)), min_size=2, max_size=150)
 
 
 def observed(
@@ -61,7 +62,7 @@ def test_part_that_has_not_begun_takes_what_it_took_before_scaled_by_the_speed_o
     parts = [Part("fetch", "rows", 100, 200, 0.1), Part("build", "series", 0, 10, 1.0)]
     found = estimate(parts, {"fetch": PartSeen(points)}, 20.0)
     assert found.eta_s == pytest.approx(20.0 + 10 * 2.0, rel=0.15)
-    assert (found.part, round(found.share, 2)) == ("fetch", 0.33)  # 20 of 60 s of work
+    assert (found.part, round(found.share, 2)) == ("fetch", 0.35)  # 20 of 57 s of work
 
 
 def test_request_budget_is_a_lower_bound() -> None:
@@ -165,5 +166,9 @@ def test_steady_work_is_estimated_to_a_tenth_after_a_tenth(
     assert left == pytest.approx((steps - ahead) * tick_s, rel=0.1)
 
 
-def test_steps_of_a_configuration_have_the_default_of_the_training() -> None:
-    assert (TrainConfig().steps, steps_of(b""), steps_of(b"steps = 40")) == (DEFAULT_STEPS, DEFAULT_STEPS, 40)
+def test_plan_of_a_training_has_the_defaults_of_the_training() -> None:
+    assert {name: getattr(TrainConfig(), name) for name in DEFAULTS} == DEFAULTS
+    assert MIN_PIECES == loop.MIN_PIECES
+    plan = TrainingPlan.of(b"steps = 45\nvalidate_every = 20\npieces = -1", {"PACW": {2019, 2020}})
+    assert (plan.steps, plan.validations) == (45, 3)
+    assert plan.validation_steps == pytest.approx(0.3 + 0.45 * 8760 / (6 * 4380))

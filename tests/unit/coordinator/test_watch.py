@@ -94,9 +94,9 @@ def test_events_become_stages_and_log(tmp_path: Path) -> None:
 
 def test_costs_of_the_last_run_are_those_of_the_same_request(tmp_path: Path) -> None:
     log = RunLog(tmp_path)
-    log.add_part("train", "a", "step", 100, 50.0)
-    log.add_part("train", "a", "step", 100, 20.0)
-    log.add_part("train", "b", "step", 100, 90.0)
+    log.add_part("train", "a", ("step", "steps"), 100, 50.0)
+    log.add_part("train", "a", ("step", "steps"), 100, 20.0)
+    log.add_part("train", "b", ("step", "steps"), 100, 90.0)
     log.add("end", stage="train", like="a", status="done", seconds=33.0)
     log.add("end", stage="train", like="a", status="drain", seconds=1.0)
     assert log.costs("train", "a") == {"step": 0.2}

@@ -30,10 +30,10 @@ def result_of(shard: Shard, *gaps: tuple[str, str]) -> ShardResult:
     return ShardResult(shard, "synthetic", 1, 1, 0, named, (page,), FILE, "", 1, 0)
 
 
-def test_default_plan_is_70_shards_735_requests_and_35_builds() -> None:
+def test_default_plan_is_70_shards_749_requests_and_35_builds() -> None:
     shards = plan_shards()
     assert len(shards) == len({shard.key for shard in shards}) == 70
-    assert expected_requests(shards) == 735
+    assert expected_requests(shards) == 749
     builds = plan_builds(shards)
     assert len(builds) == 35
     assert {key for build in builds for key in build.shards} == {shard.key for shard in shards}
