@@ -6,7 +6,9 @@ episode *terminates* after its last hour, where the stores are at rest again: no
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
+from operator import index
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,7 +32,14 @@ Info = dict[str, Any]
 
 
 class GridControl(gymnasium.Env[Any, Any]):
-    """The environment as a `gymnasium.Env`: one episode at a time."""
+    """The environment as a `gymnasium.Env`: one episode at a time.
+
+    Attributes:
+        grid: Fleet and cost.
+        data: Loads, forecasts and mask.
+        observation_names: [feature].
+        action_names: [action].
+    """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array", "human"], "render_fps": FPS}  # noqa: RUF012 - gymnasium's own
 
@@ -50,12 +59,14 @@ class GridControl(gymnasium.Env[Any, Any]):
             render_mode: "rgb_array": `render` returns a picture; "human": a window shows each hour (needs pygame); None: neither.
 
         Raises:
-            DataError: The render mode is unknown, or no episode fits into the data.
+            DataError: The render mode is unknown, `data` is no dataset, or no episode fits into it.
         """
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise DataError(f"render_mode {render_mode!r} is unknown; choose rgb_array, human or None")
-        self.env = VectorGridEnv(grid or Grid(), data or synthetic_dataset(), 1, hours)
-        self._starts = _starts(self.env)
+        self.env = _vector(grid, data, 1, hours)
+        self.grid, self.data = self.env.grid, self.env.dataset
+        self.observation_names, self.action_names = self.env.observation_names, _action_names(self.grid)
+        self._starts = self.data.measured_starts(hours)
         self.observation_space, self.action_space = _spaces(self.env)
         self.render_mode = render_mode
         self._window = Window() if render_mode == "human" else None
@@ -95,32 +106,76 @@ class GridControl(gymnasium.Env[Any, Any]):
         """
         from rl.folder import dataset_from  # here: it loads pyarrow, which the synthetic region does not need
 
-        return cls(grid, dataset_from(data_dir, respondents, start, end, horizon), hours, render_mode)
+        data = dataset_from(data_dir, respondents, start, end, horizon)
+        env = cls(grid, data, hours, render_mode)
+        # As `gymnasium.make` leaves it, so that checkers can make the environment again.
+        again = {"grid": grid, "data": data, "hours": hours, "render_mode": render_mode}
+        env.spec = replace(gymnasium.spec("GridControl-v0"), kwargs=again)
+        return env
 
     def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[NDArray[np.float32], Info]:
-        """Start an episode; return the observation [feature] and the info, whose `start` is the dataset's row.
+        """Start an episode; return the observation [feature] and the info.
 
-        `options={"start": row}` chooses the row; otherwise it is drawn.
+        The info has the dataset's row `start`, its `region`, that region's reference peak `peak`, MW, and the first hour `time`, UTC,
+        hour-ending. `options={"start": …}` chooses the row, or its hour as `YYYY-MM-DDTHH`, with `"region"` where there are
+        several; otherwise the row is drawn.
+
+        Raises:
+            DataError: There is no such hour, or an hour of the episode was not measured.
         """
         super().reset(seed=seed)
-        start = (options or {}).get("start")
-        self._start = row = int(self.np_random.choice(self._starts)) if start is None else int(start)
+        chosen = self._chosen(options or {})
+        self._start = row = int(self.np_random.choice(self._starts)) if chosen is None else chosen
         observation = self.env.reset(np.array([row]))[0].copy()
         self._episode = Episode(tuple(store.name for store in self.env.grid.stores), self.env.hours)
         if self._window is not None:
             self._window.show(draw(self._episode))
-        return observation, {"start": row}
+        peak = self.data.peaks[self.data.region_of(row)] if self.data.peaks else float("nan")
+        return observation, {"start": row, **self._where(row), "peak": peak}
 
-    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, Info]:
+    def _where(self, row: int) -> Info:
+        return {"region": self.data.regions[self.data.region_of(row)], "time": self.data.time_of(row)}
+
+    def _chosen(self, options: Info) -> int | None:
+        """Return the row that the options of `reset` choose; None for a drawn one."""
+        start = options.get("start")
+        if unknown := set(options) - {"start", "region"}:
+            raise DataError(f"reset: unknown options {', '.join(sorted(unknown))}; known are start and region")
+        if start is None:
+            return None
+        row = self.data.row_of(start, options.get("region", "")) if isinstance(start, str) else index(start)
+        if row not in self._starts:
+            hours = self.data.known[max(row, 0) : row + self.env.hours]
+            if row < 0 or len(hours) < self.env.hours:
+                reason = f"the data have {len(self.data.load)} rows, and an episode needs {self.env.hours}"
+            elif hours.all():
+                reason = "the episode would end in another region"
+            else:
+                missing = row + int(np.argmin(hours))
+                reason = f"the hour {self.data.time_of(missing)} (row {missing}) or the one before was not measured"
+            raise DataError(
+                f"reset: no episode starts at {start}: {reason}. Choose one of data.starts({self.env.hours})"
+            )
+        return row
+
+    def step(self, action: NDArray[np.floating]) -> tuple[NDArray[np.float32], float, bool, bool, Info]:
         """Run one hour with `action` [action]; return observation [feature], reward (minus the cost), terminated, truncated, info.
 
-        The info has, of this hour: `cost_parts` (their sum is the cost) and `idle_cost` (of doing nothing), $ per MW of reference
+        The info has, of this hour: `region` and `time`, as of `reset`; `cost_parts` (their sum is the cost) and `idle_cost` (of doing nothing), $ per MW of reference
         peak; `load`, `residual` and `shed`, reference peaks; `power` [store] into the grid and `charge` [store] as shares of the
         store's energy; `price`, $/MWh of the merit order's next MWh. `cut` is the energy [store], in reference peaks × 1 h, by which
         actions of this episode were cut to what each store's power and charge allow.
+
+        Raises:
+            DataError: The action has another shape, or a value that is not finite; or the episode is over.
         """
+        asked = np.asarray(action, float)
+        if asked.shape != self.action_space.shape or not np.isfinite(asked).all():
+            raise DataError(
+                f"action {action}: needed are {len(self.action_names)} finite numbers, {', '.join(self.action_names)}"
+            )
         row, before = int(self.env.row[0]), float(self.env.residual[0])
-        observation, cost = self.env.step(np.asarray(action, float)[:, None])
+        observation, cost = self.env.step(asked[:, None])
         info = self._info(row, before)
         if self.render_mode is not None:
             self._episode.add(info, float(cost[0]))
@@ -139,6 +194,7 @@ class GridControl(gymnasium.Env[Any, Any]):
             "shed": grid.shed * float(env.shed[0]),
         }
         return {
+            **self._where(row),
             "cost_parts": parts,
             "idle_cost": float(self._idle_cost[row]),
             "load": float(data.load[row]),
@@ -176,7 +232,15 @@ class GridControl(gymnasium.Env[Any, Any]):
 
 
 class GridControlVector(VectorEnv[Any, Any, Any]):
-    """N episodes that start and end together. The step that ends them returns the first observation of the next ones."""
+    """N episodes that start and end together. The step that ends them returns the first observation of the next ones.
+
+    Attributes:
+        grid: Fleet and cost.
+        data: Loads, forecasts and mask.
+        observation_names: [feature].
+        action_names: [action].
+        env: `VectorGridEnv`; its arrays hold what each episode's stores did in the last hour.
+    """
 
     metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
 
@@ -185,8 +249,10 @@ class GridControlVector(VectorEnv[Any, Any, Any]):
     ) -> None:
         """Use the default grid and a synthetic region unless `grid` and `data` are given; an episode has `hours` hours."""
         self.num_envs = num_envs
-        self.env = VectorGridEnv(grid or Grid(), data or synthetic_dataset(), num_envs, hours)
-        self._starts = _starts(self.env)
+        self.env = _vector(grid, data, num_envs, hours)
+        self.grid, self.data = self.env.grid, self.env.dataset
+        self.observation_names, self.action_names = self.env.observation_names, _action_names(self.grid)
+        self._starts = self.data.measured_starts(hours)
         self.single_observation_space, self.single_action_space = _spaces(self.env)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
@@ -209,13 +275,26 @@ class GridControlVector(VectorEnv[Any, Any, Any]):
         return self.env.reset(rows).copy(), {"start": rows}
 
     def step(
-        self, actions: NDArray[np.float32]
+        self, actions: NDArray[np.floating]
     ) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[Any], NDArray[Any], Info]:
-        """Run one hour; at the episodes' end the info has their `final_obs` and the `cut` of the whole episode, [store, N]."""
-        observation, cost = self.env.step(np.asarray(actions).T)
+        """Run one hour; at the episodes' end the info has their `final_obs` and the `cut` of the whole episode, [store, N].
+
+        Raises:
+            DataError: The actions have another shape; or, at an episode's end, one of them was not finite.
+        """
+        asked = np.asarray(actions)
+        if asked.shape != self.action_space.shape:
+            raise DataError(
+                f"actions of shape {asked.shape}: needed is {self.action_space.shape}, for each episode {', '.join(self.action_names)}"
+            )
+        observation, cost = self.env.step(asked.T)
         reward, ended = -cost, self.env.hours_left == 0
         info: Info = {}
         if ended:
+            if not np.isfinite(cost).all():
+                raise DataError(
+                    "an action of these episodes was not finite: NaN or infinite actions make every later cost NaN"
+                )
             everyone = np.ones(self.num_envs, bool)
             info = {"final_obs": observation.copy(), "_final_obs": everyone, "cut": self.env.clipped_energy.copy()}
             observation = self.env.reset(self._draw())
@@ -232,11 +311,22 @@ def synthetic_dataset() -> Dataset:
     return build_dataset([region], [day_ahead(region, issued, 24)], "2017-01-02T00", "2019-01-01T00")
 
 
-def _starts(env: VectorGridEnv) -> NDArray[np.int64]:
-    starts = env.dataset.starts(env.hours)
-    if not len(starts):
-        raise DataError(f"the dataset has no {env.hours} consecutive measured hours")
-    return starts
+def _vector(grid: Grid | None, data: Dataset | None, num_envs: int, hours: int) -> VectorGridEnv:
+    """Return the environment of both interfaces; a wrong argument is named here, not where it is first used."""
+    if grid is not None and not isinstance(grid, Grid):
+        raise DataError(f"grid must be an rl.env.grid.Grid, not {type(grid).__name__}")
+    if data is not None and not isinstance(data, Dataset):
+        raise DataError(
+            f"data must be an rl.env.dataset.Dataset, not {type(data).__name__}: "
+            '`rl.folder.dataset_from("data", ["ERCO"])` makes one of a data folder'
+        )
+    if isinstance(hours, bool) or not isinstance(hours, int | np.integer):
+        raise DataError(f"hours must be a whole number of hours, not {hours!r}")
+    return VectorGridEnv(grid or Grid(), data or synthetic_dataset(), num_envs, int(hours))
+
+
+def _action_names(grid: Grid) -> tuple[str, ...]:
+    return (*(store.name for store in grid.stores), "shed")
 
 
 def _spaces(env: VectorGridEnv) -> tuple[Box, Box]:

@@ -102,7 +102,8 @@ class Window:
             from gymnasium.error import DependencyNotInstalled
 
             raise DependencyNotInstalled(
-                'pygame is not installed: `pip install "gymnasium[classic-control]"`'
+                'pygame is not installed: `pip install "gymnasium[classic-control]"`. '
+                "gymnasium's `check_env` needs no window with skip_render_check=True"
             ) from error
         self._pygame = pygame
         pygame.display.init()  # not `pygame.init`, which looks for a sound card

@@ -15,6 +15,7 @@ KNOTS_AHEAD = 2  # hours for which a row has the distances to the knots of the m
 # Reference peaks below and above a knot at which its distance saturates: about what the fleet can move.
 REACH = (-0.03, 0.05)
 CLOCK = ("sin hour", "cos hour", "sin week", "cos week", "sin year", "cos year")
+MOST = 10.0  # reference peaks; a forecast whose median is above is in other units
 NEWEST = 3  # hours whose loads a row shows, the newest that are published
 
 
@@ -35,6 +36,10 @@ class Dataset:
     origins: tuple[int, ...]  # [region] hour of the region's series that is its first row
     clock: NDArray[np.int64]  # [row] hour of the day at the hour's start, local standard time
     month: NDArray[np.int64]  # [row] 0…11, local standard time
+    first_hours: tuple[
+        int, ...
+    ] = ()  # [region] of its first row: number since 1970, UTC, hour-ending; () in files of earlier versions
+    peaks: tuple[float, ...] = ()  # [region] reference peak, MW; () in files of earlier versions
 
     def starts(self, hours: int) -> NDArray[np.int64]:
         """Return the rows [start] at which an episode of `hours` hours can start: all of it measured and in one region."""
@@ -45,8 +50,77 @@ class Dataset:
                 found.append(first + np.flatnonzero(gaps[hours:] == gaps[:-hours]))
         return np.concatenate(found) if found else np.zeros(0, np.int64)
 
+    def measured_starts(self, hours: int) -> NDArray[np.int64]:
+        """Return `starts`.
+
+        Raises:
+            DataError: There is none; the message has the longest run of measured hours.
+        """
+        found = self.starts(hours)
+        if not len(found):
+            runs = np.diff(np.flatnonzero(np.concatenate([[True], ~self.known, [True]]))) - 1
+            longest = min(int(runs.max(initial=0)), max((last - first for first, last in self.spans), default=0))
+            raise DataError(
+                f"the dataset has no {hours} consecutive measured hours in one region: its longest run is {longest} h of "
+                f"{len(self.load)}. Name a longer period, or shorter episodes with hours={longest or 'N'}"
+            )
+        return found
+
+    def episodes(self, hours: int, every: int = 1) -> NDArray[np.int64]:
+        """Return the first rows of measured episodes that follow one another, region by region, from the first local midnight; one in `every`.
+
+        An episode that ended in the afternoon would make every store return to rest in the peak hours.
+
+        Raises:
+            DataError: No hours in one region are measured that long.
+        """
+        measured, found = self.measured_starts(hours), []
+        for first, last in self.spans:
+            rows = np.arange(first + int(np.argmax(self.clock[first:last] == 0)), last - hours + 1, hours)
+            found.append(rows[np.isin(rows, measured)][::every])
+        return np.concatenate(found)
+
+    def region_of(self, row: int) -> int:
+        """Return the position in `regions` of a row's region."""
+        return int(np.searchsorted([last for _, last in self.spans], row, side="right"))
+
+    def time_of(self, row: int) -> str:
+        """Return a row's hour, UTC, hour-ending, `YYYY-MM-DDTHH`; "" where the dataset's file does not have it."""
+        if not self.first_hours:
+            return ""
+        at = self.region_of(row)
+        return str(np.datetime64(self.first_hours[at] + int(row) - self.spans[at][0], "h"))
+
+    def row_of(self, time: str, region: str = "") -> int:
+        """Return the row of an hour, `YYYY-MM-DDTHH`, UTC, hour-ending; `region`: by default the only one.
+
+        Raises:
+            DataError: There is no such region or hour.
+        """
+        name = region or (self.regions[0] if len(self.regions) == 1 else "")
+        if name not in self.regions or not self.first_hours:
+            raise DataError(f"region {name!r}: choose {' or '.join(self.regions)}")
+        at = self.regions.index(name)
+        first, last = self.spans[at]
+        row = first + int(hour_of(time).astype(np.int64)) - self.first_hours[at]
+        if not first <= row < last:
+            raise DataError(f"{name} has {self.time_of(first)} to {self.time_of(last - 1)}, not {time}")
+        return row
+
     def gather(self, forecasts: Sequence[Forecast]) -> Forecast:
-        """Convert other forecasts of the same regions, [hour, horizon, feature] each, to [row, horizon, feature]."""
+        """Convert other forecasts of the same regions, [hour, horizon, feature] each in reference peaks, to [row, horizon, feature].
+
+        Raises:
+            DataError: A forecast has too few hours, another number of dimensions, or values in other units.
+        """
+        if len(forecasts) != len(self.regions):
+            raise DataError(
+                f"{len(forecasts)} forecasts for the regions {', '.join(self.regions)}: give one each, in this order"
+            )
+        for name, forecast, origin, (first, last) in zip(
+            self.regions, forecasts, self.origins, self.spans, strict=True
+        ):
+            _check_forecast(name, forecast, origin + last - first)
         pairs = zip(forecasts, self.origins, self.spans, strict=True)
         return np.concatenate([f[origin : origin + last - first] for f, origin, (first, last) in pairs])
 
@@ -68,21 +142,27 @@ def build_dataset(
         grid: Of the merit order.
 
     Raises:
-        DataError: A region lacks some of the hours, or the forecasts differ in shape, or the regions' loads in when they are published.
+        DataError: A region lacks some of the hours, or the forecasts differ in shape, or the regions' loads in when they are published, or
+            the period has no hour.
     """
+    begins, ends = hour_of(start), hour_of(end)
+    if begins >= ends:
+        raise DataError(f"start {start} must be before end {end}, which is the hour after the last")
     if len({None if f is None else f.shape[1:] for f in forecasts}) != 1 or len(regions) != len(forecasts):
         raise DataError("each region needs one forecast, all with the same horizon and number of features")
     if len({region.lag for region in regions}) > 1:
         raise DataError("the loads of all regions must be published equally late")
     parts, spans, origins, row = [], [], [], 0
     for region, forecast in zip(regions, forecasts, strict=True):
-        first, last = (int(np.searchsorted(region.hours, np.datetime64(when, "h"))) for when in (start, end))
-        if first < 1 or last - first != (np.datetime64(end, "h") - np.datetime64(start, "h")).astype(int):
+        first, last = (int(np.searchsorted(region.hours, when)) for when in (begins, ends))
+        if first < 1 or last - first != (ends - begins).astype(int):
             raise DataError(
                 f"{region.name}: has {region.hours[0]} to {region.hours[-1]}; needed are {start} and the hour before, to {end}"
             )
-        if forecast is not None and len(forecast) != len(region.load):
-            raise DataError(f"{region.name}: the forecast has {len(forecast)} hours, the region {len(region.load)}")
+        if forecast is not None:
+            if len(forecast) != len(region.load):
+                raise DataError(f"{region.name}: the forecast has {len(forecast)} hours, the region {len(region.load)}")
+            _check_forecast(region.name, forecast, len(region.load))
         parts.append(_rows(region, forecast, np.arange(first, last), grid))
         spans.append((row, row + last - first))
         origins.append(first)
@@ -108,7 +188,35 @@ def build_dataset(
         tuple(origins),
         clock,
         month,
+        tuple(int(r.hours[origin].astype(np.int64)) for r, origin in zip(regions, origins, strict=True)),
+        tuple(float(r.peak) for r in regions),
     )
+
+
+def hour_of(text: str) -> np.datetime64:
+    """Return the hour that a text names.
+
+    Raises:
+        DataError: The text is no time.
+    """
+    try:
+        return np.datetime64(text, "h")
+    except (ValueError, TypeError):
+        raise DataError(f"{text!r} is no hour: write YYYY-MM-DDTHH, UTC") from None
+
+
+def _check_forecast(name: str, forecast: Forecast, hours: int) -> None:
+    if np.ndim(forecast) != 3 or len(forecast) < hours:
+        raise DataError(
+            f"{name}: a forecast of shape {np.shape(forecast)}; needed is [hour, horizon, feature] with {hours} hours, the region's"
+        )
+    if not forecast.shape[1] or not forecast.shape[2]:
+        return
+    size = np.abs(forecast[:, 0, 0])
+    if (size := size[np.isfinite(size)]).size and np.median(size) > MOST:
+        raise DataError(
+            f"{name}: half of the forecast is above {np.median(size):,.0f} reference peaks. Divide MW by the region's peak: forecast / region.peak"
+        )
 
 
 def _loads_back(region: Region) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from rl.env.dataset import Dataset
 from rl.errors import DataError
 
 DATASETS = "tables"  # the folder's name in a control folder
-_PLAIN = ("feature_names", "regions", "spans", "origins")
+_PLAIN = ("feature_names", "regions", "spans", "origins", "first_hours", "peaks")
 _STORED_AS = {"feature_names": "names", "previous_load": "before"}  # field → its name in the file, where they differ
 _ARRAYS = tuple(field.name for field in fields(Dataset) if field.name not in _PLAIN)
 
@@ -58,6 +58,8 @@ def load(folder: Path, sha256: str) -> Dataset:
             regions=tuple(meta["regions"]),
             spans=tuple((int(first), int(last)) for first, last in meta["spans"]),
             origins=tuple(map(int, meta["origins"])),
+            first_hours=tuple(map(int, meta.get("first_hours", ()))),
+            peaks=tuple(map(float, meta.get("peaks", ()))),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(

@@ -97,6 +97,11 @@ class Grid:
 
     def __post_init__(self) -> None:
         """Compute the pieces of f."""
+        if isinstance(self.stores, Store):
+            raise GridError(f"stores: one Store alone; write stores=(Store({self.stores.name!r}, …),)")
+        # Tuples, so that a grid made of lists can be a key of cached programs.
+        object.__setattr__(self, "stores", tuple(self.stores))
+        object.__setattr__(self, "merit_order", tuple(map(tuple, self.merit_order)))
         slopes = np.array([-self.curtailment, *(price for _, price in self.merit_order), self.unserved])
         knots = np.array([self.must_run, *(bound for bound, _ in self.merit_order)])
         self._check(slopes, knots)
@@ -115,21 +120,25 @@ class Grid:
         Raises:
             GridError: A parameter breaks one of the rules.
         """
-        if (np.diff(slopes) <= 0).any() or (np.diff(knots) <= 0).any():
+        names = [store.name for store in self.stores]
+        if not names or len(set(names)) < len(names):
+            raise GridError(f"stores: {', '.join(names) or 'none'}; give at least one, each with a name of its own")
+        if not ((np.diff(slopes) > 0).all() and (np.diff(knots) > 0).all()):
             raise GridError("merit_order must rise in bound and price, from must_run and -curtailment up to unserved")
         gain = self.curtailment + 2 * self.ramp
         for store in self.stores:
             if not (0 < store.charge_efficiency <= 1 and 0 < store.discharge_efficiency <= 1):
                 raise GridError(f"store {store.name}: an efficiency lies outside (0, 1]")
-            if store.wear <= store.loss * gain:
+            if not (0 < store.power < np.inf and 0 < store.hours < np.inf and 0 <= store.rest <= 1):
+                raise GridError(f"store {store.name}: power and hours must be positive, rest between 0 and 1")
+            if not store.wear > store.loss * gain:
                 raise GridError(
                     f"store {store.name}: wear {store.wear} must be above loss x (curtailment + 2 ramp) = {store.loss * gain:.3g}"
-                    " $/MWh, or burning energy pays and the linear program is no longer the environment's optimum"
+                    " $/MWh, or burning energy pays and the linear program is no longer the environment's optimum. Raise the wear or"
+                    " the efficiencies, or lower the grid's curtailment or ramp"
                 )
-        if self.shed_power < 0 or any(s.power <= 0 or s.hours <= 0 or not 0 <= s.rest <= 1 for s in self.stores):
-            raise GridError(
-                "power and hours of a store must be positive, its rest between 0 and 1, and shed_power 0 or more"
-            )
+        if not 0 <= self.shed_power < np.inf:
+            raise GridError(f"shed_power {self.shed_power} must be 0 or more")
 
     def each(self, name: str) -> Array:
         """Return the attribute `name` of every store, [store]."""

@@ -17,6 +17,7 @@ from rl.env.vector import VectorGridEnv
 from rl.errors import DataError
 from rl.planning.optimum import Schedule, optimum
 
+NOTHING = 1e-12  # of the cost: a saving below is the linear program's rounding
 # Returns [action, episode]; may read the row's past and features, never its load.
 Policy = Callable[[VectorGridEnv], NDArray[np.floating]]
 
@@ -86,7 +87,7 @@ class ReferenceCosts:
             DataError: The optimum saves nothing in these episodes.
         """
         saving = float((self.idle - self.optimum).sum())
-        if saving <= 0:
+        if saving <= NOTHING * float(np.abs(self.idle).sum()):
             raise DataError("the optimum saves nothing in these episodes: PoP has no meaning")
         return float((self.idle - np.asarray(cost)).sum()) / saving
 

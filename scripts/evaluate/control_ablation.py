@@ -28,7 +28,7 @@ from rl.evaluation.score import reference_costs, rollout
 from rl.policy import Mlp, from_bytes
 from scripts.bench.common import append, parser
 from scripts.evaluate.control_baselines import HORIZON
-from scripts.evaluate.control_data import Recorded, forecaster, recorded, training_span, weeks, years_on_disk
+from scripts.evaluate.control_data import Recorded, forecaster, recorded, training_span, years_on_disk
 from worker.control.datasets import GROWTH, known_ahead, store_dataset
 from worker.control.hourly import reissued
 
@@ -121,7 +121,7 @@ def run(args: argparse.Namespace, say: Callable[[str], None]) -> None:
         policy = train_policy(grid, made, settings)
         for each in found:
             data = dataset_of(kind, args.forecaster, grid, each.test, [each], (1.0,))
-            starts = weeks(data, args.every)
+            starts = data.episodes(WEEK, args.every)
             cost = rollout(grid, data, policy, starts, WEEK).cost.sum(axis=0)
             pop = reference_costs(grid, data, starts, WEEK).pop(cost)
             line = {

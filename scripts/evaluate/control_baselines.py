@@ -33,7 +33,7 @@ from rl.planning.baselines import PeakShaving, best_peak_shaving, hour_rule, idl
 from rl.planning.mpc import PathMpc
 from rl.policy import load as load_policy
 from scripts.bench.common import ROOT, append, parser, read_lines, rewrite_section
-from scripts.evaluate.control_data import Recorded, forecaster, recorded, training_span, weeks, years_on_disk
+from scripts.evaluate.control_data import Recorded, forecaster, recorded, training_span, years_on_disk
 from scripts.evaluate.control_tables import docs
 from worker.control.datasets import known_ahead
 from worker.control.hourly import moved, paths_of
@@ -123,7 +123,7 @@ def region_shaving(grid: Grid, found: Sequence[Recorded], data: Dataset) -> Poli
         train = build_dataset([one.region], [None], one.first, one.trained)
         start, end = (str(one.region.hours[data.origins[len(parts)]] + at) for at in (0, last - first))
         own = build_dataset([one.region], [None], start, end)
-        parts.append(peak_shaving(own, *best_peak_shaving(grid, train, weeks(train), WEEK)))
+        parts.append(peak_shaving(own, *best_peak_shaving(grid, train, train.episodes(WEEK), WEEK)))
     return PeakShaving(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("high", "low", "gain")))
 
 
@@ -137,7 +137,7 @@ def run(args: argparse.Namespace) -> None:
     # Where the load of the hour before is not published, planners take a forecast of it.
     late = [corrected_df(one, 1) if one.region.lag else None for one in found]
     data = build_dataset([one.region for one in found], late, *found[0].test)
-    scale = reference_costs(grid, data, weeks(data, args.every), WEEK)
+    scale = reference_costs(grid, data, data.episodes(WEEK, args.every), WEEK)
     peaks = [one.region.peak for one in found]
     for name, make in policies(grid, found, (args.forecaster, args.hourly), data, scale, args.common):
         if not args.only or name in args.only.split(","):
@@ -196,7 +196,7 @@ def learned(args: argparse.Namespace) -> None:
     result = json.loads((args.control / "result.json").read_text())
     for name, pops in result["test_pop"].items():
         append({"region": name, "year": args.year, "whole_year": pops, "version": result["version"]}, args.out)
-    scale = reference_costs(grid, data, weeks(data, args.every), WEEK)
+    scale = reference_costs(grid, data, data.episodes(WEEK, args.every), WEEK)
     about = {"year": args.year, "every": args.every, "policy": "policy"}
     evaluate(grid, data, scale, lambda: policy, about, made["peaks"], args.out)
 

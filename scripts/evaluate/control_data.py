@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from ingest.errors import UsageError
 from ingest.loader import available, load_series
 from ingest.publication import DEFAULT, Publication
-from rl.env.dataset import Dataset
-from rl.env.region import WEEK, Region, region
+from rl.env.region import Region, region
 from worker.control.datasets import HISTORY, standard_offset
 
 Array = NDArray[np.float64]
@@ -80,15 +79,3 @@ def forecaster(path: Path, one: Region, column: str = "q0.5") -> Array:
     rows = pd.read_parquet(path, columns=["respondent", "hour", column], filters=[("respondent", "==", one.name)])
     values = pd.Series(rows[column].to_numpy(float), rows["hour"]).reindex(one.hours.astype(np.int64)).to_numpy()
     return values / one.peak
-
-
-def weeks(data: Dataset, every: int = 1) -> NDArray[np.int64]:
-    """Return the first rows of the completely measured weeks, region by region, counted from the first local midnight; one in `every`.
-
-    A week that ended in the afternoon would make every store return to rest in the peak hours.
-    """
-    measured, found = data.starts(WEEK), []
-    for first, last in data.spans:
-        rows = np.arange(first + int(np.argmax(data.clock[first:last] == 0)), last - WEEK + 1, WEEK)
-        found.append(rows[np.isin(rows, measured)][::every])
-    return np.concatenate(found)

@@ -278,14 +278,7 @@ class ControlTraining:
 
         They are completely measured, start at local midnight, and are one in `every`, region by region.
         """
-        dataset = self.dataset(split)
-        measured = dataset.starts(WEEK)
-        found = []
-        for first, last in dataset.spans:
-            midnight = first + int(np.argmax(dataset.clock[first:last] == 0))
-            weeks = np.arange(midnight, last - WEEK + 1, WEEK)
-            found.append(weeks[np.isin(weeks, measured)][:: self.settings.every])
-        return np.concatenate(found)
+        return self.dataset(split).episodes(WEEK, self.settings.every)
 
     def _submit_evaluation(self, split: str, policy: str, chunk: int) -> list[int]:
         starts = [int(row) for row in self.weeks(split)]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
+from rl.env.dataset import build_dataset
 from rl.env.forecasts import Forecast, blended, corrected, day_ahead, oracle, persistence, with_quantiles
 from rl.env.region import Region, synthetic
 from rl.errors import DataError
@@ -127,3 +128,22 @@ def test_blend_does_not_use_the_future(made: Region) -> None:
     for one, other in zip(before, after, strict=True):
         assert_array_equal(one[:1501], other[:1501])
         assert (one[1501] != other[1501]).any()
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda f: f[:100], r"a forecast of shape \(100, 4, 1\); needed is \[hour, horizon, feature\] with 1440 hours"),
+        (lambda f: f[..., 0], r"a forecast of shape \(2880, 4\)"),
+        (lambda f: f * 4000, "half of the forecast is above .* reference peaks. Divide MW by the region's peak"),
+    ],
+)
+def test_forecast_of_another_form_is_refused(
+    made: Region, change: Callable[[Forecast], Forecast], problem: str
+) -> None:
+    """In MW it made plans that cost hundreds of times what the optimum saves, without a word."""
+    data = build_dataset([made], [None], "2017-02-01T00", "2017-03-02T00")
+    with pytest.raises(DataError, match=problem):
+        data.gather([change(oracle(made, 4))])
+    with pytest.raises(DataError, match="0 forecasts for the regions SYNTHETIC"):
+        data.gather([])

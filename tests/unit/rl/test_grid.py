@@ -50,7 +50,11 @@ def test_store_that_profits_from_burning_energy_is_refused() -> None:
         ({"merit_order": ((0.5, 20.0), (0.4, 50.0))}, "must rise"),
         ({"must_run": 0.6}, "must rise"),
         ({"unserved": 900.0}, "must rise"),
-        ({"shed_power": -0.1}, "positive"),
+        ({"shed_power": -0.1}, "shed_power -0.1 must be 0 or more"),
+        ({"stores": ()}, "stores: none; give at least one"),
+        ({"stores": SHIFTABLE}, "one Store alone; write stores="),
+        ({"stores": (SHIFTABLE, SHIFTABLE)}, "each with a name of its own"),
+        ({"stores": (replace(SHIFTABLE, hours=float("nan")),)}, "store shiftable: power and hours must be positive"),
         ({"stores": (replace(SHIFTABLE, charge_efficiency=1.2),)}, "efficiency"),
         ({"stores": (replace(SHIFTABLE, hours=0.0),)}, "positive"),
         ({"stores": (replace(SHIFTABLE, rest=1.5),)}, "between 0 and 1"),
@@ -59,3 +63,9 @@ def test_store_that_profits_from_burning_energy_is_refused() -> None:
 def test_parameters_against_a_rule_are_refused(change: dict, words: str) -> None:
     with pytest.raises(GridError, match=words):
         Grid(**change)
+
+
+def test_grid_of_lists_is_that_of_tuples() -> None:
+    """A planner caches its programs by grid."""
+    made = Grid(stores=list(BATTERIES), merit_order=[[0.5, 20.0], [0.8, 50.0]])  # type: ignore[arg-type]
+    assert hash(made) == hash(Grid(stores=BATTERIES, merit_order=((0.5, 20.0), (0.8, 50.0))))

@@ -10,11 +10,11 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.spaces import Box
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 
 from rl.errors import DataError
 from rl.evaluation.score import cost_parts, rollout
-from rl.gym import GridControl
+from rl.gym import GridControl, GridControlVector
 from rl.planning.baselines import idle
 from rl.render import HEIGHT, WIDTH
 from rl.wrappers import NormalizedObservation, SavingReward, normalized
@@ -112,22 +112,133 @@ def test_window_without_pygame_names_the_package() -> None:
         GridControl(render_mode="human")
 
 
-def test_environment_of_a_data_folder_has_its_loads(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A year of PACW, whose demand of 2023-01-20T01 to T03 is missing."""
+    path = tmp_path_factory.mktemp("data")
     one = shard("PACW", "2023-01-01T00", "2023-12-31T23")
-    t = np.arange(one.hours)
-    demand = np.round(3000 + 600 * np.sin(2 * np.pi * t / 24))
-    commit(tmp_path, one, {"D": demand, "DF": demand + 30})
-    build_all(tmp_path)
-    env = GridControl.from_folder(tmp_path, ["pacw"], hours=48, horizon=12, end="2023-03-01T00")
+    demand = demand_of(one.hours)
+    demand[19 * 24 + 1 : 19 * 24 + 4] = np.nan
+    commit(path, one, {"D": demand, "DF": demand_of(one.hours) + 30})
+    build_all(path)
+    return path
+
+
+def demand_of(hours: int) -> np.ndarray:
+    return np.round(3000 + 600 * np.sin(2 * np.pi * np.arange(hours) / 24))
+
+
+def environment(folder: Path) -> GridControl:
+    return GridControl.from_folder(folder, ["pacw"], hours=48, horizon=12, end="2023-03-01T00")
+
+
+def test_environment_of_a_data_folder_has_its_loads(folder: Path) -> None:
+    env = environment(folder)
     assert env.observation_space.shape == (3 + 2 + 4 + 6 + 12,)
     observation, info = env.reset(seed=0)
-    assert observation in env.observation_space and env.env.dataset.regions == ("PACW",)
-    first = (np.datetime64("2023-01-08T00", "h") - np.datetime64("2023-01-01T00", "h")).astype(int)
-    assert_allclose(env.env.dataset.load, demand[first : first + len(env.env.dataset.load)] / demand.max(), rtol=1e-6)
-    assert_allclose(observation[-12], env.env.dataset.load[info["start"]] + 30 / demand.max(), rtol=1e-5)
+    assert observation in env.observation_space and env.data.regions == ("PACW",)
+    demand = demand_of(31 * 24)[7 * 24 :]
+    assert_allclose(env.data.load[: len(demand)], demand / demand.max(), rtol=1e-6)
+    assert_allclose(observation[-12], env.data.load[info["start"]] + 30 / demand.max(), rtol=1e-5)
     for given, problem in ((["ERCO"], "ERCO"), ([], "none is named")):
         with pytest.raises(DataError, match=problem):
-            GridControl.from_folder(tmp_path, given)
+            GridControl.from_folder(folder, given)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "problem"),
+    [
+        ("2023-03-10T00", "2023-03-01T00", "start 2023-03-10T00 must be before end 2023-03-01T00"),
+        ("March", "2023-04-01T00", "'March' is no hour: write YYYY-MM-DDTHH"),
+        (
+            "2023-03-01T00",
+            "2023-03-04T00",
+            "longest run is 72 h of 72. Name a longer period, or shorter episodes with hours=72",
+        ),
+        ("2023-01-18T00", "2023-01-26T00", "longest run is 139 h of 192"),
+    ],
+)
+def test_unusable_period_is_named(folder: Path, start: str, end: str, problem: str) -> None:
+    with pytest.raises(DataError, match=problem):
+        GridControl.from_folder(folder, ["PACW"], start=start, end=end)
+
+
+def test_environment_names_its_columns_and_says_which_hour_it_is(folder: Path) -> None:
+    """A row's number alone does not say which week was played."""
+    env = environment(folder)
+    assert env.action_names == ("battery_2h", "battery_4h", "shiftable", "shed")
+    assert len(env.observation_names) == env.observation_space.shape[0]  # type: ignore[index]
+    _, info = env.reset(options={"start": "2023-01-10T05"})
+    assert (info["region"], info["time"], info["peak"]) == ("PACW", "2023-01-10T05", 3600.0)
+    assert info["start"] == 2 * 24 + 5
+    *_, seen = env.step(np.zeros(4, np.float32))
+    assert (seen["region"], seen["time"]) == ("PACW", "2023-01-10T05")
+    assert seen["load"] == env.data.load[info["start"]]
+    *_, seen = env.step(np.zeros(4, np.float32))
+    assert seen["time"] == "2023-01-10T06"
+
+
+def test_environment_of_a_folder_can_be_made_again(folder: Path) -> None:
+    """Gymnasium's checker warned that there was no spec."""
+    env = environment(folder)
+    assert env.spec is not None
+    again = env.spec.make()
+    same, other = (one.reset(seed=4)[0] for one in (env, again))
+    assert_array_equal(same, other)
+    rows = gymnasium.make_vec("rl.gym:GridControl-v0", num_envs=3, data=env.data, hours=48)
+    assert rows.reset(seed=0)[0].shape == (3, *same.shape)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"begin": 1}, "unknown options begin; known are start and region"),
+        ({"start": 10**6}, "the data have 1248 rows, and an episode needs 48"),
+        ({"start": -1}, "the data have 1248 rows"),
+        ({"start": "2023-01-19T00"}, r"the hour 2023-01-20T01 \(row 289\) or the one before was not measured"),
+        ({"start": "2023-07-01T00"}, "PACW has 2023-01-08T00 to 2023-02-28T23, not 2023-07-01T00"),
+        ({"start": "soon"}, "'soon' is no hour: write YYYY-MM-DDTHH"),
+        ({"start": "2023-01-10T00", "region": "ERCO"}, "region 'ERCO': choose PACW"),
+    ],
+)
+def test_reset_refuses_hours_that_were_not_measured(folder: Path, options: dict[str, object], problem: str) -> None:
+    env = environment(folder)
+    with pytest.raises(DataError, match=problem):
+        env.reset(options=options)
+
+
+@pytest.mark.parametrize("action", [np.full(4, np.nan), np.zeros(3), np.zeros((4, 1)), np.array([0, 0, 0, np.inf])])
+def test_unusable_action_is_refused_and_changes_nothing(action: np.ndarray) -> None:
+    """A NaN made every later observation NaN, without a word."""
+    env = GridControl(hours=HOURS)
+    env.reset(seed=0)
+    with pytest.raises(DataError, match="needed are 4 finite numbers, battery_2h, battery_4h, shiftable, shed"):
+        env.step(action)
+    assert np.isfinite(env.step(np.zeros(4))[0]).all() and env.env.hours_left == HOURS - 1
+
+
+def test_unusable_actions_of_many_episodes_are_refused() -> None:
+    env = GridControlVector(2, hours=2)
+    env.reset(seed=0)
+    with pytest.raises(DataError, match=r"actions of shape \(4, 2\): needed is \(2, 4\)"):
+        env.step(np.zeros((4, 2)))
+    env.step(np.array([[0, 0, 0, 0], [0, np.nan, 0, 0]]))
+    with pytest.raises(DataError, match="not finite"):
+        env.step(np.zeros((2, 4)))
+
+
+@pytest.mark.parametrize(
+    ("argument", "problem"),
+    [
+        ({"data": "data"}, r"not str: `rl.folder.dataset_from\(\"data\", \[\"ERCO\"\]\)` makes one"),
+        ({"grid": {"shed": 1}}, "grid must be an rl.env.grid.Grid, not dict"),
+        ({"hours": 2.5}, "hours must be a whole number of hours, not 2.5"),
+        ({"hours": 10**6}, "longest run is 17496 h of 17496. Name a longer period, or shorter episodes"),
+    ],
+)
+def test_wrong_argument_is_named(argument: dict[str, object], problem: str) -> None:
+    with pytest.raises(DataError, match=problem):
+        GridControl(**argument)  # type: ignore[arg-type]
 
 
 @pytest.mark.long
