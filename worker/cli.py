@@ -89,6 +89,7 @@ def main(arguments: Sequence[str] | None = None, key: Mapping[str, str] | None =
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
     from coordinator.wire.auth import CurveError, load_worker, parse_worker_key
+    from coordinator.wire.messages import MAX_CAPACITY
     from worker.agent.agent import WorkerConfig, run_agent
     from worker.agent.handlers import default_handlers
 
@@ -96,6 +97,8 @@ def main(arguments: Sequence[str] | None = None, key: Mapping[str, str] | None =
         curve = load_worker(options.key) if options.key is not None else None if key is None else parse_worker_key(key)
     except CurveError as error:
         parser.error(str(error))
+    if options.capacity > MAX_CAPACITY:
+        parser.error(f"--capacity must be at most {MAX_CAPACITY}")
     make_handlers: Callable[[], Mapping[str, Handler]] = partial(default_handlers, ranks=not options.no_ranks)
     engine: Engine | None = None
     if options.engine:

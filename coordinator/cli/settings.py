@@ -135,7 +135,7 @@ SETTINGS = (
         "",
         str,
         "Run leases of extraction and rollouts on an executor instead of local workers: a function that returns a "
-        "concurrent.futures.Executor. --workers then sets how many leases run at once, 4 for each.",
+        "concurrent.futures.Executor. --workers then sets how many leases run at once, 4 for each, 1024 at most.",
         "MODULE:FACTORY",
     ),
     _path("hostfile", "", "Start a worker on each host of this mlx hostfile, over ssh."),

@@ -94,7 +94,8 @@ def describe(snapshot: dict[str, Any]) -> str:
     for worker in view.workers:
         doing = ", ".join(worker.executing) or "idle"
         lines.append(
-            f"  {worker.name}  {worker.rows:,} rows  {worker.requests:,} requests  {worker.megabytes:.0f} MB  {doing}"
+            f"  {worker.name}  {worker.leases} of {worker.capacity} leases, {worker.done_per_minute:,.0f} a minute  {worker.rows:,} rows  "
+            f"{worker.requests:,} requests  {worker.megabytes:.0f} MB  {doing}"
         )
     lines += [f"  QUARANTINED {task}: {error}: {message}" for task, error, message in run.quarantined]
     lines.append(describe_disk(snapshot["disk"]))

@@ -328,7 +328,7 @@ class Scheduler:
         # A worker that registers holds no lease.
         self._release_leases(self._remove_worker(event.worker), "registered again", decision)
         shares = event.filesystem_id == self.filesystem_id
-        worker = self.workers[event.worker] = WorkerState(event, shares, now, {})
+        worker = self.workers[event.worker] = WorkerState(event, shares, now, {}, now)
         worker.no_leases_until = self._suspensions.get(self.owner_of(event.worker), (0, 0.0))[1]
         ack = RegisterAck(self.timings.heartbeat_s, self.timings.silence_s, shares)
         decision.actions.append(Send(event.worker, ack))
@@ -390,6 +390,7 @@ class Scheduler:
         task = self._end_lease(event, now, decision)
         if task is not None:
             self._failed_by.pop(event.task, None)
+            self.workers[event.worker].done += 1
             self._record(Done(event.task, event.attempt, event.worker, event.seconds, event.output), decision)
             decision.actions.append(TaskDone(task.spec, event.attempt, event.worker, event.seconds, event.output))
 

@@ -42,6 +42,8 @@ class WorkerState(msgspec.Struct):
     shares_filesystem: bool  # its data folder is the coordinator's
     last_seen: float
     held: dict[str, LeaseState]
+    since: float  # when it registered
+    done: int = 0  # leases with a result
     executing: tuple[str, ...] = ()
     reachable: bool = True
     is_queued: bool = False  # is in the scheduler's queue of idle workers

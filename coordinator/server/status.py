@@ -25,6 +25,9 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     requests: int
     rss: int  # bytes
     silent_s: float  # since its last message
+    capacity: int = 0  # leases at once; of an engine, 4 for each of --workers
+    done: int = 0  # leases with a result, since it registered
+    done_per_minute: float = 0.0
 
 
 def worker_status(name: str, worker: WorkerState, now: float) -> WorkerStatus:
@@ -40,6 +43,9 @@ def worker_status(name: str, worker: WorkerState, now: float) -> WorkerStatus:
         worker.requests,
         worker.rss,
         round(now - worker.last_seen, 3),
+        worker.registration.capacity,
+        worker.done,
+        round(60 * worker.done / max(now - worker.since, 1.0), 1),
     )
 
 

@@ -40,6 +40,9 @@ class WorkerView:
 
     name: str
     executing: tuple[str, ...]
+    leases: int
+    capacity: int  # leases at once
+    done_per_minute: float  # leases
     rows: int
     requests: int
     megabytes: float
@@ -97,6 +100,9 @@ def run_view(status: RunStatus, to_come: int = 0, stage: str = "") -> RunView:
             WorkerView(
                 name=f"{worker.host}:{worker.pid}",
                 executing=worker.executing,
+                leases=worker.leases,
+                capacity=worker.capacity,
+                done_per_minute=worker.done_per_minute,
                 rows=worker.rows,
                 requests=worker.requests,
                 megabytes=worker.rss / 1e6,
@@ -219,15 +225,15 @@ def to_rich(view: RunView) -> RenderableType:
     table = Table(box=None, pad_edge=False, show_edge=False, expand=True)
     table.add_column("worker", no_wrap=True)
     table.add_column("doing", overflow="ellipsis", no_wrap=True, ratio=1)  # the width that the other columns leave
-    for title in ("rows", "requests", "MB"):
+    for title in ("leases", "rows", "requests", "MB"):
         table.add_column(title, justify="right", no_wrap=True)
     for worker in view.workers:
         doing = ", ".join(worker.executing) or "idle"
         if worker.silent_s > SILENT_S:
             doing = f"silent for {worker.silent_s:.0f} s; {doing}"
-        table.add_row(
-            cell(worker.name), cell(doing), f"{worker.rows:,}", f"{worker.requests:,}", f"{worker.megabytes:.0f}"
-        )
+        held = f"{worker.leases}/{worker.capacity}"
+        counts = (held, f"{worker.rows:,}", f"{worker.requests:,}", f"{worker.megabytes:.0f}")
+        table.add_row(cell(worker.name), cell(doing), *counts)
     waits = [Text(part) for wait in view.waits for part in folded(printable(str(wait)))]
     return Group(Text(headline(view)), *waits, table, bar(view.progress, view.done, view.total))
 

@@ -14,6 +14,7 @@ from coordinator.stages.engine_check import check_engine
 from coordinator.stages.trackers import check_installed
 from coordinator.wire.auth import endpoint_of, is_loopback, local_address_towards, loopback_address
 from coordinator.wire.engines import load_factory
+from coordinator.wire.messages import MAX_CAPACITY
 from coordinator.workers.hostfile import HERE, Hosts, hosts_from
 from coordinator.workers.remote import SshWorkerPool
 from ingest.errors import UsageError
@@ -121,7 +122,7 @@ def build_fleet(options: StageOptions, note: Callable[[str], None]) -> Fleet:
     command: tuple[str, ...] = WORKER
     if options.engine:  # one process, which hands its leases on
         check_engine(options.engine, note)
-        command = (*WORKER, "--engine", options.engine, "--capacity", str(LEASES_EACH * workers))
+        command = (*WORKER, "--engine", options.engine, "--capacity", str(min(LEASES_EACH * workers, MAX_CAPACITY)))
         hosts, workers, connections = None, 1, connections * workers
     bind = reachable_bind(options.bind, hosts)
     if hosts is not None:

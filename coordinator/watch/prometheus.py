@@ -35,6 +35,8 @@ def exposition(state: RunState | None, now: float) -> str:
         ("rows", "Rows that the worker verified.", "counter"),
         ("requests", "Requests that the worker sent.", "counter"),
         ("leases", "Leases that the worker holds.", "gauge"),
+        ("capacity", "Leases that the worker holds at most.", "gauge"),
+        ("done", "Leases that the worker ended with a result.", "counter"),
         ("rss", "Memory of the worker, bytes.", "gauge"),
     ):
         suffix = {"counter": "_total"}.get(kind, "_bytes" if name == "rss" else "")

@@ -117,7 +117,8 @@ class Renderer:
                 [
                     f"{worker.host}:{worker.pid}",
                     doing or "idle",
-                    str(worker.leases),
+                    f"{worker.leases} of {worker.capacity}",
+                    f"{worker.done_per_minute:,.0f}",
                     quantity(worker.rows),
                     f"{rows_per_s:,.0f}",
                     f"{worker.requests:,}",

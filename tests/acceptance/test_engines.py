@@ -18,6 +18,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from coordinator.stages import fleet
+from coordinator.wire.messages import MAX_CAPACITY
 from ingest.emulator.process import Emulator
 from tests.acceptance.test_kills import LATENCY_MS, KilledRun, committed
 from tests.support import control_data
@@ -145,6 +147,23 @@ def test_loss_of_an_engine_is_printed_once_and_sigterm_ends_the_run_that_waits_f
         process.wait()
     told = "engine 1 of this run was lost and is made again: RuntimeError: the scheduler went away"
     assert [line for line in err.read_text().splitlines() if "went away" in line] == [told]
+
+
+def test_engine_of_many_workers_registers_no_more_leases_than_a_message_may_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet, "check_engine", lambda name, note: None)
+    options = fleet.StageOptions(
+        data_dir=tmp_path,
+        workers=300,
+        connections=1,
+        bind="tcp://127.0.0.1:0",
+        keys=tmp_path,
+        retries=5,
+        engine="my_engines:dask",
+    )
+    command = fleet.build_fleet(options, print).worker_command
+    assert command[-2:] == ("--capacity", str(MAX_CAPACITY))
 
 
 HANGS = """

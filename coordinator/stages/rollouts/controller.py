@@ -27,6 +27,7 @@ from coordinator.scheduling.scheduler import Scheduler
 from coordinator.scheduling.speculation import RunningLease, select_speculative_copies
 from coordinator.server.status import RunStatus
 from coordinator.stages.display import Rendering
+from coordinator.stages.fleet import LEASES_EACH
 from coordinator.stages.rollouts.learner_process import LearnerProcess
 from coordinator.stages.rollouts.view import ControlView, WorkerView, planned_parts, render
 from coordinator.stages.runner import StageController
@@ -277,7 +278,9 @@ class RolloutController(StageController):
                 self._lines.append(describe_difference(self._arithmetic | {registration.host: registration.arithmetic}))
             self._arithmetic[registration.host] = registration.arithmetic
         self._workers = tuple(
-            WorkerView(name, len(worker.held), self._results[name], now - worker.last_seen)
+            WorkerView(
+                name, len(worker.held), worker.registration.capacity, self._results[name], now - worker.last_seen
+            )
             for name, worker in workers.items()
         )
         running, waiting = [], False
@@ -322,7 +325,9 @@ class RolloutController(StageController):
     def parts(self, status: RunStatus) -> tuple[Part, ...]:
         """Return the parts that the learner has named; those before its present one are done."""
         with self._lock:
-            workers = max(len(self._workers), 1)
+            workers = max(
+                sum(worker.capacity for worker in self._workers) // LEASES_EACH, 1
+            )  # an engine counts as several
             return planned_parts(self._plan, self._progress, workers, over=self.over is not None)
 
     def view(self, progress: StageProgress | None = None) -> Rendering:

@@ -21,6 +21,7 @@ class WorkerView:
 
     worker: str
     leases: int
+    capacity: int  # leases at once
     results: int
     silent_s: float
 
@@ -73,7 +74,8 @@ def headline(view: ControlView) -> str:
         parts.append(f"loss {figures['clone/loss']:.4f}")
     if "charts/SPS" in figures:
         parts.append(f"{quantity(figures['charts/SPS'])} steps/s")
-    parts += [f"{len(view.workers)} workers", f"{view.out} leases"]
+    count, capacity = len(view.workers), sum(worker.capacity for worker in view.workers)
+    parts += [f"{count} worker{'s' * (count != 1)}", f"{view.out} of {capacity} leases"]
     return joined(parts)
 
 
@@ -84,7 +86,7 @@ def to_rich(view: ControlView) -> RenderableType:
     for title in ("leases", "results", "heartbeat"):
         table.add_column(title, justify="right", no_wrap=True)
     for one in view.workers:
-        table.add_row(cell(one.worker), str(one.leases), f"{one.results:,}", f"{one.silent_s:.1f} s ago")
+        table.add_row(cell(one.worker), f"{one.leases}/{one.capacity}", f"{one.results:,}", f"{one.silent_s:.1f} s ago")
     more = []
     if view.issued_twice or "staleness" in view.figures:
         stale = view.figures.get("staleness", 0.0)

@@ -171,7 +171,7 @@ PICTURES = {
         )
     ),
     "control": render_control(
-        ControlView(HOSTILE, None, None, 1, 2, {}, 0, 0, 0, 1.0, (ControlWorker(HOSTILE, 1, 1, 1.0),))
+        ControlView(HOSTILE, None, None, 1, 2, {}, 0, 0, 0, 1.0, (ControlWorker(HOSTILE, 1, 4, 1, 1.0),))
     ),
 }
 

@@ -15,6 +15,7 @@ from coordinator.scheduling.events import (
     WorkerLost,
 )
 from coordinator.scheduling.worker_state import LeaseTimings, retry_delay_s
+from coordinator.server.status import worker_status
 from coordinator.wire import messages
 from coordinator.wire.messages import (
     AbandonLease,
@@ -35,6 +36,19 @@ def test_leases_follow_plan_order_up_to_capacity() -> None:
     assert sent(decision, RegisterAck)[0].share_files
     assert leases(decision) == [("a", 1), ("b", 1)]
     assert leases(scheduler.decide(result("a"), 1.0)) == [("c", 1)]
+
+
+def test_engine_and_worker_share_leases_by_what_each_holds_at_once_and_the_status_says_so() -> None:
+    scheduler = started(*(spec(f"t{number:02}") for number in range(80)))
+    scheduler.decide(register("engine", capacity=64), 0.0)
+    scheduler.decide(register("worker"), 0.0)
+    engine, worker = scheduler.workers["engine"], scheduler.workers["worker"]
+    assert (len(engine.held), len(worker.held)) == (64, 2)
+    for task in list(engine.held)[:30]:
+        scheduler.decide(result(task, 1, "engine"), 20.0)
+    assert (len(engine.held), len(worker.held)) == (48, 2)  # the 14 that were left went where places were free
+    told = worker_status("engine", engine, 20.0)
+    assert (told.leases, told.capacity, told.done, told.done_per_minute) == (48, 64, 30, 90.0)
 
 
 def test_lease_is_journaled_with_its_decision() -> None:
