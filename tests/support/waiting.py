@@ -15,7 +15,8 @@ import psutil
 
 WAIT_S = 180.0  # without any progress, until a wait fails: only a hang lasts so long, also beside other load
 LOOK_S = 1.0  # between two looks at the progress
-POLL_S = 0.01  # between two tests of a condition
+POLL_S = 0.01  # least time between two tests of a condition
+SHARE = 0.1  # of a core at most: a look at the processes of a machine takes milliseconds, and what is waited for needs the core
 
 Progress = Callable[[], object]  # a value that changes while there is progress
 
@@ -27,9 +28,11 @@ def no_progress() -> None:
 def until(condition: Callable[[], Any], what: str, progress: Progress = no_progress) -> Any:
     """Return the first true value of `condition`; AssertionError that names `what` when nothing progressed for `WAIT_S`."""
     watch = Watch(what, progress)
+    began = time.thread_time()
     while not (found := condition()):
         watch.check()
-        time.sleep(POLL_S)
+        time.sleep(max(POLL_S, (time.thread_time() - began) / SHARE))
+        began = time.thread_time()
     return found
 
 

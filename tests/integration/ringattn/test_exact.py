@@ -56,19 +56,19 @@ def by_kernel(cases: list[dict], *kernels: str) -> list[dict]:
     return [case | {"kernel": kernel} for case in cases for kernel in kernels]
 
 
-HALF = by_kernel(sample(12), "native", "mlx")
+HALF = by_kernel(sample(6), "native", "mlx")
 # The cases of each size of ring: one ring runs all of them, as starting ranks costs more than most cases. Waiting ranks keep cores
 # busy, so large rings have few cases; the long test has all of them.
 CASES: dict[int, dict[str, list[dict]]] = {
     1: {"product": product(), "sample": sample(4)},
     2: {
-        "third": third(),
         "kernels": by_kernel(sample(12), "mlx", "reference", "native"),
         "bfloat16": [case | {"dtype": "bfloat16"} for case in HALF],
         "float16": [case | {"dtype": "float16"} for case in HALF],
         "dimensions": [case | {"dim": dim} for dim in (1, 40, 128, 256) for case in sample(3)],
     },
     3: {"kernels": by_kernel(sample(6), "mlx", "reference", "native")},
+    4: {"sample": sample(4)},
     8: {"sample": sample(4)},
 }
 
@@ -107,7 +107,6 @@ def check(n: int, cases: list[dict], errors: Errors) -> None:
     ("n", "name"),
     [
         (1, "product"),
-        pytest.param(2, "third", marks=pytest.mark.long),
         (2, "kernels"),
         (3, "kernels"),
         (2, "dimensions"),
@@ -117,10 +116,16 @@ def test_matches_fp64(n: int, name: str) -> None:
     check(n, CASES[n][name], ring(n)[name])
 
 
-def test_error_does_not_grow_with_ranks() -> None:
-    alone, many = ring(1)["sample"], ring(8)["sample"]
+@pytest.mark.long
+def test_pairs_of_options_match_fp64_on_two_ranks() -> None:
+    check(2, third(), run(2, third()))
+
+
+@pytest.mark.parametrize("n", [4, pytest.param(8, marks=pytest.mark.long)])
+def test_error_does_not_grow_with_ranks(n: int) -> None:
+    alone, many = ring(1)["sample"], ring(n)["sample"]
     check(1, CASES[1]["sample"], alone)
-    check(8, CASES[8]["sample"], many)
+    check(n, CASES[n]["sample"], many)
     # Below a few units in the last place the difference is luck.
     assert worst(many) < 2 * max(worst(alone), 1e-6)
 

@@ -316,7 +316,11 @@ def test_names_of_issue_times_follow_the_demand_on_disk(
     shutil.rmtree(series_folder(data) / "ERCO")
     shutil.rmtree(data / "tokens")
     found = {}
-    for name, *flags in (("tomorrow",), ("2023-02-01T10",), ("latest", "--publication", "2h,-1T10,local")):
+    for name, *flags in (
+        ("tomorrow",),
+        ("2023-02-01T10",),
+        ("latest", "--publication", "2h,-1T10,local", "--horizon", "24"),
+    ):
         out = tmp_path / f"{name[:3]}.csv"
         words = ["--data", str(data), "--region", "PACW", "--issue", name, "--out", str(out), "--json", *flags]
         assert main(words) == 0
