@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
-import holidays
 import numpy as np
-import pandas as pd
 
 from ingest.array_types import Bools, Int64s
 from ingest.publication import DEFAULT, Publication, known_at
@@ -44,6 +42,9 @@ def calendar_of(
     Every hour of local day d is forecast at `issue_hour` o'clock local on day d - 1; what `publication` says is known then never decreases
     from one hour to the next.
     """
+    import holidays  # here, as pandas: half of the start-up time of a rank or learner, which mostly reads tokens that exist
+    import pandas as pd
+
     zone = ZoneInfo(zone_of(respondent))
     hours = np.arange(first, last + 1)
     begins = pd.DatetimeIndex((hours - 1).astype("datetime64[h]")).tz_localize("UTC").tz_convert(zone)

@@ -20,7 +20,6 @@ from functools import lru_cache
 from zoneinfo import available_timezones
 
 import numpy as np
-import pandas as pd
 
 from ingest.array_types import Int64s
 from ingest.errors import UsageError
@@ -112,6 +111,8 @@ def _days(zone: str, first: int, last: int, publication: Publication) -> tuple[I
 
 def _moments(days: Int64s, hour: int, zone: str) -> Int64s:
     """Return the hour numbers that end at `hour` o'clock of local days; a time that a clock skips is the next, one it repeats the later."""
+    import pandas as pd  # here: see `ingest.calendar.calendar_of`
+
     local = pd.DatetimeIndex((days * 24 + hour).astype("datetime64[h]"))
     utc = local.tz_localize(zone, ambiguous=np.zeros(len(days), bool), nonexistent="shift_forward").tz_convert("UTC")
     return utc.tz_localize(None).to_numpy().astype("datetime64[h]").astype(np.int64)

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import block_diag
 
 from rl.env.vector import VectorGridEnv
 from rl.errors import DataError
@@ -123,6 +122,8 @@ def combined(members: Sequence[Mlp]) -> Mlp:
     Raises:
         DataError: The members' features or normalisation differ.
     """
+    from scipy.linalg import block_diag  # here: it takes longer to load than all else of an actor
+
     one = members[0]
     names = one.observation_names
     if any(m.observation_names != names or (m.mean != one.mean).any() or (m.scale != one.scale).any() for m in members):

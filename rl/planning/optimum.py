@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy import sparse
-from scipy.optimize import linprog
 
 from rl.env.grid import Array, Grid
 from rl.errors import DataError, SolveError
@@ -43,6 +41,8 @@ class Program:
 
     def __init__(self, grid: Grid, hours: int, weights: tuple[float, ...] = (1.0,)) -> None:
         """Build the matrix for `hours` hours and scenarios with `weights`, whose sum is 1."""
+        from scipy import sparse  # here, as scipy.optimize: it takes longer to load than all else of a learner
+
         self.grid, self.hours, self.weights = grid, hours, weights
         prices = [price for _, price in grid.merit_order] + [grid.unserved]
         widths = [grid.merit_order[0][0], *np.diff([bound for bound, _ in grid.merit_order]), np.inf]
@@ -92,6 +92,8 @@ class Program:
             DataError: `load` has a wrong shape or a number that is not finite.
             SolveError: There is no plan, because rest is out of reach; the message has HiGHS's own reason.
         """
+        from scipy.optimize import linprog
+
         load = np.atleast_2d(load)
         if load.shape != (len(self.weights), self.hours) or not np.isfinite(load).all():
             raise DataError(f"load {load.shape}: expected finite [{len(self.weights)}, {self.hours}]")

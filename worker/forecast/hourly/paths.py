@@ -12,7 +12,6 @@ import zlib
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
 from ingest.array_types import Floats, Int64s
 from worker.forecast.hourly.inputs import DAY
@@ -78,6 +77,8 @@ def paths_of(quantiles: NDArray[np.float32], rank: NDArray[np.int64]) -> NDArray
         quantiles: [issue, step, level] of QUANTILES.
         rank: [issue, step, path].
     """
+    from scipy.special import ndtri  # here: only paths need it
+
     paths = rank.shape[-1]
     at = ndtri((np.arange(paths) + 0.5) / paths)
     left = np.clip(np.searchsorted(NORMAL, at) - 1, 0, len(NORMAL) - 2)

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtr
 
 Floats = NDArray[np.floating]
 WEEK = 168  # hours: the season of MASE's naive forecast
@@ -149,6 +148,8 @@ def diebold_mariano(difference: Floats, lags: int = LAGS) -> DieboldMariano:
         difference: [day] loss of the first forecast less that of the second, in the order of days.
         lags: days after which losses count as independent.
     """
+    from scipy.special import stdtr  # here: a rank of a training needs the other scores alone
+
     n = len(difference)
     if n < 2:
         return DieboldMariano(float("nan"), 1.0)
