@@ -1,8 +1,8 @@
 """Estimate the time that a stage still takes, from the work of its parts. Deterministic, no clock and no I/O (sans-I/O).
 
 A stage is a sequence of parts, each with its own unit of work: start, fetch (rows), build (series), finish. A part that moves is
-estimated by its own recent rate; one that has not begun by what a unit is expected to take: in the last run, or as planned. While
-there are only plans, no time left is stated.
+estimated by its own recent rate; one that has not begun by what a unit is expected to take: in the last run, or as planned, by the
+speed that this run has shown. While there are only plans, no time left is stated.
 """
 
 from __future__ import annotations
@@ -133,9 +133,19 @@ class _Knowledge:
 
     @property
     def is_measured(self) -> bool:
-        """Whether anything but a plan tells the time that is left: work of this run, or the last run for every part."""
-        return any(part.name in self._rates for part in self._parts if part.counted) or all(
-            part.measured for part in self._parts if part.left > 0
+        """Whether anything but a plan tells the time that is left.
+
+        That is work of this run, or the last run for every part, or this run's start, which says how fast a plan for every part is here.
+        """
+        left = [part for part in self._parts if part.left > 0]
+        started = any(
+            not part.counted and part.left == 0 and part.name in self._seen and self._seen[part.name].spent_s > 0
+            for part in self._parts
+        )
+        return (
+            any(part.name in self._rates for part in self._parts if part.counted)
+            or all(part.measured for part in left)
+            or (started and all(part.expected_s is not None for part in left))
         )
 
     def seconds_left(self) -> float | None:

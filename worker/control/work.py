@@ -10,11 +10,11 @@ from worker.control.config import ControlConfig
 
 START_S = 6.0  # until the learner's modules are loaded and the first lease is out
 REGION_YEAR_S = {
-    False: 1.0,
-    True: 11.0,
+    False: 2.8,
+    True: 12.8,
 }  # of a dataset, without and with a trained forecaster, which forecasts every day first
-REFERENCE_S = 30.0  # the optimum of the validation year
-GRADIENT_S = 2.2e-5  # of a worker, for an hour of one episode with its gradient
+OPTIMUM_S = 0.3  # of a week of the validation year
+GRADIENT_S = 1e-5  # of a worker, for an hour of one episode with its gradient
 LABEL_S = 0.02  # of a worker, for a linear program of `label_hours`
 CLONE_S = 2e-3  # a step
 PLAN_S = 0.03  # of a worker, for a plan of an hour
@@ -42,9 +42,9 @@ def plan_of(config: ControlConfig, years: Sequence[int], forecaster: bool) -> di
         parts["labels"] = PartPlan(config.label_jobs, config.label_plans * LABEL_S, shared=True)
         parts["clone"] = PartPlan(config.clone.steps, CLONE_S)
         improve = PartPlan(iterations, 0.0, shared=True)
-    parts["reference"] = PartPlan(1, REFERENCE_S)
-    parts["improve"] = improve
     weeks = len(years) * -(-52 // config.every)
+    parts["reference"] = PartPlan(1, 1.0 + weeks * OPTIMUM_S)
+    parts["improve"] = improve
     planning = [name for name in config.baselines.split(",") if name.startswith("mpc")]
     leases = len(planning) * -(-weeks // config.plan_chunk) + 4
     parts["test"] = PartPlan(leases, config.plan_chunk * WEEK_H * PLAN_S if planning else 2.0, shared=True)

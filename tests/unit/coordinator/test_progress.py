@@ -91,7 +91,9 @@ def test_plan_alone_states_no_time_and_a_start_that_lasts_is_no_share() -> None:
         found = meter.observe(at, parts(0, 0))
         assert (found.eta_s, found.share, found.part) == (None, 0.0, "start")
         assert standing("extract", found, at) == ["extract", f"elapsed {clock(at)}", "start"]
-    assert meter.observe(3.0, parts(1, 300)).eta_s is None  # one point is no rate
+    unplanned = [msgspec.structs.replace(part, expected_s=None) for part in parts(1, 300)]
+    assert estimate(unplanned, meter.seen, 3.0).eta_s is None  # one point is no rate
+    assert meter.observe(3.0, parts(1, 300)).eta_s is not None  # by the plan, at the speed of the start
     found = meter.observe(3.5, parts(1, 600))
     assert found.eta_s is not None
     assert 0.0 < found.share < 0.4  # 600 of 1500 rows, and the series
