@@ -101,3 +101,10 @@ def build_all(data_dir: Path) -> list[BuildResult]:
 def daily(hours: int, middle: float = 3000.0, swing: float = 600.0) -> np.ndarray[Any, Any]:
     """Return a plain load: one cycle per day, whole MWh."""
     return np.round(middle + swing * np.sin(np.arange(hours) * 2 * np.pi / 24))
+
+
+def one_month(folder: Path) -> Path:
+    """Make one respondent's month, verified and built. Returns the data folder."""
+    commit(folder, shard("PACW", "2024-01-01T00", "2024-01-31T23"), {"D": 3000.0, "DF": 3100.0})
+    build_all(folder)
+    return folder
