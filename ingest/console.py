@@ -72,11 +72,11 @@ def redact(text: str, secrets: Iterable[str | None]) -> str:
 def brief(error: BaseException) -> str:
     """Return an exception of a library that is not ours as one line of at most `MAX_BRIEF` characters, without secrets.
 
-    Of a text of several lines that is the first, or the last where it is a traceback. Secrets are what environment variables hold whose names
+    Of a traceback that is the last line. Secrets are what environment variables hold whose names
     end in KEY, TOKEN, PASSWORD and the like, and a user's name and password in a URL.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-    text = lines[-1] if any(line.startswith("Traceback") for line in lines) else lines[0]
+    text = lines[-1] if any(line.startswith("Traceback") for line in lines) else " ".join(lines)
     names = [name for name in os.environ if name.upper().endswith(SECRET_NAMES)]
     secrets = [secret for name in names if len(secret := os.environ[name].strip()) >= SHORTEST_SECRET]
     text = _USER.sub(REDACTED, redact(text, secrets)).rstrip(".")

@@ -23,8 +23,9 @@ class WaitStatus(msgspec.Struct, frozen=True):
     def __str__(self) -> str:
         """Return the wait as a part of a line."""
         tasks = "" if self.tasks == 1 else f", {self.tasks} tasks"
+        again = f"next try in {self.next_s:.0f} s" if self.next_s >= 0.5 else "trying now"
         return (
-            f"waiting for {self.what}: {self.reason}, since {self.since_s:.0f} s, next try in {self.next_s:.0f} s "
+            f"waiting for {self.what}: {self.reason}, since {self.since_s:.0f} s, {again} "
             f"(attempt {self.attempt}{tasks})"
         )
 

@@ -242,6 +242,43 @@ def test_extraction_has_the_same_bytes(name: str, tmp_path: Path, undisturbed: d
     assert series_digest(run.data) == undisturbed
 
 
+SRUN = """#!/bin/sh
+printf '%s\\n' "$*" >> "$SRUN_CALLS"
+while [ "$1" != "${1#-}" ]; do
+    case "$1" in -n|-D) shift;; esac
+    shift
+done
+exec "$@"
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_slurm_recipe_runs_with_a_stub_in_place_of_srun(
+    tmp_path: Path, undisturbed: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stub drops srun's options and runs the program: no cluster was at hand."""
+    need("executorlib")
+    write_documented(tmp_path)
+    stub = tmp_path / "bin" / "srun"
+    stub.parent.mkdir()
+    stub.write_text(SRUN)
+    stub.chmod(0o755)
+    for name, value in {
+        "PATH": f"{stub.parent}{os.pathsep}{os.environ['PATH']}",
+        "SRUN_CALLS": str(tmp_path / "calls.txt"),
+        "SLURM_NTASKS": "2",
+        "SLURM_CPUS_PER_TASK": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    with Emulator() as emulator:
+        run = KilledRun(tmp_path, emulator, "--engine", "my_slurm:slurm", "--workers", "2")
+        run.end()
+    assert series_digest(run.data) == undisturbed
+    calls = (tmp_path / "calls.txt").read_text().splitlines()
+    assert len(calls) == 4 and all("-n 1" in call and "--exact" in call for call in calls)  # check and run, two each
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, str]]:
     """Train a control policy on an engine, or with "" on workers; return the sha256 of each file that tells what was learned."""

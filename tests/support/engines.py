@@ -17,10 +17,11 @@ PIDS = "schedulers.txt"  # in the working folder: a process id each line
 
 
 def write_documented(folder: Path) -> None:
-    """Write `my_engines.py` as the page has it."""
-    code = re.findall(r"```python\n(# my_engines\.py\n.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(code) == 1
-    (folder / "my_engines.py").write_text(code[0])
+    """Write `my_engines.py` and `my_slurm.py` as the page has them."""
+    found = re.findall(r"```python\n(# (my_\w+\.py)\n.*?)```", PAGE.read_text(), re.DOTALL)
+    assert [name for _, name in found] == ["my_engines.py", "my_slurm.py"]
+    for code, name in found:
+        (folder / name).write_text(code)
 
 
 def pool() -> Executor:

@@ -10,6 +10,7 @@ from ingest.console import brief
 
 PROJECT = "ring-attention-energy"
 OURS = ("coordinator", "ingest", "ringattn", "rl", "worker")
+LONGEST_CHAIN = 5  # of an exception and its causes
 _ABSENT = re.compile(r"No module named '([\w.]+)'")
 # Text of an exception → what to do.
 ADVICE = {
@@ -29,7 +30,12 @@ def own_version() -> str:
 def cause_of(error: BaseException) -> str:
     """Return what an engine's library raised as one line without secrets, and what to do where that is known."""
     line = brief(error)
-    if (absent := _ABSENT.search(str(error))) is not None:
+    chain = [error]  # Dask tells the module that is missing in the cause alone
+    while len(chain) < LONGEST_CHAIN and (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(cause)
+    found = ((one, absent) for one in chain if (absent := _ABSENT.search(str(one))) is not None)
+    if (first := next(found, None)) is not None:
+        line, absent = brief(first[0]), first[1]
         root = absent.group(1).partition(".")[0]
         what = f"{PROJECT} {own_version()}" if root in OURS else f"what has {root}"
         return f"{line}: install {what} on the engine's hosts"

@@ -321,7 +321,8 @@ class Engine:
         now = time.monotonic()
         if running is not None:
             since = self._lost_at if self._losses else running.began
-            return Wait("the engine", "its factory has not returned", since, now, self._losses + 1)
+            reason = "its factory has not returned" + (f"; it was lost before: {self._last}" if self._losses else "")
+            return Wait("the engine", reason, since, now, self._losses + 1)
         return Wait("the engine", self._last, self._lost_at, self._not_before, self._losses)
 
     def _note(self, error: BaseException) -> None:

@@ -227,8 +227,11 @@ def test_request_of_another_form_is_refused_by_name_of_the_host_and_version() ->
 
 def test_cause_is_one_short_line_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLUSTER_TOKEN", "s3cret-of-a-cluster")
-    told = cause_of(OSError("no answer of tls://ann:hunter2@scheduler:8786 (token s3cret-of-a-cluster)\nsecond line"))
-    assert told == "OSError: no answer of tls://[key]@scheduler:8786 (token [key])"
+    told = cause_of(OSError("no answer of tls://ann:hunter2@scheduler:8786 (token s3cret-of-a-cluster)\nwithin 5 s."))
+    assert told == "OSError: no answer of tls://[key]@scheduler:8786 (token [key]) within 5 s"
     remote = "Traceback (most recent call last):\n  File ...\nValueError: the last line tells"
     assert cause_of(RuntimeError(remote)) == "RuntimeError: ValueError: the last line tells"
+    wrapped = RuntimeError("Error during deserialization of the task graph.")
+    wrapped.__cause__ = ModuleNotFoundError("No module named 'worker'")
+    assert cause_of(wrapped).startswith("ModuleNotFoundError: No module named 'worker': install ring-attention-energy")
     assert len(cause_of(RuntimeError("x" * 5_000))) == 300
