@@ -22,8 +22,8 @@ def forecast(
     issue: Annotated[
         str | None,
         typer.Option(
-            help="Issue time, local: YYYY-MM-DDTHH, latest (from the newest demand on disk) or tomorrow (the day after it). At 10 "
-            "the trained model forecasts the next local day."
+            help="Issue time, local: YYYY-MM-DDTHH; latest, the end of the newest demand on disk; or tomorrow, 10:00 on the day of that "
+            "demand, for the day after. Neither looks at the clock. At 10 the trained model forecasts the next local day."
         ),
     ] = None,
     horizon: Annotated[int | None, typer.Option(help="Hours ahead, 1 to 48, by the hourly regressions.")] = None,

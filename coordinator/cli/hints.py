@@ -1,5 +1,6 @@
 """What to run next, which a command prints after its result."""
 
+import json
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any
@@ -15,6 +16,8 @@ def next_steps(stages: Collection[str], settings: Mapping[str, Any]) -> str:
     """
     folder = settings["data"]
     last = next(entry for entry in reversed(STAGES) if entry.name in stages)
+    if last.name == "train":
+        return f"next: {last.then} --data {quoted(folder)}{_forecast_of(settings)}"
     if last.name != "extract":
         return f"next: {last.then} --data {quoted(folder)}"
     from coordinator.stages.run_folder import read_config
@@ -26,3 +29,13 @@ def next_steps(stages: Collection[str], settings: Mapping[str, Any]) -> str:
     if lacking := too_few_years(folder, config, years_on_disk(folder)):
         return f"next: coordinator report --data {quoted(folder)}\n{lacking}"
     return f"next: {last.then} --data {quoted(folder)}"
+
+
+def _forecast_of(settings: Mapping[str, Any]) -> str:
+    """Return the line that names a forecast by the training that ended, of its first respondent; empty where it has no result."""
+    result = (settings["run"] or settings["data"] / "train") / "result.json"
+    if not result.is_file():
+        return ""
+    region = json.loads(result.read_text())["respondents"][0]
+    run = f" --run {quoted(settings['run'])}" if settings["run"] else ""
+    return f"\nor, a forecast: coordinator forecast --region {region} --issue tomorrow --data {quoted(settings['data'])}{run}"

@@ -16,7 +16,7 @@ from ingest.columns import hour_text
 from ingest.zones import zone_of
 from worker.forecast.backtest.rows import WalkRows, to_table, write_rows
 from worker.forecast.model.network import MEDIAN, QUANTILES
-from worker.forecast.table import cell, format_table, number
+from worker.forecast.table import OWN_HISTORY, cell, format_table, number
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Answer:
     demand: Floats  # NaN where not measured (yet)
     paths: Floats  # [hour, path]
     basis: Sequence[str | None] = ()  # what each hour starts from; of the trained model
-    reasons: Sequence[str] = ()  # why hours do not start from DF
+    reasons: Sequence[str] = ()  # notes: why hours do not start from DF, and what a reader must know besides
     more: dict[str, Any] = field(default_factory=dict)  # further members of the JSON document
 
     @property
@@ -110,6 +110,8 @@ def to_text(answer: Answer, columns: int | None) -> str:
         f"hours end at the time given, in UTC and in local time ({zone_of(answer.respondent)})",
         *format_table(rows, columns),
     ]
+    if "own history" in answer.basis:
+        lines.append(f"{OWN_HISTORY} starts from the authority's own history, not from DF")
     lines += [_peak_line(one) for one in peaks(answer)]
     lines += [f"note: {reason}" for reason in answer.reasons]
     if answer.paths.size:

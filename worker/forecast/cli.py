@@ -25,8 +25,10 @@ import numpy as np
 from coordinator.wire.exit_codes import ExitCode
 from ingest import manifest
 from ingest.catalog import check_respondents
+from ingest.columns import hour_number
 from ingest.data_folder import check_there
 from ingest.errors import IngestError, UsageError, quoted
+from ingest.loader import available
 from ingest.settings import parse_codes
 from worker.argparse_errors import Parser
 from worker.forecast.answer import Answer, to_document, to_text, write_answer
@@ -53,7 +55,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "--issue": {
         "metavar": "YYYY-MM-DDTHH|latest|tomorrow",
-        "help": "issue time, local; latest: from the newest demand on disk; tomorrow: the day after it. At 10 the trained model forecasts the next local day, at any other hour the hourly regressions",
+        "help": "issue time, local. latest: the end of the newest demand on disk; tomorrow: 10:00 on the day of that demand, for the day after; neither looks at the clock. At 10 the trained model forecasts the next local day, at any other hour the hourly regressions",
     },
     "--horizon": {"type": int, "metavar": "H", "help": "hours ahead of the hourly regressions, 1 to 48 (default: 48)"},
     "--paths": {
@@ -102,7 +104,7 @@ def _check_values(options: argparse.Namespace) -> None:
     """Check the options that the hourly regressions read, before anything is loaded.
 
     Raises:
-        UsageError: a value is outside its bounds or no issue time, --plot has nothing to draw, or a file is to be no Parquet file.
+        UsageError: a value is outside its bounds or no issue time, --plot or --out has no single forecast, or a file is to be no Parquet file.
     """
     if options.region is not None and options.hourly is None and options.issue not in NAMED:
         parse_issue(options.issue)
@@ -113,13 +115,12 @@ def _check_values(options: argparse.Namespace) -> None:
             raise UsageError(
                 f"--{name} {value} is not between {least} and {most}; `coordinator forecast --help` lists the options"
             )
-    if options.plot is not None and (options.hourly is not None or (options.region and is_hourly(options))):
-        raise UsageError("--plot draws a day of the trained model: name an --issue at 10, without --horizon or --paths")
-    if options.out is not None:
-        if options.region is None or options.hourly is not None:
+    for name, does in (("plot", "draws"), ("out", "writes")):
+        if getattr(options, name) is not None and (options.region is None or options.hourly is not None):
             raise UsageError(
-                "--out writes the forecast of one --issue: name --region and --issue; --hourly and --table have files of their own"
+                f"--{name} {does} the forecast of one --issue: name --region and --issue; --hourly and --table have files of their own"
             )
+    if options.out is not None:
         check_suffix(options.out)
     for name in ("out", "plot", "hourly", "table"):
         path = getattr(options, name)
@@ -147,6 +148,16 @@ def _one_region(options: argparse.Namespace) -> str:
 
 def _is_trained(run: Path) -> bool:
     return any((run / name).exists() for name in ("result.json", "state.json"))
+
+
+def _why_not_trained(options: argparse.Namespace, region: str) -> str | None:
+    """Return why no trained model can forecast the day after an issue time, where the hourly regressions can; None: one may."""
+    if not _is_trained(options.run):
+        return f"{options.run} holds no finished training"
+    last = available(options.data, region).years[-1]
+    if hours_of_issue(region, options.issue).last > hour_number(f"{last}-12-31T23"):
+        return f"the series of {region} end with {last}, and the trained model reads DF of the day from them"
+    return None
 
 
 def _load(options: argparse.Namespace) -> TrainedModel:
@@ -212,14 +223,17 @@ def _run(options: argparse.Namespace, log: Callable[[str], None]) -> str:
     named = options.issue
     if named in NAMED:
         options.issue = resolve_issue(options.data, region, named, publication_of(options))
-        log(f"--issue {named} is {options.issue}, from the demand of {region} on disk")
+        meaning = "for the day after" if named == TOMORROW else "the end of"
+        log(f"--issue {named} is {options.issue} local, {meaning} the newest demand of {region} in {options.data}")
     if is_hourly(options):
         answer = forecast_issue(options, region, origin, log)
-    elif named == TOMORROW and not _is_trained(options.run):
-        log(f"{options.run} holds no finished training: the hourly regressions forecast the day")
+    elif named == TOMORROW and (why := _why_not_trained(options, region)):
+        log(f"{why}: the hourly regressions forecast the day")
         answer = forecast_issue(options, region, origin, log, hours_of_issue(region, options.issue))
     else:
         answer = _trained(options, region, origin, log)
+    if options.plot is not None:
+        draw_fan_chart([answer], options.plot, origin)
     if options.out is not None:
         write_answer(answer, options.out)
         log(f"{options.out} holds the forecast in the form that `coordinator judge` reads")
@@ -267,7 +281,7 @@ def _trained(options: argparse.Namespace, region: str, origin: str, log: Callabl
         forecast.demand.astype(np.float64),
         np.empty((len(forecast.hours), 0)),
         basis.names,
-        tuple(basis.reasons(trained.publication)),
+        (*basis.reasons(trained.publication), *trained.seen(hours)),
         {"checkpoint": str(trained.path), "awaited": basis.awaited},
     )
     if not answer.known:
@@ -275,6 +289,4 @@ def _trained(options: argparse.Namespace, region: str, origin: str, log: Callabl
             f"nothing can be said of {region} on the day after {options.issue}: {'; '.join(answer.reasons)}; "
             f"fetch them with `coordinator start --extract --update --data {quoted(options.data)}`"
         )
-    if options.plot is not None:
-        draw_fan_chart([forecast], options.plot, origin)
     return answer

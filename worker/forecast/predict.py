@@ -4,7 +4,7 @@ A forecast is issued at 10:00 local time for the hours of the next local day, fr
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -59,6 +59,16 @@ class TrainedModel:
                 f"{self.path} was trained for values known as in `{self.publication}`, not `{wanted}`: leave out --publication, or "
                 f'train with publication = "{wanted}" in the file of --train-config'
             )
+
+    def seen(self, hours: Period) -> Iterator[str]:
+        """Yield a sentence where the training saw `hours`, so that the error of their forecast is no measure of that of coming days."""
+        uses = {"train": "are among those that the model was trained on", "validate": "chose the checkpoint"}
+        for name, use in uses.items():
+            first, last = self.state[name]
+            if hours.first <= last and hours.last >= first:
+                yield (
+                    f"the hours {use} ({Period(first, last)}): how well they are forecast says nothing of coming days"
+                )
 
     def open_store(
         self, data_dir: Path, log: Callable[[str], None] = lambda message: None, region: str | None = None
@@ -135,7 +145,7 @@ def load_model(run: Path) -> TrainedModel:
         CheckpointError: if there is neither, or if the checkpoint was trained on another version of the features.
     """
     result = run / "result.json"
-    path = run / json.loads(result.read_text())["checkpoint"] if result.exists() else run
+    path = run / _checkpoint_of(result) if result.exists() else run
     if not (path / "state.json").exists():
         where = (
             f"--data {quoted(run.parent)}" if run.name == "train" else f"--run {quoted(run)}"
@@ -154,6 +164,20 @@ def load_model(run: Path) -> TrainedModel:
     model.update(found.average)
     norm = Normalisation.from_state(state["normalisation"])
     return TrainedModel(path, model, norm, tuple(state["respondents"]), state["reference"], state)
+
+
+def _checkpoint_of(result: Path) -> str:
+    """Return the checkpoint that a result.json names.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    try:
+        return str(json.loads(result.read_text())["checkpoint"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{result} is damaged: `rm {quoted(result)}`, then the command of the training (`coordinator start --train`) writes it again"
+        ) from error
 
 
 def predict(trained: TrainedModel, store: TokenStore, respondent: str, period: Period) -> Forecast:
@@ -182,13 +206,15 @@ def predict_raw(trained: TrainedModel, store: TokenStore, respondent: str, perio
     """
     if respondent not in trained.respondents:
         raise UsageError(
-            f"{respondent} is not among those trained on: {', '.join(trained.respondents)}; train with --respondents"
+            f"{respondent} is not among those trained on: {', '.join(trained.respondents)}; train with --respondents, or "
+            f"forecast without a training: `coordinator forecast --region {respondent} --horizon 48`"
         )
     region = trained.respondents.index(respondent)
     stored = store.period(region)
     if period.first < stored.first or period.last > stored.last:
         raise UsageError(
-            f"{respondent} has hours from {stored}, not all of {period}: `coordinator start --extract` fetches them"
+            f"{respondent} has hours from {stored}, not all of {period}: `coordinator start --extract --respondents {respondent} --end YYYY-MM` "
+            "fetches later ones"
         )
     first = max(stored.first, period.first - trained.model.config.context - WARM_UP - REACH)
     whole = Period(first, period.last)

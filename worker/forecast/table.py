@@ -18,8 +18,9 @@ COLUMNS = {"q0.025": "2.5%", "q0.1": "10%", "q0.5": "median", "q0.9": "90%", "q0
 COLUMNS |= {"operator": "DF", "difference": "less DF", "demand": "demand"}
 MIDDLE = ("q0.1", "q0.5", "q0.9", "operator", "difference", "demand")
 NARROW = ("q0.1", "q0.5", "q0.9")  # what a narrow terminal has room for
-TIMES = 13 + 11  # columns of the two times
+TIMES = 14 + 10  # columns of the two times: the first one with its mark
 CELL = 9
+OWN_HISTORY = "*"  # marks an hour that starts from the authority's own history
 
 
 def format_table(rows: Sequence[dict[str, Any]], columns: int | None = None) -> list[str]:
@@ -34,11 +35,13 @@ def format_table(rows: Sequence[dict[str, Any]], columns: int | None = None) -> 
     if columns is not None and columns < times + CELL * len(shown):
         shown = MIDDLE
     if columns is not None and columns < times + CELL * len(shown):
-        shown, times = NARROW, 13
-    lines = [f"{'period':<13}{'  local':<11}"[:times] + "".join(f"{COLUMNS[name]:>{CELL}}" for name in shown)]
+        shown, times = NARROW, 14
+    lines = [f"{'period':<14}{' local':<10}"[:times] + "".join(f"{COLUMNS[name]:>{CELL}}" for name in shown)]
     for row in rows:
         local = datetime.fromisoformat(row["local"])
-        lines.append(f"{row['period']:<13}  {local:%a %H:%M}"[:times] + "".join(cell(row[name]) for name in shown))
+        mark = OWN_HISTORY if row.get("reference") == "own history" else ""
+        period = f"{row['period']}{mark}"
+        lines.append(f"{period:<14} {local:%a %H:%M}"[:times] + "".join(cell(row[name]) for name in shown))
     return lines
 
 

@@ -109,7 +109,13 @@ def test_hours_without_df_start_from_history_and_say_so(
     whole, none = ([hour["q0.5"] for hour in found[name]["hours"]] for name in ("whole", "none"))
     actual = [hour["demand"] for hour in found["whole"]["hours"]]
     assert np.abs(np.subtract(none, actual)).mean() < 400 and none != whole
-    assert main(flags) == 0 and "note: 24 of 24 hours have no DF on disk" in capsys.readouterr().out
+    assert main(flags) == 0
+    shown = capsys.readouterr().out
+    assert (
+        "note: 24 of 24 hours have no DF on disk" in shown
+        and shown.count("* Thu ") == 23
+        and "\n* starts from" in shown
+    )
     cut_off(data, "2023-01-01T15", "2023-01-01T15")
     assert main(flags) == 1
     assert "nothing can be said of PACW" in (said := capsys.readouterr().err) and "coordinator start --extract" in said
@@ -219,8 +225,8 @@ def test_coordinator_prints_a_table_and_draws_a_fan_chart(trained: Path, tmp_pat
     assert done.returncode == 0 and plot.read_bytes()[:4] == b"\x89PNG"
     lines = done.stdout.splitlines()
     assert lines[0].endswith("MWh; data: synthetic") and "Fri" not in lines[3] and "Thu 01:00" in lines[3]
-    assert sum(not line.startswith("note: ") for line in lines) == 28
-    assert lines[27].startswith("peak of 2023-02-02: median ")
+    plain = [line for line in lines if not line.startswith(("note: ", "* starts from "))]
+    assert len(plain) == 28 and plain[27].startswith("peak of 2023-02-02: median ")
 
 
 def test_names_of_issue_times_follow_the_demand_on_disk(
@@ -275,6 +281,52 @@ def test_hours_without_a_forecast_are_named_and_their_days_have_no_peak(
     known = [hour["q0.5"] is not None for hour in found["hours"]]
     assert any(known) and not all(known) and found["peaks"] == []
     assert found["reasons"][0].startswith(f"{known.count(False)} of 48 hours") and "--extract" in found["reasons"][0]
+
+
+@pytest.mark.long
+def test_tomorrow_at_the_end_of_the_years_on_disk_is_forecast_and_drawn(
+    trained: Path, forecast: Forecast, tmp_path: Path
+) -> None:
+    """The day of a year that has no series yet was refused, and so was its picture."""
+    data, plot = tmp_path / "data", tmp_path / "day.png"
+    shutil.copytree(trained, data)
+    rest = shard("PACW", "2023-03-01T00", "2023-12-31T23")
+    load = 3000 + 500 * np.sin(np.arange(rest.hours) * np.pi / 12)
+    load += np.random.default_rng(0).normal(0, 50, rest.hours)
+    commit(data, rest, {"D": load.round(), "DF": np.full(rest.hours, 3050.0)})
+    build_all(data)
+    words = ("--data", str(data), "--region", "PACW", "--issue", "tomorrow", "--plot", str(plot), "--json")
+    code, out, err = forecast(*words)
+    assert code == 0 and "the series of PACW end with 2023, and the trained model reads DF of the day from them" in err
+    assert [hour["local"][:13] for hour in json.loads(out)["hours"]][::23] == ["2024-01-01T01", "2024-01-02T00"]
+    assert plot.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_day_that_the_training_saw_is_said_to_be_one(forecast: Forecast, trained: Path) -> None:
+    state = load_model(trained / "train").state
+    for name, words in (
+        ("train", "are among those that the model was trained on"),
+        ("validate", "chose the checkpoint"),
+    ):
+        day = str(np.datetime64(state[name][1] - 72, "h").astype("datetime64[D]"))
+        code, out, err = forecast("--region", "PACW", "--issue", f"{day}T10")
+        assert code == 0 and f"note: the hours {words} (" in out, err
+
+
+@pytest.mark.parametrize("file", ["result.json", "state.json", "average.safetensors"])
+def test_a_damaged_file_of_a_training_is_named(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str
+) -> None:
+    """A damaged result.json ended in a traceback, a damaged state.json in the words of the JSON decoder."""
+    run = tmp_path / "train"
+    shutil.copytree(trained / "train", run)
+    best = run / json.loads((run / "result.json").read_text())["checkpoint"]
+    (damaged,) = [path / file for path in (run, best) if (path / file).exists()]
+    damaged.write_bytes(damaged.read_bytes()[:-20])
+    flags = ["--data", str(trained), "--run", str(run), "--region", "PACW", "--issue", "2023-02-01T10"]
+    assert main(flags) == 2
+    said = capsys.readouterr().err
+    assert f"{damaged} is" in said and "damaged: `rm " in said and "the command of the training" in said, said
 
 
 @pytest.mark.long
@@ -346,7 +398,7 @@ def test_other_issue_hours_are_forecast_by_the_hourly_regressions(forecast: Fore
         (("--hourly", "x.parquet", "--paths", "-1"), "forecast: --paths -1"),
         (("--region", "PACW", "--issue", "2023-02-01T09", "--paths", "2", "--seed", "-1"), "--seed -1"),
         (("--hourly", "x.parquet", "--paths", "2", "--seed", str(2**64)), "--seed 18446744073709551616"),
-        (("--region", "PACW", "--issue", "2023-02-01T15", "--plot", "x.png"), "--plot draws"),
+        (("--table", "x.parquet", "--plot", "x.png"), "--plot draws the forecast of one --issue"),
         (("--hourly", "x.csv", "--period", "2023-02"), "--hourly x.csv is to be a Parquet file"),
         (("--region", "PACW", "--issue", "2033-02-01T10"), "coordinator start --extract"),
         (("--region", "PACW"), "--issue"),

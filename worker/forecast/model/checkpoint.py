@@ -75,24 +75,36 @@ def load(path: Path) -> Checkpoint:
     for name in _ARRAYS:
         file = path / f"{name}.safetensors"
         if not file.exists() or file_sha256(file) != state["sha256"][name]:
-            raise CheckpointError(
-                f"{file} is missing or damaged: `rm -r {quoted(path)}`, then `coordinator start --train` resumes from the previous one"
-            )
+            raise CheckpointError(_damaged(file))
         arrays = cast(dict[str, mx.array], mx.load(str(file)))
         trees[name] = tree_unflatten(list(arrays.items()))
     return Checkpoint(**trees, state=state)
+
+
+def _damaged(file: Path) -> str:
+    return (
+        f"{file} is missing or damaged: `rm -r {quoted(file.parent)}`, then the command of the training "
+        "(`coordinator start --train`) resumes from the checkpoint before it"
+    )
 
 
 def read_state(path: Path) -> dict[str, Any]:
     """Read state.json alone.
 
     Raises:
-        CheckpointError: if there is none, or if it has another format.
+        CheckpointError: if there is none, if it is damaged, or if it has another format.
     """
+    file = path / "state.json"
     try:
-        state = json.loads((path / "state.json").read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is no checkpoint: {error}; name a folder that worker/train.py wrote") from error
+        state = json.loads(file.read_text())
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} is no checkpoint ({file.name}: {error.strerror}): name a folder that a training wrote"
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(_damaged(file)) from error
+    if not isinstance(state, dict):
+        raise CheckpointError(_damaged(file))
     if state.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} has format {state.get('format')}, this version reads {FORMAT}: "
