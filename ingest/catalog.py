@@ -362,8 +362,13 @@ VARIABLE_NAMES = {
 
 
 def variable_near(words: Iterable[str], known: Iterable[str]) -> str:
-    """Return near matches of variables by code, otherwise by a name that holds the word: `demand` → D, `solar` → NG.SUN."""
+    """Return near matches of variables by code, otherwise by a name that holds the word: `demand` → D, `solar` → NG.SUN.
+
+    EIA's own codes are no slips of the pen: of these it says that they were not extracted.
+    """
     words, known = list(words), list(known)
+    if real := [word for word in words if word in VARIABLE_NAMES]:
+        return f" ({', '.join(real)} was not extracted, or the source lacks it; --routes all asks for every route)"
     if near := did_you_mean(words, known):
         return near
     named = [code for code in known for word in words if word.casefold() in VARIABLE_NAMES.get(code, "").casefold()]

@@ -102,7 +102,7 @@ class Report:
         )
 
     def to_text(self) -> str:
-        """Return a table of counts, then one line per mismatch, gap and note."""
+        """Return one line per note, gap and mismatch, then a table of counts, which ends with the verdict."""
         gap_hours = sum(gap.hours for gap in self.gaps if not is_daily(gap.route))
         gap_days = sum(gap.hours // DAY for gap in self.gaps if is_daily(gap.route))
         days = f" and {gap_days:,} days" if gap_days else ""
@@ -121,7 +121,7 @@ class Report:
             for gap in self.gaps
         ]
         lines = [f"{name:<11}{value}" for name, value in counts]
-        return "\n".join(map(printable, [*lines, *map(str, self.mismatches), *gaps, *map(str, self.notes)]))
+        return "\n".join(map(printable, [*map(str, self.notes), *gaps, *map(str, self.mismatches), *lines]))
 
 
 def verify(data_dir: Path | str, progress: OnProgress | None = None) -> Report:
@@ -356,7 +356,13 @@ def _verify_summary(folder: Path, shards: list[ShardResult], builds: list[BuildR
     except (OSError, ValueError) as error:
         report.mismatch("manifest", path.name, f"can't be read: {error}")
         return
-    for name, value in asdict(manifest.summarise(shards, builds)).items():
+    found = asdict(manifest.summarise(shards, builds))
+    if not (folder / checksums.NAME).is_file() and found["shards"] > written["shards"]:  # killed before it wrote both
+        report.note(
+            "outdated", path.name, "of an earlier run; the run that was interrupted since writes it when it resumes"
+        )
+        return
+    for name, value in found.items():
         if name == "gaps":
             stated = written[name]
             if not any(gap["route"] for gap in stated):  # written by an earlier version

@@ -115,6 +115,11 @@ class Hours:
     revised: tuple[Revised, ...]
     daily: DailyTotals | None  # None: there are no daily values
 
+    @property
+    def asked(self) -> int:
+        """Cells that were asked for: a series covers its whole year, also where a run asked for one month of it."""
+        return self.valid + sum(cells for reason, cells in self.masked.items() if reason != "unasked")
+
 
 @dataclass(frozen=True)
 class ResponseRate:

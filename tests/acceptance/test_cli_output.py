@@ -240,7 +240,8 @@ def test_next_command_after_an_extraction_is_one_that_can_run(data: Path) -> Non
         ({"PACW": {2022, 2023}, "ERCO": {2023}}, b"", "holds 1 that all respondents have (2023)"),
         ({"PACW": {2022, 2023}, "ERCO": {2023}}, b'respondents = ["PACW"]', ""),
         ({"PACW": {2019}}, b"", "--start 2019 --end 2021 --respondents PACW"),
-        ({}, b"", "holds 0. Run `coordinator start --extract --start 2019 --end 2021 --data"),
+        ({str(i): {2024} for i in range(13)}, b"", "--end 2024 --data data` with the same --respondents, or"),
+        ({}, b"", "holds none with demand (D). Run `coordinator start --extract --start 2019 --end 2021 --data"),
     ],
 )
 def test_years_that_suffice_for_a_training_are_those_that_it_accepts(

@@ -192,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             report({"event": "note", "text": message}, message)
 
     def fail(error: object, code: int) -> int:
-        report({"event": "error", "text": str(error), "exit_code": code}, f"forecast: {error}")
+        report({"event": "error", "text": str(error), "exit_code": code}, f"coordinator: {error}")
         return code
 
     try:

@@ -68,6 +68,7 @@ class Axis:
     least: float = 0.0
     zero: bool = False  # 0 is always in view
     plain: bool = False  # years: no thousands separator
+    marked: tuple[tuple[float, str], ...] = ()  # the ticks and their text, e.g. of dates, in place of computed ones
 
 
 @dataclass(frozen=True)
@@ -228,8 +229,9 @@ def _axes(frame: Frame, x: Axis, y: Axis) -> list[Markup]:
     for value, label in zip(levels, labels(levels), strict=True):
         at = frame.y(value)
         parts += [_rule("grid" if value else "zero", at), _text(LEFT - 5, at + 4, label, "end")]
-    along = ticks(frame.x0, frame.x1, 7, x.every, x.least) if x.label else []
-    for value, label in zip(along, [f"{value:g}" for value in along] if x.plain else labels(along), strict=True):
+    along = ticks(frame.x0, frame.x1, 7, x.every, x.least) if x.label and not x.marked else []
+    named = zip(along, [f"{value:g}" for value in along] if x.plain else labels(along), strict=True)
+    for value, label in x.marked or named:
         at = frame.x(value)
         parts += [
             element("line", class_="axis", x1=at, x2=at, y1=base, y2=base + 4),

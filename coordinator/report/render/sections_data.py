@@ -38,13 +38,15 @@ def coverage(hours: Hours) -> dict[str, Any]:
         chart = heat(title, [one.rows[i][1] for i in own], shades[own].tolist(), years)
         caption = "Share of the month's hours with a valid value; one column per month, UTC."
         figures.append(Figure(respondent, chart, caption))
-    cells = max(hours.valid + sum(hours.masked.values()), 1)
     return {
         "figures": figures,
         "hidden": len(respondents) - len(figures),
         "key": [(f"h{i}", LABELS[i]) for i in reversed(range(len(LABELS)))]
         + [("hn", "no such variable, or not asked for")],
-        "masked": [[MASKED.get(name, name), number(n), f"{n / cells:.3%}"] for name, n in hours.masked.items()],
+        "masked": [
+            [MASKED.get(name, name), number(n), "–" if name == "unasked" else f"{n / max(hours.asked, 1):.3%}"]
+            for name, n in hours.masked.items()
+        ],
         "by_respondent": _totals(hours.gaps, lambda gap: (gap.respondent,)),
         "by_variable": _totals(
             hours.gaps, lambda gap: (gap.respondent, "all" if gap.variable == EVERYTHING else gap.variable)

@@ -1,5 +1,6 @@
 """Prepare the sections on the hours themselves: demand, load duration, generation mix, forecast error, interchange."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 from warnings import catch_warnings, simplefilter
@@ -11,19 +12,44 @@ from coordinator.report.render.charts import Axis, Band, Figure, Line, Part, are
 from ingest.catalog import RESPONDENTS
 
 GW = 1e-3  # of MWh in the hour
-DAYS_A_YEAR, DAYS_A_MONTH = 365.2425, 365.2425 / 12
-LONG = 550  # days: a longer period has years on its axis
+DAYS_A_YEAR = 365.2425
+LONG, SHORT = 550, 62  # days: a longer period has years on its axis, a shorter one has days, those between have months
+MOST = 7  # ticks of dates on an axis
+MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
 FUELS = ("nuclear", "coal", "gas", "hydro", "wind", "solar", "storage and other")  # from the base load up
 SHADES = 4  # of a flow in the matrix, by its share of the largest
 
 
 def _axis(days: Floats) -> tuple[Axis, Callable[[Floats], Floats]]:
     """Return an axis of time for days since 1970-01-01, and the function that places days on it."""
-    first = float(days[0]) if len(days) else 0.0
-    if len(days) and days[-1] - first > LONG:
+    first, last = (float(days[0]), float(days[-1])) if len(days) else (0.0, 0.0)
+    if last - first > LONG:
         return Axis("year", every=1, plain=True), lambda values: 1970 + values / DAYS_A_YEAR
-    date = np.datetime64(int(first), "D")
-    return Axis(f"days since {date}"), lambda values: values - first
+    marked = _dates(first, last)
+    years = dict.fromkeys(str(np.datetime64(int(day), "D"))[:4] for day, _ in (marked[:1] + marked[-1:]))
+    return Axis(" to ".join(years), marked=marked), lambda values: values
+
+
+def _dates(first: float, last: float) -> tuple[tuple[float, str], ...]:
+    """Return at most `MOST` ticks between two days since 1970-01-01: first days of months, or days where the period is short."""
+    days = np.arange(math.ceil(first), math.floor(last) + 1)
+    shown = [(float(day), _date(int(day))) for day in days]
+    if last - first > SHORT:
+        shown = [(day, name.split()[0]) for day, name in shown if name.split()[1] == "1"]
+    return tuple(shown[:: max(1, math.ceil(len(shown) / MOST))])
+
+
+def _date(day: int) -> str:
+    """Return a day since 1970-01-01 as text, e.g. "Aug 9"."""
+    _, month, of = str(np.datetime64(day, "D")).split("-")
+    return f"{MONTHS[int(month) - 1]} {int(of)}"
+
+
+def _day_of(months: Floats) -> Floats:
+    """Return the first day, since 1970-01-01, of months since then; of half a month the middle."""
+    whole = np.floor(months).astype(int)
+    start, end = (part.astype("datetime64[M]").astype("datetime64[D]").astype(float) for part in (whole, whole + 1))
+    return start + (months - whole) * (end - start)
 
 
 def _unit(largest: float) -> tuple[float, str]:
@@ -101,10 +127,10 @@ def _demand(one: Region) -> Sequence[Figure]:
         Line("day-ahead forecast", week.hour / 24, week.forecast * scale, "1 dash"),
     ]
     hourly = hourly if np.isfinite(week.forecast).any() else hourly[:1]
-    name = f"highest hour, {power(week.peak)}"
+    name, start = f"highest hour, {power(week.peak)}", int(np.datetime64(week.start, "D").astype(int))
     chart = plot(
         f"Hourly demand of {one.code} in the week of its highest hour",
-        Axis(f"local days from {week.start}", every=1),
+        Axis(f"local days of {week.start[:4]}", marked=tuple((float(i), _date(start + i)) for i in range(7))),
         Axis(f"demand, {unit}"),
         hourly,
         marks=[(name, week.peak * scale)],
@@ -155,7 +181,7 @@ def mix(found: Regions) -> dict[str, Any]:
         assert one.mix is not None
         months, groups = one.mix
         scale, unit = _unit(one.week.peak)
-        days = np.append(months, months[-1] + 1) * DAYS_A_MONTH
+        days = _day_of(np.append(months, months[-1] + 1))
         axis, place = _axis(days)
         parts = [Part(name, groups[name] * scale, name.split()[0]) for name in FUELS if name in groups]
         chart = areas(
@@ -193,7 +219,7 @@ def _error(one: Region, error: OperatorError) -> Sequence[Figure]:
     first = Figure(f"{one.code}, by hour", by_hour, caption, [line.key for line in lines])
     if len(error.months) < 2:
         return (first,)
-    days = (error.months + 0.5) * DAYS_A_MONTH
+    days = _day_of(error.months + 0.5)
     along, place = _axis(days)
     monthly = [Line("mean absolute error", place(days), error.by_month, dots=len(days) < 25)]
     by_month = plot(f"Forecast error of {one.code} by month", along, unit, monthly)
@@ -209,7 +235,7 @@ def interchange(found: Regions) -> dict[str, Any]:
         if len(months) < 2:
             return []
         scale, unit = _unit(float(np.nanmax(np.abs(means))))
-        days = (months + 0.5) * DAYS_A_MONTH
+        days = _day_of(months + 0.5)
         axis, place = _axis(days)
         line = Line("net exports", place(days), means * scale, dots=len(days) < 25)
         chart = plot(f"Net exports of {one.code} by month", axis, Axis(f"net exports, {unit}", zero=True), [line])

@@ -225,13 +225,15 @@ class ExtractStage:
         ]
         if len(summary.gaps) > MAX_GAPS:
             lines.append(f"  … {len(summary.gaps) - MAX_GAPS} more, all listed in {summary.data}/manifest.json")
-        if summary.masked:
-            masked = ", ".join(f"{reason} {cells:,}" for reason, cells in summary.masked.items())
-            lines.append(f"masked hours by reason: {masked}")
+        if (
+            summary.masked
+        ):  # not "unasked", the rest of the years of which hours were asked for: nothing is wrong with it
+            masked = ", ".join(f"{reason} {cells:,}" for reason, cells in summary.masked.items() if reason != "unasked")
+            lines.append(f"masked values by reason: {masked}")
         if summary.daily:
             lines.append(str(summary.daily))
         if summary.suspect:
-            lines.append(f"kept and flagged as suspect: {summary.suspect:,} hours")
+            lines.append(f"kept and flagged as suspect: {summary.suspect:,} values")
         if summary.new_shards:
             lines.append(
                 f"this run: {summary.new_shards} shards, {summary.new_rows:,} rows in {summary.seconds:.1f} s "

@@ -13,6 +13,7 @@ from ingest.settings import parse_codes
 
 LEAST_YEARS = 2
 ADVISED_YEARS = 3  # that the message asks for
+NAMED = 12  # respondents that the message names; more than that are those of the settings
 FIRST_YEAR = 2019  # the default of --start
 
 
@@ -41,11 +42,14 @@ def too_few_years(data_dir: Path, config: bytes, years: Mapping[str, set[int]]) 
         return ""
     listed = f" ({', '.join(map(str, common))})" if common else ""
     shared = " that all respondents have" if len(sets) > 1 else ""
-    codes = f" --respondents {','.join(respondents or sorted(years))}" if sets else ""
+    names = respondents or sorted(years)
+    codes = f" --respondents {','.join(names)}" if 0 < len(names) <= NAMED else ""
+    same = " with the same --respondents" if len(names) > NAMED else ""
+    held = f"{len(common)}{shared}{listed}" if sets else "none with demand (D)"
     first, last = advised_years(common)
     return (
         f"a training needs series of {LEAST_YEARS} years, one to train and validate and a later one for the test; {data_dir} holds "
-        f"{len(common)}{shared}{listed}. Run `coordinator start --extract --start {first} --end {last}{codes} --data {quoted(data_dir)}`, "
+        f"{held}. Run `coordinator start --extract --start {first} --end {last}{codes} --data {quoted(data_dir)}`{same}, "
         "or name the hours as `train` and `validate` in the file of --train-config"
     )
 

@@ -395,7 +395,7 @@ def test_other_issue_hours_are_forecast_by_the_hourly_regressions(forecast: Fore
         (("--region", "PACW", "--issue", "2023-03-12T02"), "the clock of America/Los_Angeles skips that hour"),
         (("--region", "PACW", "--issue", "2033-02-01T09"), "coordinator start --extract"),
         (("--region", "PACW", "--issue", "2023-02-01T09", "--horizon", "49"), "1 and 48"),
-        (("--hourly", "x.parquet", "--paths", "-1"), "forecast: --paths -1"),
+        (("--hourly", "x.parquet", "--paths", "-1"), "coordinator: --paths -1"),
         (("--region", "PACW", "--issue", "2023-02-01T09", "--paths", "2", "--seed", "-1"), "--seed -1"),
         (("--hourly", "x.parquet", "--paths", "2", "--seed", str(2**64)), "--seed 18446744073709551616"),
         (("--table", "x.parquet", "--plot", "x.png"), "--plot draws the forecast of one --issue"),

@@ -11,12 +11,13 @@ import pytest
 
 from coordinator.report import build
 from coordinator.report.collect.grid import having, region, regions
-from coordinator.report.model import Absent, Facts, Region, Regions
-from coordinator.report.render import sections_grid
+from coordinator.report.model import Absent, Facts, Hours, Region, Regions
+from coordinator.report.render import sections_data, sections_grid
 from coordinator.report.render.charts import Axis, Part, areas
 from coordinator.report.render.page import page
 from coordinator.server.folder_lock import FolderLock, running_command
 from ingest.columns import hour_number
+from ingest.coverage import Coverage
 from tests.support.data_folder import build_all, commit, daily, shard
 
 FIRST = hour_number("2024-01-01T00")
@@ -136,3 +137,32 @@ def test_long_tables_are_folded_and_charts_limited(ercot: Region) -> None:
     assert text.count("<summary>18 more</summary>") == 3  # peaks, forecast errors, net exports
     assert text.count("18 more have no chart") == 5
     assert text.count('aria-label="Load duration of') == 12
+
+
+def test_axes_of_time_show_dates() -> None:
+    """A period of up to two months has days, of up to a year and a half months, a longer one years. Local days may begin a year early."""
+    first = np.datetime64("2018-12-31").astype(float)
+    months, place = sections_grid._axis(np.arange(first, first + 240))
+    assert months.label == "2019" and [name for _, name in months.marked] == ["Jan", "Mar", "May", "Jul"]
+    assert [str(np.datetime64(int(day), "D"))[5:] for day, _ in months.marked] == ["01-01", "03-01", "05-01", "07-01"]
+    assert place(np.array([first]))[0] == first
+    days, _ = sections_grid._axis(np.arange(first + 60, first + 90))
+    assert [name for _, name in days.marked][:2] == ["Mar 1", "Mar 6"] and len(days.marked) <= 7
+    assert sections_grid._axis(np.arange(first, first + 800))[0].label == "year"
+    chart = str(
+        sections_grid.plot(
+            "t", days, Axis("MW"), [sections_grid.Line("a", np.array([first + 60, first + 89]), np.ones(2))]
+        )
+    )
+    assert ">Mar 1<" in chart and "days since" not in chart
+
+
+def test_share_of_valid_values_is_of_those_asked_for() -> None:
+    """One month was asked for: the other eleven of the year are no fault of the data."""
+    masked = {"missing": 4, "null": 0, "outlier": 6, "unasked": 8040}
+    hours = Hours(
+        Coverage((("PACW", "demand"),), ("2024-01",), np.ones((1, 1)), ("synthetic",)), (), 90, masked, 0, (), None
+    )
+    assert hours.asked == 100
+    rows = sections_data.coverage(hours)["masked"]
+    assert [row[-1] for row in rows] == ["4.000%", "0.000%", "6.000%", "–"]

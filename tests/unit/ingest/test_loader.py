@@ -118,6 +118,7 @@ def test_week_imputation_takes_the_same_hour_a_week_away(folder: Path) -> None:
     [
         ((["PACV"], ["D"], "2024-01-01T00", "2024-01-02T00"), "PACW"),
         ((["PACW"], ["NG.BATT"], "2024-01-01T00", "2024-01-02T00"), r"did you mean NG\.BAT"),
+        ((["PACW"], ["NG.GEO"], "2024-01-01T00", "2024-01-02T00"), r"\(NG\.GEO was not extracted.*--routes all"),
         (
             (["PACW"], ["D"], "2022-01-01T00", "2024-01-02T00"),
             r"for 2022.*there are 2023, 2024.*--start 2022 --end 2022",

@@ -181,6 +181,18 @@ def test_unfinished_extraction_is_a_note(folder: Path) -> None:
     assert {finding.kind for finding in report.notes} == {"unfinished", "unbuilt", "unsealed"}
 
 
+def test_summary_of_the_run_before_a_killed_one_is_a_note(sealed: Path) -> None:
+    """A run removes the checksums, adds shards, and writes the summary and the checksums at its end: a killed one leaves the old summary."""
+    path = sealed / "manifest.json"
+    earlier = json.loads(path.read_bytes())
+    path.write_text(json.dumps({**earlier, "shards": earlier["shards"] - 1, "rows": earlier["rows"] - 1}))
+    assert "summary" in kinds(verify(sealed))  # with the checksums in place it is damage
+    (sealed / "SHA256SUMS").unlink()
+    report = verify(sealed)
+    assert report.whole and [note.subject for note in report.notes if note.kind == "outdated"] == ["manifest.json"]
+    assert report.to_text().splitlines()[-1].split() == ["verdict", "whole"]
+
+
 def test_empty_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no manifest"):
         verify(tmp_path)

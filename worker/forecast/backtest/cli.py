@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(event) if options.json else line, file=sys.stderr, flush=True)
 
     def fail(error: object, code: int) -> int:
-        report({"event": "error", "text": str(error), "exit_code": code}, f"backtest: {error}")
+        report({"event": "error", "text": str(error), "exit_code": code}, f"coordinator: {error}")
         return code
 
     try:
