@@ -1,4 +1,4 @@
-"""Datasets of measured hours from a data folder. The one module of `rl` that imports `ingest`.
+"""Measured hours, and trained policies, from a data folder. The one module of `rl` that imports `ingest`.
 
 The foreknowledge is the operators' day-ahead forecast as it is, less wind and solar of the days before where a respondent has them.
 `coordinator start --rollouts` trains on better forecasts (docs/reference/control.md); this is for experiments with other learners.
@@ -6,6 +6,7 @@ The foreknowledge is the operators' day-ahead forecast as it is, less wind and s
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -17,9 +18,12 @@ from ingest.errors import IngestError, quoted
 from ingest.loader import available, load_series
 from ingest.zones import zone_of
 from rl.env.dataset import Dataset, build_dataset
-from rl.env.forecasts import Forecast, day_ahead
+from rl.env.dataset_file import load as load_dataset
+from rl.env.forecasts import day_ahead
 from rl.env.region import WEEK, Array, Region, region
 from rl.errors import DataError
+from rl.policy import Mlp
+from rl.policy import load as load_policy
 
 RENEWABLE = ("NG.WND", "NG.SUN")
 KNOWN = range(48, 216, 24)  # hours back: days whose wind and solar are known when a day is planned
@@ -53,15 +57,60 @@ def dataset_from(
                 f"{','.join(names)} --data {quoted(data_dir)}` makes some"
             )
         first, last = min(years), max(years)
-        loaded = [_load(data_dir, name, first, last, horizon) for name in names]
+        loaded = [_load(data_dir, name, first, last) for name in names]
     except IngestError as error:
         raise DataError(str(error)) from error
     begin = start or str(np.datetime64(f"{first}-01-01T00", "h") + np.timedelta64(WEEK, "h"))
-    regions, forecasts = [one for one, _ in loaded], [forecast for _, forecast in loaded]
-    return build_dataset(regions, forecasts, begin, end or f"{last + 1}-01-01T00")
+    forecasts = [day_ahead(one, issued, horizon) for one, issued in loaded]
+    return build_dataset([one for one, _ in loaded], forecasts, begin, end or f"{last + 1}-01-01T00")
 
 
-def _load(data_dir: Path | str, name: str, first: int, last: int, horizon: int) -> tuple[Region, Forecast]:
+def measured(data_dir: Path | str, respondent: str) -> tuple[Region, Array]:
+    """Return a respondent's hours and its operator's day-ahead forecast of the net load, reference peaks, [hour]; NaN where missing.
+
+    They are those of `dataset_from`, for forecasts of your own: `rl.env.forecasts` and `rl.env.dataset.build_dataset` take them.
+
+    Args:
+        data_dir: Data folder of an extraction.
+        respondent: EIA code.
+
+    Raises:
+        DataError: the folder does not have it.
+    """
+    name = respondent.upper()
+    try:
+        years = available(data_dir, name).years
+        return _load(data_dir, name, min(years), max(years))
+    except IngestError as error:
+        raise DataError(str(error)) from error
+
+
+def trained(data_dir: Path | str, split: str = "test") -> tuple[Mlp, Dataset]:
+    """Return the policy that `coordinator start --rollouts` trained in a folder, and the hours of its test year.
+
+    The policy needs the observations of such a dataset: `GridControl(data=dataset)`, `rl.evaluation.score.rollout`.
+
+    Args:
+        data_dir: Data folder of the training.
+        split: "test", "validate" or "train".
+
+    Raises:
+        DataError: no training ended there, or there is no such split.
+    """
+    folder = Path(data_dir) / "control"
+    try:
+        tables = json.loads((folder / "tables.json").read_bytes())["tables"]
+        policy = load_policy(folder / "policy.npz")
+    except (OSError, DataError) as error:
+        raise DataError(
+            f"{folder} has no trained policy ({error}): run `coordinator start --rollouts --data {quoted(data_dir)}`"
+        ) from error
+    if split not in tables:
+        raise DataError(f"split {split!r}: choose {' or '.join(tables)}")
+    return policy, load_dataset(folder, tables[split])
+
+
+def _load(data_dir: Path | str, name: str, first: int, last: int) -> tuple[Region, Array]:
     variables = available(data_dir, name).variables
     less = [variable for variable in RENEWABLE if variable in variables]
     wanted = ["D", *(["DF"] if "DF" in variables else []), *less]
@@ -81,7 +130,7 @@ def _load(data_dir: Path | str, name: str, first: int, last: int, horizon: int) 
     )
     issued = parts.get("DF", np.full(len(values), np.nan))
     renewable = sum((parts[variable] for variable in less), np.zeros(len(values)))
-    return one, day_ahead(one, (issued - _mean_of_days(renewable)) / one.peak, horizon)
+    return one, (issued - _mean_of_days(renewable)) / one.peak
 
 
 def _mean_of_days(values: Array) -> Array:

@@ -55,7 +55,7 @@ class Mlp:
             DataError: The environment's features differ from those that the policy was trained on.
         """
         if env.observation_names != self.observation_names:
-            raise DataError("policy: the environment has other features than the policy was trained on")
+            raise DataError(_difference(self.observation_names, env.observation_names))
         return self.act(env.observation)
 
     def act(self, observation: Weights) -> Weights:
@@ -74,6 +74,20 @@ class Mlp:
     def with_layers(self, layers: Layers) -> Mlp:
         """Return a policy with the same features and normalisation and other weights."""
         return Mlp(self.observation_names, self.mean, self.scale, layers)
+
+
+def _difference(own: Sequence[str], given: Sequence[str]) -> str:
+    """Return the message for an environment whose features are not those of a policy."""
+    lacking, more = ([name for name in one if name not in other] for one, other in ((own, given), (given, own)))
+    parts = [
+        f"{len(names)} {what}, first `{names[0]}`"
+        for names, what in ((lacking, "are missing"), (more, "are new"))
+        if names
+    ]
+    return (
+        f"the policy was trained on {len(own)} features, the environment has {len(given)}: {'; '.join(parts) or 'their order differs'}. "
+        '`rl.folder.trained("data")` returns a trained policy with the hours that it can be played on'
+    )
 
 
 def normalisation(observations: Weights) -> tuple[Weights, Weights]:

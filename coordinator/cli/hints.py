@@ -25,7 +25,7 @@ def next_steps(stages: Collection[str], settings: Mapping[str, Any]) -> str:
 
     config = b""
     with suppress(UsageError):  # the file is of a later command, which tells what is wrong with it
-        config = read_config(settings["train-config"], "train-config", "worker/train.py")
+        config = read_config(settings["train-config"], "train-config")
     if lacking := too_few_years(folder, config, years_on_disk(folder)):
         return f"next: coordinator report --data {quoted(folder)}\n{lacking}"
     return f"next: {last.then} --data {quoted(folder)}"

@@ -164,8 +164,16 @@ SETTINGS = (
         0,
         "Ranks of the training's ring, one per worker. 0: as many as workers, or as hosts in the hostfile.",
     ),
-    _path("train-config", "", "TOML file that worker/train.py reads. Empty: its defaults."),
-    _path("control-config", "", "TOML file that worker/control/config.py reads. Empty: its defaults."),
+    _path(
+        "train-config",
+        "",
+        "TOML file of settings of the training: `python -m worker.train --help` lists them. Empty: the defaults.",
+    ),
+    _path(
+        "control-config",
+        "",
+        "TOML file of settings of the control training, e.g. `every = 1`: `Keys of --control-config` in docs/cli.md. Empty: the defaults.",
+    ),
     Setting(
         "report-to",
         "",

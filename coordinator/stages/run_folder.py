@@ -42,13 +42,12 @@ class CompletionRecord(msgspec.Struct, frozen=True):
     result: str
 
 
-def read_config(path: Path | None, setting: str, program: str) -> bytes:
+def read_config(path: Path | None, setting: str) -> bytes:
     """Return the content of a training's configuration file; empty if it uses the program's defaults.
 
     Args:
         path: the file, if one was given.
         setting: the setting that names it.
-        program: which program reads the file.
 
     Raises:
         UsageError: the file cannot be read, or is not TOML: before an hour of extraction finds it wrong.
@@ -56,7 +55,9 @@ def read_config(path: Path | None, setting: str, program: str) -> bytes:
     if path is None:
         return b""
     if not path.is_file():
-        raise UsageError(f"{setting} {path}: no such file. Name the TOML file that {program} reads.")
+        raise UsageError(
+            f"{setting} {path}: no such file. Correct the name, or start without --{setting} for the defaults."
+        )
     read_toml(path, setting, f"Correct the file, or start without --{setting} for the defaults.")
     return path.read_bytes()
 

@@ -98,8 +98,10 @@ class Dataset:
             DataError: There is no such region or hour.
         """
         name = region or (self.regions[0] if len(self.regions) == 1 else "")
-        if name not in self.regions or not self.first_hours:
+        if name not in self.regions:
             raise DataError(f"region {name!r}: choose {' or '.join(self.regions)}")
+        if not self.first_hours:
+            raise DataError("the dataset's file is of an earlier version, without times: name a row")
         at = self.regions.index(name)
         first, last = self.spans[at]
         row = first + int(hour_of(time).astype(np.int64)) - self.first_hours[at]

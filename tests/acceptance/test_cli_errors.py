@@ -221,7 +221,7 @@ MISTAKES = (
     Mistake("wrote no TOML into cluster.toml", "coordinator config show", USAGE, ("cluster.toml", "not TOML", "Correct the file"), file("cluster.toml", "data = \n")),
     Mistake("wrote no TOML into the training's settings", "coordinator start --train --train-config t.toml", USAGE, ("train-config t.toml", "not TOML", "--train-config"), file("t.toml", "dim = \n")),
     Mistake("wrote no TOML into control's settings", "coordinator start --rollouts --control-config c.toml", USAGE, ("control-config c.toml", "not TOML", "--control-config"), file("c.toml", "[pathwise\n")),
-    Mistake("named settings that are not there", "coordinator start --train --train-config t.toml", USAGE, ("train-config t.toml", "no such file", "worker/train.py")),
+    Mistake("named settings that are not there", "coordinator start --train --train-config t.toml", USAGE, ("train-config t.toml", "no such file", "start without --train-config")),
     # -- the data folder
     Mistake("named a file as the folder", f"{EXTRACT} --data notes.txt", USAGE, ("notes.txt", "is a file", "--data"), file("notes.txt", "mine")),
     Mistake("named a folder in a place that is no disk", f"{EXTRACT} --data /proc/energy", INCOMPLETE, ("/proc/energy", "can't write", "--data")),

@@ -7,13 +7,16 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from tests.support.pages import ROOT
 from tests.support.registry import uv
+from tests.support.tutorials import TUTORIALS, run_page
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
+WITH_KEY = "first_real_run"  # `test_tutorials.py` runs it: it needs recordings
 SMALL = "steps = 2\ncontext = 168\npieces = 1\npiece_hours = 336\nlayers = 1\ndim = 16\nhidden = 16\nhead_dim = 16\nvalidate_every = 2\n"
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -25,8 +28,8 @@ def checked(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Build the wheel from tracked files and install it. Its dependencies come from this environment, its code from the wheel alone."""
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the wheel from tracked files and install it; return the folder of its programs. Its dependencies come from this environment, its code from the wheel alone."""
     place = tmp_path_factory.mktemp("wheel")
     source, environment = place / "source", place / "environment"
     archive = subprocess.run(["git", "-C", str(ROOT), "archive", "HEAD"], capture_output=True, check=True).stdout
@@ -40,10 +43,15 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Run:
     # A folder that a .pth file adds has no .pth files of its own, so that the editable installation there is not found.
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     checked("uv", "pip", "install", "-p", str(environment), "--no-deps", str(wheel))
-    empty = place / "empty"
-    empty.mkdir()
+    return environment / "bin"
+
+
+@pytest.fixture(scope="module")
+def installed(programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Return a function that runs a command with the wheel's programs in an empty folder."""
+    empty = tmp_path_factory.mktemp("empty")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("COORDINATOR_", "PYTHON"))}
-    path = f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
     return lambda *words: checked(*words, cwd=empty, env={**kept, "PATH": path})
 
 
@@ -63,3 +71,8 @@ def test_a_run_needs_no_clone(installed: Run) -> None:
     installed("python", "-m", "ringattn.launch", "-n", "2", "-m", *train, "--run", "two")
     lines = installed("bash", "-c", "ls alone/result.json two/result.json").stdout.split()
     assert lines == ["alone/result.json", "two/result.json"]
+
+
+@pytest.mark.parametrize("name", sorted({path.stem for path in TUTORIALS.glob("*.md")} - {WITH_KEY}))
+def test_tutorial_runs_from_the_wheel(name: str, programs: Path, tmp_path: Path) -> None:
+    run_page(name, tmp_path, PATH=f"{programs}{os.pathsep}{os.environ['PATH']}", PYTHONPATH="")

@@ -57,7 +57,7 @@ class RolloutOptions(StageOptions):
             UsageError: the configuration file cannot be read, or is not TOML.
         """
         path = settings["control-config"]
-        read_config(path, "control-config", "worker/control/config.py")  # checked before an hour of extraction
+        read_config(path, "control-config")  # checked before an hour of extraction
         forecaster = settings["run"] or settings["data"] / "train"
         return super().from_settings(settings, config=path, forecaster=forecaster, **own)
 

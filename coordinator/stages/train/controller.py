@@ -58,7 +58,7 @@ class TrainOptions(StageOptions):
             settings,
             run=settings["run"] or settings["data"] / "train",
             ranks=settings["ranks"],
-            config=read_config(settings["train-config"], "train-config", "worker/train.py"),
+            config=read_config(settings["train-config"], "train-config"),
             workers=max(settings["workers"], settings["ranks"]),
             engine="",  # ranks of a ring need workers
             **own,
