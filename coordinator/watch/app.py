@@ -71,7 +71,8 @@ class Hub:
     async def page(self) -> str:
         """Return the page as it was seen last: opening it waits for no reading but the first. Its events bring what is new."""
         view = self._view or await self.view()
-        return await to_thread.run_sync(self._renderer.page, view)
+        drawn = {name: html for name, (_, html) in self._panels.items()}
+        return await to_thread.run_sync(self._renderer.page, view, drawn)
 
     async def _refresh(self) -> None:
         while self.subscribers and not self._closing:
@@ -89,7 +90,7 @@ class Hub:
         await self._publish({**panels, "problem": ""})
 
     async def _publish(self, panels: Mapping[str, str]) -> None:
-        new = {name: html for name, html in panels.items() if self._panels.get(name, (0, ""))[1] != html}
+        new = {name: html for name, html in panels.items() if self._panels.get(name, (0, None))[1] != html}
         if new:
             self._version += 1
             self._encoded = {}

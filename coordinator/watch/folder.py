@@ -30,7 +30,10 @@ from rl.errors import ControlError
 MAX_LINES = 300  # of the log
 MAX_TEXT = 2_000  # characters of a line
 RATE_S = 10.0  # over which the rates of a worker are taken
-JOURNAL_S = 0.1  # of a second, for new records of the journal: a long one is caught up with over several
+FIRST_S, JOURNAL_S = (
+    0.02,
+    0.1,
+)  # of a look, for new records of the journal: the page opens before a long one has been read
 SILENT_S = 10.0  # without a status, after which a run counts as gone
 NO_CURVE = np.array([]), np.array([])
 
@@ -132,7 +135,7 @@ class FolderReader:
     def _read(self) -> View:
         self._read_events()
         self._read_state()
-        self._journal.poll(JOURNAL_S)
+        self._journal.poll(JOURNAL_S if self._last else FIRST_S)
         self._training.poll()
         self._control.poll()
         self._read_history()

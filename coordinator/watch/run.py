@@ -22,6 +22,7 @@ from ingest.errors import UsageError
 
 NICENESS = 19  # of the page's process while a run is under way: the run has the processors first
 STOP_S = 2.0  # for the process to end
+SWITCH_S = 0.0005  # for which the thread that reads the folder may keep the one that answers waiting; Python's own 5 ms are long at a low priority
 
 
 def listen(address: Address) -> tuple[socket.socket, Address]:
@@ -63,6 +64,7 @@ def serve(data_dir: Path, address: Address, say: Callable[[str], None], *, with_
     if not with_stdin and not data_dir.is_dir():
         say(f"{printable(str(data_dir))}: there is no such folder yet; the page waits for it")
     server = PageServer(create_app(FolderReader(data_dir), address, token))
+    sys.setswitchinterval(SWITCH_S)
     if with_stdin:
         threading.Thread(target=_end_with_stdin, args=(server,), daemon=True).start()
     with suppress(KeyboardInterrupt):  # uvicorn raises the signal again after it has ended

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from coordinator.report.model import Floats
 from coordinator.report.render.charts import Axis, Figure, Line, number, plot, shown
@@ -35,6 +36,7 @@ UNITS = (("seconds", 1.0, 180.0), ("minutes", 60.0, 10_800.0), ("hours", 3600.0,
 """Of an axis of time: name, seconds, and up to how many seconds it is used."""
 TOP = ("title", "summary", "advice")
 """What stands above the panels: the title of the browser's tab, how the run stands in a sentence, and what to do."""
+NOTHING: Mapping[str, str] = MappingProxyType({})
 LEAST_POINTS = 2  # of a chart
 
 
@@ -62,24 +64,25 @@ class Renderer:
             lstrip_blocks=True,
             auto_reload=False,  # an upgrade of the package beside an open page does not mix two versions
         )
-        self._templates.filters |= {"number": number, "clock": clock, "quantity": quantity, "hour": _hour}
+        self._templates.filters |= {
+            "number": number,
+            "clock": clock,
+            "quantity": quantity,
+            "hour": _hour,
+            "squares": _squares,
+        }
         self._kept: dict[str, tuple[Any, dict[str, Any]]] = {}
 
-    def page(self, view: View) -> str:
-        """Return the whole page, with its panels as they are now."""
-        panels = [
-            (name, title, Markup(content))
-            for (name, title), content in zip(PANELS.items(), self._all(view), strict=True)
-        ]
-        top = {name: Markup(self._render(name, view)) for name in TOP}
+    def page(self, view: View, drawn: Mapping[str, str] = NOTHING) -> str:
+        """Return the whole page, with its panels as they were `drawn` last, or else as they are in the view."""
+        known = {name: Markup(html) for name, html in (drawn if "stages" in drawn else self.panels(view)).items()}
+        panels = [(name, title, known[name]) for name, title in PANELS.items()]
+        top = {name: known[name] for name in TOP}
         return self._templates.get_template("watch.html").render(view=view, panels=panels, **top)
 
     def panels(self, view: View) -> dict[str, str]:
         """Return the content of every panel, and of what stands above them."""
         return {name: self._render(name, view) for name in (*TOP, *PANELS)}
-
-    def _all(self, view: View) -> list[str]:
-        return [self._render(name, view) for name in PANELS]
 
     def _render(self, name: str, view: View) -> str:
         more: dict[str, Any] = getattr(self, f"_{name}", lambda view: {})(view)
@@ -202,6 +205,15 @@ class Renderer:
 
         drawn = self._memo("control", key, lambda: sections_runs.control(found))
         return {**drawn, "status": _status_now(view, "rollouts", drawn), "figures_of": figures_of}
+
+
+def _squares(kind: KindOfTask) -> Markup:
+    """Return the cells of tasks without a place. Not a template: 400 of them each second."""
+    parts = []
+    for cell in kind.cells:
+        more = f" and {cell.tasks - 1:,} more" if cell.tasks > 1 else ""
+        parts.append(f'<i class="t{cell.state}" title="{escape(shown(cell.first))}{more}: {STATES[cell.state]}"></i>')
+    return Markup("".join(parts))
 
 
 def _status_now(view: View, stage: str, drawn: Mapping[str, Any]) -> str:

@@ -1,13 +1,20 @@
-"""Measure what the live page costs a run, and how fast it opens: `python -m scripts.bench.watch [--tasks 100000]`.
+"""Measure what the live page costs a run, and how fast it opens: `python -m scripts.bench.watch [--rounds 4 | --docs]`.
 
-One run of no-op leases over sockets with a journal, and beside it the page with an open page's events. The page's process is stopped
-(SIGSTOP) and continued in turn, so that the same run is measured with and without it: leases a second by the run's status, and the
-median of the ratios of neighbouring windows. On a machine that is not idle these vary, so the page's processor time is also given as a share of
-that of the run (coordinator and workers): what it can cost at most where every core is busy. Meanwhile a page of 100 tasks and the page of this run are opened in turn.
-JSON lines to docs/benchmarks/watch.jsonl.
+Each round is one run of no-op leases over sockets with a journal, and beside it the page with an open page's events. The page's process is
+stopped (SIGSTOP) and continued in turn, in windows of a second, so that the same run is measured with and without it. Each window with the
+page is compared with the mean of the two without it around it, which takes a drift out; each one without it likewise with those around it,
+which shows what the machine does by itself. Both ways count leases a second (records of the journal) and processor seconds of the run
+(coordinator and workers) per lease. Medians over all windows of all rounds, with the 95 % interval of the median. The page's own processor
+time is a share of that of the run: what it takes at most where every core is busy and its low priority counts for nothing.
+
+A stopped page looks at the folder as soon as it goes on, so it looks once or twice in a window of a second: the cost is not understated.
+
+During a run of 100,000 tasks its page and one of 100 tasks are opened in turn, and once from a server that has just started.
+JSON lines to docs/benchmarks/watch.jsonl, and the newest as a table into docs/how-to/watch_a_run.md; `--docs` only writes the table. Four
+rounds take about six minutes.
 """
 
-import json
+import math
 import os
 import signal
 import statistics
@@ -16,23 +23,45 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import requests
 
-from coordinator.stages.run_log import STATUS
 from coordinator.watch.run import NICENESS
-from scripts.bench.common import BENCHMARKS, ROOT, emit, machine_line, parser
-from scripts.bench.leases import coordinator, free_endpoint, workers
+from scripts.bench.common import (
+    BENCHMARKS,
+    ROOT,
+    emit,
+    machine_line,
+    markdown_table,
+    parser,
+    read_lines,
+    rewrite_section,
+)
+from scripts.bench.leases import coordinator, free_endpoint, length_of, workers
 
-LINES = BENCHMARKS / "watch.jsonl"
-WINDOW_S = 3.0
-OPENINGS = 10
-PAIRS = 12  # of windows
+LINES, DOCS = BENCHMARKS / "watch.jsonl", ROOT / "docs" / "how-to" / "watch_a_run.md"
+BEGIN, END = "<!-- watch: begin (python -m scripts.bench.watch --docs) -->", "<!-- watch: end -->"
+WINDOW_S, SETTLE_S = 1.0, 0.1
+OPENINGS = 10  # of each page in a round
+WINDOWS = 31  # of a round: every second one with the page, the first and the last without
+RECORDS = 3  # of the journal for a lease: leased, done, committed
+
+
+@dataclass(frozen=True)
+class Window:
+    """What was measured in a window."""
+
+    page: bool  # whether the page ran
+    rate: float  # leases a second
+    per_lease: float  # processor seconds of the run
+    run_s: float  # processor time of the run
+    page_s: float  # of the page
 
 
 @contextmanager
@@ -73,18 +102,34 @@ def follow(url: str) -> None:
     threading.Thread(target=read, daemon=True).start()
 
 
-def leases(data: Path) -> tuple[float, int]:
-    """Return when the newest status was written, and the leases that were committed until then."""
-    status = json.loads((data / STATUS).read_bytes())
-    return float(status["at"]), int(status["run"]["tasks"]["done"])
+def window(pid: int, run: Sequence[int], data: Path, on: bool) -> Window | None:
+    """Measure a window with or without the page; None: the run has ended, or its journal was rewritten meanwhile."""
+    os.kill(pid, signal.SIGCONT if on else signal.SIGSTOP)
+    time.sleep(SETTLE_S)
+    began, records = time.perf_counter(), length_of(data)
+    before = processor_s(pid), processor_s(*run)
+    time.sleep(WINDOW_S)
+    leases, seconds = (length_of(data) - records) / RECORDS, time.perf_counter() - began
+    page_s, run_s = processor_s(pid) - before[0], processor_s(*run) - before[1]
+    return Window(on, leases / seconds, run_s / leases, run_s, page_s) if leases > 0 and run_s > 0 else None
 
 
-def rate(data: Path, seconds: float) -> float:
-    """Return leases a second over about this time, between two statuses."""
-    began, done = leases(data)
-    time.sleep(seconds)
-    ended, later = leases(data)
-    return (later - done) / (ended - began)
+def against_neighbours(windows: Sequence[Window], on: bool, value: Callable[[Window], float]) -> list[float]:
+    """Return the value of each window with or without the page, divided by the mean of the nearest windows without it on both sides."""
+    away = 1 if on else 2
+    return [
+        value(windows[i]) / statistics.fmean([value(windows[i - away]), value(windows[i + away])])
+        for i in range(away, len(windows) - away)
+        if windows[i].page == on
+    ]
+
+
+def median_of(values: Sequence[float]) -> dict[str, Any]:
+    """Return the median with its 95 % interval by order statistics (David and Nagaraja, Order Statistics, 2003, 7.1)."""
+    ordered, count = sorted(values), len(values)
+    low = max(0, math.floor(count / 2 - 0.98 * math.sqrt(count)))
+    ends = [round(ordered[i], 4) for i in (low, count - 1 - low)]
+    return {"median": round(statistics.median(ordered), 4), "interval": ends, "windows": count}
 
 
 def opening(url: str) -> float:
@@ -108,82 +153,143 @@ def processor_s(*pids: int) -> float:
     return total
 
 
-def measure(tasks: int) -> list[dict[str, Any]]:
-    """Return the lines of one run: the cost in leases a second, and the time to open."""
+@contextmanager
+def run_with_page(tasks: int) -> Iterator[tuple[Path, list[int], int, str]]:
+    """Run no-op leases beside a page that somebody looks at; the value: folder, processes of the run, process and address of the page.
+
+    The leases begin when the page has read the plan.
+    """
     with ExitStack() as stack:
-        folders = [Path(stack.enter_context(tempfile.TemporaryDirectory(dir=ROOT / "runs"))) for _ in range(2)]
-        few, many = folders
+        data = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=ROOT / "runs")))
+        pid, url = stack.enter_context(page(data))
+        follow(url)
+        before = {process.pid for process in psutil.Process().children()}
+        bind = free_endpoint()
+        run = coordinator(data, bind, tasks)
+        stack.callback(run.wait)
+        stack.callback(run.kill)
+        while sum(map(sum, requests.get(f"{url}status.json", timeout=60).json()["tasks"].values())) < tasks:
+            time.sleep(0.5)
+        stack.enter_context(workers(bind, data))
+        yield data, [one.pid for one in psutil.Process().children() if one.pid not in before], pid, url
+
+
+def cost(tasks: int) -> list[Window]:
+    """Return the windows of one run."""
+    windows: list[Window] = []
+    with run_with_page(tasks) as (data, run, pid, _):
+        time.sleep(2.0)  # until both workers have leases
+        with suppress(psutil.NoSuchProcess):  # the run has ended
+            while len(windows) < WINDOWS and (found := window(pid, run, data, len(windows) % 2 == 1)) is not None:
+                windows.append(found)
+        os.kill(pid, signal.SIGCONT)
+    return windows
+
+
+def openings(tasks: int) -> dict[str, list[float]]:
+    """Return the seconds that opening took during one run: a page of 100 tasks and its own, and each from a new server."""
+    with ExitStack() as stack:
+        few = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=ROOT / "runs")))
         bind = free_endpoint()
         small = coordinator(few, bind, 100)
         with workers(bind, few):
             small.communicate(timeout=60)
-        bind = free_endpoint()
-        run = coordinator(many, bind, tasks)
-        stack.callback(run.kill)
-        stack.enter_context(workers(bind, many))
-        own = psutil.Process().children()
-        pid, url = stack.enter_context(page(many))
         _, other = stack.enter_context(page(few))
-        time.sleep(2.0)
-        opened: dict[int, list[float]] = {100: [], tasks: []}
         follow(other)
-        follow(url)
+        many, _, _, url = stack.enter_context(run_with_page(tasks))
+        opened: dict[str, list[float]] = {name: [] for name in ("few", "many", "few, new", "many, new")}
         for _ in range(OPENINGS):
-            opened[100].append(opening(other))
-            opened[tasks].append(opening(url))
-        ratios: list[float] = []
-        rates: dict[str, list[float]] = {"with": [], "without": []}
-        parts = [process.pid for process in own]
-        shares: list[float] = []
-        while run.poll() is None and len(ratios) < PAIRS:
-            without_first = len(ratios) % 2 == 0
-            pair = {}
-            for name in ("without", "with") if without_first else ("with", "without"):
-                os.kill(pid, signal.SIGSTOP if name == "without" else signal.SIGCONT)
-                time.sleep(0.2)
-                try:
-                    before = processor_s(pid), processor_s(*parts)
-                    pair[name] = rate(many, WINDOW_S)
-                    used = processor_s(pid) - before[0], processor_s(*parts) - before[1]
-                except (OSError, ZeroDivisionError, psutil.Error):
-                    break
-                if name == "with" and used[1] > 0:
-                    shares.append(used[0] / used[1])
-            os.kill(pid, signal.SIGCONT)
-            if len(pair) == 2 and run.poll() is None:
-                ratios.append(pair["with"] / pair["without"])
-                for name, value in pair.items():
-                    rates[name].append(value)
-        medians = {name: statistics.median(values) for name, values in opened.items()}
-    return [
-        {
-            "event": "cost",
-            "tasks": tasks,
-            "pairs": len(ratios),
-            "leases_per_s": {name: round(statistics.median(values)) for name, values in rates.items()},
-            "with_over_without": round(statistics.median(ratios), 4),
-            "page_processor_share": round(statistics.median(shares), 4),
-            "ratios": [round(one, 3) for one in ratios],
-        },
-        {
-            "event": "open",
-            "tasks": tasks,
-            "seconds": {str(name): round(value, 4) for name, value in medians.items()},
-            "ratio": round(medians[tasks] / medians[100], 3),
-        },
+            opened["few"].append(opening(other))
+            opened["many"].append(opening(url))
+        for name, data in (("few, new", few), ("many, new", many)):
+            with page(data) as (_, fresh):
+                opened[name].append(opening(fresh))
+    return opened
+
+
+def cost_line(tasks: int, rounds: Sequence[Sequence[Window]]) -> dict[str, Any]:
+    """Return the line of what the page costs."""
+
+    def compared(on: bool, value: Callable[[Window], float]) -> dict[str, Any]:
+        return median_of([ratio for windows in rounds for ratio in against_neighbours(windows, on, value)])
+
+    every = [one for windows in rounds for one in windows]
+    rates = {on: statistics.median(one.rate for one in every if one.page == on) for on in (True, False)}
+    return {
+        "event": "cost",
+        "tasks": tasks,
+        "rounds": len(rounds),
+        "leases_per_s": {"with": round(rates[True]), "without": round(rates[False])},
+        "rate_ratio": compared(True, lambda one: one.rate),
+        "rate_ratio_of_nothing": compared(False, lambda one: one.rate),
+        "processor_per_lease_ratio": compared(True, lambda one: one.per_lease),
+        "processor_per_lease_ratio_of_nothing": compared(False, lambda one: one.per_lease),
+        "page_processor_share": round(
+            sum(one.page_s for one in every if one.page) / sum(one.run_s for one in every if one.page), 4
+        ),
+    }
+
+
+def open_line(tasks: int, rounds: Sequence[dict[str, list[float]]]) -> dict[str, Any]:
+    """Return the line of the time to open."""
+    seconds = {name: statistics.median(one for found in rounds for one in found[name]) for name in rounds[0]}
+    return {
+        "event": "open",
+        "tasks": {"few": 100, "many": tasks},
+        "seconds": {name: round(value, 4) for name, value in seconds.items()},
+        "ratio": round(seconds["many"] / seconds["few"], 3),
+        "ratio_new": round(seconds["many, new"] / seconds["few, new"], 3),
+    }
+
+
+def write_table() -> None:
+    """Write the newest lines into the generated section of the page."""
+    if not LINES.exists():
+        rewrite_section(DOCS, BEGIN, END, "Not measured yet.")
+        return
+    newest = {line["event"]: line for line in read_lines(LINES)}
+    machine, cost, opened = (newest[name] for name in ("machine", "cost", "open"))
+
+    def ratio(name: str) -> list[str]:
+        found = cost[name]
+        return [f"{found['median']:.3f}", f"{found['interval'][0]:.3f} to {found['interval'][1]:.3f}"]
+
+    milliseconds = [f"{1000 * opened['seconds'][name]:.1f} ms" for name in ("many", "few")]
+    parts = [
+        f"On {machine['cores']} cores ({machine['date']}), for two workers and {cost['leases_per_s']['without']:,} leases a second, "
+        f"{cost['rate_ratio']['windows']} windows of a second with the page, each against those without it around it:",
+        markdown_table(
+            ["with the page, over without it", "median", "95 % interval of the median"],
+            [
+                ["leases a second", *ratio("rate_ratio")],
+                ["the same, without the page both times", *ratio("rate_ratio_of_nothing")],
+                ["processor time of the run per lease", *ratio("processor_per_lease_ratio")],
+            ],
+        ),
+        f"The page's own processor time is {cost['page_processor_share']:.1%} of the run's. A page of {opened['tasks']['many']:,} tasks opens in "
+        f"{milliseconds[0]} during the run, one of {opened['tasks']['few']} in {milliseconds[1]}: {opened['ratio']:.2f} times as long.",
     ]
+    rewrite_section(DOCS, BEGIN, END, "\n\n".join(parts))
 
 
 def main() -> None:
-    """Measure one run."""
+    """Measure some runs."""
     options = parser(__doc__)
-    options.add_argument("--tasks", type=int, default=100_000)
+    options.add_argument("--tasks", type=int, default=100_000, help="of the run during which pages are opened")
+    options.add_argument("--cost-tasks", type=int, default=300_000, help="of the runs whose leases are counted")
+    options.add_argument("--rounds", type=int, default=4)
     options.add_argument("--out", type=Path, default=LINES)
+    options.add_argument("--docs", action="store_true", help="only write the table, from docs/benchmarks/watch.jsonl")
     given = options.parse_args()
+    if given.docs:
+        write_table()
+        return
     (ROOT / "runs").mkdir(exist_ok=True)
     emit(machine_line(), given.out)
-    for line in measure(given.tasks):
-        emit(line, given.out)
+    emit(open_line(given.tasks, [openings(given.tasks) for _ in range(given.rounds)]), given.out)
+    emit(cost_line(given.cost_tasks, [cost(given.cost_tasks) for _ in range(given.rounds)]), given.out)
+    if given.out == LINES:
+        write_table()
 
 
 if __name__ == "__main__":

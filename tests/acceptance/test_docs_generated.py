@@ -14,7 +14,7 @@ from gymnasium.spaces import Box
 
 from rl.env.grid import Grid
 from rl.gym import GridControl
-from scripts.bench import extract, faults, links, ring_report
+from scripts.bench import extract, faults, links, ring_report, watch
 from scripts.dev import generate_docs
 from scripts.evaluate import control_baselines, forecast_report
 from tests.support.pages import ROOT
@@ -42,6 +42,7 @@ WRITERS: tuple[tuple[ModuleType, Callable[[], object]], ...] = (
     (forecast_report, lambda: forecast_report.docs(options("forecast.jsonl"))),
     (control_baselines, write_control),
     (extract, lambda: extract.write_docs()),
+    (watch, lambda: watch.write_table()),
 )
 
 

@@ -7,14 +7,17 @@ import platform
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+import msgspec
 import pytest
 import requests
+from msgspec.structs import replace
 
-from coordinator.stages.run_log import RunLog
+from coordinator.stages.run_log import RunLog, RunState
 from coordinator.watch import app as watch_app
 from coordinator.watch.access import Address
 from coordinator.watch.folder import FolderReader, View
@@ -22,6 +25,7 @@ from coordinator.watch.run import listen
 from ingest.errors import UsageError
 from tests.support.program import command, environment
 from tests.support.waiting import until
+from tests.unit.coordinator.test_hostile_text import STATUS
 
 WAIT_S = 30.0
 
@@ -68,6 +72,18 @@ def test_events_bring_only_the_panels_that_changed(tmp_path: Path) -> None:
         lines = events.iter_lines(decode_unicode=True)
         next_panels(lines)
     assert "event: end" in list(lines)  # and the stream is complete: no error in the browser
+
+
+def test_page_opens_with_the_panels_as_they_were_drawn_last_also_where_one_is_empty(tmp_path: Path) -> None:
+    quiet = replace(STATUS, waits=(), quarantined=())
+    run = RunState(at=time.time() + 1000, pid=1, stage="extract", began=1.0, restarts=0, run=quiet, view={})
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "status.json").write_bytes(msgspec.json.encode(run))
+    with served(tmp_path) as url, requests.get(url + "events", stream=True, timeout=WAIT_S) as events:
+        panels = next_panels(events.iter_lines(decode_unicode=True))
+        assert panels["advice"].strip() == ""
+        page = requests.get(url, timeout=WAIT_S)
+        assert page.status_code == 200 and panels["workers"] in page.text
 
 
 def test_token_is_asked_for_and_leaves_the_address(tmp_path: Path) -> None:

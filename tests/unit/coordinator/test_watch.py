@@ -18,7 +18,7 @@ from coordinator.watch.access import Address, allowed, parse_address
 from coordinator.watch.curves import MAX_POINTS, Curve
 from coordinator.watch.folder import FolderReader
 from coordinator.watch.prometheus import exposition
-from coordinator.watch.tasks import CELLS, STATES, JournalFollower
+from coordinator.watch.tasks import CELLS, PENDING, STATES, JournalFollower
 from coordinator.watch.views import PANELS, TOP, Renderer
 from ingest.errors import UsageError
 from tests.unit.coordinator.test_hostile_text import HOSTILE, STATUS
@@ -42,7 +42,13 @@ def test_follower_shows_each_record_and_starts_anew_after_compaction(tmp_path: P
     journal.append([Failed("c", 1, "SourceError", "again", True, False), Cancelled("e")])
     follower.poll(60.0)
     grid = follower.grid()
-    assert [cell.state for cell in grid.kinds[0].cells] == ["done", "given up", "waiting", "leased", "waiting"]
+    assert [STATES[cell.state] for cell in grid.kinds[0].cells] == [
+        "done",
+        "given up",
+        "waiting",
+        "leased",
+        "cancelled",
+    ]
     assert grid.kinds[0].counts == (1, 1, 1, 1, 1)
     assert grid.failed == (("b", "SourceError", "no"),)
     journal.rewrite([added("z", "build")])
@@ -61,7 +67,7 @@ def test_grid_of_many_tasks_has_few_cells_and_shows_the_one_that_was_given_up(tm
     (kind,) = follower.grid().kinds
     assert len(kind.cells) <= CELLS
     assert sum(cell.tasks for cell in kind.cells) == 5_000
-    assert [cell.state for cell in kind.cells if cell.state != "waiting"] == ["given up"]
+    assert [STATES[cell.state] for cell in kind.cells if cell.state != PENDING] == ["given up"]
     journal.close()
 
 
