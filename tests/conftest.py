@@ -1,6 +1,7 @@
 """Configure the whole suite: bytecode cache, Hypothesis profiles, pytest-xdist workers, shared fixtures."""
 
 import fcntl
+import gc
 import os
 import sys
 from collections.abc import Generator
@@ -55,3 +56,9 @@ def pytest_collection() -> Generator[None, object, object]:
             compiled.touch()
             return collected
     return (yield)
+
+
+def pytest_collection_finish() -> None:
+    """Leave modules and test items out of later garbage collections, which took a sixth of the unit tests' processor time."""
+    gc.freeze()
+    gc.set_threshold(10_000)  # objects made since the last one
