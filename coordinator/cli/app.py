@@ -129,6 +129,10 @@ def start(
         from ingest.data_folder import check_series
 
         check_series(folder)
+    if len(stages) > 1:
+        from coordinator.stages.years import check_planned
+
+        check_planned(folder, {name: options for name, _, options in planned}, settings["source"])
     import msgspec
 
     documents: dict[str, Any] = {}

@@ -21,12 +21,12 @@ def next_steps(stages: Collection[str], settings: Mapping[str, Any]) -> str:
     if last.name != "extract":
         return f"next: {last.then} --data {quoted(folder)}"
     from coordinator.stages.run_folder import read_config
-    from coordinator.stages.train.years import too_few_years, years_on_disk
+    from coordinator.stages.years import too_few_years, years_on_disk
 
     config = b""
     with suppress(UsageError):  # the file is of a later command, which tells what is wrong with it
         config = read_config(settings["train-config"], "train-config")
-    if lacking := too_few_years(folder, config, years_on_disk(folder)):
+    if lacking := too_few_years(folder, config, years_on_disk(folder), settings.get("source", "")):
         return f"next: coordinator report --data {quoted(folder)}\n{lacking}"
     return f"next: {last.then} --data {quoted(folder)}"
 

@@ -28,7 +28,7 @@ from coordinator.cli.app import app
 from coordinator.cli.errors import run
 from coordinator.cli.hints import next_steps
 from coordinator.doctor.checks import Finding, describe
-from coordinator.stages.train.years import too_few_years
+from coordinator.stages.years import source_of, too_few_for_control, too_few_years
 from tests.support.data_folder import build_all, commit, one_month, shard
 from tests.support.program import MONTH, command, environment
 from tests.support.waiting import end_of
@@ -222,6 +222,48 @@ def test_training_on_too_few_years_is_refused_before_a_ring_is_started(
     assert not (data / "train" / "checkpoints").exists()
 
 
+@pytest.mark.parametrize("more", [("--dry-run",), ()])
+def test_control_training_on_too_few_years_is_refused_before_a_learner_is_started(
+    more: tuple[str, ...], coordinator: Said, data: Path
+) -> None:
+    code, out, err = coordinator("start", "--rollouts", *more)
+    assert (code, out) == (2, "")
+    assert (
+        err.startswith("coordinator: a control training needs series of 3 years in a row")
+        and "data holds 1 (2024)" in err
+    )
+    assert "`coordinator start --extract --start 2022 --end 2024 --respondents PACW --data data`" in err
+    assert not (data / "control" / "logs").exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "end", "lacks"), [("--train", "2023", "of 2 years"), ("--rollouts", "2024", "of 3 years in a row")]
+)
+def test_period_that_is_too_short_is_refused_before_it_is_extracted(
+    stage: str, end: str, lacks: str, coordinator: Said, tmp_path: Path
+) -> None:
+    asked = ("--source", "bulk", "--respondents", "PACW", "--start", "2023", "--data", "short")
+    code, out, err = coordinator("start", "--extract", stage, "--end", end, *asked)
+    assert (code, out) == (2, "")
+    assert lacks in err and "short would hold" in err and "after this extraction" in err
+    assert "`coordinator start --extract --source bulk --start " in err
+    assert not (tmp_path / "short").exists()
+    assert coordinator("start", "--extract", stage, "--end", "2025", "--dry-run", *asked)[0] == 0
+
+
+def test_dry_run_ends_with_what_it_costs_and_what_it_lacks(coordinator: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EIA_API_KEY", raising=False)
+    lines = coordinator("start", "--extract", "--source", "eia", "--dry-run", "--data", "new")[1].splitlines()
+    assert len(lines) < 20
+    assert "  … 62 more, all listed with --json" in lines
+    summary, ceiling, duration, key = lines[-4:]
+    assert summary.startswith("70 shards to fetch") and "policy ceiling" in ceiling
+    assert duration.startswith("time: about ") and key.startswith("EIA_API_KEY is not set")
+    monkeypatch.setenv("EIA_API_KEY", "0" * 40)
+    found = json.loads(coordinator("start", "--extract", "--source", "eia", "--dry-run", "--json", "--data", "new")[1])
+    assert (len(found["shards"]), found["key"]) == (70, "")
+
+
 def test_next_command_after_an_extraction_is_one_that_can_run(data: Path) -> None:
     settings = {"data": data, "train-config": None}
     first, lacking = next_steps({"extract"}, settings).splitlines()
@@ -251,6 +293,32 @@ def test_years_that_suffice_for_a_training_are_those_that_it_accepts(
     assert words in found and bool(words) == bool(found)
 
 
+@pytest.mark.parametrize(
+    ("years", "words"),
+    [
+        ({"PACW": {2021, 2022, 2023}}, ""),
+        ({"PACW": {2020, 2022, 2023}}, "holds 3 (2020, 2022, 2023)"),
+        ({"PACW": {2021, 2022, 2023}, "ERCO": {2023}}, "holds 1 that all respondents have (2023)"),
+    ],
+)
+def test_years_that_suffice_for_a_control_training_are_those_that_it_accepts(
+    years: dict[str, set[int]], words: str
+) -> None:
+    found = too_few_for_control(Path("data"), years)
+    assert words in found and bool(words) == bool(found)
+
+
+@pytest.mark.parametrize(
+    ("origin", "source"),
+    [("synthetic", ""), ("api.eia.gov", "eia"), ("localhost", "eia+URL"), ("recordings", "recordings:PATH")],
+)
+def test_suggested_extraction_names_the_source_of_the_hours_on_disk(origin: str, source: str, tmp_path: Path) -> None:
+    commit(tmp_path, shard("PACW", "2024-01-01T00", "2024-01-31T23"), {"D": 3000.0, "DF": 3100.0}, origin)
+    assert source_of(tmp_path) == source
+    found = too_few_years(tmp_path, b"", {"PACW": {2024}})
+    assert ("--extract --source" in found) == bool(source) and source in found
+
+
 def test_dry_run_states_its_time_in_words(coordinator: Said) -> None:
     out = coordinator("start", "--extract", "--dry-run", *MONTH)[1]
     assert re.search(
@@ -266,6 +334,9 @@ def test_help_names_what_http_takes(name: str, coordinator: Said) -> None:
 def test_dry_run_explains_each_stage_and_writes_nothing(coordinator: Said, data: Path, tmp_path: Path) -> None:
     (tmp_path / "train.toml").write_text('validate = "2024-01-20:2024-01-31"')
     config = ("--train-config", "train.toml")
+    for year in (2022, 2023):
+        commit(data, shard("PACW", f"{year}-01-01T00", f"{year}-01-31T23"), {"D": 3000.0, "DF": 3100.0})
+    build_all(data)
     before = sorted(data.rglob("*"))
     later = json.loads(coordinator("start", "--train", "--rollouts", "--dry-run", "--json", *config)[1])
     assert (later["train"]["would"], later["rollouts"]["would"]) == ("run", "run")
@@ -276,7 +347,7 @@ def test_dry_run_explains_each_stage_and_writes_nothing(coordinator: Said, data:
     code, out, err = coordinator("start", "--train", "--dry-run", *config)
     assert (code, err) == (0, "") and "would go on: from step 20" in out
     shutil.rmtree(data / "train")
-    whole = json.loads(coordinator("start", "--extract", "--train", "--dry-run", "--json", *MONTH)[1])
+    whole = json.loads(coordinator("start", "--extract", "--train", "--dry-run", "--json", *MONTH, *config)[1])
     assert whole["extract"]["shards"] and "extract" in whole["train"]["why"]
     assert sorted(data.rglob("*")) == before
 

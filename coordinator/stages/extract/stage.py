@@ -49,6 +49,7 @@ from ingest.plan import expected_requests
 CONNECT_S = 10.0  # for a connection to the source; one over a slow line takes a second
 WHOLE = ("done", "incomplete")  # outcomes after which no build is left half-way; what is quarantined keeps its series
 MAX_GAPS = 12  # that a summary lists as text
+MAX_SHARDS = 8  # that a dry run lists as text
 
 
 class ExtractDryRun(DryRun, frozen=True, kw_only=True):
@@ -65,6 +66,7 @@ class ExtractDryRun(DryRun, frozen=True, kw_only=True):
     policy_seconds: float  # at the ceiling that the source states; 0 where it states none
     policy_rate: float  # requests per second, likewise
     notes: tuple[str, ...] = ()  # one line for each part of the requested period that the plan leaves out
+    key: str = ""  # why the source would refuse the run's API key, and what to do; "": nothing is known against it
 
     @property
     def has_work(self) -> bool:
@@ -72,11 +74,13 @@ class ExtractDryRun(DryRun, frozen=True, kw_only=True):
         return bool(self.shards)
 
     def to_text(self) -> str:
-        """Return the plan as text, a line for each shard."""
+        """Return the plan as text: the first shards, then what they cost."""
+        more = len(self.shards) - MAX_SHARDS
         lines = [
             *self.notes,
             f"source {self.source}, {self.start} to {self.end} (UTC, hour-ending), data folder {self.data}",
-            *(f"  {key}" for key in self.shards),
+            *(f"  {key}" for key in self.shards[:MAX_SHARDS]),
+            *([f"  … {more} more, all listed with --json"] if more > 0 else []),
             f"{len(self.shards)} shards to fetch, {self.proved} already verified; about {self.requests} requests",
         ]
         if self.policy_rate:
@@ -84,6 +88,7 @@ class ExtractDryRun(DryRun, frozen=True, kw_only=True):
                 f"at the source's policy ceiling of {self.policy_rate:g} requests/s: at least {approximate(self.policy_seconds)}"
             )
         lines += [self.duration] if self.duration else []
+        lines += [self.key] if self.key else []
         return "\n".join(map(printable, lines))
 
 
@@ -154,6 +159,7 @@ class ExtractStage:
             policy_seconds=least_s,
             policy_rate=limit.rate if limit else 0.0,
             notes=options.notes,
+            key=key_problem(os.environ.get("EIA_API_KEY", "").strip()) if options.source.needs_key else "",
         )
 
     def run(self, options: ExtractOptions, mode: OutputMode) -> ExtractSummary:
@@ -283,16 +289,23 @@ def check_key(key: str) -> None:
     Raises:
         AuthenticationError: the key is empty, or holds a character that no key has.
     """
+    if problem := key_problem(key):
+        raise AuthenticationError(problem)
+
+
+def key_problem(key: str) -> str:
+    """Return why no server would take a key, and what to do; "" where one may."""
     if not key:
-        raise AuthenticationError(
+        return (
             "EIA_API_KEY is not set. Get a free key at https://www.eia.gov/opendata/register.php and export it, "
             "or use --source bulk (real hours, no key) or --source synthetic."
         )
     if not key.isalnum() or not key.isascii():
-        raise AuthenticationError(
+        return (
             "EIA_API_KEY holds a blank or another character that no key has. Copy it again from EIA's mail, then "
             "`export EIA_API_KEY=…`."
         )
+    return ""
 
 
 def check_reachable(base_url: str, timeout_s: float = CONNECT_S) -> None:

@@ -58,11 +58,11 @@ class ExtractWork:
 
         Args:
             costs: part → seconds per unit of the last run.
-            least_s: seconds that the source's policy asks for.
+            least_s: seconds that the source's policy asks for, if no page is asked for twice.
         """
         if not self._rows:
             return 0.0
-        return planned_seconds(with_costs(self._as_parts(0.0, self._rows, least_s, started=False), costs))
+        return planned_seconds(with_costs(self._as_parts(0.0, self._rows, least_s * REPEATED, started=False), costs))
 
     def parts(self, status: RunStatus) -> tuple[Part, ...]:
         """Return the parts at the time of a status."""

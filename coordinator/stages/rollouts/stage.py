@@ -27,6 +27,7 @@ from coordinator.stages.run_log import RunLog
 from coordinator.stages.runner import StageRunner
 from coordinator.stages.stage import OutputMode
 from coordinator.stages.trackers import reporting
+from coordinator.stages.years import check_control_years
 from coordinator.wire.exit_codes import ExitCode
 from ingest import checksums, manifest, snapshot
 from ingest.console import printable
@@ -105,7 +106,11 @@ class RolloutStage:
         return RolloutOptions.from_settings(settings)
 
     def dry_run(self, options: RolloutOptions, after: str) -> RolloutDryRun:
-        """Return whether a training would run, resume, or has nothing to do."""
+        """Return whether a training would run, resume, or has nothing to do.
+
+        Raises:
+            UsageError: the years on disk do not suffice for a control training.
+        """
         would, why = self._would(options, after)
         last = RunLog(options.data_dir).last_seconds(
             "rollouts", like(options, after or forecaster_digest(options.forecaster))
@@ -129,6 +134,7 @@ class RolloutStage:
                 "do nothing",
                 f"{options.run} holds the result for this configuration, these series and this forecaster",
             )
+        check_control_years(options.data_dir)
         known = "the trained forecaster" if forecaster else "the operators' day-ahead forecast, because none is trained"
         if (options.run / "state.pack").exists():
             return (
@@ -138,7 +144,11 @@ class RolloutStage:
         return "run", f"{options.run} holds no policy; known ahead: {known}"
 
     def run(self, options: RolloutOptions, mode: OutputMode) -> RolloutSummary:
-        """Run the stage to its end, with the data folder and the run folder locked."""
+        """Run the stage to its end, with the data folder and the run folder locked.
+
+        Raises:
+            UsageError: the years on disk do not suffice for a control training; nothing was started.
+        """
         began = time.monotonic()
         with ExitStack() as stack:
             stack.enter_context(FolderLock(options.data_dir))
@@ -149,6 +159,7 @@ class RolloutStage:
             if result is not None:
                 done = Conclusion("done", NOTHING_TO_DO, result)
                 return _summary(options, done, {}, time.monotonic() - began)
+            check_control_years(options.data_dir)
             snapshot.publish(
                 options.data_dir, manifest.build_results(options.data_dir)
             )  # what is on disk is what it reads

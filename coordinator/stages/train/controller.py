@@ -27,7 +27,7 @@ from coordinator.stages.train.ring_state import AddressOffered, RankDone, Superv
 from coordinator.stages.train.stall import SupervisionTimeouts
 from coordinator.stages.train.view import describe_rebalance, render, train_view
 from coordinator.stages.train.work import TrainingPlan, TrainingWork, like
-from coordinator.stages.train.years import years_on_disk
+from coordinator.stages.years import years_on_disk
 from coordinator.wire.lease_kinds import LeaseKind
 from coordinator.wire.messages import Weights
 from coordinator.wire.payloads import JoinReply, JoinRequest

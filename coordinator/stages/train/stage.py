@@ -27,7 +27,7 @@ from coordinator.stages.train.controller import TrainController, TrainOptions
 from coordinator.stages.train.ring_state import RoundSummary, TrainingOutcome
 from coordinator.stages.train.stall import SupervisionTimeouts
 from coordinator.stages.train.work import TrainingPlan, TrainingWork, like
-from coordinator.stages.train.years import check_years, years_on_disk
+from coordinator.stages.years import check_years, years_on_disk
 from coordinator.wire.exit_codes import ExitCode
 from ingest import checksums, manifest, snapshot
 from ingest.console import printable
