@@ -23,8 +23,11 @@ FREE = np.iinfo(np.int32).max
 """Position of a row of keys that holds none yet: no query sees it."""
 _FOLD_BELOW = 32  # tokens; more fill a kernel's tiles by themselves
 _MAGIC = 0x4D474B44  # "DKGM": the gathered message is a decode call's
-_HEADER = 4  # int32: magic, whether the arguments were refused, tag, digest of positions and rules
 _DTYPES = (mx.float32, mx.bfloat16, mx.float16)
+_SHAPE = ("batch", "query heads", "tokens", "head dimension", "v's dimension", "dtype")  # alike on every rank
+# int32: magic, whether the arguments were refused, tag, digest of positions and rules, _SHAPE. It comes first: of a longer message a rank
+# receives as much as it expects.
+HEADER = 4 + len(_SHAPE)
 
 
 @dataclass(frozen=True)
@@ -314,7 +317,8 @@ def _message(
         o, lse = mx.zeros(shape), mx.zeros(shape[:3])
     else:
         o, lse = result
-    numbers = np.array([_MAGIC, isinstance(result, RingError), tag & 0x7FFFFFFF, digest & 0x7FFFFFFF], np.int32)
+    call = [_MAGIC, isinstance(result, RingError), tag & 0x7FFFFFFF, digest & 0x7FFFFFFF]
+    numbers = np.array([*call, *q.shape, width, _DTYPES.index(q.dtype)], np.int32)
     message = mx.concatenate([mx.array(numbers).view(mx.float32), lse.reshape(-1), o.reshape(-1)])[None]
     mx.eval(message)
     return message, shape
@@ -329,23 +333,40 @@ def _gather(transport: Transport, sent: tuple[mx.array, tuple[int, ...]], timeou
     message, shape = sent
     size, rank = transport.size(), transport.rank()
     (got,) = transport.all_gather(message, "decode attention").wait(timeout) if size > 1 else (message,)
-    headers = np.array(got[:, :_HEADER].view(mx.int32)).tolist()
+    headers = np.array(got[:, :HEADER].view(mx.int32)).tolist()
+    _check_headers(headers, rank)
     rows = int(np.prod(shape[:3]))
-    for other, (magic, refused, tag, digest) in enumerate(headers):
+    lses = got[:, HEADER : HEADER + rows].reshape(size, *shape[:3])
+    return got[:, HEADER + rows :].reshape(size, *shape), lses
+
+
+def _check_headers(headers: Sequence[Sequence[int]], rank: int) -> None:
+    """Check that all ranks made the same call, first those whose header is one: after a longer message the next is not where it should be.
+
+    Raises:
+        MismatchError: they did not, or one refused its arguments.
+    """
+    own = headers[rank]
+    for other, (magic, refused, tag, digest, *shape) in enumerate(headers):
+        if magic != _MAGIC:
+            continue
+        if refused and not own[1]:
+            raise MismatchError(f"rank {rank} did not go on: rank {other} refused its arguments; see the error there")
+        if refused or own[1]:
+            continue
+        for name, theirs, mine in zip(_SHAPE, shape, own[4:], strict=True):
+            if theirs != mine:
+                said = [str(_DTYPES[x] if name == "dtype" else x) for x in (mine, theirs)]
+                raise MismatchError(
+                    f"{name} must be the same on every rank, but is {said[0]} on rank {rank}, {said[1]} on rank {other}"
+                )
+        if [tag, digest] != own[2:4]:
+            what = f"tag {tag}, rank {rank} of tag {own[2]}" if tag != own[2] else "other positions or rules"
+            raise MismatchError(
+                f"rank {other} decodes a call of {what}; every rank must make the same calls in the same order"
+            )
+    for other, (magic, *_) in enumerate(headers):
         if magic != _MAGIC:
             raise MismatchError(
                 f"rank {other} is in another exchange than rank {rank}, which decodes: same calls, same order"
             )
-        if refused and not headers[rank][1]:
-            raise MismatchError(f"rank {rank} did not go on: rank {other} refused its arguments; see the error there")
-        if not refused and not headers[rank][1] and [tag, digest] != headers[rank][2:]:
-            what = (
-                f"tag {tag}, rank {rank} of tag {headers[rank][2]}"
-                if tag != headers[rank][2]
-                else "other positions or rules"
-            )
-            raise MismatchError(
-                f"rank {other} decodes a call of {what}; every rank must make the same calls in the same order"
-            )
-    lses = got[:, _HEADER : _HEADER + rows].reshape(size, *shape[:3])
-    return got[:, _HEADER + rows :].reshape(size, *shape), lses

@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 
 from ringattn import kernels
-from ringattn.decode import KeyBlock, Rules, local_attention
+from ringattn.decode import HEADER, KeyBlock, Rules, local_attention
 from ringattn.hosts import CHIPS, Link
 from ringattn.planner import HOSTS, Shape, seconds_of
 
@@ -34,7 +34,7 @@ def decode_seconds(shape: Shape, layers: int, read: float, link: Link, hosts: in
         hosts: number of hosts.
     """
     share = 2 * shape.batch * shape.kv_heads * shape.length / hosts * shape.dim * shape.itemsize
-    message = 4 * (shape.batch * shape.heads * (shape.dim + 1) + 4)  # float32; four integers of header
+    message = 4 * (shape.batch * shape.heads * (shape.dim + 1) + HEADER)  # float32; the header's integers
     return layers * (share / read + (hosts - 1) * (link.latency + message / link.bandwidth))
 
 

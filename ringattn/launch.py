@@ -31,8 +31,12 @@ Echo = Callable[[int, str], None]
 _KEPT_LINES = 2000  # lines of each rank's output that are kept for `output` and error messages
 OPTIONS: dict[str, dict[str, Any]] = {
     "-n": {"type": int, "required": True, "help": "number of ranks"},
-    "--start-timeout": {"type": float, "default": 60.0, "help": "seconds until all ranks must have joined"},
-    "--timeout": {"type": float, "help": "seconds until all ranks must have ended"},
+    "--start-timeout": {
+        "type": float,
+        "default": 60.0,
+        "help": "seconds until all ranks must have joined (default: 60)",
+    },
+    "--timeout": {"type": float, "help": "seconds until all ranks must have ended (default: no limit)"},
     "-m": {"nargs": argparse.REMAINDER, "metavar": "MODULE", "help": "module in place of a script, and its arguments"},
     "script": {"nargs": argparse.REMAINDER, "help": "script and its arguments"},
 }
@@ -101,6 +105,7 @@ class LocalRing:
         self._stop, self._ended, self._spawned = threading.Event(), threading.Event(), threading.Event()
         self._spawn_error: BaseException | None = None
         self._failed: int | None = None
+        self._ended_before: list[int] = []  # ranks that ended with exit code 0 before one failed
 
     def __enter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory(prefix="ringattn-")
@@ -141,6 +146,8 @@ class LocalRing:
                     if process.returncode and self._failed is None:
                         self._failed = rank
                         self._stop.set()
+                    elif self._failed is None:
+                        self._ended_before.append(rank)
         _end(self.processes)
         self._ended.set()
 
@@ -222,7 +229,13 @@ class LocalRing:
         how = f"was ended by signal {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         # A program that refuses its arguments has said so in a line, on one of the ranks, which `echo` has shown.
         said = code == _USAGE and self._echo is not None and any(map(any, self._lines))
-        tail = "the message is above" if said else "its last lines:\n  " + "\n  ".join(self.output(rank)[-8:])
+        lines = self.output(rank)[-8:]
+        tail = "its last lines:\n  " + "\n  ".join(lines) if lines else "it wrote nothing"
+        if self._ended_before:
+            one = len(self._ended_before) == 1
+            ended = f"{'rank' if one else 'ranks'} {', '.join(map(str, self._ended_before))}"
+            tail = f"{ended} had ended before with exit code 0; {tail}"
+        tail = "the message is above" if said else tail
         raise RankFailed(f"rank {rank} of {self.size} ({self._program}) {how}; {tail}", rank=rank, returncode=code)
 
     def stop(self) -> None:
@@ -315,7 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m ringattn.launch",
         description="Launch n local ranks of a script.",
-        epilog="example: python -m ringattn.launch -n 2 worker/train.py --data data",
+        epilog="example: python -m ringattn.launch -n 2 -m worker.train --data data",
     )
     for name, settings in OPTIONS.items():
         parser.add_argument(name, **settings)

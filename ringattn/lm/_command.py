@@ -89,5 +89,8 @@ def need_mlx_lm(program: str) -> None:
         SystemExit: if it is not.
     """
     if importlib.util.find_spec("mlx_lm") is None:
-        print(f"{program}: mlx-lm is not installed; install the extra lm: uv sync --extra lm", file=sys.stderr)
+        print(
+            f"{program}: mlx-lm is not installed: `uv sync --extra lm` in a clone, else `pip install mlx-lm`",
+            file=sys.stderr,
+        )
         raise SystemExit(USAGE)

@@ -62,8 +62,8 @@ def _save(folder: Path, model: nn.Module, optimizer: optimizers.Optimizer, itera
             old.unlink()
 
 
-def resume(folder: Path, model: nn.Module, optimizer: optimizers.Optimizer) -> int:
-    """Load the newest checkpoint of rank 0's folder on every rank, and return the batches that it was trained on.
+def read_newest(folder: Path, model: nn.Module, optimizer: optimizers.Optimizer) -> dict[str, Any]:
+    """Return the newest checkpoint of rank 0's folder, on the other ranks arrays of the same shapes, for `resume`. Nothing is exchanged.
 
     Args:
         folder: as for `save`; the other ranks need none.
@@ -96,6 +96,17 @@ def resume(folder: Path, model: nn.Module, optimizer: optimizers.Optimizer) -> i
             raise ArgumentError(
                 f"{folder}: the checkpoint has other weights than this model, fine-tuning type, layers or optimizer; use the options of before"
             )
+    return parts
+
+
+def resume(parts: dict[str, Any], model: nn.Module, optimizer: optimizers.Optimizer) -> int:
+    """Give every rank the checkpoint of rank 0, and return the batches that it was trained on.
+
+    Args:
+        parts: what `read_newest` returned on this rank.
+        model: as there.
+        optimizer: as there.
+    """
     parts = of_first_rank(model, parts)
     model.update(parts["weights"])
     optimizer.state = parts["optimizer"]

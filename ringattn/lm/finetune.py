@@ -129,7 +129,15 @@ def _fine_tune(options: argparse.Namespace) -> None:
     if options.grad_checkpoint:
         grad_checkpoint(model.layers[0])
     optimizer = OPTIMIZERS[options.optimizer](learning_rate=options.learning_rate)
-    done = checkpoints.resume(options.adapter_path, model, optimizer) if options.resume else 0
+    done = 0
+    if options.resume:
+        parts = together(
+            "finetune",
+            lambda: checkpoints.read_newest(options.adapter_path, model, optimizer),
+            group,
+            options.timeout,
+        )
+        done = checkpoints.resume(parts, model, optimizer)
     if first and done:
         print(f"resuming after batch {done}", flush=True)
 

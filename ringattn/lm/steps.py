@@ -1,6 +1,7 @@
 """Which rank computes and keeps which positions of a model's next pass: decisions without arrays of a model.
 
-A chunk of a prompt is cut as in zigzag, so that causal work is even, with the odd tokens on the ranks that hold fewest; a
+A chunk of a prompt is cut into 2n runs for n ranks; rank r computes run r and run 2n-1-r, one that sees little of the chunk and one that sees
+much of it (the zigzag layout), so that causal work is even. Odd tokens go to the ranks that hold fewest. A
 pass of few tokens (decode) is computed by every rank, and each token is kept by the rank that holds fewest. So the ranks'
 numbers of kept tokens never differ by more than one, whatever the sizes of the chunks.
 """

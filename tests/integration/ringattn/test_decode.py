@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import ringattn as ra
-from ringattn import launch
+from ringattn import RankFailed, launch
 
 RANKS = Path(__file__).parents[2] / "support" / "ranks"
 
@@ -61,6 +61,23 @@ def test_decode_matches_fp64_on_three_ranks_and_reports_other_calls_on_each(tmp_
     unlike = ["MismatchError"] * 3
     # A refused window, another tag, another position; after each of them the ring goes on.
     assert refused == [[*unlike, ""], ["ArgumentError", *unlike[1:], ""], [*unlike, ""]]
+
+
+@pytest.mark.parametrize(("heads", "dim", "says"), [(2, 4, "head dimension"), (1, 8, "query heads")])
+def test_ranks_of_other_shapes_are_told_both(tmp_path: Path, heads: int, dim: int, says: str) -> None:
+    """Rank 1, whose message is the shorter one, returned an output of what it had received."""
+    (tmp_path / "ranks.py").write_text(
+        "import mlx.core as mx, ringattn\n"
+        "rank = ringattn.init().rank()\n"
+        f"x = mx.ones((1, 2, 1, 8)) if rank == 0 else mx.ones((1, {heads}, 1, {dim}))\n"
+        "ringattn.decode_attention(x, x, x, scale=0.3, positions=[9], key_positions=[rank], timeout=20)\n"
+    )
+    values = "4 on rank 1, 8 on rank 0" if dim == 4 else "1 on rank 1, 2 on rank 0"
+    with launch.LocalRing(2, [str(tmp_path / "ranks.py")]) as ring:
+        with pytest.raises(RankFailed):
+            ring.wait(60)
+        last = ring.output(1)[-1]
+    assert last.endswith(f"MismatchError: {says} must be the same on every rank, but is {values}"), last
 
 
 @pytest.mark.long

@@ -70,6 +70,40 @@ def test_module_runs_as_python_runs_it(tmp_path: Path) -> None:
     assert failed.returncode == 1 and "(package.ranks)" in failed.stderr, failed.stderr
 
 
+@pytest.mark.parametrize(
+    ("end", "says"),
+    [
+        (
+            "os.kill(os.getpid(), 9)",
+            "was ended by signal SIGKILL; rank 0 had ended before with exit code 0; it wrote nothing",
+        ),
+        (
+            "sys.exit('lost it')",
+            "ended with exit code 1; rank 0 had ended before with exit code 0; its last lines:\n  lost it",
+        ),
+    ],
+)
+def test_a_rank_that_ended_before_the_failure_is_named(tmp_path: Path, end: str, says: str) -> None:
+    """A rank that leaves early, without an error, is why the others lose it."""
+    path = script(
+        tmp_path,
+        "import os, sys, time, pathlib\n"
+        "me, pid = os.environ['MLX_RANK'], pathlib.Path(sys.argv[1])\n"
+        "if me == '0':\n"
+        "    pid.with_suffix('.part').write_text(str(os.getpid()))\n"
+        "    os.rename(pid.with_suffix('.part'), pid)\n"
+        "    sys.exit(0)\n"
+        "while not pid.exists(): time.sleep(0.01)\n"
+        "try:\n"
+        "    while True: os.kill(int(pid.read_text()), 0) or time.sleep(0.01)\n"  # until the launcher has seen its end
+        "except ProcessLookupError:\n"
+        f"    {end}\n",
+    )
+    with pytest.raises(RankFailed) as failed:
+        launch.run(2, [path, str(tmp_path / "pid")], timeout=60)
+    assert says in str(failed.value)
+
+
 def test_failed_rank_is_named_and_ends_the_others(tmp_path: Path) -> None:
     path = script(
         tmp_path,

@@ -97,7 +97,8 @@ def test_adapters_that_cannot_be_written_or_read_are_named(model: Path, tmp_path
         finetune.main([*small, "--adapter-path", str(tmp_path / "file" / "x")])
     one_line(capfd, f"{tmp_path / 'file' / 'x'}: adapter_config.json cannot be written: Not a directory")
     (tmp_path / "training_state.json").write_text("{")
-    assert finetune.main([*small, "--adapter-path", str(tmp_path), "--resume"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        finetune.main([*small, "--adapter-path", str(tmp_path), "--resume"])
     one_line(capfd, f"finetune: {tmp_path}: the checkpoint cannot be read")
 
 
@@ -109,6 +110,21 @@ def test_one_of_two_ranks_says_it(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert (done.stdout + done.stderr).count("nope.txt cannot be read") == 1
     assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.long
+def test_one_of_two_ranks_says_that_a_checkpoint_is_damaged(model: Path, tmp_path: Path) -> None:
+    """The other rank was in the exchange of the weights, and its PeerLost hid the cause."""
+    (tmp_path / "data").write_text('{"text": "hello"}\n' * 2)
+    (tmp_path / "training_state.json").write_text("{")
+    argv = ["-m", "ringattn.lm.finetune", "--model", str(model), "--data", str(tmp_path / "data"), "--batch-size", "1"]
+    argv += ["--num-layers", "1", "--adapter-path", str(tmp_path), "--resume"]
+    done = subprocess.run(
+        [sys.executable, "-m", "ringattn.launch", "-n", "2", *argv], capture_output=True, text=True, timeout=120
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 1 and said.count("the checkpoint cannot be read") == 1, said
+    assert "PeerLost" not in said and "Traceback" not in said and "[ring]" not in said, said
 
 
 @pytest.mark.long

@@ -10,7 +10,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from ringattn import decode_planner, kernels, planner
+from ringattn import decode, decode_planner, kernels, planner
 from ringattn.hosts import CHIPS, LINKS, Chip, Link, Speed
 from ringattn.planner import Shape
 from scripts.bench.links import paper_part
@@ -75,7 +75,7 @@ def test_a_token_takes_the_reading_of_a_share_and_one_gather_a_layer(shape: Shap
     read, layers = 10e9, 7
     alone, many = (decode_planner.decode_seconds(shape, layers, read, link, n) for n in (1, hosts))
     assert alone == pytest.approx(layers * 2 * shape.kv_heads * shape.length * shape.dim * shape.itemsize / read)
-    message = 4 * (shape.heads * (shape.dim + 1) + 4)
+    message = 4 * (shape.heads * (shape.dim + 1) + decode.HEADER)
     gather = (hosts - 1) * (link.latency + message / link.bandwidth)
     assert many == pytest.approx(alone / hosts + layers * gather)
 

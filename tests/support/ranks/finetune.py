@@ -67,7 +67,10 @@ def ringed(case: dict, group: mx.distributed.Group, until: int, *, resume: bool)
     make_trainable(model, case["type"], 2)
     optimizer = optimizers.AdamW(learning_rate=RATE)
     folder = Path(case["folder"])
-    done = checkpoints.resume(folder if group.rank() == 0 else Path("none"), model, optimizer) if resume else 0
+    done = 0
+    if resume:
+        own = folder if group.rank() == 0 else Path("none")
+        done = checkpoints.resume(checkpoints.read_newest(own, model, optimizer), model, optimizer)
     losses: list[float] = []
     options = TrainingOptions(
         iters=until, batch_size=2, steps_per_report=1, steps_per_eval=7, val_batches=1, save_every=5
