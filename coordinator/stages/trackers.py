@@ -1,8 +1,8 @@
 """Report the figures of a training to experiment trackers: TensorBoard, MLflow, Weights & Biases (`--report-to`).
 
-A thread follows the run folder's `metrics.jsonl`, which has every figure, so that a tracker delays no training step. What was reported is in
-`trackers.json` there: a training that resumes goes on with the same runs and repeats nothing. A tracker that fails is named and
-left out; the training goes on.
+A thread for each tracker follows the run folder's `metrics.jsonl`, which has every figure, so that no tracker delays a training or another tracker. What was
+reported is in `trackers.json` there: a training that resumes goes on with the same runs and repeats nothing. A tracker that fails is
+named and left out; the training goes on.
 """
 
 import json
@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from ingest.console import brief
 from ingest.errors import UsageError
 from ingest.files import LineFollower, atomic_write
 
@@ -23,6 +24,8 @@ STATE, METRICS = "trackers.json", "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"  # in the run folder
 PROJECT = "ring-attention-energy"
 POLL_S = 1.0
+OPEN_S = 10.0  # for a tracker to be opened, until a line says that it is late
+END_S = 30.0  # for all trackers to take the last figures and end: MLflow takes ten to make a database, and minutes to give up a server
 PACKAGES = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}  # tracker → module and package
 STEPS = ("step", "version")  # which figure counts a line's progress: of a training, of a control training
 Scalars = dict[str, float]
@@ -151,90 +154,125 @@ TRACKERS: Mapping[str, Callable[[Path, str, str, Mapping[str, Any]], Tracker]] =
 
 
 class Reporter:
-    """Reads new lines of a run folder's metrics and gives each figure to the trackers once."""
+    """Reads new lines of a run folder's metrics and gives each figure to one tracker once.
 
-    def __init__(self, run: Path, names: Sequence[str], config: Mapping[str, Any], note: Callable[[str], None]) -> None:
-        """Open each tracker.
+    All of it may be called in a thread of its own, because a tracker's library may wait for a server as long as it likes.
+    """
+
+    def __init__(self, run: Path, name: str, config: Mapping[str, Any], note: Callable[[str], None]) -> None:
+        """Read what was reported before.
 
         Args:
             run: Run folder.
-            names: Trackers.
-            config: The training's configuration, as the trackers show it.
-            note: Takes a line about a tracker that failed.
-
-        Raises:
-            UsageError: One cannot be opened.
+            name: Tracker.
+            config: The training's configuration, as the tracker shows it.
+            note: Takes a line about a tracker that fails.
         """
-        self._run, self._note = run, note
+        self._run, self.name, self._config, self._note = run, name, config, note
         self._lines = LineFollower(run / METRICS)
-        run.mkdir(parents=True, exist_ok=True)
-        state = json.loads((run / STATE).read_bytes()) if (run / STATE).exists() else {}
-        self._last: dict[str, dict[str, int]] = {name: state.get(name, {}).get("last", {}) for name in names}
-        self._trackers: dict[str, Tracker] = {}
-        for name in names:
-            try:
-                self._trackers[name] = TRACKERS[name](run, run.name, state.get(name, {}).get("run", ""), config)
-            except Exception as error:  # whatever a tracker's library raises
-                self.close()
-                raise UsageError(
-                    f"report-to {name}: it cannot be opened ({_first_line(error)}). Correct it, or leave it out of --report-to."
-                ) from error
+        before = _state(run).get(name, {})
+        self._run_id: str = before.get("run", "")
+        self._last: dict[str, int] = before.get("last", {})
+        self._tracker: Tracker | None = None
 
-    def poll(self) -> None:
-        """Report the lines that were added since the last call."""
+    def open(self) -> bool:
+        """Open the tracker; False: it cannot be, which is noted."""
+        try:
+            self._tracker = TRACKERS[self.name](self._run, self._run.name, self._run_id, self._config)
+        except BaseException as error:  # whatever a tracker's library raises, sys.exit() included
+            self._fail("cannot be opened and is left out", error)
+            return False
+        return True
+
+    def poll(self) -> bool:
+        """Report the lines that were added since the last call. False: the tracker failed, which is noted."""
         lines = [figures for line in self._lines.poll() if (figures := scalars(line)) is not None]
-        for name in list(self._trackers) if lines else ():
-            self._report(name, lines)
-        if lines:
-            known = {name: {"run": one.run_id, "last": self._last[name]} for name, one in self._trackers.items()}
+        try:
+            for step, values in lines if self._tracker is not None else ():
+                new = {figure: value for figure, value in values.items() if step > self._last.get(figure, -1)}
+                if new and self._tracker is not None:
+                    self._tracker.log(step, new)
+                    self._last.update(dict.fromkeys(new, step))
+        except BaseException as error:
+            self._fail("failed and is left out", error)
+            return False
+        finally:
+            if lines and self._tracker is not None:
+                self._keep(self._tracker.run_id)
+        return True
+
+    def _keep(self, run_id: str) -> None:
+        with _state_lock:
+            known = {**_state(self._run), self.name: {"run": run_id, "last": self._last}}
             atomic_write(self._run / STATE, json.dumps(known).encode())
 
-    def _report(self, name: str, lines: Sequence[tuple[int, Scalars]]) -> None:
-        last = self._last[name]
-        try:
-            for step, values in lines:
-                new = {figure: value for figure, value in values.items() if step > last.get(figure, -1)}
-                if new:
-                    self._trackers[name].log(step, new)
-                    last.update(dict.fromkeys(new, step))
-        except Exception as error:
-            del self._trackers[name]
-            self._note(
-                f"report-to {name} failed and is left out: {_first_line(error)}. {self._run / METRICS} has all figures"
-            )
-
     def close(self) -> None:
-        """End the trackers' runs."""
-        for name, tracker in self._trackers.items():
-            try:
-                tracker.close()
-            except Exception as error:
-                self._note(f"report-to {name} did not end as it should: {_first_line(error)}")
+        """End the tracker's run."""
+        try:
+            if self._tracker is not None:
+                self._tracker.close()
+        except BaseException as error:
+            self._fail("did not end as it should", error)
+
+    def _fail(self, how: str, error: BaseException) -> None:
+        self._note(f"report-to {self.name} {how}: {brief(error)}. {self._run / METRICS} has all figures")
+
+    def follow(self, opened: threading.Event, ended: threading.Event) -> None:
+        """Report until `ended`, then the rest; `opened` is set when the tracker was opened, or could not be."""
+        try:
+            usable = self.open()
+        finally:
+            opened.set()
+        while usable and not ended.wait(POLL_S):
+            usable = self.poll()
+        if usable and self.poll():
+            self.close()
+
+
+_state_lock = threading.Lock()  # of the file that all trackers of a run share
+
+
+def _state(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / STATE).read_bytes()) if (run / STATE).exists() else {}
+    return found
 
 
 @contextmanager
 def reporting(
     run: Path, names: Sequence[str], config: Mapping[str, Any], note: Callable[[str], None]
 ) -> Iterator[None]:
-    """Inside, report what a training writes to its run folder; nothing without a tracker. As `Reporter`, it may raise UsageError."""
+    """Inside, report what a training writes to its run folder; nothing without a tracker.
+
+    Each tracker has a thread of its own. One that fails is noted and left out; one that does not answer at the start is noted, and its figures follow
+    when it does; at the end all together have `END_S`.
+    """
     if not names:
         yield
         return
-    reporter, ended = Reporter(run, names, config, note), threading.Event()
-
-    def follow() -> None:
-        while not ended.wait(POLL_S):
-            reporter.poll()
-
-    thread = threading.Thread(target=follow, name="trackers", daemon=True)
-    thread.start()
+    run.mkdir(parents=True, exist_ok=True)
+    ended, threads = threading.Event(), {}
+    for name in names:
+        opened = threading.Event()
+        reporter = Reporter(run, name, config, note)
+        threads[name] = threading.Thread(
+            target=reporter.follow, args=(opened, ended), name=f"tracker-{name}", daemon=True
+        )
+        threads[name].start()
+        threading.Thread(target=_tell_late, args=(name, opened, ended, note), daemon=True).start()
     try:
         yield
     finally:
         ended.set()
-        thread.join()
-        reporter.poll()
-        reporter.close()
+        until = time.monotonic() + END_S
+        for name, thread in threads.items():
+            thread.join(max(0.0, until - time.monotonic()))
+            if thread.is_alive():
+                note(f"report-to {name} has not ended after {END_S:.0f} s and is left. {run / METRICS} has all figures")
+
+
+def _tell_late(name: str, opened: threading.Event, ended: threading.Event, note: Callable[[str], None]) -> None:
+    if not opened.wait(OPEN_S) and not ended.is_set():
+        note(f"report-to {name} has not answered for {OPEN_S:.0f} s; the training goes on, its figures follow")
 
 
 def scalars(line: bytes) -> tuple[int, Scalars] | None:
@@ -260,7 +298,3 @@ def _numbers(name: str, value: Any) -> Scalars:
         return {name: float(value)}
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return {found: number for key, inner in items for found, number in _numbers(f"{name}/{key}", inner).items()}
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:300]

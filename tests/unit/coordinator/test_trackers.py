@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from coordinator.cli.settings import resolve
 from coordinator.stages import trackers
 from coordinator.stages.trackers import METRICS, Reporter, check_installed, reporting, scalars
 from ingest.errors import UsageError
+from tests.support.waiting import until
 
 
 class Kept:
@@ -59,8 +61,8 @@ def test_resumed_training_repeats_no_figure(tmp_path: Path, kept: type[Kept]) ->
     assert kept.logged == [(1, {"loss": 4.0}), (2, {"loss": 3.0}), (2, {"skill": 0.1}), (-1, {})]
     (tmp_path / METRICS).unlink()  # it resumes from step 1: the file is replaced, step 2 is made again
     write(tmp_path, {"step": 1, "loss": 4.0}, {"step": 2, "loss": 3.0}, {"step": 3, "loss": 2.0})
-    again = Reporter(tmp_path, ["one"], {}, pytest.fail)
-    again.poll()
+    again = Reporter(tmp_path, "one", {}, pytest.fail)
+    assert again.open() and again.poll()
     assert kept.logged[4:] == [(3, {"loss": 2.0})]
     assert json.loads((tmp_path / trackers.STATE).read_bytes())["one"]["run"] == "first"
 
@@ -68,21 +70,68 @@ def test_resumed_training_repeats_no_figure(tmp_path: Path, kept: type[Kept]) ->
 def test_tracker_that_fails_is_named_and_left_out(tmp_path: Path, kept: type[Kept]) -> None:
     kept.fails_at = 2
     notes: list[str] = []
-    reporter = Reporter(tmp_path, ["one"], {}, notes.append)
-    for step in (1, 2, 3):
+    reporter = Reporter(tmp_path, "one", {}, notes.append)
+    assert reporter.open()
+    for step, usable in ((1, True), (2, False)):
         write(tmp_path, {"step": step, "loss": 1.0})
-        reporter.poll()
+        assert reporter.poll() is usable
+    assert json.loads((tmp_path / trackers.STATE).read_bytes())["one"] == {"run": "first", "last": {"loss": 1}}
     assert kept.logged == [(1, {"loss": 1.0})]
     assert len(notes) == 1 and "report-to one failed" in notes[0] and "no answer from the server" in notes[0]
 
 
-def test_tracker_that_cannot_be_opened_ends_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error", [ConnectionError("no answer from the server"), SystemExit("no answer from the server")]
+)
+def test_tracker_that_cannot_be_opened_is_named_and_the_training_goes_on(
+    error: BaseException, tmp_path: Path, kept: type[Kept], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*arguments: Any) -> Any:
-        raise ConnectionError("no answer from the server")
+        raise error
 
-    monkeypatch.setattr(trackers, "TRACKERS", {"one": refuse})
-    with pytest.raises(UsageError, match="report-to one: it cannot be opened"):
-        Reporter(tmp_path, ["one"], {}, pytest.fail)
+    monkeypatch.setattr(trackers, "TRACKERS", {"one": kept, "two": refuse})
+    notes: list[str] = []
+    with reporting(tmp_path, ["two", "one"], {}, notes.append):
+        write(tmp_path, {"step": 1, "loss": 4.0})
+    assert kept.logged == [(1, {"loss": 4.0}), (-1, {})]
+    assert len(notes) == 1 and "report-to two cannot be opened and is left out" in notes[0]
+
+
+@pytest.mark.parametrize("where", ["open", "log", "close"])
+def test_tracker_that_hangs_delays_neither_a_training_nor_another_tracker(
+    where: str, tmp_path: Path, kept: type[Kept], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over = threading.Event()
+
+    class Hangs(Kept):
+        def __init__(self, *arguments: Any) -> None:
+            self.run_id = ""
+            self.hang("open")
+
+        def hang(self, here: str) -> None:
+            if here == where:
+                over.wait()
+
+        def log(self, step: int, values: dict[str, float]) -> None:
+            self.hang("log")
+
+        def close(self) -> None:
+            self.hang("close")
+
+    monkeypatch.setattr(trackers, "TRACKERS", {"one": kept, "two": Hangs})
+    monkeypatch.setattr(trackers, "OPEN_S", 0.0)
+    monkeypatch.setattr(trackers, "END_S", 0.5)
+    monkeypatch.setattr(trackers, "POLL_S", 0.01)
+    notes: list[str] = []
+    with reporting(tmp_path, ["two", "one"], {}, notes.append):
+        write(tmp_path, {"step": 1, "loss": 4.0})
+        until(lambda: kept.logged, "the other tracker's figures")
+        if where == "open":
+            late = "report-to two has not answered for 0 s; the training goes on, its figures follow"
+            until(lambda: late in notes, "the line about the tracker that is late")
+    over.set()
+    assert kept.logged == [(1, {"loss": 4.0}), (-1, {})]
+    assert "report-to two has not ended after" in notes[-1] and "has all figures" in notes[-1]
 
 
 def test_missing_package_is_named_before_the_run_with_the_command(
