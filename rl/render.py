@@ -25,10 +25,12 @@ class Episode:
 
     stores: tuple[str, ...]
     hours: int  # of the whole episode
+    place: str = ""  # region and hour of the last step
     load: list[float] = field(default_factory=list)  # reference peaks
     residual: list[float] = field(default_factory=list)
     charge: list[NDArray[Any]] = field(default_factory=list)  # [store] shares of the energy
     cost: float = 0.0  # so far, $ per MW of reference peak
+    idle: float = 0.0  # what doing nothing would have cost
     price: float = 0.0  # of the last hour, $/MWh
 
     def add(self, info: Mapping[str, Any], cost: float) -> None:
@@ -37,6 +39,8 @@ class Episode:
         self.residual.append(info["residual"])
         self.charge.append(info["charge"])
         self.cost += cost
+        self.idle += info["idle_cost"]
+        self.place = f"{info['region']} {info['time']}".strip()
         self.price = info["price"]
 
 
@@ -45,19 +49,28 @@ def draw(episode: Episode) -> NDArray[np.uint8]:
     image = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
     pen, font = ImageDraw.Draw(image), ImageFont.load_default(13)
     done = len(episode.load)
-    heading = f"hour {done} of {episode.hours}    {episode.cost:,.0f} $/MW so far    {episode.price:,.0f} $/MWh"
+    heading = f"{episode.place}    hour {done} of {episode.hours}".strip()
+    if done:
+        saved = episode.idle - episode.cost
+        heading += f"    cost {episode.cost:,.0f} $/MW, {abs(saved):,.1f} {'less' if saved >= 0 else 'more'} than doing nothing"
+        price = f"price {episode.price:,.0f} $/MWh"
+        pen.text((RIGHT - pen.textlength(price, font), PANELS[0][1] + 4), price, INK, font)
     pen.text((LEFT, 6), heading, INK, font)
     low, high = 0.0, max([1.0, *episode.load, *episode.residual]) * 1.05
     if done:
         low = min(0.3, *episode.load, *episode.residual)
     lines: list[tuple[str, list[float], Colour]] = [
         ("net load", episode.load, PALE),
-        ("residual load", episode.residual, COLOURS[0]),
+        ("residual load, reference peaks", episode.residual, COLOURS[0]),
     ]
     _panel(pen, font, PANELS[0], (low, high), lines, episode.hours)
     charges = np.array(episode.charge).reshape(done, len(episode.stores))
     lines = [
-        (f"charge {name}", list(charges[:, index]), COLOURS[index % len(COLOURS)])
+        (
+            name if index else f"charge, share of the energy: {name}",
+            list(charges[:, index]),
+            COLOURS[index % len(COLOURS)],
+        )
         for index, name in enumerate(episode.stores)
     ]
     _panel(pen, font, PANELS[1], (0.0, 1.0), lines, episode.hours)

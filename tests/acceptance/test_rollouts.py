@@ -6,8 +6,10 @@ figure of every iteration must agree to the last bit.
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -120,6 +122,12 @@ def test_faults_and_wrong_workers_change_no_bit_of_the_weights(played: Callable[
     undisturbed.check_end()
     expected = undisturbed.learned()
     assert undisturbed.version() == SHORT and "0.npz" in expected and f"{SHORT}.npz" in expected
+    # The progress ends with the score of the last version: it kept that of the one before.
+    shown = json.loads((undisturbed.folder / "data" / "logs" / "status.json").read_text())["view"]["figures"]
+    said = {
+        int(version): pop for version, pop in re.findall(r"version (\d+): PoP (\S+) on", undisturbed.log.read_text())
+    }
+    assert f"{shown['pop']:.3f}" == said[SHORT] and f"{shown['best_pop']:.3f}" == max(said.values(), key=float)
     # All results of one of three workers are wrong: its first is audited, so none of them is used.
     # Two of the three do not share the coordinator's files: they download the datasets in chunks.
     lied_to = played("lied to", workers=3, LIES_FROM="1", ELSEWHERE="1")

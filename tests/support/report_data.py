@@ -119,5 +119,7 @@ def controlled(data: Path) -> Path:
     lines = [{"version": version, "losses/cost": 100.0 - version} for version in range(1, 4)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     numbers = "## SYNTHETIC\n\n| 4 weeks | nothing | policy |\n|---|---|---|\n| peak, MW | 4,000 | 3,900 |\n"
-    (run / "report.md").write_text(f"# Grid control: report\n\nKnown ahead: what operators said.\n\n{numbers}")
+    (run / "report.md").write_text(
+        f"# Grid control: report\n\nKnown ahead: what operators said, by `pathwise`.\n\n{numbers}"
+    )
     return data

@@ -214,10 +214,9 @@ class ControlTraining:
             if version % s.save_every == 0 or version == algorithm.iterations:
                 self._save(version, first, algorithm)
             figures = {**self._rate("improve"), **metrics, "staleness": float(version - algorithm.versions.of(version))}
-            if self.history:
-                figures |= {"pop": self.history[-1].pop, "best_pop": self._best().pop}
-            self.client.progress("improve", version, algorithm.iterations, figures)
+            self.client.progress("improve", version, algorithm.iterations, figures | self._scores())
         self._collect_evaluations(evaluation, scale)
+        self.client.progress("improve", algorithm.iterations, algorithm.iterations, self._scores())
         self._save(algorithm.iterations, first, algorithm)
         if isinstance(algorithm, PathwiseGradient):
             self.members = algorithm.members
@@ -238,6 +237,10 @@ class ControlTraining:
             if int(path.stem) > done:  # newer than the state: made again
                 path.unlink()
         return done
+
+    def _scores(self) -> dict[str, float]:
+        """Return the PoP of the newest and of the best version, as far as they are evaluated."""
+        return {"pop": self.history[-1].pop, "best_pop": self._best().pop} if self.history else {}
 
     def _best(self) -> EvaluatedVersion:
         return max(self.history, key=lambda one: (one.pop, -one.version))

@@ -68,4 +68,5 @@ def page(facts: Facts) -> str:
 
 def _code(text: str) -> Markup:
     """Return escaped text in which words between backticks are code."""
-    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", escape(shown(text))))
+    # A plain text for `re`: until Python 3.11 it joins what replaces a Markup as Markup, which escapes it again.
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(shown(text)))))

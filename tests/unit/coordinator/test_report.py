@@ -160,6 +160,11 @@ def test_page_has_every_section_and_fetches_nothing(facts: Facts) -> None:
     assert all(outline.charts)
 
 
+def test_words_of_a_report_in_backticks_are_code(facts: Facts) -> None:
+    """Python 3.11 showed the tags themselves."""
+    assert "by <code>pathwise</code>." in page(facts) and "&lt;code&gt;" not in page(facts)
+
+
 def test_same_folder_gives_same_bytes(data: Path, tmp_path: Path) -> None:
     made = [build.report(data, tmp_path / name) for name in ("a.html", "b.html")]
     assert made[0]["sha256"] == made[1]["sha256"]

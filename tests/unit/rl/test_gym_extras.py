@@ -101,6 +101,8 @@ def test_picture_shows_the_hours_so_far() -> None:
         pictures.append(env.render())
     first, last = np.asarray(pictures[0]), np.asarray(pictures[-1])
     assert first.shape == last.shape == (HEIGHT, WIDTH, 3) and first.dtype == np.uint8
+    heading = slice(0, 24)  # rows of the first line of text: hour, cost, saving
+    assert (first[heading] != last[heading]).any()
     assert (np.asarray(pictures[10]) != last).any() and len(np.unique(last.reshape(-1, 3), axis=0)) > 6
     with pytest.raises(DataError, match="rgb_array"):
         GridControl(render_mode="ansi")
