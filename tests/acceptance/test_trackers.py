@@ -62,7 +62,7 @@ def wandb_history(path: Path) -> list[dict[str, Any]]:
         part += content[at + 7 : at + 7 + size]
         at += 7 + size
         if kind in (FULL, LAST):
-            records.append(messages.Record.FromString(part))  # type: ignore[attr-defined]
+            records.append(messages.Record.FromString(part))  # type: ignore[attr-defined, unused-ignore]
             part = b""
     history = [record.history for record in records if record.WhichOneof("record_type") == "history"]
     return [{item.key or item.nested_key[0]: json.loads(item.value_json) for item in one.item} for one in history]
