@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.pages import ROOT
+from tests.support.recordings import needs_recordings
 from tests.support.registry import uv
-from tests.support.tutorials import TUTORIALS, run_page
+from tests.support.tutorials import TUTORIALS, WITH_KEY, recorded_answers, run_page
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
-WITH_KEY = "first_real_run"  # `test_tutorials.py` runs it: it needs recordings
 SMALL = "steps = 2\ncontext = 168\npieces = 1\npiece_hours = 336\nlayers = 1\ndim = 16\nhidden = 16\nhead_dim = 16\nvalidate_every = 2\n"
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -76,3 +76,9 @@ def test_a_run_needs_no_clone(installed: Run) -> None:
 @pytest.mark.parametrize("name", sorted({path.stem for path in TUTORIALS.glob("*.md")} - {WITH_KEY}))
 def test_tutorial_runs_from_the_wheel(name: str, programs: Path, tmp_path: Path) -> None:
     run_page(name, tmp_path, PATH=f"{programs}{os.pathsep}{os.environ['PATH']}", PYTHONPATH="")
+
+
+@needs_recordings
+def test_tutorial_with_a_key_runs_from_the_wheel(programs: Path, tmp_path: Path) -> None:
+    with recorded_answers() as variables:
+        run_page(WITH_KEY, tmp_path, PATH=f"{programs}{os.pathsep}{os.environ['PATH']}", PYTHONPATH="", **variables)

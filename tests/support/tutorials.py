@@ -6,12 +6,18 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from ingest.emulator.process import Emulator
 from scripts.dev import run_readme
 from tests.support.pages import ROOT
+from tests.support.recordings import DATA
 
 TUTORIALS = ROOT / "docs" / "tutorials"
+WITH_KEY = "first_real_run"
+KEY = "key-of-the-tutorial"
 FILE = re.compile(r"<!-- file: (\S+) -->\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -48,3 +54,15 @@ def run_page(name: str, folder: Path, **variables: str) -> None:
         output = (run_snippet if step.kind == "python" else run)(step.text, folder, **variables)
         missing = run_readme.missing_line(output, step.output)
         assert not missing, f"{step.text}: no line {missing!r} in {output}"
+
+
+@contextmanager
+def recorded_answers() -> Iterator[dict[str, str]]:
+    """Serve recorded answers of EIA's API, and yield the variables of the environment with which the page `WITH_KEY` asks it.
+
+    The variable COORDINATOR_SOURCE comes before `source` in the page's cluster.toml, so that its commands run as they are.
+    """
+    demand = [str(DATA / "eia-demand" / "2019_Oct" / f"{code}.csv") for code in ("PACW", "ERCO")]
+    generation = str(DATA / "eia-2019" / "eia_2019_60d.parquet")
+    with Emulator("--world", "recordings", "--recordings", generation, *demand, "--keys", KEY, keyless=False) as eia:
+        yield {"COORDINATOR_SOURCE": eia.url, "EIA_API_KEY": KEY}
