@@ -24,6 +24,7 @@ from ingest.errors import UsageError, quoted
 from ingest.files import storage_errors
 from ingest.loader import canonical_variables, read_wide, wide_paths
 from ingest.periods import parse_period
+from ingest.quality import REASONS
 from ingest.snapshot import read_whole
 from ingest.units import unit_of
 from ingest.zones import zone_of
@@ -42,6 +43,7 @@ class ExportRequest:
     variables: tuple[str, ...] = ()
     period: str = ""  # YYYY[-MM[-DD]][:YYYY[-MM[-DD]]], UTC
     local_time: bool = False
+    reasons: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ def export(
     """Write series to `out`, atomically; its suffix names the format. All values are of one finished run.
 
     Columns: `period_utc` (end of the hour), `period_local` where asked for, `respondent`, and `<variable>_<unit>` for each
-    variable. A cell without a valid value is empty.
+    variable. A cell without a valid value is empty. `<variable>_reason` follows where asked for: `ok` or `suspect` beside a value,
+    else why there is none (`ingest.quality.REASONS`).
 
     Args:
         data_dir: data folder.
@@ -106,7 +109,7 @@ def _export(data_dir: Path, folder: Path, out: Path, request: ExportRequest, pro
             f"{variable_near(unknown, sorted(on_disk))}"
         )
     period = SECONDS if out.name.endswith(".parquet") else pa.string()
-    schema = _schema(variables, period, local_time=request.local_time)
+    schema = _schema(variables, period, request)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     rows = 0
     try:
@@ -130,10 +133,13 @@ def _clip(year: int, first: int, last: int) -> tuple[int, int]:
     return max(first - start, 0), min(last + 1 - start, hours)
 
 
-def _schema(variables: Sequence[str], period: pa.DataType, *, local_time: bool) -> pa.Schema:
-    fields = [("period_utc", period), *([("period_local", pa.string())] if local_time else [])]
+def _schema(variables: Sequence[str], period: pa.DataType, request: ExportRequest) -> pa.Schema:
+    fields = [("period_utc", period), *([("period_local", pa.string())] if request.local_time else [])]
     fields.append(("respondent", pa.string()))
-    fields += [(f"{name}_{unit_of(name)}", pa.float64()) for name in variables]
+    for name in variables:
+        fields.append((f"{name}_{unit_of(name)}", pa.float64()))
+        if request.reasons:
+            fields.append((f"{name}_reason", pa.string()))
     return pa.schema(fields)
 
 
@@ -161,6 +167,9 @@ def _table(
     for name in variables:
         values = cells[name][0][low:high] if name in cells else np.full(high - low, np.nan)
         columns.append(as_arrow(np.ascontiguousarray(values), pa.float64(), np.isnan(values)))
+        if f"{name}_reason" in schema.names:  # of a year that lacks the variable: nobody asked for it
+            codes = cells[name][1][low:high].tolist() if name in cells else [REASONS.index("unasked")] * (high - low)
+            columns.append(as_strings([REASONS[one] for one in codes]))
     return pa.Table.from_arrays(columns, schema=schema)
 
 

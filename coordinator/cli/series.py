@@ -40,6 +40,9 @@ def export(
     variables: Annotated[str, typer.Option(help="Variables to export, e.g. D,DF; default: all on disk.")] = "",
     period: Annotated[str, typer.Option(help="Hours to export, UTC: YYYY[-MM[-DD]][:YYYY[-MM[-DD]]].")] = "",
     local_time: Annotated[bool, typer.Option("--local-time", help="Add a column with the local time.")] = False,
+    reasons: Annotated[
+        bool, typer.Option("--reasons", help="Add a column for each variable: why a cell is empty, or ok, or suspect.")
+    ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -52,7 +55,7 @@ def export(
         from ingest.settings import parse_codes
 
         names = tuple(name.strip() for name in variables.split(",") if name.strip())
-        request = ExportRequest(parse_codes(respondents), names, period, local_time)
+        request = ExportRequest(parse_codes(respondents), names, period, local_time, reasons)
         done = export(folder, out, request, steps)
     if as_json:
         print(json.dumps(asdict(done)))

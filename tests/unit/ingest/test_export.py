@@ -46,6 +46,20 @@ def test_csv_has_a_row_for_each_respondent_and_hour(data: Path, tmp_path: Path) 
     assert pacw["period_local"].iloc[0] == "2023-12-30T16:00:00-08:00"
 
 
+def test_reason_tells_why_a_cell_is_empty(data: Path, tmp_path: Path) -> None:
+    """Null at the source, never asked for, and a variable that ERCO lacks."""
+    export(data, tmp_path / "out.csv", ExportRequest(("PACW", "ERCO"), ("D", "TI"), "2024-01", reasons=True))
+    frame = pd.read_csv(
+        tmp_path / "out.csv", index_col=["respondent", "period_utc"], na_values=[""], keep_default_na=False
+    )
+    assert list(frame.columns) == ["D_MWh", "D_reason", "TI_MWh", "TI_reason"]
+    pacw = frame.loc["PACW"]
+    assert pacw["D_reason"].value_counts().to_dict() == {"unasked": 384, "ok": 359, "null": 1}
+    assert pacw.index[pacw["D_reason"] == "null"].tolist() == ["2024-01-01T03:00:00Z"]
+    assert (pacw["D_MWh"].notna() == (pacw["D_reason"] == "ok")).all()
+    assert set(frame.loc["ERCO"]["TI_reason"]) == {"unasked"}
+
+
 @pytest.mark.parametrize("name", ["out.csv.gz", "out.parquet"])
 def test_other_formats_hold_the_same(name: str, data: Path, tmp_path: Path) -> None:
     request = ExportRequest(("PACW",), ("d",), "2024-01")
