@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from coordinator.stages.trackers import parse_trackers
 from coordinator.workers.hostfile import per_host
 from ingest.periods import parse_bound
 from ingest.routes import EIA_ROUTES
@@ -25,6 +24,13 @@ def _source(value: Any) -> str:
     """Return a source with its name in lower case, so that `EIA` is `eia`; a path or URL behind the name stays as it is."""
     name, mark, rest = re.fullmatch(r"([^:+]*)([:+]?)(.*)", str(value).strip(), re.DOTALL).groups()  # type: ignore[union-attr]
     return name.lower() + mark + rest
+
+
+def _trackers(value: Any) -> tuple[str, ...]:
+    """Return the names of experiment trackers. Raises ValueError at one that is unknown."""
+    from coordinator.stages.trackers import parse_trackers  # here: help needs none of what it loads
+
+    return parse_trackers(parse_names(value))
 
 
 def _rate(value: Any) -> float | None:
@@ -177,7 +183,7 @@ SETTINGS = (
     Setting(
         "report-to",
         "",
-        lambda value: parse_trackers(parse_names(value)),
+        _trackers,
         "Report the figures of trainings to experiment trackers: tensorboard, mlflow, wandb, or several with commas.",
         list[str],
         "NAMES",

@@ -68,7 +68,7 @@ def trained() -> Iterator[list[Trained]]:
 
 
 def test_one_command_extracts_and_trains_once(tmp_path: Path, trained: list[Trained]) -> None:
-    config = {"steps": 20, "validate_every": 10, "checkpoint_every": 5}
+    config = {"steps": 8, "validate_every": 4, "checkpoint_every": 4}
     training = Trained(tmp_path, "--extract", "--train", *PLAN, **config)
     trained.append(training)
     training.start()
@@ -76,7 +76,7 @@ def test_one_command_extracts_and_trains_once(tmp_path: Path, trained: list[Trai
     assert code == 0, training.log.read_text()
     assert summary["extract"]["rows"] == summary["extract"]["total"] > 0
     result = summary["train"]["result"]
-    assert (summary["train"]["status"], result["steps"], len(training.losses())) == ("done", 20, 20)
+    assert (summary["train"]["status"], result["steps"], len(training.losses())) == ("done", 8, 8)
     training.start()
     code, summary = training.end()
     assert (code, summary["extract"]["new_shards"], summary["train"]["message"]) == (0, 0, "nothing was left to do")
