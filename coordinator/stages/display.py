@@ -10,14 +10,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
 
 from coordinator.scheduling.progress import Part, StageProgress
 from coordinator.scheduling.records import CANCELLED
@@ -25,6 +20,11 @@ from coordinator.scheduling.waits import WaitStatus
 from coordinator.server.status import RunStatus
 from coordinator.stages.stage import OutputMode
 from ingest.console import printable, unescaped
+
+if TYPE_CHECKING:  # loaded where it draws: a command that is no terminal's starts sooner without it
+    from rich.console import RenderableType
+    from rich.progress_bar import ProgressBar
+    from rich.text import Text
 
 SILENT_S = 5.0  # without a heartbeat, after which the table shows the worker as silent
 PLAIN_EVERY_S = 2.0  # between lines without a terminal
@@ -184,7 +184,7 @@ class Rendering:
     """A state as a line of 80 columns and further ones, as a renderable for terminals, and as plain data for programs."""
 
     line: str
-    picture: Callable[[], RenderableType]
+    picture: "Callable[[], RenderableType]"
     plain: Mapping[str, Any]
     more: tuple[str, ...] = ()  # lines: what is waited for
 
@@ -215,13 +215,19 @@ class Display(Protocol):
         ...
 
 
-def cell(text: str) -> Text:
+def cell(text: str) -> "Text":
     """Return text of a worker for a table: escaped, and without rich's markup."""
+    from rich.text import Text
+
     return Text(printable(text))
 
 
-def to_rich(view: RunView) -> RenderableType:
+def to_rich(view: RunView) -> "RenderableType":
     """Return the headline, a line for each wait, a table with a row for each worker, and a bar."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(box=None, pad_edge=False, show_edge=False, expand=True)
     table.add_column("worker", no_wrap=True)
     table.add_column("doing", overflow="ellipsis", no_wrap=True, ratio=1)  # the width that the other columns leave
@@ -238,8 +244,10 @@ def to_rich(view: RunView) -> RenderableType:
     return Group(Text(headline(view)), *waits, table, bar(view.progress, view.done, view.total))
 
 
-def bar(progress: StageProgress | None, done: float, total: float) -> ProgressBar:
+def bar(progress: StageProgress | None, done: float, total: float) -> "ProgressBar":
     """Return the bar of a stage: its share of the work. It comes last, because it ends no line."""
+    from rich.progress_bar import ProgressBar
+
     if progress is not None:
         return ProgressBar(total=1.0, completed=progress.share)
     return ProgressBar(total=max(total, 1), completed=done)
@@ -250,6 +258,9 @@ class TerminalDisplay:
 
     def __init__(self) -> None:
         """Start drawing."""
+        from rich.console import Console
+        from rich.live import Live
+
         self._console = Console(file=unescaped(sys.stderr))
         self._live = Live(console=self._console, refresh_per_second=4, transient=True)
         self._live.start()
@@ -349,8 +360,16 @@ def render_steps(view: StepsView) -> Rendering:
     """Return a line and a bar, which only moves if the number of parts is unknown."""
     counted = f" {view.done}/{view.total}" if view.total else ""
     line = f"{view.stage}{counted} · elapsed {clock(view.elapsed_s)}"
-    bar = ProgressBar(total=view.total or None, completed=view.done, pulse=not view.total)
-    return Rendering(line, lambda: Group(Text(line), bar), asdict(view))
+
+    def picture() -> "RenderableType":
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.text import Text
+
+        bar = ProgressBar(total=view.total or None, completed=view.done, pulse=not view.total)
+        return Group(Text(line), bar)
+
+    return Rendering(line, picture, asdict(view))
 
 
 class Steps:

@@ -35,13 +35,15 @@ def format_table(rows: Sequence[dict[str, Any]], columns: int | None = None) -> 
     if columns is not None and columns < times + CELL * len(shown):
         shown = MIDDLE
     if columns is not None and columns < times + CELL * len(shown):
-        shown, times = NARROW, 14
+        shown, times = NARROW, 13  # the mark takes the place of the blank after it
     lines = [f"{'period':<14}{' local':<10}"[:times] + "".join(f"{COLUMNS[name]:>{CELL}}" for name in shown)]
     for row in rows:
         local = datetime.fromisoformat(row["local"])
         mark = OWN_HISTORY if row.get("reference") == "own history" else ""
         period = f"{row['period']}{mark}"
-        lines.append(f"{period:<14} {local:%a %H:%M}"[:times] + "".join(cell(row[name]) for name in shown))
+        cells = "".join(cell(row[name]) for name in shown)
+        narrow = f"{period}{cells[len(period) - times :]}"
+        lines.append(narrow if shown is NARROW else f"{period:<14} {local:%a %H:%M}" + cells)
     return lines
 
 
