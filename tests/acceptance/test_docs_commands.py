@@ -116,7 +116,7 @@ ELSEWHERE = {
     ),
     r"coordinator doctor --hostfile \S+": "tests/integration/coordinator/test_doctor_hosts.py::test_host_that_is_down_is_a_finding",
     r"coordinator forecast --region ERCO --issue 2025-08-12T10": "tests/integration/worker/test_forecast.py::test_local_day_is_forecast_hour_by_hour",
-    r"coordinator forecast (--region ERCO --issue 2025-08-12T15 --paths 20|--hourly data/hourly\.parquet --period 2024 --horizon 36 --paths 20|--hourly HOURLY\.parquet --data DATA --period 2018:2019 --horizon 36 --paths 20)": "tests/integration/worker/test_forecast.py::test_other_issue_hours_are_forecast_by_the_hourly_regressions",
+    r"coordinator forecast (--region ERCO --issue 2025-08-12T15 --(paths 20|horizon 3)|--hourly data/hourly\.parquet --period 2024 --horizon 36 --paths 20|--hourly HOURLY\.parquet --data DATA --period 2018:2019 --horizon 36 --paths 20)": "tests/integration/worker/test_forecast.py::test_other_issue_hours_are_forecast_by_the_hourly_regressions",
     r"(coordinator forecast|python -m worker.forecast) --table.*": "tests/integration/worker/test_forecast.py::test_table_for_control_has_every_hour",
     r"coordinator backtest --from \S+ --to \S+( --data (DATA|HELD))?( --publication deadline --out HELD/.*)?": "tests/integration/worker/test_backtest.py::test_summary_names_skill_and_coverage_by_month",
     r"coordinator judge (FILE|theirs.csv( --data data)?|data/backtest/linear.parquet|HELD/.* --data HELD --json > HELD.json)": "tests/unit/worker/test_judge.py::test_command_prints_a_verdict_and_exits_with_1_for_a_peek",
