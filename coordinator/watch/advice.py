@@ -102,9 +102,7 @@ def advice(view: View) -> Advice:
         return Advice("stopped", f"{state.stage} was stopped before it was complete.", then=SAME)
     what, then = AFTER.get(state.ended, ("", SAME))
     reasons = tuple(one for one in (what, message) if one)
-    return Advice(
-        "failed", f"{state.stage} is not complete ({state.ended}).", reasons, causes(state.run.quarantined), then
-    )
+    return Advice("failed", f"{state.stage} has ended.", reasons, causes(state.run.quarantined), then)
 
 
 def _of_running(view: View, state: RunState) -> Advice:

@@ -11,12 +11,13 @@ from itertools import groupby
 
 from markupsafe import Markup
 
-from coordinator.report.render.charts import CHARACTER, RIGHT, WIDTH, Figure, element
+from coordinator.report.render.charts import RIGHT, WIDTH, Figure, element
 from coordinator.watch.tasks import DONE, FAILED, GONE, LEASED, PENDING, STATES, Place
 
 MAX_ROWS = 120  # authorities; EIA has 81 with its regions
 MAX_COLUMNS = 48  # periods of all routes; more are joined
 ROWS = 36  # of a figure
+CAPITAL = 9.0  # approximate width of a capital letter of text 12 units high
 HIGH, GAP = 14.0, 6.0  # of a row, and between two routes
 URGENT = (FAILED, LEASED, PENDING, DONE, GONE)  # the state that stands for joined cells: the first that one of them has
 
@@ -74,7 +75,7 @@ def _columns(states: Mapping[Place, int]) -> list[Column]:
 
 
 def _draw(name: str, rows: Sequence[str], columns: Sequence[Column], states: Mapping[Place, int]) -> Markup:
-    left = max(map(len, rows)) * CHARACTER + 8
+    left = max(map(len, rows)) * CAPITAL + 8
     routes = list(dict.fromkeys(column.route for column in columns))
     wide = min((WIDTH - left - RIGHT - GAP * (len(routes) - 1)) / len(columns), 3 * HIGH)
     body, urgent = [], []

@@ -22,7 +22,10 @@ import psutil
 import pytest
 import requests
 
-from coordinator.scheduling.records import Added, Leased, TaskSpec
+from coordinator.scheduling.progress import Part, StageProgress
+from coordinator.scheduling.rate_limit import RequestBudget
+from coordinator.scheduling.records import Added, AnyRecord, Committed, Failed, Leased, TaskSpec
+from coordinator.scheduling.waits import WaitStatus
 from coordinator.server.journal import Journal
 from coordinator.stages.run_log import STATUS as STATUS_FILE
 from coordinator.stages.run_log import RunLog, RunState
@@ -139,16 +142,122 @@ def test_every_panel_follows_a_pipeline_with_faults(tmp_path: Path) -> None:
         assert (tab.messages, hosts) == ([], {"127.0.0.1"})
 
 
+def every_authority(data: Path) -> None:
+    """Leave a folder in which a run of 69 authorities, eleven years and two routes is under way, waits, and has lost some shards."""
+    journal, states = Journal(data / "journal.sqlite"), list[AnyRecord]()
+    for number in range(69):
+        for year in range(2015, 2026):
+            for route in ("region-data", "fuel-type-data"):
+                name = f"R{number:02d}"
+                shard = {"respondent": name, "route": route, "start": f"{year}-01-01T00"}
+                task = f"eia/{route}/{name}/{year}/g000"
+                states.append(Added(task, TaskSpec(task, "fetch", {"shard": shard})))
+                if number < 60:
+                    states += [Leased(task, 1, "w"), Committed(task)]
+                if (number, year) in ((7, 2019), (44, 2021)):
+                    states.append(Failed(task, 1, "SourceError", f"{task}: <b>404</b>", True, True))
+    journal.append(states)
+    journal.close()
+    log = RunLog(data)
+    log.add("begin", stage="extract", pid=1)
+    for text in ("<script>document.title = 'taken'</script><img src=x onerror=alert(1)>", "x" * 1_000_000):
+        log.add("note", stage="extract", text=text)
+    budget = RequestBudget(2.5, burst=5)
+    budget.grant(0.0, 5)
+    worker = msgspec.structs.replace(
+        STATUS.workers[0], name="m2-7-abc", host="m2", executing=("eia/region-data/R61/2019/g000",)
+    )
+    run = msgspec.structs.replace(
+        STATUS,
+        progress=StageProgress(3_725.0, 0.41, "fetch", (Part("fetch", "rows", 12_345_678, 50_000_000),)),
+        workers=tuple(msgspec.structs.replace(worker, pid=n) for n in range(4)),
+        waits=(WaitStatus("api.eia.gov", "HTTP 503", 30.0, 8.0, 3, 1),),
+        quarantined=tuple((f"eia/x/R{n}/2019/g000", "SourceError", "404") for n in (7, 44)),
+        budgets={"source": budget.status(0.0)},
+    )
+    state = RunState(at=time.time() + 10_000, pid=1, stage="extract", began=time.time(), restarts=2, run=run, view={})
+    (data / STATUS_FILE).write_bytes(msgspec.json.encode(state))
+
+
+FOCUSED = """(() => { const one = document.activeElement, box = one.getBoundingClientRect();
+    return [one.id || one.getAttribute('aria-label') || one.textContent, getComputedStyle(one).outlineStyle,
+            box.bottom > 0 && box.top < innerHeight && box.width > 0] })()"""
+
+
+def test_page_of_every_authority_is_usable_on_a_phone_and_by_keyboard(tmp_path: Path) -> None:
+    every_authority(tmp_path)
+    server = subprocess.Popen([sys.executable, "-c", SERVER, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        with chromium(tmp_path.parent / "profile") as tab:
+            tab.open(server.stdout.readline().strip(), 1280, 900, "light")
+            until(lambda: tab.value("document.getElementById('link').textContent") == "connected", "the connection")
+            until(lambda: tab.value("document.querySelectorAll('#tasks-panel svg').length") == 2, "the shards")
+            assert tab.value("document.title").startswith("waiting: extract 41%, 62 min left")
+            assert "and 1 more" in tab.value("document.getElementById('advice-panel').innerText")
+            shoot(tab, tmp_path, "every")
+            reached = []
+            for _ in range(40):
+                for kind in ("rawKeyDown", "keyUp"):
+                    tab.call("Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9)
+                name, outline, visible = tab.value(FOCUSED)
+                assert (outline, visible) == ("solid", True), name
+                reached.append(name)
+                if name == "metrics":
+                    break
+            assert reached[:2] == ["Skip to the panels", "Stages"]
+            assert [one for one in reached if one in ("Workers", "filter", "Notes, the newest first", "metrics")] == [
+                *("Workers", "Workers", "filter", "Notes, the newest first", "metrics")  # its link, and its table
+            ]
+            assert tab.messages == []
+    finally:
+        server.kill()
+        server.wait()
+
+
+def test_page_says_why_it_is_not_connected_and_connects_again(tmp_path: Path) -> None:
+    def serve(port: str, token: str) -> tuple[subprocess.Popen[str], str]:
+        arguments = [sys.executable, "-c", SERVER, str(tmp_path), port, token]
+        server = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        assert server.stdout is not None
+        return server, server.stdout.readline().strip()
+
+    def says(wanted: str) -> None:
+        until(lambda: wanted in tab.value("document.getElementById('link').textContent"), wanted)
+
+    server, url = serve("0", "first")
+    try:
+        with chromium(tmp_path.parent / "profile") as tab:
+            tab.open(f"{url}?token=first", 1280, 900, "light")
+            says("connected")
+            assert "token" not in tab.value("location.href")
+            server.kill()
+            server.wait()
+            says("connection lost")
+            server, url = serve(str(urlsplit(url).port), "second")  # as after a new start: the cookie is of the first
+            says("the token is no longer right")
+            server.kill()
+            server.wait()
+            server, url = serve(str(urlsplit(url).port), "first")
+            says("connected")
+            RunLog(tmp_path).add("note", stage="extract", text="news")
+            shows(tab, "log", "news")
+    finally:
+        server.kill()
+        server.wait()
+
+
 NIGHT = int(os.environ.get("NIGHT", "28800"))  # looks at the folder: 8 hours of one a second
-SERVER = """import sys
+SERVER = """import sys  # FOLDER [PORT TOKEN]
 from pathlib import Path
 from coordinator.watch.access import Address
 from coordinator.watch.app import PageServer, create_app
 from coordinator.watch.folder import FolderReader
 from coordinator.watch.run import listen
-listening, address = listen(Address("127.0.0.1", 0))
+port, token = sys.argv[2:] or (0, "")
+listening, address = listen(Address("127.0.0.1", int(port)))
 print(address.url, flush=True)
-PageServer(create_app(FolderReader(Path(sys.argv[1])), address, "", 0.01)).run(sockets=[listening])
+PageServer(create_app(FolderReader(Path(sys.argv[1])), address, token, 0.01)).run(sockets=[listening])
 """
 
 

@@ -56,8 +56,10 @@ class Page:
         message: dict[str, Any] = json.loads(raw)
         if message.get("method") == "Network.requestWillBeSent":
             self.requested.append(message["params"]["request"]["url"])
-        if message.get("method") in ("Runtime.exceptionThrown", "Network.loadingFailed"):
-            self.messages.append(json.dumps(message["params"]))
+        params = message.get("params", {})
+        failed = message.get("method") == "Network.loadingFailed" and not params.get("canceled")  # by the page itself
+        if failed or message.get("method") == "Runtime.exceptionThrown":
+            self.messages.append(json.dumps(params))
         if message.get("method") == "Log.entryAdded" and message["params"]["entry"]["level"] in ("error", "warning"):
             self.messages.append(message["params"]["entry"]["text"])
         return message

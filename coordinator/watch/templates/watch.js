@@ -2,7 +2,7 @@
 "use strict";
 const SPOKEN_MS = 30000; // between two readings aloud of the same state
 const RETRY_MS = 5000; // after an answer that is no stream
-const SILENT_MS = 45000; // three pings of the server; longer: the connection is dead, though nobody has said so
+const SILENT_MS = 90000; // six pings of the server, which has a low priority; longer: the connection is dead, though nobody has said so
 const HIDDEN_MS = 60000; // a page in the background lets go then: a browser opens six connections to a host
 const link = document.getElementById("link");
 const updated = document.getElementById("updated");
