@@ -1,6 +1,7 @@
 """Settings of a training run: a dataclass whose fields are flags of `worker/train.py` and keys of its TOML file."""
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,13 +90,13 @@ def parse(argv: Sequence[str]) -> TrainConfig:
     """
     hints = get_type_hints(TrainConfig, include_extras=True)
     parser = Parser(
-        "worker/train.py",
+        _program(),
         "Train the forecaster, alone or as a rank of a ring.",
         "mlx.launch -n 2 worker/train.py --data data",
         {
             "--config": {"type": Path, "help": "TOML file of settings"},
             **{
-                f"--{name.replace('_', '-')}": {"metavar": "X", "help": hint.__metadata__[0]}
+                f"--{name.replace('_', '-')}": {"metavar": "X", "help": f"{hint.__metadata__[0]}{_default(name)}"}
                 for name, hint in hints.items()
             },
         },
@@ -110,6 +111,18 @@ def parse(argv: Sequence[str]) -> TrainConfig:
         check_keys(table, [setting.name for setting in settings], str(path))
         layers.append(Layer(str(path), table, fix))
     return TrainConfig(**{name: entry.value for name, entry in resolve(settings, layers).items()})
+
+
+def _program() -> str:
+    """Return the words that started the training: the file of a clone, or the module."""
+    spec = sys.modules["__main__"].__spec__
+    return "python -m worker.train" if spec is not None and spec.name == "worker.train" else "worker/train.py"
+
+
+def _default(name: str) -> str:
+    """Return a setting's default for the help; nothing where it is empty, as the help says what that means."""
+    value = getattr(TrainConfig, name)
+    return "" if value in ("", (), Path()) else f" (default: {value})"
 
 
 def plain(config: TrainConfig) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ingest.errors import UsageError
-from worker.training.config import TrainConfig, periods
+from worker.training.config import TrainConfig, parse, periods, plain
 from worker.training.tokens import Period
 
 
@@ -39,3 +39,12 @@ def test_named_periods_are_kept_and_the_other_follows_them() -> None:
 def test_periods_that_do_not_fit_are_refused(settings: dict[str, str], years: list[int], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         periods(config(**settings), years)
+
+
+def test_help_names_each_default(capsys: pytest.CaptureFixture[str]) -> None:
+    """A forecaster read the source to learn what a setting left out is."""
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    for name, value in plain(config()).items():
+        assert value in ("", [], ".") or f"(default: {value})" in said, name

@@ -139,12 +139,12 @@ def describe(verdict: Verdict, file: Path) -> list[str]:
     lines.append(
         f"{'skill over':<10}"
         + "".join(f"{name:>20}" for name in names)
-        + f"{'MAE':>10}{'MASE':>7}{'CRPS':>9}  coverage"
+        + f"{'MAE, MWh':>10}{'MASE':>7}{'CRPS, MWh':>11}  coverage"
     )
     for code, line in verdict.by_respondent.items():
         cells = "".join(f"{_over(line['over'].get(name)):>20}" for name in names)
         covered = ", ".join(f"{wide} in {share:.0%}" for wide, share in line.get("coverage", {}).items())
-        crps = f"{line['crps']:9,.1f}" if "crps" in line else f"{'–':>9}"
+        crps = f"{line['crps']:11,.1f}" if "crps" in line else f"{'–':>11}"
         lines.append(f"{code:<10}{cells}{line['mae']:10,.1f}{line['mase']:7.2f}{crps}  {covered or '–'}")
     means = [f"{one['skill']:+.3f} ({one['better']} of {one['of']})" for one in verdict.mean["over"].values()]
     lines.append(f"{'mean':<10}" + "".join(f"{cell:>20}" for cell in means))
