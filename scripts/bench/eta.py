@@ -3,10 +3,11 @@
     python -m scripts.bench.eta                          extraction, training and control training, three runs each: about 10 minutes
     python -m scripts.bench.eta --stages train --runs 1 --out /tmp/eta.jsonl
 
-Each run is `coordinator start STAGE … --json` in a process of its own; the lines on its stderr hold the estimates. The first of the runs of
-a stage is the first one in its data folder; later ones find there what the parts of the run before took. An extraction begins in
-a new folder each time, a training without an earlier run. Lines go to docs/benchmarks/eta.jsonl, which then holds these
-runs alone, and the table to docs/benchmarks.md. `--docs` writes the table from the lines that are there.
+Each run is `coordinator start STAGE … --json` in a process of its own; the lines on its stderr hold the estimates. A stage's time begins
+with the first of them and ends with the process. The first run of a stage is the first one in its data folder; later ones find
+there what the parts of the run before took. An extraction begins in a new folder each time, a training without an earlier run.
+Lines go to docs/benchmarks/eta.jsonl, which then holds these runs alone, and the table to docs/benchmarks.md. `--docs` writes the
+table from the lines that are there.
 """
 
 import json
@@ -37,13 +38,13 @@ SHARES = (0.1, 0.25, 0.5)  # of a run's time, at which its estimate is compared
 GOAL = 0.25  # error after a tenth
 # The stages: folder of results that a new run must not find, and options. Each takes about a minute of two cores.
 STAGES = {
-    "extract": ("", "--respondents", "bas", "--start", "2021", "--end", "2024"),
+    "extract": ("", "--respondents", "bas", "--start", "2022", "--end", "2024"),
     "train": ("train", "--train-config", "train.toml"),
     "rollouts": ("control", "--control-config", "control.toml"),
 }
 SERIES = ("--respondents", "PACW", "--start", "2019", "--end", "2021")  # that are trained on
 TRAIN = """\
-steps = 400
+steps = 500
 validate_every = 30
 patience = 99
 context = 720
@@ -66,21 +67,23 @@ def start(stage: str, data: Path, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT)
 
 
-def stated_times(process: subprocess.Popen[str]) -> Iterator[tuple[float, float]]:
-    """Yield, as they come, the time and the seconds that are left as a process states them."""
+def stated_times(process: subprocess.Popen[str]) -> Iterator[tuple[float, float | None]]:
+    """Yield, as they come, the time and the seconds that are left as a process states them; None: it states none yet."""
     assert process.stderr is not None
     for line in process.stderr:
         event = json.loads(line) if line.startswith("{") else {}
-        if event.get("event") == "progress" and event.get("eta_s") is not None:
-            yield time.monotonic(), event["eta_s"]
+        if event.get("event") == "progress":
+            yield time.monotonic(), event.get("eta_s")
 
 
 def measure(stage: str, data: Path, *options: str) -> dict[str, Any]:
-    """Run a stage once; return at each share of its time the estimate and what was left, in seconds, and the error of the first."""
-    load, began = os.getloadavg()[0], time.monotonic()
+    """Run a stage once; return at each share of its time the estimate, what was left, in seconds, and the error."""
+    load = os.getloadavg()[0]
     process = start(stage, data, *options)
-    stated = [(at - began, left) for at, left in stated_times(process)]
-    code, whole = process.wait(), time.monotonic() - began
+    lines = list(stated_times(process))
+    code, ended = process.wait(), time.monotonic()
+    began = lines[0][0] if lines else ended  # of the stage: the command's modules and the emulator are loaded
+    whole, stated = ended - began, [(at - began, left) for at, left in lines if left is not None]
     line: dict[str, Any] = {"event": "eta", "stage": stage, "seconds": round(whole, 1), "exit_code": code}
     line |= {"load": round(load, 1), "first_stated": round(stated[0][0] / whole, 3) if stated else None}
     for share in SHARES:

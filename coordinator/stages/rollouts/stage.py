@@ -27,7 +27,7 @@ from coordinator.stages.run_log import RunLog
 from coordinator.stages.runner import StageRunner
 from coordinator.stages.stage import OutputMode
 from coordinator.stages.trackers import reporting
-from coordinator.stages.years import check_control_years
+from coordinator.stages.years import check_control_years, years_on_disk
 from coordinator.wire.exit_codes import ExitCode
 from ingest import checksums, manifest, snapshot
 from ingest.console import printable
@@ -201,10 +201,12 @@ class RolloutStage:
 
 
 def like(options: RolloutOptions, forecaster: str) -> str:
-    """Return what the times depend on: the configuration, the workers, whether a forecaster is trained."""
+    """Return what the times depend on: the configuration, the workers, the series, whether a forecaster is trained."""
     hosts = 0 if options.hosts is None else len(options.hosts.remote)
     known = "a forecaster" if forecaster else "no forecaster"
-    return f"{hashlib.sha256(options.read_config()).hexdigest()[:12]}, {options.workers + hosts} workers, {known}"
+    series = sum(map(len, years_on_disk(options.data_dir).values()))
+    digest = hashlib.sha256(options.read_config()).hexdigest()[:12]
+    return f"{digest}, {options.workers + hosts} workers, {series} series, {known}"
 
 
 def _summary(
