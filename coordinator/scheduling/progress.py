@@ -16,7 +16,7 @@ MAX_POINTS = 64  # of a part; when there are more, every second one is dropped
 LEAST_WINDOW_S = 10.0  # of a rate: shorter ones follow every gust
 TRUST_S = 4.0  # after so long, a rate weighs as much as what was expected
 SPEED_RANGE = 0.25, 4.0  # of the machine, against what was expected of it
-LATE_SHARE = 0.1  # of a unit is left however long it takes
+LATE_SHARE = 0.1  # of the time that a unit takes is left, however long that is
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -129,7 +129,7 @@ class _Knowledge:
         self._parts, self._seen, self._now = parts, seen, now
         found = {part.name: _rate(part, seen[part.name], now) for part in parts if part.name in seen}
         self._rates = {name: rate for name, rate in found.items() if rate is not None}
-        self._speed = _speed(parts, seen, self._rates)
+        self._speed = _speed(parts, seen, self._rates, now)
 
     @property
     def is_measured(self) -> bool:
@@ -200,12 +200,15 @@ def _rate(part: Part, own: PartSeen, now: float) -> Rate | None:
 
 
 def _rest_of_unit(cost: float, waited: float) -> float:
-    """Return the seconds that are left of a unit that began `waited` seconds ago: a tenth at least, however late it is."""
-    return max(cost - waited, cost * LATE_SHARE)
+    """Return the seconds that are left of a unit that began `waited` seconds ago: a tenth at least, of those if it is late."""
+    return max(cost - waited, max(cost, waited) * LATE_SHARE)
 
 
-def _speed(parts: Sequence[Part], seen: Mapping[str, PartSeen], rates: Mapping[str, Rate]) -> float:
-    """Return how much slower than expected the parts run: 1 while little was seen. A request budget says nothing about it."""
+def _speed(parts: Sequence[Part], seen: Mapping[str, PartSeen], rates: Mapping[str, Rate], now: float) -> float:
+    """Return how much slower than expected the parts run: 1 while little was seen. A request budget says nothing about it.
+
+    A part that only has an end tells as soon as it is late.
+    """
     took, expected = TRUST_S, TRUST_S
     for part in parts:
         if not part.expected_s or part.least_s > 0:
@@ -213,9 +216,11 @@ def _speed(parts: Sequence[Part], seen: Mapping[str, PartSeen], rates: Mapping[s
         if (rate := rates.get(part.name)) is not None:
             took += rate[1]
             expected += rate[1] / rate[0] * part.expected_s
-        elif not part.counted and part.left == 0 and (own := seen.get(part.name)) is not None:
-            took += own.spent_s
-            expected += part.total * part.expected_s if own.spent_s > 0 else 0.0
+        elif not part.counted and part.name in seen:
+            spent, whole = seen[part.name].spent_s, part.total * part.expected_s
+            if part.left == 0 < spent or spent > whole:
+                took += spent
+                expected += whole
     return min(max(took / expected, SPEED_RANGE[0]), SPEED_RANGE[1])
 
 
