@@ -13,7 +13,7 @@ from typing import Any
 import msgpack
 import psutil
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.scheduling.events import WorkerLost
@@ -55,7 +55,6 @@ def decoded(frame: bytes) -> messages.Message | None:
         return None
 
 
-@settings(max_examples=200)
 @given(kind=st.sampled_from(TYPES), fields=st.dictionaries(st.sampled_from(sorted({
     field for kind in messages.ToCoordinator.__args__ for field in kind.__struct_fields__
 })), PLAIN))  # fmt: skip

@@ -50,7 +50,9 @@ def test_causal_work_is_balanced_and_contiguous_is_not(kind: str, size: int) -> 
     assert busiest("contiguous") > 1.35
 
 
-@pytest.mark.parametrize(("ranks", "length"), [(2, 8_192), (2, 16_384), (4, 16_384)])
+@pytest.mark.parametrize(
+    ("ranks", "length"), [(2, 8_192), pytest.param(2, 16_384, marks=pytest.mark.long), (4, 16_384)]
+)
 def test_memory_is_a_constant_number_of_local_arrays(ranks: int, length: int) -> None:
     local_array = 8 * (length // ranks) * 32 * 4
     # 17 or 18, as a last send is still under way or not: inputs and results 8, the rest is what travels and is summed.
