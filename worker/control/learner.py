@@ -130,6 +130,7 @@ class ControlTraining:
         complete = all(path_of(self.data / "control", sha256).exists() for sha256 in about.get("tables", {}).values())
         if about.get("asked") != self.request or not complete:
             self.client.progress("tables", 0, 1)
+            self.client.log("tables: net load and its forecast at every hour of every respondent, made once")
             run, checkpoint = self.forecaster
             job = msgspec.to_builtins(
                 DatasetSpec((), run, checkpoint, self.settings.horizon, self.settings.publication)

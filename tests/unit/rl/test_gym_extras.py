@@ -244,7 +244,7 @@ def test_wrong_argument_is_named(argument: dict[str, object], problem: str) -> N
 
 
 @pytest.mark.long
-def test_checkers_of_gymnasium_and_stable_baselines3_are_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkers_of_gymnasium_and_stable_baselines3_are_silent(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("stable_baselines3", reason="not installed: uv run --group sb3 pytest")
     from gymnasium.utils.env_checker import check_env as check_gymnasium
     from stable_baselines3.common.env_checker import check_env
@@ -252,8 +252,9 @@ def test_checkers_of_gymnasium_and_stable_baselines3_are_silent(monkeypatch: pyt
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")  # a window without a screen
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for env in (GridControl(), normalized(GridControl())):
+        for env in (GridControl(), normalized(GridControl()), environment(folder)):
             check_env(env)
+        check_gymnasium(environment(folder))
         check_gymnasium(gymnasium.make("rl.gym:GridControl-v0").unwrapped)
 
 
