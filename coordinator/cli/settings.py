@@ -6,10 +6,12 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from coordinator.workers.hostfile import per_host
+from ingest.errors import UsageError
 from ingest.periods import parse_bound
 from ingest.routes import EIA_ROUTES
 from ingest.settings import Layer, ResolvedSetting, at_least, check_keys, parse_codes, parse_names, read_toml
@@ -18,6 +20,7 @@ from ingest.settings import resolve as resolve_layers
 from ingest.sources import SOURCES
 
 CONFIG_FILE = "cluster.toml"
+PREFIX = "COORDINATOR_"  # of the settings' environment variables
 
 
 def _source(value: Any) -> str:
@@ -62,7 +65,7 @@ class Setting(BaseSetting):
     @property
     def variable(self) -> str:
         """Its environment variable."""
-        return f"COORDINATOR_{self.name.upper().replace('-', '_')}"
+        return f"{PREFIX}{self.name.upper().replace('-', '_')}"
 
 
 def _integer(name: str, default: int, least: int, help_text: str) -> Setting:
@@ -193,6 +196,21 @@ SETTINGS = (
 BY_NAME = {setting.name: setting for setting in SETTINGS}
 
 
+def check_variables(environ: Mapping[str, str]) -> None:
+    """Refuse a variable that is nearly one of a setting. Others with the prefix may be anyone's: Kubernetes makes COORDINATOR_SERVICE_HOST.
+
+    Raises:
+        UsageError: it is named with the setting's variable.
+    """
+    known = {setting.variable.removeprefix(PREFIX): setting.variable for setting in SETTINGS}
+    for name in sorted(environ):
+        word = name.removeprefix(PREFIX)
+        if name != word and word not in known and (near := get_close_matches(word, known, 1, 0.8)):
+            raise UsageError(
+                f"{name} is no setting (did you mean {known[near[0]]}?). Correct its name, or `unset {name}`."
+            )
+
+
 def resolve(flags: Mapping[str, Any], environ: Mapping[str, str], folder: Path) -> dict[str, ResolvedSetting]:
     """Return every setting with its origin: "flag", a variable's name, the path of `folder`/cluster.toml, or "default".
 
@@ -202,8 +220,9 @@ def resolve(flags: Mapping[str, Any], environ: Mapping[str, str], folder: Path) 
         folder: the working folder, which may hold cluster.toml.
 
     Raises:
-        UsageError: a value does not parse, or cluster.toml has an unknown key or is not TOML.
+        UsageError: a value does not parse, cluster.toml has an unknown key or is not TOML, or a variable's name has a slip.
     """
+    check_variables(environ)
     given = {name: value for name, value in flags.items() if value is not None}
     fix = "Give --{name} another value; `coordinator config show` prints the values in force."
     layers = [Layer("flag", given, fix)]

@@ -223,7 +223,7 @@ class ExtractStage:
             *map(str, summary.absent),
             f"{summary.proved} of {summary.shards} shards verified for this request",
             f"{summary.data} holds {summary.series} series ({label}): rows {summary.rows:,} = Σ total {summary.total:,} · duplicates "
-            f"{summary.duplicates} · nulls {summary.nulls:,} · missing at the source {summary.gap_hours:,} hours",
+            f"{summary.duplicates} · nulls {summary.nulls:,} · missing at the source {summary.gap_hours:,} hour{'s' * (summary.gap_hours != 1)}",
         ]
         lines += [
             f"  gap {gap.respondent} {gap.variable} of {gap.route} {gap.start} to {gap.end} ({gap.length})"

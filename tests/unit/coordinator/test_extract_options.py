@@ -128,3 +128,17 @@ def test_server_without_a_clock_is_read_by_this_hosts() -> None:
         found = server_time(f"http://127.0.0.1:{server.server_port}")
         thread.join()
     assert abs(found - datetime.now(UTC)) < timedelta(minutes=10)
+
+
+def test_slip_in_the_name_of_a_variable_is_refused(tmp_path: Path) -> None:
+    """A variable that is near none of a setting is another program's: Kubernetes names a service's host and port so."""
+    other = {
+        "COORDINATOR_SERVICE_HOST": "10.0.0.1",
+        "COORDINATOR_PORT": "tcp://10.0.0.1:1",
+        "COORDINATOR_TIMEOUT_S": "5",
+    }
+    assert resolve({}, {**other, "COORDINATOR_START": "2024"}, tmp_path)["start"].value == "2024-01-01T00"
+    with pytest.raises(
+        UsageError, match=r"COORDINATOR_STRT is no setting \(did you mean COORDINATOR_START\?\).*unset COORDINATOR_STRT"
+    ):
+        resolve({}, {"COORDINATOR_STRT": "2024"}, tmp_path)
