@@ -1,4 +1,4 @@
-"""Measure what the live page costs a run, and how fast it opens: `python -m scripts.bench.watch [--rounds 4 | --docs]`.
+"""Measure what the live page costs a run, and how fast it opens: `python -m scripts.bench.watch [--rounds 3 | --docs]`.
 
 Each round is one run of no-op leases over sockets with a journal, and beside it the page with an open page's events. The page's process is
 stopped (SIGSTOP) and continued in turn, in windows of a second, so that the same run is measured with and without it. Each window with the
@@ -10,8 +10,8 @@ time is a share of that of the run: what it takes at most where every core is bu
 A stopped page looks at the folder as soon as it goes on, so it looks once or twice in a window of a second: the cost is not understated.
 
 During a run of 100,000 tasks its page and one of 100 tasks are opened in turn, and once from a server that has just started.
-JSON lines to docs/benchmarks/watch.jsonl, and the newest as a table into docs/how-to/watch_a_run.md; `--docs` only writes the table. Four
-rounds take about six minutes.
+JSON lines to docs/benchmarks/watch.jsonl, and the newest as a table into docs/how-to/watch_a_run.md; `--docs` only writes the table. Three
+rounds take about four minutes on a machine that does nothing else.
 """
 
 import math
@@ -277,7 +277,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--tasks", type=int, default=100_000, help="of the run during which pages are opened")
     options.add_argument("--cost-tasks", type=int, default=300_000, help="of the runs whose leases are counted")
-    options.add_argument("--rounds", type=int, default=4)
+    options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--out", type=Path, default=LINES)
     options.add_argument("--docs", action="store_true", help="only write the table, from docs/benchmarks/watch.jsonl")
     given = options.parse_args()
