@@ -169,7 +169,7 @@ def _owners(path: Path, table: pd.DataFrame, column: str | None) -> list[tuple[s
     """Return respondents and their rows; without a column of them, all rows are of the respondent that the file is named after."""
     if column is None:
         return [(path.name.partition(".")[0].upper(), np.arange(len(table)))]
-    codes, known = pd.factorize(table[column].astype(str).str.strip().str.upper())
+    codes, known = pd.factorize(_labels(table[column]).str.upper())
     return [(str(name), np.flatnonzero(codes == i)) for i, name in enumerate(known)]
 
 
@@ -199,7 +199,7 @@ def _cells(
         column = next((names[name] for name in layout.code if name in names), None)
         if column is not None and (value := names.get(_plain(layout.value))):
             held = _texts(table[value])
-            codes = table[column].astype(str).str.strip().str.upper().to_numpy()
+            codes = _labels(table[column]).str.upper().to_numpy()
             for respondent, rows in owners:
                 for code in sorted(set(codes[rows])):
                     own = rows[codes[rows] == code]
@@ -233,7 +233,7 @@ def _long(
     """Yield the cells of rows that name their type or fuel."""
     held = _texts(table[names[_VALUE]])
     kinds, fuels = (
-        table[names[found]].astype(str).str.strip() if (found := next((n for n in known if n in names), "")) else None
+        _labels(table[names[found]]) if (found := next((n for n in known if n in names), "")) else None
         for known in (_KINDS, _FUELS)
     )
     for respondent, rows in owners:
@@ -251,6 +251,11 @@ def _long(
                 cell = ("fuel-type-data", respondent, fuel.upper())
             own = part.index.to_numpy()
             yield cell, own, held[own]
+
+
+def _labels(column: pd.Series) -> pd.Series:
+    """Return codes as text without blanks; an empty cell is "". From pandas 3 on `astype(str)` leaves it a NaN, which `groupby` drops with its rows."""
+    return column.astype(object).where(column.notna(), "").astype(str).str.strip()
 
 
 def _texts(column: pd.Series) -> Texts | Values:

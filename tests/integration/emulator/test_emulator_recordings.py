@@ -7,13 +7,14 @@ import gzip
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from ingest.emulator.process import Emulator
 from ingest.emulator.worlds.base import ABSENT, NULL, VALUE
-from ingest.emulator.worlds.recording_files import RecordingsError
+from ingest.emulator.worlds.recording_files import RecordingsError, read_file
 from ingest.emulator.worlds.recordings import RecordingsWorld
 from tests.support.eia_client import ask, pages
 from tests.support.program import Coordinator
@@ -84,6 +85,16 @@ def read(path: Path, route: str = "region-data", respondent: str = "BPAT") -> di
         ]
         for i, code in enumerate(block.codes)
     }
+
+
+@pytest.mark.parametrize("arrow_texts", [False, True])
+def test_row_without_a_fuel_is_read_with_every_pandas(arrow_texts: bool, tmp_path: Path) -> None:
+    """From pandas 3 on, whose texts the option gives to earlier ones, an empty cell of texts stays a NaN: demand was dropped without a word."""
+    rows = {"timestamp": ["2019-01-01T01"] * 2, "region": ["PACW"] * 2, "data_type": ["demand", "generation"]}
+    pq.write_table(pa.table({**rows, "fuel_type": [None, "COL"], "value": [2500.0, 900.0]}), tmp_path / "long.parquet")
+    with pd.option_context("future.infer_string", arrow_texts):
+        found = {cell: values.tolist() for cell, _, values in read_file(tmp_path / "long.parquet")}
+    assert found == {("region-data", "PACW", "D"): [2500.0], ("fuel-type-data", "PACW", "COL"): [900.0]}
 
 
 @pytest.mark.parametrize(
