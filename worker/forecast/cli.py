@@ -30,6 +30,7 @@ from ingest.data_folder import check_there
 from ingest.errors import IngestError, UsageError, quoted
 from ingest.loader import available
 from ingest.settings import parse_codes
+from ingest.snapshot import series_folder
 from worker.argparse_errors import Parser
 from worker.forecast.answer import Answer, to_document, to_text, write_answer
 from worker.forecast.backtest.rows import check_suffix
@@ -146,6 +147,19 @@ def _one_region(options: argparse.Namespace) -> str:
     return codes[0]
 
 
+def _check_demand(data_dir: Path, region: str) -> None:
+    """Check that the series of a respondent, where there are any, have demand.
+
+    Raises:
+        UsageError: they have none, as those of an authority that only generates.
+    """
+    there = (series_folder(data_dir) / region).is_dir()
+    if there and "D" not in (found := available(data_dir, region).variables):
+        raise UsageError(
+            f"the series of {region} in {data_dir} have no demand (D) to forecast, only {', '.join(found)}; name another --region"
+        )
+
+
 def _is_trained(run: Path) -> bool:
     return any((run / name).exists() for name in ("result.json", "state.json"))
 
@@ -220,6 +234,7 @@ def _run(options: argparse.Namespace, log: Callable[[str], None]) -> str:
         return write_file(options, origin, log)
     if region is None:
         return _write_table(options, origin, log)
+    _check_demand(options.data, region)
     named = options.issue
     if named in NAMED:
         options.issue = resolve_issue(options.data, region, named, publication_of(options))

@@ -40,7 +40,8 @@ def draw_fan_chart(forecasts: Sequence[Forecast | Answer], path: Path, origin: s
             paths = axis.plot(x, forecast.paths / 1e3, color="tab:gray", linewidth=0.5, alpha=0.6)
             paths[0].set_label("paths")
         axis.plot(x, q[:, MEDIAN], color="tab:blue", label="median")
-        axis.plot(x, forecast.operator / 1e3, color="tab:orange", linestyle="--", label="operators' forecast")
+        if np.isfinite(forecast.operator).any():
+            axis.plot(x, forecast.operator / 1e3, color="tab:orange", linestyle="--", label="operators' forecast")
         if np.isfinite(forecast.demand).any():
             axis.plot(x, forecast.demand / 1e3, color="black", linewidth=1, label="demand")
         axis.set(

@@ -283,6 +283,15 @@ def test_hours_without_a_forecast_are_named_and_their_days_have_no_peak(
     assert found["reasons"][0].startswith(f"{known.count(False)} of 48 hours") and "--extract" in found["reasons"][0]
 
 
+def test_a_respondent_without_demand_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It was told to ask for every route, which has no demand of it either."""
+    one = shard("AVRN", "2023-03-01T00", "2023-03-01T23")
+    commit(tmp_path / "data", one, {"NG": 30.0})
+    build_all(tmp_path / "data")
+    assert main(["--data", str(tmp_path / "data"), "--region", "AVRN", "--issue", "latest"]) == 2
+    assert "have no demand (D) to forecast, only NG; name another --region" in capsys.readouterr().err
+
+
 @pytest.mark.long
 def test_tomorrow_at_the_end_of_the_years_on_disk_is_forecast_and_drawn(
     trained: Path, forecast: Forecast, tmp_path: Path
