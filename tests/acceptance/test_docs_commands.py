@@ -56,7 +56,7 @@ ELSEWHERE = {
     r"coordinator (start|doctor|forecast|judge|backtest)|mlx.launch|python -m (ringattn.launch|ingest.emulator)": (
         "not run: prose names the command"
     ),
-    r"python -m worker.train": "tests/acceptance/test_wheel.py::test_a_run_needs_no_clone",
+    r"python -m worker.train( --help)?": "tests/acceptance/test_wheel.py::test_a_run_needs_no_clone",
     r"python -m ringattn.blas MODULE": "tests/integration/ringattn/test_blas.py::test_module_that_loads_mlx_first_has_the_fast_blas",
     r"uv sync --extra lm": HOST,
     r"(python -m ringattn.launch -n 2 -m |python -m )ringattn.lm.finetune( .*)?": (
