@@ -123,14 +123,21 @@ class Hub:
                 if self._closing:
                     yield "event: end\ndata:\n\n"
                     return
-                newer = partial(self._newer, seen)
-                async with self._changed:  # tested inside, so that no change is missed between the test and the wait
-                    try:
-                        await asyncio.wait_for(self._changed.wait_for(newer), PING_S)
-                    except TimeoutError:
-                        yield "event: ping\ndata:\n\n"
+                if not await self._change(seen):
+                    yield "event: ping\ndata:\n\n"
         finally:
             self.subscribers -= 1
+
+    async def _change(self, seen: int) -> bool:
+        """Wait for something newer than version `seen`, for at most `PING_S`; return whether there is.
+
+        Nothing is sent meanwhile: a subscriber that takes nothing would keep the lock, and with it every page.
+        """
+        async with self._changed:  # tested inside, so that no change is missed between the test and the wait
+            try:
+                return await asyncio.wait_for(self._changed.wait_for(partial(self._newer, seen)), PING_S)
+            except TimeoutError:
+                return False
 
     def _newer(self, seen: int) -> bool:
         return self._closing or self._version > seen

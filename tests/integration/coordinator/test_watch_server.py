@@ -62,14 +62,14 @@ def test_events_bring_only_the_panels_that_changed(tmp_path: Path) -> None:
         assert requests.get(url, headers={"Host": "evil.example"}, timeout=WAIT_S).status_code == 403
         with requests.get(url + "events", stream=True, timeout=WAIT_S) as events:
             assert events.headers["Content-Type"].startswith("text/event-stream")
-            lines = events.iter_lines(decode_unicode=True)
+            lines = events.iter_lines(1 << 16, decode_unicode=True)
             assert "stages" in next_panels(lines)
             RunLog(tmp_path).add("note", stage="extract", text="worker 7 died")
             changed = next_panels(lines)
             assert set(changed) == {"log"} and "worker 7 died" in changed["log"]
     with served(tmp_path) as url:
         events = requests.get(url + "events", stream=True, timeout=WAIT_S)
-        lines = events.iter_lines(decode_unicode=True)
+        lines = events.iter_lines(1 << 16, decode_unicode=True)
         next_panels(lines)
     assert "event: end" in list(lines)  # and the stream is complete: no error in the browser
 
@@ -80,7 +80,7 @@ def test_page_opens_with_the_panels_as_they_were_drawn_last_also_where_one_is_em
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "status.json").write_bytes(msgspec.json.encode(run))
     with served(tmp_path) as url, requests.get(url + "events", stream=True, timeout=WAIT_S) as events:
-        panels = next_panels(events.iter_lines(decode_unicode=True))
+        panels = next_panels(events.iter_lines(1 << 16, decode_unicode=True))
         assert panels["advice"].strip() == ""
         page = requests.get(url, timeout=WAIT_S)
         assert page.status_code == 200 and panels["workers"] in page.text
@@ -141,7 +141,7 @@ def test_client_that_reads_nothing_costs_no_memory_and_is_dropped(
         for _ in range(2):
             stack.enter_context(stuck(url))
         events = stack.enter_context(requests.get(url + "events", stream=True, timeout=WAIT_S))
-        lines = events.iter_lines(decode_unicode=True)
+        lines = events.iter_lines(1 << 16, decode_unicode=True)
         next_panels(lines)
 
         def dropped() -> bool:
@@ -168,7 +168,7 @@ def test_page_goes_on_after_a_reading_that_failed(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(FolderReader, "read", reading)
     with served(tmp_path) as url, requests.get(url + "events", stream=True, timeout=WAIT_S) as events:
-        lines = events.iter_lines(decode_unicode=True)
+        lines = events.iter_lines(1 << 16, decode_unicode=True)
         next_panels(lines)
         broken.set()
         assert "&lt;Permission&gt; denied" in next_panels(lines)["problem"]
@@ -179,9 +179,9 @@ def test_page_goes_on_after_a_reading_that_failed(tmp_path: Path, monkeypatch: p
 
 
 def test_hundred_pages_are_open_at_once_and_each_gets_what_changes(tmp_path: Path) -> None:
-    with served(tmp_path) as url, ExitStack() as stack:
+    with served(tmp_path, every_s=0.5) as url, ExitStack() as stack:
         opened = [stack.enter_context(requests.get(url + "events", stream=True, timeout=WAIT_S)) for _ in range(100)]
-        streams = [one.iter_lines(decode_unicode=True) for one in opened]
+        streams = [one.iter_lines(1 << 16, decode_unicode=True) for one in opened]
         for lines in streams:
             next_panels(lines)
         RunLog(tmp_path).add("note", stage="extract", text="for all")
