@@ -12,7 +12,6 @@ import socket
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -52,7 +51,7 @@ class Hub:
         self._encoded: dict[
             int, str
         ] = {}  # version that a subscriber has → its event: one text for all who have the same
-        self._changed = asyncio.Condition()
+        self._changed = asyncio.Event()  # set, and replaced, by the next change: no lock that a client could keep
         self._reading = asyncio.Lock()
         self._read_at = float("-inf")
         self._view: View | None = None
@@ -95,8 +94,7 @@ class Hub:
             self._version += 1
             self._encoded = {}
             self._panels |= {name: (self._version, html) for name, html in new.items()}
-            async with self._changed:
-                self._changed.notify_all()
+            self._wake()
 
     async def close(self) -> None:
         """Send the last state, how a run ended, to all subscribers, and end their streams."""
@@ -104,8 +102,7 @@ class Hub:
         if self.subscribers:
             await self._update()
         self._closing = True
-        async with self._changed:
-            self._changed.notify_all()
+        self._wake()
 
     async def events(self) -> AsyncGenerator[str]:
         """Yield server-sent events: the panels that have changed, as one JSON object of name → HTML."""
@@ -128,18 +125,15 @@ class Hub:
         finally:
             self.subscribers -= 1
 
+    def _wake(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
     async def _change(self, seen: int) -> bool:
-        """Wait for something newer than version `seen`, for at most `PING_S`; return whether there is.
-
-        Nothing is sent meanwhile: a subscriber that takes nothing would keep the lock, and with it every page.
-        """
-        async with self._changed:  # tested inside, so that no change is missed between the test and the wait
-            try:
-                return await asyncio.wait_for(self._changed.wait_for(partial(self._newer, seen)), PING_S)
-            except TimeoutError:
-                return False
-
-    def _newer(self, seen: int) -> bool:
+        """Wait for something newer than version `seen`, for at most `PING_S`; return whether there is."""
+        if not self._closing and self._version <= seen:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), PING_S)
         return self._closing or self._version > seen
 
     def _event(self, seen: int) -> str:
