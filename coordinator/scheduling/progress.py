@@ -14,7 +14,8 @@ import msgspec
 
 MAX_POINTS = 64  # of a part; when there are more, every second one is dropped
 LEAST_WINDOW_S = 10.0  # of a rate: shorter ones follow every gust
-TRUST_S = 4.0  # after so long, a rate weighs as much as what was expected
+TRUST_S = 4.0  # after so long, a rate weighs as much as what was planned
+MEASURED_TRUST_S = 15.0  # and as much as what the last run measured, over gusts that a rate of seconds follows
 SPEED_RANGE = 0.25, 4.0  # of the machine, against what was expected of it
 LATE_SHARE = 0.1  # of the time that a unit takes is left, however long that is
 
@@ -174,7 +175,7 @@ class _Knowledge:
         expected = None if part.expected_s is None else part.expected_s * self._speed
         if (rate := self._rates.get(part.name)) is not None:
             cost, over_s = rate
-            return cost if expected is None else (cost * over_s + expected * TRUST_S) / (over_s + TRUST_S)
+            return cost if expected is None else (cost * over_s + expected * _trust(part)) / (over_s + _trust(part))
         if expected is None and part.like:
             other = next((self._cost(other) for other in self._parts if other.name == part.like), None)
             return None if other is None else other * part.like_units
@@ -199,6 +200,11 @@ def _rate(part: Part, own: PartSeen, now: float) -> Rate | None:
     return rate
 
 
+def _trust(part: Part) -> float:
+    """Return the seconds of an own rate that weigh as much as what a unit is expected to take."""
+    return MEASURED_TRUST_S if part.measured else TRUST_S
+
+
 def _rest_of_unit(cost: float, waited: float) -> float:
     """Return the seconds that are left of a unit that began `waited` seconds ago: a tenth at least, of those if it is late."""
     return max(cost - waited, max(cost, waited) * LATE_SHARE)
@@ -209,7 +215,7 @@ def _speed(parts: Sequence[Part], seen: Mapping[str, PartSeen], rates: Mapping[s
 
     A part that only has an end tells as soon as it is late.
     """
-    took, expected = TRUST_S, TRUST_S
+    took = expected = max(map(_trust, parts), default=TRUST_S)
     for part in parts:
         if not part.expected_s or part.least_s > 0:
             continue

@@ -139,7 +139,9 @@ class Scheduler:
             return Outcome(self._drain.reason, self._drain.message)
         if counts["pending"]:
             return None
-        return Outcome("incomplete", f"tasks quarantined: {counts['quarantined']}, blocked by them: {counts['blocked']}")
+        return Outcome(
+            "incomplete", f"tasks quarantined: {counts['quarantined']}, blocked by them: {counts['blocked']}"
+        )
 
     def quarantined(self) -> Iterable[Task]:
         """Return the quarantined tasks, each with its last error."""

@@ -35,6 +35,7 @@ from ingest.console import printable
 EVERY_S = 1.0  # between two looks at the folder
 PING_S = 15.0  # without a change, after which a subscriber is sent a ping: proxies close silent connections, and pages doubt them
 STUCK_S = 60.0  # that a subscriber may take no byte
+END_S = 5  # for subscribers to take the last state, at the page's low priority; then their streams are cut
 MAX_SUBSCRIBERS = 128  # pages that are open at the same time
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -234,7 +235,7 @@ class PageServer(uvicorn.Server):
                 access_log=False,
                 lifespan="off",
                 server_header=False,
-                timeout_graceful_shutdown=1,
+                timeout_graceful_shutdown=END_S,
             )
         )
 

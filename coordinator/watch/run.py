@@ -21,7 +21,7 @@ from ingest.console import printable
 from ingest.errors import UsageError
 
 NICENESS = 19  # of the page's process while a run is under way: the run has the processors first
-STOP_S = 2.0  # for the process to end
+STOP_S = 15.0  # for the process to tell open pages how the run ended, at its low priority; it takes milliseconds on an idle machine
 SWITCH_S = 0.0005  # for which the thread that reads the folder may keep the one that answers waiting; Python's own 5 ms are long at a low priority
 
 

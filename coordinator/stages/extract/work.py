@@ -14,11 +14,11 @@ from ingest.models import Shard, ShardResult
 from ingest.plan import expected_requests
 from ingest.sources import get_source
 
-# Reference times of the parts that the first run in a folder has not measured yet, on two cores.
-START_S = 2.5  # until the first page is verified
-EMULATED_ROW_S = 3.5e-6  # of the bundled emulator, on the same cores; what another server takes is not known before
-BUILD_ROW_S = 0.65e-6  # with one worker or two, which keep the cores busy
-FINISH_S = 0.017  # the end of the workers, coverage, checksums and snapshot, a series
+# Reference times of the parts that the first run in a folder has not measured yet, on two cores that do nothing else.
+START_S = 1.1  # until the first page is verified
+EMULATED_ROW_S = 1.7e-6  # of the bundled emulator, on the same cores; what another server takes is not known before
+BUILD_ROW_S = 0.36e-6  # with one worker or two, which keep the cores busy
+FINISH_S = 0.004  # the end of the workers, coverage, checksums and snapshot, a series
 REPEATED = 1.4  # requests for a planned one: a page with nulls is asked for twice
 PRIOR = 3.0  # respondents: so many finished ones weigh as much as the plan for those of which none has
 PRIOR_REQUESTS = 20  # so many weigh as much as the plan

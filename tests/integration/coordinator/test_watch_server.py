@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import msgspec
+import psutil
 import pytest
 import requests
 from msgspec.structs import replace
@@ -21,13 +22,14 @@ from coordinator.stages.run_log import RunLog, RunState
 from coordinator.watch import app as watch_app
 from coordinator.watch.access import Address
 from coordinator.watch.folder import FolderReader, View
-from coordinator.watch.run import listen
+from coordinator.watch.run import listen, page_process
 from ingest.errors import UsageError
 from tests.support.program import command, environment
 from tests.support.waiting import until
 from tests.unit.coordinator.test_hostile_text import STATUS
 
 WAIT_S = 30.0
+SLOW_S = 2.5  # for which a process gets no processor time
 
 
 @contextmanager
@@ -186,6 +188,27 @@ def test_hundred_pages_are_open_at_once_and_each_gets_what_changes(tmp_path: Pat
             next_panels(lines)
         RunLog(tmp_path).add("note", stage="extract", text="for all")
         assert all("for all" in next_panels(lines)["log"] for lines in streams)
+
+
+def test_page_of_a_run_says_that_it_ended_also_when_its_process_is_slow(tmp_path: Path) -> None:
+    listening, address = listen(Address("127.0.0.1", 0))
+    listening.close()
+    with ExitStack() as stack:
+        with page_process(tmp_path, address, quiet=True):
+            page = next(one for one in psutil.Process().children() if "--with-stdin" in one.cmdline())
+            until(lambda: answers(address.url), "the page")
+            events = stack.enter_context(requests.get(address.url + "events", stream=True, timeout=WAIT_S))
+            lines = events.iter_lines(1 << 16, decode_unicode=True)
+            next_panels(lines)
+            page.suspend()  # as on a machine whose processors are all taken
+            threading.Timer(SLOW_S, page.resume).start()
+        assert "event: end" in list(lines)
+
+
+def answers(url: str) -> bool:
+    with suppress(requests.ConnectionError):
+        return requests.get(url, timeout=WAIT_S).ok
+    return False
 
 
 def test_http_without_a_value_is_the_usual_address_and_a_taken_port_is_told_before_the_run(tmp_path: Path) -> None:

@@ -185,3 +185,11 @@ def test_plan_of_a_training_has_the_defaults_of_the_training() -> None:
     plan = TrainingPlan.of(b"steps = 45\nvalidate_every = 20\npieces = -1", {"PACW": {2019, 2020}})
     assert (plan.steps, plan.validations) == (45, 3)
     assert plan.validation_steps == pytest.approx(0.3 + 0.45 * 8760 / (6 * 4380))
+
+
+def test_gust_of_some_seconds_hardly_changes_what_a_whole_run_has_measured() -> None:
+    """The last run took 1 s a step; this one takes 0.7 s for its first seven seconds."""
+    meter = ProgressMeter(0.0)
+    for step in range(11):
+        found = meter.observe(0.7 * step, [Part("step", "steps", step, 100, 1.0, measured=True)])
+    assert found.eta_s == pytest.approx(90.0, rel=0.2)
