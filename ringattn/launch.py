@@ -153,7 +153,7 @@ class LocalRing:
 
     def _spawn(self, ready_write: int) -> None:
         hostfile = Path(self._folder.name) / "hosts.json"
-        hostfile.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(self.size)]))
+        hostfile.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(self.size)]), "utf-8")
         for rank in range(self.size):
             own = self._env(rank) if callable(self._env) else self._env or {}
             process = subprocess.Popen(

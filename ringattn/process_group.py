@@ -85,7 +85,7 @@ def _ring_of_environment() -> tuple[int, list[tuple[str, int]]]:
     if not path or rank is None:
         return 0, []
     try:
-        nodes = [_address(host[0]) for host in json.loads(Path(path).read_text())]
+        nodes = [_address(host[0]) for host in json.loads(Path(path).read_text("utf-8"))]
         if not 0 <= int(rank) < len(nodes):
             raise ValueError(f"MLX_RANK is {rank} but the file lists {len(nodes)} hosts")
     except (OSError, ValueError, IndexError, TypeError) as error:
@@ -110,7 +110,7 @@ def ring_ports() -> set[int]:
     if not path:
         return set()
     with contextlib.suppress(OSError, ValueError):
-        return {_address(a)[1] for host in json.loads(Path(path).read_text()) for a in host}
+        return {_address(a)[1] for host in json.loads(Path(path).read_text("utf-8")) for a in host}
     return set()
 
 

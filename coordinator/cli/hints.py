@@ -36,6 +36,6 @@ def _forecast_of(settings: Mapping[str, Any]) -> str:
     result = (settings["run"] or settings["data"] / "train") / "result.json"
     if not result.is_file():
         return ""
-    region = json.loads(result.read_text())["respondents"][0]
+    region = json.loads(result.read_text("utf-8"))["respondents"][0]
     run = f" --run {quoted(settings['run'])}" if settings["run"] else ""
     return f"\nor, a forecast: coordinator forecast --region {region} --issue tomorrow --data {quoted(settings['data'])}{run}"

@@ -45,20 +45,26 @@ def settings_text() -> str:
 
 
 def write_templates(folder: Path) -> list[Path]:
-    """Write the settings file and the hostfile into `folder`, and return their paths.
+    """Write the settings file and the hostfile into `folder`, both or neither, and return their paths.
 
     Raises:
         UsageError: one of them exists; nothing was written.
+        OSError: the disk refused one of them; neither is left.
     """
-    texts = {folder / CONFIG_FILE: settings_text(), folder / HOSTFILE: _HOSTS}
-    if there := [path for path in texts if path.exists()]:
+    contents = {folder / CONFIG_FILE: settings_text().encode(), folder / HOSTFILE: _HOSTS.encode()}
+    if there := [path for path in contents if path.exists()]:
         raise UsageError(
             f"{there[0]} exists already; nothing was written. Edit it, or write to another folder: `coordinator init --out DIR`."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    for path, text in texts.items():
-        path.write_text(text)
-    return list(texts)
+    try:
+        for path, content in contents.items():
+            path.write_bytes(content)
+    except OSError:
+        for path in contents:
+            path.unlink(missing_ok=True)
+        raise
+    return list(contents)
 
 
 def first_command(folder: Path) -> str:

@@ -31,7 +31,7 @@ def fetch_status(data_dir: Path, keys: Path) -> dict[str, Any]:
     """
     endpoint = data_dir / ENDPOINT_FILE
     if endpoint.exists():
-        snapshot = request_snapshot(endpoint.read_text(), keys)
+        snapshot = request_snapshot(endpoint.read_text("utf-8"), keys)
         if snapshot is not None:
             return {"running": True, **msgspec.to_builtins(snapshot), "disk": by_kind(data_dir)}
     if not (data_dir / "manifests").is_dir():

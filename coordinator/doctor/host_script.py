@@ -169,13 +169,13 @@ def holder(data):
     import fcntl
 
     try:
-        with open(os.path.join(data, ".lock")) as file:
+        with open(os.path.join(data, ".lock"), encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except OSError:
                 known = json.load(file)
                 return [known["pid"], known["command"]]
-        with open(os.path.join(data, ".endpoint")) as file:
+        with open(os.path.join(data, ".endpoint"), encoding="utf-8") as file:
             return [0, file.read()]
     except (OSError, ValueError, KeyError):
         return None
@@ -188,7 +188,7 @@ def formats(data):
         name = next((name for name in sorted(names) if name[0] != "." and name.endswith(".json")), None)
         if name is not None:
             try:
-                with open(os.path.join(base, name)) as file:
+                with open(os.path.join(base, name), encoding="utf-8") as file:
                     found.append(json.load(file).get("format", 1))  # the first format has no such key
             except (OSError, ValueError, AttributeError):
                 found.append(None)

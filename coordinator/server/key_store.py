@@ -125,7 +125,7 @@ def worker_key(folder: Path, name: str) -> Path:
 
 def host_keys(folder: Path, host: str) -> dict[str, str]:
     """Return the content of a host's key file; create it when there is none. The key leaves this host only over ssh."""
-    content: dict[str, str] = json.loads(worker_key(folder, re.sub(r"[^A-Za-z0-9._-]", "_", host)).read_text())
+    content: dict[str, str] = json.loads(worker_key(folder, re.sub(r"[^A-Za-z0-9._-]", "_", host)).read_text("utf-8"))
     return content
 
 
@@ -198,7 +198,7 @@ def _write_private(path: Path, keys: dict[str, str]) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     part.unlink(missing_ok=True)
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         json.dump(keys, file)
         file.flush()
         sync_drive(file.fileno())  # no other file makes it durable

@@ -50,7 +50,7 @@ class RunLog:
         line = json.dumps({"t": round(time.time(), 3), "event": event, **fields}) + "\n"
         with suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a") as file:
+            with self._path.open("a", encoding="utf-8") as file:
                 file.write(line)
                 if file.tell() <= MAX_BYTES:
                     return

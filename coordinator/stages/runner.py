@@ -185,7 +185,7 @@ class StageRunner:
         fleet, hosts = self._fleet, self._fleet.hosts
         self._controller.on_start(self._scheduler, self._server.post)
         endpoint, outcome = fleet.data_dir / ENDPOINT_FILE, None
-        endpoint.write_text(self._server.endpoint)
+        endpoint.write_text(self._server.endpoint, "utf-8")
         try:
             self._server.add_tasks(tasks, whole=True)
             self._workers.start()

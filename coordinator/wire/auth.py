@@ -71,7 +71,7 @@ def read_key_file(path: Path) -> dict[str, str]:
         CurveError: The file is missing, readable by others, owned by another user or not a key file.
     """
     try:
-        with path.open() as file:
+        with path.open(encoding="utf-8") as file:
             status = os.fstat(file.fileno())
             mode = status.st_mode & 0o777
             if mode & 0o077:

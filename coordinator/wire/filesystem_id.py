@@ -13,11 +13,11 @@ def filesystem_id(data_dir: Path) -> str:
     if not path.exists():
         data_dir.mkdir(parents=True, exist_ok=True)
         fresh = path.with_name(f"id.{secrets.token_hex(8)}.part")
-        fresh.write_text(secrets.token_hex(16) + "\n")
+        fresh.write_text(secrets.token_hex(16) + "\n", "utf-8")
         try:
             os.link(fresh, path)  # fails if another process was first
         except FileExistsError:
             pass
         finally:
             fresh.unlink()
-    return path.read_text().strip()
+    return path.read_text("utf-8").strip()

@@ -67,7 +67,7 @@ class Emulator:
         self._log, errors = folder / "requests.jsonl", folder / "stderr.txt"
         command = [sys.executable, "-m", "ingest.emulator", "--stop-with-parent", "--log", str(self._log)]
         command += self._options
-        with errors.open("w") as stderr:
+        with errors.open("wb") as stderr:
             process = self._resources.enter_context(
                 subprocess.Popen(
                     command,
@@ -117,7 +117,7 @@ class Emulator:
     def requests(self) -> list[dict[str, Any]]:
         """Return the log, one dict a request: time, path, query (no key), page, status, rows, bytes, fault."""
         log = self._running()
-        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        return [json.loads(line) for line in log.read_text("utf-8").splitlines()] if log.exists() else []
 
     def set_faults(self, plan: Sequence[dict[str, Any]]) -> None:
         """Replace the fault plan and forget the requests counted so far; a wrong plan raises EmulatorError."""

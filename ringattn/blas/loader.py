@@ -108,7 +108,7 @@ def _place_on_host(environ: Mapping[str, str]) -> tuple[int, int]:
     Returns (0, 1) where the environment describes no ring or an invalid one; `ringattn.init` reports what is wrong with it.
     """
     try:
-        nodes = [host[0].rpartition(":")[0] for host in json.loads(Path(environ["MLX_HOSTFILE"]).read_text())]
+        nodes = [host[0].rpartition(":")[0] for host in json.loads(Path(environ["MLX_HOSTFILE"]).read_text("utf-8"))]
         rank = int(environ["MLX_RANK"])
         return nodes[:rank].count(nodes[rank]), nodes.count(nodes[rank])
     except (KeyError, OSError, ValueError, IndexError, TypeError):

@@ -275,7 +275,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _show(line, say)
     print(json.dumps(line), flush=True)
     if options.out is not None:
-        with options.out.open("a") as file:
+        with options.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
     return 0 if all(one["agrees"] for one in line["parity"].values()) else 1
 

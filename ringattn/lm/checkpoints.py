@@ -56,7 +56,7 @@ def _save(folder: Path, model: nn.Module, optimizer: optimizers.Optimizer, itera
     _replace(folder / moments, lambda path: mx.save_safetensors(str(path), dict(tree_flatten(optimizer.state))))
     _replace(folder / "adapters.safetensors", lambda path: shutil.copyfile(folder / adapters, path))
     state = json.dumps({"iteration": iteration, "adapters": adapters, "optimizer": moments})
-    _replace(folder / STATE, lambda path: path.write_text(state))
+    _replace(folder / STATE, lambda path: path.write_text(state, "utf-8"))
     for old in folder.glob("*_optimizer.safetensors"):
         if old.name != moments:
             old.unlink()
@@ -86,7 +86,7 @@ def read_newest(folder: Path, model: nn.Module, optimizer: optimizers.Optimizer)
         with refused(
             f"{folder}: the checkpoint cannot be read", "name another by --adapter-path, or train without --resume"
         ):
-            state = json.loads((folder / STATE).read_text())
+            state = json.loads((folder / STATE).read_text("utf-8"))
             parts = {
                 "weights": _read(folder / state["adapters"]),
                 "optimizer": _read(folder / state["optimizer"]),

@@ -36,6 +36,34 @@ def test_module_has_a_docstring(path: Path) -> None:
     assert doc and len(doc.splitlines()[0]) > 15, f"{path.relative_to(ROOT)}: no first docstring line"
 
 
+def without_encoding(tree: ast.AST) -> list[int]:
+    """Return the lines that read or write a file as text in the encoding of the locale, which may be ASCII."""
+    lines = []
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+        of_file = (
+            isinstance(call.func, ast.Attribute) and name == "open"
+        )  # `path.open("a")`; `archive.open(member)` is none
+        given = [*call.args, *(keyword.value for keyword in call.keywords if keyword.arg == "mode")]
+        modes = [node.value for node in given if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+        mode = next((mode for mode in modes if mode and set(mode) <= set("rwaxbt+")), "" if of_file else "r")
+        as_text = {
+            "read_text": not call.args,
+            "write_text": len(call.args) < 2,
+            "open": bool(mode) and "b" not in mode,
+            "fdopen": "b" not in mode,
+        }
+        if as_text.get(name) and not any(keyword.arg == "encoding" for keyword in call.keywords):
+            lines.append(call.lineno)
+    return lines
+
+
+def test_text_files_have_an_encoding() -> None:
+    """Without one `LC_ALL=C` makes it ASCII, and a text with another character ends the command."""
+    found = {name_of(path): without_encoding(ast.parse(path.read_text("utf-8"))) for path in modules()}
+    assert {name: lines for name, lines in found.items() if lines} == {}
+
+
 def test_wheel_has_every_package() -> None:
     """pyproject.toml lists the packages one by one; a clone runs without that list, a wheel does not."""
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]

@@ -391,12 +391,12 @@ class ControlTraining:
     def _truncate_metrics(self, iteration: int) -> None:
         """Remove the lines of iterations that run again."""
         path = self.run / METRICS
-        lines = path.read_text().splitlines() if path.exists() else []
+        lines = path.read_text("utf-8").splitlines() if path.exists() else []
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["version"] <= iteration]
         atomic_write(path, "".join(line + "\n" for line in kept).encode())
 
     def _write_metrics(self, version: int, metrics: Mapping[str, float]) -> None:
-        with (self.run / METRICS).open("a") as file:
+        with (self.run / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"version": version, **metrics}) + "\n")
 
 

@@ -143,7 +143,7 @@ def _lease(request: LeaseRequest) -> EngineAnswer:
 
 def _has_id(data_dir: Path, filesystem_id: str) -> bool:
     try:
-        return (data_dir / "id").read_text().strip() == filesystem_id
+        return (data_dir / "id").read_text("utf-8").strip() == filesystem_id
     except OSError:
         return False
 

@@ -173,7 +173,7 @@ def _checkpoint_of(result: Path) -> str:
         CheckpointError: the file is damaged.
     """
     try:
-        return str(json.loads(result.read_text())["checkpoint"])
+        return str(json.loads(result.read_text("utf-8"))["checkpoint"])
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{result} is damaged: `rm {quoted(result)}`, then the command of the training (`coordinator start --train`) writes it again"

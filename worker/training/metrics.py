@@ -40,7 +40,7 @@ class HeartbeatWriter:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("a") if path != Path() else None
+        self._file = path.open("a", encoding="utf-8") if path != Path() else None
 
     def write(self, phase: str, step: int) -> None:
         """Append a line."""
@@ -68,10 +68,10 @@ class MetricsWriter:
         self._printed = 0.0
         if rank == 0:
             config.run_dir.mkdir(parents=True, exist_ok=True)
-            (config.run_dir / "config.json").write_text(json.dumps(plain(config), indent=1))
+            (config.run_dir / "config.json").write_text(json.dumps(plain(config), indent=1), "utf-8")
             path = config.run_dir / "metrics.jsonl"
             _drop_later_steps(path, done)
-            self._lines = path.open("a")
+            self._lines = path.open("a", encoding="utf-8")
         threading.Thread(target=self._watchdog, daemon=True).start()
 
     def step(self, done: StepRecord, hops: Sequence[ringattn.HopTime]) -> None:
@@ -142,5 +142,5 @@ def peak_bytes() -> int:
 def _drop_later_steps(path: Path, done: int) -> None:
     """Remove the lines of steps after `done`."""
     if path.exists():
-        kept = [line for line in path.read_text().splitlines() if line and json.loads(line)["step"] <= done]
+        kept = [line for line in path.read_text("utf-8").splitlines() if line and json.loads(line)["step"] <= done]
         atomic_write(path, "".join(line + "\n" for line in kept).encode())

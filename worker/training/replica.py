@@ -128,7 +128,7 @@ class CheckpointUploader:
             return
         newest = found[-1].parent
         try:
-            best = json.loads(found[-1].read_text()).get("best_step", 0)
+            best = json.loads(found[-1].read_text("utf-8")).get("best_step", 0)
             for step in (newest.with_name(f"{best:06d}"), newest):
                 if (step / "state.json").exists():
                     self._send_folder(step)

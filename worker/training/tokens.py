@@ -279,6 +279,6 @@ def series_key(
 ) -> str:
     """Return the digest of all that tokens depend on: the pieces of the series, the features, the reference and the publication."""
     folder = data_dir / "series" / respondent
-    pieces = [json.loads((folder / str(year) / "series.json").read_text())["pieces"] for year in years]
+    pieces = [json.loads((folder / str(year) / "series.json").read_text("utf-8"))["pieces"] for year in years]
     text = json.dumps([features.VERSION, INPUTS, reference, str(publication), pieces])
     return hashlib.sha256(text.encode()).hexdigest()[:16]

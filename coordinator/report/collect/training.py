@@ -38,7 +38,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         VerificationError: A complete line can't be read.
     """
     try:
-        text = path.read_text()
+        text = path.read_text("utf-8")
     except FileNotFoundError:
         return []
     try:

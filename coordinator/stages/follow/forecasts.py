@@ -107,7 +107,7 @@ class Forecasts:
             options = ["--data", str(self._data_dir), "--run", str(self._run), "--region", respondent, "--issue", issue]
             self._began = time.monotonic()
             self._out.parent.mkdir(parents=True, exist_ok=True)
-            with self._out.open("w") as out, self._log.open("w") as log:
+            with self._out.open("wb") as out, self._log.open("wb") as log:
                 self._process = subprocess.Popen(
                     [*self._command, *options, "--json"], stdin=subprocess.DEVNULL, stdout=out, stderr=log, text=True
                 )

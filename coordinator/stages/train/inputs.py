@@ -64,7 +64,7 @@ class TrainingFiles:
         whole = self._whole()
         if not whole:
             return []
-        best = json.loads((whole[-1] / "state.json").read_text()).get("best_step", 0)
+        best = json.loads((whole[-1] / "state.json").read_text("utf-8")).get("best_step", 0)
         return [path for path in whole if path == whole[-1] or path.name == f"{best:06d}"]
 
     def _below(self, folder: Path, name: str) -> Iterator[FileRef]:

@@ -46,7 +46,7 @@ def padded_dim(dim: int) -> int:
 @cache
 def source(name: str) -> str:
     """Return the text of NAME.metal of this package."""
-    return resources.files(__package__).joinpath(f"{name}.metal").read_text()
+    return resources.files(__package__).joinpath(f"{name}.metal").read_text("utf-8")
 
 
 class MetalKernel:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +16,7 @@ from coordinator.cli.init import HOSTFILE, first_command, write_templates
 from coordinator.cli.settings import CONFIG_FILE, SETTINGS, resolve
 from coordinator.workers.hostfile import read_hosts
 from ingest.errors import UsageError
+from tests.unit.ingest.test_console import ASCII
 
 
 def test_settings_without_their_comment_marks_are_the_defaults(tmp_path: Path) -> None:
@@ -57,3 +62,26 @@ def test_first_command_names_the_folder_in_which_the_settings_are_read(
     said = first_command(Path("else where"))
     assert said.startswith("Next: `cd 'else where'`") and "cluster.toml" in said
     assert said.endswith("then `coordinator start --extract`")
+
+
+def test_templates_are_utf_8_whatever_the_locale(tmp_path: Path) -> None:
+    """A locale of ASCII ended it with UnicodeEncodeError, and an empty settings file was left."""
+    program = "import sys, pathlib; from coordinator.cli.init import write_templates; write_templates(pathlib.Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "ascii")], env={**os.environ, **ASCII}, check=True)
+    for path in write_templates(tmp_path / "here"):
+        assert (tmp_path / "ascii" / path.name).read_bytes() == path.read_bytes() != b""
+
+
+def test_disk_that_refuses_the_second_file_leaves_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Path.write_bytes
+
+    def write(path: Path, content: bytes) -> int:
+        if path.name == HOSTFILE:
+            path.touch()
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return whole(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", write)
+    with pytest.raises(OSError, match="No space left"):
+        write_templates(tmp_path)
+    assert list(tmp_path.iterdir()) == []

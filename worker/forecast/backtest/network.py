@@ -47,7 +47,7 @@ class NetworkContender:
 
     def key(self, walk: Walk) -> str:
         """Return the digest of a walk."""
-        config = self.config.read_text() if self.config is not None else ""
+        config = self.config.read_text("utf-8") if self.config is not None else ""
         # With `reference = "linear"` every authority on disk is read.
         settings = [LINEAR_VERSION, config, self.respondents]
         return key_of(self.data_dir, walk, respondents_on_disk(self.data_dir), self.publication, settings)

@@ -55,7 +55,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         mx.save_safetensors(str(path), {key: arrays[key] for key in sorted(arrays)})
         digests[name] = file_sha256(path)
     state = part / "state.json"
-    state.write_text(json.dumps({"format": FORMAT, **checkpoint.state, "sha256": digests}, indent=1))
+    state.write_text(json.dumps({"format": FORMAT, **checkpoint.state, "sha256": digests}, indent=1), "utf-8")
     for path in part.iterdir():
         fsync_path(path)
     shutil.rmtree(final, ignore_errors=True)
@@ -96,7 +96,7 @@ def read_state(path: Path) -> dict[str, Any]:
     """
     file = path / "state.json"
     try:
-        state = json.loads(file.read_text())
+        state = json.loads(file.read_text("utf-8"))
     except OSError as error:
         raise CheckpointError(
             f"{path} is no checkpoint ({file.name}: {error.strerror}): name a folder that a training wrote"
