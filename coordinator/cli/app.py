@@ -147,8 +147,9 @@ def start(
         if as_json:
             _print_documents(documents)
         return
-    with _page_at(http, folder, quiet=quiet):
-        code = _run_stages(planned, documents, OutputMode(as_json, quiet))
+    mode = OutputMode(as_json, quiet)
+    with _page_at(http, folder, mode):
+        code = _run_stages(planned, documents, mode)
     if "extract 2 (eia)" in documents and not code:
         from ingest.cross_check import compare
 
@@ -179,14 +180,14 @@ def _run_stages(planned: Sequence[tuple[str, Any, Any]], documents: dict[str, An
     return ExitCode.DONE
 
 
-def _page_at(http: str, folder: Path, *, quiet: bool) -> AbstractContextManager[None]:
+def _page_at(http: str, folder: Path, mode: OutputMode) -> AbstractContextManager[None]:
     """Return what serves the live page inside; nothing where `http` is empty."""
     if not http:
         return nullcontext()
     from coordinator.watch.access import parse_address
     from coordinator.watch.run import page_process
 
-    return page_process(folder, parse_address(http), quiet=quiet)
+    return page_process(folder, parse_address(http), mode)
 
 
 def _extractions(values: Settings) -> list[tuple[str, Any]]:
@@ -265,15 +266,23 @@ def watch(
     as_json: AsJson = False,
 ) -> None:
     """Serve a live page about the runs in a data folder, read-only, until Ctrl-C."""
+    import signal
     import sys
 
     from coordinator.watch.access import parse_address
     from coordinator.watch.run import serve
 
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # that of `main` says how to resume, and nothing is cut short
+
+    def opened_at(url: str) -> None:
+        print(json.dumps({"event": "page", "url": url}) if as_json else f"page: {url}", file=sys.stderr, flush=True)
+
     def say(line: str) -> None:
         print(json.dumps({"event": "note", "text": line}) if as_json else line, file=sys.stderr, flush=True)
 
-    serve(folder_of(settings), parse_address(http), say, with_stdin=with_stdin)
+    serve(folder_of(settings), parse_address(http), opened_at, say, with_stdin=with_stdin)
 
 
 @app.command(cls=Command, epilog="coordinator clean --data data")

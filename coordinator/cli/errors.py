@@ -1,6 +1,7 @@
 """Report errors: one line on stderr and an exit code. Results go to stdout, everything else to stderr.
 
-With `--json` stdout holds one JSON document and stderr JSON lines, whose `event` is "progress", "note" or "error".
+With `--json` stdout holds one JSON document and stderr JSON lines, whose `event` is "progress", "note", "error", or "page" with the live
+page's `url`.
 """
 
 import json

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from coordinator.stages.stage import OutputMode
 from coordinator.watch.access import Address
 from coordinator.watch.app import PageServer, create_app
 from coordinator.watch.folder import FolderReader
@@ -45,13 +46,21 @@ def listen(address: Address) -> tuple[socket.socket, Address]:
     return listening, replace(address, port=listening.getsockname()[1])
 
 
-def serve(data_dir: Path, address: Address, say: Callable[[str], None], *, with_stdin: bool = False) -> None:
+def serve(
+    data_dir: Path,
+    address: Address,
+    opened_at: Callable[[str], None],
+    say: Callable[[str], None],
+    *,
+    with_stdin: bool = False,
+) -> None:
     """Serve the page of a folder until Ctrl-C.
 
     Args:
         data_dir: the folder.
         address: where to listen. Off loopback a new token is asked for.
-        say: receives the page's URL as a line, and one about a folder that is not there yet.
+        opened_at: receives the page's URL.
+        say: receives a line about a folder that is not there yet.
         with_stdin: end when stdin ends too. A run starts the page in this way, and creates its folder itself.
 
     Raises:
@@ -60,14 +69,14 @@ def serve(data_dir: Path, address: Address, say: Callable[[str], None], *, with_
     listening, address = listen(address)
     token = "" if address.loopback else secrets.token_urlsafe(24)
     opened = replace(address, host=platform.node() or address.host) if address.every else address
-    say(f"page: {opened.url}{f'?token={token}' if token else ''}")
-    if not with_stdin and not data_dir.is_dir():
-        say(f"{printable(str(data_dir))}: there is no such folder yet; the page waits for it")
-    server = PageServer(create_app(FolderReader(data_dir), address, token))
-    sys.setswitchinterval(SWITCH_S)
-    if with_stdin:
-        threading.Thread(target=_end_with_stdin, args=(server,), daemon=True).start()
     with suppress(KeyboardInterrupt):  # uvicorn raises the signal again after it has ended
+        opened_at(f"{opened.url}{f'?token={token}' if token else ''}")
+        if not with_stdin and not data_dir.is_dir():
+            say(f"{printable(str(data_dir))}: there is no such folder yet; the page waits for it")
+        server = PageServer(create_app(FolderReader(data_dir), address, token))
+        sys.setswitchinterval(SWITCH_S)
+        if with_stdin:
+            threading.Thread(target=_end_with_stdin, args=(server,), daemon=True).start()
         server.run(sockets=[listening])
 
 
@@ -79,7 +88,7 @@ def _end_with_stdin(server: PageServer) -> None:
 
 
 @contextmanager
-def page_process(data_dir: Path, address: Address, *, quiet: bool) -> Iterator[None]:
+def page_process(data_dir: Path, address: Address, mode: OutputMode) -> Iterator[None]:
     """Serve the page in a separate process while the context is open, so that it takes no time from the run's server. It ends with this process.
 
     Raises:
@@ -88,12 +97,12 @@ def page_process(data_dir: Path, address: Address, *, quiet: bool) -> Iterator[N
     listen(address)[0].close()  # an error is this command's, before the run begins
     command = [sys.executable, "-m", "coordinator", "watch", "--data", str(data_dir), "--with-stdin"]
     host = f"[{address.host}]" if ":" in address.host else address.host
-    command += ["--http", f"{host}:{address.port}"]
+    command += ["--http", f"{host}:{address.port}", *(["--json"] if mode.as_json else [])]
     process = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL if quiet else None,
+        stderr=subprocess.DEVNULL if mode.quiet else None,
         start_new_session=True,  # Ctrl-C is for the run; the page shows how it ends
     )
     with suppress(OSError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import signal
 import socket
 import subprocess
 import threading
@@ -19,6 +20,7 @@ import requests
 from msgspec.structs import replace
 
 from coordinator.stages.run_log import RunLog, RunState
+from coordinator.stages.stage import OutputMode
 from coordinator.watch import app as watch_app
 from coordinator.watch.access import Address
 from coordinator.watch.folder import FolderReader, View
@@ -223,15 +225,33 @@ def test_http_without_a_value_is_the_usual_address_and_a_taken_port_is_told_befo
     assert (done.returncode, told in done.stderr, "--http another" in done.stderr) == (2, True, True), done.stderr
 
 
-def test_address_of_every_interface_is_named_by_the_host_and_a_missing_folder_is_waited_for(tmp_path: Path) -> None:
-    arguments = command("watch", "--data", "nothere", "--http", "0.0.0.0:0")
+@pytest.mark.parametrize("as_json", [False, True])
+def test_page_says_its_address_and_what_it_waits_for_and_ctrl_c_is_its_end(as_json: bool, tmp_path: Path) -> None:
+    """With --json the address was no JSON line; at its end it said that completed work is saved, and how to resume."""
+    arguments = command("watch", "--data", "nothere", "--http", "0.0.0.0:0", *(["--json"] if as_json else []))
     process = subprocess.Popen(arguments, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:
-        assert process.stderr.readline().startswith(f"page: http://{platform.node()}:")
-        assert process.stderr.readline() == "nothere: there is no such folder yet; the page waits for it\n"
+        opened, waits = process.stderr.readline(), process.stderr.readline()
+        if as_json:
+            page, note = json.loads(opened), json.loads(waits)
+            assert (page["event"], note["event"]) == ("page", "note")
+            opened, waits = f"page: {page['url']}", f"{note['text']}\n"
+        assert opened.startswith(f"page: http://{platform.node()}:")
+        assert waits == "nothere: there is no such folder yet; the page waits for it\n"
+        process.send_signal(signal.SIGINT)
+        assert (process.wait(WAIT_S), process.stderr.read()) == (0, "")
     finally:
         process.kill()
         process.wait()
         process.stderr.close()
     assert not (tmp_path / "nothere").exists()
+
+
+def test_page_of_a_run_says_its_address_in_the_form_of_the_run(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The line was plain text among the JSON lines of `start --json`."""
+    with page_process(tmp_path, Address("127.0.0.1", 0), OutputMode(as_json=True)):
+        line = until(lambda: capfd.readouterr().err, "the address")
+    assert json.loads(line)["url"].startswith("http://127.0.0.1:")
