@@ -19,7 +19,6 @@ from ingest.sources import get_source
 
 LEAST_YEARS = 2  # of a training of the forecaster
 CONTROL_YEARS = 3  # in a row
-ADVISED_YEARS = 3  # that the messages ask for
 NAMED = 12  # respondents that a message names; more than that are those of the settings
 FIRST_YEAR = 2019  # the default of --start
 Years = Mapping[str, Collection[int]]  # respondent → years
@@ -45,7 +44,9 @@ def years_after(extractions: Iterable[ExtractOptions], years: Years) -> dict[str
     return dict.fromkeys(found, every)
 
 
-def too_few_years(data_dir: Path, config: bytes, years: Years, source: str = "", *, after: bool = False) -> str:
+def too_few_years(
+    data_dir: Path, config: bytes, years: Years, source: str = "", *, after: bool = False, advised: int = LEAST_YEARS
+) -> str:
     """Return why a training cannot begin with these years, and what to run; "" if they suffice.
 
     Args:
@@ -54,6 +55,7 @@ def too_few_years(data_dir: Path, config: bytes, years: Years, source: str = "",
         years: respondent → years on disk.
         source: of --source, for the command; "": that of the hours on disk.
         after: The years are those after an extraction that has not begun.
+        advised: number of years that the command to run asks for; more than the training needs where a control training follows it.
     """
     settings = tomllib.loads(config.decode())
     asked = parse_codes(settings.get("respondents") or ())
@@ -62,7 +64,7 @@ def too_few_years(data_dir: Path, config: bytes, years: Years, source: str = "",
         return ""
     return (
         f"a training needs series of {LEAST_YEARS} years, one to train and validate and a later one for the test; "
-        f"{_held(data_dir, years, asked, common, after=after)}. Run {_command(data_dir, years, asked, common, source)}, "
+        f"{_held(data_dir, years, asked, common, after=after)}. Run {_command(data_dir, years, asked, common, source, advised)}, "
         "or name the hours as `train` and `validate` in the file of --train-config"
     )
 
@@ -74,16 +76,16 @@ def too_few_for_control(data_dir: Path, years: Years, source: str = "", *, after
         return ""
     return (
         f"a control training needs series of {CONTROL_YEARS} years in a row, the last two to validate and to test; "
-        f"{_held(data_dir, years, (), common, after=after)}. Run {_command(data_dir, years, (), common, source)}"
+        f"{_held(data_dir, years, (), common, after=after)}. Run {_command(data_dir, years, (), common, source, CONTROL_YEARS)}"
     )
 
 
-def advised_years(common: list[int]) -> tuple[int, int]:
-    """Return the first and the last year to extract, such that they include those on disk."""
+def advised_years(common: list[int], number: int) -> tuple[int, int]:
+    """Return the first and the last of at least `number` years to extract, such that they include those on disk."""
     if not common:
-        return FIRST_YEAR, FIRST_YEAR + ADVISED_YEARS - 1
-    first = min(max(common[-1] - ADVISED_YEARS + 1, FIRST_YEAR), common[0])
-    return first, max(common[-1], first + ADVISED_YEARS - 1)
+        return FIRST_YEAR, FIRST_YEAR + number - 1
+    first = min(max(common[-1] - number + 1, FIRST_YEAR), common[0])
+    return first, max(common[-1], first + number - 1)
 
 
 def check_years(data_dir: Path, config: bytes) -> None:
@@ -122,7 +124,8 @@ def check_planned(data_dir: Path, planned: Mapping[str, Any], source: str) -> No
     else:
         source = ""
     if "train" in planned:
-        problem = too_few_years(data_dir, planned["train"].config, years, source, after=after)
+        advised = CONTROL_YEARS if "rollouts" in planned else LEAST_YEARS
+        problem = too_few_years(data_dir, planned["train"].config, years, source, after=after, advised=advised)
     if "rollouts" in planned:
         problem = problem or too_few_for_control(data_dir, years, source, after=after)
     if problem and years:
@@ -154,9 +157,9 @@ def _held(data_dir: Path, years: Years, asked: Collection[str], common: list[int
     return f"{data_dir} holds " + (f"{len(common)}{shared}{listed}" if asked or years else "none with demand (D)")
 
 
-def _command(data_dir: Path, years: Years, asked: Collection[str], common: list[int], source: str) -> str:
-    """Return the command that extracts enough years."""
-    first, last = advised_years(common)
+def _command(data_dir: Path, years: Years, asked: Collection[str], common: list[int], source: str, number: int) -> str:
+    """Return the command that extracts `number` years."""
+    first, last = advised_years(common, number)
     names = asked or sorted(years)
     codes = f" --respondents {','.join(names)}" if 0 < len(names) <= NAMED else ""
     same = " with the same --respondents" if len(names) > NAMED else ""

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,7 +29,8 @@ from coordinator.cli.app import app
 from coordinator.cli.errors import run
 from coordinator.cli.hints import next_steps
 from coordinator.doctor.checks import Finding, describe
-from coordinator.stages.years import source_of, too_few_for_control, too_few_years
+from coordinator.stages.years import check_planned, source_of, too_few_for_control, too_few_years
+from ingest.errors import UsageError
 from tests.support.data_folder import build_all, commit, one_month, shard
 from tests.support.program import MONTH, command, environment
 from tests.support.waiting import end_of
@@ -217,7 +219,7 @@ def test_training_on_too_few_years_is_refused_before_a_ring_is_started(
     code, out, err = coordinator("start", "--train", *more)
     assert (code, out) == (2, "")
     assert err.startswith("coordinator: a training needs series of 2 years") and "data holds 1 (2024)" in err
-    assert "`coordinator start --extract --start 2022 --end 2024 --respondents PACW --data data`" in err
+    assert "`coordinator start --extract --start 2023 --end 2024 --respondents PACW --data data`" in err
     assert "UsageError" not in err and "workers" not in err
     assert not (data / "train" / "checkpoints").exists()
 
@@ -234,6 +236,13 @@ def test_control_training_on_too_few_years_is_refused_before_a_learner_is_starte
     )
     assert "`coordinator start --extract --start 2022 --end 2024 --respondents PACW --data data`" in err
     assert not (data / "control" / "logs").exists()
+
+
+@pytest.mark.parametrize(("stages", "first"), [({"train"}, 2023), ({"rollouts"}, 2022), ({"train", "rollouts"}, 2022)])
+def test_years_that_a_refusal_names_are_those_that_the_stages_need(stages: set[str], first: int, data: Path) -> None:
+    """A training alone needs two years, and three were named."""
+    with pytest.raises(UsageError, match=f"--start {first} --end 2024 --respondents PACW"):
+        check_planned(data, {name: SimpleNamespace(config=b"") for name in stages}, "")
 
 
 @pytest.mark.parametrize(
@@ -268,7 +277,7 @@ def test_next_command_after_an_extraction_is_one_that_can_run(data: Path) -> Non
     settings = {"data": data, "train-config": None}
     first, lacking = next_steps({"extract"}, settings).splitlines()
     assert first == f"next: coordinator report --data {data}"
-    assert "--start 2022 --end 2024 --respondents PACW" in lacking
+    assert "--start 2023 --end 2024 --respondents PACW" in lacking
     commit(data, shard("PACW", "2023-01-01T00", "2023-01-31T23"), {"D": 3000.0, "DF": 3100.0})
     build_all(data)
     assert next_steps({"extract"}, settings) == f"next: coordinator start --train --data {data}"
@@ -281,9 +290,9 @@ def test_next_command_after_an_extraction_is_one_that_can_run(data: Path) -> Non
         ({"PACW": {2024}}, b'validate = "2024-06:2024-07"', ""),
         ({"PACW": {2022, 2023}, "ERCO": {2023}}, b"", "holds 1 that all respondents have (2023)"),
         ({"PACW": {2022, 2023}, "ERCO": {2023}}, b'respondents = ["PACW"]', ""),
-        ({"PACW": {2019}}, b"", "--start 2019 --end 2021 --respondents PACW"),
+        ({"PACW": {2019}}, b"", "--start 2019 --end 2020 --respondents PACW"),
         ({str(i): {2024} for i in range(13)}, b"", "--end 2024 --data data` with the same --respondents, or"),
-        ({}, b"", "holds none with demand (D). Run `coordinator start --extract --start 2019 --end 2021 --data"),
+        ({}, b"", "holds none with demand (D). Run `coordinator start --extract --start 2019 --end 2020 --data"),
     ],
 )
 def test_years_that_suffice_for_a_training_are_those_that_it_accepts(
