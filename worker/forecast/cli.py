@@ -164,12 +164,21 @@ def _is_trained(run: Path) -> bool:
     return any((run / name).exists() for name in ("result.json", "state.json"))
 
 
-def _why_not_trained(options: argparse.Namespace, region: str) -> str | None:
-    """Return why no trained model can forecast the day after an issue time, where the hourly regressions can; None: one may."""
+def _why_not_trained(options: argparse.Namespace, region: str, named: str) -> str | None:
+    """Return why no trained model can forecast the day after an issue time, where the hourly regressions can; None: one may.
+
+    Args:
+        options: of the command line, with the issue time as a time.
+        region: respondent.
+        named: --issue as it was given. A time without a training is for `_load` to refuse.
+    """
     if not _is_trained(options.run):
-        return f"{options.run} holds no finished training"
+        return f"{options.run} holds no finished training" if named == TOMORROW else None
+    if not (series_folder(options.data) / region).is_dir():
+        return None
     last = available(options.data, region).years[-1]
-    if hours_of_issue(region, options.issue).last > hour_number(f"{last}-12-31T23"):
+    ends = hours_of_issue(region, options.issue).last > hour_number(f"{last}-12-31T23")
+    if ends and parse_issue(options.issue).year <= last:  # a later issue time is refused: nothing before it is on disk
         return f"the series of {region} end with {last}, and the trained model reads DF of the day from them"
     return None
 
@@ -242,7 +251,7 @@ def _run(options: argparse.Namespace, log: Callable[[str], None]) -> str:
         log(f"--issue {named} is {options.issue} local, {meaning} the newest demand of {region} in {options.data}")
     if is_hourly(options):
         answer = forecast_issue(options, region, origin, log)
-    elif named == TOMORROW and (why := _why_not_trained(options, region)):
+    elif why := _why_not_trained(options, region, named):
         log(f"{why}: the hourly regressions forecast the day")
         answer = forecast_issue(options, region, origin, log, hours_of_issue(region, options.issue))
     else:

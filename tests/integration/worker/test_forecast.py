@@ -309,6 +309,7 @@ def test_tomorrow_at_the_end_of_the_years_on_disk_is_forecast_and_drawn(
     assert code == 0 and "the series of PACW end with 2023, and the trained model reads DF of the day from them" in err
     assert [hour["local"][:13] for hour in json.loads(out)["hours"]][::23] == ["2024-01-01T01", "2024-01-02T00"]
     assert plot.read_bytes()[:4] == b"\x89PNG"
+    assert forecast("--data", str(data), "--region", "PACW", "--issue", "2023-12-31T10", "--json")[:2] == (0, out)
 
 
 def test_a_day_that_the_training_saw_is_said_to_be_one(forecast: Forecast, trained: Path) -> None:
