@@ -27,7 +27,7 @@ def main() -> None:
     """Run the command line and end the process with its exit code."""
     signal.signal(signal.SIGINT, _on_interrupt)
     try:
-        from ingest.console import protect
+        from ingest.console import ending, protect
 
         protect()
         from coordinator.cli.app import app
@@ -37,6 +37,8 @@ def main() -> None:
             code = print_error(reason, ExitCode.USAGE, as_json="--json" in sys.argv)
         else:
             code = run(app)
+            if not {"start", "follow"} & {*sys.argv[1:2]}:  # the result of those is on the disk
+                code = ending(code)
     except KeyboardInterrupt:
         code = ExitCode.INTERRUPTED
     sys.exit(code)

@@ -5,6 +5,7 @@ Text of a server, a worker, a file or another host passes through `printable` (o
 clear its screen or hide a line.
 """
 
+import codecs
 import faulthandler
 import io
 import json
@@ -25,6 +26,8 @@ SECRET_NAMES = ("KEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIALS")  
 SHORTEST_SECRET = 6  # characters: removing a shorter one would spoil words that only contain it
 _USER = re.compile(r"(?<=//)[^/@\s]+(?=@)")  # user:password of a URL
 _NAMED = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
+PLAIN = {"–": "-", "—": "-", "…": "...", "·": "|", "×": "x", "→": "->"}  # what tables and lines of our own have
+PLAINLY = "plainly"  # name of the error handler of a stream's encoding
 _OURS = "\n\t"  # what a program itself writes to a stream: ends of lines, and columns for other programs
 
 
@@ -105,6 +108,7 @@ class _ForgivingFile(io.FileIO):
     """
 
     lost = False
+    refused = False  # not because its reader has gone, which has what it wanted
 
     def write(self, data: Any) -> int:
         """Write or drop all bytes, and return their number."""
@@ -116,11 +120,24 @@ class _ForgivingFile(io.FileIO):
                 else:
                     rest = rest[written:]
         except OSError as error:
+            self.refused = self.refused or not isinstance(error, BrokenPipeError)
             if not self.lost and self.fileno() == 1 and not isinstance(error, BrokenPipeError):
                 text = f"stdout: {error.strerror}; some of the output is lost"
                 print(json.dumps({"event": "note", "text": text}) if "--json" in sys.argv else text, file=sys.stderr)
             self.lost = True
         return len(data)
+
+
+def _plainly(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Return what stands for characters that an encoding lacks: a plain one that means the same, or an escape."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacked = error.object[error.start : error.end]
+    plain = [PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode("ascii") for c in lacked]
+    return "".join(plain), error.end
+
+
+codecs.register_error(PLAINLY, _plainly)
 
 
 class SafeStream(io.TextIOWrapper):
@@ -186,6 +203,13 @@ def protect() -> None:
         logging.lastResort.setFormatter(LineFormatter())
 
 
+def ending(code: int) -> int:
+    """Return the exit code of a program whose result is what it prints: 1 in the place of 0 where stdout refused some of it."""
+    sys.stdout.flush()
+    refused = isinstance(sys.stdout, SafeStream) and getattr(sys.stdout.buffer, "refused", False)
+    return 1 if refused and not code else code
+
+
 def _protected(stream: Any) -> Any:
     if isinstance(stream, SafeStream):
         return stream
@@ -196,6 +220,6 @@ def _protected(stream: Any) -> Any:
     return SafeStream(
         _ForgivingFile(stream.fileno(), "w", closefd=False),
         stream.encoding,
-        "backslashreplace",
+        PLAINLY,
         line_buffering=stream.line_buffering or stream.write_through,
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.wire.messages import Lease
-from ingest.console import LineFormatter, SafeStream, printable, printable_lines, redact, unescaped
+from ingest.console import PLAINLY, LineFormatter, SafeStream, printable, printable_lines, redact, unescaped
 from ingest.http import ORIGIN_LIMIT, HttpResponse
 from worker.agent.handlers import MAX_TEXT, failure_of
 
@@ -85,6 +85,13 @@ def test_stream_escapes_what_nobody_escaped_and_a_display_can_draw() -> None:
     assert raw.getvalue() == b"\\u03a3\ta\\u001b[2J\\r\\u009b\n\x1b[1mbold"
     plain = io.StringIO()
     assert unescaped(plain) is plain
+
+
+def test_character_that_an_encoding_lacks_is_a_plain_one_that_means_the_same_or_an_escape() -> None:
+    """Cells of tables without a value were an escape."""
+    raw = io.BytesIO()
+    print("a – b … Σ", file=SafeStream(raw, "ascii", PLAINLY), flush=True)
+    assert raw.getvalue() == b"a - b ... \\u03a3\n"
 
 
 # -- streams of real processes -----------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import sys
 
 if __name__ == "__main__":
-    from ingest.console import protect
+    from ingest.console import ending, protect
     from ringattn.blas import loader as blas
 
     protect()
@@ -11,4 +11,4 @@ if __name__ == "__main__":
     blas.prepare(quiet=True)  # sets threads and BLAS, which must happen before numpy and mlx load
     from worker.forecast.backtest.cli import main
 
-    sys.exit(main())
+    sys.exit(ending(main()))
