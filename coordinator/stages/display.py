@@ -8,7 +8,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,8 +22,9 @@ from coordinator.stages.stage import OutputMode
 from ingest.console import printable, unescaped
 
 if TYPE_CHECKING:  # loaded where it draws: a command that is no terminal's starts sooner without it
-    from rich.console import RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType
     from rich.progress_bar import ProgressBar
+    from rich.table import Table
     from rich.text import Text
 
 SILENT_S = 5.0  # without a heartbeat, after which the table shows the worker as silent
@@ -31,6 +32,9 @@ PLAIN_EVERY_S = 2.0  # between lines without a terminal
 QUICK_S = 1.0  # a command that ends sooner shows no progress
 REFRESH_S = 0.25
 COLUMNS = 80  # of a line
+WITH_DOING = (
+    64  # columns of a terminal from which the table says what each worker does; in fewer it would be cut to a letter
+)
 FOLDED = "  … "  # before the rest of a line that is longer
 
 
@@ -225,12 +229,32 @@ def cell(text: str) -> "Text":
 def to_rich(view: RunView) -> "RenderableType":
     """Return the headline, a line for each wait, a table with a row for each worker, and a bar."""
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
+
+    waits = [Text(part) for wait in view.waits for part in folded(printable(str(wait)))]
+    table = ByWidth(lambda width: worker_table(view, with_doing=width >= WITH_DOING))
+    return Group(Text(headline(view)), *waits, table, bar(view.progress, view.done, view.total))
+
+
+@dataclass(frozen=True)
+class ByWidth:
+    """What a console draws in as many columns as it has."""
+
+    draw: "Callable[[int], RenderableType]"
+
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "Iterator[RenderableType]":
+        """Yield what is drawn, as rich asks for it."""
+        yield self.draw(options.max_width)
+
+
+def worker_table(view: RunView, *, with_doing: bool) -> "Table":
+    """Return a table with a row for each worker."""
+    from rich.table import Table
 
     table = Table(box=None, pad_edge=False, show_edge=False, expand=True)
     table.add_column("worker", no_wrap=True)
-    table.add_column("doing", overflow="ellipsis", no_wrap=True, ratio=1)  # the width that the other columns leave
+    if with_doing:
+        table.add_column("doing", overflow="ellipsis", no_wrap=True, ratio=1)  # the width that the other columns leave
     for title in ("leases", "rows", "requests", "MB"):
         table.add_column(title, justify="right", no_wrap=True)
     for worker in view.workers:
@@ -239,9 +263,8 @@ def to_rich(view: RunView) -> "RenderableType":
             doing = f"silent for {worker.silent_s:.0f} s; {doing}"
         held = f"{worker.leases}/{worker.capacity}"
         counts = (held, f"{worker.rows:,}", f"{worker.requests:,}", f"{worker.megabytes:.0f}")
-        table.add_row(cell(worker.name), cell(doing), *counts)
-    waits = [Text(part) for wait in view.waits for part in folded(printable(str(wait)))]
-    return Group(Text(headline(view)), *waits, table, bar(view.progress, view.done, view.total))
+        table.add_row(cell(worker.name), *([cell(doing)] if with_doing else []), *counts)
+    return table
 
 
 def bar(progress: StageProgress | None, done: float, total: float) -> "ProgressBar":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -10,10 +11,11 @@ from rich.console import Console
 from coordinator.scheduling.events import Drain, Tick
 from coordinator.scheduling.waits import MAX_SHOWN, TaskWaits, WaitStatus
 from coordinator.scheduling.worker_state import LeaseTimings
-from coordinator.stages.display import FOLDED, PlainDisplay, RunView, render
+from coordinator.stages.display import FOLDED, PlainDisplay, RunView, WorkerView, render, run_view
 from coordinator.wire import codec, messages
 from coordinator.wire.messages import AbandonLease, BadMessage, Heartbeat, Waiting
 from tests.support.scheduling import failure, leases, register, result, sent, spec, started
+from tests.unit.coordinator.test_hostile_text import STATUS
 
 
 def waiting(task: str, attempt: int = 1, since_s: float = 40.0, next_s: float = 12.0, request: int = 4) -> Waiting:
@@ -150,3 +152,15 @@ def test_every_display_says_what_is_waited_for_since_when_and_the_next_try() -> 
     assert json.loads(json.dumps(shown.plain))["waits"] == [
         {"what": "api.eia.gov", "reason": "sent 503", "since_s": 40.2, "next_s": 12.4, "attempt": 4, "tasks": 1}
     ]
+
+
+@pytest.mark.parametrize(("columns", "shown"), [(120, True), (40, False)])
+def test_narrow_terminal_has_no_column_for_what_each_worker_does(columns: int, shown: bool) -> None:
+    """In 40 columns its cells were cut to `e…`."""
+    worker = WorkerView("m2:10", ("extract eia/PACW",), 1, 4, 2.0, 1_000, 10, 100.0, 0.0)
+    console = Console(width=columns)
+    with console.capture() as capture:
+        console.print(render(replace(run_view(STATUS), workers=(worker,), waits=())).picture())
+    (row,) = (line for line in capture.get().splitlines() if line.startswith("m2:10"))
+    assert ("doing" in capture.get()) == ("extract eia/PACW" in row) == shown
+    assert row.split()[-4:] == ["1/4", "1,000", "10", "100"]
