@@ -36,6 +36,7 @@ FIRST_S, JOURNAL_S = (
 )  # of a look, for new records of the journal: the page opens before a long one has been read
 SILENT_S = 10.0  # without a status, after which a run counts as gone
 NO_CURVE = np.array([]), np.array([])
+WorkerRates = tuple[float | None, float | None]  # rows and requests a second; None: not known yet
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class View:
     newest: Mapping[str, Any]  # of the training's metrics
     control: Control | None
     host: str = ""  # that reads the folder
-    worker_rates: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # worker → rows and requests a second
+    worker_rates: Mapping[str, WorkerRates] = field(default_factory=dict)  # by worker
     missing: bool = False  # the folder has gone, or is not there yet: the rest is what it last held
     problem: str = ""  # why it could not be read
 
@@ -233,13 +234,15 @@ def _since(curve: Curve, began: float) -> tuple[Floats, Floats]:
     return at - began, value
 
 
-def _rates(heard: deque[_Heard]) -> tuple[float, float]:
-    """Return rows and requests a second between the oldest and the newest moment."""
+def _rates(heard: deque[_Heard]) -> WorkerRates:
+    """Return rows and requests a second between the oldest and the newest moment. None of either is known to be a rate only after `RATE_S`."""
     first, last = heard[0], heard[-1]
     seconds = last.at - first.at
-    return (
-        ((last.rows - first.rows) / seconds, (last.requests - first.requests) / seconds) if seconds > 0 else (0.0, 0.0)
-    )
+
+    def rate(count: int) -> float | None:
+        return count / seconds if seconds >= RATE_S or (seconds > 0 and count) else None
+
+    return rate(last.rows - first.rows), rate(last.requests - first.requests)
 
 
 def _bounded(text: str) -> str:

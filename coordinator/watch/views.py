@@ -115,7 +115,7 @@ class Renderer:
         rows = []
         for worker in () if state is None else state.run.workers:
             doing = ", ".join(worker.executing[:2]) + (" …" if len(worker.executing) > 2 else "")
-            rows_per_s, requests_per_s = view.worker_rates.get(worker.name, (0.0, 0.0))
+            rows_per_s, requests_per_s = view.worker_rates.get(worker.name, (None, None))
             rows.append(
                 [
                     f"{worker.host}:{worker.pid}",
@@ -123,9 +123,9 @@ class Renderer:
                     f"{worker.leases} of {worker.capacity}",
                     f"{worker.done_per_minute:,.0f}",
                     quantity(worker.rows),
-                    f"{rows_per_s:,.0f}",
+                    "–" if rows_per_s is None else f"{rows_per_s:,.0f}",
                     f"{worker.requests:,}",
-                    f"{requests_per_s:.1f}",
+                    "–" if requests_per_s is None else f"{requests_per_s:.1f}",
                     size(worker.rss),
                     f"{worker.silent_s + _age_s(view):.0f} s ago",
                 ]
@@ -169,9 +169,11 @@ class Renderer:
             key = tuple((len(line.x), float(line.x[-1])) for line in known)
             figures = list(self._memo("ring", key, lambda: {"figures": [compute_figure(known)]})["figures"])
         ranks, sent = training.get("ranks", ()), sent_per_s(view.newest)
-        drawn = topology(ranks, _age_s(view), sent)
+        now = view.running and training.get("stage") != "finished"
+        drawn = topology(ranks, _age_s(view), sent if now else None)
         return {
             "training": training,
+            "now": now,
             "sent": "" if sent is None else f"{size(sent)}/s",
             "ranks": rank_rows(ranks, view.newest, _age_s(view)),
             "figures": [*([drawn] if drawn else []), *figures],
@@ -227,7 +229,9 @@ def _ends(view: View) -> str:
     if eta_s is None or view.state is None:
         return ""
     at = view.state.at + eta_s
-    return time.strftime("%H:%M" if at - view.now < 12 * 3600 else "%m-%d %H:%M", time.gmtime(at))
+    left_s = at - view.now
+    form = "%H:%M:%S" if left_s < 60 else "%H:%M" if left_s < 12 * 3600 else "%m-%d %H:%M"
+    return time.strftime(form, time.gmtime(at))
 
 
 def _part_row(part: Part, current: str) -> PartRow:

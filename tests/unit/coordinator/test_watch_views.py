@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace as with_fields
 
+from coordinator.scheduling.progress import StageProgress
 from coordinator.scheduling.records import Added, Failed, TaskSpec
 from coordinator.scheduling.waits import WaitStatus
 from coordinator.server.journal import Journal
@@ -127,6 +128,26 @@ def test_ring_is_drawn_with_its_links_and_the_rank_that_is_silent() -> None:
     assert (sent_per_s({"sent_bytes": 10, "seconds": 2.0}), sent_per_s({"sent_bytes": 10})) == (5.0, None)
 
 
+def test_ring_that_has_ended_is_told_in_the_past(tmp_path: Path) -> None:
+    """Beside `finished` stood `0 of 2 ranks`, and what rank 0 sends."""
+    training = {"round": 1, "ranks": [], "wanted": 2, "step": 8, "steps": 8, "restarts": 0, "rounds": []}
+    for stage, ended in (("running", ""), ("finished", ""), ("finished", "done")):
+        found = state(stage="train", ended=ended, view={**training, "stage": stage})
+        seen = replace(view(tmp_path, found, running=not ended), newest={"sent_bytes": 43e6, "seconds": 1.0})
+        html = Renderer().panels(seen)["ring"]
+        now = stage == "running"
+        assert ("0 of 2" in html) == ("rank 0 sends" in html) == now
+        assert ("ranks asked for" in html) == ("rank 0 sent at last" in html) == (not now)
+
+
+@pytest.mark.parametrize(("eta_s", "until"), [(40.0, "00:03:20 UTC"), (300.0, "00:07 UTC")])
+def test_end_of_a_stage_within_a_minute_has_its_seconds(eta_s: float, until: str, tmp_path: Path) -> None:
+    """`until about 22:13` stood beside a newest change at 22:13:44."""
+    run = with_fields(RUN, progress=StageProgress(eta_s, 0.5, "", ()))
+    html = Renderer().panels(view(tmp_path, state(at=160.0, run=run), running=True))["stages"]
+    assert f"(until about {until})" in html
+
+
 def test_worker_has_the_rate_of_the_last_seconds(tmp_path: Path) -> None:
     import msgspec
 
@@ -137,6 +158,9 @@ def test_worker_has_the_rate_of_the_last_seconds(tmp_path: Path) -> None:
         found = state(at=100.0 + second, run=with_fields(RUN, workers=(worker,)))
         (tmp_path / "logs" / "status.json").write_bytes(msgspec.json.encode(found))
         seen = reader.read()
+        if second == 2:  # nothing is verified yet, and 2 s do not tell that nothing will be
+            assert seen.worker_rates == {RUN.workers[0].name: (None, 1.0)}
+            assert ">–</td>" in Renderer().panels(seen)["workers"]
     assert seen.worker_rates == {RUN.workers[0].name: (1000.0, 1.0)}
     assert "1,000" in Renderer().panels(seen)["workers"]
 
