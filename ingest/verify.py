@@ -101,18 +101,21 @@ class Report:
             f"{quoted(self.data_dir)}` with its respondents and period: it fetches or builds them again"
         )
 
-    def to_text(self) -> str:
-        """Return one line per note, gap and mismatch, then a table of counts, which ends with the verdict."""
+    def to_text(self, *, quiet: bool = False) -> str:
+        """Return one line per note, gap and mismatch (`quiet`: per mismatch), then a table of counts, which ends with the verdict."""
         gap_hours = sum(gap.hours for gap in self.gaps if not is_daily(gap.route))
         gap_days = sum(gap.hours // DAY for gap in self.gaps if is_daily(gap.route))
-        days = f" and {gap_days:,} days" if gap_days else ""
+        days = f" and {gap_days:,} day{'s' * (gap_days != 1)}" if gap_days else ""
         counts = [
             ("manifests", f"{self.shards} shards, {self.builds} builds"),
             ("pages", f"{self.pages:,}"),
             ("rows", f"{self.rows:,} of {self.total:,}"),
             ("hashed", f"{self.bytes / 1e6:,.1f} MB"),
             ("mismatches", f"{len(self.mismatches):,}"),
-            ("gaps", f"{len(self.gaps):,} ({gap_hours:,} hours{days} that the source does not have)"),
+            (
+                "gaps",
+                f"{len(self.gaps):,} ({gap_hours:,} hour{'s' * (gap_hours != 1)}{days} that the source does not have)",
+            ),
             ("notes", f"{len(self.notes):,}"),
             ("verdict", "whole" if self.whole else f"NOT WHOLE: {self._remedy}"),
         ]
@@ -121,7 +124,8 @@ class Report:
             for gap in self.gaps
         ]
         lines = [f"{name:<11}{value}" for name, value in counts]
-        return "\n".join(map(printable, [*map(str, self.notes), *gaps, *map(str, self.mismatches), *lines]))
+        harmless = [] if quiet else [*map(str, self.notes), *gaps]
+        return "\n".join(map(printable, [*harmless, *map(str, self.mismatches), *lines]))
 
 
 def verify(data_dir: Path | str, progress: OnProgress | None = None) -> Report:

@@ -27,7 +27,7 @@ def verify(settings: Settings, as_json: AsJson = False, quiet: Quiet = False) ->
         from ingest.verify import verify as verify_folder  # here: it takes a second to load, which the steps show
 
         report = verify_folder(folder_of(settings), steps)
-    print(json.dumps(report.to_json()) if as_json else report.to_text())
+    print(json.dumps(report.to_json()) if as_json else report.to_text(quiet=quiet))
     if not report.whole:
         raise typer.Exit(ExitCode.FAILED)
 

@@ -181,7 +181,7 @@ def test_a_missing_day_is_a_gap_of_its_hours(folder: Path) -> None:
         ("D", "2024-03-05T00", "2024-03-05T23", 24)
     ]
     assert manifest.write_summary(folder).gap_hours == 0  # the hours have no gap
-    assert "(0 hours and 1 days that the source does not have)" in verify(folder).to_text()
+    assert "(0 hours and 1 day that the source does not have)" in verify(folder).to_text()
     assert "2024-03-05T23 (1 d)" in verify(folder).to_text()
 
 

@@ -70,6 +70,8 @@ def test_intact_folder_passes_verification(folder: Path) -> None:
     assert seen[-1] == (3, 3)
     assert json.loads(json.dumps(report.to_json()))["whole"] is True
     assert "2024-01-03T22 to 2024-01-04T07 (10 h)" in report.to_text()
+    brief = report.to_text(quiet=True)  # it listed every gap
+    assert "2024-01-03T22" not in brief and brief.splitlines()[-1].split() == ["verdict", "whole"]
 
 
 @pytest.mark.parametrize("where", ["raw", "pieces", "series"])
