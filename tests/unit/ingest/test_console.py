@@ -90,7 +90,8 @@ def test_stream_escapes_what_nobody_escaped_and_a_display_can_draw() -> None:
 def test_character_that_an_encoding_lacks_is_a_plain_one_that_means_the_same_or_an_escape() -> None:
     """Cells of tables without a value were an escape."""
     raw = io.BytesIO()
-    print("a – b … Σ", file=SafeStream(raw, "ascii", PLAINLY), flush=True)
+    stream = SafeStream(raw, "ascii", PLAINLY)
+    print("a – b … Σ", file=stream, flush=True)
     assert raw.getvalue() == b"a - b ... \\u03a3\n"
 
 
