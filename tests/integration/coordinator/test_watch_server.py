@@ -196,7 +196,7 @@ def test_page_of_a_run_says_that_it_ended_also_when_its_process_is_slow(tmp_path
     listening, address = listen(Address("127.0.0.1", 0))
     listening.close()
     with ExitStack() as stack:
-        with page_process(tmp_path, address, quiet=True):
+        with page_process(tmp_path, address, OutputMode(quiet=True)):
             page = next(one for one in psutil.Process().children() if "--with-stdin" in one.cmdline())
             until(lambda: answers(address.url), "the page")
             events = stack.enter_context(requests.get(address.url + "events", stream=True, timeout=WAIT_S))
