@@ -157,6 +157,7 @@ class Training:
     result: Mapping[str, Any]  # result.json; empty while it runs
     config: Mapping[str, Any]
     verified: bool  # the coordinator accepted the result
+    skipped: int = 0  # lines of metrics.jsonl that can't be read
 
 
 @dataclass(frozen=True)
@@ -243,6 +244,7 @@ class Control:
     tables: Mapping[str, tuple[tuple[str, ...], ...]]  # region → rows of its metrics, the header first
     known: str
     verified: bool
+    skipped: int = 0  # lines of metrics.jsonl that can't be read
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-import msgspec
-
 from ingest.console import brief
 from ingest.errors import UsageError
 from ingest.files import LineFollower, atomic_write
+from ingest.metrics import figures_of
 
 STATE, METRICS = "trackers.json", "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"  # in the run folder
@@ -277,9 +276,8 @@ def _tell_late(name: str, opened: threading.Event, ended: threading.Event, note:
 
 def scalars(line: bytes) -> tuple[int, Scalars] | None:
     """Return the step and the numbers of a line of metrics, those in lists and maps under their own names; None for no such line."""
-    try:
-        figures = msgspec.json.decode(line, type=dict[str, Any])
-    except msgspec.MsgspecError:
+    figures = figures_of(line)
+    if figures is None:
         return None
     step = next((figures[name] for name in STEPS if isinstance(figures.get(name), int)), None)
     if step is None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from coordinator.report.model import Control, Floats, Training
 from ingest.files import LineFollower
+from ingest.metrics import figures_of, number_of
 
 MAX_POINTS = 600  # of a curve: twice the pixels that a phone gives it
 TRAINED = ("loss", "attention_share", "wait_share", "tokens_per_s", "coverage_80", "skill")
@@ -62,27 +63,22 @@ class MetricCurves:
         if self._lines.replaced:
             self._clear()
         for line in lines:
-            try:
-                figures = msgspec.json.decode(line, type=dict[str, Any])
-            except msgspec.MsgspecError:
-                continue
-            self._take(figures)
+            if (figures := figures_of(line)) is not None and number_of(figures, self._x) is not None:
+                self._take(figures)
         return bool(lines)
 
     def _take(self, figures: Mapping[str, Any]) -> None:
         self.newest.update(figures)
-        at = figures.get(self._x)
-        if not isinstance(at, int | float):
-            return
         if isinstance(figures.get("ranks"), int):
             self.ranks.add(figures["ranks"])
         values = {name: figures[name] for name in (*TRAINED, *LEARNED) if name in figures}
         skills = figures.get("skills")
         if isinstance(skills, dict):
             values |= {f"skill of {name}": value for name, value in skills.items()}
-        for name, value in values.items():
-            if isinstance(value, int | float):
-                self.curves.setdefault(name, Curve()).add(float(at), float(value))
+        at = number_of(figures, self._x)
+        for name in values:
+            if at is not None and (value := number_of(values, name)) is not None:
+                self.curves.setdefault(name, Curve()).add(at, value)
 
     def arrays(self, name: str) -> tuple[Floats, Floats]:
         """Return a curve as arrays; empty ones if there is none."""

@@ -33,6 +33,7 @@ from coordinator.wire.lease_kinds import LeaseKind
 from ingest.errors import IngestError, StorageError, UsageError
 from ingest.files import atomic_write, file_sha256, visible
 from ingest.loader import available, respondents_on_disk
+from ingest.metrics import keep_until
 from rl import arrays as array_file
 from rl.algorithms.base import Algorithm
 from rl.algorithms.clone import Labels, clone
@@ -390,10 +391,7 @@ class ControlTraining:
 
     def _truncate_metrics(self, iteration: int) -> None:
         """Remove the lines of iterations that run again."""
-        path = self.run / METRICS
-        lines = path.read_text("utf-8").splitlines() if path.exists() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["version"] <= iteration]
-        atomic_write(path, "".join(line + "\n" for line in kept).encode())
+        keep_until(self.run / METRICS, "version", iteration)
 
     def _write_metrics(self, version: int, metrics: Mapping[str, float]) -> None:
         with (self.run / METRICS).open("a", encoding="utf-8") as file:

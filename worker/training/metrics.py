@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import ringattn
 from coordinator.wire.exit_codes import ExitCode
-from ingest.files import atomic_write
+from ingest.metrics import keep_until
 from worker.training.config import TrainConfig, plain
 
 SUSPENDED_S = 10.0  # the watchdog wakes every second: after a longer gap this process was suspended
@@ -70,7 +70,7 @@ class MetricsWriter:
             config.run_dir.mkdir(parents=True, exist_ok=True)
             (config.run_dir / "config.json").write_text(json.dumps(plain(config), indent=1), "utf-8")
             path = config.run_dir / "metrics.jsonl"
-            _drop_later_steps(path, done)
+            keep_until(path, "step", done)
             self._lines = path.open("a", encoding="utf-8")
         threading.Thread(target=self._watchdog, daemon=True).start()
 
@@ -137,10 +137,3 @@ def peak_bytes() -> int:
     """Return the peak resident memory of this process, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
-
-
-def _drop_later_steps(path: Path, done: int) -> None:
-    """Remove the lines of steps after `done`."""
-    if path.exists():
-        kept = [line for line in path.read_text("utf-8").splitlines() if line and json.loads(line)["step"] <= done]
-        atomic_write(path, "".join(line + "\n" for line in kept).encode())

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from coordinator.report.collect.training import curve, read_json, read_lines
+from coordinator.report.collect.training import curve, metric_lines, read_json
 from coordinator.report.model import Absent, Control, Floats, Week
 from ingest.errors import VerificationError, quoted
 from rl.arrays import load as load_arrays
@@ -34,7 +34,7 @@ def control(data_dir: Path) -> Control | Absent:
         VerificationError: A file is damaged.
     """
     run = data_dir / "control"
-    lines = read_lines(run / "metrics.jsonl")
+    lines, skipped = metric_lines(run / "metrics.jsonl", "version")
     result, about = read_json(run / "result.json"), read_json(run / "tables.json")
     if not lines and not result:
         return Absent("no control policy was trained here", f"coordinator start --rollouts --data {quoted(data_dir)}")
@@ -56,6 +56,7 @@ def control(data_dir: Path) -> Control | Absent:
         tables=tables,
         known=str(about.get("known", "")),
         verified=(run / "proved.json").exists(),
+        skipped=skipped,
     )
 
 

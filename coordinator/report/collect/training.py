@@ -12,6 +12,7 @@ from coordinator.report.model import Absent, Day, Floats, Forecasts, Training
 from ingest.calendar import calendar_of
 from ingest.columns import as_numpy, open_parquet
 from ingest.errors import VerificationError, quoted
+from ingest.metrics import number_of, read_metrics
 
 QUANTILES = ("q0.025", "q0.1", "q0.25", "q0.5", "q0.75", "q0.9", "q0.975")
 MEDIAN, LOW80, HIGH80 = "q0.5", "q0.1", "q0.9"
@@ -31,53 +32,53 @@ def read_json(path: Path) -> dict[str, Any]:
         raise VerificationError(f"{path} can't be read: {error}") from error
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return JSON lines without the last one if it is half written; none if the file does not exist.
+def metric_lines(path: Path, key: str) -> tuple[list[dict[str, Any]], int]:
+    """Return the lines of metrics that have a number under `key`, and how many were skipped. See `ingest.metrics`.
 
     Raises:
-        VerificationError: A complete line can't be read.
+        VerificationError: The file can't be read.
     """
     try:
-        text = path.read_text("utf-8")
-    except FileNotFoundError:
-        return []
-    try:
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines() if line]
-    except ValueError as error:
+        return read_metrics(path, key)
+    except OSError as error:
         raise VerificationError(f"{path} can't be read: {error}") from error
 
 
 def curve(lines: Sequence[Mapping[str, Any]], x: str, y: str) -> tuple[Floats, Floats]:
-    """Return two values of the JSON lines that have both."""
-    pairs = [(line[x], line[y]) for line in lines if isinstance(line.get(y), int | float)]
+    """Return two values of the JSON lines that have both as numbers."""
+    pairs = [
+        (a, b) for line in lines if (a := number_of(line, x)) is not None and (b := number_of(line, y)) is not None
+    ]
     return np.array([a for a, _ in pairs], float), np.array([b for _, b in pairs], float)
 
 
 def training(data_dir: Path) -> Training | Absent:
     """Return the training in DATA/train.
 
-    A damaged file raises `VerificationError`.
+    Raises:
+        VerificationError: A file is damaged, such that nothing of it can be read.
     """
     run = data_dir / "train"
-    lines = read_lines(run / "metrics.jsonl")
+    lines, skipped = metric_lines(run / "metrics.jsonl", "step")
+    if not lines and skipped:
+        raise VerificationError(f"{run / 'metrics.jsonl'} can't be read: none of its {skipped} lines has a step")
     if not lines:
         return Absent("the forecaster was not trained here", f"coordinator start --train --data {quoted(data_dir)}")
     validated = [line for line in lines if "skill" in line]
-    names = sorted({name for line in validated for name in line.get("skills", {})})
-    skill = {
-        name: curve([{"step": one["step"], "skill": one["skills"].get(name)} for one in validated], "step", "skill")
-        for name in names
-    }
+    skills = [{**own, "step": line["step"]} for line in validated if isinstance(own := line.get("skills"), dict)]
+    names = sorted({name for line in skills for name in line} - {"step"})
+    skill = {name: curve(skills, "step", name) for name in names}
     speeds = curve(lines, "step", "tokens_per_s")[1]
     return Training(
         loss=curve(lines, "step", "loss"),
         skill=skill | {"mean": curve(validated, "step", "skill")},
         coverage80=curve(validated, "step", "coverage_80"),
-        ranks=tuple(sorted({int(line["ranks"]) for line in lines if "ranks" in line})),
+        ranks=tuple(sorted({int(size) for line in lines if (size := number_of(line, "ranks")) is not None})),
         tokens_per_s=float(np.median(speeds)) if len(speeds) else float("nan"),
         result=read_json(run / "result.json"),
         config=read_json(run / "config.json"),
         verified=(run / "proved.json").exists(),
+        skipped=skipped,
     )
 
 

@@ -25,9 +25,12 @@ PoPs = Mapping[str, Mapping[str, float | None]]  # region → policy → share o
 
 
 def _status(found: Training | Control) -> str:
+    status = "Finished and verified" if found.verified else "Finished"
     if not found.result:
-        return "Not finished: run the command again to resume"
-    return "Finished and verified" if found.verified else "Finished"
+        status = "Not finished: run the command again to resume"
+    if not found.skipped:
+        return status
+    return f"{status}; {found.skipped} unreadable line{'s' * (found.skipped != 1)} of metrics.jsonl left out"
 
 
 def training(found: Training) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from ingest.files import LineFollower
+from ingest.metrics import figures_of, number_of
 
 METRICS, WEIGHTS = "metrics.jsonl", "average.safetensors"
 CONFIG = "train.toml"  # the copy of the configuration file that the ranks read
@@ -52,13 +53,12 @@ class MetricsFollower:
             self._take(line)
 
     def _take(self, line: bytes) -> None:
-        try:
-            figures = msgspec.json.decode(line, type=dict[str, Any])
-        except msgspec.MsgspecError:
+        figures = figures_of(line)
+        if figures is None or number_of(figures, "step") is None:
             return
         self.newest.update(figures)
-        skill = figures.get("skill")
-        if isinstance(skill, int | float):
+        skill = number_of(figures, "skill")
+        if skill is not None:
             self.best_skill = skill if self.best_skill is None else max(self.best_skill, skill)
 
     def numbers(self, name: str) -> list[float]:
@@ -69,5 +69,4 @@ class MetricsFollower:
 
     def number(self, name: str) -> float | None:
         """Return a figure's newest value, if it is a number."""
-        value = self.newest.get(name)
-        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+        return number_of(self.newest, name)

@@ -193,6 +193,25 @@ def test_unreadable_section_leaves_the_others(tmp_path: Path) -> None:
     assert isinstance(unread, Absent) and unread.damaged and "linear.json can't be read" in unread.reason
 
 
+def test_garbage_in_metrics_is_skipped_and_counted(tmp_path: Path) -> None:
+    data = controlled(trained(tmp_path))
+    whole = build.collect(data)
+    for stage in ("train", "control"):
+        with (data / stage / "metrics.jsonl").open("ab") as file:
+            file.write(b'\xc0\xc1\nnull\n[]\n{"step": "x", "version": "x"}\n{}\n' + b"[" * 100_000 + b"\n")
+            file.write(
+                b'{"step": 9999, "version": 9999, "loss": "x", "losses/cost": NaN, "ranks": "x", "skill": 1, "skills": 3}\n'
+            )
+    found = build.collect(data)
+    assert not isinstance(whole.training, Absent) and not isinstance(found.training, Absent)
+    assert not isinstance(whole.control, Absent) and not isinstance(found.control, Absent)
+    assert found.training.skipped == found.control.skipped == 6
+    assert found.training.loss[1].tolist() == whole.training.loss[1].tolist()
+    assert found.training.ranks == whole.training.ranks and set(found.training.skill) == set(whole.training.skill)
+    assert found.control.curve[2].tolist() == whole.control.curve[2].tolist()
+    assert page(found).count("6 unreadable lines of metrics.jsonl left out") == 2
+
+
 def test_missing_folder_is_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=re.escape("coordinator start --extract --data")):
         build.report(tmp_path / "nowhere", tmp_path / "report.html")

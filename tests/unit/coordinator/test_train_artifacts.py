@@ -17,6 +17,7 @@ from coordinator.stages.train.elastic import ElasticRing
 from coordinator.stages.train.ring_state import Rank
 from coordinator.stages.train.view import describe_rebalance, headline, render, train_view
 from ingest.errors import VerificationError
+from ingest.metrics import keep_until
 
 
 def finished(run: Path, body: bytes = b"weights") -> Path:
@@ -87,6 +88,19 @@ def test_metrics_are_followed_across_a_replaced_file(tmp_path: Path) -> None:
     fresh.replace(path)
     metrics.poll()
     assert (metrics.number("step"), metrics.best_skill) == (1, None)
+
+
+def test_lines_without_a_step_change_no_figure_and_do_not_stop_a_training_that_resumes(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    good = b'{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 0.4}\n'
+    path.write_bytes(
+        b'\xc0\xc1\n{"step": "x", "loss": 7}\n' + good + b'null\n{"loss": 9}\n{"step": 3, "loss": 0.3}\n{"st'
+    )
+    metrics = MetricsFollower(path)
+    metrics.poll()
+    assert (metrics.number("step"), metrics.number("loss")) == (3, 0.3)
+    keep_until(path, "step", 2)
+    assert path.read_bytes() == good
 
 
 def test_rebalancing_is_printed_once_and_equal_shares_are_not(tmp_path: Path) -> None:
