@@ -4,6 +4,8 @@ The training's program writes the folder; the coordinator adds `proved.json`, wh
 """
 
 import hashlib
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
@@ -11,6 +13,7 @@ from typing import Generic, Protocol, TypeVar
 import msgspec
 
 from coordinator.scheduling.events import Outcome
+from coordinator.wire.exit_codes import ExitCode
 from ingest import checksums, manifest
 from ingest.errors import UsageError, VerificationError
 from ingest.files import atomic_write, file_sha256
@@ -18,6 +21,7 @@ from ingest.settings import read_toml
 
 RESULT, COMPLETION = "result.json", "proved.json"
 NOTHING_TO_DO = "nothing was left to do"
+CHECK = "worker.check_settings"
 
 
 class RunResultFile(Protocol):
@@ -60,6 +64,27 @@ def read_config(path: Path | None, setting: str) -> bytes:
         )
     read_toml(path, setting, f"Correct the file, or start without --{setting} for the defaults.")
     return path.read_bytes()
+
+
+def check_config(path: Path | None, setting: str) -> None:
+    """Check the settings in a training's configuration file with the program that will read them, in a process of its own.
+
+    Args:
+        path: the file, if one was given.
+        setting: the setting that names it: "train-config" or "control-config".
+
+    Raises:
+        UsageError: a key is unknown, or a value does not parse; nothing was started or written.
+    """
+    if path is None:
+        return
+    command = [sys.executable, "-m", CHECK, setting, str(path)]
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False
+    )
+    problem = done.stdout.decode(errors="replace").strip()
+    if done.returncode == ExitCode.USAGE and problem:
+        raise UsageError(problem if problem.startswith(setting) else f"{setting} {problem}")
 
 
 def request_digest(data_dir: Path, config: bytes) -> str:

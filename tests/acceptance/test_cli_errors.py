@@ -221,6 +221,9 @@ MISTAKES = (
     Mistake("wrote no TOML into cluster.toml", "coordinator config show", USAGE, ("cluster.toml", "not TOML", "Correct the file"), file("cluster.toml", "data = \n")),
     Mistake("wrote no TOML into the training's settings", "coordinator start --train --train-config t.toml", USAGE, ("train-config t.toml", "not TOML", "--train-config"), file("t.toml", "dim = \n")),
     Mistake("wrote no TOML into control's settings", "coordinator start --rollouts --control-config c.toml", USAGE, ("control-config c.toml", "not TOML", "--control-config"), file("c.toml", "[pathwise\n")),
+    Mistake("misspelt a setting of the training", "coordinator start --train --train-config t.toml", USAGE, ("train-config t.toml", "unknown setting 'stepz'", "did you mean 'steps'"), file("t.toml", "stepz = 1\n")),
+    Mistake("gave the training a word for a number", "coordinator start --extract --train --end 2019 --train-config t.toml", USAGE, ("train-config t.toml", "steps = 'a'", "`python -m worker.train --help`"), file("t.toml", 'steps = "a"\n')),
+    Mistake("misspelt a setting of control", "coordinator start --extract --rollouts --end 2019 --control-config c.toml", USAGE, ("control-config c.toml", "unknown setting 'evry'", "did you mean 'every'"), file("c.toml", "evry = 1\n")),
     Mistake("named settings that are not there", "coordinator start --train --train-config t.toml", USAGE, ("train-config t.toml", "no such file", "start without --train-config")),
     # -- the data folder
     Mistake("named a file as the folder", f"{EXTRACT} --data notes.txt", USAGE, ("notes.txt", "is a file", "--data"), file("notes.txt", "mine")),

@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_type_hints
 from ingest.catalog import distinct
 from ingest.errors import UsageError
 from ingest.features import Reference
-from ingest.publication import DEFAULT
+from ingest.publication import DEFAULT, Publication
 from ingest.settings import Layer, check_keys, read_toml, resolve, settings_of
 from worker.argparse_errors import Parser
 from worker.training.segments import Scope
@@ -104,13 +104,30 @@ def parse(argv: Sequence[str]) -> TrainConfig:
     given = vars(parser.parse_args(list(argv)))
     path = given.pop("config")
     settings = settings_of(TrainConfig, text=True)
-    fix = "`worker/train.py --help` lists the settings."
+    fix = "`python -m worker.train --help` lists the settings."
     layers = [Layer("flag", {name: text for name, text in given.items() if text is not None}, fix)]
     if path is not None:
         table = read_toml(path, "--config", "Give a TOML file of settings.")
         check_keys(table, [setting.name for setting in settings], str(path))
         layers.append(Layer(str(path), table, fix))
     return TrainConfig(**{name: entry.value for name, entry in resolve(settings, layers).items()})
+
+
+def check_file(path: Path) -> None:
+    """Check a TOML file of settings, before a training is started with it.
+
+    Raises:
+        UsageError: It is not TOML, has an unknown key, or a value that does not parse.
+    """
+    try:
+        config = parse([f"--config={path}"])
+        Publication.parse(config.publication)
+        for name in ("train", "validate"):
+            if text := getattr(config, name):
+                Period.parse(text, name)
+    except UsageError as error:
+        named = str(error).startswith(str(path))
+        raise UsageError(str(error) if named else f"{path}: {error}") from error
 
 
 def _program() -> str:

@@ -22,7 +22,14 @@ from coordinator.stages.fleet import Fleet, StageOptions, build_fleet
 from coordinator.stages.rollouts.artifacts import ControlResult, forecaster_digest, request_digest
 from coordinator.stages.rollouts.controller import RolloutController
 from coordinator.stages.rollouts.learner_process import COMMAND
-from coordinator.stages.run_folder import NOTHING_TO_DO, Conclusion, completed_result, conclude, read_config
+from coordinator.stages.run_folder import (
+    NOTHING_TO_DO,
+    Conclusion,
+    check_config,
+    completed_result,
+    conclude,
+    read_config,
+)
 from coordinator.stages.run_log import RunLog
 from coordinator.stages.runner import StageRunner
 from coordinator.stages.stage import OutputMode
@@ -55,10 +62,11 @@ class RolloutOptions(StageOptions):
         """Return the options of resolved settings.
 
         Raises:
-            UsageError: the configuration file cannot be read, or is not TOML.
+            UsageError: the configuration file cannot be read, is not TOML, or has a wrong key or value.
         """
         path = settings["control-config"]
         read_config(path, "control-config")  # checked before an hour of extraction
+        check_config(path, "control-config")
         forecaster = settings["run"] or settings["data"] / "train"
         return super().from_settings(settings, config=path, forecaster=forecaster, **own)
 

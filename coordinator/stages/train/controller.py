@@ -17,7 +17,7 @@ from coordinator.server.lease_files import NO_FILES, LeaseFiles
 from coordinator.server.status import RunStatus
 from coordinator.stages.display import Rendering
 from coordinator.stages.fleet import StageOptions
-from coordinator.stages.run_folder import read_config
+from coordinator.stages.run_folder import check_config, read_config
 from coordinator.stages.runner import StageController
 from coordinator.stages.train import artifacts
 from coordinator.stages.train.artifacts import MetricsFollower
@@ -52,13 +52,15 @@ class TrainOptions(StageOptions):
         """Return the options of resolved settings.
 
         Raises:
-            UsageError: the configuration file cannot be read, or is not TOML.
+            UsageError: the configuration file cannot be read, is not TOML, or has a wrong key or value.
         """
+        config = read_config(settings["train-config"], "train-config")
+        check_config(settings["train-config"], "train-config")
         options = super().from_settings(
             settings,
             run=settings["run"] or settings["data"] / "train",
             ranks=settings["ranks"],
-            config=read_config(settings["train-config"], "train-config"),
+            config=config,
             workers=max(settings["workers"], settings["ranks"]),
             engine="",  # ranks of a ring need workers
             **own,
