@@ -6,9 +6,12 @@ Words are never cut, so that what is copied works. On a narrow terminal an optio
 import shutil
 import textwrap
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
+
+from ingest.errors import UsageError
 
 NARROW = 72  # columns: with less, two columns of text leave the second one a word a line
 WIDE = 100  # columns: longer lines are hard to read
@@ -16,7 +19,19 @@ Rows = Iterable[tuple[str, str]]
 
 
 class Command(TyperCommand):
-    """A command whose `epilog` is an example."""
+    """A command whose `epilog` is an example, and whose options refuse an empty value unless their help says what it means."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words of a command line.
+
+        Raises:
+            UsageError: an option has an empty value, as from an unset variable of a shell.
+        """
+        if not ctx.resilient_parsing and (name := _emptied(self.get_params(ctx), args)):
+            raise UsageError(
+                f"{name} has an empty value. Give it one, or leave {name} out; `{ctx.command_path} --help` describes it."
+            )
+        return list(super().parse_args(ctx, args))
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help, with the example last."""
@@ -29,6 +44,17 @@ class Group(TyperGroup):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the group's help to `formatter`."""
         formatter.write(help_text(self, ctx))
+
+
+def _emptied(params: Iterable[Any], words: list[str]) -> str:
+    """Return the first option with an empty value that its help gives no meaning to; "": there is none. An empty path would be the working folder."""
+    given = [word[:-1] for word in words if word.startswith("--") and word.endswith("=")]
+    given += [word for word, value in pairwise(words) if value == ""]
+    for param in params:
+        meant = "Empty:" in (getattr(param, "help", "") or "") and param.metavar != "PATH"
+        if not meant and not getattr(param, "is_flag", False) and (found := [o for o in param.opts if o in given]):
+            return str(found[0])
+    return ""
 
 
 def help_text(command: TyperCommand | TyperGroup, ctx: Any) -> str:

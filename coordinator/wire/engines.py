@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import Executor
 from importlib import import_module
-from pathlib import Path
+from pathlib import Path, PurePath
 
 Factory = Callable[[], Executor]
 REFUSED = 3  # exit code of `worker.engine.check`: the engine cannot be used, stdout says why
@@ -23,6 +23,10 @@ def load_factory(name: str) -> Factory:
         raise ValueError(
             f"engine {name!r}: use MODULE:FACTORY, e.g. my_engine:dask for the function `dask` of my_engine.py"
         )
+    if module.endswith(".py") or module.startswith(".") or "/" in module:
+        path = PurePath(module)
+        dotted = ".".join(part for part in path.with_suffix("").parts if part not in ("/", ".."))
+        raise ValueError(f"engine {name!r}: write {dotted}:{attribute}, the module's name and not its file's")
     folder = str(Path.cwd())
     if folder not in sys.path and "" not in sys.path:  # an installed program has its own folder there instead
         sys.path.insert(0, folder)

@@ -211,6 +211,9 @@ def test_no_request_holds_the_api_key_and_a_host_with_another_one_is_refused(mon
         ("dask", "MODULE:FACTORY"),
         ("no_such_module_here:dask", "ModuleNotFoundError"),
         ("json:dask", "json has no function dask"),
+        ("./my.py:threads", "write my:threads, the module's name"),
+        ("engines/my.py:threads", "write engines.my:threads"),
+        ("my.py:threads", "write my:threads"),
     ],
 )
 def test_wrong_name_of_an_engine_says_what_is_wrong(name: str, problem: str) -> None:
