@@ -10,7 +10,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from coordinator.wire.engines import REFUSED
+from coordinator.wire.engines import PASSED, REFUSED
+from coordinator.workers.local import describe_end
 from ingest.errors import UsageError
 
 CHECK_S = 60.0  # for the factory and a first task; one that waits longer, e.g. for an allocation, is left to the run
@@ -56,6 +57,11 @@ def _check(name: str, note: Callable[[str], None]) -> None:
         problem = told.read().decode(errors="replace")
     if code == REFUSED:
         raise UsageError(f"--engine {name} {problem}; correct it, then run the same command again.")
+    if code is not None and problem != PASSED.decode():
+        raise UsageError(
+            f"--engine {name} ended its process with {describe_end(code)}, in the factory or in a first task; correct it, then "
+            "run the same command again."
+        )
 
 
 def _ended(process: subprocess.Popen[bytes], timeout_s: float) -> int | None:

@@ -104,6 +104,7 @@ class Fleet:
     worker_command: tuple[str, ...] = WORKER
     timings: LeaseTimings = DEFAULT_TIMINGS
     hosts: SshWorkerPool | None = None  # on other hosts, their sessions open
+    engine: str = ""  # MODULE:FACTORY of the executor in the worker; "": none
 
 
 def build_fleet(options: StageOptions, note: Callable[[str], None]) -> Fleet:
@@ -148,6 +149,7 @@ def build_fleet(options: StageOptions, note: Callable[[str], None]) -> Fleet:
         worker_key=key,
         worker_command=command,
         hosts=remote,
+        engine=options.engine,
     )
 
 

@@ -174,6 +174,7 @@ class StageRunner:
             fleet.connections,
             fleet.timings.silence_s / 2,
             key=fleet.worker_key,
+            engine=fleet.engine,
         )
 
     def run(self, tasks: Iterable[TaskSpec] = ()) -> RunResult:
@@ -257,7 +258,7 @@ class StageRunner:
                 self._server.post(WorkerLost(name, reason))
 
     def _on_quarantined(self, what: TaskQuarantined) -> None:
-        told = "" if what.message in self._told else f": {what.message}"  # one cause may end many tasks
+        told = ", as above" if what.message in self._told else f": {what.message}"  # one cause may end many tasks
         self._told.add(what.message)
         self._display.note(f"quarantined {what.task.id}: {what.error}{told}")
 

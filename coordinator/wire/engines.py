@@ -10,6 +10,7 @@ from pathlib import Path, PurePath
 
 Factory = Callable[[], Executor]
 REFUSED = 3  # exit code of `worker.engine.check`: the engine cannot be used, stdout says why
+PASSED = b"passed"  # its stdout where the engine can be used: an engine may end the process before the answer
 
 
 def load_factory(name: str) -> Factory:

@@ -38,6 +38,7 @@ class LocalWorkerPool:
         float  # a registered process without a heartbeat for this long is stopped or stuck: it is killed
     )
     key: Path | None = None
+    engine: str = ""  # MODULE:FACTORY of the executor that runs in the worker; "": none does
     restarts: int = 0
     _last_heard: dict[int, float] = field(default_factory=dict)  # pid → when the coordinator last knew it
     _processes: list[subprocess.Popen[bytes] | None] = field(default_factory=list)
@@ -120,6 +121,8 @@ class LocalWorkerPool:
             if process is None or process.poll() is None:
                 continue
             how = describe_end(process.returncode)
+            if self.engine:
+                how += f" (--engine {self.engine} runs in it)"
             lost(process.pid, f"ended with {how}")
             if self.restarts < MAX_RESTARTS:
                 self.restarts += 1

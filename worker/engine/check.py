@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from coordinator.wire.engines import REFUSED, load_factory
+from coordinator.wire.engines import PASSED, REFUSED, load_factory
 from coordinator.wire.lease_kinds import LeaseKind
 from ingest.console import brief
 from worker.engine.causes import cause_of, own_version
@@ -65,7 +65,7 @@ def main(name: str) -> int:
     os.dup2(2, 1)
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     problem = problem_of(name)
-    os.write(told, problem.encode(errors="replace"))
+    os.write(told, problem.encode(errors="replace") or PASSED)
     code = REFUSED if problem else 0
     timer = threading.Timer(END_S, os._exit, (code,))  # threads of a library may not end
     timer.daemon = True

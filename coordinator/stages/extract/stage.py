@@ -254,7 +254,7 @@ class ExtractStage:
             lines.append(f"faults of the source, all retried: {faults}")
         told: set[str] = set()  # one cause may end many tasks: it stands with the first
         for task, error, message in summary.quarantined:
-            lines.append(f"QUARANTINED {task}: {error}" + ("" if message in told else f": {message}"))
+            lines.append(f"QUARANTINED {task}: {error}" + (", as above" if message in told else f": {message}"))
             told.add(message)
         return "\n".join(map(printable, lines))
 

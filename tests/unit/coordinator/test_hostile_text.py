@@ -108,7 +108,7 @@ def test_cause_that_ends_many_tasks_stands_with_the_first() -> None:
     text = summary_text([(task, "EngineLost", "the engine is given up") for task in ("a", "b")])
     assert [line for line in text.splitlines() if "EngineLost" in line] == [
         "QUARANTINED a: EngineLost: the engine is given up",
-        "QUARANTINED b: EngineLost",
+        "QUARANTINED b: EngineLost, as above",
     ]
 
 
