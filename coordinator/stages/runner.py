@@ -122,8 +122,18 @@ class StageRunner:
         controller: StageController,
         display: Display,
         budgets: Mapping[str, RequestBudget] = NO_BUDGETS,
+        supervise: Callable[[], str] = str,
     ) -> None:
-        """Replay the journal, then start the server and prepare the workers."""
+        """Replay the journal, then start the server and prepare the workers.
+
+        Args:
+            fleet: where the tasks run.
+            controller: the stage's decisions.
+            display: shows the run.
+            budgets: limits on requests by name.
+            supervise: called five times a second, for a process of the stage's own; returns a line to print, or "".
+        """
+        self._supervise = supervise
         self._recorder = RunRecorder(fleet.data_dir, controller.stage, controller.like)
         display = LoggedDisplay(display, self._recorder.log, controller.stage)
         self._fleet, self._controller, self._display = fleet, controller, display
@@ -231,6 +241,8 @@ class StageRunner:
         for line in self._workers.supervise(
             {worker.registration.pid for worker in workers if worker.shares_filesystem}, self._server.lost
         ):
+            self._display.note(line)
+        if line := self._supervise():
             self._display.note(line)
         if hosts is not None:
             for line in hosts.supervise({worker.registration.host for worker in workers}, self._on_host_lost):

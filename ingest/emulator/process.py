@@ -13,11 +13,14 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 # A bound that only a hang exceeds: the recordings world reads its files before it accepts connections, 92 MB in minutes on a
 # busy machine.
 _START_SECONDS = 900.0
+INCOMPLETE = 75  # exit code of a program that the same command resumes
 REFUSED = 2  # exit code of an emulator for a world or plan that can't be served
+MAX_RESTARTS = 5  # more deaths have a cause that a restart does not remove
 _ANSWER_SECONDS = 60.0  # of a control request, which takes milliseconds on an idle machine
 
 
@@ -53,6 +56,8 @@ class Emulator:
         self.url = ""
         self.pid = 0
         self.world = ""
+        self._process: subprocess.Popen[str] | None = None
+        self._restarts = 0
 
     def start(self) -> Emulator:
         """Start the process and wait until it accepts connections.
@@ -65,20 +70,7 @@ class Emulator:
         """
         folder = Path(self._resources.enter_context(tempfile.TemporaryDirectory(prefix="emulator-")))
         self._log, errors = folder / "requests.jsonl", folder / "stderr.txt"
-        command = [sys.executable, "-m", "ingest.emulator", "--stop-with-parent", "--log", str(self._log)]
-        command += self._options
-        with errors.open("wb") as stderr:
-            process = self._resources.enter_context(
-                subprocess.Popen(
-                    command,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=stderr,
-                    text=True,
-                    start_new_session=True,  # Ctrl-C ends a run when its tasks have ended, which still need this server
-                )
-            )
-        self._resources.callback(_end, process)
+        process = self._spawn(self._log, errors)
         timer = threading.Timer(_START_SECONDS, process.kill)
         timer.start()
         assert process.stdout is not None
@@ -96,6 +88,45 @@ class Emulator:
         if self._faults:
             self.set_faults(self._faults)
         return self
+
+    def _spawn(self, requests: Path, errors: Path, *more: str) -> subprocess.Popen[str]:
+        """Start the process, which logs to `requests` and writes its errors to `errors`, with `more` options."""
+        command = [sys.executable, "-m", "ingest.emulator", "--stop-with-parent", "--log", str(requests)]
+        with errors.open("wb") as stderr:
+            process = self._resources.enter_context(
+                subprocess.Popen(
+                    [*command, *self._options, *more],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=stderr,
+                    text=True,
+                    start_new_session=True,  # Ctrl-C ends a run when its tasks have ended, which still need this server
+                )
+            )
+        self._resources.callback(_end, process)
+        self._process = process
+        return process
+
+    def revive(self) -> str:
+        """Start the process again, at the same address, if it ended by itself; do not wait until it accepts connections.
+
+        Returns:
+            A line about it; "" where there is nothing to do.
+
+        Raises:
+            EmulatorError: It has ended too often. The same command goes on where this one ended.
+        """
+        if self._log is None or self._process is None or (code := self._process.poll()) is None:
+            return ""
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        errors = self._log.with_name("stderr.txt")
+        if self._restarts == MAX_RESTARTS:
+            last = errors.read_text("utf-8", "replace")[-2000:].strip().splitlines()[-1:]
+            reason = "".join(f": {line}" for line in last)
+            raise EmulatorError(f"the emulator ended with {how}{reason}; run the same command again", INCOMPLETE)
+        self._restarts += 1
+        self.pid = self._spawn(self._log, errors, "--port", str(urlsplit(self.url).port)).pid
+        return f"the emulator ended with {how}: restarted"
 
     def stop(self) -> None:
         """End the process; safe to call again."""

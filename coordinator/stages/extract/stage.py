@@ -173,7 +173,8 @@ class ExtractStage:
         began = time.monotonic()
         with ExitStack() as stack:
             stack.enter_context(FolderLock(options.data_dir))
-            base_url = options.source.base_url or stack.enter_context(bundled_emulator(options)).url
+            emulator = None if options.source.base_url else stack.enter_context(bundled_emulator(options))
+            base_url = options.source.base_url or (emulator.url if emulator else "")
             if options.rebuild:
                 set_journal_aside(options.data_dir)
             aside = manifest.set_damaged_builds_aside(options.data_dir)
@@ -196,7 +197,8 @@ class ExtractStage:
                     snapshot.current(options.data_dir) is None
                 ):  # the series of an earlier version, which this run may replace
                     snapshot.publish(options.data_dir, manifest.build_results(options.data_dir))
-                result = StageRunner(fleet, controller, display, budgets).run(tasks)
+                supervise = emulator.revive if emulator else str
+                result = StageRunner(fleet, controller, display, budgets, supervise).run(tasks)
             changed = bool(tasks)
             if result.outcome.status in WHOLE:
                 changed |= build_daily(options.data_dir, controller.results)

@@ -96,7 +96,8 @@ def follow(options: ExtractOptions, mode: OutputMode, run: Path | None = None, c
     known = [] if run is None else [code for code in trained_respondents(run) if code in options.respondents]
     with ExitStack() as stack:
         stack.enter_context(FolderLock(options.data_dir))
-        base_url = options.source.base_url or stack.enter_context(bundled_emulator(options)).url
+        emulator = None if options.source.base_url else stack.enter_context(bundled_emulator(options))
+        base_url = options.source.base_url or (emulator.url if emulator else "")
         display = QuietDisplay() if mode.quiet else CycleDisplay(as_json=mode.as_json)
         for note in (*options.notes, *manifest.set_damaged_builds_aside(options.data_dir)):
             display.note(note)
@@ -113,4 +114,5 @@ def follow(options: ExtractOptions, mode: OutputMode, run: Path | None = None, c
         )
         fleet = build_fleet(options, display.note)
         budgets = {} if options.budget is None else {BUCKET: options.budget}
-        return StageRunner(fleet, controller, display, budgets).run().outcome
+        supervise = emulator.revive if emulator else str
+        return StageRunner(fleet, controller, display, budgets, supervise).run().outcome

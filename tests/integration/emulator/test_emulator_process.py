@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import requests
 
+from ingest.emulator import process as emulators
 from ingest.emulator.process import Emulator, EmulatorError
 from tests.support.eia_client import FEW
-from tests.support.waiting import WAIT_S
+from tests.support.waiting import WAIT_S, until
 
 _PARENT = """
 import sys, time
@@ -38,6 +39,13 @@ def ended(pid: int, url: str) -> bool:
     except ProcessLookupError:
         return True
     return Path(f"/proc/{pid}/stat").exists() and Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
+
+
+def accepts(url: str) -> bool:
+    """Return whether the emulator's port takes connections."""
+    host, port = url.removeprefix("http://").split(":")
+    with socket.socket() as probe:
+        return probe.connect_ex((host, int(port))) == 0
 
 
 def wait_until_ended(pid: int, url: str) -> None:
@@ -72,6 +80,32 @@ def test_emulator_reports_its_url_and_stops() -> None:
     assert ended(pid, url)
     with pytest.raises(EmulatorError, match="not running"):
         emulator.stats()
+
+
+def test_emulator_that_was_killed_is_started_again_at_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(emulators, "MAX_RESTARTS", 1)
+    with Emulator(*FEW) as emulator:
+        before, url = emulator.pid, emulator.url
+        assert emulator.revive() == ""
+        os.kill(before, signal.SIGKILL)
+        told = until(emulator.revive, "the end of the emulator")
+        assert told == "the emulator ended with signal 9: restarted"
+        until(lambda: accepts(url), "the emulator's answer")
+        assert (emulator.url, emulator.stats()["requests"]) == (url, 0) and emulator.pid != before
+        again = emulator.pid
+        os.kill(again, signal.SIGKILL)
+
+        def given_up() -> str:
+            try:
+                return emulator.revive()
+            except EmulatorError as error:
+                assert error.exit_code == 75
+                return str(error)
+
+        assert (
+            until(given_up, "the end of the emulator") == "the emulator ended with signal 9; run the same command again"
+        )
+    assert ended(again, url)
 
 
 def test_command_line_requires_a_key_and_ends_on_sigterm(tmp_path: Path) -> None:
