@@ -69,7 +69,7 @@ def test_file_that_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes) -
 def test_policy_refuses_other_features(train: Dataset) -> None:
     env = VectorGridEnv(GRID, train, 2, 24)
     env.reset(np.array([0, 1]))
-    with pytest.raises(DataError, match="other features"):
+    with pytest.raises(DataError, match="are missing, first `f0`"):
         drawn(len(env.observation_names))(env)
     with pytest.raises(DataError, match="first layer"):
         policy = drawn(4)

@@ -248,5 +248,5 @@ def test_checkpoints_are_atomic_and_damaged_ones_skipped(tmp_path: Path) -> None
     found, refused = checkpoint.newest(tmp_path)
     assert found is not None and found.state["step"] == 3 and "optimizer" in refused[0]
     (tmp_path / "000003" / "state.json").write_text("{")
-    with pytest.raises(checkpoint.CheckpointError, match="no checkpoint"):
+    with pytest.raises(checkpoint.CheckpointError, match="is missing or damaged"):
         checkpoint.load(tmp_path / "000003")
