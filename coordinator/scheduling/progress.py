@@ -124,7 +124,7 @@ Rate = tuple[float, float]  # seconds per unit, and the seconds over which they 
 
 
 class _Knowledge:
-    """What is known of the parts at one moment: their rates, and the speed of the machine against what was expected."""
+    """Holds each part's rate at one moment, and the speed of the machine relative to the expected one."""
 
     def __init__(self, parts: Sequence[Part], seen: Mapping[str, PartSeen], now: float) -> None:
         self._parts, self._seen, self._now = parts, seen, now
@@ -231,7 +231,7 @@ def _speed(parts: Sequence[Part], seen: Mapping[str, PartSeen], rates: Mapping[s
 
 
 class ProgressMeter:
-    """Observes the parts of one run of a stage. The only state: what was seen of each part, and the share that was stated."""
+    """Observes the parts of one run of a stage. It keeps the observations of each part and the share that it stated last."""
 
     def __init__(self, began_s: float) -> None:
         """Start at this time of the caller's clock."""

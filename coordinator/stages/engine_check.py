@@ -16,7 +16,7 @@ from ingest.errors import UsageError
 
 CHECK_S = 60.0  # for the factory and a first task; one that waits longer, e.g. for an allocation, is left to the run
 TOLD_S = 3.0  # after which a line says what is waited for
-END_S = 5.0  # for the process to end by itself afterwards
+END_S = 5.0  # more, for the checking process to report a task that got no answer, and to end
 KILL_S = 1.0  # for it to end after SIGTERM
 PROGRAM = "worker.engine.check"
 _checked: set[str] = set()  # by this process

@@ -107,7 +107,7 @@ def check_control_years(data_dir: Path) -> None:
 
 
 def check_planned(data_dir: Path, planned: Mapping[str, Any], source: str) -> None:
-    """Check that what is on disk and what is to be extracted suffices for the stages that follow.
+    """Check that the years on disk and those to be extracted are enough for the stages that follow.
 
     Args:
         data_dir: data folder.

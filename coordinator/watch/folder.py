@@ -124,7 +124,10 @@ class FolderReader:
         self._of = 0.0  # when the run whose rates these are began
 
     def read(self) -> View:
-        """Read what is new, and return the view. Of a folder that has gone it is the last one; one that comes back is read from its start."""
+        """Read what is new, and return the view.
+
+        If the folder no longer exists, return the last view. If it exists again, read it from the beginning.
+        """
         if not self.data_dir.is_dir():
             self._gone = True
             return replace(self._last or self._read(), now=time.time(), running=False, missing=True)

@@ -19,12 +19,18 @@ MAX_COLUMNS = 48  # periods of all routes; more are joined
 ROWS = 36  # of a figure
 CAPITAL = 9.0  # approximate width of a capital letter of text 12 units high
 HIGH, GAP = 14.0, 6.0  # of a row, and between two routes
-URGENT = (FAILED, LEASED, PENDING, DONE, GONE)  # the state that stands for joined cells: the first that one of them has
+URGENT = (
+    FAILED,
+    LEASED,
+    PENDING,
+    DONE,
+    GONE,
+)  # a cell for several periods shows the first of these states that one of them has
 
 
 @dataclass(frozen=True)
 class Column:
-    """Periods of a route that one cell stands for."""
+    """Holds the consecutive periods of a route that one cell of the grid shows."""
 
     route: str
     starts: tuple[str, ...]

@@ -34,7 +34,7 @@ OF_JOURNAL = {
 
 
 class Place(NamedTuple):
-    """Where a shard stands in the grid."""
+    """Holds the position of a shard in the grid."""
 
     respondent: str
     route: str

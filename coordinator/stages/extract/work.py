@@ -25,7 +25,7 @@ PRIOR_REQUESTS = 20  # so many weigh as much as the plan
 
 
 class ExtractWork:
-    """Counts what is fetched and built, in rows. Planned rows are corrected by the rows of finished shards of the same route."""
+    """Counts the rows that are fetched and built. Planned rows are corrected by the rows of finished shards of the same route."""
 
     def __init__(self, missing: Iterable[Shard], series: int, *, emulated: bool = False) -> None:
         """Take the shards that are to be fetched, the series that are to be built at most, and who answers."""

@@ -209,7 +209,7 @@ class RolloutStage:
 
 
 def like(options: RolloutOptions, forecaster: str) -> str:
-    """Return what the times depend on: the configuration, the workers, the series, whether a forecaster is trained."""
+    """Return a key of what the times depend on: configuration, workers, series, and whether a forecaster is trained."""
     hosts = 0 if options.hosts is None else len(options.hosts.remote)
     known = "a forecaster" if forecaster else "no forecaster"
     series = sum(map(len, years_on_disk(options.data_dir).values()))
